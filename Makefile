@@ -1,0 +1,52 @@
+# Targets make what they need, with the versions of constraints.txt, in .venv. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test docs lint benchmark-quality benchmark-speed clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.package ## train on real cells, generate, and judge the result (about 6 minutes after installation)
+	$(PY) demo/make_demo.py
+
+test: $(VENV)/.test ## run the tests
+	$(PY) -m pytest
+
+docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+lint: $(VENV)/.lint ## check style, format and the types of the public surface
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+benchmark-quality: $(VENV)/.benchmark ## how good the cells are, against floors and simple baselines
+	$(PY) benchmarks/quality.py
+
+benchmark-speed: $(VENV)/.benchmark ## cells per second and peak memory of training and sampling
+	$(PY) benchmarks/speed.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) docs/_build docs/generated build dist demo/synthetic.h5ad demo/umap.png demo/quality.csv
+	rm -rf .pytest_cache .ruff_cache .mypy_cache
+
+# Each stamp says that an installation is complete and newer than the files that define it.
+# pip reads dependency groups from 25.1 on; Python ships an older one.
+$(VENV)/.package: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --upgrade "pip>=25.1"
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.doc $(VENV)/.lint: $(VENV)/.%: $(VENV)/.package
+	$(INSTALL) --group $*
+	@touch $@
+
+$(VENV)/.benchmark: $(VENV)/.package
+	$(INSTALL) --editable ".[benchmark]"
+	@touch $@

@@ -1,0 +1,92 @@
+"""The studies' data: a data set's most variable genes, a stratified quarter held out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from measures import log_normalise
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedShuffleSplit
+
+#: The data sets of the study and the columns of `obs` on which cells are generated.
+CONDITION_KEYS = {
+    "pbmc3k": ("cell_type",),
+    "kang_ifnb": ("cell_type", "condition"),
+    "paul15": ("cell_type",),
+    "pbmc68k_reduced": ("cell_type",),
+}
+
+#: Labels with fewer cells are one stratum: they are too few to be split each on its own.
+MIN_CELLS_PER_STRATUM = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out cells of one data set; integer counts in ``layers["counts"]``."""
+
+    train: ad.AnnData
+    held_out: ad.AnnData
+    condition_keys: tuple[str, ...]
+
+    @property
+    def train_labels(self) -> NDArray[np.str_]:
+        """One label per training cell: its conditions, joined."""
+        return joint_labels(self.train.obs, self.condition_keys)
+
+    @property
+    def held_out_labels(self) -> NDArray[np.str_]:
+        """One label per held-out cell: its conditions, joined."""
+        return joint_labels(self.held_out.obs, self.condition_keys)
+
+
+def joint_labels(obs: pd.DataFrame, keys: tuple[str, ...]) -> NDArray[np.str_]:
+    """Join the values of several columns by ``|``."""
+    return obs[list(keys)].astype(str).agg("|".join, axis=1).to_numpy(dtype=str)
+
+
+def load(dataset: str) -> ad.AnnData:
+    """Return a data set by the package's loader, offline where ``SCGEN_DIFFUSION_DATA_DIR`` has its files."""
+    from scgen_diffusion import datasets
+
+    return getattr(datasets, dataset)()
+
+
+def split_cells(
+    adata: ad.AnnData, condition_keys: tuple[str, ...], *, seed: int, n_genes: int = 2_000, held_out_share: float = 0.25
+) -> Split:
+    """Hold out a share of the cells, stratified by label, and keep the genes that vary most among the others.
+
+    Parameters
+    ----------
+    adata
+        Counts in ``layers["counts"]``.
+    condition_keys
+        Columns of ``obs`` that together make the label.
+    seed
+        Decides which cells are held out.
+    n_genes
+        Genes kept, by variance of log-normalised values of the training cells.
+    held_out_share
+        Share of cells held out.
+    """
+    labels = pd.Series(joint_labels(adata.obs, condition_keys))
+    strata = labels.where(labels.map(labels.value_counts()) >= MIN_CELLS_PER_STRATUM, "rare")
+    splitter = StratifiedShuffleSplit(1, test_size=held_out_share, random_state=seed)
+    train, held_out = next(splitter.split(np.empty(len(strata)), strata))
+    variance = log_normalise(adata.layers["counts"][train]).var(axis=0)
+    adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
+    return Split(_minimal(adata[train]), _minimal(adata[held_out]), condition_keys)
+
+
+def _minimal(adata: ad.AnnData) -> ad.AnnData:
+    """Keep counts and `obs` only, and no category that these cells lack."""
+    counts = adata.layers["counts"].copy()
+    obs = adata.obs.copy()
+    for column in obs.select_dtypes("category"):
+        obs[column] = obs[column].cat.remove_unused_categories()
+    return ad.AnnData(counts, obs=obs, var=adata.var[[]].copy(), layers={"counts": counts.copy()})

@@ -1,0 +1,21 @@
+"""AnnData in and out: checks, conditions, plain forms for saving."""
+
+from ._anndata import PROVENANCE_KEY, build_anndata, synthetic_names
+from ._checks import check_conditions, check_expression, check_same_genes, known_names
+from ._conditions import OPEN, ConditionRequest, Conditions
+from ._plain import from_plain, to_plain
+
+__all__ = [
+    "OPEN",
+    "PROVENANCE_KEY",
+    "ConditionRequest",
+    "Conditions",
+    "build_anndata",
+    "check_conditions",
+    "check_expression",
+    "check_same_genes",
+    "from_plain",
+    "known_names",
+    "synthetic_names",
+    "to_plain",
+]

@@ -1,0 +1,35 @@
+"""Building the AnnData that a model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROVENANCE_KEY = "scgen_diffusion"
+
+
+def build_anndata(
+    x: sp.csr_matrix | np.ndarray,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    *,
+    is_log1p: bool,
+) -> AnnData:
+    """Assemble generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
+    uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
+    if is_log1p:
+        uns["log1p"] = {}
+    return AnnData(X=x, obs=obs, var=var.copy(), uns=uns)
+
+
+def synthetic_names(n_cells: int, prefix: str = "synthetic") -> pd.Index:
+    """Number cells from 0 under a prefix."""
+    return pd.Index([f"{prefix}_{number}" for number in range(n_cells)])

@@ -1,0 +1,147 @@
+"""Checks of a user's AnnData, before any long work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+CHUNK = 4096  # rows looked at together, so that backed files are never read whole
+N_NAMED = 5  # how many offenders an error names
+
+
+def check_expression(adata: AnnData, layer: str | None, values: Literal["counts", "log1p"]) -> None:
+    """Raise unless the matrix holds what ``values`` says, in every cell.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    ValueError
+        For duplicate genes, values that are NaN, infinite, negative or fractional (the last two: counts only), and cells
+        without any count.
+    """
+    if layer is not None and layer not in adata.layers:
+        msg = f"`layer` {layer!r} is not in adata.layers. {known_names(layer, list(adata.layers))}"
+        raise KeyError(msg)
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    _check_shape(adata, where)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        msg = f"{where} is empty; give the layer that holds the {values}."
+        raise ValueError(msg)
+    for start, chunk in _chunks(matrix):
+        stored = chunk.data if sp.issparse(chunk) else chunk
+        _check_finite(stored, where)
+        if values == "counts":
+            _check_counts(stored, where)
+            _check_not_empty(chunk, adata.obs_names[start : start + chunk.shape[0]], where)
+
+
+def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise unless every key is a column of ``obs`` with a label for every cell."""
+    if isinstance(keys, str):
+        msg = f"`condition_keys` must be a list of names, but found the string {keys!r}. Did you mean [{keys!r}]?"
+        raise TypeError(msg)
+    if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+        msg = f"`condition_keys` names {repeated[0]!r} more than once."
+        raise ValueError(msg)
+    for key in keys:
+        if key not in obs:
+            msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
+            raise KeyError(msg)
+        missing = obs[key].isna()
+        if missing.any():
+            cells = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
+            msg = (
+                f"adata.obs[{key!r}] has no label for {missing.sum()} of {len(obs)} cells ({cells}, ...). "
+                "Remove these cells, or label them, for example 'unknown'."
+            )
+            raise ValueError(msg)
+
+
+def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
+    """Raise unless ``found`` holds the ``expected`` genes in the same order."""
+    if list(found) == list(expected):
+        return
+    missing = expected.difference(found, sort=False)
+    extra = found.difference(expected, sort=False)
+    if not len(missing) and not len(extra):
+        msg = "The genes are those of the model in another order. Use adata[:, model.get_var_names()]."
+        raise ValueError(msg)
+    advice = " Use adata[:, model.get_var_names()]." if not len(missing) else ""
+    msg = (
+        f"The genes differ from the {len(expected)} of the model: {_sample(missing)} missing, "
+        f"{_sample(extra)} unknown to the model.{advice}"
+    )
+    raise ValueError(msg)
+
+
+def known_names(name: object, known: Sequence[object]) -> str:
+    """Say which names there are, closest to ``name`` first."""
+    by_text = {str(k): k for k in known}
+    closest = get_close_matches(str(name), list(by_text), n=max(len(by_text), 1), cutoff=0)
+    return (
+        f"Known, closest first: {', '.join(repr(by_text[k]) for k in closest[:20])}." if closest else "There are none."
+    )
+
+
+def _sample(names: pd.Index) -> str:
+    if not len(names):
+        return "none"
+    listed = ", ".join(map(repr, names[:N_NAMED]))
+    return f"{len(names)} ({listed}{', ...' if len(names) > N_NAMED else ''})"
+
+
+def _check_shape(adata: AnnData, where: str) -> None:
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"{where} has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."
+        raise ValueError(msg)
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = f"adata.var_names has duplicates: {_sample(repeated)}. Call adata.var_names_make_unique() first."
+        raise ValueError(msg)
+
+
+def _chunks(matrix: object) -> Iterator[tuple[int, np.ndarray | sp.spmatrix]]:
+    for start in range(0, matrix.shape[0], CHUNK):
+        chunk = matrix[start : start + CHUNK]
+        yield start, chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)
+
+
+def _check_finite(stored: np.ndarray, where: str) -> None:
+    bad = ~np.isfinite(stored)
+    if bad.any():
+        msg = f"{where} holds {bad.sum()} values that are NaN or infinite; every value must be finite."
+        raise ValueError(msg)
+
+
+def _check_counts(stored: np.ndarray, where: str) -> None:
+    if (stored < 0).any():
+        msg = f"{where} holds negative values (smallest {stored.min():.4g}); counts cannot be negative."
+        raise ValueError(msg)
+    fractional = stored != np.round(stored)
+    if fractional.any():
+        msg = (
+            f"{where} holds values that are not whole numbers (for example {stored[fractional][0]:.4g}), but counts are "
+            "needed. Name the layer that holds raw counts with `layer=...`. For log-normalised values set "
+            "`values='log1p'` and construct the model with `likelihood='gaussian'`."
+        )
+        raise ValueError(msg)
+
+
+def _check_not_empty(chunk: np.ndarray | sp.spmatrix, names: pd.Index, where: str) -> None:
+    empty = np.asarray(chunk.sum(axis=1)).ravel() == 0
+    if empty.any():
+        msg = (
+            f"{where} has cells without any count: {_sample(names[empty])}. Remove them, for example with "
+            "scanpy.pp.filter_cells(adata, min_counts=1)."
+        )
+        raise ValueError(msg)

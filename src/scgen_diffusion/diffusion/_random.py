@@ -1,0 +1,65 @@
+"""Random numbers that belong to a sample, not to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+class SampleGenerators:
+    """One random generator per sample, so that a sample does not depend on which others are drawn with it.
+
+    Parameters
+    ----------
+    seed
+        Seed of the whole request.
+    indices
+        Number of each sample within the request.
+    device
+        Where the numbers are drawn.
+
+    Examples
+    --------
+    >>> together = SampleGenerators(0, range(4)).normal(3)
+    >>> alone = SampleGenerators(0, [2]).normal(3)
+    >>> bool((together[2] == alone[0]).all())
+    True
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._generators = [torch.Generator(self.device).manual_seed(sample_seed(seed, int(i))) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw standard normal numbers, ``(n, *shape)``."""
+        return self._stack(lambda g: torch.randn(shape, generator=g, device=self.device))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draw numbers uniform in ``[0, 1)``, ``(n, *shape)``."""
+        return self._stack(lambda g: torch.rand(shape, generator=g, device=self.device))
+
+    def map(self, draw: Callable[[Tensor, torch.Generator], Tensor], parameters: Tensor) -> Tensor:
+        """Apply ``draw(row, generator)`` to every row of ``parameters (n, ...)``."""
+        return torch.stack([draw(row, g) for row, g in zip(parameters, self._generators, strict=True)])
+
+    def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        return torch.stack([draw(generator) for generator in self._generators])
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """Mix a request's seed and a sample's number into a 63-bit seed (the SplitMix64 finaliser, applied twice)."""
+    return _mix((_mix(seed & _MASK) + index) & _MASK) >> 1
+
+
+def _mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)

@@ -1,0 +1,5 @@
+"""The models: ordinary scvi-tools model classes."""
+
+from ._scldm import SCLDM
+
+__all__ = ["SCLDM"]

@@ -1,0 +1,158 @@
+"""What a trained autoencoder says about given cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass
+from torch import Tensor
+
+from scgen_diffusion.data import build_anndata, check_same_genes
+from scgen_diffusion.diffusion import SampleGenerators
+
+from ._generation import resolve_seed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class LatentMixin(BaseModelClass):
+    """Latents, reconstructions and likelihoods of cells."""
+
+    autoencoder_is_trained_: bool
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Return the latent of each cell, the mean of its posterior.
+
+        Parameters
+        ----------
+        adata
+            Cells; default: those of the model.
+        indices
+            Which of them; default: all.
+        batch_size
+            Cells encoded at a time.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(cells, n_latent_tokens * n_latent)``, tokens side by side.
+        """
+        batches = self._batches(adata, indices, batch_size)
+        means = [self.module.inference(x)["posterior"].mean.flatten(1).float().cpu() for x, _ in batches]
+        return torch.cat(means).numpy()
+
+    @torch.inference_mode()
+    def get_likelihood(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Return the log-likelihood of each cell given the mean of its latent, summed over genes.
+
+        Parameters
+        ----------
+        adata
+            Cells; default: those of the model.
+        indices
+            Which of them; default: all.
+        batch_size
+            Cells encoded at a time.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(cells,)``, in nats.
+        """
+        module = self.module
+        values = []
+        for x, _ in self._batches(adata, indices, batch_size):
+            decoded = module.generative(module.inference(x)["z"], module.totals(x))
+            values.append(module.likelihood.log_likelihood(module.target(x), **decoded).cpu())
+        return torch.cat(values).numpy()
+
+    @torch.inference_mode()
+    def get_reconstruction(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        sample: bool = True,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Encode cells and decode them again, each with its own library size.
+
+        Parameters
+        ----------
+        adata
+            Cells; default: those of the model.
+        indices
+            Which of them; default: all.
+        sample
+            True: draw a latent from each cell's posterior, and a cell from the likelihood. False: expected values at the
+            posterior mean.
+        batch_size
+            Cells at a time.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData
+            The cells with their ``obs``, aligned by row.
+        """
+        seed = resolve_seed(seed)
+        batches = self._batches(adata, indices, batch_size)
+        rows = [self._reconstruct(x, cells, seed if sample else None) for x, cells in batches]
+        keep_dense = not sample or self._generates_log1p
+        values = [r.cpu().numpy() if keep_dense else sp.csr_matrix(r.cpu().numpy()) for r in rows]
+        stacked = np.concatenate(values) if keep_dense else sp.vstack(values, format="csr")
+        source = self._validated(adata)
+        obs = source.obs if indices is None else source.obs.iloc[np.asarray(indices)]
+        provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
+        return build_anndata(stacked, obs.copy(), self.var_, provenance, is_log1p=self._generates_log1p)
+
+    def _reconstruct(self, x: Tensor, cells: np.ndarray, seed: int | None) -> Tensor:
+        module = self.module
+        totals = module.totals(x)
+        posterior = module.inference(x)["posterior"]
+        if seed is None:
+            return module.likelihood.mean(**module.generative(posterior.mean, totals))
+        generators = SampleGenerators(seed, cells.tolist(), x.device)
+        z = posterior.draw(generators.normal(*module.latent_shape))
+        return module.draw_cells(z, totals[:, 0], generators)
+
+    def _batches(
+        self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Yield expression on the model's device, and the cells' row numbers."""
+        self._check_autoencoder()
+        source = self._validated(adata)
+        self.module.eval()
+        indices = np.arange(source.n_obs) if indices is None else np.asarray(indices)
+        loader = self._make_data_loader(adata=source, indices=indices, batch_size=batch_size)
+        start = 0
+        for tensors in loader:
+            x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
+            yield x, indices[start : start + len(x)]
+            start += len(x)
+
+    def _validated(self, adata: AnnData | None) -> AnnData:
+        if adata is None and self.adata is None:
+            msg = "The model was loaded without cells; give `adata`."
+            raise ValueError(msg)
+        if adata is not None:
+            check_same_genes(adata.var_names, self.var_.index)
+        return self._validate_anndata(adata)
+
+    def _check_autoencoder(self) -> None:
+        if not self.autoencoder_is_trained_:
+            msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
+            raise RuntimeError(msg)

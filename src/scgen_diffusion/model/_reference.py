@@ -1,0 +1,275 @@
+"""Reading weights of the published scLDM code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scgen_diffusion.module import ANY
+
+if TYPE_CHECKING:
+    from ._scldm import SCLDM
+
+ModelT = TypeVar("ModelT", bound="SCLDM")
+Weights = dict[str, Tensor]
+
+SELF_ATTENTION = {
+    "attn.c_attn.": "attention.project_qkv.",
+    "attn.c_proj.": "attention.project_out.",
+    "mlp.w1.": "feed_forward.gate.",
+    "mlp.w2.": "feed_forward.value.",
+    "mlp.c_proj.": "feed_forward.project_out.",
+    "ln_1.": "norm_attention.",
+    "ln_2.": "norm_feed_forward.",
+    "adaln_modulation.": "modulation.",
+}
+CROSS_ATTENTION = {
+    **SELF_ATTENTION,
+    "attn.c_attn.": "attention.project_kv.",
+    "attn.c_attn_q.": "attention.project_query.",
+    "ln_1.": "norm_tokens.",
+    "ln_1q.": "norm_queries.",
+}
+PRIOR = {
+    "input_proj.": "project_in.",
+    "t_embedder.mlp.": "embed_time.network.",
+    "final_layer.linear.": "project_out.",
+    "final_layer.adaln_modulation.": "modulation_out.",
+}
+
+
+def load_reference(
+    cls: type[ModelT],
+    path: str | os.PathLike[str],
+    *,
+    var_names: Sequence[str],
+    categories: Mapping[str, Sequence[str]],
+    library_size: pd.DataFrame | None,
+    condition_strategy: Literal["joint", "mutually_exclusive"],
+    n_heads: int,
+    n_heads_cross: int,
+    prior_n_heads: int,
+    ema: bool,
+    padded_length: int | None,
+) -> ModelT:
+    """Build a model from published weights; see :meth:`SCLDM.from_reference_checkpoint`."""
+    weights = read_weights(Path(path))
+    _check_sizes(weights, var_names, categories)
+    architecture = _architecture_of(weights)
+    registry = _registry(cls, var_names, categories)
+    model = cls(
+        registry=registry,
+        size="published",
+        condition_strategy=condition_strategy,
+        n_heads=n_heads,
+        n_heads_cross=n_heads_cross,
+        prior_n_heads=prior_n_heads,
+        padded_length=padded_length,
+        **architecture,
+    )
+    _fill(model, weights, list(categories), ema=ema)
+    codes = np.indices([len(values) for values in categories.values()]).reshape(len(categories), -1).T
+    model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
+    if library_size is not None:
+        _set_library_size(model, library_size, categories)
+    model.autoencoder_is_trained_ = model.prior_is_trained_ = model.is_trained_ = True
+    model.module.eval()
+    return model
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a state dict from ``.safetensors`` or a Lightning ``.ckpt``, executing nothing.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, or holds more than plain values and tensors.
+    """
+    if not path.is_file():
+        msg = f"There are no weights at {path}."
+        raise FileNotFoundError(msg)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. Save its "
+            f"state dict alone, for example as .safetensors. ({error})"
+        )
+        raise ValueError(msg) from error
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+        msg = f"{path} is damaged or no file of weights: {error}"
+        raise ValueError(msg) from error
+    return content.get("state_dict", content)
+
+
+def _architecture_of(weights: Weights) -> dict[str, Any]:
+    """Read every size off the tensors."""
+    encoder, prior = "vae_model.encoder.", "diffusion_model."
+    n_tokens, width = weights[f"{encoder}ca_layer.inducing_points"].shape[-2:]
+    return {
+        "n_latent_tokens": n_tokens,
+        "n_latent": weights[f"{encoder}encoder_latent_input.0.weight"].shape[0],
+        "width": width,
+        "n_layers": _count(weights, f"{encoder}encoder_layers."),
+        "feed_forward_width": weights[f"{encoder}ca_layer.mlp.w1.weight"].shape[0],
+        "dispersion": "gene" if "vae_model.decoder_head.theta.weight" in weights else "gene-cell",
+        "share_gene_embedding": "vae_model.decoder.gene_embedding.weight" not in weights,
+        "prior_width": weights[f"{prior}input_proj.weight"].shape[0],
+        "prior_n_layers": _count(weights, f"{prior}blocks."),
+        "prior_feed_forward_width": weights[f"{prior}blocks.0.mlp.w1.weight"].shape[0],
+        "mask_padding": False,
+    }
+
+
+def _check_sizes(weights: Weights, var_names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> None:
+    """Raise unless genes and categories are those of the weights."""
+    needed = ("vae_model.input_layer.gene_embedding.weight", "diffusion_model.input_proj.weight")
+    if missing := [name for name in needed if name not in weights]:
+        msg = f"The file has no tensor {missing[0]!r}; it does not hold weights of the published scLDM."
+        raise ValueError(msg)
+    n_genes = len(weights[needed[0]]) - 1
+    if len(var_names) != n_genes:
+        msg = f"`var_names` has {len(var_names)} genes, but the weights have {n_genes}."
+        raise ValueError(msg)
+    prefix = "diffusion_model.class_embeddings."
+    sizes = {
+        name.removeprefix(prefix).split(".")[0]: len(w) - 1 for name, w in weights.items() if name.startswith(prefix)
+    }
+    given = {key: len(values) for key, values in categories.items()}
+    if given != sizes:
+        msg = f"`categories` has {given} classes per key, but the weights have {sizes}."
+        raise ValueError(msg)
+
+
+def _registry(cls: type[ModelT], var_names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Register stand-in cells, three of every class at least."""
+    n_cells = 3 * max([1, *map(len, categories.values())])
+    codes = {key: np.arange(n_cells) % len(values) for key, values in categories.items()}
+    obs = {key: pd.Categorical.from_codes(codes[key], categories=list(values)) for key, values in categories.items()}
+    names = pd.Index([str(cell) for cell in range(n_cells)])
+    cells = AnnData(
+        np.ones((n_cells, len(var_names)), dtype=np.float32),
+        obs=pd.DataFrame(obs, index=names),
+        var=pd.DataFrame(index=pd.Index(list(var_names))),
+    )
+    cls.setup_anndata(cells, condition_keys=list(categories))
+    return cls._get_most_recent_anndata_manager(cells).registry
+
+
+def _fill(model: SCLDM, weights: Weights, keys: Sequence[str], *, ema: bool) -> None:
+    module = model.module
+    encoder, decoder = module.encoder.network, module.decoder.gene_queries
+    positions = weights.get("vae_model.encoder.pos_embed")
+    if positions is not None and positions.any():
+        msg = (
+            "The encoder's position embedding is not zero; the published code never trains it, and it is not supported."
+        )
+        raise ValueError(msg)
+    pooling = encoder.attention
+    _load(pooling.pool, weights, "vae_model.encoder.ca_layer.", CROSS_ATTENTION, ignore=("inducing_points",))
+    pooling.queries.data.copy_(weights["vae_model.encoder.ca_layer.inducing_points"].reshape(pooling.queries.shape))
+    genes = weights["vae_model.input_layer.gene_embedding.weight"]
+    pooling.embed_gene.weight.data.copy_(genes)
+    decoder.embed_gene.weight.data.copy_(weights.get("vae_model.decoder.gene_embedding.weight", genes))
+    for number, (down, up) in enumerate(zip(pooling.blocks, decoder.blocks, strict=True)):
+        _load(down, weights, f"vae_model.encoder.encoder_layers.{number}.", SELF_ATTENTION)
+        _load(up, weights, f"vae_model.decoder.decoder_layers.{number}.", SELF_ATTENTION)
+    _load(decoder.unpool, weights, "vae_model.decoder.decoder_cross_attention.", CROSS_ATTENTION)
+    encoder.read_attention.weight.data.copy_(weights["vae_model.encoder.encoder_latent_input.0.weight"])
+    decoder.project_in.weight.data.copy_(weights["vae_model.decoder.decoder_latent_input.1.weight"])
+    _load(decoder.readout, weights, "vae_model.decoder_head.params.", {"": ""})
+    if module.likelihood.log_theta is not None:
+        module.likelihood.log_theta.data.copy_(weights["vae_model.decoder_head.theta.weight"][1:, 0])
+    _fill_prior(module.prior, weights, "diffusion_model.", keys)
+    averaged = "diffusion_model." if not ema else _ema_prefix(weights)
+    _fill_prior(module.averaged_prior.module, weights, averaged, keys)
+
+
+def _fill_prior(prior: torch.nn.Module, weights: Weights, prefix: str, keys: Sequence[str]) -> None:
+    own = {name: w for name, w in weights.items() if name.startswith(prefix)}
+    for number, block in enumerate(prior.blocks):
+        _load(block, _shift_before_scale(own), f"{prefix}blocks.{number}.", SELF_ATTENTION)
+    for key, table in zip(keys, prior.embed_condition.tables, strict=True):
+        table.weight.data.copy_(own[f"{prefix}class_embeddings.{key}.weight"])
+    prior.positions.copy_(own[f"{prefix}pos_embed"][0])
+    for theirs, ours in PRIOR.items():
+        _load(prior.get_submodule(ours.rstrip(".")), own, prefix + theirs, {"": ""})
+
+
+def _shift_before_scale(weights: Weights) -> Weights:
+    """Reorder the six chunks of the blocks' modulation from (scale, shift, gate) twice to (shift, scale, gate) twice."""
+    ordered = dict(weights)
+    for name, w in weights.items():
+        if ".blocks." in name and "adaln_modulation" in name:
+            scale_a, shift_a, gate_a, scale_f, shift_f, gate_f = w.chunk(6)
+            ordered[name] = torch.cat([shift_a, scale_a, gate_a, shift_f, scale_f, gate_f])
+    return ordered
+
+
+def _load(
+    target: torch.nn.Module, weights: Weights, prefix: str, names: Mapping[str, str], ignore: Sequence[str] = ()
+) -> None:
+    """Load the tensors below a prefix under our names, all of them and no others."""
+    renamed = {}
+    for name, w in weights.items():
+        rest = name.removeprefix(prefix)
+        if name.startswith(prefix) and rest not in ignore:
+            theirs = max((start for start in names if rest.startswith(start)), key=len, default=None)
+            if theirs is not None:
+                renamed[names[theirs] + rest.removeprefix(theirs)] = w
+    target.load_state_dict(renamed)
+
+
+def _ema_prefix(weights: Weights) -> str:
+    for name in weights:
+        if name.startswith("ema_model.") and name.endswith("input_proj.weight"):
+            return name.removesuffix("input_proj.weight")
+    msg = "`ema` is True, but the file has no averaged weights (names that start with 'ema_model.')."
+    raise ValueError(msg)
+
+
+def _count(weights: Weights, prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
+
+
+def _set_library_size(model: SCLDM, table: pd.DataFrame, categories: Mapping[str, Sequence[str]]) -> None:
+    """Take one normal distribution of log totals per row of the table; without a row for all cells, their mixture."""
+    if missing := [name for name in ("mean", "std") if name not in table]:
+        msg = (
+            f"`library_size` needs the columns 'mean' and 'std' besides condition keys, but {missing[0]!r} is missing."
+        )
+        raise ValueError(msg)
+    codes = np.full((len(table), len(categories)), ANY)
+    for number, (key, values) in enumerate(categories.items()):
+        if key in table:
+            given = table[key].notna().to_numpy()
+            codes[given, number] = pd.Index(list(values)).get_indexer(table.loc[given, key])
+            if (codes[given, number] < 0).any():
+                msg = f"`library_size` names classes of {key!r} that are not among its categories."
+                raise ValueError(msg)
+    means, stds = table["mean"].to_numpy(float), table["std"].to_numpy(float)
+    for_all = (codes == ANY).all(1)
+    if not for_all.any():
+        overall_std = np.sqrt((stds**2).mean() + means.var())
+        codes = np.vstack([np.full((1, len(categories)), ANY), codes])
+        means, stds = np.append(means.mean(), means), np.append(overall_std, stds)
+    order = np.argsort(~(codes == ANY).all(1), kind="stable")
+    model.module.library_size.set_groups(
+        torch.from_numpy(codes[order]), means=torch.from_numpy(means[order]), stds=torch.from_numpy(stds[order])
+    )

@@ -1,0 +1,180 @@
+"""Saving and loading without executing code from a file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import anndata
+import torch
+from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
+
+from scgen_diffusion.data import check_same_genes, from_plain, to_plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+MODEL_FILE = "model.pt"
+ADATA_FILE = "adata.h5ad"
+FORMAT = "scgen_diffusion-1"
+
+
+class SavingMixin(BaseModelClass):
+    """``save`` and ``load`` of scvi-tools, with files that hold plain values and tensors only."""
+
+    var_: pd.DataFrame
+
+    def save(
+        self,
+        dir_path: str | os.PathLike[str],
+        *,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Save the model, and with it all that generating needs.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to write to; made if it does not exist.
+        prefix
+            Start of the files' names.
+        overwrite
+            Whether an existing folder may be written to.
+        save_anndata
+            Whether to save the training data too.
+        **anndata_write_kwargs
+            Passed to :meth:`anndata.AnnData.write_h5ad`.
+
+        Raises
+        ------
+        ValueError
+            If the folder exists and ``overwrite`` is false.
+        """
+        folder = Path(dir_path)
+        if folder.exists() and not overwrite:
+            msg = f"{folder} already exists. Choose another folder or set overwrite=True."
+            raise ValueError(msg)
+        folder.mkdir(parents=True, exist_ok=True)
+        attributes = {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
+        content = {
+            "format": FORMAT,
+            "model_state_dict": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
+            "var_names": [str(name) for name in self.var_.index],
+            "attr_dict": to_plain(attributes),
+        }
+        prefix = prefix or ""
+        if save_anndata and self.adata is not None:
+            _write_whole(folder / f"{prefix}{ADATA_FILE}", lambda p: self.adata.write_h5ad(p, **anndata_write_kwargs))
+        _write_whole(folder / f"{prefix}{MODEL_FILE}", lambda path: torch.save(content, path))
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | bool | None = None,
+        *,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+    ) -> Self:
+        """Load a saved model. Nothing in the file is executed.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that :meth:`save` wrote.
+        adata
+            Cells to attach to the model, with its genes and its condition columns. None: those saved with the model, if
+            any. False: none. Generating needs none.
+        accelerator, device
+            Where to put the model.
+        prefix
+            Start of the files' names.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such model.
+        ValueError
+            If the file is damaged, holds anything but plain values, or is of another model class; or if the genes of
+            ``adata`` are not those of the model.
+        """
+        folder = Path(dir_path)
+        _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
+        content = read_plain_file(folder / f"{prefix or ''}{MODEL_FILE}")
+        attributes = from_plain(content["attr_dict"])
+        registry = attributes.pop("registry_")
+        _check_class(cls, registry, folder)
+        adata = _find_adata(adata, folder / f"{prefix or ''}{ADATA_FILE}")
+        if adata is not None:
+            check_same_genes(adata.var_names, attributes["var_"].index)
+            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+        init = attributes.pop("init_params_")
+        options = {**init["non_kwargs"], **{k: v for group in init["kwargs"].values() for k, v in group.items()}}
+        model = cls(adata, registry=registry, **options)
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.module.load_state_dict(content["model_state_dict"])
+        model.to_device(device)
+        model.module.eval()
+        return model
+
+
+def read_plain_file(path: Path) -> dict[str, Any]:
+    """Read a file of :meth:`SavingMixin.save`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, not ours, or would execute code.
+    """
+    if not path.is_file():
+        msg = f"There is no saved model at {path}."
+        raise FileNotFoundError(msg)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. ({error})"
+        )
+        raise ValueError(msg) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+        msg = f"{path} is damaged or no model file: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
+        raise ValueError(msg)
+    return content
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    """Write beside the goal and rename, so that a half-written file never bears the goal's name."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check_class(cls: type, registry: dict[str, Any], folder: Path) -> None:
+    saved = registry.get("model_name")
+    if saved != cls.__name__:
+        msg = f"{folder} holds a model of class {saved!r}, but {cls.__name__}.load was called."
+        raise ValueError(msg)
+
+
+def _find_adata(adata: AnnData | bool | None, saved: Path) -> AnnData | None:
+    if adata is None and saved.is_file():
+        return anndata.read_h5ad(saved)
+    return None if isinstance(adata, bool) else adata

@@ -1,0 +1,256 @@
+"""Training in two stages: the autoencoder on cells, then the prior on their latents."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS, settings
+from scvi.dataloaders import DataSplitter
+from scvi.model.base import BaseModelClass
+from torch import Tensor
+
+from scgen_diffusion.data import Conditions
+from scgen_diffusion.module import SCLDMArchitecture
+from scgen_diffusion.train import (
+    RECIPES,
+    AutoencoderPlan,
+    LatentCache,
+    LatentDataModule,
+    PriorPlan,
+    Recipe,
+    StagePlan,
+    StageResult,
+    run_stage,
+)
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+MAX_VALIDATION_CELLS = 2000
+Stage = Literal["autoencoder", "prior"]
+
+
+class TwoStageTrainingMixin(BaseModelClass):
+    """``train`` for a model with an autoencoder and a prior over its latents."""
+
+    architecture: SCLDMArchitecture
+    autoencoder_is_trained_: bool
+    prior_is_trained_: bool
+    history_: dict[str, pd.DataFrame] | None
+
+    def train(
+        self,
+        max_epochs: int | Mapping[Stage, int] | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int = 128,
+        train_size: float | None = None,
+        early_stopping: bool = False,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        compile: bool = False,  # noqa: A002 (torch's own name for it)
+        autoencoder_kwargs: Mapping[str, Any] | None = None,
+        prior_kwargs: Mapping[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train both stages in turn.
+
+        Ctrl-C stops after the step at hand and keeps the weights; a second one aborts.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of each stage, or of the stages by name (``"autoencoder"``, ``"prior"``). Default: from the number of
+            cells, see the user guide.
+        accelerator, devices
+            Where to train; passed to Lightning.
+        batch_size
+            Cells per step.
+        train_size
+            Share of cells to train on; the rest are for validation. Default: nine tenths, or all but 2 000 cells.
+        early_stopping
+            Whether to stop a stage when its validation loss falls no more.
+        checkpoint_dir
+            Folder for checkpoints of the stages. The same call after an interruption, in a new process too, goes on from
+            the last one.
+        compile
+            Whether to compile the networks with ``torch.compile``.
+        autoencoder_kwargs, prior_kwargs
+            Changes of a stage's recipe, such as ``{"learning_rate": 1e-3}``: see
+            :class:`~scgen_diffusion.train.AutoencoderRecipe` and :class:`~scgen_diffusion.train.PriorRecipe`.
+        **trainer_kwargs
+            Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
+        """
+        common = {
+            "accelerator": accelerator,
+            "devices": devices,
+            "batch_size": batch_size,
+            "early_stopping": early_stopping,
+            "checkpoint_dir": checkpoint_dir,
+            "compile": compile,
+            **trainer_kwargs,
+        }
+        epochs = max_epochs if isinstance(max_epochs, Mapping) else {"autoencoder": max_epochs, "prior": max_epochs}
+        was_interrupted = self.train_autoencoder(
+            epochs.get("autoencoder"), train_size=train_size, recipe_kwargs=autoencoder_kwargs, **common
+        )
+        if not was_interrupted:
+            self.train_prior(epochs.get("prior"), recipe_kwargs=prior_kwargs, **common)
+
+    def train_autoencoder(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 128,
+        train_size: float | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        compile: bool = False,  # noqa: A002 (torch's own name for it)
+        recipe_kwargs: Mapping[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> bool:
+        """Train the autoencoder alone. Parameters as in :meth:`train`; returns whether it was interrupted."""
+        self._require_cells()
+        splitter = self._splitter(train_size, batch_size)
+        if not self.autoencoder_is_trained_:
+            self._start_from_data(splitter.train_idx)
+        if compile:
+            self.module.encoder.compile()
+            self.module.decoder.compile()
+        recipe = replace(RECIPES[self._recipe_name].autoencoder, **(recipe_kwargs or {}))
+        self.prior_is_trained_ = False  # the latents that it knew are gone
+        result = self._run(
+            AutoencoderPlan(self.module, recipe, seed=_stage_seed()),
+            splitter,
+            max_epochs or self._default_epochs(recipe, batch_size),
+            checkpoint_dir,
+            trainer_kwargs,
+        )
+        self.autoencoder_is_trained_ = True
+        return result.was_interrupted
+
+    def train_prior(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 128,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        compile: bool = False,  # noqa: A002 (torch's own name for it)
+        recipe_kwargs: Mapping[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> bool:
+        """Train the prior alone, on latents computed once. Parameters as in :meth:`train`."""
+        self._require_cells()
+        self._check_autoencoder()
+        cache = self._cache_latents()
+        self._describe_training_cells(cache)
+        if compile:
+            self.module.prior.compile()
+        recipe = replace(RECIPES[self._recipe_name].prior, **(recipe_kwargs or {}))
+        data = LatentDataModule(cache.to(self.device), self.train_indices_, self.validation_indices_, batch_size)
+        result = self._run(
+            PriorPlan(self.module, recipe, seed=_stage_seed() + 1),
+            data,
+            max_epochs or self._default_epochs(recipe, batch_size),
+            checkpoint_dir,
+            trainer_kwargs,
+        )
+        self.prior_is_trained_ = self.is_trained_ = True
+        return result.was_interrupted
+
+    @property
+    def _recipe_name(self) -> str:
+        return "published" if self.init_params_["non_kwargs"]["size"] == "published" else "default"
+
+    def _run(
+        self,
+        plan: StagePlan,
+        data: pl.LightningDataModule,
+        max_epochs: int,
+        checkpoint_dir: str | os.PathLike[str] | None,
+        trainer_kwargs: dict[str, Any],
+    ) -> StageResult:
+        logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        device = self.device
+        result = run_stage(plan, data, max_epochs=max_epochs, checkpoint_dir=folder, **trainer_kwargs)
+        self.to_device(device if plan.device.type == "cpu" else plan.device)
+        self.history_ = {**(self.history_ or {}), **result.history}
+        return result
+
+    def _default_epochs(self, recipe: Recipe, batch_size: int) -> int:
+        return recipe.max_epochs(len(self.train_indices_), batch_size)
+
+    def _splitter(self, train_size: float | None, batch_size: int) -> DataSplitter:
+        """Split the cells once; both stages use the same split."""
+        n_cells = self.adata.n_obs
+        default = max(0.9, 1 - MAX_VALIDATION_CELLS / n_cells)
+        splitter = DataSplitter(self.adata_manager, train_size=train_size or default, batch_size=batch_size)
+        splitter.setup()
+        self.train_indices_, self.validation_indices_ = splitter.train_idx, splitter.val_idx
+        self.test_indices_ = splitter.test_idx
+        return splitter
+
+    def _start_from_data(self, indices: np.ndarray) -> None:
+        """Start at the training cells' mean expression."""
+        counts = torch.zeros(self.summary_stats.n_vars, dtype=torch.float64)
+        profile = torch.zeros_like(counts)
+        for tensors in self._make_data_loader(adata=self.adata, indices=indices, batch_size=1024):
+            x = tensors[REGISTRY_KEYS.X_KEY]
+            counts += x.sum(0)
+            profile += self.module.profile(x).sum(0)
+        device = self.device
+        self.module.start_from_profile(
+            (counts / len(indices)).float().to(device), (profile / len(indices)).float().to(device)
+        )
+
+    @torch.inference_mode()
+    def _cache_latents(self) -> LatentCache:
+        """Encode all cells once."""
+        shape = self.module.latent_shape
+        cache = LatentCache(
+            self.adata.n_obs,
+            {"mean": shape, "std": shape, "condition": (len(self._categories),), "log_total": ()},
+            {"condition": torch.long},
+        )
+        return cache.fill(self._encode_all())
+
+    def _encode_all(self) -> Iterator[dict[str, Tensor]]:
+        self.module.eval()
+        for tensors in self._make_data_loader(adata=self.adata, batch_size=512):
+            x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
+            posterior = self.module.inference(x)["posterior"]
+            condition = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY, torch.zeros(len(x), 0))
+            yield {
+                "mean": posterior.mean,
+                "std": posterior.std,
+                "condition": condition.long(),
+                "log_total": self.module.totals(x)[:, 0].log(),
+            }
+
+    def _describe_training_cells(self, cache: LatentCache) -> None:
+        """Keep what generating needs to know of the cells: conditions, library sizes and the latents' scale."""
+        condition, mean = cache.arrays["condition"], cache.arrays["mean"]
+        conditions = Conditions.from_codes(self._categories, condition.numpy())
+        self.combinations_, self.combination_sizes_ = conditions.combinations, conditions.n_cells
+        self.module.library_size.fit(cache.arrays["log_total"], condition)
+        spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
+        self.module.standardise_latents(mean.mean(0), spread)
+
+    def _require_cells(self) -> None:
+        if self.adata is None:
+            msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
+            raise ValueError(msg)
+
+
+def _stage_seed() -> int:
+    return settings.seed if settings.seed is not None else int(torch.randint(2**31, (1,)))

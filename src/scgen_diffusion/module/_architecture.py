@@ -1,0 +1,158 @@
+"""Sizes and parts of SCLDM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_type_hints
+
+Size = Literal["default", "published"]
+
+
+@dataclass(frozen=True)
+class SCLDMArchitecture:
+    """Sizes and parts of :class:`~scgen_diffusion.model.SCLDM`.
+
+    Parameters
+    ----------
+    latent
+        ``"variational"``: a Gaussian posterior, regularised towards a standard normal. ``"deterministic"``: one point,
+        normalised to zero mean and unit variance (published).
+    n_latent_tokens, n_latent
+        Number of latent tokens, and their width.
+    pooling
+        How the encoder sums up a cell's genes: ``"attention"`` (published), ``"factors"`` or ``"both"``.
+    decoder
+        How a gene's parameters are read off the latent: ``"gene_queries"`` (published), ``"factors"`` or ``"both"``.
+    likelihood
+        ``"negative_binomial"`` for counts, or ``"gaussian"`` for log-normalised values.
+    dispersion
+        Negative binomial only. ``"gene"``: one dispersion per gene; ``"gene-cell"``: one per gene and cell.
+    width, n_layers, n_heads, n_heads_cross, feed_forward_width
+        Transformer of the autoencoder: token width, self-attention blocks (in the encoder, and again in the decoder),
+        their heads, heads of the cross-attention, inner width of the feed-forward halves (None: 8/3 of the width).
+    factor_width, n_factors
+        Factor pooling and factor decoder: width of their networks, and number of loadings per gene.
+    share_gene_embedding
+        Whether attention pooling and gene queries share one embedding per gene.
+    value_after_norm
+        Whether a gene's value scales its normalised token (ours) or is normalised away with it (published).
+    mask_padding
+        Whether padding tokens are kept out of the attention; the published encoder does not.
+    padded_length
+        Number of gene tokens of every cell. None: as many as the longest cell of the batch needs. Matters only where
+        padding is not masked: there the latent depends on it.
+    prior_width, prior_n_layers, prior_n_heads, prior_feed_forward_width
+        The diffusion transformer.
+    condition_strategy
+        ``"joint"`` or ``"mutually_exclusive"``, see :mod:`scgen_diffusion.diffusion`.
+    ema_decay
+        Decay of the averaged weights of the prior, with which cells are generated.
+    library_size
+        Distribution that total counts are drawn from unless :meth:`generate` is told otherwise: ``"empirical"``,
+        ``"normal"`` or ``"latent"``.
+    """
+
+    latent: Literal["variational", "deterministic"] = "variational"
+    n_latent_tokens: int = 4
+    n_latent: int = 8
+    pooling: Literal["attention", "factors", "both"] = "both"
+    decoder: Literal["gene_queries", "factors", "both"] = "factors"
+    likelihood: Literal["negative_binomial", "gaussian"] = "negative_binomial"
+    dispersion: Literal["gene", "gene-cell"] = "gene"
+    width: int = 32
+    n_layers: int = 1
+    n_heads: int = 4
+    n_heads_cross: int = 4
+    feed_forward_width: int | None = None
+    factor_width: int = 256
+    n_factors: int = 64
+    share_gene_embedding: bool = True
+    value_after_norm: bool = True
+    mask_padding: bool = True
+    padded_length: int | None = None
+    prior_width: int = 128
+    prior_n_layers: int = 4
+    prior_n_heads: int = 4
+    prior_feed_forward_width: int | None = None
+    condition_strategy: Literal["joint", "mutually_exclusive"] = "joint"
+    ema_decay: float = 0.999
+    library_size: Literal["empirical", "normal", "latent"] = "empirical"
+
+    def __post_init__(self) -> None:
+        """Check every choice and size."""
+        for name, hint in get_type_hints(type(self)).items():
+            _check(name, getattr(self, name), hint)
+
+    @property
+    def uses_attention(self) -> bool:
+        """Whether the encoder has the attention pooling."""
+        return self.pooling in ("attention", "both")
+
+    @property
+    def uses_factor_pooling(self) -> bool:
+        """Whether the encoder has the factor pooling."""
+        return self.pooling in ("factors", "both")
+
+    @property
+    def uses_gene_queries(self) -> bool:
+        """Whether the decoder has gene queries."""
+        return self.decoder in ("gene_queries", "both")
+
+    @property
+    def uses_factor_decoder(self) -> bool:
+        """Whether the decoder has gene factors."""
+        return self.decoder in ("factors", "both")
+
+
+def _check(name: str, value: object, hint: object) -> None:
+    choices = get_args(hint) if getattr(hint, "__origin__", None) is Literal else None
+    if choices and value not in choices:
+        msg = f"`{name}` must be one of {list(choices)}, but found {value!r}."
+        raise ValueError(msg)
+    if hint is int and not (isinstance(value, int) and value >= (0 if name.endswith("n_layers") else 1)):
+        msg = f"`{name}` must be a positive whole number, but found {value!r}."
+        raise ValueError(msg)
+
+
+PUBLISHED = SCLDMArchitecture(
+    latent="deterministic",
+    n_latent_tokens=16,
+    n_latent=16,
+    pooling="attention",
+    decoder="gene_queries",
+    width=32,
+    n_layers=8,
+    n_heads=8,
+    n_heads_cross=4,
+    value_after_norm=False,
+    prior_width=256,
+    prior_n_layers=8,
+    prior_n_heads=8,
+    ema_decay=0.9999,
+    library_size="normal",
+)
+
+ARCHITECTURES: dict[str, SCLDMArchitecture] = {"default": SCLDMArchitecture(), "published": PUBLISHED}
+
+
+def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
+    """Return the named architecture with the given changes.
+
+    Raises
+    ------
+    ValueError
+        If the name or a value is not allowed.
+    TypeError
+        If there is no such option.
+    """
+    if size not in ARCHITECTURES:
+        msg = f"`size` must be one of {list(ARCHITECTURES)}, but found {size!r}."
+        raise ValueError(msg)
+    known = [field.name for field in fields(SCLDMArchitecture)]
+    for name in changes:
+        if name not in known:
+            closest = get_close_matches(name, known, n=len(known), cutoff=0)
+            msg = f"SCLDM has no option {name!r}. It has, closest first: {', '.join(closest)}."
+            raise TypeError(msg)
+    return replace(ARCHITECTURES[size], **changes)

@@ -1,0 +1,143 @@
+"""Putting SCLDM's autoencoder together from its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scgen_diffusion.nn import (
+    LAYER_NORM_EPS,
+    AttentionPooling,
+    FactorPooling,
+    GeneFactorDecoder,
+    GeneQueryDecoder,
+    SetEncoder,
+)
+
+from ._likelihoods import GaussianLikelihood, NegativeBinomialLikelihood
+
+if TYPE_CHECKING:
+    from ._architecture import SCLDMArchitecture
+
+
+class Posterior(NamedTuple):
+    """Where a cell lies in latent space: mean and standard deviation, both ``(cells, tokens, n_latent)``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Shift and scale standard normal ``noise``."""
+        return self.mean + self.std * noise
+
+    def kl_divergence(self) -> Tensor:
+        """Return the divergence from a standard normal, ``(cells,)``; zero for a deterministic latent."""
+        variance = self.std.square()
+        kl = (self.mean.square() + variance - 1 - variance.clamp(min=1e-12).log()) / 2
+        return torch.where(variance > 0, kl, 0).flatten(1).sum(1)
+
+
+class Encoder(nn.Module):
+    """From a cell's expression to its :class:`Posterior`.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    architecture
+        Sizes and parts.
+    """
+
+    def __init__(self, n_genes: int, architecture: SCLDMArchitecture) -> None:
+        super().__init__()
+        self.is_variational = architecture.latent == "variational"
+        n_latent = architecture.n_latent
+        self.norm = nn.LayerNorm(n_latent, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        self.network = SetEncoder(
+            architecture.n_latent_tokens,
+            2 * n_latent if self.is_variational else n_latent,
+            attention=_attention_pooling(n_genes, architecture) if architecture.uses_attention else None,
+            factors=FactorPooling(n_genes, architecture.factor_width) if architecture.uses_factor_pooling else None,
+            attention_width=architecture.width,
+            factor_width=architecture.factor_width,
+            padded_length=architecture.padded_length,
+        )
+
+    def forward(self, values: Tensor, profile: Tensor) -> Posterior:
+        """Encode per-gene values and normalised profiles, both ``(cells, genes)``."""
+        encoded = self.network(values, profile)
+        if not self.is_variational:
+            mean = self.norm(encoded)
+            return Posterior(mean, torch.zeros_like(mean))
+        mean, log_variance = encoded.chunk(2, dim=-1)
+        return Posterior(mean, (log_variance.clamp(-12, 5) / 2).exp())
+
+
+class Decoder(nn.Module):
+    """From latents to the likelihood's outputs: the sum of the decoders that the architecture has.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    n_outputs
+        Numbers per gene.
+    architecture
+        Sizes and parts.
+    """
+
+    def __init__(self, n_genes: int, n_outputs: int, architecture: SCLDMArchitecture) -> None:
+        super().__init__()
+        a = architecture
+        self.gene_queries = _gene_query_decoder(n_genes, n_outputs, a) if a.uses_gene_queries else None
+        self.factors = (
+            GeneFactorDecoder(
+                n_genes,
+                a.n_latent_tokens * a.n_latent,
+                width=a.factor_width,
+                n_factors=a.n_factors,
+                n_outputs=n_outputs,
+            )
+            if a.uses_factor_decoder
+            else None
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode latents ``(cells, tokens, n_latent)`` into ``(cells, genes, n_outputs)``."""
+        return sum(decoder(z) for decoder in (self.gene_queries, self.factors) if decoder is not None)
+
+
+def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeBinomialLikelihood | GaussianLikelihood:
+    """Build the likelihood that the architecture names."""
+    if architecture.likelihood == "gaussian":
+        return GaussianLikelihood()
+    return NegativeBinomialLikelihood(n_genes, per_cell=architecture.dispersion == "gene-cell")
+
+
+def _attention_pooling(n_genes: int, architecture: SCLDMArchitecture) -> AttentionPooling:
+    return AttentionPooling(
+        n_genes,
+        architecture.n_latent_tokens,
+        width=architecture.width,
+        n_layers=architecture.n_layers,
+        n_heads=architecture.n_heads,
+        n_heads_cross=architecture.n_heads_cross,
+        hidden=architecture.feed_forward_width,
+        value_after_norm=architecture.value_after_norm,
+        mask_padding=architecture.mask_padding,
+    )
+
+
+def _gene_query_decoder(n_genes: int, n_outputs: int, architecture: SCLDMArchitecture) -> GeneQueryDecoder:
+    return GeneQueryDecoder(
+        n_genes,
+        architecture.n_latent,
+        width=architecture.width,
+        n_outputs=n_outputs,
+        n_layers=architecture.n_layers,
+        n_heads=architecture.n_heads,
+        n_heads_cross=architecture.n_heads_cross,
+        hidden=architecture.feed_forward_width,
+    )

@@ -1,0 +1,179 @@
+"""How many counts a generated cell has: distributions of log totals per condition, and given the latent."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+LibrarySizeKind = Literal["empirical", "normal", "latent"]
+LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
+ANY = -1
+N_QUANTILES = 257
+
+
+class LibrarySizeModel(nn.Module):
+    r"""Distributions of the logarithm of a cell's total counts.
+
+    Groups of training cells are kept as a table of quantiles with their mean and standard deviation: all cells, the cells
+    of each class of each key, and of each combination of classes that occurs. A combination that does not occur is
+    extrapolated additively, quantile by quantile: :math:`q = q_{all} + \sum_k (q_k - q_{all})`.
+
+    Three ways to draw:
+
+    - ``"empirical"``: from the group's quantiles;
+    - ``"normal"``: from a normal of the group's mean and standard deviation (published for scLDM);
+    - ``"latent"``: from a normal whose mean and standard deviation a small network reads off the latent.
+
+    Parameters
+    ----------
+    n_keys
+        Number of condition keys.
+    n_latent
+        Number of latent dimensions, all tokens together.
+    width
+        Width of the network that reads the latent.
+    """
+
+    codes: Tensor
+    quantiles: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def __init__(self, n_keys: int, n_latent: int, width: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.full((0, n_keys), ANY))
+        self.register_buffer("quantiles", torch.zeros(0, N_QUANTILES))
+        self.register_buffer("means", torch.zeros(0))
+        self.register_buffer("stds", torch.zeros(0))
+        self.head = nn.Sequential(nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, 2))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there are groups to draw from."""
+        return len(self.codes) > 0
+
+    def fit(self, log_totals: Tensor, condition: Tensor) -> None:
+        """Summarise log totals ``(cells,)`` by class and by combination of classes ``(cells, keys)``."""
+        groups = _all_groups(condition)
+        members = [log_totals[_belongs(condition, group)].double() for group in groups]
+        levels = torch.linspace(0, 1, N_QUANTILES, dtype=torch.double, device=log_totals.device)
+        self.set_groups(
+            groups,
+            means=torch.stack([member.mean() for member in members]),
+            stds=torch.stack([member.std(correction=0) for member in members]),
+            quantiles=torch.stack([_quantile(member, levels) for member in members]),
+        )
+
+    def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
+        """Set the table of groups; without quantiles those of the normal distributions."""
+        if quantiles is None:
+            levels = torch.linspace(0, 1, N_QUANTILES, device=means.device).clamp(1 / N_QUANTILES, 1 - 1 / N_QUANTILES)
+            quantiles = means[:, None] + stds[:, None] * torch.special.ndtri(levels)
+        device = self.means.device
+        self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
+        self.means, self.stds = means.float().to(device), stds.float().to(device)
+
+    def is_known(self, condition: Tensor) -> Tensor:
+        """Tell which combinations ``(n, keys)`` have a group of their own, ``(n,)``."""
+        return (condition[:, None] == self.codes).all(2).any(1)
+
+    def draw(self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
+        """Draw totals.
+
+        Parameters
+        ----------
+        kind
+            Which distribution.
+        condition
+            Class indices, ``(n, keys)``.
+        z
+            Latents, ``(n, tokens, width)``; only ``"latent"`` looks at them.
+        uniform
+            Random numbers in ``[0, 1)``, ``(n,)``.
+
+        Returns
+        -------
+        Tensor
+            Total counts, at least 1, ``(n,)``.
+        """
+        if kind == "empirical":
+            log_total = _interpolate(self._look_up(self.quantiles, condition), uniform)
+        else:
+            mean, std = self._normal(condition) if kind == "normal" else self.predict(z)
+            log_total = mean + std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+        return log_total.exp().round().clamp(min=1)
+
+    def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Read mean and standard deviation of the log total off latents ``(n, tokens, width)``, each ``(n,)``."""
+        mean, log_std = self.head(z.flatten(1)).unbind(1)
+        overall_mean, overall_std = (self.means[0], self.stds[0]) if self.is_fitted else (0.0, 1.0)
+        return overall_mean + overall_std * mean, overall_std * log_std.clamp(-5, 2).exp()
+
+    def loss(self, z: Tensor, log_totals: Tensor) -> Tensor:
+        """Return the negative log-likelihood of log totals under the latent's normal, ``(n,)``."""
+        mean, std = self.predict(z)
+        return ((log_totals - mean) / std).square() / 2 + std.log()
+
+    def _normal(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        return self._look_up(self.means, condition), self._look_up(self.stds, condition).clamp(min=0)
+
+    def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
+        """Read rows of a table ``(groups, ...)``: exact where the combination occurs, additive where it does not."""
+        matches = (condition[:, None] == self.codes).all(2)
+        exact = table[matches.int().argmax(1)]
+        return torch.where(_like(matches.any(1), exact), exact, self._additive(table, condition))
+
+    def _additive(self, table: Tensor, condition: Tensor) -> Tensor:
+        overall = table[0].expand(len(condition), *table.shape[1:])
+        total = overall
+        for key in range(condition.shape[1]):
+            single = torch.full_like(condition, ANY)
+            single[:, key] = condition[:, key]
+            matches = (single[:, None] == self.codes).all(2)
+            effect = table[matches.int().argmax(1)] - overall
+            total = total + torch.where(_like(matches.any(1), effect), effect, 0)
+        return total if total.ndim == 1 else total.sort(dim=1).values
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("codes", "quantiles", "means", "stds"):  # the number of groups is known only from the file
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(saved, device=self.means.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _all_groups(condition: Tensor) -> Tensor:
+    n_keys = condition.shape[1]
+    groups = [torch.full((1, n_keys), ANY, device=condition.device)]
+    for key in range(n_keys):
+        classes = condition[:, key].unique()
+        single = torch.full((len(classes), n_keys), ANY, device=condition.device)
+        single[:, key] = classes
+        groups.append(single)
+    if n_keys > 1:
+        groups.append(condition.unique(dim=0))
+    return torch.cat(groups)
+
+
+def _belongs(condition: Tensor, group: Tensor) -> Tensor:
+    return ((group == ANY) | (condition == group)).all(1)
+
+
+def _quantile(values: Tensor, levels: Tensor) -> Tensor:
+    """Interpolate sorted values (``torch.quantile`` refuses more than 16 million)."""
+    return _interpolate(values.sort().values[None], levels)
+
+
+def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:
+    """Evaluate quantile functions ``(n or 1, grid)`` at levels ``(n,)``."""
+    quantiles = quantiles.expand(len(levels), -1)
+    position = levels * (quantiles.shape[1] - 1)
+    below = position.floor().long().clamp(max=quantiles.shape[1] - 1)
+    above = (below + 1).clamp(max=quantiles.shape[1] - 1)
+    low, high = quantiles.gather(1, below[:, None])[:, 0], quantiles.gather(1, above[:, None])[:, 0]
+    return low + (position - below) * (high - low)
+
+
+def _like(mask: Tensor, values: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (values.ndim - 1))

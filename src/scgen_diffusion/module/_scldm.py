@@ -1,0 +1,248 @@
+"""SCLDM's module: tensors in, losses and latents out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor
+
+from scgen_diffusion.diffusion import (
+    CONDITION_STRATEGIES,
+    FlowSampler,
+    GuidedField,
+    LinearInterpolant,
+    SampleGenerators,
+    flow_matching_loss,
+)
+from scgen_diffusion.nn import DiT
+
+from ._architecture import SCLDMArchitecture
+from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood
+from ._ema import averaged_copy
+from ._library_size import LibrarySizeModel
+
+if TYPE_CHECKING:
+    from scgen_diffusion.diffusion import ConditionStrategy
+
+InputValues = Literal["counts", "log1p"]
+
+
+class SCLDMModule(BaseModuleClass):
+    """Set autoencoder of cells, and a flow-matching prior over its latents.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_classes
+        Number of classes of each condition key.
+    input_values
+        ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
+    architecture
+        Sizes and parts.
+
+    References
+    ----------
+    scLDM: arXiv 2511.02986.
+    """
+
+    null_condition: Tensor
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        n_input: int,
+        n_classes: Sequence[int] = (),
+        *,
+        input_values: InputValues = "counts",
+        architecture: SCLDMArchitecture | None = None,
+    ) -> None:
+        super().__init__()
+        a = self.architecture = architecture or SCLDMArchitecture()
+        self.input_values = input_values
+        self.latent_shape = (a.n_latent_tokens, a.n_latent)
+        self.path = LinearInterpolant()
+        self.likelihood = build_likelihood(n_input, a)
+        self.encoder = Encoder(n_input, a)
+        self.decoder = Decoder(n_input, self.likelihood.n_outputs, a)
+        if a.share_gene_embedding and a.uses_attention and a.uses_gene_queries:
+            self.decoder.gene_queries.embed_gene = self.encoder.network.attention.embed_gene
+        self.prior = DiT(
+            *self.latent_shape,
+            n_classes,
+            width=a.prior_width,
+            n_layers=a.prior_n_layers,
+            n_heads=a.prior_n_heads,
+            hidden=a.prior_feed_forward_width,
+        )
+        self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
+        self.library_size = LibrarySizeModel(len(n_classes), a.n_latent_tokens * a.n_latent)
+        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
+        self.register_buffer("latent_std", torch.ones(self.latent_shape))
+
+    @property
+    def strategy(self) -> ConditionStrategy:
+        """How conditions are dropped in training and composed in guidance."""
+        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+
+    # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
+
+    def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        return {"x": tensors[REGISTRY_KEYS.X_KEY]}
+
+    def _get_generative_input(
+        self, tensors: Mapping[str, Tensor], inference_outputs: Mapping[str, Any], **_: Any
+    ) -> dict[str, Tensor]:
+        return {"z": inference_outputs["z"], "library_size": self.totals(tensors[REGISTRY_KEYS.X_KEY])}
+
+    @auto_move_data
+    def inference(
+        self,
+        x: Tensor,
+        *,
+        noise: Tensor | None = None,
+        keep: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Posterior | Tensor]:
+        """Encode cells.
+
+        Parameters
+        ----------
+        x
+            Expression, ``(cells, genes)``.
+        noise
+            Standard normal numbers ``(cells, tokens, n_latent)``; the latent is the posterior mean without them.
+        keep
+            Fraction of counts that the encoder sees, ``(cells, 1)``; the rest are thinned out at random.
+        generator
+            Source of the thinning's randomness.
+        """
+        if keep is not None:
+            x = thin(x, keep, generator)
+        posterior = self.encoder(*self._encoder_input(x))
+        z = posterior.mean if noise is None else posterior.draw(noise)
+        return {"posterior": posterior, "z": z}
+
+    @auto_move_data
+    def generative(self, z: Tensor, library_size: Tensor) -> dict[str, Tensor]:
+        """Decode latents ``(cells, tokens, n_latent)`` for totals ``(cells, 1)``."""
+        return {"outputs": self.decoder(z), "library_size": library_size}
+
+    def loss(
+        self,
+        tensors: Mapping[str, Tensor],
+        inference_outputs: Mapping[str, Any],
+        generative_outputs: Mapping[str, Tensor],
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Return the negative log-likelihood plus ``kl_weight`` times the divergence, averaged over cells."""
+        target = self.target(tensors[REGISTRY_KEYS.X_KEY])
+        reconstruction_loss = -self.likelihood.log_likelihood(target, **generative_outputs)
+        kl = inference_outputs["posterior"].kl_divergence()
+        loss = (reconstruction_loss + kl_weight * kl).mean()
+        return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
+
+    def totals(self, x: Tensor) -> Tensor:
+        """Return each cell's total counts, at least 1, ``(cells, 1)``."""
+        return x.sum(1, keepdim=True).clamp(min=1)
+
+    def target(self, x: Tensor) -> Tensor:
+        """Return what the likelihood explains: counts, or log-normalised values for the Gaussian head."""
+        return x if self.architecture.likelihood == "negative_binomial" else self.profile(x)
+
+    def _encoder_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x.log1p() if self.input_values == "counts" else x), self.profile(x)
+
+    def profile(self, x: Tensor) -> Tensor:
+        """Return normalised, logarithmised expression, ``log1p(1e4 x / sum(x))``, ``(cells, genes)``."""
+        return (x * (1e4 / self.totals(x))).log1p() if self.input_values == "counts" else x
+
+    # --- the prior -------------------------------------------------------------------------------------------------
+
+    def prior_loss(
+        self,
+        z: Tensor,
+        condition: Tensor,
+        *,
+        drop_probability: float,
+        generator: torch.Generator,
+        averaged: bool = False,
+    ) -> Tensor:
+        """Return each latent's flow-matching loss, ``(cells,)``, at a random time under randomly dropped conditions.
+
+        Parameters
+        ----------
+        z
+            Latents, ``(cells, tokens, n_latent)``.
+        condition
+            Class indices, ``(cells, keys)``.
+        drop_probability
+            How often a cell's condition is dropped.
+        generator
+            Source of all randomness.
+        averaged
+            Whether to take the averaged weights.
+        """
+        data = (z - self.latent_mean) / self.latent_std
+        noise = torch.randn(data.shape, generator=generator, device=data.device)
+        t = torch.rand(len(data), generator=generator, device=data.device)
+        condition = self.strategy.drop(condition, self.null_condition, drop_probability, generator)
+        network = self.averaged_prior if averaged else self.prior
+        return flow_matching_loss(network, self.path, data, noise=noise, t=t, condition=condition)
+
+    def sample_latents(
+        self,
+        noise: Tensor,
+        condition: Tensor,
+        *,
+        guidance_scales: Sequence[float],
+        sampler: FlowSampler,
+        n_steps: int | None = None,
+        averaged: bool = True,
+    ) -> Tensor:
+        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
+        terms = tuple(self.strategy.terms(guidance_scales))
+        network = self.averaged_prior if averaged else self.prior
+        field = GuidedField(network, condition, self.null_condition, terms)
+        return sampler(field, noise, n_steps=n_steps) * self.latent_std + self.latent_mean
+
+    def draw_cells(self, z: Tensor, totals: Tensor, generators: SampleGenerators) -> Tensor:
+        """Decode latents ``(cells, tokens, n_latent)`` and draw cells ``(cells, genes)`` with totals ``(cells,)``."""
+        parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals[:, None]))
+        return generators.map(self.likelihood.sample, parameters)
+
+    def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
+        """Set the scale on which the prior works, each ``(tokens, n_latent)``."""
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std.clamp(min=1e-4))
+
+    # --- starting values that follow from the data -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start_from_profile(self, mean_counts: Tensor, mean_profile: Tensor) -> None:
+        """Start the decoder at the mean cell, and centre the factor pooling there, both ``(genes,)``."""
+        if self.architecture.uses_factor_pooling:
+            self.encoder.network.factors.profile_mean.copy_(mean_profile)
+        if self.architecture.uses_factor_decoder:
+            bias = self.decoder.factors.loadings.bias.view(len(mean_counts), -1)
+            is_count = self.architecture.likelihood == "negative_binomial"
+            bias[:, 0] = _log_share(mean_counts) if is_count else mean_profile
+            bias[:, 1:] = 2.0
+
+
+def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Keep each count with its cell's probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
+    cells, genes = counts.nonzero(as_tuple=True)
+    kept = torch.binomial(counts[cells, genes], keep.expand_as(counts)[cells, genes], generator=generator)
+    return torch.zeros_like(counts).index_put((cells, genes), kept)
+
+
+def _log_share(mean_counts: Tensor) -> Tensor:
+    share = mean_counts / mean_counts.sum()
+    return (share + 0.1 / len(share) * share.mean()).log()

@@ -1,0 +1,118 @@
+"""Permutation-equivariant decoders: from latent tokens to one number (or two) per gene."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ._blocks import LAYER_NORM_EPS, CrossAttentionBlock, TransformerBlock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GeneQueryDecoder(nn.Module):
+    """Let every gene's embedding query the latent tokens (MCAB), and read its numbers off the result.
+
+    The gene queries are projected once per step, not once per cell. Where all genes at once would need more than
+    ``chunk_elements`` numbers per tensor, they are decoded in chunks that the backward pass computes again.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    latent_width, width
+        Widths of a latent token, and inside the decoder.
+    n_outputs
+        Numbers per gene.
+    n_layers, n_heads
+        Self-attention blocks on the latent tokens, and their heads.
+    n_heads_cross
+        Heads of the gene queries.
+    hidden
+        Inner width of the feed-forward halves.
+    chunk_elements
+        Largest ``cells * genes * width`` decoded in one piece.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        latent_width: int,
+        *,
+        width: int,
+        n_outputs: int,
+        n_layers: int,
+        n_heads: int,
+        n_heads_cross: int,
+        hidden: int | None = None,
+        chunk_elements: int = 1 << 24,
+    ) -> None:
+        super().__init__()
+        self.chunk_elements = chunk_elements
+        self.norm_in = nn.LayerNorm(latent_width, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        self.project_in = nn.Linear(latent_width, width, bias=False)
+        self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers))
+        self.embed_gene = nn.Embedding(n_genes + 1, width)
+        self.unpool = CrossAttentionBlock(width, n_heads_cross, hidden)
+        self.readout = nn.Linear(width, n_outputs)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode latents ``(cells, tokens, latent_width)`` into ``(cells, genes, n_outputs)``."""
+        tokens = self.project_in(self.norm_in(z))
+        for block in self.blocks:
+            tokens = block(tokens)
+        queries = self.embed_gene.weight[1:]  # row 0 stands for padding
+        keys_values = self.unpool.project(tokens)
+        chunk = max(self.chunk_elements // (len(z) * queries.shape[1]), 1)
+        if chunk >= len(queries):
+            return self._decode(keys_values, queries)
+        return torch.cat([self._decode_again_in_backward(keys_values, genes) for genes in queries.split(chunk)], dim=1)
+
+    def _decode_again_in_backward(self, keys_values: Tensor, queries: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return checkpoint(self._decode, keys_values, queries, use_reentrant=False)
+        return self._decode(keys_values, queries)
+
+    def _decode(self, keys_values: Tensor, queries: Tensor) -> Tensor:
+        return self.readout(self.unpool(queries[None], keys_values))
+
+
+class GeneFactorDecoder(nn.Module):
+    r"""Score each gene by its own loadings, :math:`\ell_g = b_g + u_g \cdot c(z)`.
+
+    ``c(z)`` is a small network of all latent tokens plus a linear map of them. As equivariant as gene queries are, since
+    ``u_g`` and ``b_g`` belong to the gene, and one matrix product.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    n_latent
+        Number of latent dimensions, all tokens together.
+    width
+        Width of the network's hidden layers.
+    n_factors
+        Length of ``c(z)`` and of each gene's loadings.
+    n_outputs
+        Numbers per gene.
+    """
+
+    def __init__(self, n_genes: int, n_latent: int, *, width: int, n_factors: int, n_outputs: int = 1) -> None:
+        super().__init__()
+        self.n_outputs = n_outputs
+        self.linear = nn.Linear(n_latent, n_factors, bias=False)
+        self.network = nn.Sequential(
+            nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, n_factors)
+        )
+        self.loadings = nn.Linear(n_factors, n_genes * n_outputs)
+        nn.init.normal_(self.loadings.weight, std=0.05)
+        nn.init.zeros_(self.loadings.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode latents ``(cells, tokens, latent_width)`` into ``(cells, genes, n_outputs)``."""
+        z = z.flatten(1)
+        return self.loadings(self.network(z) + self.linear(z)).unflatten(1, (-1, self.n_outputs))

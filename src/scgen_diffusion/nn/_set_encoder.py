@@ -1,0 +1,76 @@
+"""Permutation-invariant encoder: from the set of a cell's expressed genes to the parameters of its latent tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ._pooling import AttentionPooling, FactorPooling, expressed_genes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SetEncoder(nn.Module):
+    """Sum of an attention pooling and a factor pooling, either of which may be absent.
+
+    Parameters
+    ----------
+    n_tokens
+        Number of latent tokens.
+    n_outputs
+        Numbers per token.
+    attention, factors
+        The poolings; at least one.
+    factor_width
+        Width of what the factor pooling returns.
+    padded_length
+        Number of gene tokens of every cell; default: as many as the batch needs.
+    """
+
+    def __init__(
+        self,
+        n_tokens: int,
+        n_outputs: int,
+        *,
+        attention: AttentionPooling | None,
+        factors: FactorPooling | None,
+        attention_width: int,
+        factor_width: int,
+        padded_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        if attention is None and factors is None:
+            msg = "The encoder needs at least one pooling: attention, factors or both."
+            raise ValueError(msg)
+        self.shape = (n_tokens, n_outputs)
+        self.padded_length = padded_length
+        self.attention = attention
+        self.factors = factors
+        self.read_attention = nn.Linear(attention_width, n_outputs, bias=False) if attention else None
+        self.read_factors = nn.Linear(factor_width, n_tokens * n_outputs) if factors else None
+
+    def forward(self, values: Tensor, profile: Tensor) -> Tensor:
+        """Encode cells.
+
+        Parameters
+        ----------
+        values
+            Value of each gene for the attention, 0 where it is not expressed, ``(cells, genes)``.
+        profile
+            Normalised expression for the factors, ``(cells, genes)``.
+
+        Returns
+        -------
+        Tensor
+            ``(cells, n_tokens, n_outputs)``.
+        """
+        encoded = torch.zeros(len(values), *self.shape, device=values.device)
+        if self.attention is not None:
+            gene_set = expressed_genes(values, length=self.padded_length)
+            encoded = encoded + self.read_attention(self.attention(gene_set))
+        if self.factors is not None:
+            encoded = encoded + self.read_factors(self.factors(profile)).view(-1, *self.shape)
+        return encoded

@@ -1,0 +1,25 @@
+"""Training: recipes, Lightning plans and the runner of a stage."""
+
+from ._history import HistoryRecorder
+from ._latents import LatentCache, LatentDataModule
+from ._plans import AutoencoderPlan, PriorPlan, StagePlan
+from ._recipes import RECIPES, AutoencoderRecipe, PriorRecipe, Recipe, TrainingRecipe
+from ._runner import StageResult, run_stage
+from ._schedules import learning_rate_factor
+
+__all__ = [
+    "RECIPES",
+    "AutoencoderPlan",
+    "AutoencoderRecipe",
+    "HistoryRecorder",
+    "LatentCache",
+    "LatentDataModule",
+    "PriorPlan",
+    "PriorRecipe",
+    "Recipe",
+    "StagePlan",
+    "StageResult",
+    "TrainingRecipe",
+    "learning_rate_factor",
+    "run_stage",
+]

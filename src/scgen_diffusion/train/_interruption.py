@@ -1,0 +1,47 @@
+"""Ctrl-C ends training after the step at hand, and keeps what was learned."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+logger = logging.getLogger(__name__)
+
+
+class Interruption:
+    """Whether the user asked to stop."""
+
+    requested = False
+
+
+@contextmanager
+def stop_on_interrupt(trainer: pl.Trainer) -> Iterator[Interruption]:
+    """Turn the first Ctrl-C into an orderly stop of ``trainer``; a second one interrupts at once.
+
+    Signals reach Python's main thread only; in other threads nothing changes.
+    """
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+
+    previous = signal.getsignal(signal.SIGINT)
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a handler's signature)
+        logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
+        interruption.requested = trainer.should_stop = True
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, previous)

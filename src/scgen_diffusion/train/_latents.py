@@ -1,0 +1,131 @@
+"""Latents of the training cells: computed once, kept where the prior trains on them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+
+MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
+DEVICE_SHARE = 0.25  # of a GPU's free memory
+
+
+class LatentCache(Dataset):
+    """Rows of several arrays, filled batch by batch and read by lists of row numbers.
+
+    Small caches stay in memory and can move to the training device; larger ones live in a memory-mapped temporary file that
+    goes with the cache.
+
+    Parameters
+    ----------
+    n_rows
+        Number of cells.
+    shapes
+        Shape of a row of each array.
+    dtypes
+        Type of each array; float32 where none is given.
+    memory_limit
+        Largest size in bytes that is kept in memory.
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, torch.dtype] | None = None,
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
+        dtypes = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
+        self.n_bytes = sum(n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items())
+        self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
+        self.arrays = {name: self._allocate(name, (n_rows, *shape), dtypes[name]) for name, shape in shapes.items()}
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self._folder is None:
+            return torch.empty(shape, dtype=dtype)
+        file = str(Path(self._folder.name) / name)
+        return torch.from_file(file, shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+
+    @property
+    def is_memory_mapped(self) -> bool:
+        """Whether the arrays live in a file."""
+        return self._folder is not None
+
+    def fill(self, batches: Iterator[Mapping[str, Tensor]]) -> LatentCache:
+        """Write consecutive batches of rows."""
+        start = 0
+        for batch in batches:
+            stop = start + len(next(iter(batch.values())))
+            for name, rows in batch.items():
+                self.arrays[name][start:stop] = rows
+            start = stop
+        return self
+
+    def to(self, device: torch.device) -> LatentCache:
+        """Move to a GPU if there is room, for then no step waits for a copy."""
+        if device.type == "cuda" and self.n_bytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
+        return self
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+
+class LatentDataModule(pl.LightningDataModule):
+    """Loaders over a cache of latents.
+
+    Parameters
+    ----------
+    cache
+        Latents of all cells.
+    train_indices, validation_indices
+        Rows to train and to validate on.
+    batch_size
+        Cells per step.
+    """
+
+    def __init__(
+        self, cache: LatentCache, train_indices: np.ndarray, validation_indices: np.ndarray, batch_size: int
+    ) -> None:
+        super().__init__()
+        self.cache = cache
+        self.train_indices = train_indices
+        self.validation_indices = validation_indices
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffle the training cells."""
+        return self._loader(self.train_indices, RandomSampler(self.train_indices))
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Read the validation cells in order."""
+        if not len(self.validation_indices):
+            return []
+        return self._loader(self.validation_indices, SequentialSampler(self.validation_indices))
+
+    def _loader(self, indices: np.ndarray, sampler: RandomSampler | SequentialSampler) -> DataLoader:
+        batches = BatchSampler(sampler, self.batch_size, drop_last=False)
+        return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
+
+
+class _Rows(Dataset):
+    """Some rows of a cache."""
+
+    def __init__(self, cache: LatentCache, indices: np.ndarray) -> None:
+        self.cache, self.indices = cache, np.asarray(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        return self.cache[self.indices[rows]]

@@ -1,0 +1,112 @@
+"""How each stage is optimised: plain values that travel together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["cosine", "warm_up_hold_decay"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    r"""Optimiser, schedule and length of a training stage.
+
+    Parameters
+    ----------
+    learning_rate, betas, weight_decay
+        AdamW.
+    gradient_clip
+        Largest norm of the gradient.
+    schedule
+        ``"cosine"`` to zero, or ``"warm_up_hold_decay"`` (warm up, hold, decay by a square root over the last tenth).
+    warm_up
+        Share of all steps in which the learning rate rises linearly.
+    reference_steps
+        Optimiser steps for a data set of ``reference_cells`` cells or fewer. Larger sets take
+        :math:`\sqrt{n / n_{ref}}` times as many.
+    reference_cells
+        See ``reference_steps``.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    gradient_clip: float = 10.0
+    schedule: Schedule = "cosine"
+    warm_up: float = 0.05
+    reference_steps: int = 1500
+    reference_cells: int = 2000
+
+    def max_epochs(self, n_cells: int, batch_size: int) -> int:
+        """Return the number of epochs for ``n_cells`` training cells."""
+        steps = self.reference_steps * math.sqrt(max(n_cells / self.reference_cells, 1))
+        return max(1, round(steps / math.ceil(n_cells / batch_size)))
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe(Recipe):
+    """Training of the autoencoder.
+
+    Parameters
+    ----------
+    kl_weight
+        Weight of the latent's divergence in the loss.
+    kl_warm_up
+        Share of all steps in which that weight rises from zero.
+    keep_at_least
+        The encoder sees each cell thinned to a share of its counts drawn between this and 1; the decoder explains the whole
+        cell. 1 switches thinning off.
+    dispersion_learning_rate_factor
+        Learning rate of the genes' dispersions, relative to the others'.
+    """
+
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    gradient_clip: float = 100.0
+    kl_weight: float = 1.0
+    kl_warm_up: float = 0.1
+    keep_at_least: float = 0.3
+    dispersion_learning_rate_factor: float = 10.0
+
+
+@dataclass(frozen=True)
+class PriorRecipe(Recipe):
+    """Training of the prior.
+
+    Parameters
+    ----------
+    drop_probability
+        How often a cell's conditions are dropped, which is what classifier-free guidance learns from.
+    """
+
+    learning_rate: float = 1e-3
+    reference_steps: int = 3000
+    drop_probability: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """Both stages of SCLDM."""
+
+    autoencoder: AutoencoderRecipe
+    prior: PriorRecipe
+
+
+RECIPES: dict[str, TrainingRecipe] = {
+    "default": TrainingRecipe(AutoencoderRecipe(), PriorRecipe()),
+    "published": TrainingRecipe(
+        AutoencoderRecipe(
+            learning_rate=1e-3,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            gradient_clip=10.0,
+            schedule="warm_up_hold_decay",
+            warm_up=0.1,
+            keep_at_least=1.0,
+            dispersion_learning_rate_factor=1.0,
+        ),
+        PriorRecipe(learning_rate=5e-4, betas=(0.9, 0.999), warm_up=0.1, drop_probability=0.8),
+    ),
+}

@@ -1,0 +1,116 @@
+"""Running one stage on scvi-tools' trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from scvi.train import Trainer
+
+from ._history import HistoryRecorder
+from ._interruption import stop_on_interrupt
+from ._plans import StagePlan
+
+N_VALIDATIONS = 50
+N_CHECKPOINTS = 20
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage leaves behind besides weights."""
+
+    history: dict[str, pd.DataFrame]
+    was_interrupted: bool
+
+
+def run_stage(
+    plan: StagePlan,
+    data: pl.LightningDataModule,
+    *,
+    max_epochs: int,
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    precision: str | None = None,
+    early_stopping: bool = False,
+    early_stopping_patience: int = 20,
+    check_val_every_n_epoch: int | None = None,
+    checkpoint_dir: Path | None = None,
+    callbacks: list[Callback] | None = None,
+    **trainer_kwargs: Any,
+) -> StageResult:
+    """Train one stage.
+
+    Parameters
+    ----------
+    plan
+        What to train, and how.
+    data
+        Loaders of training and validation cells.
+    max_epochs
+        Number of passes over the training cells.
+    accelerator, devices
+        Passed to Lightning.
+    precision
+        Passed to Lightning; default: bfloat16 autocast on a CUDA GPU, float32 elsewhere.
+    early_stopping
+        Whether to stop when the validation loss has not fallen for ``early_stopping_patience`` validations.
+    check_val_every_n_epoch
+        Default: so that a run validates about 50 times, or every epoch with early stopping.
+    checkpoint_dir
+        Where ``<stage>.ckpt`` is written some 20 times, and resumed from if it is there.
+    callbacks
+        Further Lightning callbacks.
+    **trainer_kwargs
+        Passed to :class:`scvi.train.Trainer`, among others ``strategy`` and ``logger``.
+    """
+    recorder = HistoryRecorder()
+    callbacks = [recorder, *(callbacks or [])]
+    if checkpoint_dir is not None:
+        callbacks.append(_checkpointing(checkpoint_dir, plan.name, max(max_epochs // N_CHECKPOINTS, 1)))
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision or _default_precision(accelerator),
+        gradient_clip_val=plan.recipe.gradient_clip,
+        early_stopping=early_stopping,
+        early_stopping_monitor=f"{plan.name}_loss_validation",
+        early_stopping_patience=early_stopping_patience,
+        check_val_every_n_epoch=check_val_every_n_epoch
+        or (1 if early_stopping else max(max_epochs // N_VALIDATIONS, 1)),
+        callbacks=callbacks,
+        enable_checkpointing=checkpoint_dir is not None,
+        log_every_n_steps=1,
+        **trainer_kwargs,
+    )
+    plan.module.train()
+    with stop_on_interrupt(trainer) as interruption:
+        trainer.fit(plan, data, ckpt_path=_existing_checkpoint(checkpoint_dir, plan.name), weights_only=True)
+    plan.module.eval()
+    return StageResult(recorder.as_frames(), interruption.requested)
+
+
+def _checkpointing(folder: Path, name: str, every_n_epochs: int) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder,
+        filename=name,
+        every_n_epochs=every_n_epochs,
+        save_top_k=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def _existing_checkpoint(folder: Path | None, name: str) -> Path | None:
+    path = None if folder is None else folder / f"{name}.ckpt"
+    return path if path is not None and path.exists() else None
+
+
+def _default_precision(accelerator: str) -> str:
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu else "32-true"

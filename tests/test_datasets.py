@@ -1,0 +1,257 @@
+"""Data sets: counts, labels, and a download that can be trusted."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pooch
+import pytest
+import requests
+from scipy import sparse
+
+from scgen_diffusion import datasets
+from scgen_diffusion.datasets import _convert as convert
+from scgen_diffusion.datasets import _originals as originals
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
+
+CONVERTED = {
+    "pbmc3k": "pbmc3k.h5ad",
+    "kang_ifnb": "kang_ifnb.h5ad",
+    "paul15": "paul15.h5ad",
+    "norman_mcfaline_devel": "perturb_norman_mcfaline.h5ad",
+}
+SHAPES = {
+    "pbmc3k": (2638, 13714),
+    "kang_ifnb": (2800, 14053),
+    "paul15": (2660, 3004),
+    "norman_mcfaline_devel": (5955, 500),
+}
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Load a data set from the original files, once per module, or skip where they are absent."""
+    loaded = {}
+
+    def load_once(name):
+        if not (ORIGINALS / originals.PBMC3K_MATRIX.name).exists():
+            pytest.skip(f"the original files are not in {ORIGINALS}; set {originals.DATA_DIR_VARIABLE}")
+        if name not in loaded:
+            loaded[name] = getattr(datasets, name)(data_dir=ORIGINALS)
+        return loaded[name]
+
+    return load_once
+
+
+def converted_file(name):
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"the converted file {path} is absent")
+    return path
+
+
+def assert_integer_counts(counts):
+    assert sparse.isspmatrix_csr(counts)
+    assert counts.dtype == np.float32
+    np.testing.assert_array_equal(counts.data, np.rint(counts.data))
+    assert counts.data.min() >= 1
+    assert counts.sum(axis=1).min() > 0
+
+
+def assert_log_normalised(adata):
+    counts = adata.layers["counts"].toarray().astype(float)
+    expected = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(adata.X.toarray(), expected, rtol=1e-4)  # X is float32
+
+
+def assert_same_cells(adata, expected):
+    """Compare counts and labels with those of a file whose `X` are counts."""
+    assert adata.shape == expected.shape
+    assert list(adata.obs_names) == list(expected.obs_names)
+    assert list(adata.var_names) == list(expected.var_names)
+    assert (adata.layers["counts"] != expected.X).nnz == 0
+    # rtol: percentages may differ in the last bits between R, pandas and HDF5
+    pd.testing.assert_frame_equal(adata.obs, expected.obs, check_like=True, rtol=1e-12)
+
+
+class TestPbmc68kReduced:
+    def test_counts_are_integers_and_every_cell_has_some(self):
+        adata = datasets.pbmc68k_reduced()
+        assert adata.shape == (700, 765)
+        assert_integer_counts(adata.layers["counts"])
+        assert_log_normalised(adata)
+
+    def test_labels_are_scanpys_bulk_labels(self):
+        cell_type = datasets.pbmc68k_reduced().obs["cell_type"]
+        assert cell_type.dtype == "category"
+        assert cell_type.notna().all()
+        assert cell_type.value_counts()["CD19+ B"] == 95
+        assert cell_type.nunique() == 10
+
+    def test_counts_follow_the_rule_of_the_smallest_value(self):
+        import scanpy as sc
+
+        log_values = sc.datasets.pbmc68k_reduced().raw.X[3].toarray().ravel()
+        values = np.expm1(log_values.astype(float))
+        expected = np.rint(values / values[values > 0].min())
+        np.testing.assert_array_equal(datasets.pbmc68k_reduced().layers["counts"][3].toarray().ravel(), expected)
+
+    def test_can_be_written_and_read_again(self, tmp_path):
+        adata = datasets.pbmc68k_reduced()
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        again = anndata.read_h5ad(tmp_path / "cells.h5ad")
+        assert again.uns["source"] == adata.uns["source"]
+        assert "log1p" in again.uns
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_downloaded_sets_have_integer_counts_and_labels(load, name):
+    adata = load(name)
+    assert adata.shape == SHAPES[name]
+    assert_integer_counts(adata.layers["counts"])
+    assert_log_normalised(adata[:50])
+    assert adata.obs_names.is_unique
+    assert adata.var_names.is_unique
+    assert adata.obs.notna().all(axis=None)
+    assert adata.obs["cell_type"].dtype == "category"
+
+
+@pytest.mark.parametrize("name", sorted(CONVERTED))
+def test_downloaded_sets_equal_the_converted_files(load, name):
+    expected = anndata.read_h5ad(converted_file(CONVERTED[name]))
+    assert_same_cells(load(name), expected)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:mudata", "ignore::UserWarning:mudata")
+def test_citeseq_equals_the_converted_file(load):
+    path = converted_file("pbmc10k_citeseq.h5mu")
+    mdata, expected = load("pbmc10k_citeseq"), mudata.read_h5mu(path)
+    for modality in ("rna", "prot"):
+        assert_same_cells(mdata[modality], expected[modality])
+    assert (mdata.obs["cell_type"] == expected.obs["cell_type"]).all()
+
+
+def test_citeseq_holds_counts_in_both_modalities(load):
+    mdata = load("pbmc10k_citeseq")
+    assert mdata["rna"].shape == (5994, 4000)
+    assert mdata["prot"].shape == (5994, 14)
+    for modality in ("rna", "prot"):
+        assert_integer_counts(mdata[modality].layers["counts"])
+    assert (mdata["prot"].X != mdata["prot"].layers["counts"]).nnz == 0
+    assert mdata.obs["cell_type"].dtype == "category"
+
+
+def test_b_cells_of_citeseq_carry_cd19(load):
+    mdata = load("pbmc10k_citeseq")
+    cd19 = mdata["prot"][:, "CD19"].X.toarray().ravel()
+    means = pd.Series(cd19).groupby(mdata.obs["cell_type"].to_numpy()).mean()
+    assert means.idxmax() == "B"
+
+
+def test_perturbations_have_controls_in_every_cell_line(load):
+    obs = load("norman_mcfaline_devel").obs
+    assert set(obs.loc[obs["condition"] == "control", "cell_type"]) == {"k562", "A172", "T98G", "U87MG"}
+
+
+class TestCountRecovery:
+    def test_smallest_value_of_each_cell_sets_the_scale(self):
+        counts = np.array([[1, 0, 7], [3, 1, 0]])
+        log_values = sparse.csr_matrix(np.log1p(counts * np.array([[0.37], [12.1]])))
+        values = convert.normalised_values(log_values)
+        recovered = convert.scale_to_counts(values, 1 / convert.smallest_per_cell(values))
+        np.testing.assert_array_equal(recovered.toarray(), counts)
+
+    def test_a_cell_without_counts_is_left_out(self):
+        obs = convert.categorical_obs(["a", "b"], cell_type=["x", "y"])
+        adata = convert.expression_adata(np.array([[0, 0], [2, 0]]), obs, ["g1", "g2"], {})
+        assert list(adata.obs_names) == ["b"]
+
+    def test_counts_and_expression_share_no_memory(self):
+        obs = convert.categorical_obs(["a"], cell_type=["x"])
+        adata = convert.count_adata(np.array([[1, 2]]), obs, ["g1", "g2"])
+        adata.X.data[:] = 0
+        np.testing.assert_array_equal(adata.layers["counts"].toarray(), [[1, 2]])
+
+
+def make_original(content: bytes, folder: Path) -> originals.Original:
+    """Describe a made-up file; its content is hashed through a file that is removed again."""
+    path = folder / "hashed"
+    path.write_bytes(content)
+    sha256 = pooch.file_hash(str(path))
+    path.unlink()
+    return originals.Original(repository="some/where", commit="0" * 40, path="data/file.rda", sha256=sha256)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Let every download fail as it does without a network."""
+
+    def refuse(url, output_file, pooch_object, **_):
+        raise requests.ConnectionError("no route to host")
+
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: refuse)
+
+
+class TestFetch:
+    def test_a_cached_file_is_used_without_network(self, tmp_path, offline):
+        original = make_original(b"right", tmp_path)
+        (tmp_path / original.name).write_bytes(b"right")
+        assert originals.fetch(original, tmp_path) == tmp_path / "file.rda"
+
+    def test_the_folder_is_named_by_the_environment(self, tmp_path, monkeypatch, offline):
+        original = make_original(b"right", tmp_path)
+        (tmp_path / original.name).write_bytes(b"right")
+        monkeypatch.setenv(originals.DATA_DIR_VARIABLE, str(tmp_path))
+        assert originals.fetch(original).parent == tmp_path
+
+    def test_the_argument_goes_before_the_environment(self, tmp_path, monkeypatch, offline):
+        original = make_original(b"right", tmp_path)
+        (tmp_path / original.name).write_bytes(b"right")
+        monkeypatch.setenv(originals.DATA_DIR_VARIABLE, str(tmp_path / "elsewhere"))
+        assert originals.fetch(original, tmp_path).exists()
+
+    def test_without_network_the_error_names_the_variable_and_the_folder(self, tmp_path, offline):
+        original = make_original(b"right", tmp_path)
+        with pytest.raises(OSError, match=f"(?s){re.escape(str(tmp_path))}.*{originals.DATA_DIR_VARIABLE}"):
+            originals.fetch(original, tmp_path)
+
+    def test_an_altered_file_in_the_cache_is_refused_and_kept(self, tmp_path, offline):
+        original = make_original(b"right", tmp_path)
+        path = tmp_path / original.name
+        path.write_bytes(b"wrong")
+        with pytest.raises(ValueError, match="sha256"):
+            originals.fetch(original, tmp_path)
+        assert path.read_bytes() == b"wrong"
+
+    def test_an_altered_download_is_refused_and_not_kept(self, tmp_path, monkeypatch):
+        original = make_original(b"right", tmp_path)
+
+        def send_other_bytes(url, output_file, pooch_object, **_):
+            Path(output_file).write_bytes(b"wrong")
+
+        monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: send_other_bytes)
+        with pytest.raises(ValueError, match="not the published file"):
+            originals.fetch(original, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_good_download_is_kept_under_its_own_name(self, tmp_path, monkeypatch):
+        original = make_original(b"right", tmp_path)
+        asked = []
+
+        def send(url, output_file, pooch_object, **_):
+            asked.append(url)
+            Path(output_file).write_bytes(b"right")
+
+        monkeypatch.setattr(pooch, "HTTPDownloader", lambda **_: send)
+        path = originals.fetch(original, tmp_path / "new")
+        assert path.read_bytes() == b"right"
+        assert asked == [original.url]
+        assert original.url.endswith(f"/some/where/{'0' * 40}/data/file.rda")
