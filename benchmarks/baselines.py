@@ -11,13 +11,17 @@ import numpy as np
 import scipy.sparse as sp
 from measures import to_dense
 from scipy.stats import norm, rankdata
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
+
+
+#: Share of the identity in the copula's correlation. Ledoit and Wolf's estimate (0.3 to 0.9 on `pbmc3k`, 2 000 genes) gives cells that are
+#: easier to tell from real ones by their genes (AUC 0.67 against 0.60) and less correlated: a weaker baseline.
+COPULA_SHRINKAGE = 0.3
 
 
 class Baseline(Protocol):
@@ -73,8 +77,8 @@ def _decode_scvi_prior(model: object, requested: NDArray, totals: NDArray, rng: 
 def gaussian_copula(train_adata: AnnData, labels: ArrayLike, requested_labels: ArrayLike, seed: int) -> sp.csr_matrix:
     """Draw every label's genes from their empirical distributions, tied together by a Gaussian copula.
 
-    The correlation of normal scores is shrunk as Ledoit and Wolf propose, for there are more genes than cells. This is the idea of
-    scDesign2 with empirical margins.
+    The correlation of normal scores is shrunk towards the identity, for there are more genes than cells. This is the idea of scDesign2 with
+    empirical margins.
 
     References
     ----------
@@ -128,11 +132,10 @@ def _copula_of_label(counts: NDArray, n_cells: int, rng: np.random.Generator) ->
     scores -= scores.mean(axis=0)
     spread = scores.std(axis=0)
     scores /= np.where(spread > 0, spread, 1)
-    shrinkage = ledoit_wolf_shrinkage(scores, assume_centered=True)
     # (1 - s) S + s I has the square root [sqrt(1 - s) X' / sqrt(n), sqrt(s) I]: the matrix itself is never needed
     shared = rng.standard_normal((n_cells, n_train)) @ scores / np.sqrt(n_train)
     own = rng.standard_normal(shared.shape)
-    quantiles = norm.cdf(np.sqrt(1 - shrinkage) * shared + np.sqrt(shrinkage) * own)
+    quantiles = norm.cdf(np.sqrt(1 - COPULA_SHRINKAGE) * shared + np.sqrt(COPULA_SHRINKAGE) * own)
     order = np.minimum((quantiles * n_train).astype(int), n_train - 1)
     return np.take_along_axis(np.sort(counts, axis=0), order, axis=0)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
+    import scipy.sparse as sp
 
 PROVENANCE_KEY = "scgen_diffusion"
 

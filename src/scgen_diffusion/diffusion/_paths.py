@@ -43,7 +43,7 @@ class LinearInterpolant:
         t = expand_time(t, data)
         return t * data + (1 - t) * noise
 
-    def velocity(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002 (a path's velocity may need t)
+    def velocity(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return ``data - noise``, the regression target of the network."""
         return data - noise
 

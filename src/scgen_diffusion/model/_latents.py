@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,8 @@ from scgen_diffusion.diffusion import SampleGenerators
 from ._generation import resolve_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from anndata import AnnData
 
 

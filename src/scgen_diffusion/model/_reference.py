@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -20,6 +18,9 @@ from torch import Tensor
 from scgen_diffusion.module import ANY
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
     from ._scldm import SCLDM
 
 ModelT = TypeVar("ModelT", bound="SCLDM")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -25,6 +23,9 @@ from ._saving import SavingMixin
 from ._training import TwoStageTrainingMixin
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
     from anndata import AnnData
 
     from scgen_diffusion.diffusion import SampleGenerators

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter
@@ -17,7 +15,6 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor
 
 from scgen_diffusion.data import Conditions
-from scgen_diffusion.module import SCLDMArchitecture
 from scgen_diffusion.train import (
     RECIPES,
     AutoencoderPlan,
@@ -31,8 +28,13 @@ from scgen_diffusion.train import (
 )
 
 if TYPE_CHECKING:
+    import os
+
     import lightning.pytorch as pl
+    import numpy as np
     import pandas as pd
+
+    from scgen_diffusion.module import SCLDMArchitecture
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         train_size: float | None = None,
         early_stopping: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        compile: bool = False,  # noqa: A002 (torch's own name for it)
+        compile: bool = False,
         autoencoder_kwargs: Mapping[str, Any] | None = None,
         prior_kwargs: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
@@ -114,7 +116,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         batch_size: int = 128,
         train_size: float | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        compile: bool = False,  # noqa: A002 (torch's own name for it)
+        compile: bool = False,
         recipe_kwargs: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> bool:
@@ -144,7 +146,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         *,
         batch_size: int = 128,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        compile: bool = False,  # noqa: A002 (torch's own name for it)
+        compile: bool = False,
         recipe_kwargs: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> bool:

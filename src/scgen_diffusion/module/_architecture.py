@@ -28,6 +28,9 @@ class SCLDMArchitecture:
         ``"negative_binomial"`` for counts, or ``"gaussian"`` for log-normalised values.
     dispersion
         Negative binomial only. ``"gene"``: one dispersion per gene; ``"gene-cell"``: one per gene and cell.
+    outliers
+        Negative binomial only. Whether a rare second component explains isolated large counts, which would otherwise
+        widen every gene's distribution.
     width, n_layers, n_heads, n_heads_cross, feed_forward_width
         Transformer of the autoencoder: token width, self-attention blocks (in the encoder, and again in the decoder),
         their heads, heads of the cross-attention, inner width of the feed-forward halves (None: 8/3 of the width).
@@ -60,6 +63,7 @@ class SCLDMArchitecture:
     decoder: Literal["gene_queries", "factors", "both"] = "factors"
     likelihood: Literal["negative_binomial", "gaussian"] = "negative_binomial"
     dispersion: Literal["gene", "gene-cell"] = "gene"
+    outliers: bool = True
     width: int = 32
     n_layers: int = 1
     n_heads: int = 4
@@ -121,6 +125,7 @@ PUBLISHED = SCLDMArchitecture(
     n_latent=16,
     pooling="attention",
     decoder="gene_queries",
+    outliers=False,
     width=32,
     n_layers=8,
     n_heads=8,

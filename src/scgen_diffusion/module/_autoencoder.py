@@ -113,7 +113,9 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
     """Build the likelihood that the architecture names."""
     if architecture.likelihood == "gaussian":
         return GaussianLikelihood()
-    return NegativeBinomialLikelihood(n_genes, per_cell=architecture.dispersion == "gene-cell")
+    return NegativeBinomialLikelihood(
+        n_genes, per_cell=architecture.dispersion == "gene-cell", outliers=architecture.outliers
+    )
 
 
 def _attention_pooling(n_genes: int, architecture: SCLDMArchitecture) -> AttentionPooling:

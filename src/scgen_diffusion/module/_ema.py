@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:

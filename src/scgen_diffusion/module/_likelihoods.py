@@ -44,43 +44,99 @@ class NegativeBinomialLikelihood(nn.Module):
     per_cell
         Whether each cell and gene has its own dispersion, :math:`\log\theta` being the decoder's second output. Otherwise
         it is a parameter of the gene.
+    outliers
+        Whether a rare second component explains isolated large counts, see :class:`OutlierCounts`.
     initial_log_theta
         Where the dispersions of genes start. Published: 1.
     """
 
-    def __init__(self, n_genes: int, *, per_cell: bool = False, initial_log_theta: float = 2.0) -> None:
+    def __init__(
+        self, n_genes: int, *, per_cell: bool = False, outliers: bool = True, initial_log_theta: float = 2.0
+    ) -> None:
         super().__init__()
         self.n_outputs = 2 if per_cell else 1
         self.log_theta = None if per_cell else nn.Parameter(torch.full((n_genes,), initial_log_theta))
+        self.outliers = OutlierCounts(n_genes) if outliers else None
 
     def log_mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
-        """Return the logarithm of the mean, ``(cells, genes)``."""
-        return outputs[..., 0].float().log_softmax(1) + library_size.log()
+        """Return the logarithm of ``mu``, ``(cells, genes)``."""
+        log_mean = outputs[..., 0].float().log_softmax(1) + library_size.log()
+        return log_mean if self.outliers is None else log_mean + self.outliers.log_scale
 
     def log_dispersion(self, outputs: Tensor) -> Tensor:
         """Return the logarithm of ``theta``, broadcastable to ``(cells, genes)``."""
         return outputs[..., 1].float() if self.log_theta is None else self.log_theta
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
-        """Return ``mu``, ``(cells, genes)``."""
-        return self.log_mean(outputs, library_size).exp()
+        """Return the expected counts, ``(cells, genes)``."""
+        mu = self.log_mean(outputs, library_size).exp()
+        return mu if self.outliers is None else self.outliers.mix_into(mu)
 
     def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return each cell's log-likelihood of counts ``(cells, genes)``."""
-        return negative_binomial_log_likelihood(
-            target, self.log_mean(outputs, library_size), self.log_dispersion(outputs)
-        )
+        log_mean, log_theta = self.log_mean(outputs, library_size), self.log_dispersion(outputs)
+        return negative_binomial_log_likelihood(target, log_mean, log_theta, self.outliers)
 
     def parameters_per_cell(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return ``mu`` and ``theta``, ``(cells, 2, genes)``."""
-        mu = self.mean(outputs, library_size)
+        mu = self.log_mean(outputs, library_size).exp()
         return torch.stack([mu, self.log_dispersion(outputs).exp().expand_as(mu)], dim=1)
 
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw counts ``(genes,)`` as a Poisson variable with a Gamma-distributed rate."""
-        mu, theta = parameters.double()  # a Gamma draw of a small shape underflows in single precision
-        rate = torch._standard_gamma(theta, generator=generator) * (mu / theta)
-        return torch.poisson(rate, generator=generator).float()
+        """Draw counts ``(genes,)``."""
+        counts = draw_negative_binomial(*parameters, generator)
+        return counts if self.outliers is None else self.outliers.replace(counts, generator)
+
+
+class OutlierCounts(nn.Module):
+    r"""A rare second component of counts: large values that come out of nowhere.
+
+    Some data hold isolated counts, often ten times what any other cell has of the gene, unrelated to the rest of the cell.
+    One dispersion that must cover them is far too wide for all other counts. So with a small probability a count is
+    :math:`1 + \operatorname{NB}(b, \theta_b)` in place of the cell's own, for gene ``g`` with the log odds
+    :math:`\eta_g = a + s\,(\log p_g - \overline{\log p})`, ``p`` the mean profile. Five numbers are learned for all genes
+    together: ``a``, ``s``, ``b``, :math:`\theta_b`, and a common factor of the other counts' means. Data without such
+    counts drive the probability to zero.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    """
+
+    log_share: Tensor
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__()
+        self.log_odds = nn.Parameter(torch.tensor(-8.0))
+        self.slope = nn.Parameter(torch.tensor(0.0))
+        self.log_mean = nn.Parameter(torch.tensor(15.0).log())
+        self.log_theta = nn.Parameter(torch.tensor(0.0))
+        self.log_scale = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("log_share", torch.zeros(n_genes))
+
+    def gene_log_odds(self) -> Tensor:
+        """Return the log odds of an outlier, ``(genes,)``."""
+        return self.log_odds + self.slope * (self.log_share - self.log_share.mean())
+
+    def log_probability(self, counts: Tensor) -> Tensor:
+        """Return the log probability of outlying counts, each at least 1."""
+        theta, log_excess = self.log_theta.exp(), softplus(self.log_mean - self.log_theta)
+        log_success = self.log_mean - self.log_theta - log_excess
+        return _above_zero(counts - 1, theta, log_success) - theta * log_excess
+
+    def mix_into(self, mu: Tensor) -> Tensor:
+        """Return the mean of the mixture for means ``mu (cells, genes)`` of the main component."""
+        probability = self.gene_log_odds().sigmoid()
+        return (1 - probability) * mu + probability * (1 + self.log_mean.exp())
+
+    def replace(self, counts: Tensor, generator: torch.Generator) -> Tensor:
+        """Replace some of the counts ``(genes,)`` by outliers."""
+        coin = torch.rand(counts.shape, generator=generator, device=counts.device)
+        hit = coin < self.gene_log_odds().sigmoid()
+        shape = torch.ones(int(hit.sum()), device=counts.device)
+        drawn = draw_negative_binomial(shape * self.log_mean.exp(), shape * self.log_theta.exp(), generator)
+        return counts.masked_scatter(hit, 1 + drawn)
 
 
 class GaussianLikelihood(nn.Module):
@@ -88,7 +144,7 @@ class GaussianLikelihood(nn.Module):
 
     n_outputs = 1
 
-    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:  # noqa: ARG002 (log-normalised values have none)
+    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the expected log-normalised values, ``(cells, genes)``."""
         return outputs[..., 0].float()
 
@@ -100,18 +156,28 @@ class GaussianLikelihood(nn.Module):
         """Return the means, ``(cells, genes)``."""
         return self.mean(outputs, library_size)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002 (noise would hide zeros)
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean itself, as published: the head has no noise of its own."""
         return parameters
 
 
-def negative_binomial_log_likelihood(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+def draw_negative_binomial(mu: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw counts of mean ``mu`` and inverse dispersion ``theta``: Poisson variables with Gamma-distributed rates."""
+    mu, theta = mu.double(), theta.double()  # a Gamma draw of a small shape underflows in single precision
+    rate = torch._standard_gamma(theta, generator=generator) * (mu / theta)
+    return torch.poisson(rate, generator=generator).float()
+
+
+def negative_binomial_log_likelihood(
+    counts: Tensor, log_mean: Tensor, log_theta: Tensor, outliers: OutlierCounts | None = None
+) -> Tensor:
     r"""Compute the log-likelihood of counts, summed over genes.
 
     .. math:: \log\Gamma(x + \theta) - \log\Gamma(\theta) - \log x! + x (\log\mu - \log\theta) - (x + \theta)
         \log(1 + \mu / \theta)
 
-    Everything but the last term vanishes at ``x = 0``, so on a CPU it is computed for non-zero counts only.
+    With outliers, :math:`\log[(1 - \pi) \operatorname{NB}(x) + \pi \operatorname{Outlier}(x)]`. Every count is compared with
+    a zero, whose log-likelihood is cheap, so that on a CPU the rest is computed for non-zero counts only.
 
     Parameters
     ----------
@@ -121,25 +187,41 @@ def negative_binomial_log_likelihood(counts: Tensor, log_mean: Tensor, log_theta
         Logarithm of the mean, ``(cells, genes)``.
     log_theta
         Logarithm of the inverse dispersion, ``(genes,)`` or ``(cells, genes)``.
+    outliers
+        The second component, if any.
 
     Returns
     -------
     Tensor
         ``(cells,)``.
     """
-    theta = log_theta.exp()
+    theta = log_theta.exp().expand_as(counts)
     log_excess = softplus(log_mean - log_theta)
-    at_zero = -(theta * log_excess).sum(1)
-    if counts.is_cuda:  # finding the non-zero counts would make the GPU wait
-        return at_zero + _above_zero(counts, theta, log_mean - log_theta - log_excess).sum(1)
-    cells, genes = counts.nonzero(as_tuple=True)
-    above = _above_zero(
-        counts[cells, genes],
-        theta.expand_as(counts)[cells, genes],
-        (log_mean - log_theta - log_excess)[cells, genes],
-    )
-    return at_zero.index_add(0, cells, above)
+    log_success = log_mean - log_theta - log_excess
+    log_zero = -(theta * log_excess)
+    total = log_zero.sum(1)
+    if outliers is not None:
+        log_odds = outliers.gene_log_odds().expand_as(counts)
+        total = total - softplus(log_odds).sum(1)
+
+    cells, genes = _cells_and_genes(counts)
+    x = counts[cells, genes]
+    ratio = _above_zero(x, theta[cells, genes], log_success[cells, genes])
+    if outliers is not None:
+        by_outlier = log_odds[cells, genes] + outliers.log_probability(x.clamp(min=1)) - log_zero[cells, genes]
+        ratio = torch.where(x > 0, torch.logaddexp(ratio, by_outlier), ratio)
+    return total.index_add(0, cells, ratio)
+
+
+def _cells_and_genes(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """List the non-zero entries; all entries on a GPU, which would have to wait for their number."""
+    if not counts.is_cuda:
+        return counts.nonzero(as_tuple=True)
+    rows = torch.arange(counts.shape[0], device=counts.device)[:, None].expand_as(counts)
+    columns = torch.arange(counts.shape[1], device=counts.device).expand_as(counts)
+    return rows.reshape(-1), columns.reshape(-1)
 
 
 def _above_zero(counts: Tensor, theta: Tensor, log_success: Tensor) -> Tensor:
+    """Return the log ratio of a count's probability to that of zero."""
     return (counts + theta).lgamma() - theta.lgamma() - (counts + 1).lgamma() + counts * log_success

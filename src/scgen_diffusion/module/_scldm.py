@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,6 +25,8 @@ from ._ema import averaged_copy
 from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from scgen_diffusion.diffusion import ConditionStrategy
 
 InputValues = Literal["counts", "log1p"]
@@ -229,9 +230,11 @@ class SCLDMModule(BaseModuleClass):
         """Start the decoder at the mean cell, and centre the factor pooling there, both ``(genes,)``."""
         if self.architecture.uses_factor_pooling:
             self.encoder.network.factors.profile_mean.copy_(mean_profile)
+        is_count = self.architecture.likelihood == "negative_binomial"
+        if is_count and self.likelihood.outliers is not None:
+            self.likelihood.outliers.log_share.copy_(_log_share(mean_counts))
         if self.architecture.uses_factor_decoder:
             bias = self.decoder.factors.loadings.bias.view(len(mean_counts), -1)
-            is_count = self.architecture.likelihood == "negative_binomial"
             bias[:, 0] = _log_share(mean_counts) if is_count else mean_profile
             bias[:, 1:] = 2.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -11,6 +10,8 @@ from ._attention import CrossAttention, SelfAttention
 from ._feed_forward import SwiGLU
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 LAYER_NORM_EPS = 1e-8  # as published for scLDM

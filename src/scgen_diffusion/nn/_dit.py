@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -13,6 +12,8 @@ from ._embeddings import ConditionEmbedding, TimeEmbedding, position_embedding
 from ._feed_forward import SwiGLU
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 class HistoryRecorder(Callback):
@@ -15,7 +17,7 @@ class HistoryRecorder(Callback):
     def __init__(self) -> None:
         self._metrics: dict[str, dict[int, float]] = {}
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 (Lightning)
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch's metrics; those of a validation belong to the epoch that it closed."""
         for name, value in trainer.callback_metrics.items():
             self._metrics.setdefault(name, {})[trainer.current_epoch] = float(value)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
     import lightning.pytorch as pl
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def stop_on_interrupt(trainer: pl.Trainer) -> Iterator[Interruption]:
 
     previous = signal.getsignal(signal.SIGINT)
 
-    def stop(signal_number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (a handler's signature)
+    def stop(signal_number: int, frame: FrameType | None) -> None:
         logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
         interruption.requested = trainer.should_stop = True
         signal.signal(signal.SIGINT, previous)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
-from scgen_diffusion.module import SCLDMModule
-
-from ._recipes import AutoencoderRecipe, PriorRecipe, Recipe
 from ._schedules import learning_rate_factor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from scgen_diffusion.module import SCLDMModule
+
+    from ._recipes import AutoencoderRecipe, PriorRecipe, Recipe
 
 VALIDATION_SEED = 0
 
@@ -79,7 +82,7 @@ class StagePlan(pl.LightningModule):
                 self._generator.set_state(self._generator_state)
         return self._generator
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute, log and return the loss."""
         losses = self.compute_losses(batch, self.generator, training=True)
         self._log(losses, batch, "train")

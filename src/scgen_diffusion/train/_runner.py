@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
-import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from scvi.train import Trainer
 
 from ._history import HistoryRecorder
 from ._interruption import stop_on_interrupt
-from ._plans import StagePlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import lightning.pytorch as pl
+    import pandas as pd
+
+    from ._plans import StagePlan
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from ._recipes import Schedule
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._recipes import Schedule
 
 
 def cosine(progress: float) -> float:

@@ -1,0 +1,240 @@
+"""The systems whose speed is compared, each as three steps on one batch of made-up cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import published
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+#: Two conditions, as in the published dentate-gyrus and perturbation sets.
+N_CLASSES = {"cell_type": 20, "condition": 10}
+
+#: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations; a trained one is not.
+N_PRIOR_STEPS_BEFORE_SAMPLING = 50
+
+STAGES = ("autoencoder_step", "prior_step", "generate")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes, and how to compute."""
+
+    n_genes: int
+    n_expressed: int
+    batch_size: int = 128
+    device: str = "cpu"
+    precision: str = "float32"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A batch of made-up cells on the device."""
+
+    counts: Tensor  # (cells, genes)
+    genes: Tensor  # (cells, expressed), 1-based
+    expressed_counts: Tensor  # (cells, expressed)
+    condition: Tensor  # (cells, keys)
+
+    @classmethod
+    def draw(cls, setting: Setting, seed: int = 0) -> Cells:
+        """Draw cells of which each expresses ``n_expressed`` random genes."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.rand(setting.batch_size, setting.n_genes, generator=generator).argsort(dim=1)
+        genes = order[:, : setting.n_expressed].sort(dim=1).values
+        expressed = 1 + torch.poisson(torch.full(genes.shape, 1.5), generator=generator)
+        counts = torch.zeros(setting.batch_size, setting.n_genes).scatter_(1, genes, expressed)
+        classes = [torch.randint(n, (setting.batch_size,), generator=generator) for n in N_CLASSES.values()]
+        tensors = (counts, genes + 1, expressed, torch.stack(classes, dim=1))
+        return cls(*(tensor.to(setting.device) for tensor in tensors))
+
+
+class System(Protocol):
+    """Three steps on one batch."""
+
+    def __init__(self, setting: Setting) -> None: ...
+
+    def autoencoder_step(self) -> None:
+        """Take one optimiser step of the autoencoder."""
+
+    def prior_step(self) -> None:
+        """Take one optimiser step of the prior."""
+
+    def generate(self) -> None:
+        """Generate a batch of labelled cells."""
+
+    def describe(self, stage: str) -> str:
+        """Say how the stage was computed."""
+
+
+class PublishedSystem:
+    """The published scLDM at its published sizes: eager, float32, encoding again in every step of the prior."""
+
+    def __init__(self, setting: Setting) -> None:
+        torch.manual_seed(0)
+        self.cells = Cells.draw(setting)
+        self.condition = dict(zip(N_CLASSES, self.cells.condition.T, strict=True))
+        self.autoencoder = published.Autoencoder(setting.n_genes).to(setting.device)
+        self.prior = published.Prior(N_CLASSES).to(setting.device)
+        self.autoencoder_optimizer = torch.optim.AdamW(
+            self.autoencoder.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self.prior_optimizer = torch.optim.AdamW(self.prior.parameters(), lr=5e-4)
+        self.n_prior_steps = 0
+        self.n_evaluations = 0
+        self.prior.register_forward_hook(self._count)
+
+    def autoencoder_step(self) -> None:
+        """Take one optimiser step of the autoencoder."""
+        cells = self.cells
+        loss = self.autoencoder.loss(cells.genes, cells.expressed_counts, cells.counts).mean()
+        _optimise(loss, self.autoencoder, self.autoencoder_optimizer)
+
+    def prior_step(self) -> None:
+        """Encode the batch and take one optimiser step of the prior."""
+        with torch.no_grad():
+            z = self.autoencoder.encode(self.cells.genes, self.cells.expressed_counts)
+        _optimise(self.prior.loss(z, self.condition), self.prior, self.prior_optimizer)
+        self.n_prior_steps += 1
+
+    def generate(self) -> None:
+        """Sample latents by dopri5, decode them and draw counts."""
+        while self.n_prior_steps < N_PRIOR_STEPS_BEFORE_SAMPLING:
+            self.prior_step()
+        self.n_evaluations = 0
+        with torch.inference_mode():
+            noise = torch.randn(len(self.cells.counts), 16, 16, device=self.cells.counts.device)
+            z = self.prior.sample(noise, self.condition)
+            mean, theta = self.autoencoder.decode(z, self.cells.counts.sum(1, keepdim=True))
+            torch.poisson(torch.distributions.Gamma(theta, theta / mean.clamp(min=1e-8)).sample())
+
+    def describe(self, stage: str) -> str:
+        """Say how the stage was computed."""
+        return f"dopri5, {self.n_evaluations} evaluations" if stage == "generate" else "eager float32"
+
+    def _count(self, *_: object) -> None:
+        self.n_evaluations += 1
+
+
+class PackageSystem:
+    """SCLDM with its default architecture and recipes; the prior trains on latents computed once."""
+
+    size = "default"
+
+    def __init__(self, setting: Setting) -> None:
+        from scgen_diffusion.module import SCLDMModule, build_architecture
+        from scgen_diffusion.train import RECIPES
+
+        torch.manual_seed(0)
+        self.setting = setting
+        self.cells = Cells.draw(setting)
+        self.recipe = RECIPES[self.size]
+        self.generator = torch.Generator(setting.device).manual_seed(0)
+        self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=build_architecture(self.size))
+        self.module.to(setting.device)
+        self._start()
+        autoencoder, prior = self.recipe.autoencoder, self.recipe.prior
+        self.autoencoder_optimizer = torch.optim.AdamW(
+            list(self._autoencoder_parameters()), lr=autoencoder.learning_rate, betas=autoencoder.betas
+        )
+        self.prior_optimizer = torch.optim.AdamW(self.module.prior.parameters(), lr=prior.learning_rate, betas=prior.betas)
+        if setting.compile:
+            for network in (self.module.encoder, self.module.decoder, self.module.prior):
+                network.compile()
+
+    def autoencoder_step(self) -> None:
+        """Take one optimiser step of the autoencoder, its input thinned as in training."""
+        x, recipe = self.cells.counts, self.recipe.autoencoder
+        noise = torch.randn(len(x), *self.module.latent_shape, generator=self.generator, device=x.device)
+        low = recipe.keep_at_least
+        keep = low + (1 - low) * torch.rand(len(x), 1, generator=self.generator, device=x.device) if low < 1 else None
+        with self._autocast():
+            _, _, losses = self.module(
+                {"X": x},
+                inference_kwargs={"noise": noise, "keep": keep, "generator": self.generator},
+                loss_kwargs={"kl_weight": recipe.kl_weight},
+            )
+        _optimise(losses.loss, self.module, self.autoencoder_optimizer, recipe.gradient_clip)
+
+    def prior_step(self) -> None:
+        """Take one optimiser step of the prior on cached latents, and update the averaged weights."""
+        z = self.latents + self.spread * torch.randn(self.latents.shape, generator=self.generator, device=self.latents.device)
+        with self._autocast():
+            loss = self.module.prior_loss(
+                z, self.cells.condition, drop_probability=self.recipe.prior.drop_probability, generator=self.generator
+            ).mean()
+        _optimise(loss, self.module.prior, self.prior_optimizer, self.recipe.prior.gradient_clip)
+        self.module.averaged_prior.update_parameters(self.module.prior)
+
+    def generate(self) -> None:
+        """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
+        from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators
+        from scgen_diffusion.model import SCLDM
+
+        condition = self.cells.condition
+        with torch.inference_mode(), self._autocast():
+            generators = SampleGenerators(0, range(len(condition)), self.setting.device)
+            z = self.module.sample_latents(
+                generators.normal(*self.module.latent_shape),
+                condition,
+                guidance_scales=[1.0] * len(N_CLASSES),
+                sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
+            )
+            kind = self.module.architecture.library_size
+            totals = self.module.library_size.draw(kind, condition, z, generators.uniform())
+            self.module.draw_cells(z, totals, generators)
+
+    def describe(self, stage: str) -> str:
+        """Say how the stage was computed."""
+        from scgen_diffusion.diffusion import FLOW_SAMPLERS
+        from scgen_diffusion.model import SCLDM
+
+        how = f"{self.size}, {'compiled ' if self.setting.compile else ''}{self.setting.precision}"
+        if stage != "generate":
+            return how
+        return f"{how}, {SCLDM.default_sampler} {FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps} steps"
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Do what training does before its first step: start from the mean cell, compute latents and library statistics."""
+        x, module = self.cells.counts, self.module
+        module.start_from_profile(x.mean(0), module.profile(x).mean(0))
+        posterior = module.inference(x)["posterior"]
+        self.latents, self.spread = posterior.mean.clone(), posterior.std.clone()
+        module.library_size.fit(module.totals(x)[:, 0].log().cpu(), self.cells.condition.cpu())
+        module.library_size.to(x.device)
+
+    def _autoencoder_parameters(self) -> Iterator[nn.Parameter]:
+        for part in (self.module.encoder, self.module.decoder, self.module.likelihood):
+            yield from part.parameters()
+
+    def _autocast(self) -> torch.autocast:
+        is_bf16 = self.setting.precision == "bf16"
+        return torch.autocast(torch.device(self.setting.device).type, torch.bfloat16, enabled=is_bf16)
+
+
+class PackagePublishedSizes(PackageSystem):
+    """SCLDM with the published architecture, computed the package's way."""
+
+    size = "published"
+
+
+SYSTEMS: dict[str, type[System]] = {
+    "published": PublishedSystem,
+    "package": PackageSystem,
+    "package-published-sizes": PackagePublishedSizes,
+}
+
+
+def _optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float = 10.0) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+    optimizer.step()
