@@ -32,5 +32,5 @@ def build_anndata(
 
 
 def synthetic_names(n_cells: int, prefix: str = "synthetic") -> pd.Index:
-    """Number cells from 0 under a prefix."""
+    """Name cells by a prefix and their number, from 0."""
     return pd.Index([f"{prefix}_{number}" for number in range(n_cells)])

@@ -88,7 +88,7 @@ class DormandPrinceSampler:
 
 FLOW_SAMPLERS: dict[str, FlowSampler] = {
     "euler": FixedStepSampler(euler_step, default_n_steps=50),
-    "midpoint": FixedStepSampler(midpoint_step, default_n_steps=25),
-    "heun": FixedStepSampler(heun_step, default_n_steps=25),
+    "midpoint": FixedStepSampler(midpoint_step, default_n_steps=10),
+    "heun": FixedStepSampler(heun_step, default_n_steps=10),
     "dopri5": DormandPrinceSampler(),
 }

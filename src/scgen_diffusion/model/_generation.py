@@ -56,7 +56,7 @@ class GenerationMixin(BaseModelClass):
     """
 
     var_: pd.DataFrame
-    default_sampler = "heun"
+    default_sampler = "midpoint"
 
     @property
     @abstractmethod

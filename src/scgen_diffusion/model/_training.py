@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import DataSplitter
+from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
-from scgen_diffusion.data import Conditions
+from scgen_diffusion.data import Conditions, known_names
 from scgen_diffusion.train import (
     RECIPES,
     AutoencoderPlan,
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_CELLS = 2000
 Stage = Literal["autoencoder", "prior"]
+RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
 class TwoStageTrainingMixin(BaseModelClass):
@@ -56,7 +58,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         *,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
-        batch_size: int = 128,
+        batch_size: int | None = None,
         train_size: float | None = None,
         early_stopping: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -77,7 +79,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         accelerator, devices
             Where to train; passed to Lightning.
         batch_size
-            Cells per step.
+            Cells per step; default: 128 for the autoencoder, 512 for the prior.
         train_size
             Share of cells to train on; the rest are for validation. Default: nine tenths, or all but 2 000 cells.
         early_stopping
@@ -113,7 +115,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         self,
         max_epochs: int | None = None,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         train_size: float | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         compile: bool = False,
@@ -122,18 +124,18 @@ class TwoStageTrainingMixin(BaseModelClass):
     ) -> bool:
         """Train the autoencoder alone. Parameters as in :meth:`train`; returns whether it was interrupted."""
         self._require_cells()
-        splitter = self._splitter(train_size, batch_size)
+        recipe = _changed(RECIPES[self._recipe_name].autoencoder, batch_size, recipe_kwargs)
+        splitter = self._splitter(train_size, recipe.batch_size)
         if not self.autoencoder_is_trained_:
             self._start_from_data(splitter.train_idx)
         if compile:
             self.module.encoder.compile()
             self.module.decoder.compile()
-        recipe = replace(RECIPES[self._recipe_name].autoencoder, **(recipe_kwargs or {}))
         self.prior_is_trained_ = False  # the latents that it knew are gone
         result = self._run(
             AutoencoderPlan(self.module, recipe, seed=_stage_seed()),
             splitter,
-            max_epochs or self._default_epochs(recipe, batch_size),
+            max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
         )
@@ -144,7 +146,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         self,
         max_epochs: int | None = None,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         compile: bool = False,
         recipe_kwargs: Mapping[str, Any] | None = None,
@@ -157,12 +159,12 @@ class TwoStageTrainingMixin(BaseModelClass):
         self._describe_training_cells(cache)
         if compile:
             self.module.prior.compile()
-        recipe = replace(RECIPES[self._recipe_name].prior, **(recipe_kwargs or {}))
-        data = LatentDataModule(cache.to(self.device), self.train_indices_, self.validation_indices_, batch_size)
+        recipe = _changed(RECIPES[self._recipe_name].prior, batch_size, recipe_kwargs)
+        data = LatentDataModule(cache, self.train_indices_, self.validation_indices_, recipe.batch_size)
         result = self._run(
             PriorPlan(self.module, recipe, seed=_stage_seed() + 1),
             data,
-            max_epochs or self._default_epochs(recipe, batch_size),
+            max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
         )
@@ -183,14 +185,10 @@ class TwoStageTrainingMixin(BaseModelClass):
     ) -> StageResult:
         logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        device = self.device
         result = run_stage(plan, data, max_epochs=max_epochs, checkpoint_dir=folder, **trainer_kwargs)
-        self.to_device(device if plan.device.type == "cpu" else plan.device)
+        self.to_device(_device_of(**trainer_kwargs))
         self.history_ = {**(self.history_ or {}), **result.history}
         return result
-
-    def _default_epochs(self, recipe: Recipe, batch_size: int) -> int:
-        return recipe.max_epochs(len(self.train_indices_), batch_size)
 
     def _splitter(self, train_size: float | None, batch_size: int) -> DataSplitter:
         """Split the cells once; both stages use the same split."""
@@ -204,16 +202,14 @@ class TwoStageTrainingMixin(BaseModelClass):
 
     def _start_from_data(self, indices: np.ndarray) -> None:
         """Start at the training cells' mean expression."""
-        counts = torch.zeros(self.summary_stats.n_vars, dtype=torch.float64)
-        profile = torch.zeros_like(counts)
+        target = torch.zeros(self.summary_stats.n_vars, dtype=torch.float64)
+        pooled = torch.zeros_like(target)
         for tensors in self._make_data_loader(adata=self.adata, indices=indices, batch_size=1024):
             x = tensors[REGISTRY_KEYS.X_KEY]
-            counts += x.sum(0)
-            profile += self.module.profile(x).sum(0)
-        device = self.device
-        self.module.start_from_profile(
-            (counts / len(indices)).float().to(device), (profile / len(indices)).float().to(device)
-        )
+            target += self.module.target(x).sum(0)
+            pooled += self.module.pooled_profile(x).sum(0)
+        means = [(total / len(indices)).float().to(self.device) for total in (target, pooled)]
+        self.module.start_from_means(*means)
 
     @torch.inference_mode()
     def _cache_latents(self) -> LatentCache:
@@ -252,6 +248,22 @@ class TwoStageTrainingMixin(BaseModelClass):
         if self.adata is None:
             msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
             raise ValueError(msg)
+
+
+def _device_of(*, accelerator: str = "auto", devices: int | list[int] | str = "auto", **_: Any) -> torch.device:
+    """Return the device that Lightning trained on, where the model stays afterwards, as scvi-tools' models do."""
+    return parse_device_args(accelerator, devices, return_device="torch")[2]
+
+
+def _changed(recipe: RecipeT, batch_size: int | None, changes: Mapping[str, Any] | None) -> RecipeT:
+    """Apply a user's changes to a recipe."""
+    changes = dict(changes or {}) | ({} if batch_size is None else {"batch_size": batch_size})
+    known = [field.name for field in fields(recipe)]
+    for name in changes:
+        if name not in known:
+            msg = f"The recipe has no option {name!r}. {known_names(name, known)}"
+            raise TypeError(msg)
+    return replace(recipe, **changes)
 
 
 def _stage_seed() -> int:

@@ -34,8 +34,8 @@ class SCLDMArchitecture:
     width, n_layers, n_heads, n_heads_cross, feed_forward_width
         Transformer of the autoencoder: token width, self-attention blocks (in the encoder, and again in the decoder),
         their heads, heads of the cross-attention, inner width of the feed-forward halves (None: 8/3 of the width).
-    factor_width, n_factors
-        Factor pooling and factor decoder: width of their networks, and number of loadings per gene.
+    pooling_width, decoder_width, n_factors
+        Width of the factor pooling, of the factor decoder's network, and number of its loadings per gene.
     share_gene_embedding
         Whether attention pooling and gene queries share one embedding per gene.
     value_after_norm
@@ -58,24 +58,25 @@ class SCLDMArchitecture:
 
     latent: Literal["variational", "deterministic"] = "variational"
     n_latent_tokens: int = 4
-    n_latent: int = 8
+    n_latent: int = 4
     pooling: Literal["attention", "factors", "both"] = "both"
     decoder: Literal["gene_queries", "factors", "both"] = "factors"
     likelihood: Literal["negative_binomial", "gaussian"] = "negative_binomial"
     dispersion: Literal["gene", "gene-cell"] = "gene"
     outliers: bool = True
-    width: int = 32
+    width: int = 16
     n_layers: int = 1
-    n_heads: int = 4
-    n_heads_cross: int = 4
+    n_heads: int = 2
+    n_heads_cross: int = 2
     feed_forward_width: int | None = None
-    factor_width: int = 256
+    pooling_width: int = 256
+    decoder_width: int = 128
     n_factors: int = 64
     share_gene_embedding: bool = True
     value_after_norm: bool = True
     mask_padding: bool = True
     padded_length: int | None = None
-    prior_width: int = 128
+    prior_width: int = 64
     prior_n_layers: int = 4
     prior_n_heads: int = 4
     prior_feed_forward_width: int | None = None

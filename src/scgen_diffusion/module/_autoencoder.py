@@ -59,9 +59,9 @@ class Encoder(nn.Module):
             architecture.n_latent_tokens,
             2 * n_latent if self.is_variational else n_latent,
             attention=_attention_pooling(n_genes, architecture) if architecture.uses_attention else None,
-            factors=FactorPooling(n_genes, architecture.factor_width) if architecture.uses_factor_pooling else None,
+            factors=FactorPooling(n_genes, architecture.pooling_width) if architecture.uses_factor_pooling else None,
             attention_width=architecture.width,
-            factor_width=architecture.factor_width,
+            factor_width=architecture.pooling_width,
             padded_length=architecture.padded_length,
         )
 
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
             GeneFactorDecoder(
                 n_genes,
                 a.n_latent_tokens * a.n_latent,
-                width=a.factor_width,
+                width=a.decoder_width,
                 n_factors=a.n_factors,
                 n_outputs=n_outputs,
             )

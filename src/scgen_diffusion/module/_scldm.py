@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import ConditionStrategy
 
 InputValues = Literal["counts", "log1p"]
+INITIAL_LOG_THETA = 2.0
 
 
 class SCLDMModule(BaseModuleClass):
@@ -157,8 +158,18 @@ class SCLDMModule(BaseModuleClass):
         """Return what the likelihood explains: counts, or log-normalised values for the Gaussian head."""
         return x if self.architecture.likelihood == "negative_binomial" else self.profile(x)
 
+    def gene_loadings(self) -> list[Tensor]:
+        """List the weight matrices with one row or column per gene."""
+        a = self.architecture
+        pooling = [self.encoder.network.factors.weight.weight] if a.uses_factor_pooling else []
+        return pooling + ([self.decoder.factors.loadings.weight] if a.uses_factor_decoder else [])
+
     def _encoder_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x.log1p() if self.input_values == "counts" else x), self.profile(x)
+        return (x.log1p() if self.input_values == "counts" else x), self.pooled_profile(x)
+
+    def pooled_profile(self, x: Tensor) -> Tensor:
+        """Return what the factor pooling sums up, the square root of normalised counts, ``(cells, genes)``."""
+        return (x * (1e4 / self.totals(x))).sqrt() / 3 if self.input_values == "counts" else x
 
     def profile(self, x: Tensor) -> Tensor:
         """Return normalised, logarithmised expression, ``log1p(1e4 x / sum(x))``, ``(cells, genes)``."""
@@ -226,17 +237,18 @@ class SCLDMModule(BaseModuleClass):
     # --- starting values that follow from the data -------------------------------------------------------------------
 
     @torch.no_grad()
-    def start_from_profile(self, mean_counts: Tensor, mean_profile: Tensor) -> None:
-        """Start the decoder at the mean cell, and centre the factor pooling there, both ``(genes,)``."""
-        if self.architecture.uses_factor_pooling:
-            self.encoder.network.factors.profile_mean.copy_(mean_profile)
+    def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
+        """Start the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
         is_count = self.architecture.likelihood == "negative_binomial"
+        start = _log_share(target) if is_count else target
+        if self.architecture.uses_factor_pooling:
+            self.encoder.network.factors.profile_mean.copy_(pooled_profile)
         if is_count and self.likelihood.outliers is not None:
-            self.likelihood.outliers.log_share.copy_(_log_share(mean_counts))
+            self.likelihood.outliers.log_share.copy_(start)
         if self.architecture.uses_factor_decoder:
-            bias = self.decoder.factors.loadings.bias.view(len(mean_counts), -1)
-            bias[:, 0] = _log_share(mean_counts) if is_count else mean_profile
-            bias[:, 1:] = 2.0
+            bias = self.decoder.factors.loadings.bias.view(len(target), -1)
+            bias[:, 0] = start
+            bias[:, 1:] = INITIAL_LOG_THETA
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -106,6 +106,10 @@ class LatentDataModule(pl.LightningDataModule):
         self.validation_indices = validation_indices
         self.batch_size = batch_size
 
+    def setup(self, stage: str) -> None:
+        """Move the cache to the training device."""
+        self.cache.to(self.trainer.strategy.root_device)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffle the training cells."""
         return self._loader(self.train_indices, RandomSampler(self.train_indices))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from scvi import REGISTRY_KEYS
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._schedules import learning_rate_factor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from scgen_diffusion.module import SCLDMModule
 
@@ -132,12 +132,17 @@ class AutoencoderPlan(StagePlan):
     recipe: AutoencoderRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Give dispersions a rate of their own, and no weight decay."""
+        """Give dispersions a rate, and gene loadings a weight decay, of their own."""
         module, recipe = self.module, self.recipe
-        dispersions = list(module.likelihood.parameters())
-        others = _unique(p for part in (module.encoder, module.decoder) for p in part.parameters())
+        dispersions, loadings = list(module.likelihood.parameters()), module.gene_loadings()
+        special = {id(parameter) for parameter in (*dispersions, *loadings)}
+        others = [p for part in (module.encoder, module.decoder) for p in part.parameters() if id(p) not in special]
         rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
-        groups = [{"params": others}, {"params": dispersions, "lr": rate, "weight_decay": 0.0}]
+        groups = [
+            {"params": list(dict.fromkeys(others))},
+            {"params": dispersions, "lr": rate, "weight_decay": 0.0},
+            {"params": loadings, "weight_decay": recipe.loading_weight_decay},
+        ]
         return [group for group in groups if group["params"]]
 
     def compute_losses(
@@ -207,7 +212,3 @@ class PriorPlan(StagePlan):
     def on_train_batch_end(self, *_: Any) -> None:
         """Update the averaged weights."""
         self.module.averaged_prior.update_parameters(self.module.prior)
-
-
-def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return list(dict.fromkeys(parameters))

@@ -21,6 +21,8 @@ class Recipe:
         Largest norm of the gradient.
     schedule
         ``"cosine"`` to zero, or ``"warm_up_hold_decay"`` (warm up, hold, decay by a square root over the last tenth).
+    batch_size
+        Cells per step.
     warm_up
         Share of all steps in which the learning rate rises linearly.
     reference_steps
@@ -35,14 +37,15 @@ class Recipe:
     weight_decay: float = 0.0
     gradient_clip: float = 10.0
     schedule: Schedule = "cosine"
+    batch_size: int = 128
     warm_up: float = 0.05
     reference_steps: int = 1500
     reference_cells: int = 2000
 
-    def max_epochs(self, n_cells: int, batch_size: int) -> int:
+    def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs for ``n_cells`` training cells."""
         steps = self.reference_steps * math.sqrt(max(n_cells / self.reference_cells, 1))
-        return max(1, round(steps / math.ceil(n_cells / batch_size)))
+        return max(1, round(steps / math.ceil(n_cells / self.batch_size)))
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,18 @@ class AutoencoderRecipe(Recipe):
         cell. 1 switches thinning off.
     dispersion_learning_rate_factor
         Learning rate of the genes' dispersions, relative to the others'.
+    loading_weight_decay
+        Weight decay of the genes' loadings in factor pooling and factor decoder, which are most of the parameters.
     """
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     gradient_clip: float = 100.0
+    reference_steps: int = 600
     kl_weight: float = 1.0
-    kl_warm_up: float = 0.1
+    kl_warm_up: float = 0.33
     keep_at_least: float = 0.3
+    loading_weight_decay: float = 3.0
     dispersion_learning_rate_factor: float = 10.0
 
 
@@ -81,8 +88,8 @@ class PriorRecipe(Recipe):
         How often a cell's conditions are dropped, which is what classifier-free guidance learns from.
     """
 
-    learning_rate: float = 1e-3
-    reference_steps: int = 3000
+    learning_rate: float = 2e-3
+    batch_size: int = 512
     drop_probability: float = 0.1
 
 
@@ -104,9 +111,18 @@ RECIPES: dict[str, TrainingRecipe] = {
             gradient_clip=10.0,
             schedule="warm_up_hold_decay",
             warm_up=0.1,
+            reference_steps=6000,
             keep_at_least=1.0,
+            loading_weight_decay=0.0,
             dispersion_learning_rate_factor=1.0,
         ),
-        PriorRecipe(learning_rate=5e-4, betas=(0.9, 0.999), warm_up=0.1, drop_probability=0.8),
+        PriorRecipe(
+            learning_rate=5e-4,
+            betas=(0.9, 0.999),
+            batch_size=128,
+            warm_up=0.1,
+            reference_steps=12_000,
+            drop_probability=0.8,
+        ),
     ),
 }
