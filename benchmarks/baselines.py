@@ -59,7 +59,9 @@ def scvi_prior(
     return sp.csr_matrix(_negative_binomial(mean, inverse_dispersion, rng))
 
 
-def _decode_scvi_prior(model: object, requested: NDArray, totals: NDArray, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+def _decode_scvi_prior(
+    model: object, requested: NDArray, totals: NDArray, rng: np.random.Generator
+) -> tuple[NDArray, NDArray]:
     import torch
 
     categories = model.adata_manager.get_state_registry("batch")["categorical_mapping"]

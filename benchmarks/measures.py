@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, pairwise_distances, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +61,10 @@ def squared_mmd(a: NDArray, b: NDArray, squared_scale: float) -> float:
     squared_scale
         Unit of the kernel widths, a squared distance. Take the same one for every comparison that will be set side by side.
     """
-    within_a, within_b = _mean_kernel(a, a, squared_scale, skip_self=True), _mean_kernel(b, b, squared_scale, skip_self=True)
+    within_a, within_b = (
+        _mean_kernel(a, a, squared_scale, skip_self=True),
+        _mean_kernel(b, b, squared_scale, skip_self=True),
+    )
     return float(within_a + within_b - 2 * _mean_kernel(a, b, squared_scale, skip_self=False))
 
 
@@ -77,7 +81,9 @@ def two_sample_auc(a: NDArray, b: NDArray, seed: int = 0) -> float:
     values, is_b = np.vstack([a, b]), np.repeat([0, 1], [len(a), len(b)])
     classifier = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=15, random_state=seed)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    probability = cross_val_predict(classifier, values, is_b, cv=folds, method="predict_proba")[:, 1]
+    # boosting so few cells is thousands of tiny parallel regions: a second thread gains little, and on a busy machine costs tenfold
+    with threadpool_limits(1, user_api="openmp"):
+        probability = cross_val_predict(classifier, values, is_b, cv=folds, method="predict_proba")[:, 1]
     return float(roc_auc_score(is_b, probability))
 
 

@@ -83,9 +83,10 @@ def synchronise(device: str) -> None:
 
 def measure(step: Callable[[], None], n_cells: int, *, device: str, seconds: float) -> Measurement:
     """Run ``step``, which handles ``n_cells`` cells, for about so many seconds after a warm-up."""
-    for _ in range(N_WARM_UP):
-        duration = _seconds(step, 1, device)  # the last one is warm
-    n_steps = max(round(seconds / duration), 2)
+    durations = []
+    while len(durations) < N_WARM_UP and sum(durations) < 2 * seconds:
+        durations.append(_seconds(step, 1, device))
+    n_steps = max(round(seconds / durations[-1]), 1)
     with PeakMemory(device) as memory:
         duration = _seconds(step, n_steps, device)
     return Measurement(n_steps * n_cells / duration, memory.peak_bytes)
@@ -112,9 +113,13 @@ def profile(step: Callable[[], None], *, device: str, n_steps: int = 3, n_rows: 
             event.self_device_time_total if is_cuda else event.self_cpu_time_total
         )
     # on a GPU, kernels are listed beside the operators that launched them: count the operators, or all would count twice
-    times = {name: value for name, value in times.items() if value > 0 and (not is_cuda or "::" in name and "<" not in name)}
+    times = {
+        name: value for name, value in times.items() if value > 0 and (not is_cuda or "::" in name and "<" not in name)
+    }
     total = sum(times.values())
-    lines = [f"  {value / total:6.1%}  {name}" for name, value in sorted(times.items(), key=lambda item: -item[1])[:n_rows]]
+    lines = [
+        f"  {value / total:6.1%}  {name}" for name, value in sorted(times.items(), key=lambda item: -item[1])[:n_rows]
+    ]
     matrix = sum(value for name, value in times.items() if _is_matrix_work(name))
     return "\n".join([*lines, f"  {matrix / total:6.1%}  matrix work in all"])
 

@@ -77,7 +77,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """Map ``(cells, queries, width)`` and ``(cells, tokens, width)`` to the shape of the queries."""
-        return self.c_proj(softmax_attention(self.c_attn_q(queries), *self.c_attn(tokens).chunk(2, dim=-1), self.n_heads))
+        return self.c_proj(
+            softmax_attention(self.c_attn_q(queries), *self.c_attn(tokens).chunk(2, dim=-1), self.n_heads)
+        )
 
 
 class Block(nn.Module):
@@ -120,7 +122,9 @@ class CrossBlock(nn.Module):
 class Encoder(nn.Module):
     """From gene tokens to normalised latent tokens."""
 
-    def __init__(self, width: int, n_tokens: int, n_latent: int, n_layers: int, n_heads: int, n_heads_cross: int) -> None:
+    def __init__(
+        self, width: int, n_tokens: int, n_latent: int, n_layers: int, n_heads: int, n_heads_cross: int
+    ) -> None:
         super().__init__()
         self.ca_layer = CrossBlock(width, n_heads_cross, n_tokens)
         self.encoder_layers = nn.ModuleList(Block(width, n_heads) for _ in range(n_layers))

@@ -24,7 +24,7 @@ from results import describe_machine, describe_versions, markdown_table, read_ta
 from splits import CONDITION_KEYS, Split, joint_labels, load, split_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import anndata as ad
     from numpy.typing import NDArray
@@ -119,6 +119,7 @@ class ModelRuns:
 def train_model(split: Split, variant: Variant, seed: int) -> tuple[Any, float]:
     """Return a trained SCLDM and the seconds that training took."""
     import scvi
+
     from scgen_diffusion.model import SCLDM
 
     scvi.settings.seed = seed
@@ -226,7 +227,12 @@ def pending(path: Path, dataset: str, seed: int, methods: Sequence[str], variant
 
 def summarise(table: pd.DataFrame) -> str:
     """Write one markdown table per data set: means over seeds, the floor, the goal, and whether it is met."""
-    parts = ["# Quality of generated cells", "", "Means over seeds. **Bold**: the goal is met. Written by `quality.py`.", ""]
+    parts = [
+        "# Quality of generated cells",
+        "",
+        "Means over seeds. **Bold**: the goal is met. Written by `quality.py`.",
+        "",
+    ]
     for dataset, rows in table.groupby("dataset", sort=False):
         n_seeds = rows["seed"].nunique()
         parts += [f"## {dataset}", "", f"{n_seeds} seed{'s' if n_seeds > 1 else ''}.", "", _summarise_one(rows), ""]

@@ -68,7 +68,7 @@ def describe_machine(device: str = "cpu") -> str:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{_cpu_name()}, torch threads: {torch.get_num_threads()}"
 
 
 def describe_versions(*packages: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from measures import log_normalise
-from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedShuffleSplit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: The data sets of the study and the columns of `obs` on which cells are generated.
 CONDITION_KEYS = {

@@ -9,9 +9,9 @@ import published
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor, nn
+
+    from scgen_diffusion.train import StagePlan
 
 #: Two conditions, as in the published dentate-gyrus and perturbation sets.
 N_CLASSES = {"cell_type": 20, "condition": 10}
@@ -130,48 +130,40 @@ class PackageSystem:
 
     def __init__(self, setting: Setting) -> None:
         from scgen_diffusion.module import SCLDMModule, build_architecture
-        from scgen_diffusion.train import RECIPES
+        from scgen_diffusion.train import RECIPES, AutoencoderPlan, PriorPlan
+
+        class UnderWay(AutoencoderPlan):
+            progress = 1.0  # past the warm-up of the KL weight; without a trainer, the plan cannot tell
 
         torch.manual_seed(0)
         self.setting = setting
         self.cells = Cells.draw(setting)
-        self.recipe = RECIPES[self.size]
         self.generator = torch.Generator(setting.device).manual_seed(0)
         self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=build_architecture(self.size))
         self.module.to(setting.device)
-        self._start()
-        autoencoder, prior = self.recipe.autoencoder, self.recipe.prior
-        self.autoencoder_optimizer = torch.optim.AdamW(
-            list(self._autoencoder_parameters()), lr=autoencoder.learning_rate, betas=autoencoder.betas
-        )
-        self.prior_optimizer = torch.optim.AdamW(self.module.prior.parameters(), lr=prior.learning_rate, betas=prior.betas)
+        self.latents = self._start()
+        recipe = RECIPES[self.size]
+        self.autoencoder_plan = UnderWay(self.module, recipe.autoencoder, seed=0)
+        self.prior_plan = PriorPlan(self.module, recipe.prior, seed=0)
+        self.autoencoder_optimizer = _adamw(self.autoencoder_plan)
+        self.prior_optimizer = _adamw(self.prior_plan)
         if setting.compile:
             for network in (self.module.encoder, self.module.decoder, self.module.prior):
                 network.compile()
 
     def autoencoder_step(self) -> None:
-        """Take one optimiser step of the autoencoder, its input thinned as in training."""
-        x, recipe = self.cells.counts, self.recipe.autoencoder
-        noise = torch.randn(len(x), *self.module.latent_shape, generator=self.generator, device=x.device)
-        low = recipe.keep_at_least
-        keep = low + (1 - low) * torch.rand(len(x), 1, generator=self.generator, device=x.device) if low < 1 else None
-        with self._autocast():
-            _, _, losses = self.module(
-                {"X": x},
-                inference_kwargs={"noise": noise, "keep": keep, "generator": self.generator},
-                loss_kwargs={"kl_weight": recipe.kl_weight},
-            )
-        _optimise(losses.loss, self.module, self.autoencoder_optimizer, recipe.gradient_clip)
+        """Take one optimiser step of the autoencoder, as in training."""
+        self._take_step(self.autoencoder_plan, {"X": self.cells.counts}, self.autoencoder_optimizer)
 
     def prior_step(self) -> None:
         """Take one optimiser step of the prior on cached latents, and update the averaged weights."""
-        z = self.latents + self.spread * torch.randn(self.latents.shape, generator=self.generator, device=self.latents.device)
-        with self._autocast():
-            loss = self.module.prior_loss(
-                z, self.cells.condition, drop_probability=self.recipe.prior.drop_probability, generator=self.generator
-            ).mean()
-        _optimise(loss, self.module.prior, self.prior_optimizer, self.recipe.prior.gradient_clip)
+        self._take_step(self.prior_plan, self.latents, self.prior_optimizer)
         self.module.averaged_prior.update_parameters(self.module.prior)
+
+    def _take_step(self, plan: StagePlan, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        with self._autocast():
+            loss = plan.compute_losses(batch, self.generator, training=True)["loss"]
+        _optimise(loss, self.module, optimizer, plan.recipe.gradient_clip)
 
     def generate(self) -> None:
         """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
@@ -202,18 +194,14 @@ class PackageSystem:
         return f"{how}, {SCLDM.default_sampler} {FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps} steps"
 
     @torch.no_grad()
-    def _start(self) -> None:
-        """Do what training does before its first step: start from the mean cell, compute latents and library statistics."""
-        x, module = self.cells.counts, self.module
-        module.start_from_profile(x.mean(0), module.profile(x).mean(0))
+    def _start(self) -> dict[str, Tensor]:
+        """Do what training does before its first steps: start from the mean cell, compute latents and library statistics."""
+        x, condition, module = self.cells.counts, self.cells.condition, self.module
+        module.start_from_means(module.target(x).mean(0), module.pooled_profile(x).mean(0))
         posterior = module.inference(x)["posterior"]
-        self.latents, self.spread = posterior.mean.clone(), posterior.std.clone()
-        module.library_size.fit(module.totals(x)[:, 0].log().cpu(), self.cells.condition.cpu())
-        module.library_size.to(x.device)
-
-    def _autoencoder_parameters(self) -> Iterator[nn.Parameter]:
-        for part in (self.module.encoder, self.module.decoder, self.module.likelihood):
-            yield from part.parameters()
+        log_total = module.totals(x)[:, 0].log()
+        module.library_size.fit(log_total, condition)
+        return {"mean": posterior.mean, "std": posterior.std, "condition": condition, "log_total": log_total}
 
     def _autocast(self) -> torch.autocast:
         is_bf16 = self.setting.precision == "bf16"
@@ -231,6 +219,13 @@ SYSTEMS: dict[str, type[System]] = {
     "package": PackageSystem,
     "package-published-sizes": PackagePublishedSizes,
 }
+
+
+def _adamw(plan: StagePlan) -> torch.optim.Optimizer:
+    recipe = plan.recipe
+    return torch.optim.AdamW(
+        plan.parameter_groups(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
 
 
 def _optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float = 10.0) -> None:

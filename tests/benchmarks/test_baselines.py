@@ -45,7 +45,9 @@ def test_each_label_has_its_own_means(name):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_seed_decides(name):
-    first, again, other = (baselines.BASELINES[name](*training_cells(), requested(), seed).toarray() for seed in (0, 0, 1))
+    first, again, other = (
+        baselines.BASELINES[name](*training_cells(), requested(), seed).toarray() for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 

@@ -1,7 +1,7 @@
 """AnnData in and out: checks, conditions, plain forms for saving."""
 
 from ._anndata import PROVENANCE_KEY, build_anndata, synthetic_names
-from ._checks import check_conditions, check_expression, check_same_genes, known_names
+from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
 from ._conditions import OPEN, ConditionRequest, Conditions
 from ._plain import from_plain, to_plain
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_expression",
     "check_same_genes",
     "from_plain",
+    "is_whole_number",
     "known_names",
     "synthetic_names",
     "to_plain",

@@ -38,12 +38,15 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     if matrix is None:
         msg = f"{where} is empty; give the layer that holds the {values}."
         raise ValueError(msg)
-    for start, chunk in _chunks(matrix):
+    totals = []
+    for chunk in _chunks(matrix):
         stored = chunk.data if sp.issparse(chunk) else chunk
         _check_finite(stored, where)
         if values == "counts":
             _check_counts(stored, where)
-            _check_not_empty(chunk, adata.obs_names[start : start + chunk.shape[0]], where)
+            totals.append(np.asarray(chunk.sum(axis=1)).ravel())
+    if values == "counts":
+        _check_not_empty(np.concatenate(totals), adata.obs_names, where)
 
 
 def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
@@ -58,6 +61,9 @@ def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
         if key not in obs:
             msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
             raise KeyError(msg)
+        if obs[key].dtype.kind in "mM":
+            msg = f"adata.obs[{key!r}] holds dates or times, which are no classes; turn them into text first."
+            raise ValueError(msg)
         missing = obs[key].isna()
         if missing.any():
             cells = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
@@ -72,6 +78,9 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
     """Raise unless ``found`` holds the ``expected`` genes in the same order."""
     if list(found) == list(expected):
         return
+    if not found.is_unique:
+        msg = f"Genes occur more than once: {_sample(found[found.duplicated()].unique())}."
+        raise ValueError(msg)
     missing = expected.difference(found, sort=False)
     extra = found.difference(expected, sort=False)
     if not len(missing) and not len(extra):
@@ -83,6 +92,11 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
         f"{_sample(extra)} unknown to the model.{advice}"
     )
     raise ValueError(msg)
+
+
+def is_whole_number(value: object) -> bool:
+    """Tell whole numbers, numpy's too, from everything else; truth values are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def known_names(name: object, known: Sequence[object]) -> str:
@@ -111,10 +125,10 @@ def _check_shape(adata: AnnData, where: str) -> None:
         raise ValueError(msg)
 
 
-def _chunks(matrix: object) -> Iterator[tuple[int, np.ndarray | sp.spmatrix]]:
+def _chunks(matrix: object) -> Iterator[np.ndarray | sp.spmatrix]:
     for start in range(0, matrix.shape[0], CHUNK):
         chunk = matrix[start : start + CHUNK]
-        yield start, chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)
+        yield chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)
 
 
 def _check_finite(stored: np.ndarray, where: str) -> None:
@@ -138,8 +152,8 @@ def _check_counts(stored: np.ndarray, where: str) -> None:
         raise ValueError(msg)
 
 
-def _check_not_empty(chunk: np.ndarray | sp.spmatrix, names: pd.Index, where: str) -> None:
-    empty = np.asarray(chunk.sum(axis=1)).ravel() == 0
+def _check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
+    empty = totals == 0
     if empty.any():
         msg = (
             f"{where} has cells without any count: {_sample(names[empty])}. Remove them, for example with "

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._checks import known_names
+from ._checks import is_whole_number, known_names
+from ._plain import to_plain
 
 OPEN = -1  # code of a condition that is still to be drawn
 
@@ -101,7 +102,7 @@ class Conditions:
     def describe(self, codes: np.ndarray) -> str:
         """Name one combination of classes."""
         pairs = zip(self.categories.items(), codes, strict=True)
-        return ", ".join(f"{key}={categories[code]!r}" for (key, categories), code in pairs)
+        return ", ".join(f"{key}={to_plain(categories[code])!r}" for (key, categories), code in pairs)
 
     def _draw(self, pattern: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         matches = ((pattern == OPEN) | (self.combinations == pattern)).all(1)
@@ -143,7 +144,7 @@ def _resolve_length(columns: Mapping[str, Any], n_cells: int | None, *, exact: b
             msg = "`n_cells` is needed when `condition` gives no list of values and no DataFrame."
             raise ValueError(msg)
         return max(lengths.values())
-    if isinstance(n_cells, bool) or not isinstance(n_cells, int | np.integer) or n_cells < 1:
+    if not is_whole_number(n_cells) or n_cells < 1:
         msg = f"`n_cells` must be a whole number of at least 1, but found {n_cells!r}."
         raise ValueError(msg)
     if exact and lengths and n_cells not in lengths.values():

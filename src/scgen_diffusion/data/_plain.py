@@ -20,10 +20,10 @@ def to_plain(value: Any) -> Any:
     TypeError
         For values of other kinds than mappings, sequences, arrays, tables and scalars.
     """
+    if isinstance(value, np.generic):  # first, for some of them are numbers and text of Python's too
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str | torch.Tensor):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, Mapping):
         return {TAG: "dict", "items": [[to_plain(k), to_plain(v)] for k, v in value.items()]}
     if isinstance(value, tuple):

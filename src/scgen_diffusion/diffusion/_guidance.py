@@ -58,7 +58,7 @@ class GuidedField:
         nothing = self.null.expand_as(self.condition)
         weighted = [(1 - sum(term.scale for term in self.terms), nothing)]
         weighted += [(term.scale, keep_keys(self.condition, self.null, term.keys)) for term in self.terms]
-        return [(weight, condition) for weight, condition in weighted if weight != 0] or [(0.0, nothing)]
+        return [(weight, condition) for weight, condition in weighted if weight != 0]
 
 
 def _tile(x: Tensor, repeats: int) -> Tensor:

@@ -56,7 +56,11 @@ class FixedStepSampler:
 
     def __call__(self, field: Field, x: Tensor, *, n_steps: int | None = None) -> Tensor:
         """Integrate ``field`` from noise ``x (n, ...)`` in ``n_steps`` equal steps."""
-        times = torch.linspace(0, 1, (n_steps or self.default_n_steps) + 1, device=x.device)
+        n_steps = self.default_n_steps if n_steps is None else n_steps
+        if n_steps < 1:
+            msg = f"`n_steps` must be at least 1, but found {n_steps}."
+            raise ValueError(msg)
+        times = torch.linspace(0, 1, n_steps + 1, device=x.device)
         for t, t_next in zip(times[:-1], times[1:], strict=True):
             x = self.step(field, x, t, t_next - t)
         return x
@@ -65,6 +69,9 @@ class FixedStepSampler:
 @dataclass(frozen=True)
 class DormandPrinceSampler:
     """Integrate adaptively with torchdiffeq's ``dopri5`` (order 5), as published for scLDM.
+
+    Its steps follow the error of all samples together, so that a sample depends, within the tolerance, on the others of its
+    batch.
 
     Parameters
     ----------

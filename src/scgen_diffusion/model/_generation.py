@@ -16,7 +16,14 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scgen_diffusion.data import ConditionRequest, Conditions, build_anndata, known_names, synthetic_names
+from scgen_diffusion.data import (
+    ConditionRequest,
+    Conditions,
+    build_anndata,
+    is_whole_number,
+    known_names,
+    synthetic_names,
+)
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, FlowSampler, SampleGenerators
 
 if TYPE_CHECKING:
@@ -152,7 +159,7 @@ class GenerationMixin(BaseModelClass):
         if name not in FLOW_SAMPLERS:
             msg = f"`sampler` {name!r} is not known. {known_names(name, list(FLOW_SAMPLERS))}"
             raise ValueError(msg)
-        if n_steps is not None and (isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1):
+        if n_steps is not None and (not is_whole_number(n_steps) or n_steps < 1):
             msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
             raise ValueError(msg)
         if name == "dopri5" and n_steps is not None:
@@ -195,7 +202,7 @@ def resolve_seed(seed: int | None) -> int:
         seed = settings.seed
     if seed is None:
         return int(np.random.default_rng().integers(2**31))
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+    if not is_whole_number(seed) or seed < 0:
         msg = f"`seed` must be a whole number of at least 0, but found {seed!r}."
         raise ValueError(msg)
     return int(seed)
@@ -204,7 +211,7 @@ def resolve_seed(seed: int | None) -> int:
 def _checked_batch_size(batch_size: int | None) -> int:
     if batch_size is None:
         return DEFAULT_BATCH_SIZE
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+    if not is_whole_number(batch_size) or batch_size < 1:
         msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
         raise ValueError(msg)
     return int(batch_size)

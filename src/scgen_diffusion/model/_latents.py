@@ -116,7 +116,7 @@ class LatentMixin(BaseModelClass):
         values = [r.cpu().numpy() if keep_dense else sp.csr_matrix(r.cpu().numpy()) for r in rows]
         stacked = np.concatenate(values) if keep_dense else sp.vstack(values, format="csr")
         source = self._validated(adata)
-        obs = source.obs if indices is None else source.obs.iloc[np.asarray(indices)]
+        obs = source.obs.iloc[_row_numbers(indices, source.n_obs)]
         provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
         return build_anndata(stacked, obs.copy(), self.var_, provenance, is_log1p=self._generates_log1p)
 
@@ -137,7 +137,7 @@ class LatentMixin(BaseModelClass):
         self._check_autoencoder()
         source = self._validated(adata)
         self.module.eval()
-        indices = np.arange(source.n_obs) if indices is None else np.asarray(indices)
+        indices = _row_numbers(indices, source.n_obs)
         loader = self._make_data_loader(adata=source, indices=indices, batch_size=batch_size)
         start = 0
         for tensors in loader:
@@ -157,3 +157,11 @@ class LatentMixin(BaseModelClass):
         if not self.autoencoder_is_trained_:
             msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
             raise RuntimeError(msg)
+
+
+def _row_numbers(indices: Sequence[int] | None, n_cells: int) -> np.ndarray:
+    """Turn None or a mask into the numbers of the rows it means."""
+    if indices is None:
+        return np.arange(n_cells)
+    indices = np.asarray(indices)
+    return np.flatnonzero(indices) if indices.dtype == bool else indices

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scgen_diffusion.module import ANY
+
+from ._saving import DAMAGE, check_archive
 
 if TYPE_CHECKING:
     import os
@@ -68,19 +69,20 @@ def load_reference(
     """Build a model from published weights; see :meth:`SCLDM.from_reference_checkpoint`."""
     weights = read_weights(Path(path))
     _check_sizes(weights, var_names, categories)
-    architecture = _architecture_of(weights)
+    chosen = {
+        "condition_strategy": condition_strategy,
+        "n_heads": n_heads,
+        "n_heads_cross": n_heads_cross,
+        "prior_n_heads": prior_n_heads,
+        "padded_length": padded_length,
+    }
     registry = _registry(cls, var_names, categories)
-    model = cls(
-        registry=registry,
-        size="published",
-        condition_strategy=condition_strategy,
-        n_heads=n_heads,
-        n_heads_cross=n_heads_cross,
-        prior_n_heads=prior_n_heads,
-        padded_length=padded_length,
-        **architecture,
-    )
-    _fill(model, weights, list(categories), ema=ema)
+    try:
+        model = cls(registry=registry, size="published", **chosen, **_architecture_of(weights))
+        _fill(model, weights, list(categories), ema=ema)
+    except (KeyError, RuntimeError) as error:
+        msg = f"The weights do not have the published layout: {error}"
+        raise ValueError(msg) from error
     codes = np.indices([len(values) for values in categories.values()]).reshape(len(categories), -1).T
     model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
     if library_size is not None:
@@ -106,6 +108,7 @@ def read_weights(path: Path) -> Weights:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
@@ -113,10 +116,14 @@ def read_weights(path: Path) -> Weights:
             f"state dict alone, for example as .safetensors. ({error})"
         )
         raise ValueError(msg) from error
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+    except (SafetensorError, *DAMAGE) as error:
         msg = f"{path} is damaged or no file of weights: {error}"
         raise ValueError(msg) from error
-    return content.get("state_dict", content)
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        msg = f"{path} holds no weights, that is a mapping from names to tensors."
+        raise ValueError(msg)
+    return weights
 
 
 def _architecture_of(weights: Weights) -> dict[str, Any]:
@@ -234,14 +241,18 @@ def _load(
             theirs = max((start for start in names if rest.startswith(start)), key=len, default=None)
             if theirs is not None:
                 renamed[names[theirs] + rest.removeprefix(theirs)] = w
-    target.load_state_dict(renamed)
+    try:
+        target.load_state_dict(renamed)
+    except RuntimeError as error:
+        msg = f"The weights below {prefix!r} do not have the published layout: {error}"
+        raise ValueError(msg) from error
 
 
 def _ema_prefix(weights: Weights) -> str:
-    for name in weights:
-        if name.startswith("ema_model.") and name.endswith("input_proj.weight"):
+    for name in weights:  # the averaging library keeps the raw weights too, as ema_model.online_model
+        if name.startswith("ema_model.ema_model.") and name.endswith("input_proj.weight"):
             return name.removesuffix("input_proj.weight")
-    msg = "`ema` is True, but the file has no averaged weights (names that start with 'ema_model.')."
+    msg = "`ema` is True, but the file has no averaged weights (names that start with 'ema_model.ema_model.')."
     raise ValueError(msg)
 
 

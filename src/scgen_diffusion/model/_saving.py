@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
 FORMAT = "scgen_diffusion-1"
+PARTS = {"model_state_dict", "var_names", "attr_dict"}
+DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, UnicodeDecodeError, ValueError)
 
 
 class SavingMixin(BaseModelClass):
@@ -142,19 +144,32 @@ def read_plain_file(path: Path) -> dict[str, Any]:
         msg = f"There is no saved model at {path}."
         raise FileNotFoundError(msg)
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
             f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. ({error})"
         )
         raise ValueError(msg) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+    except DAMAGE as error:
         msg = f"{path} is damaged or no model file: {error}"
         raise ValueError(msg) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
         raise ValueError(msg)
+    if missing := PARTS - content.keys():
+        msg = f"{path} is damaged: it has no {sorted(missing)[0]!r}."
+        raise ValueError(msg)
     return content
+
+
+def check_archive(path: Path) -> None:
+    """Raise if a part of a zip archive, which torch writes, does not have its checksum (torch does not look)."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                msg = f"the checksum of its part {damaged} is wrong"
+                raise zipfile.BadZipFile(msg)
 
 
 def _write_whole(path: Path, write: Any) -> None:

@@ -97,6 +97,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         self.combination_sizes_: np.ndarray | None = None
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False
+        self.library_head_is_trained_ = False
         self._model_summary_string = f"SCLDM with {self.architecture}"
         self.init_params_ = self._get_init_params(locals())
 
@@ -330,6 +331,9 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             raise ValueError(msg)
         if not self.module.library_size.is_fitted and not self._generates_log1p:
             msg = "The model has no library-size statistics; give `library_size` as one number or one per cell."
+            raise ValueError(msg)
+        if kind == "latent" and not self.library_head_is_trained_:
+            msg = "`library_size='latent'` needs a model that was trained here; published weights have no such head."
             raise ValueError(msg)
         return kind
 

@@ -8,17 +8,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS, settings
-from scvi.dataloaders import DataSplitter
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 
-from scgen_diffusion.data import Conditions, known_names
+from scgen_diffusion.data import Conditions, is_whole_number, known_names
 from scgen_diffusion.train import (
     RECIPES,
     AutoencoderPlan,
+    CellSplitter,
     LatentCache,
     LatentDataModule,
     PriorPlan,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import os
 
     import lightning.pytorch as pl
-    import numpy as np
     import pandas as pd
 
     from scgen_diffusion.module import SCLDMArchitecture
@@ -104,7 +104,7 @@ class TwoStageTrainingMixin(BaseModelClass):
             "compile": compile,
             **trainer_kwargs,
         }
-        epochs = max_epochs if isinstance(max_epochs, Mapping) else {"autoencoder": max_epochs, "prior": max_epochs}
+        epochs = _epochs_per_stage(max_epochs)
         was_interrupted = self.train_autoencoder(
             epochs.get("autoencoder"), train_size=train_size, recipe_kwargs=autoencoder_kwargs, **common
         )
@@ -135,7 +135,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         result = self._run(
             AutoencoderPlan(self.module, recipe, seed=_stage_seed()),
             splitter,
-            max_epochs or recipe.max_epochs(len(self.train_indices_)),
+            _checked_epochs(max_epochs) or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
         )
@@ -164,11 +164,11 @@ class TwoStageTrainingMixin(BaseModelClass):
         result = self._run(
             PriorPlan(self.module, recipe, seed=_stage_seed() + 1),
             data,
-            max_epochs or recipe.max_epochs(len(self.train_indices_)),
+            _checked_epochs(max_epochs) or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
         )
-        self.prior_is_trained_ = self.is_trained_ = True
+        self.prior_is_trained_ = self.is_trained_ = self.library_head_is_trained_ = True
         return result.was_interrupted
 
     @property
@@ -190,14 +190,20 @@ class TwoStageTrainingMixin(BaseModelClass):
         self.history_ = {**(self.history_ or {}), **result.history}
         return result
 
-    def _splitter(self, train_size: float | None, batch_size: int) -> DataSplitter:
-        """Split the cells once; both stages use the same split."""
+    def _splitter(self, train_size: float | None, batch_size: int) -> CellSplitter:
+        """Split the cells, always in the same way for the same seed; the prior uses the split too."""
         n_cells = self.adata.n_obs
-        default = max(0.9, 1 - MAX_VALIDATION_CELLS / n_cells)
-        splitter = DataSplitter(self.adata_manager, train_size=train_size or default, batch_size=batch_size)
+        train_size = max(0.9, 1 - MAX_VALIDATION_CELLS / n_cells) if train_size is None else train_size
+        if not 0 < train_size <= 1:
+            msg = f"`train_size` must be above 0 and at most 1, but found {train_size}."
+            raise ValueError(msg)
+        order = np.random.default_rng(settings.seed or 0).permutation(n_cells)
+        n_train = max(round(train_size * n_cells), 1)
+        self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
+        self.test_indices_ = order[:0]
+        split = [self.train_indices_, self.validation_indices_, self.test_indices_]
+        splitter = CellSplitter(self.adata_manager, external_indexing=split, batch_size=batch_size)
         splitter.setup()
-        self.train_indices_, self.validation_indices_ = splitter.train_idx, splitter.val_idx
-        self.test_indices_ = splitter.test_idx
         return splitter
 
     def _start_from_data(self, indices: np.ndarray) -> None:
@@ -253,6 +259,24 @@ class TwoStageTrainingMixin(BaseModelClass):
 def _device_of(*, accelerator: str = "auto", devices: int | list[int] | str = "auto", **_: Any) -> torch.device:
     """Return the device that Lightning trained on, where the model stays afterwards, as scvi-tools' models do."""
     return parse_device_args(accelerator, devices, return_device="torch")[2]
+
+
+def _epochs_per_stage(max_epochs: int | Mapping[Stage, int] | None) -> Mapping[Stage, int | None]:
+    stages = ("autoencoder", "prior")
+    if not isinstance(max_epochs, Mapping):
+        return dict.fromkeys(stages, max_epochs)
+    for name in max_epochs:
+        if name not in stages:
+            msg = f"`max_epochs` names the unknown stage {name!r}. {known_names(name, stages)}"
+            raise ValueError(msg)
+    return max_epochs
+
+
+def _checked_epochs(max_epochs: int | None) -> int | None:
+    if max_epochs is not None and not (is_whole_number(max_epochs) and max_epochs >= 1):
+        msg = f"`max_epochs` must be a whole number of at least 1, but found {max_epochs!r}."
+        raise ValueError(msg)
+    return max_epochs
 
 
 def _changed(recipe: RecipeT, batch_size: int | None, changes: Mapping[str, Any] | None) -> RecipeT:

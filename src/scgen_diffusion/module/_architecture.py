@@ -111,12 +111,20 @@ class SCLDMArchitecture:
 
 
 def _check(name: str, value: object, hint: object) -> None:
-    choices = get_args(hint) if getattr(hint, "__origin__", None) is Literal else None
-    if choices and value not in choices:
-        msg = f"`{name}` must be one of {list(choices)}, but found {value!r}."
-        raise ValueError(msg)
-    if hint is int and not (isinstance(value, int) and value >= (0 if name.endswith("n_layers") else 1)):
-        msg = f"`{name}` must be a positive whole number, but found {value!r}."
+    """Raise unless a value fits its annotation; whole numbers must be positive, decays between 0 and 1."""
+    if getattr(hint, "__origin__", None) is Literal:
+        allowed, fits = f"one of {list(get_args(hint))}", value in get_args(hint)
+    elif hint is bool:
+        allowed, fits = "True or False", isinstance(value, bool)
+    elif hint is float:
+        allowed, fits = "a number from 0 to 1", isinstance(value, float | int) and 0 <= value <= 1
+    else:
+        smallest = 0 if name.endswith("n_layers") else 1
+        optional = value is None and hint is not int
+        allowed = f"a whole number of at least {smallest}"
+        fits = optional or (isinstance(value, int) and not isinstance(value, bool) and value >= smallest)
+    if not fits:
+        msg = f"`{name}` must be {allowed}, but found {value!r}."
         raise ValueError(msg)
 
 

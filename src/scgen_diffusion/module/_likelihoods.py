@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+LARGEST_LOG_THETA = 10.0  # a Poisson variable for all purposes; beyond, gradients drown in rounding errors
+
 
 class Likelihood(Protocol):
     """Maps the decoder's outputs to a distribution of each gene's value.
@@ -65,7 +67,9 @@ class NegativeBinomialLikelihood(nn.Module):
 
     def log_dispersion(self, outputs: Tensor) -> Tensor:
         """Return the logarithm of ``theta``, broadcastable to ``(cells, genes)``."""
-        return outputs[..., 1].float() if self.log_theta is None else self.log_theta
+        if self.log_theta is None:
+            return outputs[..., 1].float()
+        return self.log_theta.clamp(-LARGEST_LOG_THETA, LARGEST_LOG_THETA)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the expected counts, ``(cells, genes)``."""

@@ -20,6 +20,9 @@ def sinusoids(x: Tensor, n_frequencies: int, max_period: float = 10_000.0) -> Te
 
 def position_embedding(n_positions: int, width: int) -> Tensor:
     """Return the fixed sine-cosine embedding of ``n_positions``, ``(positions, width)``, sines first."""
+    if width % 2:
+        msg = f"The width of a sine-cosine embedding must be even, but found {width}."
+        raise ValueError(msg)
     angles = sinusoids(torch.arange(n_positions), width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -1,5 +1,7 @@
 """Training: recipes, Lightning plans and the runner of a stage."""
 
+from ._cells import CellSplitter
+from ._checkpoint import StageCheckpoint
 from ._history import HistoryRecorder
 from ._latents import LatentCache, LatentDataModule
 from ._plans import AutoencoderPlan, PriorPlan, StagePlan
@@ -11,12 +13,14 @@ __all__ = [
     "RECIPES",
     "AutoencoderPlan",
     "AutoencoderRecipe",
+    "CellSplitter",
     "HistoryRecorder",
     "LatentCache",
     "LatentDataModule",
     "PriorPlan",
     "PriorRecipe",
     "Recipe",
+    "StageCheckpoint",
     "StagePlan",
     "StageResult",
     "TrainingRecipe",

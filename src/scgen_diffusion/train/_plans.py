@@ -44,6 +44,7 @@ class StagePlan(pl.LightningModule):
         self.seed = seed
         self._generator: torch.Generator | None = None
         self._generator_state: Tensor | None = None
+        self._shuffling_state: Tensor | None = None
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -94,12 +95,19 @@ class StagePlan(pl.LightningModule):
         self._log(self.compute_losses(batch, generator, training=False), batch, "validation")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random numbers."""
+        """Keep the state of the random numbers: the stage's own, and torch's, by which loaders shuffle."""
         checkpoint["generator_state"] = self.generator.get_state()
+        checkpoint["shuffling_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the random numbers where the checkpoint left off."""
         self._generator_state = checkpoint["generator_state"].cpu()
+        self._shuffling_state = checkpoint["shuffling_state"].cpu()
+
+    def on_train_start(self) -> None:
+        """Shuffle on where the checkpoint left off."""
+        if self._shuffling_state is not None:
+            torch.set_rng_state(self._shuffling_state)
 
     def _log(self, losses: Mapping[str, Tensor], batch: Any, subset: str) -> None:
         n_cells = len(next(iter(batch.values())))

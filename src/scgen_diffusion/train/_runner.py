@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from scvi.train import Trainer
 
+from ._checkpoint import StageCheckpoint
 from ._history import HistoryRecorder
 from ._interruption import stop_on_interrupt
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import lightning.pytorch as pl
     import pandas as pd
+    from lightning.pytorch.callbacks import Callback
 
     from ._plans import StagePlan
 
@@ -74,8 +75,9 @@ def run_stage(
     """
     recorder = HistoryRecorder()
     callbacks = [recorder, *(callbacks or [])]
-    if checkpoint_dir is not None:
-        callbacks.append(_checkpointing(checkpoint_dir, plan.name, max(max_epochs // N_CHECKPOINTS, 1)))
+    checkpoint = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
+    if checkpoint is not None:
+        callbacks.append(StageCheckpoint(checkpoint, max(max_epochs // N_CHECKPOINTS, 1)))
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
@@ -88,30 +90,17 @@ def run_stage(
         check_val_every_n_epoch=check_val_every_n_epoch
         or (1 if early_stopping else max(max_epochs // N_VALIDATIONS, 1)),
         callbacks=callbacks,
-        enable_checkpointing=checkpoint_dir is not None,
         log_every_n_steps=1,
         **trainer_kwargs,
     )
     plan.module.train()
     with stop_on_interrupt(trainer) as interruption:
-        trainer.fit(plan, data, ckpt_path=_existing_checkpoint(checkpoint_dir, plan.name), weights_only=True)
+        trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
     return StageResult(recorder.as_frames(), interruption.requested)
 
 
-def _checkpointing(folder: Path, name: str, every_n_epochs: int) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        folder,
-        filename=name,
-        every_n_epochs=every_n_epochs,
-        save_top_k=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-
-
-def _existing_checkpoint(folder: Path | None, name: str) -> Path | None:
-    path = None if folder is None else folder / f"{name}.ckpt"
+def _if_exists(path: Path | None) -> Path | None:
     return path if path is not None and path.exists() else None
 
 

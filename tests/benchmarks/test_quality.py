@@ -1,0 +1,136 @@
+"""The study's bookkeeping: splits, variants, resuming, storing."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+pytest.importorskip("ot")
+quality = pytest.importorskip("quality")
+results = pytest.importorskip("results")
+splits = pytest.importorskip("splits")
+
+
+def labelled_cells(n_cells=200, n_genes=30):
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix(rng.poisson(rng.gamma(1.0, 2.0, n_genes), (n_cells, n_genes)).astype(np.float32))
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(["b", "a"] * (n_cells // 2)),
+            "condition": pd.Categorical(["x"] * (n_cells - 40) + ["y"] * 40),
+        },
+        index=[f"cell-{i}" for i in range(n_cells)],
+    )
+    return ad.AnnData(np.log1p(counts), obs=obs, layers={"counts": counts})
+
+
+def split(seed=0):
+    return splits.split_cells(labelled_cells(), ("cell_type", "condition"), seed=seed, n_genes=20)
+
+
+def rows(method, value, seed=0):
+    return pd.DataFrame({"dataset": "d", "seed": seed, "method": method, "metric": ["m", "n"], "value": value})
+
+
+def test_split_holds_a_quarter_of_every_label_out():
+    parts = split()
+    assert not set(parts.train.obs_names) & set(parts.held_out.obs_names)
+    train, held_out = (pd.Series(labels).value_counts() for labels in (parts.train_labels, parts.held_out_labels))
+    assert (held_out / (train + held_out)).to_dict() == dict.fromkeys(("a|x", "b|x", "a|y", "b|y"), 0.25)
+
+
+def test_split_keeps_the_most_variable_genes_in_their_order():
+    parts = split()
+    adata = labelled_cells()[parts.train.obs_names]
+    variance = pd.Series(splits.log_normalise(adata.layers["counts"]).var(axis=0), index=adata.var_names)
+    assert list(parts.train.var_names) == [
+        gene for gene in variance.index if variance[gene] >= variance.nlargest(20).min()
+    ]
+
+
+def test_split_holds_counts_and_not_the_values_of_x():
+    parts = split()
+    np.testing.assert_array_equal(parts.train.layers["counts"].data % 1, 0)
+
+
+def test_labels_join_all_condition_keys():
+    assert set(split().held_out_labels) == {"a|x", "b|x", "a|y", "b|y"}
+
+
+def test_variant_arguments_go_to_the_model_unless_told_otherwise():
+    name, variant = quality.Variant.parse('small={"n_latent": 4, "train": {"max_epochs": 2}}')
+    assert name == "small"
+    assert variant == quality.Variant(model={"n_latent": 4}, train={"max_epochs": 2})
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("SCLDM", ("SCLDM", "")),
+        ("no-pooling-reconstruction", ("no-pooling", "-reconstruction")),
+        ("SCLDM-ideal-prior", ("SCLDM", "-ideal-prior")),
+    ],
+)
+def test_a_methods_name_says_variant_and_part(method, parts):
+    assert quality.split_method(method) == parts
+
+
+def test_an_unknown_method_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"scvi.*copula.*SCLDM-ideal-prior"):
+        quality.check_methods(["scvi"], {"SCLDM": quality.Variant()})
+
+
+def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
+    labels = np.array(["a", "a", "a", "b"])
+    drawn = quality.draw_matching(labels, np.array(["b", "a", "a", "b", "a"]), np.random.default_rng(0))
+    assert labels[drawn].tolist() == ["b", "a", "a", "b", "a"]
+    assert sorted(drawn.tolist()) == [0, 1, 2, 3, 3]
+
+
+def test_stored_rows_are_added_and_replaced_by_key(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    for table in (rows("one", 1.0), rows("two", 2.0), rows("one", 3.0), rows("one", 4.0, seed=1)):
+        results.store_rows(path, table, ("dataset", "seed", "method"))
+    stored = results.read_table(path)
+    assert stored.groupby(["method", "seed"])["value"].agg(list).to_dict() == {
+        ("one", 0): [3.0, 3.0],
+        ("one", 1): [4.0, 4.0],
+        ("two", 0): [2.0, 2.0],
+    }
+
+
+def test_storing_leaves_no_partial_file(tmp_path):
+    results.store_rows(tmp_path / "table.csv", rows("one", 1.0))
+    assert {file.name for file in tmp_path.iterdir()} == {"table.csv", ".table.csv.lock"}
+
+
+def test_done_methods_are_not_pending(tmp_path):
+    path, variants = tmp_path / "quality.csv", {"SCLDM": quality.Variant()}
+    results.store_rows(path, rows("copula", 1.0).assign(settings=""))
+    assert quality.pending(path, "d", 0, ["copula", "SCLDM"], variants) == ["SCLDM"]
+    assert quality.pending(path, "d", 1, ["copula", "SCLDM"], variants) == ["copula", "SCLDM"]
+
+
+def test_a_variant_that_changed_under_its_name_is_refused(tmp_path):
+    path = tmp_path / "quality.csv"
+    results.store_rows(path, rows("small", 1.0).assign(settings=quality.Variant(model={"n_latent": 4}).describe()))
+    with pytest.raises(ValueError, match="name it otherwise"):
+        quality.pending(path, "d", 0, ["small"], {"small": quality.Variant(model={"n_latent": 2})})
+
+
+def test_summary_marks_goals_by_means_over_seeds():
+    table = pd.DataFrame(
+        {
+            "dataset": "d",
+            "seed": [0, 1, 0, 1],
+            "method": ["floor", "floor", "good", "good"],
+            "metric": "recall",
+            "value": [0.8, 1.0, 0.80, 0.95],
+            "versions": "v",
+            "machine": "m",
+        }
+    )
+    summary = quality.summarise(table)
+    assert "| recall | 0.900 | >= 0.855 | **0.875** |" in summary
+    assert "| goals met |  | 1 | 1 |" in summary

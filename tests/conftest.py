@@ -1,0 +1,153 @@
+"""Builders that all tests share: small count data, small models, and one model trained once per session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scvi
+import torch
+
+from scgen_diffusion.model import SCLDM
+
+torch.set_num_threads(1)  # tensors this small only wait for each other's threads: ten times faster with one
+
+TYPES = ["B cell", "T cell", "NK", "rare", "never seen"]
+DOSES = [1, 10, 100]
+
+
+def _make_cells(n_cells=96, n_genes=12, *, seed=0, matrix=np.asarray, values="counts"):
+    """Build cells with a type (one of them rare, one empty), an integer dose and a truth value ``treated``.
+
+    No T cell has the dose 100, so that there is a combination to extrapolate to.
+    """
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 3, n_cells)
+    types[0] = 3
+    doses = rng.choice(DOSES, n_cells)
+    doses[(types == 1) & (doses == 100)] = 10
+    programme = rng.gamma(1.0, 3.0, (4, n_genes))
+    counts = rng.poisson(programme[types] * rng.lognormal(0, 0.3, (n_cells, 1))).astype(np.float32)
+    counts[:, 0] += 1  # no cell is empty
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(types, categories=TYPES),
+            "dose": doses,
+            "treated": rng.random(n_cells) < 0.5,
+        },
+        index=[f"cell_{number}" for number in range(n_cells)],
+    )
+    var = pd.DataFrame(
+        {"highly_variable": rng.random(n_genes) < 0.5, "symbol": [f"S{g}" for g in range(n_genes)]},
+        index=[f"gene_{g}" for g in range(n_genes)],
+    )
+    x = counts if values == "counts" else np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+    return anndata.AnnData(matrix(x), obs=obs, var=var)
+
+
+TINY = {
+    "n_latent_tokens": 2,
+    "n_latent": 4,
+    "width": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_heads_cross": 2,
+    "pooling_width": 16,
+    "decoder_width": 16,
+    "n_factors": 8,
+    "prior_width": 8,
+    "prior_n_layers": 1,
+    "prior_n_heads": 2,
+}
+
+
+def _make_model(adata=None, *, condition_keys=("cell_type", "dose"), setup=None, **options):
+    adata = _make_cells() if adata is None else adata
+    SCLDM.setup_anndata(adata, condition_keys=list(condition_keys), **(setup or {}))
+    return SCLDM(adata, **{**TINY, **options})
+
+
+QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+def _make_trained(adata=None, *, max_epochs=1, **options):
+    """Train a model, and then stir its prior: after so few steps, it would ignore time and conditions."""
+    torch.manual_seed(0)
+    model = _make_model(adata, **options)
+    before, scvi.settings._seed = scvi.settings.seed, 0  # the setter would say so on every call
+    model.train(max_epochs, **QUICK)
+    scvi.settings._seed = before
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.module.averaged_prior.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_cells():
+    """Build small count data with conditions."""
+    return _make_cells
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Return sizes that train in an instant."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Return arguments of ``train`` for tests."""
+    return dict(QUICK)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Build a small untrained model."""
+    return _make_model
+
+
+@pytest.fixture(scope="session")
+def make_trained():
+    """Build a small model whose both stages were trained for an epoch, with a prior that is not inert."""
+    return _make_trained
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """Train one model with two keys for all tests; they must not change it."""
+    return _make_trained(max_epochs=3)
+
+
+@pytest.fixture(scope="session")
+def saved_model(trained, tmp_path_factory):
+    """Save the shared model once, without its cells."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    trained.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Run a script in a fresh process and return what it printed."""
+
+    def run(script, *arguments):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def dense():
+    """Return a matrix as an array, sparse or not."""
+    return lambda x: x.toarray() if sp.issparse(x) else np.asarray(x)

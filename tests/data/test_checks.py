@@ -1,0 +1,198 @@
+"""Checks of a user's cells: what passes, and what each error says."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from scgen_diffusion.data import check_conditions, check_expression, check_same_genes, known_names
+
+N_CELLS = 4500  # more than the rows that are looked at together
+
+
+@pytest.fixture(params=["dense", "csr", "csc", "csr_array", "backed dense", "backed csr", "layer"])
+def make_adata(request, tmp_path):
+    """Turn a dense array into an AnnData of every kind of storage; returns it and the layer to look at."""
+
+    def make(x):
+        kind = request.param
+        if kind == "layer":
+            return anndata.AnnData(np.full_like(x, 0.5), layers={"raw": x}), "raw"
+        matrix = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "csr_array": sp.csr_array}.get(kind.split()[-1])
+        adata = anndata.AnnData(x if matrix is None else matrix(x))
+        if kind.startswith("backed"):
+            adata.write_h5ad(tmp_path / "cells.h5ad")
+            adata = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        return adata, None
+
+    return make
+
+
+def counts(n_cells=N_CELLS, n_genes=3):
+    x = np.random.default_rng(0).poisson(1.0, (n_cells, n_genes)).astype(np.float32)
+    x[:, 0] += 1
+    return x
+
+
+def with_value(value, row=N_CELLS - 1):
+    x = counts()
+    x[row, 1] = value
+    return x
+
+
+def test_good_counts_pass_in_every_storage(make_adata):
+    adata, layer = make_adata(counts())
+
+    check_expression(adata, layer, "counts")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1.5, "not whole numbers.*1.5"), (-1, "negative.*-1"), (np.nan, "NaN or infinite"), (np.inf, "NaN or infinite")],
+)
+def test_a_single_bad_value_in_the_last_cell_is_found_in_every_storage(make_adata, value, words):
+    adata, layer = make_adata(with_value(value))
+
+    with pytest.raises(ValueError, match=words):
+        check_expression(adata, layer, "counts")
+
+
+def test_empty_cells_are_named_in_every_storage(make_adata):
+    x = counts()
+    x[[4400, 4499]] = 0
+    adata, layer = make_adata(x)
+
+    with pytest.raises(ValueError, match=r"without any count: 2 \('4400', '4499'\)"):
+        check_expression(adata, layer, "counts")
+
+
+def test_the_error_for_fractions_says_how_to_use_log_values():
+    with pytest.raises(ValueError, match=r"values='log1p'.*likelihood='gaussian'"):
+        check_expression(anndata.AnnData(with_value(0.25)), None, "counts")
+
+
+def test_the_error_names_the_layer():
+    adata = anndata.AnnData(counts(), layers={"raw": with_value(-2)})
+
+    with pytest.raises(ValueError, match=r"adata\.layers\['raw'\]"):
+        check_expression(adata, "raw", "counts")
+
+
+def test_log_values_may_be_fractional_negative_and_empty():
+    x = with_value(-0.5)
+    x[3] = 0
+
+    check_expression(anndata.AnnData(x), None, "log1p")
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_log_values_must_be_finite(value):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        check_expression(anndata.AnnData(with_value(value)), None, "log1p")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint16", "float64", "bool"])
+def test_counts_of_any_number_type_pass(dtype):
+    check_expression(anndata.AnnData(counts(50).clip(max=1).astype(dtype)), None, "counts")
+
+
+def test_duplicate_genes_are_named():
+    adata = anndata.AnnData(counts(5))
+    adata.var_names = ["CD4", "CD8", "CD4"]
+
+    with pytest.raises(ValueError, match="duplicates: 1 .'CD4'.*var_names_make_unique"):
+        check_expression(adata, None, "counts")
+
+
+def test_an_unknown_layer_lists_the_known_ones_closest_first():
+    adata = anndata.AnnData(counts(5), layers={"spliced": counts(5), "counts": counts(5)})
+
+    with pytest.raises(KeyError, match="'count'.*closest first: 'counts', 'spliced'"):
+        check_expression(adata, "count", "counts")
+
+
+def test_an_absent_matrix_is_said():
+    adata = anndata.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"]))
+
+    with pytest.raises(ValueError, match=r"adata\.X is empty"):
+        check_expression(adata, None, "counts")
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_no_cells_or_no_genes_are_refused(shape):
+    with pytest.raises(ValueError, match=f"{shape[0]} cells and {shape[1]} genes"):
+        check_expression(anndata.AnnData(np.zeros(shape, dtype=np.float32)), None, "counts")
+
+
+@pytest.fixture
+def obs():
+    return pd.DataFrame({"cell_type": ["B", "T", "B"], "donor": [1, 2, 3]}, index=["c1", "c2", "c3"])
+
+
+def test_labelled_columns_pass(obs):
+    check_conditions(obs, ["cell_type", "donor"])
+    check_conditions(obs, ("donor",))
+    check_conditions(obs, [])
+
+
+def test_an_unknown_column_lists_the_known_ones_closest_first(obs):
+    with pytest.raises(KeyError, match="'celltype'.*closest first: 'cell_type', 'donor'"):
+        check_conditions(obs, ["celltype"])
+
+
+@pytest.mark.parametrize("column", [["B", None, "B"], pd.Categorical(["B", None, "B"]), [1.0, np.nan, 2.0]])
+def test_cells_without_a_label_are_counted_and_named(obs, column):
+    obs["cell_type"] = column
+
+    with pytest.raises(ValueError, match=r"'cell_type'.*1 of 3 cells \('c2'"):
+        check_conditions(obs, ["donor", "cell_type"])
+
+
+def test_a_string_in_place_of_a_list_is_refused_with_the_list_to_write(obs):
+    with pytest.raises(TypeError, match=r"Did you mean \['cell_type'\]"):
+        check_conditions(obs, "cell_type")
+
+
+def test_a_repeated_key_is_refused(obs):
+    with pytest.raises(ValueError, match="'donor' more than once"):
+        check_conditions(obs, ["donor", "cell_type", "donor"])
+
+
+GENES = pd.Index([f"g{number}" for number in range(10)])
+
+
+def test_the_same_genes_pass():
+    check_same_genes(GENES.copy(), GENES)
+
+
+def test_missing_genes_are_counted_and_named():
+    with pytest.raises(ValueError, match=r"10 of the model: 2 \('g3', 'g7'\) missing, none unknown"):
+        check_same_genes(GENES.delete([3, 7]), GENES)
+
+
+def test_superfluous_genes_are_named_with_the_way_out():
+    with pytest.raises(ValueError, match=r"none missing, 1 \('mine'\) unknown.*get_var_names"):
+        check_same_genes(GENES.append(pd.Index(["mine"])), GENES)
+
+
+def test_many_missing_genes_are_cut_short():
+    with pytest.raises(ValueError, match=r"10 \('g0', 'g1', 'g2', 'g3', 'g4', \.\.\.\) missing"):
+        check_same_genes(pd.Index([]), GENES)
+
+
+def test_another_order_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="another order.*get_var_names"):
+        check_same_genes(GENES[::-1], GENES)
+
+
+def test_a_repeated_gene_is_not_called_another_order():
+    with pytest.raises(ValueError, match="duplicate|more than once"):
+        check_same_genes(GENES.append(GENES[:1]), GENES)
+
+
+def test_names_need_not_be_text():
+    assert known_names(11, [5, 10]).startswith("Known, closest first: 10")
+    assert known_names("x", []) == "There are none."

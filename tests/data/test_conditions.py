@@ -1,0 +1,223 @@
+"""Conditions: every form of request, and draws of what is left open."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgen_diffusion.data import OPEN, Conditions
+
+CATEGORIES = {"cell_type": ["B", "T", "NK", "empty"], "dose": [1, 10, 100], "treated": [False, True]}
+COMBINATIONS = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 2, 1], [2, 2, 0]])
+N_CELLS = np.array([50, 10, 20, 15, 5])
+
+
+@pytest.fixture
+def conditions():
+    return Conditions(CATEGORIES, COMBINATIONS, N_CELLS)
+
+
+def test_none_leaves_every_key_open(conditions):
+    assert (conditions.encode(None, 4) == OPEN).all()
+    assert conditions.encode(None, 4).shape == (4, 3)
+
+
+def test_a_scalar_is_given_to_every_cell(conditions):
+    codes = conditions.encode({"cell_type": "NK", "treated": True}, 3)
+
+    assert codes.tolist() == [[2, OPEN, 1]] * 3
+
+
+def test_a_list_gives_one_value_per_cell_and_the_number_of_cells(conditions):
+    codes = conditions.encode({"dose": [100, 1, 10]}, None)
+
+    assert codes[:, 1].tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(("n_cells", "expected"), [(6, [0, 0, 0, 1, 1, 1]), (5, [0, 0, 0, 1, 1]), (2, [0, 1])])
+def test_a_short_list_is_shared_evenly_among_consecutive_cells(conditions, n_cells, expected):
+    assert conditions.encode({"cell_type": ["B", "T"]}, n_cells)[:, 0].tolist() == expected
+
+
+@given(n_values=st.integers(1, 20), extra=st.integers(0, 50))
+def test_shares_of_a_short_list_differ_by_one_cell_at_most(n_values, extra):
+    conditions = Conditions({"k": list(range(20))}, np.arange(20)[:, None], np.ones(20, dtype=int))
+
+    shares = np.bincount(conditions.encode({"k": list(range(n_values))}, n_values + extra)[:, 0])
+
+    assert len(shares) == n_values
+    assert np.ptp(shares) <= 1
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, pd.Series, pd.Categorical, pd.Index])
+def test_lists_of_any_kind_do(conditions, make):
+    assert conditions.encode({"cell_type": make(["T", "B"])}, None)[:, 0].tolist() == [1, 0]
+
+
+def test_a_table_gives_one_row_per_cell_whatever_its_index(conditions):
+    table = pd.DataFrame({"treated": [True, False], "cell_type": ["T", "B"]}, index=["x", "y"])
+
+    assert conditions.encode(table, None).tolist() == [[1, OPEN, 1], [0, OPEN, 0]]
+    assert conditions.encode(table, 2).tolist() == [[1, OPEN, 1], [0, OPEN, 0]]
+
+
+def test_a_table_is_never_stretched(conditions):
+    with pytest.raises(ValueError, match="`n_cells` is 4, but the `condition` table has 2 rows"):
+        conditions.encode(pd.DataFrame({"cell_type": ["T", "B"]}), 4)
+
+
+def test_an_unknown_key_lists_the_known_ones_closest_first(conditions):
+    with pytest.raises(ValueError, match="unknown key 'celltype'.*closest first: 'cell_type'"):
+        conditions.encode({"celltype": "B"}, 1)
+
+
+def test_an_unknown_value_lists_the_known_ones_closest_first(conditions):
+    with pytest.raises(ValueError, match="unknown value 'NKT' for 'cell_type'.*closest first: 'NK'"):
+        conditions.encode({"cell_type": ["B", "NKT"]}, 2)
+
+
+@pytest.mark.parametrize("value", [None, np.nan, "1", 2])
+def test_values_of_another_type_or_missing_ones_are_unknown(conditions, value):
+    with pytest.raises(ValueError, match="unknown value"):
+        conditions.encode({"dose": [1, value]}, 2)
+
+
+def test_a_category_without_cells_cannot_be_asked_for(conditions):
+    with pytest.raises(ValueError, match="'empty' of 'cell_type', a category without any training cell"):
+        conditions.encode({"cell_type": "empty"}, 1)
+
+
+def test_the_number_of_cells_is_needed_when_nothing_has_a_length(conditions):
+    for request in (None, {}, {"cell_type": "B"}):
+        with pytest.raises(ValueError, match="`n_cells` is needed"):
+            conditions.encode(request, None)
+
+
+@pytest.mark.parametrize("n_cells", [0, -3, 2.0, True, "5"])
+def test_the_number_of_cells_is_a_positive_whole_number(conditions, n_cells):
+    with pytest.raises(ValueError, match="whole number of at least 1"):
+        conditions.encode(None, n_cells)
+
+
+@pytest.mark.parametrize("values", [["B", "T", "B"], []])
+def test_a_list_longer_than_the_cells_or_empty_is_refused(conditions, values):
+    with pytest.raises(ValueError, match=rf"'cell_type'\].*has {len(values)} values for 2 cells"):
+        conditions.encode({"cell_type": values}, 2)
+
+
+def test_an_empty_table_is_refused(conditions):
+    with pytest.raises(ValueError, match="0"):
+        conditions.encode(pd.DataFrame({"cell_type": []}), None)
+
+
+@pytest.mark.parametrize("request_", ["B", ["B", "T"], 3])
+def test_requests_of_other_types_are_refused(conditions, request_):
+    with pytest.raises(TypeError, match="mapping, a DataFrame or None"):
+        conditions.encode(request_, 2)
+
+
+def evenly(n):
+    """Numbers that fill the unit interval, in place of random ones: shares are then exact to one cell."""
+    return (np.arange(n) + 0.5) / n
+
+
+def test_open_keys_follow_their_joint_distribution(conditions):
+    n = 1000
+    drawn = conditions.fill(np.full((n, 3), OPEN), evenly(n))
+
+    found, shares = np.unique(drawn, axis=0, return_counts=True)
+    assert found.tolist() == COMBINATIONS.tolist()
+    assert shares.tolist() == (10 * N_CELLS).tolist()
+
+
+def test_open_keys_follow_their_distribution_given_the_others(conditions):
+    n = 700
+    codes = np.full((n, 3), OPEN)
+    codes[:, 0] = 1  # T cells: 20 with (1, False), 15 with (100, True)
+
+    found, shares = np.unique(conditions.fill(codes, evenly(n)), axis=0, return_counts=True)
+
+    assert found.tolist() == [[1, 0, 0], [1, 2, 1]]
+    assert shares.tolist() == [400, 300]
+
+
+def test_what_is_given_is_kept_even_where_it_does_not_occur_together(conditions):
+    codes = np.full((50, 3), OPEN)
+    codes[:, :2] = [2, 0]  # NK cells were never given the dose 1
+
+    filled = conditions.fill(codes, evenly(50))
+
+    assert (filled[:, :2] == [2, 0]).all()
+    assert set(filled[:, 2]) == {0, 1}
+
+
+def test_a_cell_draws_the_same_whatever_the_other_cells_ask_for(conditions):
+    codes = np.array([[OPEN] * 3, [1, OPEN, OPEN], [OPEN, 2, OPEN], [0, 1, 1]] * 5)
+    uniform = np.random.default_rng(0).random(len(codes))
+
+    together = conditions.fill(codes, uniform)
+    alone = [conditions.fill(codes[[cell]], uniform[[cell]])[0].tolist() for cell in range(len(codes))]
+
+    assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("uniform", [0.0, np.nextafter(1, 0)])
+def test_draws_at_the_ends_of_the_unit_interval_occur_in_training(conditions, uniform):
+    drawn = conditions.fill(np.full((1, 3), OPEN), np.array([uniform]))
+
+    assert drawn[0].tolist() in COMBINATIONS.tolist()
+
+
+def test_filling_leaves_its_input_alone(conditions):
+    codes = np.full((5, 3), OPEN)
+
+    conditions.fill(codes, evenly(5))
+
+    assert (codes == OPEN).all()
+
+
+def test_no_keys_are_no_trouble():
+    conditions = Conditions.from_codes({}, np.zeros((7, 0), dtype=int))
+
+    codes = conditions.encode(None, 3)
+
+    assert conditions.fill(codes, evenly(3)).shape == (3, 0)
+    assert conditions.to_obs(codes, pd.Index(["a", "b", "c"])).shape == (3, 0)
+
+
+def test_the_obs_columns_are_categorical_with_all_training_classes_in_order(conditions):
+    obs = conditions.to_obs(np.array([[1, 0, 1]]), pd.Index(["x"]))
+
+    assert {key: obs[key].cat.categories.tolist() for key in obs} == CATEGORIES
+    assert obs.iloc[0].tolist() == ["T", 1, True]
+
+
+def test_combinations_are_counted_from_codes():
+    conditions = Conditions.from_codes({"a": ["x", "y"], "b": [0, 1]}, np.array([[0, 1], [1, 1], [0, 1]]))
+
+    assert conditions.combinations.tolist() == [[0, 1], [1, 1]]
+    assert conditions.n_cells.tolist() == [2, 1]
+    assert conditions.describe([0, 1]) == "a='x', b=1"
+
+
+classes = st.one_of(
+    st.lists(st.text(max_size=5), min_size=1, max_size=5, unique=True),
+    st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=5, unique=True),
+    st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=5, unique=True),
+    st.just([False, True]),
+)
+
+
+@given(data=st.data(), categories=st.lists(classes, min_size=1, max_size=3), n_cells=st.integers(1, 12))
+def test_what_comes_out_as_obs_can_be_asked_for(data, categories, n_cells):
+    codes = [data.draw(st.lists(st.integers(0, len(c) - 1), min_size=n_cells, max_size=n_cells)) for c in categories]
+    codes = np.array(codes).T
+    conditions = Conditions.from_codes({f"key {i}": c for i, c in enumerate(categories)}, codes)
+
+    obs = conditions.to_obs(codes, pd.RangeIndex(n_cells))
+
+    assert (conditions.encode(obs, None) == codes).all()
+    assert (conditions.encode({key: obs[key].tolist() for key in obs}, n_cells) == codes).all()

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from scgen_diffusion.diffusion import SampleGenerators, sample_seed
+
+SEEDS = st.integers(0, 2**63 - 1)
+INDICES = st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True)
+
+
+def draw_everything(seed, indices):
+    """Draw in turn all kinds of numbers, so that the state after each draw matters too."""
+    generators = SampleGenerators(seed, indices)
+    rates = torch.full((len(indices), 3), 4.0)
+    drawn = [
+        generators.normal(2, 3).flatten(1),
+        generators.uniform()[:, None],
+        generators.map(lambda row, g: torch.poisson(row, generator=g), rates),
+        generators.normal(20),
+    ]
+    return torch.cat(drawn, dim=1)
+
+
+@given(seed=SEEDS, indices=INDICES)
+@settings(max_examples=30, deadline=None)
+def test_numbers_of_a_sample_do_not_depend_on_its_batch(seed, indices):
+    together = draw_everything(seed, indices)
+    alone = torch.cat([draw_everything(seed, [index]) for index in indices])
+    assert torch.equal(together, alone)
+    assert torch.equal(draw_everything(seed, indices[::-1]), together.flip(0))
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    draw_everything(0, range(3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_gives_other_numbers():
+    assert not torch.isclose(SampleGenerators(0, [5]).normal(8), SampleGenerators(1, [5]).normal(8)).any()
+
+
+def test_seeds_do_not_collide_over_samples():
+    seeds = {sample_seed(0, index) for index in range(100_000)}
+    assert len(seeds) == 100_000
+
+
+def test_seeds_do_not_collide_over_requests_and_samples():
+    # Neighbouring requests must not share cells, as they would if seed and index were only added.
+    seeds = {sample_seed(seed, index) for seed in range(300) for index in range(300)}
+    assert len(seeds) == 90_000
+
+
+@given(seed=st.integers(-(2**70), 2**70), index=st.integers(0, 2**63))
+@settings(max_examples=200, deadline=None)
+def test_every_seed_is_one_that_torch_takes(seed, index):
+    mixed = sample_seed(seed, index)
+    assert 0 <= mixed < 2**63
+    torch.Generator().manual_seed(mixed)
+
+
+@given(seed=SEEDS, index=st.integers(0, 2**40), bit=st.integers(0, 39))
+@settings(max_examples=200, deadline=None)
+def test_changing_one_bit_of_the_index_changes_about_half_of_the_seed(seed, index, bit):
+    changed = (sample_seed(seed, index) ^ sample_seed(seed, index ^ (1 << bit))).bit_count()
+    assert 10 <= changed <= 53  # Binomial(63, 1/2): 31.5 +- 4, more than five standard deviations allowed
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Return the first five normal numbers of 10 000 neighbouring samples."""
+    return SampleGenerators(0, range(10_000)).normal(5).numpy()
+
+
+def test_first_numbers_of_neighbouring_samples_are_standard_normal(drawn):
+    for column in drawn.T:
+        assert stats.kstest(column, "norm").pvalue > 1e-4  # a fixed seed: fails by chance never, by a bias always
+
+
+def test_first_numbers_of_neighbouring_samples_are_independent(drawn):
+    lagged = np.corrcoef(drawn[:-1].T, drawn[1:].T)[:5, 5:]
+    within = np.corrcoef(drawn.T)[np.triu_indices(5, 1)]
+    # The standard error of a correlation of 10 000 pairs is 0.01; four of them allowed.
+    assert np.abs(lagged).max() < 0.04
+    assert np.abs(within).max() < 0.04
+
+
+def test_uniform_numbers_lie_in_the_unit_interval_evenly():
+    numbers = SampleGenerators(1, range(2_000)).uniform(3)
+    assert numbers.shape == (2_000, 3)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    assert stats.kstest(numbers.flatten().numpy(), "uniform").pvalue > 1e-4
+
+
+def test_map_gives_each_row_the_generator_of_its_sample():
+    rows = torch.arange(3.0)[:, None]
+    mapped = SampleGenerators(0, [4, 7, 9]).map(lambda row, g: row + torch.randn(1, generator=g), rows)
+    torch.testing.assert_close(mapped - rows, SampleGenerators(0, [4, 7, 9]).normal(1))
+
+
+def test_map_refuses_another_number_of_rows():
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        SampleGenerators(0, range(3)).map(lambda row, g: row, torch.zeros(2, 1))
+
+
+def test_length_is_the_number_of_samples():
+    assert len(SampleGenerators(0, range(3, 8))) == 5

@@ -1,0 +1,366 @@
+"""``generate``: what comes out, and what it does and does not depend on."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+
+SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
+
+
+def same_cells(one, other):
+    return (one.X != other.X).nnz == 0 and one.obs.astype(str).equals(other.obs.astype(str))
+
+
+def test_counts_come_back_sparse_whole_and_named(trained):
+    cells = trained.generate(7, seed=0)
+
+    assert cells.shape == (7, 12)
+    assert cells.X.format == "csr"
+    assert cells.X.dtype == np.float32
+    assert (cells.X.data > 0).all()
+    assert (cells.X.data == cells.X.data.round()).all()
+    assert cells.obs_names.is_unique
+    assert cells.obs_names.str.startswith("synthetic").all()
+    assert "log1p" not in cells.uns
+
+
+def test_the_genes_are_those_of_training_with_their_columns(trained):
+    pd.testing.assert_frame_equal(trained.generate(2, seed=0).var, trained.adata.var, check_dtype=False)
+
+
+def test_conditions_are_categorical_with_the_training_categories(trained):
+    obs = trained.generate(20, seed=0).obs
+
+    assert list(obs) == ["cell_type", "dose"]
+    assert obs["cell_type"].cat.categories.tolist() == trained.adata.obs["cell_type"].cat.categories.tolist()
+    assert obs["dose"].cat.categories.tolist() == [1, 10, 100]
+
+
+def test_without_a_request_labels_follow_the_training_cells(trained):
+    generated = trained.generate(2000, seed=0, sampler="euler", n_steps=1).obs
+    expected = trained.adata.obs.value_counts(["cell_type", "dose"], normalize=True)
+
+    found = generated.value_counts(["cell_type", "dose"], normalize=True)
+
+    assert found.index.difference(expected.index).empty  # no combination that never occurred
+    difference = found.reindex(expected.index, fill_value=0) - expected
+    assert difference.abs().max() < 5 * np.sqrt(0.25 / 2000)  # five standard errors
+
+
+def test_a_request_is_answered(trained):
+    assert set(trained.generate(4, {"cell_type": "NK"}, seed=0).obs["cell_type"]) == {"NK"}
+    assert trained.generate(condition={"dose": [100, 1]}, seed=0).obs["dose"].tolist() == [100, 1]
+    assert trained.generate(5, {"cell_type": ["NK", "B cell"]}, seed=0).obs["cell_type"].tolist() == (
+        ["NK"] * 3 + ["B cell"] * 2
+    )
+
+
+def test_a_table_is_answered_row_by_row(trained):
+    table = trained.adata.obs.sample(9, random_state=0)[["dose", "cell_type"]]
+
+    obs = trained.generate(condition=table, seed=0).obs
+
+    assert obs["dose"].tolist() == table["dose"].tolist()
+    assert obs["cell_type"].tolist() == table["cell_type"].tolist()
+
+
+def test_a_rare_category_can_be_generated_and_an_empty_one_cannot(trained):
+    assert set(trained.generate(3, {"cell_type": "rare"}, seed=0).obs["cell_type"]) == {"rare"}
+    with pytest.raises(ValueError, match="'never seen' of 'cell_type', a category without any training cell"):
+        trained.generate(3, {"cell_type": "never seen"})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_cells_do_not_depend_on_batch_size_nor_on_how_many_are_asked_for(trained, sampler):
+    n_steps = None if sampler == "dopri5" else 4
+    whole = trained.generate(300, seed=5, sampler=sampler, n_steps=n_steps)
+
+    for batch_size in (1, 130, 10_000):
+        other = trained.generate(300, seed=5, sampler=sampler, n_steps=n_steps, batch_size=batch_size)
+        assert same_cells(whole, other), batch_size
+    for n_cells in (1, 10, 129):
+        few = trained.generate(n_cells, seed=5, sampler=sampler, n_steps=n_steps)
+        assert same_cells(whole[:n_cells], few), n_cells
+
+
+@pytest.fixture(scope="module")
+def gaussian(make_trained):
+    """Train a model whose cells are real numbers, so that the smallest difference shows."""
+    return make_trained(likelihood="gaussian")
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dopri5"])  # its steps follow the whole block
+def test_cells_of_a_table_do_not_depend_on_other_rows(gaussian, sampler):
+    table = gaussian.adata.obs[["cell_type", "dose"]].sample(200, replace=True, random_state=0)
+
+    whole = gaussian.generate(condition=table, seed=5, sampler=sampler, guidance_scale=3.0)
+    few = gaussian.generate(condition=table[:10], seed=5, sampler=sampler, guidance_scale=3.0)
+
+    np.testing.assert_array_equal(whole.X[:10], few.X)
+
+
+def test_the_same_seed_gives_the_same_cells_and_another_one_others(trained):
+    one, same, other = (trained.generate(20, seed=seed) for seed in (1, 1, 2))
+
+    assert same_cells(one, same)
+    assert not same_cells(one, other)
+
+
+def test_cells_do_not_depend_on_the_global_random_state(trained):
+    import torch
+
+    torch.manual_seed(1)
+    one = trained.generate(5, seed=3)
+    torch.manual_seed(2)
+    np.random.seed(2)
+
+    assert same_cells(one, trained.generate(5, seed=3))
+
+
+def test_generating_leaves_the_global_random_state_alone(trained):
+    import torch
+
+    before = torch.get_rng_state()
+    trained.generate(5, seed=3)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_fresh_seed_is_recorded_and_reproduces_the_cells(trained, monkeypatch):
+    monkeypatch.setattr(scvi.settings, "_seed", None)
+    one, other = trained.generate(5), trained.generate(5)
+    seed = one.uns["scgen_diffusion"]["seed"]
+
+    assert seed != other.uns["scgen_diffusion"]["seed"]
+    assert same_cells(one, trained.generate(5, seed=seed))
+
+
+def test_the_default_seed_is_that_of_scvi_tools(trained, monkeypatch):
+    monkeypatch.setattr(scvi.settings, "_seed", 11)
+
+    assert trained.generate(2).uns["scgen_diffusion"]["seed"] == 11
+
+
+REQUESTS = {
+    "nothing": {"n_cells": 3},
+    "value": {"n_cells": 3, "condition": {"cell_type": "NK", "dose": 10}},
+    "numpy value": {"n_cells": 3, "condition": {"dose": np.int64(10)}},
+    "list": {"condition": {"cell_type": ["NK", "B cell"], "dose": [1, 10]}},
+    "table": {"condition": pd.DataFrame({"dose": [1, 10]})},
+    "empty mapping": {"n_cells": 2, "condition": {}},
+    "guidance per key": {"n_cells": 3, "guidance_scale": {"cell_type": 2.0}},
+    "numpy guidance": {"n_cells": 3, "guidance_scale": np.float32(2)},
+    "totals": {"n_cells": 3, "library_size": [50, 60, 70]},
+    "dopri5": {"n_cells": 3, "sampler": "dopri5"},
+    "numpy seed": {"n_cells": 3, "seed": np.int64(3)},
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_provenance_is_complete_and_can_be_written(trained, tmp_path, request_):
+    cells = trained.generate(**{"seed": 3, **request_})
+    provenance = cells.uns["scgen_diffusion"]
+
+    assert {"model", "version", "sampler", "n_steps", "guidance_scale", "library_size", "condition", "seed"} <= set(
+        provenance
+    )
+    assert provenance["model"] == "SCLDM"
+    assert provenance["seed"] == 3
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells.write_zarr(tmp_path / "cells.zarr")
+    for back in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
+        assert same_cells(back, cells)
+        assert set(back.uns["scgen_diffusion"]) == set(provenance)
+        assert back.uns["scgen_diffusion"]["sampler"] == provenance["sampler"]
+
+
+def test_provenance_says_what_was_asked(trained):
+    request = {"sampler": "euler", "n_steps": 3, "guidance_scale": {"dose": 2.0}, "library_size": "normal"}
+    provenance = trained.generate(2, {"cell_type": "NK"}, seed=3, **request).uns["scgen_diffusion"]
+
+    assert {key: provenance[key] for key in request} == request
+    assert provenance["condition"] == {"cell_type": "NK"}
+
+
+def test_generated_cells_concatenate_with_real_ones(trained):
+    both = anndata.concat({"real": trained.adata, "synthetic": trained.generate(4, seed=0)}, label="source")
+
+    assert both.shape == (100, 12)
+
+
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+def test_guidance_of_one_scale_is_that_of_the_same_scale_for_every_key(make_trained, strategy):
+    model = make_trained(condition_strategy=strategy)
+    request = {"n_cells": 20, "condition": {"cell_type": "NK", "dose": 10}, "seed": 0}
+
+    one = model.generate(**request, guidance_scale=2.5)
+    per_key = model.generate(**request, guidance_scale={"cell_type": 2.5, "dose": 2.5})
+
+    assert same_cells(one, per_key)
+    assert not same_cells(one, model.generate(**request, guidance_scale=40.0))
+
+
+def test_keys_without_a_scale_have_the_scale_one(trained):
+    request = {"n_cells": 20, "condition": {"cell_type": "NK", "dose": 10}, "seed": 0}
+
+    partly = trained.generate(**request, guidance_scale={"dose": 3.0})
+
+    assert same_cells(partly, trained.generate(**request, guidance_scale={"dose": 3.0, "cell_type": 1.0}))
+
+
+def test_guidance_of_zero_is_unconditional(trained):
+    request = {"n_cells": 20, "seed": 0, "guidance_scale": 0, "library_size": 100}
+
+    one = trained.generate(condition={"cell_type": "NK", "dose": 10}, **request)
+    other = trained.generate(condition={"cell_type": "B cell", "dose": 1}, **request)
+
+    assert (one.X != other.X).nnz == 0
+
+
+@pytest.mark.parametrize("keys", [[], ["treated"], ["cell_type", "dose", "treated"]], ids=len)
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+def test_any_number_of_keys_works(make_trained, keys, strategy):
+    model = make_trained(condition_keys=keys, condition_strategy=strategy)
+
+    cells = model.generate(5, seed=0, guidance_scale=2.0)
+
+    assert list(cells.obs) == keys
+    assert cells.X.sum() > 0
+
+
+def test_an_unseen_combination_warns_once_and_works(trained):
+    request = {"cell_type": "T cell", "dose": 100}
+
+    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100") as caught:
+        cells = trained.generate(300, request, seed=0)
+
+    assert len([w for w in caught if "combination" in str(w.message)]) == 1
+    assert caught[0].filename == __file__  # the warning points at the user's line
+    assert set(cells.obs["dose"]) == {100}
+    assert cells.X.sum() > 0
+
+
+def test_a_seen_combination_does_not_warn(trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trained.generate(5, {"cell_type": "T cell", "dose": 10}, seed=0)
+        trained.generate(5, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["empirical", "normal", "latent"])
+def test_totals_of_every_kind_resemble_those_of_training(trained, kind):
+    real = np.median(trained.adata.X.sum(1))
+
+    cells = trained.generate(500, seed=0, library_size=kind, sampler="euler", n_steps=2)
+
+    assert cells.uns["scgen_diffusion"]["library_size"] == kind
+    assert real / 2 < np.median(np.asarray(cells.X.sum(1))) < 2 * real
+
+
+def test_totals_can_be_given(trained):
+    many, few = (trained.generate(50, seed=0, library_size=size).X.sum(1).mean() for size in (5000, 50))
+    per_cell = trained.generate(50, seed=0, library_size=np.repeat([50, 5000], 25)).X.sum(1)
+
+    assert many / few == pytest.approx(100, rel=0.2)  # 12 dispersed genes: totals scatter
+    assert per_cell[25:].mean() / per_cell[:25].mean() == pytest.approx(100, rel=0.3)
+
+
+def test_the_number_of_steps_is_honoured(trained):
+    one, two, one_again = (trained.generate(50, seed=0, sampler="euler", n_steps=n) for n in (1, 7, 1))
+
+    assert same_cells(one, one_again)
+    assert not same_cells(one, two)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"n_cells": 0}, "`n_cells` must be a whole number of at least 1.*0"),
+        ({"n_cells": -2}, "`n_cells`"),
+        ({"n_cells": 2.5}, "`n_cells`"),
+        ({"n_cells": None}, "`n_cells` is needed"),
+        ({"condition": {"celltype": "NK"}}, "unknown key 'celltype'.*closest first: 'cell_type'"),
+        ({"condition": {"cell_type": "NKT"}}, "unknown value 'NKT'.*closest first: 'NK'"),
+        ({"sampler": "heuns"}, "`sampler` 'heuns'.*closest first: 'heun'"),
+        ({"n_steps": 0}, "`n_steps`.*0"),
+        ({"n_steps": 2.0}, "`n_steps`"),
+        ({"sampler": "dopri5", "n_steps": 5}, "'dopri5' chooses its own steps"),
+        ({"guidance_scale": {"celltype": 2}}, "`guidance_scale`.*'celltype'.*closest first: 'cell_type'"),
+        ({"guidance_scale": np.nan}, "`guidance_scale` must be finite"),
+        ({"guidance_scale": {"dose": np.inf}}, "`guidance_scale` must be finite"),
+        ({"library_size": "normals"}, "`library_size` 'normals'.*closest first: 'normal'"),
+        ({"library_size": [10, 20]}, r"one per cell \(3\).*\(2,\)"),
+        ({"library_size": np.ones((3, 1))}, r"\(3, 1\)"),
+        ({"library_size": 0}, "`library_size` must be at least 1"),
+        ({"library_size": [10, np.nan, 3]}, "`library_size` must be at least 1 and finite"),
+        ({"library_size": -5.0}, "`library_size` must be at least 1"),
+        ({"batch_size": 0}, "`batch_size`.*0"),
+        ({"seed": -1}, "`seed`.*-1"),
+        ({"seed": 1.5}, "`seed`"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_refused_by_name(trained, request_, words):
+    with pytest.raises(ValueError, match=words):
+        trained.generate(**{"n_cells": 3, **request_})
+
+
+def test_steps_may_be_a_numpy_integer(trained):
+    assert same_cells(trained.generate(3, seed=0, n_steps=np.int64(4)), trained.generate(3, seed=0, n_steps=4))
+
+
+def test_an_untrained_model_says_what_to_call(make_model):
+    with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+        make_model().generate(3)
+
+
+def test_an_autoencoder_alone_says_what_to_call(make_model, quick):
+    model = make_model()
+    model.train_autoencoder(1, **quick)
+
+    with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
+        model.generate(3)
+    model.train_prior(1, **quick)
+    assert model.generate(3, seed=0).n_obs == 3
+
+
+def test_log_values_in_are_log_values_out(make_trained, make_cells, tmp_path):
+    adata = make_cells(values="log1p")
+    adata.X -= adata.X.mean(0)  # scaled values may be negative
+
+    model = make_trained(adata, likelihood="gaussian", setup={"values": "log1p"})
+    cells = model.generate(200, {"cell_type": "NK"}, seed=0)
+
+    assert isinstance(cells.X, np.ndarray)
+    assert "log1p" in cells.uns
+    assert np.isfinite(cells.X).all()
+    assert (cells.X < 0).any()
+    np.testing.assert_array_equal(model.generate(200, {"cell_type": "NK"}, seed=0, batch_size=1).X, cells.X)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    model.save(tmp_path / "model")
+    assert np.array_equal(type(model).load(tmp_path / "model").generate(200, {"cell_type": "NK"}, seed=0).X, cells.X)
+
+
+def test_a_gaussian_head_on_counts_generates_log_values(make_trained):
+    cells = make_trained(likelihood="gaussian").generate(5, seed=0)
+
+    assert "log1p" in cells.uns
+    assert np.isfinite(cells.X).all()
+
+
+def test_sparse_training_cells_give_the_same_model(make_trained, make_cells, monkeypatch):
+    import scipy.sparse as sp
+
+    monkeypatch.setattr(scvi.settings, "_seed", 0)
+    cells = []
+    for matrix in (np.asarray, sp.csr_matrix):
+        scvi.settings.seed = 0
+        cells.append(make_trained(make_cells(matrix=matrix)).generate(10, seed=1))
+
+    assert same_cells(*cells)

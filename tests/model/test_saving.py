@@ -1,0 +1,291 @@
+"""Saving and loading: whole, safe, and enough to generate in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from scgen_diffusion.model import SCLDM
+
+
+def same_cells(one, other):
+    return (one.X != other.X).nnz == 0 and one.obs.equals(other.obs)
+
+
+FRESH = """
+import json, sys
+import scipy.sparse as sp
+import torch
+from scgen_diffusion.model import SCLDM
+torch.set_num_threads(1)
+folder, out, requests = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = SCLDM.load(folder, adata=False, accelerator="cpu")
+assert model.adata is None
+for number, request in enumerate(requests):
+    cells = model.generate(**request)
+    sp.save_npz(f"{out}/{number}.npz", cells.X)
+    cells.obs.astype(str).to_csv(f"{out}/{number}.csv")
+"""
+
+
+def test_a_fresh_process_without_cells_generates_the_same(trained, saved_model, run_python, tmp_path):
+    requests = [{"n_cells": 20, "seed": 7, "sampler": sampler} for sampler in ("euler", "midpoint", "heun", "dopri5")]
+    requests += [{"n_cells": 20, "seed": 7, "library_size": kind} for kind in ("normal", "latent", 300)]
+    requests += [{"condition": {"cell_type": ["NK", "B cell"], "dose": [1, 10]}, "seed": 7, "guidance_scale": 2.0}]
+
+    run_python(FRESH, saved_model, tmp_path, json.dumps(requests))
+
+    for number, request in enumerate(requests):
+        here = trained.generate(**request)
+        assert (sp.load_npz(tmp_path / f"{number}.npz") != here.X).nnz == 0, request
+        obs = pd.read_csv(tmp_path / f"{number}.csv", index_col=0, dtype=str)
+        assert obs.to_numpy().tolist() == here.obs.astype(str).to_numpy().tolist(), request
+
+
+def test_a_loaded_model_is_the_saved_one(trained, saved_model):
+    loaded = SCLDM.load(saved_model)
+
+    assert loaded.adata is None
+    assert same_cells(loaded.generate(10, seed=3), trained.generate(10, seed=3))
+    pd.testing.assert_frame_equal(loaded.generate(1, seed=0).var, trained.generate(1, seed=0).var)
+    assert list(loaded.history) == list(trained.history)
+    for name, frame in trained.history.items():
+        pd.testing.assert_frame_equal(loaded.history[name], frame)
+    assert loaded.architecture == trained.architecture
+    assert loaded.is_trained
+
+
+def test_a_model_saved_again_is_the_same(trained, saved_model, tmp_path):
+    SCLDM.load(saved_model).save(tmp_path / "again")
+
+    assert same_cells(SCLDM.load(tmp_path / "again").generate(10, seed=3), trained.generate(10, seed=3))
+
+
+def test_methods_that_need_cells_ask_for_them_after_loading(trained, saved_model):
+    loaded = SCLDM.load(saved_model)
+
+    with pytest.raises(ValueError, match="give `adata`"):
+        loaded.get_latent_representation()
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(trained.adata), trained.get_latent_representation(), rtol=1e-6
+    )
+
+
+def test_cells_can_be_saved_with_the_model(trained, tmp_path):
+    trained.save(tmp_path / "m", save_anndata=True, prefix="my_")
+
+    loaded = SCLDM.load(tmp_path / "m", prefix="my_")
+
+    np.testing.assert_array_equal(loaded.adata.X, trained.adata.X)
+    np.testing.assert_array_equal(loaded.get_latent_representation(), trained.get_latent_representation())
+    assert SCLDM.load(tmp_path / "m", adata=False, prefix="my_").adata is None
+
+
+def test_a_loaded_model_can_be_trained_on(trained, saved_model, quick):
+    loaded = SCLDM.load(saved_model, adata=trained.adata)
+
+    loaded.train(1, **quick)
+
+    assert loaded.generate(3, seed=0).n_obs == 3
+
+
+def test_cells_of_other_genes_are_refused_by_name(trained, saved_model):
+    with pytest.raises(ValueError, match="1 .'gene_3'. missing"):
+        SCLDM.load(saved_model, adata=trained.adata[:, trained.adata.var_names != "gene_3"].copy())
+    with pytest.raises(ValueError, match="another order"):
+        SCLDM.load(saved_model, adata=trained.adata[:, ::-1].copy())
+
+
+def test_cells_without_a_condition_column_are_refused_by_name(trained, saved_model):
+    adata = trained.adata.copy()
+    del adata.obs["dose"]
+
+    with pytest.raises(KeyError, match="'dose'"):
+        SCLDM.load(saved_model, adata=adata)
+
+
+def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
+    trained.save(tmp_path / "m")
+    before = (tmp_path / "m" / "model.pt").read_bytes()
+
+    with pytest.raises(ValueError, match="already exists.*overwrite=True"):
+        trained.save(tmp_path / "m")
+    assert (tmp_path / "m" / "model.pt").read_bytes() == before
+    trained.save(tmp_path / "m", overwrite=True)
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(trained, tmp_path, monkeypatch):
+    trained.save(tmp_path / "m")
+    before = (tmp_path / "m" / "model.pt").read_bytes()
+
+    def half_write(content, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_write)
+    with pytest.raises(OSError, match="disk full"):
+        trained.save(tmp_path / "m", overwrite=True)
+
+    assert [file.name for file in (tmp_path / "m").iterdir()] == ["model.pt"]
+    assert (tmp_path / "m" / "model.pt").read_bytes() == before
+
+
+def test_a_missing_model_is_said(tmp_path):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no saved model at"):
+            SCLDM.load(folder)
+
+
+def folder_with(tmp_path, content):
+    tmp_path.joinpath("model.pt").write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(saved_model, tmp_path, share):
+    whole = (saved_model / "model.pt").read_bytes()
+
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        SCLDM.load(folder_with(tmp_path, whole[: int(share * len(whole))]))
+
+
+@pytest.mark.parametrize("content", [b"nonsense", b"PK\x03\x04" + bytes(100), b"\x80\x04.", bytes(1000)])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        SCLDM.load(folder_with(tmp_path, content))
+
+
+def test_a_damaged_file_is_refused_or_says_what_is_wrong(saved_model, tmp_path):
+    """Damage anywhere in the file: never a crash without a reason, and never a model with other weights."""
+    whole = bytearray((saved_model / "model.pt").read_bytes())
+    reference = SCLDM.load(saved_model).module.state_dict()
+    rng = np.random.default_rng(0)
+    for start in rng.integers(0, len(whole), 60):
+        damaged = whole.copy()
+        damaged[start : start + 16] = bytes(255 - byte for byte in damaged[start : start + 16])
+        try:
+            loaded = SCLDM.load(folder_with(tmp_path, bytes(damaged)))
+        except ValueError:
+            continue
+        for name, tensor in loaded.module.state_dict().items():
+            assert torch.equal(tensor, reference[name]), f"damage at byte {start} went unnoticed in {name}"
+
+
+class Canary:
+    """Writes a file where pickle runs it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
+)
+@pytest.mark.parametrize(
+    "wrap", [lambda c: c, lambda c: {"format": "scgen_diffusion-1", "attr_dict": c}], ids=["bare", "inside"]
+)
+def test_code_in_a_file_is_refused_and_never_runs(tmp_path, save, wrap):
+    canary = tmp_path / "canary"
+    save(wrap(Canary(canary)), tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match="could execute code"):
+        SCLDM.load(tmp_path)
+
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"format": "other"}, [1], torch.ones(2), "text"], ids=repr)
+def test_a_file_that_is_not_ours_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match="not written by scgen-diffusion"):
+        SCLDM.load(tmp_path)
+
+
+def test_a_file_of_ours_that_lacks_parts_is_refused(saved_model, tmp_path):
+    content = torch.load(saved_model / "model.pt", weights_only=True)
+    for part in ("attr_dict", "model_state_dict"):
+        torch.save({key: value for key, value in content.items() if key != part}, tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=r"model\.pt"):
+            SCLDM.load(tmp_path)
+
+
+def test_a_model_of_another_class_is_refused(saved_model):
+    class Other(SCLDM):
+        """Another model."""
+
+    with pytest.raises(ValueError, match="class 'SCLDM', but Other.load was called"):
+        Other.load(saved_model)
+
+
+def test_an_untrained_model_can_be_saved_and_still_cannot_generate(make_model, tmp_path):
+    make_model().save(tmp_path / "m")
+
+    with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+        SCLDM.load(tmp_path / "m").generate(2)
+
+
+@pytest.mark.parametrize("keys", [["dose"], ["treated"], ["dose", "treated", "cell_type"], []], ids=str)
+def test_categories_keep_their_type_through_a_file(make_trained, tmp_path, keys):
+    model = make_trained(condition_keys=keys)
+    model.save(tmp_path / "m")
+    loaded = SCLDM.load(tmp_path / "m")
+
+    for key in keys:
+        before, after = model.generate(4, seed=0).obs[key], loaded.generate(4, seed=0).obs[key]
+        pd.testing.assert_series_equal(before, after)
+        value = model.adata.obs[key].iloc[5]
+        assert set(loaded.generate(3, {key: value}, seed=0).obs[key]) == {value}
+    assert same_cells(model.generate(4, seed=0), loaded.generate(4, seed=0))
+
+
+def test_dates_as_conditions_are_refused(make_cells):
+    adata = make_cells()
+    adata.obs["day"] = pd.to_datetime(np.where(adata.obs["treated"], "2024-01-01", "2024-02-01"))
+
+    with pytest.raises(ValueError, match="'day'.*dates or times.*text"):
+        SCLDM.setup_anndata(adata, condition_keys=["day"])
+
+
+def test_numpy_numbers_as_options_survive_a_file(make_trained, tmp_path):
+    make_trained(ema_decay=np.float64(0.9)).save(tmp_path / "m")
+
+    assert SCLDM.load(tmp_path / "m").architecture.ema_decay == 0.9
+
+
+def test_keys_from_an_array_survive_a_file(make_cells, tiny, tmp_path):
+    adata = make_cells()
+    SCLDM.setup_anndata(adata, condition_keys=np.array(["cell_type"]))
+    SCLDM(adata, **tiny).save(tmp_path / "m")
+
+    assert SCLDM.load(tmp_path / "m").conditions.keys == ["cell_type"]
+
+
+def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
+    adata = make_cells()
+    adata.var["chromosome"] = pd.Categorical(["X"] * 6 + ["Y"] * 6)
+    adata.var["start"] = np.arange(12)
+    adata.var["gc"] = np.linspace(0, 1, 12, dtype=np.float32)
+    adata.var["note"] = ["text", None] * 6
+    adata.var.index.name = "gene"
+    model = make_trained(adata)
+    model.save(tmp_path / "m")
+
+    var = SCLDM.load(tmp_path / "m").generate(2, seed=0).var
+
+    pd.testing.assert_frame_equal(var, model.generate(2, seed=0).var)
+    for name in ("symbol", "highly_variable", "chromosome", "start", "gc"):
+        assert var[name].tolist() == adata.var[name].tolist(), name
+    assert var["gc"].dtype == np.float32
+    assert var.index.name == "gene"
+    SCLDM.load(tmp_path / "m").generate(2, seed=0).write_h5ad(tmp_path / "cells.h5ad")

@@ -1,0 +1,349 @@
+"""Training: both stages, their length, interruption and resumption."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from scgen_diffusion.model import SCLDM
+
+METRICS = {f"{stage}_loss_{subset}" for stage in ("autoencoder", "prior") for subset in ("train", "validation")}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    before, scvi.settings.seed = scvi.settings.seed, 0
+    yield
+    scvi.settings._seed = before
+
+
+def weights(model, *, of=""):
+    return {name: t.clone() for name, t in model.module.state_dict().items() if name.startswith(of)}
+
+
+def differing(one, other):
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def test_both_stages_are_recorded_epoch_by_epoch(make_model, quick):
+    model = make_model()
+
+    model.train({"autoencoder": 3, "prior": 2}, **quick)
+
+    assert set(model.history) >= METRICS
+    assert len(model.history["autoencoder_loss_train"]) == 3
+    assert len(model.history["prior_loss_train"]) == 2
+    assert all(isinstance(frame, pd.DataFrame) and frame.notna().all().all() for frame in model.history.values())
+
+
+def test_training_lowers_the_losses(make_model, quick):
+    model = make_model()
+
+    model.train(20, **quick)
+
+    for name in METRICS - {"prior_loss_validation"}:  # that of averaged weights on ten cells, which hardly moves
+        losses = model.history[name][name]
+        assert losses.iloc[-5:].mean() < losses.iloc[:3].mean(), name
+
+
+def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(make_model, quick):
+    model = make_model()
+
+    with pytest.raises(RuntimeError, match=r"train\(\) or train_autoencoder\(\) first"):
+        model.train_prior(1, **quick)
+    assert model.train_autoencoder(1, **quick) is False
+    assert model.train_prior(1, **quick) is False
+    assert model.generate(2, seed=0).n_obs == 2
+
+
+def test_the_prior_stage_leaves_the_autoencoder_alone(make_model, quick):
+    model = make_model()
+    model.train_autoencoder(1, **quick)
+    before = {**weights(model, of="encoder"), **weights(model, of="decoder"), **weights(model, of="likelihood")}
+
+    model.train_prior(2, **quick)
+
+    assert differing(before, weights(model)) == []
+
+
+def test_a_new_autoencoder_needs_a_new_prior(make_trained, quick):
+    model = make_trained()
+
+    model.train_autoencoder(1, **quick)
+
+    with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
+        model.generate(2)
+
+
+def test_a_seed_makes_training_reproducible(make_model, quick):
+    models = []
+    for _ in range(2):
+        scvi.settings.seed = 3
+        models.append(make_model())
+        models[-1].train(2, **quick)
+
+    assert differing(weights(models[0]), weights(models[1])) == []
+
+
+def test_the_number_of_epochs_follows_from_the_number_of_cells(make_model, quick, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "scgen_diffusion.train.Recipe.max_epochs", lambda self, n: asked.append((n, self.batch_size)) or 1
+    )
+    model = make_model()
+
+    model.train(**quick)
+
+    assert asked == [(len(model.train_indices_), 32)] * 2
+    assert 80 < len(model.train_indices_) < 96
+
+
+@pytest.mark.parametrize("max_epochs", [0, -1, 1.5])
+def test_a_number_of_epochs_that_is_none_is_refused(make_model, quick, monkeypatch, max_epochs):
+    monkeypatch.setattr("scgen_diffusion.train.Recipe.max_epochs", lambda self, n: 1)
+
+    with pytest.raises((ValueError, TypeError), match="max_epochs"):
+        make_model().train(max_epochs, **quick)
+
+
+def test_an_unknown_stage_is_refused(make_model, quick, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.train.Recipe.max_epochs", lambda self, n: 1)
+
+    with pytest.raises(ValueError, match="autoencoders"):
+        make_model().train({"autoencoders": 1, "prior": 1}, **quick)
+
+
+def test_the_recipe_can_be_changed(make_model, quick):
+    model = make_model()
+    before = weights(model, of="encoder")
+
+    model.train(1, autoencoder_kwargs={"learning_rate": 0.0}, prior_kwargs={"drop_probability": 0.5}, **quick)
+
+    assert differing(before, {**before, **weights(model, of="encoder.network.attention")}) == []
+    with pytest.raises(TypeError, match="learning_rates"):
+        model.train(1, autoencoder_kwargs={"learning_rates": 0.0}, **quick)
+
+
+def test_early_stopping_ends_a_stage_that_no_longer_improves(make_model, quick):
+    model = make_model()
+    frozen = {"learning_rate": 1e-12}
+
+    model.train(
+        60, early_stopping=True, early_stopping_patience=3, autoencoder_kwargs=frozen, prior_kwargs=frozen, **quick
+    )
+
+    for stage in ("autoencoder", "prior"):
+        assert 3 <= len(model.history[f"{stage}_loss_validation"]) < 60
+    assert model.generate(2, seed=0).n_obs == 2
+
+
+def test_all_cells_may_be_trained_on(make_model, quick):
+    model = make_model()
+
+    model.train(1, train_size=1.0, **quick)
+
+    assert "autoencoder_loss_validation" not in model.history
+    assert model.generate(2, seed=0).n_obs == 2
+
+
+def test_both_stages_use_the_same_split(make_model, quick, monkeypatch):
+    model = make_model()
+    model.train_autoencoder(1, **quick)
+    train, validation = model.train_indices_.copy(), model.validation_indices_.copy()
+
+    model.train_prior(1, **quick)
+
+    assert np.array_equal(model.train_indices_, train)
+    assert np.array_equal(model.validation_indices_, validation)
+    assert not set(train) & set(validation)
+    assert len(train) + len(validation) == 96
+
+
+def test_training_again_keeps_the_validation_cells(make_model, quick):
+    model = make_model()
+    scvi.settings._seed = None
+    model.train_autoencoder(1, **quick)
+    validation = set(model.validation_indices_)
+
+    model.train_autoencoder(1, **quick)
+
+    assert set(model.validation_indices_) == validation
+
+
+def test_one_cell_in_the_last_batch_is_no_trouble(make_trained, make_cells):
+    make_trained(make_cells(n_cells=37))  # 33 training cells in batches of 32
+
+
+def test_the_published_architecture_builds_and_trains(make_cells, quick):
+    adata = make_cells()
+    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "dose"])
+    model = SCLDM(adata, size="published")
+
+    model.train(1, limit_train_batches=1, limit_val_batches=1, **quick)
+
+    assert model.architecture.pooling == "attention"
+    assert model.architecture.decoder == "gene_queries"
+    assert np.isfinite(model.history["autoencoder_loss_train"].iloc[0, 0])
+    assert model.generate(2, seed=0, sampler="euler", n_steps=2).n_obs == 2
+
+
+class InterruptAt(Callback):
+    """Press Ctrl-C in a stage, at the second step of an epoch."""
+
+    def __init__(self, stage, epoch):
+        self.stage, self.epoch = stage, epoch
+
+    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
+        if (plan.name, trainer.current_epoch, batch_idx) == (self.stage, self.epoch, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_autoencoder_is_usable(make_model, quick):
+    model = make_model()
+    handler = signal.getsignal(signal.SIGINT)
+
+    model.train(50, callbacks=[InterruptAt("autoencoder", 1)], **quick)
+
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert 1 <= len(model.history["autoencoder_loss_train"]) <= 2
+    assert "prior_loss_train" not in model.history  # the user asked to stop, not to go on
+    assert np.isfinite(model.get_latent_representation()).all()
+    with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
+        model.generate(2)
+    model.train_prior(1, **quick)
+    assert model.generate(2, seed=0).n_obs == 2
+
+
+def test_an_interrupted_prior_generates(make_model, quick, tmp_path):
+    model = make_model()
+
+    model.train({"autoencoder": 1, "prior": 50}, callbacks=[InterruptAt("prior", 1)], **quick)
+
+    assert 1 <= len(model.history["prior_loss_train"]) <= 2
+    cells = model.generate(5, seed=0)
+    assert np.isfinite(cells.X.data).all()
+    model.save(tmp_path / "m")
+    assert (SCLDM.load(tmp_path / "m").generate(5, seed=0).X != cells.X).nnz == 0
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "prior"])
+def test_an_interrupted_stage_resumes_and_ends_with_every_epoch(make_model, quick, tmp_path, stage):
+    model = make_model()
+    model.train(6, checkpoint_dir=tmp_path, callbacks=[InterruptAt(stage, 3)], **quick)
+    assert len(model.history[f"{stage}_loss_train"]) < 6
+
+    again = make_model()
+    again.train(6, checkpoint_dir=tmp_path, **quick)
+
+    for name in ("autoencoder_loss_train", "prior_loss_train"):
+        assert again.history[name].index.tolist() == list(range(6)), name
+    assert again.generate(2, seed=0).n_obs == 2
+
+
+class KillAt(Callback):
+    """Die without a word in a stage, at the start of an epoch."""
+
+    def __init__(self, stage, epoch):
+        self.stage, self.epoch = stage, epoch
+
+    def on_train_epoch_start(self, trainer, plan):
+        if (plan.name, trainer.current_epoch) == (self.stage, self.epoch):
+            raise MemoryError("killed")
+
+
+RESUME = """
+import sys
+import anndata, scvi, torch
+from scgen_diffusion.model import SCLDM
+torch.set_num_threads(1)
+scvi.settings.seed = 0
+adata = anndata.read_h5ad(sys.argv[1] + "/cells.h5ad")
+SCLDM.setup_anndata(adata, condition_keys=["cell_type", "dose"])
+model = SCLDM(adata, **eval(sys.argv[2]))
+model.train(6, checkpoint_dir=sys.argv[1] + "/checkpoints", batch_size=32, accelerator="cpu", enable_progress_bar=False)
+model.save(sys.argv[1] + "/model")
+"""
+
+
+def test_a_killed_run_resumes_in_a_fresh_process(make_cells, make_model, quick, tiny, run_python, tmp_path):
+    adata = make_cells()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    whole = make_model(adata)
+    whole.train(6, **quick)
+    scvi.settings.seed = 0
+    killed = make_model(adata)
+    with pytest.raises(MemoryError):
+        killed.train(6, checkpoint_dir=tmp_path / "checkpoints", callbacks=[KillAt("prior", 4)], **quick)
+
+    run_python(RESUME, tmp_path, tiny)
+    resumed = SCLDM.load(tmp_path / "model")
+
+    # The finished autoencoder is taken over as it is, and so are the first epochs of the prior. Later epochs see the same
+    # noise and times, but their cells in another order, since the order comes from the global random state.
+    of_autoencoder = {**weights(whole, of="encoder"), **weights(whole, of="decoder"), **weights(whole, of="likelihood")}
+    assert differing(of_autoencoder, weights(resumed)) == []
+    for name, frame in whole.history.items():
+        assert resumed.history[name].index.equals(frame.index), name
+        n_same = 6 if name.startswith("autoencoder") else 4
+        pd.testing.assert_frame_equal(resumed.history[name].iloc[:n_same], frame.iloc[:n_same])
+    assert resumed.module.averaged_prior.n_averaged == whole.module.averaged_prior.n_averaged
+    assert set(resumed.validation_indices_) == set(whole.validation_indices_)
+    # The prior's mean losses hardly move within six epochs of three steps.
+    assert resumed.history["prior_loss_train"].iloc[-1, 0] == pytest.approx(
+        whole.history["prior_loss_train"].iloc[-1, 0], rel=0.3
+    )
+
+
+def test_a_finished_stage_is_not_trained_again(make_model, quick, tmp_path):
+    """With 41 epochs, not every epoch has a checkpoint."""
+    model = make_model()
+    with pytest.raises(MemoryError):
+        model.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 3)], **quick)
+    before = weights(model, of="encoder")
+
+    again = make_model()
+    with pytest.raises(MemoryError):
+        again.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 4)], **quick)
+
+    assert differing(before, weights(again, of="encoder")) == []
+
+
+def test_the_same_call_after_a_finished_run_changes_nothing(make_model, quick, tmp_path):
+    model = make_model()
+    model.train(3, checkpoint_dir=tmp_path, **quick)
+
+    again = make_model()
+    again.train(3, checkpoint_dir=tmp_path, **quick)
+
+    assert differing(weights(model), weights(again)) == []
+    for name, frame in model.history.items():
+        pd.testing.assert_frame_equal(again.history[name], frame)
+
+
+def test_without_a_checkpoint_folder_nothing_is_written(make_model, quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    make_model().train(1, **quick)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_with_code_is_refused(make_model, quick, tmp_path):
+    from pathlib import Path
+
+    class Canary:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "canary",)
+
+    torch.save({"state_dict": Canary()}, tmp_path / "autoencoder.ckpt")
+
+    with pytest.raises(Exception, match="[Ww]eights only|could execute code"):
+        make_model().train(1, checkpoint_dir=tmp_path, **quick)
+    assert not (tmp_path / "canary").exists()

@@ -1,0 +1,57 @@
+"""The moving average of weights warms up by a known formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from scgen_diffusion.module._ema import averaged_copy
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.999])
+def test_the_average_follows_the_formula(decay):
+    network = nn.Linear(1, 1, bias=False)
+    averaged = averaged_copy(network, decay)
+    expected = None
+    for n, value in enumerate([4.0, -2.0, 7.0, 1.0, 0.5]):
+        with torch.no_grad():
+            network.weight.fill_(value)
+        averaged.update_parameters(network)
+        share = min(decay, (1 + n) / (10 + n))
+        expected = value if n == 0 else share * expected + (1 - share) * value  # the first update copies
+
+        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-6)  # single precision
+
+
+def test_the_average_has_no_gradients_and_is_part_of_the_state():
+    holder = nn.Module()
+    holder.average = averaged_copy(nn.Linear(2, 2), 0.9)
+
+    assert not any(p.requires_grad for p in holder.parameters())
+    assert {"average.n_averaged", "average.module.weight"} <= set(holder.state_dict())
+
+
+def test_the_average_goes_on_from_a_saved_state():
+    network = nn.Linear(1, 1, bias=False)
+    one, other = averaged_copy(network, 0.99), averaged_copy(network, 0.99)
+    for value in (1.0, 5.0):
+        network.weight.data.fill_(value)
+        one.update_parameters(network)
+    other.load_state_dict(one.state_dict())
+    network.weight.data.fill_(-3.0)
+
+    one.update_parameters(network)
+    other.update_parameters(network)
+
+    assert one.module.weight == other.module.weight
+
+
+def test_the_average_does_not_share_memory_with_the_network():
+    network = nn.Linear(1, 1)
+    averaged = averaged_copy(network, 0.9)
+
+    with torch.no_grad():
+        network.weight.add_(1)
+
+    assert averaged.module.weight != network.weight

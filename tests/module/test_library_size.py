@@ -1,0 +1,167 @@
+"""Distributions of total counts: per group, extrapolated, and read off the latent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from scgen_diffusion.module import ANY, LibrarySizeModel
+
+Z = torch.zeros(1, 2, 3)
+
+
+@pytest.fixture
+def cells():
+    """Return log totals of two keys' groups: (0, 0) near e^6, (0, 1) near e^7, (1, 0) near e^8, never (1, 1)."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([6.0, 7.0, 8.0]).repeat_interleave(400)
+    condition = torch.tensor([[0, 0], [0, 1], [1, 0]]).repeat_interleave(400, 0)
+    skewed = torch.randn(1200, generator=generator).exp() / 4
+    return centres + skewed, condition
+
+
+@pytest.fixture
+def fitted(cells):
+    model = LibrarySizeModel(2, 6)
+    model.fit(*cells)
+    return model
+
+
+def evenly(n):
+    """Numbers that fill the unit interval, in place of random ones."""
+    return (torch.arange(n) + 0.5) / n
+
+
+def draw(model, kind, condition, n=2000):
+    return model.draw(kind, torch.tensor([condition]).expand(n, -1), Z.expand(n, -1, -1), evenly(n))
+
+
+@pytest.mark.parametrize(("condition", "rows"), [([0, 0], slice(0, 400)), ([1, 0], slice(800, 1200))])
+def test_empirical_draws_reproduce_the_distribution_of_the_group(fitted, cells, condition, rows):
+    drawn = draw(fitted, "empirical", condition)
+
+    distance = stats.ks_2samp(drawn.log(), cells[0][rows]).statistic
+    assert distance < 0.01  # quantiles are kept at 257 levels, and totals are rounded to whole counts
+
+
+def test_draws_without_conditions_reproduce_all_cells(cells):
+    model = LibrarySizeModel(0, 6)
+    model.fit(cells[0], torch.zeros(1200, 0, dtype=torch.long))
+
+    drawn = model.draw("empirical", torch.zeros(2000, 0, dtype=torch.long), Z.expand(2000, -1, -1), evenly(2000))
+
+    assert stats.ks_2samp(drawn.log(), cells[0]).statistic < 0.01
+
+
+def test_normal_draws_have_the_mean_and_deviation_of_the_group(fitted, cells):
+    drawn = draw(fitted, "normal", [0, 1]).log()
+
+    group = cells[0][400:800]
+    assert drawn.mean().item() == pytest.approx(group.mean().item(), abs=1e-3)  # totals are rounded
+    assert drawn.std().item() == pytest.approx(
+        group.std(correction=0).item(), rel=0.01
+    )  # 2000 levels have no far tails
+    assert stats.kstest(drawn, "norm", (drawn.mean().item(), drawn.std().item())).statistic < 0.01
+
+
+def test_a_combination_that_never_occurs_is_extrapolated_additively(fitted, cells):
+    log_totals, condition = cells
+    overall = log_totals.mean()
+    first, second = log_totals[condition[:, 0] == 1].mean(), log_totals[condition[:, 1] == 1].mean()
+
+    drawn = draw(fitted, "normal", [1, 1]).log()
+
+    assert drawn.mean().item() == pytest.approx((first + second - overall).item(), abs=1e-3)
+
+
+def test_quantiles_of_an_unseen_combination_are_extrapolated_additively_and_stay_in_order():
+    model = LibrarySizeModel(2, 6)
+    codes = torch.tensor([[ANY, ANY], [0, ANY], [1, ANY], [ANY, 0], [ANY, 1]])
+    levels = torch.linspace(0, 1, 257)
+    slopes, offsets = torch.tensor([1.0, 1.0, 0.5, 1.0, 0.2]), torch.tensor([5.0, 4.0, 6.0, 4.0, 7.0])
+    quantiles = offsets[:, None] + slopes[:, None] * levels
+    model.set_groups(codes, means=offsets, stds=torch.ones(5), quantiles=quantiles)
+
+    drawn = draw(model, "empirical", [1, 1], n=1000)
+
+    # 5 + u + (6 + u/2 - 5 - u) + (7 + u/5 - 5 - u) falls with u: sorted, it is 8 - 0.3 (1 - u)
+    torch.testing.assert_close(drawn.log(), 8 - 0.3 * (1 - evenly(1000)), atol=1e-3, rtol=0)  # whole counts near 2000
+    assert (drawn.diff() >= 0).all()
+
+
+def test_a_class_that_never_occurs_changes_nothing(fitted):
+    assert torch.equal(draw(fitted, "empirical", [0, 7]), draw(fitted, "empirical", [0, ANY]))
+
+
+def test_known_combinations_are_told_from_unknown_ones(fitted):
+    assert fitted.is_known(torch.tensor([[0, 0], [1, 0], [1, 1]])).tolist() == [True, True, False]
+
+
+def test_draws_are_whole_numbers_of_at_least_one():
+    model = LibrarySizeModel(0, 6)
+    model.fit(torch.tensor([0.0, 0.1, 0.7]), torch.zeros(3, 0, dtype=torch.long))
+
+    for kind in ("empirical", "normal", "latent"):
+        drawn = model.draw(
+            kind, torch.zeros(100, 0, dtype=torch.long), Z.expand(100, -1, -1), torch.linspace(0, 1, 100)
+        )
+        assert torch.equal(drawn, drawn.round()), kind
+        assert drawn.min() >= 1, kind
+        assert drawn.isfinite().all(), kind
+
+
+def test_a_group_of_one_cell_always_draws_that_cells_total():
+    model = LibrarySizeModel(1, 6)
+    model.fit(torch.tensor([5.0, 6.0, 7.0]).log(), torch.tensor([[0], [0], [1]]))
+
+    assert draw(model, "empirical", [1], 5).tolist() == [7.0] * 5
+    assert draw(model, "normal", [1], 5).tolist() == [7.0] * 5
+
+
+def test_the_state_loads_into_a_model_with_other_groups(fitted):
+    other = LibrarySizeModel(2, 6)
+    other.fit(torch.tensor([1.0, 2.0]), torch.tensor([[0, 0], [5, 5]]))
+
+    other.load_state_dict(fitted.state_dict())
+
+    for kind in ("empirical", "normal", "latent"):
+        assert torch.equal(draw(other, kind, [1, 1]), draw(fitted, kind, [1, 1])), kind
+
+
+def test_an_unfitted_model_says_so_also_after_its_state_went_through_a_fitted_one(fitted):
+    empty = LibrarySizeModel(2, 6)
+    assert not empty.is_fitted
+
+    fitted.load_state_dict(empty.state_dict())
+
+    assert not fitted.is_fitted
+
+
+def test_the_latent_head_learns_the_total_that_the_latent_tells():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(512, 2, 3, generator=generator)
+    log_totals = 7 + 0.5 * z[:, 0, 0] + 0.1 * torch.randn(512, generator=generator)
+    torch.manual_seed(0)
+    model = LibrarySizeModel(0, 6)
+    model.fit(log_totals, torch.zeros(512, 0, dtype=torch.long))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        model.loss(z, log_totals).mean().backward()
+        optimizer.step()
+
+    mean, std = model.predict(z)
+
+    assert torch.corrcoef(torch.stack([mean, 7 + 0.5 * z[:, 0, 0]]))[0, 1] > 0.98
+    assert 0.05 < std.mean() < 0.15  # the truth is 0.1; 450 parameters on 512 cells fit some of the noise
+
+
+def test_the_latent_loss_is_the_negative_log_likelihood_of_a_normal(fitted):
+    z, log_totals = torch.randn(5, 2, 3), torch.tensor([5.0, 6.0, 7.0, 8.0, 9.0])
+    mean, std = fitted.predict(z)
+
+    expected = -torch.distributions.Normal(mean, std).log_prob(log_totals)
+    constant = 0.5 * torch.log(torch.tensor(2 * torch.pi))
+
+    torch.testing.assert_close(fitted.loss(z, log_totals) + constant, expected)

@@ -1,0 +1,257 @@
+"""Count and Gaussian heads against scipy, finite differences and their own samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from scgen_diffusion.module._likelihoods import (
+    GaussianLikelihood,
+    NegativeBinomialLikelihood,
+    OutlierCounts,
+    negative_binomial_log_likelihood,
+)
+
+
+def nb_logpmf(counts, mu, theta):
+    return stats.nbinom.logpmf(counts, theta, theta / (theta + mu))
+
+
+def outliers_of(n_genes, **values):
+    """Build the second component in double precision, with given parameters and a mean profile that is not flat."""
+    outliers = OutlierCounts(n_genes).double()
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(outliers, name).fill_(value)
+        outliers.log_share.copy_(torch.linspace(-3, 0, n_genes))
+    return outliers
+
+
+COMMON = {"log_odds": -1.0, "slope": 0.5, "log_mean": 2.0, "log_theta": 0.3}
+
+
+def mixture_logpmf(counts, mu, theta, outliers):
+    """Write out ``log[(1 - p) NB(x; mu, theta) + p NB(x - 1; b, theta_b)]``."""
+    share = outliers.log_share.numpy()
+    log_odds = outliers.log_odds.item() + outliers.slope.item() * (share - share.mean())
+    p = 1 / (1 + np.exp(-log_odds))
+    b, theta_b = np.exp(outliers.log_mean.item()), np.exp(outliers.log_theta.item())
+    return np.logaddexp(np.log1p(-p) + nb_logpmf(counts, mu, theta), np.log(p) + nb_logpmf(counts - 1, b, theta_b))
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    mu, theta = rng.gamma(1.0, 3.0, (5, 7)), rng.gamma(2.0, 2.0, (5, 7))
+    counts = rng.negative_binomial(theta, theta / (theta + mu)).astype(float)
+    counts[0] = 0
+    counts[1, 2] = 5000
+    return counts, mu, theta
+
+
+def test_the_log_likelihood_is_that_of_scipy(case):
+    counts, mu, theta = case
+
+    found = negative_binomial_log_likelihood(*(torch.from_numpy(a) for a in (counts, np.log(mu), np.log(theta))))
+
+    # double precision throughout; the largest terms are near 1e4
+    np.testing.assert_allclose(found, nb_logpmf(counts, mu, theta).sum(1), rtol=1e-9)
+
+
+def test_one_dispersion_per_gene_is_shared_by_all_cells(case):
+    counts, mu, theta = case
+    arguments = (torch.from_numpy(a) for a in (counts, np.log(mu), np.log(theta[0])))
+
+    found = negative_binomial_log_likelihood(*arguments)
+
+    np.testing.assert_allclose(found, nb_logpmf(counts, mu, theta[0]).sum(1), rtol=1e-9)
+
+
+def test_the_log_likelihood_is_that_of_torch(case):
+    counts, mu, theta = (torch.from_numpy(a) for a in case)
+    reference = torch.distributions.NegativeBinomial(theta, logits=mu.log() - theta.log()).log_prob(counts)
+
+    found = negative_binomial_log_likelihood(counts, mu.log(), theta.log())
+
+    torch.testing.assert_close(found, reference.sum(1))
+
+
+def test_outliers_make_a_mixture_of_two_components(case):
+    counts, mu, theta = case
+    outliers = outliers_of(7, **COMMON)
+    arguments = (torch.from_numpy(a) for a in (counts, np.log(mu), np.log(theta)))
+
+    found = negative_binomial_log_likelihood(*arguments, outliers)
+
+    np.testing.assert_allclose(found.detach(), mixture_logpmf(counts, mu, theta, outliers).sum(1), rtol=1e-9)
+
+
+def test_without_probability_the_second_component_changes_nothing(case):
+    counts, mu, theta = (torch.from_numpy(a) for a in case)
+    never = outliers_of(7, log_odds=-1e6, slope=0.0)
+
+    with_outliers = negative_binomial_log_likelihood(counts, mu.log(), theta.log(), never)
+
+    torch.testing.assert_close(with_outliers, negative_binomial_log_likelihood(counts, mu.log(), theta.log()))
+
+
+@pytest.mark.parametrize("with_outliers", [False, True])
+def test_probabilities_of_all_counts_sum_to_one(with_outliers):
+    counts = torch.arange(4000.0, dtype=torch.double)[:, None]
+    outliers = outliers_of(1, **COMMON) if with_outliers else None
+
+    log_mean, log_theta = torch.tensor(1.5).double().expand(4000, 1), torch.tensor([-0.5]).double()
+    total = negative_binomial_log_likelihood(counts, log_mean, log_theta, outliers).exp().sum()
+
+    assert total.item() == pytest.approx(1, abs=1e-9)  # the tail beyond 4000 is below 1e-12
+
+
+@pytest.mark.parametrize("with_outliers", [False, True])
+def test_the_gradient_is_that_of_finite_differences(case, with_outliers):
+    counts, mu, theta = (torch.from_numpy(a[:, :4]) for a in case)
+    outliers = outliers_of(4, **COMMON) if with_outliers else None
+    inputs = (mu.log().requires_grad_(), theta.log().requires_grad_())
+    extra = tuple(outliers.parameters()) if outliers else ()
+
+    def log_likelihood(log_mean, log_theta, *_):
+        return negative_binomial_log_likelihood(counts, log_mean, log_theta, outliers)
+
+    assert torch.autograd.gradcheck(log_likelihood, (*inputs, *extra))
+
+
+@given(x=st.integers(0, 10_000), log_mu=st.floats(-12, 8), log_theta=st.floats(-5, 5))
+def test_single_precision_is_close_to_the_truth(x, log_mu, log_theta):
+    inputs = torch.tensor([[float(x)]]), torch.tensor([[log_mu]]), torch.tensor([log_theta])
+
+    found = negative_binomial_log_likelihood(*inputs).item()
+
+    truth = float(nb_logpmf(x, np.exp(float(inputs[1])), np.exp(float(inputs[2]))))
+    # differences of log-Gammas up to 1e5, of which single precision keeps seven digits
+    assert found == pytest.approx(truth, rel=1e-4, abs=0.05)
+
+
+@pytest.mark.parametrize("log_theta", [6.0, 8.0, 10.0])
+def test_nearly_poisson_genes_keep_their_precision(log_theta):
+    """The dispersion of a gene without overdispersion grows without bound."""
+    counts, log_mean = torch.arange(1.0, 11)[:, None], torch.ones(10, 1)
+    single = torch.tensor([log_theta], requires_grad=True)
+    double = torch.tensor([log_theta], dtype=torch.double, requires_grad=True)
+
+    found = negative_binomial_log_likelihood(counts, log_mean, single)
+    truth = negative_binomial_log_likelihood(counts.double(), log_mean.double(), double)
+    found.sum().backward()
+    truth.sum().backward()
+
+    # nats, for a gene whose whole information is of the order of 0.1; digammas near 10 keep seven digits
+    torch.testing.assert_close(found.double(), truth, atol=0.01, rtol=0)
+    torch.testing.assert_close(single.grad.double(), double.grad, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+def test_gradients_are_finite_at_extremes(outliers):
+    counts = torch.tensor([[0.0, 1.0, 1e6, 0.0]])
+    log_mean = torch.tensor([[-60.0, -60.0, 20.0, 20.0]], requires_grad=True)
+    log_theta = torch.tensor([-10.0, 10.0, 0.0, 10.0], requires_grad=True)
+    component = OutlierCounts(4) if outliers else None
+
+    value = negative_binomial_log_likelihood(counts, log_mean, log_theta, component).sum()
+    value.backward()
+
+    assert value.isfinite()
+    assert log_mean.grad.isfinite().all()
+    assert log_theta.grad.isfinite().all()
+
+
+N = 200_000  # draws: the standard error of a mean is then 0.2 % of the standard deviation
+
+
+def head_and_outputs(*, per_cell=False, outliers=False):
+    """Build a head of N equal genes, and the outputs of one cell with a mean of 3 and a dispersion of 1.5 each."""
+    head = NegativeBinomialLikelihood(N, per_cell=per_cell, outliers=outliers)
+    log_theta = np.log(1.5)
+    with torch.no_grad():
+        if per_cell:
+            outputs = torch.stack([torch.zeros(1, N), torch.full((1, N), log_theta)], dim=-1)
+        else:
+            outputs = torch.zeros(1, N, 1)
+            head.log_theta.fill_(log_theta)
+        if outliers:
+            head.outliers.log_odds.fill_(-1.0)
+            head.outliers.log_scale.fill_(0.5)
+    return head, outputs, torch.tensor([[3.0 * N]])
+
+
+@pytest.mark.parametrize("per_cell", [False, True])
+def test_samples_have_the_mean_and_variance_of_the_distribution(per_cell):
+    head, outputs, library_size = head_and_outputs(per_cell=per_cell)
+
+    drawn = head.sample(head.parameters_per_cell(outputs, library_size)[0], torch.Generator().manual_seed(0))
+
+    variance = 3 + 3**2 / 1.5
+    assert drawn.mean().item() == pytest.approx(3, abs=5 * np.sqrt(variance / N))
+    assert drawn.mean().item() == pytest.approx(head.mean(outputs, library_size)[0, 0].item(), rel=0.02)
+    assert drawn.var().item() == pytest.approx(variance, rel=0.03)  # 3 % is five standard errors
+    assert (drawn == drawn.round()).all()
+
+
+def test_samples_with_outliers_have_the_mean_of_the_mixture():
+    head, outputs, library_size = head_and_outputs(outliers=True)
+
+    drawn = head.sample(head.parameters_per_cell(outputs, library_size)[0].detach(), torch.Generator().manual_seed(0))
+
+    expected = head.mean(outputs, library_size)[0, 0].item()
+    p, b = 1 / (1 + np.e), head.outliers.log_mean.exp().item()
+    assert expected == pytest.approx((1 - p) * 3 * np.exp(0.5) + p * (1 + b), rel=1e-5)
+    assert drawn.mean().item() == pytest.approx(expected, rel=0.02)  # five standard errors
+
+
+def test_samples_with_outliers_follow_the_likelihood():
+    head, outputs, library_size = head_and_outputs(outliers=True)
+    drawn = head.sample(head.parameters_per_cell(outputs, library_size)[0].detach(), torch.Generator().manual_seed(1))
+
+    mu = float(head.log_mean(outputs, library_size)[0, 0].exp().detach())
+    counts = torch.arange(12.0)[:, None]
+    one_gene = OutlierCounts(1)
+    one_gene.load_state_dict({**head.outliers.state_dict(), "log_share": torch.zeros(1)})
+    log_theta = head.log_theta[:1]
+    expected = negative_binomial_log_likelihood(counts, torch.full((12, 1), np.log(mu)), log_theta, one_gene).exp()
+
+    shares = np.bincount(drawn.int(), minlength=12)[:12] / N
+    np.testing.assert_allclose(shares, expected.detach(), atol=5 * np.sqrt(0.25 / N))  # five standard errors
+
+
+def test_samples_of_very_dispersed_genes_are_finite():
+    head = NegativeBinomialLikelihood(3, outliers=False)
+    parameters = torch.tensor([[1e-8, 5.0, 1e4], [1e-6, 1e-4, 1e8]])
+
+    drawn = head.sample(parameters, torch.Generator().manual_seed(0))
+
+    assert drawn.isfinite().all()
+
+
+def test_means_sum_to_the_library_size():
+    head = NegativeBinomialLikelihood(20, outliers=False)
+
+    mean = head.mean(torch.randn(4, 20, 1), torch.tensor([[10.0], [100.0], [1e3], [1e5]]))
+
+    torch.testing.assert_close(mean.sum(1), torch.tensor([10.0, 100.0, 1e3, 1e5]))
+
+
+def test_the_gaussian_head_is_the_squared_error():
+    head = GaussianLikelihood()
+    target, outputs = torch.tensor([[0.0, 2.0], [1.0, -1.0]]), torch.tensor([[[1.0], [2.0]], [[0.0], [1.0]]])
+    library_size = torch.ones(2, 1)
+
+    assert head.log_likelihood(target, outputs, library_size).tolist() == [-1.0, -5.0]
+    assert head.mean(outputs, library_size).tolist() == [[1, 2], [0, 1]]
+
+
+def test_samples_of_the_gaussian_head_are_its_mean():
+    head, outputs = GaussianLikelihood(), torch.randn(2, 3, 1)
+    parameters = head.parameters_per_cell(outputs, torch.ones(2, 1))
+
+    torch.testing.assert_close(head.sample(parameters[0], torch.Generator()), outputs[0, :, 0])

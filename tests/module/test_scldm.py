@@ -1,0 +1,250 @@
+"""SCLDM's module: every architecture learns, thinning is binomial, and memory is bounded."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+from scvi import REGISTRY_KEYS
+
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators
+from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule, thin
+
+COUNT_HEADS = [
+    {"likelihood": "negative_binomial", "dispersion": dispersion, "outliers": outliers}
+    for dispersion, outliers in itertools.product(["gene", "gene-cell"], [False, True])
+]
+HEADS = [
+    *COUNT_HEADS,
+    {"likelihood": "gaussian", "dispersion": "gene"},
+    {"likelihood": "gaussian", "dispersion": "gene-cell"},
+]
+CHOICES = list(
+    itertools.product(
+        ["variational", "deterministic"], ["attention", "factors", "both"], ["gene_queries", "factors", "both"], HEADS
+    )
+)
+
+
+def name_choice(choice):
+    return "-".join(str(v) for v in choice.values()) if isinstance(choice, dict) else str(choice)
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """Return counts with a cell that expresses a single gene, and a gene that no cell expresses."""
+    x = torch.poisson(torch.full((6, 9), 2.0), generator=torch.Generator().manual_seed(0))
+    x[0] = 0
+    x[0, 4] = 3
+    x[:, 7] = 0
+    return x
+
+
+@pytest.fixture(scope="module")
+def build(tiny):
+    def build_module(n_classes=(), n_genes=9, **changes):
+        torch.manual_seed(0)
+        return SCLDMModule(n_genes, n_classes, architecture=SCLDMArchitecture(**{**tiny, **changes}))
+
+    return build_module
+
+
+@pytest.mark.parametrize(("latent", "pooling", "decoder", "head"), CHOICES, ids=name_choice)
+def test_every_autoencoder_has_a_finite_loss_and_gradients_in_every_weight(
+    build, counts, latent, pooling, decoder, head
+):
+    module = build(latent=latent, pooling=pooling, decoder=decoder, **head)
+    noise = torch.randn(6, *module.latent_shape)
+
+    _, outputs, losses = module({REGISTRY_KEYS.X_KEY: counts}, inference_kwargs={"noise": noise})
+    losses.loss.backward()
+
+    assert outputs["outputs"].shape[:2] == counts.shape
+    assert losses.loss.isfinite()
+    for name, parameter in module.named_parameters():
+        if name.startswith(("encoder", "decoder", "likelihood")):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+@pytest.mark.parametrize("n_classes", [(), (3,), (3, 2, 4)])
+def test_every_prior_has_a_finite_loss_and_gradients(build, strategy, n_classes):
+    module = build(n_classes, condition_strategy=strategy)
+    condition = torch.stack([torch.arange(6) % n for n in n_classes], 1) if n_classes else torch.zeros(6, 0).long()
+    for drop_probability in (0.0, 0.5, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        loss = module.prior_loss(
+            torch.randn(6, *module.latent_shape), condition, drop_probability=drop_probability, generator=generator
+        )
+
+        assert loss.shape == (6,)
+        assert loss.isfinite().all()
+    loss.sum().backward()
+
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.prior.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in module.prior.parameters())
+
+
+def test_the_loss_is_reproduced_by_the_generator_alone(build):
+    module, z = build(), torch.randn(4, 2, 4)
+    condition = torch.zeros(4, 0, dtype=torch.long)
+
+    def loss():
+        return module.prior_loss(z, condition, drop_probability=0.1, generator=torch.Generator().manual_seed(3))
+
+    assert torch.equal(loss(), loss())
+
+
+def test_the_divergence_is_that_of_two_normals():
+    mean, std = torch.randn(5, 2, 3), torch.rand(5, 2, 3) + 0.1
+    posterior = torch.distributions.Normal(mean, std)
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum((1, 2))
+
+    torch.testing.assert_close(Posterior(mean, std).kl_divergence(), expected)
+
+
+def test_a_deterministic_latent_has_no_divergence_and_no_spread():
+    posterior = Posterior(torch.randn(4, 2, 3), torch.zeros(4, 2, 3))
+
+    assert posterior.kl_divergence().tolist() == [0.0] * 4
+    assert torch.equal(posterior.draw(torch.randn(4, 2, 3)), posterior.mean)
+
+
+def test_a_deterministic_latent_is_normalised(build, counts):
+    mean = build(latent="deterministic").inference(counts)["posterior"].mean
+
+    torch.testing.assert_close(mean.mean(-1), torch.zeros(6, 2), atol=1e-5, rtol=0)  # single precision
+    torch.testing.assert_close(mean.var(-1, correction=0), torch.ones(6, 2), atol=1e-2, rtol=0)  # the norm's epsilon
+
+
+@pytest.mark.parametrize("pooling", ["attention", "factors", "both"])
+def test_a_latent_does_not_depend_on_batch_neighbours(build, pooling):
+    module = build(pooling=pooling, n_genes=30).eval()
+    x = torch.poisson(torch.linspace(0.05, 3, 8)[:, None].expand(8, 30), generator=torch.Generator().manual_seed(1))
+    x[:, 0] += 1  # cells of 1 to 30 expressed genes: in company, the first is padded
+
+    together = module.inference(x)["z"]
+    alone = torch.cat([module.inference(x[[cell]])["z"] for cell in range(8)])
+
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)  # other shapes, other order of summation
+
+
+@pytest.mark.parametrize("pooling", ["attention", "factors", "both"])
+def test_a_latent_does_not_depend_on_the_order_of_genes(build, counts, pooling):
+    module = build(pooling=pooling, decoder="factors").eval()
+    expected = module.inference(counts)["z"]
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    encoder = module.encoder.network
+    with torch.no_grad():
+        if encoder.attention is not None:
+            embedding = encoder.attention.embed_gene.weight
+            embedding[1:] = embedding[1:][order].clone()
+        if encoder.factors is not None:
+            encoder.factors.weight.weight.copy_(encoder.factors.weight.weight[:, order].clone())
+
+    found = module.inference(counts[:, order])["z"]
+
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)  # sums in another order
+
+
+def test_an_empty_cell_is_encoded_without_nan(build):
+    for pooling in ("attention", "both"):
+        assert build(pooling=pooling).inference(torch.zeros(2, 9))["z"].isfinite().all()
+
+
+def test_thinned_counts_are_binomial():
+    n, count, keep = 20_000, 6.0, 0.3
+    generator = torch.Generator().manual_seed(0)
+
+    thinned = thin(torch.full((n, 1), count), torch.full((n, 1), keep), generator)[:, 0]
+
+    observed = torch.bincount(thinned.long(), minlength=7).numpy()
+    expected = stats.binom.pmf(range(7), 6, keep) * n
+    assert stats.chisquare(observed, expected).pvalue > 1e-4  # a fixed seed: the test cannot fail by chance
+
+
+def test_each_cell_is_thinned_by_its_own_share():
+    keep = torch.tensor([[0.0], [0.25], [0.9], [1.0]])
+    counts = torch.full((4, 10_000), 20.0)
+
+    thinned = thin(counts, keep, torch.Generator().manual_seed(0))
+
+    assert (thinned <= counts).all()
+    assert (thinned >= 0).all()
+    assert torch.equal(thinned, thinned.round())
+    assert (thinned[0] == 0).all()
+    assert torch.equal(thinned[3], counts[3])
+    standard_error = (20 * keep * (1 - keep) / 10_000).sqrt()
+    assert ((thinned.mean(1, keepdim=True) - 20 * keep).abs() <= 5 * standard_error).all()
+
+
+def test_thinning_adds_no_counts_and_spares_its_input(counts):
+    before = counts.clone()
+
+    thinned = thin(counts, torch.full((6, 1), 0.5), torch.Generator().manual_seed(0))
+
+    assert (thinned <= before).all()
+    assert torch.equal(counts, before)
+
+
+def test_the_decoder_starts_at_the_mean_cell(build):
+    module = build(decoder="factors", latent="variational", outliers=False, n_genes=5)
+    mean_counts = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0])
+
+    module.start_from_means(mean_counts, mean_counts.sqrt())
+
+    bias = module.decoder.factors.loadings.bias.view(5, -1)[:, 0]
+    torch.testing.assert_close(bias.softmax(0), mean_counts / 16, atol=0.01, rtol=0)  # a little is added to rare genes
+
+
+def test_latents_are_sampled_on_their_own_scale(build):
+    module = build()
+    module.standardise_latents(torch.full((2, 4), 5.0), torch.full((2, 4), 0.1))
+    generators = SampleGenerators(0, range(64))
+
+    z = module.sample_latents(
+        generators.normal(2, 4),
+        torch.zeros(64, 0).long(),
+        guidance_scales=(),
+        sampler=FLOW_SAMPLERS["euler"],
+        n_steps=2,
+    )
+
+    assert z.mean().item() == pytest.approx(5, abs=0.3)  # an untrained prior moves noise little
+
+
+def test_latents_without_spread_do_not_divide_by_zero(build):
+    module = build()
+    module.standardise_latents(torch.zeros(2, 4), torch.zeros(2, 4))
+
+    loss = module.prior_loss(
+        torch.zeros(3, 2, 4), torch.zeros(3, 0).long(), drop_probability=0.1, generator=torch.Generator()
+    )
+
+    assert loss.isfinite().all()
+
+
+LARGE_STEP = """
+import resource, sys, torch
+from scgen_diffusion.module import SCLDMArchitecture, SCLDMModule
+from scvi import REGISTRY_KEYS
+n_genes, n_cells = 20_000, 128
+module = SCLDMModule(n_genes, architecture=SCLDMArchitecture(pooling="attention", decoder="gene_queries"))
+x = torch.zeros(n_cells, n_genes)
+x[:, torch.randperm(n_genes)[:2_000]] = 1 + torch.poisson(torch.ones(n_cells, 2_000))
+baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, _, losses = module({REGISTRY_KEYS.X_KEY: x}, inference_kwargs={"noise": torch.randn(n_cells, *module.latent_shape)})
+losses.loss.backward()
+assert losses.loss.isfinite()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_a_step_on_20_000_genes_and_128_cells_fits_into_memory(run_python):
+    gibibytes = float(run_python(LARGE_STEP).split()[-1])
+
+    assert gibibytes < 3.5

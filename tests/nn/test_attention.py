@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch.nn.functional import multi_head_attention_forward
+
+from scgen_diffusion.nn import CrossAttention, SelfAttention
+
+WIDTH, N_HEADS = 12, 3
+
+
+def build(kind, *, bias=False, seed=0):
+    torch.manual_seed(seed)
+    attention = kind(WIDTH, N_HEADS, bias=bias)
+    return attention.double()
+
+
+def draw(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference(queries, tokens, weight, bias, project_out, mask=None):
+    """Let torch's own multi-head attention, which wants tokens first, compute the same."""
+    attended, _ = multi_head_attention_forward(
+        queries.transpose(0, 1),
+        tokens.transpose(0, 1),
+        tokens.transpose(0, 1),
+        embed_dim_to_check=WIDTH,
+        num_heads=N_HEADS,
+        in_proj_weight=weight,
+        in_proj_bias=bias,
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=project_out.weight,
+        out_proj_bias=project_out.bias,
+        training=False,
+        key_padding_mask=None if mask is None else ~mask,
+        need_weights=False,
+    )
+    return attended.transpose(0, 1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_self_attention_is_multi_head_attention(bias):
+    attention, tokens = build(SelfAttention, bias=bias), draw(2, 5, WIDTH)
+    qkv = attention.project_qkv
+    expected = reference(tokens, tokens, qkv.weight, qkv.bias, attention.project_out)
+    torch.testing.assert_close(attention(tokens), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cross_attention_is_multi_head_attention(bias, masked):
+    attention, queries, tokens = build(CrossAttention, bias=bias), draw(2, 4, WIDTH), draw(2, 6, WIDTH, seed=2)
+    mask = torch.tensor([[True, False, True, True, False, True], [False] * 5 + [True]]) if masked else None
+    weight = torch.cat([attention.project_query.weight, attention.project_kv.weight])
+    in_bias = torch.cat([attention.project_query.bias, attention.project_kv.bias]) if bias else None
+    expected = reference(queries, tokens, weight, in_bias, attention.project_out, mask)
+    torch.testing.assert_close(attention(queries, tokens, mask), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_shared_queries_are_queries_repeated_for_every_cell():
+    attention, queries, tokens = build(CrossAttention), draw(1, 4, WIDTH), draw(3, 6, WIDTH, seed=2)
+    shared = attention(queries, tokens)
+    torch.testing.assert_close(shared, attention(queries.repeat(3, 1, 1), tokens), rtol=1e-12, atol=1e-12)
+
+
+def test_masked_tokens_have_no_influence():
+    attention, queries, tokens = build(CrossAttention), draw(1, 4, WIDTH), draw(2, 6, WIDTH, seed=2)
+    mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
+    changed = torch.where(mask[..., None], tokens, 1e6)
+    torch.testing.assert_close(attention(queries, changed, mask), attention(queries, tokens, mask), rtol=0, atol=0)
+    torch.testing.assert_close(attention(queries, tokens, mask), attention(queries, tokens[:, :4]))
+
+
+def test_masked_tokens_get_no_gradient():
+    attention, tokens = build(CrossAttention), draw(2, 6, WIDTH, seed=2).requires_grad_()
+    mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
+    attention(draw(1, 4, WIDTH), tokens, mask).square().sum().backward()
+    assert (tokens.grad[:, 4:] == 0).all()
+    assert (tokens.grad[:, :4] != 0).all()
+
+
+@pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
+@pytest.mark.parametrize(("width", "n_heads"), [(10, 3), (4, 8)])
+def test_heads_that_do_not_share_out_the_width_are_refused(kind, width, n_heads):
+    with pytest.raises(ValueError, match=rf"multiple of the number of heads, .* {width} and {n_heads} heads"):
+        kind(width, n_heads)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch import nn
+
+from scgen_diffusion.nn import DiT, modulate
+
+N_TOKENS, TOKEN_WIDTH, N_CLASSES = 4, 3, (3, 2)
+
+
+def build(*, started=True, n_classes=N_CLASSES, **sizes):
+    """Build a small network; ``started``: with every parameter away from its start, where much of it is zero."""
+    torch.manual_seed(0)
+    sizes = {"width": 8, "n_layers": 2, "n_heads": 2, **sizes}
+    network = DiT(N_TOKENS, TOKEN_WIDTH, n_classes, **sizes)
+    if started:
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def build_inputs(n=5, n_classes=N_CLASSES):
+    generator = torch.Generator().manual_seed(1)
+    x_t = torch.randn(n, N_TOKENS, TOKEN_WIDTH, generator=generator)
+    columns = [torch.randint(k + 1, (n,), generator=generator) for k in n_classes]
+    condition = torch.stack(columns, dim=1) if columns else torch.empty(n, 0, dtype=torch.long)
+    return x_t, torch.rand(n, generator=generator), condition
+
+
+def test_prediction_starts_at_zero():
+    assert torch.equal(build(started=False)(*build_inputs()), torch.zeros(5, N_TOKENS, TOKEN_WIDTH))
+
+
+def test_first_steps_of_training_reach_every_parameter():
+    network = build(started=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    for _ in range(4):  # output layer, then its modulation and the last gates, then what lies before them
+        optimizer.zero_grad()
+        (network(*build_inputs()) - 1).square().mean().backward()
+        optimizer.step()
+    unchanged = [name for name, parameter in network.named_parameters() if torch.equal(parameter, before[name])]
+    assert unchanged == []
+
+
+def test_final_layer_follows_its_formula():
+    network, (x_t, t, condition) = build(n_layers=0), build_inputs()
+    context = network.embed_time(t) + network.embed_condition(condition)
+    tokens = network.project_in(x_t) + network.positions
+    shift, scale = network.modulation_out(context).split(8, dim=1)
+    normed = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+    expected = network.project_out(modulate(normed, shift[:, None], scale[:, None]))
+    torch.testing.assert_close(network(x_t, t, condition), expected, rtol=1e-4, atol=1e-5)  # single precision
+
+
+@pytest.mark.parametrize("n_classes", [(), (1,), (3, 2, 5)])
+def test_any_number_of_keys_is_possible(n_classes):
+    inputs = build_inputs(n_classes=n_classes)
+    assert build(n_classes=n_classes)(*inputs).shape == inputs[0].shape
+
+
+@pytest.mark.parametrize("changed", ["time", "first key", "second key", "tokens"])
+def test_prediction_depends_on_every_input(changed):
+    network, (x_t, t, condition) = build(), build_inputs()
+    other = {
+        "time": (x_t, t / 2, condition),
+        "first key": (x_t, t, torch.stack([(condition[:, 0] + 1) % 4, condition[:, 1]], 1)),
+        "second key": (x_t, t, torch.stack([condition[:, 0], (condition[:, 1] + 1) % 3], 1)),
+        "tokens": (x_t.flip(0), t, condition),
+    }[changed]
+    difference = (network(*other) - network(x_t, t, condition)).abs().amax((1, 2))
+    assert (difference[[0, 1, 3, 4]] > 1e-4).all()  # flipping leaves the middle sample where it is
+
+
+def test_tokens_are_told_apart_by_their_position():
+    network, (x_t, t, condition) = build(), build_inputs()
+    order = torch.tensor([1, 0, 3, 2])
+    assert not torch.allclose(network(x_t[:, order], t, condition), network(x_t, t, condition)[:, order], atol=1e-3)
+
+
+def test_samples_do_not_depend_on_their_batch():
+    network, inputs = build(), build_inputs()
+    together = network(*inputs)
+    alone = torch.cat([network(*(x[[i]] for x in inputs)) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)  # sums in another order, single precision
+
+
+def test_gradients_are_finite_at_the_ends_of_time_and_for_large_inputs():
+    network = build()
+    x_t, _, condition = build_inputs()
+    for t in (0.0, 1.0):
+        for scale in (0.0, 1e3):
+            network.zero_grad()
+            network(scale * x_t, torch.full((5,), t), condition).square().mean().backward()
+            assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_heads_that_do_not_share_out_the_width_are_refused():
+    with pytest.raises(ValueError, match="width 8 and 3 heads"):
+        build(n_heads=3)
+
+
+def test_an_odd_width_is_refused_when_the_network_is_built():
+    # Position and time embeddings pair sines with cosines.
+    with pytest.raises(ValueError, match="even"):
+        build(width=9, n_heads=3)

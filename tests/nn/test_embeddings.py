@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, position_embedding
+
+
+@pytest.mark.parametrize(("n_positions", "width"), [(4, 8), (1, 2), (16, 256)])
+def test_position_embedding_is_sines_then_cosines_of_falling_frequency(n_positions, width):
+    expected = np.empty((n_positions, width))
+    for position in range(n_positions):
+        for i in range(width // 2):
+            angle = position / 10_000 ** (2 * i / width)
+            expected[position, i], expected[position, width // 2 + i] = math.sin(angle), math.cos(angle)
+    # Angles up to 15 in single precision.
+    np.testing.assert_allclose(position_embedding(n_positions, width).numpy(), expected, rtol=0, atol=3e-6)
+
+
+def test_positions_differ():
+    distances = torch.cdist(position_embedding(16, 8), position_embedding(16, 8))
+    assert (distances + torch.eye(16) > 0.1).all()
+
+
+def test_time_embedding_follows_its_formula():
+    torch.manual_seed(0)
+    embedding = TimeEmbedding(6)
+    t = torch.tensor([0.0, 0.25, 1.0])
+    frequencies = 10_000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
+    angles = t.double()[:, None] * frequencies
+    features = torch.cat([angles.cos(), angles.sin()], dim=1).float()
+    first, _, second = embedding.network
+    expected = silu(features @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    torch.testing.assert_close(embedding(t), expected, rtol=1e-4, atol=1e-5)  # single precision, sums of 256 terms
+
+
+def test_time_embedding_tells_close_times_apart():
+    torch.manual_seed(0)
+    near, far = TimeEmbedding(16)(torch.tensor([0.50, 0.52])), TimeEmbedding(16)(torch.tensor([0.5, 0.5]))
+    assert not torch.allclose(near[0], near[1], atol=1e-5)
+    torch.testing.assert_close(far[0], far[1])
+
+
+def test_condition_embedding_is_the_sum_over_keys():
+    torch.manual_seed(0)
+    embedding = ConditionEmbedding((3, 2), 5)
+    first, second = (table.weight for table in embedding.tables)
+    condition = torch.tensor([[0, 1], [2, 0], [3, 2]])  # the last row is null for both
+    expected = torch.stack([first[0] + second[1], first[2] + second[0], first[3] + second[2]])
+    torch.testing.assert_close(embedding(condition), expected)
+
+
+def test_condition_embedding_without_keys_is_zero():
+    assert torch.equal(ConditionEmbedding((), 5)(torch.empty(4, 0, dtype=torch.long)), torch.zeros(4, 5))
+
+
+def test_every_key_has_one_class_more_for_null():
+    embedding = ConditionEmbedding((3,), 5)
+    embedding(torch.tensor([[3]]))
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([[4]]))
+
+
+@pytest.mark.parametrize("n_keys", [1, 3])
+def test_another_number_of_keys_is_refused(n_keys):
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        ConditionEmbedding((3, 2), 5)(torch.zeros(4, n_keys, dtype=torch.long))

@@ -1,0 +1,92 @@
+"""Caches of latents hold the same in memory and in a file, and loaders read every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scgen_diffusion.train import LatentCache, LatentDataModule
+
+N = 25
+SHAPES = {"mean": (2, 3), "condition": (2,), "log_total": ()}
+
+
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "mean": torch.randn(N, 2, 3, generator=generator),
+        "condition": torch.randint(5, (N, 2), generator=generator),
+        "log_total": torch.randn(N, generator=generator),
+    }
+
+
+def batches(size):
+    data = rows()
+    return ({name: array[i : i + size] for name, array in data.items()} for i in range(0, N, size))
+
+
+def make_cache(**kwargs):
+    return LatentCache(N, SHAPES, {"condition": torch.long}, **kwargs).fill(batches(7))
+
+
+@pytest.fixture(params=[1 << 30, 0], ids=["memory", "file"])
+def cache(request):
+    cache = make_cache(memory_limit=request.param)
+    assert cache.is_memory_mapped == (request.param == 0)
+    return cache
+
+
+def test_what_was_written_is_read(cache):
+    picked = [24, 0, 13, 13]
+
+    found = cache[picked]
+
+    assert len(cache) == N
+    for name, array in rows().items():
+        assert found[name].dtype == array.dtype
+        assert torch.equal(found[name], array[picked])
+
+
+def test_conditions_without_keys_can_be_cached(cache):
+    limit = 0 if cache.is_memory_mapped else 1 << 30
+    empty = LatentCache(3, {"mean": (2,), "condition": (0,)}, {"condition": torch.long}, memory_limit=limit)
+    empty.fill(iter([{"mean": torch.ones(3, 2), "condition": torch.zeros(3, 0, dtype=torch.long)}]))
+
+    assert empty[[0, 2]]["condition"].shape == (2, 0)
+
+
+def test_a_memory_mapped_file_goes_with_its_cache():
+    cache = make_cache(memory_limit=0)
+    folder = Path(cache._folder.name)
+    assert any(folder.iterdir())
+
+    del cache
+
+    assert not folder.exists()
+
+
+def test_the_training_loader_reads_every_training_cell_once(cache):
+    train, validation = np.array([3, 1, 4, 15, 9, 2, 6]), np.array([5, 8])
+    data = LatentDataModule(cache, train, validation, batch_size=3)
+
+    read = torch.cat([batch["log_total"] for batch in data.train_dataloader()])
+
+    assert sorted(read.tolist()) == sorted(rows()["log_total"][train].tolist())
+
+
+def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
+    data = LatentDataModule(cache, np.arange(20), np.array([24, 21, 23]), batch_size=30)
+    torch.manual_seed(0)
+
+    first, second = (next(iter(data.train_dataloader()))["log_total"] for _ in range(2))
+
+    assert not torch.equal(first, second)
+    validation = next(iter(data.val_dataloader()))
+    assert torch.equal(validation["mean"], rows()["mean"][[24, 21, 23]])
+
+
+def test_no_validation_cells_mean_no_validation_batches(cache):
+    assert list(LatentDataModule(cache, np.arange(N), np.array([], dtype=int), 5).val_dataloader()) == []

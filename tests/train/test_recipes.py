@@ -1,0 +1,59 @@
+"""How long a stage trains follows from the number of cells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgen_diffusion.train import RECIPES
+
+STAGES = [(name, stage) for name in RECIPES for stage in ("autoencoder", "prior")]
+
+
+@pytest.fixture(params=STAGES, ids="-".join)
+def recipe(request):
+    name, stage = request.param
+    return getattr(RECIPES[name], stage)
+
+
+def n_steps(recipe, n_cells):
+    return recipe.max_epochs(n_cells) * math.ceil(n_cells / recipe.batch_size)
+
+
+def test_more_cells_mean_fewer_epochs_but_more_steps(recipe):
+    sizes = [700, 7_000, 100_000, 1_000_000]
+
+    epochs = [recipe.max_epochs(n) for n in sizes]
+    steps = [n_steps(recipe, n) for n in sizes]
+
+    assert epochs == sorted(epochs, reverse=True)
+    # a whole number of epochs: where there are many steps per epoch, the last one may be cut by half
+    assert all(more > 0.8 * fewer for fewer, more in zip(steps, steps[1:], strict=False))
+    assert steps[-1] > 2 * steps[0]
+
+
+@given(st.sampled_from(STAGES), st.integers(1, 2_000_000), st.integers(1, 5_000), st.integers(8, 1024))
+def test_epochs_never_rise_with_cells_of_whole_batches(stage, n_batches, more, batch_size):
+    recipe = replace(getattr(RECIPES[stage[0]], stage[1]), batch_size=batch_size)
+
+    assert recipe.max_epochs(n_batches * batch_size) >= recipe.max_epochs((n_batches + more) * batch_size)
+
+
+@pytest.mark.parametrize("n_cells", [700, 100_000, 1_000_000])
+def test_the_length_is_sensible_for_small_and_large_data(recipe, n_cells):
+    assert 300 <= n_steps(recipe, n_cells) <= 1_000_000
+    assert recipe.max_epochs(n_cells) >= 1
+
+
+@pytest.mark.parametrize(("n_cells", "batch_size"), [(1, 128), (10**9, 128), (10, 10**6)])
+def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
+    assert replace(recipe, batch_size=batch_size).max_epochs(n_cells) >= 1
+
+
+def test_recipes_cannot_be_changed(recipe):
+    with pytest.raises(AttributeError):
+        recipe.learning_rate = 1.0
