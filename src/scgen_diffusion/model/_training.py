@@ -168,6 +168,7 @@ class TwoStageTrainingMixin(BaseModelClass):
             checkpoint_dir,
             trainer_kwargs,
         )
+        self._describe_predicted_totals(cache)
         self.prior_is_trained_ = self.is_trained_ = self.library_head_is_trained_ = True
         return result.was_interrupted
 
@@ -249,6 +250,16 @@ class TwoStageTrainingMixin(BaseModelClass):
         self.module.library_size.fit(cache.arrays["log_total"], condition)
         spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
         self.module.standardise_latents(mean.mean(0), spread)
+
+    @torch.inference_mode()
+    def _describe_predicted_totals(self, cache: LatentCache) -> None:
+        """Keep the distribution of what the library-size head draws for the training cells."""
+        arrays = {name: array.to(self.device) for name, array in cache.arrays.items()}
+        generator = torch.Generator(self.device).manual_seed(0)
+        mean = arrays["mean"]
+        z = mean + arrays["std"] * torch.randn(mean.shape, generator=generator, device=mean.device)
+        noise = torch.randn(len(mean), generator=generator, device=mean.device)
+        self.module.library_size.fit_predicted(z, arrays["condition"], noise)
 
     def _require_cells(self) -> None:
         if self.adata is None:

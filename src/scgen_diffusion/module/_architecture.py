@@ -58,7 +58,7 @@ class SCLDMArchitecture:
 
     latent: Literal["variational", "deterministic"] = "variational"
     n_latent_tokens: int = 4
-    n_latent: int = 4
+    n_latent: int = 8
     pooling: Literal["attention", "factors", "both"] = "both"
     decoder: Literal["gene_queries", "factors", "both"] = "factors"
     likelihood: Literal["negative_binomial", "gaussian"] = "negative_binomial"
@@ -82,7 +82,7 @@ class SCLDMArchitecture:
     prior_feed_forward_width: int | None = None
     condition_strategy: Literal["joint", "mutually_exclusive"] = "joint"
     ema_decay: float = 0.999
-    library_size: Literal["empirical", "normal", "latent"] = "empirical"
+    library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check every choice and size."""

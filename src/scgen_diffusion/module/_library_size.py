@@ -24,7 +24,9 @@ class LibrarySizeModel(nn.Module):
 
     - ``"empirical"``: from the group's quantiles;
     - ``"normal"``: from a normal of the group's mean and standard deviation (published for scLDM);
-    - ``"latent"``: from a normal whose mean and standard deviation a small network reads off the latent.
+    - ``"latent"``: from a normal whose mean and standard deviation a small network reads off the latent, and then
+      from where that lies among the group's such draws to the same quantile of the group's totals. So a cell's total goes
+      with its expression, and the group's totals keep their distribution.
 
     Parameters
     ----------
@@ -38,6 +40,7 @@ class LibrarySizeModel(nn.Module):
 
     codes: Tensor
     quantiles: Tensor
+    predicted_quantiles: Tensor
     means: Tensor
     stds: Tensor
 
@@ -45,6 +48,7 @@ class LibrarySizeModel(nn.Module):
         super().__init__()
         self.register_buffer("codes", torch.full((0, n_keys), ANY))
         self.register_buffer("quantiles", torch.zeros(0, N_QUANTILES))
+        self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
         self.head = nn.Sequential(nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, 2))
@@ -57,14 +61,19 @@ class LibrarySizeModel(nn.Module):
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by class and by combination of classes ``(cells, keys)``."""
         groups = _all_groups(condition)
-        members = [log_totals[_belongs(condition, group)].double() for group in groups]
-        levels = torch.linspace(0, 1, N_QUANTILES, dtype=torch.double, device=log_totals.device)
+        members = _members(log_totals, condition, groups)
         self.set_groups(
             groups,
             means=torch.stack([member.mean() for member in members]),
             stds=torch.stack([member.std(correction=0) for member in members]),
-            quantiles=torch.stack([_quantile(member, levels) for member in members]),
+            quantiles=torch.stack([_quantiles(member) for member in members]),
         )
+
+    def fit_predicted(self, z: Tensor, condition: Tensor, noise: Tensor) -> None:
+        """Summarise what the network draws for the training cells' latents, with standard normal ``noise (cells,)``."""
+        mean, std = self.predict(z)
+        members = _members(mean + std * noise, condition, self.codes)
+        self.predicted_quantiles = torch.stack([_quantiles(member) for member in members]).float()
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
         """Set the table of groups; without quantiles those of the normal distributions."""
@@ -73,6 +82,7 @@ class LibrarySizeModel(nn.Module):
             quantiles = means[:, None] + stds[:, None] * torch.special.ndtri(levels)
         device = self.means.device
         self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
+        self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
 
     def is_known(self, condition: Tensor) -> Tensor:
@@ -98,12 +108,23 @@ class LibrarySizeModel(nn.Module):
         Tensor
             Total counts, at least 1, ``(n,)``.
         """
-        if kind == "empirical":
-            log_total = _interpolate(self._look_up(self.quantiles, condition), uniform)
+        noise = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+        if kind == "normal":
+            log_total = self._look_up(self.means, condition) + self._look_up(self.stds, condition).clamp(min=0) * noise
         else:
-            mean, std = self._normal(condition) if kind == "normal" else self.predict(z)
-            log_total = mean + std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+            levels = uniform if kind == "empirical" else self._level(condition, z, noise)
+            log_total = _interpolate(self._look_up(self.quantiles, condition), levels)
         return log_total.exp().round().clamp(min=1)
+
+    def _level(self, condition: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        """Find the share of the group's draws that lie below the latents' own, ``(n,)``."""
+        mean, std = self.predict(z)
+        table = self._look_up(self.predicted_quantiles, condition).contiguous()
+        drawn = (mean + std * noise)[:, None].contiguous()
+        above = torch.searchsorted(table, drawn)[:, 0].clamp(1, N_QUANTILES - 1)
+        low, high = table.gather(1, above[:, None] - 1)[:, 0], table.gather(1, above[:, None])[:, 0]
+        within = ((drawn[:, 0] - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+        return (above - 1 + within) / (N_QUANTILES - 1)
 
     def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Read mean and standard deviation of the log total off latents ``(n, tokens, width)``, each ``(n,)``."""
@@ -115,9 +136,6 @@ class LibrarySizeModel(nn.Module):
         """Return the negative log-likelihood of log totals under the latent's normal, ``(n,)``."""
         mean, std = self.predict(z)
         return ((log_totals - mean) / std).square() / 2 + std.log()
-
-    def _normal(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        return self._look_up(self.means, condition), self._look_up(self.stds, condition).clamp(min=0)
 
     def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
         """Read rows of a table ``(groups, ...)``: exact where the combination occurs, additive where it does not."""
@@ -137,7 +155,7 @@ class LibrarySizeModel(nn.Module):
         return total if total.ndim == 1 else total.sort(dim=1).values
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("codes", "quantiles", "means", "stds"):  # the number of groups is known only from the file
+        for name in ("codes", "quantiles", "predicted_quantiles", "means", "stds"):  # the number of groups is known only from the file
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -160,8 +178,14 @@ def _belongs(condition: Tensor, group: Tensor) -> Tensor:
     return ((group == ANY) | (condition == group)).all(1)
 
 
-def _quantile(values: Tensor, levels: Tensor) -> Tensor:
-    """Interpolate sorted values (``torch.quantile`` refuses more than 16 million)."""
+def _members(values: Tensor, condition: Tensor, groups: Tensor) -> list[Tensor]:
+    """Collect each group's values, in double precision."""
+    return [values[_belongs(condition, group)].double() for group in groups]
+
+
+def _quantiles(values: Tensor) -> Tensor:
+    """Interpolate sorted values at equal levels (``torch.quantile`` refuses more than 16 million)."""
+    levels = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype, device=values.device)
     return _interpolate(values.sort().values[None], levels)
 
 

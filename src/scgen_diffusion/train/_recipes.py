@@ -71,7 +71,7 @@ class AutoencoderRecipe(Recipe):
     weight_decay: float = 1e-4
     gradient_clip: float = 100.0
     reference_steps: int = 600
-    kl_weight: float = 1.0
+    kl_weight: float = 0.75
     kl_warm_up: float = 0.33
     keep_at_least: float = 0.3
     loading_weight_decay: float = 3.0
