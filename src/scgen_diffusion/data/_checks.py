@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -40,7 +40,7 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
         raise ValueError(msg)
     totals = []
     for chunk in _chunks(matrix):
-        stored = chunk.data if sp.issparse(chunk) else chunk
+        stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
         _check_finite(stored, where)
         if values == "counts":
             _check_counts(stored, where)
@@ -125,7 +125,7 @@ def _check_shape(adata: AnnData, where: str) -> None:
         raise ValueError(msg)
 
 
-def _chunks(matrix: object) -> Iterator[np.ndarray | sp.spmatrix]:
+def _chunks(matrix: Any) -> Iterator[np.ndarray | sp.spmatrix]:
     for start in range(0, matrix.shape[0], CHUNK):
         chunk = matrix[start : start + CHUNK]
         yield chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)

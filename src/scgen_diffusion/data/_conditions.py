@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from ._plain import to_plain
 
 OPEN = -1  # code of a condition that is still to be drawn
 
-ConditionRequest = Mapping[str, Any] | pd.DataFrame | None
+ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | None
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class GenerationMixin(BaseModelClass):
         self.module.eval()
         rows, filled = [], []
         for cells in _blocks(start, stop, self._block_size):
-            generators = SampleGenerators(seed, cells, self.device)
+            generators = SampleGenerators(seed, cells.tolist(), self.device)
             uniform = generators.uniform().cpu().numpy()
             within = np.minimum(cells, len(codes) - 1)  # the last block is filled up with cells that nobody asked for
             block_codes = self.conditions.fill(codes[within], uniform)

@@ -137,12 +137,12 @@ class LatentMixin(BaseModelClass):
         self._check_autoencoder()
         source = self._validated(adata)
         self.module.eval()
-        indices = _row_numbers(indices, source.n_obs)
-        loader = self._make_data_loader(adata=source, indices=indices, batch_size=batch_size)
+        rows = _row_numbers(indices, source.n_obs)
+        loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size)
         start = 0
         for tensors in loader:
             x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
-            yield x, indices[start : start + len(x)]
+            yield x, rows[start : start + len(x)]
             start += len(x)
 
     def _validated(self, adata: AnnData | None) -> AnnData:
@@ -163,5 +163,5 @@ def _row_numbers(indices: Sequence[int] | None, n_cells: int) -> np.ndarray:
     """Turn None or a mask into the numbers of the rows it means."""
     if indices is None:
         return np.arange(n_cells)
-    indices = np.asarray(indices)
-    return np.flatnonzero(indices) if indices.dtype == bool else indices
+    rows = np.asarray(indices)
+    return np.flatnonzero(rows) if rows.dtype == bool else rows

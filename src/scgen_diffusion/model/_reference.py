@@ -181,15 +181,15 @@ def _registry(cls: type[ModelT], var_names: Sequence[str], categories: Mapping[s
 
 
 def _fill(model: SCLDM, weights: Weights, keys: Sequence[str], *, ema: bool) -> None:
-    module = model.module
+    module: Any = model.module
     encoder, decoder = module.encoder.network, module.decoder.gene_queries
+    pooling = encoder.attention
     positions = weights.get("vae_model.encoder.pos_embed")
     if positions is not None and positions.any():
         msg = (
             "The encoder's position embedding is not zero; the published code never trains it, and it is not supported."
         )
         raise ValueError(msg)
-    pooling = encoder.attention
     _load(pooling.pool, weights, "vae_model.encoder.ca_layer.", CROSS_ATTENTION, ignore=("inducing_points",))
     pooling.queries.data.copy_(weights["vae_model.encoder.ca_layer.inducing_points"].reshape(pooling.queries.shape))
     genes = weights["vae_model.input_layer.gene_embedding.weight"]

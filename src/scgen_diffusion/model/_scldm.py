@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -93,8 +93,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             architecture=self.architecture,
         )
         self.var_ = _plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
-        self.combinations_: np.ndarray | None = None
-        self.combination_sizes_: np.ndarray | None = None
+        self._count_combinations(self._registered_codes)
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False
         self.library_head_is_trained_ = False
@@ -288,6 +287,13 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         return {key: list(values) for key, values in state.get("mappings", {}).items()}
 
     @property
+    def _registered_codes(self) -> np.ndarray:
+        """Condition codes of the model's cells, ``(cells, keys)``; of none, if it has none."""
+        if self.adata_manager is None or not self._categories:
+            return np.zeros((0, len(self._categories)), dtype=int)
+        return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.CAT_COVS_KEY))
+
+    @property
     def _registered_genes(self) -> pd.Index:
         state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         return pd.Index([str(name) for name in state["column_names"]])
@@ -313,7 +319,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
 
-    def _checked_library_size(self, library_size: Any, n_cells: int) -> str | np.ndarray:
+    def _checked_library_size(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
         if library_size is None or isinstance(library_size, str):
             return self._checked_library_kind(library_size or self.architecture.library_size)
         totals = np.asarray(library_size, dtype=np.float32)
@@ -325,7 +331,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             raise ValueError(msg)
         return np.broadcast_to(totals, n_cells)
 
-    def _checked_library_kind(self, kind: str) -> str:
+    def _checked_library_kind(self, kind: str) -> LibrarySizeKind:
         if kind not in LIBRARY_SIZE_KINDS:
             msg = f"`library_size` {kind!r} is not known. {known_names(kind, LIBRARY_SIZE_KINDS)}"
             raise ValueError(msg)
@@ -335,10 +341,14 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         if kind == "latent" and not self.library_head_is_trained_:
             msg = "`library_size='latent'` needs a model that was trained here; published weights have no such head."
             raise ValueError(msg)
-        return kind
+        return cast("LibrarySizeKind", kind)
 
     def _generate_block(
-        self, codes: Tensor, generators: SampleGenerators, options: SamplingOptions, library_size: str | np.ndarray
+        self,
+        codes: Tensor,
+        generators: SampleGenerators,
+        options: SamplingOptions,
+        library_size: LibrarySizeKind | np.ndarray,
     ) -> Tensor:
         module = self.module
         z = module.sample_latents(
@@ -352,14 +362,14 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         return module.draw_cells(z, totals, generators)
 
     def _draw_totals(
-        self, library_size: str | np.ndarray, codes: Tensor, z: Tensor, generators: SampleGenerators
+        self, library_size: LibrarySizeKind | np.ndarray, codes: Tensor, z: Tensor, generators: SampleGenerators
     ) -> Tensor:
         uniform = generators.uniform()
         if self._generates_log1p:
             return torch.ones_like(uniform)
-        if isinstance(library_size, str):
-            return self.module.library_size.draw(library_size, codes, z, uniform)
-        return torch.tensor(library_size, device=z.device)
+        if isinstance(library_size, np.ndarray):
+            return torch.tensor(library_size, device=z.device)
+        return self.module.library_size.draw(library_size, codes, z, uniform)
 
 
 def _plain_columns(var: pd.DataFrame) -> pd.DataFrame:

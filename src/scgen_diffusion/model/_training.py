@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class TwoStageTrainingMixin(BaseModelClass):
     autoencoder_is_trained_: bool
     prior_is_trained_: bool
     history_: dict[str, pd.DataFrame] | None
+    combinations_: np.ndarray
+    combination_sizes_: np.ndarray
 
     def train(
         self,
@@ -245,11 +247,14 @@ class TwoStageTrainingMixin(BaseModelClass):
     def _describe_training_cells(self, cache: LatentCache) -> None:
         """Keep what generating needs to know of the cells: conditions, library sizes and the latents' scale."""
         condition, mean = cache.arrays["condition"], cache.arrays["mean"]
-        conditions = Conditions.from_codes(self._categories, condition.numpy())
-        self.combinations_, self.combination_sizes_ = conditions.combinations, conditions.n_cells
+        self._count_combinations(condition.numpy())
         self.module.library_size.fit(cache.arrays["log_total"], condition)
         spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
         self.module.standardise_latents(mean.mean(0), spread)
+
+    def _count_combinations(self, codes: np.ndarray) -> None:
+        conditions = Conditions.from_codes(self._categories, codes)
+        self.combinations_, self.combination_sizes_ = conditions.combinations, conditions.n_cells
 
     @torch.inference_mode()
     def _describe_predicted_totals(self, cache: LatentCache) -> None:
@@ -273,12 +278,11 @@ def _device_of(*, accelerator: str = "auto", devices: int | list[int] | str = "a
 
 
 def _epochs_per_stage(max_epochs: int | Mapping[Stage, int] | None) -> Mapping[Stage, int | None]:
-    stages = ("autoencoder", "prior")
     if not isinstance(max_epochs, Mapping):
-        return dict.fromkeys(stages, max_epochs)
+        return {"autoencoder": max_epochs, "prior": max_epochs}
     for name in max_epochs:
-        if name not in stages:
-            msg = f"`max_epochs` names the unknown stage {name!r}. {known_names(name, stages)}"
+        if name not in get_args(Stage):
+            msg = f"`max_epochs` names the unknown stage {name!r}. {known_names(name, get_args(Stage))}"
             raise ValueError(msg)
     return max_epochs
 

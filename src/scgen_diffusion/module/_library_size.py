@@ -155,7 +155,13 @@ class LibrarySizeModel(nn.Module):
         return total if total.ndim == 1 else total.sort(dim=1).values
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("codes", "quantiles", "predicted_quantiles", "means", "stds"):  # the number of groups is known only from the file
+        for name in (
+            "codes",
+            "quantiles",
+            "predicted_quantiles",
+            "means",
+            "stds",
+        ):  # the number of groups is known only from the file
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
