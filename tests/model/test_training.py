@@ -347,3 +347,12 @@ def test_a_checkpoint_with_code_is_refused(make_model, quick, tmp_path):
     with pytest.raises(Exception, match="[Ww]eights only|could execute code"):
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_checkpoint_of_other_cells_is_refused(make_cells, make_model, quick, tmp_path):
+    make_model(make_cells()).train(1, checkpoint_dir=tmp_path, **quick)
+    others = make_cells()
+    others.obs_names = [f"other_{name}" for name in others.obs_names]
+
+    with pytest.raises(ValueError, match="of other cells.*another `checkpoint_dir`"):
+        make_model(others).train(1, checkpoint_dir=tmp_path, **quick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -135,7 +136,7 @@ class TwoStageTrainingMixin(BaseModelClass):
             self.module.decoder.compile()
         self.prior_is_trained_ = False  # the latents that it knew are gone
         result = self._run(
-            AutoencoderPlan(self.module, recipe, seed=_stage_seed()),
+            AutoencoderPlan(self.module, recipe, seed=_stage_seed(), fingerprint=self._fingerprint),
             splitter,
             _checked_epochs(max_epochs) or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
@@ -164,7 +165,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         recipe = _changed(RECIPES[self._recipe_name].prior, batch_size, recipe_kwargs)
         data = LatentDataModule(cache, self.train_indices_, self.validation_indices_, recipe.batch_size)
         result = self._run(
-            PriorPlan(self.module, recipe, seed=_stage_seed() + 1),
+            PriorPlan(self.module, recipe, seed=_stage_seed() + 1, fingerprint=self._fingerprint),
             data,
             _checked_epochs(max_epochs) or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
@@ -188,8 +189,11 @@ class TwoStageTrainingMixin(BaseModelClass):
     ) -> StageResult:
         logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        result = run_stage(plan, data, max_epochs=max_epochs, checkpoint_dir=folder, **trainer_kwargs)
-        self.to_device(_device_of(**trainer_kwargs))
+        chosen = {name: trainer_kwargs.pop(name, "auto") for name in ("accelerator", "devices")}
+        accelerator, devices, device = parse_device_args(**chosen, return_device="torch")
+        where = {"accelerator": accelerator, "devices": devices}
+        result = run_stage(plan, data, max_epochs=max_epochs, checkpoint_dir=folder, **where, **trainer_kwargs)
+        self.to_device(device)  # as scvi-tools' models stay where they were trained
         self.history_ = {**(self.history_ or {}), **result.history}
         return result
 
@@ -266,15 +270,16 @@ class TwoStageTrainingMixin(BaseModelClass):
         noise = torch.randn(len(mean), generator=generator, device=mean.device)
         self.module.library_size.fit_predicted(z, arrays["condition"], noise)
 
+    @property
+    def _fingerprint(self) -> str:
+        """Tell this model and its cells from others."""
+        parts = (self.architecture, self._categories, list(self.var_.index), list(self.adata.obs_names))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
     def _require_cells(self) -> None:
         if self.adata is None:
             msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
             raise ValueError(msg)
-
-
-def _device_of(*, accelerator: str = "auto", devices: int | list[int] | str = "auto", **_: Any) -> torch.device:
-    """Return the device that Lightning trained on, where the model stays afterwards, as scvi-tools' models do."""
-    return parse_device_args(accelerator, devices, return_device="torch")[2]
 
 
 def _epochs_per_stage(max_epochs: int | Mapping[Stage, int] | None) -> Mapping[Stage, int | None]:

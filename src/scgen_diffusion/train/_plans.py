@@ -33,12 +33,15 @@ class StagePlan(pl.LightningModule):
         Optimiser, schedule and length.
     seed
         Seed of the stage's random numbers. Each process of a distributed run adds its rank.
+    fingerprint
+        What a checkpoint must have been made with to be resumed from.
     """
 
     name: str
 
-    def __init__(self, module: SCLDMModule, recipe: Recipe, *, seed: int) -> None:
+    def __init__(self, module: SCLDMModule, recipe: Recipe, *, seed: int, fingerprint: str = "") -> None:
         super().__init__()
+        self.fingerprint = fingerprint
         self.module = module
         self.recipe = recipe
         self.seed = seed
@@ -96,11 +99,21 @@ class StagePlan(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the random numbers: the stage's own, and torch's, by which loaders shuffle."""
+        checkpoint["fingerprint"] = self.fingerprint
         checkpoint["generator_state"] = self.generator.get_state()
         checkpoint["shuffling_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random numbers where the checkpoint left off."""
+        """Go on with the random numbers where the checkpoint left off.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to another model or other cells.
+        """
+        if checkpoint.get("fingerprint") != self.fingerprint:
+            msg = f"The checkpoint of the {self.name} is of another model or of other cells; use another `checkpoint_dir`."
+            raise ValueError(msg)
         self._generator_state = checkpoint["generator_state"].cpu()
         self._shuffling_state = checkpoint["shuffling_state"].cpu()
 
