@@ -109,7 +109,7 @@ def test_a_list_longer_than_the_cells_or_empty_is_refused(conditions, values):
 
 
 def test_an_empty_table_is_refused(conditions):
-    with pytest.raises(ValueError, match="0"):
+    with pytest.raises(ValueError, match="no rows"):
         conditions.encode(pd.DataFrame({"cell_type": []}), None)
 
 

@@ -108,3 +108,8 @@ def test_map_refuses_another_number_of_rows():
 
 def test_length_is_the_number_of_samples():
     assert len(SampleGenerators(0, range(3, 8))) == 5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_no_two_of_many_samples_share_the_bits_that_a_cpu_generator_looks_at(seed):
+    assert len({sample_seed(seed, index) & 0xFFFFFFFF for index in range(300_000)}) == 300_000

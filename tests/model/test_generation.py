@@ -228,7 +228,7 @@ def test_guidance_of_zero_is_unconditional(trained):
 def test_any_number_of_keys_works(make_trained, keys, strategy):
     model = make_trained(condition_keys=keys, condition_strategy=strategy)
 
-    cells = model.generate(5, seed=0, guidance_scale=2.0)
+    cells = model.generate(5, seed=0, guidance_scale=2.0 if keys else 1.0)
 
     assert list(cells.obs) == keys
     assert cells.X.sum() > 0
@@ -364,3 +364,25 @@ def test_sparse_training_cells_give_the_same_model(make_trained, make_cells, mon
         cells.append(make_trained(make_cells(matrix=matrix)).generate(10, seed=1))
 
     assert same_cells(*cells)
+
+
+def test_guidance_without_conditions_is_refused(make_trained):
+    with pytest.raises(ValueError, match="no conditions to guide by"):
+        make_trained(condition_keys=[]).generate(5, guidance_scale=2.0)
+
+
+def test_library_sizes_of_log_normalised_cells_are_refused(gaussian):
+    with pytest.raises(ValueError, match="`library_size` was given, but log-normalised values have none"):
+        gaussian.generate(5, library_size=1000)
+
+
+def test_a_given_class_that_goes_with_no_other_given_one_warns_even_if_a_key_is_open(make_trained):
+    model = make_trained(condition_keys=["cell_type", "dose", "treated"])
+
+    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100[.].*drawn regardless"):
+        model.generate(5, {"cell_type": "T cell", "dose": 100}, seed=0)
+
+
+def test_lists_of_different_lengths_are_refused(trained):
+    with pytest.raises(ValueError, match="3 for 'cell_type', 2 for 'dose'"):
+        trained.generate(condition={"cell_type": ["NK"] * 3, "dose": [1, 10]})

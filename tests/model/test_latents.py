@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata
 import numpy as np
 import pytest
 from scipy import stats
@@ -131,3 +132,13 @@ def test_a_gaussian_model_reconstructs_log_values(make_trained):
 
 def test_reconstructions_can_be_written(trained, tmp_path):
     trained.get_reconstruction(seed=0).write_h5ad(tmp_path / "cells.h5ad")
+
+
+def test_rows_of_a_file_come_in_the_order_asked_for(trained, make_cells, tmp_path):
+    cells = make_cells()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+
+    expected = trained.get_latent_representation(cells, [7, 3, 5])
+
+    np.testing.assert_allclose(trained.get_latent_representation(backed, [7, 3, 5]), expected, rtol=1e-5, atol=1e-6)

@@ -356,3 +356,54 @@ def test_a_checkpoint_of_other_cells_is_refused(make_cells, make_model, quick, t
 
     with pytest.raises(ValueError, match="of other cells.*another `checkpoint_dir`"):
         make_model(others).train(1, checkpoint_dir=tmp_path, **quick)
+
+
+def test_a_mistake_about_the_second_stage_is_found_before_the_first(make_model, quick):
+    model = make_model()
+
+    with pytest.raises(TypeError, match="'learnig_rate'.*learning_rate"):
+        model.train(1, prior_kwargs={"learnig_rate": 1.0}, **quick)
+
+    assert not model.autoencoder_is_trained_
+
+
+def test_cells_of_equal_totals_can_be_trained_on(make_cells, make_model, quick):
+    adata = make_cells()
+    rng = np.random.default_rng(0)
+    adata.X = np.stack([rng.multinomial(100, row / row.sum()) for row in adata.X.astype(float)]).astype(np.float32)
+    model = make_model(adata)
+    model.train(2, **quick)
+
+    assert np.isfinite(model.history["prior_loss_train"].to_numpy(float)).all()
+    assert model.generate(5, seed=0).X.sum() > 0
+
+
+def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model, quick, tmp_path):
+    model = make_model()
+    model.train(1, checkpoint_dir=tmp_path, **quick)
+    model.train_autoencoder(2, **quick)
+
+    with pytest.raises(ValueError, match="older than the autoencoder"):
+        model.train_prior(1, checkpoint_dir=tmp_path, **quick)
+
+
+def test_a_stage_that_stopped_early_is_not_trained_again(make_model, quick, tmp_path):
+    model, again = make_model(), make_model()
+    stop = {"early_stopping": True, "early_stopping_patience": 1, **quick, "batch_size": 96}
+    model.train_autoencoder(200, checkpoint_dir=tmp_path, recipe_kwargs={"learning_rate": 0.3}, **stop)
+    n_epochs = len(model.history["autoencoder_loss_train"])
+    assert n_epochs < 200
+
+    again.train_autoencoder(200, checkpoint_dir=tmp_path, recipe_kwargs={"learning_rate": 0.3}, **stop)
+
+    assert len(again.history["autoencoder_loss_train"]) == n_epochs
+    for name, tensor in model.module.encoder.state_dict().items():
+        assert torch.equal(tensor, again.module.encoder.state_dict()[name]), name
+
+
+def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, make_cells, tmp_path, quick):
+    trained.save(tmp_path / "model")
+    for n_cells in (40, 200):
+        model = type(trained).load(tmp_path / "model", adata=make_cells(n_cells=n_cells))
+        model.train_prior(1, **quick)
+        assert len(model.train_indices) + len(model.validation_indices) == n_cells

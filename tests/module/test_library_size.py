@@ -94,10 +94,6 @@ def test_a_class_that_never_occurs_changes_nothing(fitted):
     assert torch.equal(draw(fitted, "empirical", [0, 7]), draw(fitted, "empirical", [0, ANY]))
 
 
-def test_known_combinations_are_told_from_unknown_ones(fitted):
-    assert fitted.is_known(torch.tensor([[0, 0], [1, 0], [1, 1]])).tolist() == [True, True, False]
-
-
 def test_draws_are_whole_numbers_of_at_least_one():
     model = LibrarySizeModel(0, 6)
     model.fit(torch.tensor([0.0, 0.1, 0.7]), torch.zeros(3, 0, dtype=torch.long))
@@ -165,3 +161,36 @@ def test_the_latent_loss_is_the_negative_log_likelihood_of_a_normal(fitted):
     constant = 0.5 * torch.log(torch.tensor(2 * torch.pi))
 
     torch.testing.assert_close(fitted.loss(z, log_totals) + constant, expected)
+
+
+def test_cells_of_equal_totals_give_a_finite_loss():
+    model = LibrarySizeModel(0, 6)
+    model.fit(torch.full((20,), 4.6), torch.zeros(20, 0, dtype=torch.long))
+
+    loss = model.loss(torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0)), torch.full((20,), 4.6))
+
+    assert loss.isfinite().all()
+
+
+def test_the_latent_decides_about_a_cells_place_among_its_groups_totals():
+    n = 20_000
+    z = torch.randn(n, 1, 1, generator=torch.Generator().manual_seed(0))
+    condition = torch.zeros(n, 0, dtype=torch.long)
+    totals = (7 + 0.5 * z.flatten().abs()).exp()  # far from normal
+    model = LibrarySizeModel(0, 1)
+    model.fit(totals.log(), condition)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.zero_()
+        model.head[0].weight[0, 0], model.head[2].weight[0, 0] = 1.0, 1.0  # the mean rises with z
+        mean, std = model.predict(z)
+        noise = torch.randn(n, generator=torch.Generator().manual_seed(1))
+        model.fit_predicted(mean + std * noise, condition)
+        uniform = torch.rand(n, generator=torch.Generator().manual_seed(2))
+        drawn = model.draw("latent", condition, z, uniform)
+
+    assert torch.corrcoef(torch.stack([drawn.log(), mean]))[0, 1] > 0.1
+    levels = torch.tensor([0.1, 0.5, 0.9])
+    torch.testing.assert_close(
+        drawn.log().quantile(levels), totals.log().quantile(levels), rtol=0, atol=0.02
+    )  # 20 000 draws

@@ -17,11 +17,13 @@ def record(recorder, epoch, **metrics):
 def test_each_metric_is_a_table_indexed_by_epoch():
     recorder = HistoryRecorder()
     record(recorder, 0, loss_train=2.0)
+    recorder.on_validation_epoch_end(None, None)
     record(recorder, 1, loss_train=1.0, loss_validation=3.0)
+    record(recorder, 2, loss_train=0.5, loss_validation=3.0)  # Lightning repeats what the last validation found
 
     frames = recorder.as_frames()
 
-    assert frames["loss_train"]["loss_train"].to_dict() == {0: 2.0, 1: 1.0}
+    assert frames["loss_train"]["loss_train"].to_dict() == {0: 2.0, 1: 1.0, 2: 0.5}
     assert frames["loss_validation"]["loss_validation"].to_dict() == {1: 3.0}
     assert frames["loss_train"].index.name == "epoch"
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scgen_diffusion.train._interruption import stop_on_interrupt
+from scgen_diffusion.train._interruption import Interruption, stop_on_interrupt
 
 
 def press_ctrl_c():
@@ -19,7 +19,8 @@ def press_ctrl_c():
 def test_the_first_one_stops_the_trainer_and_the_second_one_aborts():
     trainer = SimpleNamespace(should_stop=False)
 
-    with stop_on_interrupt(trainer) as interruption:
+    interruption = Interruption()
+    with stop_on_interrupt(trainer, interruption):
         press_ctrl_c()
         assert trainer.should_stop
         assert interruption.requested
@@ -31,7 +32,7 @@ def test_the_handler_that_was_there_comes_back():
     before = signal.getsignal(signal.SIGINT)
 
     def fail():
-        with stop_on_interrupt(SimpleNamespace(should_stop=False)):
+        with stop_on_interrupt(SimpleNamespace(should_stop=False), Interruption()):
             assert signal.getsignal(signal.SIGINT) is not before
             raise RuntimeError("failed")
 
@@ -44,7 +45,8 @@ def test_the_handler_that_was_there_comes_back():
 def test_without_an_interruption_nothing_is_requested():
     trainer = SimpleNamespace(should_stop=False)
 
-    with stop_on_interrupt(trainer) as interruption:
+    interruption = Interruption()
+    with stop_on_interrupt(trainer, interruption):
         pass
 
     assert not interruption.requested
@@ -56,7 +58,8 @@ def test_in_another_thread_nothing_changes():
     seen = []
 
     def work():
-        with stop_on_interrupt(SimpleNamespace(should_stop=False)) as interruption:
+        interruption = Interruption()
+        with stop_on_interrupt(SimpleNamespace(should_stop=False), interruption):
             seen.append((signal.getsignal(signal.SIGINT), interruption.requested))
 
     thread = threading.Thread(target=work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -19,7 +20,13 @@ def module(tiny):
 @pytest.fixture(params=[(AutoencoderPlan, AutoencoderRecipe), (PriorPlan, PriorRecipe)], ids=["autoencoder", "prior"])
 def make_plan(request, module):
     plan, recipe = request.param
-    return lambda seed=0: plan(module, recipe(), seed=seed)
+    return lambda seed=0: attached(plan(module, recipe(), seed=seed))
+
+
+def attached(plan):
+    """Attach a plan to a trainer, which it asks for its length."""
+    plan.trainer = pl.Trainer(max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False)
+    return plan
 
 
 def test_the_generator_goes_on_where_the_checkpoint_left_off(make_plan):

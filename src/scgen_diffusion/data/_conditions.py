@@ -102,10 +102,18 @@ class Conditions:
     def describe(self, codes: np.ndarray) -> str:
         """Name one combination of classes."""
         pairs = zip(self.categories.items(), codes, strict=True)
-        return ", ".join(f"{key}={to_plain(categories[code])!r}" for (key, categories), code in pairs)
+        given = [(key, to_plain(categories[code])) for (key, categories), code in pairs if code != OPEN]
+        return ", ".join(f"{key}={value!r}" for key, value in given)
+
+    def occurs(self, codes: np.ndarray) -> bool:
+        """Tell whether any training cell has these classes, whatever it has of the open ones."""
+        return bool(self._matches(codes).any())
+
+    def _matches(self, pattern: np.ndarray) -> np.ndarray:
+        return ((pattern == OPEN) | (self.combinations == pattern)).all(1)
 
     def _draw(self, pattern: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        matches = ((pattern == OPEN) | (self.combinations == pattern)).all(1)
+        matches = self._matches(pattern)
         weights = self.n_cells * (matches if matches.any() else 1)
         cumulative = np.cumsum(weights) / weights.sum()
         return self.combinations[np.searchsorted(cumulative, uniform, side="right").clip(max=len(weights) - 1)]
@@ -142,6 +150,13 @@ def _resolve_length(columns: Mapping[str, Any], n_cells: int | None, *, exact: b
     if n_cells is None:
         if not lengths:
             msg = "`n_cells` is needed when `condition` gives no list of values and no DataFrame."
+            raise ValueError(msg)
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{length} for {key!r}" for key, length in lengths.items())
+            msg = f"`condition` has lists of different lengths ({listed}); make them equal, or give `n_cells`."
+            raise ValueError(msg)
+        if 0 in lengths.values():
+            msg = "`condition` has no rows."
             raise ValueError(msg)
         return max(lengths.values())
     if not is_whole_number(n_cells) or n_cells < 1:

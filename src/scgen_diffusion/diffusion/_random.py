@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _MASK = (1 << 64) - 1
+_MASK_32 = (1 << 32) - 1
 
 
 class SampleGenerators:
@@ -52,16 +53,37 @@ class SampleGenerators:
         """Apply ``draw(row, generator)`` to every row of ``parameters (n, ...)``."""
         return torch.stack([draw(row, g) for row, g in zip(parameters, self._generators, strict=True)])
 
+    def first(self, n: int) -> SampleGenerators:
+        """Return the generators of the first ``n`` samples."""
+        few = SampleGenerators(0, (), self.device)
+        few._generators = self._generators[:n]
+        return few
+
     def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.stack([draw(generator) for generator in self._generators])
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """Mix a request's seed and a sample's number into a 63-bit seed (the SplitMix64 finaliser, applied twice)."""
-    return _mix((_mix(seed & _MASK) + index) & _MASK) >> 1
+    """Mix a request's seed and a sample's number into the sample's own seed.
+
+    torch's CPU generator looks at the low 32 bits only. There the seed permutes the numbers, so that no two of 2**32 samples
+    of a request share a generator.
+    """
+    key = _mix(seed & _MASK)
+    low = _permute((_permute((index ^ key) & _MASK_32) ^ (key >> 32)) & _MASK_32)
+    high = _mix((key + index) & _MASK) >> 33
+    return high << 32 | low
+
+
+def _permute(x: int) -> int:
+    """Apply a bijection of 32 bits (the finaliser of MurmurHash3)."""
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK_32
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK_32
+    return x ^ (x >> 16)
 
 
 def _mix(x: int) -> int:
+    """Spread 64 bits (the finaliser of SplitMix64)."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -72,9 +72,9 @@ class GenerationMixin(BaseModelClass):
 
     @abstractmethod
     def _generate_block(
-        self, codes: Tensor, generators: SampleGenerators, options: SamplingOptions, library_size: Any
+        self, codes: Tensor, generators: SampleGenerators, options: SamplingOptions, library_size: Any, n_wanted: int
     ) -> Tensor:
-        """Make one block of cells ``(block, genes)`` for condition codes ``(block, keys)``."""
+        """Make the first cells ``(n_wanted, genes)`` of a block with condition codes ``(block, keys)``."""
 
     @abstractmethod
     def _check_ready_to_generate(self) -> None:
@@ -144,11 +144,11 @@ class GenerationMixin(BaseModelClass):
             within = np.minimum(cells, len(codes) - 1)  # the last block is filled up with cells that nobody asked for
             block_codes = self.conditions.fill(codes[within], uniform)
             sizes = library_size[within] if isinstance(library_size, np.ndarray) else library_size
-            x = self._generate_block(torch.from_numpy(block_codes).to(self.device), generators, options, sizes)
-            wanted = cells < stop
-            values = x.float().cpu().numpy()[wanted]
+            n_wanted = min(stop - cells[0], len(cells))
+            block = torch.from_numpy(block_codes).to(self.device)
+            values = self._generate_block(block, generators, options, sizes, n_wanted).float().cpu().numpy()
             rows.append(values if self._generates_log1p else sp.csr_matrix(values))
-            filled.append(block_codes[wanted])
+            filled.append(block_codes[:n_wanted])
         x = np.concatenate(rows) if self._generates_log1p else sp.vstack(rows, format="csr")
         return x, np.concatenate(filled)
 
@@ -219,6 +219,9 @@ def _checked_batch_size(batch_size: int | None) -> int:
 
 def _resolve_guidance(scale: float | Mapping[str, float], keys: list[str]) -> tuple[float, ...]:
     if not isinstance(scale, Mapping):
+        if not keys and scale != 1:
+            msg = f"`guidance_scale` is {scale}, but the model has no conditions to guide by."
+            raise ValueError(msg)
         scale = dict.fromkeys(keys, scale)
     for key, value in scale.items():
         if key not in keys:

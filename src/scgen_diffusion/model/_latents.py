@@ -110,10 +110,11 @@ class LatentMixin(BaseModelClass):
             The cells with their ``obs``, aligned by row.
         """
         seed = resolve_seed(seed)
-        batches = self._batches(adata, indices, batch_size)
-        rows = [self._reconstruct(x, cells, seed if sample else None) for x, cells in batches]
         keep_dense = not sample or self._generates_log1p
-        values = [r.cpu().numpy() if keep_dense else sp.csr_matrix(r.cpu().numpy()) for r in rows]
+        values = []
+        for x, cells in self._batches(adata, indices, batch_size):
+            rows = self._reconstruct(x, cells, seed if sample else None).cpu().numpy()
+            values.append(rows if keep_dense else sp.csr_matrix(rows))
         stacked = np.concatenate(values) if keep_dense else sp.vstack(values, format="csr")
         source = self._validated(adata)
         obs = source.obs.iloc[_row_numbers(indices, source.n_obs)]
@@ -142,7 +143,10 @@ class LatentMixin(BaseModelClass):
         start = 0
         for tensors in loader:
             x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
-            yield x, rows[start : start + len(x)]
+            batch = rows[start : start + len(x)]
+            if source.isbacked:  # scvi-tools sorts the rows of a batch to read a file
+                x = x[np.argsort(np.argsort(batch, kind="stable"), kind="stable")]
+            yield x, batch
             start += len(x)
 
     def _validated(self, adata: AnnData | None) -> AnnData:

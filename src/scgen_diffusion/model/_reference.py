@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from safetensors import SafetensorError
@@ -172,7 +173,9 @@ def _registry(cls: type[ModelT], var_names: Sequence[str], categories: Mapping[s
     obs = {key: pd.Categorical.from_codes(codes[key], categories=list(values)) for key, values in categories.items()}
     names = pd.Index([str(cell) for cell in range(n_cells)])
     cells = AnnData(
-        np.ones((n_cells, len(var_names)), dtype=np.float32),
+        sp.csr_matrix(
+            (np.ones(n_cells, np.float32), (np.arange(n_cells), np.zeros(n_cells, int))), (n_cells, len(var_names))
+        ),
         obs=pd.DataFrame(obs, index=names),
         var=pd.DataFrame(index=pd.Index(list(var_names))),
     )

@@ -13,7 +13,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalJointObsField, LayerField
 from torch import Tensor
 
-from scgen_diffusion.data import OPEN, ConditionRequest, Conditions, check_conditions, check_expression, known_names
+from scgen_diffusion.data import ConditionRequest, Conditions, check_conditions, check_expression, known_names
 from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind, SCLDMModule, build_architecture
 
 from ._generation import GenerationMixin, SamplingOptions
@@ -309,17 +309,22 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             raise RuntimeError(msg)
 
     def _check_request(self, codes: np.ndarray) -> None:
-        given = np.unique(codes[(codes != OPEN).all(1)], axis=0)
-        known = {tuple(row) for row in self.conditions.combinations.tolist()}
-        unseen = [row for row in given if tuple(row.tolist()) not in known]
+        conditions = self.conditions
+        unseen = [row for row in np.unique(codes, axis=0) if not conditions.occurs(row)]
         if unseen:
             msg = (
                 f"{len(unseen)} requested combinations do not occur in the training cells, for example "
-                f"{self.conditions.describe(unseen[0])}. Their library sizes are extrapolated from single conditions."
+                f"{conditions.describe(unseen[0])}. Their library sizes are extrapolated from single conditions, and "
+                "conditions that were not given are drawn regardless of those that were."
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
 
     def _checked_library_size(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
+        if self._generates_log1p:
+            if library_size is not None:
+                msg = "`library_size` was given, but log-normalised values have none; leave it out."
+                raise ValueError(msg)
+            return np.ones(n_cells, dtype=np.float32)
         if library_size is None or isinstance(library_size, str):
             return self._checked_library_kind(library_size or self.architecture.library_size)
         totals = np.asarray(library_size, dtype=np.float32)
@@ -335,7 +340,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         if kind not in LIBRARY_SIZE_KINDS:
             msg = f"`library_size` {kind!r} is not known. {known_names(kind, LIBRARY_SIZE_KINDS)}"
             raise ValueError(msg)
-        if not self.module.library_size.is_fitted and not self._generates_log1p:
+        if not self.module.library_size.is_fitted:
             msg = "The model has no library-size statistics; give `library_size` as one number or one per cell."
             raise ValueError(msg)
         if kind == "latent" and not self.library_head_is_trained_:
@@ -349,6 +354,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
+        n_wanted: int,
     ) -> Tensor:
         module = self.module
         z = module.sample_latents(
@@ -359,14 +365,12 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             n_steps=options.n_steps,
         )
         totals = self._draw_totals(library_size, codes, z, generators)
-        return module.draw_cells(z, totals, generators)
+        return module.draw_cells(z, totals, generators.first(n_wanted))
 
     def _draw_totals(
         self, library_size: LibrarySizeKind | np.ndarray, codes: Tensor, z: Tensor, generators: SampleGenerators
     ) -> Tensor:
         uniform = generators.uniform()
-        if self._generates_log1p:
-            return torch.ones_like(uniform)
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=z.device)
         return self.module.library_size.draw(library_size, codes, z, uniform)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_CELLS = 2000
+ROWS_AT_A_TIME = 1 << 16
 Stage = Literal["autoencoder", "prior"]
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
@@ -108,6 +109,9 @@ class TwoStageTrainingMixin(BaseModelClass):
             **trainer_kwargs,
         }
         epochs = _epochs_per_stage(max_epochs)
+        recipes = RECIPES[self._recipe_name]
+        _changed(recipes.prior, batch_size, prior_kwargs)  # find mistakes before the long work
+        _checked_epochs(epochs.get("prior"))
         was_interrupted = self.train_autoencoder(
             epochs.get("autoencoder"), train_size=train_size, recipe_kwargs=autoencoder_kwargs, **common
         )
@@ -127,6 +131,7 @@ class TwoStageTrainingMixin(BaseModelClass):
     ) -> bool:
         """Train the autoencoder alone. Parameters as in :meth:`train`; returns whether it was interrupted."""
         self._require_cells()
+        max_epochs = _checked_epochs(max_epochs)
         recipe = _changed(RECIPES[self._recipe_name].autoencoder, batch_size, recipe_kwargs)
         splitter = self._splitter(train_size, recipe.batch_size)
         if not self.autoencoder_is_trained_:
@@ -138,7 +143,7 @@ class TwoStageTrainingMixin(BaseModelClass):
         result = self._run(
             AutoencoderPlan(self.module, recipe, seed=_stage_seed(), fingerprint=self._fingerprint),
             splitter,
-            _checked_epochs(max_epochs) or recipe.max_epochs(len(self.train_indices_)),
+            max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
         )
@@ -158,16 +163,21 @@ class TwoStageTrainingMixin(BaseModelClass):
         """Train the prior alone, on latents computed once. Parameters as in :meth:`train`."""
         self._require_cells()
         self._check_autoencoder()
+        max_epochs = _checked_epochs(max_epochs)
+        recipe = _changed(RECIPES[self._recipe_name].prior, batch_size, recipe_kwargs)
+        if not self._split_fits:
+            self._split(train_size=None)
         cache = self._cache_latents()
         self._describe_training_cells(cache)
         if compile:
             self.module.prior.compile()
-        recipe = _changed(RECIPES[self._recipe_name].prior, batch_size, recipe_kwargs)
         data = LatentDataModule(cache, self.train_indices_, self.validation_indices_, recipe.batch_size)
         result = self._run(
-            PriorPlan(self.module, recipe, seed=_stage_seed() + 1, fingerprint=self._fingerprint),
+            PriorPlan(
+                self.module, recipe, seed=_stage_seed() + 1, fingerprint=self._fingerprint + self._autoencoder_digest
+            ),
             data,
-            _checked_epochs(max_epochs) or recipe.max_epochs(len(self.train_indices_)),
+            max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
         )
@@ -198,7 +208,21 @@ class TwoStageTrainingMixin(BaseModelClass):
         return result
 
     def _splitter(self, train_size: float | None, batch_size: int) -> CellSplitter:
-        """Split the cells, always in the same way for the same seed; the prior uses the split too."""
+        self._split(train_size)
+        split = [self.train_indices_, self.validation_indices_, self.test_indices_]
+        splitter = CellSplitter(self.adata_manager, external_indexing=split, batch_size=batch_size)
+        splitter.setup()
+        return splitter
+
+    @property
+    def _split_fits(self) -> bool:
+        """Whether there is a split, and of as many cells as the model has."""
+        if self.train_indices_ is None or self.validation_indices_ is None:
+            return False
+        return len(self.train_indices_) + len(self.validation_indices_) == self.adata.n_obs
+
+    def _split(self, train_size: float | None) -> None:
+        """Split the cells, always in the same way for the same seed; both stages use the split."""
         n_cells = self.adata.n_obs
         train_size = max(0.9, 1 - MAX_VALIDATION_CELLS / n_cells) if train_size is None else train_size
         if not 0 < train_size <= 1:
@@ -208,10 +232,6 @@ class TwoStageTrainingMixin(BaseModelClass):
         n_train = max(round(train_size * n_cells), 1)
         self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
         self.test_indices_ = order[:0]
-        split = [self.train_indices_, self.validation_indices_, self.test_indices_]
-        splitter = CellSplitter(self.adata_manager, external_indexing=split, batch_size=batch_size)
-        splitter.setup()
-        return splitter
 
     def _start_from_data(self, indices: np.ndarray) -> None:
         """Start at the training cells' mean expression."""
@@ -260,21 +280,33 @@ class TwoStageTrainingMixin(BaseModelClass):
         conditions = Conditions.from_codes(self._categories, codes)
         self.combinations_, self.combination_sizes_ = conditions.combinations, conditions.n_cells
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _describe_predicted_totals(self, cache: LatentCache) -> None:
         """Keep the distribution of what the library-size head draws for the training cells."""
-        arrays = {name: array.to(self.device) for name, array in cache.arrays.items()}
-        generator = torch.Generator(self.device).manual_seed(0)
-        mean = arrays["mean"]
-        z = mean + arrays["std"] * torch.randn(mean.shape, generator=generator, device=mean.device)
-        noise = torch.randn(len(mean), generator=generator, device=mean.device)
-        self.module.library_size.fit_predicted(z, arrays["condition"], noise)
+        generator = torch.Generator().manual_seed(0)
+        drawn = []
+        for start in range(0, len(cache), ROWS_AT_A_TIME):
+            rows = cache[slice(start, start + ROWS_AT_A_TIME)]
+            shape = rows["mean"].shape
+            noise = torch.randn(shape, generator=generator).to(rows["mean"].device)
+            mean, std = self.module.library_size.predict((rows["mean"] + rows["std"] * noise).to(self.device))
+            drawn.append(mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator))
+        self.module.library_size.fit_predicted(torch.cat(drawn), cache.arrays["condition"].cpu())
 
     @property
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others."""
         parts = (self.architecture, self._categories, list(self.var_.index), list(self.adata.obs_names))
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @property
+    def _autoencoder_digest(self) -> str:
+        """Tell the autoencoder's weights, by which the latents were computed, from others."""
+        parts = (self.module.encoder, self.module.decoder, self.module.likelihood)
+        digest = hashlib.sha256()
+        for tensor in (t for part in parts for t in part.state_dict().values()):
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def _require_cells(self) -> None:
         if self.adata is None:

@@ -28,6 +28,9 @@ class SCLDMArchitecture:
         ``"negative_binomial"`` for counts, or ``"gaussian"`` for log-normalised values.
     dispersion
         Negative binomial only. ``"gene"``: one dispersion per gene; ``"gene-cell"``: one per gene and cell.
+    initial_log_theta, largest_log_theta
+        Negative binomial only. Where the dispersions start, and where they end: beyond the default the distribution is
+        Poisson's for all purposes, and likelihoods drown in rounding errors (published: no limit).
     outliers
         Negative binomial only. Whether a rare second component explains isolated large counts, which would otherwise
         widen every gene's distribution.
@@ -63,6 +66,8 @@ class SCLDMArchitecture:
     decoder: Literal["gene_queries", "factors", "both"] = "factors"
     likelihood: Literal["negative_binomial", "gaussian"] = "negative_binomial"
     dispersion: Literal["gene", "gene-cell"] = "gene"
+    initial_log_theta: float = 2.0
+    largest_log_theta: float = 10.0
     outliers: bool = True
     width: int = 16
     n_layers: int = 1
@@ -117,7 +122,9 @@ def _check(name: str, value: object, hint: object) -> None:
     elif hint is bool:
         allowed, fits = "True or False", isinstance(value, bool)
     elif hint is float:
-        allowed, fits = "a number from 0 to 1", isinstance(value, float | int) and 0 <= value <= 1
+        largest = 1 if name == "ema_decay" else 80
+        allowed = f"a number from 0 to {largest}"
+        fits = isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= largest
     else:
         smallest = 0 if name.endswith("n_layers") else 1
         optional = value is None and hint is not int
@@ -134,6 +141,8 @@ PUBLISHED = SCLDMArchitecture(
     n_latent=16,
     pooling="attention",
     decoder="gene_queries",
+    initial_log_theta=1.0,
+    largest_log_theta=80.0,
     outliers=False,
     width=32,
     n_layers=8,

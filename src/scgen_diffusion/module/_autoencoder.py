@@ -114,7 +114,11 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
     if architecture.likelihood == "gaussian":
         return GaussianLikelihood()
     return NegativeBinomialLikelihood(
-        n_genes, per_cell=architecture.dispersion == "gene-cell", outliers=architecture.outliers
+        n_genes,
+        per_cell=architecture.dispersion == "gene-cell",
+        outliers=architecture.outliers,
+        initial_log_theta=architecture.initial_log_theta,
+        largest_log_theta=architecture.largest_log_theta,
     )
 
 

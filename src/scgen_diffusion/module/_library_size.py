@@ -60,20 +60,20 @@ class LibrarySizeModel(nn.Module):
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by class and by combination of classes ``(cells, keys)``."""
-        groups = _all_groups(condition)
-        members = _members(log_totals, condition, groups)
+        groups, members = _group(condition)
+        grouped = [log_totals[rows].double() for rows in members]
         self.set_groups(
             groups,
-            means=torch.stack([member.mean() for member in members]),
-            stds=torch.stack([member.std(correction=0) for member in members]),
-            quantiles=torch.stack([_quantiles(member) for member in members]),
+            means=torch.stack([values.mean() for values in grouped]),
+            stds=torch.stack([values.std(correction=0) for values in grouped]),
+            quantiles=torch.stack([_quantiles(values) for values in grouped]),
         )
 
-    def fit_predicted(self, z: Tensor, condition: Tensor, noise: Tensor) -> None:
-        """Summarise what the network draws for the training cells' latents, with standard normal ``noise (cells,)``."""
-        mean, std = self.predict(z)
-        members = _members(mean + std * noise, condition, self.codes)
-        self.predicted_quantiles = torch.stack([_quantiles(member) for member in members]).float()
+    def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
+        """Summarise log totals ``(cells,)`` that were drawn from :meth:`predict` for the training cells."""
+        _, members = _group(condition)
+        quantiles = torch.stack([_quantiles(drawn[rows].double()) for rows in members])
+        self.predicted_quantiles = quantiles.float().to(self.means.device)
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
         """Set the table of groups; without quantiles those of the normal distributions."""
@@ -84,10 +84,6 @@ class LibrarySizeModel(nn.Module):
         self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
-
-    def is_known(self, condition: Tensor) -> Tensor:
-        """Tell which combinations ``(n, keys)`` have a group of their own, ``(n,)``."""
-        return (condition[:, None] == self.codes).all(2).any(1)
 
     def draw(self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
         """Draw totals.
@@ -128,8 +124,8 @@ class LibrarySizeModel(nn.Module):
 
     def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Read mean and standard deviation of the log total off latents ``(n, tokens, width)``, each ``(n,)``."""
-        mean, log_std = self.head(z.flatten(1)).unbind(1)
-        overall_mean, overall_std = (self.means[0], self.stds[0]) if self.is_fitted else (0.0, 1.0)
+        mean, log_std = self.head(z.flatten(1)).float().unbind(1)  # log totals need more digits than bfloat16 has
+        overall_mean, overall_std = (self.means[0], self.stds[0].clamp(min=1e-2)) if self.is_fitted else (0.0, 1.0)
         return overall_mean + overall_std * mean, overall_std * log_std.clamp(-5, 2).exp()
 
     def loss(self, z: Tensor, log_totals: Tensor) -> Tensor:
@@ -167,26 +163,19 @@ class LibrarySizeModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _all_groups(condition: Tensor) -> Tensor:
-    n_keys = condition.shape[1]
-    groups = [torch.full((1, n_keys), ANY, device=condition.device)]
-    for key in range(n_keys):
-        classes = condition[:, key].unique()
-        single = torch.full((len(classes), n_keys), ANY, device=condition.device)
-        single[:, key] = classes
-        groups.append(single)
-    if n_keys > 1:
-        groups.append(condition.unique(dim=0))
-    return torch.cat(groups)
-
-
-def _belongs(condition: Tensor, group: Tensor) -> Tensor:
-    return ((group == ANY) | (condition == group)).all(1)
-
-
-def _members(values: Tensor, condition: Tensor, groups: Tensor) -> list[Tensor]:
-    """Collect each group's values, in double precision."""
-    return [values[_belongs(condition, group)].double() for group in groups]
+def _group(condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the codes of all groups of cells ``(groups, keys)``, and each group's row numbers."""
+    n_cells, n_keys = condition.shape
+    codes = [torch.full((1, n_keys), ANY, device=condition.device)]
+    members = [torch.arange(n_cells, device=condition.device)]
+    columns = [[key] for key in range(n_keys)] + ([list(range(n_keys))] if n_keys > 1 else [])
+    for chosen in columns:
+        classes, number = condition[:, chosen].unique(dim=0, return_inverse=True)
+        group = torch.full((len(classes), n_keys), ANY, device=condition.device)
+        group[:, chosen] = classes
+        codes.append(group)
+        members += number.argsort(stable=True).split(number.bincount(minlength=len(classes)).tolist())
+    return torch.cat(codes), members
 
 
 def _quantiles(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-LARGEST_LOG_THETA = 10.0  # a Poisson variable for all purposes; beyond, gradients drown in rounding errors
+LARGEST_LOG_THETA = 10.0
 
 
 class Likelihood(Protocol):
@@ -50,14 +50,24 @@ class NegativeBinomialLikelihood(nn.Module):
         Whether a rare second component explains isolated large counts, see :class:`OutlierCounts`.
     initial_log_theta
         Where the dispersions of genes start. Published: 1.
+    largest_log_theta
+        Limit of the dispersions, both ways. Beyond the default the distribution is Poisson's for all purposes, and
+        likelihoods drown in rounding errors.
     """
 
     def __init__(
-        self, n_genes: int, *, per_cell: bool = False, outliers: bool = True, initial_log_theta: float = 2.0
+        self,
+        n_genes: int,
+        *,
+        per_cell: bool = False,
+        outliers: bool = True,
+        initial_log_theta: float = 2.0,
+        largest_log_theta: float = LARGEST_LOG_THETA,
     ) -> None:
         super().__init__()
         self.n_outputs = 2 if per_cell else 1
         self.log_theta = None if per_cell else nn.Parameter(torch.full((n_genes,), initial_log_theta))
+        self.largest_log_theta = largest_log_theta
         self.outliers = OutlierCounts(n_genes) if outliers else None
 
     def log_mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
@@ -67,9 +77,8 @@ class NegativeBinomialLikelihood(nn.Module):
 
     def log_dispersion(self, outputs: Tensor) -> Tensor:
         """Return the logarithm of ``theta``, broadcastable to ``(cells, genes)``."""
-        if self.log_theta is None:
-            return outputs[..., 1].float()
-        return self.log_theta.clamp(-LARGEST_LOG_THETA, LARGEST_LOG_THETA)
+        log_theta = outputs[..., 1].float() if self.log_theta is None else self.log_theta
+        return log_theta.clamp(-self.largest_log_theta, self.largest_log_theta)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the expected counts, ``(cells, genes)``."""
@@ -125,8 +134,9 @@ class OutlierCounts(nn.Module):
 
     def log_probability(self, counts: Tensor) -> Tensor:
         """Return the log probability of outlying counts, each at least 1."""
-        theta, log_excess = self.log_theta.exp(), softplus(self.log_mean - self.log_theta)
-        log_success = self.log_mean - self.log_theta - log_excess
+        log_theta = self.log_theta.clamp(-LARGEST_LOG_THETA, LARGEST_LOG_THETA)
+        theta, log_excess = log_theta.exp(), softplus(self.log_mean - log_theta)
+        log_success = self.log_mean - log_theta - log_excess
         return _above_zero(counts - 1, theta, log_success) - theta * log_excess
 
     def mix_into(self, mu: Tensor) -> Tensor:

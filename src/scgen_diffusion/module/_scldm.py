@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import ConditionStrategy
 
 InputValues = Literal["counts", "log1p"]
-INITIAL_LOG_THETA = 2.0
 
 
 class SCLDMModule(BaseModuleClass):
@@ -225,9 +224,12 @@ class SCLDMModule(BaseModuleClass):
         return sampler(field, noise, n_steps=n_steps) * self.latent_std + self.latent_mean
 
     def draw_cells(self, z: Tensor, totals: Tensor, generators: SampleGenerators) -> Tensor:
-        """Decode latents ``(cells, tokens, n_latent)`` and draw cells ``(cells, genes)`` with totals ``(cells,)``."""
+        """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells,)``, and draw a cell for each generator.
+
+        There may be fewer generators than latents; the rest are decoded in vain.
+        """
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals[:, None]))
-        return generators.map(self.likelihood.sample, parameters)
+        return generators.map(self.likelihood.sample, parameters[: len(generators)])
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set the scale on which the prior works, each ``(tokens, n_latent)``."""
@@ -248,7 +250,7 @@ class SCLDMModule(BaseModuleClass):
         if self.architecture.uses_factor_decoder:
             bias = self.decoder.factors.loadings.bias.view(len(target), -1)
             bias[:, 0] = start
-            bias[:, 1:] = INITIAL_LOG_THETA
+            bias[:, 1:] = self.architecture.initial_log_theta
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from ._blocks import LAYER_NORM_EPS, CrossAttentionBlock, TransformerBlock
@@ -115,4 +116,8 @@ class GeneFactorDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Decode latents ``(cells, tokens, latent_width)`` into ``(cells, genes, n_outputs)``."""
         z = z.flatten(1)
-        return self.loadings(self.network(z) + self.linear(z)).unflatten(1, (-1, self.n_outputs))
+        scores = linear(self.network(z) + self.linear(z), self.loadings.weight)
+        biased = (
+            scores.to(self.loadings.bias.dtype) + self.loadings.bias
+        )  # autocast's bfloat16 would round the bias away
+        return biased.unflatten(1, (-1, self.n_outputs))

@@ -16,11 +16,18 @@ class HistoryRecorder(Callback):
 
     def __init__(self) -> None:
         self._metrics: dict[str, dict[int, float]] = {}
+        self._validated = False
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take note that this epoch's validation figures are its own."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch's metrics; those of a validation belong to the epoch that it closed."""
         for name, value in trainer.callback_metrics.items():
-            self._metrics.setdefault(name, {})[trainer.current_epoch] = float(value)
+            if self._validated or not name.endswith("_validation"):  # Lightning keeps those of the last validation
+                self._metrics.setdefault(name, {})[trainer.current_epoch] = float(value)
+        self._validated = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record for a checkpoint."""

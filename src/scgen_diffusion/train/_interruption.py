@@ -6,6 +6,7 @@ import logging
 import signal
 import threading
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class Interruption:
     """Whether the user asked to stop."""
 
-    requested = False
+    requested: bool = False
 
 
 @contextmanager
-def stop_on_interrupt(trainer: pl.Trainer) -> Iterator[Interruption]:
-    """Turn the first Ctrl-C into an orderly stop of ``trainer``; a second one interrupts at once.
+def stop_on_interrupt(trainer: pl.Trainer, interruption: Interruption) -> Iterator[None]:
+    """Turn the first Ctrl-C into an orderly stop of ``trainer``, and take note of it; a second one interrupts at once.
 
     Signals reach Python's main thread only; in other threads nothing changes.
     """
-    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield interruption
+        yield
         return
 
     previous = signal.getsignal(signal.SIGINT)
@@ -43,6 +44,6 @@ def stop_on_interrupt(trainer: pl.Trainer) -> Iterator[Interruption]:
 
     signal.signal(signal.SIGINT, stop)
     try:
-        yield interruption
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -80,7 +80,7 @@ class LatentCache(Dataset):
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, rows: Sequence[int] | slice) -> dict[str, Tensor]:
         return {name: array[rows] for name, array in self.arrays.items()}
 
 

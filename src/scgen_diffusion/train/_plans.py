@@ -42,6 +42,7 @@ class StagePlan(pl.LightningModule):
     def __init__(self, module: SCLDMModule, recipe: Recipe, *, seed: int, fingerprint: str = "") -> None:
         super().__init__()
         self.fingerprint = fingerprint
+        self.is_finished = False
         self.module = module
         self.recipe = recipe
         self.seed = seed
@@ -100,6 +101,8 @@ class StagePlan(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the random numbers: the stage's own, and torch's, by which loaders shuffle."""
         checkpoint["fingerprint"] = self.fingerprint
+        checkpoint["is_finished"], checkpoint["max_epochs"] = self.is_finished, self.trainer.max_epochs
+        checkpoint["generator_device"] = self.device.type
         checkpoint["generator_state"] = self.generator.get_state()
         checkpoint["shuffling_state"] = torch.get_rng_state()
 
@@ -112,15 +115,32 @@ class StagePlan(pl.LightningModule):
             If it belongs to another model or other cells.
         """
         if checkpoint.get("fingerprint") != self.fingerprint:
-            msg = f"The checkpoint of the {self.name} is of another model or of other cells; use another `checkpoint_dir`."
+            msg = (
+                f"The checkpoint of the {self.name} is of another model, of other cells, or older than the autoencoder; "
+                "remove it or use another `checkpoint_dir`."
+            )
             raise ValueError(msg)
-        self._generator_state = checkpoint["generator_state"].cpu()
+        if checkpoint["generator_device"] == self.device.type and self.global_rank == 0:
+            self._generator_state = checkpoint["generator_state"].cpu()
         self._shuffling_state = checkpoint["shuffling_state"].cpu()
 
     def on_train_start(self) -> None:
         """Shuffle on where the checkpoint left off."""
         if self._shuffling_state is not None:
             torch.set_rng_state(self._shuffling_state)
+
+    def on_train_epoch_end(self) -> None:
+        """Stop at once when the loss is no number any more.
+
+        Raises
+        ------
+        FloatingPointError
+            If the epoch's loss is NaN or infinite.
+        """
+        loss = self.trainer.callback_metrics.get(f"{self.name}_loss_train")
+        if loss is not None and not torch.isfinite(loss):
+            msg = f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells."
+            raise FloatingPointError(msg)
 
     def _log(self, losses: Mapping[str, Tensor], batch: Any, subset: str) -> None:
         n_cells = len(next(iter(batch.values())))
@@ -225,10 +245,11 @@ class PriorPlan(StagePlan):
         velocity_loss = self.module.prior_loss(
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
         ).mean()
+        if self.module.architecture.likelihood != "negative_binomial":  # nothing to draw totals for
+            return {"loss": velocity_loss}
         library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
-        if not training:
-            return {"loss": velocity_loss, "library_size_loss": library_loss}
-        return {"loss": velocity_loss + library_loss, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
+        total = velocity_loss + library_loss
+        return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Update the averaged weights."""

@@ -20,7 +20,7 @@ class Recipe:
     gradient_clip
         Largest norm of the gradient.
     schedule
-        ``"cosine"`` to zero, or ``"warm_up_hold_decay"`` (warm up, hold, decay by a square root over the last tenth).
+        ``"cosine"`` to a hundredth, or ``"warm_up_hold_decay"`` (warm up, hold, decay by a square root over the last tenth).
     batch_size
         Cells per step.
     warm_up

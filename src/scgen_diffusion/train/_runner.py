@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scvi.train import Trainer
 
-from ._checkpoint import StageCheckpoint
+from ._checkpoint import StageCheckpoint, read_finished
 from ._history import HistoryRecorder
-from ._interruption import stop_on_interrupt
+from ._interruption import Interruption, stop_on_interrupt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20
+FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def run_stage(
     accelerator, devices
         Passed to Lightning.
     precision
-        Passed to Lightning; default: bfloat16 autocast on a CUDA GPU, float32 elsewhere.
+        Passed to Lightning; default: bfloat16 autocast on a CUDA GPU that computes in it, float32 elsewhere.
     early_stopping
         Whether to stop when the validation loss has not fallen for ``early_stopping_patience`` validations.
     check_val_every_n_epoch
@@ -73,11 +74,13 @@ def run_stage(
     **trainer_kwargs
         Passed to :class:`scvi.train.Trainer`, among others ``strategy`` and ``logger``.
     """
-    recorder = HistoryRecorder()
+    recorder, interruption = HistoryRecorder(), Interruption()
     callbacks = [recorder, *(callbacks or [])]
     checkpoint = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
+    if finished := read_finished(checkpoint, max_epochs):
+        return _restore(plan, recorder, finished)
     if checkpoint is not None:
-        callbacks.append(StageCheckpoint(checkpoint, max(max_epochs // N_CHECKPOINTS, 1)))
+        callbacks.append(StageCheckpoint(checkpoint, max(max_epochs // N_CHECKPOINTS, 1), interruption))
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
@@ -94,10 +97,19 @@ def run_stage(
         **trainer_kwargs,
     )
     plan.module.train()
-    with stop_on_interrupt(trainer) as interruption:
+    with stop_on_interrupt(trainer, interruption):
         trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
     return StageResult(recorder.as_frames(), interruption.requested)
+
+
+def _restore(plan: StagePlan, recorder: HistoryRecorder, checkpoint: dict[str, Any]) -> StageResult:
+    """Take a finished stage's weights and history as they are."""
+    plan.on_load_checkpoint(checkpoint)
+    plan.load_state_dict(checkpoint["state_dict"])
+    recorder.load_state_dict(checkpoint["callbacks"][recorder.state_key])
+    plan.module.eval()
+    return StageResult(recorder.as_frames(), was_interrupted=False)
 
 
 def _if_exists(path: Path | None) -> Path | None:
@@ -106,4 +118,5 @@ def _if_exists(path: Path | None) -> Path | None:
 
 def _default_precision(accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu else "32-true"
+    computes_bf16 = on_gpu and torch.cuda.get_device_capability()[0] >= FIRST_WITH_BF16
+    return "bf16-mixed" if computes_bf16 else "32-true"
