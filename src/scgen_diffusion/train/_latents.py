@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch import Tensor, distributed
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -112,17 +120,24 @@ class LatentDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffle the training cells."""
-        return self._loader(self.train_indices, RandomSampler(self.train_indices))
+        return self._loader(self.train_indices, shuffle=True)
 
     def val_dataloader(self) -> DataLoader | list:
         """Read the validation cells in order."""
         if not len(self.validation_indices):
             return []
-        return self._loader(self.validation_indices, SequentialSampler(self.validation_indices))
+        return self._loader(self.validation_indices, shuffle=False)
 
-    def _loader(self, indices: np.ndarray, sampler: RandomSampler | SequentialSampler) -> DataLoader:
-        batches = BatchSampler(sampler, self.batch_size, drop_last=False)
+    def _loader(self, indices: np.ndarray, *, shuffle: bool) -> DataLoader:
+        batches = BatchSampler(_sampler(indices, shuffle=shuffle), self.batch_size, drop_last=False)
         return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
+
+
+def _sampler(indices: np.ndarray, *, shuffle: bool) -> Sampler:
+    """Draw each number once; in a distributed run each process draws its share."""
+    if distributed.is_available() and distributed.is_initialized():
+        return DistributedSampler(range(len(indices)), shuffle=shuffle)
+    return RandomSampler(indices) if shuffle else SequentialSampler(indices)
 
 
 class _Rows(Dataset):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from scvi import REGISTRY_KEYS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._schedules import learning_rate_factor
 
@@ -43,6 +43,7 @@ class StagePlan(pl.LightningModule):
         super().__init__()
         self.fingerprint = fingerprint
         self.is_finished = False
+        self._frozen: list[nn.Parameter] = []
         self.module = module
         self.recipe = recipe
         self.seed = seed
@@ -57,6 +58,18 @@ class StagePlan(pl.LightningModule):
     @abstractmethod
     def compute_losses(self, batch: Any, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
         """Return the batch's losses; ``"loss"`` is the one to minimise."""
+
+    def setup(self, stage: str) -> None:
+        """Freeze what this stage does not train; distributed training allows no unused parameters."""
+        trained = {id(p) for group in self.parameter_groups() for p in group["params"]}
+        self._frozen = [p for p in self.module.parameters() if p.requires_grad and id(p) not in trained]
+        for parameter in self._frozen:
+            parameter.requires_grad_(requires_grad=False)
+
+    def teardown(self, stage: str) -> None:
+        """Release what was frozen."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(requires_grad=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule."""

@@ -94,6 +94,7 @@ def run_stage(
         or (1 if early_stopping else max(max_epochs // N_VALIDATIONS, 1)),
         callbacks=callbacks,
         log_every_n_steps=1,
+        use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
         **trainer_kwargs,
     )
     plan.module.train()
