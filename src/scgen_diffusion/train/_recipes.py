@@ -26,10 +26,11 @@ class Recipe:
     warm_up
         Share of all steps in which the learning rate rises linearly.
     reference_steps
-        Optimiser steps for a data set of ``reference_cells`` cells or fewer. Larger sets take
-        :math:`\sqrt{n / n_{ref}}` times as many.
+        Optimiser steps for a data set of ``reference_cells`` cells. Other sets take :math:`\sqrt{n / n_{ref}}` times as many.
     reference_cells
         See ``reference_steps``.
+    smallest_share
+        Share of ``reference_steps`` that the smallest sets take at least.
     """
 
     learning_rate: float
@@ -41,10 +42,11 @@ class Recipe:
     warm_up: float = 0.05
     reference_steps: int = 1500
     reference_cells: int = 2000
+    smallest_share: float = 1.0
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs for ``n_cells`` training cells."""
-        steps = self.reference_steps * math.sqrt(max(n_cells / self.reference_cells, 1))
+        steps = self.reference_steps * max(math.sqrt(n_cells / self.reference_cells), self.smallest_share)
         return max(1, round(steps / math.ceil(n_cells / self.batch_size)))
 
 
@@ -71,6 +73,7 @@ class AutoencoderRecipe(Recipe):
     weight_decay: float = 1e-4
     gradient_clip: float = 100.0
     reference_steps: int = 600
+    smallest_share: float = 0.33
     kl_weight: float = 0.75
     kl_warm_up: float = 0.33
     keep_at_least: float = 0.3
