@@ -171,7 +171,9 @@ class TwoStageTrainingMixin(BaseModelClass):
         self._describe_training_cells(cache)
         if compile:
             self.module.prior.compile()
-        data = LatentDataModule(cache, self.train_indices_, self.validation_indices_, recipe.batch_size)
+        data = LatentDataModule(
+            cache, self.train_indices_, self.validation_indices_, recipe.batch_size, recipe.smallest_epoch
+        )
         result = self._run(
             PriorPlan(
                 self.module, recipe, seed=_stage_seed() + 1, fingerprint=self._fingerprint + self._autoencoder_digest

@@ -103,16 +103,24 @@ class LatentDataModule(pl.LightningDataModule):
         Rows to train and to validate on.
     batch_size
         Cells per step.
+    smallest_epoch
+        Batches of an epoch at least; small sets are gone through more than once in it.
     """
 
     def __init__(
-        self, cache: LatentCache, train_indices: np.ndarray, validation_indices: np.ndarray, batch_size: int
+        self,
+        cache: LatentCache,
+        train_indices: np.ndarray,
+        validation_indices: np.ndarray,
+        batch_size: int,
+        smallest_epoch: int = 1,
     ) -> None:
         super().__init__()
         self.cache = cache
         self.train_indices = train_indices
         self.validation_indices = validation_indices
         self.batch_size = batch_size
+        self.smallest_epoch = smallest_epoch
 
     def setup(self, stage: str) -> None:
         """Move the cache to the training device."""
@@ -120,24 +128,31 @@ class LatentDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffle the training cells."""
-        return self._loader(self.train_indices, shuffle=True)
+        n_draws = max(len(self.train_indices), self.smallest_epoch * self.batch_size)
+        return self._loader(self.train_indices, _shuffled(len(self.train_indices), n_draws))
 
     def val_dataloader(self) -> DataLoader | list:
         """Read the validation cells in order."""
         if not len(self.validation_indices):
             return []
-        return self._loader(self.validation_indices, shuffle=False)
+        return self._loader(self.validation_indices, _in_order(len(self.validation_indices)))
 
-    def _loader(self, indices: np.ndarray, *, shuffle: bool) -> DataLoader:
-        batches = BatchSampler(_sampler(indices, shuffle=shuffle), self.batch_size, drop_last=False)
+    def _loader(self, indices: np.ndarray, numbers: Sampler) -> DataLoader:
+        batches = BatchSampler(numbers, self.batch_size, drop_last=False)
         return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
 
 
-def _sampler(indices: np.ndarray, *, shuffle: bool) -> Sampler:
-    """Draw each number once; in a distributed run each process draws its share."""
+def _shuffled(n_rows: int, n_draws: int) -> Sampler:
+    """Draw row numbers, each again only when all were drawn; in a distributed run each process draws its share."""
     if distributed.is_available() and distributed.is_initialized():
-        return DistributedSampler(range(len(indices)), shuffle=shuffle)
-    return RandomSampler(indices) if shuffle else SequentialSampler(indices)
+        return DistributedSampler(range(n_rows), shuffle=True)
+    return RandomSampler(range(n_rows), num_samples=n_draws)
+
+
+def _in_order(n_rows: int) -> Sampler:
+    if distributed.is_available() and distributed.is_initialized():
+        return DistributedSampler(range(n_rows), shuffle=False)
+    return SequentialSampler(range(n_rows))
 
 
 class _Rows(Dataset):

@@ -31,6 +31,8 @@ class Recipe:
         See ``reference_steps``.
     smallest_share
         Share of ``reference_steps`` that the smallest sets take at least.
+    smallest_epoch
+        Steps that an epoch has at least; small sets are gone through more than once in it.
     """
 
     learning_rate: float
@@ -42,12 +44,17 @@ class Recipe:
     warm_up: float = 0.05
     reference_steps: int = 1500
     reference_cells: int = 2000
-    smallest_share: float = 1.0
+    smallest_share: float = 0.5
+    smallest_epoch: int = 1
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs for ``n_cells`` training cells."""
         steps = self.reference_steps * max(math.sqrt(n_cells / self.reference_cells), self.smallest_share)
-        return max(1, round(steps / math.ceil(n_cells / self.batch_size)))
+        return max(1, round(steps / self.steps_per_epoch(n_cells)))
+
+    def steps_per_epoch(self, n_cells: int) -> int:
+        """Return the number of steps of an epoch of ``n_cells`` training cells."""
+        return max(math.ceil(n_cells / self.batch_size), self.smallest_epoch)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class PriorRecipe(Recipe):
 
     learning_rate: float = 2e-3
     batch_size: int = 512
+    reference_steps: int = 4000
+    smallest_epoch: int = 10
     drop_probability: float = 0.1
 
 
