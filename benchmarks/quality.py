@@ -230,12 +230,11 @@ def summarise(table: pd.DataFrame) -> str:
     parts = [
         "# Quality of generated cells",
         "",
-        "Means over seeds. **Bold**: the goal is met. Written by `quality.py`.",
+        "Means over the seeds of each method. **Bold**: the goal is met. Written by `quality.py`.",
         "",
     ]
     for dataset, rows in table.groupby("dataset", sort=False):
-        n_seeds = rows["seed"].nunique()
-        parts += [f"## {dataset}", "", f"{n_seeds} seed{'s' if n_seeds > 1 else ''}.", "", _summarise_one(rows), ""]
+        parts += [f"## {dataset}", "", _summarise_one(rows), ""]
     parts += [f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.", ""]
     return "\n".join(parts)
 
@@ -244,7 +243,9 @@ def _summarise_one(rows: pd.DataFrame) -> str:
     values = rows.pivot_table(index="metric", columns="method", values="value", sort=False)
     floors = values[FLOOR] if FLOOR in values else pd.Series(float("nan"), index=values.index)
     methods = [method for method in values.columns if method != FLOOR]
-    lines, n_met = [], dict.fromkeys(methods, 0)
+    n_seeds = rows.groupby("method")["seed"].nunique()
+    lines = [["seeds", str(n_seeds.get(FLOOR, "")), "", *(str(n_seeds[method]) for method in methods)]]
+    n_met = dict.fromkeys(methods, 0)
     for metric, row in values.iterrows():
         goal, floor = GOALS.get(metric), floors[metric]
         cells = []
