@@ -16,7 +16,9 @@ import anndata as ad  # noqa: E402 (the judge is found beside the package)
 import matplotlib.pyplot as plt  # noqa: E402
 import scanpy as sc  # noqa: E402
 import scvi  # noqa: E402
+import umap  # noqa: E402
 from judge import Judge, judgement_table  # noqa: E402
+from sklearn.decomposition import PCA  # noqa: E402
 from splits import Split, load, split_cells  # noqa: E402
 
 import scgen_diffusion as sgd  # noqa: E402
@@ -55,10 +57,10 @@ def embed(real: ad.AnnData, synthetic: ad.AnnData) -> ad.AnnData:
     for cells in (real, synthetic):
         sc.pp.normalize_total(cells, target_sum=1e4)
         sc.pp.log1p(cells)
-    sc.pp.pca(real, n_comps=30, random_state=SEED)
-    sc.pp.neighbors(real, random_state=SEED)
-    sc.tl.umap(real, random_state=SEED)
-    sc.tl.ingest(synthetic, real, embedding_method=("pca", "umap"))
+    pca = PCA(30, random_state=SEED).fit(real.X.toarray())
+    projection = umap.UMAP(min_dist=0.4, random_state=SEED).fit(pca.transform(real.X.toarray()))
+    real.obsm["X_umap"] = projection.embedding_
+    synthetic.obsm["X_umap"] = projection.transform(pca.transform(synthetic.X.toarray()))
     return ad.concat({"real": real, "synthetic": synthetic}, label="source", index_unique="-")
 
 
