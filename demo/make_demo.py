@@ -16,7 +16,6 @@ import anndata as ad  # noqa: E402 (the judge is found beside the package)
 import matplotlib.pyplot as plt  # noqa: E402
 import scanpy as sc  # noqa: E402
 import scvi  # noqa: E402
-import umap  # noqa: E402
 from judge import Judge, judgement_table  # noqa: E402
 from sklearn.decomposition import PCA  # noqa: E402
 from splits import Split, load, split_cells  # noqa: E402
@@ -53,15 +52,20 @@ def judge(split: Split, synthetic: ad.AnnData) -> pd.DataFrame:
 
 
 def embed(real: ad.AnnData, synthetic: ad.AnnData) -> ad.AnnData:
-    """Fit PCA and UMAP on the real cells, and project the synthetic ones into them."""
+    """Embed both kinds of cells together, in principal components of the real ones.
+
+    UMAP is fitted to both: cells that it only projects end up in rings around those that it was fitted to, real ones too.
+    """
     for cells in (real, synthetic):
         sc.pp.normalize_total(cells, target_sum=1e4)
         sc.pp.log1p(cells)
     pca = PCA(30, random_state=SEED).fit(real.X.toarray())
-    projection = umap.UMAP(min_dist=0.4, random_state=SEED).fit(pca.transform(real.X.toarray()))
-    real.obsm["X_umap"] = projection.embedding_
-    synthetic.obsm["X_umap"] = projection.transform(pca.transform(synthetic.X.toarray()))
-    return ad.concat({"real": real, "synthetic": synthetic}, label="source", index_unique="-")
+    for cells in (real, synthetic):
+        cells.obsm["X_pca"] = pca.transform(cells.X.toarray())
+    both = ad.concat({"real": real, "synthetic": synthetic}, label="source", index_unique="-")
+    sc.pp.neighbors(both, use_rep="X_pca", random_state=SEED)
+    sc.tl.umap(both, random_state=SEED)
+    return both
 
 
 def draw(cells: ad.AnnData, path: Path) -> None:
