@@ -11,7 +11,7 @@ INSTALL := $(PY) -m pip install --constraint constraints.txt
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.benchmark ## train on real cells, generate, and judge the result (about 6 minutes after installation)
+demo: $(VENV)/.benchmark ## train on real cells, generate, and judge the result (about 2 minutes after installation)
 	$(PY) demo/make_demo.py
 
 test: $(VENV)/.test ## run the tests
