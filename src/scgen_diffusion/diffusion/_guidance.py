@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,18 +48,19 @@ class GuidedField:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided prediction at ``x_t (n, ...)`` and a scalar time or times ``(n,)``."""
-        t = t.expand(len(x_t))
-        weighted = self._weighted_conditions()
-        conditions = torch.cat([condition for _, condition in weighted])
-        repeats = len(weighted)
-        stacked = self.network(_tile(x_t, repeats), t.repeat(repeats), conditions)
-        return sum(weight * v for (weight, _), v in zip(weighted, stacked.chunk(repeats), strict=True))
+        weights, conditions = self._weighted_conditions
+        repeats = len(weights)
+        stacked = self.network(_tile(x_t, repeats), t.expand(len(x_t)).repeat(repeats), conditions)
+        return sum(weight * v for weight, v in zip(weights, stacked.chunk(repeats), strict=True))
 
-    def _weighted_conditions(self) -> list[tuple[float, Tensor]]:
+    @cached_property
+    def _weighted_conditions(self) -> tuple[list[float], Tensor]:
+        """Weights of the predictions, and their conditions one below the other; the same along the whole path."""
         nothing = self.null.expand_as(self.condition)
         weighted = [(1 - sum(term.scale for term in self.terms), nothing)]
         weighted += [(term.scale, keep_keys(self.condition, self.null, term.keys)) for term in self.terms]
-        return [(weight, condition) for weight, condition in weighted if weight != 0]
+        kept = [(weight, condition) for weight, condition in weighted if weight != 0]
+        return [weight for weight, _ in kept], torch.cat([condition for _, condition in kept])
 
 
 def _tile(x: Tensor, repeats: int) -> Tensor:

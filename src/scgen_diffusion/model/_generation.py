@@ -162,9 +162,6 @@ class GenerationMixin(BaseModelClass):
         if n_steps is not None and (not is_whole_number(n_steps) or n_steps < 1):
             msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
             raise ValueError(msg)
-        if name == "dopri5" and n_steps is not None:
-            msg = f"`n_steps` was {n_steps}, but the sampler 'dopri5' chooses its own steps; leave `n_steps` out."
-            raise ValueError(msg)
         scales = _resolve_guidance(guidance_scale, self.conditions.keys)
         return SamplingOptions(name, FLOW_SAMPLERS[name], n_steps, scales)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from scgen_diffusion.module import ANY
 
-from ._saving import DAMAGE, check_archive
+from ._saving import DAMAGE, load_plain
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound="SCLDM")
 Weights = dict[str, Tensor]
+
+ADVICE = "Save its state dict alone, for example as .safetensors. "
 
 SELF_ATTENTION = {
     "attn.c_attn.": "attention.project_qkv.",
@@ -106,25 +107,22 @@ def read_weights(path: Path) -> Weights:
     if not path.is_file():
         msg = f"There are no weights at {path}."
         raise FileNotFoundError(msg)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. Save its "
-            f"state dict alone, for example as .safetensors. ({error})"
-        )
-        raise ValueError(msg) from error
-    except (SafetensorError, *DAMAGE) as error:
-        msg = f"{path} is damaged or no file of weights: {error}"
-        raise ValueError(msg) from error
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = load_plain(path, "file of weights", ADVICE)
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         msg = f"{path} holds no weights, that is a mapping from names to tensors."
         raise ValueError(msg)
     return weights
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        return load_file(path)
+    except (SafetensorError, *DAMAGE) as error:
+        msg = f"{path} is damaged or no file of weights: {error}"
+        raise ValueError(msg) from error
 
 
 def _architecture_of(weights: Weights) -> dict[str, Any]:

@@ -23,7 +23,7 @@ MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
 FORMAT = "scgen_diffusion-1"
 PARTS = {"model_state_dict", "var_names", "attr_dict"}
-DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, UnicodeDecodeError, ValueError)
+DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
 
 
 class SavingMixin(BaseModelClass):
@@ -143,17 +143,7 @@ def read_plain_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         msg = f"There is no saved model at {path}."
         raise FileNotFoundError(msg)
-    try:
-        check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. ({error})"
-        )
-        raise ValueError(msg) from error
-    except DAMAGE as error:
-        msg = f"{path} is damaged or no model file: {error}"
-        raise ValueError(msg) from error
+    content = load_plain(path, "model file")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
         raise ValueError(msg)
@@ -163,7 +153,29 @@ def read_plain_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_archive(path: Path) -> None:
+def load_plain(path: Path, what: str, advice: str = "") -> Any:
+    """Read what torch saved, as long as it is plain values and tensors.
+
+    Raises
+    ------
+    ValueError
+        If the file would execute code, or is damaged; ``what`` says what it should be, ``advice`` what to do.
+    """
+    try:
+        _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. "
+            f"{advice}({error})"
+        )
+        raise ValueError(msg) from error
+    except DAMAGE as error:
+        msg = f"{path} is damaged or no {what}: {error}"
+        raise ValueError(msg) from error
+
+
+def _check_archive(path: Path) -> None:
     """Raise if a part of a zip archive, which torch writes, does not have its checksum (torch does not look)."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

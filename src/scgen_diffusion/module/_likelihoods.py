@@ -132,9 +132,12 @@ class OutlierCounts(nn.Module):
         """Return the log odds of an outlier, ``(genes,)``."""
         return self.log_odds + self.slope * (self.log_share - self.log_share.mean())
 
+    def _log_dispersion(self) -> Tensor:
+        return self.log_theta.clamp(-LARGEST_LOG_THETA, LARGEST_LOG_THETA)
+
     def log_probability(self, counts: Tensor) -> Tensor:
         """Return the log probability of outlying counts, each at least 1."""
-        log_theta = self.log_theta.clamp(-LARGEST_LOG_THETA, LARGEST_LOG_THETA)
+        log_theta = self._log_dispersion()
         theta, log_excess = log_theta.exp(), softplus(self.log_mean - log_theta)
         log_success = self.log_mean - log_theta - log_excess
         return _above_zero(counts - 1, theta, log_success) - theta * log_excess
@@ -149,7 +152,7 @@ class OutlierCounts(nn.Module):
         coin = torch.rand(counts.shape, generator=generator, device=counts.device)
         hit = coin < self.gene_log_odds().sigmoid()
         shape = torch.ones(int(hit.sum()), device=counts.device)
-        drawn = draw_negative_binomial(shape * self.log_mean.exp(), shape * self.log_theta.exp(), generator)
+        drawn = draw_negative_binomial(shape * self.log_mean.exp(), shape * self._log_dispersion().exp(), generator)
         return counts.masked_scatter(hit, 1 + drawn)
 
 

@@ -117,7 +117,5 @@ class GeneFactorDecoder(nn.Module):
         """Decode latents ``(cells, tokens, latent_width)`` into ``(cells, genes, n_outputs)``."""
         z = z.flatten(1)
         scores = linear(self.network(z) + self.linear(z), self.loadings.weight)
-        biased = (
-            scores.to(self.loadings.bias.dtype) + self.loadings.bias
-        )  # autocast's bfloat16 would round the bias away
-        return biased.unflatten(1, (-1, self.n_outputs))
+        bias = self.loadings.bias  # added outside the product: under autocast, bfloat16 would round it away
+        return (scores.to(bias.dtype) + bias).unflatten(1, (-1, self.n_outputs))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scvi.dataloaders import DataSplitter
-from torch import distributed
+
+from ._distributed import is_distributed
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -25,4 +26,4 @@ class CellSplitter(DataSplitter):
         return super().val_dataloader() or []
 
     def _share_among_processes(self) -> None:
-        self.data_loader_kwargs["distributed_sampler"] = distributed.is_available() and distributed.is_initialized()
+        self.data_loader_kwargs["distributed_sampler"] = is_distributed()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -19,6 +19,8 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
 )
+
+from ._distributed import is_distributed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -144,13 +146,13 @@ class LatentDataModule(pl.LightningDataModule):
 
 def _shuffled(n_rows: int, n_draws: int) -> Sampler:
     """Draw row numbers, each again only when all were drawn; in a distributed run each process draws its share."""
-    if distributed.is_available() and distributed.is_initialized():
+    if is_distributed():
         return DistributedSampler(range(n_rows), shuffle=True)
     return RandomSampler(range(n_rows), num_samples=n_draws)
 
 
 def _in_order(n_rows: int) -> Sampler:
-    if distributed.is_available() and distributed.is_initialized():
+    if is_distributed():
         return DistributedSampler(range(n_rows), shuffle=False)
     return SequentialSampler(range(n_rows))
 
