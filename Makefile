@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+MODEL ?= SCLDM
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
@@ -11,8 +12,8 @@ INSTALL := $(PY) -m pip install --constraint constraints.txt
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.benchmark ## train on real cells, generate, and judge the result (about 2 minutes after installation)
-	$(PY) demo/make_demo.py
+demo: $(VENV)/.benchmark ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the others
+	$(PY) demo/make_demo.py --model $(MODEL)
 
 test: $(VENV)/.test ## run the tests
 	$(PY) -m pytest

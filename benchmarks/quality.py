@@ -1,6 +1,7 @@
 """How good are the generated cells? Every method on every data set and seed, beside its floor.
 
-    python benchmarks/quality.py --datasets pbmc3k paul15 --seeds 0 1 2 --methods SCLDM copula
+    python benchmarks/quality.py --datasets pbmc3k paul15 --seeds 0 1 2 --methods SCLDM SCRDIT WBDIT copula
+    python benchmarks/quality.py --methods --variants 'wide={"class": "WBDIT", "width": 256}'
 
 Results are added to ``results/quality.csv`` one (data set, seed, method) at a time; what is there already is skipped.
 """
@@ -35,7 +36,10 @@ RESULTS = Path(__file__).parent / "results"
 KEYS = ("dataset", "seed", "method")
 FLOOR = "floor"
 RECONSTRUCTION, IDEAL_PRIOR = "-reconstruction", "-ideal-prior"
-DEFAULT_METHODS = ("SCLDM", f"SCLDM{RECONSTRUCTION}", f"SCLDM{IDEAL_PRIOR}", *BASELINES)
+WITH_AUTOENCODER = "SCLDM"
+GENE_SPACE_MODELS = ("SCRDIT", "WBDIT")
+MODELS = (WITH_AUTOENCODER, *GENE_SPACE_MODELS)
+DEFAULT_METHODS = ("SCLDM", f"SCLDM{RECONSTRUCTION}", f"SCLDM{IDEAL_PRIOR}", *GENE_SPACE_MODELS, *BASELINES)
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,41 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Variant:
-    """Keyword arguments of one configuration of the model."""
+    """Keyword arguments of one configuration of a model, and the name of its class."""
 
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     generate: dict[str, Any] = field(default_factory=dict)
+    model_class: str = WITH_AUTOENCODER
 
     @classmethod
     def parse(cls, text: str) -> tuple[str, Variant]:
-        """Read ``name={"model": {...}, "train": {...}, "generate": {...}}``; keys of none of the three go to the model."""
+        """Read ``name={"class": ..., "model": {...}, "train": {...}, "generate": {...}}``; other keys go to the model."""
         name, _, value = text.partition("=")
         arguments = json.loads(value or "{}")
+        model_class = arguments.pop("class", WITH_AUTOENCODER)
+        if model_class not in MODELS:
+            msg = f"The class of the variant `{name}` must be one of {list(MODELS)}, but found {model_class!r}."
+            raise ValueError(msg)
         parts = {part: arguments.pop(part, {}) for part in ("model", "train", "generate")}
         parts["model"] |= arguments
-        return name, cls(**parts)
+        return name, cls(**parts, model_class=model_class)
 
     def describe(self) -> str:
-        """Return the arguments as JSON."""
-        return json.dumps({"model": self.model, "train": self.train, "generate": self.generate}, sort_keys=True)
+        """Return the arguments as JSON; the class only where it is not SCLDM, as in rows that are older than the others."""
+        named = {} if self.has_autoencoder else {"class": self.model_class}
+        arguments = {"model": self.model, "train": self.train, "generate": self.generate}
+        return json.dumps(named | arguments, sort_keys=True)
+
+    @property
+    def has_autoencoder(self) -> bool:
+        """Whether there is something to reconstruct with."""
+        return self.model_class == WITH_AUTOENCODER
+
+    @property
+    def output(self) -> dict[str, Any]:
+        """What ``generate`` must be told to return counts."""
+        return {"counts": True} if self.model_class in GENE_SPACE_MODELS else {}
 
 
 class ModelRuns:
@@ -91,7 +112,7 @@ class ModelRuns:
         if part == IDEAL_PRIOR:
             return model.get_reconstruction(self._training_cells(), seed=self.seed)
         condition = self.split.held_out.obs[list(self.split.condition_keys)].reset_index(drop=True)
-        return model.generate(condition=condition, seed=self.seed, **variant.generate)
+        return model.generate(condition=condition, seed=self.seed, **variant.output, **variant.generate)
 
     def _training_cells(self) -> ad.AnnData:
         """Draw a training cell per held-out label: their latents are what a perfect prior would return."""
@@ -117,16 +138,16 @@ class ModelRuns:
 
 
 def train_model(split: Split, variant: Variant, seed: int) -> tuple[Any, float]:
-    """Return a trained SCLDM and the seconds that training took."""
+    """Return a trained model and the seconds that training took."""
     import scvi
 
-    from scgen_diffusion.model import SCLDM
+    from scgen_diffusion import model as models
 
     scvi.settings.seed = seed
-    adata = split.train.copy()
-    SCLDM.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
+    model_class, adata = getattr(models, variant.model_class), split.train.copy()
+    model_class.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
     started = time.perf_counter()
-    model = SCLDM(adata, **variant.model)
+    model = model_class(adata, **variant.model)
     model.train(**variant.train)
     return model, time.perf_counter() - started
 
@@ -268,8 +289,9 @@ def _number(value: float, *, bold: bool = False) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure what is asked for and not yet stored, then write the summary."""
-    variants = {"SCLDM": Variant()} | dict(Variant.parse(text) for text in arguments.variants)
-    methods = list(dict.fromkeys([*arguments.methods, *(name for name in variants if name != "SCLDM")]))
+    defaults = {name: Variant(model_class=name) for name in MODELS}
+    variants = defaults | dict(Variant.parse(text) for text in arguments.variants)
+    methods = list(dict.fromkeys([*arguments.methods, *(name for name in variants if name not in defaults)]))
     check_methods(methods, variants)
     path = arguments.results / "quality.csv"
     for dataset in arguments.datasets:
@@ -286,12 +308,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def check_methods(methods: Sequence[str], variants: dict[str, Variant]) -> None:
-    """Raise if a method is neither a baseline nor something done with a variant."""
+    """Raise if a method is neither a baseline nor something that can be done with a variant."""
     unknown = [method for method in methods if method not in BASELINES and split_method(method)[0] not in variants]
     if unknown:
-        known = [*BASELINES, *(f"{name}{part}" for name in variants for part in ("", RECONSTRUCTION, IDEAL_PRIOR))]
+        known = [*BASELINES, *(f"{name}{part}" for name in variants for part in parts_of(variants[name]))]
         msg = f"Unknown methods {unknown}; known: {known}."
         raise ValueError(msg)
+    for method in methods:
+        name, part = split_method(method)
+        if method not in BASELINES and part not in parts_of(variants[name]):
+            msg = f"`{method}` needs an autoencoder, which {variants[name].model_class} does not have; only SCLDM does."
+            raise ValueError(msg)
+
+
+def parts_of(variant: Variant) -> tuple[str, ...]:
+    """Return what can be done with a variant, as endings of a method's name."""
+    return ("", RECONSTRUCTION, IDEAL_PRIOR) if variant.has_autoencoder else ("",)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,20 +1,25 @@
-"""The systems whose speed is compared, each as three steps on one batch of made-up cells."""
+"""The systems whose speed is compared, each as steps on one batch of made-up cells."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import published
 import torch
+from gene_space_systems import (
+    PackageScrdit,
+    PackageScrditPublishedSize,
+    PackageWbdit,
+    PackageWbditPublishedSize,
+    PublishedScrdit,
+    PublishedWbdit,
+)
+from system import N_CLASSES, Cells, Setting, System, adamw, optimise
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from scgen_diffusion.train import StagePlan
-
-#: Two conditions, as in the published dentate-gyrus and perturbation sets.
-N_CLASSES = {"cell_type": 20, "condition": 10}
 
 #: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations; a trained one is not.
 N_PRIOR_STEPS_BEFORE_SAMPLING = 50
@@ -22,62 +27,14 @@ N_PRIOR_STEPS_BEFORE_SAMPLING = 50
 STAGES = ("autoencoder_step", "prior_step", "generate")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Sizes, and how to compute."""
-
-    n_genes: int
-    n_expressed: int
-    batch_size: int = 128
-    device: str = "cpu"
-    precision: str = "float32"
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A batch of made-up cells on the device."""
-
-    counts: Tensor  # (cells, genes)
-    genes: Tensor  # (cells, expressed), 1-based
-    expressed_counts: Tensor  # (cells, expressed)
-    condition: Tensor  # (cells, keys)
-
-    @classmethod
-    def draw(cls, setting: Setting, seed: int = 0) -> Cells:
-        """Draw cells of which each expresses ``n_expressed`` random genes."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.rand(setting.batch_size, setting.n_genes, generator=generator).argsort(dim=1)
-        genes = order[:, : setting.n_expressed].sort(dim=1).values
-        expressed = 1 + torch.poisson(torch.full(genes.shape, 1.5), generator=generator)
-        counts = torch.zeros(setting.batch_size, setting.n_genes).scatter_(1, genes, expressed)
-        classes = [torch.randint(n, (setting.batch_size,), generator=generator) for n in N_CLASSES.values()]
-        tensors = (counts, genes + 1, expressed, torch.stack(classes, dim=1))
-        return cls(*(tensor.to(setting.device) for tensor in tensors))
-
-
-class System(Protocol):
-    """Three steps on one batch."""
-
-    def __init__(self, setting: Setting) -> None: ...
-
-    def autoencoder_step(self) -> None:
-        """Take one optimiser step of the autoencoder."""
-
-    def prior_step(self) -> None:
-        """Take one optimiser step of the prior."""
-
-    def generate(self) -> None:
-        """Generate a batch of labelled cells."""
-
-    def describe(self, stage: str) -> str:
-        """Say how the stage was computed."""
-
-
-class PublishedSystem:
+class PublishedSystem(System):
     """The published scLDM at its published sizes: eager, float32, encoding again in every step of the prior."""
 
+    stages = STAGES
+    yardstick = "published"
+
     def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
         torch.manual_seed(0)
         self.cells = Cells.draw(setting)
         self.condition = dict(zip(N_CLASSES, self.cells.condition.T, strict=True))
@@ -95,13 +52,13 @@ class PublishedSystem:
         """Take one optimiser step of the autoencoder."""
         cells = self.cells
         loss = self.autoencoder.loss(cells.genes, cells.expressed_counts, cells.counts).mean()
-        _optimise(loss, self.autoencoder, self.autoencoder_optimizer)
+        optimise(loss, self.autoencoder, self.autoencoder_optimizer)
 
     def prior_step(self) -> None:
         """Encode the batch and take one optimiser step of the prior."""
         with torch.no_grad():
             z = self.autoencoder.encode(self.cells.genes, self.cells.expressed_counts)
-        _optimise(self.prior.loss(z, self.condition), self.prior, self.prior_optimizer)
+        optimise(self.prior.loss(z, self.condition), self.prior, self.prior_optimizer)
         self.n_prior_steps += 1
 
     def generate(self) -> None:
@@ -119,13 +76,20 @@ class PublishedSystem:
         """Say how the stage was computed."""
         return f"dopri5, {self.n_evaluations} evaluations" if stage == "generate" else "eager float32"
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Autoencoder and prior."""
+        return self.autoencoder, self.prior
+
     def _count(self, *_: object) -> None:
         self.n_evaluations += 1
 
 
-class PackageSystem:
+class PackageSystem(System):
     """SCLDM with its default architecture and recipes; the prior trains on latents computed once."""
 
+    stages = STAGES
+    yardstick = "published"
     size = "default"
 
     def __init__(self, setting: Setting) -> None:
@@ -135,8 +99,8 @@ class PackageSystem:
         class UnderWay(AutoencoderPlan):
             progress = 1.0  # past the warm-up of the KL weight; without a trainer, the plan cannot tell
 
+        super().__init__(setting)
         torch.manual_seed(0)
-        self.setting = setting
         self.cells = Cells.draw(setting)
         self.generator = torch.Generator(setting.device).manual_seed(0)
         self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=build_architecture(self.size))
@@ -145,8 +109,8 @@ class PackageSystem:
         recipe = RECIPES[self.size]
         self.autoencoder_plan = UnderWay(self.module, recipe.autoencoder, seed=0)
         self.prior_plan = PriorPlan(self.module, recipe.prior, seed=0)
-        self.autoencoder_optimizer = _adamw(self.autoencoder_plan)
-        self.prior_optimizer = _adamw(self.prior_plan)
+        self.autoencoder_optimizer = adamw(self.autoencoder_plan)
+        self.prior_optimizer = adamw(self.prior_plan)
         if setting.compile:
             for network in (self.module.encoder, self.module.decoder, self.module.prior):
                 network.compile()
@@ -163,7 +127,7 @@ class PackageSystem:
     def _take_step(self, plan: StagePlan, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         with self._autocast():
             loss = plan.compute_losses(batch, self.generator, training=True)["loss"]
-        _optimise(loss, self.module, optimizer, plan.recipe.gradient_clip)
+        optimise(loss, self.module, optimizer, plan.recipe.gradient_clip)
 
     def generate(self) -> None:
         """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
@@ -193,19 +157,23 @@ class PackageSystem:
             return how
         return f"{how}, {SCLDM.default_sampler} {FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps} steps"
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Autoencoder and prior."""
+        module = self.module
+        return module.encoder, module.decoder, module.likelihood, module.prior
+
     @torch.no_grad()
     def _start(self) -> dict[str, Tensor]:
         """Do what training does before its first steps: start from the mean cell, compute latents and library statistics."""
+        from scgen_diffusion.module import total_counts
+
         x, condition, module = self.cells.counts, self.cells.condition, self.module
         module.start_from_means(module.target(x).mean(0), module.pooled_profile(x).mean(0))
         posterior = module.inference(x)["posterior"]
-        log_total = module.totals(x)[:, 0].log()
+        log_total = total_counts(x)[:, 0].log()
         module.library_size.fit(log_total, condition)
         return {"mean": posterior.mean, "std": posterior.std, "condition": condition, "log_total": log_total}
-
-    def _autocast(self) -> torch.autocast:
-        is_bf16 = self.setting.precision == "bf16"
-        return torch.autocast(torch.device(self.setting.device).type, torch.bfloat16, enabled=is_bf16)
 
 
 class PackagePublishedSizes(PackageSystem):
@@ -218,18 +186,10 @@ SYSTEMS: dict[str, type[System]] = {
     "published": PublishedSystem,
     "package": PackageSystem,
     "package-published-sizes": PackagePublishedSizes,
+    "published-scrdit": PublishedScrdit,
+    "published-wbdit": PublishedWbdit,
+    "SCRDIT": PackageScrdit,
+    "SCRDIT-published-size": PackageScrditPublishedSize,
+    "WBDIT": PackageWbdit,
+    "WBDIT-published-size": PackageWbditPublishedSize,
 }
-
-
-def _adamw(plan: StagePlan) -> torch.optim.Optimizer:
-    recipe = plan.recipe
-    return torch.optim.AdamW(
-        plan.parameter_groups(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
-
-
-def _optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float = 10.0) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
-    optimizer.step()

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import scvi
 import torch
 
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 torch.set_num_threads(1)  # tensors this small only wait for each other's threads: ten times faster with one
 
@@ -89,6 +89,45 @@ def _make_trained(adata=None, *, max_epochs=1, **options):
     return model
 
 
+TINY_GENE_SPACE = {
+    "patch_size": 5,
+    "width": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "unet_width": 4,
+    "path": "vp_linear",
+    "target": "v",
+    "head": "regression",
+    "n_global_tokens": 1,
+    "zero_value": None,
+    "clamp": True,
+    "scaling": "global",
+    "gene_order": "given",
+    "library_size": "latent",
+}
+GENE_SPACE_MODELS = {"SCRDIT": SCRDIT, "WBDIT": WBDIT}
+
+
+def _make_gene_space(cls=SCRDIT, adata=None, *, condition_keys=("cell_type", "dose"), setup=None, **options):
+    """Build a small gene-space model of 12 genes in patches of 5, of which the last one is padded."""
+    adata = _make_cells() if adata is None else adata
+    cls.setup_anndata(adata, condition_keys=list(condition_keys), **(setup or {}))
+    return cls(adata, **{**TINY_GENE_SPACE, **options})
+
+
+def _make_trained_gene_space(cls=SCRDIT, adata=None, *, max_epochs=1, **options):
+    """Train a gene-space model, and then stir its network: after so few steps, it would ignore time and conditions."""
+    torch.manual_seed(0)
+    model = _make_gene_space(cls, adata, **options)
+    before, scvi.settings._seed = scvi.settings.seed, 0
+    model.train(max_epochs, **QUICK)
+    scvi.settings._seed = before
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.module.averaged_network.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
 @pytest.fixture(scope="session")
 def make_cells():
     """Build small count data with conditions."""
@@ -123,6 +162,36 @@ def make_trained():
 def trained():
     """Train one model with two keys for all tests; they must not change it."""
     return _make_trained(max_epochs=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_gene_space():
+    """Return sizes of gene-space models that train in an instant."""
+    return dict(TINY_GENE_SPACE)
+
+
+@pytest.fixture(scope="session")
+def make_gene_space():
+    """Build a small untrained gene-space model."""
+    return _make_gene_space
+
+
+@pytest.fixture(scope="session")
+def make_trained_gene_space():
+    """Build a small gene-space model that was trained for an epoch, with a network that is not inert."""
+    return _make_trained_gene_space
+
+
+@pytest.fixture(scope="session", params=GENE_SPACE_MODELS.values(), ids=GENE_SPACE_MODELS)
+def gene_space_class(request):
+    """Return each gene-space model in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def trained_gene_space(gene_space_class):
+    """Train one gene-space model of each class with two keys for all tests; they must not change it."""
+    return _make_trained_gene_space(gene_space_class, max_epochs=3)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,42 @@ def test_variant_arguments_go_to_the_model_unless_told_otherwise():
     assert variant == quality.Variant(model={"n_latent": 4}, train={"max_epochs": 2})
 
 
+def test_settings_of_scldm_variants_are_what_older_rows_hold():
+    settings = quality.Variant(model={"n_latent": 4}).describe()
+    assert settings == '{"generate": {}, "model": {"n_latent": 4}, "train": {}}'
+
+
+def test_a_variant_may_name_the_class_of_its_model():
+    _, variant = quality.Variant.parse('wide={"class": "WBDIT", "width": 256}')
+    assert variant == quality.Variant(model={"width": 256}, model_class="WBDIT")
+    assert '"class": "WBDIT"' in variant.describe()
+
+
+def test_a_class_that_is_no_model_is_refused():
+    with pytest.raises(ValueError, match="SCRDIT"):
+        quality.Variant.parse('wide={"class": "DIT"}')
+
+
+def test_gene_space_models_are_asked_for_counts():
+    assert quality.Variant(model_class="SCRDIT").output == {"counts": True}
+    assert quality.Variant().output == {}
+
+
+def test_only_a_model_with_an_autoencoder_reconstructs():
+    variants = {name: quality.Variant(model_class=name) for name in quality.MODELS}
+    quality.check_methods(["SCLDM-reconstruction", "SCRDIT", "copula"], variants)
+    with pytest.raises(ValueError, match="WBDIT.*only SCLDM"):
+        quality.check_methods(["WBDIT-ideal-prior"], variants)
+
+
+def test_a_gene_space_model_is_trained_and_drawn_from():
+    parts = splits.split_cells(labelled_cells(n_genes=220), ("cell_type",), seed=0, n_genes=210)
+    quick = quality.Variant(model_class="WBDIT", train={"max_epochs": 1, "enable_progress_bar": False})
+    sampled = quality.ModelRuns(parts, 0, {"WBDIT": quick}).sample("WBDIT")
+    assert sampled.counts.shape == parts.held_out.shape
+    np.testing.assert_array_equal(sampled.counts % 1, 0)
+
+
 @pytest.mark.parametrize(
     ("method", "parts"),
     [

@@ -81,11 +81,57 @@ def test_the_error_names_the_layer():
         check_expression(adata, "raw", "counts")
 
 
-def test_log_values_may_be_fractional_negative_and_empty():
-    x = with_value(-0.5)
-    x[3] = 0
+def log_values():
+    return np.log1p(counts())
+
+
+def test_good_log_values_pass_in_every_storage(make_adata):
+    adata, layer = make_adata(log_values())
+
+    check_expression(adata, layer, "log1p")
+
+
+def test_log_values_of_which_some_are_whole_pass():
+    check_expression(anndata.AnnData(with_value(0.25)), None, "log1p")
+
+
+def test_log_values_may_be_20_and_no_more():
+    x = log_values()
+    x[0, 0] = 20.0
 
     check_expression(anndata.AnnData(x), None, "log1p")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (-0.5, "negative values .smallest -0.5.*scanpy.pp.scale.*layer="),
+        (20.5, r"up to 20\.5, which are no logarithms.*values='counts'"),
+        (np.nan, "NaN or infinite"),
+    ],
+)
+def test_a_single_bad_log_value_in_the_last_cell_is_found_in_every_storage(make_adata, value, words):
+    x = log_values()
+    x[-1, 1] = value
+    adata, layer = make_adata(x)
+
+    with pytest.raises(ValueError, match=words):
+        check_expression(adata, layer, "log1p")
+
+
+def test_whole_numbers_are_no_log_values_in_any_storage(make_adata):
+    adata, layer = make_adata(counts())
+
+    with pytest.raises(ValueError, match="whole numbers only.*values='counts'"):
+        check_expression(adata, layer, "log1p")
+
+
+def test_cells_without_log_values_are_named():
+    x = log_values()
+    x[[3, 7]] = 0
+
+    with pytest.raises(ValueError, match=r"without any count: 2 \('3', '7'\)"):
+        check_expression(anndata.AnnData(x), None, "log1p")
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])

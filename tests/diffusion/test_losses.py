@@ -1,4 +1,4 @@
-"""The flow-matching loss against its closed-form minimum for Gaussian data.
+"""The denoising loss, for flow matching, against its closed-form minimum for Gaussian data.
 
 With data N(m, S) the best prediction is v(x, t) = m + K_t (x - t m), K_t = (t S - (1 - t) I) C_t^-1 and
 C_t = t^2 S + (1 - t)^2 I, and what no prediction can explain is the conditional covariance S + I - K_t (t S - (1 - t) I).
@@ -7,12 +7,13 @@ C_t = t^2 S + (1 - t)^2 I, and what no prediction can explain is the conditional
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import LinearInterpolant, flow_matching_loss
+from scgen_diffusion.diffusion import PATHS, TARGETS, LinearInterpolant, diffusion_loss
 
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 EYE = torch.eye(2, dtype=torch.float64)
 N_SAMPLES = 100_000
+VELOCITY = TARGETS["velocity"]
 
 
 def slope(t):
@@ -35,7 +36,7 @@ def draw_losses(network, t, n=N_SAMPLES):
     data = MEAN + standard @ torch.linalg.cholesky(COVARIANCE).T
     times = torch.full((n,), t, dtype=torch.float64)
     condition = torch.empty(n, 0, dtype=torch.long)
-    return flow_matching_loss(network, LinearInterpolant(), data, noise=noise, t=times, condition=condition)
+    return diffusion_loss(network, LinearInterpolant(), VELOCITY, data, noise=noise, t=times, condition=condition)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.5, 0.9])
@@ -97,7 +98,7 @@ def test_each_sample_has_its_own_mean_squared_error(shape):
     def network(x_t, times, classes):
         return x_t.sin() * (times + classes[:, 0]).reshape(-1, *[1] * (x_t.ndim - 1))
 
-    losses = flow_matching_loss(network, LinearInterpolant(), data, noise=noise, t=t, condition=condition)
+    losses = diffusion_loss(network, LinearInterpolant(), VELOCITY, data, noise=noise, t=t, condition=condition)
     assert losses.shape == (len(data),)
     for i in range(len(data)):
         x_t = t[i] * data[i] + (1 - t[i]) * noise[i]
@@ -108,8 +109,14 @@ def test_each_sample_has_its_own_mean_squared_error(shape):
 def test_a_perfect_prediction_costs_nothing():
     data, noise = torch.ones(3, 2), torch.zeros(3, 2)
     t, condition = torch.rand(3), torch.empty(3, 0, dtype=torch.long)
-    losses = flow_matching_loss(
-        lambda x_t, t, c: torch.ones_like(x_t), LinearInterpolant(), data, noise=noise, t=t, condition=condition
+    losses = diffusion_loss(
+        lambda x_t, t, c: torch.ones_like(x_t),
+        LinearInterpolant(),
+        VELOCITY,
+        data,
+        noise=noise,
+        t=t,
+        condition=condition,
     )
     assert torch.equal(losses, torch.zeros(3))
 
@@ -117,3 +124,30 @@ def test_a_perfect_prediction_costs_nothing():
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_loss_is_finite_at_both_ends_of_the_path(t):
     assert draw_losses(closed_form(t), t, n=100).isfinite().all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("path", PATHS)
+def test_the_network_sees_its_own_time_and_is_asked_for_the_target(path, target):
+    path, target = PATHS[path], TARGETS[target]
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(50, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    t, condition = path.draw_times(50, generator, "cpu").double(), torch.arange(50)[:, None]
+
+    def network(x_t, times, classes):
+        assert torch.equal(times, path.network_time(t))
+        assert torch.equal(classes, condition)
+        assert torch.equal(x_t, path.interpolate(data, noise, t))
+        return target.of(path, data, noise, t) + 2
+
+    losses = diffusion_loss(network, path, target, data, noise=noise, t=t, condition=condition)
+    torch.testing.assert_close(losses, torch.full((50,), 4.0, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+def test_precision_is_that_of_the_data_whatever_that_of_the_times():
+    data, t = torch.ones(3, 2), torch.full((3,), 0.5, dtype=torch.float64)
+    condition = torch.empty(3, 0, dtype=torch.long)
+    losses = diffusion_loss(
+        lambda x_t, k, c: x_t, PATHS["vp_linear"], TARGETS["v"], data, noise=data, t=t, condition=condition
+    )
+    assert losses.dtype == torch.float32

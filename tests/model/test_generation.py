@@ -332,7 +332,6 @@ def test_an_autoencoder_alone_says_what_to_call(make_model, quick):
 
 def test_log_values_in_are_log_values_out(make_trained, make_cells, tmp_path):
     adata = make_cells(values="log1p")
-    adata.X -= adata.X.mean(0)  # scaled values may be negative
 
     model = make_trained(adata, likelihood="gaussian", setup={"values": "log1p"})
     cells = model.generate(200, {"cell_type": "NK"}, seed=0)
@@ -340,7 +339,7 @@ def test_log_values_in_are_log_values_out(make_trained, make_cells, tmp_path):
     assert isinstance(cells.X, np.ndarray)
     assert "log1p" in cells.uns
     assert np.isfinite(cells.X).all()
-    assert (cells.X < 0).any()
+    assert (cells.X != cells.X.round()).any()  # real numbers
     np.testing.assert_array_equal(model.generate(200, {"cell_type": "NK"}, seed=0, batch_size=1).X, cells.X)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     model.save(tmp_path / "model")

@@ -102,6 +102,18 @@ def test_modulated_block_takes_other_halves():
     assert not torch.allclose(block(tokens, condition), tokens)
 
 
+def test_the_trace_of_a_block_shows_how_its_tokens_came_about():
+    block, tokens, condition = build(build_modulated()), draw(3, 5, WIDTH), draw(3, WIDTH, seed=2)
+    first, second = block.trace(tokens, condition)
+    _, _, gate_a, _, _, gate_f = block.modulation(condition)[:, None].split(WIDTH, dim=-1)
+    assert torch.equal(first.tokens_in, tokens)
+    assert torch.equal(second.tokens_in, first.tokens_out)
+    assert torch.equal(second.tokens_out, block(tokens, condition))
+    for half, operator, gate in [(first, block.attention, gate_a), (second, block.feed_forward, gate_f)]:
+        assert torch.equal(half.output, operator(half.modulated))
+        assert torch.equal(half.tokens_out, half.tokens_in + gate * half.output)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 5, 3)])
 def test_modulation_by_zero_changes_nothing(shape):
     x = draw(*shape)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from scgen_diffusion.nn import DiT, modulate
+from scgen_diffusion.nn import DiT, modulate, position_embedding
 
 N_TOKENS, TOKEN_WIDTH, N_CLASSES = 4, 3, (3, 2)
 
@@ -103,3 +103,33 @@ def test_an_odd_width_is_refused_when_the_network_is_built():
     # Position and time embeddings pair sines with cosines.
     with pytest.raises(ValueError, match="even"):
         build(width=9, n_heads=3)
+
+
+def test_blocks_can_be_made_of_other_halves():
+    network = build(attention=nn.Tanh, feed_forward=lambda: nn.Linear(8, 8))
+    assert [type(block.attention) for block in network.blocks] == [nn.Tanh, nn.Tanh]
+    assert [type(block.feed_forward) for block in network.blocks] == [nn.Linear, nn.Linear]
+    assert network.blocks[0].feed_forward is not network.blocks[1].feed_forward
+    assert network(*build_inputs()).shape == (5, N_TOKENS, TOKEN_WIDTH)
+
+
+def test_positions_can_be_others():
+    assert torch.equal(build().positions, position_embedding(N_TOKENS, 8))
+    positions = torch.ones(N_TOKENS, 8)
+    assert torch.equal(build(positions=positions).positions, positions)
+
+
+def test_positions_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(tokens, width\) = \(4, 8\), but found \(4, 6\)"):
+        build(positions=torch.ones(N_TOKENS, 6))
+
+
+def test_the_trace_leads_from_the_input_to_the_prediction():
+    network, inputs = build(), build_inputs()
+    traces, context = network.trace(network.project_in(inputs[0]), *inputs[1:]), network.embed_time(inputs[1]) + network.embed_condition(inputs[2])
+    assert len(traces) == 2
+    assert torch.equal(traces[0].attention.tokens_in, network.project_in(inputs[0]) + network.positions)
+    assert torch.equal(traces[1].attention.tokens_in, traces[0].feed_forward.tokens_out)
+    shift, scale = network.modulation_out(context)[:, None].chunk(2, dim=-1)
+    last = network.norm_out(traces[1].feed_forward.tokens_out)
+    assert torch.equal(network(*inputs), network.project_out(modulate(last, shift, scale)))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, position_embedding
+from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, patch_position_embedding, position_embedding
 
 
 @pytest.mark.parametrize(("n_positions", "width"), [(4, 8), (1, 2), (16, 256)])
@@ -22,6 +22,18 @@ def test_position_embedding_is_sines_then_cosines_of_falling_frequency(n_positio
 def test_positions_differ():
     distances = torch.cdist(position_embedding(16, 8), position_embedding(16, 8))
     assert (distances + torch.eye(16) > 0.1).all()
+
+
+def test_patch_positions_are_a_constant_half_and_positions_of_half_the_width():
+    embedding = patch_position_embedding(5, 12)
+    assert (embedding[:, :3] == 0).all()
+    assert (embedding[:, 3:6] == 1).all()
+    assert torch.equal(embedding[:, 6:], position_embedding(5, 6))
+
+
+def test_a_width_that_is_no_multiple_of_four_has_no_patch_positions():
+    with pytest.raises(ValueError, match="multiple of 4, but found 6"):
+        patch_position_embedding(5, 6)
 
 
 def test_time_embedding_follows_its_formula():

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import json, os, sys
 import anndata, numpy as np, pandas as pd, scvi, torch
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion import model as models
 
 torch.set_num_threads(1)
 scvi.settings.seed = 0
@@ -19,9 +19,9 @@ rng = np.random.default_rng(0)
 counts = rng.poisson(3.0, (96, 12)).astype(np.float32)
 obs = pd.DataFrame({"kind": pd.Categorical(rng.choice(["a", "b"], 96))}, index=[str(cell) for cell in range(96)])
 adata = anndata.AnnData(counts, obs=obs)
-SCLDM.setup_anndata(adata, condition_keys=["kind"])
-model = SCLDM(adata, n_latent_tokens=2, n_latent=4, width=8, pooling_width=8, decoder_width=8, n_factors=4, prior_width=8,
-              prior_n_layers=1, prior_n_heads=2)
+cls = getattr(models, sys.argv[2])
+cls.setup_anndata(adata, condition_keys=["kind"])
+model = cls(adata, **json.loads(sys.argv[3]))
 model.train(2, batch_size=16, accelerator="cpu", devices=2, strategy="ddp", enable_progress_bar=False)
 rank = int(os.environ.get("LOCAL_RANK", 0))
 weights = {name: float(w.double().sum()) for name, w in model.module.named_parameters()}
@@ -32,12 +32,14 @@ with open(f"{sys.argv[1]}/rank_{rank}.json", "w") as file:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_and_agree_on_it(tmp_path):
+@pytest.mark.parametrize("model", ["SCLDM", "SCRDIT"])
+def test_two_processes_train_one_model_and_agree_on_it(tiny, tiny_gene_space, tmp_path, model):
+    options = tiny if model == "SCLDM" else tiny_gene_space
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
 
     run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), model, json.dumps(options)],
         capture_output=True,
         text=True,
         timeout=300,

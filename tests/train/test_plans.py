@@ -8,8 +8,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from scgen_diffusion.module import SCLDMArchitecture, SCLDMModule
-from scgen_diffusion.train import AutoencoderPlan, AutoencoderRecipe, PriorPlan, PriorRecipe
+from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, SCLDMArchitecture, SCLDMModule
+from scgen_diffusion.train import (
+    AutoencoderPlan,
+    AutoencoderRecipe,
+    DiffusionPlan,
+    DiffusionRecipe,
+    PriorPlan,
+    PriorRecipe,
+)
 
 
 @pytest.fixture
@@ -17,10 +24,22 @@ def module(tiny):
     return SCLDMModule(9, (3,), architecture=SCLDMArchitecture(**tiny))
 
 
-@pytest.fixture(params=[(AutoencoderPlan, AutoencoderRecipe), (PriorPlan, PriorRecipe)], ids=["autoencoder", "prior"])
-def make_plan(request, module):
-    plan, recipe = request.param
-    return lambda seed=0: attached(plan(module, recipe(), seed=seed))
+@pytest.fixture
+def gene_space_module(tiny_gene_space):
+    return GeneSpaceModule(9, (3,), architecture=GeneSpaceArchitecture(**tiny_gene_space))
+
+
+PLANS = {
+    "autoencoder": (AutoencoderPlan, AutoencoderRecipe, "module"),
+    "prior": (PriorPlan, PriorRecipe, "module"),
+    "diffusion": (DiffusionPlan, DiffusionRecipe, "gene_space_module"),
+}
+
+
+@pytest.fixture(params=PLANS.values(), ids=PLANS)
+def make_plan(request):
+    plan, recipe, module = request.param
+    return lambda seed=0: attached(plan(request.getfixturevalue(module), recipe(), seed=seed))
 
 
 def attached(plan):
@@ -109,3 +128,77 @@ def test_validation_sees_whole_cells_and_the_same_random_numbers_each_time(modul
     plan.validation_step(batch, 1)
 
     assert logged[0] == logged[1] != logged[2]
+
+
+@pytest.mark.parametrize("input_values", ["counts", "log1p"])
+def test_the_diffusion_stage_trains_the_network_and_where_there_are_counts_the_library_head(
+    tiny_gene_space, input_values
+):
+    architecture = GeneSpaceArchitecture(**tiny_gene_space)
+    module = GeneSpaceModule(9, (3,), input_values=input_values, architecture=architecture)
+    plan = DiffusionPlan(module, DiffusionRecipe(), seed=0)
+
+    expected = {"network", "library_size"} if input_values == "counts" else {"network"}
+    assert trained_names(plan, module) == expected
+    plan.setup("fit")
+    trainable = {name.split(".")[0] for name, p in module.named_parameters() if p.requires_grad}
+    assert trainable == expected  # distributed training allows no others
+    plan.teardown("fit")
+    assert all(p.requires_grad for p in module.library_size.parameters())
+    assert not any(p.requires_grad for p in module.averaged_network.parameters())
+
+
+def test_the_averaged_network_moves_after_every_step_of_diffusion(gene_space_module):
+    module = gene_space_module
+    plan = DiffusionPlan(module, DiffusionRecipe(), seed=0)
+    parameters, averages = (list(n.parameters()) for n in (module.network, module.averaged_network.module))
+    for value in (1.0, 2.0):
+        torch.nn.init.constant_(parameters[0], value)
+        plan.on_train_batch_end()
+
+    assert (averages[0] > 1).all()
+    assert (averages[0] < 2.001).all()
+
+
+def test_conditions_are_dropped_in_training_only(gene_space_module, monkeypatch):
+    module, seen = gene_space_module, []
+    monkeypatch.setattr(
+        GeneSpaceModule,
+        "generative",
+        lambda self, data, noise, t, condition, **_: seen.append(condition) or {"error": data.sum(1)},
+    )
+    plan = DiffusionPlan(module, DiffusionRecipe(drop_probability=0.5), seed=0)
+    batch = {"X": torch.ones(200, 9), "extra_categorical_covs": torch.ones(200, 1)}
+
+    for training in (True, False):
+        plan.compute_losses(batch, torch.Generator().manual_seed(0), training=training)
+
+    assert set(seen[0].flatten().tolist()) == {1, 3}  # 3 stands for none of the three classes
+    assert (seen[0] == 3).float().mean().item() == pytest.approx(0.5, abs=0.15)
+    assert (seen[1] == 1).all()
+
+
+def test_diffusion_is_validated_with_the_averaged_weights_and_the_same_noise_each_time(gene_space_module, monkeypatch):
+    plan = DiffusionPlan(gene_space_module, DiffusionRecipe(), seed=0)
+    logged = []
+    monkeypatch.setattr(plan, "_log", lambda losses, batch, subset: logged.append(losses["denoising_loss"].item()))
+    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, "extra_categorical_covs": torch.zeros(4, 1)}
+
+    plan.validation_step(batch, 0)
+    for parameter in gene_space_module.network.parameters():
+        torch.nn.init.normal_(parameter)
+    plan.validation_step(batch, 0)
+    plan.validation_step(batch, 1)
+
+    assert logged[0] == logged[1] != logged[2]
+
+
+def test_the_seed_decides_noise_times_and_dropped_conditions(gene_space_module):
+    plan = DiffusionPlan(gene_space_module, DiffusionRecipe(), seed=0)
+    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, "extra_categorical_covs": torch.zeros(4, 1)}
+
+    one, same, other = (
+        plan.compute_losses(batch, torch.Generator().manual_seed(seed), training=True)["loss"] for seed in (1, 1, 2)
+    )
+
+    assert one == same != other

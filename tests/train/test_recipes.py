@@ -8,15 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.train import RECIPES
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
-STAGES = [(name, stage) for name in RECIPES for stage in ("autoencoder", "prior")]
+RECIPE_OF_STAGE = {
+    **{
+        (name, stage): getattr(recipes, stage)
+        for name, recipes in RECIPES.items()
+        for stage in ("autoencoder", "prior")
+    },
+    **{(model, "default"): recipes["default"] for model, recipes in DIFFUSION_RECIPES.items()},
+}
+STAGES = list(RECIPE_OF_STAGE)
 
 
 @pytest.fixture(params=STAGES, ids="-".join)
 def recipe(request):
-    name, stage = request.param
-    return getattr(RECIPES[name], stage)
+    return RECIPE_OF_STAGE[request.param]
 
 
 def n_steps(recipe, n_cells):
@@ -37,7 +44,7 @@ def test_more_cells_are_seen_less_often_but_in_more_steps(recipe):
 
 @given(st.sampled_from(STAGES), st.integers(1, 2_000_000), st.integers(8, 1024))
 def test_an_epoch_shows_every_cell_and_no_set_is_too_small_for_one(stage, n_cells, batch_size):
-    recipe = replace(getattr(RECIPES[stage[0]], stage[1]), batch_size=batch_size)
+    recipe = replace(RECIPE_OF_STAGE[stage], batch_size=batch_size)
 
     assert recipe.steps_per_epoch(n_cells) * batch_size >= n_cells
     assert recipe.steps_per_epoch(n_cells) >= recipe.smallest_epoch
@@ -57,3 +64,17 @@ def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
 def test_recipes_cannot_be_changed(recipe):
     with pytest.raises(AttributeError):
         recipe.learning_rate = 1.0
+
+
+@pytest.mark.parametrize(("model", "learning_rate"), [("SCRDIT", 3e-4), ("WBDIT", 1e-4)])
+def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
+    recipe = DIFFUSION_RECIPES[model]["published"]
+
+    assert (recipe.learning_rate, recipe.betas, recipe.weight_decay) == (learning_rate, (0.9, 0.999), 0.01)
+    assert (recipe.schedule, recipe.batch_size, recipe.gradient_clip) == ("constant", 16, 0.0)
+    assert (recipe.drop_probability, recipe.n_epochs) == (0.1, 1600)
+
+
+@pytest.mark.parametrize("n_cells", [1, 1000, 1_000_000])
+def test_a_fixed_number_of_epochs_does_not_follow_the_cells(n_cells):
+    assert DIFFUSION_RECIPES["SCRDIT"]["published"].max_epochs(n_cells) == 1600

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 CHUNK = 4096  # rows looked at together, so that backed files are never read whole
+LARGEST_LOG1P = 20.0  # log1p of half a billion; no normalisation in use gives as much
 N_NAMED = 5  # how many offenders an error names
 
 
@@ -26,8 +27,8 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     KeyError
         If there is no such layer.
     ValueError
-        For duplicate genes, values that are NaN, infinite, negative or fractional (the last two: counts only), and cells
-        without any count.
+        For duplicate genes, values that are NaN, infinite or negative, counts that are fractional, logarithms that are whole
+        or too large, and cells without any count.
     """
     if layer is not None and layer not in adata.layers:
         msg = f"`layer` {layer!r} is not in adata.layers. {known_names(layer, list(adata.layers))}"
@@ -38,15 +39,20 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     if matrix is None:
         msg = f"{where} is empty; give the layer that holds the {values}."
         raise ValueError(msg)
-    totals = []
+    totals, all_whole = [], True
     for chunk in _chunks(matrix):
         stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
         _check_finite(stored, where)
         if values == "counts":
             _check_counts(stored, where)
-            totals.append(np.asarray(chunk.sum(axis=1)).ravel())
-    if values == "counts":
-        _check_not_empty(np.concatenate(totals), adata.obs_names, where)
+        else:
+            _check_log1p(stored, where)
+            all_whole = all_whole and bool((stored == np.round(stored)).all())
+        totals.append(np.asarray(chunk.sum(axis=1)).ravel())
+    _check_not_empty(np.concatenate(totals), adata.obs_names, where)
+    if values == "log1p" and all_whole:
+        msg = f"{where} holds whole numbers only, as counts do, not log-normalised values. Set `values='counts'`."
+        raise ValueError(msg)
 
 
 def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
@@ -147,8 +153,20 @@ def _check_counts(stored: np.ndarray, where: str) -> None:
         msg = (
             f"{where} holds values that are not whole numbers (for example {stored[fractional][0]:.4g}), but counts are "
             "needed. Name the layer that holds raw counts with `layer=...`. For log-normalised values set "
-            "`values='log1p'` and construct the model with `likelihood='gaussian'`."
+            "`values='log1p'`, which suits SCRDIT, WBDIT, and SCLDM with `likelihood='gaussian'`."
         )
+        raise ValueError(msg)
+
+
+def _check_log1p(stored: np.ndarray, where: str) -> None:
+    if (stored < 0).any():
+        msg = (
+            f"{where} holds negative values (smallest {stored.min():.4g}); log-normalised values cannot be negative. Scaled "
+            "values (scanpy.pp.scale) do not serve; name the layer that holds them unscaled with `layer=...`."
+        )
+        raise ValueError(msg)
+    if stored.size and stored.max() > LARGEST_LOG1P:
+        msg = f"{where} holds values up to {stored.max():.4g}, which are no logarithms. Did you mean `values='counts'`?"
         raise ValueError(msg)
 
 

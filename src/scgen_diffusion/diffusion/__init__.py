@@ -1,28 +1,60 @@
-"""The mathematics of diffusion: paths, objectives, conditioning, guidance and samplers. Knows nothing of cells."""
+"""The mathematics of diffusion: paths, targets, objectives, conditioning, guidance and samplers. Knows nothing of cells."""
 
 from ._conditioning import CONDITION_STRATEGIES, ConditionStrategy, GuidanceTerm, Joint, MutuallyExclusive, keep_keys
+from ._denoiser import Denoiser, Estimate
+from ._diffusion_samplers import (
+    DIFFUSION_SAMPLERS,
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverSampler,
+    HeunSampler,
+    samplers_for,
+)
+from ._diffusion_walk import DiffusionSampler
 from ._guidance import GuidedField
-from ._losses import Network, flow_matching_loss
-from ._paths import LinearInterpolant, Path
+from ._losses import Network, diffusion_loss
+from ._paths import LinearInterpolant, Path, expand_time
 from ._random import SampleGenerators, sample_seed
-from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, FixedStepSampler, FlowSampler
+from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
+from ._spike_and_slab import spike_and_slab_mean
+from ._step_grid import StepGrid, published_timesteps
+from ._targets import TARGETS, Target
+from ._variance_preserving import PATHS, VariancePreserving
 
 __all__ = [
     "CONDITION_STRATEGIES",
+    "DIFFUSION_SAMPLERS",
     "FLOW_SAMPLERS",
+    "PATHS",
+    "TARGETS",
     "ConditionStrategy",
+    "DDIMSampler",
+    "DDPMSampler",
+    "DPMSolverSampler",
+    "Denoiser",
+    "DiffusionSampler",
     "DormandPrinceSampler",
+    "Estimate",
+    "Field",
     "FixedStepSampler",
-    "FlowSampler",
     "GuidanceTerm",
     "GuidedField",
+    "HeunSampler",
     "Joint",
     "LinearInterpolant",
     "MutuallyExclusive",
     "Network",
     "Path",
     "SampleGenerators",
-    "flow_matching_loss",
+    "Sampler",
+    "StepGrid",
+    "Target",
+    "VariancePreserving",
+    "diffusion_loss",
+    "expand_time",
     "keep_keys",
+    "published_timesteps",
     "sample_seed",
+    "samplers_for",
+    "spike_and_slab_mean",
 ]

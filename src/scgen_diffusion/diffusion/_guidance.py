@@ -28,7 +28,7 @@ class GuidedField:
     Parameters
     ----------
     network
-        ``(x_t, t, condition) -> prediction``.
+        ``(x_t, t, condition) -> prediction``, with ``t`` the network's time (:meth:`Path.network_time`).
     condition
         Class indices, ``(n, keys)``.
     null

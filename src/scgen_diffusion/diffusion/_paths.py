@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Path(Protocol):
-    r"""A Gaussian path :math:`x_t = \alpha_t x_1 + \sigma_t x_0` between noise ``x_0`` and data ``x_1``."""
+    r"""A Gaussian path :math:`x_t = \alpha_t\,\text{data} + \sigma_t\,\text{noise}`, noise at ``t = 0``, data at ``t = 1``.
+
+    Every function of time maps times of any shape to values of the same shape.
+    """
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        r"""Return the weight of the data, :math:`\alpha_t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        r"""Return the weight of the noise, :math:`\sigma_t`."""
+
+    @abstractmethod
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        r"""Return the derivative :math:`d\alpha_t / dt`."""
+
+    @abstractmethod
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        r"""Return the derivative :math:`d\sigma_t / dt`."""
+
+    @abstractmethod
+    def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """Draw the times of ``n`` training samples, ``(n,)``; the generator belongs to the same device."""
+
+    @abstractmethod
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return what the network's time embedding sees at ``t``."""
+
+    @abstractmethod
+    def time(self, network_time: Tensor) -> Tensor:
+        """Undo :meth:`network_time`."""
 
     def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Mix data and noise at time ``t``."""
-        ...
-
-    def velocity(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Differentiate the mixture with respect to ``t``."""
-        ...
+        """Mix ``data`` and ``noise``, both ``(n, ...)``, at one time or at times ``(n,)``."""
+        return expand_time(self.alpha(t), data) * data + expand_time(self.sigma(t), data) * noise
 
 
 @dataclass(frozen=True)
-class LinearInterpolant:
-    r"""The straight path of flow matching, :math:`x_t = t x_1 + (1 - t) x_0`.
+class LinearInterpolant(Path):
+    r"""The straight path of flow matching, :math:`\alpha_t = t`, :math:`\sigma_t = 1 - t`.
 
-    Noise sits at ``t = 0``, data at ``t = 1``; the velocity :math:`x_1 - x_0` does not depend on ``t``.
+    Training times are uniform in ``[0, 1)``, and the network sees ``t`` itself.
 
     References
     ----------
@@ -38,16 +68,35 @@ class LinearInterpolant:
     tensor([[0.2500, 0.2500]])
     """
 
-    def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Mix ``data`` and ``noise``, both ``(n, ...)``, at times ``t`` of shape ``(n,)``."""
-        t = expand_time(t, data)
-        return t * data + (1 - t) * noise
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return ``t``."""
+        return t
 
-    def velocity(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return ``data - noise``, the regression target of the network."""
-        return data - noise
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return ``1 - t``."""
+        return 1 - t
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(t)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return -1."""
+        return -torch.ones_like(t)
+
+    def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """Draw ``n`` times uniform in ``[0, 1)``."""
+        return torch.rand(n, generator=generator, device=device)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return ``t``."""
+        return t
+
+    def time(self, network_time: Tensor) -> Tensor:
+        """Return it as it is."""
+        return network_time
 
 
-def expand_time(t: Tensor, like: Tensor) -> Tensor:
-    """Reshape times ``(n,)`` so that they broadcast against ``like`` of shape ``(n, ...)``."""
-    return t.reshape(-1, *[1] * (like.ndim - 1))
+def expand_time(values: Tensor, like: Tensor) -> Tensor:
+    """Give one value or values ``(n,)`` the precision of ``like (n, ...)``, and a shape that broadcasts against it."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

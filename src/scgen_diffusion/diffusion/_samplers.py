@@ -11,15 +11,19 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ._random import SampleGenerators
+
 Field = Callable[["Tensor", "Tensor"], "Tensor"]
 Step = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
-class FlowSampler(Protocol):
-    """Anything that carries samples along a field."""
+class Sampler(Protocol):
+    """Anything that carries samples along a field, with random numbers of their own where the method needs any."""
 
-    def __call__(self, field: Field, x: Tensor, *, n_steps: int | None = None) -> Tensor:
-        """Integrate ``field`` from ``t = 0`` to ``t = 1``, starting at ``x``."""
+    def __call__(
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+    ) -> Tensor:
+        """Carry noise ``x (n, ...)`` from ``t = 0`` to data at ``t = 1``."""
         ...
 
 
@@ -54,8 +58,10 @@ class FixedStepSampler:
     step: Step
     default_n_steps: int
 
-    def __call__(self, field: Field, x: Tensor, *, n_steps: int | None = None) -> Tensor:
-        """Integrate ``field`` from noise ``x (n, ...)`` in ``n_steps`` equal steps."""
+    def __call__(
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+    ) -> Tensor:
+        """Integrate ``field`` from noise ``x (n, ...)`` in ``n_steps`` equal steps; nothing is drawn."""
         n_steps = self.default_n_steps if n_steps is None else n_steps
         if n_steps < 1:
             msg = f"`n_steps` must be at least 1, but found {n_steps}."
@@ -82,8 +88,10 @@ class DormandPrinceSampler:
     rtol: float = 1e-5
     atol: float = 1e-5
 
-    def __call__(self, field: Field, x: Tensor, *, n_steps: int | None = None) -> Tensor:
-        """Integrate ``field`` from noise ``x (n, ...)``; the method chooses its own steps."""
+    def __call__(
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+    ) -> Tensor:
+        """Integrate ``field`` from noise ``x (n, ...)``; the method chooses its own steps, and draws nothing."""
         if n_steps is not None:
             msg = f"`n_steps` was {n_steps}, but the sampler 'dopri5' chooses its own steps; leave `n_steps` out."
             raise ValueError(msg)
@@ -93,7 +101,7 @@ class DormandPrinceSampler:
         return odeint(lambda t, y: field(y, t), x, times, rtol=self.rtol, atol=self.atol, method="dopri5")[-1]
 
 
-FLOW_SAMPLERS: dict[str, FlowSampler] = {
+FLOW_SAMPLERS: dict[str, Sampler] = {
     "euler": FixedStepSampler(euler_step, default_n_steps=50),
     "midpoint": FixedStepSampler(midpoint_step, default_n_steps=10),
     "heun": FixedStepSampler(heun_step, default_n_steps=10),

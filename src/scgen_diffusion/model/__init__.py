@@ -1,5 +1,7 @@
 """The models: ordinary scvi-tools model classes."""
 
 from ._scldm import SCLDM
+from ._scrdit import SCRDIT
+from ._wbdit import WBDIT
 
-__all__ = ["SCLDM"]
+__all__ = ["SCLDM", "SCRDIT", "WBDIT"]

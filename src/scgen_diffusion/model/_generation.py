@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from scgen_diffusion.data import (
     known_names,
     synthetic_names,
 )
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, FlowSampler, SampleGenerators
+from scgen_diffusion.diffusion import SampleGenerators, Sampler
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+    from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
 
@@ -43,17 +46,20 @@ class SamplingOptions:
     Parameters
     ----------
     sampler_name, sampler
-        Integrator of the flow.
+        Way from noise to data.
     n_steps
         Its number of steps, None for its default.
     guidance_scales
         One scale per condition key.
+    output
+        What the cells hold.
     """
 
     sampler_name: str
-    sampler: FlowSampler
+    sampler: Sampler
     n_steps: int | None
     guidance_scales: tuple[float, ...]
+    output: InputValues
 
 
 class GenerationMixin(BaseModelClass):
@@ -63,7 +69,7 @@ class GenerationMixin(BaseModelClass):
     """
 
     var_: pd.DataFrame
-    default_sampler = "midpoint"
+    default_sampler: str | Sampler = "midpoint"
 
     @property
     @abstractmethod
@@ -81,11 +87,22 @@ class GenerationMixin(BaseModelClass):
         """Raise unless the model can generate."""
 
     def _check_request(self, codes: np.ndarray) -> None:
-        """Warn of what a request asks for that the training cells tell little about."""
+        conditions = self.conditions
+        unseen = [row for row in np.unique(codes, axis=0) if not conditions.occurs(row)]
+        if unseen:
+            msg = (
+                f"{len(unseen)} requested combinations do not occur in the training cells, for example "
+                f"{conditions.describe(unseen[0])}. Their library sizes are extrapolated from single conditions, and "
+                "conditions that were not given are drawn regardless of those that were."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=4)
 
     @abstractmethod
-    def _checked_library_size(self, library_size: Any, n_cells: int) -> str | np.ndarray:
+    def _checked_library_size(self, library_size: Any, n_cells: int, output: InputValues) -> str | np.ndarray:
         """Resolve a user's library size: the name of a distribution, or one total per cell."""
+
+    def _check_result(self, x: sp.csr_matrix | np.ndarray, output: InputValues) -> None:
+        """Raise, or warn, if generated cells cannot be right."""
 
     @property
     def _block_size(self) -> int:
@@ -95,8 +112,13 @@ class GenerationMixin(BaseModelClass):
         return self._block_size * -(-batch_size // self._block_size)
 
     @property
-    def _generates_log1p(self) -> bool:
-        return False
+    @abstractmethod
+    def _samplers(self) -> Mapping[str, Sampler]:
+        """Samplers that the model's path admits, by name."""
+
+    def _is_sparse(self, output: InputValues) -> bool:
+        """Tell whether cells hold so many zeros that they are kept sparse."""
+        return output == "counts"
 
     def _generate(
         self,
@@ -104,18 +126,19 @@ class GenerationMixin(BaseModelClass):
         condition: ConditionRequest,
         *,
         guidance_scale: float | Mapping[str, float],
-        sampler: str | None,
+        sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
         batch_size: int | None,
         seed: int | None,
         show_progress: bool,
+        output: InputValues,
     ) -> AnnData:
         self._check_ready_to_generate()
         codes = self.conditions.encode(condition, n_cells)
         self._check_request(codes)
-        library_size = self._checked_library_size(library_size, len(codes))
-        options = self._sampling_options(sampler, n_steps, guidance_scale)
+        library_size = self._checked_library_size(library_size, len(codes), output)
+        options = self._sampling_options(sampler, n_steps, guidance_scale, output)
         seed = resolve_seed(seed)
         chunk = self._round_to_blocks(_checked_batch_size(batch_size))
         parts: list[sp.csr_matrix | np.ndarray] = []
@@ -125,11 +148,12 @@ class GenerationMixin(BaseModelClass):
                 x, codes[start:stop] = self._generate_rows(codes, start, stop, options, library_size, seed)
                 parts.append(x)
                 progress.update(stop - start)
-        x = np.concatenate(parts) if self._generates_log1p else sp.vstack(parts, format="csr")
+        x = _stack(parts)
+        self._check_result(x, output)
         names = synthetic_names(len(codes))
         provenance = self._provenance(condition, options, guidance_scale, library_size, seed)
         obs = self.conditions.to_obs(codes, names)
-        return build_anndata(x, obs, self.var_, provenance, is_log1p=self._generates_log1p)
+        return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
 
     @torch.inference_mode()
     def _generate_rows(
@@ -147,23 +171,27 @@ class GenerationMixin(BaseModelClass):
             n_wanted = min(stop - cells[0], len(cells))
             block = torch.from_numpy(block_codes).to(self.device)
             values = self._generate_block(block, generators, options, sizes, n_wanted).float().cpu().numpy()
-            rows.append(values if self._generates_log1p else sp.csr_matrix(values))
+            rows.append(sp.csr_matrix(values) if self._is_sparse(options.output) else values)
             filled.append(block_codes[:n_wanted])
-        x = np.concatenate(rows) if self._generates_log1p else sp.vstack(rows, format="csr")
-        return x, np.concatenate(filled)
+        return _stack(rows), np.concatenate(filled)
 
     def _sampling_options(
-        self, sampler: str | None, n_steps: int | None, guidance_scale: float | Mapping[str, float]
+        self,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        guidance_scale: float | Mapping[str, float],
+        output: InputValues,
     ) -> SamplingOptions:
-        name = sampler or self.default_sampler
-        if name not in FLOW_SAMPLERS:
-            msg = f"`sampler` {name!r} is not known. {known_names(name, list(FLOW_SAMPLERS))}"
+        chosen = self.default_sampler if sampler is None else sampler
+        if isinstance(chosen, str) and chosen not in self._samplers:
+            msg = f"`sampler` {chosen!r} is not known. {known_names(chosen, list(self._samplers))}"
             raise ValueError(msg)
         if n_steps is not None and (not is_whole_number(n_steps) or n_steps < 1):
             msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
             raise ValueError(msg)
+        name, way = (chosen, self._samplers[chosen]) if isinstance(chosen, str) else (repr(chosen), chosen)
         scales = _resolve_guidance(guidance_scale, self.conditions.keys)
-        return SamplingOptions(name, FLOW_SAMPLERS[name], n_steps, scales)
+        return SamplingOptions(name, way, n_steps, scales, output)
 
     def _provenance(
         self,
@@ -174,17 +202,34 @@ class GenerationMixin(BaseModelClass):
         seed: int,
     ) -> dict[str, Any]:
         scales = dict(guidance_scale) if isinstance(guidance_scale, Mapping) else guidance_scale
-        default_steps = getattr(options.sampler, "default_n_steps", "adaptive")
         return {
             "model": type(self).__name__,
             "version": version("scgen-diffusion"),
             "sampler": options.sampler_name,
-            "n_steps": options.n_steps or default_steps,
+            "n_steps": options.n_steps or _default_steps(options.sampler),
             "guidance_scale": scales,
-            "library_size": library_size if isinstance(library_size, str) else "given",
+            "values": options.output,
+            "library_size": _describe_library_size(library_size, options.output),
             "condition": _describe_request(condition),
             "seed": seed,
         }
+
+
+def _default_steps(sampler: Sampler) -> int | str:
+    """Return how many steps a sampler takes when none are asked for."""
+    if timesteps := getattr(sampler, "timesteps", None):
+        return len(timesteps) - 1
+    return getattr(sampler, "default_n_steps", "adaptive")
+
+
+def _describe_library_size(library_size: Any, output: InputValues) -> str:
+    if output == "log1p":
+        return "none"
+    return library_size if isinstance(library_size, str) else "given"
+
+
+def _stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
+    return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
 
 
 def _blocks(start: int, stop: int, size: int) -> Iterator[np.ndarray]:

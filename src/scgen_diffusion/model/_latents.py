@@ -8,12 +8,13 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.model.base import BaseModelClass
 from torch import Tensor
 
-from scgen_diffusion.data import build_anndata, check_same_genes
+from scgen_diffusion.data import build_anndata
 from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.module import total_counts
 
+from ._cells import CellsMixin, row_numbers
 from ._generation import resolve_seed
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class LatentMixin(BaseModelClass):
+class LatentMixin(CellsMixin):
     """Latents, reconstructions and likelihoods of cells."""
 
     autoencoder_is_trained_: bool
@@ -47,7 +48,7 @@ class LatentMixin(BaseModelClass):
         numpy.ndarray
             ``(cells, n_latent_tokens * n_latent)``, tokens side by side.
         """
-        batches = self._batches(adata, indices, batch_size)
+        batches = self._expression(adata, indices, batch_size)
         means = [self.module.inference(x)["posterior"].mean.flatten(1).float().cpu() for x, _ in batches]
         return torch.cat(means).numpy()
 
@@ -73,8 +74,8 @@ class LatentMixin(BaseModelClass):
         """
         module = self.module
         values = []
-        for x, _ in self._batches(adata, indices, batch_size):
-            decoded = module.generative(module.inference(x)["z"], module.totals(x))
+        for x, _ in self._expression(adata, indices, batch_size):
+            decoded = module.generative(module.inference(x)["z"], total_counts(x))
             values.append(module.likelihood.log_likelihood(module.target(x), **decoded).cpu())
         return torch.cat(values).numpy()
 
@@ -110,20 +111,20 @@ class LatentMixin(BaseModelClass):
             The cells with their ``obs``, aligned by row.
         """
         seed = resolve_seed(seed)
-        keep_dense = not sample or self._generates_log1p
+        keep_dense = not sample or not self._generates_counts
         values = []
-        for x, cells in self._batches(adata, indices, batch_size):
+        for x, cells in self._expression(adata, indices, batch_size):
             rows = self._reconstruct(x, cells, seed if sample else None).cpu().numpy()
             values.append(rows if keep_dense else sp.csr_matrix(rows))
         stacked = np.concatenate(values) if keep_dense else sp.vstack(values, format="csr")
         source = self._validated(adata)
-        obs = source.obs.iloc[_row_numbers(indices, source.n_obs)]
+        obs = source.obs.iloc[row_numbers(indices, source.n_obs)]
         provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
-        return build_anndata(stacked, obs.copy(), self.var_, provenance, is_log1p=self._generates_log1p)
+        return build_anndata(stacked, obs.copy(), self.var_, provenance, is_log1p=not self._generates_counts)
 
     def _reconstruct(self, x: Tensor, cells: np.ndarray, seed: int | None) -> Tensor:
         module = self.module
-        totals = module.totals(x)
+        totals = total_counts(x)
         posterior = module.inference(x)["posterior"]
         if seed is None:
             return module.likelihood.mean(**module.generative(posterior.mean, totals))
@@ -131,41 +132,13 @@ class LatentMixin(BaseModelClass):
         z = posterior.draw(generators.normal(*module.latent_shape))
         return module.draw_cells(z, totals[:, 0], generators)
 
-    def _batches(
+    def _expression(
         self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield expression on the model's device, and the cells' row numbers."""
-        self._check_autoencoder()
-        source = self._validated(adata)
-        self.module.eval()
-        rows = _row_numbers(indices, source.n_obs)
-        loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size)
-        start = 0
-        for tensors in loader:
-            x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
-            batch = rows[start : start + len(x)]
-            if source.isbacked:  # scvi-tools sorts the rows of a batch to read a file
-                x = x[np.argsort(np.argsort(batch, kind="stable"), kind="stable")]
-            yield x, batch
-            start += len(x)
+        return ((tensors[REGISTRY_KEYS.X_KEY], rows) for tensors, rows in self._batches(adata, indices, batch_size))
 
-    def _validated(self, adata: AnnData | None) -> AnnData:
-        if adata is None and self.adata is None:
-            msg = "The model was loaded without cells; give `adata`."
-            raise ValueError(msg)
-        if adata is not None:
-            check_same_genes(adata.var_names, self.var_.index)
-        return self._validate_anndata(adata)
-
-    def _check_autoencoder(self) -> None:
+    def _check_can_read_cells(self) -> None:
         if not self.autoencoder_is_trained_:
             msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
             raise RuntimeError(msg)
-
-
-def _row_numbers(indices: Sequence[int] | None, n_cells: int) -> np.ndarray:
-    """Turn None or a mask into the numbers of the rows it means."""
-    if indices is None:
-        return np.arange(n_cells)
-    rows = np.asarray(indices)
-    return np.flatnonzero(rows) if rows.dtype == bool else rows

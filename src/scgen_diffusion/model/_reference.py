@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    from scvi.model.base import BaseModelClass
+
+    from scgen_diffusion.module import InputValues
+
     from ._scldm import SCLDM
 
 ModelT = TypeVar("ModelT", bound="SCLDM")
@@ -78,7 +82,7 @@ def load_reference(
         "prior_n_heads": prior_n_heads,
         "padded_length": padded_length,
     }
-    registry = _registry(cls, var_names, categories)
+    registry = stand_in_registry(cls, var_names, categories)
     try:
         model = cls(registry=registry, size="published", **chosen, **_architecture_of(weights))
         _fill(model, weights, list(categories), ema=ema)
@@ -164,20 +168,21 @@ def _check_sizes(weights: Weights, var_names: Sequence[str], categories: Mapping
         raise ValueError(msg)
 
 
-def _registry(cls: type[ModelT], var_names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def stand_in_registry(
+    cls: type[BaseModelClass],
+    var_names: Sequence[str],
+    categories: Mapping[str, Sequence[str]],
+    values: InputValues = "counts",
+) -> dict[str, Any]:
     """Register stand-in cells, three of every class at least."""
     n_cells = 3 * max([1, *map(len, categories.values())])
-    codes = {key: np.arange(n_cells) % len(values) for key, values in categories.items()}
-    obs = {key: pd.Categorical.from_codes(codes[key], categories=list(values)) for key, values in categories.items()}
+    codes = {key: np.arange(n_cells) % len(names) for key, names in categories.items()}
+    obs = {key: pd.Categorical.from_codes(codes[key], categories=list(names)) for key, names in categories.items()}
+    one_gene = np.full(n_cells, 1 if values == "counts" else 0.5, np.float32)
+    x = sp.csr_matrix((one_gene, (np.arange(n_cells), np.zeros(n_cells, int))), (n_cells, len(var_names)))
     names = pd.Index([str(cell) for cell in range(n_cells)])
-    cells = AnnData(
-        sp.csr_matrix(
-            (np.ones(n_cells, np.float32), (np.arange(n_cells), np.zeros(n_cells, int))), (n_cells, len(var_names))
-        ),
-        obs=pd.DataFrame(obs, index=names),
-        var=pd.DataFrame(index=pd.Index(list(var_names))),
-    )
-    cls.setup_anndata(cells, condition_keys=list(categories))
+    cells = AnnData(x, obs=pd.DataFrame(obs, index=names), var=pd.DataFrame(index=pd.Index(list(var_names))))
+    cls.setup_anndata(cells, condition_keys=list(categories), values=values)
     return cls._get_most_recent_anndata_manager(cells).registry
 
 

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import pandas as pd
-import torch
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalJointObsField, LayerField
-from torch import Tensor
 
-from scgen_diffusion.data import ConditionRequest, Conditions, check_conditions, check_expression, known_names
-from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind, SCLDMModule, build_architecture
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
+from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
 from ._generation import GenerationMixin, SamplingOptions
 from ._latents import LatentMixin
+from ._library_sizes import LibrarySizeMixin
 from ._reference import load_reference
+from ._registration import RegistrationMixin
 from ._saving import SavingMixin
-from ._training import TwoStageTrainingMixin
+from ._two_stage_training import TwoStageTrainingMixin
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
     from anndata import AnnData
+    from torch import Tensor
 
-    from scgen_diffusion.diffusion import SampleGenerators
+    from scgen_diffusion.data import ConditionRequest
 
 
-class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
+class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, GenerationMixin):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
@@ -82,72 +79,21 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
     ) -> None:
         super().__init__(adata, registry)
         self.architecture = build_architecture(size, **architecture)
-        values = self.registry_["setup_args"]["values"]
-        if values == "log1p" and self.architecture.likelihood != "gaussian":
+        if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
             msg = "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; counts are needed for any other."
             raise ValueError(msg)
         self.module = self._module_cls(
             self.summary_stats.n_vars,
-            [len(categories) for categories in self._categories.values()],
-            input_values=values,
+            self._n_classes,
+            input_values=self._input_values,
             architecture=self.architecture,
         )
-        self.var_ = _plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
-        self._count_combinations(self._registered_codes)
+        self._describe_cells(adata)
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False
         self.library_head_is_trained_ = False
         self._model_summary_string = f"SCLDM with {self.architecture}"
         self.init_params_ = self._get_init_params(locals())
-
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        *,
-        layer: str | None = None,
-        condition_keys: Sequence[str] = (),
-        values: Literal["counts", "log1p"] = "counts",
-        **kwargs: Any,
-    ) -> None:
-        """Register cells: where their counts are, and which columns of ``obs`` are conditions.
-
-        Parameters
-        ----------
-        adata
-            Cells by genes.
-        layer
-            Layer that holds the values; default ``adata.X``.
-        condition_keys
-            Categorical columns of ``obs`` to generate by, such as cell type or perturbation. Any number; none for an
-            unconditional model.
-        values
-            What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values, which only the Gaussian head
-            can take.
-        **kwargs
-            For scvi-tools.
-
-        Raises
-        ------
-        KeyError
-            For an unknown layer or column.
-        ValueError
-            For values that are no counts, cells without counts, cells without labels, duplicate genes.
-        """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        if values not in ("counts", "log1p"):
-            msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
-            raise ValueError(msg)
-        check_expression(adata, layer, values)
-        check_conditions(adata.obs, condition_keys)
-        setup_method_args["setup_args"]["condition_keys"] = list(condition_keys)
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=values == "counts"),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, list(condition_keys)),
-        ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
 
     def generate(
         self,
@@ -155,7 +101,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         condition: ConditionRequest = None,
         *,
         guidance_scale: float | Mapping[str, float] = 1.0,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | float | Sequence[float] | None = None,
         batch_size: int | None = None,
@@ -181,7 +127,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, or one
             per key.
         sampler
-            ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"dopri5"``.
+            ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"dopri5"``, or a sampler of :mod:`scgen_diffusion.diffusion`.
         n_steps
             Steps of the sampler (not of ``"dopri5"``, which is adaptive).
         library_size
@@ -217,6 +163,7 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             batch_size=batch_size,
             seed=seed,
             show_progress=show_progress,
+            output="counts" if self._generates_counts else "log1p",
         )
 
     @classmethod
@@ -277,30 +224,12 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         )
 
     @property
-    def conditions(self) -> Conditions:
-        """Condition keys, their classes, and how many training cells each combination has."""
-        return Conditions(self._categories, self.combinations_, self.combination_sizes_)
+    def _samplers(self) -> Mapping[str, Sampler]:
+        return FLOW_SAMPLERS
 
     @property
-    def _categories(self) -> dict[str, list[Any]]:
-        state = self.registry_["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
-        return {key: list(values) for key, values in state.get("mappings", {}).items()}
-
-    @property
-    def _registered_codes(self) -> np.ndarray:
-        """Condition codes of the model's cells, ``(cells, keys)``; of none, if it has none."""
-        if self.adata_manager is None or not self._categories:
-            return np.zeros((0, len(self._categories)), dtype=int)
-        return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.CAT_COVS_KEY))
-
-    @property
-    def _registered_genes(self) -> pd.Index:
-        state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-        return pd.Index([str(name) for name in state["column_names"]])
-
-    @property
-    def _generates_log1p(self) -> bool:
-        return self.architecture.likelihood == "gaussian"
+    def _generates_counts(self) -> bool:
+        return self.architecture.likelihood != "gaussian"
 
     def _check_ready_to_generate(self) -> None:
         if not self.autoencoder_is_trained_ or not self.prior_is_trained_:
@@ -308,45 +237,15 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
             msg = f"The model cannot generate yet; call {missing} first."
             raise RuntimeError(msg)
 
-    def _check_request(self, codes: np.ndarray) -> None:
-        conditions = self.conditions
-        unseen = [row for row in np.unique(codes, axis=0) if not conditions.occurs(row)]
-        if unseen:
-            msg = (
-                f"{len(unseen)} requested combinations do not occur in the training cells, for example "
-                f"{conditions.describe(unseen[0])}. Their library sizes are extrapolated from single conditions, and "
-                "conditions that were not given are drawn regardless of those that were."
-            )
-            warnings.warn(msg, UserWarning, stacklevel=4)
-
-    def _checked_library_size(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
-        if self._generates_log1p:
-            if library_size is not None:
-                msg = "`library_size` was given, but log-normalised values have none; leave it out."
-                raise ValueError(msg)
-            return np.ones(n_cells, dtype=np.float32)
-        if library_size is None or isinstance(library_size, str):
-            return self._checked_library_kind(library_size or self.architecture.library_size)
-        totals = np.asarray(library_size, dtype=np.float32)
-        if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
-            msg = f"`library_size` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
+    def _checked_library_size(
+        self, library_size: Any, n_cells: int, output: InputValues
+    ) -> LibrarySizeKind | np.ndarray:
+        if output == "counts":
+            return self._checked_totals(library_size, n_cells)
+        if library_size is not None:
+            msg = "`library_size` was given, but log-normalised values have none; leave it out."
             raise ValueError(msg)
-        if not np.isfinite(totals).all() or (totals < 1).any():
-            msg = f"`library_size` must be at least 1 and finite, but found {totals.min()}."
-            raise ValueError(msg)
-        return np.broadcast_to(totals, n_cells)
-
-    def _checked_library_kind(self, kind: str) -> LibrarySizeKind:
-        if kind not in LIBRARY_SIZE_KINDS:
-            msg = f"`library_size` {kind!r} is not known. {known_names(kind, LIBRARY_SIZE_KINDS)}"
-            raise ValueError(msg)
-        if not self.module.library_size.is_fitted:
-            msg = "The model has no library-size statistics; give `library_size` as one number or one per cell."
-            raise ValueError(msg)
-        if kind == "latent" and not self.library_head_is_trained_:
-            msg = "`library_size='latent'` needs a model that was trained here; published weights have no such head."
-            raise ValueError(msg)
-        return cast("LibrarySizeKind", kind)
+        return np.ones(n_cells, dtype=np.float32)
 
     def _generate_block(
         self,
@@ -366,21 +265,3 @@ class SCLDM(SavingMixin, TwoStageTrainingMixin, LatentMixin, GenerationMixin):
         )
         totals = self._draw_totals(library_size, codes, z, generators)
         return module.draw_cells(z, totals, generators.first(n_wanted))
-
-    def _draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, codes: Tensor, z: Tensor, generators: SampleGenerators
-    ) -> Tensor:
-        uniform = generators.uniform()
-        if isinstance(library_size, np.ndarray):
-            return torch.tensor(library_size, device=z.device)
-        return self.module.library_size.draw(library_size, codes, z, uniform)
-
-
-def _plain_columns(var: pd.DataFrame) -> pd.DataFrame:
-    """Keep the columns that can be saved as plain values: text, numbers and truth values."""
-    plain = var.select_dtypes(include=["number", "bool", "object", "category", "string"]).copy()
-    for name in plain.select_dtypes(include=["category", "string"]):
-        plain[name] = plain[name].astype(object)
-    plain = plain[[name for name in plain if plain[name].map(lambda v: isinstance(v, str | int | float | bool)).all()]]
-    plain.index = plain.index.astype(str)
-    return plain

@@ -2,18 +2,32 @@
 
 from ._architecture import ARCHITECTURES, SCLDMArchitecture, build_architecture
 from ._autoencoder import Posterior
+from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
+from ._gene_space import GeneSpaceModule, library_features, to_counts
+from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import ANY, LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
+from ._profile_summary import ProfileSummary
 from ._scldm import SCLDMModule, thin
 
 __all__ = [
     "ANY",
     "ARCHITECTURES",
     "LIBRARY_SIZE_KINDS",
+    "TARGET_SUM",
+    "GeneSpaceArchitecture",
+    "GeneSpaceModule",
+    "InputValues",
     "LibrarySizeKind",
     "LibrarySizeModel",
     "Posterior",
+    "ProfileSummary",
     "SCLDMArchitecture",
     "SCLDMModule",
     "build_architecture",
+    "build_gene_space_architecture",
+    "library_features",
+    "log_profile",
     "thin",
+    "to_counts",
+    "total_counts",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ._options import changed_options, check_options
 
 Size = Literal["default", "published"]
 
@@ -91,8 +92,7 @@ class SCLDMArchitecture:
 
     def __post_init__(self) -> None:
         """Check every choice and size."""
-        for name, hint in get_type_hints(type(self)).items():
-            _check(name, getattr(self, name), hint)
+        check_options(self)
 
     @property
     def uses_attention(self) -> bool:
@@ -113,26 +113,6 @@ class SCLDMArchitecture:
     def uses_factor_decoder(self) -> bool:
         """Whether the decoder has gene factors."""
         return self.decoder in ("factors", "both")
-
-
-def _check(name: str, value: object, hint: object) -> None:
-    """Raise unless a value fits its annotation; whole numbers must be positive, decays between 0 and 1."""
-    if getattr(hint, "__origin__", None) is Literal:
-        allowed, fits = f"one of {list(get_args(hint))}", value in get_args(hint)
-    elif hint is bool:
-        allowed, fits = "True or False", isinstance(value, bool)
-    elif hint is float:
-        largest = 1 if name == "ema_decay" else 80
-        allowed = f"a number from 0 to {largest}"
-        fits = isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= largest
-    else:
-        smallest = 0 if name.endswith("n_layers") else 1
-        optional = value is None and hint is not int
-        allowed = f"a whole number of at least {smallest}"
-        fits = optional or (isinstance(value, int) and not isinstance(value, bool) and value >= smallest)
-    if not fits:
-        msg = f"`{name}` must be {allowed}, but found {value!r}."
-        raise ValueError(msg)
 
 
 PUBLISHED = SCLDMArchitecture(
@@ -169,13 +149,4 @@ def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
     TypeError
         If there is no such option.
     """
-    if size not in ARCHITECTURES:
-        msg = f"`size` must be one of {list(ARCHITECTURES)}, but found {size!r}."
-        raise ValueError(msg)
-    known = [field.name for field in fields(SCLDMArchitecture)]
-    for name in changes:
-        if name not in known:
-            closest = get_close_matches(name, known, n=len(known), cutoff=0)
-            msg = f"SCLDM has no option {name!r}. It has, closest first: {', '.join(closest)}."
-            raise TypeError(msg)
-    return replace(ARCHITECTURES[size], **changes)
+    return changed_options(ARCHITECTURES, size, changes, owner="SCLDM")

@@ -188,7 +188,7 @@ def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:
     """Evaluate quantile functions ``(n or 1, grid)`` at levels ``(n,)``."""
     quantiles = quantiles.expand(len(levels), -1)
     position = levels * (quantiles.shape[1] - 1)
-    below = position.floor().long().clamp(max=quantiles.shape[1] - 1)
+    below = position.floor().long().clamp(0, quantiles.shape[1] - 1)  # no number becomes no number, not an index
     above = (below + 1).clamp(max=quantiles.shape[1] - 1)
     low, high = quantiles.gather(1, below[:, None])[:, 0], quantiles.gather(1, above[:, None])[:, 0]
     return low + (position - below) * (high - low)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -11,25 +11,25 @@ from torch import Tensor
 
 from scgen_diffusion.diffusion import (
     CONDITION_STRATEGIES,
-    FlowSampler,
+    TARGETS,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
-    flow_matching_loss,
+    Sampler,
+    diffusion_loss,
 )
 from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood
 from ._ema import averaged_copy
+from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scgen_diffusion.diffusion import ConditionStrategy
-
-InputValues = Literal["counts", "log1p"]
 
 
 class SCLDMModule(BaseModuleClass):
@@ -100,7 +100,7 @@ class SCLDMModule(BaseModuleClass):
     def _get_generative_input(
         self, tensors: Mapping[str, Tensor], inference_outputs: Mapping[str, Any], **_: Any
     ) -> dict[str, Tensor]:
-        return {"z": inference_outputs["z"], "library_size": self.totals(tensors[REGISTRY_KEYS.X_KEY])}
+        return {"z": inference_outputs["z"], "library_size": total_counts(tensors[REGISTRY_KEYS.X_KEY])}
 
     @auto_move_data
     def inference(
@@ -149,13 +149,9 @@ class SCLDMModule(BaseModuleClass):
         loss = (reconstruction_loss + kl_weight * kl).mean()
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 
-    def totals(self, x: Tensor) -> Tensor:
-        """Return each cell's total counts, at least 1, ``(cells, 1)``."""
-        return x.sum(1, keepdim=True).clamp(min=1)
-
     def target(self, x: Tensor) -> Tensor:
         """Return what the likelihood explains: counts, or log-normalised values for the Gaussian head."""
-        return x if self.architecture.likelihood == "negative_binomial" else self.profile(x)
+        return x if self.architecture.likelihood == "negative_binomial" else log_profile(x, self.input_values)
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
@@ -168,11 +164,7 @@ class SCLDMModule(BaseModuleClass):
 
     def pooled_profile(self, x: Tensor) -> Tensor:
         """Return what the factor pooling sums up, the square root of normalised counts, ``(cells, genes)``."""
-        return (x * (1e4 / self.totals(x))).sqrt() / 3 if self.input_values == "counts" else x
-
-    def profile(self, x: Tensor) -> Tensor:
-        """Return normalised, logarithmised expression, ``log1p(1e4 x / sum(x))``, ``(cells, genes)``."""
-        return (x * (1e4 / self.totals(x))).log1p() if self.input_values == "counts" else x
+        return (x * (TARGET_SUM / total_counts(x))).sqrt() / 3 if self.input_values == "counts" else x
 
     # --- the prior -------------------------------------------------------------------------------------------------
 
@@ -202,10 +194,10 @@ class SCLDMModule(BaseModuleClass):
         """
         data = (z - self.latent_mean) / self.latent_std
         noise = torch.randn(data.shape, generator=generator, device=data.device)
-        t = torch.rand(len(data), generator=generator, device=data.device)
+        t = self.path.draw_times(len(data), generator, data.device)
         condition = self.strategy.drop(condition, self.null_condition, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
-        return flow_matching_loss(network, self.path, data, noise=noise, t=t, condition=condition)
+        return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
     def sample_latents(
         self,
@@ -213,7 +205,7 @@ class SCLDMModule(BaseModuleClass):
         condition: Tensor,
         *,
         guidance_scales: Sequence[float],
-        sampler: FlowSampler,
+        sampler: Sampler,
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:

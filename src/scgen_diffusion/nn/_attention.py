@@ -33,8 +33,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens ``(cells, tokens, width)`` to the same shape."""
-        query, key, value = (split_heads(x, self.n_heads) for x in self.project_qkv(tokens).chunk(3, dim=-1))
-        return self.project_out(merge_heads(scaled_dot_product_attention(query, key, value)))
+        return self.project_out(merge_heads(scaled_dot_product_attention(*self._queries_keys_values(tokens))))
+
+    def attention_weights(self, tokens: Tensor) -> Tensor:
+        """Return how much each token attends to each other, ``(cells, heads, tokens, tokens)``; rows sum to one."""
+        query, key, _ = self._queries_keys_values(tokens)
+        return attention_weights(query, key)
+
+    def _queries_keys_values(self, tokens: Tensor) -> list[Tensor]:
+        return [split_heads(x, self.n_heads) for x in self.project_qkv(tokens).chunk(3, dim=-1)]
 
 
 class CrossAttention(nn.Module):
@@ -71,6 +78,14 @@ class CrossAttention(nn.Module):
         query = split_heads(self.project_query(queries), self.n_heads).expand(len(keys_values), -1, -1, -1)
         attn_mask = None if mask is None else mask[:, None, None, :]
         return self.project_out(merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)))
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    r"""Return :math:`\operatorname{softmax}(q k^\top / \sqrt{p})`, which the fused kernels never write down.
+
+    Queries and keys are ``(cells, heads, tokens, p)``, the weights ``(cells, heads, tokens, tokens)``.
+    """
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    Modulation = tuple[Tensor, Tensor, Tensor]
 
 LAYER_NORM_EPS = 1e-8  # as published for scLDM
 
@@ -79,6 +81,40 @@ class CrossAttentionBlock(nn.Module):
         return updated + self.feed_forward(self.norm_feed_forward(updated))
 
 
+class HalfTrace(NamedTuple):
+    """What one half of a :class:`ModulatedBlock` saw and did; every tensor is ``(cells, tokens, width)``.
+
+    Attributes
+    ----------
+    tokens_in
+        The tokens that entered.
+    modulated
+        The same, normalised, scaled and shifted: the input of the operator (attention or feed-forward).
+    output
+        What the operator made of them, before the gate.
+    tokens_out
+        ``tokens_in + gate * output``.
+    """
+
+    tokens_in: Tensor
+    modulated: Tensor
+    output: Tensor
+    tokens_out: Tensor
+
+
+class BlockTrace(NamedTuple):
+    """What the two halves of a :class:`ModulatedBlock` saw and did.
+
+    Attributes
+    ----------
+    attention, feed_forward
+        The halves, in this order.
+    """
+
+    attention: HalfTrace
+    feed_forward: HalfTrace
+
+
 class ModulatedBlock(nn.Module):
     r"""A residual block whose two halves are shifted, scaled and gated by the condition (adaLN-zero).
 
@@ -108,9 +144,27 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """Map tokens ``(cells, tokens, width)`` under ``condition (cells, width)`` to the same shape."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        tokens = tokens + gate_a * self.attention(modulate(self.norm_attention(tokens), shift_a, scale_a))
-        return tokens + gate_f * self.feed_forward(modulate(self.norm_feed_forward(tokens), shift_f, scale_f))
+        attention, feed_forward = self._modulations(condition)
+        tokens = gated_step(self.norm_attention, self.attention, tokens, attention).tokens_out
+        return gated_step(self.norm_feed_forward, self.feed_forward, tokens, feed_forward).tokens_out
+
+    def trace(self, tokens: Tensor, condition: Tensor) -> BlockTrace:
+        """Do the same as :meth:`forward`, and keep what happens on the way."""
+        attention, feed_forward = self._modulations(condition)
+        first = gated_step(self.norm_attention, self.attention, tokens, attention)
+        return BlockTrace(first, gated_step(self.norm_feed_forward, self.feed_forward, first.tokens_out, feed_forward))
+
+    def _modulations(self, condition: Tensor) -> tuple[Modulation, Modulation]:
+        chunks = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        return chunks[:3], chunks[3:]
+
+
+def gated_step(norm: nn.Module, operator: nn.Module, tokens: Tensor, modulation: Modulation) -> HalfTrace:
+    """Compute ``tokens + gate * operator(modulate(norm(tokens), shift, scale))``, and keep the parts."""
+    shift, scale, gate = modulation
+    modulated = modulate(norm(tokens), shift, scale)
+    output = operator(modulated)
+    return HalfTrace(tokens, modulated, output, tokens + gate * output)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

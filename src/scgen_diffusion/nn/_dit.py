@@ -12,9 +12,11 @@ from ._embeddings import ConditionEmbedding, TimeEmbedding, position_embedding
 from ._feed_forward import SwiGLU
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from ._blocks import BlockTrace
 
 
 class DiT(nn.Module):
@@ -36,6 +38,15 @@ class DiT(nn.Module):
         Heads per block. Published: 8.
     hidden
         Inner width of the feed-forward halves.
+    attention, feed_forward
+        Build the two halves of a block. Default: multi-head self-attention with bias, and SwiGLU.
+    positions
+        Fixed position embedding ``(n_tokens, width)``. Default: sines, then cosines.
+
+    Raises
+    ------
+    ValueError
+        If the width cannot be shared out among heads, or ``positions`` has another shape.
 
     References
     ----------
@@ -59,27 +70,55 @@ class DiT(nn.Module):
         n_layers: int = 8,
         n_heads: int = 8,
         hidden: int | None = None,
+        attention: Callable[[], nn.Module] | None = None,
+        feed_forward: Callable[[], nn.Module] | None = None,
+        positions: Tensor | None = None,
+        output_width: int | None = None,
     ) -> None:
         super().__init__()
+        attention = attention or (lambda: SelfAttention(width, n_heads, bias=True))
+        feed_forward = feed_forward or (lambda: SwiGLU(width, hidden))
+        positions = position_embedding(n_tokens, width) if positions is None else positions
+        check_positions(positions, n_tokens, width)
         self.project_in = nn.Linear(token_width, width)
-        self.register_buffer("positions", position_embedding(n_tokens, width))
+        self.register_buffer("positions", positions)
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(n_classes, width)
-        self.blocks = nn.ModuleList(
-            ModulatedBlock(width, lambda: SelfAttention(width, n_heads, bias=True), lambda: SwiGLU(width, hidden))
-            for _ in range(n_layers)
-        )
+        self.blocks = nn.ModuleList(ModulatedBlock(width, attention, feed_forward) for _ in range(n_layers))
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation_out = zero_modulation(width, 2)
-        self.project_out = nn.Linear(width, token_width)
+        self.project_out = nn.Linear(width, output_width or token_width)
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Predict from tokens ``(n, tokens, token_width)``, times ``(n,)`` and class indices ``(n, keys)``."""
-        tokens = self.project_in(x_t) + self.positions
-        context = self.embed_time(t) + self.embed_condition(condition)
+        return self.project_out(self.transform(self.project_in(x_t), t, condition))
+
+    def transform(self, tokens: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Send embedded tokens ``(n, tokens, width)`` through all blocks and the last normalisation."""
+        tokens, context = self._place(tokens, t, condition)
         for block in self.blocks:
             tokens = block(tokens, context)
         shift, scale = self.modulation_out(context)[:, None].chunk(2, dim=-1)
-        return self.project_out(modulate(self.norm_out(tokens), shift, scale))
+        return modulate(self.norm_out(tokens), shift, scale)
+
+    def trace(self, tokens: Tensor, t: Tensor, condition: Tensor) -> list[BlockTrace]:
+        """Return what every block saw and did, for the arguments of :meth:`transform`."""
+        tokens, context = self._place(tokens, t, condition)
+        traces = []
+        for block in self.blocks:
+            traces.append(block.trace(tokens, context))
+            tokens = traces[-1].feed_forward.tokens_out
+        return traces
+
+    def _place(self, tokens: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Add positions to the tokens, and embed time and condition."""
+        return tokens + self.positions, self.embed_time(t) + self.embed_condition(condition)
+
+
+def check_positions(positions: Tensor, n_tokens: int, width: int) -> None:
+    """Raise if there is not one position of the right width per token."""
+    if positions.shape != (n_tokens, width):
+        msg = f"`positions` must have the shape (tokens, width) = {(n_tokens, width)}, but found {tuple(positions.shape)}."
+        raise ValueError(msg)

@@ -27,6 +27,19 @@ def position_embedding(n_positions: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def patch_position_embedding(n_patches: int, width: int) -> Tensor:
+    """Return the fixed embedding of patches in a row that is published for scRDiT, ``(patches, width)``.
+
+    It was written for images: its first half embeds the column, which is always 0 (sines 0, cosines 1), and its second half
+    the row, here the number of the patch, as in :func:`position_embedding`.
+    """
+    if width % 4:
+        msg = f"The width of a patch position embedding must be a multiple of 4, but found {width}."
+        raise ValueError(msg)
+    columns = position_embedding(1, width // 2).expand(n_patches, -1)
+    return torch.cat([columns, position_embedding(n_patches, width // 2)], dim=1)
+
+
 class TimeEmbedding(nn.Module):
     """Embed the diffusion time: cosines and sines of ``t``, then Linear-SiLU-Linear.
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,3 +37,25 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., width)`` to ``(..., width)``."""
         return self.project_out(silu(self.gate(x)) * self.value(x))
+
+
+class MLP(nn.Module):
+    r"""Feed-forward network :math:`W_2 \operatorname{gelu}(W_1 x + b_1) + b_2`, with the tanh approximation of GELU.
+
+    Parameters
+    ----------
+    width
+        Input and output width.
+    hidden
+        Inner width. Default: ``4 * width``, as published for DiT and scRDiT.
+    """
+
+    def __init__(self, width: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden or 4 * width
+        self.project_in = nn.Linear(width, hidden)
+        self.project_out = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., width)`` to ``(..., width)``."""
+        return self.project_out(gelu(self.project_in(x), approximate="tanh"))

@@ -4,16 +4,28 @@ from ._cells import CellSplitter
 from ._checkpoint import StageCheckpoint
 from ._history import HistoryRecorder
 from ._latents import LatentCache, LatentDataModule
-from ._plans import AutoencoderPlan, PriorPlan, StagePlan
-from ._recipes import RECIPES, AutoencoderRecipe, PriorRecipe, Recipe, TrainingRecipe
+from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan
+from ._recipes import (
+    DIFFUSION_RECIPES,
+    RECIPES,
+    AutoencoderRecipe,
+    DiffusionRecipe,
+    PriorRecipe,
+    Recipe,
+    TrainingRecipe,
+)
 from ._runner import StageResult, run_stage
 from ._schedules import learning_rate_factor
+from ._stage_plan import StagePlan
 
 __all__ = [
+    "DIFFUSION_RECIPES",
     "RECIPES",
     "AutoencoderPlan",
     "AutoencoderRecipe",
     "CellSplitter",
+    "DiffusionPlan",
+    "DiffusionRecipe",
     "HistoryRecorder",
     "LatentCache",
     "LatentDataModule",

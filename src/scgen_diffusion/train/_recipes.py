@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Schedule = Literal["cosine", "warm_up_hold_decay"]
+Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,10 @@ class Recipe:
     learning_rate, betas, weight_decay
         AdamW.
     gradient_clip
-        Largest norm of the gradient.
+        Largest norm of the gradient; 0 for any.
     schedule
-        ``"cosine"`` to a hundredth, or ``"warm_up_hold_decay"`` (warm up, hold, decay by a square root over the last tenth).
+        ``"cosine"`` to a hundredth, ``"warm_up_hold_decay"`` (warm up, hold, decay by a square root over the last tenth), or
+        ``"constant"``.
     batch_size
         Cells per step.
     warm_up
@@ -33,6 +34,8 @@ class Recipe:
         Share of ``reference_steps`` that the smallest sets take at least.
     smallest_epoch
         Steps that an epoch has at least; small sets are gone through more than once in it.
+    n_epochs
+        Number of epochs for every data set, in place of all that.
     """
 
     learning_rate: float
@@ -46,9 +49,12 @@ class Recipe:
     reference_cells: int = 2000
     smallest_share: float = 0.5
     smallest_epoch: int = 1
+    n_epochs: int | None = None
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs for ``n_cells`` training cells."""
+        if self.n_epochs is not None:
+            return self.n_epochs
         steps = self.reference_steps * max(math.sqrt(n_cells / self.reference_cells), self.smallest_share)
         return max(1, round(steps / self.steps_per_epoch(n_cells)))
 
@@ -106,6 +112,26 @@ class PriorRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class DiffusionRecipe(Recipe):
+    """Training of a gene-space model.
+
+    Parameters
+    ----------
+    loading_weight_decay
+        Weight decay of the matrices by which global tokens read and write genes, which are most of the parameters.
+    drop_probability
+        How often a cell's conditions are dropped, which is what classifier-free guidance learns from.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+    reference_steps: int = 2000
+    loading_weight_decay: float = 3.0
+    drop_probability: float = 0.1
+
+
+@dataclass(frozen=True)
 class TrainingRecipe:
     """Both stages of SCLDM."""
 
@@ -137,4 +163,21 @@ RECIPES: dict[str, TrainingRecipe] = {
             drop_probability=0.8,
         ),
     ),
+}
+
+PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
+    learning_rate=3e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.01,
+    loading_weight_decay=0.01,
+    gradient_clip=0.0,
+    schedule="constant",
+    batch_size=16,
+    n_epochs=1600,
+    drop_probability=0.1,
+)
+
+DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
+    "SCRDIT": {"default": DiffusionRecipe(), "published": PUBLISHED_SCRDIT_RECIPE},
+    "WBDIT": {"default": DiffusionRecipe(), "published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
 }

@@ -21,7 +21,16 @@ def hold_then_decay(progress: float, *, decay: float = 0.1, final: float = 0.1) 
     return final + (1 - final) * (1 - math.sqrt(max(progress - (1 - decay), 0) / decay))
 
 
-SHAPES: dict[Schedule, Callable[[float], float]] = {"cosine": cosine, "warm_up_hold_decay": hold_then_decay}
+def constant(progress: float) -> float:
+    """Stay at 1."""
+    return 1.0
+
+
+SHAPES: dict[Schedule, Callable[[float], float]] = {
+    "cosine": cosine,
+    "warm_up_hold_decay": hold_then_decay,
+    "constant": constant,
+}
 
 
 def learning_rate_factor(schedule: Schedule, *, n_steps: int, warm_up: float) -> Callable[[int], float]:

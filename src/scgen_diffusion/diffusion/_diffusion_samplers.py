@@ -1,0 +1,251 @@
+"""Samplers for variance-preserving paths: from noise at ``t = 0`` to data at ``t = 1`` by a denoiser."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ._diffusion_walk import DiffusionSampler
+from ._samplers import FLOW_SAMPLERS
+from ._variance_preserving import VariancePreserving
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._denoiser import Denoiser
+    from ._diffusion_walk import Level
+    from ._paths import Path
+    from ._random import SampleGenerators
+    from ._samplers import Sampler
+    from ._step_grid import Spacing
+
+Variance = Literal["upper", "lower"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RandomWalk(DiffusionSampler):
+    r"""Steps to ``alpha_s data + direction noise + std z`` with fresh noise ``z``, which the last step leaves out."""
+
+    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
+        for now, following in pairwise(levels):
+            estimate = denoiser.estimate(x, now.t)
+            direction, std = self._weights(now, following)
+            x = following.alpha * estimate.data + direction * estimate.noise
+            if generators is not None and std > 0 and following is not levels[-1]:
+                x = x + std * generators.normal(*x.shape[1:]).to(x)
+        return x
+
+    @abstractmethod
+    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weight of the estimated noise, and of the fresh noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMSampler(_RandomWalk):
+    r"""Ancestral sampling, with any number of steps.
+
+    A step from ``t`` to the cleaner ``s``, with :math:`r = \tfrac{\alpha_t \sigma_s}{\alpha_s \sigma_t}`, draws from
+
+    .. math:: N(\alpha_s\,\text{data} + r \sigma_s\,\text{noise},\ \text{variance})
+
+    The last step returns the mean. The published steps of scRDiT are ``timesteps=published_timesteps()``.
+
+    Parameters
+    ----------
+    variance
+        ``"upper"``: the step's :math:`\beta = 1 - \alpha_t^2 / \alpha_s^2`, as published. ``"lower"``: the posterior's,
+        :math:`\beta \sigma_s^2 / \sigma_t^2 = \sigma_s^2 (1 - r^2)`.
+    spacing, timesteps, default_n_steps
+        See :class:`StepGrid`; the published number of steps is 1 000.
+
+    References
+    ----------
+    Ho et al. (2020), *Denoising diffusion probabilistic models*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, SampleGenerators
+    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
+    >>> DDPMSampler()(denoiser, torch.zeros(1, 2), n_steps=10, generators=SampleGenerators(0, [0]))
+    tensor([[2., 2.]])
+    """
+
+    variance: Variance = "upper"
+    default_n_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance not in get_args(Variance):
+            msg = f"`variance` must be one of {get_args(Variance)}, but found {self.variance!r}."
+            raise ValueError(msg)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether random numbers are drawn: always."""
+        return True
+
+    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+        kept = _kept_noise(now, following)
+        upper, lower = 1 - (now.alpha / following.alpha) ** 2, following.sigma**2 * (1 - kept**2)
+        return following.sigma * kept, math.sqrt(upper if self.variance == "upper" else lower)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIMSampler(_RandomWalk):
+    r"""Denoising diffusion implicit model.
+
+    .. math:: x_s = \alpha_s\,\text{data} + \sqrt{\sigma_s^2 - \tau^2}\,\text{noise} + \tau z, \qquad
+        \tau = \eta\,\sigma_s \sqrt{1 - r^2}, \qquad r = \tfrac{\alpha_t \sigma_s}{\alpha_s \sigma_t}
+
+    The last step adds no ``z``. The published steps of scRDiT are ``eta=1.0, timesteps=published_timesteps(stride=10)``.
+
+    Parameters
+    ----------
+    eta
+        Share of randomness: 0 follows the probability-flow ODE (order 1), 1 is :class:`DDPMSampler` with ``"lower"`` variance.
+    spacing, timesteps, default_n_steps
+        See :class:`StepGrid`.
+
+    References
+    ----------
+    Song et al. (2021), *Denoising diffusion implicit models*, equation 12.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
+    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"])
+    >>> DDIMSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
+    tensor([[2., 2.]])
+    """
+
+    eta: float = 0.0
+    default_n_steps: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            msg = f"`eta` must be between 0 and 1, but found {self.eta}."
+            raise ValueError(msg)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether random numbers are drawn: unless ``eta`` is 0."""
+        return self.eta > 0
+
+    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+        fresh = self.eta**2 * (1 - _kept_noise(now, following) ** 2)
+        return following.sigma * math.sqrt(1 - fresh), following.sigma * math.sqrt(fresh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverSampler(DiffusionSampler):
+    r"""DPM-Solver++(2M): order 2 at one evaluation per step.
+
+    With :math:`h = \lambda_s - \lambda_t` in the log SNR :math:`\lambda = \log(\alpha / \sigma)`,
+
+    .. math:: x_s = \tfrac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h})
+        \big(\text{data}_t + \tfrac{h}{2 h_{prev}} (\text{data}_t - \text{data}_{prev})\big)
+
+    The first and the last step are of order 1.
+
+    Parameters
+    ----------
+    spacing, timesteps, default_n_steps
+        See :class:`StepGrid`.
+
+    References
+    ----------
+    Lu et al. (2022), *DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models*, algorithm 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
+    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
+    >>> DPMSolverSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
+    tensor([[2., 2.]])
+    """
+
+    default_n_steps: int = 20
+
+    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
+        previous = None  # data and step of the step before
+        for now, following in pairwise(levels):
+            data, h = denoiser.estimate(x, now.t).data, following.log_snr - now.log_snr
+            extrapolated = data
+            if previous is not None and following is not levels[-1]:
+                extrapolated = data + h / (2 * previous[1]) * (data - previous[0])
+            x = following.sigma / now.sigma * x - following.alpha * math.expm1(-h) * extrapolated
+            previous = data, h
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeunSampler(DiffusionSampler):
+    r"""Heun's method of order 2 on ``x / alpha``, two evaluations per step.
+
+    In the variable :math:`\varsigma = \sigma / \alpha` the probability-flow ODE is
+    :math:`d(x / \alpha) / d\varsigma = \text{noise}`. A step to :math:`\varsigma = 0` is Euler's. Equal steps in ``t`` make the
+    first step in :math:`\varsigma` far too long on the cosine schedule; the default is equal steps of the log SNR.
+
+    Parameters
+    ----------
+    spacing, timesteps, default_n_steps
+        See :class:`StepGrid`.
+
+    References
+    ----------
+    Karras et al. (2022), *Elucidating the design space of diffusion-based generative models*, algorithm 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
+    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
+    >>> HeunSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
+    tensor([[2., 2.]])
+    """
+
+    spacing: Spacing = "log_snr"
+    default_n_steps: int = 18
+
+    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
+        for now, following in pairwise(levels):
+            first = denoiser.estimate(x, now.t)
+            proposal = following.mix(first)  # Euler's step
+            x = proposal
+            if following.sigma > 0:
+                second = denoiser.estimate(proposal, following.t)
+                change = following.sigma - now.sigma / now.alpha * following.alpha
+                x = proposal + change / 2 * (second.noise - first.noise)
+        return x
+
+
+DIFFUSION_SAMPLERS: dict[str, Sampler] = {
+    "ddpm": DDPMSampler(),
+    "ddim": DDIMSampler(),
+    "dpm_solver": DPMSolverSampler(),
+    "heun": HeunSampler(),
+}
+
+
+def samplers_for(path: Path) -> dict[str, Sampler]:
+    """Return the samplers that a path admits, by name.
+
+    Examples
+    --------
+    >>> from scgen_diffusion.diffusion import PATHS
+    >>> list(samplers_for(PATHS["vp_linear"]))
+    ['ddpm', 'ddim', 'dpm_solver', 'heun']
+    """
+    return DIFFUSION_SAMPLERS if isinstance(path, VariancePreserving) else FLOW_SAMPLERS
+
+
+def _kept_noise(now: Level, following: Level) -> float:
+    """Return the share of the noise that the posterior mean keeps, the ratio of the two levels' alpha / sigma."""
+    return now.alpha * following.sigma / (following.alpha * now.sigma)

@@ -1,0 +1,116 @@
+"""What the samplers of denoising diffusion share: levels of noise, and the way from one to the next."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ._denoiser import Denoiser
+from ._step_grid import Spacing, StepGrid
+from ._variance_preserving import VariancePreserving
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._denoiser import Estimate
+    from ._random import SampleGenerators
+    from ._samplers import Field
+
+
+@dataclass(frozen=True)
+class Level:
+    r"""How much data and noise ``x_t`` holds at one time: :math:`\alpha_t` and :math:`\sigma_t`."""
+
+    t: Tensor
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr(self) -> float:
+        r"""Return :math:`\log(\alpha_t / \sigma_t)`."""
+        return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
+
+    def mix(self, estimate: Estimate) -> Tensor:
+        """Bring an estimate of data and noise to this level."""
+        return self.alpha * estimate.data + self.sigma * estimate.noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSampler(ABC):
+    r"""What the samplers of denoising diffusion share: their steps.
+
+    Parameters
+    ----------
+    spacing
+        ``"time"`` for equal steps in ``t``, ``"log_snr"`` for equal steps in :math:`\log(\alpha / \sigma)`.
+    timesteps
+        Explicit, decreasing timestep indices in place of a spacing, the last one being where sampling ends.
+    default_n_steps
+        Number of steps when none is asked for; at most the path's number of timesteps.
+    """
+
+    spacing: Spacing = "time"
+    timesteps: tuple[int, ...] | None = None
+    default_n_steps: int
+
+    def __post_init__(self) -> None:
+        StepGrid(self.spacing, self.timesteps)  # raises for what is not allowed
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether random numbers are drawn on the way."""
+        return False
+
+    def __call__(
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+    ) -> Tensor:
+        """Carry noise ``x (n, ...)`` to data.
+
+        Parameters
+        ----------
+        field
+            A :class:`Denoiser` on a :class:`VariancePreserving` path.
+        x
+            Standard normal noise, ``(n, ...)``.
+        n_steps
+            Number of steps, from 1 to the path's number of timesteps; not together with explicit timesteps.
+        generators
+            One generator per sample, for the samplers that draw.
+        """
+        denoiser, path = _as_denoiser(field)
+        if self.is_stochastic:
+            self._check_generators(generators, len(x))
+        return self._walk(denoiser, x, self._levels(path, x, n_steps), generators)
+
+    @abstractmethod
+    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
+        """Carry ``x`` from the first level to the last."""
+
+    def _check_generators(self, generators: SampleGenerators | None, n: int) -> None:
+        if generators is None:
+            msg = f"`generators` must be given, because {type(self).__name__} draws noise on the way."
+            raise ValueError(msg)
+        if len(generators) != n:
+            msg = f"`generators` must be one per sample, but found {len(generators)} for {n} samples."
+            raise ValueError(msg)
+
+    def _levels(self, path: VariancePreserving, x: Tensor, n_steps: int | None) -> list[Level]:
+        """Compute the grid once, in double precision."""
+        if n_steps is None and self.timesteps is None:
+            n_steps = min(self.default_n_steps, path.n_timesteps)
+        times = StepGrid(self.spacing, self.timesteps).times(path, n_steps)
+        alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
+        times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]
+
+
+def _as_denoiser(field: Field) -> tuple[Denoiser, VariancePreserving]:
+    if not isinstance(field, Denoiser) or not isinstance(field.path, VariancePreserving):
+        found = f"a Denoiser on {field.path}" if isinstance(field, Denoiser) else type(field).__name__
+        msg = f"`field` must be a Denoiser on a VariancePreserving path, but found {found}."
+        raise ValueError(msg)
+    return field, field.path

@@ -1,0 +1,96 @@
+"""Step grids: at which times the samplers of denoising diffusion stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._variance_preserving import VariancePreserving
+
+Spacing = Literal["time", "log_snr"]
+
+
+@dataclass(frozen=True)
+class StepGrid:
+    r"""Increasing times from noise at ``t = 0`` to data at ``t = 1``.
+
+    Parameters
+    ----------
+    spacing
+        ``"time"``: equal steps in ``t``. ``"log_snr"``: equal steps in :math:`\log(\alpha / \sigma)` from ``t = 0`` to
+        timestep ``k = 0``, and one more to ``t = 1``.
+    timesteps
+        Explicit, decreasing timestep indices ``k`` in place of a spacing. Sampling ends at the last of them.
+
+    Examples
+    --------
+    >>> from scgen_diffusion.diffusion import VariancePreserving
+    >>> StepGrid().times(VariancePreserving(), 4)
+    tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
+    """
+
+    spacing: Spacing = "time"
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.spacing not in get_args(Spacing):
+            msg = f"`spacing` must be one of {get_args(Spacing)}, but found {self.spacing!r}."
+            raise ValueError(msg)
+        if self.timesteps is not None:
+            _check_timesteps(self.timesteps)
+
+    def times(self, path: VariancePreserving, n_steps: int | None) -> Tensor:
+        """Return the times of ``n_steps`` steps, or those of the explicit timesteps, ``(n_steps + 1,)``, in double precision."""
+        if self.timesteps is not None:
+            return _explicit_times(path, self.timesteps, n_steps)
+        if n_steps is None or not 1 <= n_steps <= path.n_timesteps:
+            msg = f"`n_steps` must be between 1 and the path's {path.n_timesteps} timesteps, but found {n_steps}."
+            raise ValueError(msg)
+        if self.spacing == "time" or n_steps == 1:
+            return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+        return _equal_log_snr(path, n_steps)
+
+
+def published_timesteps(stride: int = 1, n_timesteps: int = 1000) -> tuple[int, ...]:
+    """Return the timesteps of scRDiT's samplers: the multiples of ``stride``, and 1, down to 0.
+
+    Examples
+    --------
+    >>> published_timesteps(stride=250)
+    (750, 500, 250, 1, 0)
+    """
+    if not 1 <= stride < n_timesteps:
+        msg = f"`stride` must be between 1 and {n_timesteps - 1}, but found {stride}."
+        raise ValueError(msg)
+    return tuple(sorted({0, 1, *range(stride, n_timesteps, stride)}, reverse=True))
+
+
+def _explicit_times(path: VariancePreserving, timesteps: tuple[int, ...], n_steps: int | None) -> Tensor:
+    if n_steps is not None:
+        msg = f"`n_steps` was {n_steps}, but the sampler has explicit `timesteps`; leave `n_steps` out."
+        raise ValueError(msg)
+    if timesteps[0] >= path.n_timesteps:
+        msg = f"`timesteps` must lie below the path's {path.n_timesteps} timesteps, but found {timesteps[0]}."
+        raise ValueError(msg)
+    return path.timestep_to_time(torch.tensor(timesteps, dtype=torch.float64))
+
+
+def _equal_log_snr(path: VariancePreserving, n_steps: int) -> Tensor:
+    """Return ``n_steps`` times with equal steps of the log SNR between them, and then ``t = 1``."""
+    ends = path.timestep_to_time(torch.tensor([path.n_timesteps - 1, 0], dtype=torch.float64))
+    first, last = path.log_snr(ends)
+    inner = path.log_snr_to_time(torch.linspace(float(first), float(last), n_steps, dtype=torch.float64)[1:-1])
+    return torch.cat([ends[:1], inner, ends[1:], torch.ones(1, dtype=torch.float64)])
+
+
+def _check_timesteps(timesteps: tuple[int, ...]) -> None:
+    is_decreasing = all(k > following for k, following in pairwise(timesteps))
+    if len(timesteps) < 2 or not is_decreasing or timesteps[-1] < 0:
+        msg = f"`timesteps` must be at least two indices that decrease and are not negative, but found {timesteps}."
+        raise ValueError(msg)

@@ -1,0 +1,165 @@
+"""The variance-preserving paths of denoising diffusion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from ._paths import LinearInterpolant, Path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Schedule = Literal["linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Path):
+    r"""The path of denoising diffusion, :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+
+    As published, the timestep indices ``k = 0, ..., n_timesteps - 1`` carry
+    :math:`\alpha^2 = \bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`. Here index ``k`` sits at
+    ``t = 1 - (k + 1) / n_timesteps``, clean data at ``t = 1``, and between these times :math:`\log \bar\alpha` is linear. The
+    network sees ``k``; training draws it uniformly. :math:`\dot\sigma_t` is infinite at ``t = 1``.
+
+    Parameters
+    ----------
+    schedule
+        ``"linear"``: :math:`\beta_k` rises in equal steps. ``"cosine"``: :math:`\bar\alpha` follows
+        :math:`\cos^2(\frac{\pi}{2}\,\frac{s + 0.008}{1.008})`, with :math:`\beta_k \le 0.999`.
+    n_timesteps
+        Number of timesteps; the published value is 1 000.
+    beta_start, beta_end
+        First and last :math:`\beta` of the linear schedule, 1e-4 and 0.02 as published. The cosine schedule has none.
+
+    References
+    ----------
+    Ho et al. (2020), *Denoising diffusion probabilistic models*; Nichol and Dhariwal (2021), *Improved denoising diffusion
+    probabilistic models*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> path = VariancePreserving("linear")
+    >>> path.network_time(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([999., 499.,  -1.])
+    """
+
+    schedule: Schedule = "linear"
+    n_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
+            raise ValueError(msg)
+        if self.n_timesteps < 1:
+            msg = f"`n_timesteps` must be at least 1, but found {self.n_timesteps}."
+            raise ValueError(msg)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            msg = f"`beta_start` and `beta_end` must satisfy 0 < beta_start <= beta_end < 1, but found {self.beta_start} and {self.beta_end}."
+            raise ValueError(msg)
+
+    def betas(self) -> Tensor:
+        r"""Return :math:`\beta_k`, ``(n_timesteps,)``, in double precision."""
+        return _cosine_betas(self.n_timesteps) if self.schedule == "cosine" else self._linear_betas()
+
+    def alpha_bar(self) -> Tensor:
+        r"""Return :math:`\bar\alpha_k`, ``(n_timesteps,)``, in double precision."""
+        return (1 - self.betas()).cumprod(0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\sqrt{\bar\alpha_t}`."""
+        return (self._log_alpha_bar(t) / 2).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\sqrt{1 - \bar\alpha_t}`."""
+        return (-self._log_alpha_bar(t).expm1()).sqrt()
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\dot\alpha_t`; at a timestep, that of the noisier side."""
+        _, below, above = self._segment(t)
+        return self.alpha(t) * (below - above) * (self.n_timesteps / 2)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\dot\sigma_t = -\alpha_t \dot\alpha_t / \sigma_t`, which is ``-inf`` at ``t = 1``."""
+        return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\lambda_t = \log(\alpha_t / \sigma_t)`, which is ``inf`` at ``t = 1``."""
+        log_alpha_bar = self._log_alpha_bar(t)
+        return (log_alpha_bar - (-log_alpha_bar.expm1()).log()) / 2
+
+    def log_snr_to_time(self, log_snr: Tensor) -> Tensor:
+        r"""Return the time of a :math:`\lambda` between those of ``t = 0`` and ``t = 1``."""
+        table = self._table(log_snr)
+        log_alpha_bar = torch.nn.functional.logsigmoid(2 * log_snr)
+        above = torch.searchsorted(-table, -log_alpha_bar).clamp(1, self.n_timesteps)
+        fraction = (log_alpha_bar - table[above - 1]) / (table[above] - table[above - 1])
+        return self.timestep_to_time(above - 2 + fraction)
+
+    def timestep_to_time(self, k: Tensor) -> Tensor:
+        """Return the time ``1 - (k + 1) / n_timesteps`` of a timestep index."""
+        return 1 - (k + 1) / self.n_timesteps
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the timestep index ``n_timesteps (1 - t) - 1``: exactly a whole number where rounding alone keeps it from one."""
+        k = self.n_timesteps * (1 - t) - 1
+        whole = k.round()
+        return torch.where((k - whole).abs() < self.n_timesteps * torch.finfo(k.dtype).eps, whole, k)
+
+    def time(self, network_time: Tensor) -> Tensor:
+        """Return the time of a timestep index."""
+        return self.timestep_to_time(network_time)
+
+    def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """Draw ``n`` timesteps uniformly, and return their times."""
+        return self.timestep_to_time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
+
+    def _linear_betas(self) -> Tensor:
+        return torch.linspace(self.beta_start, self.beta_end, self.n_timesteps, dtype=torch.float64)
+
+    def _table(self, like: Tensor) -> Tensor:
+        return _log_alpha_bar_table(self, like.device, like.dtype)
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return how far ``t`` lies between two neighbours, and :math:`\log \bar\alpha` of the cleaner and the noisier one."""
+        table, position = self._table(t), self.network_time(t) + 1
+        below = position.floor().long().clamp(0, self.n_timesteps - 1)
+        return position - below, _look_up(table, below), _look_up(table, below + 1)
+
+    def _log_alpha_bar(self, t: Tensor) -> Tensor:
+        fraction, below, above = self._segment(t)
+        return below + fraction * (above - below)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Return ``table[index]``, without waiting for the device, as plain indexing does when the index is a single number."""
+    return table.index_select(0, index.flatten()).reshape(index.shape)
+
+
+def _cosine_betas(n_timesteps: int) -> Tensor:
+    """Return the betas of Nichol and Dhariwal (2021), equation 17, ``(n_timesteps,)``."""
+    position = torch.arange(n_timesteps + 1, dtype=torch.float64) / n_timesteps
+    signal = ((position + 0.008) / 1.008 * math.pi / 2).cos().square()
+    return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+
+
+@lru_cache(maxsize=64)
+def _log_alpha_bar_table(path: VariancePreserving, device: torch.device, dtype: torch.dtype) -> Tensor:
+    r"""Return :math:`\log \bar\alpha` of clean data and of every timestep, ``(n_timesteps + 1,)``."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
+        table = torch.cat([torch.zeros(1, dtype=torch.float64), (-path.betas()).log1p().cumsum(0)])
+        return table.to(device, dtype)
+
+
+PATHS: dict[str, Path] = {
+    "vp_linear": VariancePreserving("linear"),
+    "vp_cosine": VariancePreserving("cosine"),
+    "flow_matching": LinearInterpolant(),
+}

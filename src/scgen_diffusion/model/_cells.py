@@ -1,0 +1,67 @@
+"""Reading given cells through a model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass
+
+from scgen_diffusion.data import check_same_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from torch import Tensor
+
+
+class CellsMixin(BaseModelClass):
+    """Batches of the model's own cells or of others with the same genes."""
+
+    var_: pd.DataFrame
+
+    @abstractmethod
+    def _check_can_read_cells(self) -> None:
+        """Raise unless the model is trained as far as reading cells needs it."""
+
+    def _batches(
+        self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        """Yield what is registered of the cells, on the model's device, and their row numbers."""
+        self._check_can_read_cells()
+        source = self._validated(adata)
+        self.module.eval()
+        rows = row_numbers(indices, source.n_obs)
+        loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size)
+        start = 0
+        for tensors in loader:
+            batch = rows[start : start + len(tensors[REGISTRY_KEYS.X_KEY])]
+            yield (
+                {name: self._in_order(tensor, batch, source).to(self.device) for name, tensor in tensors.items()},
+                batch,
+            )
+            start += len(batch)
+
+    def _in_order(self, tensor: Tensor, batch: np.ndarray, source: AnnData) -> Tensor:
+        """Undo that scvi-tools sorts the rows of a batch to read a file."""
+        return tensor[np.argsort(np.argsort(batch, kind="stable"), kind="stable")] if source.isbacked else tensor
+
+    def _validated(self, adata: AnnData | None) -> AnnData:
+        if adata is None and self.adata is None:
+            msg = "The model was loaded without cells; give `adata`."
+            raise ValueError(msg)
+        if adata is not None:
+            check_same_genes(adata.var_names, self.var_.index)
+        return self._validate_anndata(adata)
+
+
+def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
+    """Turn None or a mask into the numbers of the rows it means."""
+    if indices is None:
+        return np.arange(n_cells)
+    rows = np.asarray(indices)
+    return np.flatnonzero(rows) if rows.dtype == bool else rows

@@ -1,0 +1,70 @@
+"""Signs that a gene-space model failed, as warnings that say what was seen and what to do."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    import scipy.sparse as sp
+
+LEAST_PROGRESS = 0.1  # share of its first value that the loss must fall by at least
+FEWEST_ZEROS = 0.5  # share of the training cells' zeros that generated cells must have at least
+LARGEST_VALUE = 1.5  # times the largest training value
+
+
+def warn_of_early_plateau(history: Mapping[str, pd.DataFrame]) -> None:
+    """Warn if the loss hardly fell: the network predicts little more than a constant."""
+    losses = history["diffusion_denoising_loss_train"].iloc[:, 0].to_numpy()
+    if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS) * losses[0]:
+        msg = (
+            f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little, and its cells will "
+            "look like noise. Train longer, with another learning rate (`recipe_kwargs`), or take a larger network."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=4)
+
+
+def warn_of_missing_zeros(
+    values: np.ndarray | sp.csr_matrix, training_zeros: float, *, zero_value: float | None
+) -> None:
+    """Warn if generated cells have far fewer exact zeros than training cells, of whose values they are a given share."""
+    zeros = 1 - _stored(values).astype(bool).sum() / np.prod(values.shape)
+    if zeros < FEWEST_ZEROS * training_zeros:
+        advice = (
+            "set `zero_value` (zero negation) when constructing the model" if zero_value is None else "train longer"
+        )
+        msg = (
+            f"{zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. To get "
+            f"zeros, keep `clamp=True`, and {advice}."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=5)
+
+
+def check_not_diverged(values: np.ndarray | sp.csr_matrix, largest_training_value: float) -> None:
+    """Raise if generated values are no numbers; warn if they are far larger than any training value.
+
+    Raises
+    ------
+    FloatingPointError
+        For values that are NaN or infinite.
+    """
+    stored = _stored(values)
+    advice = "Take more steps, another sampler ('dpm_solver' is the steadiest), or less guidance, or train longer."
+    if not np.isfinite(stored).all():
+        msg = f"Sampling diverged: the generated values are not finite. {advice}"
+        raise FloatingPointError(msg)
+    if stored.size and stored.max() > LARGEST_VALUE * largest_training_value:
+        msg = (
+            f"Sampling seems to have diverged: the largest generated value is {stored.max():.3g}, the largest training value "
+            f"{largest_training_value:.3g}. {advice}"
+        )
+        warnings.warn(msg, UserWarning, stacklevel=5)
+
+
+def _stored(values: np.ndarray | sp.csr_matrix) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.data

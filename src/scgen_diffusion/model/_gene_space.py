@@ -1,0 +1,254 @@
+"""What the gene-space models have in common: diffusion of log-normalised profiles."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import torch
+
+from scgen_diffusion.diffusion import SampleGenerators, Sampler, samplers_for
+from scgen_diffusion.module import (
+    GeneSpaceArchitecture,
+    GeneSpaceModule,
+    InputValues,
+    LibrarySizeKind,
+    build_gene_space_architecture,
+    library_features,
+    to_counts,
+)
+
+from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from ._gene_space_reference import load_gene_space_reference
+from ._generation import GenerationMixin, SamplingOptions
+from ._library_sizes import LibrarySizeMixin
+from ._one_stage_training import OneStageTrainingMixin
+from ._registration import RegistrationMixin
+from ._saving import SavingMixin
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    import scipy.sparse as sp
+    from anndata import AnnData
+    from torch import Tensor
+
+    from scgen_diffusion.data import ConditionRequest
+
+
+class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, GenerationMixin):
+    """A diffusion model of profiles; its subclasses differ in the network."""
+
+    _module_cls = GeneSpaceModule
+    architecture: GeneSpaceArchitecture
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        size: Literal["default", "published"] = "default",
+        **architecture: Any,
+    ) -> None:
+        super().__init__(adata, registry)
+        self.architecture = build_gene_space_architecture(
+            type(self).__name__,
+            size,
+            n_genes=self.summary_stats.n_vars,
+            n_cells=self.summary_stats.n_cells,
+            on_gpu=torch.cuda.is_available(),
+            **architecture,
+        )
+        self._check_fits_genes()
+        self.module = self._module_cls(
+            self.summary_stats.n_vars,
+            self._n_classes,
+            input_values=self._input_values,
+            architecture=self.architecture,
+        )
+        self._describe_cells(adata)
+        self.default_sampler = "midpoint" if self.architecture.path == "flow_matching" else "dpm_solver"
+        self.library_head_is_trained_ = False
+        self._model_summary_string = f"{type(self).__name__} with {self.architecture}"
+        architecture = asdict(self.architecture)  # what is saved does not depend on the defaults of a later version
+        self.init_params_ = self._get_init_params(locals())
+
+    def generate(
+        self,
+        n_cells: int | None = None,
+        condition: ConditionRequest = None,
+        *,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        counts: bool = False,
+        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Generate cells.
+
+        Parameters
+        ----------
+        n_cells
+            Number of cells; may be left out when ``condition`` gives one row or value per cell.
+        condition
+            What the cells shall be.
+
+            - None: conditions are drawn from their joint distribution in the training cells.
+            - A mapping from key to a value for all cells, or to a list: one value per cell, or fewer, of which each is then
+              given to an equal share of consecutive cells. Keys left out are drawn given the others.
+            - A table with one row per cell and keys as columns.
+
+            A combination that never occurred in training can be asked for when every key is given.
+        guidance_scale
+            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, or one
+            per key.
+        sampler
+            ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
+            or ``"dopri5"``; or a sampler of :mod:`scgen_diffusion.diffusion`, such as ``DDIMSampler(eta=1.0)``.
+        n_steps
+            Steps of the sampler.
+        counts
+            Whether to turn the profiles into whole counts.
+        library_size
+            Total counts of the cells, if ``counts`` are asked for: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution
+            (default: as the model was constructed), one number, or one number per cell.
+        batch_size
+            Cells held densely at a time, rounded up to whole blocks. Does not change the cells.
+        seed
+            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
+        show_progress
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        AnnData
+            Log-normalised values in ``X`` (CSR where zeros are exact; ``uns["log1p"]`` is set), or counts; conditions in
+            ``obs``, ``var`` as in training, and how the cells were made in ``uns["scgen_diffusion"]``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            For unknown keys, values, samplers and sizes, and lengths that do not fit.
+        FloatingPointError
+            If sampling diverges to values that are no numbers.
+        """
+        return self._generate(
+            n_cells,
+            condition,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            n_steps=n_steps,
+            library_size=self._library_size_for(library_size, counts=counts),
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            output="counts" if counts else "log1p",
+        )
+
+    @classmethod
+    def from_reference_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        var_names: Sequence[str],
+        n_heads: int = 8,
+        zero_value: float | None = None,
+    ) -> Self:
+        """Build a model from weights of the published code, which know no conditions. Nothing in the file is executed.
+
+        Parameters
+        ----------
+        path
+            A state dict that torch saved (``.pt``), or ``.safetensors``.
+        var_names
+            Genes in the order of the weights.
+        n_heads
+            Attention heads of a transformer, which weights do not tell.
+        zero_value
+            The value of zeros in the data that the weights were trained on (published for scRDiT: -10).
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged or would execute code, or weights and genes or model do not fit.
+        """
+        return load_gene_space_reference(cls, path, var_names=var_names, n_heads=n_heads, zero_value=zero_value)
+
+    @property
+    def _samplers(self) -> Mapping[str, Sampler]:
+        return samplers_for(self.module.path)
+
+    def _is_sparse(self, output: InputValues) -> bool:
+        return output == "counts" or self.architecture.clamp
+
+    def _check_fits_genes(self) -> None:
+        """Raise if patches or a list of genes do not fit the registered genes."""
+        a, genes = self.architecture, self._registered_genes
+        if a.backbone != "unet" and a.patch_size > len(genes):
+            msg = f"`patch_size` is {a.patch_size}, but there are only {len(genes)} genes."
+            raise ValueError(msg)
+        if isinstance(a.gene_order, tuple) and sorted(a.gene_order) != sorted(genes):
+            missing, unknown = genes.difference(list(a.gene_order)), set(a.gene_order) - set(genes)
+            msg = (
+                f"`gene_order` must list every gene once, but {len(missing)} of {len(genes)} genes are missing, "
+                f"{len(unknown)} names are unknown, and {len(a.gene_order) - len(set(a.gene_order))} are repeated."
+            )
+            raise ValueError(msg)
+
+    def _check_ready_to_generate(self) -> None:
+        if not self.is_trained_:
+            msg = "The model cannot generate yet; call train() first."
+            raise RuntimeError(msg)
+
+    def _library_size_for(self, library_size: Any, *, counts: bool) -> Any:
+        if counts and library_size is None and self._input_values == "log1p":
+            msg = (
+                "The model was trained on log-normalised values, which do not tell library sizes; give `library_size` as one "
+                "number or one per cell to get counts."
+            )
+            raise ValueError(msg)
+        if not counts and library_size is not None:
+            msg = "`library_size` was given, but log-normalised values have none; set `counts=True`, or leave it out."
+            raise ValueError(msg)
+        return library_size
+
+    def _checked_library_size(
+        self, library_size: Any, n_cells: int, output: InputValues
+    ) -> LibrarySizeKind | np.ndarray:
+        return self._checked_totals(library_size, n_cells) if output == "counts" else np.ones(n_cells, dtype=np.float32)
+
+    def _generate_block(
+        self,
+        codes: Tensor,
+        generators: SampleGenerators,
+        options: SamplingOptions,
+        library_size: LibrarySizeKind | np.ndarray,
+        n_wanted: int,
+    ) -> Tensor:
+        profile = self.module.sample_profiles(
+            codes,
+            generators,
+            guidance_scales=options.guidance_scales,
+            sampler=options.sampler,
+            n_steps=options.n_steps,
+        )
+        if options.output == "log1p":
+            return profile[:n_wanted]
+        totals = self._draw_totals(library_size, codes, library_features(profile), generators)
+        return to_counts(profile, totals)[:n_wanted]
+
+    def _check_result(self, x: sp.csr_matrix | np.ndarray, output: InputValues) -> None:
+        module, zero_value = self.module, self.architecture.zero_value
+        check_not_diverged(x, module.largest_value.item() if output == "log1p" else float("inf"))
+        if self.architecture.clamp:
+            warn_of_missing_zeros(x, module.training_zeros.item(), zero_value=zero_value)
+
+    def _warn_if_nothing_was_learned(self) -> None:
+        warn_of_early_plateau(self.history_ or {})

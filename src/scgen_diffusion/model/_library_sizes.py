@@ -1,0 +1,57 @@
+"""How many counts the cells of a request get."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from scvi.model.base import BaseModelClass
+from torch import Tensor
+
+from scgen_diffusion.data import known_names
+from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
+
+if TYPE_CHECKING:
+    from scgen_diffusion.diffusion import SampleGenerators
+
+
+class LibrarySizeMixin(BaseModelClass):
+    """Total counts of generated cells: drawn from a distribution, or given by the user."""
+
+    architecture: Any
+    library_head_is_trained_: bool
+
+    def _checked_totals(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
+        """Resolve a user's library size: the name of a distribution, or one total per cell."""
+        if library_size is None or isinstance(library_size, str):
+            return self._checked_library_kind(library_size or self.architecture.library_size)
+        totals = np.asarray(library_size, dtype=np.float32)
+        if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
+            msg = f"`library_size` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
+            raise ValueError(msg)
+        if not np.isfinite(totals).all() or (totals < 1).any():
+            msg = f"`library_size` must be at least 1 and finite, but found {totals.min()}."
+            raise ValueError(msg)
+        return np.broadcast_to(totals, n_cells)
+
+    def _checked_library_kind(self, kind: str) -> LibrarySizeKind:
+        if kind not in LIBRARY_SIZE_KINDS:
+            msg = f"`library_size` {kind!r} is not known. {known_names(kind, LIBRARY_SIZE_KINDS)}"
+            raise ValueError(msg)
+        if not self.module.library_size.is_fitted:
+            msg = "The model has no library-size statistics; give `library_size` as one number or one per cell."
+            raise ValueError(msg)
+        if kind == "latent" and not self.library_head_is_trained_:
+            msg = "`library_size='latent'` needs a model that was trained here; published weights have no such head."
+            raise ValueError(msg)
+        return cast("LibrarySizeKind", kind)
+
+    def _draw_totals(
+        self, library_size: LibrarySizeKind | np.ndarray, codes: Tensor, z: Tensor, generators: SampleGenerators
+    ) -> Tensor:
+        """Draw the totals of cells with condition codes ``(n, keys)`` and latents or profiles ``(n, ...)``."""
+        uniform = generators.uniform()
+        if isinstance(library_size, np.ndarray):
+            return torch.tensor(library_size, device=z.device)
+        return self.module.library_size.draw(library_size, codes, z, uniform)

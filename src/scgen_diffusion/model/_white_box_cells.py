@@ -1,0 +1,179 @@
+"""Given cells, noised to given times: what the white box is looked at with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+
+from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.diffusion import SampleGenerators, VariancePreserving
+
+from ._cells import CellsMixin, row_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from torch import Tensor
+
+    from scgen_diffusion.diffusion import Path
+    from scgen_diffusion.nn import GeneDiT
+
+ALL_CELLS = "all"
+TOKENS_AT_A_TIME = 4096
+
+DEFAULT_TIMES = {True: (0, 100, 250, 500, 750, 999), False: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)}
+"""Times from data to noise: timesteps of variance-preserving paths, and times of flow matching."""
+
+DEFAULT_TIME = {True: 250, False: 0.75}
+"""A time at which data and noise weigh about the same, and cell types can still be told apart."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time as the network counts it, as the path counts it, and the weight of noise at it."""
+
+    network_time: float
+    path_time: float
+    noise_level: float
+
+
+def resolve_times(path: Path, times: Sequence[float] | float | None, *, default: Any) -> list[Moment]:
+    """Check times as the network counts them, and place them on the path.
+
+    Raises
+    ------
+    ValueError
+        For none, for what is no number, and for times beyond the path's ends.
+    """
+    if times is None:
+        times = default[isinstance(path, VariancePreserving)]
+    values = list(times) if isinstance(times, Iterable) else [times]
+    if not values:
+        msg = "`times` is empty; leave it out for the default, or give at least one."
+        raise ValueError(msg)
+    for value in values:
+        check_time(path, value)
+    return [place_time(path, float(value)) for value in values]
+
+
+def check_time(path: Path, value: object) -> None:
+    """Raise unless a value is a time as the network counts it."""
+    is_vp = isinstance(path, VariancePreserving)
+    highest = path.n_timesteps - 1 if isinstance(path, VariancePreserving) else 1
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= value <= highest):  # type: ignore[operator]
+        ends = f"a timestep between 0 (data) and {highest} (noise)" if is_vp else "between 0 (noise) and 1 (data)"
+        msg = f"A diffusion time must be {ends} here, but found {value!r}."
+        raise ValueError(msg)
+
+
+def place_time(path: Path, network_time: float) -> Moment:
+    """Place a time as the network counts it on the path."""
+    path_time = path.time(torch.tensor(network_time, dtype=torch.float64))
+    return Moment(network_time, path_time.item(), path.sigma(path_time).item())
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of cells: their names, and each cell's number."""
+
+    names: list[str]
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> Groups:
+        """Group all cells of ``obs`` by a column, of which every cell among ``rows`` must have a value.
+
+        Raises
+        ------
+        ValueError
+            For an unknown column, or cells without a value.
+        """
+        if groupby is None:
+            return cls([ALL_CELLS], np.zeros(len(obs), dtype=int))
+        if groupby not in obs:
+            msg = f"`groupby` {groupby!r} is not a column of `obs`. {known_names(groupby, list(obs))}"
+            raise ValueError(msg)
+        column = obs[groupby].astype("category").cat
+        codes = column.codes.to_numpy().astype(int)
+        if n_missing := int((codes[rows] < 0).sum()):
+            msg = f"{n_missing} cells have no value of {groupby!r}; leave them out with `indices`."
+            raise ValueError(msg)
+        return cls([str(name) for name in column.categories], codes)
+
+
+@dataclass(frozen=True)
+class CellBatch:
+    """Cells of one batch: their rows, what diffuses of them, each cell's own noise, and what the network is told.
+
+    ``generators`` draw what else is random, for each cell apart.
+    """
+
+    rows: np.ndarray
+    data: Tensor
+    noise: Tensor
+    condition: Tensor
+    generators: SampleGenerators
+
+    def at(self, path: Path, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the network's arguments for these cells at a time."""
+        x_t = path.interpolate(self.data, self.noise, torch.full_like(self.data[:, 0], moment.path_time))
+        return x_t, torch.full_like(x_t[:, 0], moment.network_time), self.condition
+
+
+class NoisedCellsMixin(CellsMixin):
+    """Cells as a trained white-box network sees them."""
+
+    is_trained_: bool
+
+    def _check_can_read_cells(self) -> None:
+        if not self.is_trained_:
+            msg = "The model is not trained, so that there is nothing to see in it yet; call train() first."
+            raise RuntimeError(msg)
+        if self.module.architecture.backbone != "white_box":
+            msg = f"Only white-box networks can be opened, but `backbone` is {self.module.architecture.backbone!r}."
+            raise ValueError(msg)
+
+    @property
+    def _opened_network(self) -> GeneDiT:
+        """The network that generates."""
+        return self.module.averaged_network.module.backbone
+
+    def _opened(self, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
+        """Return the cells to look at, and the numbers of the rows asked for."""
+        self._check_can_read_cells()
+        source = self._validated(adata)
+        rows = row_numbers(indices, source.n_obs)
+        if len(rows) == 0:
+            msg = "`indices` selects no cells."
+            raise ValueError(msg)
+        return source, rows
+
+    def _noised(
+        self, source: AnnData, rows: np.ndarray, *, conditional: bool, seed: int, batch_size: int | None = None
+    ) -> Iterator[CellBatch]:
+        """Yield cells with noise of their own, which depends on the seed and the row number alone."""
+        module = self.module
+        for tensors, batch in self._batches(source, rows, self._checked_batch_size(batch_size)):
+            data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
+            generators = SampleGenerators(seed, batch.tolist(), data.device)
+            noise = generators.normal(module.n_input)
+            own = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY, data.new_zeros(len(data), 0)).long()
+            condition = own if conditional else module.null_condition.expand_as(own)
+            yield CellBatch(batch, data, noise, condition, generators)
+
+    def _checked_batch_size(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return max(1, TOKENS_AT_A_TIME // len(self._opened_network.network.positions))
+        if not is_whole_number(batch_size) or batch_size < 1:
+            msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
+            raise ValueError(msg)
+        return int(batch_size)

@@ -1,0 +1,262 @@
+"""The module of the gene-space models: tensors in, losses and profiles out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor
+
+from scgen_diffusion.diffusion import (
+    CONDITION_STRATEGIES,
+    PATHS,
+    TARGETS,
+    Denoiser,
+    GuidedField,
+    Path,
+    SampleGenerators,
+    Sampler,
+    Target,
+)
+from scgen_diffusion.nn import GeneDiT
+
+from ._ema import averaged_copy
+from ._expression import InputValues, log_profile, total_counts
+from ._library_size import LibrarySizeModel
+from ._profile_networks import build_network
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from scgen_diffusion.diffusion import ConditionStrategy
+
+    from ._gene_space_architecture import GeneSpaceArchitecture
+    from ._profile_networks import RegressionNetwork
+    from ._profile_summary import ProfileSummary
+
+LARGEST_PROFILE = 20.0  # of a gene; a cell that diverged has larger values, of which float32 cannot take the exponential
+SMALLEST_SCALE = 0.05  # of a gene; what hardly varies is not blown up
+
+
+class GeneSpaceModule(BaseModuleClass):
+    """Diffusion of log-normalised profiles.
+
+    A cell's profile is ``log1p(1e4 x / sum(x))``. What the network sees are its values, with exact zeros replaced where the
+    architecture says so, and scaled.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_classes
+        Number of classes of each condition key.
+    input_values
+        ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
+    architecture
+        Sizes and parts.
+
+    References
+    ----------
+    scRDiT: arXiv 2404.06153. White-Box Diffusion Transformer: arXiv 2411.06785.
+    """
+
+    null_condition: Tensor
+    shift: Tensor
+    scale: Tensor
+    training_zeros: Tensor
+    smallest_value: Tensor
+    largest_value: Tensor
+
+    def __init__(
+        self,
+        n_input: int,
+        n_classes: Sequence[int] = (),
+        *,
+        input_values: InputValues = "counts",
+        architecture: GeneSpaceArchitecture,
+    ) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        self.n_input = n_input
+        self.input_values = input_values
+        self.network = build_network(n_input, n_classes, a, self.path, self.target)
+        self.averaged_network = averaged_copy(self.network, a.ema_decay)
+        self.library_size = LibrarySizeModel(len(n_classes), 2 * n_input)
+        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        self.register_buffer("shift", torch.zeros(n_input))
+        self.register_buffer("scale", torch.ones(n_input))
+        self.register_buffer("training_zeros", torch.tensor(float("nan")))
+        self.register_buffer("smallest_value", torch.tensor(0.0))
+        self.register_buffer("largest_value", torch.tensor(float("nan")))
+
+    @property
+    def path(self) -> Path:
+        """How data becomes noise."""
+        return PATHS[self.architecture.path]
+
+    @property
+    def target(self) -> Target:
+        """What the network predicts."""
+        return TARGETS[self.architecture.target]
+
+    @property
+    def strategy(self) -> ConditionStrategy:
+        """How conditions are dropped in training and composed in guidance."""
+        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+
+    # --- from profiles to the network's values and back ---------------------------------------------------------------
+
+    def encode(self, profile: Tensor) -> Tensor:
+        """Turn profiles ``(cells, genes)`` into what diffuses: zeros negated, values scaled."""
+        return (self.negate_zeros(profile) - self.shift) / self.scale
+
+    def decode(self, values: Tensor) -> Tensor:
+        """Turn generated values ``(cells, genes)`` into profiles, if the architecture clamps with exact zeros.
+
+        What is below 0 then becomes zero; where zeros were not negated, what is nearer to zero than to any training value.
+        """
+        profile = values * self.scale + self.shift
+        if not self.architecture.clamp:
+            return profile
+        cut = self.smallest_value / 2 if self.architecture.zero_value is None else 0.0
+        return torch.where(profile <= cut, 0.0, profile)  # what is no number stays, to be found
+
+    def negate_zeros(self, profile: Tensor) -> Tensor:
+        """Replace exact zeros by the architecture's value for them."""
+        zero = self.architecture.zero_value
+        return profile if zero is None else torch.where(profile == 0, zero, profile)
+
+    def start_from(self, summary: ProfileSummary) -> None:
+        """Take scale, zeros and the genes' own distributions from the training cells."""
+        zero = self.architecture.zero_value or 0.0
+        self._set_scaling(*summary.moments(zero))
+        self.training_zeros.copy_(1 - summary.frequency.mean())
+        self.smallest_value.copy_(summary.smallest)
+        self.largest_value.copy_(summary.largest)
+        for network in self._both_networks:
+            network.start_from(
+                spike=(zero - self.shift) / self.scale,
+                frequency=summary.frequency,
+                mean=(summary.expressed_mean - self.shift) / self.scale,
+                std=summary.expressed_std / self.scale,
+            )
+
+    def start_reading(self, directions: Tensor) -> None:
+        """Let global tokens start as coordinates along ``directions (k, genes)`` of encoded data."""
+        for network in self._both_networks:
+            if isinstance(network.backbone, GeneDiT):
+                network.backbone.start_reading(directions)
+
+    def gene_loadings(self) -> list[Tensor]:
+        """List the weight matrices by which global tokens read and write genes."""
+        backbone = self.network.backbone
+        return backbone.global_weights if isinstance(backbone, GeneDiT) else []
+
+    def _set_scaling(self, mean: Tensor, std: Tensor) -> None:
+        scaling = self.architecture.scaling
+        if scaling == "gene":
+            self.shift.copy_(mean)
+            self.scale.copy_(std.clamp(min=SMALLEST_SCALE))
+        elif scaling == "global":
+            overall = mean.mean()
+            self.shift.fill_(overall)
+            self.scale.fill_((std.square() + (mean - overall).square()).mean().sqrt())
+
+    @property
+    def _both_networks(self) -> tuple[RegressionNetwork, RegressionNetwork]:
+        return self.network, self.averaged_network.module
+
+    def set_gene_order(self, order: np.ndarray) -> None:
+        """Set the order in which the networks see the genes, as their numbers ``(genes,)``."""
+        for network in self._both_networks:
+            network.backbone.layout.gene_order.copy_(torch.from_numpy(order))
+
+    # --- training, as scvi-tools calls it -----------------------------------------------------------------------------
+
+    def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        return {"x": tensors[REGISTRY_KEYS.X_KEY]}
+
+    def _get_generative_input(
+        self, tensors: Mapping[str, Tensor], inference_outputs: Mapping[str, Tensor], **_: Any
+    ) -> dict[str, Tensor]:
+        return {"data": inference_outputs["data"]}
+
+    @auto_move_data
+    def inference(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the profiles of expression ``(cells, genes)``, and what diffuses of them."""
+        profile = log_profile(x, self.input_values)
+        return {"profile": profile, "data": self.encode(profile)}
+
+    @auto_move_data
+    def generative(
+        self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor, *, averaged: bool = False
+    ) -> dict[str, Tensor]:
+        """Return each cell's error ``(cells,)`` in predicting the target from noised data.
+
+        Parameters
+        ----------
+        data, noise
+            Ends of the path, ``(cells, genes)``.
+        t
+            Times, ``(cells,)``.
+        condition
+            Class indices, ``(cells, keys)``.
+        averaged
+            Whether to take the averaged weights.
+        """
+        network = self.averaged_network.module if averaged else self.network
+        return {"error": network.loss(data, noise, t, condition)}
+
+    def loss(
+        self,
+        tensors: Mapping[str, Tensor],
+        inference_outputs: Mapping[str, Tensor],
+        generative_outputs: Mapping[str, Tensor],
+    ) -> LossOutput:
+        """Return the mean error of the target, and of the library size read off the profile."""
+        error = generative_outputs["error"]
+        losses = {"denoising_loss": error.mean()}
+        if self.input_values == "counts":
+            log_totals = total_counts(tensors[REGISTRY_KEYS.X_KEY])[:, 0].log()
+            losses["library_size_loss"] = self.library_size.loss(
+                library_features(inference_outputs["profile"]), log_totals
+            ).mean()
+        return LossOutput(loss=sum(losses.values()), extra_metrics=losses, n_obs_minibatch=len(error))
+
+    # --- generation ----------------------------------------------------------------------------------------------------
+
+    def sample_profiles(
+        self,
+        condition: Tensor,
+        generators: SampleGenerators,
+        *,
+        guidance_scales: Sequence[float],
+        sampler: Sampler,
+        n_steps: int | None = None,
+    ) -> Tensor:
+        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, keys)`` and guidance."""
+        terms = tuple(self.strategy.terms(guidance_scales))
+        field = GuidedField(self.averaged_network, condition, self.null_condition, terms)
+        denoiser = Denoiser(field, self.path, self.target)
+        values = sampler(denoiser, generators.normal(self.n_input), n_steps=n_steps, generators=generators)
+        return self.decode(values)
+
+
+def to_counts(profile: Tensor, totals: Tensor) -> Tensor:
+    """Turn profiles ``(cells, genes)`` into whole counts, of about ``totals (cells,)`` per cell.
+
+    A generated profile imitates observed cells, counting noise included. So counts are not drawn from it, which would add
+    that noise again, but rounded: a real cell's profile and total give back its counts.
+    """
+    shares = profile.clamp(0, LARGEST_PROFILE).expm1()
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-8)
+    return (shares * totals[:, None]).round()
+
+
+def library_features(profile: Tensor) -> Tensor:
+    """Return what tells a cell's total: its profile ``(cells, genes)``, and which genes are expressed, side by side."""
+    return torch.cat([profile, (profile > 0).to(profile)], dim=1)

@@ -1,0 +1,171 @@
+"""Sizes and parts of the gene-space models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ._options import changed_options, check_options
+
+Backbone = Literal["dit", "unet", "white_box"]
+GeneOrder = Literal["given", "correlation"]
+
+N_PATCHES = 10
+LARGEST_PATCH = 200
+MANY_CELLS = 20_000
+
+TARGETS_OF_PATH = {
+    "vp_linear": ("noise", "data", "v"),
+    "vp_cosine": ("noise", "data", "v"),
+    "flow_matching": ("velocity",),
+}
+
+
+@dataclass(frozen=True)
+class GeneSpaceArchitecture:
+    """Sizes and parts of :class:`~scgen_diffusion.model.SCRDIT` and :class:`~scgen_diffusion.model.WBDIT`.
+
+    Parameters
+    ----------
+    backbone
+        The network: ``"dit"``, a transformer over patches of genes; ``"unet"``, a one-dimensional U-Net; or
+        ``"white_box"``, the transformer with CRATE blocks.
+    path
+        How data becomes noise: ``"vp_linear"`` (published) or ``"vp_cosine"``, variance-preserving with that schedule, or
+        ``"flow_matching"``, the linear interpolant.
+    target
+        What the network predicts: ``"noise"`` (published), ``"data"`` or ``"v"``; ``"velocity"`` for flow matching.
+    head
+        How the network's outputs become the prediction: ``"regression"``, they are it (published); or
+        ``"spike_and_slab"``, they are the distribution of each gene's value, exactly zero or normal, which is combined with
+        the gene's own noisy value by Bayes' rule. The latter needs ``target="data"``.
+    zero_value
+        Value that stands for an exact zero (*zero negation*; published for scRDiT: -10), below 0; None leaves zeros as they
+        are.
+    clamp
+        Whether generated values below 0 become 0, so that zeros come back exactly.
+    scaling
+        How values are brought to unit variance: ``"none"`` (published), one number for all (``"global"``), or one per gene
+        (``"gene"``).
+    patch_size
+        Neighbouring genes in a patch. Not for the U-Net. Default: a tenth of the genes, at most 200.
+    width, n_layers, n_heads
+        Token width, blocks, and heads of the transformers. Default width: 256 for 20 000 cells or more on a GPU.
+    n_global_tokens
+        Tokens of the transformers that read all genes at once, and write to all. Published: none.
+    unet_width
+        Channels of the U-Net's first level; the others have two, four and four times as many.
+    gene_order
+        Which genes are neighbours: ``"given"``, the order of the data; ``"correlation"``, that of a hierarchical clustering
+        of the training cells' genes; or a list of all genes.
+    condition_strategy
+        ``"joint"`` or ``"mutually_exclusive"``, see :mod:`scgen_diffusion.diffusion`.
+    ema_decay
+        Decay of the averaged weights, with which cells are generated; 0 keeps the last weights (published).
+    library_size
+        Distribution that total counts are drawn from when counts are asked for: ``"empirical"``, ``"normal"`` or
+        ``"latent"``, which reads them off the generated profile.
+    """
+
+    backbone: Backbone = "dit"
+    path: Literal["vp_linear", "vp_cosine", "flow_matching"] = "vp_linear"
+    target: Literal["noise", "data", "v", "velocity"] = "data"
+    head: Literal["regression", "spike_and_slab"] = "spike_and_slab"
+    zero_value: float | None = None
+    clamp: bool = True
+    scaling: Literal["none", "global", "gene"] = "gene"
+    patch_size: int = 200
+    width: int = 128
+    n_layers: int = 3
+    n_heads: int = 4
+    n_global_tokens: int = 2
+    unet_width: int = 16
+    gene_order: GeneOrder | tuple[str, ...] = "given"
+    condition_strategy: Literal["joint", "mutually_exclusive"] = "joint"
+    ema_decay: float = 0.999
+    library_size: Literal["empirical", "normal", "latent"] = "latent"
+
+    def __post_init__(self) -> None:
+        """Check every choice and size."""
+        check_options(self, except_for=("zero_value", "gene_order"))
+        _check_zero_value(self.zero_value)
+        _check_gene_order(self.gene_order)
+        if self.target not in TARGETS_OF_PATH[self.path]:
+            allowed = list(TARGETS_OF_PATH[self.path])
+            msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
+            raise ValueError(msg)
+        if self.head == "spike_and_slab" and self.target != "data":
+            msg = f"`head='spike_and_slab'` predicts the data: set `target='data'`, found {self.target!r}."
+            raise ValueError(msg)
+
+
+def _check_zero_value(value: object) -> None:
+    is_number = isinstance(value, float | int) and not isinstance(value, bool)
+    if value is not None and not (is_number and -1000 <= value < 0):
+        msg = f"`zero_value` must be None or a number below 0 (and at least -1000), but found {value!r}."
+        raise ValueError(msg)
+
+
+def _check_gene_order(order: object) -> None:
+    if not isinstance(order, tuple) and order not in ("given", "correlation"):
+        msg = f"`gene_order` must be 'given', 'correlation' or a list of all genes, but found {order!r}."
+        raise ValueError(msg)
+
+
+PUBLISHED_SCRDIT = GeneSpaceArchitecture(
+    target="noise",
+    head="regression",
+    zero_value=-10.0,
+    scaling="none",
+    patch_size=10,
+    width=768,
+    n_heads=8,
+    n_global_tokens=0,
+    unet_width=64,
+    ema_decay=0.0,
+)
+
+SCRDIT_ARCHITECTURES = {"default": GeneSpaceArchitecture(), "published": PUBLISHED_SCRDIT}
+WBDIT_ARCHITECTURES = {
+    "default": replace(SCRDIT_ARCHITECTURES["default"], backbone="white_box"),
+    "published": replace(PUBLISHED_SCRDIT, backbone="white_box", zero_value=None),
+}
+
+
+def build_gene_space_architecture(
+    model: str, size: str, *, n_genes: int = 2000, n_cells: int = 2000, on_gpu: bool = False, **changes: Any
+) -> GeneSpaceArchitecture:
+    """Return the named architecture of ``"SCRDIT"`` or ``"WBDIT"`` with the given changes.
+
+    Parameters
+    ----------
+    model
+        Name of the model.
+    size
+        Name of the architecture; ``"default"`` follows from the data and the device.
+    n_genes, n_cells
+        Size of the data.
+    on_gpu
+        Whether there is a GPU to compute on.
+    **changes
+        Fields of :class:`GeneSpaceArchitecture`.
+
+    Raises
+    ------
+    ValueError
+        If the name or a value is not allowed.
+    TypeError
+        If there is no such option.
+    """
+    architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
+    if isinstance(order := changes.get("gene_order"), list):
+        changes = {**changes, "gene_order": tuple(order)}
+    if size == "default":
+        changes = default_sizes(n_genes, n_cells, on_gpu=on_gpu) | changes
+    return changed_options(architectures, size, changes, owner=model)
+
+
+def default_sizes(n_genes: int, n_cells: int, *, on_gpu: bool) -> dict[str, int]:
+    """Choose sizes by which a laptop trains in minutes; a GPU with many cells gets a wider network."""
+    is_large = on_gpu and n_cells >= MANY_CELLS
+    return {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}

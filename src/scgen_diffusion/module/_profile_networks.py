@@ -1,0 +1,125 @@
+"""Networks that denoise profiles: a backbone, and how its outputs become a prediction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from scgen_diffusion.diffusion import diffusion_loss, expand_time, spike_and_slab_mean
+from scgen_diffusion.nn import GeneDiT, GeneUNet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgen_diffusion.diffusion import Path, Target
+
+    from ._gene_space_architecture import GeneSpaceArchitecture
+
+LARGEST_WEIGHT = 20.0
+
+
+class RegressionNetwork(nn.Module):
+    """A backbone whose outputs are the prediction of the target, learned by least squares.
+
+    Parameters
+    ----------
+    backbone
+        ``(x_t, network time, condition) -> (cells, genes)``.
+    path
+        Joins noise and data.
+    target
+        What the backbone predicts.
+    """
+
+    n_outputs = 1
+
+    def __init__(self, backbone: nn.Module, path: Path, target: Target) -> None:
+        super().__init__()
+        self.backbone, self.path, self.target = backbone, path, target
+
+    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
+        """Predict the target from ``x_t (cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``."""
+        return self.backbone(x_t, network_time, condition)
+
+    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return each cell's mean squared error, ``(cells,)``."""
+        return diffusion_loss(self, self.path, self.target, data, noise=noise, t=t, condition=condition)
+
+    def start_from(self, *, spike: Tensor, frequency: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Take what is known of each gene before training; nothing here."""
+
+
+class SpikeAndSlabNetwork(RegressionNetwork):
+    r"""A backbone whose outputs are the prior of each gene's value: exactly zero, or normally distributed.
+
+    The prediction is the expected data given this prior and the gene's own noisy value
+    (:func:`~scgen_diffusion.diffusion.spike_and_slab_mean`). Its squared error is weighted by
+    :math:`\min(1 / \sigma_t^2, 20)`: at low noise the prediction is easy and must be exact.
+
+    Parameters
+    ----------
+    backbone
+        ``(x_t, network time, condition) -> (cells, 3, genes)``: log odds of expression, mean and log standard deviation of
+        expressed values, relative to the genes' own.
+    path
+        Joins noise and data.
+    target
+        The data.
+    n_genes
+        Number of genes.
+    """
+
+    n_outputs = 3
+    spike: Tensor
+
+    def __init__(self, backbone: nn.Module, path: Path, target: Target, n_genes: int) -> None:
+        super().__init__(backbone, path, target)
+        self.gene_prior = nn.Parameter(torch.zeros(self.n_outputs, n_genes))
+        self.register_buffer("spike", torch.zeros(n_genes))
+
+    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
+        """Predict the data from ``x_t (cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``."""
+        prior = self.backbone(x_t, network_time, condition) + self.gene_prior
+        t = self.path.time(network_time)
+        alpha, sigma = expand_time(self.path.alpha(t), x_t), expand_time(self.path.sigma(t), x_t)
+        return spike_and_slab_mean(prior, x_t, alpha=alpha, sigma=sigma, spike=self.spike)
+
+    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return each cell's weighted mean squared error, ``(cells,)``."""
+        return super().loss(data, noise, t, condition) * (1 / self.path.sigma(t).square()).clamp(max=LARGEST_WEIGHT)
+
+    @torch.no_grad()
+    def start_from(self, *, spike: Tensor, frequency: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Start from each gene's frequency of expression, and mean and deviation where it is expressed, ``(genes,)``."""
+        self.spike.copy_(spike)
+        self.gene_prior.copy_(torch.stack([frequency.logit(eps=1e-4), mean, std.clamp(min=0.03).log()]))
+
+
+def build_network(
+    n_genes: int, n_classes: Sequence[int], a: GeneSpaceArchitecture, path: Path, target: Target
+) -> RegressionNetwork:
+    """Build the network that an architecture names."""
+    n_outputs = SpikeAndSlabNetwork.n_outputs if a.head == "spike_and_slab" else RegressionNetwork.n_outputs
+    backbone = build_backbone(n_genes, n_classes, a, n_outputs)
+    if a.head == "spike_and_slab":
+        return SpikeAndSlabNetwork(backbone, path, target, n_genes)
+    return RegressionNetwork(backbone, path, target)
+
+
+def build_backbone(n_genes: int, n_classes: Sequence[int], a: GeneSpaceArchitecture, n_outputs: int) -> nn.Module:
+    """Build the backbone that an architecture names."""
+    if a.backbone == "unet":
+        return GeneUNet(n_genes, n_classes, width=a.unet_width, n_outputs=n_outputs)
+    return GeneDiT(
+        n_genes,
+        n_classes,
+        patch_size=a.patch_size,
+        width=a.width,
+        n_layers=a.n_layers,
+        n_heads=a.n_heads,
+        block="white_box" if a.backbone == "white_box" else "transformer",
+        n_outputs=n_outputs,
+        n_global_tokens=a.n_global_tokens,
+    )

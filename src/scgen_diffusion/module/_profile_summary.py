@@ -1,0 +1,56 @@
+"""What a gene-space model takes from the training cells before it sees them one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ProfileSummary:
+    """How often, and how highly, each gene is expressed.
+
+    Parameters
+    ----------
+    frequency
+        Share of cells that express the gene, ``(genes,)``.
+    expressed_mean, expressed_std
+        Mean and standard deviation of its value in these cells, ``(genes,)``; those of all genes where no cell does.
+    smallest, largest
+        Extremes of all values above zero.
+    """
+
+    frequency: Tensor
+    expressed_mean: Tensor
+    expressed_std: Tensor
+    smallest: Tensor
+    largest: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> ProfileSummary:
+        """Summarise batches of profiles ``(cells, genes)``, read once."""
+        n_cells, sums = 0, torch.zeros(1)
+        smallest, largest = torch.tensor(torch.inf), torch.tensor(0.0)
+        for profile in batches:
+            x = profile.double().cpu()
+            sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
+            n_cells += len(x)
+            smallest, largest = torch.minimum(smallest, x[x > 0].min()), torch.maximum(largest, x.max())
+        n_expressed, total, squares = sums
+        mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
+        variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
+        parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest, largest)
+        return cls(*(part.float() for part in parts))
+
+    def moments(self, zero: float) -> tuple[Tensor, Tensor]:
+        """Return each gene's mean and standard deviation over all cells, with ``zero`` in the place of zeros."""
+        p, distance = self.frequency, self.expressed_mean - zero
+        variance = p * self.expressed_std.square() + p * (1 - p) * distance.square()
+        return zero + p * distance, variance.sqrt()

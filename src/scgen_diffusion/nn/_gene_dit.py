@@ -1,0 +1,280 @@
+"""The diffusion transformer over patches of genes, with the usual blocks or with white-box ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ._attention import SelfAttention
+from ._dit import DiT
+from ._embeddings import patch_position_embedding
+from ._feed_forward import MLP
+from ._gene_layout import GeneLayout
+from ._white_box import SparseCoding, SubspaceAttention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from ._blocks import BlockTrace
+
+    Factory = Callable[[], nn.Module]
+
+Block = Literal["transformer", "white_box"]
+
+
+class GeneDiT(nn.Module):
+    r"""A diffusion transformer in gene space: every patch of neighbouring genes is a token.
+
+    The network of scRDiT (``block="transformer"``: self-attention and MLP) and of the white-box diffusion transformer
+    (``block="white_box"``: subspace attention and sparse coding). The genes are padded with zeros to full patches.
+
+    The network keeps what is needed to look inside: :meth:`trace` returns what each block saw and did, and for white-box
+    blocks :meth:`head_coordinates`, :meth:`head_response` and :meth:`gene_loadings` tell what each head reads.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    n_classes
+        Number of classes of each condition key.
+    patch_size
+        Genes per token. Published: 10.
+    width
+        Token width, a multiple of ``n_heads`` and of 4. Published: 768.
+    n_layers, n_heads
+        Number of blocks, and of heads per block. Published: 3 and 8.
+    hidden
+        Inner width of the MLP, default ``4 * width``; white-box blocks have none.
+    block
+        Which blocks.
+    n_outputs
+        Numbers predicted per gene. Published: 1.
+    n_global_tokens
+        Tokens beside the patches that read all genes at once, and write to all. With them, few layers see the whole cell.
+        Published: none.
+    gene_order
+        Order in which genes are put into patches, a permutation; default: as they come. Genes that belong together may
+        share a patch.
+
+    Raises
+    ------
+    ValueError
+        If sizes do not fit each other, the order is no permutation, or the block is not known.
+
+    References
+    ----------
+    Dong et al. (2024), *scRDiT: generating single-cell RNA-seq data by diffusion transformers and accelerating sampling*.
+    Cui et al. (2024), *White-box diffusion transformer for single-cell RNA-seq generation*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> network = GeneDiT(25, n_classes=(3,), patch_size=10, width=16, n_layers=1, n_heads=2)
+    >>> network(torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)).shape
+    torch.Size([5, 25])
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_classes: Sequence[int] = (),
+        *,
+        patch_size: int = 10,
+        width: int = 768,
+        n_layers: int = 3,
+        n_heads: int = 8,
+        hidden: int | None = None,
+        block: Block = "transformer",
+        n_outputs: int = 1,
+        n_global_tokens: int = 0,
+        gene_order: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_patch_size(patch_size, n_genes)
+        attention, feed_forward = block_factories(block, width, n_heads, hidden)
+        self.n_outputs, self.n_global_tokens = n_outputs, n_global_tokens
+        self.n_patches = -(-n_genes // patch_size)
+        self.layout = GeneLayout(n_genes, patch_size, gene_order)
+        positions = patch_position_embedding(self.n_patches, width)
+        self.network = DiT(
+            self.n_patches + n_global_tokens,
+            patch_size,
+            n_classes,
+            width=width,
+            n_layers=n_layers,
+            attention=attention,
+            feed_forward=feed_forward,
+            positions=torch.cat([positions, torch.zeros(n_global_tokens, width)]),
+            output_width=n_outputs * patch_size,
+        )
+        initialize_as_published(self.network)
+        if n_global_tokens:
+            self.read_all_genes = nn.Linear(n_genes, n_global_tokens * width)
+            self.write_all_genes = nn.Linear(n_global_tokens * width, n_outputs * n_genes, bias=False)
+            nn.init.zeros_(self.write_all_genes.weight)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``.
+
+        Published, a time is the number of the diffusion step, from 0 to 999.
+
+        Returns
+        -------
+        Tensor
+            ``(cells, genes)``, or ``(cells, n_outputs, genes)`` where there are several.
+        """
+        tokens = self.network.transform(self._embed(x_t), t, condition)
+        per_patch = self.network.project_out(tokens[:, : self.n_patches])
+        prediction = self.layout.undo(per_patch.unflatten(-1, (self.n_outputs, -1)).transpose(1, 2).flatten(2))
+        if self.n_global_tokens:
+            per_gene = self.write_all_genes(tokens[:, self.n_patches :].flatten(1))
+            prediction = prediction + per_gene.unflatten(-1, (self.n_outputs, -1))
+        return prediction if self.n_outputs > 1 else prediction[:, 0]
+
+    @torch.no_grad()
+    def start_reading(self, directions: Tensor) -> None:
+        """Let the first numbers of the global tokens be the cells' coordinates along ``directions (k, genes)``."""
+        if self.n_global_tokens:
+            k = min(len(directions), len(self.read_all_genes.weight))
+            self.read_all_genes.weight[:k] = directions[:k]
+            self.read_all_genes.bias[:k] = 0
+
+    @property
+    def global_weights(self) -> list[Tensor]:
+        """The matrices by which global tokens read and write genes."""
+        return [self.read_all_genes.weight, self.write_all_genes.weight] if self.n_global_tokens else []
+
+    @property
+    def genes_of_patches(self) -> Tensor:
+        """The genes of each patch, -1 for padding, ``(patches, patch_size)``."""
+        return self.layout.genes.unflatten(0, (self.n_patches, -1))
+
+    def trace(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[BlockTrace]:
+        """Return what every block saw and did, for the arguments of :meth:`forward`; global tokens come last."""
+        return self.network.trace(self._embed(x_t), t, condition)
+
+    def head_coordinates(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[Tensor]:
+        r"""Return what each white-box head reads: :math:`U_k^\top z` of its modulated tokens ``z``.
+
+        One tensor per layer, ``(cells, heads, patches, width / heads)``.
+        """
+        self._check_white_box()
+        traces = self.trace(x_t, t, condition)
+        return [
+            block.attention.coordinates(trace.attention.modulated)
+            for block, trace in zip(self.network.blocks, traces, strict=True)
+        ]
+
+    def head_response(self, x_t: Tensor, t: Tensor, condition: Tensor, direction: Tensor) -> list[Tensor]:
+        r"""Return how what the heads read changes as the cells move in a direction of gene space.
+
+        The exact derivative of :meth:`head_coordinates` at ``x_t`` along ``direction (cells, genes)``, by forward-mode
+        differentiation: a gene's unit vector, a marker set, or the way from one cell type to another.
+        """
+
+        def coordinates(x: Tensor) -> list[Tensor]:
+            return self.head_coordinates(x, t, condition)
+
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels have no forward mode
+            return torch.func.jvp(coordinates, (x_t,), (direction,))[1]
+
+    def gene_loadings(
+        self, x_t: Tensor, t: Tensor, condition: Tensor, *, generator: torch.Generator, n_probes: int = 1
+    ) -> Tensor:
+        r"""Measure how strongly each gene moves what each head reads, at these cells and times.
+
+        .. math:: \ell_{kg} = \sqrt{\operatorname{mean}_{\text{cells}}
+            \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
+
+        over all tokens of :meth:`head_coordinates`. The patch embedding alone cannot tell this: it is the same for every
+        patch, so genes differ only by what position, normalisation, modulation and the layers before make of them. A norm,
+        because a head computes the same in every rotated basis of its subspace, so that single directions have no meaning.
+
+        The norm is estimated with random signs, :math:`\mathbb E_v (J^\top v)_g^2 = \lVert J_{\cdot g} \rVert^2`: one
+        backward pass per layer, head and probe instead of one per gene. Its relative standard error is at most about
+        ``(2 * cells * n_probes) ** -0.5``.
+
+        Parameters
+        ----------
+        x_t, t, condition
+            As in :meth:`forward`.
+        generator
+            Draws the signs; on the device of ``x_t``.
+        n_probes
+            Draws per cell.
+
+        Returns
+        -------
+        Tensor
+            ``(layers, heads, genes)``.
+        """
+        with torch.enable_grad():
+            x_t = x_t.detach().clone().requires_grad_()
+            layers = self.head_coordinates(x_t, t, condition)
+            heads = [head for layer in layers for head in layer.unbind(1)]
+        squares = [mean_square_gradient(head, x_t, generator, n_probes) for head in heads]
+        return torch.stack(squares).sqrt().unflatten(0, (len(layers), -1))
+
+    def _embed(self, x_t: Tensor) -> Tensor:
+        """Turn cells ``(cells, genes)`` into tokens ``(cells, patches + global tokens, width)``."""
+        patches = self.network.project_in(self.layout(x_t).unflatten(1, (self.n_patches, -1)))
+        if not self.n_global_tokens:
+            return patches
+        return torch.cat([patches, self.read_all_genes(x_t).unflatten(1, (self.n_global_tokens, -1))], dim=1)
+
+    def _check_white_box(self) -> None:
+        if not all(isinstance(block.attention, SubspaceAttention) for block in self.network.blocks):
+            msg = "Only the heads of white-box blocks have a subspace: build the network with block='white_box'."
+            raise ValueError(msg)
+
+
+def mean_square_gradient(head: Tensor, x_t: Tensor, generator: torch.Generator, n_probes: int) -> Tensor:
+    """Estimate each gene's squared derivative, summed over what a head reads and averaged over cells, ``(genes,)``."""
+    total = torch.zeros_like(x_t[0])
+    for _ in range(n_probes):
+        coins = torch.randint(0, 2, head.shape, generator=generator, device=head.device)
+        (gradient,) = torch.autograd.grad(head, x_t, (2 * coins - 1).to(head.dtype), retain_graph=True)
+        total += gradient.square().mean(0)
+    return total / n_probes
+
+
+def block_factories(block: Block, width: int, n_heads: int, hidden: int | None) -> tuple[Factory, Factory]:
+    """Return what builds the two halves of a block."""
+    if block not in get_args(Block):
+        msg = f"`block` must be one of {', '.join(get_args(Block))}, but found {block!r}."
+        raise ValueError(msg)
+    if block == "transformer":
+        return (lambda: SelfAttention(width, n_heads, bias=True)), (lambda: MLP(width, hidden))
+    if hidden is not None:
+        msg = f"White-box blocks have no inner width: leave out `hidden`, found {hidden}."
+        raise ValueError(msg)
+    return (lambda: SubspaceAttention(width, n_heads)), (lambda: SparseCoding(width))
+
+
+def check_patch_size(patch_size: int, n_genes: int) -> None:
+    """Raise if there are not enough genes for a patch."""
+    if not 1 <= patch_size <= n_genes:
+        msg = f"`patch_size` must be between 1 and the number of genes, but found {patch_size} for {n_genes} genes."
+        raise ValueError(msg)
+
+
+@torch.no_grad()
+def initialize_as_published(network: DiT) -> None:
+    """Start projections from Glorot's uniform distribution without bias, and the time embedding from small weights."""
+    halves = [half for block in network.blocks for half in (block.attention, block.feed_forward)]
+    for linear in _linears(network.project_in, *halves):
+        nn.init.xavier_uniform_(linear.weight)
+    for linear in _linears(network.embed_time):
+        nn.init.normal_(linear.weight, std=0.02)
+    for linear in _linears(network.project_in, *halves, network.embed_time):
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+
+
+def _linears(*modules: nn.Module) -> list[nn.Linear]:
+    return [part for module in modules for part in module.modules() if isinstance(part, nn.Linear)]

@@ -1,0 +1,82 @@
+"""What the plots share: panels, names that must exist, and the end of a plot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import scanpy as sc
+
+from scgen_diffusion.data import known_names
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float]) -> list[Axes]:
+    """Return the given axes, or new ones side by side with a common y axis.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many axes as panels.
+    """
+    if axs is None:
+        _, grid = plt.subplots(1, n, figsize=(n * size[0], size[1]), sharey=True, squeeze=False, layout="constrained")
+        return list(grid[0])
+    if len(axs) != n:
+        msg = f"`axs` must hold one axis per panel, {n}, but found {len(axs)}."
+        raise ValueError(msg)
+    return list(axs)
+
+
+def one_axis(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
+    """Return the given axis, or a new one."""
+    return panels(1, None, size=size)[0] if ax is None else ax
+
+
+def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[str] | None) -> Axes | list[Axes] | None:
+    """Save and show as asked, and return the axes if they are not shown."""
+    first = axes[0] if isinstance(axes, list) else axes
+    if save is not None:
+        first.figure.savefig(save, bbox_inches="tight", dpi=150)
+    if sc.settings.autoshow if show is None else show:
+        plt.show()
+        return None
+    return axes
+
+
+def chosen(name: str, wanted: Sequence | None, known: Sequence) -> list:
+    """Return what is wanted, or all that is known.
+
+    Raises
+    ------
+    ValueError
+        For what is not known.
+    """
+    if wanted is None:
+        return list(known)
+    for value in wanted:
+        if value not in known:
+            msg = f"`{name}` has the unknown value {value!r}. {known_names(value, list(known))}"
+            raise ValueError(msg)
+    return list(wanted)
+
+
+def written(adata: AnnData, key: str, where: str, name: str) -> object:
+    """Return what ``write_white_box`` wrote.
+
+    Raises
+    ------
+    KeyError
+        If it is not there.
+    """
+    mapping = getattr(adata, where)
+    if name not in mapping:
+        msg = f"There is no {name!r} in `adata.{where}`; call write_white_box(adata, key={key!r}) of a trained WBDIT first."
+        raise KeyError(msg)
+    return mapping[name]

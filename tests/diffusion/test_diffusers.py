@@ -1,0 +1,75 @@
+"""Schedules and samplers against numbers that Hugging Face diffusers gave (``record_diffusers.py`` recorded them).
+
+diffusers keeps its schedules in single precision, so that ends of order 1 agree to 1e-6. Its "trailing" timesteps are
+ours with equal steps in time.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scgen_diffusion.diffusion import (
+    PATHS,
+    TARGETS,
+    DDIMSampler,
+    DDPMSampler,
+    Denoiser,
+    DPMSolverSampler,
+    HeunSampler,
+    SampleGenerators,
+    VariancePreserving,
+)
+
+VECTORS = load_file(Path(__file__).parent / "diffusers_vectors.safetensors")
+N_STEPS, SEED = 20, 7
+
+
+def predict(x_t, k):
+    """Stand in for a network, roughly right for standard normal data; ``record_diffusers.py`` has the same."""
+    u = k / 1000
+    return x_t * (1 - (-10 * u**2).exp()).sqrt() + 0.2 * (1 - u) * (3 * u).cos() * x_t.sin()
+
+
+def sample(sampler, target="noise", bounds=None):
+    denoiser = Denoiser(predict, PATHS["vp_linear"], TARGETS[target], bounds)
+    x = VECTORS["x"]
+    return sampler(denoiser, x, n_steps=N_STEPS, generators=SampleGenerators(SEED, range(len(x))))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_schedules_are_those_of_diffusers(schedule):
+    path = VariancePreserving(schedule)
+    torch.testing.assert_close(path.betas().float(), VECTORS[f"betas_{schedule}"], rtol=1e-5, atol=1e-7)
+    # In single precision 1 - 0.999 is wrong by 1e-5, and 1 000 factors are multiplied.
+    torch.testing.assert_close(path.alpha_bar().float(), VECTORS[f"alpha_bar_{schedule}"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("variance", ["upper", "lower"])
+def test_ddpm_with_either_variance_is_that_of_diffusers(variance):
+    ends = sample(DDPMSampler(variance=variance))
+    torch.testing.assert_close(ends, VECTORS[f"ddpm_{variance}"], rtol=0, atol=5e-6)
+
+
+def test_ddpm_with_bounds_is_that_of_diffusers_with_clipping():
+    bound = torch.tensor(1.5, dtype=torch.float64)
+    ends = sample(DDPMSampler(), bounds=(-bound, bound))
+    torch.testing.assert_close(ends, VECTORS["ddpm_clipped"], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_is_that_of_diffusers_at_every_eta(eta):
+    torch.testing.assert_close(sample(DDIMSampler(eta=eta)), VECTORS[f"ddim_{eta}"], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("target", ["data", "v"])
+def test_ddim_is_that_of_diffusers_for_every_target(target):
+    torch.testing.assert_close(sample(DDIMSampler(), target), VECTORS[f"ddim_{target}"], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"), [("dpm_solver", DPMSolverSampler(spacing="time")), ("heun", HeunSampler(spacing="time"))]
+)
+def test_solvers_of_second_order_are_those_of_diffusers(name, sampler):
+    torch.testing.assert_close(sample(sampler), VECTORS[name], rtol=0, atol=5e-6)

@@ -1,0 +1,379 @@
+"""Samplers of denoising diffusion on Gaussian data, where all is known in closed form.
+
+For data N(m, S) the best denoiser is E[data | x_t] = m + alpha S C_t^-1 (x_t - alpha m) with C_t = alpha^2 S + sigma^2 I, and
+the probability-flow ODE carries x_t to alpha_s m + C_s^(1/2) C_t^(-1/2) (x_t - alpha_t m). Every sampler is then an affine map
+of the noise that it starts from and of the noise that it draws: unit vectors show the map, and nothing is left to chance.
+"""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from scgen_diffusion.diffusion import (
+    DIFFUSION_SAMPLERS,
+    FLOW_SAMPLERS,
+    PATHS,
+    TARGETS,
+    DDIMSampler,
+    DDPMSampler,
+    Denoiser,
+    DPMSolverSampler,
+    Estimate,
+    HeunSampler,
+    LinearInterpolant,
+    SampleGenerators,
+    VariancePreserving,
+    published_timesteps,
+    samplers_for,
+)
+
+MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
+COVARIANCE = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)
+EYE = torch.eye(2, dtype=torch.float64)
+PATH = PATHS["vp_linear"]
+SOLVERS = {"ddim": DDIMSampler, "dpm_solver": DPMSolverSampler, "heun": HeunSampler}
+EVERY_SAMPLER = {
+    **DIFFUSION_SAMPLERS,
+    "ddpm_lower": DDPMSampler(variance="lower"),
+    "ddim_half": DDIMSampler(eta=0.5),
+    "ddim_one": DDIMSampler(eta=1.0),
+}
+
+
+def root(matrix):
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ values.sqrt().diag() @ vectors.T
+
+
+def covariance_at(path, t):
+    return path.alpha(t) ** 2 * COVARIANCE + path.sigma(t) ** 2 * EYE
+
+
+def best_estimate(path, x_t, t):
+    """Return the closed-form data and noise of ``x_t`` at one time."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    residual = (x_t - alpha * MEAN) @ torch.linalg.inv(covariance_at(path, t))
+    return Estimate(MEAN + alpha * residual @ COVARIANCE, sigma * residual)
+
+
+def build_denoiser(path=PATH, target="v", counts=None):
+    """Return the best denoiser, through a network that sees the timestep index, predicts ``target``, and keeps count."""
+
+    def network(x_t, k):
+        if counts is not None:
+            counts.append(float(k))
+        t = path.timestep_to_time(k)
+        return TARGETS[target].of(path, *best_estimate(path, x_t.double(), t), t).to(x_t.dtype)
+
+    return Denoiser(network, path, TARGETS[target])
+
+
+def exact_end(path, x, times):
+    """Carry ``x`` along the probability-flow ODE from the first to the last of ``times``."""
+    first, last = torch.as_tensor(times, dtype=torch.float64)
+    carry = root(covariance_at(path, last)) @ torch.linalg.inv(root(covariance_at(path, first)))
+    return path.alpha(last) * MEAN + (x - path.alpha(first) * MEAN) @ carry.T
+
+
+def start(n=5, seed=0):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class UnitNoise:
+    """Give each sample at most one unit vector of noise: the first none, the others one per draw and dimension."""
+
+    def __init__(self, n_draws):
+        self.columns = torch.cat([torch.zeros(1, 2 * n_draws), torch.eye(2 * n_draws)])
+        self.n_drawn = 0
+
+    def __len__(self):
+        return len(self.columns)
+
+    def normal(self, *shape):
+        drawn = self.columns[:, 2 * self.n_drawn : 2 * self.n_drawn + 2]
+        self.n_drawn += 1
+        return drawn
+
+
+def mean_and_covariance(sampler, denoiser, n_steps):
+    """Return mean and covariance of a sampler's ends, for standard normal starts and standard normal draws."""
+    noise = UnitNoise(n_steps)
+    x = noise.normal(2).double()
+    ends = sampler(denoiser, x, n_steps=n_steps, generators=noise)
+    factors = ends[1:] - ends[0]
+    return ends[0], factors.T @ factors
+
+
+# Steps, and twice the error of the covariance that was measured with them, about. The mean's error is that of the start:
+# noise of mean 0 instead of alpha m, where alpha is 0.0064 for the linear schedule.
+STEPS_AND_ERROR = {
+    "ddpm": (300, 0.05),
+    "ddpm_lower": (300, 0.1),
+    "ddim": (200, 0.06),
+    "ddim_half": (200, 0.08),
+    "ddim_one": (300, 0.1),
+    "dpm_solver": (40, 0.04),
+    "heun": (40, 0.16),
+}
+
+
+@pytest.mark.parametrize("path", ["vp_linear", "vp_cosine"])
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+def test_samples_have_the_mean_and_covariance_of_gaussian_data(name, path):
+    n_steps, atol = STEPS_AND_ERROR[name]
+    mean, covariance = mean_and_covariance(EVERY_SAMPLER[name], build_denoiser(PATHS[path]), n_steps)
+    torch.testing.assert_close(mean, MEAN, rtol=0, atol=0.01)
+    torch.testing.assert_close(covariance, COVARIANCE, rtol=0, atol=atol)
+
+
+def solver_error(solver, path, n_steps, spacing):
+    """Return the largest distance to the exact solution, but for the last step, which returns the estimated data."""
+    x, times = start(), (0.0, 1 - 1 / path.n_timesteps)
+    exact = best_estimate(path, exact_end(path, x, times), torch.tensor(times[1], dtype=torch.float64)).data
+    ends = solver(spacing=spacing)(build_denoiser(path), x, n_steps=n_steps)
+    return (ends - exact).abs().max().item()
+
+
+ORDERS = {"ddim": 1, "dpm_solver": 2, "heun": 2}
+
+
+@pytest.mark.parametrize("path", ["vp_linear", "vp_cosine"])
+@pytest.mark.parametrize(("name", "order"), ORDERS.items())
+def test_error_falls_with_the_order_of_the_solver(name, order, path):
+    # 40, 80 and 160 equal steps of the log SNR, and one to t = 1.
+    errors = [solver_error(SOLVERS[name], PATHS[path], n + 1, "log_snr") for n in (40, 80, 160)]
+    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors[:-1], errors[1:], strict=True)]
+    assert slopes == pytest.approx(
+        [order] * 2, abs=0.1
+    )  # measured: 0.97 to 0.99, 1.94 to 2.00, 2.02 to 2.07; 2.00 and 2.01 at 640 steps
+
+
+@pytest.mark.parametrize(("name", "atol"), {"ddim": 2e-2, "dpm_solver": 5e-4, "heun": 5e-4}.items())
+def test_explicit_timesteps_end_at_the_exact_solution_of_the_last(name, atol):
+    timesteps = tuple(range(999, 99, -5))
+    x, times = start(), (0.0, 1 - (timesteps[-1] + 1) / 1000)
+    ends = SOLVERS[name](timesteps=timesteps)(build_denoiser(), x)
+    torch.testing.assert_close(ends, exact_end(PATH, x, times), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
+def test_samples_do_not_depend_on_what_the_network_predicts(name, target):
+    def sample(target):
+        generators = SampleGenerators(0, range(5))
+        return DIFFUSION_SAMPLERS[name](build_denoiser(target=target), start(), n_steps=10, generators=generators)
+
+    torch.testing.assert_close(sample(target), sample("data"), rtol=1e-9, atol=1e-9)
+
+
+def sample_cells(sampler, indices, dtype=torch.float64, **options):
+    generators = SampleGenerators(3, indices)
+    x = generators.normal(2).to(dtype)
+    return sampler(build_denoiser(), x, generators=generators, **options)
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+def test_cells_do_not_depend_on_their_batch(name):
+    together = sample_cells(EVERY_SAMPLER[name], range(4), n_steps=7)
+    alone = torch.cat([sample_cells(EVERY_SAMPLER[name], [i], n_steps=7) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+def test_sampling_neither_reads_nor_moves_the_global_random_state(name):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = sample_cells(EVERY_SAMPLER[name], range(2), n_steps=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(sample_cells(EVERY_SAMPLER[name], range(2), n_steps=5), first)
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+def test_single_precision_follows_double_precision(name):
+    single = sample_cells(EVERY_SAMPLER[name], range(4), torch.float32, n_steps=20)
+    assert single.dtype == torch.float32
+    # Rounding at alpha = 0.006 is amplified 150-fold.
+    torch.testing.assert_close(
+        single.double(), sample_cells(EVERY_SAMPLER[name], range(4), n_steps=20), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+def test_samples_of_any_shape_keep_it(name):
+    denoiser = Denoiser(lambda x, k: torch.zeros_like(x), PATH, TARGETS["noise"])
+    x = torch.ones(2, 3, 4)
+    assert EVERY_SAMPLER[name](denoiser, x, n_steps=3, generators=SampleGenerators(0, range(2))).shape == x.shape
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+def test_all_is_computed_where_the_samples_are(name):
+    # torch refuses to mix the device "meta", which knows shapes alone, with another.
+    denoiser = Denoiser(lambda x, k: x * k[..., None], PATH, TARGETS["v"])
+    x = torch.empty(2, 3, device="meta")
+    ends = EVERY_SAMPLER[name](denoiser, x, n_steps=3, generators=SampleGenerators(0, range(2)))
+    assert ends.device == x.device
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+def test_one_step_returns_the_estimated_data(name):
+    x, t = start(), torch.zeros((), dtype=torch.float64)
+    ends = EVERY_SAMPLER[name](build_denoiser(), x, n_steps=1, generators=SampleGenerators(0, range(5)))
+    torch.testing.assert_close(ends, best_estimate(PATH, x, t).data, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", EVERY_SAMPLER)
+@pytest.mark.parametrize("n_steps", [1, 2, 9])
+def test_n_steps_is_honoured(name, n_steps):
+    counts = []
+    EVERY_SAMPLER[name](
+        build_denoiser(counts=counts), start(), n_steps=n_steps, generators=SampleGenerators(0, range(5))
+    )
+    assert len(counts) == (2 * n_steps - 1 if name == "heun" else n_steps)
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 999
+
+
+@pytest.mark.parametrize(("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "heun": 35}.items())
+def test_without_n_steps_the_default_is_taken(name, n_evaluations):
+    counts = []
+    DIFFUSION_SAMPLERS[name](build_denoiser(counts=counts), start(1), generators=SampleGenerators(0, [0]))
+    assert len(counts) == n_evaluations
+
+
+def test_the_default_is_at_most_the_timesteps_of_the_path():
+    counts = []
+    path = VariancePreserving("cosine", n_timesteps=30)
+    DIFFUSION_SAMPLERS["ddpm"](build_denoiser(path, counts=counts), start(1), generators=SampleGenerators(0, [0]))
+    assert counts == list(range(29, -1, -1))
+
+
+def test_explicit_timesteps_are_evaluated_but_for_the_last():
+    counts = []
+    sampler = DDIMSampler(eta=1.0, timesteps=published_timesteps(stride=10))
+    sampler(build_denoiser(counts=counts), start(), generators=SampleGenerators(0, range(5)))
+    assert counts == [*range(990, 0, -10), 1]
+
+
+def test_ddpm_on_the_published_timesteps_is_the_published_recursion():
+    path = VariancePreserving("linear", n_timesteps=50, beta_end=0.2)
+    denoiser = build_denoiser(path, "noise")
+    ends = DDPMSampler(timesteps=published_timesteps(n_timesteps=50))(
+        denoiser, start(), generators=SampleGenerators(0, range(5))
+    )
+    x, generators = start(), SampleGenerators(0, range(5))
+    betas, alpha_bar = path.betas(), path.alpha_bar()
+    for k in range(49, 0, -1):
+        noise = denoiser.predict(x, path.timestep_to_time(torch.tensor(float(k), dtype=torch.float64)))
+        x = (x - betas[k] / (1 - alpha_bar[k]).sqrt() * noise) / (1 - betas[k]).sqrt()
+        x = x + betas[k].sqrt() * generators.normal(2).double() if k > 1 else x
+    torch.testing.assert_close(ends, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_on_the_published_timesteps_is_the_published_recursion(eta):
+    denoiser, timesteps, alpha_bar = build_denoiser(target="noise"), published_timesteps(stride=100), PATH.alpha_bar()
+    sampler = DDIMSampler(eta=eta, timesteps=timesteps)
+    ends = sampler(denoiser, start(), generators=SampleGenerators(0, range(5)))
+    x, generators = start(), SampleGenerators(0, range(5))
+    for k, following in pairwise(timesteps):
+        noise = denoiser.field(x, torch.tensor(float(k), dtype=torch.float64))
+        now, clean = alpha_bar[k], alpha_bar[following]
+        std = eta * ((1 - clean) / (1 - now) * (1 - now / clean)).sqrt()
+        data = (x - (1 - now).sqrt() * noise) / now.sqrt()
+        x = clean.sqrt() * data + (1 - clean - std**2).sqrt() * noise
+        x = x + std * generators.normal(2).double() if k > 1 else x
+    torch.testing.assert_close(ends, x, rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_of_eta_one_is_ddpm_with_the_lower_variance():
+    ddim = sample_cells(DDIMSampler(eta=1.0), range(3), n_steps=9)
+    ddpm = sample_cells(DDPMSampler(variance="lower"), range(3), n_steps=9)
+    torch.testing.assert_close(ddim, ddpm, rtol=1e-12, atol=1e-12)
+
+
+def test_ddim_of_eta_zero_needs_no_generators_and_ignores_them():
+    x = start()
+    assert torch.equal(
+        DDIMSampler()(build_denoiser(), x, n_steps=5),
+        DDIMSampler()(build_denoiser(), x, n_steps=5, generators=SampleGenerators(0, range(5))),
+    )
+
+
+def test_dpm_solver_of_two_steps_is_ddim():
+    # The first and the last step are of order 1, which is DDIM's.
+    solved, implicit = (
+        sampler(build_denoiser(), start(), n_steps=2) for sampler in (DPMSolverSampler(), DDIMSampler())
+    )
+    torch.testing.assert_close(solved, implicit, rtol=1e-12, atol=1e-12)
+
+
+def test_bounds_hold_for_the_samples():
+    low, high = torch.tensor([0.0, -3.0]).double(), torch.tensor([2.0, 0.0]).double()
+    denoiser = build_denoiser()
+    bounded = Denoiser(denoiser.field, PATH, denoiser.target, (low, high))
+    for sampler in EVERY_SAMPLER.values():
+        ends = sampler(bounded, start(20), n_steps=15, generators=SampleGenerators(0, range(20)))
+        assert ((ends >= low) & (ends <= high)).all()
+
+
+def test_flow_samplers_take_a_denoiser_as_it_is():
+    # The velocity is infinite at t = 1, so a method that does not evaluate there.
+    ends = FLOW_SAMPLERS["midpoint"](build_denoiser(), start(), n_steps=200)
+    torch.testing.assert_close(ends, exact_end(PATH, start(), (0.0, 1.0)), rtol=0, atol=0.02)
+
+
+def test_a_path_admits_its_own_samplers():
+    assert samplers_for(VariancePreserving("cosine", n_timesteps=10)) is DIFFUSION_SAMPLERS
+    assert samplers_for(LinearInterpolant()) is FLOW_SAMPLERS
+
+
+@pytest.mark.parametrize("sampler", [DDPMSampler(), DDIMSampler(eta=0.1)])
+def test_stochastic_samplers_refuse_to_go_without_generators(sampler):
+    with pytest.raises(ValueError, match=rf"`generators` must be given, because {type(sampler).__name__} draws noise"):
+        sampler(build_denoiser(), start(), n_steps=2)
+
+
+def test_generators_are_one_per_sample():
+    with pytest.raises(ValueError, match="`generators` must be one per sample, but found 1 for 5 samples"):
+        DDPMSampler()(build_denoiser(), start(), n_steps=2, generators=SampleGenerators(0, [0]))
+
+
+@pytest.mark.parametrize("n_steps", [0, -3, 1001])
+@pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
+def test_n_steps_out_of_range_are_refused(name, n_steps):
+    with pytest.raises(ValueError, match=rf"`n_steps` must be between 1 and the path's 1000 .* found {n_steps}"):
+        DIFFUSION_SAMPLERS[name](build_denoiser(), start(), n_steps=n_steps, generators=SampleGenerators(0, range(5)))
+
+
+@pytest.mark.parametrize("sampler_class", [DDPMSampler, DDIMSampler, DPMSolverSampler, HeunSampler])
+def test_what_no_sampler_can_do_is_refused_at_construction(sampler_class):
+    with pytest.raises(ValueError, match=r"`spacing` must be one of .*found 'even'"):
+        sampler_class(spacing="even")
+    with pytest.raises(ValueError, match=r"`timesteps` must be at least two"):
+        sampler_class(timesteps=(0, 1))
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_eta_out_of_range_is_refused(eta):
+    with pytest.raises(ValueError, match="`eta` must be between 0 and 1, but found"):
+        DDIMSampler(eta=eta)
+
+
+def test_an_unknown_variance_is_refused():
+    with pytest.raises(ValueError, match=r"`variance` must be one of \('upper', 'lower'\), but found 'learned'"):
+        DDPMSampler(variance="learned")
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        (lambda x, t: x, "function"),
+        (Denoiser(lambda x, t: x, LinearInterpolant(), TARGETS["noise"]), r"a Denoiser on LinearInterpolant\(\)"),
+    ],
+)
+def test_other_fields_are_refused(field, found):
+    with pytest.raises(ValueError, match=f"must be a Denoiser on a VariancePreserving path, but found {found}"):
+        DDIMSampler()(field, start())

@@ -1,0 +1,188 @@
+"""Signs that a gene-space model failed: when they show, what they say, and where they point."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from scgen_diffusion.model._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+
+
+@pytest.fixture
+def silence():
+    """Turn every warning into an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def plant(trained_gene_space, monkeypatch):
+    """Make the shared model generate what the network's output is said to be, in its own units."""
+
+    class Planted(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, x_t, t, condition):
+            return torch.full_like(x_t, self.value)
+
+    def plant_(value):
+        monkeypatch.setitem(trained_gene_space.module._modules, "averaged_network", Planted(value))
+        return trained_gene_space
+
+    return plant_
+
+
+@pytest.fixture
+def plant_profiles(trained_gene_space, monkeypatch):
+    """Make the shared model generate given profiles."""
+
+    def plant_(profile):
+        profiles = torch.as_tensor(profile, dtype=torch.float32).expand(128, 12)
+        monkeypatch.setattr(trained_gene_space.module, "sample_profiles", lambda *_, **__: profiles.clone())
+        return trained_gene_space
+
+    return plant_
+
+
+def history(*losses):
+    name = "diffusion_denoising_loss_train"
+    return {name: pd.DataFrame({name: losses})}
+
+
+# --- training --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_hardly_falls_is_warned_of_where_the_user_trains(make_gene_space, gene_space_class, quick):
+    model = make_gene_space(gene_space_class)
+
+    with pytest.warns(UserWarning, match=r"loss hardly fell, from .* to .*`recipe_kwargs`") as caught:
+        model.train(10, recipe_kwargs={"learning_rate": 1e-9}, **quick)
+
+    assert [w.filename for w in caught if "hardly fell" in str(w.message)] == [__file__]
+    assert model.is_trained_
+
+
+@pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize("losses", [np.linspace(1, 0.5, 10), [1.0] * 9, [1.0]], ids=["falls", "short", "one epoch"])
+def test_a_loss_that_falls_and_a_short_run_are_not_warned_of(losses):
+    warn_of_early_plateau(history(*losses))
+
+
+def test_the_history_of_a_resumed_run_is_judged_as_a_whole():
+    with pytest.warns(UserWarning, match=r"from 1 to 0\.95"):
+        warn_of_early_plateau(history(*np.linspace(1, 0.95, 30)))
+
+
+# --- generation ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_is_no_number_any_more_is_an_error(plant, value, counts):
+    with pytest.raises(FloatingPointError, match="Sampling diverged: the generated values are not finite"):
+        plant(value).generate(5, seed=0, counts=counts)
+
+
+def test_a_single_value_that_is_no_number_is_an_error(plant_profiles):
+    profile = np.ones(12)
+    profile[3] = np.nan
+
+    with pytest.raises(FloatingPointError, match="not finite.*more steps"):
+        plant_profiles(profile).generate(5, seed=0)
+
+
+def test_values_far_above_training_are_warned_of_where_the_user_generates(plant_profiles, trained_gene_space):
+    largest = trained_gene_space.module.largest_value.item()
+    profile = np.zeros(12)
+    profile[3] = 2 * largest
+
+    with pytest.warns(
+        UserWarning, match=re.escape(f"is {2 * largest:.3g}, the largest training value {largest:.3g}")
+    ) as w:
+        cells = plant_profiles(profile).generate(5, seed=0)
+
+    assert [warning.filename for warning in w] == [__file__]
+    assert cells.X.max() == pytest.approx(2 * largest)
+
+
+@pytest.mark.usefixtures("silence")
+def test_counts_may_be_larger_than_any_log_value(plant_profiles):
+    profile = np.zeros(12)
+    profile[3] = 5.0
+
+    plant_profiles(profile).generate(5, seed=0, counts=True, library_size=100_000)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_missing_zeros_are_warned_of_where_the_user_generates(plant_profiles, counts):
+    request = {"counts": counts, "library_size": 10_000 if counts else None}
+
+    with pytest.warns(
+        UserWarning, match="0% of the generated values are zeros, but [0-9]+%.*set `zero_value`"
+    ) as caught:
+        plant_profiles(np.ones(12)).generate(5, seed=0, **request)
+
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_with_negated_zeros_the_advice_is_to_train(make_trained_gene_space, monkeypatch):
+    model = make_trained_gene_space(zero_value=-5.0)
+    monkeypatch.setattr(model.module, "sample_profiles", lambda *_, **__: torch.ones(128, 12))
+
+    with pytest.warns(UserWarning, match=r"keep `clamp=True`, and train longer\."):
+        model.generate(5, seed=0)
+
+
+def test_without_clamping_zeros_are_not_expected(make_trained_gene_space, monkeypatch):
+    model = make_trained_gene_space(clamp=False)
+    monkeypatch.setattr(model.module, "sample_profiles", lambda *_, **__: torch.ones(128, 12))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(5, seed=0)
+
+
+@pytest.mark.usefixtures("silence")
+def test_the_training_cells_themselves_show_no_signs(plant_profiles, trained_gene_space):
+    from scgen_diffusion.module import log_profile
+
+    x = torch.from_numpy(trained_gene_space.adata.X)
+    profiles = log_profile(x, "counts").repeat(2, 1)[:128]
+
+    cells = plant_profiles(profiles).generate(96, seed=0)
+
+    np.testing.assert_array_equal(cells.X.toarray(), profiles[:96])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+@pytest.mark.parametrize(("n_zeros", "warns"), [(0, True), (3, True), (4, False), (12, False)])
+def test_half_of_the_training_cells_zeros_are_enough(kind, n_zeros, warns):
+    x = np.ones(12, dtype=np.float32)
+    x[:n_zeros] = 0
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_missing_zeros(kind(x.reshape(3, 4)), 0.6, zero_value=None)
+
+    assert bool(caught) == warns
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+def test_values_are_judged_dense_or_sparse(kind):
+    x = np.zeros((3, 4), dtype=np.float32)
+    check_not_diverged(kind(x), 1.0)
+    x[1, 2] = 1.6
+    with pytest.warns(UserWarning, match=r"1\.6"):
+        check_not_diverged(kind(x), 1.0)
+    x[2, 3] = -np.inf
+    with pytest.raises(FloatingPointError, match="not finite"):
+        check_not_diverged(kind(x), 1.0)

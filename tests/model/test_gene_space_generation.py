@@ -1,0 +1,455 @@
+"""``generate`` of the gene-space models: what comes out, and what it does and does not depend on."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+import torch
+
+from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler
+from scgen_diffusion.model import SCRDIT, WBDIT, _generation
+
+N_GENES = 12
+TARGET_OF_PATH = {"vp_linear": "v", "vp_cosine": "v", "flow_matching": "velocity"}
+DIFFUSION_SAMPLERS = ["dpm_solver", "heun", "ddim", "ddpm", DDIMSampler(eta=1.0), DDPMSampler(variance="lower")]
+FLOW_SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
+
+
+def same_values(one, other):
+    if sp.issparse(one) != sp.issparse(other):
+        return False
+    return one.shape == other.shape and ((one != other).nnz == 0 if sp.issparse(one) else np.array_equal(one, other))
+
+
+def same_cells(one, other):
+    return same_values(one.X, other.X) and one.obs.astype(str).equals(other.obs.astype(str))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks():
+    """Let few cells make several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_generation.BLOCK_SIZES, "cpu", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cells(trained_gene_space):
+    return trained_gene_space.generate(60, seed=0)
+
+
+@pytest.fixture(scope="module")
+def flow(make_trained_gene_space):
+    """Train a model on the path whose samplers are those of flows."""
+    return make_trained_gene_space(WBDIT, path="flow_matching", target="velocity")
+
+
+@pytest.fixture(scope="module")
+def without_counts(make_trained_gene_space, make_cells):
+    """Train a model on log-normalised values, which has nothing to learn totals from."""
+    return make_trained_gene_space(SCRDIT, make_cells(values="log1p"), setup={"values": "log1p"})
+
+
+# --- what comes out ----------------------------------------------------------------------------------------------------
+
+
+def test_log_values_come_back_sparse_with_exact_zeros(cells):
+    assert cells.shape == (60, N_GENES)
+    assert cells.X.format == "csr"
+    assert cells.X.dtype == np.float32
+    assert 0 < cells.X.nnz < 60 * N_GENES
+    assert (cells.X.data > 0).all()
+    assert cells.obs_names.is_unique
+    assert cells.obs_names.str.startswith("synthetic").all()
+
+
+def test_scanpy_knows_that_the_values_are_logarithms(cells):
+    assert "log1p" in cells.uns
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # scanpy warns of raw counts, and of a second logarithm
+        sc.pp.highly_variable_genes(cells.copy(), n_top_genes=3)
+        sc.pp.pca(cells.copy(), n_comps=2)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_cells_can_be_written_and_read(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells.write_zarr(tmp_path / "cells.zarr")
+
+    for back in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
+        assert same_cells(back, cells)
+        assert "log1p" in back.uns
+        assert back.uns["scgen_diffusion"]["model"] == cells.uns["scgen_diffusion"]["model"]
+
+
+def test_genes_and_classes_are_those_of_training(trained_gene_space, cells):
+    pd.testing.assert_frame_equal(cells.var, trained_gene_space.adata.var, check_dtype=False)
+    assert list(cells.obs) == ["cell_type", "dose"]
+    assert cells.obs["dose"].cat.categories.tolist() == [1, 10, 100]
+
+
+def test_generated_cells_concatenate_with_real_ones(trained_gene_space, cells):
+    both = anndata.concat({"real": trained_gene_space.adata, "synthetic": cells}, label="source")
+
+    assert both.shape == (156, N_GENES)
+
+
+@pytest.mark.parametrize("backbone", ["dit", "unet", "white_box"])
+@pytest.mark.parametrize(
+    ("path", "target", "head"),
+    [
+        ("vp_linear", "v", "regression"),
+        ("vp_cosine", "data", "spike_and_slab"),
+        ("flow_matching", "velocity", "regression"),
+    ],
+)
+def test_every_backbone_generates_on_every_path(make_trained_gene_space, backbone, path, target, head):
+    model = make_trained_gene_space(backbone=backbone, path=path, target=target, head=head)
+
+    one, other = (model.generate(20, {"cell_type": kind}, seed=0, n_steps=3).X for kind in ("NK", "B cell"))
+
+    assert np.isfinite(one.data).all()
+    assert one.nnz
+    assert not same_values(one, other)  # the network heeds its condition
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [("vp_linear", "noise"), ("vp_linear", "data"), ("vp_cosine", "noise"), ("vp_cosine", "data")],
+)
+def test_every_target_generates(make_trained_gene_space, path, target):
+    model = make_trained_gene_space(path=path, target=target)
+
+    with warnings.catch_warnings():  # a stirred network's noise may be read as large data
+        warnings.simplefilter("ignore", UserWarning)
+        cells = model.generate(10, seed=0)
+
+    assert np.isfinite(cells.X.data).all()
+
+
+def test_without_clamping_values_are_dense_and_some_are_negative(make_trained_gene_space, gene_space_class):
+    model = make_trained_gene_space(gene_space_class, clamp=False)
+
+    cells = model.generate(50, seed=0)
+
+    assert isinstance(cells.X, np.ndarray)
+    assert cells.X.dtype == np.float32
+    assert (cells.X < 0).any()
+    assert "log1p" in cells.uns
+
+
+def test_clamping_turns_what_is_nearer_to_zero_than_to_any_value_into_zero(make_trained_gene_space):
+    models = [make_trained_gene_space(clamp=clamp) for clamp in (False, True)]
+
+    free, clamped = (model.generate(50, seed=0).X for model in models)
+
+    cut = models[0].module.smallest_value.item() / 2
+    assert cut > 0
+    np.testing.assert_array_equal(clamped.toarray(), np.where(free > cut, free, 0))
+
+
+def test_with_negated_zeros_every_positive_value_is_one(make_trained_gene_space):
+    free, clamped = (make_trained_gene_space(clamp=c, zero_value=-1.0).generate(50, seed=0).X for c in (False, True))
+
+    np.testing.assert_array_equal(clamped.toarray(), free.clip(min=0))
+
+
+# --- what cells depend on ----------------------------------------------------------------------------------------------
+
+
+def check_independence(model, request):
+    whole = model.generate(40, **request)
+    for batch_size in (1, 17, 10_000):
+        assert same_cells(whole, model.generate(40, **request, batch_size=batch_size)), batch_size
+    for n_cells in (1, 10, 17):
+        assert same_cells(whole[:n_cells], model.generate(n_cells, **request)), n_cells
+
+
+@pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS, ids=str)
+def test_cells_do_not_depend_on_batch_size_nor_on_how_many_are_asked_for(trained_gene_space, sampler):
+    check_independence(trained_gene_space, {"seed": 5, "sampler": sampler, "n_steps": 3})
+
+
+@pytest.mark.parametrize("sampler", FLOW_SAMPLERS)
+def test_nor_do_cells_on_the_path_of_flows(flow, sampler):
+    check_independence(flow, {"seed": 5, "sampler": sampler, "n_steps": None if sampler == "dopri5" else 2})
+
+
+@pytest.mark.parametrize("library_size", ["empirical", "normal", "latent", 400])
+def test_nor_do_counts(trained_gene_space, library_size):
+    request = {"seed": 5, "sampler": "ddpm", "n_steps": 2, "counts": True, "library_size": library_size}
+
+    check_independence(trained_gene_space, request)
+
+
+@pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS, ids=str)
+def test_cells_of_a_table_do_not_depend_on_other_rows(trained_gene_space, sampler):
+    table = trained_gene_space.adata.obs[["cell_type", "dose"]].sample(50, replace=True, random_state=0)
+    request = {"seed": 5, "sampler": sampler, "n_steps": 3, "guidance_scale": 3.0}
+
+    whole = trained_gene_space.generate(condition=table, **request)
+    few = trained_gene_space.generate(condition=table[:10], **request)
+
+    assert same_values(whole.X[:10], few.X)
+
+
+@pytest.mark.parametrize("sampler", ["dpm_solver", "ddpm"])
+def test_the_same_seed_gives_the_same_cells_and_another_one_others(trained_gene_space, sampler):
+    one, same, other = (trained_gene_space.generate(20, seed=s, sampler=sampler, n_steps=5) for s in (1, 1, 2))
+
+    assert same_cells(one, same)
+    assert not same_values(one.X, other.X)
+
+
+@pytest.mark.parametrize("sampler", ["dpm_solver", "ddpm"])
+def test_generating_leaves_the_global_random_state_alone_and_does_not_depend_on_it(trained_gene_space, sampler):
+    request = {"n_cells": 5, "seed": 3, "sampler": sampler, "n_steps": 5, "counts": True}
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = trained_gene_space.generate(**request)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert same_cells(one, trained_gene_space.generate(**request))
+
+
+def test_randomness_on_the_way_belongs_to_the_cell(trained_gene_space):
+    """Were it shared, or left out, stochastic and deterministic samplers would agree on differences between cells."""
+    smooth, rough = (
+        trained_gene_space.generate(20, seed=0, sampler=DDIMSampler(eta=eta), n_steps=10).X for eta in (0.0, 1.0)
+    )
+
+    difference = (smooth - rough).toarray()
+    assert len({row.tobytes() for row in difference}) == 20
+
+
+def test_the_number_of_steps_is_honoured(trained_gene_space):
+    one, two, again = (trained_gene_space.generate(20, seed=0, n_steps=n) for n in (2, 7, 2))
+
+    assert same_cells(one, again)
+    assert not same_values(one.X, two.X)
+
+
+# --- requests ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_answered(trained_gene_space):
+    generate = trained_gene_space.generate
+
+    assert set(generate(4, {"cell_type": "NK"}, seed=0).obs["cell_type"]) == {"NK"}
+    assert generate(condition={"dose": [100, 1]}, seed=0).obs["dose"].tolist() == [100, 1]
+    table = trained_gene_space.adata.obs.sample(9, random_state=0)[["dose", "cell_type"]]
+    obs = generate(condition=table, seed=0).obs
+    assert obs["cell_type"].tolist() == table["cell_type"].tolist()
+    assert obs["dose"].tolist() == table["dose"].tolist()
+
+
+def test_an_unseen_combination_warns_at_the_users_line_and_works(trained_gene_space):
+    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100") as caught:
+        cells = trained_gene_space.generate(5, {"cell_type": "T cell", "dose": 100}, seed=0, counts=True)
+
+    assert [w.filename for w in caught if "combination" in str(w.message)] == [__file__]
+    assert cells.X.sum() > 0
+
+
+def test_guidance_of_zero_is_unconditional_and_of_one_is_not(trained_gene_space):
+    requests = [{"cell_type": "NK", "dose": 10}, {"cell_type": "B cell", "dose": 1}]
+
+    free = [trained_gene_space.generate(20, r, seed=0, guidance_scale=0).X for r in requests]
+    bound = [trained_gene_space.generate(20, r, seed=0, guidance_scale=1).X for r in requests]
+
+    assert same_values(*free)
+    assert not same_values(*bound)
+    assert not same_values(free[0], bound[0])
+
+
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+@pytest.mark.parametrize("keys", [[], ["treated"], ["cell_type", "dose", "treated"]], ids=len)
+def test_any_number_of_keys_works(make_trained_gene_space, keys, strategy):
+    model = make_trained_gene_space(WBDIT, condition_keys=keys, condition_strategy=strategy)
+
+    cells = model.generate(5, seed=0, guidance_scale=2.0 if keys else 1.0)
+    counts = model.generate(5, seed=0, counts=True)
+
+    assert list(cells.obs) == list(counts.obs) == keys
+    assert cells.X.nnz
+    assert counts.X.nnz
+
+
+@pytest.mark.parametrize("path", TARGET_OF_PATH)
+def test_the_default_sampler_is_one_that_the_path_admits(make_trained_gene_space, path):
+    model = make_trained_gene_space(path=path, target=TARGET_OF_PATH[path])
+
+    cells = model.generate(3, seed=0)
+
+    assert cells.uns["scgen_diffusion"]["sampler"] == model.default_sampler
+    assert same_cells(cells, model.generate(3, seed=0, sampler=model.default_sampler))
+
+
+def test_provenance_says_what_was_asked(trained_gene_space):
+    request = {"sampler": "ddim", "n_steps": 3, "guidance_scale": {"dose": 2.0}}
+    provenance = trained_gene_space.generate(2, {"cell_type": "NK"}, seed=3, **request).uns["scgen_diffusion"]
+
+    assert {key: provenance[key] for key in request} == request
+    assert provenance["model"] == type(trained_gene_space).__name__
+    assert provenance["condition"] == {"cell_type": "NK"}
+    assert provenance["seed"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_a_sampler_of_ones_own_is_recorded_with_its_options_and_can_be_written(trained_gene_space, tmp_path):
+    sampler = DDIMSampler(eta=0.5, timesteps=(900, 500, 100, 0))
+    cells = trained_gene_space.generate(2, seed=3, sampler=sampler)
+
+    assert "DDIMSampler" in cells.uns["scgen_diffusion"]["sampler"]
+    assert "eta=0.5" in cells.uns["scgen_diffusion"]["sampler"]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells.write_zarr(tmp_path / "cells.zarr")
+
+
+# --- counts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def counts(trained_gene_space):
+    return trained_gene_space.generate(60, seed=0, counts=True, library_size=5000)
+
+
+def test_counts_come_back_sparse_and_whole(counts):
+    assert counts.X.format == "csr"
+    assert counts.X.dtype == np.float32
+    assert (counts.X.data > 0).all()
+    assert (counts.X.data == counts.X.data.round()).all()
+    assert "log1p" not in counts.uns
+
+
+def test_counts_are_the_profiles_shares_of_the_total_rounded(cells, counts):
+    """The same seed gives the same profiles."""
+    share = np.expm1(cells.X.toarray())
+    share /= share.sum(1, keepdims=True)
+
+    assert cells.obs.equals(counts.obs)
+    assert (np.abs(counts.X.toarray() - 5000 * share) < 0.51).all()  # to whole numbers, in single precision
+    assert not counts.X.toarray()[cells.X.toarray() == 0].any()
+
+
+def test_sums_follow_the_totals_that_are_given(trained_gene_space):
+    totals = np.repeat([50, 5000], 25)
+
+    per_cell = trained_gene_space.generate(50, seed=0, counts=True, library_size=totals)
+    one_for_all = trained_gene_space.generate(50, seed=0, counts=True, library_size=700)
+
+    assert (np.abs(np.asarray(per_cell.X.sum(1))[:, 0] - totals) < N_GENES).all()  # each gene is rounded
+    assert (np.abs(one_for_all.X.sum(1) - 700) < N_GENES).all()
+
+
+@pytest.mark.parametrize("kind", ["empirical", "normal", "latent"])
+def test_totals_of_every_kind_resemble_those_of_training(trained_gene_space, kind):
+    real = trained_gene_space.adata.X.sum(1)
+
+    cells = trained_gene_space.generate(200, seed=0, counts=True, library_size=kind, n_steps=2)
+
+    found = np.asarray(cells.X.sum(1))[:, 0]
+    assert cells.uns["scgen_diffusion"]["library_size"] == kind
+    assert np.median(found) == pytest.approx(np.median(real), rel=0.3)
+    assert np.quantile(found, 0.9) / np.quantile(found, 0.1) > 1.5  # and they differ between cells
+
+
+def test_the_default_kind_of_totals_is_that_of_the_model(make_trained_gene_space):
+    model = make_trained_gene_space(library_size="normal")
+
+    one, other = (model.generate(5, seed=0, counts=True, library_size=size) for size in (None, "normal"))
+
+    assert one.uns["scgen_diffusion"]["library_size"] == "normal"
+    assert same_cells(one, other)
+
+
+# --- log-normalised training cells ---------------------------------------------------------------------------------------
+
+
+def test_log_values_in_are_log_values_out(without_counts):
+    cells = without_counts.generate(20, {"cell_type": "NK"}, seed=0)
+
+    assert "log1p" in cells.uns
+    assert np.isfinite(cells.X.data).all()
+    assert "diffusion_library_size_loss_train" not in without_counts.history
+
+
+def test_log_values_train_the_same_network_as_their_counts(make_trained_gene_space, make_cells):
+    """A profile is what scanpy's normalisation to 10 000 counts gives."""
+    from_counts = make_trained_gene_space(WBDIT, make_cells())
+    from_logs = make_trained_gene_space(WBDIT, make_cells(values="log1p"), setup={"values": "log1p"})
+
+    ours, theirs = (model.generate(50, seed=0).X.toarray() for model in (from_counts, from_logs))
+    # The head's weights take part in the largest gradient norm only, which hardly matters in so few steps.
+    np.testing.assert_allclose(ours, theirs, atol=0.05 * ours.max())
+
+
+def test_counts_from_log_values_need_totals(without_counts):
+    with pytest.raises(ValueError, match="do not tell library sizes; give `library_size`"):
+        without_counts.generate(3, counts=True)
+    with pytest.raises(ValueError, match="no library-size statistics"):
+        without_counts.generate(3, counts=True, library_size="latent")
+
+    cells = without_counts.generate(3, seed=0, counts=True, library_size=[100, 1000, 10_000])
+
+    assert (np.abs(np.asarray(cells.X.sum(1))[:, 0] - [100, 1000, 10_000]) < N_GENES).all()
+    assert (cells.X.data == cells.X.data.round()).all()
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"n_cells": 0}, "`n_cells` must be a whole number of at least 1.*0"),
+        ({"n_cells": None}, "`n_cells` is needed"),
+        ({"condition": {"celltype": "NK"}}, "unknown key 'celltype'.*closest first: 'cell_type'"),
+        ({"condition": {"cell_type": "NKT"}}, "unknown value 'NKT'.*closest first: 'NK'"),
+        ({"condition": {"cell_type": "never seen"}}, "a category without any training cell"),
+        ({"sampler": "dpmsolver"}, "`sampler` 'dpmsolver' is not known.*closest first: 'dpm_solver'"),
+        ({"sampler": "midpoint"}, "`sampler` 'midpoint' is not known.*'dpm_solver'"),
+        ({"n_steps": 0}, "`n_steps`.*0"),
+        ({"n_steps": 1001}, "`n_steps` must be between 1 and the path's 1000 timesteps, but found 1001"),
+        ({"guidance_scale": {"celltype": 2}}, "`guidance_scale`.*'celltype'.*closest first: 'cell_type'"),
+        ({"guidance_scale": np.nan}, "`guidance_scale` must be finite"),
+        ({"library_size": 1000}, "`library_size` was given, but log-normalised values have none; set `counts=True`"),
+        ({"counts": True, "library_size": "normals"}, "`library_size` 'normals'.*closest first: 'normal'"),
+        ({"counts": True, "library_size": [10, 20]}, r"one per cell \(3\).*\(2,\)"),
+        ({"counts": True, "library_size": 0}, "`library_size` must be at least 1"),
+        ({"counts": True, "library_size": [10, np.nan, 3]}, "`library_size` must be at least 1 and finite"),
+        ({"batch_size": 0}, "`batch_size`.*0"),
+        ({"seed": -1}, "`seed`.*-1"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_refused_by_name(trained_gene_space, request_, words):
+    with pytest.raises(ValueError, match=words):
+        trained_gene_space.generate(**{"n_cells": 3, **request_})
+
+
+def test_samplers_of_another_path_are_refused(flow):
+    for name in ("dpm_solver", "ddim", "ddpm"):
+        with pytest.raises(ValueError, match=f"`sampler` '{name}' is not known.*'midpoint'"):
+            flow.generate(3, sampler=name)
+    with pytest.raises(ValueError, match="a Denoiser on LinearInterpolant"):
+        flow.generate(3, sampler=DDIMSampler())
+    with pytest.raises(ValueError, match="'dopri5' chooses its own steps"):
+        flow.generate(3, sampler="dopri5", n_steps=5)
+
+
+def test_guidance_without_conditions_is_refused(make_trained_gene_space):
+    with pytest.raises(ValueError, match="no conditions to guide by"):
+        make_trained_gene_space(condition_keys=[]).generate(5, guidance_scale=2.0)
+
+
+def test_an_untrained_model_says_what_to_call(make_gene_space, gene_space_class):
+    with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+        make_gene_space(gene_space_class).generate(3)

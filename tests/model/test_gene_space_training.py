@@ -1,0 +1,464 @@
+"""Training the gene-space models: what they learn, interruption and resumption, and the order of genes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.module import library_features, log_profile
+
+METRICS = {"diffusion_loss", "diffusion_denoising_loss", "diffusion_library_size_loss"}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    before, scvi.settings.seed = scvi.settings.seed, 0
+    yield
+    scvi.settings._seed = before
+
+
+def weights(model):
+    return {name: t.clone() for name, t in model.module.state_dict().items()}
+
+
+def differing(one, other):
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def gene_order(model):
+    [order] = [t for name, t in weights(model).items() if name.startswith("network") and name.endswith("gene_order")]
+    return order.tolist()
+
+
+# --- what is learned -------------------------------------------------------------------------------------------------------
+
+
+def two_types(n_cells=256, n_genes=12, seed=0):
+    """Build cells of two types, one shallow and one deep, that express disjoint halves of the genes."""
+    rng = np.random.default_rng(seed)
+    of_b = rng.random(n_cells) < 0.5
+    rates = np.where((np.arange(n_genes) < n_genes // 2) != of_b[:, None], 1.0, 0.0) * rng.gamma(5.0, 0.2, n_genes)
+    depth = np.where(of_b, 400, 40)[:, None] * rng.lognormal(0, 0.1, (n_cells, 1))
+    counts = rng.poisson(rates / rates.sum(1, keepdims=True) * depth).astype(np.float32)
+    obs = pd.DataFrame({"kind": np.where(of_b, "b", "a")}, index=[str(cell) for cell in range(n_cells)])
+    return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene_{gene}" for gene in range(n_genes)]))
+
+
+LEARNING = {
+    "regression": {"head": "regression", "target": "v", "scaling": "global"},
+    "spike_and_slab": {"head": "spike_and_slab", "target": "data", "scaling": "gene"},
+}
+LEARNERS = {
+    "SCRDIT-regression": (SCRDIT, "regression", "vp_linear"),
+    "WBDIT-spike_and_slab": (WBDIT, "spike_and_slab", "vp_cosine"),
+}
+
+
+@pytest.fixture(scope="module", params=LEARNERS.values(), ids=LEARNERS)
+def learned(request, make_gene_space, quick):
+    """Train a model until it knows both types, and return it and the warnings of training."""
+    cls, head, path = request.param
+    before, scvi.settings.seed = scvi.settings.seed, 0
+    adata = two_types()
+    model = make_gene_space(
+        cls, adata, condition_keys=["kind"], path=path, width=32, patch_size=4, ema_decay=0.98, **LEARNING[head]
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.train(60, recipe_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
+    scvi.settings._seed = before
+    return model, caught
+
+
+def share_of_first_half(cells):
+    x = np.expm1(cells.X.toarray()) if "log1p" in cells.uns else cells.X.toarray()
+    return x[:, :6].sum(1) / x.sum(1)
+
+
+def test_a_trained_model_expresses_the_genes_of_the_requested_type(learned):
+    model, _ = learned
+
+    of_a, of_b = (share_of_first_half(model.generate(100, {"kind": kind}, seed=0)) for kind in "ab")
+
+    assert np.mean(of_a) > 0.85  # 1 in the training cells
+    assert np.mean(of_b) < 0.15  # 0
+
+
+def test_without_guidance_both_types_come_out_whatever_is_asked_for(learned):
+    model, _ = learned
+
+    free = share_of_first_half(model.generate(200, {"kind": "a"}, seed=0, guidance_scale=0))
+
+    assert 0.2 < np.mean(free > 0.5) < 0.8
+
+
+def test_zeros_of_the_other_type_come_back_exactly(learned):
+    model, _ = learned
+
+    cells = model.generate(100, {"kind": "a"}, seed=0)
+
+    assert (cells.X[:, 6:].toarray() == 0).mean() > 0.6
+
+
+def test_totals_are_read_off_the_profile(learned):
+    """The deep type has ten times the counts of the other."""
+    model, _ = learned
+    x = torch.from_numpy(model.adata.X)
+
+    with torch.no_grad():
+        mean, _ = model.module.library_size.predict(library_features(log_profile(x, "counts")))
+
+    assert torch.corrcoef(torch.stack([mean, x.sum(1).log()]))[0, 1] > 0.9
+
+
+def test_totals_follow_the_requested_type(learned):
+    model, _ = learned
+
+    of_a, of_b = (np.median(model.generate(100, {"kind": k}, seed=0, counts=True).X.sum(1).A1) for k in "ab")
+
+    assert of_a == pytest.approx(40, rel=0.25)
+    assert of_b == pytest.approx(400, rel=0.25)
+
+
+def test_a_model_that_learned_warns_of_nothing(learned):
+    model, while_training = learned
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.generate(100, seed=0)
+        model.generate(100, seed=0, counts=True)
+    assert not [w for w in while_training if "loss hardly fell" in str(w.message)]
+
+
+def test_every_loss_is_recorded_and_falls(learned):
+    model, _ = learned
+
+    assert set(model.history) == {f"{name}_{subset}" for name in METRICS for subset in ("train", "validation")}
+    for name, frame in model.history.items():
+        assert frame.notna().all().all(), name
+        if not name.startswith("diffusion_library_size_loss_v"):
+            assert frame[name].iloc[-5:].mean() < frame[name].iloc[:3].mean(), name
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_makes_training_reproducible(make_gene_space, gene_space_class, quick):
+    models = []
+    for seed in (3, 3, 4):
+        scvi.settings.seed = seed
+        models.append(make_gene_space(gene_space_class))
+        models[-1].train(1, **quick)
+
+    assert differing(weights(models[0]), weights(models[1])) == []
+    assert differing(weights(models[0]), weights(models[2]))
+
+
+def test_the_number_of_epochs_and_the_recipe_follow_from_the_model(
+    make_gene_space, gene_space_class, quick, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(
+        "scgen_diffusion.train.Recipe.max_epochs", lambda self, n: asked.append((n, self.batch_size)) or 1
+    )
+    model = make_gene_space(gene_space_class)
+
+    model.train(**quick)
+
+    assert asked == [(len(model.train_indices_), 32)]
+    assert 80 < len(model.train_indices_) < 96
+
+
+def test_the_published_size_is_trained_by_the_published_recipe(
+    make_gene_space, gene_space_class, tiny_gene_space, quick
+):
+    plans = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, plan):
+            plans.append(plan.recipe)
+
+    sizes = {name: tiny_gene_space[name] for name in ("patch_size", "width", "n_layers", "n_heads")}
+    gene_space_class.setup_anndata(adata := two_types(), condition_keys=["kind"])
+    published = gene_space_class(adata, size="published", **sizes)
+    published.train(1, limit_train_batches=2, callbacks=[Watch()], **{**quick, "batch_size": None})
+
+    assert (plans[0].batch_size, plans[0].n_epochs, plans[0].schedule) == (16, 1600, "constant")
+    assert (published.architecture.target, published.architecture.ema_decay) == ("noise", 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # two steps are not enough to learn anything
+        assert published.generate(2, seed=0, n_steps=5).n_obs == 2
+
+
+@pytest.mark.parametrize("max_epochs", [0, -1, 1.5])
+def test_a_number_of_epochs_that_is_none_is_refused(make_gene_space, quick, max_epochs):
+    with pytest.raises(ValueError, match="max_epochs"):
+        make_gene_space().train(max_epochs, **quick)
+
+
+def test_an_unknown_part_of_the_recipe_is_refused_before_training(make_gene_space, quick):
+    model = make_gene_space()
+
+    with pytest.raises(TypeError, match="'learnig_rate'.*learning_rate"):
+        model.train(1, recipe_kwargs={"learnig_rate": 1.0}, **quick)
+    assert not model.is_trained_
+
+
+def test_all_cells_may_be_trained_on(make_gene_space, quick):
+    model = make_gene_space()
+
+    model.train(1, train_size=1.0, **quick)
+
+    assert "diffusion_loss_validation" not in model.history
+    assert model.generate(2, seed=0).n_obs == 2
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(make_gene_space, quick):
+    model = make_gene_space()
+
+    model.train(60, early_stopping=True, early_stopping_patience=2, recipe_kwargs={"learning_rate": 1e-12}, **quick)
+
+    assert 2 <= len(model.history["diffusion_loss_validation"]) < 60
+
+
+def test_a_loss_that_is_no_number_stops_at_once(make_gene_space, quick):
+    model = make_gene_space()
+    torch.nn.init.constant_(next(iter(model.module.network.parameters())), float("nan"))
+
+    with pytest.raises(FloatingPointError, match="diffusion's loss is nan; try a lower learning rate"):
+        model.train(3, **quick)
+    assert not model.is_trained_
+
+
+def test_compiling_is_asked_of_the_network_that_is_trained(make_gene_space, quick, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(self))
+    model = make_gene_space()
+
+    model.train(1, compile=True, **quick)
+
+    assert len(compiled) == 1
+    assert any(compiled[0] is part for part in model.module.network.modules())
+
+
+def test_without_a_checkpoint_folder_nothing_is_written(make_gene_space, quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    make_gene_space().train(1, **quick)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_training_cells_set_the_scale(make_gene_space, quick):
+    """A gene that only validation cells express stays at zero."""
+    adata = two_types(96)
+    model = make_gene_space(adata=adata, condition_keys=["kind"], scaling="gene")
+    model._split(None)
+    adata.X[model.train_indices_, 3] = 0
+    adata.X[model.validation_indices_, 3] = 50
+
+    model.train(1, **quick)
+
+    assert model.module.shift[3] == 0
+    assert (model.module.shift[:3] > 0).all()
+
+
+@pytest.mark.parametrize("values", ["counts", "log1p"])
+def test_training_goes_on_where_it_ended(make_trained_gene_space, make_cells, quick, values):
+    model = make_trained_gene_space(adata=make_cells(values=values), setup={"values": values})
+    before = weights(model)
+
+    model.train(1, recipe_kwargs={"learning_rate": 0.0}, **quick)
+
+    changed = differing(before, weights(model))
+    assert all(name.startswith(("averaged_network", "library_size.predicted")) for name in changed)
+
+
+def test_training_on_does_not_warn_that_little_was_learned(make_trained_gene_space, quick):
+    """What there is to learn was learned before."""
+    model = make_trained_gene_space()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The loss hardly fell")
+        model.train(10, recipe_kwargs={"learning_rate": 1e-9}, **quick)
+
+
+# --- interruption and resumption -------------------------------------------------------------------------------------------
+
+
+class InterruptAt(Callback):
+    """Press Ctrl-C at the second step of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class KillAt(Callback):
+    """Die without a word at the start of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, plan):
+        if trainer.current_epoch == self.epoch:
+            raise MemoryError("killed")
+
+
+def test_an_interrupted_model_generates_and_can_be_saved(make_gene_space, gene_space_class, quick, tmp_path):
+    model = make_gene_space(gene_space_class)
+    handler = signal.getsignal(signal.SIGINT)
+    before = weights(model)
+
+    model.train(50, callbacks=[InterruptAt(1)], **quick)
+
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert 1 <= len(model.history["diffusion_loss_train"]) <= 2
+    assert differing(before, weights(model))
+    cells = model.generate(5, seed=0, counts=True)
+    model.save(tmp_path / "m")
+    assert (gene_space_class.load(tmp_path / "m").generate(5, seed=0, counts=True).X != cells.X).nnz == 0
+
+
+def test_an_interrupted_run_resumes_and_ends_with_every_epoch(make_gene_space, quick, tmp_path):
+    model = make_gene_space()
+    model.train(6, checkpoint_dir=tmp_path, callbacks=[InterruptAt(3)], **quick)
+    assert len(model.history["diffusion_loss_train"]) < 6
+
+    again = make_gene_space()
+    again.train(6, checkpoint_dir=tmp_path, **quick)
+
+    assert again.history["diffusion_loss_train"].index.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"head": "spike_and_slab", "target": "data", "scaling": "gene", "gene_order": "correlation"}],
+    ids=["regression", "spike_and_slab"],
+)
+def test_a_killed_run_that_is_resumed_equals_one_that_was_not(
+    make_gene_space, gene_space_class, quick, tmp_path, options
+):
+    scvi.settings.seed = 0
+    whole = make_gene_space(gene_space_class, **options)
+    whole.train(5, **quick)
+    scvi.settings.seed = 0
+    killed = make_gene_space(gene_space_class, **options)
+    with pytest.raises(MemoryError):
+        killed.train(5, checkpoint_dir=tmp_path, callbacks=[KillAt(3)], **quick)
+
+    torch.manual_seed(99)  # a new process would have other weights, and another state
+    resumed = make_gene_space(gene_space_class, **options)
+    resumed.train(5, checkpoint_dir=tmp_path, **quick)
+
+    for name, frame in whole.history.items():
+        assert resumed.history[name].index.equals(frame.index), name
+        pd.testing.assert_frame_equal(resumed.history[name].iloc[:3], frame.iloc[:3])
+        assert resumed.history[name].notna().all().all(), name  # later epochs see the cells in another order
+    assert resumed.module.averaged_network.n_averaged == whole.module.averaged_network.n_averaged
+    assert gene_order(resumed) == gene_order(whole)
+    assert torch.equal(resumed.module.shift, whole.module.shift)
+    assert resumed.generate(5, seed=0, counts=True).n_obs == 5
+
+
+def test_the_same_call_after_a_finished_run_changes_nothing(make_gene_space, gene_space_class, quick, tmp_path):
+    model = make_gene_space(gene_space_class)
+    model.train(2, checkpoint_dir=tmp_path, **quick)
+
+    torch.manual_seed(99)
+    again = make_gene_space(gene_space_class)
+    again.train(2, checkpoint_dir=tmp_path, **quick)
+
+    assert differing(weights(model), weights(again)) == []
+    for name, frame in model.history.items():
+        pd.testing.assert_frame_equal(again.history[name], frame)
+
+
+def test_a_checkpoint_of_other_cells_or_another_model_is_refused(make_gene_space, make_cells, quick, tmp_path):
+    make_gene_space().train(1, checkpoint_dir=tmp_path, **quick)
+    others = make_cells()
+    others.obs_names = [f"other_{name}" for name in others.obs_names]
+
+    for model in (make_gene_space(adata=others), make_gene_space(zero_value=-1.0)):
+        with pytest.raises(ValueError, match="another `checkpoint_dir`"):
+            model.train(1, checkpoint_dir=tmp_path, **quick)
+
+
+# --- the order of genes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["dit", "unet", "white_box"])
+def test_training_in_an_order_is_training_permuted_cells(make_gene_space, quick, backbone):
+    """The same network, trained on the same cells, noise apart."""
+    adata = two_types(64)
+    order = list(np.random.default_rng(1).permutation(adata.var_names))
+    options = {"condition_keys": ["kind"], "backbone": backbone, "n_global_tokens": 0}  # these see genes as they come
+    model = make_gene_space(adata=adata, gene_order=order, **options)
+    model.train(1, **quick)
+    assert gene_order(model) == adata.var_names.get_indexer(order).tolist()
+
+    scvi.settings.seed = 0
+    permuted = make_gene_space(adata=adata[:, order].copy(), **options)
+    permuted.train(1, **quick)
+    wanted = {name: t for name, t in weights(model).items() if name.startswith("network") and "gene_order" not in name}
+    permuted.module.load_state_dict(wanted, strict=False)
+
+    x = torch.randn(3, 12)
+    t, condition = torch.full((3,), 500.0), torch.zeros(3, 1).long()
+    index = torch.tensor(gene_order(model))
+    with torch.no_grad():
+        ours, theirs = model.module.network(x, t, condition), permuted.module.network(x[:, index], t, condition)
+    torch.testing.assert_close(ours[:, index], theirs)
+
+
+def test_the_order_does_not_change_which_column_is_which_gene(make_gene_space, gene_space_class, quick, tmp_path):
+    adata = two_types()
+    order = list(adata.var_names[::-1])
+    options = {"condition_keys": ["kind"], "patch_size": 4, "width": 16, "gene_order": order, "ema_decay": 0.9}
+    model = make_gene_space(gene_space_class, adata, **options)
+    model.train(15, recipe_kwargs={"learning_rate": 1e-2}, **quick)
+    model.save(tmp_path / "m")
+    loaded = gene_space_class.load(tmp_path / "m")
+
+    cells = loaded.generate(100, {"kind": "a"}, seed=0)
+
+    assert list(cells.var_names) == list(adata.var_names)
+    assert share_of_first_half(cells).mean() > 0.7
+    assert gene_order(loaded) == gene_order(model) == list(range(11, -1, -1))
+    assert loaded.architecture.gene_order == tuple(order)
+    assert (loaded.generate(5, seed=1).X != model.generate(5, seed=1).X).nnz == 0
+
+
+def test_genes_that_vary_together_are_neighbours(make_gene_space, quick, tmp_path):
+    """Genes of one type alternate with those of the other."""
+    adata = two_types()[:, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]].copy()
+    model = make_gene_space(adata=adata, condition_keys=["kind"], gene_order="correlation")
+    model.train(1, **quick)
+
+    is_first = [number % 2 == 0 for number in gene_order(model)]
+    assert is_first[:6] in ([True] * 6, [False] * 6)
+    assert sum(is_first) == 6
+    model.save(tmp_path / "m")
+    assert gene_order(type(model).load(tmp_path / "m")) == gene_order(model)
+
+
+@pytest.mark.parametrize("container", [list, tuple, np.array, pd.Index])
+def test_an_order_may_be_any_sequence_and_survives_a_file(make_gene_space, make_cells, container, tmp_path):
+    adata = make_cells()
+    model = make_gene_space(adata=adata, gene_order=container(list(adata.var_names[::-1])))
+    model.save(tmp_path / "m")
+
+    assert SCRDIT.load(tmp_path / "m").architecture.gene_order == tuple(adata.var_names[::-1])

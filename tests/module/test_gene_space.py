@@ -1,0 +1,325 @@
+"""The gene-space module: encoding and decoding, losses of every part, counts from profiles."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scvi import REGISTRY_KEYS
+
+from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, HeunSampler, SampleGenerators
+from scgen_diffusion.module import (
+    GeneSpaceArchitecture,
+    GeneSpaceModule,
+    LibrarySizeModel,
+    ProfileSummary,
+    library_features,
+    log_profile,
+    to_counts,
+)
+
+N_GENES = 9
+SIZES = {
+    "patch_size": 4,
+    "width": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_global_tokens": 1,
+    "unet_width": 4,
+    "path": "vp_linear",
+    "target": "v",
+    "head": "regression",
+    "zero_value": None,
+    "clamp": True,
+    "scaling": "none",
+    "gene_order": "given",
+}
+PARTS = [
+    *itertools.product(["dit", "unet", "white_box"], ["vp_linear", "vp_cosine"], ["noise", "data", "v"]),
+    *itertools.product(["dit", "unet", "white_box"], ["flow_matching"], ["velocity"]),
+]
+CHOICES = [(*parts, "regression") for parts in PARTS] + [(*p, "spike_and_slab") for p in PARTS if p[2] == "data"]
+
+
+def build(n_classes=(), n_genes=N_GENES, input_values="counts", **changes):
+    torch.manual_seed(0)
+    architecture = GeneSpaceArchitecture(**{**SIZES, **changes})
+    return GeneSpaceModule(n_genes, n_classes, input_values=input_values, architecture=architecture)
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """Return counts with a cell that expresses a single gene, and a gene that no cell expresses."""
+    x = torch.poisson(torch.full((40, N_GENES), 1.5), generator=torch.Generator().manual_seed(0))
+    x[:, 1] += 1
+    x[0] = 0
+    x[0, 4] = 3
+    x[:, 7] = 0
+    return x
+
+
+@pytest.fixture(scope="module")
+def profiles(counts):
+    return log_profile(counts, "counts")
+
+
+# --- from profiles to values and back --------------------------------------------------------------------------------------
+
+value = st.one_of(st.just(0.0), st.floats(0.0078125, 10, width=32))  # one count of a million is 0.01
+cells = st.lists(st.lists(value, min_size=4, max_size=4), min_size=2, max_size=6).map(torch.tensor)
+zero_values = st.one_of(st.none(), st.floats(-1000, -1e-3))
+
+
+@given(cells, zero_values, st.sampled_from(["none", "global", "gene"]))
+@settings(max_examples=150, deadline=None)
+def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, scaling):
+    if not profile.any():
+        profile[0, 0] = 1.0
+    module = build(n_genes=4, zero_value=zero_value, scaling=scaling)
+    module.start_from(ProfileSummary.of([profile]))
+
+    restored = module.decode(module.encode(profile))
+
+    assert torch.equal(restored == 0, profile == 0)
+    tolerance = 1e-6 * max(10, abs(zero_value or 0))  # single precision at the largest value on the way
+    torch.testing.assert_close(restored, profile, atol=tolerance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("zero_value", [-0.5, -10.0])
+def test_zeros_are_negated_and_nothing_else(profiles, zero_value):
+    encoded = build(zero_value=zero_value).encode(profiles)
+
+    assert (encoded[profiles == 0] == zero_value).all()
+    assert torch.equal(encoded[profiles != 0], profiles[profiles != 0])
+
+
+def test_without_negation_zeros_stay(profiles):
+    assert torch.equal(build().encode(profiles), profiles)
+
+
+@pytest.mark.parametrize("zero_value", [None, -10.0])
+def test_scaled_per_gene_training_cells_have_no_mean_and_unit_variance(profiles, zero_value):
+    module = build(scaling="gene", zero_value=zero_value)
+    module.start_from(ProfileSummary.of(profiles.split(7)))
+
+    encoded = module.encode(profiles)
+
+    varying = torch.arange(N_GENES) != 7
+    torch.testing.assert_close(encoded.mean(0), torch.zeros(N_GENES), atol=1e-4, rtol=0)
+    torch.testing.assert_close(encoded[:, varying].std(0, correction=0), torch.ones(N_GENES - 1), atol=1e-4, rtol=0)
+    assert not encoded[:, 7].any()  # a constant gene is not blown up
+
+
+@pytest.mark.parametrize("zero_value", [None, -10.0])
+def test_scaled_globally_all_values_together_have_no_mean_and_unit_variance(profiles, zero_value):
+    module = build(scaling="global", zero_value=zero_value)
+    module.start_from(ProfileSummary.of(profiles.split(7)))
+
+    encoded = module.encode(profiles)
+
+    assert encoded.mean().item() == pytest.approx(0, abs=1e-4)
+    assert encoded.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert module.shift.unique().numel() == module.scale.unique().numel() == 1
+
+
+def test_unscaled_values_stay_as_they_are(profiles):
+    module = build(scaling="none")
+    module.start_from(ProfileSummary.of([profiles]))
+
+    assert not module.shift.any()
+    assert (module.scale == 1).all()
+
+
+def test_the_summary_of_the_training_cells_is_kept(profiles):
+    module = build()
+    module.start_from(ProfileSummary.of([profiles]))
+
+    assert module.training_zeros.item() == pytest.approx((profiles == 0).float().mean().item())
+    assert module.largest_value == profiles.max()
+    assert module.smallest_value == profiles[profiles > 0].min()
+
+
+@pytest.mark.parametrize("zero_value", [None, -10.0])
+def test_values_that_are_no_numbers_are_not_decoded_as_zeros(zero_value):
+    """They are what a diverged sampler is known by."""
+    decoded = build(zero_value=zero_value).decode(torch.full((2, N_GENES), torch.nan))
+
+    assert decoded.isnan().all()
+
+
+def test_without_clamping_negative_values_stay(profiles):
+    values = torch.linspace(-3, 3, N_GENES)[None]
+
+    assert torch.equal(build(clamp=False).decode(values), values)
+    assert (build(clamp=True).decode(values) >= 0).all()
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("backbone", "path", "target", "head"), CHOICES)
+def test_every_network_has_a_finite_loss_and_gradients(counts, profiles, backbone, path, target, head):
+    module = build((3, 2), backbone=backbone, path=path, target=target, head=head, scaling="gene")
+    module.start_from(ProfileSummary.of([profiles]))
+    generator = torch.Generator().manual_seed(0)
+    batch = {REGISTRY_KEYS.X_KEY: counts}
+    kwargs = {
+        "noise": torch.randn(counts.shape, generator=generator),
+        "t": module.path.draw_times(40, generator, "cpu"),
+        "condition": torch.tensor([[0, 1], [3, 2], [1, 2], [2, 0]]).repeat(10, 1),  # dropped ones too
+    }
+
+    _, outputs, losses = module(batch, generative_kwargs=kwargs)
+    losses.loss.backward()
+
+    assert outputs["error"].shape == (40,)
+    assert losses.loss.isfinite()
+    torch.testing.assert_close(losses.loss, sum(losses.extra_metrics.values()))
+    gradients = {name: p.grad for name, p in module.network.named_parameters() if p.grad is not None}
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert any(gradient.any() for gradient in gradients.values())
+    assert all(p.grad is None for p in module.averaged_network.parameters())
+
+
+def test_log_values_have_no_loss_of_library_sizes(profiles):
+    kwargs = {"noise": torch.zeros_like(profiles), "t": torch.full((40,), 0.5), "condition": torch.zeros(40, 0).long()}
+
+    _, _, losses = build(input_values="log1p")({REGISTRY_KEYS.X_KEY: profiles}, generative_kwargs=kwargs)
+    _, _, with_sizes = build()({REGISTRY_KEYS.X_KEY: profiles}, generative_kwargs=kwargs)
+
+    assert set(with_sizes.extra_metrics) - set(losses.extra_metrics) == {"library_size_loss"}
+
+
+def test_the_averaged_weights_are_asked_for_by_name(counts, profiles):
+    module = build()
+    data = module.encode(profiles)
+    kwargs = {"noise": torch.zeros_like(data), "t": torch.full((40,), 0.5), "condition": torch.zeros(40, 0).long()}
+    torch.manual_seed(0)
+    for parameter in module.network.parameters():
+        torch.nn.init.normal_(parameter)
+
+    current, averaged = (module.generative(data, **kwargs, averaged=averaged)["error"] for averaged in (False, True))
+
+    assert not torch.equal(current, averaged)
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "sampler"),
+    [("vp_linear", DPMSolverSampler()), ("vp_cosine", DDPMSampler()), ("vp_linear", HeunSampler())],
+)
+def test_a_network_that_knows_the_data_samples_it(profiles, path, sampler):
+    """Every value of a known cell; the network is planted."""
+    module = build(path=path, target="data", scaling="gene")
+    module.start_from(ProfileSummary.of([profiles]))
+    known = module.encode(profiles[:1])
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x_t, t, condition):
+            return known.expand_as(x_t)
+
+    module.averaged_network = Oracle()
+    sampled = module.sample_profiles(
+        torch.zeros(5, 0).long(), SampleGenerators(0, range(5)), guidance_scales=(), sampler=sampler, n_steps=20
+    )
+
+    assert torch.equal(sampled == 0, (profiles[:1] == 0).expand(5, -1))
+    torch.testing.assert_close(sampled, profiles[:1].expand(5, -1), atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backbone", ["dit", "white_box", "unet"])
+def test_the_order_of_genes_is_set_for_both_networks(backbone):
+    module = build(backbone=backbone)
+    order = torch.randperm(N_GENES, generator=torch.Generator().manual_seed(0))
+
+    module.set_gene_order(order.numpy())
+
+    for name in ("network", "averaged_network"):
+        kept = [t for key, t in module.state_dict().items() if key.startswith(name) and key.endswith("gene_order")]
+        assert len(kept) == 1
+        assert torch.equal(kept[0], order)
+
+
+@pytest.mark.parametrize("n_genes", [1, 3, 4, 5, 8, 23])
+@pytest.mark.parametrize("backbone", ["dit", "unet"])
+def test_any_number_of_genes_fits(backbone, n_genes):
+    module = build(n_genes=n_genes, patch_size=min(4, n_genes), backbone=backbone)
+
+    profile = module.sample_profiles(
+        torch.zeros(2, 0).long(),
+        SampleGenerators(0, range(2)),
+        guidance_scales=(),
+        sampler=DPMSolverSampler(),
+        n_steps=2,
+    )
+
+    assert profile.shape == (2, n_genes)
+
+
+# --- counts ----------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3000), min_size=5, max_size=5).filter(any), min_size=1, max_size=8).map(
+        lambda rows: torch.tensor(rows, dtype=torch.float32)
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_a_real_cell_with_its_own_total_has_its_own_counts(x):
+    assert torch.equal(to_counts(log_profile(x, "counts"), x.sum(1)), x)
+
+
+def test_counts_are_the_profiles_shares_of_the_total_rounded(profiles):
+    totals = torch.linspace(5, 5000, 40)
+
+    counts = to_counts(profiles, totals)
+
+    shares = profiles.expm1() / profiles.expm1().sum(1, keepdim=True)
+    assert torch.equal(counts, counts.round())
+    assert ((counts - shares * totals[:, None]).abs() <= 0.5 + 1e-3).all()  # in single precision
+    assert ((counts.sum(1) - totals).abs() <= N_GENES / 2).all()
+
+
+def test_negative_values_get_no_counts_and_a_cell_of_zeros_none(profiles):
+    profile = torch.stack([profiles[3], -profiles[3], torch.zeros(N_GENES)])
+
+    counts = to_counts(profile, torch.full((3,), 100.0))
+
+    assert counts[0].sum() > 0
+    assert not counts[1:].any()
+
+
+def test_what_is_no_number_is_no_count():
+    assert to_counts(torch.full((1, N_GENES), torch.nan), torch.tensor([10.0])).isnan().all()
+
+
+def test_the_library_size_head_reads_totals_off_profiles():
+    """Deep cells show a gene that shallow ones have no counts of."""
+    generator = torch.Generator().manual_seed(0)
+    log_totals = torch.rand(300, generator=generator) * 4 + 4
+    profile = torch.rand(300, N_GENES, generator=generator)
+    profile[:, 2] = (log_totals - 6).clamp(min=0)
+    torch.manual_seed(0)
+    profile = library_features(profile)
+    head = LibrarySizeModel(0, profile.shape[1])
+    head.fit(log_totals, torch.zeros(300, 0).long())
+    before = head.loss(profile, log_totals).mean()
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = head.loss(profile, log_totals).mean()
+        loss.backward()
+        optimizer.step()
+
+    with torch.no_grad():
+        mean, std = head.predict(profile)
+    deep = log_totals > 6.5
+    assert loss < before - 0.5
+    assert torch.corrcoef(torch.stack([mean[deep], log_totals[deep]]))[0, 1] > 0.95
+    assert std[deep].mean() < std[~deep].mean()  # where the gene is off, there is less to go by

@@ -1,0 +1,213 @@
+"""Plots show what is in their tables: lines, colours, names and errors."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import anndata
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+
+import scgen_diffusion as sgd
+
+HEADS = ["L0H0", "L0H1", "L1H0"]
+GENES = [f"gene_{g}" for g in range(30)]
+TOKENS = ["P0", "P1", "G0"]
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def make_statistics(*, sampling=False, noise_first=False):
+    names = ["coding_rate_before", "subspace_coding_rate_before", "subspace_coding_rate_after", "sparsity"]
+    rows = []
+    for time, group, layer, name in product([0, 500, 999], ["B/plasma", "T"], [0, 1], names):
+        value = time / 100 + layer + 10 * (group == "T") + names.index(name) / 10
+        level = 1 - time / 1000 if noise_first else time / 1000
+        rows.append((time, level, group, layer, name, "all", value))
+        rows.append((time, level, group, layer, name, f"L{layer}H0", value / 2))
+    table = pd.DataFrame(rows, columns=["time", "noise_level", "group", "layer", "statistic", "head", "value"])
+    if sampling:
+        table.insert(0, "step", table["time"].map({999: 0, 500: 1, 0: 2}))
+    return table
+
+
+def make_loadings(*, relative=False):
+    values = np.random.default_rng(0).random((30, 3)) + 0.1
+    values[[3, 7], 0] = [9, 8]
+    values[[7, 11], 1] = [9, 8]
+    return pd.DataFrame(values - 1 if relative else values, index=GENES, columns=HEADS)
+
+
+def make_attention():
+    index = pd.MultiIndex.from_product([["B/plasma", "T"], HEADS, TOKENS], names=["group", "head", "token"])
+    values = np.random.default_rng(0).dirichlet(np.ones(3), len(index))
+    return pd.DataFrame(values, index=index, columns=TOKENS)
+
+
+def make_adata():
+    adata = anndata.AnnData(np.zeros((2, 30)), var=pd.DataFrame(index=GENES))
+    adata.varm["WBDIT_specificity"] = make_loadings(relative=True)
+    adata.uns["WBDIT"] = {
+        "statistics": make_statistics(),
+        "patch_attention": make_attention().to_numpy().reshape(2, 3, 3, 3),
+        "groups": np.array(["B/plasma", "T"], dtype=object),
+        "heads": np.array(HEADS, dtype=object),
+        "tokens": np.array(TOKENS, dtype=object),
+    }
+    return adata
+
+
+def test_there_is_a_panel_per_layer_and_a_line_per_group():
+    axes = sgd.pl.layer_statistics(make_statistics(), "sparsity", show=False)
+
+    assert [ax.get_title() for ax in axes] == ["layer 0", "layer 1"]
+    for layer, ax in enumerate(axes):
+        lines = [line.get_xydata() for line in ax.lines]
+        np.testing.assert_allclose(lines[0], [(t, t / 100 + layer + 0.3) for t in (0, 500, 999)])
+        np.testing.assert_allclose(lines[1], [(t, t / 100 + layer + 10.3) for t in (0, 500, 999)])
+    assert axes[0].get_ylabel() == "share of zeros in the sparse code"
+    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["B/plasma", "T"]
+
+
+def test_before_is_solid_and_after_is_dashed():
+    axes = sgd.pl.coding_rate(make_statistics(), groups=["T"], layers=[1], show=False)
+
+    assert len(axes) == 1
+    assert [line.get_linestyle() for line in axes[0].lines] == ["-", "--"]
+    assert axes[0].lines[1].get_ydata()[0] == pytest.approx(11.2)
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["before", "after"]
+    assert "R^c" in axes[0].get_ylabel()
+
+
+def test_one_head_can_be_plotted():
+    axes = sgd.pl.layer_statistics(make_statistics(), head="L1H0", show=False)
+
+    assert len(axes) == 1
+    assert axes[0].get_title() == "layer 1"
+    assert axes[0].lines[0].get_ydata()[0] == pytest.approx((1 + 0.1) / 2)
+
+
+def test_the_sampling_path_runs_from_noise_to_cells():
+    axes = sgd.pl.sampling_path(make_statistics(sampling=True), "sparsity", show=False)
+
+    np.testing.assert_allclose(axes[0].lines[0].get_xydata(), [(0, 10.29), (1, 5.3), (2, 0.3)])
+    assert axes[0].get_xlabel() == "step (noise → cells)"
+
+
+def test_the_time_axis_says_where_the_data_are():
+    labels = [
+        sgd.pl.sparsity(make_statistics(noise_first=value), show=False)[0].get_xlabel() for value in (False, True)
+    ]
+
+    assert labels == ["diffusion time (data → noise)", "diffusion time (noise → data)"]
+
+
+def test_tables_of_several_models_can_be_put_together():
+    tables = pd.concat([make_statistics().assign(group=name) for name in ("one", "other")])
+
+    axes = sgd.pl.sparsity(tables.query("time > 0"), show=False)
+
+    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["one", "other"]
+
+
+def test_a_palette_and_axes_can_be_given():
+    _, axs = plt.subplots(2)
+
+    axes = sgd.pl.sparsity(make_statistics(), palette={"T": "red", "B/plasma": "blue"}, axs=axs, show=False)
+
+    assert axes == list(axs)
+    assert [to_rgb(line.get_color()) for line in axes[0].lines] == [(0, 0, 1), (1, 0, 0)]
+
+
+def test_loadings_show_the_top_genes_of_every_head_once():
+    ax = sgd.pl.head_loadings(make_loadings(), n_genes=2, heads=["L0H0", "L0H1"], show=False)
+
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["gene_3", "gene_7", "gene_11"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["L0H0", "L0H1"]
+    np.testing.assert_allclose(ax.images[0].get_array()[0, 0], 9)
+    assert ax.images[0].get_clim()[0] == 0
+
+
+def test_relative_loadings_are_centred_at_zero():
+    ax = sgd.pl.head_loadings(make_loadings(relative=True), show=False)
+
+    low, high = ax.images[0].get_clim()
+    assert low == -high
+
+
+def test_attention_is_relative_to_even_attention():
+    table = make_attention()
+
+    ax = sgd.pl.patch_attention(table, "L0H1", group="T", show=False)
+    raw = sgd.pl.patch_attention(table, "L0H1", group="T", relative=False, show=False)
+
+    np.testing.assert_allclose(ax.images[0].get_array(), np.log2(3 * table.loc["T", "L0H1"]))
+    np.testing.assert_allclose(raw.images[0].get_array(), table.loc["T", "L0H1"])
+    assert ax.get_title() == "L0H1, T"
+    assert [label.get_text() for label in ax.get_xticklabels()] == TOKENS
+
+
+def test_the_same_comes_out_of_anndata():
+    adata = make_adata()
+
+    pairs = [
+        (sgd.pl.patch_attention(data, "L1H0", group="B/plasma", show=False) for data in (make_attention(), adata)),
+        (sgd.pl.head_loadings(data, show=False) for data in (make_loadings(relative=True), adata)),
+    ]
+    for table, stored in pairs:
+        np.testing.assert_array_equal(table.images[0].get_array(), stored.images[0].get_array())
+    lines = [sgd.pl.coding_rate(data, show=False)[1].lines for data in (make_statistics(), adata)]
+    for a, b in zip(*lines, strict=True):
+        np.testing.assert_array_equal(a.get_xydata(), b.get_xydata())
+
+
+def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+
+    assert sgd.pl.sparsity(make_statistics(), show=True, save=tmp_path / "lines.png") is None
+    assert sgd.pl.head_loadings(make_loadings(), show=False, save=tmp_path / "genes.pdf") is not None
+
+    assert len(shown) == 1
+    assert (tmp_path / "lines.png").stat().st_size > 1000
+    assert (tmp_path / "genes.pdf").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsty"), "`statistics` .*'sparsty'.*sparsity"),
+        (lambda: sgd.pl.layer_statistics(make_statistics(), x="step"), "`x` .*'step'"),
+        (lambda: sgd.pl.sparsity(make_statistics(), layers=[2]), "`layers` .*2"),
+        (lambda: sgd.pl.sparsity(make_statistics(), groups=["NK"]), "`groups` .*'NK'"),
+        (lambda: sgd.pl.sparsity(make_statistics(), head="L9H9"), "`head` .*'L9H9'"),
+        (lambda: sgd.pl.sparsity(make_statistics(), palette={"T": "red"}), "`palette` .*'B/plasma'"),
+        (lambda: sgd.pl.sparsity(make_statistics(), axs=[]), "one axis per panel, 2, but found 0"),
+        (lambda: sgd.pl.layer_statistics(make_statistics(), ["sparsity"] * 5), "At most 4 `statistics`"),
+        (lambda: sgd.pl.sampling_path(make_statistics()), "`x` .*'step'"),
+        (lambda: sgd.pl.head_loadings(make_loadings(), heads=["L7H0"]), "`heads` .*'L7H0'"),
+        (lambda: sgd.pl.patch_attention(make_attention(), "L7H0"), "`head` .*'L7H0'"),
+        (lambda: sgd.pl.patch_attention(make_attention(), "L0H0"), "`group` .*'all'"),
+    ],
+)
+def test_plots_say_what_is_wrong(plot, message):
+    with pytest.raises(ValueError, match=message):
+        plot()
+
+
+@pytest.mark.parametrize(
+    "plot", [sgd.pl.sparsity, sgd.pl.head_loadings, lambda adata: sgd.pl.patch_attention(adata, "L0H0")]
+)
+def test_cells_that_nothing_was_written_into_say_what_to_call(plot):
+    with pytest.raises(KeyError, match="call write_white_box"):
+        plot(anndata.AnnData(np.zeros((2, 30))))

@@ -1,0 +1,246 @@
+"""The deposited table of GSE103322, by small tables of the same form."""
+
+from __future__ import annotations
+
+import gzip
+
+import anndata
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scgen_diffusion import datasets
+from scgen_diffusion.model import SCLDM
+
+CELLS = {
+    # name: Maxima, lymph node, cancer, non-cancer, type, values of three genes
+    "HN28_P15_D06_S330_comb": ("1", "1", "0", "1", "Fibroblast", "1", "0", "2.5"),
+    "HNSCC28_P6_G05_S173_comb": ("1", "0", "0", "1", "-Fibroblast", "0", "3", "0"),
+    "HNSCC_17_P4_A01": ("0", "0", "1", "0", "0", "4.5", "0.25", "0"),
+    "HNSCC_combo1_HNSCC_ComboP1_A02": ("1", "0", "0", "1", "myocyte", "0", "0", "16.6096"),
+    "HNSCC5_p3_HNSCC5_P3_H01": ("0", "0", "0", "1", "B cell", "2", "2", "2"),
+    "other": ("0", "0", "0", "0", "0", "0", "7", "1"),
+}
+ANNOTATIONS = [
+    "processed by Maxima enzyme",
+    "Lymph node",
+    "classified  as cancer cell",
+    "classified as non-cancer cells",
+    "non-cancer cell type",
+]
+GENES = ["'TP53'", "'HLA-A'", "'KRT5'"]
+VALUES = np.array([[float(text) for text in fields[5:]] for fields in CELLS.values()])
+
+
+def make_rows():
+    """Build the table, a list of fields per line; a test alters what it is about."""
+    return [
+        ["", *CELLS],
+        *([name, *fields] for name, *fields in zip(ANNOTATIONS + GENES, *CELLS.values(), strict=True)),
+    ]
+
+
+def as_text(rows):
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def read(folder, rows):
+    path = folder / "table.txt"
+    path.write_text(as_text(rows))
+    return datasets.read_gse103322(path)
+
+
+class TestContent:
+    @pytest.mark.parametrize("name", ["table.txt.gz", "table.txt"])
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_gzipped_and_plain_tables_are_told_apart_by_their_content(self, tmp_path, name, compressed):
+        content = as_text(make_rows()).encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if compressed else content)
+        adata = datasets.read_gse103322(str(tmp_path / name))
+        assert list(adata.obs_names) == list(CELLS)
+        assert list(adata.var_names) == ["TP53", "HLA-A", "KRT5"]
+        assert adata.uns["source"]["path"] == name
+
+    def test_the_layer_holds_the_deposited_values(self, tmp_path):
+        layer = read(tmp_path, make_rows()).layers["log2_tpm"]
+        assert sparse.isspmatrix_csr(layer)
+        assert layer.dtype == np.float32
+        assert layer.nnz == (VALUES > 0).sum()
+        np.testing.assert_array_equal(layer.toarray(), VALUES.astype(np.float32))
+
+    def test_x_is_log1p_of_ten_thousand_per_cell(self, tmp_path):
+        adata = read(tmp_path, make_rows())
+        tpm = 10 * (2**VALUES - 1)
+        expected = np.log1p(1e4 * tpm / tpm.sum(axis=1, keepdims=True))
+        assert sparse.isspmatrix_csr(adata.X)
+        assert adata.X.dtype == np.float32
+        np.testing.assert_allclose(adata.X.toarray(), expected, rtol=1e-6)  # float32
+        np.testing.assert_allclose(np.expm1(adata.X.toarray().astype(float)).sum(axis=1), 1e4, rtol=1e-5)
+        assert "log1p" in adata.uns
+
+    def test_x_and_the_layer_share_no_memory(self, tmp_path):
+        adata = read(tmp_path, make_rows())
+        for part in ("data", "indices", "indptr"):
+            assert not np.shares_memory(getattr(adata.X, part), getattr(adata.layers["log2_tpm"], part))
+
+    def test_labels_follow_from_the_annotation(self, tmp_path):
+        obs = read(tmp_path, make_rows()).obs
+        assert obs["cell_type"].dtype == "category"
+        assert list(obs["cell_type"]) == ["Fibroblast", "Fibroblast", "malignant", "Myocyte", "B cell", "unclassified"]
+        for column, expected in {
+            "is_malignant": [0, 0, 1, 0, 0, 0],
+            "lymph_node": [1, 0, 0, 0, 0, 0],
+            "maxima_enzyme": [1, 1, 0, 1, 0, 0],
+        }.items():
+            assert obs[column].dtype == bool
+            assert list(obs[column]) == expected
+
+    def test_a_patient_has_one_name_whichever_prefix_its_cells_have(self, tmp_path):
+        patient = read(tmp_path, make_rows()).obs["patient"]
+        assert patient.dtype == "category"
+        assert list(patient) == ["HN28", "HN28", "HN17", "unknown", "HN5", "unknown"]
+
+    def test_case_and_spaces_of_annotation_names_quotes_and_line_ends_do_not_matter(self, tmp_path):
+        rows = make_rows()
+        rows[0][0] = "cell"
+        rows[3][0] = " Classified as  CANCER cell "
+        rows[5][1] = "'Fibroblast'"
+        rows[6][0] = "TP53"
+        path = tmp_path / "table.txt"
+        path.write_bytes(as_text(rows).replace("\n", "\r\n").encode() + b"\r\n")
+        adata = datasets.read_gse103322(path)
+        assert adata.var_names[0] == "TP53"
+        assert adata.obs["cell_type"].iloc[0] == "Fibroblast"
+        assert adata.obs["is_malignant"].sum() == 1
+
+    def test_a_single_gene_is_enough(self, tmp_path):
+        rows = make_rows()[:7]
+        rows[6][1:] = ["1"] * len(CELLS)
+        assert read(tmp_path, rows).shape == (len(CELLS), 1)
+
+    def test_can_be_written_and_read_again(self, tmp_path):
+        adata = read(tmp_path, make_rows())
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        again = anndata.read_h5ad(tmp_path / "cells.h5ad")
+        assert again.uns["source"] == adata.uns["source"]
+        assert "log1p" in again.uns
+        assert list(again.obs["cell_type"]) == list(adata.obs["cell_type"])
+
+    def test_models_take_it_as_log_normalised(self, tmp_path):
+        adata = read(tmp_path, make_rows())
+        SCLDM.setup_anndata(adata, values="log1p", condition_keys=["cell_type", "patient"])
+
+
+class TestRefusals:
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="absent.txt.gz"):
+            datasets.read_gse103322(tmp_path / "absent.txt.gz")
+
+    @pytest.mark.parametrize("line", range(1, 6))
+    def test_an_absent_annotation_is_named_with_what_stands_there(self, tmp_path, line):
+        rows = make_rows()
+        del rows[line]
+        found = rows[line][0].strip("'")
+        with pytest.raises(
+            ValueError, match=f"Line {line + 1} must be .*'{ANNOTATIONS[line - 1]}', but found '{found}'"
+        ):
+            read(tmp_path, rows)
+
+    def test_annotations_in_another_order_are_refused(self, tmp_path):
+        rows = make_rows()
+        rows[3], rows[4] = rows[4], rows[3]
+        with pytest.raises(ValueError, match="must be the annotation 'classified  as cancer cell', but found"):
+            read(tmp_path, rows)
+
+    @pytest.mark.parametrize("n_lines", range(1, 6))
+    def test_a_table_that_ends_within_the_annotation_is_refused(self, tmp_path, n_lines):
+        with pytest.raises(ValueError, match=f"ends before the annotation line '{ANNOTATIONS[n_lines - 1]}'"):
+            read(tmp_path, make_rows()[:n_lines])
+
+    @pytest.mark.parametrize("line", range(1, 5))
+    @pytest.mark.parametrize("flag", ["2", "yes", ""])
+    def test_a_flag_other_than_0_and_1_is_refused(self, tmp_path, line, flag):
+        rows = make_rows()
+        rows[line][6] = flag
+        with pytest.raises(
+            ValueError, match=f"'{ANNOTATIONS[line - 1]}' must be 0 or 1, but found '{flag}' for cell 'other'"
+        ):
+            read(tmp_path, rows)
+
+    def test_a_cell_that_is_cancer_and_not_is_refused(self, tmp_path):
+        rows = make_rows()
+        rows[4][3] = "1"
+        with pytest.raises(ValueError, match="annotated as both: 'HNSCC_17_P4_A01'"):
+            read(tmp_path, rows)
+
+    @pytest.mark.parametrize("value", ["text", "", "NA", "nan", "inf", "-0.5", "1,5", "812.4"])
+    def test_values_that_are_no_log2_tpm_are_named(self, tmp_path, value):
+        rows = make_rows()
+        rows[7][2] = value
+        with pytest.raises(
+            ValueError, match=f"found '{value}' for gene 'HLA-A' in cell 'HNSCC28_P6_G05_S173_comb' .line 8"
+        ):
+            read(tmp_path, rows)
+
+    def test_duplicate_genes_are_refused(self, tmp_path):
+        rows = make_rows()
+        rows[8][0] = "TP53"
+        with pytest.raises(ValueError, match="gene names must be unique.*'TP53'"):
+            read(tmp_path, rows)
+
+    def test_duplicate_cells_are_refused(self, tmp_path):
+        rows = make_rows()
+        rows[0][2] = rows[0][1]
+        with pytest.raises(ValueError, match="cell names must be unique.*'HN28_P15_D06_S330_comb'"):
+            read(tmp_path, rows)
+
+    @pytest.mark.parametrize(("line", "field", "what"), [(0, 2, "cell names"), (7, 0, "gene names")])
+    def test_empty_names_are_refused(self, tmp_path, line, field, what):
+        rows = make_rows()
+        rows[line][field] = "''"
+        with pytest.raises(ValueError, match=f"{what} must not be empty, but number 2 is"):
+            read(tmp_path, rows)
+
+    def test_a_cell_without_expression_is_refused(self, tmp_path):
+        rows = make_rows()
+        for row in rows[6:]:
+            row[6] = "0"
+        with pytest.raises(ValueError, match="no expression at all: 'other'"):
+            read(tmp_path, rows)
+
+    def test_a_table_without_genes_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="at least one gene"):
+            read(tmp_path, make_rows()[:6])
+
+    @pytest.mark.parametrize("text", ["", "cells\n"])
+    def test_a_table_without_cells_is_refused(self, tmp_path, text):
+        (tmp_path / "table.txt").write_text(text)
+        with pytest.raises(ValueError, match="names none"):
+            datasets.read_gse103322(tmp_path / "table.txt")
+
+    @pytest.mark.parametrize("line", range(1, 9))
+    @pytest.mark.parametrize("change", [-1, 1])
+    def test_a_line_with_too_few_or_too_many_fields_is_refused(self, tmp_path, line, change):
+        rows = make_rows()
+        rows[line] = rows[line][:-1] if change < 0 else [*rows[line], "0"]
+        with pytest.raises(ValueError, match=f"Line {line + 1} .* each of the 6 cells, but has {6 + change}"):
+            read(tmp_path, rows)
+
+    def test_a_plain_table_cut_within_a_line_is_refused(self, tmp_path):
+        (tmp_path / "table.txt").write_text(as_text(make_rows())[:-12])
+        with pytest.raises(ValueError, match="the file is cut"):
+            datasets.read_gse103322(tmp_path / "table.txt")
+
+    @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
+    def test_a_gzipped_table_that_is_cut_is_refused(self, tmp_path, kept):
+        content = gzip.compress(as_text(make_rows()).encode())
+        (tmp_path / "table.txt.gz").write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(ValueError, match="table.txt.gz is cut or damaged"):
+            datasets.read_gse103322(tmp_path / "table.txt.gz")
+
+    def test_a_gzipped_table_with_other_bytes_inside_is_refused(self, tmp_path):
+        content = bytearray(gzip.compress(as_text(make_rows()).encode()))
+        content[-8] ^= 0xFF  # the checksum
+        (tmp_path / "table.txt.gz").write_bytes(content)
+        with pytest.raises(ValueError, match="cut or damaged"):
+            datasets.read_gse103322(tmp_path / "table.txt.gz")
