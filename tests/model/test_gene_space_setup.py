@@ -68,6 +68,14 @@ def test_bad_options_are_refused_by_name(make_gene_space, gene_space_class, opti
         make_gene_space(gene_space_class, **options)
 
 
+@pytest.mark.parametrize("n_genes", [1, 12])
+def test_the_default_sizes_fit_any_number_of_genes(make_cells, gene_space_class, n_genes):
+    adata = make_cells(n_genes=n_genes)
+    gene_space_class.setup_anndata(adata)
+
+    assert gene_space_class(adata).architecture.patch_size <= n_genes
+
+
 def test_the_unet_has_no_patches_to_fit(make_gene_space):
     assert make_gene_space(backbone="unet", patch_size=1000).architecture.backbone == "unet"
 

@@ -502,7 +502,7 @@ def test_what_is_written_into_the_cells_is_what_the_methods_return(opened):
     attention = opened.get_patch_attention(groupby="cell_type", seed=0)
     third = cells.uns["WBDIT"]["groups"][2], cells.uns["WBDIT"]["heads"][3]
     np.testing.assert_allclose(cells.uns["WBDIT"]["patch_attention"][2, 3], attention.loc[third])
-    assert cells.uns["WBDIT"]["params"]["time"] == 250
+    assert cells.uns["WBDIT"]["params"]["time"] == 500
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])

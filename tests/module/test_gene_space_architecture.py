@@ -53,6 +53,21 @@ def test_an_architecture_is_rebuilt_from_its_own_options(model, size):
     assert build_gene_space_architecture(model, "default", **asdict(a)) == a
 
 
+@given(st.integers(1, 60_000), st.integers(1, 10**7), st.booleans())
+def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
+    a = build_gene_space_architecture("SCRDIT", "default", n_genes=n_genes, n_cells=n_cells, on_gpu=on_gpu)
+
+    assert 1 <= a.patch_size <= n_genes
+    assert a.width % a.n_heads == 0
+
+
+def test_sizes_of_ones_own_and_published_ones_do_not_follow_from_the_data():
+    few = {"n_genes": 5, "n_cells": 5, "on_gpu": False}
+
+    assert build_gene_space_architecture("WBDIT", "published", **few) == published("WBDIT")
+    assert build_gene_space_architecture("WBDIT", "default", patch_size=3, width=12, **few).patch_size == 3
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_an_unknown_option_names_the_closest_first(model):
     with pytest.raises(TypeError, match=f"{model} has no option 'n_layer'.*closest first: n_layers"):

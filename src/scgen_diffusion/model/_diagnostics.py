@@ -13,34 +13,33 @@ if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse as sp
 
-LEAST_PROGRESS = 0.1  # share of its first value that the loss must fall by at least
+LEAST_PROGRESS = {"regression": 0.1, "spike_and_slab": 0.02}  # share of its first value that the loss must fall by
 FEWEST_ZEROS = 0.5  # share of the training cells' zeros that generated cells must have at least
 LARGEST_VALUE = 1.5  # times the largest training value
 
 
-def warn_of_early_plateau(history: Mapping[str, pd.DataFrame]) -> None:
-    """Warn if the loss hardly fell: the network predicts little more than a constant."""
+def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> None:
+    """Warn if the loss hardly fell: the network predicts little more than a constant, or than each gene's own distribution."""
     losses = history["diffusion_denoising_loss_train"].iloc[:, 0].to_numpy()
-    if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS) * losses[0]:
+    if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS[head]) * losses[0]:
         msg = (
-            f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little, and its cells will "
-            "look like noise. Train longer, with another learning rate (`recipe_kwargs`), or take a larger network."
+            f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train longer, with "
+            "another learning rate (`recipe_kwargs`), or take a larger network."
         )
         warnings.warn(msg, UserWarning, stacklevel=4)
 
 
-def warn_of_missing_zeros(
-    values: np.ndarray | sp.csr_matrix, training_zeros: float, *, zero_value: float | None
-) -> None:
-    """Warn if generated cells have far fewer exact zeros than training cells, of whose values they are a given share."""
+def warn_of_missing_zeros(values: np.ndarray | sp.csr_matrix, training_zeros: float, *, needs_negation: bool) -> None:
+    """Warn if generated cells have far fewer exact zeros than training cells, of whose values they are a given share.
+
+    ``needs_negation`` tells whether the model was built without anything that makes zeros exact.
+    """
     zeros = 1 - _stored(values).astype(bool).sum() / np.prod(values.shape)
     if zeros < FEWEST_ZEROS * training_zeros:
-        advice = (
-            "set `zero_value` (zero negation) when constructing the model" if zero_value is None else "train longer"
-        )
+        advice = "set `zero_value` (zero negation) or `head='spike_and_slab'`" if needs_negation else "train longer"
         msg = (
-            f"{zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. To get "
-            f"zeros, keep `clamp=True`, and {advice}."
+            f"{zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. To get zeros, "
+            f"{advice}."
         )
         warnings.warn(msg, UserWarning, stacklevel=5)
 
@@ -54,7 +53,7 @@ def check_not_diverged(values: np.ndarray | sp.csr_matrix, largest_training_valu
         For values that are NaN or infinite.
     """
     stored = _stored(values)
-    advice = "Take more steps, another sampler ('dpm_solver' is the steadiest), or less guidance, or train longer."
+    advice = "Take more steps, another sampler, or less guidance, or train longer."
     if not np.isfinite(stored).all():
         msg = f"Sampling diverged: the generated values are not finite. {advice}"
         raise FloatingPointError(msg)

@@ -245,10 +245,11 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         return to_counts(profile, totals)[:n_wanted]
 
     def _check_result(self, x: sp.csr_matrix | np.ndarray, output: InputValues) -> None:
-        module, zero_value = self.module, self.architecture.zero_value
+        module, a = self.module, self.architecture
         check_not_diverged(x, module.largest_value.item() if output == "log1p" else float("inf"))
-        if self.architecture.clamp:
-            warn_of_missing_zeros(x, module.training_zeros.item(), zero_value=zero_value)
+        if a.clamp and output == "log1p":
+            needs_negation = a.head == "regression" and a.zero_value is None
+            warn_of_missing_zeros(x, module.training_zeros.item(), needs_negation=needs_negation)
 
     def _warn_if_nothing_was_learned(self) -> None:
-        warn_of_early_plateau(self.history_ or {})
+        warn_of_early_plateau(self.history_ or {}, self.architecture.head)

@@ -32,8 +32,8 @@ TOKENS_AT_A_TIME = 4096
 DEFAULT_TIMES = {True: (0, 100, 250, 500, 750, 999), False: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)}
 """Times from data to noise: timesteps of variance-preserving paths, and times of flow matching."""
 
-DEFAULT_TIME = {True: 250, False: 0.75}
-"""A time at which data and noise weigh about the same, and cell types can still be told apart."""
+DEFAULT_TIME = {True: 500, False: 0.25}
+"""A time at which a gene's own value says little, so that the network must read it off the others."""
 
 
 @dataclass(frozen=True)

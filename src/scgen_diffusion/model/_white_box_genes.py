@@ -72,7 +72,8 @@ class HeadGenesMixin(NoisedCellsMixin):
             Which of them; default: all.
         time
             Diffusion time as the network counts it: a timestep from 0 (data) to 999 (noise) on variance-preserving paths,
-            0 (noise) to 1 (data) for flow matching. Default: timestep 250, or 0.75.
+            0 (noise) to 1 (data) for flow matching. Default: timestep 500, or 0.25, where a gene's own value
+            says little, so that the network must read it off the others.
         tokens
             ``"global"``: the tokens that read all genes, each with weights of its own. ``"patches"``: the tokens of patches.
             Default: the global tokens, if the network has any.

@@ -155,7 +155,7 @@ class LayerStatisticsMixin(NoisedCellsMixin, GenerationMixin):
         adata, indices, conditional, eps, batch_size, seed
             See :meth:`get_layer_statistics`, of whose ``subspace_coding_rate_before`` these are the single cells.
         time
-            One time as there. Default: timestep 250, or 0.75 for flow matching.
+            One time as there. Default: timestep 500, or 0.25 for flow matching, where a gene's own value says little.
 
         Returns
         -------

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from ._profile_networks import RegressionNetwork
     from ._profile_summary import ProfileSummary
 
-LARGEST_PROFILE = 20.0  # of a gene; a cell that diverged has larger values, of which float32 cannot take the exponential
+LARGEST_PROFILE = (
+    20.0  # of a gene; a cell that diverged has larger values, of which float32 cannot take the exponential
+)
 SMALLEST_SCALE = 0.05  # of a gene; what hardly varies is not blown up
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -43,7 +44,8 @@ class GeneSpaceArchitecture:
         Value that stands for an exact zero (*zero negation*; published for scRDiT: -10), below 0; None leaves zeros as they
         are.
     clamp
-        Whether generated values below 0 become 0, so that zeros come back exactly.
+        Whether small generated values become 0, so that zeros come back exactly: with zero negation those below 0, without
+        it those below half of the smallest training value.
     scaling
         How values are brought to unit variance: ``"none"`` (published), one number for all (``"global"``), or one per gene
         (``"gene"``).
@@ -93,6 +95,8 @@ class GeneSpaceArchitecture:
         if self.target not in TARGETS_OF_PATH[self.path]:
             allowed = list(TARGETS_OF_PATH[self.path])
             msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
+            if self.path == "flow_matching":
+                msg += " Set `head='regression'` with it."
             raise ValueError(msg)
         if self.head == "spike_and_slab" and self.target != "data":
             msg = f"`head='spike_and_slab'` predicts the data: set `target='data'`, found {self.target!r}."
@@ -158,8 +162,8 @@ def build_gene_space_architecture(
         If there is no such option.
     """
     architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
-    if isinstance(order := changes.get("gene_order"), list):
-        changes = {**changes, "gene_order": tuple(order)}
+    if isinstance(order := changes.get("gene_order"), Iterable) and not isinstance(order, str):
+        changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
     if size == "default":
         changes = default_sizes(n_genes, n_cells, on_gpu=on_gpu) | changes
     return changed_options(architectures, size, changes, owner=model)

@@ -84,16 +84,10 @@ class CrossAttentionBlock(nn.Module):
 class HalfTrace(NamedTuple):
     """What one half of a :class:`ModulatedBlock` saw and did; every tensor is ``(cells, tokens, width)``.
 
-    Attributes
-    ----------
-    tokens_in
-        The tokens that entered.
-    modulated
-        The same, normalised, scaled and shifted: the input of the operator (attention or feed-forward).
-    output
-        What the operator made of them, before the gate.
-    tokens_out
-        ``tokens_in + gate * output``.
+    - ``tokens_in``: the tokens that entered.
+    - ``modulated``: the same, normalised, scaled and shifted: the input of the operator (attention or feed-forward).
+    - ``output``: what the operator made of them, before the gate.
+    - ``tokens_out``: ``tokens_in + gate * output``.
     """
 
     tokens_in: Tensor
@@ -103,13 +97,7 @@ class HalfTrace(NamedTuple):
 
 
 class BlockTrace(NamedTuple):
-    """What the two halves of a :class:`ModulatedBlock` saw and did.
-
-    Attributes
-    ----------
-    attention, feed_forward
-        The halves, in this order.
-    """
+    """What the two halves of a :class:`ModulatedBlock` saw and did: ``attention``, then ``feed_forward``."""
 
     attention: HalfTrace
     feed_forward: HalfTrace

@@ -126,7 +126,7 @@ class DiffusionRecipe(Recipe):
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
-    reference_steps: int = 2000
+    reference_steps: int = 800
     loading_weight_decay: float = 3.0
     drop_probability: float = 0.1
 
