@@ -114,7 +114,11 @@ class DiT(nn.Module):
 
     def _place(self, tokens: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Add positions to the tokens, and embed time and condition."""
-        return tokens + self.positions, self.embed_time(t) + self.embed_condition(condition)
+        return tokens + self.positions, self.embed_context(t, condition)
+
+    def embed_context(self, t: Tensor, condition: Tensor) -> Tensor:
+        """Embed times ``(n,)`` and class indices ``(n, keys)`` as one vector each, ``(n, width)``."""
+        return self.embed_time(t) + self.embed_condition(condition)
 
 
 def check_positions(positions: Tensor, n_tokens: int, width: int) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import silu
 
 from ._attention import SelfAttention
 from ._dit import DiT
@@ -55,8 +56,8 @@ class GeneDiT(nn.Module):
     n_outputs
         Numbers predicted per gene. Published: 1.
     n_global_tokens
-        Tokens beside the patches that read all genes at once, and write to all. With them, few layers see the whole cell.
-        Published: none.
+        Tokens beside the patches that read all genes at once, and write to all, as time and condition then do too. With
+        them, few layers see the whole cell. Published: none.
     gene_order
         Order in which genes are put into patches, a permutation; default: as they come. Genes that belong together may
         share a patch.
@@ -115,7 +116,7 @@ class GeneDiT(nn.Module):
         initialize_as_published(self.network)
         if n_global_tokens:
             self.read_all_genes = nn.Linear(n_genes, n_global_tokens * width)
-            self.write_all_genes = nn.Linear(n_global_tokens * width, n_outputs * n_genes, bias=False)
+            self.write_all_genes = nn.Linear((n_global_tokens + 1) * width, n_outputs * n_genes, bias=False)
             nn.init.zeros_(self.write_all_genes.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -132,8 +133,9 @@ class GeneDiT(nn.Module):
         per_patch = self.network.project_out(tokens[:, : self.n_patches])
         prediction = self.layout.undo(per_patch.unflatten(-1, (self.n_outputs, -1)).transpose(1, 2).flatten(2))
         if self.n_global_tokens:
-            per_gene = self.write_all_genes(tokens[:, self.n_patches :].flatten(1))
-            prediction = prediction + per_gene.unflatten(-1, (self.n_outputs, -1))
+            context = silu(self.network.embed_context(t, condition))
+            seen = torch.cat([tokens[:, self.n_patches :].flatten(1), context], dim=1)
+            prediction = prediction + self.write_all_genes(seen).unflatten(-1, (self.n_outputs, -1))
         return prediction if self.n_outputs > 1 else prediction[:, 0]
 
     @torch.no_grad()
