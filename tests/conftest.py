@@ -128,6 +128,12 @@ def _make_trained_gene_space(cls=SCRDIT, adata=None, *, max_epochs=1, **options)
     return model
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Go back to one thread: what scikit-learn does (a PCA, say) leaves OpenMP with all, though torch would say one."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def make_cells():
     """Build small count data with conditions."""

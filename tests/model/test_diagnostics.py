@@ -72,14 +72,20 @@ def test_a_loss_that_hardly_falls_is_warned_of_where_the_user_trains(make_gene_s
 
 
 @pytest.mark.usefixtures("silence")
+@pytest.mark.parametrize("head", ["regression", "spike_and_slab"])
 @pytest.mark.parametrize("losses", [np.linspace(1, 0.5, 10), [1.0] * 9, [1.0]], ids=["falls", "short", "one epoch"])
-def test_a_loss_that_falls_and_a_short_run_are_not_warned_of(losses):
-    warn_of_early_plateau(history(*losses))
+def test_a_loss_that_falls_and_a_short_run_are_not_warned_of(losses, head):
+    warn_of_early_plateau(history(*losses), head)
 
 
 def test_the_history_of_a_resumed_run_is_judged_as_a_whole():
     with pytest.warns(UserWarning, match=r"from 1 to 0\.95"):
-        warn_of_early_plateau(history(*np.linspace(1, 0.95, 30)))
+        warn_of_early_plateau(history(*np.linspace(1, 0.95, 30)), "regression")
+
+
+@pytest.mark.usefixtures("silence")
+def test_a_likelihood_that_starts_from_each_genes_own_distribution_need_not_fall_as_far():
+    warn_of_early_plateau(history(*np.linspace(1, 0.95, 30)), "spike_and_slab")
 
 
 # --- generation ------------------------------------------------------------------------------------------------------------
@@ -122,24 +128,27 @@ def test_counts_may_be_larger_than_any_log_value(plant_profiles):
     plant_profiles(profile).generate(5, seed=0, counts=True, library_size=100_000)
 
 
-@pytest.mark.parametrize("counts", [False, True])
-def test_missing_zeros_are_warned_of_where_the_user_generates(plant_profiles, counts):
-    request = {"counts": counts, "library_size": 10_000 if counts else None}
+ADVICE = {
+    "regression": ({}, r"set `zero_value` .zero negation. or `head='spike_and_slab'`\."),
+    "negated zeros": ({"zero_value": -5.0}, r"To get zeros, train longer\."),
+    "spike and slab": ({"head": "spike_and_slab", "target": "data"}, r"To get zeros, train longer\."),
+}
 
-    with pytest.warns(
-        UserWarning, match="0% of the generated values are zeros, but [0-9]+%.*set `zero_value`"
-    ) as caught:
-        plant_profiles(np.ones(12)).generate(5, seed=0, **request)
+
+@pytest.mark.parametrize(("options", "advice"), ADVICE.values(), ids=ADVICE)
+def test_missing_zeros_are_warned_of_where_the_user_generates(make_trained_gene_space, monkeypatch, options, advice):
+    model = make_trained_gene_space(**options)
+    monkeypatch.setattr(model.module, "sample_profiles", lambda *_, **__: torch.ones(128, 12))
+
+    with pytest.warns(UserWarning, match=f"0% of the generated values are zeros, but [0-9]+%.*{advice}") as caught:
+        model.generate(5, seed=0)
 
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_with_negated_zeros_the_advice_is_to_train(make_trained_gene_space, monkeypatch):
-    model = make_trained_gene_space(zero_value=-5.0)
-    monkeypatch.setattr(model.module, "sample_profiles", lambda *_, **__: torch.ones(128, 12))
-
-    with pytest.warns(UserWarning, match=r"keep `clamp=True`, and train longer\."):
-        model.generate(5, seed=0)
+@pytest.mark.usefixtures("silence")
+def test_counts_may_have_fewer_zeros_since_their_totals_may_be_larger(plant_profiles):
+    plant_profiles(np.ones(12)).generate(5, seed=0, counts=True, library_size=10_000)
 
 
 def test_without_clamping_zeros_are_not_expected(make_trained_gene_space, monkeypatch):
@@ -171,7 +180,7 @@ def test_half_of_the_training_cells_zeros_are_enough(kind, n_zeros, warns):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_missing_zeros(kind(x.reshape(3, 4)), 0.6, zero_value=None)
+        warn_of_missing_zeros(kind(x.reshape(3, 4)), 0.6, needs_negation=True)
 
     assert bool(caught) == warns
 

@@ -126,7 +126,10 @@ def test_positions_of_another_shape_are_refused():
 
 def test_the_trace_leads_from_the_input_to_the_prediction():
     network, inputs = build(), build_inputs()
-    traces, context = network.trace(network.project_in(inputs[0]), *inputs[1:]), network.embed_time(inputs[1]) + network.embed_condition(inputs[2])
+    traces, context = (
+        network.trace(network.project_in(inputs[0]), *inputs[1:]),
+        network.embed_time(inputs[1]) + network.embed_condition(inputs[2]),
+    )
     assert len(traces) == 2
     assert torch.equal(traces[0].attention.tokens_in, network.project_in(inputs[0]) + network.positions)
     assert torch.equal(traces[1].attention.tokens_in, traces[0].feed_forward.tokens_out)

@@ -35,7 +35,7 @@ class GeneDiT(nn.Module):
     (``block="white_box"``: subspace attention and sparse coding). The genes are padded with zeros to full patches.
 
     The network keeps what is needed to look inside: :meth:`trace` returns what each block saw and did, and for white-box
-    blocks :meth:`head_coordinates`, :meth:`head_response` and :meth:`gene_loadings` tell what each head reads.
+    blocks :meth:`head_coordinates` and :meth:`head_response` tell what each head reads.
 
     Parameters
     ----------
@@ -185,43 +185,6 @@ class GeneDiT(nn.Module):
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels have no forward mode
             return torch.func.jvp(coordinates, (x_t,), (direction,))[1]
 
-    def gene_loadings(
-        self, x_t: Tensor, t: Tensor, condition: Tensor, *, generator: torch.Generator, n_probes: int = 1
-    ) -> Tensor:
-        r"""Measure how strongly each gene moves what each head reads, at these cells and times.
-
-        .. math:: \ell_{kg} = \sqrt{\operatorname{mean}_{\text{cells}}
-            \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
-
-        over all tokens of :meth:`head_coordinates`. The patch embedding alone cannot tell this: it is the same for every
-        patch, so genes differ only by what position, normalisation, modulation and the layers before make of them. A norm,
-        because a head computes the same in every rotated basis of its subspace, so that single directions have no meaning.
-
-        The norm is estimated with random signs, :math:`\mathbb E_v (J^\top v)_g^2 = \lVert J_{\cdot g} \rVert^2`: one
-        backward pass per layer, head and probe instead of one per gene. Its relative standard error is at most about
-        ``(2 * cells * n_probes) ** -0.5``.
-
-        Parameters
-        ----------
-        x_t, t, condition
-            As in :meth:`forward`.
-        generator
-            Draws the signs; on the device of ``x_t``.
-        n_probes
-            Draws per cell.
-
-        Returns
-        -------
-        Tensor
-            ``(layers, heads, genes)``.
-        """
-        with torch.enable_grad():
-            x_t = x_t.detach().clone().requires_grad_()
-            layers = self.head_coordinates(x_t, t, condition)
-            heads = [head for layer in layers for head in layer.unbind(1)]
-        squares = [mean_square_gradient(head, x_t, generator, n_probes) for head in heads]
-        return torch.stack(squares).sqrt().unflatten(0, (len(layers), -1))
-
     def _embed(self, x_t: Tensor) -> Tensor:
         """Turn cells ``(cells, genes)`` into tokens ``(cells, patches + global tokens, width)``."""
         patches = self.network.project_in(self.layout(x_t).unflatten(1, (self.n_patches, -1)))
@@ -233,16 +196,6 @@ class GeneDiT(nn.Module):
         if not all(isinstance(block.attention, SubspaceAttention) for block in self.network.blocks):
             msg = "Only the heads of white-box blocks have a subspace: build the network with block='white_box'."
             raise ValueError(msg)
-
-
-def mean_square_gradient(head: Tensor, x_t: Tensor, generator: torch.Generator, n_probes: int) -> Tensor:
-    """Estimate each gene's squared derivative, summed over what a head reads and averaged over cells, ``(genes,)``."""
-    total = torch.zeros_like(x_t[0])
-    for _ in range(n_probes):
-        coins = torch.randint(0, 2, head.shape, generator=generator, device=head.device)
-        (gradient,) = torch.autograd.grad(head, x_t, (2 * coins - 1).to(head.dtype), retain_graph=True)
-        total += gradient.square().mean(0)
-    return total / n_probes
 
 
 def block_factories(block: Block, width: int, n_heads: int, hidden: int | None) -> tuple[Factory, Factory]:

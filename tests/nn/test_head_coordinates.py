@@ -28,10 +28,6 @@ def exact_derivatives(network, x_t, t, condition):
     return torch.stack([derivative[cells, ..., cells, :] for derivative in derivatives])
 
 
-def exact_loadings(network, *inputs):
-    return exact_derivatives(network, *inputs).square().sum((3, 4)).mean(1).sqrt()
-
-
 def test_heads_read_their_coordinates_of_the_modulated_tokens():
     network, inputs = build(), build_inputs()
     traces, coordinates = network.trace(*inputs), network.head_coordinates(*inputs)
@@ -60,44 +56,11 @@ def test_a_gene_moves_only_its_own_patch_before_the_first_attention():
     assert second[:, :, [0, 2]].any()
 
 
-def test_loadings_are_the_root_mean_square_derivatives():
-    network, (x_t, t, condition) = build(), build_inputs()
-    repeated = [x.repeat_interleave(1000, 0) for x in (x_t, t, condition)]
-    found = network.gene_loadings(*repeated, generator=torch.Generator().manual_seed(0))
-    expected = exact_loadings(network, x_t, t, condition)
-    assert found.shape == (2, 2, N_GENES)
-    torch.testing.assert_close(found, expected, rtol=0.06, atol=0)  # 4000 draws: five standard errors
-
-
-def test_more_probes_are_more_draws():
-    network, inputs = build(), build_inputs()
-    found = network.gene_loadings(*inputs, generator=torch.Generator().manual_seed(0), n_probes=100)
-    torch.testing.assert_close(found, exact_loadings(network, *inputs), rtol=0.2, atol=0)  # 400 draws
-
-
-def test_loadings_follow_the_order_of_the_data():
-    order = torch.tensor([6, 2, 0, 4, 1, 5, 3])
-    plain, ordered, (x_t, t, condition) = build(), build(gene_order=order), build_inputs()
-    expected = plain.gene_loadings(x_t[:, order], t, condition, generator=torch.Generator().manual_seed(0))
-    found = ordered.gene_loadings(x_t, t, condition, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(found[..., order], expected)
-
-
-def test_loadings_come_from_their_generator_and_leave_no_gradient():
-    network, inputs = build(), build_inputs()
-    with torch.no_grad():
-        first, second = (network.gene_loadings(*inputs, generator=torch.Generator().manual_seed(5)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not first.requires_grad
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
 def test_other_blocks_have_no_subspaces():
     network, (x_t, t, condition) = build("transformer"), build_inputs()
     for call in (
         lambda: network.head_coordinates(x_t, t, condition),
         lambda: network.head_response(x_t, t, condition, x_t),
-        lambda: network.gene_loadings(x_t, t, condition, generator=torch.Generator()),
     ):
         with pytest.raises(ValueError, match="white-box blocks have a subspace"):
             call()
