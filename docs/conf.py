@@ -46,7 +46,9 @@ napoleon_preprocess_types = False
 # Pages and notebooks
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = os.environ.get("SCGEN_DIFFUSION_DOCS_EXECUTE", "off")  # the notebooks show stored outputs; "force" runs them
+nb_execution_mode = os.environ.get(
+    "SCGEN_DIFFUSION_DOCS_EXECUTE", "off"
+)  # the notebooks show stored outputs; "force" runs them
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1800
 nb_output_stderr = "remove"

@@ -24,6 +24,8 @@ def order_by_correlation(batches: Iterable[NDArray]) -> NDArray[np.intp]:
         20 000 genes), not with the number of cells.
     """
     distance = 1 - correlations(batches)
+    if len(distance) < 2:
+        return np.arange(len(distance))
     np.fill_diagonal(distance, 0)
     return leaves_list(linkage(squareform(distance.clip(min=0), checks=False), "average"))
 

@@ -114,7 +114,11 @@ class OneStageTrainingMixin(TrainingMixin):
         n_axes = min(N_AXES, *(size - 1 for size in data.shape))
         if n_axes < 1:
             return np.zeros((0, data.shape[1]), dtype=np.float32)
-        return PCA(n_axes, svd_solver="randomized", random_state=0).fit(data).components_.astype(np.float32)
+        axes = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data).components_
+        torch.set_num_threads(
+            torch.get_num_threads()
+        )  # scikit-learn leaves OpenMP with all threads, whatever torch was told
+        return axes.astype(np.float32)
 
     def _resolve_gene_order(self, indices: np.ndarray) -> np.ndarray:
         """Return the numbers of the genes in the order in which they are patched."""

@@ -134,7 +134,7 @@ class GeneSpaceModule(BaseModuleClass):
 
     def start_from(self, summary: ProfileSummary) -> None:
         """Take scale, zeros and the genes' own distributions from the training cells."""
-        zero = self.architecture.zero_value or 0.0
+        summary, zero = summary.to(self.shift.device), self.architecture.zero_value or 0.0
         self._set_scaling(*summary.moments(zero))
         self.training_zeros.copy_(1 - summary.frequency.mean())
         self.smallest_value.copy_(summary.smallest)

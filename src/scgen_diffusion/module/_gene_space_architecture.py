@@ -98,6 +98,9 @@ class GeneSpaceArchitecture:
             if self.path == "flow_matching":
                 msg += " Set `head='regression'` with it."
             raise ValueError(msg)
+        if self.unet_width % 4:
+            msg = f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
+            raise ValueError(msg)
         if self.head == "spike_and_slab" and self.target != "data":
             msg = f"`head='spike_and_slab'` predicts the data: set `target='data'`, found {self.target!r}."
             raise ValueError(msg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +48,10 @@ class ProfileSummary:
         variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
         parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest, largest)
         return cls(*(part.float() for part in parts))
+
+    def to(self, device: torch.device | str) -> ProfileSummary:
+        """Return the same on another device."""
+        return ProfileSummary(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def moments(self, zero: float) -> tuple[Tensor, Tensor]:
         """Return each gene's mean and standard deviation over all cells, with ``zero`` in the place of zeros."""
