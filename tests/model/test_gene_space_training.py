@@ -462,3 +462,27 @@ def test_an_order_may_be_any_sequence_and_survives_a_file(make_gene_space, make_
     model.save(tmp_path / "m")
 
     assert SCRDIT.load(tmp_path / "m").architecture.gene_order == tuple(adata.var_names[::-1])
+
+
+def test_a_checkpoint_of_other_values_or_settings_is_refused(make_cells, make_gene_space, quick, tmp_path):
+    def train(adata, **arguments):
+        scvi.settings._seed = 0
+        make_gene_space(SCRDIT, adata).train(1, checkpoint_dir=tmp_path, **quick, **arguments)
+
+    train(make_cells())
+    with pytest.raises(ValueError, match="of other cells or settings"):
+        train(make_cells(seed=1))
+    with pytest.raises(ValueError, match="of other cells or settings"):
+        train(make_cells(), recipe_kwargs={"learning_rate": 0.1})
+
+
+def test_a_subclass_trains_like_its_parent(make_cells, tiny_gene_space, quick):
+    class Mine(SCRDIT):
+        pass
+
+    adata = make_cells()
+    Mine.setup_anndata(adata, condition_keys=["cell_type"])
+    model = Mine(adata, **tiny_gene_space)
+    model.train(1, **quick)
+
+    assert model.generate(2, seed=0, n_steps=2).n_obs == 2

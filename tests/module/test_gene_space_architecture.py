@@ -139,7 +139,7 @@ def test_sizes_are_whole_numbers_of_at_least_one(name, value):
             "backbone": st.sampled_from(["dit", "unet", "white_box"]),
             "scaling": st.sampled_from(["none", "global", "gene"]),
             "patch_size": st.integers(1, 10_000),
-            "n_layers": st.integers(0, 100),
+            "n_layers": st.integers(1, 100),
             "n_global_tokens": st.integers(0, 100),
             "ema_decay": st.floats(0, 1),
             "clamp": st.booleans(),

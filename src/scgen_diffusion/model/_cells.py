@@ -64,4 +64,9 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     if indices is None:
         return np.arange(n_cells)
     rows = np.asarray(indices)
-    return np.flatnonzero(rows) if rows.dtype == bool else rows
+    if rows.dtype == bool:
+        return np.flatnonzero(rows)
+    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
+        msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
+        raise ValueError(msg)
+    return np.where(rows < 0, rows + n_cells, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
+    _family: ClassVar[str]
     architecture: GeneSpaceArchitecture
 
     def __init__(
@@ -54,7 +55,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
     ) -> None:
         super().__init__(adata, registry)
         self.architecture = build_gene_space_architecture(
-            type(self).__name__,
+            self._family,
             size,
             n_genes=self.summary_stats.n_vars,
             n_cells=self.summary_stats.n_cells,
@@ -241,6 +242,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         )
         if options.output == "log1p":
             return profile[:n_wanted]
+        profile = self.module.cut_zeros(profile)
         totals = self._draw_totals(library_size, codes, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
 

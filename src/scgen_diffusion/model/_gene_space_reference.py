@@ -66,7 +66,7 @@ def load_gene_space_reference(
     """Build a model from published weights; see :meth:`GeneSpaceModel.from_reference_checkpoint`."""
     weights = read_weights(Path(path))
     backbone = _backbone_of(weights)
-    if (cls.__name__ == "WBDIT") != (backbone == "white_box"):
+    if (cls._family == "WBDIT") != (backbone == "white_box"):
         msg = f"The file holds a {backbone!r} network, which is not one of {cls.__name__}."
         raise ValueError(msg)
     try:
@@ -118,7 +118,11 @@ def _sizes_of(weights: Weights, backbone: str, n_heads: int) -> dict[str, int]:
     """Read every size off the tensors."""
     if backbone == "unet":
         return {"unet_width": len(weights["inc.double_conv.0.weight"])}
-    width, _, patch_size, _ = weights["x_embedder.proj.weight"].shape
+    shape = weights["x_embedder.proj.weight"].shape
+    if len(shape) != 4:
+        msg = f"'x_embedder.proj.weight' has the shape {tuple(shape)}, not that of a convolution"
+        raise RuntimeError(msg)
+    width, _, patch_size, _ = shape
     n_layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     return {"patch_size": patch_size, "width": width, "n_layers": n_layers, "n_heads": n_heads}
 

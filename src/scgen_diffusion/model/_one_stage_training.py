@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from scgen_diffusion.module import ProfileSummary, library_features, log_profile, total_counts
-from scgen_diffusion.train import DIFFUSION_RECIPES, DiffusionPlan
+from scgen_diffusion.train import DiffusionPlan, DiffusionRecipe
 
 from ._gene_order import order_by_correlation
-from ._training import TrainingMixin, changed_recipe, checked_epochs, stage_seed
+from ._training import TrainingMixin, changed_recipe, checked_epochs, digest_of, stage_seed
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +31,7 @@ class OneStageTrainingMixin(TrainingMixin):
     """``train`` for a model that diffuses profiles themselves."""
 
     architecture: GeneSpaceArchitecture
+    _recipes: ClassVar[Mapping[str, DiffusionRecipe]]
 
     def train(
         self,
@@ -74,7 +75,7 @@ class OneStageTrainingMixin(TrainingMixin):
         """
         self._require_cells()
         max_epochs = checked_epochs(max_epochs)
-        recipe = changed_recipe(DIFFUSION_RECIPES[type(self).__name__][self._recipe_name], batch_size, recipe_kwargs)
+        recipe = changed_recipe(self._recipes[self._recipe_name], batch_size, recipe_kwargs)
         splitter = self._splitter(train_size, recipe.batch_size)
         is_first = not self.is_trained_
         if is_first:
@@ -84,7 +85,9 @@ class OneStageTrainingMixin(TrainingMixin):
             self.module.network.backbone.compile()
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         self._run(
-            DiffusionPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._fingerprint),
+            DiffusionPlan(
+                self.module, recipe, seed=stage_seed(), fingerprint=digest_of(self._fingerprint, recipe, *self._start)
+            ),
             splitter,
             max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
@@ -96,6 +99,12 @@ class OneStageTrainingMixin(TrainingMixin):
             self.library_head_is_trained_ = True
         if is_first:  # whoever trains on starts where the loss had fallen to
             self._warn_if_nothing_was_learned()
+
+    @property
+    def _start(self) -> list[np.ndarray]:
+        """What the training cells' values decided before the first step, and which cells these are."""
+        spike_and_scale = (self.module.shift, self.module.scale, self.module.training_zeros)
+        return [self.train_indices_, *(tensor.cpu().numpy() for tensor in spike_and_scale)]
 
     @torch.no_grad()
     def _start_from_data(self, indices: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scgen_diffusion.train import DIFFUSION_RECIPES
+
 from ._gene_space import GeneSpaceModel
 
 
@@ -43,3 +45,6 @@ class SCRDIT(GeneSpaceModel):
     >>> model.train()  # doctest: +SKIP
     >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
     """
+
+    _family = "SCRDIT"
+    _recipes = DIFFUSION_RECIPES["SCRDIT"]

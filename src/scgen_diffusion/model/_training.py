@@ -89,13 +89,21 @@ class TrainingMixin(BaseModelClass):
     @property
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others."""
-        parts = (self.architecture, self._categories, list(self.var_.index), list(self.adata.obs_names))
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        names = (list(self.var_.index), list(self.adata.obs_names))
+        return digest_of(self.architecture, self._categories, self._input_values, *names)
 
     def _require_cells(self) -> None:
         if self.adata is None:
             msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
             raise ValueError(msg)
+
+
+def digest_of(*parts: object) -> str:
+    """Tell these parts from others: dataclasses, plain values and arrays."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()
 
 
 def checked_epochs(max_epochs: int | None) -> int | None:

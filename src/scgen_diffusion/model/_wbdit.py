@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scgen_diffusion.train import DIFFUSION_RECIPES
+
 from ._gene_space import GeneSpaceModel
 from ._white_box import WhiteBoxMixin
 
@@ -45,3 +47,6 @@ class WBDIT(WhiteBoxMixin, GeneSpaceModel):
     >>> model.train()  # doctest: +SKIP
     >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
     """
+
+    _family = "WBDIT"
+    _recipes = DIFFUSION_RECIPES["WBDIT"]

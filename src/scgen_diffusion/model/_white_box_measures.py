@@ -73,7 +73,7 @@ def cell_statistics(network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor,
     """
     measured: dict[Label, Tensor] = {}
     dit = network.network
-    context = dit.embed_time(t) + dit.embed_condition(condition)
+    context = dit.embed_context(t, condition)
     for layer, (block, trace) in enumerate(zip(dit.blocks, network.trace(x_t, t, condition), strict=True)):
         # What the same attention would see if it came once more: the same normalisation and modulation, so comparable.
         again = block.trace(trace.attention.tokens_out, context).attention.modulated

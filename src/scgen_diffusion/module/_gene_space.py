@@ -122,8 +122,10 @@ class GeneSpaceModule(BaseModuleClass):
         What is below 0 then becomes zero; where zeros were not negated, what is nearer to zero than to any training value.
         """
         profile = values * self.scale + self.shift
-        if not self.architecture.clamp:
-            return profile
+        return self.cut_zeros(profile) if self.architecture.clamp else profile
+
+    def cut_zeros(self, profile: Tensor) -> Tensor:
+        """Make small values of profiles ``(cells, genes)`` exact zeros."""
         cut = self.smallest_value / 2 if self.architecture.zero_value is None else 0.0
         return torch.where(profile <= cut, 0.0, profile)  # what is no number stays, to be found
 
@@ -166,7 +168,7 @@ class GeneSpaceModule(BaseModuleClass):
         elif scaling == "global":
             overall = mean.mean()
             self.shift.fill_(overall)
-            self.scale.fill_((std.square() + (mean - overall).square()).mean().sqrt())
+            self.scale.fill_((std.square() + (mean - overall).square()).mean().sqrt().clamp(min=SMALLEST_SCALE))
 
     @property
     def _both_networks(self) -> tuple[RegressionNetwork, RegressionNetwork]:
@@ -249,14 +251,19 @@ class GeneSpaceModule(BaseModuleClass):
 
 
 def to_counts(profile: Tensor, totals: Tensor) -> Tensor:
-    """Turn profiles ``(cells, genes)`` into whole counts, of about ``totals (cells,)`` per cell.
+    """Turn profiles ``(cells, genes)`` into whole counts, ``totals (cells,)`` per cell.
 
     A generated profile imitates observed cells, counting noise included. So counts are not drawn from it, which would add
-    that noise again, but rounded: a real cell's profile and total give back its counts.
+    that noise again, but rounded, as many up as the total needs: those with the largest fractions. A real cell's profile and
+    total give back its counts.
     """
     shares = profile.clamp(0, LARGEST_PROFILE).expm1()
     shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-8)
-    return (shares * totals[:, None]).round()
+    expected = shares * totals[:, None]
+    counts = expected.floor()
+    n_up = (totals - counts.sum(1)).round()
+    rank = (expected - counts).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return counts + ((rank < n_up[:, None]) & (expected > counts))
 
 
 def library_features(profile: Tensor) -> Tensor:

@@ -98,6 +98,9 @@ class GeneSpaceArchitecture:
             if self.path == "flow_matching":
                 msg += " Set `head='regression'` with it."
             raise ValueError(msg)
+        if self.n_layers < 1:
+            msg = "`n_layers` must be at least 1, but found 0."
+            raise ValueError(msg)
         if self.unet_width % 4:
             msg = f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
             raise ValueError(msg)

@@ -39,7 +39,7 @@ class ProfileSummary:
         n_cells, sums = 0, torch.zeros(1)
         smallest, largest = torch.tensor(torch.inf), torch.tensor(0.0)
         for profile in batches:
-            x = profile.double().cpu()
+            x = profile.cpu().double()
             sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
             n_cells += len(x)
             smallest, largest = torch.minimum(smallest, x[x > 0].min()), torch.maximum(largest, x.max())

@@ -128,7 +128,7 @@ class StagePlan(pl.LightningModule):
         """
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
-                f"The checkpoint of the {self.name} is of another model, of other cells, or older than the autoencoder; "
+                f"The checkpoint of the {self.name} is of another model, of other cells or settings, or older than what it was trained on; "
                 "remove it or use another `checkpoint_dir`."
             )
             raise ValueError(msg)
