@@ -103,8 +103,8 @@ class OneStageTrainingMixin(TrainingMixin):
     @property
     def _start(self) -> list[np.ndarray]:
         """What the training cells' values decided before the first step, and which cells these are."""
-        spike_and_scale = (self.module.shift, self.module.scale, self.module.training_zeros)
-        return [self.train_indices_, *(tensor.cpu().numpy() for tensor in spike_and_scale)]
+        decided = (self.module.shift, self.module.scale, self.module.training_zeros)
+        return [self.train_indices_, *(tensor.cpu().numpy() for tensor in decided)]
 
     @torch.no_grad()
     def _start_from_data(self, indices: np.ndarray) -> None:
