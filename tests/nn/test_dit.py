@@ -127,7 +127,7 @@ def test_positions_of_another_shape_are_refused():
 def test_the_trace_leads_from_the_input_to_the_prediction():
     network, inputs = build(), build_inputs()
     traces, context = (
-        network.trace(network.project_in(inputs[0]), *inputs[1:]),
+        network.trace(network.project_in(inputs[0]), network.embed_context(*inputs[1:])),
         network.embed_time(inputs[1]) + network.embed_condition(inputs[2]),
     )
     assert len(traces) == 2

@@ -109,7 +109,7 @@ class OneStageTrainingMixin(TrainingMixin):
     @torch.no_grad()
     def _start_from_data(self, indices: np.ndarray) -> None:
         """Take the scale of values and the order of genes from the training cells."""
-        self.module.start_from(ProfileSummary.of(profile for profile, _ in self._profiles(indices)))
+        self.module.start_from(ProfileSummary.of(self._profiles(indices)))
         self.module.set_gene_order(self._resolve_gene_order(indices))
         if self.architecture.n_global_tokens and self.architecture.backbone != "unet":
             self.module.start_reading(torch.from_numpy(self._principal_axes(indices)).to(self.device))
@@ -118,7 +118,7 @@ class OneStageTrainingMixin(TrainingMixin):
         """Return the first principal axes of encoded training cells, ``(axes, genes)``; of a sample, where there are many."""
         sample = np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES]
         data = np.concatenate(
-            [self.module.encode(profile).cpu().numpy() for profile, _ in self._profiles(np.sort(sample))]
+            [self.module.encode(profile).cpu().numpy() for profile in self._profiles(np.sort(sample))]
         )
         n_axes = min(N_AXES, *(size - 1 for size in data.shape))
         if n_axes < 1:
@@ -135,21 +135,23 @@ class OneStageTrainingMixin(TrainingMixin):
         if order == "given":
             return np.arange(self.summary_stats.n_vars)
         if order == "correlation":
-            return order_by_correlation(profile.cpu().numpy() for profile, _ in self._profiles(indices))
+            return order_by_correlation(profile.cpu().numpy() for profile in self._profiles(indices))
         return self._registered_genes.get_indexer(list(order))
 
-    def _profiles(self, indices: np.ndarray | None) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
-        """Yield profiles ``(cells, genes)`` on the model's device, and all that is registered of the cells."""
+    def _expression(self, indices: np.ndarray | None) -> Iterator[Tensor]:
+        """Yield expression ``(cells, genes)`` on the model's device."""
         loader = self._make_data_loader(adata=self.adata, indices=indices, batch_size=ROWS_AT_A_TIME)
-        for tensors in loader:
-            x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
-            yield log_profile(x, self._input_values), tensors
+        return (tensors[REGISTRY_KEYS.X_KEY].to(self.device) for tensors in loader)
+
+    def _profiles(self, indices: np.ndarray | None) -> Iterator[Tensor]:
+        """Yield profiles ``(cells, genes)`` on the model's device."""
+        return (log_profile(x, self._input_values) for x in self._expression(indices))
 
     def _describe_training_cells(self) -> None:
         """Keep what generating needs to know of the cells: conditions and library sizes."""
         self._count_combinations(self._codes_of_cells)
         if self._input_values == "counts":
-            totals = [total_counts(tensors[REGISTRY_KEYS.X_KEY])[:, 0] for _, tensors in self._profiles(None)]
+            totals = [total_counts(x)[:, 0] for x in self._expression(None)]
             self.module.library_size.fit(torch.cat(totals).log(), torch.from_numpy(self._codes_of_cells))
 
     @property
@@ -162,7 +164,7 @@ class OneStageTrainingMixin(TrainingMixin):
         """Keep the distribution of what the library-size head draws for the training cells."""
         generator = torch.Generator().manual_seed(0)
         drawn = []
-        for profile, _ in self._profiles(None):
+        for profile in self._profiles(None):
             mean, std = self.module.library_size.predict(library_features(profile))
             drawn.append(mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator))
         self.module.library_size.fit_predicted(torch.cat(drawn), torch.from_numpy(self._codes_of_cells))

@@ -109,6 +109,30 @@ class Groups:
             raise ValueError(msg)
         return cls([str(name) for name in column.categories], codes)
 
+    def means(self, batches: Iterable[tuple[np.ndarray, Tensor]]) -> tuple[list[str], np.ndarray]:
+        """Average what is measured of each cell over the groups that have cells.
+
+        Parameters
+        ----------
+        batches
+            Row numbers of cells, and what is measured of them, ``(cells, ...)``.
+
+        Returns
+        -------
+        tuple
+            Names of these groups, and their means ``(groups, ...)`` in double precision.
+        """
+        sums: Any = 0.0  # until the first batch tells the shape
+        n_cells = np.zeros(len(self.names), dtype=int)
+        for rows, values in batches:
+            codes = self.codes[rows]
+            batch_sums = torch.zeros(len(self.names), *values.shape[1:], dtype=torch.float64)
+            sums = sums + batch_sums.index_add_(0, torch.from_numpy(codes), values.cpu().double())
+            n_cells += np.bincount(codes, minlength=len(self.names))
+        kept = np.flatnonzero(n_cells)
+        sizes = n_cells[kept].reshape(-1, *[1] * (sums.ndim - 1))
+        return [self.names[group] for group in kept], sums.numpy()[kept] / sizes
+
 
 @dataclass(frozen=True)
 class CellBatch:

@@ -6,7 +6,6 @@ import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -88,21 +87,17 @@ class HeadEffectsMixin(NoisedCellsMixin):
         (moment,) = resolve_times(self.module.path, time, default=DEFAULT_TIME)
         groups = Groups.of(source.obs, rows, groupby)
         heads = head_names(self._opened_network)
-        sums = torch.zeros(len(groups.names), source.n_vars, len(heads), dtype=torch.float64)
         network = copy.deepcopy(self.module.averaged_network.module)
-        for batch in self._noised(
-            source, rows, conditional=conditional, seed=resolve_seed(seed), batch_size=batch_size
-        ):
-            whole = self._predicted_profiles(network, batch, moment)
-            lacking = [self._predicted_profiles(network, batch, moment) for _ in remove_each_head(network.backbone)]
-            effects = whole[..., None] - torch.stack(lacking, dim=-1)
-            sums.index_add_(0, torch.from_numpy(groups.codes[batch.rows]), effects.cpu().double())
-        n_cells = np.bincount(groups.codes[rows], minlength=len(groups.names))
-        kept = np.flatnonzero(n_cells)
-        means = sums.numpy()[kept] / n_cells[kept, None, None]
-        levels = [[groups.names[group] for group in kept], list(source.var_names)]
-        index = pd.MultiIndex.from_product(levels, names=["group", "gene"])
+        batches = self._noised(source, rows, conditional=conditional, seed=resolve_seed(seed), batch_size=batch_size)
+        names, means = groups.means((batch.rows, self._head_effects(network, batch, moment)) for batch in batches)
+        index = pd.MultiIndex.from_product([names, list(source.var_names)], names=["group", "gene"])
         return pd.DataFrame(means.reshape(-1, len(heads)), index=index, columns=heads)
+
+    def _head_effects(self, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
+        """Return what each head adds to the predicted profiles, ``(cells, genes, heads)``."""
+        whole = self._predicted_profiles(network, batch, moment)
+        lacking = [self._predicted_profiles(network, batch, moment) for _ in remove_each_head(network.backbone)]
+        return whole[..., None] - torch.stack(lacking, dim=-1)
 
     def _predicted_profiles(self, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
         """Return the clean profiles that a network predicts of noised cells, ``(cells, genes)``, before zeros are cut."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from scgen_diffusion.data import is_whole_number
 
@@ -174,17 +173,11 @@ class HeadGenesMixin(NoisedCellsMixin):
         (moment,) = resolve_times(self.module.path, time, default=DEFAULT_TIME)
         groups = Groups.of(source.obs, rows, groupby)
         heads, tokens = head_names(self._opened_network), token_names(self._opened_network)
-        sums = torch.zeros(len(groups.names), len(heads), len(tokens), len(tokens), dtype=torch.float64)
-        for batch in self._noised(
-            source, rows, conditional=conditional, seed=resolve_seed(seed), batch_size=batch_size
-        ):
-            maps = attention_maps(self._opened_network, *batch.at(self.module.path, moment))
-            sums.index_add_(0, torch.from_numpy(groups.codes[batch.rows]), maps.cpu().double())
-        n_cells = np.bincount(groups.codes[rows], minlength=len(groups.names))
-        kept = np.flatnonzero(n_cells)
-        means = sums.numpy()[kept] / n_cells[kept, None, None, None]
-        levels = [[groups.names[group] for group in kept], heads, tokens]
-        index = pd.MultiIndex.from_product(levels, names=["group", "head", "token"])
+        batches = self._noised(source, rows, conditional=conditional, seed=resolve_seed(seed), batch_size=batch_size)
+        names, means = groups.means(
+            (batch.rows, attention_maps(self._opened_network, *batch.at(self.module.path, moment))) for batch in batches
+        )
+        index = pd.MultiIndex.from_product([names, heads, tokens], names=["group", "head", "token"])
         return pd.DataFrame(means.reshape(-1, len(tokens)), index=index, columns=pd.Index(tokens, name="attended"))
 
 

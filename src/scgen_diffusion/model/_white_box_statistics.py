@@ -45,8 +45,8 @@ class LayerStatisticsMixin(NoisedCellsMixin, GenerationMixin):
     ) -> pd.DataFrame:
         r"""Measure how each layer compresses and sparsifies the tokens of noised cells.
 
-        A token is a patch of genes, or a global token that reads all of them. With a cell's ``n`` tokens as the columns of ``Z``, of width ``d`` and scaled to about unit
-        norm, and the basis :math:`U_k`, ``(d, p)``, of each head:
+        A token is a patch of genes, or a global token that reads all of them. With a cell's ``n`` tokens as the columns of
+        ``Z``, of width ``d`` and scaled to about unit norm, and the basis :math:`U_k`, ``(d, p)``, of each head:
 
         .. math::
 

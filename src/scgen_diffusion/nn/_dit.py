@@ -93,28 +93,24 @@ class DiT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Predict from tokens ``(n, tokens, token_width)``, times ``(n,)`` and class indices ``(n, keys)``."""
-        return self.project_out(self.transform(self.project_in(x_t), t, condition))
+        return self.project_out(self.transform(self.project_in(x_t), self.embed_context(t, condition)))
 
-    def transform(self, tokens: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Send embedded tokens ``(n, tokens, width)`` through all blocks and the last normalisation."""
-        tokens, context = self._place(tokens, t, condition)
+    def transform(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Send embedded tokens ``(n, tokens, width)`` through all blocks and the last normalisation, given ``context (n, width)``."""
+        tokens = tokens + self.positions
         for block in self.blocks:
             tokens = block(tokens, context)
         shift, scale = self.modulation_out(context)[:, None].chunk(2, dim=-1)
         return modulate(self.norm_out(tokens), shift, scale)
 
-    def trace(self, tokens: Tensor, t: Tensor, condition: Tensor) -> list[BlockTrace]:
+    def trace(self, tokens: Tensor, context: Tensor) -> list[BlockTrace]:
         """Return what every block saw and did, for the arguments of :meth:`transform`."""
-        tokens, context = self._place(tokens, t, condition)
+        tokens = tokens + self.positions
         traces = []
         for block in self.blocks:
             traces.append(block.trace(tokens, context))
             tokens = traces[-1].feed_forward.tokens_out
         return traces
-
-    def _place(self, tokens: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Add positions to the tokens, and embed time and condition."""
-        return tokens + self.positions, self.embed_context(t, condition)
 
     def embed_context(self, t: Tensor, condition: Tensor) -> Tensor:
         """Embed times ``(n,)`` and class indices ``(n, keys)`` as one vector each, ``(n, width)``."""

@@ -129,12 +129,12 @@ class GeneDiT(nn.Module):
         Tensor
             ``(cells, genes)``, or ``(cells, n_outputs, genes)`` where there are several.
         """
-        tokens = self.network.transform(self._embed(x_t), t, condition)
+        context = self.network.embed_context(t, condition)
+        tokens = self.network.transform(self._embed(x_t), context)
         per_patch = self.network.project_out(tokens[:, : self.n_patches])
         prediction = self.layout.undo(per_patch.unflatten(-1, (self.n_outputs, -1)).transpose(1, 2).flatten(2))
         if self.n_global_tokens:
-            context = silu(self.network.embed_context(t, condition))
-            seen = torch.cat([tokens[:, self.n_patches :].flatten(1), context], dim=1)
+            seen = torch.cat([tokens[:, self.n_patches :].flatten(1), silu(context)], dim=1)
             prediction = prediction + self.write_all_genes(seen).unflatten(-1, (self.n_outputs, -1))
         return prediction if self.n_outputs > 1 else prediction[:, 0]
 
@@ -158,7 +158,7 @@ class GeneDiT(nn.Module):
 
     def trace(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[BlockTrace]:
         """Return what every block saw and did, for the arguments of :meth:`forward`; global tokens come last."""
-        return self.network.trace(self._embed(x_t), t, condition)
+        return self.network.trace(self._embed(x_t), self.network.embed_context(t, condition))
 
     def head_coordinates(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[Tensor]:
         r"""Return what each white-box head reads: :math:`U_k^\top z` of its modulated tokens ``z``.
