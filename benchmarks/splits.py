@@ -20,6 +20,7 @@ CONDITION_KEYS = {
     "kang_ifnb": ("cell_type", "condition"),
     "paul15": ("cell_type",),
     "pbmc68k_reduced": ("cell_type",),
+    "pbmc10k_citeseq": ("cell_type",),
 }
 
 #: Labels with fewer cells are one stratum: they are too few to be split each on its own.
@@ -51,10 +52,11 @@ def joint_labels(obs: pd.DataFrame, keys: tuple[str, ...]) -> NDArray[np.str_]:
 
 
 def load(dataset: str) -> ad.AnnData:
-    """Return a data set by the package's loader, offline where ``SCGEN_DIFFUSION_DATA_DIR`` has its files."""
+    """Return the RNA of a data set by the package's loader, offline where ``SCGEN_DIFFUSION_DATA_DIR`` has its files."""
     from scgen_diffusion import datasets
 
-    return getattr(datasets, dataset)()
+    cells = getattr(datasets, dataset)()
+    return cells if isinstance(cells, ad.AnnData) else cells["rna"]
 
 
 def split_cells(

@@ -2,11 +2,11 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import data, datasets, model, pl
+from . import data, datasets, metrics, model, pl
 
 try:
     __version__ = version("scgen-diffusion")
 except PackageNotFoundError:  # the source folder is on the path, but nothing is installed
     __version__ = "unknown"
 
-__all__ = ["__version__", "data", "datasets", "model", "pl"]
+__all__ = ["__version__", "data", "datasets", "metrics", "model", "pl"]
