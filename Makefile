@@ -7,12 +7,12 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs lint benchmark-quality benchmark-speed clean
+.PHONY: help demo test docs tutorials lint benchmark-quality benchmark-compare benchmark-sensitivity benchmark-speed clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.benchmark ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the others
+demo: $(VENV)/.package ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the others
 	$(PY) demo/make_demo.py --model $(MODEL)
 
 test: $(VENV)/.test ## run the tests
@@ -21,19 +21,28 @@ test: $(VENV)/.test ## run the tests
 docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
+tutorials: $(VENV)/.doc ## run every notebook anew, then build the site; needs the data sets, and half an hour on two cores
+	SCGEN_DIFFUSION_DOCS_EXECUTE=force $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
 lint: $(VENV)/.lint ## check style, format and the types of the public surface
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-benchmark-quality: $(VENV)/.benchmark ## how good the cells are, against floors and simple baselines
+benchmark-quality: $(VENV)/.package ## how good the cells are, against floors and simple baselines
 	$(PY) benchmarks/quality.py
 
-benchmark-speed: $(VENV)/.benchmark ## cells per second and peak memory of training and sampling
+benchmark-compare: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics; hours
+	$(PY) benchmarks/compare.py
+
+benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
+	$(PY) benchmarks/sensitivity.py
+
+benchmark-speed: $(VENV)/.package ## cells per second and peak memory of training and sampling
 	$(PY) benchmarks/speed.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) docs/_build docs/generated build dist demo/synthetic.h5ad demo/umap.png demo/quality.csv
+	rm -rf $(VENV) docs/_build docs/generated build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
 	rm -rf .pytest_cache .ruff_cache .mypy_cache
 
 # Each stamp says that an installation is complete and newer than the files that define it.
@@ -46,8 +55,4 @@ $(VENV)/.package: pyproject.toml constraints.txt
 
 $(VENV)/.test $(VENV)/.doc $(VENV)/.lint: $(VENV)/.%: $(VENV)/.package
 	$(INSTALL) --group $*
-	@touch $@
-
-$(VENV)/.benchmark: $(VENV)/.package
-	$(INSTALL) --editable ".[benchmark]"
 	@touch $@

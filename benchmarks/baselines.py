@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import scipy.sparse as sp
-from measures import to_dense
 from scipy.stats import nbinom, norm, rankdata
+from splits import to_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ import numpy as np
 import scvi
 import torch
 from gene_space_experiments import LARGE_TYPE, Training
-from measures import to_dense
 from measuring import clock
+from splits import to_dense
 
 from scgen_diffusion.diffusion import DIFFUSION_SAMPLERS, DDIMSampler
 from scgen_diffusion.model import SCRDIT

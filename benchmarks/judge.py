@@ -11,24 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from measures import (
-    correlation,
-    gene_profile_errors,
-    library_size_ks,
-    log_normalise,
-    median_squared_distance,
-    memorisation,
-    per_label_mmd,
-    precision_recall,
-    squared_mmd,
-    to_dense,
-    transfer_f1,
-    two_sample_auc,
-    wasserstein_2,
-    within_label_correlations,
-)
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
+from splits import log_normalise, to_dense
+
+from scgen_diffusion.metrics import (
+    Expression,
+    classifier_auc,
+    gene_correlation_similarity,
+    gene_profile_errors,
+    library_size_ks,
+    median_squared_distance,
+    memorisation,
+    precision_recall_density_coverage,
+    squared_mmd,
+    transfer_f1,
+    wasserstein_2,
+)
 
 Counts = NDArray | sp.spmatrix | sp.sparray
 
@@ -190,32 +189,50 @@ class Judge:
     def _told_apart(self, pair: _Pair) -> dict[str, float]:
         real, synthetic = pair.real, pair.synthetic
         return {
-            "auc_pcs": two_sample_auc(real.pcs, synthetic.pcs),
-            "auc_genes": two_sample_auc(log_normalise(real.counts), log_normalise(synthetic.counts)),
+            "auc_pcs": classifier_auc(real.pcs, synthetic.pcs),
+            "auc_genes": classifier_auc(log_normalise(real.counts), log_normalise(synthetic.counts)),
         }
 
     def _similarity(self, pair: _Pair) -> dict[str, float]:
         real, synthetic = pair.real, pair.synthetic
-        precision, recall = precision_recall(real.pcs, synthetic.pcs)
+        neighbourhoods = precision_recall_density_coverage(real.pcs, synthetic.pcs)
         return {
-            "precision": precision,
-            "recall": recall,
-            "w2": wasserstein_2(real.pcs, synthetic.pcs),
-            "mmd2": squared_mmd(real.pcs, synthetic.pcs, self.squared_scale),
+            "precision": neighbourhoods.precision,
+            "recall": neighbourhoods.recall,
+            "w2": wasserstein_2(real.pcs, synthetic.pcs, max_cells=len(real.pcs)),
+            "mmd2": squared_mmd(real.pcs, synthetic.pcs, squared_scale=self.squared_scale),
             "per_label_mmd2": per_label_mmd(
                 real.pcs, real.labels, synthetic.pcs, synthetic.labels, MIN_CELLS_PER_LABEL
             ),
-            "within_label_correlation": correlation(self._correlations(real), self._correlations(synthetic)),
+            "within_label_correlation": gene_correlation_similarity(
+                self._correlated(real), self._correlated(synthetic), real.labels, synthetic.labels
+            ),
             "transfer_f1": transfer_f1(synthetic.pcs, synthetic.labels, self.held_out_pcs, self.held_out_labels),
-            "library_size_ks": library_size_ks(real.counts, synthetic.counts),
-            **gene_profile_errors(real.counts, synthetic.counts),
+            "library_size_ks": library_size_ks(real.counts.sum(1), synthetic.counts.sum(1)),
+            **gene_profile_errors(_expression(real), _expression(synthetic)),
         }
 
     def _nearness_to_training(self, counts: Counts) -> dict[str, float]:
         return memorisation(self.pca.transform(log_normalise(counts)), self.held_out_pcs, self.train_pcs)
 
-    def _correlations(self, cells: _Cells) -> NDArray:
-        return within_label_correlations(log_normalise(cells.counts)[:, self.correlated_genes], cells.labels)
+    def _correlated(self, cells: _Cells) -> NDArray:
+        return log_normalise(cells.counts)[:, self.correlated_genes]
+
+
+def per_label_mmd(
+    real: NDArray, real_labels: NDArray, synthetic: NDArray, synthetic_labels: NDArray, min_cells: int = 30
+) -> float:
+    """Return the mean of the squared MMD over labels with at least ``min_cells`` real cells.
+
+    The kernel's scale is that of the label's real cells. A label with fewer than two synthetic cells is left out.
+    """
+    names, sizes = np.unique(real_labels, return_counts=True)
+    distances = []
+    for label in names[sizes >= min_cells]:
+        a, b = real[real_labels == label], synthetic[synthetic_labels == label]
+        if len(b) >= 2:
+            distances.append(squared_mmd(a, b))
+    return float(np.mean(distances)) if distances else float("nan")
 
 
 def judgement_table(
@@ -250,6 +267,11 @@ def judgement_table(
             }
         )
     return pd.DataFrame(rows).astype({"met": "boolean"})
+
+
+def _expression(cells: _Cells) -> Expression:
+    # not `expression_of`, which refuses what some methods draw: values that are no integers
+    return Expression(sp.csr_matrix(log_normalise(cells.counts)), None)
 
 
 def _draw(rng: np.random.Generator, n_available: int, n_wanted: int) -> NDArray:

@@ -20,9 +20,8 @@ import numpy as np
 import pandas as pd
 from baselines import BASELINES
 from judge import GOALS, Judge, judgement_table
-from measures import to_dense
 from results import describe_machine, describe_versions, markdown_table, read_table, store_rows, today, write_text
-from splits import CONDITION_KEYS, Split, joint_labels, load, split_cells
+from splits import CONDITION_KEYS, Split, joint_labels, load, split_cells, to_dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from judge import Judge
-from measures import two_sample_auc
+
+from scgen_diffusion.metrics import classifier_auc
 
 if TYPE_CHECKING:
     from judge import _Pair
@@ -22,4 +23,4 @@ class QuickJudge(ZerosJudge):
     """Judge that leaves the gradient boosting on all genes out, which takes most of the time."""
 
     def _told_apart(self, pair: _Pair) -> dict[str, float]:
-        return {"auc_pcs": two_sample_auc(pair.real.pcs, pair.synthetic.pcs)}
+        return {"auc_pcs": classifier_auc(pair.real.pcs, pair.synthetic.pcs)}

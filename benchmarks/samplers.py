@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 from judge import Judge
-from measures import log_normalise, precision_recall, squared_mmd, two_sample_auc, wasserstein_2
 from quality import Variant, train_model
 from results import describe_machine, markdown_table, store_rows, today, write_text
-from splits import CONDITION_KEYS, Split, load, split_cells
+from splits import CONDITION_KEYS, Split, load, log_normalise, split_cells
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators
+from scgen_diffusion.metrics import classifier_auc, precision_recall_density_coverage, squared_mmd, wasserstein_2
 
 logger = logging.getLogger("benchmarks.samplers")
 
@@ -35,13 +35,13 @@ FIGURES = ("auc_pcs", "precision", "recall", "w2", "mmd2")
 def measure(judge: Judge, counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Return the figures that need principal components only."""
     drawn = judge.pca.transform(log_normalise(counts))
-    precision, recall = precision_recall(held_out, drawn)
+    neighbourhoods = precision_recall_density_coverage(held_out, drawn)
     return {
-        "auc_pcs": two_sample_auc(held_out, drawn),
-        "precision": precision,
-        "recall": recall,
+        "auc_pcs": classifier_auc(held_out, drawn),
+        "precision": neighbourhoods.precision,
+        "recall": neighbourhoods.recall,
         "w2": wasserstein_2(held_out, drawn),
-        "mmd2": squared_mmd(held_out, drawn, judge.squared_scale),
+        "mmd2": squared_mmd(held_out, drawn, squared_scale=judge.squared_scale),
     }
 
 

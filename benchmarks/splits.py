@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anndata as ad
 import numpy as np
 import pandas as pd
-from measures import log_normalise
+import scipy.sparse as sp
 from sklearn.model_selection import StratifiedShuffleSplit
 
 if TYPE_CHECKING:
@@ -44,6 +44,21 @@ class Split:
     def held_out_labels(self) -> NDArray[np.str_]:
         """One label per held-out cell: its conditions, joined."""
         return joint_labels(self.held_out.obs, self.condition_keys)
+
+
+def to_dense(counts: NDArray | sp.spmatrix | sp.sparray) -> NDArray:
+    """Return a dense array."""
+    return counts.toarray() if sp.issparse(counts) else np.asarray(counts)
+
+
+def log_normalise(counts: NDArray | sp.spmatrix | sp.sparray, target_sum: float = 1e4) -> NDArray[np.float32]:
+    """Scale every cell to ``target_sum`` counts and take ``log1p``, dense; a cell without counts stays zero.
+
+    As :func:`scgen_diffusion.metrics.log_normalise`, up to the last bit: which genes and components a stored result is of hangs on that.
+    """
+    dense = to_dense(counts).astype(np.float64)
+    totals = np.maximum(dense.sum(axis=1, keepdims=True), 1)
+    return np.log1p(dense / totals * target_sum).astype(np.float32)
 
 
 def joint_labels(obs: pd.DataFrame, keys: tuple[str, ...]) -> NDArray[np.str_]:

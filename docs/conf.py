@@ -72,6 +72,7 @@ if os.environ.get("READTHEDOCS"):
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_theme_options = {"show_navbar_depth": 1, "use_download_button": False}
 
 

@@ -19,7 +19,7 @@ NAME = "scgen_diffusion"
 FILES = sorted(ROOT.rglob("*.py"))
 
 MODELS = {"diffusion", "nn", "module", "train", "data", "model"}
-BESIDE = {"metrics", "pl", "pp", "datasets", "settings"}
+BESIDE = {"metrics", "pl", "pp", "datasets", "reporting", "settings"}
 MAY_IMPORT = {
     "diffusion": set(),
     "nn": set(),
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "metrics": {"data"},
     "pl": {"data", "metrics"},
     "pp": {"data"},
+    "reporting": {"data", "metrics", "pl"},
     "datasets": {"data"},
     "settings": set(),
     "": MODELS | BESIDE,  # the package's own __init__
@@ -174,6 +175,14 @@ def test_everything_that_a_package_exports_is_listed(package):
         for alias in node.names
     }
     assert exported <= set(importlib.import_module(f"{NAME}.{package}".rstrip(".")).__all__)
+
+
+@pytest.mark.parametrize("package", ["datasets", "metrics", "model", "pl"])
+def test_every_public_name_is_in_the_api_reference(package):
+    reference = (ROOT.parents[1] / "docs" / "api.md").read_text()
+    module = importlib.import_module(f"{NAME}.{package}")
+    named = [name for name in module.__all__ if callable(getattr(module, name))]
+    assert [name for name in named if f"   {package}.{name}\n" not in reference] == []
 
 
 @per_file

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-pytest.importorskip("ot")
 baselines = pytest.importorskip("baselines")
 
 QUICK = [name for name in baselines.BASELINES if name != "scVI"]

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-pytest.importorskip("ot")
 experiments = pytest.importorskip("gene_space_experiments")
 runs = pytest.importorskip("gene_space_runs")
 study = pytest.importorskip("gene_space")

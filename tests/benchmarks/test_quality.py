@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-pytest.importorskip("ot")
 quality = pytest.importorskip("quality")
 results = pytest.importorskip("results")
 splits = pytest.importorskip("splits")

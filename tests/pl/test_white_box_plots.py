@@ -97,8 +97,8 @@ def test_one_head_can_be_plotted():
     assert axes[0].lines[0].get_ydata()[0] == pytest.approx((1 + 0.1) / 2)
 
 
-def test_the_sampling_path_runs_from_noise_to_cells():
-    axes = sgd.pl.sampling_path(make_statistics(sampling=True), "sparsity", show=False)
+def test_statistics_of_sampling_run_from_noise_to_cells():
+    axes = sgd.pl.sampling_statistics(make_statistics(sampling=True), "sparsity", show=False)
 
     np.testing.assert_allclose(axes[0].lines[0].get_xydata(), [(0, 10.29), (1, 5.3), (2, 0.3)])
     assert axes[0].get_xlabel() == "step (noise → cells)"
@@ -194,7 +194,7 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
         (lambda: sgd.pl.sparsity(make_statistics(), palette={"T": "red"}), "`palette` .*'B/plasma'"),
         (lambda: sgd.pl.sparsity(make_statistics(), axs=[]), "one axis per panel, 2, but found 0"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), ["sparsity"] * 5), "At most 4 `statistics`"),
-        (lambda: sgd.pl.sampling_path(make_statistics()), "`x` .*'step'"),
+        (lambda: sgd.pl.sampling_statistics(make_statistics()), "`x` .*'step'"),
         (lambda: sgd.pl.head_loadings(make_loadings(), heads=["L7H0"]), "`heads` .*'L7H0'"),
         (lambda: sgd.pl.patch_attention(make_attention(), "L7H0"), "`head` .*'L7H0'"),
         (lambda: sgd.pl.patch_attention(make_attention(), "L0H0"), "`group` .*'all'"),

@@ -19,6 +19,7 @@ from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSamp
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
 from ._targets import TARGETS, Target
+from ._trace import SteppingSampler, Trace, TracingSampler, Walk
 from ._variance_preserving import PATHS, VariancePreserving
 
 __all__ = [
@@ -48,8 +49,12 @@ __all__ = [
     "SampleGenerators",
     "Sampler",
     "StepGrid",
+    "SteppingSampler",
     "Target",
+    "Trace",
+    "TracingSampler",
     "VariancePreserving",
+    "Walk",
     "diffusion_loss",
     "expand_time",
     "keep_keys",

@@ -13,6 +13,8 @@ from ._samplers import FLOW_SAMPLERS
 from ._variance_preserving import VariancePreserving
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from ._denoiser import Denoiser
@@ -29,14 +31,17 @@ Variance = Literal["upper", "lower"]
 class _RandomWalk(DiffusionSampler):
     r"""Steps to ``alpha_s data + direction noise + std z`` with fresh noise ``z``, which the last step leaves out."""
 
-    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
+    def _states(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+    ) -> Iterator[Tensor]:
+        yield x
         for now, following in pairwise(levels):
             estimate = denoiser.estimate(x, now.t)
             direction, std = self._weights(now, following)
             x = following.alpha * estimate.data + direction * estimate.noise
             if generators is not None and std > 0 and following is not levels[-1]:
                 x = x + std * generators.normal(*x.shape[1:]).to(x)
-        return x
+            yield x
 
     @abstractmethod
     def _weights(self, now: Level, following: Level) -> tuple[float, float]:
@@ -173,7 +178,10 @@ class DPMSolverSampler(DiffusionSampler):
 
     default_n_steps: int = 20
 
-    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
+    def _states(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+    ) -> Iterator[Tensor]:
+        yield x
         previous = None  # data and step of the step before
         for now, following in pairwise(levels):
             data, h = denoiser.estimate(x, now.t).data, following.log_snr - now.log_snr
@@ -182,7 +190,7 @@ class DPMSolverSampler(DiffusionSampler):
                 extrapolated = data + h / (2 * previous[1]) * (data - previous[0])
             x = following.sigma / now.sigma * x - following.alpha * math.expm1(-h) * extrapolated
             previous = data, h
-        return x
+            yield x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +222,10 @@ class HeunSampler(DiffusionSampler):
     spacing: Spacing = "log_snr"
     default_n_steps: int = 18
 
-    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
+    def _states(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+    ) -> Iterator[Tensor]:
+        yield x
         for now, following in pairwise(levels):
             first = denoiser.estimate(x, now.t)
             proposal = following.mix(first)  # Euler's step
@@ -223,7 +234,7 @@ class HeunSampler(DiffusionSampler):
                 second = denoiser.estimate(proposal, following.t)
                 change = following.sigma - now.sigma / now.alpha * following.alpha
                 x = proposal + change / 2 * (second.noise - first.noise)
-        return x
+            yield x
 
 
 DIFFUSION_SAMPLERS: dict[str, Sampler] = {

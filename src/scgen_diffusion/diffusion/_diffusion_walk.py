@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,12 @@ import torch
 
 from ._denoiser import Denoiser
 from ._step_grid import Spacing, StepGrid
+from ._trace import SteppingSampler, Walk
 from ._variance_preserving import VariancePreserving
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from ._denoiser import Estimate
@@ -40,7 +43,7 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionSampler(ABC):
+class DiffusionSampler(SteppingSampler):
     r"""What the samplers of denoising diffusion share: their steps.
 
     Parameters
@@ -65,10 +68,10 @@ class DiffusionSampler(ABC):
         """Whether random numbers are drawn on the way."""
         return False
 
-    def __call__(
+    def walk(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
-    ) -> Tensor:
-        """Carry noise ``x (n, ...)`` to data.
+    ) -> Walk:
+        """Prepare to carry noise ``x (n, ...)`` to data.
 
         Parameters
         ----------
@@ -84,11 +87,14 @@ class DiffusionSampler(ABC):
         denoiser, path = _as_denoiser(field)
         if self.is_stochastic:
             self._check_generators(generators, len(x))
-        return self._walk(denoiser, x, self._levels(path, x, n_steps), generators)
+        levels = self._levels(path, x, n_steps)
+        return Walk(torch.stack([level.t for level in levels]), self._states(denoiser, x, levels, generators))
 
     @abstractmethod
-    def _walk(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None) -> Tensor:
-        """Carry ``x`` from the first level to the last."""
+    def _states(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+    ) -> Iterator[Tensor]:
+        """Carry ``x`` from the first level to the last, and yield it at each."""
 
     def _check_generators(self, generators: SampleGenerators | None, n: int) -> None:
         if generators is None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ._trace import SteppingSampler, Trace, Walk
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from ._random import SampleGenerators
@@ -44,7 +49,7 @@ def heun_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FixedStepSampler:
+class FixedStepSampler(SteppingSampler):
     """Integrate with equal steps.
 
     Parameters
@@ -58,18 +63,22 @@ class FixedStepSampler:
     step: Step
     default_n_steps: int
 
-    def __call__(
+    def walk(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
-    ) -> Tensor:
-        """Integrate ``field`` from noise ``x (n, ...)`` in ``n_steps`` equal steps; nothing is drawn."""
+    ) -> Walk:
+        """Prepare to integrate ``field`` from noise ``x (n, ...)`` in ``n_steps`` equal steps; nothing is drawn."""
         n_steps = self.default_n_steps if n_steps is None else n_steps
         if n_steps < 1:
             msg = f"`n_steps` must be at least 1, but found {n_steps}."
             raise ValueError(msg)
         times = torch.linspace(0, 1, n_steps + 1, device=x.device)
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        return Walk(times, self._states(field, x, times))
+
+    def _states(self, field: Field, x: Tensor, times: Tensor) -> Iterator[Tensor]:
+        yield x
+        for t, t_next in pairwise(times):
             x = self.step(field, x, t, t_next - t)
-        return x
+            yield x
 
 
 @dataclass(frozen=True)
@@ -92,13 +101,29 @@ class DormandPrinceSampler:
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
     ) -> Tensor:
         """Integrate ``field`` from noise ``x (n, ...)``; the method chooses its own steps, and draws nothing."""
+        return self.trace(field, x, n_frames=2, n_steps=n_steps, generators=generators).states[-1]
+
+    def trace(
+        self,
+        field: Field,
+        x: Tensor,
+        *,
+        n_frames: int,
+        n_steps: int | None = None,
+        generators: SampleGenerators | None = None,
+    ) -> Trace:
+        """Integrate, and interpolate at ``n_frames`` equally spaced times between the steps, which stay as they are."""
         if n_steps is not None:
             msg = f"`n_steps` was {n_steps}, but the sampler 'dopri5' chooses its own steps; leave `n_steps` out."
             raise ValueError(msg)
+        if n_frames < 2:
+            msg = f"`n_frames` must be at least 2, noise and data, but found {n_frames}."
+            raise ValueError(msg)
         from torchdiffeq import odeint
 
-        times = torch.tensor([0.0, 1.0], device=x.device)
-        return odeint(lambda t, y: field(y, t), x, times, rtol=self.rtol, atol=self.atol, method="dopri5")[-1]
+        times = torch.linspace(0, 1, n_frames, device=x.device)
+        states = odeint(lambda t, y: field(y, t), x, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        return Trace(times, states)
 
 
 FLOW_SAMPLERS: dict[str, Sampler] = {

@@ -4,7 +4,95 @@ Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell, 
 cells (:class:`ComparisonSpace`), so that figures of different models can stand side by side.
 """
 
-from ._expression import Expression, expression_of, log_normalise
+from ._catalogue import CATALOGUE, Metric
+from ._distribution import (
+    MMDTest,
+    Neighbourhoods,
+    frechet_distance,
+    median_squared_distance,
+    mmd_test,
+    precision_recall_density_coverage,
+    sliced_wasserstein_2,
+    squared_mmd,
+    wasserstein_2,
+)
+from ._embeddings import evaluate_embeddings
+from ._evaluate import evaluate
+from ._expression import Expression, align_genes, expression_of, log_normalise
+from ._genes import (
+    gene_correlation_similarity,
+    gene_correlations,
+    gene_profile_errors,
+    gene_statistics,
+    library_size_ks,
+    mean_variance_error,
+)
+from ._markers import marker_agreement, marker_genes
+from ._perturbation import energy_distance, mean_change_correlation
+from ._perturbation_baselines import mean_changes, predict_additive, predict_mean_shift, predict_no_change
+from ._perturbation_table import evaluate_perturbation
+from ._representation import representation
+from ._safety import (
+    MembershipInference,
+    copied_cells,
+    duplicate_share,
+    membership_inference,
+    memorisation,
+    nearest_distances,
+)
 from ._space import ComparisonSpace
+from ._two_sample import classifier_auc, ilisi
+from ._use import augmentation_gain, label_fidelity, transfer_f1
+from ._verdict import Verdict, verdict
+from ._verdict_checks import Finding
 
-__all__ = ["ComparisonSpace", "Expression", "expression_of", "log_normalise"]
+__all__ = [
+    "CATALOGUE",
+    "ComparisonSpace",
+    "Expression",
+    "Finding",
+    "MMDTest",
+    "MembershipInference",
+    "Metric",
+    "Neighbourhoods",
+    "Verdict",
+    "align_genes",
+    "augmentation_gain",
+    "classifier_auc",
+    "copied_cells",
+    "duplicate_share",
+    "energy_distance",
+    "evaluate",
+    "evaluate_embeddings",
+    "evaluate_perturbation",
+    "expression_of",
+    "frechet_distance",
+    "gene_correlation_similarity",
+    "gene_correlations",
+    "gene_profile_errors",
+    "gene_statistics",
+    "ilisi",
+    "label_fidelity",
+    "library_size_ks",
+    "log_normalise",
+    "marker_agreement",
+    "marker_genes",
+    "mean_change_correlation",
+    "mean_changes",
+    "mean_variance_error",
+    "median_squared_distance",
+    "membership_inference",
+    "memorisation",
+    "mmd_test",
+    "nearest_distances",
+    "precision_recall_density_coverage",
+    "predict_additive",
+    "predict_mean_shift",
+    "predict_no_change",
+    "representation",
+    "sliced_wasserstein_2",
+    "squared_mmd",
+    "transfer_f1",
+    "verdict",
+    "wasserstein_2",
+]

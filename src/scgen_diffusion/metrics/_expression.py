@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,9 @@ def expression_of(cells: Cells, *, layer: str | None = None, name: str = "cells"
     ValueError
         If there is no cell or gene, or if values are negative, not finite, or neither integers nor said to be logarithms.
     """
-    matrix, is_log1p = _matrix_of(cells, layer, name)
+    matrix, is_log1p = matrix_of(cells, layer, name)
+    if isinstance(matrix, (CSRDataset, CSCDataset)):  # of an AnnData in backed mode
+        matrix = matrix.to_memory()
     matrix = sp.csr_matrix(matrix, dtype=np.float64)
     _check_values(matrix, is_log1p=is_log1p, name=name)
     if is_log1p:
@@ -103,7 +106,7 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     return synthetic[:, genes]
 
 
-def _matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix | NDArray, bool]:
+def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix | NDArray, bool]:
     """Return the values and whether they are `log1p` values."""
     if not isinstance(cells, AnnData):
         if layer is not None:
@@ -117,6 +120,9 @@ def _matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix 
         raise KeyError(msg)
     if layer is not None:
         return cells.layers[layer], False
+    if cells.X is None:
+        msg = f"`{name}.X` is empty, and there is no layer {COUNTS_LAYER!r}; name the layer with counts: there are {list(cells.layers)}."
+        raise ValueError(msg)
     return cells.X, "log1p" in cells.uns
 
 

@@ -9,9 +9,11 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from ._expression import Cells, Expression, expression_of
+from ._representation import USE_REP
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
+    from anndata import AnnData
     from numpy.typing import NDArray
 
 N_GENES = 2_000
@@ -85,6 +87,21 @@ class ComparisonSpace:
     def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the cells in principal components, `(cells, components)`."""
         return self.pca.transform(self.select(cells, layer=layer))
+
+    def write(self, *adatas: AnnData, key: str = USE_REP, layer: str | None = None) -> None:
+        """Put the principal components of every AnnData into its `obsm`, where the metrics of points look for them.
+
+        Parameters
+        ----------
+        adatas
+            Cells with the genes that the space was fitted to, in the same order.
+        key
+            Name in `obsm`.
+        layer
+            Layer with the counts.
+        """
+        for adata in adatas:
+            adata.obsm[key] = self.project(adata, layer=layer)
 
 
 def means(values: sp.csr_matrix) -> NDArray[np.float64]:

@@ -21,10 +21,10 @@ from scgen_diffusion.module import (
 
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._gene_space_reference import load_gene_space_reference
-from ._generation import GenerationMixin, SamplingOptions
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
 from ._registration import RegistrationMixin
+from ._sampling_path import SamplingPathMixin
 from ._saving import SavingMixin
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
 
+    from ._generation import SamplingOptions
 
-class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, GenerationMixin):
+
+class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, SamplingPathMixin):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
@@ -119,7 +121,8 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             Total counts of the cells, if ``counts`` are asked for: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution
             (default: as the model was constructed), one number, or one number per cell.
         batch_size
-            Cells held densely at a time, rounded up to whole blocks. Does not change the cells.
+            Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
+            made. Does not change the cells.
         seed
             Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
         show_progress
@@ -245,6 +248,9 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         profile = self.module.cut_zeros(profile)
         totals = self._draw_totals(library_size, codes, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
+
+    def _profiles_of(self, states: Tensor) -> Tensor:
+        return self.module.decode(states)
 
     def _check_result(self, x: sp.csr_matrix | np.ndarray, output: InputValues) -> None:
         module, a = self.module, self.architecture

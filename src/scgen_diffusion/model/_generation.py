@@ -62,6 +62,28 @@ class SamplingOptions:
     output: InputValues
 
 
+@dataclass(frozen=True)
+class Block:
+    """Cells that the network sees together.
+
+    Parameters
+    ----------
+    rows
+        Row of each cell in the request. The last block is filled up with cells that nobody asked for.
+    n_wanted
+        How many cells, the first of the block, were asked for.
+    codes
+        Condition codes, ``(block, keys)``.
+    generators
+        One per cell.
+    """
+
+    rows: np.ndarray
+    n_wanted: int
+    codes: np.ndarray
+    generators: SampleGenerators
+
+
 class GenerationMixin(BaseModelClass):
     """``generate`` for models whose cells come out of noise, block by block.
 
@@ -90,10 +112,15 @@ class GenerationMixin(BaseModelClass):
         conditions = self.conditions
         unseen = [row for row in np.unique(codes, axis=0) if not conditions.occurs(row)]
         if unseen:
+            example = conditions.describe(unseen[0])
+            combinations = (
+                f"The combination {example} does"
+                if len(unseen) == 1
+                else f"{len(unseen)} requested combinations, for example {example}, do"
+            )
             msg = (
-                f"{len(unseen)} requested combinations do not occur in the training cells, for example "
-                f"{conditions.describe(unseen[0])}. Their library sizes are extrapolated from single conditions, and "
-                "conditions that were not given are drawn regardless of those that were."
+                f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
+                "and conditions that were not given are drawn regardless of those that were."
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
 
@@ -160,20 +187,25 @@ class GenerationMixin(BaseModelClass):
         self, codes: np.ndarray, start: int, stop: int, options: SamplingOptions, library_size: Any, seed: int
     ) -> tuple[sp.csr_matrix | np.ndarray, np.ndarray]:
         """Generate the cells of a range, and say which classes they got."""
-        self.module.eval()
         rows, filled = [], []
-        for cells in _blocks(start, stop, self._block_size):
-            generators = SampleGenerators(seed, cells.tolist(), self.device)
-            uniform = generators.uniform().cpu().numpy()
-            within = np.minimum(cells, len(codes) - 1)  # the last block is filled up with cells that nobody asked for
-            block_codes = self.conditions.fill(codes[within], uniform)
-            sizes = library_size[within] if isinstance(library_size, np.ndarray) else library_size
-            n_wanted = min(stop - cells[0], len(cells))
-            block = torch.from_numpy(block_codes).to(self.device)
-            values = self._generate_block(block, generators, options, sizes, n_wanted).float().cpu().numpy()
+        for block in self._blocks(codes, start, stop, seed):
+            sizes = library_size[block.rows] if isinstance(library_size, np.ndarray) else library_size
+            block_codes = torch.from_numpy(block.codes).to(self.device)
+            values = self._generate_block(block_codes, block.generators, options, sizes, block.n_wanted)
+            values = values.float().cpu().numpy()
             rows.append(sp.csr_matrix(values) if self._is_sparse(options.output) else values)
-            filled.append(block_codes[:n_wanted])
+            filled.append(block.codes[: block.n_wanted])
         return _stack(rows), np.concatenate(filled)
+
+    def _blocks(self, codes: np.ndarray, start: int, stop: int, seed: int) -> Iterator[Block]:
+        """Yield the cells of a range, which starts with a block, in whole blocks, and draw the conditions left open."""
+        self.module.eval()
+        for first in range(start, stop, self._block_size):
+            cells = np.arange(first, first + self._block_size)
+            generators = SampleGenerators(seed, cells.tolist(), self.device)
+            rows = np.minimum(cells, len(codes) - 1)
+            filled = self.conditions.fill(codes[rows], generators.uniform().cpu().numpy())
+            yield Block(rows, min(stop - first, len(cells)), filled, generators)
 
     def _sampling_options(
         self,
@@ -230,12 +262,6 @@ def _describe_library_size(library_size: Any, output: InputValues) -> str:
 
 def _stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
-
-
-def _blocks(start: int, stop: int, size: int) -> Iterator[np.ndarray]:
-    """Yield the cell numbers of whole blocks that cover a range; ``start`` is the first of a block."""
-    for first in range(start, stop, size):
-        yield np.arange(first, first + size)
 
 
 def resolve_seed(seed: int | None) -> int:

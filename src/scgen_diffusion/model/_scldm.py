@@ -9,11 +9,11 @@ import numpy as np
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
-from ._generation import GenerationMixin, SamplingOptions
 from ._latents import LatentMixin
 from ._library_sizes import LibrarySizeMixin
 from ._reference import load_reference
 from ._registration import RegistrationMixin
+from ._sampling_path import SamplingPathMixin
 from ._saving import SavingMixin
 from ._two_stage_training import TwoStageTrainingMixin
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
 
+    from ._generation import SamplingOptions
 
-class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, GenerationMixin):
+
+class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, SamplingPathMixin):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
@@ -134,7 +136,8 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
             Total counts of the cells: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution (default: as the model was
             constructed), one number, or one number per cell.
         batch_size
-            Cells held densely at a time, rounded up to whole blocks. Does not change the cells.
+            Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
+            made. Does not change the cells.
         seed
             Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
         show_progress
@@ -257,7 +260,7 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
     ) -> Tensor:
         module = self.module
         z = module.sample_latents(
-            generators.normal(*module.latent_shape),
+            module.draw_noise(generators),
             codes,
             guidance_scales=options.guidance_scales,
             sampler=options.sampler,
@@ -265,3 +268,6 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
         )
         totals = self._draw_totals(library_size, codes, z, generators)
         return module.draw_cells(z, totals, generators.first(n_wanted))
+
+    def _profiles_of(self, states: Tensor) -> Tensor:
+        return self.module.expected_profiles(self.module.unstandardise(states))

@@ -233,6 +233,16 @@ class GeneSpaceModule(BaseModuleClass):
 
     # --- generation ----------------------------------------------------------------------------------------------------
 
+    def draw_noise(self, generators: SampleGenerators) -> Tensor:
+        """Draw what generation starts from, ``(cells, genes)``."""
+        return generators.normal(self.n_input)
+
+    def denoiser(self, condition: Tensor, guidance_scales: Sequence[float]) -> Denoiser:
+        """Return the network under ``condition (cells, keys)`` and guidance."""
+        terms = tuple(self.strategy.terms(guidance_scales))
+        field = GuidedField(self.averaged_network, condition, self.null_condition, terms)
+        return Denoiser(field, self.path, self.target)
+
     def sample_profiles(
         self,
         condition: Tensor,
@@ -243,11 +253,8 @@ class GeneSpaceModule(BaseModuleClass):
         n_steps: int | None = None,
     ) -> Tensor:
         """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, keys)`` and guidance."""
-        terms = tuple(self.strategy.terms(guidance_scales))
-        field = GuidedField(self.averaged_network, condition, self.null_condition, terms)
-        denoiser = Denoiser(field, self.path, self.target)
-        values = sampler(denoiser, generators.normal(self.n_input), n_steps=n_steps, generators=generators)
-        return self.decode(values)
+        denoiser = self.denoiser(condition, guidance_scales)
+        return self.decode(sampler(denoiser, self.draw_noise(generators), n_steps=n_steps, generators=generators))
 
 
 def to_counts(profile: Tensor, totals: Tensor) -> Tensor:

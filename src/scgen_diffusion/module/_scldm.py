@@ -12,6 +12,7 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     CONDITION_STRATEGIES,
     TARGETS,
+    Denoiser,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
@@ -199,6 +200,17 @@ class SCLDMModule(BaseModuleClass):
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
+    def draw_noise(self, generators: SampleGenerators) -> Tensor:
+        """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
+        return generators.normal(*self.latent_shape)
+
+    def denoiser(self, condition: Tensor, guidance_scales: Sequence[float], *, averaged: bool = True) -> Denoiser:
+        """Return the prior of standardised latents under ``condition (cells, keys)`` and guidance."""
+        terms = tuple(self.strategy.terms(guidance_scales))
+        network = self.averaged_prior if averaged else self.prior
+        field = GuidedField(network, condition, self.null_condition, terms)
+        return Denoiser(field, self.path, TARGETS["velocity"])
+
     def sample_latents(
         self,
         noise: Tensor,
@@ -210,10 +222,18 @@ class SCLDMModule(BaseModuleClass):
         averaged: bool = True,
     ) -> Tensor:
         """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
-        terms = tuple(self.strategy.terms(guidance_scales))
-        network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.null_condition, terms)
-        return sampler(field, noise, n_steps=n_steps) * self.latent_std + self.latent_mean
+        denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
+        return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
+
+    def unstandardise(self, states: Tensor) -> Tensor:
+        """Bring what the prior works on to the scale of latents, both ``(cells, tokens, n_latent)``."""
+        return states * self.latent_std + self.latent_mean
+
+    def expected_profiles(self, z: Tensor) -> Tensor:
+        """Decode latents ``(cells, tokens, n_latent)`` to the profiles of expected values, ``(cells, genes)``."""
+        totals = torch.full((len(z), 1), TARGET_SUM, device=z.device)
+        mean = self.likelihood.mean(**self.generative(z, totals))
+        return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
 
     def draw_cells(self, z: Tensor, totals: Tensor, generators: SampleGenerators) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells,)``, and draw a cell for each generator.

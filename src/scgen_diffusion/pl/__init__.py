@@ -1,11 +1,39 @@
-"""Plots of what :class:`~scgen_diffusion.model.WBDIT` shows of its inside.
+"""Plots: real beside synthetic cells, how a model was trained and how good it is, and the inside of the white box.
 
-They take the tables that its methods return, or the AnnData that
-:meth:`~scgen_diffusion.model.WBDIT.write_white_box` wrote them into. As in scanpy, ``show=False`` returns the axes, and ``save``
-names a file.
+Plots of cells take two AnnData objects with the same genes, from whatever tool, and leave them as they are. Plots of figures take
+the tables that :mod:`~scgen_diffusion.metrics` return. Plots of the white box take the tables that the methods of
+:class:`~scgen_diffusion.model.WBDIT` return, or the AnnData that :meth:`~scgen_diffusion.model.WBDIT.write_white_box` wrote them
+into. As in scanpy, ``show=False`` returns the axes, ``save`` names a file, and colours of labels come from ``uns``.
 """
 
+from ._gene_correlation import gene_correlation
+from ._gene_statistics import mean_variance, zero_fraction
 from ._genes import head_loadings, patch_attention
-from ._layers import coding_rate, layer_statistics, sampling_path, sparsity
+from ._layers import coding_rate, layer_statistics, sampling_statistics, sparsity
+from ._library_size import library_size
+from ._markers import marker_dotplot
+from ._quality import quality_curve
+from ._sampling_path import animate_sampling_path, sampling_path
+from ._scores import scores
+from ._training import training_history
+from ._umap import umap
 
-__all__ = ["coding_rate", "head_loadings", "layer_statistics", "patch_attention", "sampling_path", "sparsity"]
+__all__ = [
+    "animate_sampling_path",
+    "coding_rate",
+    "gene_correlation",
+    "head_loadings",
+    "layer_statistics",
+    "library_size",
+    "marker_dotplot",
+    "mean_variance",
+    "patch_attention",
+    "quality_curve",
+    "sampling_path",
+    "sampling_statistics",
+    "scores",
+    "sparsity",
+    "training_history",
+    "umap",
+    "zero_fraction",
+]

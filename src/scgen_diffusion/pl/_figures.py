@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import scanpy as sc
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from scgen_diffusion.data import known_names
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+N_COLUMNS = 4
+MOST_FOR_ONE_TWO_FIVE = 50  # from end to end: numbers would run into each other
 
 
 def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float]) -> list[Axes]:
@@ -34,9 +39,29 @@ def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float]) -> 
     return list(axs)
 
 
+def own_panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float]) -> list[Axes]:
+    """Return the given axes, or new ones in rows, each with y axes of its own."""
+    if axs is not None:
+        return panels(n, axs, size=size)
+    n_columns, n_rows = min(n, N_COLUMNS), -(-n // N_COLUMNS)
+    shape = (n_columns * size[0], n_rows * size[1])
+    _, grid = plt.subplots(n_rows, n_columns, figsize=shape, squeeze=False, layout="constrained")
+    for ax in grid.flat[n:]:
+        ax.remove()
+    return list(grid.flat[:n])
+
+
 def one_axis(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
     """Return the given axis, or a new one."""
     return panels(1, None, size=size)[0] if ax is None else ax
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Write 500 instead of a power of ten along a logarithmic axis."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_FOR_ONE_TWO_FIVE * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[str] | None) -> Axes | list[Axes] | None:

@@ -159,7 +159,7 @@ def sparsity(data: pd.DataFrame | AnnData, **kwargs: object) -> list[Axes] | Non
     return layer_statistics(data, "sparsity", **kwargs)
 
 
-def sampling_path(
+def sampling_statistics(
     data: pd.DataFrame, statistics: str | Sequence[str] = "subspace_coding_rate_before", **kwargs: object
 ) -> list[Axes] | None:
     """Plot statistics while noise becomes cells.

@@ -1,0 +1,211 @@
+"""What `evaluate` asks of its arguments, before any long work."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scgen_diffusion.data import known_names
+
+from ._catalogue import CATALOGUE, Metric
+from ._drawing import Source
+from ._expression import COUNTS_LAYER, Cells, align_genes, matrix_of
+from ._pairs import check_same_number_of_genes
+from ._table import ALL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+MIN_CELLS = 50
+N_CELLS_LOOKED_AT = 20
+N_SHARED_LOOKED_AT = 500
+N_LABELS_NAMED = 5
+
+
+def as_adata(cells: Cells, name: str) -> AnnData:
+    """Return cells as AnnData, arrays as counts."""
+    if isinstance(cells, AnnData):
+        return cells
+    if not sp.issparse(cells) and np.ndim(cells) != 2:
+        msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}."
+        raise TypeError(msg)
+    return AnnData(sp.csr_matrix(cells))
+
+
+def check_arrays(sets: Mapping[str, Cells]) -> None:
+    """Raise unless arrays, whose genes have no names, have as many genes as the first set."""
+    first, real = next(iter(sets.items()))
+    for name, cells in sets.items():
+        if not isinstance(cells, AnnData):
+            check_same_number_of_genes(real.shape[1], cells.shape[1], (first, name))
+
+
+def check_numbers(*, max_cells: int, n_floor: int, n_bootstrap: int) -> None:
+    """Raise where a number of draws or cells makes no sense."""
+    if max_cells < MIN_CELLS:
+        msg = f"`max_cells` is {max_cells}; it must be {MIN_CELLS} or more."
+        raise ValueError(msg)
+    if n_floor < 0:
+        msg = f"`n_floor` is {n_floor}; it must be 0 (no floor) or more."
+        raise ValueError(msg)
+    if n_bootstrap < 0 or n_bootstrap == 1:
+        msg = f"`n_bootstrap` is {n_bootstrap}; it must be 0 (no interval), or 2 or more."
+        raise ValueError(msg)
+
+
+def make_sources(
+    real: AnnData,
+    synthetic: AnnData,
+    train: AnnData | None,
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+) -> tuple[Source, Source, Source | None]:
+    """Check the sets against each other."""
+    given = {"real_test": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
+    for name, cells in given.items():
+        _check_size(name, cells, needed=_n_needed(name, has_train=train is not None))
+        _check_genes(name, cells, real.var_names)
+    sources = [
+        Source(name, cells, real.var_names, _labels(name, cells, groupby), _layer(name, cells, layer))
+        for name, cells in given.items()
+    ]
+    for source in sources:
+        source.expression(np.arange(N_CELLS_LOOKED_AT))  # raises where values are not what they should be
+        _check_some_labels_shared(sources[0], source)
+    if train is not None:
+        _check_overlap(sources[2], sources[0], sources[1])
+    return sources[0], sources[1], sources[2] if train is not None else None
+
+
+def choose_metrics(
+    names: str | Sequence[str] | None, *, has_train: bool, has_groups: bool, has_counts: bool
+) -> list[Metric]:
+    """Return the entries asked for; of all entries, those that have what they need.
+
+    Raises
+    ------
+    ValueError
+        If a metric is unknown, or was asked for and lacks what it needs.
+    """
+    there = {"train": has_train, "groups": has_groups, "counts": has_counts}
+    if names is None:
+        return [metric for metric in CATALOGUE.values() if all(there[need] for need in metric.needs)]
+    names = [names] if isinstance(names, str) else list(names)
+    check_names(names)
+    for name in names:
+        if missing := [need for need in CATALOGUE[name].needs if not there[need]]:
+            msg = f"`metrics` asks for {name!r}, which needs {_NEEDS[missing[0]]}."
+            raise ValueError(msg)
+    return [metric for name, metric in CATALOGUE.items() if name in names]
+
+
+def check_names(names: str | Sequence[str] | None) -> None:
+    """Raise where a metric is unknown."""
+    for name in [names] if isinstance(names, str) else names or []:
+        if name not in CATALOGUE:
+            msg = f"`metrics` has the unknown name {name!r}. {known_names(name, list(CATALOGUE))}"
+            raise ValueError(msg)
+
+
+_NEEDS = {
+    "train": "`train`, the cells that the model has learned from",
+    "groups": "`groupby`, a column of `obs`",
+    "counts": "counts in all sets, not log-normalised values",
+}
+
+
+def _n_needed(name: str, *, has_train: bool) -> int:
+    """One half of `train` fits the space, the other plays the synthetic cells; without it `real_test` does all three."""
+    if name == "train":
+        return 2 * MIN_CELLS
+    return MIN_CELLS if has_train or name == "synthetic" else 3 * MIN_CELLS
+
+
+def _check_size(name: str, cells: AnnData, *, needed: int) -> None:
+    if cells.n_obs < needed:
+        hint = "; it is split in three where there is no `train`" if needed == 3 * MIN_CELLS else ""
+        msg = f"`{name}` has {cells.n_obs} cells; there must be {needed} or more{hint}."
+        raise ValueError(msg)
+
+
+def _check_genes(name: str, cells: AnnData, genes: pd.Index) -> None:
+    if not len(cells.var_names.intersection(genes)):
+        msg = (
+            f"`{name}` and `real_test` have no gene in common: {list(cells.var_names[:3])} and {list(genes[:3])}. "
+            "Bring both to the same kind of name in `var_names`."
+        )
+        raise ValueError(msg)
+    align_genes(cells[:0], genes, name=name)
+
+
+def _layer(name: str, cells: AnnData, layer: str | None) -> str | None:
+    """Return the layer to read; synthetic cells keep counts in `X` where they lack the real cells' layer."""
+    if layer is None or (name == "synthetic" and layer not in cells.layers):
+        return COUNTS_LAYER if COUNTS_LAYER in cells.layers else None
+    matrix_of(cells[:0], layer, name)
+    return layer
+
+
+def _labels(name: str, cells: AnnData, groupby: str | Sequence[str] | None) -> NDArray[np.str_] | None:
+    if groupby is None:
+        return None
+    columns = [groupby] if isinstance(groupby, str) else list(groupby)
+    for column in columns:
+        if column not in cells.obs:
+            msg = (
+                f"`groupby` is {column!r}, which `{name}.obs` lacks. {known_names(column, list(cells.obs.columns))} "
+                "Synthetic cells need the label that each was asked to have."
+            )
+            raise KeyError(msg)
+        if n_missing := int(cells.obs[column].isna().sum()):
+            msg = f"`groupby` is {column!r}, of which {n_missing} cells of `{name}` have no value."
+            raise ValueError(msg)
+    labels = cells.obs[columns].astype(str).agg("|".join, axis=1).to_numpy(dtype=str)
+    if (labels == ALL).any():
+        msg = f"`groupby` gives the label {ALL!r} to cells of `{name}`, which is what the table calls all cells; rename it."
+        raise ValueError(msg)
+    return labels
+
+
+def _check_some_labels_shared(real: Source, other: Source) -> None:
+    if real.labels is None or np.isin(other.labels, real.labels).any():
+        return
+    found, known = (np.unique(source.labels)[:N_LABELS_NAMED].tolist() for source in (other, real))
+    msg = f"No cell of `{other.name}` has a label that a cell of `{real.name}` has: {found} and {known}. Bring both to the same names."
+    raise ValueError(msg)
+
+
+def _check_overlap(train: Source, real: Source, synthetic: Source) -> None:
+    if _share_of_same_cells(train, real) > 0.5:
+        msg = (
+            "`real_test` has cells of `train`: the same `obs_names` with the same values. "
+            "Give cells that the model has not learned from, or leave `train` out."
+        )
+        raise ValueError(msg)
+    if _share_of_same_cells(train, synthetic) > 0.5:
+        msg = (
+            "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
+            "Figures of their quality say nothing; those of memorisation will show it."
+        )
+        warnings.warn(msg, stacklevel=4)
+
+
+def _share_of_same_cells(first: Source, second: Source) -> float:
+    """Return the share of cells of the same name that have the same values, among the first few."""
+    shared = first.cells.obs_names.intersection(second.cells.obs_names)[:N_SHARED_LOOKED_AT]
+    if not len(shared):
+        return 0.0
+    values = []
+    for source in (first, second):
+        if not source.cells.obs_names.is_unique:
+            return 0.0
+        values.append(source.expression(source.cells.obs_names.get_indexer(shared)).values)
+    n_different = np.asarray((values[0] != values[1]).sum(axis=1)).ravel()
+    return float((n_different == 0).mean())

@@ -1,0 +1,243 @@
+"""Safety: whether synthetic cells are new, or give away the cells that the model learned from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.neighbors import NearestNeighbors
+
+from ._pairs import as_expression, pair_of_expressions
+from ._representation import USE_REP, Points, representation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from ._expression import Cells, Expression
+
+NEAREST_SHARE = 0.01  # of held-out cells, whose distance marks a synthetic cell as near
+N_CANDIDATES = 3  # neighbours looked up beyond those asked for, and measured again
+
+
+class MembershipInference(NamedTuple):
+    """How well an attacker tells training cells from cells that the model has not seen.
+
+    Parameters
+    ----------
+    auc
+        Area under the ROC curve of the attack; 0.5: nothing leaks, 1: every training cell is found.
+    advantage
+        Largest difference between true and false positive rate, from 0 to 1.
+    """
+
+    auc: float
+    advantage: float
+
+
+def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep: str = USE_REP) -> NDArray[np.float64]:
+    r"""Return every cell's mean Euclidean distance to its nearest cells in another set.
+
+    .. math:: d_i = \frac{1}{k} \sum_{j \in N_k(i)} \lVert v_i - r_j \rVert
+
+    with the :math:`k` cells :math:`N_k(i)` of the reference that are nearest to cell :math:`i`. Exact also for copies, whose distance is 0.
+
+    Parameters
+    ----------
+    values, reference
+        Cells in the same features, `(cells, features)`, or AnnData.
+    k
+        Neighbours to average over.
+    use_rep
+        Entry of `obsm`, for AnnData.
+
+    Returns
+    -------
+    Distances in units of the features, from 0 upwards, `(cells,)`.
+    """
+    values, reference = _points(values, use_rep, "values"), _points(reference, use_rep, "reference")
+    if not 1 <= k <= len(reference):
+        msg = f"`k` must lie between 1 and the number of cells in `reference`, {len(reference)}, but is {k}."
+        raise ValueError(msg)
+    # Matrix products are fast and lose small distances, and copies are what is looked for: measure the nearest few again.
+    n_candidates = min(k + N_CANDIDATES, len(reference))
+    search = NearestNeighbors(n_neighbors=n_candidates, algorithm="brute").fit(reference)
+    candidates = search.kneighbors(values, return_distance=False)
+    squared = np.stack([((values - reference[nearest]) ** 2).sum(axis=1) for nearest in candidates.T], axis=1)
+    return np.sqrt(np.sort(squared, axis=1)[:, :k]).mean(axis=1)
+
+
+def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep: str = USE_REP) -> dict[str, float]:
+    r"""Return how near synthetic cells are to training cells, measured by how near unseen real cells are.
+
+    With the distance :math:`d` of a cell to its nearest training cell (:func:`nearest_distances`):
+
+    .. math:: \text{nearest train ratio} = \frac{\operatorname{median}_{\text{synthetic}} d}{\operatorname{median}_{\text{held-out}} d},
+        \qquad \text{nearer than held-out} = \bigl|\{d_{\text{synthetic}} < q_{0.01}(d_{\text{held-out}})\}\bigr| / n
+
+    The ratio runs from 0 (copies) upwards; 1 is what new real cells have, and more than 1 says that cells are off. The share runs from 0
+    to 1; 0.01 is what new real cells have, more is memorisation. The closer to these, the better.
+
+    *Catches* a model that repeats its training cells (the ratio, if most cells are repeated; the share, also if a few per cent are),
+    exactly or with little noise. *Misses* a leak of which distances tell nothing, single cells among many, and quality: noise far from
+    all cells memorises nothing. Cells too smooth lie near everything: read it beside precision and recall.
+
+    Parameters
+    ----------
+    synthetic, held_out, train
+        Synthetic cells, real cells that the model has not seen, and its training cells, in the same features, `(cells, features)`, or
+        AnnData.
+    use_rep
+        Entry of `obsm`, for AnnData.
+
+    Returns
+    -------
+    `nearest_train_ratio` (NaN where most held-out cells are copies of training cells) and `nearer_than_held_out`.
+
+    References
+    ----------
+    Meehan et al. 2020, A non-parametric test to detect data-copying in generative models. Alaa et al. 2022, How faithful is your
+    synthetic data?
+    """
+    of_synthetic, of_held_out = (nearest_distances(cells, train, use_rep=use_rep) for cells in (synthetic, held_out))
+    typical = np.median(of_held_out)
+    return {
+        "nearest_train_ratio": float(np.median(of_synthetic) / typical) if typical > 0 else float("nan"),
+        "nearer_than_held_out": float((of_synthetic < np.quantile(of_held_out, NEAREST_SHARE)).mean()),
+    }
+
+
+def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, layer: str | None = None) -> float:
+    r"""Return the share of synthetic cells whose counts are exactly those of a training cell.
+
+    .. math:: \frac{1}{n} \bigl|\{i : x_i' = x_j \text{ for some training cell } j\}\bigr|
+
+    From 0 to 1; lower is better. Cells without any count say nothing and do not count. In data with many counts per cell, two real cells
+    are never equal, and the floor is 0; in very sparse data it is not.
+
+    *Catches* exact copies, each single one. *Misses* copies with one count changed: :func:`memorisation` looks for those.
+
+    Parameters
+    ----------
+    synthetic, train
+        Counts of the same genes, `(cells, genes)`; sparse ones stay sparse, and explicit zeros or another order of entries do not matter.
+    layer
+        Layer with the counts.
+
+    Returns
+    -------
+    The share; NaN where all synthetic cells are empty, or where one side came log-normalised, so that no two cells can be equal.
+    """
+    of_train, of_synthetic = pair_of_expressions(train, synthetic, layer, ("train", "synthetic"))
+    if (of_synthetic.library_sizes is None) != (of_train.library_sizes is None):
+        return float("nan")
+    known = set(fingerprints_of(of_train))
+    copied = [fingerprint in known for fingerprint in fingerprints_of(of_synthetic)]
+    return float(np.mean(copied)) if copied else float("nan")
+
+
+def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) -> float:
+    r"""Return the share of synthetic cells whose counts are exactly those of another synthetic cell.
+
+    .. math:: \frac{1}{n} \bigl|\{i : x_i' = x_j' \text{ for some } j \ne i\}\bigr|
+
+    From 0 to 1; lower is better. Cells without any count do not count.
+
+    *Catches* a generator that repeats itself: a seed used twice, collapsed modes in a model of counts. *Misses* cells that are alike but not
+    equal (recall and coverage see those).
+
+    Parameters
+    ----------
+    synthetic
+        Counts, `(cells, genes)`; sparse ones stay sparse.
+    layer
+        Layer with the counts.
+
+    Returns
+    -------
+    The share; NaN where all cells are empty.
+    """
+    n_equal = Counter(fingerprints_of(as_expression(synthetic, layer, "synthetic")))
+    if not n_equal:
+        return float("nan")
+    return sum(n for n in n_equal.values() if n > 1) / n_equal.total()
+
+
+def membership_inference(
+    synthetic: Points, held_out: Points, train: Points, *, k: int = 1, seed: int = 0, use_rep: str = USE_REP
+) -> MembershipInference:
+    r"""Attack: tell the cells that a model was trained on from other real cells, by how near synthetic cells come to them.
+
+    Every real cell :math:`r` is scored by its nearness to the synthetic cells :math:`S`, and cells with high scores are taken for
+    training cells:
+
+    .. math:: s(r) = -d_k(r, S), \qquad \text{AUC} = P\bigl( s(r_{\text{train}}) > s(r_{\text{held-out}}) \bigr), \qquad
+        \text{advantage} = \max_c\; \bigl[ \text{TPR}(c) - \text{FPR}(c) \bigr]
+
+    with the distance :math:`d_k` of :func:`nearest_distances`. The AUC runs from 0 to 1, where 0.5 says that nothing leaks (for
+    :math:`n` cells a side, chance leaves it within about :math:`0.8 / \sqrt{n}`); the advantage runs from 0 to 1, and is above 0 by
+    chance, about :math:`0.87 \sqrt{2 / n}`. Closest to this is best.
+
+    *Catches* copies, exact or with little noise. *Misses* much: with thousands of genes cells are far from each other, and the attack has low
+    power. An AUC of 0.5 shows that this attack fails, not that the model is private; an attacker who has the model itself knows more.
+    More synthetic cells make it stronger: give as many as would be published.
+
+    The features must come from neither set. A PCA fitted on the training cells spreads them more than any others, so that they are far from
+    all synthetic cells: the AUC drops towards 0 for a model that leaks nothing, and a leak is hidden. Fit it on further cells, or on a part of the
+    training cells that is left out here.
+
+    Parameters
+    ----------
+    synthetic, held_out, train
+        Synthetic cells, real cells that the model has not seen, and its training cells, from the same distribution as these, in the same
+        features, `(cells, features)`, or AnnData.
+    k
+        Synthetic cells to average the distance over.
+    seed
+        Decides which cells are left out where there are more training than held-out cells, or fewer.
+    use_rep
+        Entry of `obsm`, for AnnData.
+
+    Returns
+    -------
+    AUC and advantage.
+
+    References
+    ----------
+    Chen et al. 2020, GAN-Leaks: a taxonomy of membership inference attacks against generative models. Yeom et al. 2018, Privacy risk in
+    machine learning (for the advantage).
+    """
+    train, held_out = _points(train, use_rep, "train"), _points(held_out, use_rep, "held_out")
+    synthetic = _points(synthetic, use_rep, "synthetic")
+    rng = np.random.default_rng(seed)
+    n_cells = min(len(train), len(held_out))
+    members, others = (cells[rng.permutation(len(cells))[:n_cells]] for cells in (train, held_out))
+    scores = -np.concatenate([nearest_distances(cells, synthetic, k=k) for cells in (members, others)])
+    is_member = np.repeat([1, 0], n_cells)
+    false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)
+    return MembershipInference(float(roc_auc_score(is_member, scores)), float((true_positives - false_positives).max()))
+
+
+def _points(cells: Points, use_rep: str, name: str) -> NDArray[np.float64]:
+    return representation(cells, use_rep, name).astype(np.float64)
+
+
+def fingerprints_of(expression: Expression) -> Iterator[bytes]:
+    """Give a hash of every cell that has counts: equal for equal counts, since profile and total determine them."""
+    values, sizes = expression.values, expression.library_sizes
+    if not values.has_canonical_format:
+        values = values.copy()
+        values.sum_duplicates()
+    for row, (start, end) in enumerate(zip(values.indptr, values.indptr[1:], strict=False)):
+        data = values.data[start:end]
+        if not (expressed := data != 0).any():
+            continue
+        content = blake2b(values.indices[start:end][expressed].astype(np.int64).tobytes(), digest_size=16)
+        content.update(data[expressed].astype(np.float32).tobytes())
+        if sizes is not None:
+            content.update(sizes[row].tobytes())
+        yield content.digest()

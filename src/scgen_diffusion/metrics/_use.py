@@ -1,0 +1,213 @@
+"""Use: what a classifier that learned from synthetic cells knows of real ones, and the other way round."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from ._labels import check_labels
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from sklearn.base import ClassifierMixin
+
+LabelClassifier: TypeAlias = Literal["logistic", "neighbours"]
+
+N_NEIGHBOURS = 15
+N_RESAMPLES = 500
+INTERVAL = (0.025, 0.975)
+
+
+def transfer_f1(
+    train_values: NDArray,
+    train_labels: ArrayLike,
+    test_values: NDArray,
+    test_labels: ArrayLike,
+    *,
+    classifier: LabelClassifier = "logistic",
+) -> float:
+    r"""Return how well a classifier that learned from one set of cells labels another: train on synthetic, test on real.
+
+    .. math:: \frac{1}{K} \sum_k \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
+
+    over the :math:`K` labels of the test cells (macro F1). From 0 to 1; higher is better. A label without training cells counts 0.
+
+    *Catches* labels that are missing, swapped, blurred into each other, or far from where real cells have them. *Misses* what does not
+    move the boundary between labels: too little spread within a label (which may even help), wrong shares of labels to a degree, zeros,
+    total counts, memorisation (copies score best).
+
+    Parameters
+    ----------
+    train_values, train_labels
+        Cells to learn from, `(cells, features)` and `(cells,)`: synthetic ones, with the label asked for.
+    test_values, test_labels
+        Real cells that no model has seen, in the same features, such as principal components.
+    classifier
+        Logistic regression (penalty 1 / 0.1), or the vote of the 15 nearest neighbours.
+
+    Returns
+    -------
+    Macro F1; NaN where the training cells have less than two labels.
+
+    References
+    ----------
+    Esteban et al. 2017, Real-valued (medical) time series generation with recurrent conditional GANs ("TSTR").
+    """
+    train_labels = check_labels(train_labels, len(train_values), "train_labels")
+    test_labels = check_labels(test_labels, len(test_values), "test_labels")
+    if len(np.unique(train_labels)) < 2:
+        return float("nan")
+    predicted = _fit(classifier, train_values, train_labels).predict(np.asarray(test_values, np.float64))
+    return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
+
+
+def label_fidelity(
+    real_values: NDArray,
+    real_labels: ArrayLike,
+    synthetic_values: NDArray,
+    requested_labels: ArrayLike,
+    *,
+    classifier: LabelClassifier = "logistic",
+) -> float:
+    r"""Return how often a classifier that learned from real cells agrees with the label that was asked for.
+
+    .. math:: \frac{1}{K} \sum_k \frac{|\{i : \hat l_i = l_i = k\}|}{|\{i : l_i = k\}|}
+
+    with the label :math:`l_i` asked for and the one :math:`\hat l_i` that the classifier gives, over the :math:`K` labels that were asked
+    for and that real cells have. From 0 to 1; higher is better, up to what held-out real cells reach: pass them as `synthetic_values` for
+    the floor. Above it, cells are more typical than real ones.
+
+    *Catches* conditions that are ignored or mixed up, also label by label. *Misses* diversity: one perfect cell a hundred times scores 1,
+    and so does guidance that overdoes. Says nothing on labels that were not asked for.
+
+    Parameters
+    ----------
+    real_values, real_labels
+        Real cells to learn from, `(cells, features)` and `(cells,)`.
+    synthetic_values, requested_labels
+        Cells to judge, in the same features, and the label that each was asked to have.
+    classifier
+        As in :func:`transfer_f1`.
+
+    Returns
+    -------
+    Mean over labels of the accuracy; NaN where real cells have less than two labels, or none of those asked for.
+
+    References
+    ----------
+    Ravuri and Vinyals 2019, Classification accuracy score for conditional generative models (for its counterpart).
+    """
+    real_labels = check_labels(real_labels, len(real_values), "real_labels")
+    requested = check_labels(requested_labels, len(synthetic_values), "requested_labels")
+    known = np.isin(requested, real_labels)
+    if len(np.unique(real_labels)) < 2 or not known.any():
+        return float("nan")
+    fitted = _fit(classifier, real_values, real_labels)
+    agrees = fitted.predict(np.asarray(synthetic_values, np.float64)[known]) == requested[known]
+    return float(pd.Series(agrees).groupby(requested[known]).mean().mean())
+
+
+def augmentation_gain(
+    train_values: NDArray,
+    train_labels: ArrayLike,
+    synthetic_values: NDArray,
+    synthetic_labels: ArrayLike,
+    test_values: NDArray,
+    test_labels: ArrayLike,
+    *,
+    classifier: LabelClassifier = "logistic",
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Return what a classifier gains, label by label, when synthetic cells are added to its real training cells.
+
+    .. math:: \text{gain}_k = F_1^{\text{real + synthetic}}(k) - F_1^{\text{real}}(k), \qquad
+        F_1(k) = \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
+
+    on held-out real cells. From -1 to 1; higher is better, and 0 is what cells without news bring. The interval is a bootstrap of the test
+    cells (500 draws, both classifiers judged on the same draw): it has the chance in the test cells in it, not that in training or in
+    generating. Generate with several seeds for that.
+
+    *Catches* whether synthetic cells of rare labels are worth having, and whether they do harm. *Misses* the cells' quality where real
+    cells suffice anyway: a gain near 0 is then no fault. Part of a gain may be class balance alone; compare with real cells of the label
+    repeated as often.
+
+    Parameters
+    ----------
+    train_values, train_labels
+        Real cells to learn from, `(cells, features)` and `(cells,)`.
+    synthetic_values, synthetic_labels
+        Cells to add, in the same features.
+    test_values, test_labels
+        Real cells that neither the classifier nor the generating model has seen.
+    classifier
+        As in :func:`transfer_f1`.
+    seed
+        Decides the bootstrap.
+
+    Returns
+    -------
+    A row per label of the test cells, and a last one, `macro`, for their mean: `n_train`, `n_synthetic`, `n_test`, `f1_real`,
+    `f1_augmented`, `gain`, and `low` and `high`, the 95 % interval of the gain.
+
+    References
+    ----------
+    Marouf et al. 2020, Realistic in silico generation and augmentation of single-cell RNA-seq data using generative adversarial networks.
+    """
+    train_labels = check_labels(train_labels, len(train_values), "train_labels")
+    synthetic_labels = check_labels(synthetic_labels, len(synthetic_values), "synthetic_labels")
+    test_labels = check_labels(test_labels, len(test_values), "test_labels")
+    test_values = np.asarray(test_values, np.float64)
+    both = np.concatenate([train_values, synthetic_values]), np.concatenate([train_labels, synthetic_labels])
+    of_real = _predict(classifier, train_values, train_labels, test_values)
+    of_both = _predict(classifier, *both, test_values)
+
+    names = np.unique(test_labels)
+    n_test = len(test_labels)
+    draws = np.random.default_rng(seed).multinomial(n_test, np.full(n_test, 1 / n_test), N_RESAMPLES)
+    weights = np.vstack([np.ones(n_test, int), draws])  # the cells as they are, then resampled
+    f1_real, f1_both = (_with_macro(_weighted_f1(test_labels, found, names, weights)) for found in (of_real, of_both))
+    low, high = np.nanquantile((f1_both - f1_real)[1:], INTERVAL, axis=0)
+    sizes = {
+        f"n_{side}": _with_sum([np.sum(labels == name) for name in names])
+        for side, labels in (("train", train_labels), ("synthetic", synthetic_labels), ("test", test_labels))
+    }
+    scores = {"f1_real": f1_real[0], "f1_augmented": f1_both[0], "gain": f1_both[0] - f1_real[0]}
+    index = pd.Index([*names, "macro"], name="label", dtype=object)
+    return pd.DataFrame({**sizes, **scores, "low": low, "high": high}, index=index)
+
+
+def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> ClassifierMixin:
+    if classifier == "logistic":
+        model = LogisticRegression(max_iter=2_000, C=0.1)
+    elif classifier == "neighbours":
+        model = KNeighborsClassifier(min(N_NEIGHBOURS, len(values)))
+    else:
+        msg = f"`classifier` must be 'logistic' or 'neighbours', but is {classifier!r}."
+        raise ValueError(msg)
+    return model.fit(np.asarray(values, np.float64), labels)
+
+
+def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:
+    if len(names := np.unique(labels)) < 2:
+        return np.repeat(names, len(test_values))  # there is nothing to choose
+    return _fit(classifier, values, labels).predict(test_values)
+
+
+def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    """Return F1 with cells counted as often as each row of weights says, `(rows, names)`; NaN for a label that is not there."""
+    is_label, is_predicted = labels[:, None] == names, predicted[:, None] == names
+    hits, n_true, n_predicted = (weights @ table for table in (is_label & is_predicted, is_label, is_predicted))
+    return np.where(n_true > 0, 2 * hits / np.maximum(n_true + n_predicted, 1), np.nan)
+
+
+def _with_macro(scores: NDArray) -> NDArray:
+    return np.column_stack([scores, np.nanmean(scores, axis=1)])
+
+
+def _with_sum(sizes: list[int]) -> NDArray:
+    return np.array([*sizes, sum(sizes)])

@@ -1,0 +1,206 @@
+"""Cells on their way: noise becoming cells."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from scgen_diffusion.data import build_anndata, is_whole_number, synthetic_names
+from scgen_diffusion.diffusion import TracingSampler
+
+from ._generation import Block, GenerationMixin, SamplingOptions, resolve_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.diffusion import Sampler
+
+COLUMNS = ("cell", "frame", "time", "noise_level")
+
+
+class Frames(NamedTuple):
+    """Some cells on their way: times ``(frames,)``, and profiles of states and of estimates, ``(frames, cells, genes)``."""
+
+    times: Tensor
+    states: np.ndarray
+    estimates: np.ndarray
+
+
+class SamplingPathMixin(GenerationMixin):
+    """``get_sampling_path`` for models that generate by a sampler.
+
+    A subclass says how a state reads as a profile (:meth:`_profiles_of`); its module has ``denoiser`` and ``draw_noise``.
+    """
+
+    @abstractmethod
+    def _profiles_of(self, states: Tensor) -> Tensor:
+        """Read states ``(cells, ...)`` as log-normalised profiles ``(cells, genes)``."""
+
+    def get_sampling_path(
+        self,
+        n_cells: int | None = None,
+        condition: ConditionRequest = None,
+        *,
+        n_frames: int = 11,
+        guidance_scale: float | Mapping[str, float] = 1.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+    ) -> AnnData:
+        r"""Return cells on their way from noise, as :func:`scgen_diffusion.pl.sampling_path` draws it.
+
+        The cells are those that :meth:`generate` makes of the same arguments.
+
+        Parameters
+        ----------
+        n_cells, condition, guidance_scale, sampler, n_steps, seed, show_progress
+            See :meth:`generate`.
+        n_frames
+            How many moments of the way to keep, noise and cells included: at most one more than the sampler's steps, of
+            which they are chosen evenly. An adaptive sampler has any number, equally spaced in time. For a film take more
+            steps than for cells, for example ``n_steps=40, n_frames=41``.
+
+        Returns
+        -------
+        AnnData
+            ``n_frames`` times the cells, dense: all cells of frame 0, which is noise, then all of frame 1, up to the
+            finished cells.
+
+            - ``X``: each cell's state as a log-normalised profile. A latent is decoded to the profile of its expected
+              counts, from which :meth:`generate` draws. A state in gene space is read as the finished one is; the last
+              frame is what :meth:`generate` returns.
+            - ``layers["estimate"]``: what the model takes the finished cell to be at that moment, read alike.
+            - ``obs``: the conditions, and ``cell`` (its name in the result of :meth:`generate`), ``frame``, ``time`` from 0
+              (noise) to 1 (cells), and ``noise_level`` :math:`\sigma_t`.
+            - ``uns["scgen_diffusion"]``: as of :meth:`generate`.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        TypeError
+            For a sampler of one's own that cannot be watched.
+        ValueError
+            For numbers of frames that do not fit the steps, and for what :meth:`generate` refuses.
+        """
+        return self._sampling_path(
+            n_cells,
+            condition,
+            n_frames=n_frames,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            n_steps=n_steps,
+            seed=seed,
+            show_progress=show_progress,
+        )
+
+    def _sampling_path(
+        self,
+        n_cells: int | None,
+        condition: ConditionRequest,
+        *,
+        n_frames: int,
+        guidance_scale: float | Mapping[str, float],
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        seed: int | None,
+        show_progress: bool,
+    ) -> AnnData:
+        self._check_ready_to_generate()
+        codes = self.conditions.encode(condition, n_cells)
+        self._check_request(codes)
+        check_n_frames(n_frames)
+        check_names_are_free(self.conditions.keys)
+        options = self._sampling_options(sampler, n_steps, guidance_scale, "log1p")
+        watched = watchable(options.sampler)
+        seed = resolve_seed(seed)
+        parts = []
+        with tqdm(total=len(codes), desc="Generating", unit="cell", disable=not show_progress) as progress:
+            for block in self._blocks(codes, 0, len(codes), seed):
+                parts.append(self._frames_of(block, watched, options, n_frames))
+                codes[block.rows[: block.n_wanted]] = block.codes[: block.n_wanted]
+                progress.update(block.n_wanted)
+        times = parts[0].times
+        states, estimates = (np.concatenate(blocks, axis=1) for blocks in list(zip(*parts, strict=True))[1:])
+        self._check_result(states[-1], "log1p")
+        cells = self.conditions.to_obs(codes, synthetic_names(len(codes)))
+        levels = self.module.path.sigma(times.double()).abs()  # no negative zero
+        provenance = self._provenance(condition, options, guidance_scale, None, seed) | {"n_frames": int(n_frames)}
+        obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())
+        path = build_anndata(np.concatenate(states), obs, self.var_, provenance, is_log1p=True)
+        path.layers["estimate"] = np.concatenate(estimates)
+        return path
+
+    @torch.inference_mode()
+    def _frames_of(self, block: Block, sampler: TracingSampler, options: SamplingOptions, n_frames: int) -> Frames:
+        """Watch a block of cells."""
+        codes = torch.from_numpy(block.codes).to(self.device)
+        denoiser = self.module.denoiser(codes, options.guidance_scales)
+        trace = sampler.trace(
+            denoiser,
+            self.module.draw_noise(block.generators),
+            n_frames=n_frames,
+            n_steps=options.n_steps,
+            generators=block.generators,
+        )
+        estimates = [denoiser.estimate(x, t).data for t, x in zip(trace.times[:-1], trace.states[:-1], strict=True)]
+        estimates.append(trace.states[-1])  # nothing is left to be estimated
+        return Frames(trace.times, *(self._read(states, block.n_wanted) for states in (trace.states, estimates)))
+
+    def _read(self, frames: Tensor | list[Tensor], n_wanted: int) -> np.ndarray:
+        """Read the states of the first cells of a block as profiles, frame by frame."""
+        profiles = [self._profiles_of(states)[:n_wanted].float().cpu() for states in frames]
+        return torch.stack(profiles).numpy()
+
+
+def check_n_frames(n_frames: Any) -> None:
+    """Raise unless there are at least two frames."""
+    if not is_whole_number(n_frames) or n_frames < 2:
+        msg = f"`n_frames` must be a whole number of at least 2, noise and cells, but found {n_frames!r}."
+        raise ValueError(msg)
+
+
+def check_names_are_free(keys: Sequence[str]) -> None:
+    """Raise if a condition has the name of a column that tells about frames."""
+    if taken := sorted(set(keys) & set(COLUMNS)):
+        msg = f"`obs` of a sampling path has the columns {', '.join(COLUMNS)}, but {taken[0]!r} is a condition key of the model."
+        raise ValueError(msg)
+
+
+def watchable(sampler: Sampler) -> TracingSampler:
+    """Return the sampler, unless it shows nothing of its way.
+
+    Raises
+    ------
+    TypeError
+        If it has no method ``trace``.
+    """
+    if not isinstance(sampler, TracingSampler):
+        msg = (
+            f"`sampler` {sampler!r} has no method `trace`, so that its way cannot be seen; derive it from "
+            "scgen_diffusion.diffusion.SteppingSampler."
+        )
+        raise TypeError(msg)
+    return sampler
+
+
+def obs_of_frames(cells: pd.DataFrame, times: np.ndarray, noise_levels: np.ndarray) -> pd.DataFrame:
+    """Repeat the cells' table frame by frame, and say which cell, frame and time each row is."""
+    n_frames = len(times)
+    obs = pd.concat([cells] * n_frames)
+    obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
+    obs["frame"] = np.repeat(np.arange(n_frames), len(cells))
+    obs["time"] = np.repeat(times, len(cells))
+    obs["noise_level"] = np.repeat(noise_levels, len(cells))
+    obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
+    return obs.rename_axis(None)

@@ -1,0 +1,5 @@
+"""One self-contained page that shows and judges synthetic cells."""
+
+from ._report import report
+
+__all__ = ["report"]

@@ -1,0 +1,139 @@
+"""Looking at samples on their way: the way itself stays as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scgen_diffusion.diffusion import (
+    DIFFUSION_SAMPLERS,
+    FLOW_SAMPLERS,
+    PATHS,
+    TARGETS,
+    DDIMSampler,
+    DDPMSampler,
+    Denoiser,
+    DormandPrinceSampler,
+    HeunSampler,
+    LinearInterpolant,
+    SampleGenerators,
+    TracingSampler,
+)
+
+DATA = torch.tensor([1.0, -2.0])
+DIFFUSION = {**DIFFUSION_SAMPLERS, "timesteps": DDIMSampler(eta=1.0, timesteps=(900, 500, 100, 10, 0))}
+SAMPLERS = [(name, sampler, PATHS["vp_cosine"]) for name, sampler in DIFFUSION.items()]
+SAMPLERS += [(name, sampler, LinearInterpolant()) for name, sampler in FLOW_SAMPLERS.items()]
+every_sampler = pytest.mark.parametrize(("sampler", "path"), [s[1:] for s in SAMPLERS], ids=[s[0] for s in SAMPLERS])
+
+
+def build_denoiser(path, counts=None):
+    """Return a denoiser whose prediction depends on ``x_t`` and on time, and that keeps count of its calls."""
+
+    def network(x_t, t):
+        if counts is not None:
+            counts.append(float(t))
+        return DATA + 0.3 * torch.tanh(x_t) + 0.1 * torch.sin(t / 100)
+
+    return Denoiser(network, path, TARGETS["data"] if path != LinearInterpolant() else TARGETS["velocity"])
+
+
+def start(n=4):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+
+
+def steps_of(sampler):
+    return {} if isinstance(sampler, DormandPrinceSampler) or getattr(sampler, "timesteps", None) else {"n_steps": 4}
+
+
+@every_sampler
+def test_a_trace_starts_with_the_noise_and_ends_with_exactly_the_samples(sampler, path):
+    ends = sampler(build_denoiser(path), start(), generators=SampleGenerators(0, range(4)), **steps_of(sampler))
+
+    trace = sampler.trace(
+        build_denoiser(path), start(), n_frames=3, generators=SampleGenerators(0, range(4)), **steps_of(sampler)
+    )
+
+    assert trace.states.shape == (3, 4, 2)
+    assert torch.equal(trace.states[0], start())
+    assert torch.equal(trace.states[-1], ends)
+    assert (trace.times.diff() > 0).all()
+
+
+@every_sampler
+def test_looking_costs_no_evaluations(sampler, path):
+    unseen, seen = [], []
+    generators = SampleGenerators(0, range(4))
+
+    sampler(build_denoiser(path, unseen), start(), generators=generators, **steps_of(sampler))
+    sampler.trace(build_denoiser(path, seen), start(), n_frames=5, generators=generators, **steps_of(sampler))
+
+    assert seen == unseen
+
+
+def test_the_states_between_are_those_of_the_steps():
+    denoiser = Denoiser(lambda x, t: torch.full_like(x, 3.0), LinearInterpolant(), TARGETS["velocity"])
+
+    trace = FLOW_SAMPLERS["euler"].trace(denoiser, torch.zeros(1, 1), n_frames=5, n_steps=4)
+
+    torch.testing.assert_close(trace.times, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    torch.testing.assert_close(trace.states.flatten(), 3 * trace.times)
+
+
+def test_frames_are_chosen_evenly_from_the_steps():
+    denoiser = build_denoiser(LinearInterpolant())
+
+    few, all_of_them = (FLOW_SAMPLERS["heun"].trace(denoiser, start(), n_frames=n, n_steps=10) for n in (4, 11))
+
+    kept = [0, 3, 7, 10]
+    assert torch.equal(few.states, all_of_them.states[kept])
+    assert torch.equal(few.times, all_of_them.times[kept])
+
+
+def test_the_states_of_diffusion_hold_as_much_noise_as_their_times_say():
+    path = PATHS["vp_linear"]
+    denoiser = Denoiser(lambda x, k: torch.zeros_like(x), path, TARGETS["data"])  # data are zero: x_t = sigma_t noise
+
+    trace = DDIMSampler().trace(denoiser, start(), n_frames=6, n_steps=50)
+
+    expected = path.sigma(trace.times)[:, None, None] / path.sigma(trace.times[0]) * start()
+    torch.testing.assert_close(trace.states, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adaptive_sampler_is_seen_at_equally_spaced_times_on_its_curve():
+    denoiser = Denoiser(lambda x, t: x, LinearInterpolant(), TARGETS["velocity"])  # x_t = exp(t) x_0
+
+    trace = DormandPrinceSampler().trace(denoiser, torch.ones(1, 1), n_frames=9)
+
+    torch.testing.assert_close(trace.times, torch.linspace(0, 1, 9))
+    # The method's interpolation is of order 4, less exact than its steps (tolerance 1e-5).
+    torch.testing.assert_close(trace.states.flatten(), trace.times.exp(), rtol=1e-4, atol=0)
+
+
+@every_sampler
+def test_one_frame_is_no_trace(sampler, path):
+    with pytest.raises(ValueError, match="`n_frames` must be .*2.*found 1"):
+        sampler.trace(
+            build_denoiser(path), start(), n_frames=1, generators=SampleGenerators(0, range(4)), **steps_of(sampler)
+        )
+
+
+@pytest.mark.parametrize("sampler", [DDPMSampler(), HeunSampler()])
+def test_more_frames_than_steps_are_refused_before_anything_is_computed(sampler):
+    counts = []
+
+    with pytest.raises(ValueError, match="between 2 and 6, .*found 7.*`n_steps`"):
+        sampler.trace(
+            build_denoiser(PATHS["vp_cosine"], counts),
+            start(),
+            n_frames=7,
+            n_steps=5,
+            generators=SampleGenerators(0, range(4)),
+        )
+
+    assert counts == []
+
+
+def test_every_sampler_of_the_package_can_be_watched():
+    assert all(isinstance(sampler, TracingSampler) for _, sampler, _ in SAMPLERS)
+    assert not isinstance(lambda field, x: x, TracingSampler)

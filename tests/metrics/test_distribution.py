@@ -1,0 +1,208 @@
+"""Distances between sets of points have the values that are known in closed form."""
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from scgen_diffusion.metrics import (
+    frechet_distance,
+    median_squared_distance,
+    mmd_test,
+    precision_recall_density_coverage,
+    sliced_wasserstein_2,
+    squared_mmd,
+    wasserstein_2,
+)
+
+SHIFT = np.array([3.0, 4.0, 0, 0, 0])
+FACTORS = np.array([0.25, 0.5, 1, 2, 4])
+
+
+def gaussian(n_cells, n_features=5, *, seed, shift=0.0, scale=1.0):
+    return np.random.default_rng(seed).standard_normal((n_cells, n_features)) * scale + shift
+
+
+def whitened(n_cells, n_features, *, seed):
+    """Draw points whose mean is 0 and whose covariance is the identity, exactly."""
+    values = gaussian(n_cells, n_features, seed=seed)
+    values -= values.mean(axis=0)
+    return values @ np.linalg.inv(np.linalg.cholesky(np.cov(values, rowvar=False))).T
+
+
+# --- optimal transport ------------------------------------------------------------------------------------------------
+
+
+def test_w2_between_a_set_and_its_translation_is_the_length_of_the_shift():
+    values = gaussian(100, seed=0)
+    assert wasserstein_2(values, values + SHIFT) == pytest.approx(5.0)
+
+
+def test_w2_between_a_centred_set_and_its_multiple_is_that_of_the_norms():
+    # x -> s x is the gradient of a convex function, hence optimal: W2^2 = (s - 1)^2 E |x|^2
+    values = gaussian(80, seed=0)
+    assert wasserstein_2(values, 3 * values) == pytest.approx(2 * np.sqrt((values**2).sum(axis=1).mean()))
+
+
+def test_w2_between_shifted_gaussians_approaches_the_distance_of_their_means():
+    estimate = wasserstein_2(gaussian(1000, 1, seed=0), gaussian(1000, 1, seed=1, shift=2.0))
+    assert estimate == pytest.approx(2.0, abs=0.2)  # the mean of 1 000 draws has a standard error of 0.03
+
+
+def test_w2_does_not_depend_on_order():
+    values = gaussian(50, seed=0)
+    assert wasserstein_2(values, values[::-1]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_w2_of_unequal_numbers_weighs_both_sets_the_same():
+    assert wasserstein_2(np.zeros((2, 1)), np.array([[0.0], [0.0], [3.0], [3.0]])) == pytest.approx(np.sqrt(4.5))
+
+
+def test_w2_of_larger_sets_draws_cells_by_the_seed():
+    real, synthetic = gaussian(300, seed=0), gaussian(300, seed=1)
+    drawn = [wasserstein_2(real, synthetic, max_cells=50, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_sliced_w2_of_a_translation_is_its_length_over_the_root_of_the_dimension():
+    values = gaussian(100, seed=0)
+    # exact, for lines come in orthonormal sets of five
+    assert sliced_wasserstein_2(values, values + SHIFT, n_projections=50) == pytest.approx(5 / np.sqrt(5))
+
+
+def test_sliced_w2_in_one_dimension_is_w2():
+    real, synthetic = gaussian(60, 1, seed=0), gaussian(90, 1, seed=1, shift=1.0)
+    assert sliced_wasserstein_2(real, synthetic) == pytest.approx(wasserstein_2(real, synthetic))
+
+
+def test_sliced_w2_never_exceeds_w2():
+    real, synthetic = gaussian(100, seed=0), gaussian(100, seed=1, scale=2.0)
+    assert 0 < sliced_wasserstein_2(real, synthetic) < wasserstein_2(real, synthetic)
+
+
+def test_frechet_distance_of_gaussians_with_known_moments_is_exact():
+    # diagonal covariances commute: d^2 = |shift|^2 + sum (s_x - s_y)^2
+    x, y = whitened(200, 3, seed=0) * [1.0, 2.0, 3.0], whitened(150, 3, seed=1) * [2.0, 2.0, 1.0] + [0.0, 2.0, 0.0]
+    assert frechet_distance(x, y) == pytest.approx(np.sqrt(4 + 1 + 0 + 4))
+
+
+def test_frechet_distance_of_covariances_that_do_not_commute():
+    # in two dimensions tr (A B)^(1/2) = (tr AB + 2 sqrt(det AB))^(1/2)
+    a, b = np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([[1.0, -0.5], [-0.5, 4.0]])
+    x, y = (whitened(100, 2, seed=s) @ np.linalg.cholesky(m).T for s, m in ((0, a), (1, b)))
+    cross = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
+    assert frechet_distance(x, y) == pytest.approx(np.sqrt(np.trace(a) + np.trace(b) - 2 * cross))
+
+
+def test_frechet_distance_misses_what_leaves_the_moments_alone():
+    x, y = whitened(100, 3, seed=0), whitened(100, 3, seed=1)
+    assert frechet_distance(x, y) == pytest.approx(0, abs=1e-6)
+    assert wasserstein_2(x, y) > 0.5
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def test_median_squared_distance_of_three_points_on_a_line():
+    assert median_squared_distance([[0.0], [1.0], [3.0]]) == 4.0
+
+
+def test_mmd_is_unbiased_around_zero_for_equal_distributions():
+    estimates = [squared_mmd(gaussian(60, seed=s), gaussian(60, seed=1000 + s), squared_scale=10.0) for s in range(200)]
+    assert abs(np.mean(estimates)) < 3 * np.std(estimates) / np.sqrt(len(estimates))
+    assert min(estimates) < 0 < max(estimates)
+
+
+def test_mmd_is_that_of_gaussians_in_closed_form():
+    # E k(x, y) for x - y ~ N(shift, 2) and k = exp(-d^2 / h) is sqrt(h / (h + 4)) exp(-shift^2 / (h + 4))
+    scale, shift = 2.0, 1.0
+    widths = scale * FACTORS
+    expected = np.mean(2 * np.sqrt(widths / (widths + 4)) * (1 - np.exp(-(shift**2) / (widths + 4))))
+    estimate = squared_mmd(gaussian(1000, 1, seed=0), gaussian(1000, 1, seed=1, shift=shift), squared_scale=scale)
+    assert estimate == pytest.approx(expected, rel=0.2)  # 1 000 draws
+
+
+def test_mmd_of_two_points_each_is_the_sum_of_the_kernels():
+    def kernel(distance):
+        return np.exp(-(distance**2) / FACTORS).mean()
+
+    expected = kernel(1) + kernel(2) - (kernel(5) + kernel(7) + kernel(4) + kernel(6)) / 2
+    assert squared_mmd([[0.0], [1.0]], [[5.0], [7.0]], squared_scale=1.0) == pytest.approx(expected)
+
+
+def test_the_kernels_scale_is_that_of_the_real_points():
+    real, synthetic = gaussian(50, seed=0), gaussian(50, seed=1, scale=3)
+    expected = squared_mmd(real, synthetic, squared_scale=median_squared_distance(real))
+    assert squared_mmd(real, synthetic) == expected
+
+
+def test_the_test_returns_the_squared_mmd():
+    real, synthetic = gaussian(50, seed=0), gaussian(70, seed=1, shift=0.5)
+    assert mmd_test(real, synthetic).value == pytest.approx(squared_mmd(real, synthetic))
+
+
+def test_p_values_are_uniform_for_equal_distributions():
+    p_values = [
+        mmd_test(gaussian(25, seed=s), gaussian(25, seed=500 + s), n_permutations=99).p_value for s in range(150)
+    ]
+    assert kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_the_p_value_of_sets_apart_is_the_smallest_there_is():
+    assert mmd_test(gaussian(30, seed=0), gaussian(30, seed=1, shift=5), n_permutations=99).p_value == 0.01
+
+
+def test_mmd_needs_two_cells():
+    with pytest.raises(ValueError, match="`synthetic` has 1 cells; there must be 2 or more"):
+        squared_mmd(gaussian(5, seed=0), gaussian(1, seed=1))
+
+
+# --- nearest-neighbour balls ------------------------------------------------------------------------------------------
+
+
+def test_a_set_covers_itself():
+    values = gaussian(50, seed=0)
+    figures = precision_recall_density_coverage(values, values)
+    assert (figures.precision, figures.recall, figures.coverage) == (1.0, 1.0, 1.0)
+    # each ball holds its own centre and five neighbours, of which rounding may leave the last one just outside
+    assert 1.0 <= figures.density <= 1.2
+
+
+def test_a_collapsed_set_has_precision_but_no_recall():
+    figures = precision_recall_density_coverage(gaussian(300, seed=0), gaussian(300, seed=1, scale=0.1))
+    assert figures.precision > 0.95
+    assert figures.recall < 0.1
+    assert figures.density > 1.5
+    assert figures.coverage < 0.6
+
+
+def test_scattered_cells_have_recall_but_no_precision():
+    figures = precision_recall_density_coverage(gaussian(300, seed=0), gaussian(300, seed=1, scale=5))
+    assert figures.precision < 0.1
+    assert figures.recall > 0.8
+    assert figures.density < 0.1
+
+
+def test_a_dropped_population_costs_recall_and_coverage_its_share():
+    near, far = gaussian(300, seed=0), gaussian(100, seed=1, shift=50)
+    figures = precision_recall_density_coverage(np.concatenate([near, far]), gaussian(400, seed=2))
+    assert figures.recall == pytest.approx(0.75, abs=0.1)
+    assert figures.coverage == pytest.approx(0.75, abs=0.05)
+    assert figures.precision > 0.9
+
+
+def test_equal_distributions_have_density_one_and_the_known_coverage():
+    figures = precision_recall_density_coverage(gaussian(1000, seed=0), gaussian(1000, seed=1))
+    assert figures.density == pytest.approx(1.0, abs=0.05)
+    assert figures.coverage == pytest.approx(1 - 0.5**5, abs=0.02)  # none of the five nearest of 2n points is synthetic
+
+
+def test_a_ball_leaves_its_own_point_out():
+    line = np.arange(10.0)[:, None]
+    # with k = 1 each ball reaches the neighbour, one away, and no further
+    assert precision_recall_density_coverage(line, line + 0.9, k=1)[:2] == (1.0, 1.0)
+    assert precision_recall_density_coverage(line[:5], line[:5] + 5.5, k=1) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_balls_need_more_cells_than_neighbours():
+    with pytest.raises(ValueError, match="`real` has 5 cells; there must be 6 or more"):
+        precision_recall_density_coverage(gaussian(5, seed=0), gaussian(50, seed=1))

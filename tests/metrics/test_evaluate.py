@@ -1,0 +1,448 @@
+"""The table of all metrics: what stands in it, beside what, and what it refuses."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate
+from scgen_diffusion.metrics._comparison import Sample
+from scgen_diffusion.metrics._evaluate_checks import choose_metrics
+from scgen_diffusion.metrics._resampling import interval, shuffle_genes
+from scgen_diffusion.metrics._two_sample import auc_of_scores
+
+N_GENES = 40
+QUICK = ["w2", "mmd2", "recall", "gene_mean_error", "library_size_ks"]
+BOUNDS_COLUMNS = ["value", "floor", "shuffled", "low", "high"]
+
+
+def cells(n_cells, *, seed, labels="ab", n_genes=N_GENES, effect=0.5):
+    """Draw counts of some labels that share one hidden programme."""
+    rng = np.random.default_rng(seed)
+    profiles = np.random.default_rng(0).gamma(1.0, 1.0, (26, n_genes)) + 0.1
+    loadings = np.random.default_rng(1).standard_normal(n_genes) * effect
+    codes = np.arange(n_cells) % len(labels)
+    rates = profiles[[ord(label) - ord("a") for label in labels]][codes] * np.exp(
+        rng.standard_normal((n_cells, 1)) * loadings
+    )
+    rates *= rng.lognormal(6.0, 0.3, (n_cells, 1)) / rates.sum(1, keepdims=True)
+    obs = pd.DataFrame(
+        {"type": np.array(list(labels))[codes], "batch": np.where(codes % 2, "x", "y")},
+        index=[f"s{seed}_{number}" for number in range(n_cells)],
+    )
+    var = pd.DataFrame(index=[f"g{number}" for number in range(n_genes)])
+    return ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=obs, var=var)
+
+
+def table(real=None, synthetic=None, *, train="own", metrics=QUICK, n_floor=2, n_bootstrap=3, **options):
+    real = cells(120, seed=1) if real is None else real
+    synthetic = cells(120, seed=2) if synthetic is None else synthetic
+    train = cells(240, seed=3) if isinstance(train, str) else train
+    return evaluate(real, synthetic, train=train, metrics=metrics, n_floor=n_floor, n_bootstrap=n_bootstrap, **options)
+
+
+def figure(found, metric, column="value", group="all"):
+    return found[(found["metric"] == metric) & (found["group"] == group)][column].item()
+
+
+@pytest.fixture(scope="module")
+def full():
+    """Every metric on small cells, in groups."""
+    return table(
+        cells(80, seed=1), cells(80, seed=2), train=cells(180, seed=3), metrics=None, groupby="type", n_bootstrap=2
+    )
+
+
+# --- what stands in it ------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_those_promised(full):
+    assert list(full.columns) == ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+    assert set(full["better"]) == {"lower", "higher", "floor"}
+
+
+def test_all_cells_have_every_metric_in_the_catalogues_order(full):
+    assert full.loc[full["group"] == "all", "metric"].tolist() == list(CATALOGUE)
+
+
+def test_every_figure_of_all_cells_is_known(full):
+    known = full[full["group"] == "all"].set_index("metric")
+    assert known[["value", "floor", "shuffled"]].notna().all(axis=None)
+    assert known.drop("mmd_p_value")[["low", "high"]].notna().all(axis=None)
+
+
+def test_values_lie_in_their_bounds_and_in_their_interval(full):
+    known = full.dropna(subset=BOUNDS_COLUMNS)
+    assert (known["low"] <= known["value"] + 1e-12).all()
+    assert (known["value"] <= known["high"] + 1e-12).all()
+    for metric, rows in known.groupby("metric"):
+        low, high = CATALOGUE[metric].bounds
+        assert rows[BOUNDS_COLUMNS].min(axis=None) >= low
+        assert rows[BOUNDS_COLUMNS].max(axis=None) <= high
+
+
+def test_groups_have_rows_of_what_can_be_measured_in_them(full):
+    names = {m.name for m in CATALOGUE.values() if m.per_group or m.by_group is not None}
+    for group in "ab":
+        assert set(full.loc[full["group"] == group, "metric"]) == names
+    n_cells = full.attrs["n_cells"]
+    assert n_cells.pop("all") == 80
+    assert all(30 <= n <= 40 for n in n_cells.values())  # as many as there are in every set
+
+
+def test_cells_of_the_same_distribution_score_like_the_floor(full):
+    for metric in ("w2", "sliced_w2", "frechet", "precision", "recall", "coverage", "transfer_f1", "label_fidelity"):
+        assert figure(full, metric) == pytest.approx(figure(full, metric, "floor"), rel=0.3), metric  # 80 cells
+    for metric in ("auc_logistic", "auc_neighbours", "auc_boosting", "auc_genes", "membership_auc"):
+        assert figure(full, metric, "floor") == pytest.approx(0.5, abs=0.2), metric  # the standard error is 0.046
+    assert figure(full, "nearest_train_ratio", "floor") == pytest.approx(1, abs=0.15)
+    assert figure(full, "copied_cells") == figure(full, "copied_cells", "floor") == 0
+
+
+def test_shuffled_genes_keep_their_margins_and_lose_their_correlation(full):
+    assert figure(full, "gene_mean_error", "shuffled") == pytest.approx(
+        figure(full, "gene_mean_error", "floor"), rel=0.5
+    )
+    assert abs(figure(full, "within_label_correlation", "shuffled")) < 0.2
+    assert figure(full, "within_label_correlation", "floor") > 0.5
+    assert figure(full, "library_size_ks", "shuffled") < 0.3
+
+
+def test_without_training_cells_or_groups_their_metrics_are_left_out():
+    found = choose_metrics(None, has_train=False, has_groups=False, has_counts=True)
+    needy = {metric.name for metric in CATALOGUE.values() if {"train", "groups"} & set(metric.needs)}
+    assert [metric.name for metric in found] == [name for name in CATALOGUE if name not in needy]
+
+
+def test_without_training_cells_a_half_of_the_real_ones_is_the_floor():
+    found = table(cells(200, seed=1), train=None, n_floor=1, n_bootstrap=0)
+    assert found["floor"].notna().all()
+    assert found[["low", "high"]].isna().all(axis=None)
+
+
+def test_log_normalised_cells_have_no_metrics_of_counts():
+    def logarithms(adata):
+        return ad.AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var, uns={"log1p": {}})
+
+    real, synthetic, train = (logarithms(cells(n, seed=n)) for n in (120, 121, 240))
+    assert table(real, synthetic, train=train, metrics="nearest_train_ratio")["value"].notna().all()
+    with pytest.raises(ValueError, match="'library_size_ks', which needs counts in all sets"):
+        table(real, synthetic, train=train, metrics="library_size_ks")
+    with pytest.raises(ValueError, match="'copied_cells', which needs counts in all sets"):
+        table(real, cells(121, seed=2), train=train, metrics="copied_cells")
+
+
+# --- what the figures see ---------------------------------------------------------------------------------------------
+
+
+def test_a_group_that_was_dropped_is_visible():
+    real, synthetic, train = cells(240, seed=1, labels="abc"), cells(240, seed=2), cells(480, seed=3, labels="abc")
+    found = table(real, synthetic, train=train, groupby="type", metrics=[*QUICK, "group_share_difference"])
+    dropped = found[found["group"] == "c"].set_index("metric")
+    assert dropped.loc[QUICK, BOUNDS_COLUMNS].isna().all(axis=None)
+    assert dropped.loc["group_share_difference", "value"] == pytest.approx(1 / 3, abs=0.01)
+    assert figure(found, "group_share_difference") == pytest.approx(1 / 3, abs=0.01)
+    assert figure(found, "group_share_difference", "floor") < 0.1
+    assert found.attrs["n_cells"]["c"] == 0
+
+
+def test_a_group_that_was_invented_is_visible_in_the_shares_alone():
+    real, synthetic, train = cells(120, seed=1), cells(120, seed=2, labels="abc"), cells(240, seed=3)
+    found = table(real, synthetic, train=train, groupby="type", metrics=[*QUICK, "group_share_difference"])
+    invented = found[found["group"] == "c"]
+    assert invented["metric"].tolist() == ["group_share_difference"]
+    assert invented["value"].item() == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_groups_with_few_real_cells_have_no_rows():
+    found = table(cells(100, seed=1, labels="abcd"), train=cells(400, seed=3, labels="abcd"), groupby="type")
+    assert set(found["group"]) == {"all"}
+
+
+def test_several_columns_are_joined():
+    found = table(groupby=["type", "batch"], metrics=["w2"])
+    assert set(found["group"]) == {"all", "a|y", "b|x"}
+
+
+def test_copies_of_training_cells_are_seen():
+    train = cells(240, seed=3)
+    copies = train[:120].copy()
+    copies.obs_names = [f"copy_{n}" for n in range(120)]
+    names = ["nearest_train_ratio", "nearer_than_held_out", "copied_cells", "duplicate_share", "membership_auc"]
+    found = table(synthetic=copies, train=train, metrics=names)
+    assert figure(found, "nearest_train_ratio") == 0
+    assert figure(found, "nearer_than_held_out") == figure(found, "copied_cells") == 1
+    assert figure(found, "nearest_train_ratio", "floor") == pytest.approx(1, abs=0.15)
+    assert figure(found, "copied_cells", "floor") == figure(found, "duplicate_share") == 0
+    assert figure(found, "membership_auc") > 0.65  # half of the training cells were copied
+
+
+def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack():
+    # with 30 components of 150 cells, these lie further out than any others: an AUC far below a half, whatever the synthetic cells are
+    sets = [cells(n, seed=seed, n_genes=400) for n, seed in ((150, 1), (150, 2), (300, 3))]
+    found = table(*sets[:2], train=sets[2], metrics=["membership_auc"])
+    for column in ("value", "floor"):
+        assert figure(found, "membership_auc", column) == pytest.approx(0.5, abs=0.12)  # standard error 0.03
+
+
+def test_genes_shuffled_within_groups_score_like_the_shuffled_column():
+    shuffled = cells(120, seed=2)
+    values = shuffled.X.toarray()
+    for label in "ab":
+        rows = (shuffled.obs["type"] == label).to_numpy()
+        values[rows] = np.random.default_rng(0).permuted(values[rows], axis=0)
+    shuffled.X = sp.csr_matrix(values)
+    found = table(synthetic=shuffled, groupby="type", metrics=["within_label_correlation"])
+    assert abs(figure(found, "within_label_correlation")) < 0.2
+
+
+# --- what it is made of -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_table_and_another_seed_another():
+    first, second, third = table(seed=0), table(seed=0), table(seed=1)
+    pd.testing.assert_frame_equal(first, second)
+    assert not first["value"].equals(third["value"])
+
+
+def test_global_random_numbers_are_neither_used_nor_moved():
+    before = np.random.get_state()[1].copy()
+    table(metrics=["sliced_w2", "mmd_p_value", "auc_neighbours", "membership_auc", *QUICK], groupby="type")
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_the_order_of_synthetic_genes_does_not_matter():
+    synthetic = cells(120, seed=2)
+    turned = synthetic[:, ::-1].copy()
+    pd.testing.assert_frame_equal(table(synthetic=synthetic), table(synthetic=turned))
+
+
+def test_the_sets_are_left_as_they_are():
+    real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
+    before = [adata.copy() for adata in (real, synthetic, train)]
+    table(real, synthetic, train=train, groupby="type")
+    for adata, copy in zip((real, synthetic, train), before, strict=True):
+        assert (adata.X != copy.X).nnz == 0
+        assert list(adata.obs.columns) == list(copy.obs.columns)
+        assert not adata.obsm
+        assert not adata.uns
+
+
+def test_arrays_are_counts():
+    sets = [cells(n, seed=n) for n in (120, 121, 240)]
+    of_arrays = evaluate(*(s.X.toarray() for s in sets[:2]), train=sets[2].X, metrics=QUICK, n_floor=1, n_bootstrap=0)
+    pd.testing.assert_frame_equal(
+        of_arrays, evaluate(*sets[:2], train=sets[2], metrics=QUICK, n_floor=1, n_bootstrap=0)
+    )
+
+
+def test_real_counts_may_lie_in_a_layer_that_generated_cells_lack():
+    real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
+    expected = table(real, synthetic, train=train)
+    for adata in (real, train):
+        adata.layers["raw"] = adata.X.copy()
+        adata.X = adata.X * 0.5
+    pd.testing.assert_frame_equal(table(real, synthetic, train=train, layer="raw"), expected)
+
+
+def test_both_sides_have_as_many_cells_as_the_smallest_set():
+    assert table(synthetic=cells(70, seed=2)).attrs["n_cells"] == {"all": 70}
+    assert table(train=cells(110, seed=3)).attrs["n_cells"] == {"all": 55}
+    assert table(train=None, real=cells(180, seed=1)).attrs["n_cells"] == {"all": 60}
+    assert table(max_cells=50).attrs["n_cells"] == {"all": 50}
+
+
+def test_only_drawn_cells_are_normalised(monkeypatch):
+    from scgen_diffusion.metrics import _drawing
+
+    read = []
+    expression_of = _drawing.expression_of
+    monkeypatch.setattr(
+        _drawing, "expression_of", lambda cells, **options: read.append(cells.n_obs) or expression_of(cells, **options)
+    )
+    big = [cells(3000, seed=seed) for seed in (1, 2)]
+    evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_floor=2, n_bootstrap=2)
+    # 200 fit the space, 60 are compared, twice as many real cells are kept for draws; 20 of each set are looked at first
+    assert sum(read) == 200 + 60 + 2 * 120 + 3 * 20
+
+
+def test_a_space_of_ones_own_leaves_all_training_cells_to_the_floor():
+    space = ComparisonSpace.fit(cells(200, seed=9))
+    assert table(train=cells(110, seed=3), space=space).attrs["n_cells"] == {"all": 110}
+    assert table(real=cells(180, seed=1), train=None, space=space).attrs["n_cells"] == {"all": 90}
+
+
+def test_sparse_cells_are_never_made_dense_as_a_whole(monkeypatch):
+    largest = []
+    toarray = sp.csr_matrix.toarray
+    monkeypatch.setattr(
+        sp.csr_matrix, "toarray", lambda self, *a, **k: largest.append(np.prod(self.shape)) or toarray(self, *a, **k)
+    )
+    table(
+        *(cells(600, seed=seed, n_genes=2500) for seed in (1, 2)),
+        train=cells(200, seed=3, n_genes=2500),
+        metrics=["gene_mean_error", "auc_logistic", "within_label_correlation"],
+        max_cells=50,
+        n_floor=1,
+        n_bootstrap=2,
+    )
+    assert max(largest) <= 100 * 2000  # drawn cells in the space's genes
+
+
+# --- intervals and shuffling ------------------------------------------------------------------------------------------
+
+
+def test_half_samples_give_the_standard_error_of_a_mean():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(400)
+    halves = [rng.permutation(values)[:200].mean() for _ in range(4000)]
+    low, high = interval(values.mean(), halves, (-np.inf, np.inf))
+    # 1.96 standard errors of the mean of 400 cells on either side; 4 000 halves know it to 1 %
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=0.05)
+
+
+def test_half_samples_of_scores_give_the_standard_error_of_an_auc():
+    rng = np.random.default_rng(0)
+    real, synthetic = rng.standard_normal(300), rng.standard_normal(300)
+    halves = [auc_of_scores(rng.permutation(real)[:150], rng.permutation(synthetic)[:150]) for _ in range(200)]
+    low, high = interval(0.5, halves, (0, 1))
+    expected = np.sqrt((300 + 300 + 1) / (12 * 300 * 300))  # of Mann-Whitney's statistic, for equal distributions
+    assert (high - low) / 2 == pytest.approx(1.96 * expected, rel=0.15)
+
+
+def test_intervals_do_not_leave_the_bounds():
+    assert interval(0.95, [0.5, 0.9], (0, 1))[1] == 1
+    assert interval(0.05, [0.5, 0.9], (0, 1))[0] == 0
+
+
+def test_intervals_cover_the_figure_of_endless_cells():
+    # the share of label a is a third; its total variation from a half is known, and intervals should hold it 19 times in 20
+    hits = 0
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sample = rng.random(90) < 1 / 3
+        halves = [rng.permutation(sample)[:45].mean() for _ in range(10)]
+        low, high = interval(sample.mean(), halves, (0, 1))
+        hits += low <= 1 / 3 <= high
+    assert (
+        0.85 <= hits / 200 <= 1
+    )  # ten half-samples make it somewhat too short: Student's t with 9 degrees of freedom has 92 %
+
+
+def test_shuffling_stays_within_groups_and_keeps_every_genes_values():
+    values = sp.csr_matrix(np.arange(1, 25, dtype=np.float32).reshape(6, 4))
+    labels = np.array(list("aabbbb"))
+    sample = Sample(Expression(values, np.ones(6)), np.zeros((6, 1)), labels)
+    shuffled = shuffle_genes(sample, lambda expression: np.zeros((6, 1)), np.random.default_rng(0))
+    for label in "ab":
+        rows = labels == label
+        before, after = values.toarray()[rows], shuffled.expression.values.toarray()[rows]
+        np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
+    assert (shuffled.expression.values != values).nnz > 0
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"metrics": ["w3"]}, ValueError, "`metrics` has the unknown name 'w3'. Known, closest first: 'w2'"),
+        ({"metrics": "marker_slope"}, ValueError, "'marker_slope', which needs `groupby`"),
+        ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "which needs `train`"),
+        ({"groupby": "typ"}, KeyError, "'typ', which `real_test.obs` lacks. Known, closest first: 'type'"),
+        ({"layer": "raw"}, KeyError, "`real_test` has no layer 'raw'"),
+        ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells; there must be 50 or more"),
+        (
+            {"real": cells(149, seed=1), "train": None},
+            ValueError,
+            "149 cells; there must be 150 or more; it is split in three",
+        ),
+        ({"synthetic": cells(49, seed=2)}, ValueError, "`synthetic` has 49 cells; there must be 50 or more"),
+        ({"train": cells(99, seed=3)}, ValueError, "`train` has 99 cells; there must be 100 or more"),
+        ({"synthetic": cells(60, seed=2)[:, :30]}, ValueError, "`synthetic` lacks 10 of the 40 genes"),
+        ({"max_cells": 10}, ValueError, "`max_cells` is 10; it must be 50 or more"),
+        ({"n_bootstrap": 1}, ValueError, "`n_bootstrap` is 1"),
+        ({"n_floor": -1}, ValueError, "`n_floor` is -1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        table(**options)
+
+
+def test_other_names_of_genes_are_refused():
+    synthetic = cells(60, seed=2)
+    synthetic.var_names = [f"ENSG{n}" for n in range(N_GENES)]
+    with pytest.raises(ValueError, match=r"`synthetic` and `real_test` have no gene in common: \['ENSG0'"):
+        table(synthetic=synthetic)
+
+
+def test_a_column_that_synthetic_cells_lack_is_named():
+    synthetic = cells(60, seed=2)
+    del synthetic.obs["type"]
+    with pytest.raises(KeyError, match="'type', which `synthetic.obs` lacks"):
+        table(synthetic=synthetic, groupby="type")
+
+
+def test_cells_without_a_label_are_refused():
+    real = cells(60, seed=1)
+    real.obs.loc[real.obs_names[:3], "type"] = None
+    with pytest.raises(ValueError, match="'type', of which 3 cells of `real_test` have no value"):
+        table(real, groupby="type")
+
+
+def test_a_label_called_all_is_refused():
+    real = cells(60, seed=1)
+    real.obs["type"] = "all"
+    with pytest.raises(ValueError, match="`groupby` gives the label 'all'"):
+        table(real, groupby="type")
+
+
+def test_values_that_are_no_counts_are_refused():
+    real = cells(60, seed=1)
+    real.X = real.X * 0.5
+    with pytest.raises(ValueError, match="`real_test` must hold counts"):
+        table(real)
+
+
+def test_held_out_cells_must_not_be_training_cells():
+    train = cells(240, seed=3)
+    with pytest.raises(ValueError, match="`real_test` has cells of `train`"):
+        table(train[:100].copy(), train=train)
+
+
+def test_cells_of_the_same_name_may_be_different_cells():
+    real, train = cells(120, seed=1), cells(240, seed=3)
+    real.obs_names = train.obs_names[:120]
+    assert table(real, train=train)["value"].notna().all()
+
+
+def test_training_cells_among_synthetic_ones_are_warned_of():
+    train = cells(240, seed=3)
+    with pytest.warns(UserWarning, match="`synthetic` has cells of `train`"):
+        table(synthetic=train[:100].copy(), train=train)
+
+
+def test_arrays_with_other_numbers_of_genes_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="`real_test` has 20 genes and `synthetic` 30"):
+        evaluate(rng.poisson(2.0, (160, 20)), rng.poisson(2.0, (60, 30)))
+
+
+def test_sets_without_a_common_label_are_refused():
+    rng = np.random.default_rng(0)
+    real, synthetic = (
+        ad.AnnData(rng.poisson(2.0, (n_cells, 20)).astype(float), obs=pd.DataFrame({"type": np.full(n_cells, label)}))
+        for n_cells, label in ((160, "1"), (60, "1.0"))
+    )
+    with pytest.raises(ValueError, match=r"No cell of `synthetic` has a label .*\['1.0'\] and \['1'\]"):
+        evaluate(real, synthetic, groupby="type")
+
+
+def test_cells_without_values_are_refused():
+    real = ad.AnnData(np.random.default_rng(0).poisson(2.0, (160, 20)).astype(float))
+    empty = ad.AnnData(obs=pd.DataFrame(index=[f"{i}" for i in range(60)]), var=real.var)
+    with pytest.raises(ValueError, match="`synthetic.X` is empty, and there is no layer 'counts'"):
+        evaluate(real, empty)

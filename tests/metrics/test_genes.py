@@ -1,0 +1,202 @@
+"""Statistics of genes have closed forms: hand-made matrices, power laws and block correlations."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scgen_diffusion.metrics import (
+    Expression,
+    expression_of,
+    gene_correlation_similarity,
+    gene_correlations,
+    gene_profile_errors,
+    gene_statistics,
+    library_size_ks,
+    mean_variance_error,
+)
+
+
+def cells_of(counts, genes=None):
+    genes = [f"gene_{g}" for g in range(counts.shape[1])] if genes is None else genes
+    return AnnData(sp.csr_matrix(counts, dtype=np.float32), var=pd.DataFrame(index=genes))
+
+
+def some_counts(n_cells=200, n_genes=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.poisson(rng.gamma(1.0, 2.0, n_genes), (n_cells, n_genes)) + (np.arange(n_genes) == 0)
+
+
+def cells_with_moments(mean, variance, n_cells=4):
+    """Build log-normalised cells whose genes have exactly these means and variances: half above, half below."""
+    signs = np.resize([1.0, -1.0], n_cells)[:, None]
+    return Expression(sp.csr_matrix(mean + signs * np.sqrt(variance)), None)
+
+
+def power_law(n_genes=101):
+    means = np.geomspace(0.1, 10, n_genes)
+    return means, 0.01 * means**1.5
+
+
+def test_cells_on_disk_are_read(tmp_path):
+    cells = cells_of(some_counts())
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    on_disk = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    assert (expression_of(on_disk).values != expression_of(cells).values).nnz == 0
+
+
+def test_statistics_of_a_hand_made_matrix():
+    found = gene_statistics(cells_of(np.array([[1, 1], [0, 2], [2, 0], [0, 0]]), ["a", "b"]))
+    half, all_ = np.log1p(5_000), np.log1p(10_000)
+    column = [half, 0, all_, 0]
+    # gene b has the same values in other cells; float32 values
+    np.testing.assert_allclose(found["mean"], np.mean(column), rtol=1e-6)
+    np.testing.assert_allclose(found["variance"], np.var(column), rtol=1e-6)
+    np.testing.assert_array_equal(found["zero_fraction"], [0.5, 0.5])
+    assert list(found.index) == ["a", "b"]
+
+
+def test_statistics_do_not_depend_on_how_counts_are_stored():
+    counts = some_counts(20, 6)
+    padded = sp.csr_matrix(counts, dtype=np.float64)
+    padded[0, np.flatnonzero(counts[0])[0]] = 0  # an explicit zero
+    counts = padded.toarray()
+    np.testing.assert_allclose(gene_statistics(padded), gene_statistics(counts), rtol=1e-6)
+
+
+def test_whole_panels_are_never_dense():
+    """A dense matrix of these cells would take 80 GB."""
+    positions = np.arange(100_000)
+    counts = sp.csr_matrix((np.ones(100_000), (positions, positions[::-1])))
+    np.testing.assert_allclose(gene_statistics(counts)["zero_fraction"], 1 - 1e-5)
+    assert library_size_ks(counts, counts) == 0
+
+
+def test_profile_errors_are_mean_absolute_differences():
+    real, synthetic = some_counts(), some_counts(seed=1)[:150]
+    errors = gene_profile_errors(real, synthetic)
+    a, b = (np.log1p(x / x.sum(1, keepdims=True) * 1e4) for x in (real, synthetic))
+    # values are stored in float32
+    assert errors["gene_mean_error"] == pytest.approx(np.abs(a.mean(0) - b.mean(0)).mean(), rel=1e-5)
+    assert errors["gene_variance_error"] == pytest.approx(np.abs(a.var(0) - b.var(0)).mean(), rel=1e-5)
+    assert errors["gene_zero_error"] == pytest.approx(np.abs((real == 0).mean(0) - (synthetic == 0).mean(0)).mean())
+
+
+def test_profile_errors_of_the_same_cells_are_zero_in_any_order_of_cells_and_genes():
+    real = cells_of(some_counts())
+    shuffled = real[::-1, ::-1].copy()
+    assert gene_profile_errors(real, shuffled) == pytest.approx(dict.fromkeys(gene_profile_errors(real, real), 0))
+
+
+def test_profile_errors_do_not_see_genes_shuffled_over_cells():
+    values = expression_of(some_counts()).values.toarray()
+    shuffled = np.random.default_rng(0).permuted(values, axis=0)
+    errors = gene_profile_errors(Expression(sp.csr_matrix(values), None), Expression(sp.csr_matrix(shuffled), None))
+    assert max(errors.values()) < 1e-9  # the order of a sum in float64
+
+
+def test_another_number_of_genes_is_an_error():
+    with pytest.raises(ValueError, match="`real` has 60 genes and `synthetic` 59"):
+        gene_profile_errors(some_counts(), some_counts()[:, 1:])
+
+
+def test_variance_times_a_factor_is_its_logarithm_at_equal_mean():
+    means, variances = power_law()
+    error = mean_variance_error(cells_with_moments(means, variances), cells_with_moments(means, variances / 4))
+    assert error == pytest.approx(np.log10(4), rel=1e-6)
+
+
+def test_genes_that_move_along_the_trend_have_no_mean_variance_error():
+    means, variances = power_law()
+    moved = np.roll(means, 7), np.roll(variances, 7)
+    assert mean_variance_error(cells_with_moments(means, variances), cells_with_moments(*moved)) < 1e-6
+
+
+def test_mean_variance_error_sees_cells_that_are_all_alike():
+    counts = some_counts()
+    # a variance of none stands at 1e-8, far below any gene's
+    assert mean_variance_error(counts, np.tile(counts[:1], (50, 1))) > 3
+
+
+def test_mean_variance_error_of_constant_genes_is_undefined():
+    assert np.isnan(mean_variance_error(np.ones((5, 4)), some_counts(5, 4)))
+
+
+def test_correlations_of_a_factor_model():
+    """Two genes share a factor with weights w: their correlation is w^2; the third is alone."""
+    rng = np.random.default_rng(0)
+    factor, noise = rng.normal(size=(40_000, 1)), rng.normal(size=(40_000, 3))
+    weights = np.array([0.8, 0.8, 0.0])
+    found = gene_correlations(weights * factor + np.sqrt(1 - weights**2) * noise)
+    np.testing.assert_allclose(found, [0.64, 0, 0], atol=0.02)  # four standard errors, 1 / sqrt(40 000) each
+
+
+def test_labels_take_differences_between_labels_away():
+    labels = np.repeat(["a", "b"], 5_000)
+    values = np.random.default_rng(0).normal(size=(10_000, 2)) + 10 * (labels == "b")[:, None]
+    assert gene_correlations(values)[0] > 0.9
+    assert abs(gene_correlations(values, labels)[0]) < 0.04  # four standard errors
+
+
+def test_a_gene_that_does_not_vary_is_correlated_with_none():
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    values[:, 1] = 7.0
+    found = gene_correlations(values)
+    assert found[0] == 0
+    assert found[2] == 0
+    assert found[1] != 0
+
+
+def test_correlations_leave_the_values_alone():
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    before = values.copy()
+    gene_correlations(values)
+    np.testing.assert_array_equal(values, before)
+
+
+def blocks(rng, n_cells=4_000, n_genes=20):
+    factors = rng.normal(size=(n_cells, 2))
+    return factors.repeat(n_genes // 2, axis=1) + rng.normal(size=(n_cells, n_genes))
+
+
+def test_similarity_is_high_for_new_cells_and_gone_for_shuffled_genes():
+    rng = np.random.default_rng(0)
+    real, new = blocks(rng), blocks(rng)
+    assert gene_correlation_similarity(real, new) > 0.98
+    # 190 pairs of correlation 0: four standard errors, 1 / sqrt(190) each
+    assert abs(gene_correlation_similarity(real, rng.permuted(new, axis=0))) < 0.3
+
+
+def test_similarity_does_not_see_how_strong_correlations_are():
+    rng = np.random.default_rng(0)
+    real, weaker = blocks(rng), blocks(rng) + rng.normal(size=(4_000, 20))
+    assert gene_correlations(weaker).max() < 0.8 * gene_correlations(real).max()
+    assert gene_correlation_similarity(real, weaker) > 0.98
+
+
+def test_similarity_with_constant_cells_is_zero():
+    assert gene_correlation_similarity(blocks(np.random.default_rng(0)), np.ones((10, 20))) == 0
+
+
+def test_labels_of_one_side_only_are_an_error():
+    values = np.ones((4, 3))
+    with pytest.raises(ValueError, match="or neither"):
+        gene_correlation_similarity(values, values, ["a"] * 4)
+
+
+def test_library_size_ks_is_the_largest_gap_between_shares():
+    assert library_size_ks([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
+    assert library_size_ks([1, 2], [10, 20]) == 1
+    assert library_size_ks([1, 2, 3], [3, 2, 1]) == 0
+
+
+def test_library_sizes_are_summed_from_counts():
+    counts = some_counts()
+    assert library_size_ks(sp.csr_matrix(counts), 2 * counts) == library_size_ks(counts.sum(1), 2 * counts.sum(1)) > 0
+
+
+def test_log_normalised_cells_have_no_library_sizes():
+    normalised = AnnData(np.log1p(some_counts()), uns={"log1p": {}})
+    assert np.isnan(library_size_ks(some_counts(), normalised))

@@ -1,0 +1,160 @@
+"""The table of perturbations: what the baselines score where the truth is known, and on real cells."""
+
+import os
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgen_diffusion import datasets
+from scgen_diffusion.datasets import _originals as originals
+from scgen_diffusion.metrics import evaluate_perturbation
+
+SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
+COLUMNS = ["metric", "perturbation", "group", "value", "floor", "no_change", "mean_shift", "additive", "better"]
+
+BASE = np.full(40, 60.0)
+# every perturbation keeps the total, so that logarithms of normalised values change by what is written here
+EFFECTS = {"A": {0: 2.0, 1: 0.5, 2: 0.5}, "B": {3: 1.8, 4: 0.2}, "C": {5: 1.5, 6: 0.5}}
+
+
+def rate(perturbation, separator="+"):
+    factors = np.ones(len(BASE))
+    for part in perturbation.split(separator):
+        for gene, factor in EFFECTS.get(part, {}).items():
+            factors[gene] *= factor
+    return BASE * factors
+
+
+def cells(*perturbations, n_cells=120, seed=0, rates=None, key="gene", **obs):
+    rng = np.random.default_rng(seed)
+    counts = np.vstack([rng.poisson(rates or rate(name), (n_cells, len(BASE))) for name in perturbations])
+    table = pd.DataFrame(
+        {key: np.repeat(perturbations, n_cells), **obs}, index=[f"{seed}_{i}" for i in range(len(counts))]
+    )
+    return ad.AnnData(counts.astype(np.float32), obs=table)
+
+
+def judge(real, predicted, **arguments):
+    arguments = {"control": cells("ctrl", seed=9), "perturbation_key": "gene", **arguments}
+    return evaluate_perturbation(real, predicted, **arguments)
+
+
+def row(table, metric, perturbation="A+B"):
+    return table[(table["metric"] == metric) & (table["perturbation"] == perturbation)].iloc[0]
+
+
+def test_there_is_a_row_per_metric_and_perturbation():
+    table = judge(cells("A", "A+B", seed=1), cells("A", "A+B", seed=2), train=cells("A", "B", seed=3))
+    assert list(table.columns) == COLUMNS
+    assert len(table) == 2 * table["metric"].nunique() == 8
+    assert table[["value", "floor", "no_change", "mean_shift", "additive"]].notna().all(axis=None)
+
+
+def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():
+    table = judge(cells("A+B", seed=1), cells("A+B", seed=2), train=cells("A", "B", "C", seed=3))
+    energy, correlation = row(table, "energy_distance"), row(table, "mean_change_correlation")
+    assert correlation["additive"] > 0.99
+    assert correlation["additive"] > correlation["mean_shift"] > correlation["no_change"] == 0
+    # the change from counts without noise is known up to sampling, which is what two halves of real cells differ by
+    assert abs(energy["additive"] - energy["floor"]) < 0.05 * energy["mean_shift"]
+    assert energy["mean_shift"] < energy["no_change"]
+
+
+def test_true_cells_reach_the_floor_and_control_cells_score_as_no_change():
+    control = cells("ctrl", seed=9)
+    true = judge(cells("A+B", seed=1), cells("A+B", seed=2), control=control)
+    none = judge(cells("A+B", seed=1), cells("A+B", seed=4, rates=list(BASE)), control=control)
+    for metric, sign in (("energy_distance", 1), ("mean_change_error", 1), ("mean_change_correlation", -1)):
+        assert sign * row(true, metric)["value"] < sign * row(true, metric)["floor"] + 0.05
+    for metric in ("energy_distance", "mean_change_error"):
+        assert row(none, metric)["value"] == pytest.approx(row(none, metric)["no_change"], rel=0.1)
+
+
+def test_the_size_of_an_effect_is_seen_by_the_error_and_not_by_the_correlation():
+    half = list((BASE + rate("A")) / 2)
+    table = judge(cells("A", seed=1), cells("A", seed=2, rates=half))
+    assert row(table, "mean_change_correlation", "A")["value"] > 0.95
+    assert row(table, "mean_change_error", "A")["value"] > 2 * row(table, "mean_change_error", "A")["floor"]
+
+
+def test_what_the_training_cells_do_not_allow_is_missing():
+    without_train = judge(cells("A+B", seed=1), cells("A+B", seed=2))
+    assert without_train[["mean_shift", "additive"]].isna().all(axis=None)
+    without_part = judge(cells("A+B", seed=1), cells("A+B", seed=2), train=cells("A", "C", seed=3))
+    assert without_part["additive"].isna().all()
+    assert without_part["mean_shift"].notna().all()
+
+
+def test_names_of_the_control_in_a_combination_are_no_perturbation():
+    plain = judge(cells("A+B", seed=1), cells("A+B", seed=2), train=cells("A", "B", seed=3))
+    train = cells("A+ctrl", "ctrl+B", seed=3)
+    train.X = cells("A", "B", seed=3).X
+    suffixed = judge(cells("B+A", seed=1), cells("A+B", seed=2), train=train)
+    assert set(suffixed["perturbation"]) == {"B+A"}
+    np.testing.assert_allclose(suffixed["additive"], plain["additive"])
+
+
+def test_control_cells_among_the_perturbed_change_nothing():
+    real, predicted, train = cells("A", seed=1), cells("A", seed=2), cells("A", "B", seed=3)
+    control = cells("ctrl", seed=9)
+    mixed = [ad.concat([part, control], index_unique="-") for part in (real, predicted, train)]
+    pd.testing.assert_frame_equal(
+        judge(real, predicted, train=train), judge(*mixed[:2], train=mixed[2]), check_exact=False
+    )
+
+
+def test_groups_are_compared_with_their_own_control():
+    far = list(BASE * np.linspace(0.5, 1.5, len(BASE)))
+    control = ad.concat([cells("ctrl", seed=5, line="x"), cells("ctrl", seed=6, line="y", rates=far)])
+    real, predicted = cells("A", seed=1, line="x"), cells("A", seed=2, line="x")
+    train = ad.concat([cells("B", seed=3, line="x"), cells("C", seed=4, line="x")])
+    grouped = judge(real, predicted, train=train, control=control, groupby="line")
+    alone = judge(real, predicted, train=train, control=cells("ctrl", seed=5, line="x"))
+    assert set(grouped["group"]) == {"x"}
+    assert set(alone["group"]) == {"all"}
+    pd.testing.assert_frame_equal(grouped.drop(columns="group"), alone.drop(columns="group"), check_exact=False)
+
+
+def test_the_same_seed_gives_the_same_table():
+    arguments = cells("A", seed=1), cells("A", seed=2)
+    pd.testing.assert_frame_equal(judge(*arguments, max_cells=50, seed=3), judge(*arguments, max_cells=50, seed=3))
+    assert not judge(*arguments, max_cells=50, seed=3).equals(judge(*arguments, max_cells=50, seed=4))
+
+
+def test_a_perturbation_that_was_not_predicted_is_named():
+    with pytest.raises(ValueError, match=r"`predicted` must have at least 2 cells for perturbation 'B', but has 0"):
+        judge(cells("A", "B", seed=1), cells("A", seed=2))
+
+
+def test_an_absent_column_is_named():
+    with pytest.raises(KeyError, match="`predicted.obs` has no column 'gene'"):
+        judge(cells("A"), cells("A", key="drug"))
+
+
+def test_sets_without_perturbed_cells_are_refused():
+    with pytest.raises(ValueError, match="must have perturbed cells"):
+        judge(cells("ctrl", seed=1), cells("A", seed=2))
+
+
+def real_data(name):
+    if not (ORIGINALS / originals.PBMC3K_MATRIX.name).exists():
+        pytest.skip(f"the original files are not in {ORIGINALS}; set {originals.DATA_DIR_VARIABLE}")
+    return getattr(datasets, name)(data_dir=ORIGINALS)
+
+
+def test_on_real_gene_pairs_the_additive_baseline_beats_the_others():
+    adata = real_data("norman_mcfaline_devel")
+    adata = adata[adata.obs["dataset"] == "norman19"].copy()
+    pairs = ["KLF1+MAP2K6", "KLF1+TGFBR2", "MAP2K3+MAP2K6", "MAPK1+TGFBR2"]
+    held_out = adata.obs["condition"].isin(pairs)
+    control = adata[adata.obs["condition"] == "control"]
+    real = adata[held_out]
+    table = evaluate_perturbation(real, real, control=control, train=adata[~held_out], perturbation_key="condition")
+    means = table.groupby("metric")[["no_change", "mean_shift", "additive", "floor"]].mean()
+    assert means.loc["mean_change_correlation", "additive"] > means.loc["mean_change_correlation", "mean_shift"]
+    assert means.loc["energy_distance", "additive"] < means.loc["energy_distance", "no_change"]
+    assert means.loc["energy_distance", "floor"] < means.loc["energy_distance", "additive"]

@@ -1,0 +1,53 @@
+"""Points come from arrays and from AnnData alike."""
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from scgen_diffusion.metrics import ComparisonSpace, frechet_distance, representation, wasserstein_2
+
+
+def counts(n_cells=60, n_genes=20, *, seed=0):
+    return np.random.default_rng(seed).poisson(3.0, (n_cells, n_genes)).astype(np.float32)
+
+
+def test_arrays_are_points_as_they_are():
+    values = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    assert representation(values) is values
+
+
+def test_the_entry_of_obsm_is_read():
+    adata = ad.AnnData(counts(), obsm={"X_mine": np.ones((60, 3))})
+    assert representation(adata, "X_mine").shape == (60, 3)
+
+
+def test_a_space_writes_what_the_metrics_read():
+    real, synthetic = ad.AnnData(counts(seed=1)), ad.AnnData(counts(seed=2))
+    space = ComparisonSpace.fit(counts(seed=3), n_components=4)
+    space.write(real, synthetic)
+    assert real.obsm["X_pca"].shape == (60, 4)
+    assert wasserstein_2(real, synthetic) == wasserstein_2(space.project(real), space.project(synthetic))
+
+
+def test_an_unknown_entry_is_named_with_the_known_ones():
+    adata = ad.AnnData(counts(), obsm={"X_umap": np.ones((60, 2))})
+    with pytest.raises(KeyError, match="'X_pca', which `real.obsm` lacks. Known, closest first: 'X_umap'"):
+        frechet_distance(adata, adata)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.ones(3), r"shape \(cells, features\), but its shape is \(3,\)"),
+        (np.ones((0, 3)), r"its shape is \(0, 3\)"),
+        ([[1.0, np.nan]], "infinite or missing"),
+    ],
+)
+def test_what_is_no_set_of_points_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        representation(values)
+
+
+def test_sets_of_different_features_are_refused():
+    with pytest.raises(ValueError, match="`real` has 2 features and `synthetic` 3"):
+        wasserstein_2(np.ones((4, 2)), np.ones((4, 3)))

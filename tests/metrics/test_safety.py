@@ -1,0 +1,204 @@
+"""Copies are found, new cells are not accused, and the attack's AUC is known in closed cases."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scgen_diffusion.metrics import (
+    ComparisonSpace,
+    copied_cells,
+    duplicate_share,
+    expression_of,
+    membership_inference,
+    memorisation,
+    nearest_distances,
+)
+
+
+def points(n_cells=300, n_features=5, *, seed=0):
+    return np.random.default_rng(seed).normal(size=(n_cells, n_features))
+
+
+def some_counts(n_cells=60, n_genes=30, seed=0):
+    return np.random.default_rng(seed).poisson(2.0, (n_cells, n_genes))
+
+
+def test_distances_are_those_to_the_nearest_cells():
+    values, reference = np.array([[0.0, 0], [10, 0]]), np.array([[3.0, 4], [0, 1], [10, 2]])
+    np.testing.assert_allclose(nearest_distances(values, reference), [1, 2])
+    np.testing.assert_allclose(nearest_distances(values, reference, k=2), [3, (2 + np.sqrt(49 + 16)) / 2])
+
+
+def test_distances_of_copies_are_exactly_zero_far_from_the_origin():
+    reference = (points() + 1e4).astype(np.float32)
+    assert (nearest_distances(reference, reference) == 0).all()
+
+
+def test_distances_are_those_of_an_exhaustive_search():
+    values, reference = points(100), points(seed=1)
+    every = np.sqrt(((values[:, None] - reference) ** 2).sum(2))
+    np.testing.assert_allclose(nearest_distances(values, reference), every.min(axis=1))
+
+
+def test_the_number_of_neighbours_is_checked():
+    with pytest.raises(ValueError, match="between 1 and the number of cells in `reference`, 3, but is 4"):
+        nearest_distances(points(), points(3), k=4)
+
+
+def test_new_real_cells_are_not_memorised():
+    found = memorisation(points(2_000, seed=1), points(2_000, seed=2), points(2_000))
+    assert found["nearest_train_ratio"] == pytest.approx(1, abs=0.05)  # medians of 2000 distances
+    assert found["nearer_than_held_out"] == pytest.approx(0.01, abs=0.013)  # four standard errors of either share
+
+
+def test_copies_are_memorised():
+    train = points()
+    assert memorisation(train[::2], points(seed=1), train) == {"nearest_train_ratio": 0, "nearer_than_held_out": 1}
+
+
+def test_a_few_copies_are_seen_by_the_share_and_not_by_the_median():
+    train, synthetic = points(2_000), points(2_000, seed=1)
+    before = memorisation(synthetic, points(2_000, seed=2), train)
+    synthetic[:200] = train[:200] + 1e-3
+    found = memorisation(synthetic, points(2_000, seed=2), train)
+    assert found["nearer_than_held_out"] - before["nearer_than_held_out"] == pytest.approx(0.1, abs=0.005)
+    assert found["nearest_train_ratio"] > 0.85
+
+
+def test_cells_that_are_off_have_a_large_ratio():
+    assert memorisation(points(seed=1) + 10, points(seed=2), points())["nearest_train_ratio"] > 3
+
+
+def test_held_out_cells_that_are_copies_leave_the_ratio_undefined():
+    train = points()
+    assert np.isnan(memorisation(points(seed=1), train, train)["nearest_train_ratio"])
+
+
+def test_annotated_cells_are_compared_in_the_named_embedding():
+    train, held_out, synthetic = (points(100, seed=seed) for seed in range(3))
+    cells = [AnnData(np.zeros((100, 1)), obsm={"X_scldm": x}) for x in (synthetic, held_out, train)]
+    assert memorisation(*cells, use_rep="X_scldm") == memorisation(synthetic, held_out, train)
+    assert membership_inference(*cells, use_rep="X_scldm") == membership_inference(synthetic, held_out, train)
+
+
+def test_copied_cells_are_counted():
+    train, synthetic = some_counts(), some_counts(40, seed=1)
+    assert copied_cells(synthetic, train) == 0
+    synthetic[[3, 7, 8]] = train[[0, 0, 9]]
+    assert copied_cells(synthetic, train) == 3 / 40
+    synthetic[3, 5] += 1
+    assert copied_cells(synthetic, train) == 2 / 40
+
+
+def test_twice_the_counts_are_no_copy():
+    train = some_counts()
+    assert copied_cells(2 * train, train) == 0
+
+
+def test_copies_are_found_however_they_are_stored():
+    train = some_counts(5, 4) + 1
+    train[0, 1] = 0
+    row = train[0]
+    order = [3, 0, 2, 1]
+    # out of order, with an explicit zero, one entry split in two, other types
+    indices, data = np.array([*order, 0]), np.array([*row[order], 1.0])
+    data[1] -= 1
+    untidy = sp.csr_matrix((data.astype(np.float32), indices, [0, 5]), shape=(1, 4))
+    assert copied_cells(untidy, train.astype(np.int32)) == 1
+    assert copied_cells(sp.csc_matrix(train), sp.coo_matrix(train)) == 1
+    assert not untidy.has_canonical_format
+    assert untidy.nnz == 5
+
+
+def test_empty_cells_do_not_count():
+    train, synthetic = some_counts(), some_counts(10, seed=1)
+    train[0], synthetic[:5] = 0, 0
+    assert copied_cells(synthetic, train) == 0
+    assert duplicate_share(synthetic) == 0
+    synthetic[5] = train[1]
+    assert copied_cells(synthetic, train) == 1 / 5
+    assert np.isnan(copied_cells(0 * synthetic, train))
+    assert np.isnan(duplicate_share(0 * synthetic))
+
+
+def test_copies_are_found_in_cells_that_are_on_the_common_scale_already():
+    train, synthetic = some_counts(), np.vstack([some_counts(9, seed=1), some_counts()[:1]])
+    assert copied_cells(expression_of(synthetic), expression_of(train)) == 0.1
+    assert copied_cells(expression_of(synthetic), train) == 0.1
+
+
+def test_genes_in_another_order_are_put_in_order():
+    cells = AnnData(some_counts().astype(np.float32))
+    assert copied_cells(cells[:, ::-1].copy(), cells) == 1
+    with pytest.raises(ValueError, match="`train` has 30 genes and `synthetic` 29"):
+        copied_cells(some_counts()[:, 1:], some_counts())
+
+
+def test_logarithms_cannot_be_copies_of_counts():
+    normalised = AnnData(np.log1p(some_counts()), uns={"log1p": {}})
+    assert np.isnan(copied_cells(normalised, some_counts()))
+    assert copied_cells(normalised, normalised) == 1
+
+
+def test_every_cell_of_a_repeated_group_is_a_duplicate():
+    cells = some_counts(10)
+    assert duplicate_share(cells) == 0
+    cells[[4, 5]] = cells[3]
+    assert duplicate_share(cells) == 0.3
+    cells[7] = cells[6]
+    assert duplicate_share(sp.csr_matrix(cells)) == 0.5
+
+
+def test_copies_of_the_training_cells_give_all_of_them_away():
+    train = points()
+    assert membership_inference(train, points(seed=1), train) == (1, 1)
+
+
+def test_independent_cells_give_nothing_away():
+    n_cells = 1_000
+    found = membership_inference(points(500, seed=3), points(n_cells, seed=1), points(n_cells))
+    # given the synthetic cells, distances are exchangeable: the AUC is a Mann-Whitney statistic with this standard error
+    standard_error = np.sqrt((2 * n_cells + 1) / (12 * n_cells**2))
+    assert abs(found.auc - 0.5) < 4 * standard_error
+    # Kolmogorov's distribution: exceeded once in 10 000
+    assert found.advantage < 2.23 * np.sqrt(2 / n_cells)
+
+
+def test_copies_of_half_of_the_training_cells_give_an_auc_of_three_quarters():
+    train = points(2_000)
+    found = membership_inference(train[::2], points(2_000, seed=1), train)
+    # copies (half) are ranked first; the other half is as near as held-out cells: 1 / 2 + 1 / 4
+    assert found.auc == pytest.approx(0.75, abs=0.03)
+    assert found.advantage == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_space_fitted_on_the_training_cells_hides_them():
+    """Why cells that a PCA was fitted on must not be attacked."""
+    train, held_out, synthetic, others = (some_counts(150, 300, seed=seed) for seed in range(4))
+    on_train, on_others = (ComparisonSpace.fit(cells).project for cells in (train, others))
+    assert membership_inference(on_train(synthetic), on_train(held_out), on_train(train)).auc < 0.2
+    # four standard errors of a Mann-Whitney statistic of 150 and 150 cells
+    assert abs(membership_inference(on_others(synthetic), on_others(held_out), on_others(train)).auc - 0.5) < 0.14
+
+
+def test_more_neighbours_blunt_the_attack_on_copies():
+    train = points()
+    sharp, blunt = (membership_inference(train, points(seed=1), train, k=k).auc for k in (1, 20))
+    assert 0.5 < blunt < sharp
+
+
+def test_both_sides_have_equal_numbers_drawn_by_seed():
+    train, held_out, synthetic = points(1_000), points(100, seed=1), points(200, seed=2)
+    first, again, other = (membership_inference(synthetic, held_out, train, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_arguments_are_left_alone():
+    train, held_out, synthetic = points(50), points(40, seed=1), points(30, seed=2)
+    before = [x.copy() for x in (train, held_out, synthetic)]
+    membership_inference(synthetic, held_out, train)
+    memorisation(synthetic, held_out, train)
+    for x, y in zip((train, held_out, synthetic), before, strict=True):
+        np.testing.assert_array_equal(x, y)

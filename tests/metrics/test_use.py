@@ -1,0 +1,155 @@
+"""What synthetic cells teach: labels that are clear, swapped, missing, or random."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from scgen_diffusion.metrics import augmentation_gain, label_fidelity, transfer_f1
+
+LABELS = np.array(["a", "b", "c"])
+CENTRES = np.array([[8.0, 0], [0, 8.0], [0, 0]])
+CLASSIFIERS = pytest.mark.parametrize("classifier", ["logistic", "neighbours"])
+
+
+def clear_cells(n_per_label=60, seed=0, n_features=2):
+    """Build cells whose labels lie eight standard deviations apart."""
+    codes = np.repeat(np.arange(3), n_per_label)
+    noise = np.random.default_rng(seed).normal(size=(len(codes), n_features))
+    noise[:, :2] += CENTRES[codes]
+    return noise, LABELS[codes]
+
+
+@CLASSIFIERS
+def test_clear_labels_are_transferred(classifier):
+    assert transfer_f1(*clear_cells(), *clear_cells(seed=1), classifier=classifier) > 0.99
+
+
+@CLASSIFIERS
+def test_labels_that_are_all_swapped_score_nothing(classifier):
+    values, labels = clear_cells()
+    assert transfer_f1(values, np.roll(labels, 60), *clear_cells(seed=1), classifier=classifier) < 0.01
+
+
+def test_random_labels_are_transferred_by_chance():
+    values, labels = clear_cells(400)
+    shuffled = np.random.default_rng(0).permutation(labels)
+    # a third, less what macro F1 loses to uneven predictions; whole clusters may go to one label, hence the wide tolerance
+    assert transfer_f1(values, shuffled, *clear_cells(400, seed=1)) < 0.6
+
+
+def test_a_missing_label_scores_nothing_and_drags_the_one_it_is_taken_for():
+    values, labels = clear_cells()
+    kept = labels != "c"
+    # c is taken for a or b: with shares s and 1 - s, their F1 are 2 / (2 + s) and 2 / (3 - s), between 2 / 3 and 1
+    found = transfer_f1(values[kept], labels[kept], *clear_cells(seed=1))
+    assert 2 * 2 / 3 / 3 < found < 2 / 3
+
+
+def test_synthetic_cells_of_one_label_teach_nothing():
+    values, _ = clear_cells()
+    assert np.isnan(transfer_f1(values, ["a"] * len(values), *clear_cells()))
+
+
+def test_an_unknown_classifier_is_an_error():
+    with pytest.raises(ValueError, match="'logistic' or 'neighbours', but is 'forest'"):
+        transfer_f1(*clear_cells(), *clear_cells(), classifier="forest")
+
+
+def test_labels_must_be_one_per_cell():
+    values, labels = clear_cells()
+    with pytest.raises(ValueError, match="`test_labels` must have one label for each of 180 cells"):
+        transfer_f1(values, labels, values, labels[1:])
+    with pytest.raises(ValueError, match="`train_labels` has no label for 180 of 180"):
+        transfer_f1(values, [None] * 180, values, labels)
+    with pytest.raises(ValueError, match="`train_labels` has no label for 1 of 180"):
+        transfer_f1(values, [*labels[:-1], float("nan")], values, labels)
+
+
+def test_fidelity_is_the_share_of_requests_that_were_followed_label_by_label():
+    real = clear_cells()
+    values, labels = clear_cells(seed=1)
+    kept = np.r_[0:60, 60:72, 120:180]  # the mean is over labels, so that their sizes do not matter
+    asked = labels[kept].copy()
+    asked[:15] = "b"  # cells of a that were asked to be b: 15 of 27 requests for b fail
+    assert label_fidelity(*real, values[kept], asked) == pytest.approx((1 + 12 / 27 + 1) / 3, abs=0.01)
+
+
+def test_fidelity_does_not_see_that_all_cells_are_the_same():
+    assert label_fidelity(*clear_cells(), CENTRES.repeat(10, axis=0), LABELS.repeat(10)) == 1
+
+
+def test_fidelity_leaves_out_labels_that_real_cells_do_not_have():
+    real, (values, labels) = clear_cells(), clear_cells(seed=1)
+    asked = labels.astype("<U9")
+    asked[labels == "c"] = "unseen"
+    assert label_fidelity(*real, values, asked) == label_fidelity(*real, values[:120], labels[:120]) > 0.99
+    assert np.isnan(label_fidelity(*real, values, np.full(180, "unseen")))
+
+
+def test_labels_may_be_numbers():
+    real, (values, _) = clear_cells(), clear_cells(seed=1)
+    codes = np.repeat([3, 1, 2], 60)
+    assert label_fidelity(real[0], codes, values, codes) > 0.99
+
+
+def starved_cells():
+    """Build training cells with no cell of c, and synthetic ones of c."""
+    values, labels = clear_cells()
+    extra, extra_labels = clear_cells(seed=2)
+    return values[labels != "c"], labels[labels != "c"], extra[extra_labels == "c"], extra_labels[extra_labels == "c"]
+
+
+def test_synthetic_cells_of_a_missing_label_gain_all_of_its_f1():
+    found = augmentation_gain(*starved_cells(), *clear_cells(seed=1))
+    assert found.loc["c", "f1_real"] == 0
+    assert found.loc["c", "gain"] > 0.98
+    assert 0.9 < found.loc["c", "low"] <= found.loc["c", "gain"] <= found.loc["c", "high"]
+    assert list(found.loc["c", ["n_train", "n_synthetic", "n_test"]]) == [0, 60, 60]
+
+
+def test_the_last_row_is_the_mean_over_labels():
+    found = augmentation_gain(*starved_cells(), *clear_cells(seed=1))
+    assert list(found.index) == ["a", "b", "c", "macro"]
+    for score in ("f1_real", "f1_augmented", "gain"):
+        assert found.loc["macro", score] == pytest.approx(found[score].iloc[:3].mean())
+    assert found.loc["macro", "n_test"] == 180
+
+
+def test_scores_are_those_of_the_classifiers():
+    train, extra, test = clear_cells(20, n_features=5), clear_cells(5, seed=1, n_features=5), clear_cells(50, seed=2)
+    test = np.random.default_rng(0).normal(3, 3, (150, 5)), test[1]
+    found = augmentation_gain(*train, *extra, *test)
+    assert found.loc["macro", "f1_real"] == pytest.approx(transfer_f1(*train, *test))
+    both = np.concatenate([train[0], extra[0]]), np.concatenate([train[1], extra[1]])
+    assert found.loc["macro", "f1_augmented"] == pytest.approx(transfer_f1(*both, *test))
+
+
+def test_mislabelled_cells_do_harm():
+    values, labels = clear_cells(20)
+    wrong = clear_cells(60, seed=1)
+    found = augmentation_gain(values, labels, wrong[0], np.roll(wrong[1], 60), *clear_cells(seed=2))
+    assert found.loc["macro", "gain"] < -0.5
+    assert found.loc["macro", "high"] < 0
+
+
+def test_copies_of_the_training_cells_gain_next_to_nothing():
+    train = clear_cells(40)
+    found = augmentation_gain(*train, *train, *clear_cells(seed=1))
+    assert (found["gain"].abs() < 0.02).all()  # only the penalty weighs less
+
+
+def test_the_interval_follows_the_seed():
+    cells = clear_cells(20), clear_cells(20, seed=3)
+    values = np.random.default_rng(0).normal(3, 3, (90, 2))
+    test = values, np.resize(LABELS, 90)
+    first, again, other = (augmentation_gain(*cells[0], *cells[1], *test, seed=seed) for seed in (0, 0, 1))
+    assert first.equals(again)
+    assert first["gain"].equals(other["gain"])
+    assert not first["low"].equals(other["low"])
+    assert first["f1_real"].iloc[:3].mean() == pytest.approx(
+        f1_score(test[1], nearest_centre(values), average="macro"), abs=0.1
+    )
+
+
+def nearest_centre(values):
+    return LABELS[((values[:, None] - CENTRES) ** 2).sum(2).argmin(1)]

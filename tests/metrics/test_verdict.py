@@ -1,0 +1,287 @@
+"""A verdict names what is wrong with cells, and says nothing against real ones."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgen_diffusion import datasets
+from scgen_diffusion.metrics import evaluate, verdict
+from scgen_diffusion.metrics._verdict_figures import Figure, Limits
+
+COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+
+# what real cells score in each metric, what shuffled genes do, the reach of the interval, and which way is better
+GOOD = {
+    "w2": (7.3, 7.5, 0.1, "lower"),
+    "precision": (0.92, 0.95, 0.02, "higher"),
+    "recall": (0.91, 0.3, 0.02, "higher"),
+    "coverage": (0.93, 0.8, 0.02, "higher"),
+    "auc_boosting": (0.5, 0.9, 0.03, "lower"),
+    "auc_logistic": (0.5, 0.9, 0.03, "lower"),
+    "gene_mean_error": (0.035, 0.036, 0.002, "lower"),
+    "gene_variance_error": (0.052, 0.055, 0.002, "lower"),
+    "gene_zero_error": (0.016, 0.016, 0.001, "lower"),
+    "mean_variance_error": (0.05, 0.05, 0.005, "lower"),
+    "within_label_correlation": (0.63, 0.01, 0.03, "higher"),
+    "library_size_ks": (0.04, 0.04, 0.02, "lower"),
+    "group_share_difference": (0.04, 0.04, 0.02, "lower"),
+    "marker_overlap": (0.7, 0.7, 0.05, "higher"),
+    "marker_slope": (1.0, 1.0, 0.05, "floor"),
+    "transfer_f1": (0.9, 0.88, 0.02, "higher"),
+    "label_fidelity": (0.9, 0.9, 0.02, "higher"),
+    "nearest_train_ratio": (1.0, 1.0, 0.02, "floor"),
+    "nearer_than_held_out": (0.01, 0.01, 0.01, "lower"),
+    "copied_cells": (0.0, 0.0, 0.0, "lower"),
+    "duplicate_share": (0.0, 0.0, 0.0, "lower"),
+    "membership_auc": (0.5, 0.5, 0.02, "lower"),
+}
+
+
+def row(metric, value=None, group="all", reach=None):
+    floor, shuffled, usual_reach, better = GOOD[metric]
+    value, reach = floor if value is None else value, usual_reach if reach is None else reach
+    return [metric, group, value, floor, shuffled, value - reach, value + reach, better]
+
+
+def table(groups=("B", "T"), **values):
+    """Return the table of real cells, but for the values given."""
+    rows = [row(metric, values.get(metric)) for metric in GOOD]
+    for group in groups:
+        rows += [row(metric, group=group) for metric in ("w2", "precision", "recall", "group_share_difference")]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def level_of(result, topic):
+    return {finding.topic: finding.level for finding in result.findings}[topic]
+
+
+def message_of(result, topic):
+    return {finding.topic: finding.message for finding in result.findings}[topic]
+
+
+def test_cells_that_score_like_real_ones_get_no_complaint():
+    result = verdict(table())
+    assert {finding.level for finding in result.findings} == {"ok"}
+    assert "like real ones in all of the 17 respects" in result.summary
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "topic"),
+    [
+        ("copied_cells", 0.01, "copies"),
+        ("duplicate_share", 0.02, "duplicates"),
+        ("membership_auc", 0.65, "memorisation"),
+        ("nearer_than_held_out", 0.5, "memorisation"),
+        ("nearest_train_ratio", 0.5, "memorisation"),
+        ("recall", 0.6, "diversity"),
+        ("coverage", 0.6, "diversity"),
+        ("precision", 0.5, "realism"),
+        ("auc_logistic", 0.9, "told apart"),
+        ("w2", 9.0, "distribution"),
+        ("gene_mean_error", 0.08, "means"),
+        ("gene_variance_error", 0.12, "spread"),
+        ("mean_variance_error", 0.4, "spread"),
+        ("gene_zero_error", 0.04, "zeros"),
+        ("library_size_ks", 0.4, "library size"),
+        ("within_label_correlation", 0.02, "gene-gene structure"),
+        ("label_fidelity", 0.5, "labels"),
+        ("transfer_f1", 0.5, "labels"),
+        ("marker_overlap", 0.3, "markers"),
+        ("marker_slope", 0.4, "markers"),
+        ("marker_slope", 1.7, "markers"),
+    ],
+)
+def test_one_bad_figure_gives_one_warning_of_its_topic(metric, value, topic):
+    result = verdict(table(**{metric: value}))
+    assert [finding.topic for finding in result.warnings] == [topic]
+    assert result.findings[0] == result.warnings[0]
+    assert f"1 warning: {topic}." in result.summary
+
+
+@pytest.mark.parametrize(("metric", "value"), [("auc_boosting", 0.63), ("precision", 0.83), ("gene_zero_error", 0.022)])
+def test_a_small_defect_is_a_note(metric, value):
+    result = verdict(table(**{metric: value}))
+    assert not result.warnings
+    assert len(result.notes) == 1
+    assert result.summary.startswith("No warnings. Worth a look:")
+
+
+@pytest.mark.parametrize("metric", ["precision", "gene_zero_error", "auc_logistic", "membership_auc", "marker_slope"])
+def test_better_than_real_cells_is_no_defect(metric):
+    floor, better = GOOD[metric][0], GOOD[metric][3]
+    value = {"lower": 0.5 * floor, "higher": min(1.0, 1.3 * floor), "floor": floor}[better]
+    assert not verdict(table(**{metric: value})).warnings
+
+
+def test_messages_give_the_value_beside_that_of_real_cells_and_advice():
+    message = message_of(verdict(table(gene_zero_error=0.04)), "zeros")
+    assert "4.0%" in message
+    assert "real cells: 1.6%" in message
+    assert "drawn as counts" in message
+
+
+def test_an_excess_within_chance_is_not_held_against_the_cells():
+    wide = table(precision=0.7)
+    wide.loc[wide["metric"] == "precision", ["low", "high"]] = [0.4, 1.0]
+    assert level_of(verdict(wide), "realism") == "ok"
+
+
+def test_without_intervals_the_size_alone_decides():
+    bare = table(precision=0.7)
+    bare[["low", "high"]] = np.nan
+    assert level_of(verdict(bare), "realism") == "warning"
+
+
+def test_the_best_classifier_speaks():
+    result = verdict(table(auc_boosting=0.8, auc_logistic=0.9))
+    assert "a linear classifier" in message_of(result, "told apart")
+
+
+def test_a_group_without_synthetic_cells_is_missing():
+    dropped = table()
+    in_b = dropped["group"] == "B"
+    dropped.loc[in_b & (dropped["metric"] != "group_share_difference"), ["value", "floor", "low", "high"]] = np.nan
+    dropped.loc[in_b & (dropped["metric"] == "group_share_difference"), ["value", "low", "high"]] = [0.3, 0.28, 0.32]
+    result = verdict(dropped)
+    assert level_of(result, "missing groups") == "warning"
+    assert "B" in message_of(result, "missing groups")
+    assert "T" not in message_of(result, "missing groups").split(",")[0]
+
+
+def test_a_group_with_too_few_cells_on_both_sides_is_not_missing():
+    small = table()
+    in_b = (small["group"] == "B") & (small["metric"] != "group_share_difference")
+    small.loc[in_b, ["value", "floor", "low", "high"]] = np.nan
+    assert level_of(verdict(small), "missing groups") == "ok"
+
+
+def test_a_group_that_only_synthetic_cells_have_is_not_missing():
+    # such a group has no row but that of the shares
+    invented = table(groups=("T",))
+    invented.loc[len(invented)] = ["group_share_difference", "B", 0.3, 0.0, 0.0, 0.28, 0.32, "lower"]
+    assert level_of(verdict(invented), "missing groups") == "ok"
+
+
+def test_a_group_with_too_few_cells_for_a_floor_is_not_missing():
+    rare = table()
+    in_b, is_share = rare["group"] == "B", rare["metric"] == "group_share_difference"
+    rare.loc[in_b & ~is_share, "floor"] = np.nan
+    rare.loc[in_b & is_share, ["value", "low", "high"]] = [0.3, 0.28, 0.32]
+    assert level_of(verdict(rare), "missing groups") == "ok"
+
+
+def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
+    other = table(group_share_difference=0.4)
+    is_share = other["metric"] == "group_share_difference"
+    other.loc[is_share & (other["group"] == "T"), ["value", "low", "high"]] = [0.4, 0.38, 0.42]
+    result = verdict(other)
+    assert level_of(result, "group shares") == "note"
+    assert "Most of it is T" in message_of(result, "group shares")
+
+
+def test_a_group_that_is_off_is_named():
+    off = table()
+    off.loc[(off["metric"] == "precision") & (off["group"] == "T"), ["value", "low", "high"]] = [0.1, 0.05, 0.15]
+    result = verdict(off)
+    assert level_of(result, "groups") == "warning"
+    assert "T (0.10; real 0.92)" in message_of(result, "groups")
+
+
+def test_nearness_without_a_leak_may_be_smoothness():
+    smooth, leak = verdict(table(nearest_train_ratio=0.6)), verdict(table(nearest_train_ratio=0.6, membership_auc=0.8))
+    assert "too smooth" in message_of(smooth, "memorisation")
+    assert "leak" in message_of(leak, "memorisation")
+
+
+def test_cells_farther_from_training_cells_than_real_ones_are_no_memorisation():
+    assert level_of(verdict(table(nearest_train_ratio=1.6)), "memorisation") == "ok"
+
+
+def test_data_without_structure_between_genes_is_not_judged_by_it():
+    without = table(within_label_correlation=0.02)
+    without.loc[without["metric"] == "within_label_correlation", "floor"] = 0.05
+    assert "gene-gene structure" not in {finding.topic for finding in verdict(without).findings}
+
+
+def test_what_was_not_measured_is_left_out_and_said():
+    rows = table()
+    part = verdict(rows[rows["metric"].isin(["w2", "precision"])])
+    assert {finding.topic for finding in part.findings} == {"distribution", "realism", "groups"}
+    assert "Not looked at: memorisation (give `train`), labels (give `groupby`) and library size" in part.summary
+
+
+def test_a_table_without_floors_cannot_be_judged():
+    bare = table(groups=())
+    bare["floor"] = np.nan
+    result = verdict(bare)
+    assert result.findings == ()
+    assert "n_floor" in result.summary
+
+
+def test_a_table_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"lacks the columns \['shuffled'"):
+        verdict(table().drop(columns=["shuffled", "better"]))
+
+
+def test_a_table_that_was_written_and_read_gives_the_same_verdict(tmp_path):
+    rows = table(precision=0.5)
+    rows.to_csv(tmp_path / "table.csv", index=False)
+    assert verdict(pd.read_csv(tmp_path / "table.csv")) == verdict(rows)
+
+
+def test_the_text_has_the_summary_and_a_line_per_finding():
+    result = verdict(table(copied_cells=0.2))
+    lines = str(result).splitlines()
+    assert lines[0] == result.summary
+    assert lines[1].startswith("[warning] copies: 20.00% of the synthetic cells")
+    assert len(lines) == 1 + len(result.findings)
+
+
+def test_the_longer_side_of_an_interval_counts_where_a_bound_cuts_the_other():
+    figure = Figure("precision", "all", 0.99, 0.95, 0.5, 0.95, 1.0, "higher")
+    assert figure.deviation == pytest.approx(0.04 / 1.96, rel=1e-3)
+
+
+def test_limits_can_be_multiples_of_the_floor():
+    figure = Figure("gene_zero_error", "all", 0.03, 0.02, 0.02, 0.03, 0.03, "lower")
+    assert figure.level(Limits(0.25, 0.75, relative=True)) == "note"
+    assert figure.level(Limits(0.001, 0.005)) == "warning"
+
+
+FAST = ["precision", "recall", "coverage", "w2", "auc_logistic", "gene_mean_error", "gene_variance_error"]
+FAST += ["mean_variance_error", "gene_zero_error", "library_size_ks", "within_label_correlation", "label_fidelity"]
+FAST += ["group_share_difference", "nearest_train_ratio", "nearer_than_held_out", "membership_auc", "copied_cells"]
+
+
+def judge_pbmc68k(corrupt, seed=0):
+    """Judge real cells, corrupted, that are neither the training nor the held-out ones."""
+    adata = datasets.pbmc68k_reduced()
+    order = np.random.default_rng(seed).permutation(adata.n_obs)
+    real, train, synthetic = (adata[rows].copy() for rows in np.array_split(order, 3))
+    return verdict(
+        evaluate(real, corrupt(synthetic, train), train=train, groupby="cell_type", metrics=FAST, n_floor=3, seed=seed)
+    )
+
+
+def test_real_cells_get_no_warning():
+    assert not judge_pbmc68k(lambda synthetic, train: synthetic).warnings
+
+
+def test_copies_of_training_cells_are_found():
+    def copies(synthetic, train):
+        copied = train.copy()
+        copied.obs_names = [f"copy{i}" for i in range(copied.n_obs)]
+        return copied
+
+    topics = {finding.topic for finding in judge_pbmc68k(copies).warnings}
+    assert {"copies", "memorisation"} <= topics
+
+
+def test_half_the_counts_are_found():
+    def thinned(synthetic, train):
+        counts = synthetic.layers["counts"].copy()
+        counts.data = np.random.default_rng(0).binomial(counts.data.astype(int), 0.5).astype(np.float32)
+        synthetic.layers["counts"] = counts
+        return synthetic
+
+    assert {"zeros", "library size"} <= {finding.topic for finding in judge_pbmc68k(thinned).warnings}

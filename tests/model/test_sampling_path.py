@@ -1,0 +1,267 @@
+"""``get_sampling_path``: the cells of ``generate``, on their way from noise."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, published_timesteps
+from scgen_diffusion.model import SCRDIT, _generation
+
+DIFFUSION_SAMPLERS = ["dpm_solver", "heun", "ddim", "ddpm", DDIMSampler(timesteps=published_timesteps(stride=250))]
+FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, atol=1e-3)]
+B_CELLS = {"cell_type": "B cell"}
+
+# Models this small, with few steps, leave the range of the training values.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Sampling seems to have diverged", "ignore:.* of the generated values are zeros"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks():
+    """Let few cells make several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_generation.BLOCK_SIZES, "cpu", 16)
+        yield
+
+
+@pytest.fixture(scope="module", params=["SCLDM", "SCRDIT"])
+def either(request, trained, make_trained_gene_space):
+    """Return a latent and a gene-space model in turn."""
+    return trained if request.param == "SCLDM" else make_trained_gene_space(SCRDIT)
+
+
+@pytest.fixture(scope="module")
+def flow(make_trained_gene_space):
+    return make_trained_gene_space(SCRDIT, path="flow_matching", target="velocity")
+
+
+def steps_of(sampler):
+    return 4 if isinstance(sampler, str) else None
+
+
+def frame(path, number):
+    return path[path.obs["frame"] == number]
+
+
+def expected_cells(model, monkeypatch, *args, **kwargs):
+    """Generate, but return what a cell is expected to be in place of drawing its counts."""
+    module = model.module
+
+    def expect(z, totals, generators):
+        return module.expected_profiles(z)[: len(generators)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "draw_cells", expect)
+        return model.generate(*args, **kwargs)
+
+
+# --- the last frame ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
+def test_the_last_frame_is_what_generate_returns(trained_gene_space, sampler, dense):
+    how = {"guidance_scale": 2.0, "sampler": sampler, "n_steps": steps_of(sampler), "seed": 3}
+
+    last = frame(trained_gene_space.get_sampling_path(20, B_CELLS, n_frames=3, **how), 2)
+
+    cells = trained_gene_space.generate(20, B_CELLS, **how)
+    assert np.array_equal(last.X, dense(cells.X))
+    assert last.obs["cell"].tolist() == cells.obs_names.tolist()
+    assert last.obs["dose"].tolist() == cells.obs["dose"].tolist()
+
+
+@pytest.mark.parametrize("sampler", FLOW_SAMPLERS)
+def test_flows_end_at_what_generate_returns_too(flow, sampler, dense):
+    how = {"sampler": sampler, "n_steps": steps_of(sampler), "seed": 3}
+
+    last = frame(flow.get_sampling_path(20, n_frames=3, **how), 2)
+
+    assert np.array_equal(last.X, dense(flow.generate(20, **how).X))
+
+
+@pytest.mark.parametrize("sampler", FLOW_SAMPLERS)
+def test_the_last_frame_is_what_counts_are_drawn_from(trained, sampler, monkeypatch, dense):
+    how = {"guidance_scale": {"dose": 3.0}, "sampler": sampler, "n_steps": steps_of(sampler), "seed": 3}
+
+    last = frame(trained.get_sampling_path(20, **how, n_frames=3), 2)
+
+    cells = expected_cells(trained, monkeypatch, 20, **how)
+    assert np.array_equal(last.X, dense(cells.X))
+    assert last.obs["cell_type"].tolist() == cells.obs["cell_type"].tolist()
+
+
+def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
+    last = frame(trained.get_sampling_path(1, B_CELLS, n_frames=2, seed=0), 1)
+    module = trained.module
+
+    with torch.inference_mode():
+        block = next(trained._blocks(trained.conditions.encode(B_CELLS, 1), 0, 1, 0))
+        z = module.sample_latents(
+            module.draw_noise(block.generators),
+            torch.from_numpy(block.codes),
+            guidance_scales=(1.0, 1.0),
+            sampler=trained._samplers["midpoint"],
+        )
+        generators = _generation.SampleGenerators(1, range(4000))
+        draws = module.draw_cells(z[:1].expand(4000, -1, -1), torch.full((4000,), 1e4), generators)
+
+    np.testing.assert_allclose(np.expm1(last.X).sum(), 1e4, rtol=1e-4)
+    # The mean of 4 000 draws has an error of some per cent for genes whose deviation is about their mean.
+    np.testing.assert_allclose(np.expm1(last.X[0]), draws.mean(0).numpy(), rtol=0.1, atol=20)
+
+
+def test_a_gaussian_head_is_read_as_it_is(make_trained, make_cells):
+    model = make_trained(make_cells(values="log1p"), setup={"values": "log1p"}, likelihood="gaussian")
+
+    last = frame(model.get_sampling_path(5, n_frames=2, seed=0), 1)
+
+    assert np.array_equal(last.X, model.generate(5, seed=0).X)
+
+
+# --- the way ---------------------------------------------------------------------------------------------------------------
+
+
+def test_frames_go_from_noise_to_cells(either):
+    path = either.get_sampling_path(7, n_frames=5, n_steps=8, seed=0)
+
+    assert path.shape == (35, 12)
+    assert path.obs["frame"].tolist() == np.repeat(range(5), 7).tolist()
+    assert path.obs["time"].iloc[[0, -1]].tolist() == [0.0, 1.0]
+    assert path.obs["time"].is_monotonic_increasing
+    assert path.obs["noise_level"].is_monotonic_decreasing
+    assert path.obs["noise_level"].iloc[0] == pytest.approx(1, abs=1e-3)
+    assert path.obs["noise_level"].iloc[-1] == 0
+    assert path.obs_names.is_unique
+    for key in ("cell_type", "dose", "cell"):
+        assert (path.obs[key].to_numpy().reshape(5, 7) == path.obs[key].to_numpy()[:7]).all()
+
+
+def test_the_first_frame_of_gene_space_is_the_noise_read_as_a_profile(trained_gene_space):
+    first = frame(trained_gene_space.get_sampling_path(3, n_frames=2, n_steps=4, seed=5), 0)
+
+    generators = _generation.SampleGenerators(5, range(3))
+    generators.uniform()  # conditions are drawn first
+    noise = trained_gene_space.module.decode(generators.normal(12))
+    np.testing.assert_array_equal(first.X, noise.numpy())
+
+
+def test_the_estimate_of_a_finished_cell_is_the_cell(either):
+    path = either.get_sampling_path(5, n_frames=3, n_steps=8, seed=0)
+
+    states, estimates = path.X.reshape(3, 5, -1), path.layers["estimate"].reshape(3, 5, -1)
+    assert np.array_equal(states[-1], estimates[-1])
+    assert not np.array_equal(states[1], estimates[1])
+
+
+def test_the_estimate_is_the_mean_that_the_denoiser_expects(flow):
+    """On the straight path the estimate is ``x_t + (1 - t) v``: one Euler step to the end is the estimate from noise."""
+    path = flow.get_sampling_path(5, n_frames=2, sampler="euler", n_steps=1, seed=0)
+
+    np.testing.assert_allclose(frame(path, 0).layers["estimate"], frame(path, 1).X, rtol=1e-4, atol=1e-5)
+
+
+def test_the_way_of_a_cell_depends_on_neither_frames_nor_other_cells(either):
+    whole = either.get_sampling_path(40, n_frames=5, n_steps=4, seed=1)
+
+    few_frames = either.get_sampling_path(40, n_frames=3, n_steps=4, seed=1)
+    few_cells = either.get_sampling_path(17, n_frames=5, n_steps=4, seed=1)
+
+    for kept, number in enumerate((0, 2, 4)):
+        assert np.array_equal(frame(few_frames, kept).X, frame(whole, number).X)
+    for number in range(5):
+        assert np.array_equal(frame(few_cells, number).X, frame(whole, number).X[:17])
+
+
+def test_how_the_cells_were_made_is_told(either, tmp_path):
+    path = either.get_sampling_path(4, B_CELLS, n_frames=3, n_steps=5, guidance_scale=2.0, seed=7)
+
+    told = path.uns["scgen_diffusion"]
+    assert told == {
+        **either.generate(4, B_CELLS, n_steps=5, guidance_scale=2.0, seed=7).uns["scgen_diffusion"],
+        "n_frames": 3,
+        "values": "log1p",
+        "library_size": "none",
+    }
+    path.write_h5ad(tmp_path / "path.h5ad")
+    pd.testing.assert_frame_equal(anndata.read_h5ad(tmp_path / "path.h5ad").obs, path.obs, check_dtype=False)
+    assert "log1p" in path.uns
+
+
+def test_watching_leaves_the_model_and_the_global_random_state_alone(either):
+    before = {name: value.clone() for name, value in either.module.state_dict().items()}
+    state = torch.get_rng_state()
+
+    either.get_sampling_path(3, n_frames=2, n_steps=3, seed=0)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in either.module.state_dict().items())
+
+
+def test_by_default_there_are_eleven_frames_and_a_model_without_conditions_works(make_trained):
+    path = make_trained(condition_keys=()).get_sampling_path(2, seed=0)
+
+    assert path.obs["frame"].nunique() == 11
+    assert list(path.obs) == ["cell", "frame", "time", "noise_level"]
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_frames", [1, 0, -3, 2.5, "all", None])
+def test_fewer_than_two_frames_are_refused(trained, n_frames):
+    with pytest.raises(ValueError, match=f"`n_frames` must be a whole number of at least 2.*found {n_frames!r}"):
+        trained.get_sampling_path(3, n_frames=n_frames)
+
+
+def test_more_frames_than_steps_are_refused(either):
+    with pytest.raises(ValueError, match="`n_frames` must be between 2 and 5.*found 6"):
+        either.get_sampling_path(3, n_frames=6, n_steps=4)
+
+
+def test_an_untrained_model_says_what_to_call(make_model, make_gene_space):
+    for model in (make_model(), make_gene_space()):
+        with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+            model.get_sampling_path(3)
+
+
+def test_what_generate_refuses_is_refused(trained):
+    with pytest.raises(ValueError, match="`sampler` 'eulr' is not known"):
+        trained.get_sampling_path(3, sampler="eulr")
+    with pytest.raises(ValueError, match="unknown value 'B sell'"):
+        trained.get_sampling_path(3, {"cell_type": "B sell"})
+    with pytest.raises(ValueError, match="`n_steps` was 4, but the sampler 'dopri5'"):
+        trained.get_sampling_path(3, sampler="dopri5", n_steps=4, n_frames=2)
+
+
+def test_a_sampler_that_shows_nothing_is_refused(trained):
+    def closed(field, x, *, n_steps=None, generators=None):
+        return x
+
+    assert trained.generate(2, sampler=closed, seed=0).n_obs == 2
+    with pytest.raises(TypeError, match=r"`sampler` .*closed.* has no method `trace`"):
+        trained.get_sampling_path(2, sampler=closed)
+
+
+def test_a_condition_with_the_name_of_a_column_is_refused(make_trained, make_cells):
+    adata = make_cells()
+    adata.obs["time"] = adata.obs["dose"]
+    model = make_trained(adata, condition_keys=("time",))
+
+    with pytest.raises(ValueError, match="'time' is a condition key"):
+        model.get_sampling_path(3)
+
+
+def test_an_unseen_combination_warns_at_the_line_of_the_user(trained):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained.get_sampling_path(2, {"cell_type": "T cell", "dose": 100}, n_frames=2, seed=0)
+
+    (warning,) = [w for w in caught if "not occur in the training cells" in str(w.message)]
+    assert warning.filename == __file__

@@ -1,0 +1,333 @@
+"""Plots of genes and totals show the numbers of the cells: means, variances, zeros, correlations, markers, library sizes."""
+
+from __future__ import annotations
+
+import anndata
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+
+import scgen_diffusion as sgd
+from scgen_diffusion.metrics import gene_statistics, marker_genes
+
+LABELS = ["T", "B", "NK"]
+GREY, VERMILION = to_rgb("#6e6e6e"), to_rgb("#D55E00")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def make_cells(n_cells=90, *, seed=0, n_genes=20, scale=1.0):
+    """Build cells whose label decides which five genes they express."""
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n_cells) % 3
+    means = np.full((3, n_genes), 0.5)
+    for code in range(3):
+        means[code, 5 * code : 5 * code + 5] = 8
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical.from_codes(codes, categories=LABELS)}, index=[f"c{n}" for n in range(n_cells)]
+    )
+    counts = rng.poisson(scale * means[codes] * rng.lognormal(0, 0.5, (n_cells, 1)))
+    counts[:, -1] += 1
+    return anndata.AnnData(
+        sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=[f"gene_{g}" for g in range(n_genes)])
+    )
+
+
+PAIR_PLOTS = {
+    "mean_variance": sgd.pl.mean_variance,
+    "zero_fraction": sgd.pl.zero_fraction,
+    "library_size": sgd.pl.library_size,
+    "gene_correlation": sgd.pl.gene_correlation,
+    "marker_dotplot": lambda *cells, **kwargs: sgd.pl.marker_dotplot(*cells, groupby="cell_type", **kwargs),
+}
+every_plot = pytest.mark.parametrize("plot", PAIR_PLOTS.values(), ids=PAIR_PLOTS)
+
+
+def points_of(collection, color):
+    """Return the points of a colour, sorted."""
+    points = np.asarray(collection.get_offsets())
+    colors = np.broadcast_to(collection.get_facecolors()[:, :3], (len(points), 3))
+    points = points[np.isclose(colors, color).all(axis=1)]
+    return points[np.lexsort(points.T)]
+
+
+def sorted_rows(table):
+    values = table.to_numpy()
+    return values[np.lexsort(values.T)]
+
+
+def legend_texts(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def names(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+# --- what all of them share -------------------------------------------------------------------------------------------
+
+
+@every_plot
+def test_the_users_cells_are_left_as_they_are(plot):
+    cells = [make_cells(), make_cells(seed=1)]
+    before = [adata.copy() for adata in cells]
+
+    plot(*cells, max_cells=50, show=False)
+
+    for adata, copy in zip(cells, before, strict=True):
+        assert (adata.X != copy.X).nnz == 0
+        assert (list(adata.obs), list(adata.var)) == (list(copy.obs), list(copy.var))
+        assert not [*adata.uns, *adata.obsm, *adata.layers]
+
+
+@every_plot
+def test_figures_are_saved_and_shown(plot, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+
+    assert plot(make_cells(), make_cells(seed=1), show=True, save=tmp_path / "plot.png") is None
+
+    assert shown == [True]
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@every_plot
+def test_no_title_label_or_legend_is_cut_off(plot):
+    axes = plot(make_cells(), make_cells(seed=1), show=False)
+
+    figure = (axes[0] if isinstance(axes, list) else axes).figure
+    figure.draw_without_rendering()
+    texts = [text for ax in figure.axes for text in (ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts)]
+    texts += [text for ax in figure.axes if ax.get_legend() for text in ax.get_legend().get_texts()]
+    boxes = {text.get_text(): text.get_window_extent() for text in texts if text.get_text()}
+    page = figure.bbox.padded(1)  # rounding
+    assert len(boxes) > 2
+    assert not [text for text, box in boxes.items() if not (page.contains(*box.min) and page.contains(*box.max))]
+
+
+@every_plot
+def test_other_genes_and_other_things_are_refused(plot):
+    with pytest.raises(ValueError, match="`synthetic` lacks 2 of the 20 genes"):
+        plot(make_cells(), make_cells(seed=1)[:, 2:])
+    with pytest.raises(TypeError, match="`real` must be an AnnData, but found ndarray"):
+        plot(make_cells().X.toarray(), make_cells())
+
+
+# --- means, variances, zeros ------------------------------------------------------------------------------------------
+
+
+def test_every_gene_is_drawn_at_its_mean_and_variance():
+    real, synthetic = make_cells(), make_cells(seed=1)
+
+    ax = sgd.pl.mean_variance(real, synthetic, show=False)
+
+    for cells, color in ((real, GREY), (synthetic, VERMILION)):
+        expected = sorted_rows(gene_statistics(cells)[["mean", "variance"]])
+        np.testing.assert_allclose(points_of(ax.collections[0], color), expected)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert legend_texts(ax) == ["real\n(20 genes)", "synthetic\n(20 genes)"]
+
+
+def test_genes_that_are_not_expressed_are_counted_in_the_legend():
+    synthetic = make_cells(seed=1)
+    synthetic.X = sp.csr_matrix(synthetic.X.toarray() * (np.arange(20) > 2))
+
+    ax = sgd.pl.mean_variance(make_cells(), synthetic, show=False)
+
+    assert len(points_of(ax.collections[0], VERMILION)) == 17
+    assert legend_texts(ax)[1] == "synthetic\n(17 of 20\ngenes drawn)"
+
+
+def test_zeros_of_both_sets_are_drawn_against_each_other_and_against_the_mean():
+    real, synthetic = make_cells(), make_cells(seed=1, scale=0.5)
+
+    axes = sgd.pl.zero_fraction(real, synthetic, show=False)
+
+    statistics = [gene_statistics(cells) for cells in (real, synthetic)]
+    expected = sorted_rows(pd.concat([table["zero_fraction"] for table in statistics], axis=1))
+    np.testing.assert_allclose(points_of(axes[0].collections[0], (0.25,) * 3), expected)
+    for table, color in zip(statistics, (GREY, VERMILION), strict=True):
+        drawn = points_of(axes[1].collections[0], color)
+        np.testing.assert_allclose(drawn, sorted_rows(table[["mean", "zero_fraction"]]))
+    assert axes[0].get_xlim() == axes[0].get_ylim() == axes[1].get_ylim()
+    assert axes[0].get_ylabel() == "share of zeros in synthetic cells"
+
+
+# --- library sizes ----------------------------------------------------------------------------------------------------
+
+
+def test_bars_of_library_sizes_are_shares_of_cells_in_common_bins():
+    real, synthetic = make_cells(), make_cells(45, seed=1, scale=3)
+
+    ax = sgd.pl.library_size(real, synthetic, show=False)
+
+    assert ax.get_xscale() == "log"
+    outlines = [patch.get_xy() for patch in ax.patches if not patch.get_fill()]
+    edges = [np.unique(outline[:, 0]) for outline in outlines]
+    np.testing.assert_allclose(edges[0], edges[1])
+    for cells, outline in zip((real, synthetic), outlines, strict=True):
+        shares = np.histogram(cells.X.sum(axis=1).A1, edges[0])[0] / cells.n_obs
+        np.testing.assert_allclose(outline[1:-1:2, 1], shares)
+        assert shares.sum() == pytest.approx(1)
+    medians = [np.median(cells.X.sum(axis=1).A1) for cells in (real, synthetic)]
+    assert [line.get_xdata()[0] for line in ax.lines] == medians
+    assert legend_texts(ax) == [
+        f"{name}\n(median {median:,.0f})" for name, median in zip(("real", "synthetic"), medians, strict=True)
+    ]
+
+
+def test_boxes_of_a_label_are_quartiles_of_its_cells():
+    real, synthetic = make_cells(), make_cells(seed=1)
+    synthetic = synthetic[synthetic.obs["cell_type"] != "B"]
+
+    ax = sgd.pl.library_size(real, synthetic, groupby="cell_type", show=False)
+
+    assert names(ax.yaxis) == LABELS
+    boxes = {(round(box.get_y() + box.get_height() / 2, 2), box.get_facecolor()[:3]): box for box in ax.patches}
+    assert sorted(boxes) == sorted([(-0.19, GREY), (0.81, GREY), (1.81, GREY), (0.19, VERMILION), (2.19, VERMILION)])
+    sizes = real.X.sum(axis=1).A1[(real.obs["cell_type"] == "B").to_numpy()]
+    box = boxes[0.81, GREY]
+    np.testing.assert_allclose((box.get_x(), box.get_x() + box.get_width()), np.quantile(sizes, [0.25, 0.75]))
+
+
+def test_cells_without_counts_are_counted_in_the_legend():
+    synthetic = make_cells(seed=1)
+    synthetic.X = sp.csr_matrix(synthetic.X.toarray() * (np.arange(90) > 3)[:, None])
+
+    ax = sgd.pl.library_size(make_cells(), synthetic, show=False)
+
+    assert legend_texts(ax)[1].endswith("\n4 without counts")
+
+
+def test_library_sizes_need_counts():
+    logged = make_cells()
+    logged.X, logged.uns["log1p"] = logged.X.log1p(), {}
+    empty = make_cells()
+    empty.X = sp.csr_matrix(empty.shape, dtype=np.float32)
+
+    with pytest.raises(ValueError, match="`synthetic` holds log-normalised values"):
+        sgd.pl.library_size(make_cells(), logged)
+    with pytest.raises(ValueError, match="`real` has no counts at all"):
+        sgd.pl.library_size(empty, make_cells())
+    with pytest.raises(KeyError, match="`real.obs` has no column 'type'.*cell_type"):
+        sgd.pl.library_size(make_cells(), make_cells(), groupby="type")
+
+
+# --- correlations -----------------------------------------------------------------------------------------------------
+
+
+def drawn_matrix(ax):
+    return ax.images[0].get_array().filled(np.nan)
+
+
+def test_correlations_are_those_of_log_normalised_values_on_one_scale():
+    real, synthetic = make_cells(), make_cells(seed=1)
+
+    axes = sgd.pl.gene_correlation(real, synthetic, n_genes=12, show=False)
+
+    genes = names(axes[0].xaxis)
+    assert len(genes) == 12
+    for cells, ax in zip((real, synthetic), axes, strict=True):
+        values = pd.DataFrame(sgd.metrics.expression_of(cells).values.toarray(), columns=cells.var_names)
+        expected = values[genes].astype(float).corr().to_numpy()
+        np.testing.assert_allclose(drawn_matrix(ax), np.where(np.eye(12), np.nan, expected), atol=1e-6)
+    assert axes[0].images[0].get_clim() == axes[1].images[0].get_clim()
+    assert axes[0].get_title() == "real"
+
+
+def test_genes_that_go_together_are_neighbours():
+    ax = sgd.pl.gene_correlation(make_cells(), make_cells(seed=1), n_genes=15, show=False)[0]
+
+    programmes = [int(name.removeprefix("gene_")) // 5 for name in names(ax.xaxis)]
+    assert np.count_nonzero(np.diff(programmes)) == 2
+
+
+def test_within_labels_differences_between_labels_do_not_count():
+    cells = make_cells(600), make_cells(600, seed=1)
+
+    among_all = sgd.pl.gene_correlation(*cells, show=False)
+    within = sgd.pl.gene_correlation(*cells, groupby="cell_type", show=False)
+
+    assert np.nanmax(drawn_matrix(among_all[0])) > 0.5
+    assert np.nanmax(drawn_matrix(within[0])) < 0.3
+    assert within[0].figure.axes[-1].get_ylabel() == "correlation of genes\nwithin cell_type"
+
+
+def test_the_title_says_how_similar_the_correlations_are():
+    real = make_cells()
+
+    same = sgd.pl.gene_correlation(real, real, genes=["gene_1", "gene_6", "gene_2"], show=False)
+
+    assert same[1].get_title() == "synthetic (similarity 1.00)"
+    assert sorted(names(same[0].yaxis)) == ["gene_1", "gene_2", "gene_6"]
+
+
+def test_correlations_need_three_known_genes():
+    with pytest.raises(ValueError, match="at least 3 genes, but found 2"):
+        sgd.pl.gene_correlation(make_cells(), make_cells(), n_genes=2)
+    with pytest.raises(ValueError, match="`genes` has the unknown value 'gen_1'"):
+        sgd.pl.gene_correlation(make_cells(), make_cells(), genes=["gen_1", "gene_2", "gene_3"])
+
+
+# --- markers ----------------------------------------------------------------------------------------------------------
+
+
+def dots_of(ax):
+    """Return the areas and colours of the rows of real and of synthetic cells."""
+    return [(dots.get_offsets(), dots.get_sizes(), dots.get_array()) for dots in ax.collections[:2]]
+
+
+def test_dots_are_shares_and_means_of_the_label():
+    real, synthetic = make_cells(), make_cells(seed=1, scale=0.3)
+
+    ax = sgd.pl.marker_dotplot(real, synthetic, groupby="cell_type", n_genes=2, show=False)
+
+    genes = names(ax.xaxis)
+    assert names(ax.yaxis) == LABELS
+    for cells, shift, (offsets, sizes, means) in zip((real, synthetic), (-0.22, 0.22), dots_of(ax), strict=True):
+        values = sgd.metrics.expression_of(cells).values.toarray()
+        for (x, y), size, mean in zip(offsets, sizes, np.ravel(means), strict=True):
+            rows = (cells.obs["cell_type"] == LABELS[round(y - shift)]).to_numpy()
+            column = values[rows, cells.var_names.get_loc(genes[round(x)])]
+            assert size == pytest.approx(130 * (column > 0).mean())
+            assert mean == pytest.approx(column.mean(), rel=1e-4)
+    assert ax.collections[0].get_clim() == ax.collections[1].get_clim()
+
+
+def test_genes_are_the_markers_of_real_cells_label_by_label():
+    real = make_cells()
+
+    ax = sgd.pl.marker_dotplot(real, make_cells(seed=1), groupby="cell_type", n_genes=2, show=False)
+
+    table = marker_genes(real, "cell_type", n_genes=2)
+    assert names(ax.xaxis) == [gene for label in LABELS for gene in table.loc[table["label"] == label, "gene"]]
+
+
+def test_a_label_without_synthetic_cells_says_so():
+    synthetic = make_cells(seed=1)
+    synthetic = synthetic[synthetic.obs["cell_type"] != "NK"]
+
+    ax = sgd.pl.marker_dotplot(make_cells(), synthetic, groupby="cell_type", genes=["gene_0"], show=False)
+
+    assert [round(y, 2) for _, y in dots_of(ax)[1][0]] == [0.22, 1.22]
+    assert [text.get_text() for text in ax.texts].count("no cells") == 1
+
+
+def test_one_label_has_no_markers():
+    cells = make_cells()
+    cells.obs["one"] = "x"
+
+    with pytest.raises(ValueError, match="no marker genes of 'one'"):
+        sgd.pl.marker_dotplot(cells, cells, groupby="one")
+    with pytest.raises(KeyError, match="`real.obs` has no column 'type'"):
+        sgd.pl.marker_dotplot(cells, cells, groupby="type")

@@ -1,0 +1,321 @@
+"""Plots and films of sampling paths show the cells where they are, at their times, in the colours of their labels."""
+
+from __future__ import annotations
+
+import anndata
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgba
+from PIL import Image
+
+import scgen_diffusion as sgd
+
+GENES = [f"gene_{g}" for g in range(20)]
+TIMES = [0.0, 0.25, 0.5, 1.0]
+N_CELLS = 30
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def profiles(seed, n=N_CELLS):
+    """Return positive profiles of two types, told apart by the first genes, and the types."""
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 2, n)
+    x = rng.gamma(2.0, 0.3, (n, len(GENES)))
+    x[:, :5] += 4 * types[:, None]
+    return x.astype(np.float32), pd.Categorical.from_codes(types, ["B", "T"])
+
+
+def make_path(*, sparse=False):
+    """Build a path along straight lines from noise to cells."""
+    cells, types = profiles(0)
+    noise = np.abs(np.random.default_rng(1).normal(size=cells.shape)).astype(np.float32)
+    x = np.concatenate([t * cells + (1 - t) * noise for t in TIMES]).astype(np.float32)
+    obs = pd.DataFrame(
+        {
+            "cell": pd.Categorical(np.tile([f"synthetic_{i}" for i in range(N_CELLS)], len(TIMES))),
+            "frame": np.repeat(range(len(TIMES)), N_CELLS),
+            "time": np.repeat(TIMES, N_CELLS),
+            "cell_type": pd.Categorical(np.tile(types, len(TIMES)), categories=["B", "T"]),
+        }
+    )
+    obs.index = [f"row_{i}" for i in range(len(obs))]
+    x = sp.csr_matrix(x) if sparse else x
+    layers = {"estimate": sp.csr_matrix(np.tile(cells, (len(TIMES), 1)))}
+    return anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=GENES), layers=layers, uns={"log1p": {}})
+
+
+def make_reference(*, log1p=True, n=80):
+    x, types = profiles(7, n)
+    obs = pd.DataFrame({"cell_type": types}, index=[f"real_{i}" for i in range(n)])
+    values = x if log1p else np.floor(np.expm1(x) * 10)
+    return anndata.AnnData(
+        sp.csr_matrix(values), obs=obs, var=pd.DataFrame(index=GENES), uns={"log1p": {}} if log1p else {}
+    )
+
+
+def drawn_cells(ax):
+    """Return the points of the cells on their way, which are drawn on top."""
+    return np.asarray(ax.collections[-1].get_offsets())
+
+
+def same_points(one, other):
+    """Tell whether sets of points are the same, in whatever order."""
+    return np.allclose(one[np.lexsort(one.T)], other[np.lexsort(other.T)], atol=1e-4)
+
+
+def components(reference, values):
+    """Return the first two principal components of the reference, of other values."""
+    centred = reference - reference.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    return (values - reference.mean(0)) @ axes.T
+
+
+def up_to_signs(found, expected):
+    signs = np.sign((found * expected).sum(0))
+    np.testing.assert_allclose(found, signs * expected, atol=0.02)  # the decomposition is randomised
+
+
+# --- still -----------------------------------------------------------------------------------------------------------------
+
+
+def test_panels_go_from_noise_to_cells_and_say_when():
+    axes = sgd.pl.sampling_path(make_path(), n_panels=3, show=False)
+
+    assert [ax.get_title() for ax in axes] == ["noise, $t = 0.00$", "$t = 0.50$", "cells, $t = 1.00$"]
+    assert [ax.get_ylabel() for ax in axes] == ["PC 2", "", ""]
+    assert len({ax.get_xlim() for ax in axes}) == len({ax.get_ylim() for ax in axes}) == 1
+
+
+def test_cells_are_where_the_principal_components_of_the_real_cells_put_them():
+    path, reference = make_path(), make_reference()
+
+    axes = sgd.pl.sampling_path(path, reference=reference, n_panels=4, show=False)
+
+    real = reference.X.toarray()
+    for ax, time in zip(axes, TIMES, strict=True):
+        expected = components(real, path[path.obs["time"] == time].X)
+        found = drawn_cells(ax)
+        order = np.random.default_rng(0).permutation(N_CELLS)  # of the names, in the order of the alphabet
+        names = np.unique(path.obs["cell"].astype(str))[order]
+        up_to_signs(found, expected[[int(name.removeprefix("synthetic_")) for name in names]])
+        up_to_signs(np.asarray(ax.collections[0].get_offsets()), components(real, real))
+
+
+def test_counts_of_real_cells_are_normalised_as_models_do():
+    reference = make_reference(log1p=False)
+
+    axes = sgd.pl.sampling_path(make_path(), reference=reference, show=False, n_panels=2)
+
+    counts = reference.X.toarray()
+    values = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
+    up_to_signs(np.asarray(axes[0].collections[0].get_offsets()), components(values, values))
+
+
+def test_genes_of_the_reference_are_put_in_the_order_of_the_path():
+    reference = make_reference()
+
+    axes = [
+        sgd.pl.sampling_path(make_path(), reference=cells, show=False, n_panels=2)
+        for cells in (reference, reference[:, ::-1].copy())
+    ]
+
+    up_to_signs(drawn_cells(axes[0][1]), drawn_cells(axes[1][1]))
+
+
+def test_without_a_reference_the_plane_is_that_of_the_finished_cells():
+    path = make_path()
+
+    axes = sgd.pl.sampling_path(path, n_panels=2, show=False)
+
+    assert all(len(ax.collections[0].get_offsets()) == 0 for ax in axes)
+    np.testing.assert_allclose(drawn_cells(axes[-1]).mean(0), 0, atol=1e-4)
+    assert drawn_cells(axes[-1]).std(0)[0] > drawn_cells(axes[0]).std(0)[0]
+
+
+def test_cells_have_the_colours_of_their_labels_in_all_panels():
+    path, reference = make_path(), make_reference()
+    reference.uns["cell_type_colors"] = ["#112233", "#aa0000"]
+
+    axes = sgd.pl.sampling_path(path, reference=reference, color="cell_type", show=False, n_panels=2)
+
+    n_t = (path.obs["cell_type"][:N_CELLS] == "T").sum()
+    for ax in axes:
+        colors = ax.collections[-1].get_facecolors()
+        assert (colors == to_rgba("#aa0000")).all(1).sum() == n_t
+        assert (colors == to_rgba("#112233")).all(1).sum() == N_CELLS - n_t
+    on_the_right = drawn_cells(axes[-1])[:, 0] > 0
+    is_t = (axes[-1].collections[-1].get_facecolors() == to_rgba("#aa0000")).all(1)
+    assert (on_the_right == is_t).all() or (on_the_right != is_t).all()
+    texts = [text.get_text() for text in axes[-1].get_legend().get_texts()]
+    assert texts == ["cell_type", "B", "T", "real cells"]
+
+
+def test_labels_that_the_reference_does_not_have_are_coloured_all_the_same():
+    reference = make_reference()
+    del reference.obs["cell_type"]
+
+    axes = sgd.pl.sampling_path(
+        make_path(), reference=reference, color="cell_type", palette={"B": "red", "T": "blue"}, n_panels=2, show=False
+    )
+
+    assert {tuple(color) for color in axes[0].collections[-1].get_facecolors()} == {to_rgba("red"), to_rgba("blue")}
+
+
+def test_the_estimate_can_be_drawn():
+    path = make_path()
+
+    axes = sgd.pl.sampling_path(path, values="estimate", n_panels=3, show=False)
+
+    assert same_points(drawn_cells(axes[0]), drawn_cells(axes[2]))  # the builder's estimate is the cell from the start
+
+
+def test_rows_may_come_in_any_order_sparse_and_in_part():
+    path = make_path(sparse=True)
+    rows = np.random.default_rng(3).permutation(path.n_obs)
+    some = path[path.obs["cell_type"] == "B"].copy()
+
+    axes = [sgd.pl.sampling_path(p, show=False, n_panels=2) for p in (make_path(), path[rows].copy())]
+
+    up_to_signs(drawn_cells(axes[0][1]), drawn_cells(axes[1][1]))
+    assert len(drawn_cells(sgd.pl.sampling_path(some, n_panels=2, show=False)[0])) == some.n_obs / len(TIMES)
+
+
+def test_a_figure_can_be_saved_on_given_axes(tmp_path):
+    _, axs = plt.subplots(1, 2)
+
+    axes = sgd.pl.sampling_path(make_path(), n_panels=2, axs=axs, show=False, save=tmp_path / "path.png")
+
+    assert axes == list(axs)
+    assert (tmp_path / "path.png").stat().st_size > 1000
+
+
+# --- film ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_gif_has_all_pictures_and_is_small(tmp_path):
+    sgd.pl.animate_sampling_path(
+        make_path(), reference=make_reference(), color="cell_type", seconds=1, fps=5, dpi=50, save=tmp_path / "a.gif"
+    )
+
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 5
+        assert film.info["duration"] == 200
+        assert film.info["loop"] == 0
+        film.seek(4)
+        assert film.info["duration"] == 6 * 200  # equal pictures are one to Pillow
+    assert (tmp_path / "a.gif").stat().st_size < 10 * 20_000
+
+
+def test_a_page_needs_nothing_beside_itself(tmp_path):
+    sgd.pl.animate_sampling_path(make_path(), seconds=0.4, fps=5, dpi=40, save=tmp_path / "a.html")
+
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<link" not in page
+    assert "http" not in page
+    assert page.count("data:image/png;base64") == 2 + 5
+    assert '.fa-play::before { content: "▸"; }' in page
+
+
+def test_the_film_starts_with_noise_passes_the_frames_and_stays_with_the_cells():
+    path = make_path()
+    stills = sgd.pl.sampling_path(path, n_panels=4, show=False)
+    film = sgd.pl.animate_sampling_path(path, seconds=7 / 5, fps=5)
+    (ax,) = film._fig.axes
+    titles = []
+
+    for number, moment in enumerate(film._iter_gen()):
+        film._func(moment)
+        titles.append(ax.get_title())
+        if number in (0, 2, 4, 6):
+            np.testing.assert_allclose(drawn_cells(ax), drawn_cells(stills[number // 2]), atol=1e-4)
+        if number == 1:
+            between = (drawn_cells(stills[0]) + drawn_cells(stills[1])) / 2
+            np.testing.assert_allclose(drawn_cells(ax), between, atol=1e-4)
+    film._draw_was_started = True  # or matplotlib warns that it was not
+
+    assert titles[:2] == ["noise, $t = 0.00$", "$t = 0.12$"]
+    assert titles[6:] == ["cells, $t = 1.00$"] * 6
+
+
+def test_nothing_moves_but_the_cells_and_the_legend_is_in_the_picture():
+    film = sgd.pl.animate_sampling_path(make_path(), reference=make_reference(), color="cell_type", seconds=1, fps=2)
+    (ax,) = film._fig.axes
+    places = []
+
+    for moment in film._iter_gen():
+        film._func(moment)
+        film._fig.draw_without_rendering()
+        places.append(ax.get_window_extent().extents)
+    film._draw_was_started = True
+
+    assert np.ptp(places, axis=0).max() == 0
+    assert ax.get_legend().get_window_extent().x1 <= film._fig.bbox.x1
+
+
+def test_no_figure_is_left_open():
+    film = sgd.pl.animate_sampling_path(make_path(), seconds=1, fps=2)
+    film._draw_was_started = True
+
+    assert plt.get_fignums() == []
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------------
+
+
+def without(column):
+    path = make_path()
+    del path.obs[column]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: sgd.pl.sampling_path(without("frame")), ValueError, "get_sampling_path.*no column 'frame'"),
+        (lambda: sgd.pl.sampling_path(make_path()[:-1]), ValueError, "same cells.*119 rows of 30 cells in 4 frames"),
+        (lambda: sgd.pl.sampling_path(make_path()[:N_CELLS]), ValueError, "at least two frames"),
+        (lambda: sgd.pl.sampling_path(make_path(), n_panels=5), ValueError, "between 2 and the 4 frames.*found 5"),
+        (lambda: sgd.pl.sampling_path(make_path(), n_panels=1), ValueError, "`n_panels` must be between 2"),
+        (lambda: sgd.pl.sampling_path(make_path(), color="dose"), KeyError, "`path.obs` has no column 'dose'"),
+        (lambda: sgd.pl.sampling_path(make_path(), values="noise"), ValueError, "`values` has the unknown value"),
+        (
+            lambda: sgd.pl.sampling_path(make_path(), reference=make_reference()[:, :10].copy()),
+            ValueError,
+            "`reference` lacks 10 of the 20 genes",
+        ),
+        (
+            lambda: sgd.pl.sampling_path(make_path(), reference=make_reference(n=2)),
+            ValueError,
+            "at least 3 cells",
+        ),
+        (
+            lambda: sgd.pl.animate_sampling_path(make_path(), save="path.mp4"),
+            ValueError,
+            "`save` has the unknown value '.mp4'",
+        ),
+        (lambda: sgd.pl.animate_sampling_path(make_path(), fps=0), ValueError, "must be positive"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_what_is_given_stays_as_it_is():
+    path, reference = make_path(), make_reference()
+
+    sgd.pl.sampling_path(path, reference=reference, color="cell_type", n_panels=2, show=False)
+
+    assert np.array_equal(path.X, make_path().X)
+    assert list(reference.obsm) == list(reference.varm) == []

@@ -1,0 +1,315 @@
+"""Plots of figures: the table of an evaluation, training histories, and quality against what one turns."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+
+import scgen_diffusion as sgd
+from scgen_diffusion.pl._scores import badness, short
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def make_row(value, *, metric="recall", group="all", floor=0.9, shuffled=0.4, better="higher", half=0.01):
+    return {
+        "metric": metric,
+        "group": group,
+        "value": value,
+        "floor": floor,
+        "shuffled": shuffled,
+        "low": value - half,
+        "high": value + half,
+        "better": better,
+    }
+
+
+def make_table():
+    of_w2 = {"metric": "w2", "better": "lower", "floor": 10.0, "shuffled": 14.0}
+    return pd.DataFrame(
+        [
+            make_row(11, **of_w2),
+            make_row(0.65),
+            make_row(14, group="B", **of_w2),
+            make_row(np.nan, group="B", floor=np.nan),
+        ]
+    )
+
+
+def make_history(*, validated=True, n_epochs=30):
+    epochs = np.arange(n_epochs)
+    curves = {
+        "autoencoder_loss_train": 1000.0 / (epochs + 1) + 10,
+        "autoencoder_loss_validation": 1000.0 / (epochs + 1) + epochs + 10,
+        "prior_loss_train": 2.0 - epochs / n_epochs,
+        "prior_loss_validation": np.abs(epochs - 7) / 30 + 1,
+        "prior_velocity_loss_train": 1.0 + epochs,
+    }
+    index = pd.Index(epochs, name="epoch")
+    return {
+        name: pd.DataFrame({name: curve}, index=index)
+        for name, curve in curves.items()
+        if validated or name.endswith("_train")
+    }
+
+
+def make_curve(scales=(0.5, 1, 2), **options):
+    return pd.concat(
+        [pd.DataFrame([make_row(0.9 - scale / 10, **options)]).assign(guidance_scale=scale) for scale in scales]
+    )
+
+
+def tick_names(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+# --- the table of an evaluation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (make_row(0.9), 0),
+        (make_row(0.95), 0),
+        (make_row(0.65), 0.5),
+        (make_row(0.4), 1),
+        (make_row(0.1), 1),
+        (make_row(11, floor=10, shuffled=14, better="lower"), 0.25),
+        (make_row(9, floor=10, shuffled=14, better="lower"), 0),
+        (make_row(9, floor=10, shuffled=14, better="floor"), 0.25),
+        (
+            make_row(0.06, floor=0.04, shuffled=0.04, better="lower"),
+            0.5,
+        ),  # shuffling keeps totals: twice the floor is bad
+        (make_row(0.2, floor=0.0, shuffled=0.0, better="lower", half=0), 1),  # copies, where real cells have none
+        (make_row(0.0, floor=0.0, shuffled=0.0, better="lower", half=0), 0),
+        (make_row(0.8, floor=np.nan), np.nan),
+    ],
+)
+def test_badness_is_the_way_from_the_floor_to_shuffled_cells(row, expected):
+    np.testing.assert_allclose(badness(pd.DataFrame([row])), [expected])
+
+
+def test_a_difference_within_the_noise_is_not_bad():
+    noisy = make_row(0.85, floor=0.9, shuffled=0.88, half=0.3)
+
+    assert badness(pd.DataFrame([noisy])).item() < 0.1
+
+
+def test_colours_are_badness_and_texts_are_values():
+    ax = sgd.pl.scores(make_table(), show=False)
+
+    np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[0.25, 1], [0.5, np.nan]])
+    assert ax.images[0].get_clim() == (0, 1)
+    assert [text.get_text() for text in ax.texts] == ["11.0", "14.0", "0.650", ""]
+    assert tick_names(ax.yaxis) == ["w2 ↓", "recall ↑"]
+    assert tick_names(ax.xaxis) == ["all", "B"]
+
+
+def test_metrics_and_groups_come_in_the_order_asked_for():
+    ax = sgd.pl.scores(make_table(), metrics=["recall", "w2"], groups=["B"], show=False)
+
+    np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[np.nan], [1]])
+    assert tick_names(ax.yaxis) == ["recall ↑", "w2 ↓"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.000"),
+        (0.1234, "0.123"),
+        (-0.02, "-0.020"),
+        (12.345, "12.3"),
+        (123.4, "123"),
+        (2e-5, "2e-5"),
+        (np.nan, ""),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert short(value) == text
+
+
+def test_the_table_of_evaluate_can_be_drawn(make_cells):
+    real, synthetic = make_cells(200), make_cells(200, seed=1)
+
+    table = sgd.metrics.evaluate(
+        real, synthetic, metrics=["gene_mean_error", "library_size_ks"], n_floor=1, n_bootstrap=2
+    )
+    ax = sgd.pl.scores(table, show=False)
+
+    assert tick_names(ax.yaxis) == ["gene_mean_error ↓", "library_size_ks ↓"]
+    assert np.isfinite(ax.images[0].get_array()).all()
+
+
+def test_several_evaluations_do_not_fit_into_one_heat_map():
+    with pytest.raises(ValueError, match="several rows of the metric 'w2' and the group 'all'.*quality_curve"):
+        sgd.pl.scores(pd.concat([make_table(), make_table()]))
+    with pytest.raises(ValueError, match="`metrics` .*'W2'.*w2"):
+        sgd.pl.scores(make_table(), metrics=["W2"])
+    with pytest.raises(ValueError, match="`groups` .*'T'"):
+        sgd.pl.scores(make_table(), groups=["T"])
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda history: history, lambda history: SimpleNamespace(history=history)])
+def test_every_stage_has_a_panel_with_training_and_validation_losses(wrap):
+    history = make_history()
+
+    axes = sgd.pl.training_history(wrap(history), show=False)
+
+    assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior loss"]
+    for ax, stage in zip(axes, ("autoencoder", "prior"), strict=True):
+        for line, kind in zip(ax.lines, ("train", "validation"), strict=False):
+            expected = history[f"{stage}_loss_{kind}"].iloc[:, 0]
+            np.testing.assert_allclose(line.get_xydata(), np.column_stack([expected.index, expected]))
+
+
+def test_the_star_is_the_lowest_validation_loss():
+    axes = sgd.pl.training_history(make_history(), losses="prior_loss", show=False)
+
+    np.testing.assert_allclose(axes[0].lines[2].get_xydata(), [(7, 1)])
+    assert axes[0].get_legend().get_texts()[-1].get_text() == "lowest: epoch 7"
+
+
+def test_the_axis_is_logarithmic_where_losses_span_more_than_tenfold():
+    automatic = sgd.pl.training_history(make_history(), show=False)
+    linear = sgd.pl.training_history(make_history(), log=False, show=False)
+
+    assert [ax.get_yscale() for ax in automatic] == ["log", "linear"]
+    assert [ax.get_yscale() for ax in linear] == ["linear", "linear"]
+
+
+def test_epochs_without_validation_are_left_out():
+    history = make_history()
+    history["prior_loss_validation"].iloc[1::2] = np.nan
+
+    ax = sgd.pl.training_history(history, losses=["prior_loss"], show=False)[0]
+
+    assert len(ax.lines[0].get_xdata()) == 30
+    np.testing.assert_array_equal(ax.lines[1].get_xdata(), np.arange(0, 30, 2))
+
+
+def test_models_without_validation_and_of_scvi_tools_are_drawn():
+    without = sgd.pl.training_history(make_history(validated=False), show=False)
+    of_scvi = {f"{name}_train": pd.DataFrame({"x": [3.0, 2.0]}) for name in ("elbo", "reconstruction_loss", "kl_local")}
+
+    axes = sgd.pl.training_history(of_scvi, show=False)
+
+    assert [len(ax.lines) for ax in without] == [1, 1]
+    assert [ax.get_title() for ax in axes] == ["elbo"]
+
+
+def test_what_is_no_history_is_refused():
+    with pytest.raises(ValueError, match="call train\\(\\) first"):
+        sgd.pl.training_history(SimpleNamespace(history=None))
+    with pytest.raises(ValueError, match="`losses` .*'prior'.*prior_loss"):
+        sgd.pl.training_history(make_history(), losses="prior")
+
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+
+
+def test_values_intervals_and_floor_are_drawn_against_the_column():
+    ax = sgd.pl.quality_curve(make_curve(), x="guidance_scale", show=False)[0]
+
+    floor, values = (line.get_xydata() for line in ax.lines)
+    np.testing.assert_allclose(floor, [(0.5, 0.9), (1, 0.9), (2, 0.9)])
+    np.testing.assert_allclose(values, [(0.5, 0.85), (1, 0.8), (2, 0.7)])
+    band = ax.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose((band[:, 1].min(), band[:, 1].max()), (0.69, 0.86))
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("recall", "guidance scale", "↑ higher is better")
+
+
+def test_every_metric_has_a_panel_with_a_scale_of_its_own():
+    table = pd.concat([make_curve(), make_curve(metric="w2", better="lower", floor=10.0)])
+
+    axes = sgd.pl.quality_curve(table, x="guidance_scale", metrics=["w2", "recall"], show=False)
+
+    assert [ax.get_title() for ax in axes] == ["w2", "recall"]
+    assert axes[0].get_ylim()[1] > 9 > axes[1].get_ylim()[1]
+
+
+def test_six_metrics_fill_two_rows():
+    table = pd.concat([make_curve(metric=name) for name in "abcdef"])
+
+    axes = sgd.pl.quality_curve(table, x="guidance_scale", show=False)
+
+    assert len({ax.get_subplotspec().rowspan.start for ax in axes}) == 2
+    assert len(axes[0].figure.axes) == 6
+
+
+def test_seeds_are_averaged_and_groups_told_apart():
+    table = pd.concat([make_curve(), make_curve().assign(value=0.5), make_curve(group="B").assign(value=0.1)])
+
+    ax = sgd.pl.quality_curve(table, x="guidance_scale", show=False)[0]
+    of_b = sgd.pl.quality_curve(table, x="guidance_scale", group="B", show=False)[0]
+
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), [(0.85 + 0.5) / 2, (0.8 + 0.5) / 2, (0.7 + 0.5) / 2])
+    np.testing.assert_allclose(of_b.lines[1].get_ydata(), 0.1)
+
+
+def test_lines_of_a_hue_have_colours_of_their_own():
+    table = pd.concat([make_curve().assign(sampler=name) for name in ("euler", "heun")])
+
+    ax = sgd.pl.quality_curve(table, x="guidance_scale", hue="sampler", show=False)[0]
+
+    assert len({to_rgb(line.get_color()) for line in ax.lines}) == 3
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["euler", "heun", "floor: real\nagainst real cells"]
+
+
+def test_steps_have_a_logarithmic_axis():
+    wide = make_curve((1, 10, 100)).rename(columns={"guidance_scale": "n_steps"})
+
+    assert sgd.pl.quality_curve(wide, x="n_steps", show=False)[0].get_xscale() == "log"
+    assert sgd.pl.quality_curve(wide, x="n_steps", log=False, show=False)[0].get_xscale() == "linear"
+    assert sgd.pl.quality_curve(make_curve((0, 10)), x="guidance_scale", show=False)[0].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": "n_steps"}, "`x` .*'n_steps'.*guidance_scale"),
+        ({"x": "metric"}, "`x` must name a column of numbers"),
+        ({"metrics": "Recall"}, "`metrics` .*'Recall'.*recall"),
+        ({"group": "B"}, "`group` .*'B'.*all"),
+        ({"hue": "sampler"}, "`hue` .*'sampler'"),
+        ({"hue": "value"}, "At most 6 values of `hue`"),
+        ({"axs": []}, "one axis per panel, 1, but found 0"),
+    ],
+)
+def test_plots_of_quality_say_what_is_wrong(options, message):
+    with pytest.raises(ValueError, match=message):
+        sgd.pl.quality_curve(make_curve(tuple(range(8))), **{"x": "guidance_scale", **options})
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda **kwargs: sgd.pl.scores(make_table(), **kwargs),
+        lambda **kwargs: sgd.pl.training_history(make_history(), **kwargs),
+        lambda **kwargs: sgd.pl.quality_curve(make_curve(), x="guidance_scale", **kwargs),
+    ],
+)
+def test_figures_are_saved_and_shown(plot, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+
+    assert plot(show=True, save=tmp_path / "plot.png") is None
+
+    assert shown == [True]
+    assert (tmp_path / "plot.png").stat().st_size > 1000

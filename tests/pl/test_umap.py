@@ -1,0 +1,261 @@
+"""Real and synthetic cells in one UMAP: what is where, in which colours, and what is wrong."""
+
+from __future__ import annotations
+
+import anndata
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
+
+import scgen_diffusion as sgd
+from scgen_diffusion.pl._projection import geometric_median, place, plane_of
+
+LABELS = ["T", "B", "NK"]
+COLORS = ["#ff0000", "#00ff00", "#0000ff"]
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def first_components(monkeypatch):
+    """Put the first two principal components in the place of UMAP, which takes seconds."""
+    monkeypatch.setattr("scgen_diffusion.pl._projection.umap_of", lambda values, **_: values[:, :2].copy())
+
+
+def make_cells(n_cells=60, *, seed=0, n_genes=20, labels=LABELS):
+    """Build cells whose label decides which genes they express."""
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n_cells) % len(labels)
+    means = np.full((len(LABELS), n_genes), 1.0)
+    for code in range(len(LABELS)):
+        means[code, 5 * code : 5 * code + 5] = 20
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical.from_codes(codes, categories=labels), "age": np.arange(n_cells, dtype=float)},
+        index=[f"{seed}_{number}" for number in range(n_cells)],
+    )
+    var = pd.DataFrame(index=[f"gene_{g}" for g in range(n_genes)])
+    cells = anndata.AnnData(rng.poisson(means[codes]).astype(np.float32), obs=obs, var=var)
+    cells.uns["cell_type_colors"] = COLORS[: len(labels)]
+    return cells
+
+
+def drawn_points(ax):
+    """Return coordinates and colours in the order of the coordinates."""
+    points = ax.collections[0]
+    order = np.lexsort(points.get_offsets().T)
+    return np.asarray(points.get_offsets())[order], points.get_facecolors()[order][:, :3]
+
+
+def legend_texts(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts() if text.get_text()]
+
+
+def test_the_three_panels_hold_the_points_of_both_sets_within_the_same_limits(first_components):
+    axes = sgd.pl.umap(make_cells(60), make_cells(45, seed=1), show=False)
+
+    sizes = [len(ax.collections[0].get_offsets()) for ax in axes]
+    assert sizes == [60, 45, 105]
+    both = np.concatenate([drawn_points(ax)[0] for ax in axes[:2]])
+    np.testing.assert_allclose(drawn_points(axes[2])[0], both[np.lexsort(both.T)])
+    assert len({(ax.get_xlim(), ax.get_ylim()) for ax in axes}) == 1
+    assert axes[0].get_xlim()[0] < both[:, 0].min() < both[:, 0].max() < axes[0].get_xlim()[1]
+    assert [ax.get_title() for ax in axes] == ["real (60 cells)", "synthetic (45 cells)", "both (105 cells)"]
+    assert legend_texts(axes[2]) == ["real", "synthetic"]
+
+
+def test_labels_have_the_colours_of_uns_in_both_sets(first_components):
+    real, synthetic = make_cells(), make_cells(seed=1)
+    del synthetic.uns["cell_type_colors"]
+
+    axes = sgd.pl.umap(real, synthetic, color="cell_type", show=False)
+
+    for ax in axes[:2]:
+        shares = pd.Series([tuple(color) for color in drawn_points(ax)[1]]).value_counts()
+        assert dict(shares) == {to_rgb(color): 20 for color in COLORS}
+    assert legend_texts(axes[2]) == ["cell_type", *LABELS, "both", "real", "synthetic"]
+    marks = [handle.get_color() for handle in axes[2].get_legend().legend_handles]
+    assert marks[1:4] == COLORS
+
+
+def test_a_point_has_the_colour_of_its_own_label(first_components):
+    real = make_cells()
+
+    ax = sgd.pl.umap(real, make_cells(seed=1), color="cell_type", show=False)[0]
+
+    points, colors = drawn_points(ax)
+    center = {
+        label: points[(colors == to_rgb(color)).all(axis=1)].mean(axis=0)
+        for label, color in zip(LABELS, COLORS, strict=True)
+    }
+    nearest = [min(center, key=lambda label: np.linalg.norm(point - center[label])) for point in points]
+    assert [to_rgb(COLORS[LABELS.index(label)]) for label in nearest] == [tuple(color) for color in colors]
+
+
+def test_a_palette_goes_before_uns(first_components):
+    palette = {"T": "black", "B": "white", "NK": "gray"}
+
+    by_name = sgd.pl.umap(make_cells(), make_cells(seed=1), color="cell_type", palette=palette, show=False)
+    in_order = sgd.pl.umap(
+        make_cells(), make_cells(seed=1), color="cell_type", palette=list(palette.values()), show=False
+    )
+
+    for axes in (by_name, in_order):
+        assert {tuple(color) for color in drawn_points(axes[0])[1]} == {to_rgb(color) for color in palette.values()}
+
+
+def test_labels_of_one_set_only_and_missing_ones_are_named(first_components):
+    synthetic = make_cells(seed=1, labels=["T", "B", "new"])
+    synthetic.obs.loc[synthetic.obs_names[:3], "cell_type"] = np.nan
+
+    axes = sgd.pl.umap(make_cells(), synthetic, color="cell_type", show=False)
+
+    assert legend_texts(axes[2])[1:6] == [*LABELS, "new", "no label"]
+    assert to_rgb("lightgray") in {tuple(color) for color in drawn_points(axes[1])[1]}
+
+
+def test_genes_and_numbers_are_coloured_on_one_scale(first_components):
+    real, synthetic = make_cells(), make_cells(seed=1)
+    synthetic.obs["age"] += 100
+
+    of_gene = sgd.pl.umap(real, synthetic, color="gene_3", show=False)
+    of_number = sgd.pl.umap(real, synthetic, color="age", show=False)
+
+    bars = [axes[0].figure.axes[3] for axes in (of_gene, of_number)]
+    assert [bar.get_ylabel() for bar in bars] == ["gene_3", "age"]
+    np.testing.assert_allclose(bars[1].get_ylim(), (0, 159))
+    assert drawn_points(of_number[0])[1].max(axis=0)[0] < 0.3  # viridis begins dark: the real ones are the smaller
+
+
+def test_a_part_of_the_cells_is_drawn_and_the_same_for_a_seed(first_components):
+    cells = make_cells(60), make_cells(45, seed=1)
+
+    axes, again, other = (sgd.pl.umap(*cells, max_cells=30, seed=seed, show=False) for seed in (0, 0, 1))
+
+    assert [ax.get_title() for ax in axes] == ["real (30 cells)", "synthetic (30 cells)", "both (60 cells)"]
+    np.testing.assert_array_equal(drawn_points(axes[2])[0], drawn_points(again[2])[0])
+    assert (drawn_points(axes[2])[0] != drawn_points(other[2])[0]).any()
+
+
+def test_genes_may_come_in_another_order(first_components):
+    real, synthetic = make_cells(), make_cells(seed=1)
+
+    axes = sgd.pl.umap(real, synthetic, show=False)
+    turned = sgd.pl.umap(real, synthetic[:, ::-1], show=False)
+
+    np.testing.assert_allclose(drawn_points(axes[1])[0], drawn_points(turned[1])[0])
+
+
+def test_the_users_cells_are_left_as_they_are(first_components):
+    cells = [make_cells(), make_cells(seed=1), make_cells(seed=2)]
+    before = [adata.copy() for adata in cells]
+
+    sgd.pl.umap(*cells[:2], train=cells[2], color="cell_type", max_cells=40, show=False)
+
+    for adata, copy in zip(cells, before, strict=True):
+        np.testing.assert_array_equal(adata.X, copy.X)
+        assert list(adata.obs) == list(copy.obs)
+        assert not len(adata.obsm)
+        assert not len(adata.obsp)
+        assert list(adata.uns) == ["cell_type_colors"]
+
+
+def test_without_training_cells_a_real_cell_is_not_placed_by_itself():
+    fitted = np.array([[0.0], [1.0], [10.0], [11.0]])
+
+    placed = place(None, fitted, np.column_stack([fitted, fitted]))
+
+    assert (placed[:, 0] != fitted[:, 0]).all()
+
+
+def test_cells_are_placed_with_most_of_their_neighbours():
+    fitted = np.array([[0.0], [0.1], [0.2], [1.8], [1.9]])
+    coordinates = np.array([[0.0, 0], [0, 1], [1, 0], [100, 100], [101, 100]])
+
+    placed = place(np.array([[1.0]]), fitted, coordinates)
+
+    assert (placed < 1).all()  # the mean would be 40
+
+
+def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
+    triangle = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
+    line = np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]])
+
+    medians = geometric_median(np.stack([triangle, line]))
+
+    np.testing.assert_allclose(medians, [[0.5, np.sqrt(3) / 6], [1, 0]], atol=0.01)
+
+
+def test_held_out_cells_land_where_real_cells_are(first_components):
+    rng = np.random.default_rng(0)
+    train, real, synthetic = (rng.normal(size=(400, 4)) for _ in range(3))
+    how = {"fit": "real", "n_neighbors": 15, "min_dist": 0.5, "seed": 0}
+
+    real_xy, synthetic_xy = plane_of(real, synthetic, train, **how)
+
+    np.testing.assert_allclose(real_xy.mean(axis=0), synthetic_xy.mean(axis=0), atol=0.15)
+    np.testing.assert_allclose(real_xy.std(axis=0), synthetic_xy.std(axis=0), rtol=0.15)
+
+
+def test_cells_like_no_real_ones_stand_apart_where_umap_is_fitted_to_both(first_components):
+    rng = np.random.default_rng(0)
+    real, synthetic = rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 100
+    how = {"n_neighbors": 15, "min_dist": 0.5, "seed": 0}
+
+    hidden = plane_of(real, synthetic, None, fit="real", **how)
+    apart = plane_of(real, synthetic, None, fit="both", **how)
+
+    assert np.abs(hidden[1]).max() < 5
+    assert np.abs(apart[1]).min() > 90
+
+
+@pytest.mark.slow  # umap-learn compiles itself first
+def test_scanpys_umap_draws_an_island_for_every_label(tmp_path):
+    axes = sgd.pl.umap(make_cells(), make_cells(seed=1), color="cell_type", show=False, save=tmp_path / "umap.png")
+
+    points, colors = drawn_points(axes[1])
+    islands = [points[(colors == to_rgb(color)).all(axis=1)] for color in COLORS]
+    widths = max(np.ptp(island, axis=0).max() for island in islands)
+    gaps = [np.linalg.norm(islands[a].mean(axis=0) - islands[b].mean(axis=0)) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert min(gaps) > widths
+    assert (tmp_path / "umap.png").stat().st_size > 1000
+
+
+def test_given_axes_are_drawn_on(first_components):
+    _, axs = plt.subplots(1, 3)
+
+    assert sgd.pl.umap(make_cells(), make_cells(seed=1), axs=axs, show=False) == list(axs)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"color": "celltype"}, KeyError, "`color` 'celltype' is no column of `real.obs` and no gene.*cell_type"),
+        ({"color": "cell_type", "palette": {"T": "red"}}, ValueError, "`palette` has no colour for 'B'"),
+        ({"color": "cell_type", "palette": ["red"]}, ValueError, "`palette` has 1 colours for 3 labels"),
+        ({"fit": "train"}, ValueError, "`fit` .*'train'.*real"),
+        ({"max_cells": 1}, ValueError, "`max_cells` must be at least 2"),
+        ({"layer": "raw"}, KeyError, "`real` has no layer 'raw'"),
+        ({"axs": []}, ValueError, "one axis per panel, 3, but found 0"),
+    ],
+)
+def test_what_is_wrong_is_said(options, error, message):
+    with pytest.raises(error, match=message):
+        sgd.pl.umap(make_cells(), make_cells(seed=1), **options)
+
+
+def test_cells_that_cannot_be_compared_are_refused():
+    with pytest.raises(TypeError, match="`synthetic` must be an AnnData, but found ndarray"):
+        sgd.pl.umap(make_cells(), make_cells().X)
+    with pytest.raises(ValueError, match="`synthetic` lacks 2 of the 20 genes"):
+        sgd.pl.umap(make_cells(), make_cells(seed=1)[:, 2:])
+    with pytest.raises(KeyError, match="no column of `synthetic.obs`"):
+        sgd.pl.umap(make_cells(), anndata.AnnData(make_cells().X, var=make_cells().var), color="cell_type")

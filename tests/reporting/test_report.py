@@ -1,0 +1,218 @@
+"""The report as a user gets it: one file, whole, true to the table, and shown rightly by a browser."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from scipy import sparse
+
+import scgen_diffusion as sgd
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def cells(seed, n_cells=150, n_genes=60):
+    """Three labels with markers of their own, negative-binomial counts."""
+    rng = np.random.default_rng(seed)
+    labels = np.resize(["A & B", "T <helper>", "naïve"], n_cells)
+    profile = np.random.default_rng(0).gamma(0.5, 2.0, (3, n_genes))
+    means = profile[pd.Categorical(labels).codes] * rng.gamma(10, 0.1, (n_cells, 1))
+    obs = pd.DataFrame({"cell_type": pd.Categorical(labels)}, index=[f"cell-{seed}-{i}" for i in range(n_cells)])
+    var = pd.DataFrame(index=[f"gene-{i}" for i in range(n_genes)])
+    return AnnData(sparse.csr_matrix(rng.poisson(means).astype(np.float32)), obs=obs, var=var)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report on three draws from one distribution, and the table that it shows."""
+    real, synthetic, train = cells(1), cells(2), cells(3, 300)
+    table = sgd.metrics.evaluate(real, synthetic, train=train, groupby="cell_type")
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    assert sgd.report(real, synthetic, path, train=train, groupby="cell_type", table=table, title="A <title>") == path
+    return path, table
+
+
+class Parsed(HTMLParser):
+    """Tags, their links and sources, and the text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.links, self.images, self.identifiers, self.text = [], [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag not in {"meta", "img", "line", "rect", "circle", "br"}:
+            self.open.append(tag)
+        if "id" in attributes:
+            self.identifiers.append(attributes["id"])
+        if tag == "a":
+            self.links.append(attributes["href"])
+        if tag == "img":
+            self.images.append(attributes)
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            assert self.open.pop() == tag, f"{tag} closes another tag"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def test_page_needs_no_other_file_and_no_network(written):
+    page = written[0].read_text(encoding="utf-8")
+    parsed = Parsed(page)
+    assert parsed.images
+    assert all(image["src"].startswith("data:image/png;base64,") for image in parsed.images)
+    assert all(link.startswith("#") for link in parsed.links)
+    assert not re.search(r"url\(|@import|<link|<script|<iframe", page)
+
+
+def test_every_link_has_a_goal_and_every_tag_is_closed(written):
+    parsed = Parsed(written[0].read_text(encoding="utf-8"))
+    assert not parsed.open
+    assert {link.removeprefix("#") for link in parsed.links} <= set(parsed.identifiers)
+    assert len(set(parsed.identifiers)) == len(parsed.identifiers)
+
+
+def test_every_image_says_what_it_shows(written):
+    captions = [image["alt"] for image in Parsed(written[0].read_text(encoding="utf-8")).images]
+    assert all(captions)
+    assert len(set(captions)) == len(captions)
+
+
+def test_text_of_the_user_is_escaped(written):
+    page = written[0].read_text(encoding="utf-8")
+    assert "A &lt;title&gt;" in page
+    assert "A <title>" not in page
+
+
+def test_every_figure_of_the_table_is_shown(written):
+    path, table = written
+    text = Parsed(path.read_text(encoding="utf-8")).text
+    for metric in table.loc[table["group"] == "all", "metric"]:
+        assert metric.replace("_", " ") in text
+
+
+def test_verdict_and_all_its_findings_are_shown(written):
+    path, table = written
+    text = Parsed(path.read_text(encoding="utf-8")).text
+    verdict = sgd.metrics.verdict(table)
+    assert verdict.summary in text
+    assert all(finding.message in text for finding in verdict.findings)
+
+
+def test_copied_training_cells_are_warned_of(tmp_path):
+    real, train = cells(1), cells(3, 300)
+    copies = train[:150].copy()
+    copies.obs_names = [f"synthetic-{i}" for i in range(150)]
+    path = sgd.report(real, copies, tmp_path / "copies.html", train=train)
+    assert '<span class="level warning">' in path.read_text(encoding="utf-8")
+
+
+def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_lacks(tmp_path):
+    logarithms = [cells(seed) for seed in (1, 2)]
+    for adata in logarithms:
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
+    text = Parsed(sgd.report(*logarithms, tmp_path / "bare.html").read_text(encoding="utf-8")).text
+    for lacking in ("log-normalised", "`groupby` was not given", "`model` was not given", "training cells not given"):
+        assert lacking in text
+
+
+def test_generated_cells_may_lack_the_layer_of_the_real_ones(tmp_path):
+    real, synthetic = cells(1), cells(2)
+    real.layers["raw"] = real.X.copy()
+    table = sgd.metrics.evaluate(real, synthetic, layer="raw", metrics="library_size_ks", n_bootstrap=0)
+    path = sgd.report(real, synthetic, tmp_path / "layer.html", layer="raw", table=table)
+    assert "Total counts per cell." in path.read_text(encoding="utf-8")
+
+
+def test_cells_of_one_label_get_a_report_without_marker_genes(tmp_path):
+    real, synthetic = (cells(seed)[::3].copy() for seed in (1, 2))
+    table = pd.DataFrame(
+        [["precision", group, 0.9, 0.9, 0.5, 0.8, 1.0, "higher"] for group in ("all", "A & B")],
+        columns=["metric", "group", "value", "floor", "shuffled", "low", "high", "better"],
+    )
+    path = sgd.report(real, synthetic, tmp_path / "one.html", groupby="cell_type", table=table)
+    assert "marker genes, for there are no two labels" in path.read_text(encoding="utf-8")
+
+
+def test_several_label_columns_are_joined(tmp_path):
+    real, synthetic = cells(1), cells(2)
+    for adata in (real, synthetic):
+        adata.obs["batch"] = pd.Categorical(np.resize(["x", "y"], adata.n_obs))
+    path = sgd.report(real, synthetic, tmp_path / "joined.html", groupby=["cell_type", "batch"])
+    assert "cell_type|batch" in Parsed(path.read_text(encoding="utf-8")).text
+    assert list(real.obs) == ["cell_type", "batch"]
+
+
+def test_cells_are_not_changed(tmp_path):
+    real, synthetic = cells(1), cells(2)
+    before = [(adata.X.copy(), adata.obs.copy(), set(adata.uns), set(adata.obsm)) for adata in (real, synthetic)]
+    sgd.report(real, synthetic, tmp_path / "report.html", groupby="cell_type")
+    for adata, (x, obs, uns, obsm) in zip((real, synthetic), before, strict=True):
+        assert (adata.X != x).nnz == 0
+        pd.testing.assert_frame_equal(adata.obs, obs)
+        assert (set(adata.uns), set(adata.obsm)) == (uns, obsm)
+
+
+def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        sgd.report(cells(1), cells(2), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_endings_are_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in '.html', but found .*report.pdf"):
+        sgd.report(None, None, tmp_path / "report.pdf")
+
+
+def test_an_absent_folder_is_named_before_any_work(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*absent"):
+        sgd.report(None, None, tmp_path / "absent" / "report.html")
+
+
+def browse(*arguments):
+    """Run the browser without a window; it must not need the network."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
+    return subprocess.run(
+        [CHROMIUM, *flags, offline, *arguments], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")
+class TestBrowser:
+    def test_all_pictures_are_decoded_and_nothing_sticks_out(self, written, tmp_path):
+        probe = """<script>onload = () => { const images = [...document.images];
+            document.title = [images.length, images.filter(i => i.naturalWidth > 100).length,
+                              document.documentElement.scrollWidth - innerWidth].join(" "); }</script>"""
+        probed = tmp_path / "probed.html"
+        probed.write_text(
+            written[0].read_text(encoding="utf-8").replace("</body>", f"{probe}</body>"), encoding="utf-8"
+        )
+        page = browse("--dump-dom", "--window-size=900,900", probed.as_uri())
+        found, decoded, excess = map(int, re.search(r"<title>(\d+) (\d+) (-?\d+)</title>", page).groups())
+        assert found == decoded > 5
+        assert excess <= 0
+
+    def test_page_is_painted(self, written, tmp_path):
+        shot = tmp_path / "shot.png"
+        browse(f"--screenshot={shot}", "--window-size=1100,2400", written[0].as_uri())
+        pixels = matplotlib.image.imread(shot)[..., :3]
+        painted_rows = (pixels.min(axis=(1, 2)) < 0.9).mean()
+        assert pixels.shape[:2] == (2400, 1100)
+        assert painted_rows > 0.3
