@@ -12,6 +12,14 @@ import pytest
 from scgen_diffusion.train._interruption import Interruption, stop_on_interrupt
 
 
+@pytest.fixture(autouse=True)
+def python_listens_to_ctrl_c():
+    """A process that a shell has put into the background ignores it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
