@@ -21,7 +21,9 @@ import pandas as pd
 from baselines import BASELINES
 from judge import GOALS, Judge, judgement_table
 from results import describe_machine, describe_versions, markdown_table, read_table, store_rows, today, write_text
-from splits import CONDITION_KEYS, Split, joint_labels, load, split_cells, to_dense
+from splits import CONDITION_KEYS, Split, load, split_cells, to_dense
+
+from scgen_diffusion.data import join_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +132,7 @@ class ModelRuns:
         if not synthetic.var_names.equals(self.split.train.var_names):
             msg = "The generated cells do not have the genes of the training cells, in their order."
             raise ValueError(msg)
-        if (joint_labels(synthetic.obs, self.split.condition_keys) != self.split.held_out_labels).any():
+        if (join_labels(synthetic.obs, self.split.condition_keys) != self.split.held_out_labels).any():
             msg = "The generated cells do not have the labels that were asked for, in their order."
             raise ValueError(msg)
         return to_dense(synthetic.X)

@@ -11,6 +11,8 @@ import pandas as pd
 import scipy.sparse as sp
 from sklearn.model_selection import StratifiedShuffleSplit
 
+from scgen_diffusion.data import join_labels
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -38,12 +40,12 @@ class Split:
     @property
     def train_labels(self) -> NDArray[np.str_]:
         """One label per training cell: its conditions, joined."""
-        return joint_labels(self.train.obs, self.condition_keys)
+        return join_labels(self.train.obs, self.condition_keys)
 
     @property
     def held_out_labels(self) -> NDArray[np.str_]:
         """One label per held-out cell: its conditions, joined."""
-        return joint_labels(self.held_out.obs, self.condition_keys)
+        return join_labels(self.held_out.obs, self.condition_keys)
 
 
 def to_dense(counts: NDArray | sp.spmatrix | sp.sparray) -> NDArray:
@@ -59,11 +61,6 @@ def log_normalise(counts: NDArray | sp.spmatrix | sp.sparray, target_sum: float 
     dense = to_dense(counts).astype(np.float64)
     totals = np.maximum(dense.sum(axis=1, keepdims=True), 1)
     return np.log1p(dense / totals * target_sum).astype(np.float32)
-
-
-def joint_labels(obs: pd.DataFrame, keys: tuple[str, ...]) -> NDArray[np.str_]:
-    """Join the values of several columns by ``|``."""
-    return obs[list(keys)].astype(str).agg("|".join, axis=1).to_numpy(dtype=str)
 
 
 def load(dataset: str) -> ad.AnnData:
@@ -92,7 +89,7 @@ def split_cells(
     held_out_share
         Share of cells held out.
     """
-    labels = pd.Series(joint_labels(adata.obs, condition_keys))
+    labels = pd.Series(join_labels(adata.obs, condition_keys))
     strata = labels.where(labels.map(labels.value_counts()) >= MIN_CELLS_PER_STRATUM, "rare")
     splitter = StratifiedShuffleSplit(1, test_size=held_out_share, random_state=seed)
     train, held_out = next(splitter.split(np.empty(len(strata)), strata))

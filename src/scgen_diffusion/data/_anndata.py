@@ -8,12 +8,13 @@ import pandas as pd
 from anndata import AnnData
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import scipy.sparse as sp
 
 PROVENANCE_KEY = "scgen_diffusion"
+JOIN = "|"
 
 
 def build_anndata(
@@ -29,6 +30,11 @@ def build_anndata(
     if is_log1p:
         uns["log1p"] = {}
     return AnnData(X=x, obs=obs, var=var.copy(), uns=uns)
+
+
+def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
+    """Return one label per cell, `(cells,)`: the values of several columns as text, joined by ``|``."""
+    return obs[list(keys)].astype(str).agg(JOIN.join, axis=1).to_numpy(dtype=str)
 
 
 def synthetic_names(n_cells: int, prefix: str = "synthetic") -> pd.Index:

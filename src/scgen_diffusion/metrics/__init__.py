@@ -20,6 +20,7 @@ from ._embeddings import evaluate_embeddings
 from ._evaluate import evaluate
 from ._expression import Expression, align_genes, expression_of, log_normalise
 from ._genes import (
+    correlation,
     gene_correlation_similarity,
     gene_correlations,
     gene_profile_errors,
@@ -60,6 +61,7 @@ __all__ = [
     "augmentation_gain",
     "classifier_auc",
     "copied_cells",
+    "correlation",
     "duplicate_share",
     "energy_distance",
     "evaluate",

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion.data import join_labels, known_names
 
 from ._catalogue import CATALOGUE, Metric
 from ._drawing import Source
@@ -167,7 +167,7 @@ def _labels(name: str, cells: AnnData, groupby: str | Sequence[str] | None) -> N
         if n_missing := int(cells.obs[column].isna().sum()):
             msg = f"`groupby` is {column!r}, of which {n_missing} cells of `{name}` have no value."
             raise ValueError(msg)
-    labels = cells.obs[columns].astype(str).agg("|".join, axis=1).to_numpy(dtype=str)
+    labels = join_labels(cells.obs, columns)
     if (labels == ALL).any():
         msg = f"`groupby` gives the label {ALL!r} to cells of `{name}`, which is what the table calls all cells; rename it."
         raise ValueError(msg)

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from scgen_diffusion.metrics import gene_correlations, gene_statistics
+from scgen_diffusion.metrics import correlation, gene_correlations, gene_statistics
 
 from ._figures import chosen, finish, panels
 from ._pairs import SOURCES, Side, labels_of, pair_of
@@ -97,7 +97,7 @@ def gene_correlation(
     for ax, matrix in zip(axes, matrices, strict=True):
         image = draw_matrix(ax, matrix[np.ix_(order, order)], names, limit)
     axes[0].set_title("real")
-    axes[1].set_title(f"synthetic (similarity {similarity(*vectors):.2f})")
+    axes[1].set_title(f"synthetic (similarity {correlation(*vectors):.2f})")
     what = "correlation of genes" if groupby is None else f"correlation of genes\nwithin {groupby}"
     axes[1].figure.colorbar(image, ax=axes, label=what, shrink=0.6, extend="both")
     return finish(axes, show, save)
@@ -132,11 +132,6 @@ def cluster_order(matrix: NDArray) -> NDArray[np.intp]:
     """Return the genes such that those that go together are neighbours."""
     distances = squareform(1 - matrix, checks=False)
     return leaves_list(linkage(distances, "average", optimal_ordering=True))
-
-
-def similarity(real: NDArray, synthetic: NDArray) -> float:
-    """Return Pearson's correlation; 0 where one side is constant."""
-    return 0.0 if 0 in (np.ptp(real), np.ptp(synthetic)) else float(np.corrcoef(real, synthetic)[0, 1])
 
 
 def draw_matrix(ax: Axes, matrix: NDArray, names: Sequence[str], limit: float) -> object:

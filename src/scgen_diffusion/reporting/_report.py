@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from scgen_diffusion.data import PROVENANCE_KEY
+from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
 from scgen_diffusion.metrics import evaluate, verdict
 
 from ._page import render, write
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
 SUFFIX = ".html"
-JOIN = "|"
 
 
 def report(
@@ -128,8 +127,7 @@ def _for_plots(
     cells = cells[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
     cells = cells.to_memory() if cells.isbacked else cells.copy()
     if groupby is not None and not isinstance(groupby, str):
-        joined = cells.obs[list(groupby)].astype(str).agg(JOIN.join, axis=1)
-        cells.obs[_label_name(groupby)] = joined.astype("category")
+        cells.obs[_label_name(groupby)] = pd.Categorical(join_labels(cells.obs, groupby))
     return cells
 
 
