@@ -44,10 +44,10 @@ PARTS = [
 CHOICES = [(*parts, "regression") for parts in PARTS] + [(*p, "spike_and_slab") for p in PARTS if p[2] == "data"]
 
 
-def build(n_classes=(), n_genes=N_GENES, input_values="counts", **changes):
+def build(conditions=(), n_genes=N_GENES, input_values="counts", **changes):
     torch.manual_seed(0)
     architecture = GeneSpaceArchitecture(**{**SIZES, **changes})
-    return GeneSpaceModule(n_genes, n_classes, input_values=input_values, architecture=architecture)
+    return GeneSpaceModule(n_genes, conditions, input_values=input_values, architecture=architecture)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from ._autoencoder import Posterior
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
-from ._library_size import ANY, LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
+from ._condition_groups import ANY
+from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._profile_summary import ProfileSummary
 from ._scldm import SCLDMModule, thin
 

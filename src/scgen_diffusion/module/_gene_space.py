@@ -54,8 +54,8 @@ class GeneSpaceModule(BaseModuleClass):
     ----------
     n_input
         Number of genes.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
@@ -76,7 +76,7 @@ class GeneSpaceModule(BaseModuleClass):
     def __init__(
         self,
         n_input: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         input_values: InputValues = "counts",
         architecture: GeneSpaceArchitecture,
@@ -85,10 +85,10 @@ class GeneSpaceModule(BaseModuleClass):
         a = self.architecture = architecture
         self.n_input = n_input
         self.input_values = input_values
-        self.network = build_network(n_input, n_classes, a, self.path, self.target)
+        self.network = build_network(n_input, conditions, a, self.path, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
-        self.library_size = LibrarySizeModel(len(n_classes), 2 * n_input)
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        self.library_size = LibrarySizeModel(conditions, 2 * n_input)
+        self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
@@ -208,7 +208,7 @@ class GeneSpaceModule(BaseModuleClass):
         t
             Times, ``(cells,)``.
         condition
-            Class indices, ``(cells, keys)``.
+            ``(cells, columns)``.
         averaged
             Whether to take the averaged weights.
         """
@@ -238,7 +238,7 @@ class GeneSpaceModule(BaseModuleClass):
         return generators.normal(self.n_input)
 
     def denoiser(self, condition: Tensor, guidance_scales: Sequence[float]) -> Denoiser:
-        """Return the network under ``condition (cells, keys)`` and guidance."""
+        """Return the network under ``condition (cells, columns)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
         field = GuidedField(self.averaged_network, condition, self.null_condition, terms)
         return Denoiser(field, self.path, self.target)
@@ -252,7 +252,7 @@ class GeneSpaceModule(BaseModuleClass):
         sampler: Sampler,
         n_steps: int | None = None,
     ) -> Tensor:
-        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, keys)`` and guidance."""
+        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance_scales)
         return self.decode(sampler(denoiser, self.draw_noise(generators), n_steps=n_steps, generators=generators))
 

@@ -40,8 +40,8 @@ class SCLDMModule(BaseModuleClass):
     ----------
     n_input
         Number of genes.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
@@ -59,7 +59,7 @@ class SCLDMModule(BaseModuleClass):
     def __init__(
         self,
         n_input: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
@@ -76,15 +76,15 @@ class SCLDMModule(BaseModuleClass):
             self.decoder.gene_queries.embed_gene = self.encoder.network.attention.embed_gene
         self.prior = DiT(
             *self.latent_shape,
-            n_classes,
+            conditions,
             width=a.prior_width,
             n_layers=a.prior_n_layers,
             n_heads=a.prior_n_heads,
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
-        self.library_size = LibrarySizeModel(len(n_classes), a.n_latent_tokens * a.n_latent)
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        self.library_size = LibrarySizeModel(conditions, a.n_latent_tokens * a.n_latent)
+        self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
@@ -185,7 +185,7 @@ class SCLDMModule(BaseModuleClass):
         z
             Latents, ``(cells, tokens, n_latent)``.
         condition
-            Class indices, ``(cells, keys)``.
+            ``(cells, columns)``.
         drop_probability
             How often a cell's condition is dropped.
         generator
@@ -205,7 +205,7 @@ class SCLDMModule(BaseModuleClass):
         return generators.normal(*self.latent_shape)
 
     def denoiser(self, condition: Tensor, guidance_scales: Sequence[float], *, averaged: bool = True) -> Denoiser:
-        """Return the prior of standardised latents under ``condition (cells, keys)`` and guidance."""
+        """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
         field = GuidedField(network, condition, self.null_condition, terms)
@@ -221,7 +221,7 @@ class SCLDMModule(BaseModuleClass):
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
-        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
+        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 
