@@ -13,6 +13,7 @@ from scgen_diffusion.diffusion import (
     CONDITION_STRATEGIES,
     PATHS,
     TARGETS,
+    ConditionColumns,
     Denoiser,
     GuidedField,
     Path,
@@ -67,6 +68,7 @@ class GeneSpaceModule(BaseModuleClass):
     """
 
     null_condition: Tensor
+    key_of_column: Tensor
     shift: Tensor
     scale: Tensor
     training_zeros: Tensor
@@ -88,7 +90,9 @@ class GeneSpaceModule(BaseModuleClass):
         self.network = build_network(n_input, n_classes, a, self.path, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
         self.library_size = LibrarySizeModel(len(n_classes), 2 * n_input)
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        columns = ConditionColumns.of_classes(n_classes)
+        self.register_buffer("null_condition", columns.null)
+        self.register_buffer("key_of_column", columns.key, persistent=False)
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
@@ -104,6 +108,11 @@ class GeneSpaceModule(BaseModuleClass):
     def target(self) -> Target:
         """What the network predicts."""
         return TARGETS[self.architecture.target]
+
+    @property
+    def condition_columns(self) -> ConditionColumns:
+        """What the columns of a condition mean."""
+        return ConditionColumns(self.null_condition, self.key_of_column)
 
     @property
     def strategy(self) -> ConditionStrategy:
@@ -240,7 +249,7 @@ class GeneSpaceModule(BaseModuleClass):
     def denoiser(self, condition: Tensor, guidance_scales: Sequence[float]) -> Denoiser:
         """Return the network under ``condition (cells, keys)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
-        field = GuidedField(self.averaged_network, condition, self.null_condition, terms)
+        field = GuidedField(self.averaged_network, condition, self.condition_columns, terms)
         return Denoiser(field, self.path, self.target)
 
     def sample_profiles(

@@ -12,6 +12,7 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     CONDITION_STRATEGIES,
     TARGETS,
+    ConditionColumns,
     Denoiser,
     GuidedField,
     LinearInterpolant,
@@ -53,6 +54,7 @@ class SCLDMModule(BaseModuleClass):
     """
 
     null_condition: Tensor
+    key_of_column: Tensor
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -84,9 +86,16 @@ class SCLDMModule(BaseModuleClass):
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.library_size = LibrarySizeModel(len(n_classes), a.n_latent_tokens * a.n_latent)
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        columns = ConditionColumns.of_classes(n_classes)
+        self.register_buffer("null_condition", columns.null)
+        self.register_buffer("key_of_column", columns.key, persistent=False)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
+
+    @property
+    def condition_columns(self) -> ConditionColumns:
+        """What the columns of a condition mean."""
+        return ConditionColumns(self.null_condition, self.key_of_column)
 
     @property
     def strategy(self) -> ConditionStrategy:
@@ -196,7 +205,7 @@ class SCLDMModule(BaseModuleClass):
         data = (z - self.latent_mean) / self.latent_std
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
-        condition = self.strategy.drop(condition, self.null_condition, drop_probability, generator)
+        condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
@@ -208,7 +217,7 @@ class SCLDMModule(BaseModuleClass):
         """Return the prior of standardised latents under ``condition (cells, keys)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.null_condition, terms)
+        field = GuidedField(network, condition, self.condition_columns, terms)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_latents(
