@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from ._condition_setup import ConditionSetup
 
-CONDITIONS = "conditions"
-"""Name of the conditions in the registry and in batches."""
-
 WHERE = "_scgen_conditions"
 
 
@@ -31,18 +28,21 @@ class ConditionField(BaseAnnDataField):
 
     Parameters
     ----------
+    registry_key
+        Name in the registry and in batches.
     setup
         Which columns of ``obs`` are conditions.
     """
 
-    def __init__(self, setup: ConditionSetup) -> None:
+    def __init__(self, registry_key: str, setup: ConditionSetup) -> None:
         super().__init__()
+        self._registry_key = registry_key
         self.setup = setup
 
     @property
     def registry_key(self) -> str:
         """Name in the registry and in batches."""
-        return CONDITIONS
+        return self._registry_key
 
     @property
     def attr_name(self) -> str:
@@ -69,7 +69,9 @@ class ConditionField(BaseAnnDataField):
         by_key = self.setup.keys_of(adata.obs)
         return self._write(adata, by_key)
 
-    def transfer_field(self, state_registry: dict[str, Any], adata_target: AnnData | MuData, **_: Any) -> dict[str, Any]:
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData | MuData, **_: Any
+    ) -> dict[str, Any]:
         """Write the conditions of other cells with keys that are known already."""
         self.validate_field(adata_target)
         return self._write(adata_target, keys_of_state(state_registry))

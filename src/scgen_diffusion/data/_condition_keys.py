@@ -49,6 +49,7 @@ class ConditionKey(ABC):
         """Name one value by its columns."""
         return repr(to_plain(self.decode(codes[None])[0]))
 
+    @abstractmethod
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Raise if columns ``(n, n_columns)`` hold a value that no training cell, ``occurring``, let the model learn."""
 
@@ -147,6 +148,9 @@ class ContinuousKey(ConditionKey):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return numbers on their own scale."""
         return np.array([float(f"{value:.{N_DIGITS}g}") for value in codes[:, 0] * self.std + self.mean])
+
+    def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
+        """Allow every number: what lies between or beyond those of training is inter- or extrapolated."""
 
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
         """Tell which values ``(n, 1)`` lie outside the training cells' range, ``(n,)``."""

@@ -62,8 +62,14 @@ class ConditionSetup:
         ValueError
             For cells without a value, and for names, separators and tables that do not fit.
         """
-        separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(_listed(sets, "set_condition_keys"), SEPARATOR)
-        listed = [*_listed(categorical, "condition_keys"), *_listed(continuous, "continuous_condition_keys"), *separators]
+        separators = (
+            dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(_listed(sets, "set_condition_keys"), SEPARATOR)
+        )
+        listed = [
+            *_listed(categorical, "condition_keys"),
+            *_listed(continuous, "continuous_condition_keys"),
+            *separators,
+        ]
         check_conditions(adata.obs, listed)
         _check_separators(separators)
         for name in {**(controls or {}), **(embeddings or {})}:
@@ -120,7 +126,9 @@ def _listed(names: Sequence[str], argument: str) -> list[str]:
 def _check_separators(separators: Mapping[str, str]) -> None:
     for name, separator in separators.items():
         if not isinstance(separator, str) or not separator.strip():
-            msg = f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
+            msg = (
+                f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
+            )
             raise ValueError(msg)
 
 

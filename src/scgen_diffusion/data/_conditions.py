@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from ._checks import is_whole_number, known_names
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey
 
 N_VALUES = 256  # of a number that are kept apart
 
@@ -185,8 +186,8 @@ def categorical_keys(categories: Mapping[str, Sequence[Any]]) -> list[ConditionK
 
 
 def _columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
-    ends = np.cumsum([0, *(key.n_columns for key in by_key)]).tolist()
-    return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+    ends = [0, *accumulate(key.n_columns for key in by_key)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def _rounded(column: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 
 from scgen_diffusion.data import (
-    CONDITIONS,
     CategoricalKey,
     ConditionField,
     ConditionKey,
@@ -24,6 +23,7 @@ from scgen_diffusion.data import (
     check_expression,
     keys_of_state,
 )
+from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ class RegistrationMixin(BaseModelClass):
             adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
         setup_method_args["setup_args"] |= _setup_args(setup)
-        fields = [LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=values == "counts"), ConditionField(setup)]
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=values == "counts"),
+            ConditionField(CONDITIONS, setup),
+        ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -146,6 +149,11 @@ class RegistrationMixin(BaseModelClass):
         if not keys:
             return np.zeros((self.adata.n_obs, 0))
         return np.asarray(self.adata_manager.get_from_registry(CONDITIONS), dtype=float)
+
+    def _condition_tensor(self, codes: np.ndarray) -> torch.Tensor:
+        """Turn codes ``(n, columns)``, none of them open, into what the module takes."""
+        null = self.module.null_condition
+        return torch.from_numpy(codes).to(null.device, null.dtype)
 
     @property
     def _registered_genes(self) -> pd.Index:

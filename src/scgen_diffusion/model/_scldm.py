@@ -252,7 +252,7 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
@@ -261,12 +261,12 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
         module = self.module
         z = module.sample_latents(
             module.draw_noise(generators),
-            codes,
+            condition,
             guidance_scales=options.guidance_scales,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )
-        totals = self._draw_totals(library_size, codes, z, generators)
+        totals = self._draw_totals(library_size, condition, z, generators)
         return module.draw_cells(z, totals, generators.first(n_wanted))
 
     def _profiles_of(self, states: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ class NoisedCellsMixin(CellsMixin):
             generators = SampleGenerators(seed, batch.tolist(), data.device)
             noise = generators.normal(module.n_input)
             own = module.condition_of(tensors)
-            condition = own if conditional else module.null_condition.expand_as(own)
+            condition = own if conditional else module.condition_columns.keep(own, ())
             yield CellBatch(batch, data, noise, condition, generators)
 
     def _checked_batch_size(self, batch_size: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,8 +33,8 @@ class ConditionGroups:
 
     def __init__(self, conditions: Sequence[ConditionSpec]) -> None:
         encodings = encodings_of(conditions)
-        ends = torch.tensor([0, *(len(encoding.null) for encoding in encodings)]).cumsum(0).tolist()
-        self.keys = [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+        ends = [0, *accumulate(len(encoding.null) for encoding in encodings)]
+        self.keys = [slice(start, stop) for start, stop in pairwise(ends)]
         self.n_columns = ends[-1]
         self.numbers = [self.keys[i].start for i, e in enumerate(encodings) if isinstance(e, Number)]
         self.sets = {i: e.n for i, e in enumerate(encodings) if isinstance(e, Members) and e.largest > 1}

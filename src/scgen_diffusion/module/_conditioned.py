@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scvi.module.base import BaseModuleClass
-from torch import Tensor
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns
 from scgen_diffusion.nn import keys_of_columns, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
 
     from scgen_diffusion.diffusion import ConditionStrategy
     from scgen_diffusion.nn import ConditionSpec

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgen_diffusion.diffusion import Path, Target
+    from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
 
@@ -108,7 +109,9 @@ def build_network(
     return RegressionNetwork(backbone, path, target)
 
 
-def build_backbone(n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, n_outputs: int) -> nn.Module:
+def build_backbone(
+    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, n_outputs: int
+) -> nn.Module:
     """Build the backbone that an architecture names."""
     if a.backbone == "unet":
         return GeneUNet(n_genes, conditions, width=a.unet_width, n_outputs=n_outputs)

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
-    CONDITION_STRATEGIES,
     TARGETS,
     Denoiser,
     GuidedField,
@@ -23,6 +22,7 @@ from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood
+from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -30,10 +30,10 @@ from ._library_size import LibrarySizeModel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scgen_diffusion.diffusion import ConditionStrategy
+    from scgen_diffusion.nn import ConditionSpec
 
 
-class SCLDMModule(BaseModuleClass):
+class SCLDMModule(ConditionedModule):
     """Set autoencoder of cells, and a flow-matching prior over its latents.
 
     Parameters
@@ -52,7 +52,6 @@ class SCLDMModule(BaseModuleClass):
     scLDM: arXiv 2511.02986.
     """
 
-    null_condition: Tensor
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -84,14 +83,9 @@ class SCLDMModule(BaseModuleClass):
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.library_size = LibrarySizeModel(conditions, a.n_latent_tokens * a.n_latent)
-        self.register_buffer("null_condition", null_condition(conditions))
+        self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
-
-    @property
-    def strategy(self) -> ConditionStrategy:
-        """How conditions are dropped in training and composed in guidance."""
-        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -196,7 +190,7 @@ class SCLDMModule(BaseModuleClass):
         data = (z - self.latent_mean) / self.latent_std
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
-        condition = self.strategy.drop(condition, self.null_condition, drop_probability, generator)
+        condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
@@ -208,7 +202,7 @@ class SCLDMModule(BaseModuleClass):
         """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.null_condition, terms)
+        field = GuidedField(network, condition, self.condition_columns, terms)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_latents(

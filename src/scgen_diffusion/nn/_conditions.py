@@ -117,8 +117,8 @@ def null_condition(conditions: Sequence[ConditionSpec]) -> Tensor:
 
 def keys_of_columns(conditions: Sequence[ConditionSpec]) -> Tensor:
     """Return which key each column belongs to, ``(columns,)``."""
-    widths = [len(encoding.null) for encoding in encodings_of(conditions)]
-    return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths, dtype=torch.long))
+    keys = [key for key, encoding in enumerate(encodings_of(conditions)) for _ in encoding.null]
+    return torch.tensor(keys, dtype=torch.long)
 
 
 class ConditionEmbedding(nn.Module):
@@ -148,6 +148,9 @@ class ConditionEmbedding(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Embed conditions ``(n, columns)`` as ``(n, width)``; without keys the embedding is zero."""
+        if condition.shape[1] != sum(self.n_columns):
+            msg = f"A condition needs {sum(self.n_columns)} columns, but found {condition.shape[1]}."
+            raise ValueError(msg)
         columns = condition.split(self.n_columns, dim=1)
         embedded = [table(values) for table, values in zip(self.tables, columns, strict=True)]
         return sum(embedded) if embedded else torch.zeros(len(condition), self.width, device=condition.device)
@@ -264,4 +267,3 @@ def standardised(vectors: Tensor) -> Tensor:
     """Give vectors ``(n, d)`` zero mean and a mean square of 1 over all; what they are relative to each other stays."""
     centred = vectors.float() - vectors.float().mean(0)
     return centred / centred.square().mean().sqrt().clamp(min=1e-6)
-

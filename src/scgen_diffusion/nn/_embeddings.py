@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, nn
+
 
 def sinusoids(x: Tensor, n_frequencies: int, max_period: float = 10_000.0) -> Tensor:
     r"""Compute the angles :math:`x\,\omega_i`, :math:`\omega_i = P^{-i/n}`, of shape ``(len(x), n_frequencies)``."""

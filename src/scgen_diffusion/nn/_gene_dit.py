@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._blocks import BlockTrace
+    from ._conditions import ConditionSpec
 
     Factory = Callable[[], nn.Module]
 

@@ -159,7 +159,9 @@ class DiffusionPlan(StagePlan):
         t = module.path.draw_times(len(x), generator, x.device)
         condition = module.condition_of(batch)
         if training:
-            condition = module.strategy.drop(condition, module.null_condition, self.recipe.drop_probability, generator)
+            condition = module.strategy.drop(
+                condition, module.condition_columns, self.recipe.drop_probability, generator
+            )
         _, _, losses = module(
             batch, generative_kwargs={"noise": noise, "t": t, "condition": condition, "averaged": not training}
         )
