@@ -29,8 +29,9 @@ from ._genes import (
     mean_variance_error,
 )
 from ._markers import marker_agreement, marker_genes
-from ._perturbation import energy_distance, mean_change_correlation
+from ._perturbation import energy_distance, mean_change_correlation, variance_error
 from ._perturbation_baselines import mean_changes, predict_additive, predict_mean_shift, predict_no_change
+from ._perturbation_differential import de_direction, de_jaccard, de_overlap
 from ._perturbation_table import evaluate_perturbation
 from ._representation import representation
 from ._safety import (
@@ -62,6 +63,9 @@ __all__ = [
     "classifier_auc",
     "copied_cells",
     "correlation",
+    "de_direction",
+    "de_jaccard",
+    "de_overlap",
     "duplicate_share",
     "energy_distance",
     "evaluate",
@@ -95,6 +99,7 @@ __all__ = [
     "sliced_wasserstein_2",
     "squared_mmd",
     "transfer_f1",
+    "variance_error",
     "verdict",
     "wasserstein_2",
 ]
