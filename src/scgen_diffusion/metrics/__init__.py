@@ -33,7 +33,7 @@ from ._markers import marker_agreement, marker_genes
 from ._modalities import evaluate_modalities
 from ._perturbation import energy_distance, mean_change_correlation, variance_error
 from ._perturbation_baselines import mean_changes, predict_additive, predict_mean_shift, predict_no_change
-from ._perturbation_differential import de_direction, de_jaccard, de_overlap
+from ._perturbation_differential import de_direction, de_jaccard, de_overlap, gene_changes
 from ._perturbation_table import evaluate_perturbation
 from ._representation import representation
 from ._safety import (
@@ -78,6 +78,7 @@ __all__ = [
     "evaluate_perturbation",
     "expression_of",
     "frechet_distance",
+    "gene_changes",
     "gene_correlation_similarity",
     "gene_correlations",
     "gene_profile_errors",
