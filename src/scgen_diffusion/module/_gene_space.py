@@ -10,16 +10,17 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
-    CONDITION_STRATEGIES,
     PATHS,
     TARGETS,
     ConditionColumns,
     Denoiser,
+    Guidance,
     GuidedField,
     Path,
     SampleGenerators,
     Sampler,
     Target,
+    condition_strategy,
 )
 from scgen_diffusion.nn import GeneDiT
 
@@ -61,6 +62,8 @@ class GeneSpaceModule(BaseModuleClass):
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
         Sizes and parts.
+    key_groups
+        Numbers of the keys in each group of ``architecture.dropped_together``, which has their names.
 
     References
     ----------
@@ -82,11 +85,13 @@ class GeneSpaceModule(BaseModuleClass):
         *,
         input_values: InputValues = "counts",
         architecture: GeneSpaceArchitecture,
+        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         a = self.architecture = architecture
         self.n_input = n_input
         self.input_values = input_values
+        self.key_groups = tuple(tuple(group) for group in key_groups)
         self.network = build_network(n_input, n_classes, a, self.path, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
         self.library_size = LibrarySizeModel(len(n_classes), 2 * n_input)
@@ -117,7 +122,7 @@ class GeneSpaceModule(BaseModuleClass):
     @property
     def strategy(self) -> ConditionStrategy:
         """How conditions are dropped in training and composed in guidance."""
-        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+        return condition_strategy(self.architecture.condition_strategy, self.key_groups)
 
     # --- from profiles to the network's values and back ---------------------------------------------------------------
 
@@ -246,10 +251,9 @@ class GeneSpaceModule(BaseModuleClass):
         """Draw what generation starts from, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
-    def denoiser(self, condition: Tensor, guidance_scales: Sequence[float]) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
         """Return the network under ``condition (cells, keys)`` and guidance."""
-        terms = tuple(self.strategy.terms(guidance_scales))
-        field = GuidedField(self.averaged_network, condition, self.condition_columns, terms)
+        field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, self.target)
 
     def sample_profiles(
@@ -257,12 +261,12 @@ class GeneSpaceModule(BaseModuleClass):
         condition: Tensor,
         generators: SampleGenerators,
         *,
-        guidance_scales: Sequence[float],
+        guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
     ) -> Tensor:
         """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, keys)`` and guidance."""
-        denoiser = self.denoiser(condition, guidance_scales)
+        denoiser = self.denoiser(condition, guidance)
         return self.decode(sampler(denoiser, self.draw_noise(generators), n_steps=n_steps, generators=generators))
 
 

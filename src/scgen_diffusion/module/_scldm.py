@@ -10,14 +10,15 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
-    CONDITION_STRATEGIES,
     TARGETS,
     ConditionColumns,
     Denoiser,
+    Guidance,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
     Sampler,
+    condition_strategy,
     diffusion_loss,
 )
 from scgen_diffusion.nn import DiT
@@ -47,6 +48,8 @@ class SCLDMModule(BaseModuleClass):
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
         Sizes and parts.
+    key_groups
+        Numbers of the keys in each group of ``architecture.dropped_together``, which has their names.
 
     References
     ----------
@@ -65,10 +68,12 @@ class SCLDMModule(BaseModuleClass):
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
+        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         a = self.architecture = architecture or SCLDMArchitecture()
         self.input_values = input_values
+        self.key_groups = tuple(tuple(group) for group in key_groups)
         self.latent_shape = (a.n_latent_tokens, a.n_latent)
         self.path = LinearInterpolant()
         self.likelihood = build_likelihood(n_input, a)
@@ -100,7 +105,7 @@ class SCLDMModule(BaseModuleClass):
     @property
     def strategy(self) -> ConditionStrategy:
         """How conditions are dropped in training and composed in guidance."""
-        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+        return condition_strategy(self.architecture.condition_strategy, self.key_groups)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -213,11 +218,10 @@ class SCLDMModule(BaseModuleClass):
         """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
-    def denoiser(self, condition: Tensor, guidance_scales: Sequence[float], *, averaged: bool = True) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance, *, averaged: bool = True) -> Denoiser:
         """Return the prior of standardised latents under ``condition (cells, keys)`` and guidance."""
-        terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.condition_columns, terms)
+        field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_latents(
@@ -225,13 +229,13 @@ class SCLDMModule(BaseModuleClass):
         noise: Tensor,
         condition: Tensor,
         *,
-        guidance_scales: Sequence[float],
+        guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
         """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
-        denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
+        denoiser = self.denoiser(condition, guidance, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 
     def unstandardise(self, states: Tensor) -> Tensor:
