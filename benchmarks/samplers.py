@@ -50,7 +50,7 @@ def integration_error(model: object, codes: torch.Tensor, sampler: str, n_steps:
     """Return the root mean square error of latents against very many steps, in standard deviations, and seconds taken."""
     module = model.module
     noise = SampleGenerators(0, range(len(codes))).normal(*module.latent_shape)
-    guidance = Guidance.of(module.strategy, (1.0,) * codes.shape[1])
+    guidance = Guidance.of(module.strategy, [1.0] * len(model.conditions.keys))
     exact = module.sample_latents(
         noise, codes, guidance=guidance, sampler=FLOW_SAMPLERS["heun"], n_steps=REFERENCE_STEPS
     )
@@ -71,7 +71,7 @@ def study(split: Split, dataset: str, seed: int) -> pd.DataFrame:
         seed=seed,
     )
     condition = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
-    codes = torch.from_numpy(model.conditions.encode(condition, None))
+    codes = model._condition_tensor(model.conditions.encode(condition, None))
     floor = {"sampler": "floor", **{name: judge.floor()[name] for name in FIGURES}}
     rows = [floor]
     for sampler, many in STEPS.items():

@@ -149,6 +149,19 @@ def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive):
     assert not same_cells(cells(True, 10, {"treated": 0.0}), cells(True, 1, {"treated": 0.0}))
 
 
+def test_scale_zero_takes_away_the_influence_of_a_number_too(make_trained):
+    model = make_trained(
+        condition_keys=["cell_type"], setup={"continuous_condition_keys": ["dose"]}, condition_strategy="additive"
+    )
+
+    def cells(dose, scale):
+        return model.generate(12, {"cell_type": "NK", "dose": dose}, seed=0, guidance_scale=scale, library_size=200)
+
+    assert same_cells(cells(1, {"dose": 0.0}), cells(100, {"dose": 0.0}))
+    assert not same_cells(cells(1, {"dose": 4.0}), cells(100, {"dose": 4.0}))
+    assert np.isfinite(cells(100, {"dose": 4.0}).X.toarray()).all()
+
+
 def test_a_subset_of_all_keys_is_joint_guidance(joint):
     subset = joint.generate(**REQUEST, guidance_scale={tuple(KEYS): 3.0})
     assert same_cells(subset, joint.generate(**REQUEST, guidance_scale=3.0))

@@ -69,10 +69,10 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         self._check_fits_genes()
         self.module = self._module_cls(
             self.summary_stats.n_vars,
-            self._n_classes,
+            self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
-            key_groups=numbers_of_groups(self.architecture.dropped_together, list(self._categories)),
+            key_groups=numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys]),
         )
         self._describe_cells(adata)
         self.default_sampler = "midpoint" if self.architecture.path == "flow_matching" else "dpm_solver"
@@ -245,14 +245,14 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,
     ) -> Tensor:
         profile = self.module.sample_profiles(
-            codes,
+            condition,
             generators,
             guidance=options.guidance,
             sampler=options.sampler,
@@ -261,7 +261,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         if options.output == "log1p":
             return profile[:n_wanted]
         profile = self.module.cut_zeros(profile)
-        totals = self._draw_totals(library_size, codes, library_features(profile), generators)
+        totals = self._draw_totals(library_size, condition, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
 
     def _profiles_of(self, states: Tensor) -> Tensor:

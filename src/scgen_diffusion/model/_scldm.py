@@ -88,10 +88,10 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
             raise ValueError(msg)
         self.module = self._module_cls(
             self.summary_stats.n_vars,
-            self._n_classes,
+            self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
-            key_groups=numbers_of_groups(self.architecture.dropped_together, list(self._categories)),
+            key_groups=numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys]),
         )
         self._describe_cells(adata)
         self.autoencoder_is_trained_ = False
@@ -267,7 +267,7 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
@@ -276,12 +276,12 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
         module = self.module
         z = module.sample_latents(
             module.draw_noise(generators),
-            codes,
+            condition,
             guidance=options.guidance,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )
-        totals = self._draw_totals(library_size, codes, z, generators)
+        totals = self._draw_totals(library_size, condition, z, generators)
         return module.draw_cells(z, totals, generators.first(n_wanted))
 
     def _profiles_of(self, states: Tensor) -> Tensor:

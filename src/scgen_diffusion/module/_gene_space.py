@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
     PATHS,
     TARGETS,
-    ConditionColumns,
     Denoiser,
     Guidance,
     GuidedField,
@@ -20,10 +19,10 @@ from scgen_diffusion.diffusion import (
     SampleGenerators,
     Sampler,
     Target,
-    condition_strategy,
 )
 from scgen_diffusion.nn import GeneDiT
 
+from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import ConditionStrategy
+    from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
     from ._profile_networks import RegressionNetwork
@@ -46,7 +45,7 @@ LARGEST_PROFILE = (
 SMALLEST_SCALE = 0.05  # of a gene; what hardly varies is not blown up
 
 
-class GeneSpaceModule(BaseModuleClass):
+class GeneSpaceModule(ConditionedModule):
     """Diffusion of log-normalised profiles.
 
     A cell's profile is ``log1p(1e4 x / sum(x))``. What the network sees are its values, with exact zeros replaced where the
@@ -56,8 +55,8 @@ class GeneSpaceModule(BaseModuleClass):
     ----------
     n_input
         Number of genes.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
@@ -70,8 +69,6 @@ class GeneSpaceModule(BaseModuleClass):
     scRDiT: arXiv 2404.06153. White-Box Diffusion Transformer: arXiv 2411.06785.
     """
 
-    null_condition: Tensor
-    key_of_column: Tensor
     shift: Tensor
     scale: Tensor
     training_zeros: Tensor
@@ -81,7 +78,7 @@ class GeneSpaceModule(BaseModuleClass):
     def __init__(
         self,
         n_input: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         input_values: InputValues = "counts",
         architecture: GeneSpaceArchitecture,
@@ -91,13 +88,10 @@ class GeneSpaceModule(BaseModuleClass):
         a = self.architecture = architecture
         self.n_input = n_input
         self.input_values = input_values
-        self.key_groups = tuple(tuple(group) for group in key_groups)
-        self.network = build_network(n_input, n_classes, a, self.path, self.target)
+        self.network = build_network(n_input, conditions, a, self.path, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
-        self.library_size = LibrarySizeModel(len(n_classes), 2 * n_input)
-        columns = ConditionColumns.of_classes(n_classes)
-        self.register_buffer("null_condition", columns.null)
-        self.register_buffer("key_of_column", columns.key, persistent=False)
+        self.library_size = LibrarySizeModel(conditions, 2 * n_input)
+        self._register_conditions(conditions, key_groups)
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
@@ -113,16 +107,6 @@ class GeneSpaceModule(BaseModuleClass):
     def target(self) -> Target:
         """What the network predicts."""
         return TARGETS[self.architecture.target]
-
-    @property
-    def condition_columns(self) -> ConditionColumns:
-        """What the columns of a condition mean."""
-        return ConditionColumns(self.null_condition, self.key_of_column)
-
-    @property
-    def strategy(self) -> ConditionStrategy:
-        """How conditions are dropped in training and composed in guidance."""
-        return condition_strategy(self.architecture.condition_strategy, self.key_groups)
 
     # --- from profiles to the network's values and back ---------------------------------------------------------------
 
@@ -222,7 +206,7 @@ class GeneSpaceModule(BaseModuleClass):
         t
             Times, ``(cells,)``.
         condition
-            Class indices, ``(cells, keys)``.
+            ``(cells, columns)``.
         averaged
             Whether to take the averaged weights.
         """
@@ -252,7 +236,7 @@ class GeneSpaceModule(BaseModuleClass):
         return generators.normal(self.n_input)
 
     def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
-        """Return the network under ``condition (cells, keys)`` and guidance."""
+        """Return the network under ``condition (cells, columns)`` and guidance."""
         field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, self.target)
 
@@ -265,7 +249,7 @@ class GeneSpaceModule(BaseModuleClass):
         sampler: Sampler,
         n_steps: int | None = None,
     ) -> Tensor:
-        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, keys)`` and guidance."""
+        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance)
         return self.decode(sampler(denoiser, self.draw_noise(generators), n_steps=n_steps, generators=generators))
 

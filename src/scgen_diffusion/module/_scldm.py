@@ -6,25 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
     TARGETS,
-    ConditionColumns,
     Denoiser,
     Guidance,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
     Sampler,
-    condition_strategy,
     diffusion_loss,
 )
 from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood
+from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -32,18 +31,18 @@ from ._library_size import LibrarySizeModel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scgen_diffusion.diffusion import ConditionStrategy
+    from scgen_diffusion.nn import ConditionSpec
 
 
-class SCLDMModule(BaseModuleClass):
+class SCLDMModule(ConditionedModule):
     """Set autoencoder of cells, and a flow-matching prior over its latents.
 
     Parameters
     ----------
     n_input
         Number of genes.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
@@ -56,15 +55,13 @@ class SCLDMModule(BaseModuleClass):
     scLDM: arXiv 2511.02986.
     """
 
-    null_condition: Tensor
-    key_of_column: Tensor
     latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(
         self,
         n_input: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
@@ -73,7 +70,6 @@ class SCLDMModule(BaseModuleClass):
         super().__init__()
         a = self.architecture = architecture or SCLDMArchitecture()
         self.input_values = input_values
-        self.key_groups = tuple(tuple(group) for group in key_groups)
         self.latent_shape = (a.n_latent_tokens, a.n_latent)
         self.path = LinearInterpolant()
         self.likelihood = build_likelihood(n_input, a)
@@ -83,29 +79,17 @@ class SCLDMModule(BaseModuleClass):
             self.decoder.gene_queries.embed_gene = self.encoder.network.attention.embed_gene
         self.prior = DiT(
             *self.latent_shape,
-            n_classes,
+            conditions,
             width=a.prior_width,
             n_layers=a.prior_n_layers,
             n_heads=a.prior_n_heads,
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
-        self.library_size = LibrarySizeModel(len(n_classes), a.n_latent_tokens * a.n_latent)
-        columns = ConditionColumns.of_classes(n_classes)
-        self.register_buffer("null_condition", columns.null)
-        self.register_buffer("key_of_column", columns.key, persistent=False)
+        self.library_size = LibrarySizeModel(conditions, a.n_latent_tokens * a.n_latent)
+        self._register_conditions(conditions, key_groups)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
-
-    @property
-    def condition_columns(self) -> ConditionColumns:
-        """What the columns of a condition mean."""
-        return ConditionColumns(self.null_condition, self.key_of_column)
-
-    @property
-    def strategy(self) -> ConditionStrategy:
-        """How conditions are dropped in training and composed in guidance."""
-        return condition_strategy(self.architecture.condition_strategy, self.key_groups)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -199,7 +183,7 @@ class SCLDMModule(BaseModuleClass):
         z
             Latents, ``(cells, tokens, n_latent)``.
         condition
-            Class indices, ``(cells, keys)``.
+            ``(cells, columns)``.
         drop_probability
             How often a cell's condition is dropped.
         generator
@@ -219,7 +203,7 @@ class SCLDMModule(BaseModuleClass):
         return generators.normal(*self.latent_shape)
 
     def denoiser(self, condition: Tensor, guidance: Guidance, *, averaged: bool = True) -> Denoiser:
-        """Return the prior of standardised latents under ``condition (cells, keys)`` and guidance."""
+        """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
         network = self.averaged_prior if averaged else self.prior
         field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
@@ -234,7 +218,7 @@ class SCLDMModule(BaseModuleClass):
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
-        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
+        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 
