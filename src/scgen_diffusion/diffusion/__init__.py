@@ -12,6 +12,7 @@ from ._diffusion_samplers import (
 )
 from ._diffusion_walk import DiffusionSampler
 from ._guidance import GuidedField
+from ._inversion import FlowTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import SampleGenerators, sample_seed
@@ -38,6 +39,7 @@ __all__ = [
     "Estimate",
     "Field",
     "FixedStepSampler",
+    "FlowTransport",
     "GuidanceTerm",
     "GuidedField",
     "HeunSampler",
@@ -53,6 +55,7 @@ __all__ = [
     "Target",
     "Trace",
     "TracingSampler",
+    "Transport",
     "VariancePreserving",
     "Walk",
     "diffusion_loss",

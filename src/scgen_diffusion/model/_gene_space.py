@@ -124,7 +124,8 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
         seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
+            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
+            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
         show_progress
             Whether to show a progress bar.
 

@@ -9,6 +9,7 @@ import numpy as np
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
+from ._latent_counterfactual import LatentCounterfactualMixin
 from ._latents import LatentMixin
 from ._library_sizes import LibrarySizeMixin
 from ._reference import load_reference
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
     from ._generation import SamplingOptions
 
 
-class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, SamplingPathMixin):
+class SCLDM(
+    RegistrationMixin,
+    SavingMixin,
+    TwoStageTrainingMixin,
+    LatentMixin,
+    LibrarySizeMixin,
+    LatentCounterfactualMixin,
+    SamplingPathMixin,
+):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
@@ -139,7 +148,8 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
         seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
+            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
+            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
         show_progress
             Whether to show a progress bar.
 

@@ -17,6 +17,7 @@ from scgen_diffusion.diffusion import (
     LinearInterpolant,
     SampleGenerators,
     Sampler,
+    Transport,
     diffusion_loss,
 )
 from scgen_diffusion.nn import DiT
@@ -193,7 +194,7 @@ class SCLDMModule(BaseModuleClass):
         averaged
             Whether to take the averaged weights.
         """
-        data = (z - self.latent_mean) / self.latent_std
+        data = self.standardise(z)
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
         condition = self.strategy.drop(condition, self.null_condition, drop_probability, generator)
@@ -224,6 +225,26 @@ class SCLDMModule(BaseModuleClass):
         """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
         denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
+
+    def transport_latents(
+        self,
+        z: Tensor,
+        own: Tensor,
+        new: Tensor,
+        *,
+        guidance_scales: Sequence[float],
+        transport: Transport,
+        strength: float = 1.0,
+        n_steps: int | None = None,
+    ) -> Tensor:
+        """Carry latents ``(cells, tokens, n_latent)`` from condition ``own (cells, keys)`` to ``new`` under guidance."""
+        unguided = [1.0] * len(guidance_scales)
+        fields = self.denoiser(own, unguided), self.denoiser(new, guidance_scales)
+        return self.unstandardise(transport(*fields, self.standardise(z), strength=strength, n_steps=n_steps))
+
+    def standardise(self, z: Tensor) -> Tensor:
+        """Bring latents on to the scale that the prior works on, both ``(cells, tokens, n_latent)``."""
+        return (z - self.latent_mean) / self.latent_std
 
     def unstandardise(self, states: Tensor) -> Tensor:
         """Bring what the prior works on to the scale of latents, both ``(cells, tokens, n_latent)``."""
