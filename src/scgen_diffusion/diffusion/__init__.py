@@ -1,6 +1,7 @@
 """The mathematics of diffusion: paths, targets, objectives, conditioning, guidance and samplers. Knows nothing of cells."""
 
 from ._conditioning import CONDITION_STRATEGIES, ConditionStrategy, GuidanceTerm, Joint, MutuallyExclusive, keep_keys
+from ._coupling import optimal_pairs
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
     DIFFUSION_SAMPLERS,
@@ -61,6 +62,7 @@ __all__ = [
     "diffusion_loss",
     "expand_time",
     "keep_keys",
+    "optimal_pairs",
     "published_timesteps",
     "sample_seed",
     "samplers_for",

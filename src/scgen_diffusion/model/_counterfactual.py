@@ -55,12 +55,18 @@ class CounterfactualOptions:
         Whether cells are drawn; or else expected values are returned.
     library_size
         Name of a distribution, one total per cell, or None for the cells' own.
+    method
+        Name of the way, where a model has several.
+    residuals
+        Whether drawn cells keep what the model does not explain of them (``"own"``), or draw it anew.
     """
 
     sampling: SamplingOptions
     strength: float
     sample: bool
     library_size: Any
+    method: str = "inversion"
+    residuals: str = "new"
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
     A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and with which samplers.
     """
 
+    def _check_ready_to_predict(self, method: str) -> None:
+        """Raise unless the model has learned what a way needs."""
+        self._check_ready_to_generate()
+
     @abstractmethod
     def _check_transport(self, sampler: Sampler) -> None:
         """Raise unless cells can be carried back to noise by a sampler."""
@@ -119,9 +129,11 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         seed: int | None,
         show_progress: bool,
         output: InputValues,
+        method: str = "inversion",
+        residuals: str = "new",
     ) -> AnnData:
-        self._check_ready_to_generate()
         sampling = self._sampling_options(sampler, n_steps, guidance_scale, output)
+        self._check_ready_to_predict(method)
         self._check_transport(sampling.sampler)
         source, own = self._control_cells(adata)
         rows = _checked_rows(indices, source.n_obs)
@@ -129,7 +141,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         codes = self._counterfactual_codes(condition, own, obs.index)
         self._check_request(np.concatenate([codes, own]))
         totals = None if library_size is None else self._checked_library_size(library_size, len(rows), output)
-        options = CounterfactualOptions(sampling, _checked_strength(strength), sample, totals)
+        options = CounterfactualOptions(sampling, _checked_strength(strength), sample, totals, method, residuals)
         seed = resolve_seed(seed)
         chunk = self._round_to_blocks(checked_batch_size(batch_size))
         parts = []
@@ -247,7 +259,8 @@ def _checked_strength(strength: Any) -> float:
 def _describe_counterfactual(
     condition: ConditionRequest, library_size: Any, options: CounterfactualOptions
 ) -> dict[str, Any]:
-    told: dict[str, Any] = {"task": "predict_perturbation", "strength": options.strength}
+    told: dict[str, Any] = {"task": "predict_perturbation", "method": options.method, "strength": options.strength}
+    told["residuals"] = options.residuals if options.sample else "none: expected values"
     if condition is None:
         told["condition"] = "that of each control cell"
     if library_size is None and options.sampling.output == "counts":

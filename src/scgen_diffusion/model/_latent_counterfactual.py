@@ -1,9 +1,12 @@
-"""Counterfactuals of SCLDM: latents carried to noise and back."""
+"""Counterfactuals of SCLDM: latents carried over by a trained transport, or to noise and back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
+import torch
+
+from scgen_diffusion.data import known_names
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
 
 from ._counterfactual import CounterfactualMixin
@@ -20,17 +23,24 @@ if TYPE_CHECKING:
 
     from ._counterfactual import ControlBlock, CounterfactualOptions
 
+CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
+Residuals: TypeAlias = Literal["own", "new"]
+
 
 class LatentCounterfactualMixin(CounterfactualMixin):
-    """``predict_perturbation`` by the probability flow of latents."""
+    """``predict_perturbation`` by flows of latents."""
 
     _generates_counts: bool
+    transport_is_trained_: bool
+    control_values_: dict[str, Any]
 
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,
         condition: ConditionRequest = None,
         *,
+        method: CounterfactualMethod | None = None,
+        residuals: Residuals = "own",
         indices: Sequence[int] | None = None,
         strength: float = 1.0,
         guidance_scale: float | Mapping[str, float] = 1.0,
@@ -44,10 +54,9 @@ class LatentCounterfactualMixin(CounterfactualMixin):
     ) -> AnnData:
         """Predict what given cells would have been under another condition.
 
-        A cell's latent is carried back to noise along the probability flow under the cell's own condition, and from there to a
-        latent under the new one, so that what the condition does not say of the cell is kept. Under its own condition a cell
-        comes back as its reconstruction (:meth:`get_reconstruction`, of the same ``sample`` and ``seed``). See the user guide,
-        "Counterfactuals".
+        A cell's latent is carried over in one of two ways (``method``), and the cell is changed as the means of its genes change
+        (``residuals``). Under its own condition a cell comes back as it is, or, with new residuals or expected values, as its
+        reconstruction (:meth:`get_reconstruction`, of the same ``sample`` and ``seed``). See the user guide, "Perturbations".
 
         Parameters
         ----------
@@ -60,12 +69,22 @@ class LatentCounterfactualMixin(CounterfactualMixin):
               its own value.
             - A table with one row per cell and keys as columns.
             - None: every cell's own condition.
+        method
+            - ``"transport"``: a flow that was trained to start at control cells (:meth:`train_transport`) goes from the cell's latent
+              to the perturbed one. It needs control cells, and knows the keys that perturb alone.
+            - ``"inversion"``: the latent is carried back to noise along the probability flow under the cell's own condition, and from there to a
+              latent under the new one, so that what the condition does not say of the cell is kept.
+
+            Default: the transport where it is trained, else the inversion.
+        residuals
+            What the latent does not explain of a cell. ``"own"``: kept; molecules are taken away from the cell or added to it as the
+            means of the genes fall or rise. ``"new"``: drawn anew with all counts.
         indices
             Which of the cells; default: all.
         strength
-            How far back to go, from just above 0 (cells hardly change) to 1 (all the way to noise).
+            How far to go, from just above 0 (cells hardly change) to 1: on the way to the perturbed cells, or back to noise.
         guidance_scale
-            Guidance on the way to the new condition, as in :meth:`generate`. The way back has none.
+            Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back has none, nor has the transport.
         sampler
             ``"euler"``, ``"midpoint"`` or ``"heun"``.
         n_steps
@@ -102,6 +121,8 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         return self._predict_perturbation(
             adata_control,
             condition,
+            method=self._checked_method(method),
+            residuals=_checked_residuals(residuals),
             indices=indices,
             strength=strength,
             guidance_scale=guidance_scale,
@@ -120,11 +141,38 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
             raise ValueError(msg)
 
+    def _checked_method(self, method: str | None) -> CounterfactualMethod:
+        if method is None:
+            return "transport" if self.transport_is_trained_ else "inversion"
+        if method not in get_args(CounterfactualMethod):
+            msg = f"`method` {method!r} is not known. {known_names(method, get_args(CounterfactualMethod))}"
+            raise ValueError(msg)
+        return cast("CounterfactualMethod", method)
+
+    def _check_ready_to_predict(self, method: str) -> None:
+        if method == "inversion":
+            self._check_ready_to_generate()
+        elif not self.transport_is_trained_:
+            msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
+            raise RuntimeError(msg)
+
     def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
-        module, generators, sampler = self.module, block.generators, options.sampling.sampler
+        module, generators = self.module, block.generators
         posterior = module.inference(block.x)["posterior"]
         z = posterior.draw(generators.normal(*module.latent_shape)) if options.sample else posterior.mean
-        z = module.transport_latents(
+        way = self._transported if options.method == "transport" else self._inverted
+        new_z = way(z, block, options)
+        totals = self._counterfactual_totals(block, options, new_z)
+        if not options.sample:
+            return module.likelihood.mean(**module.generative(new_z, totals[:, None]))[: block.n_wanted]
+        wanted = generators.first(block.n_wanted)
+        if options.residuals == "own":
+            return module.carry_over_cells(block.x, z, new_z, totals, wanted)
+        return module.draw_cells(new_z, totals, wanted)
+
+    def _inverted(self, z: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        sampler = options.sampling.sampler
+        return self.module.transport_latents(
             z,
             block.own,
             block.new,
@@ -133,7 +181,20 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             strength=options.strength,
             n_steps=options.sampling.n_steps,
         )
-        totals = self._counterfactual_totals(block, options, z)
-        if options.sample:
-            return module.draw_cells(z, totals, generators.first(block.n_wanted))
-        return module.likelihood.mean(**module.generative(z, totals[:, None]))[: block.n_wanted]
+
+    def _transported(self, z: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        """Move the latents of cells that something perturbs; those of the others stay."""
+        module, perturbs = self.module, self.module.transport.perturbs
+        sampling = options.sampling
+        moved = module.transport.move(
+            module.standardise(z), block.new, sampler=sampling.sampler, n_steps=sampling.n_steps, strength=options.strength
+        )
+        changes = (block.own != block.new)[:, perturbs].any(1)
+        return torch.where(changes[:, None, None], module.unstandardise(moved), z)
+
+
+def _checked_residuals(residuals: str) -> Residuals:
+    if residuals not in get_args(Residuals):
+        msg = f"`residuals` {residuals!r} is not known. {known_names(residuals, get_args(Residuals))}"
+        raise ValueError(msg)
+    return cast("Residuals", residuals)

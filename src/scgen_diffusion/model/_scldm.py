@@ -16,7 +16,7 @@ from ._reference import load_reference
 from ._registration import RegistrationMixin
 from ._sampling_path import SamplingPathMixin
 from ._saving import SavingMixin
-from ._two_stage_training import TwoStageTrainingMixin
+from ._transport_training import TransportTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class SCLDM(
     RegistrationMixin,
     SavingMixin,
-    TwoStageTrainingMixin,
+    TransportTrainingMixin,
     LatentMixin,
     LibrarySizeMixin,
     LatentCounterfactualMixin,
@@ -103,6 +103,8 @@ class SCLDM(
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False
         self.library_head_is_trained_ = False
+        self.transport_is_trained_ = False
+        self.control_values_ = {}
         self._model_summary_string = f"SCLDM with {self.architecture}"
         self.init_params_ = self._get_init_params(locals())
 

@@ -27,6 +27,8 @@ from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
+from ._residuals import carry_over_counts
+from ._transport import LatentTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,6 +87,8 @@ class SCLDMModule(BaseModuleClass):
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.library_size = LibrarySizeModel(len(n_classes), a.n_latent_tokens * a.n_latent)
+        with torch.random.fork_rng():  # other parts start, and train, as they would without it
+            self.transport = LatentTransport(self.latent_shape, n_classes)
         self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
@@ -263,6 +267,20 @@ class SCLDMModule(BaseModuleClass):
         """
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals[:, None]))
         return generators.map(self.likelihood.sample, parameters[: len(generators)])
+
+    def carry_over_cells(
+        self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: SampleGenerators
+    ) -> Tensor:
+        """Draw what cells ``x (cells, genes)`` of latents ``z`` would have been with other latents and totals ``(cells,)``.
+
+        There may be fewer generators than cells; the rest are decoded in vain.
+        """
+        before = self.likelihood.parameters_per_cell(**self.generative(z, total_counts(x)))
+        after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
+        if self.architecture.likelihood == "gaussian":
+            return (x + after - before)[: len(generators)]
+        mean, theta = before.unbind(1)
+        return generators.map(carry_over_counts, torch.stack([x, mean, after[:, 0], theta], 1)[: len(generators)])
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set the scale on which the prior works, each ``(tokens, n_latent)``."""
