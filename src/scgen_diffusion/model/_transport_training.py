@@ -77,7 +77,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         cache = self._cache_latents()
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
-        self.module.transport.perturbs.copy_(torch.from_numpy(is_perturbation))
+        self.module.add_transport().perturbs.copy_(torch.from_numpy(is_perturbation))
         n_cells = len(self.train_indices_)
         result = self._run(
             TransportPlan(

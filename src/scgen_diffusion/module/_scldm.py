@@ -87,8 +87,7 @@ class SCLDMModule(BaseModuleClass):
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.library_size = LibrarySizeModel(len(n_classes), a.n_latent_tokens * a.n_latent)
-        with torch.random.fork_rng():  # other parts start, and train, as they would without it
-            self.transport = LatentTransport(self.latent_shape, n_classes)
+        self.transport: LatentTransport | None = None
         self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
@@ -97,6 +96,17 @@ class SCLDMModule(BaseModuleClass):
     def strategy(self) -> ConditionStrategy:
         """How conditions are dropped in training and composed in guidance."""
         return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+
+    def add_transport(self) -> LatentTransport:
+        """Make the transport from control to perturbed cells, which few models need, in place of any that there is."""
+        self.transport = LatentTransport(self.latent_shape, self.null_condition.tolist()).to(self.latent_mean.device)
+        return self.transport
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, with the transport if they have one."""
+        if self.transport is None and any(name.startswith("transport.") for name in state_dict):
+            self.add_transport()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 

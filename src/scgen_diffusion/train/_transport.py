@@ -36,10 +36,10 @@ class TransportRecipe(Recipe):
     """
 
     learning_rate: float = 2e-3
-    batch_size: int = 256
-    reference_steps: int = 600
+    batch_size: int = 512
+    reference_steps: int = 300
     smallest_epoch: int = 10
-    n_paired: int = 64
+    n_paired: int = 32
 
 
 @dataclass(frozen=True)
