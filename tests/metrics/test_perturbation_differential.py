@@ -6,7 +6,14 @@ import pytest
 from anndata import AnnData
 from hypothesis import given, settings
 
-from scgen_diffusion.metrics import de_direction, de_jaccard, de_overlap, variance_error
+from scgen_diffusion.metrics import (
+    de_direction,
+    de_jaccard,
+    de_overlap,
+    gene_changes,
+    mean_change_correlation,
+    variance_error,
+)
 from scgen_diffusion.metrics._perturbation_differential import (
     direction_of_effects,
     jaccard_of_effects,
@@ -19,7 +26,7 @@ UP, DOWN = 2.0, -2.0
 
 
 def moments(changes, variance=0.5, n_cells=100):
-    """Moments of cells whose genes have 3 as mean, and some of them a change: 28 standard errors of the difference for 2.0."""
+    """Moments of cells whose genes have 3 as mean, and some of them a change: 20 standard errors of the difference for 2.0."""
     mean = np.full(N_GENES, 3.0)
     mean[list(changes)] += list(changes.values())
     return GeneMoments(mean, np.full(N_GENES, variance), n_cells)
@@ -118,6 +125,22 @@ def test_the_variance_of_the_top_genes_needs_control():
     cells = AnnData(np.ones((4, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="`n_top` needs `control`"):
         variance_error(cells, cells, n_top=2)
+
+
+def test_the_table_of_genes_holds_what_the_figures_are_made_of():
+    rng = np.random.default_rng(0)
+    rates = np.where(np.arange(20) < 4, [[30.0], [25.0], [10.0]], 10.0)
+    real, predicted, control = (AnnData(rng.poisson(rate, (60, 20)).astype(np.float32)) for rate in rates)
+    table = gene_changes(real, predicted, control)
+    assert set(table.index[:4]) == {"0", "1", "2", "3"}
+    assert (table["real_t"].abs().diff()[1:] <= 0).all()
+    calls = table["real_is_differential"], table["predicted_is_differential"]
+    assert (calls[0] & calls[1]).sum() / (calls[0] | calls[1]).sum() == de_jaccard(real, predicted, control)
+    signs = np.sign(table.loc[calls[0], ["real", "predicted"]])
+    assert (signs["real"] == signs["predicted"]).mean() == de_direction(real, predicted, control)
+    assert np.corrcoef(table["real"], table["predicted"])[0, 1] == pytest.approx(
+        mean_change_correlation(real, predicted, control)
+    )
 
 
 def test_genes_are_aligned_by_name():

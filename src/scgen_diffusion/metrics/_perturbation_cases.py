@@ -50,7 +50,7 @@ class PerturbedCells:
         """Return some of the cells, by position or mask."""
         return PerturbedCells(self.expression[rows], self.parts[rows], self.groups[rows])
 
-    def perturbed(self) -> PerturbedCells:
+    def treated(self) -> PerturbedCells:
         """Leave unperturbed cells out."""
         is_perturbed = np.array([bool(parts) for parts in self.parts])
         if not is_perturbed.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -142,34 +143,66 @@ def evaluate_perturbation(
     """
     others = dict(others or {})
     columns = _figure_columns(others)
-    keys = [perturbation_key] if groupby is None else [perturbation_key, groupby]
+    reader = _Reader(
+        real_test.var_names, perturbation_key, groupby, separator, _names_of_control(control, perturbation_key), layer
+    )
     given = {"real_test": real_test, "predicted": predicted, "control": control, "train": train} | others
     for name, cells in given.items():
-        _check_columns(cells, keys[1:] if name == "control" else keys, name)
-    controls = _names_of_control(control, perturbation_key)
-
-    def read(cells: AnnData, name: str) -> PerturbedCells:
-        aligned = align_genes(cells, real_test.var_names, name=name)
-        by_name = {} if name == "control" else _parts_by_name(cells, perturbation_key, separator, controls)
-        parts = [by_name[own] for own in cells.obs[perturbation_key].astype(str)] if by_name else [()] * cells.n_obs
-        groups = np.full(cells.n_obs, ALL) if groupby is None else cells.obs[groupby].astype(str).to_numpy()
-        return PerturbedCells(expression_of(aligned, layer=layer, name=name), _object_array(parts), groups)
-
-    trained = None if train is None else read(train, "train").perturbed()
+        reader.check_columns(cells, name)
+    trained = None if train is None else reader.perturbed(train, "train").treated()
     if space is None and trained is not None:
         space = ComparisonSpace.fit(trained.expression, seed=seed)
     settings = Settings(_numbers_of_genes(n_top), ranking, space, max_cells, n_floor, seed)
     sets = Sets(
-        read(real_test, "real_test").perturbed(),
-        read(predicted, "predicted"),
-        read(control, "control"),
+        reader.perturbed(real_test, "real_test").treated(),
+        reader.perturbed(predicted, "predicted"),
+        reader.unperturbed(control, "control"),
         trained,
-        {name: read(cells, name) for name, cells in others.items()},
+        {name: reader.perturbed(cells, name) for name, cells in others.items()},
     )
-    names = {parts: name for name, parts in _parts_by_name(real_test, perturbation_key, separator, controls).items()}
+    names = {parts: name for name, parts in reader.parts_by_name(real_test).items()}
     return pd.DataFrame(
         {"perturbation": names[case.parts], **row} for case in sets.cases() for row in case.rows(settings, columns)
     )[[*NAMES, *columns, "better"]]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Which genes and columns are read, and how names are taken apart."""
+
+    genes: pd.Index
+    perturbation_key: str
+    groupby: str | None
+    separator: str
+    controls: set[str]
+    layer: str | None
+
+    def check_columns(self, cells: AnnData | None, name: str) -> None:
+        """Raise unless the cells have the columns; unperturbed ones need not say so."""
+        keys = [self.groupby] if name == "control" else [self.perturbation_key, self.groupby]
+        missing = [] if cells is None else [key for key in keys if key is not None and key not in cells.obs]
+        if missing:
+            msg = f"`{name}.obs` has no column {missing[0]!r}; there are {list(cells.obs.columns)}."
+            raise KeyError(msg)
+
+    def perturbed(self, cells: AnnData, name: str) -> PerturbedCells:
+        """Read cells with the perturbation that each names."""
+        by_name = self.parts_by_name(cells)
+        return self._read(cells, [by_name[own] for own in cells.obs[self.perturbation_key].astype(str)], name)
+
+    def unperturbed(self, cells: AnnData, name: str) -> PerturbedCells:
+        """Read cells as unperturbed ones, whatever they name."""
+        return self._read(cells, [()] * cells.n_obs, name)
+
+    def parts_by_name(self, cells: AnnData) -> dict[str, tuple[str, ...]]:
+        """Return the single perturbations of every name."""
+        names = cells.obs[self.perturbation_key].astype(str).unique()
+        return {name: parts_of(name, separator=self.separator, ignored=self.controls) for name in names}
+
+    def _read(self, cells: AnnData, parts: list[tuple[str, ...]], name: str) -> PerturbedCells:
+        expression = expression_of(align_genes(cells, self.genes, name=name), layer=self.layer, name=name)
+        groups = np.full(cells.n_obs, ALL) if self.groupby is None else cells.obs[self.groupby].astype(str).to_numpy()
+        return PerturbedCells(expression, _object_array(parts), groups)
 
 
 def _figure_columns(others: Mapping[str, AnnData]) -> tuple[str, ...]:
@@ -188,13 +221,6 @@ def _numbers_of_genes(n_top: int | Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _parts_by_name(
-    cells: AnnData, perturbation_key: str, separator: str, controls: set[str]
-) -> dict[str, tuple[str, ...]]:
-    names = cells.obs[perturbation_key].astype(str).unique()
-    return {name: parts_of(name, separator=separator, ignored=controls) for name in names}
-
-
 def _object_array(items: list[tuple[str, ...]]) -> NDArray:
     array = np.empty(len(items), dtype=object)
     array[:] = items
@@ -203,10 +229,3 @@ def _object_array(items: list[tuple[str, ...]]) -> NDArray:
 
 def _names_of_control(control: AnnData, perturbation_key: str) -> set[str]:
     return set(control.obs[perturbation_key].astype(str)) if perturbation_key in control.obs else set()
-
-
-def _check_columns(cells: AnnData | None, keys: list[str], name: str) -> None:
-    missing = [] if cells is None else [key for key in keys if key not in cells.obs]
-    if missing:
-        msg = f"`{name}.obs` has no column {missing[0]!r}; there are {list(cells.obs.columns)}."
-        raise KeyError(msg)
