@@ -22,7 +22,7 @@ import torch
 from drawing import write_cells
 from perturbation_cases import CELL_TYPE, CONDITION, CONTROL, Case, judged_types, leave_out
 from perturbation_methods import BASELINES, METHODS, SCLDM_METHODS, Trained, stored_path
-from perturbation_report import draw_pictures, summarise
+from perturbation_report import CHANGES_BY, CHANGES_OF, draw_changes, draw_scores, summarise
 from results import describe_machine, describe_versions, read_table, store_rows, today, write_text
 from splits import load
 
@@ -69,7 +69,9 @@ def judge(case: Case, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFra
         seed=seed,
     )
     columns = [*REFERENCES, *predicted]
-    long = table.drop(columns="value").melt(id_vars=["metric", "better"], value_vars=columns, var_name="method", value_name="value")
+    long = table.drop(columns="value").melt(
+        id_vars=["metric", "better"], value_vars=columns, var_name="method", value_name="value"
+    )
     return long.assign(
         cell_type=case.cell_type, seed=seed, n_control=case.control.n_obs, n_real=case.real.n_obs, **_source()
     )
@@ -95,7 +97,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Predict and judge what is not stored, then write the summary and the pictures."""
     adata = load(DATASET)
     path = arguments.results / "perturbation.csv"
-    for cell_type, seed, methods in pending(path, arguments.types or judged_types(adata), arguments.seeds, arguments.methods):
+    for cell_type, seed, methods in pending(
+        path, arguments.types or judged_types(adata), arguments.seeds, arguments.methods
+    ):
         case = leave_out(adata, cell_type)
         trained = Trained(case, seed, arguments.cells)
         predicted = {method: predict(trained, method) for method in methods}
@@ -103,7 +107,19 @@ def run(arguments: argparse.Namespace) -> None:
         store_rows(path, judge(case, predicted, seed), KEYS)
     table = read_table(path)
     write_text(arguments.results / "perturbation.md", summarise(table))
-    draw_pictures(table, arguments.pictures)
+    draw_scores(table, arguments.pictures / "perturbation_scores.png")
+    if shown := _stored_cases(adata, arguments.cells):
+        draw_changes(shown, arguments.pictures / "perturbation_changes.png")
+
+
+def _stored_cases(adata: ad.AnnData, cells: Path) -> dict[str, tuple[Case, dict[str, ad.AnnData]]]:
+    """Return the cases of the second picture with their first seed's predictions, those that are stored."""
+    paths = {name: {method: stored_path(cells, name, 0, method) for method in CHANGES_BY} for name in CHANGES_OF}
+    return {
+        name: (leave_out(adata, name), {method: ad.read_h5ad(path) for method, path in of_type.items()})
+        for name, of_type in paths.items()
+        if all(path.exists() for path in of_type.values())
+    }
 
 
 def main() -> None:

@@ -83,9 +83,7 @@ def mean_latent_change(case: Case, latents: NDArray) -> NDArray:
 
 def as_cells(case: Case, counts: NDArray | sp.csr_matrix) -> ad.AnnData:
     """Return predicted counts, one row per control cell, as cells."""
-    return ad.AnnData(
-        sp.csr_matrix(counts, dtype=np.float32), obs=predicted_obs(case), var=case.train.var.copy()
-    )
+    return ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=predicted_obs(case), var=case.train.var.copy())
 
 
 def predicted_obs(case: Case) -> pd.DataFrame:

@@ -50,9 +50,7 @@ class Case:
     def other_types(self) -> list[str]:
         """Types with control and perturbed cells, at least two of each, to learn the effect from."""
         types = self.train.obs[CELL_TYPE].unique()
-        return [
-            name for name in types if min(len(self.rows(name, value)) for value in (CONTROL, PERTURBED)) >= 2
-        ]
+        return [name for name in types if min(len(self.rows(name, value)) for value in (CONTROL, PERTURBED)) >= 2]
 
     def rows(self, cell_type: str, condition: str) -> NDArray[np.intp]:
         """Return the training cells of a type under a condition, by position."""

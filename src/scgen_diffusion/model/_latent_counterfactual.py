@@ -187,7 +187,11 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         module, perturbs = self.module, self.module.transport.perturbs
         sampling = options.sampling
         moved = module.transport.move(
-            module.standardise(z), block.new, sampler=sampling.sampler, n_steps=sampling.n_steps, strength=options.strength
+            module.standardise(z),
+            block.new,
+            sampler=sampling.sampler,
+            n_steps=sampling.n_steps,
+            strength=options.strength,
         )
         changes = (block.own != block.new)[:, perturbs].any(1)
         return torch.where(changes[:, None, None], module.unstandardise(moved), z)

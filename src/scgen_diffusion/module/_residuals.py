@@ -28,6 +28,9 @@ def carry_over_counts(parameters: Tensor, generator: torch.Generator) -> Tensor:
     """
     counts, mean, new_mean, theta = parameters
     kept = torch.binomial(counts, (new_mean / mean).clamp(max=1), generator=generator)
-    shape, rate = (theta + counts).double(), (theta + mean).double()  # Gamma draws of small shapes underflow in single precision
+    shape, rate = (
+        (theta + counts).double(),
+        (theta + mean).double(),
+    )  # Gamma draws of small shapes underflow in single precision
     excess = torch._standard_gamma(shape, generator=generator) / rate * (new_mean - mean).clamp(min=0)
     return kept + torch.poisson(excess, generator=generator).to(counts.dtype)
