@@ -1,4 +1,4 @@
-"""``predict_perturbation``: the counterparts of given cells, and what they do and do not depend on."""
+"""``predict_perturbation`` of SCLDM: the counterparts of given cells, and what they do and do not depend on."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ._diffusion_samplers import (
 )
 from ._diffusion_walk import DiffusionSampler
 from ._guidance import GuidedField
-from ._inversion import FlowTransport, Transport
+from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import SampleGenerators, sample_seed
@@ -47,6 +47,7 @@ __all__ = [
     "LinearInterpolant",
     "MutuallyExclusive",
     "Network",
+    "NoiseTransport",
     "Path",
     "SampleGenerators",
     "Sampler",

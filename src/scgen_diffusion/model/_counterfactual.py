@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import InputValues
 
 SUFFIX = "_of_control"
@@ -48,7 +48,9 @@ class CounterfactualOptions:
     Parameters
     ----------
     sampling
-        The way to noise and back.
+        The sampler, its steps and guidance on the way to the new condition.
+    transport
+        The way there and back.
     strength
         How much of it is gone, from 0 (none) to 1 (all).
     sample
@@ -58,6 +60,7 @@ class CounterfactualOptions:
     """
 
     sampling: SamplingOptions
+    transport: Transport
     strength: float
     sample: bool
     library_size: Any
@@ -92,12 +95,12 @@ class ControlBlock:
 class CounterfactualMixin(CellsMixin, GenerationMixin):
     """``predict_perturbation`` for models that turn noise into cells, and cells into noise.
 
-    A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and with which samplers.
+    A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and by which way.
     """
 
     @abstractmethod
-    def _check_transport(self, sampler: Sampler) -> None:
-        """Raise unless cells can be carried back to noise by a sampler."""
+    def _transport_of(self, sampler: Sampler) -> Transport:
+        """Return the way there and back that belongs to a sampler."""
 
     @abstractmethod
     def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
@@ -122,14 +125,14 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
     ) -> AnnData:
         self._check_ready_to_generate()
         sampling = self._sampling_options(sampler, n_steps, guidance_scale, output)
-        self._check_transport(sampling.sampler)
+        transport = self._transport_of(sampling.sampler)
         source, own = self._control_cells(adata)
         rows = _checked_rows(indices, source.n_obs)
         obs, own = source.obs.iloc[rows], own[rows]
         codes = self._counterfactual_codes(condition, own, obs.index)
         self._check_request(np.concatenate([codes, own]))
         totals = None if library_size is None else self._checked_library_size(library_size, len(rows), output)
-        options = CounterfactualOptions(sampling, _checked_strength(strength), sample, totals)
+        options = CounterfactualOptions(sampling, transport, _checked_strength(strength), sample, totals)
         seed = resolve_seed(seed)
         chunk = self._round_to_blocks(checked_batch_size(batch_size))
         parts = []
@@ -200,6 +203,19 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                     SampleGenerators(seed, rows[positions].tolist(), self.device),
                 )
             start += len(read)
+
+    def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
+        scales = options.sampling.guidance_scales
+        own, new = self.module.denoiser(block.own, [1.0] * len(scales)), self.module.denoiser(block.new, scales)
+        return options.transport(
+            own,
+            new,
+            states,
+            strength=options.strength,
+            n_steps=options.sampling.n_steps,
+            generators=block.generators,
+        )
 
     def _counterfactual_totals(self, block: ControlBlock, options: CounterfactualOptions, features: Tensor) -> Tensor:
         """Return total counts ``(block,)``: the cells' own unless others were asked for."""

@@ -20,6 +20,7 @@ from scgen_diffusion.module import (
 )
 
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
     from ._generation import SamplingOptions
 
 
-class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, SamplingPathMixin):
+class GeneSpaceModel(
+    RegistrationMixin,
+    SavingMixin,
+    OneStageTrainingMixin,
+    LibrarySizeMixin,
+    GeneSpaceCounterfactualMixin,
+    SamplingPathMixin,
+):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
@@ -211,6 +219,9 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         if not self.is_trained_:
             msg = "The model cannot generate yet; call train() first."
             raise RuntimeError(msg)
+
+    def _check_can_read_cells(self) -> None:
+        self._check_ready_to_generate()
 
     def _library_size_for(self, library_size: Any, *, counts: bool) -> Any:
         if counts and library_size is None and self._input_values == "log1p":

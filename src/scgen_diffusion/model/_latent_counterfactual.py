@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, CounterfactualOptions
@@ -115,24 +115,17 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             output="counts" if self._generates_counts else "log1p",
         )
 
-    def _check_transport(self, sampler: Sampler) -> None:
+    def _transport_of(self, sampler: Sampler) -> Transport:
         if not isinstance(sampler, FixedStepSampler):
             msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
             raise ValueError(msg)
+        return FlowTransport(sampler.step, sampler.default_n_steps)
 
     def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
-        module, generators, sampler = self.module, block.generators, options.sampling.sampler
+        module, generators = self.module, block.generators
         posterior = module.inference(block.x)["posterior"]
         z = posterior.draw(generators.normal(*module.latent_shape)) if options.sample else posterior.mean
-        z = module.transport_latents(
-            z,
-            block.own,
-            block.new,
-            guidance_scales=options.sampling.guidance_scales,
-            transport=FlowTransport(sampler.step, sampler.default_n_steps),
-            strength=options.strength,
-            n_steps=options.sampling.n_steps,
-        )
+        z = module.unstandardise(self._transported(module.standardise(z), block, options))
         totals = self._counterfactual_totals(block, options, z)
         if options.sample:
             return module.draw_cells(z, totals, generators.first(block.n_wanted))

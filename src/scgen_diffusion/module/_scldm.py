@@ -17,7 +17,6 @@ from scgen_diffusion.diffusion import (
     LinearInterpolant,
     SampleGenerators,
     Sampler,
-    Transport,
     diffusion_loss,
 )
 from scgen_diffusion.nn import DiT
@@ -225,22 +224,6 @@ class SCLDMModule(BaseModuleClass):
         """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
         denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
-
-    def transport_latents(
-        self,
-        z: Tensor,
-        own: Tensor,
-        new: Tensor,
-        *,
-        guidance_scales: Sequence[float],
-        transport: Transport,
-        strength: float = 1.0,
-        n_steps: int | None = None,
-    ) -> Tensor:
-        """Carry latents ``(cells, tokens, n_latent)`` from condition ``own (cells, keys)`` to ``new`` under guidance."""
-        unguided = [1.0] * len(guidance_scales)
-        fields = self.denoiser(own, unguided), self.denoiser(new, guidance_scales)
-        return self.unstandardise(transport(*fields, self.standardise(z), strength=strength, n_steps=n_steps))
 
     def standardise(self, z: Tensor) -> Tensor:
         """Bring latents on to the scale that the prior works on, both ``(cells, tokens, n_latent)``."""
