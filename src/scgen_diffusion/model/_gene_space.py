@@ -75,7 +75,7 @@ class GeneSpaceModel(
         self._check_fits_genes()
         self.module = self._module_cls(
             self.summary_stats.n_vars,
-            self._n_classes,
+            self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
         )
@@ -242,14 +242,14 @@ class GeneSpaceModel(
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,
     ) -> Tensor:
         profile = self.module.sample_profiles(
-            codes,
+            condition,
             generators,
             guidance_scales=options.guidance_scales,
             sampler=options.sampler,
@@ -258,7 +258,7 @@ class GeneSpaceModel(
         if options.output == "log1p":
             return profile[:n_wanted]
         profile = self.module.cut_zeros(profile)
-        totals = self._draw_totals(library_size, codes, library_features(profile), generators)
+        totals = self._draw_totals(library_size, condition, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
 
     def _profiles_of(self, states: Tensor) -> Tensor:
