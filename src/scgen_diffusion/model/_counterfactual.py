@@ -21,6 +21,8 @@ from scgen_diffusion.data import (
     check_conditions,
     check_expression,
     check_same_genes,
+    encode_obs,
+    is_single,
 )
 from scgen_diffusion.diffusion import SampleGenerators
 from scgen_diffusion.module import total_counts
@@ -75,7 +77,7 @@ class ControlBlock:
     x
         Registered expression, ``(block, genes)``.
     own, new
-        Condition codes, ``(block, keys)``.
+        Conditions as the module takes them, ``(block, columns)``.
     positions
         Number of each cell in the request.
     n_wanted
@@ -130,7 +132,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         rows = _checked_rows(indices, source.n_obs)
         obs, own = source.obs.iloc[rows], own[rows]
         codes = self._counterfactual_codes(condition, own, obs.index)
-        self._check_request(np.concatenate([codes, own]))
+        outside = self._check_request(np.concatenate([codes, own]))
         totals = None if library_size is None else self._checked_library_size(library_size, len(rows), output)
         options = CounterfactualOptions(sampling, transport, _checked_strength(strength), sample, totals)
         seed = resolve_seed(seed)
@@ -143,7 +145,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         x = stack(parts)
         self._check_result(x, output)
         provenance = self._provenance(condition, sampling, guidance_scale, library_size, seed)
-        provenance |= _describe_counterfactual(condition, library_size, options)
+        provenance |= _describe_counterfactual(condition, library_size, options) | {"outside_training": outside}
         new_obs = self._counterfactual_obs(obs, codes, [] if condition is None else list(condition))
         return build_anndata(x, new_obs, self.var_, provenance, is_log1p=output == "log1p")
 
@@ -153,7 +155,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         return sp.csr_matrix(values) if options.sample and self._is_sparse(options.sampling.output) else values
 
     def _control_cells(self, adata: AnnData | None) -> tuple[AnnData, np.ndarray]:
-        """Check cells, and return them with the codes of their own conditions, ``(cells, keys)``."""
+        """Check cells, and return them with the codes of their own conditions, ``(cells, columns)``."""
         if adata is None and self.adata is None:
             msg = "The model was loaded without cells; give `adata_control`."
             raise ValueError(msg)
@@ -165,16 +167,16 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         return self._validated(adata), own
 
     def _own_codes(self, obs: pd.DataFrame) -> np.ndarray:
-        keys = self.conditions.keys
-        check_conditions(obs, keys)
-        try:
-            return self.conditions.encode(obs[keys], len(obs))
-        except ValueError as error:
-            msg = f"The control cells' own conditions are not among those that the model was trained on: {error}"
-            raise ValueError(msg) from error
+        conditions = self.conditions
+        check_conditions(obs, conditions.keys)
+        codes = encode_obs(obs, conditions.by_key)
+        for key in conditions.by_key:
+            columns = conditions.columns(key.name)
+            key.check_learned(codes[:, columns], conditions.combinations[:, columns])
+        return codes
 
     def _counterfactual_codes(self, condition: ConditionRequest, own: np.ndarray, names: pd.Index) -> np.ndarray:
-        """Return what is asked for, and a cell's own class where nothing is, ``(cells, keys)``."""
+        """Return what is asked for, and a cell's own value where nothing is, ``(cells, columns)``."""
         check_one_per_cell(condition, names)
         codes = self.conditions.encode(condition, len(names))
         return np.where(codes == OPEN, own, codes)
@@ -197,7 +199,8 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                 positions = start + picked
                 yield ControlBlock(
                     x[picked],
-                    *(torch.from_numpy(c[positions]).to(self.device) for c in (own, codes)),
+                    self._condition_tensor(own[positions]),
+                    self._condition_tensor(codes[positions]),
                     positions,
                     min(len(read) - first, self._block_size),
                     SampleGenerators(seed, rows[positions].tolist(), self.device),
@@ -235,7 +238,7 @@ def check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
             raise ValueError(msg)
     elif isinstance(condition, Mapping):
         for key, values in condition.items():
-            if not np.isscalar(values) and values is not None:
+            if not is_single(values):
                 _check_length(f"`condition[{key!r}]`", "values", len(values), len(names))
 
 
