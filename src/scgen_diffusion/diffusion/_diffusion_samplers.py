@@ -94,6 +94,7 @@ class DDPMSampler(_RandomWalk):
         return True
 
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weight of the estimated noise, and of the fresh noise."""
         kept = _kept_noise(now, following)
         upper, lower = 1 - (now.alpha / following.alpha) ** 2, following.sigma**2 * (1 - kept**2)
         return following.sigma * kept, math.sqrt(upper if self.variance == "upper" else lower)
@@ -143,6 +144,7 @@ class DDIMSampler(_RandomWalk):
         return self.eta > 0
 
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weight of the estimated noise, and of the fresh noise."""
         fresh = self.eta**2 * (1 - _kept_noise(now, following) ** 2)
         return following.sigma * math.sqrt(1 - fresh), following.sigma * math.sqrt(fresh)
 
