@@ -1,4 +1,4 @@
-"""``predict_perturbation``: the counterparts of given cells, and what they do and do not depend on."""
+"""``predict_perturbation`` of SCLDM: the counterparts of given cells, and what they do and do not depend on."""
 
 from __future__ import annotations
 
@@ -133,6 +133,26 @@ def test_a_combination_never_seen_is_predicted_with_a_warning(trained):
     assert set(cells.obs["dose"]) == {100}
 
 
+def test_numbers_and_sets_can_be_asked_for_too(make_trained, make_cells):
+    adata = make_cells()
+    rng = np.random.default_rng(0)
+    adata.obs["drugs"] = rng.choice(["A", "B", "A+B", "none"], 96)
+    adata.obs["age"] = rng.integers(20, 60, 96)
+    setup = {"continuous_condition_keys": ["age"], "set_condition_keys": ["drugs"], "control_values": {"drugs": "none"}}
+    model = make_trained(adata, condition_keys=["cell_type"], setup=setup)
+    condition = {"drugs": {"B", "A"}, "age": np.linspace(30, 40, 96)}
+
+    same = model.predict_perturbation(seed=0)
+    with pytest.warns(UserWarning, match="do not occur"):
+        other = model.predict_perturbation(condition=condition, seed=0)
+
+    assert (same.X != model.get_reconstruction(seed=0).X).mean() < 0.01
+    assert set(other.obs["drugs"]) == {"A+B"}
+    assert other.obs["drugs_of_control"].tolist() == adata.obs["drugs"].tolist()
+    np.testing.assert_allclose(other.obs["age"], np.linspace(30, 40, 96))
+    assert len(other.uns["scgen_diffusion"]["outside_training"]) > 0
+
+
 # --- what it does and does not depend on -------------------------------------------------------------------------------
 
 
@@ -264,7 +284,7 @@ def test_cells_without_a_condition_of_their_own_are_refused(trained):
 
     with pytest.raises(ValueError, match=r"obs\['cell_type'\] has no label for 4 of 96 cells"):
         trained.predict_perturbation(unlabelled, {"dose": 1})
-    with pytest.raises(ValueError, match="own conditions.*unknown value 'Monocyte'"):
+    with pytest.raises(ValueError, match="adata.obs has the unknown value 'Monocyte'"):
         trained.predict_perturbation(foreign, {"dose": 1})
     with pytest.raises(KeyError, match="'dose' is not a column"):
         trained.predict_perturbation(bare, {"dose": 1})

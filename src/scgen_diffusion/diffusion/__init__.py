@@ -1,6 +1,13 @@
 """The mathematics of diffusion: paths, targets, objectives, conditioning, guidance and samplers. Knows nothing of cells."""
 
-from ._conditioning import CONDITION_STRATEGIES, ConditionStrategy, GuidanceTerm, Joint, MutuallyExclusive, keep_keys
+from ._conditioning import (
+    CONDITION_STRATEGIES,
+    ConditionColumns,
+    ConditionStrategy,
+    GuidanceTerm,
+    Joint,
+    MutuallyExclusive,
+)
 from ._coupling import optimal_pairs
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
@@ -13,7 +20,7 @@ from ._diffusion_samplers import (
 )
 from ._diffusion_walk import DiffusionSampler
 from ._guidance import GuidedField
-from ._inversion import FlowTransport, Transport
+from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import SampleGenerators, sample_seed
@@ -30,6 +37,7 @@ __all__ = [
     "FLOW_SAMPLERS",
     "PATHS",
     "TARGETS",
+    "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
     "DDPMSampler",
@@ -48,6 +56,7 @@ __all__ = [
     "LinearInterpolant",
     "MutuallyExclusive",
     "Network",
+    "NoiseTransport",
     "Path",
     "SampleGenerators",
     "Sampler",
@@ -61,7 +70,6 @@ __all__ = [
     "Walk",
     "diffusion_loss",
     "expand_time",
-    "keep_keys",
     "optimal_pairs",
     "published_timesteps",
     "sample_seed",

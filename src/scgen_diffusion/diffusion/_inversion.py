@@ -1,29 +1,31 @@
 r"""Inversion: given data become noise in one field, and the same noise becomes data in another.
 
-A walk from noise to data under the data's own condition is found that ends at the data. What its steps leave over,
-:math:`r = x_{t'} - \text{step}_{own}(x_t)`, is added to the steps of the walk under the new condition. So both walks are the
-same where both conditions are, and the way there and back returns the data up to rounding, however few steps there are.
+A walk from noise to the data is found. What the steps of a sampler under the data's own condition leave over of it,
+:math:`r = x_s - \text{step}_{own}(x_t)`, is added to the sampler's steps under the new condition. So both walks are the same
+where both conditions are, and the way there and back returns the very data, however few steps there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ._diffusion_samplers import DDIMSampler
+from ._diffusion_walk import Level
 from ._samplers import Field, Step, midpoint_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import Tensor
 
+    from ._denoiser import Denoiser
+    from ._paths import Path
     from ._random import SampleGenerators
 
-Advance = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]  # (field, x_t, t, next t) -> x at the next t
+Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
 
 
 class Transport(Protocol):
@@ -31,8 +33,8 @@ class Transport(Protocol):
 
     def __call__(
         self,
-        own: Field,
-        new: Field,
+        own: Denoiser,
+        new: Denoiser,
         x: Tensor,
         *,
         strength: float = 1.0,
@@ -48,7 +50,7 @@ class FlowTransport:
     r"""Back to noise along the probability flow of one field, and to data along that of another.
 
     Nothing is drawn. For normally distributed data the way there and back is the optimal affine map between the two
-    distributions. The error against the exact flows has the order of the method.
+    distributions. The error against the exact flows has the order of the method. The field must be finite at the data.
 
     Parameters
     ----------
@@ -83,8 +85,8 @@ class FlowTransport:
         generators: SampleGenerators | None = None,
     ) -> Tensor:
         """Carry data ``x (n, ...)`` back to ``t = 1 - strength`` along ``own``, and to ``t = 1`` along ``new``."""
-        times = times_from(1 - strength, self.default_n_steps if n_steps is None else n_steps, x)
-        return replay(self._advance, own, new, self.invert(own, x, times), times)
+        times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x)
+        return _replay(self._advance, own, new, self.invert(own, x, times), times)
 
     def invert(self, own: Field, x: Tensor, times: Tensor) -> list[Tensor]:
         """Walk back from data ``x (n, ...)``, and return the states at the ``times`` of the way forward."""
@@ -97,39 +99,102 @@ class FlowTransport:
         return self.step(field, x, t, t_next - t)
 
 
-def replay(advance: Advance, own: Field, new: Field, states: Iterable[Tensor], times: Tensor) -> Tensor:
-    """Walk under ``new`` as the ``states`` at the ``times`` walk under ``own``, from the same start.
+@dataclass(frozen=True)
+class NoiseTransport:
+    r"""To data by the noise that ancestral sampling would have needed to reach given data.
+
+    Where many noises lead to the same data, as they do to a value that is exactly zero, the probability flow has no way back. So the
+    way is drawn: a chain of states from noise to the data :math:`x`, with the law that the diffusion has given its end,
+
+    .. math:: x_s = \alpha_s x + \sqrt{\sigma_s^2 - \tau^2}\,\frac{x_t - \alpha_t x}{\sigma_t} + \tau z
+
+    with :math:`\tau` as in :class:`DDIMSampler`. Distributions that differ by a shift are carried over exactly in any number of
+    steps, if the path starts at pure noise.
 
     Parameters
     ----------
-    advance
-        One step of the method.
-    own, new
-        The fields.
-    states
-        States ``(n, ...)`` of a walk to the data, one per time.
-    times
-        From noisy to clean, ``(n_steps + 1,)``.
+    eta
+        Share of randomness; 0: one noise for the whole way.
+    default_n_steps
+        Number of steps when none is asked for.
 
-    Returns
-    -------
-    Tensor
-        Where the walk under ``new`` ends, ``(n, ...)``.
+    References
+    ----------
+    Wu and De la Torre (2023), *A latent space of stochastic diffusion models for zero-shot image editing and guidance*
+    (CycleDiffusion); Huberman-Spiegelglas et al. (2024), *An edit friendly DDPM noise space*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, SampleGenerators
+    >>> fields = [lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0)]
+    >>> own, new = (Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields)
+    >>> NoiseTransport()(own, new, torch.ones(1, 2), generators=SampleGenerators(0, [0]))
+    tensor([[3., 3.]])
     """
+
+    eta: float = 1.0
+    default_n_steps: int = 50
+
+    def __call__(
+        self,
+        own: Denoiser,
+        new: Denoiser,
+        x: Tensor,
+        *,
+        strength: float = 1.0,
+        n_steps: int | None = None,
+        generators: SampleGenerators | None = None,
+    ) -> Tensor:
+        """Draw a way from ``t = 1 - strength`` to data ``x (n, ...)``, and go it anew under ``new``."""
+        if generators is None:
+            msg = "`generators` must be given, because NoiseTransport draws the noise that leads to the data."
+            raise ValueError(msg)
+        times = _times(strength, self.default_n_steps if n_steps is None else n_steps)
+        levels = _levels(own.path, times, x)
+        return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
+
+    def _states(self, x: Tensor, levels: Sequence[Level], generators: SampleGenerators) -> Iterator[Tensor]:
+        """Draw states with the law of the diffusion that ends at ``x``."""
+        noise = generators.normal(*x.shape[1:]).to(x)
+        yield levels[0].alpha * x + levels[0].sigma * noise
+        for now, following in pairwise(levels):
+            direction, std = self._weights(now, following)
+            rest = direction * noise + (std * generators.normal(*x.shape[1:]).to(x) if std > 0 else 0)
+            yield following.alpha * x + rest
+            if following.sigma > 0:
+                noise = rest / following.sigma
+
+    def _advance(self, denoiser: Denoiser, x: Tensor, now: Level, following: Level) -> Tensor:
+        estimate = denoiser.estimate(x, now.t)
+        return following.alpha * estimate.data + self._weights(now, following)[0] * estimate.noise
+
+    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+        return DDIMSampler(eta=self.eta).weights(now, following)
+
+
+def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], moments: Iterable[Any]) -> Tensor:
+    """Walk under ``new`` as the ``states`` at the ``moments``, from noisy to clean, walk under ``own``."""
     following = iter(states)
     x = x_new = next(following)
-    for (t, t_next), x_next in zip(pairwise(times), following, strict=True):
-        x_new = advance(new, x_new, t, t_next) + (x_next - advance(own, x, t, t_next))
+    for (t, s), x_next in zip(pairwise(moments), following, strict=True):
+        x_new = x_next + (advance(new, x_new, t, s) - advance(own, x, t, s))
         x = x_next
     return x_new
 
 
-def times_from(start: float, n_steps: int, like: Tensor) -> Tensor:
-    """Return the times of ``n_steps`` equal steps from ``start`` to 1, on the device of ``like``."""
-    if not 0 <= start < 1:
-        msg = f"`strength` must be above 0 and at most 1, but found {1 - start}."
+def _times(strength: float, n_steps: int) -> Tensor:
+    """Return the times of ``n_steps`` equal steps from ``1 - strength`` to 1, in double precision."""
+    if not 0 < strength <= 1:
+        msg = f"`strength` must be above 0 and at most 1, but found {strength}."
         raise ValueError(msg)
     if n_steps < 1:
         msg = f"`n_steps` must be at least 1, but found {n_steps}."
         raise ValueError(msg)
-    return torch.linspace(start, 1, n_steps + 1, device=like.device)
+    return torch.linspace(1 - strength, 1, n_steps + 1, dtype=torch.float64)
+
+
+def _levels(path: Path, times: Tensor, x: Tensor) -> list[Level]:
+    alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
+    times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]

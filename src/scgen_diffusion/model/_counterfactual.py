@@ -21,6 +21,8 @@ from scgen_diffusion.data import (
     check_conditions,
     check_expression,
     check_same_genes,
+    encode_obs,
+    is_single,
 )
 from scgen_diffusion.diffusion import SampleGenerators
 from scgen_diffusion.module import total_counts
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import InputValues
 
 SUFFIX = "_of_control"
@@ -48,7 +50,9 @@ class CounterfactualOptions:
     Parameters
     ----------
     sampling
-        The way to noise and back.
+        The sampler, its steps and guidance on the way to the new condition.
+    transport
+        The way there and back.
     strength
         How much of it is gone, from 0 (none) to 1 (all).
     sample
@@ -62,11 +66,32 @@ class CounterfactualOptions:
     """
 
     sampling: SamplingOptions
+    transport: Transport
     strength: float
     sample: bool
     library_size: Any
     method: str = "inversion"
     residuals: str = "new"
+
+
+@dataclass(frozen=True)
+class ControlCells:
+    """Given cells, and what they shall become.
+
+    Parameters
+    ----------
+    source
+        Where they are.
+    rows
+        Their row numbers there, ``(cells,)``.
+    own, codes
+        Codes of their own conditions, and of those asked for, ``(cells, columns)``.
+    """
+
+    source: AnnData
+    rows: np.ndarray
+    own: np.ndarray
+    codes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,7 @@ class ControlBlock:
     x
         Registered expression, ``(block, genes)``.
     own, new
-        Condition codes, ``(block, keys)``.
+        Conditions as the module takes them, ``(block, columns)``.
     positions
         Number of each cell in the request.
     n_wanted
@@ -98,7 +123,7 @@ class ControlBlock:
 class CounterfactualMixin(CellsMixin, GenerationMixin):
     """``predict_perturbation`` for models that turn noise into cells, and cells into noise.
 
-    A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and with which samplers.
+    A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and by which way.
     """
 
     def _check_ready_to_predict(self, method: str) -> None:
@@ -106,8 +131,8 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         self._check_ready_to_generate()
 
     @abstractmethod
-    def _check_transport(self, sampler: Sampler) -> None:
-        """Raise unless cells can be carried back to noise by a sampler."""
+    def _transport_of(self, sampler: Sampler) -> Transport:
+        """Return the way there and back that belongs to a sampler."""
 
     @abstractmethod
     def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
@@ -134,35 +159,34 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
     ) -> AnnData:
         sampling = self._sampling_options(sampler, n_steps, guidance_scale, output)
         self._check_ready_to_predict(method)
-        self._check_transport(sampling.sampler)
-        source, own = self._control_cells(adata)
-        rows = _checked_rows(indices, source.n_obs)
-        obs, own = source.obs.iloc[rows], own[rows]
-        codes = self._counterfactual_codes(condition, own, obs.index)
-        self._check_request(np.concatenate([codes, own]))
-        totals = None if library_size is None else self._checked_library_size(library_size, len(rows), output)
-        options = CounterfactualOptions(sampling, _checked_strength(strength), sample, totals, method, residuals)
+        transport = self._transport_of(sampling.sampler)
+        cells = self._control_cells(adata, indices, condition)
+        outside = self._check_request(np.concatenate([cells.codes, cells.own]))
+        totals = None if library_size is None else self._checked_library_size(library_size, len(cells.rows), output)
+        options = CounterfactualOptions(sampling, transport, _checked_strength(strength), sample, totals, method, residuals)
         seed = resolve_seed(seed)
         chunk = self._round_to_blocks(checked_batch_size(batch_size))
         parts = []
-        with tqdm(total=len(rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
-            for block in self._control_blocks(source, rows, own, codes, seed=seed, chunk=chunk):
+        with tqdm(total=len(cells.rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
+            for block in self._control_blocks(cells, seed, chunk):
                 parts.append(self._carry_over(block, options))
                 progress.update(block.n_wanted)
         x = stack(parts)
         self._check_result(x, output)
         provenance = self._provenance(condition, sampling, guidance_scale, library_size, seed)
-        provenance |= _describe_counterfactual(condition, library_size, options)
-        new_obs = self._counterfactual_obs(obs, codes, [] if condition is None else list(condition))
-        return build_anndata(x, new_obs, self.var_, provenance, is_log1p=output == "log1p")
+        provenance |= _describe_counterfactual(condition, library_size, options) | {"outside_training": outside}
+        obs = self._counterfactual_obs(cells, [] if condition is None else list(condition))
+        return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
 
     @torch.inference_mode()
     def _carry_over(self, block: ControlBlock, options: CounterfactualOptions) -> sp.csr_matrix | np.ndarray:
         values = self._counterfactual_block(block, options).float().cpu().numpy()
         return sp.csr_matrix(values) if options.sample and self._is_sparse(options.sampling.output) else values
 
-    def _control_cells(self, adata: AnnData | None) -> tuple[AnnData, np.ndarray]:
-        """Check cells, and return them with the codes of their own conditions, ``(cells, keys)``."""
+    def _control_cells(
+        self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, condition: ConditionRequest
+    ) -> ControlCells:
+        """Check cells and what they shall become."""
         if adata is None and self.adata is None:
             msg = "The model was loaded without cells; give `adata_control`."
             raise ValueError(msg)
@@ -171,47 +195,59 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
             check_same_genes(adata.var_names, self.var_.index)
             check_expression(adata, setup["layer"], setup["values"])
         own = self._own_codes((self.adata if adata is None else adata).obs)
-        return self._validated(adata), own
+        source = self._validated(adata)
+        rows = _checked_rows(indices, source.n_obs)
+        _check_one_per_cell(condition, source.obs_names[rows])
+        asked = self.conditions.encode(condition, len(rows))
+        return ControlCells(source, rows, own[rows], np.where(asked == OPEN, own[rows], asked))
 
     def _own_codes(self, obs: pd.DataFrame) -> np.ndarray:
-        keys = self.conditions.keys
-        check_conditions(obs, keys)
-        try:
-            return self.conditions.encode(obs[keys], len(obs))
-        except ValueError as error:
-            msg = f"The control cells' own conditions are not among those that the model was trained on: {error}"
-            raise ValueError(msg) from error
+        """Return the codes of cells' own conditions, ``(cells, columns)``, all of which the model must have learned."""
+        conditions = self.conditions
+        check_conditions(obs, conditions.keys)
+        codes = encode_obs(obs, conditions.by_key)
+        for key in conditions.by_key:
+            columns = conditions.columns(key.name)
+            key.check_learned(codes[:, columns], conditions.combinations[:, columns])
+        return codes
 
-    def _counterfactual_codes(self, condition: ConditionRequest, own: np.ndarray, names: pd.Index) -> np.ndarray:
-        """Return what is asked for, and a cell's own class where nothing is, ``(cells, keys)``."""
-        check_one_per_cell(condition, names)
-        codes = self.conditions.encode(condition, len(names))
-        return np.where(codes == OPEN, own, codes)
-
-    def _counterfactual_obs(self, obs: pd.DataFrame, codes: np.ndarray, asked: list[str]) -> pd.DataFrame:
+    def _counterfactual_obs(self, cells: ControlCells, asked: list[str]) -> pd.DataFrame:
         """Return the cells' table with new values of the keys that were asked for, and their own values beside them."""
-        new = self.conditions.to_obs(codes, obs.index)
+        obs = cells.source.obs.iloc[cells.rows]
+        new = self.conditions.to_obs(cells.codes, obs.index)
         own = {f"{key}{SUFFIX}": obs[key] for key in asked}
         return obs.assign(**own, **{key: new[key] for key in asked})
 
-    def _control_blocks(
-        self, source: AnnData, rows: np.ndarray, own: np.ndarray, codes: np.ndarray, *, seed: int, chunk: int
-    ) -> Iterator[ControlBlock]:
+    def _control_blocks(self, cells: ControlCells, seed: int, chunk: int) -> Iterator[ControlBlock]:
         """Yield cells in whole blocks, read ``chunk`` of them, a multiple of a block, at a time."""
         start = 0
-        for tensors, read in self._read(source, rows, chunk):
+        for tensors, read in self._read(cells.source, cells.rows, chunk):
             x = tensors[REGISTRY_KEYS.X_KEY]
             for first in range(0, len(read), self._block_size):
                 picked = np.minimum(np.arange(first, first + self._block_size), len(read) - 1)
                 positions = start + picked
                 yield ControlBlock(
                     x[picked],
-                    *(torch.from_numpy(c[positions]).to(self.device) for c in (own, codes)),
+                    self._condition_tensor(cells.own[positions]),
+                    self._condition_tensor(cells.codes[positions]),
                     positions,
                     min(len(read) - first, self._block_size),
-                    SampleGenerators(seed, rows[positions].tolist(), self.device),
+                    SampleGenerators(seed, cells.rows[positions].tolist(), self.device),
                 )
             start += len(read)
+
+    def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
+        scales = options.sampling.guidance_scales
+        own, new = self.module.denoiser(block.own, [1.0] * len(scales)), self.module.denoiser(block.new, scales)
+        return options.transport(
+            own,
+            new,
+            states,
+            strength=options.strength,
+            n_steps=options.sampling.n_steps,
+            generators=block.generators,
+        )
 
     def _counterfactual_totals(self, block: ControlBlock, options: CounterfactualOptions, features: Tensor) -> Tensor:
         """Return total counts ``(block,)``: the cells' own unless others were asked for."""
@@ -222,17 +258,21 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         return self._draw_totals(chosen, block.new, features, block.generators)
 
 
-def check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
+def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
     """Raise unless a request gives one value for all cells, or one for each, in their order."""
     if isinstance(condition, pd.DataFrame):
         _check_length("The `condition` table", "rows", len(condition), len(names))
-        if not condition.index.equals(names) and names.is_unique and set(condition.index) == set(names):
-            msg = "The rows of the `condition` table are the cells in another order; use table.loc[adata.obs_names]."
-            raise ValueError(msg)
+        _check_order(condition.index, names)
     elif isinstance(condition, Mapping):
-        for key, values in condition.items():
-            if not np.isscalar(values) and values is not None:
-                _check_length(f"`condition[{key!r}]`", "values", len(values), len(names))
+        lists = {key: values for key, values in condition.items() if not is_single(values)}
+        for key, values in lists.items():
+            _check_length(f"`condition[{key!r}]`", "values", len(values), len(names))
+
+
+def _check_order(found: pd.Index, names: pd.Index) -> None:
+    if not found.equals(names) and names.is_unique and set(found) == set(names):
+        msg = "The rows of the `condition` table are the cells in another order; use table.loc[adata.obs_names]."
+        raise ValueError(msg)
 
 
 def _check_length(what: str, unit: str, found: int, n_cells: int) -> None:

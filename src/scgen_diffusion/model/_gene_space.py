@@ -20,6 +20,7 @@ from scgen_diffusion.module import (
 )
 
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
     from ._generation import SamplingOptions
 
 
-class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, SamplingPathMixin):
+class GeneSpaceModel(
+    RegistrationMixin,
+    SavingMixin,
+    OneStageTrainingMixin,
+    LibrarySizeMixin,
+    GeneSpaceCounterfactualMixin,
+    SamplingPathMixin,
+):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
@@ -67,7 +75,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         self._check_fits_genes()
         self.module = self._module_cls(
             self.summary_stats.n_vars,
-            self._n_classes,
+            self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
         )
@@ -212,6 +220,9 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             msg = "The model cannot generate yet; call train() first."
             raise RuntimeError(msg)
 
+    def _check_can_read_cells(self) -> None:
+        self._check_ready_to_generate()
+
     def _library_size_for(self, library_size: Any, *, counts: bool) -> Any:
         if counts and library_size is None and self._input_values == "log1p":
             msg = (
@@ -231,14 +242,14 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,
     ) -> Tensor:
         profile = self.module.sample_profiles(
-            codes,
+            condition,
             generators,
             guidance_scales=options.guidance_scales,
             sampler=options.sampler,
@@ -247,7 +258,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         if options.output == "log1p":
             return profile[:n_wanted]
         profile = self.module.cut_zeros(profile)
-        totals = self._draw_totals(library_size, codes, library_features(profile), generators)
+        totals = self._draw_totals(library_size, condition, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
 
     def _profiles_of(self, states: Tensor) -> Tensor:

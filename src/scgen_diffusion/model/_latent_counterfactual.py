@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, CounterfactualOptions
@@ -136,10 +136,11 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             output="counts" if self._generates_counts else "log1p",
         )
 
-    def _check_transport(self, sampler: Sampler) -> None:
+    def _transport_of(self, sampler: Sampler) -> Transport:
         if not isinstance(sampler, FixedStepSampler):
             msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
             raise ValueError(msg)
+        return FlowTransport(sampler.step, sampler.default_n_steps)
 
     def _checked_method(self, method: str | None) -> CounterfactualMethod:
         if method is None:
@@ -160,8 +161,8 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         module, generators = self.module, block.generators
         posterior = module.inference(block.x)["posterior"]
         z = posterior.draw(generators.normal(*module.latent_shape)) if options.sample else posterior.mean
-        way = self._transported if options.method == "transport" else self._inverted
-        new_z = way(z, block, options)
+        move = self._moved if options.method == "transport" else self._transported
+        new_z = module.unstandardise(move(module.standardise(z), block, options))
         totals = self._counterfactual_totals(block, options, new_z)
         if not options.sample:
             return module.likelihood.mean(**module.generative(new_z, totals[:, None]))[: block.n_wanted]
@@ -170,31 +171,14 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             return module.carry_over_cells(block.x, z, new_z, totals, wanted)
         return module.draw_cells(new_z, totals, wanted)
 
-    def _inverted(self, z: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
-        sampler = options.sampling.sampler
-        return self.module.transport_latents(
-            z,
-            block.own,
-            block.new,
-            guidance_scales=options.sampling.guidance_scales,
-            transport=FlowTransport(sampler.step, sampler.default_n_steps),
-            strength=options.strength,
-            n_steps=options.sampling.n_steps,
+    def _moved(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        """Move the states of cells that become perturbed; those of the others stay."""
+        sampling, strength = options.sampling, options.strength
+        moved = self.module.transport.move(
+            states, block.new, sampler=sampling.sampler, n_steps=sampling.n_steps, strength=strength
         )
-
-    def _transported(self, z: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
-        """Move the latents of cells that something perturbs; those of the others stay."""
-        module, perturbs = self.module, self.module.transport.perturbs
-        sampling = options.sampling
-        moved = module.transport.move(
-            module.standardise(z),
-            block.new,
-            sampler=sampling.sampler,
-            n_steps=sampling.n_steps,
-            strength=options.strength,
-        )
-        changes = (block.own != block.new)[:, perturbs].any(1)
-        return torch.where(changes[:, None, None], module.unstandardise(moved), z)
+        stays = (block.own == block.new).all(1)
+        return torch.where(stays[:, None, None], states, moved)
 
 
 def _checked_residuals(residuals: str) -> Residuals:

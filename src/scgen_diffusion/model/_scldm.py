@@ -95,7 +95,7 @@ class SCLDM(
             raise ValueError(msg)
         self.module = self._module_cls(
             self.summary_stats.n_vars,
-            self._n_classes,
+            self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
         )
@@ -264,7 +264,7 @@ class SCLDM(
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
@@ -273,12 +273,12 @@ class SCLDM(
         module = self.module
         z = module.sample_latents(
             module.draw_noise(generators),
-            codes,
+            condition,
             guidance_scales=options.guidance_scales,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )
-        totals = self._draw_totals(library_size, codes, z, generators)
+        totals = self._draw_totals(library_size, condition, z, generators)
         return module.draw_cells(z, totals, generators.first(n_wanted))
 
     def _profiles_of(self, states: Tensor) -> Tensor:

@@ -183,8 +183,8 @@ class TwoStageTrainingMixin(TrainingMixin):
         shape = self.module.latent_shape
         cache = LatentCache(
             self.adata.n_obs,
-            {"mean": shape, "std": shape, "condition": (len(self._categories),), "log_total": ()},
-            {"condition": torch.long},
+            {"mean": shape, "std": shape, "condition": self.module.null_condition.shape, "log_total": ()},
+            {"condition": self.module.null_condition.dtype},
         )
         return cache.fill(self._encode_all())
 
@@ -193,11 +193,10 @@ class TwoStageTrainingMixin(TrainingMixin):
         for tensors in self._make_data_loader(adata=self.adata, batch_size=512):
             x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
             posterior = self.module.inference(x)["posterior"]
-            condition = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY, torch.zeros(len(x), 0))
             yield {
                 "mean": posterior.mean,
                 "std": posterior.std,
-                "condition": condition.long(),
+                "condition": self.module.condition_of(tensors),
                 "log_total": total_counts(x)[:, 0].log(),
             }
 

@@ -6,24 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
-    CONDITION_STRATEGIES,
     TARGETS,
     Denoiser,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
     Sampler,
-    Transport,
     diffusion_loss,
 )
 from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood
+from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -33,18 +32,18 @@ from ._transport import LatentTransport
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scgen_diffusion.diffusion import ConditionStrategy
+    from scgen_diffusion.nn import ConditionSpec
 
 
-class SCLDMModule(BaseModuleClass):
+class SCLDMModule(ConditionedModule):
     """Set autoencoder of cells, and a flow-matching prior over its latents.
 
     Parameters
     ----------
     n_input
         Number of genes.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
@@ -55,14 +54,13 @@ class SCLDMModule(BaseModuleClass):
     scLDM: arXiv 2511.02986.
     """
 
-    null_condition: Tensor
     latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(
         self,
         n_input: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
@@ -79,27 +77,23 @@ class SCLDMModule(BaseModuleClass):
             self.decoder.gene_queries.embed_gene = self.encoder.network.attention.embed_gene
         self.prior = DiT(
             *self.latent_shape,
-            n_classes,
+            conditions,
             width=a.prior_width,
             n_layers=a.prior_n_layers,
             n_heads=a.prior_n_heads,
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
-        self.library_size = LibrarySizeModel(len(n_classes), a.n_latent_tokens * a.n_latent)
+        self.library_size = LibrarySizeModel(conditions, a.n_latent_tokens * a.n_latent)
+        self.conditions = tuple(conditions)
         self.transport: LatentTransport | None = None
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
-    @property
-    def strategy(self) -> ConditionStrategy:
-        """How conditions are dropped in training and composed in guidance."""
-        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
-
     def add_transport(self) -> LatentTransport:
         """Make the transport from control to perturbed cells, which few models need, in place of any that there is."""
-        self.transport = LatentTransport(self.latent_shape, self.null_condition.tolist()).to(self.latent_mean.device)
+        self.transport = LatentTransport(self.latent_shape, self.conditions).to(self.latent_mean.device)
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -200,7 +194,7 @@ class SCLDMModule(BaseModuleClass):
         z
             Latents, ``(cells, tokens, n_latent)``.
         condition
-            Class indices, ``(cells, keys)``.
+            ``(cells, columns)``.
         drop_probability
             How often a cell's condition is dropped.
         generator
@@ -211,7 +205,7 @@ class SCLDMModule(BaseModuleClass):
         data = self.standardise(z)
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
-        condition = self.strategy.drop(condition, self.null_condition, drop_probability, generator)
+        condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
@@ -220,10 +214,10 @@ class SCLDMModule(BaseModuleClass):
         return generators.normal(*self.latent_shape)
 
     def denoiser(self, condition: Tensor, guidance_scales: Sequence[float], *, averaged: bool = True) -> Denoiser:
-        """Return the prior of standardised latents under ``condition (cells, keys)`` and guidance."""
+        """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.null_condition, terms)
+        field = GuidedField(network, condition, self.condition_columns, terms)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_latents(
@@ -236,25 +230,9 @@ class SCLDMModule(BaseModuleClass):
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
-        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
+        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
-
-    def transport_latents(
-        self,
-        z: Tensor,
-        own: Tensor,
-        new: Tensor,
-        *,
-        guidance_scales: Sequence[float],
-        transport: Transport,
-        strength: float = 1.0,
-        n_steps: int | None = None,
-    ) -> Tensor:
-        """Carry latents ``(cells, tokens, n_latent)`` from condition ``own (cells, keys)`` to ``new`` under guidance."""
-        unguided = [1.0] * len(guidance_scales)
-        fields = self.denoiser(own, unguided), self.denoiser(new, guidance_scales)
-        return self.unstandardise(transport(*fields, self.standardise(z), strength=strength, n_steps=n_steps))
 
     def standardise(self, z: Tensor) -> Tensor:
         """Bring latents on to the scale that the prior works on, both ``(cells, tokens, n_latent)``."""

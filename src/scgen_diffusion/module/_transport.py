@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss, keep_keys
-from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding
+from scgen_diffusion.diffusion import TARGETS, ConditionColumns, Denoiser, LinearInterpolant, diffusion_loss
+from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, keys_of_columns, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.nn import ConditionSpec
 
 
 class LatentTransport(nn.Module):
@@ -28,8 +29,8 @@ class LatentTransport(nn.Module):
     ----------
     latent_shape
         Tokens and their width.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     width
         Width of the two hidden layers.
 
@@ -39,25 +40,28 @@ class LatentTransport(nn.Module):
     """
 
     null_condition: Tensor
+    key_of_column: Tensor
     perturbs: Tensor
 
-    def __init__(self, latent_shape: tuple[int, int], n_classes: Sequence[int], *, width: int = 128) -> None:
+    def __init__(self, latent_shape: tuple[int, int], conditions: Sequence[ConditionSpec], *, width: int = 128) -> None:
         super().__init__()
         size = latent_shape[0] * latent_shape[1]
         self.path = LinearInterpolant()
         self.embed_time = TimeEmbedding(width)
-        self.embed_condition = ConditionEmbedding(n_classes, width)
+        self.embed_condition = ConditionEmbedding(conditions, width)
         self.first = nn.Linear(size, width)
         self.hidden = nn.Linear(width, width)
         self.last = nn.Linear(width, size)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
-        self.register_buffer("perturbs", torch.zeros(len(n_classes), dtype=torch.bool))
+        self.register_buffer("null_condition", null_condition(conditions), persistent=False)
+        self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
+        self.register_buffer("perturbs", torch.zeros(len(conditions), dtype=torch.bool))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Return the velocity of standardised latents ``x_t (n, tokens, n_latent)`` at times ``(n,)``."""
-        given = keep_keys(condition, self.null_condition, self.perturbs.nonzero()[:, 0])
+        columns = ConditionColumns(self.null_condition, self.key_of_column)
+        given = columns.keep_where(condition, self.perturbs[None])
         h = silu(self.first(x_t.flatten(1)) + self.embed_time(t) + self.embed_condition(given))
         return self.last(silu(self.hidden(h))).view_as(x_t)
 
@@ -69,7 +73,7 @@ class LatentTransport(nn.Module):
     def move(
         self, start: Tensor, condition: Tensor, *, sampler: Sampler, n_steps: int | None = None, strength: float = 1.0
     ) -> Tensor:
-        """Carry standardised latents ``(n, tokens, n_latent)`` to ``t = strength`` under the new condition ``(n, keys)``."""
+        """Carry standardised latents ``(n, tokens, n_latent)`` to ``t = strength`` under the new condition ``(n, columns)``."""
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             return strength * self(x, (strength * t).expand(len(x)), condition)
