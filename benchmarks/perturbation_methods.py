@@ -90,7 +90,7 @@ class Trained:
 
         model = self.with_autoencoder
         scvi.settings.seed = self.seed
-        model.train_transport({CONDITION: CONTROL}, accelerator="cpu", enable_progress_bar=False)
+        model.train_transport(control_values={CONDITION: CONTROL}, accelerator="cpu", enable_progress_bar=False)
         return model
 
 

@@ -70,8 +70,8 @@ class CounterfactualOptions:
     strength: float
     sample: bool
     library_size: Any
-    method: str = "inversion"
-    residuals: str = "new"
+    method: str
+    residuals: str
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,10 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
     A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and by which way.
     """
 
-    def _check_ready_to_predict(self, method: str) -> None:
-        """Raise unless the model has learned what a way needs."""
+    def _method_for(self, cells: ControlCells, method: str | None) -> str:
+        """Return the way to carry cells over, and raise unless the model has learned what it needs."""
         self._check_ready_to_generate()
+        return "inversion"
 
     @abstractmethod
     def _transport_of(self, sampler: Sampler) -> Transport:
@@ -154,16 +155,18 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         seed: int | None,
         show_progress: bool,
         output: InputValues,
-        method: str = "inversion",
+        method: str | None = None,
         residuals: str = "new",
     ) -> AnnData:
         sampling = self._sampling_options(sampler, n_steps, guidance_scale, output)
-        self._check_ready_to_predict(method)
         transport = self._transport_of(sampling.sampler)
         cells = self._control_cells(adata, indices, condition)
+        method = self._method_for(cells, method)
         outside = self._check_request(np.concatenate([cells.codes, cells.own]))
         totals = None if library_size is None else self._checked_library_size(library_size, len(cells.rows), output)
-        options = CounterfactualOptions(sampling, transport, _checked_strength(strength), sample, totals, method, residuals)
+        options = CounterfactualOptions(
+            sampling, transport, _checked_strength(strength), sample, totals, method, residuals
+        )
         seed = resolve_seed(seed)
         chunk = self._round_to_blocks(checked_batch_size(batch_size))
         parts = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 import torch
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import LibrarySizeKind
 
-    from ._counterfactual import ControlBlock, CounterfactualOptions
+    from ._counterfactual import ControlBlock, ControlCells, CounterfactualOptions
 
 CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
 Residuals: TypeAlias = Literal["own", "new"]
@@ -32,7 +32,6 @@ class LatentCounterfactualMixin(CounterfactualMixin):
 
     _generates_counts: bool
     transport_is_trained_: bool
-    control_values_: dict[str, Any]
 
     def predict_perturbation(
         self,
@@ -71,11 +70,11 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             - None: every cell's own condition.
         method
             - ``"transport"``: a flow that was trained to start at control cells (:meth:`train_transport`) goes from the cell's latent
-              to the perturbed one. It needs control cells, and knows the keys that perturb alone.
+              to the perturbed one. The cells must be unperturbed, and keep their values of all keys that do not perturb.
             - ``"inversion"``: the latent is carried back to noise along the probability flow under the cell's own condition, and from there to a
               latent under the new one, so that what the condition does not say of the cell is kept.
 
-            Default: the transport where it is trained, else the inversion.
+            Default: the transport if it is trained and that is what is asked for, else the inversion.
         residuals
             What the latent does not explain of a cell. ``"own"``: kept; molecules are taken away from the cell or added to it as the
             means of the genes fall or rise. ``"new"``: drawn anew with all counts.
@@ -121,7 +120,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         return self._predict_perturbation(
             adata_control,
             condition,
-            method=self._checked_method(method),
+            method=method,
             residuals=_checked_residuals(residuals),
             indices=indices,
             strength=strength,
@@ -142,20 +141,32 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             raise ValueError(msg)
         return FlowTransport(sampler.step, sampler.default_n_steps)
 
-    def _checked_method(self, method: str | None) -> CounterfactualMethod:
-        if method is None:
-            return "transport" if self.transport_is_trained_ else "inversion"
-        if method not in get_args(CounterfactualMethod):
+    def _method_for(self, cells: ControlCells, method: str | None) -> CounterfactualMethod:
+        if method is not None and method not in get_args(CounterfactualMethod):
             msg = f"`method` {method!r} is not known. {known_names(method, get_args(CounterfactualMethod))}"
             raise ValueError(msg)
-        return cast("CounterfactualMethod", method)
-
-    def _check_ready_to_predict(self, method: str) -> None:
-        if method == "inversion":
+        if method == "transport":
+            self._check_transport_fits(cells)
+        elif method == "inversion" or not (self.transport_is_trained_ and self._is_perturbation(cells)):
             self._check_ready_to_generate()
-        elif not self.transport_is_trained_:
+            return "inversion"
+        return "transport"
+
+    def _check_transport_fits(self, cells: ControlCells) -> None:
+        if not self.transport_is_trained_:
             msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
             raise RuntimeError(msg)
+        if not self._is_perturbation(cells):
+            msg = (
+                "The transport goes from unperturbed cells to perturbed ones, and changes nothing else; but some of these cells are perturbed already, "
+                "or shall change in other keys too. Choose method='inversion'."
+            )
+            raise ValueError(msg)
+
+    def _is_perturbation(self, cells: ControlCells) -> bool:
+        """Tell whether all cells are unperturbed, and asked to change by a perturbation alone."""
+        own, codes = self._condition_tensor(cells.own), self._condition_tensor(cells.codes)
+        return self.module.transport.explains(own, codes)
 
     def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
         module, generators = self.module, block.generators

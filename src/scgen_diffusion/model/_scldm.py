@@ -104,7 +104,6 @@ class SCLDM(
         self.prior_is_trained_ = False
         self.library_head_is_trained_ = False
         self.transport_is_trained_ = False
-        self.control_values_ = {}
         self._model_summary_string = f"SCLDM with {self.architecture}"
         self.init_params_ = self._get_init_params(locals())
 

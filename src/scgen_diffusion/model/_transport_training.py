@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.train import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
 
-from ._training import changed_recipe, checked_epochs, stage_seed
+from ._training import changed_recipe, checked_epochs, digest_of, stage_seed
 from ._two_stage_training import TwoStageTrainingMixin
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable, Mapping
 
 RECIPE = TransportRecipe()
 
@@ -24,13 +24,12 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
     """``train_transport`` for a model with an autoencoder."""
 
     transport_is_trained_: bool
-    control_values_: dict[str, Any]
 
     def train_transport(
         self,
-        control: Mapping[str, Any],
         max_epochs: int | None = None,
         *,
+        control_values: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         recipe_kwargs: Mapping[str, Any] | None = None,
@@ -38,15 +37,17 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
     ) -> bool:
         """Train what carries control cells to perturbed ones, see :meth:`predict_perturbation`; the autoencoder must be trained.
 
-        Control and perturbed cells are paired by optimal transport of their latents within groups of cells that are alike in all other
-        condition keys. A flow learns to go from one to the other, in place of going there from noise.
+        Control and perturbed cells are paired by optimal transport of their latents, within groups of cells that have the same classes and
+        sets in all other keys. A flow learns to go from one to the other, where the prior goes there from noise. See the user guide,
+        "Perturbations".
 
         Parameters
         ----------
-        control
-            What unperturbed cells are: a value for each key that perturbs, such as ``{"condition": "control"}``.
         max_epochs
             Default: from the number of cells.
+        control_values
+            What unperturbed cells have, a value for each key that perturbs: ``{"condition": "control"}``, or
+            ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
         batch_size, checkpoint_dir, **trainer_kwargs
             As in :meth:`train`.
         recipe_kwargs
@@ -62,7 +63,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         RuntimeError
             If the autoencoder is not trained.
         ValueError
-            For unknown keys and values, or without a group that has both control and perturbed cells.
+            Without values of unperturbed cells, for unknown ones, or without a group that has both control and perturbed cells.
         """
         self._require_cells()
         if not self.autoencoder_is_trained_:
@@ -72,47 +73,55 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         recipe = changed_recipe(RECIPE, batch_size, recipe_kwargs)
         if not self._split_fits:
             self._split(train_size=None)
-        is_perturbation, control_codes = self._checked_control(control)
-        groups = self._groups(is_perturbation, control_codes)
+        control = self._checked_control(control_values)
+        groups = self._perturbation_groups(control)
         cache = self._cache_latents()
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
-        self.module.add_transport().perturbs.copy_(torch.from_numpy(is_perturbation))
+        self.module.add_transport().start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
         n_cells = len(self.train_indices_)
+        fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
         result = self._run(
-            TransportPlan(
-                self.module, recipe, seed=stage_seed() + 2, fingerprint=self._fingerprint + self._autoencoder_digest
-            ),
+            TransportPlan(self.module, recipe, seed=stage_seed() + 2, fingerprint=fingerprint),
             PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),
             max_epochs or recipe.max_epochs(n_cells),
             checkpoint_dir,
             trainer_kwargs,
         )
-        self.control_values_ = dict(control)
         self.transport_is_trained_ = self.is_trained_ = True
         return result.was_interrupted
 
-    def _checked_control(self, control: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return which keys perturb, ``(keys,)``, and the codes of unperturbed cells."""
-        if not isinstance(control, Mapping) or not control:
-            msg = f"`control` must name the value of unperturbed cells, such as {{'condition': 'control'}}, but found {control!r}."
+    def _checked_control(self, control_values: Mapping[str, Any] | None) -> dict[str, Any]:
+        control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
+        if not control:
+            msg = "What is unperturbed? Give `control_values`, here or to setup_anndata, such as {'condition': 'control'}."
             raise ValueError(msg)
-        codes = self.conditions.encode(control, 1)[0]
-        return np.array([key in control for key in self.conditions.keys]), codes
+        self.conditions.encode(control, 1)
+        return control
 
-    def _groups(self, is_perturbation: np.ndarray, control_codes: np.ndarray) -> list[Group]:
-        """List the groups of training cells that are alike but for one perturbation."""
-        codes, rows = self._registered_codes[self.train_indices_], self.train_indices_
-        is_control = (codes == control_codes)[:, is_perturbation].all(1)
-        perturbed = np.unique(codes[~is_control], axis=0)
+    def _perturbation_groups(self, control: Mapping[str, Any]) -> list[Group]:
+        """List the training cells of each perturbation, beside the control cells that have the same classes and sets in all other keys.
+
+        Numbers that do not perturb, such as an age, make no groups: hardly two cells would share one.
+        """
+        rows = self.train_indices_
+        codes = self._registered_codes[rows]
+        discrete = [key.name for key in self.conditions.by_key if not isinstance(key, ContinuousKey)]
+        perturbation = codes[:, self._columns_of(control)]
+        others = codes[:, self._columns_of([name for name in discrete if name not in control])]
+        asked = self.conditions.encode(control, 1)[:, self._columns_of(control)]
+        is_control = np.isclose(perturbation, asked).all(1)
+        _, number = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True)
         groups = []
-        for combination in perturbed:
-            alike = (codes == combination)[:, ~is_perturbation].all(1)
-            controls = rows[alike & is_control]
+        for members in (np.flatnonzero(number.ravel() == n) for n in np.unique(number[~is_control])):
+            controls = rows[is_control & (others == others[members[0]]).all(1)]
             if len(controls):
-                groups.append(Group.of(controls, rows[(codes == combination).all(1)]))
+                groups.append(Group.of(controls, rows[members]))
         if not groups:
-            named = known_names("", self.conditions.keys)
-            msg = f"No group of training cells has both control and perturbed cells; look at `control`. {named}"
+            msg = f"No perturbed training cells have control cells, {control}, with the same values of the other keys."
             raise ValueError(msg)
         return groups
+
+    def _columns_of(self, names: Iterable[str]) -> list[int]:
+        slices = (self.conditions.columns(name) for name in names)
+        return [column for found in slices for column in range(found.start, found.stop)]

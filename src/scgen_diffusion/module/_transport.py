@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from scgen_diffusion.diffusion import TARGETS, ConditionColumns, Denoiser, LinearInterpolant, diffusion_loss
-from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, keys_of_columns, null_condition
+from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss
+from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ class LatentTransport(nn.Module):
     """
 
     null_condition: Tensor
-    key_of_column: Tensor
+    control: Tensor
     perturbs: Tensor
 
     def __init__(self, latent_shape: tuple[int, int], conditions: Sequence[ConditionSpec], *, width: int = 128) -> None:
@@ -55,13 +55,23 @@ class LatentTransport(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.register_buffer("null_condition", null_condition(conditions), persistent=False)
-        self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
-        self.register_buffer("perturbs", torch.zeros(len(conditions), dtype=torch.bool))
+        self.register_buffer("control", self.null_condition.clone())
+        self.register_buffer("perturbs", torch.zeros(len(self.null_condition), dtype=torch.bool))
+
+    def start_from(self, control: Tensor) -> None:
+        """Set what unperturbed cells have, ``(columns,)``; columns that do not perturb are infinite."""
+        self.perturbs.copy_(control.isfinite())
+        self.control.copy_(torch.where(self.perturbs, control, self.null_condition))
+
+    def explains(self, own: Tensor, new: Tensor) -> bool:
+        """Tell whether cells are unperturbed in all of ``own (n, columns)``, and differ from ``new`` in what perturbs alone."""
+        is_control = own.double().isclose(self.control.double()) | ~self.perturbs
+        stays = (own == new) | self.perturbs
+        return bool((is_control & stays).all())
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Return the velocity of standardised latents ``x_t (n, tokens, n_latent)`` at times ``(n,)``."""
-        columns = ConditionColumns(self.null_condition, self.key_of_column)
-        given = columns.keep_where(condition, self.perturbs[None])
+        given = torch.where(self.perturbs, condition, self.null_condition)
         h = silu(self.first(x_t.flatten(1)) + self.embed_time(t) + self.embed_condition(given))
         return self.last(silu(self.hidden(h))).view_as(x_t)
 
