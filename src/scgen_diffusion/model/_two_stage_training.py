@@ -33,6 +33,7 @@ class TwoStageTrainingMixin(TrainingMixin):
     architecture: SCLDMArchitecture
     autoencoder_is_trained_: bool
     prior_is_trained_: bool
+    transport_is_trained_: bool
 
     def train(
         self,
@@ -117,7 +118,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         if compile:
             self.module.encoder.compile()
             self.module.decoder.compile()
-        self.prior_is_trained_ = False  # the latents that it knew are gone
+        self.prior_is_trained_ = self.transport_is_trained_ = False  # the latents that they knew are gone
         result = self._run(
             AutoencoderPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._fingerprint),
             splitter,
