@@ -72,6 +72,22 @@ def test_the_weaker_the_less_cells_change(trained):
     assert changes == sorted(changes)
 
 
+def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_others_alone(make_trained):
+    model = make_trained(condition_strategy="mutually_exclusive")
+    expected = model.get_reconstruction(sample=False).X
+    request = {"condition": {"dose": 1}, "sample": False, "guidance_scale": 4.0}
+
+    same = model.predict_perturbation(given_keys=["dose"], sample=False)
+    other = model.predict_perturbation(**request, given_keys=["dose"])
+    told_of_both = model.predict_perturbation(**request)
+    as_if_nk = model.predict_perturbation(change_obs(model.adata, cell_type="NK"), **request, given_keys=["dose"])
+
+    np.testing.assert_allclose(same.X, expected, **CLOSE)
+    assert np.abs(other.X - told_of_both.X).max() > 0.01
+    np.testing.assert_allclose(as_if_nk.X, other.X, **CLOSE)  # the model is not told the type
+    assert other.uns["scgen_diffusion"]["given_keys"] == ["dose"]
+
+
 # --- what comes out ----------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +263,13 @@ BAD_REQUESTS = {
     "short table": ({"condition": pd.DataFrame({"dose": [1, 10]})}, "table has 2 rows for 96 cells"),
     "no strength": ({"strength": 0}, "`strength` must be a number above 0"),
     "strength as text": ({"strength": "all"}, "`strength` must be a number above 0.*'all'"),
+    "keys as text": ({"given_keys": "dose"}, "`given_keys` must be a list of names"),
+    "unknown given key": ({"given_keys": ["dos"]}, "`given_keys` has the unknown key 'dos'.*'dose'"),
+    "asked but not given": (
+        {"condition": {"dose": 1}, "given_keys": ["cell_type"]},
+        "asks for 'dose', of which the model is not told",
+    ),
+    "not learned alone": ({"given_keys": ["dose"]}, "condition_strategy='joint'.*has not learned these without"),
     "adaptive sampler": ({"sampler": "dopri5"}, "cannot be run backwards"),
     "unknown sampler": ({"sampler": "eulr"}, "not known.*'euler'"),
     "no cells": ({"indices": []}, "`indices` selects no cells"),

@@ -79,6 +79,10 @@ class ConditionStrategy(Protocol):
         """Null keys of ``condition (n, columns)`` at random, for classifier-free guidance."""
         ...
 
+    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
+        """Tell whether training shows just these of all keys."""
+        ...
+
     def terms(self, scales: Sequence[float]) -> list[GuidanceTerm]:
         """Turn one scale per key into the summands of guidance."""
         ...
@@ -96,6 +100,10 @@ class Joint:
     ) -> Tensor:
         """Drop all keys of a sample by one coin per sample."""
         return _drop_samples(condition, columns, probability, generator)
+
+    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
+        """Tell whether these are all keys, or none."""
+        return len(keys) in (0, n_keys)
 
     def terms(self, scales: Sequence[float]) -> list[GuidanceTerm]:
         """Give one term with all keys."""
@@ -117,6 +125,10 @@ class MutuallyExclusive:
             return condition
         kept = torch.randint(columns.n_keys, (1,), generator=generator, device=condition.device)
         return _drop_samples(columns.keep(condition, kept), columns, probability, generator)
+
+    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
+        """Tell whether this is one key, or none."""
+        return len(keys) <= 1
 
     def terms(self, scales: Sequence[float]) -> list[GuidanceTerm]:
         """Give one term per key."""

@@ -32,6 +32,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         condition: ConditionRequest = None,
         *,
         indices: Sequence[int] | None = None,
+        given_keys: Sequence[str] | None = None,
         strength: float = 1.0,
         guidance_scale: float | Mapping[str, float] = 1.0,
         sampler: str | Sampler | None = None,
@@ -62,6 +63,10 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             - None: every cell's own condition.
         indices
             Which of the cells; default: all.
+        given_keys
+            Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type, can
+            be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never seen. Only
+            for models that learned these keys without the others, with ``condition_strategy="mutually_exclusive"`` for one key.
         strength
             How far back to go, from just above 0 (cells hardly change) to 1 (all the way to noise).
         guidance_scale
@@ -103,6 +108,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             adata_control,
             condition,
             indices=indices,
+            given_keys=given_keys,
             strength=strength,
             guidance_scale=guidance_scale,
             sampler=sampler,
