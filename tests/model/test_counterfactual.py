@@ -61,6 +61,17 @@ def test_another_condition_changes_cells_and_guidance_changes_them_more(trained)
     assert np.abs(guided - same).mean() > np.abs(other - same).mean()
 
 
+def test_guidance_can_be_limited_and_rescaled(trained):
+    request = {"condition": {"cell_type": "NK"}, "sample": False, "guidance_scale": 4.0}
+    plain, whole, limited, rescaled = (
+        trained.predict_perturbation(**(request | options)).X
+        for options in ({"guidance_scale": 1.0}, {}, {"guidance_interval": (0.4, 0.6)}, {"guidance_rescale": 1.0})
+    )
+
+    assert 0 < np.abs(limited - plain).mean() < np.abs(whole - plain).mean()
+    assert np.abs(rescaled - whole).max() > 0
+
+
 def test_the_weaker_the_less_cells_change(trained):
     same = trained.predict_perturbation(sample=False).X
     changes = [
@@ -72,8 +83,9 @@ def test_the_weaker_the_less_cells_change(trained):
     assert changes == sorted(changes)
 
 
-def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_others_alone(make_trained):
-    model = make_trained(condition_strategy="mutually_exclusive")
+@pytest.mark.parametrize("strategy", ["mutually_exclusive", "additive"])
+def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_others_alone(make_trained, strategy):
+    model = make_trained(condition_strategy=strategy)
     expected = model.get_reconstruction(sample=False).X
     request = {"condition": {"dose": 1}, "sample": False, "guidance_scale": 4.0}
 

@@ -2,11 +2,14 @@
 
 from ._conditioning import (
     CONDITION_STRATEGIES,
+    Additive,
     ConditionColumns,
     ConditionStrategy,
     GuidanceTerm,
     Joint,
     MutuallyExclusive,
+    condition_strategy,
+    terms_of_subsets,
 )
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
@@ -18,7 +21,7 @@ from ._diffusion_samplers import (
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
-from ._guidance import GuidedField
+from ._guidance import WHOLE_PATH, Guidance, GuidedField
 from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
@@ -36,6 +39,8 @@ __all__ = [
     "FLOW_SAMPLERS",
     "PATHS",
     "TARGETS",
+    "WHOLE_PATH",
+    "Additive",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -48,6 +53,7 @@ __all__ = [
     "Field",
     "FixedStepSampler",
     "FlowTransport",
+    "Guidance",
     "GuidanceTerm",
     "GuidedField",
     "HeunSampler",
@@ -67,10 +73,12 @@ __all__ = [
     "Transport",
     "VariancePreserving",
     "Walk",
+    "condition_strategy",
     "diffusion_loss",
     "expand_time",
     "published_timesteps",
     "sample_seed",
     "samplers_for",
     "spike_and_slab_mean",
+    "terms_of_subsets",
 ]

@@ -25,7 +25,7 @@ from scgen_diffusion.data import (
     is_single,
     known_names,
 )
-from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import InputValues
+
+    from ._guidance import GuidanceOptions
 
 SUFFIX = "_of_control"
 
@@ -140,7 +142,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         indices: Sequence[int] | np.ndarray | None,
         given_keys: Sequence[str] | None,
         strength: float,
-        guidance_scale: float | Mapping[str, float],
+        guidance: GuidanceOptions,
         sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
@@ -151,7 +153,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         output: InputValues,
     ) -> AnnData:
         self._check_ready_to_generate()
-        sampling = self._sampling_options(sampler, n_steps, guidance_scale, output)
+        sampling = self._sampling_options(sampler, n_steps, guidance, output)
         transport = self._transport_of(sampling.sampler)
         cells = self._control_cells(adata, indices, condition)
         outside = self._check_request(np.concatenate([cells.codes, cells.own]))
@@ -167,7 +169,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                 progress.update(block.n_wanted)
         x = stack(parts)
         self._check_result(x, output)
-        provenance = self._provenance(condition, sampling, guidance_scale, library_size, seed)
+        provenance = self._provenance(condition, sampling, library_size, seed)
         provenance |= _describe_counterfactual(condition, library_size, options)
         provenance |= {"given_keys": [self.conditions.keys[key] for key in given], "outside_training": outside}
         obs = self._counterfactual_obs(cells, [] if condition is None else list(condition))
@@ -224,7 +226,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         if len(numbers) < len(keys) and not strategy.has_shown(numbers, len(keys)):
             msg = (
                 f"`given_keys` is {given}, but the model, trained with "
-                f"`condition_strategy={self.architecture.condition_strategy!r}`, has not learned these without the others."
+                f"`condition_strategy={strategy.name!r}`, which shows {strategy.shows}, has not learned these without the others."
             )
             raise ValueError(msg)
         return numbers
@@ -256,11 +258,11 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
 
     def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
         """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
-        scales = options.sampling.guidance_scales
+        guidance = options.sampling.guidance
         own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
         return options.transport(
-            self.module.denoiser(own, [1.0] * len(scales)),
-            self.module.denoiser(new, scales),
+            self.module.denoiser(own, Guidance(guidance.conditional or guidance.terms)),
+            self.module.denoiser(new, guidance),
             states,
             strength=options.strength,
             n_steps=options.sampling.n_steps,

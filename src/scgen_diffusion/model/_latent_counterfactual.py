@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
 
 from ._counterfactual import CounterfactualMixin
+from ._guidance import GuidanceOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, CounterfactualOptions
+    from ._guidance import Composition, GuidanceScale
 
 
 class LatentCounterfactualMixin(CounterfactualMixin):
@@ -34,7 +36,10 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         indices: Sequence[int] | None = None,
         given_keys: Sequence[str] | None = None,
         strength: float = 1.0,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | float | Sequence[float] | None = None,
@@ -66,10 +71,11 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         given_keys
             Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type, can
             be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never seen. Only
-            for models that learned these keys without the others, with ``condition_strategy="mutually_exclusive"`` for one key.
+            for models that learned these keys without the others, with
+            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
         strength
             How far back to go, from just above 0 (cells hardly change) to 1 (all the way to noise).
-        guidance_scale
+        guidance_scale, composition, guidance_interval, guidance_rescale
             Guidance on the way to the new condition, as in :meth:`generate`. The way back has none.
         sampler
             ``"euler"``, ``"midpoint"`` or ``"heun"``.
@@ -110,7 +116,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             indices=indices,
             given_keys=given_keys,
             strength=strength,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=sampler,
             n_steps=n_steps,
             library_size=library_size,
