@@ -273,7 +273,10 @@ def summarise(table: pd.DataFrame) -> str:
     """Write one table per data set: means over seeds, the floor first."""
     parts = [f"Means over seeds; columns as told above. Machine: {', '.join(table['machine'].unique())}.", ""]
     for dataset, rows in table.groupby("dataset", sort=False):
-        means = rows.pivot_table(index=["training", "guidance"], columns="metric", values="value", sort=False)
+        figures = rows[
+            rows["metric"] != "seconds"
+        ]  # those follow from the evaluations, and from what else the machine did
+        means = figures.pivot_table(index=["training", "guidance"], columns="metric", values="value", sort=False)
         lines = [[training, guidance, *map(_number, row)] for (training, guidance), row in means.iterrows()]
         parts += [f"**{dataset}**, {_seeds(rows)}", ""]
         parts += [markdown_table(["training", "guidance", *means.columns], lines), ""]
