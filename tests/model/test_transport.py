@@ -157,3 +157,20 @@ def test_groups_without_both_kinds_of_cells_are_refused(make_cells, make_trained
 def test_the_autoencoder_comes_first(make_model):
     with pytest.raises(RuntimeError, match="call train"):
         make_model().train_transport(1, control_values={"dose": 1}, **QUICK)
+
+
+# --- as a part of train() ------------------------------------------------------------------------------------------------
+
+
+def test_train_trains_it_where_the_setup_says_what_is_unperturbed(make_trained):
+    without, with_it = (make_trained(setup=setup).history_ for setup in (None, {"control_values": {"dose": 1}}))
+
+    assert "transport_loss_train" not in without
+    assert len(with_it["transport_loss_train"]) == 1
+
+
+def test_train_goes_without_it_where_no_group_has_both_kinds_of_cells(make_cells, make_trained):
+    adata = make_cells()
+    adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")
+
+    assert not make_trained(adata, setup={"control_values": {"dose": 0}}).transport_is_trained_

@@ -11,7 +11,7 @@ from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.train import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
 
 from ._training import changed_recipe, checked_epochs, digest_of, stage_seed
-from ._two_stage_training import TwoStageTrainingMixin
+from ._two_stage_training import Stage, TwoStageTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -75,6 +75,9 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
             self._split(train_size=None)
         control = self._checked_control(control_values)
         groups = self._perturbation_groups(control)
+        if not groups:
+            msg = f"No perturbed training cells have control cells, {control}, with the same values of the other keys."
+            raise ValueError(msg)
         cache = self._cache_latents()
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
@@ -90,6 +93,12 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         )
         self.transport_is_trained_ = self.is_trained_ = True
         return result.was_interrupted
+
+    def _train_further(self, epochs: Mapping[Stage, int | None], options: Mapping[str, Any]) -> None:
+        """Train the transport where the cells tell what it needs."""
+        control = self.registry_["setup_args"]["control_values"]
+        if control and self._perturbation_groups(control):
+            self.train_transport(epochs.get("transport"), **options)
 
     def _checked_control(self, control_values: Mapping[str, Any] | None) -> dict[str, Any]:
         control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
@@ -117,9 +126,6 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
             controls = rows[is_control & (others == others[members[0]]).all(1)]
             if len(controls):
                 groups.append(Group.of(controls, rows[members]))
-        if not groups:
-            msg = f"No perturbed training cells have control cells, {control}, with the same values of the other keys."
-            raise ValueError(msg)
         return groups
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
