@@ -23,9 +23,8 @@ from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_mis
 from ._gene_space_reference import load_gene_space_reference
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
-from ._registration import RegistrationMixin
+from ._query import QueryMixin
 from ._sampling_path import SamplingPathMixin
-from ._saving import SavingMixin
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from ._generation import SamplingOptions
 
 
-class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, SamplingPathMixin):
+class GeneSpaceModel(QueryMixin, OneStageTrainingMixin, LibrarySizeMixin, SamplingPathMixin):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule

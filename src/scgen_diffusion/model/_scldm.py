@@ -11,10 +11,9 @@ from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, bu
 
 from ._latents import LatentMixin
 from ._library_sizes import LibrarySizeMixin
+from ._query import QueryMixin
 from ._reference import load_reference
-from ._registration import RegistrationMixin
 from ._sampling_path import SamplingPathMixin
-from ._saving import SavingMixin
 from ._two_stage_training import TwoStageTrainingMixin
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ._generation import SamplingOptions
 
 
-class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, SamplingPathMixin):
+class SCLDM(QueryMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, SamplingPathMixin):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the

@@ -17,6 +17,7 @@ from ._recipes import (
 from ._runner import StageResult, run_stage
 from ._schedules import learning_rate_factor
 from ._stage_plan import StagePlan
+from ._trained_rows import TrainedRows
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -35,6 +36,7 @@ __all__ = [
     "StageCheckpoint",
     "StagePlan",
     "StageResult",
+    "TrainedRows",
     "TrainingRecipe",
     "learning_rate_factor",
     "run_stage",
