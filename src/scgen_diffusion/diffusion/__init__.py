@@ -11,6 +11,7 @@ from ._conditioning import (
     condition_strategy,
     terms_of_subsets,
 )
+from ._coupling import optimal_pairs
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
     DIFFUSION_SAMPLERS,
@@ -22,6 +23,7 @@ from ._diffusion_samplers import (
 )
 from ._diffusion_walk import DiffusionSampler
 from ._guidance import WHOLE_PATH, Guidance, GuidedField
+from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import SampleGenerators, sample_seed
@@ -51,6 +53,7 @@ __all__ = [
     "Estimate",
     "Field",
     "FixedStepSampler",
+    "FlowTransport",
     "Guidance",
     "GuidanceTerm",
     "GuidedField",
@@ -59,6 +62,7 @@ __all__ = [
     "LinearInterpolant",
     "MutuallyExclusive",
     "Network",
+    "NoiseTransport",
     "Path",
     "SampleGenerators",
     "Sampler",
@@ -67,11 +71,13 @@ __all__ = [
     "Target",
     "Trace",
     "TracingSampler",
+    "Transport",
     "VariancePreserving",
     "Walk",
     "condition_strategy",
     "diffusion_loss",
     "expand_time",
+    "optimal_pairs",
     "published_timesteps",
     "sample_seed",
     "samplers_for",

@@ -20,6 +20,7 @@ from scgen_diffusion.module import (
 )
 
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
 from ._guidance import GuidanceOptions, numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
     from ._guidance import Composition, GuidanceScale
 
 
-class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, SamplingPathMixin):
+class GeneSpaceModel(
+    RegistrationMixin,
+    SavingMixin,
+    OneStageTrainingMixin,
+    LibrarySizeMixin,
+    GeneSpaceCounterfactualMixin,
+    SamplingPathMixin,
+):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
@@ -72,7 +80,9 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
-            key_groups=numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys]),
+            key_groups=numbers_of_groups(
+                self.architecture.dropped_together, [key.name for key in self._condition_keys]
+            ),
         )
         self._describe_cells(adata)
         self.default_sampler = "midpoint" if self.architecture.path == "flow_matching" else "dpm_solver"
@@ -139,7 +149,8 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
         seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
+            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
+            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
         show_progress
             Whether to show a progress bar.
 
@@ -225,6 +236,9 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         if not self.is_trained_:
             msg = "The model cannot generate yet; call train() first."
             raise RuntimeError(msg)
+
+    def _check_can_read_cells(self) -> None:
+        self._check_ready_to_generate()
 
     def _library_size_for(self, library_size: Any, *, counts: bool) -> Any:
         if counts and library_size is None and self._input_values == "log1p":

@@ -186,7 +186,7 @@ class GenerationMixin(BaseModelClass):
         library_size = self._checked_library_size(library_size, len(codes), output)
         options = self._sampling_options(sampler, n_steps, guidance, output)
         seed = resolve_seed(seed)
-        chunk = self._round_to_blocks(_checked_batch_size(batch_size))
+        chunk = self._round_to_blocks(checked_batch_size(batch_size))
         parts: list[sp.csr_matrix | np.ndarray] = []
         with tqdm(total=len(codes), desc="Generating", unit="cell", disable=not show_progress) as progress:
             for start in range(0, len(codes), chunk):
@@ -194,7 +194,7 @@ class GenerationMixin(BaseModelClass):
                 x, codes[start:stop] = self._generate_rows(codes, start, stop, options, library_size, seed)
                 parts.append(x)
                 progress.update(stop - start)
-        x = _stack(parts)
+        x = stack(parts)
         self._check_result(x, output)
         names = synthetic_names(len(codes))
         provenance = self._provenance(condition, options, library_size, seed)
@@ -215,7 +215,7 @@ class GenerationMixin(BaseModelClass):
             values = values.float().cpu().numpy()
             rows.append(sp.csr_matrix(values) if self._is_sparse(options.output) else values)
             filled.append(block.codes[: block.n_wanted])
-        return _stack(rows), np.concatenate(filled)
+        return stack(rows), np.concatenate(filled)
 
     def _blocks(self, codes: np.ndarray, start: int, stop: int, seed: int) -> Iterator[Block]:
         """Yield the cells of a range, which starts with a block, in whole blocks, and draw the conditions left open."""
@@ -279,7 +279,8 @@ def _describe_library_size(library_size: Any, output: InputValues) -> str:
     return library_size if isinstance(library_size, str) else "given"
 
 
-def _stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
+def stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
+    """Put rows below each other, sparse or not."""
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
 
 
@@ -295,7 +296,8 @@ def resolve_seed(seed: int | None) -> int:
     return int(seed)
 
 
-def _checked_batch_size(batch_size: int | None) -> int:
+def checked_batch_size(batch_size: int | None) -> int:
+    """Return a number of cells, or the default, unless it is no such number."""
     if batch_size is None:
         return DEFAULT_BATCH_SIZE
     if not is_whole_number(batch_size) or batch_size < 1:

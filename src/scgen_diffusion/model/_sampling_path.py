@@ -163,9 +163,9 @@ class SamplingPathMixin(GenerationMixin):
         )
         estimates = [denoiser.estimate(x, t).data for t, x in zip(trace.times[:-1], trace.states[:-1], strict=True)]
         estimates.append(trace.states[-1])  # nothing is left to be estimated
-        return Frames(trace.times, *(self._read(states, block.n_wanted) for states in (trace.states, estimates)))
+        return Frames(trace.times, *(self._read_frames(states, block.n_wanted) for states in (trace.states, estimates)))
 
-    def _read(self, frames: Tensor | list[Tensor], n_wanted: int) -> np.ndarray:
+    def _read_frames(self, frames: Tensor | list[Tensor], n_wanted: int) -> np.ndarray:
         """Read the states of the first cells of a block as profiles, frame by frame."""
         profiles = [self._profiles_of(states)[:n_wanted].float().cpu() for states in frames]
         return torch.stack(profiles).numpy()

@@ -10,13 +10,14 @@ from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
 from ._guidance import GuidanceOptions, numbers_of_groups
+from ._latent_counterfactual import LatentCounterfactualMixin
 from ._latents import LatentMixin
 from ._library_sizes import LibrarySizeMixin
 from ._reference import load_reference
 from ._registration import RegistrationMixin
 from ._sampling_path import SamplingPathMixin
 from ._saving import SavingMixin
-from ._two_stage_training import TwoStageTrainingMixin
+from ._transport_training import TransportTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -32,7 +33,15 @@ if TYPE_CHECKING:
     from ._guidance import Composition, GuidanceScale
 
 
-class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, SamplingPathMixin):
+class SCLDM(
+    RegistrationMixin,
+    SavingMixin,
+    TransportTrainingMixin,
+    LatentMixin,
+    LibrarySizeMixin,
+    LatentCounterfactualMixin,
+    SamplingPathMixin,
+):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
@@ -91,12 +100,15 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
-            key_groups=numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys]),
+            key_groups=numbers_of_groups(
+                self.architecture.dropped_together, [key.name for key in self._condition_keys]
+            ),
         )
         self._describe_cells(adata)
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False
         self.library_head_is_trained_ = False
+        self.transport_is_trained_ = False
         self._model_summary_string = f"SCLDM with {self.architecture}"
         self.init_params_ = self._get_init_params(locals())
 
@@ -154,7 +166,8 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
         seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
+            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
+            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
         show_progress
             Whether to show a progress bar.
 

@@ -27,6 +27,8 @@ from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
+from ._residuals import carry_over_counts
+from ._transport import LatentTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,9 +89,22 @@ class SCLDMModule(ConditionedModule):
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.library_size = LibrarySizeModel(conditions, a.n_latent_tokens * a.n_latent)
+        self.conditions = tuple(conditions)
+        self.transport: LatentTransport | None = None
         self._register_conditions(conditions, key_groups)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
+
+    def add_transport(self) -> LatentTransport:
+        """Make the transport from control to perturbed cells, which few models need, in place of any that there is."""
+        self.transport = LatentTransport(self.latent_shape, self.conditions).to(self.latent_mean.device)
+        return self.transport
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, with the transport if they have one."""
+        if self.transport is None and any(name.startswith("transport.") for name in state_dict):
+            self.add_transport()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -191,7 +206,7 @@ class SCLDMModule(ConditionedModule):
         averaged
             Whether to take the averaged weights.
         """
-        data = (z - self.latent_mean) / self.latent_std
+        data = self.standardise(z)
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
         condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
@@ -222,6 +237,10 @@ class SCLDMModule(ConditionedModule):
         denoiser = self.denoiser(condition, guidance, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 
+    def standardise(self, z: Tensor) -> Tensor:
+        """Bring latents on to the scale that the prior works on, both ``(cells, tokens, n_latent)``."""
+        return (z - self.latent_mean) / self.latent_std
+
     def unstandardise(self, states: Tensor) -> Tensor:
         """Bring what the prior works on to the scale of latents, both ``(cells, tokens, n_latent)``."""
         return states * self.latent_std + self.latent_mean
@@ -239,6 +258,20 @@ class SCLDMModule(ConditionedModule):
         """
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals[:, None]))
         return generators.map(self.likelihood.sample, parameters[: len(generators)])
+
+    def carry_over_cells(
+        self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: SampleGenerators
+    ) -> Tensor:
+        """Draw what cells ``x (cells, genes)`` of latents ``z`` would have been with other latents and totals ``(cells,)``.
+
+        There may be fewer generators than cells; the rest are decoded in vain.
+        """
+        before = self.likelihood.parameters_per_cell(**self.generative(z, total_counts(x)))
+        after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
+        if self.architecture.likelihood == "gaussian":
+            return (x + after - before)[: len(generators)]
+        mean, theta = before.unbind(1)
+        return generators.map(carry_over_counts, torch.stack([x, mean, after[:, 0], theta], 1)[: len(generators)])
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set the scale on which the prior works, each ``(tokens, n_latent)``."""
