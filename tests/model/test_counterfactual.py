@@ -67,6 +67,17 @@ def test_another_condition_changes_cells_and_guidance_changes_them_more(trained)
     assert np.abs(guided - same).mean() > np.abs(other - same).mean()
 
 
+def test_guidance_can_be_limited_and_rescaled(trained):
+    request = {"condition": {"cell_type": "NK"}, "sample": False, "guidance_scale": 4.0}
+    plain, whole, limited, rescaled = (
+        trained.predict_perturbation(**(request | options)).X
+        for options in ({"guidance_scale": 1.0}, {}, {"guidance_interval": (0.4, 0.6)}, {"guidance_rescale": 1.0})
+    )
+
+    assert 0 < np.abs(limited - plain).mean() < np.abs(whole - plain).mean()
+    assert np.abs(rescaled - whole).max() > 0
+
+
 def test_the_weaker_the_less_cells_change(trained):
     same = trained.predict_perturbation(sample=False).X
     changes = [
@@ -76,6 +87,23 @@ def test_the_weaker_the_less_cells_change(trained):
 
     assert changes[0] < 1e-3
     assert changes == sorted(changes)
+
+
+@pytest.mark.parametrize("strategy", ["mutually_exclusive", "additive"])
+def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_others_alone(make_trained, strategy):
+    model = make_trained(condition_strategy=strategy)
+    expected = model.get_reconstruction(sample=False).X
+    request = {"condition": {"dose": 1}, "sample": False, "guidance_scale": 4.0}
+
+    same = model.predict_perturbation(given_keys=["dose"], sample=False)
+    other = model.predict_perturbation(**request, given_keys=["dose"])
+    told_of_both = model.predict_perturbation(**request)
+    as_if_nk = model.predict_perturbation(change_obs(model.adata, cell_type="NK"), **request, given_keys=["dose"])
+
+    np.testing.assert_allclose(same.X, expected, **CLOSE)
+    assert np.abs(other.X - told_of_both.X).max() > 0.01
+    np.testing.assert_allclose(as_if_nk.X, other.X, **CLOSE)  # the model is not told the type
+    assert other.uns["scgen_diffusion"]["given_keys"] == ["dose"]
 
 
 # --- what comes out ----------------------------------------------------------------------------------------------------
@@ -253,6 +281,13 @@ BAD_REQUESTS = {
     "short table": ({"condition": pd.DataFrame({"dose": [1, 10]})}, "table has 2 rows for 96 cells"),
     "no strength": ({"strength": 0}, "`strength` must be a number above 0"),
     "strength as text": ({"strength": "all"}, "`strength` must be a number above 0.*'all'"),
+    "keys as text": ({"given_keys": "dose"}, "`given_keys` must be a list of names"),
+    "unknown given key": ({"given_keys": ["dos"]}, "`given_keys` has the unknown key 'dos'.*'dose'"),
+    "asked but not given": (
+        {"condition": {"dose": 1}, "given_keys": ["cell_type"]},
+        "asks for 'dose', of which the model is not told",
+    ),
+    "not learned alone": ({"given_keys": ["dose"]}, "condition_strategy='joint'.*has not learned these without"),
     "adaptive sampler": ({"sampler": "dopri5"}, "cannot be run backwards"),
     "unknown sampler": ({"sampler": "eulr"}, "not known.*'euler'"),
     "no cells": ({"indices": []}, "`indices` selects no cells"),

@@ -2,11 +2,14 @@
 
 from ._conditioning import (
     CONDITION_STRATEGIES,
+    Additive,
     ConditionColumns,
     ConditionStrategy,
     GuidanceTerm,
     Joint,
     MutuallyExclusive,
+    condition_strategy,
+    terms_of_subsets,
 )
 from ._coupling import optimal_pairs
 from ._denoiser import Denoiser, Estimate
@@ -19,7 +22,7 @@ from ._diffusion_samplers import (
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
-from ._guidance import GuidedField
+from ._guidance import WHOLE_PATH, Guidance, GuidedField
 from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
@@ -37,6 +40,8 @@ __all__ = [
     "FLOW_SAMPLERS",
     "PATHS",
     "TARGETS",
+    "WHOLE_PATH",
+    "Additive",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -49,6 +54,7 @@ __all__ = [
     "Field",
     "FixedStepSampler",
     "FlowTransport",
+    "Guidance",
     "GuidanceTerm",
     "GuidedField",
     "HeunSampler",
@@ -68,6 +74,7 @@ __all__ = [
     "Transport",
     "VariancePreserving",
     "Walk",
+    "condition_strategy",
     "diffusion_loss",
     "expand_time",
     "optimal_pairs",
@@ -75,4 +82,5 @@ __all__ = [
     "sample_seed",
     "samplers_for",
     "spike_and_slab_mean",
+    "terms_of_subsets",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from scgen_diffusion.data import (
     check_same_genes,
     encode_obs,
     is_single,
+    known_names,
 )
-from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import InputValues
 
+    from ._guidance import GuidanceOptions
+
 SUFFIX = "_of_control"
 
 
@@ -53,6 +55,8 @@ class CounterfactualOptions:
         The sampler, its steps and guidance on the way to the new condition.
     transport
         The way there and back.
+    given
+        Numbers of the condition keys that the model is told of.
     strength
         How much of it is gone, from 0 (none) to 1 (all).
     sample
@@ -67,6 +71,7 @@ class CounterfactualOptions:
 
     sampling: SamplingOptions
     transport: Transport
+    given: Sequence[int]
     strength: float
     sample: bool
     library_size: Any
@@ -145,8 +150,9 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         condition: ConditionRequest,
         *,
         indices: Sequence[int] | np.ndarray | None,
+        given_keys: Sequence[str] | None,
         strength: float,
-        guidance_scale: float | Mapping[str, float],
+        guidance: GuidanceOptions,
         sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
@@ -158,14 +164,15 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         method: str | None = None,
         residuals: str = "new",
     ) -> AnnData:
-        sampling = self._sampling_options(sampler, n_steps, guidance_scale, output)
+        sampling = self._sampling_options(sampler, n_steps, guidance, output)
         transport = self._transport_of(sampling.sampler)
         cells = self._control_cells(adata, indices, condition)
         method = self._method_for(cells, method)
         outside = self._check_request(np.concatenate([cells.codes, cells.own]))
         totals = None if library_size is None else self._checked_library_size(library_size, len(cells.rows), output)
+        given = self._checked_given_keys(given_keys, [] if condition is None else list(condition))
         options = CounterfactualOptions(
-            sampling, transport, _checked_strength(strength), sample, totals, method, residuals
+            sampling, transport, given, _checked_strength(strength), sample, totals, method, residuals
         )
         seed = resolve_seed(seed)
         chunk = self._round_to_blocks(checked_batch_size(batch_size))
@@ -176,8 +183,9 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                 progress.update(block.n_wanted)
         x = stack(parts)
         self._check_result(x, output)
-        provenance = self._provenance(condition, sampling, guidance_scale, library_size, seed)
-        provenance |= _describe_counterfactual(condition, library_size, options) | {"outside_training": outside}
+        provenance = self._provenance(condition, sampling, library_size, seed)
+        provenance |= _describe_counterfactual(condition, library_size, options)
+        provenance |= {"given_keys": [self.conditions.keys[key] for key in given], "outside_training": outside}
         obs = self._counterfactual_obs(cells, [] if condition is None else list(condition))
         return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
 
@@ -214,6 +222,29 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
             key.check_learned(codes[:, columns], conditions.combinations[:, columns])
         return codes
 
+    def _checked_given_keys(self, given_keys: Sequence[str] | None, asked: list[str]) -> list[int]:
+        """Return the numbers of the keys that the model is told of, which it must have learned without the others."""
+        keys, strategy = self.conditions.keys, self.module.strategy
+        if isinstance(given_keys, str):
+            msg = f"`given_keys` must be a list of names, but found {given_keys!r}."
+            raise ValueError(msg)
+        given = keys if given_keys is None else list(given_keys)
+        for key in given:
+            if key not in keys:
+                msg = f"`given_keys` has the unknown key {key!r}. {known_names(key, keys)}"
+                raise ValueError(msg)
+        if untold := [key for key in asked if key not in given]:
+            msg = f"`condition` asks for {untold[0]!r}, of which the model is not told; add it to `given_keys`."
+            raise ValueError(msg)
+        numbers = [number for number, key in enumerate(keys) if key in given]
+        if len(numbers) < len(keys) and not strategy.has_shown(numbers, len(keys)):
+            msg = (
+                f"`given_keys` is {given}, but the model, trained with "
+                f"`condition_strategy={strategy.name!r}`, which shows {strategy.shows}, has not learned these without the others."
+            )
+            raise ValueError(msg)
+        return numbers
+
     def _counterfactual_obs(self, cells: ControlCells, asked: list[str]) -> pd.DataFrame:
         """Return the cells' table with new values of the keys that were asked for, and their own values beside them."""
         obs = cells.source.obs.iloc[cells.rows]
@@ -241,11 +272,11 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
 
     def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
         """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
-        scales = options.sampling.guidance_scales
-        own, new = self.module.denoiser(block.own, [1.0] * len(scales)), self.module.denoiser(block.new, scales)
+        guidance = options.sampling.guidance
+        own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
         return options.transport(
-            own,
-            new,
+            self.module.denoiser(own, Guidance(guidance.conditional or guidance.terms)),
+            self.module.denoiser(new, guidance),
             states,
             strength=options.strength,
             n_steps=options.sampling.n_steps,
@@ -293,7 +324,7 @@ def _checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> n
 
 
 def _checked_strength(strength: Any) -> float:
-    if not isinstance(strength, Real) or isinstance(strength, bool) or not 0 < strength <= 1:
+    if not isinstance(strength, int | float | np.number) or isinstance(strength, bool) or not 0 < strength <= 1:
         msg = f"`strength` must be a number above 0 and at most 1, but found {strength!r}."
         raise ValueError(msg)
     return float(strength)

@@ -22,6 +22,7 @@ from scgen_diffusion.module import (
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
+from ._guidance import GuidanceOptions, numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
 from ._registration import RegistrationMixin
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest
 
     from ._generation import SamplingOptions
+    from ._guidance import Composition, GuidanceScale
 
 
 class GeneSpaceModel(
@@ -78,6 +80,9 @@ class GeneSpaceModel(
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
+            key_groups=numbers_of_groups(
+                self.architecture.dropped_together, [key.name for key in self._condition_keys]
+            ),
         )
         self._describe_cells(adata)
         self.default_sampler = "midpoint" if self.architecture.path == "flow_matching" else "dpm_solver"
@@ -91,7 +96,10 @@ class GeneSpaceModel(
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool = False,
@@ -116,8 +124,17 @@ class GeneSpaceModel(
 
             A combination that never occurred in training can be asked for when every key is given.
         guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, or one
-            per key.
+            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
+            from key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which adds up
+            what each of these subsets changes in the unconditional prediction. See the user guide, "Guidance".
+        composition
+            How scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
+            influence given all others). Default: as the model was trained; others need what training showed it.
+        guidance_interval
+            Times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside. Default: everywhere.
+        guidance_rescale
+            From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
+            conditional ones.
         sampler
             ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
             or ``"dopri5"``; or a sampler of :mod:`scgen_diffusion.diffusion`, such as ``DDIMSampler(eta=1.0)``.
@@ -155,7 +172,7 @@ class GeneSpaceModel(
         return self._generate(
             n_cells,
             condition,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=sampler,
             n_steps=n_steps,
             library_size=self._library_size_for(library_size, counts=counts),
@@ -251,7 +268,7 @@ class GeneSpaceModel(
         profile = self.module.sample_profiles(
             condition,
             generators,
-            guidance_scales=options.guidance_scales,
+            guidance=options.guidance,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )

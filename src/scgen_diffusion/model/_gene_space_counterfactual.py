@@ -9,9 +9,10 @@ from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, FixedStepSampler
 from scgen_diffusion.module import library_features, to_counts
 
 from ._counterfactual import CounterfactualMixin
+from ._guidance import GuidanceOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from torch import Tensor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, CounterfactualOptions
+    from ._guidance import Composition, GuidanceScale
 
 DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)
 
@@ -34,8 +36,12 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
         condition: ConditionRequest = None,
         *,
         indices: Sequence[int] | None = None,
+        given_keys: Sequence[str] | None = None,
         strength: float = 1.0,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool = False,
@@ -64,9 +70,14 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
             - None: every cell's own condition.
         indices
             Which of the cells; default: all.
+        given_keys
+            Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type, can
+            be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never seen. Only
+            for models that learned these keys without the others, with
+            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
         strength
             How far back to go, from just above 0 (cells hardly change) to 1 (all the way to noise).
-        guidance_scale
+        guidance_scale, composition, guidance_interval, guidance_rescale
             Guidance on the way to the new condition, as in :meth:`generate`. The way that leads to the cell has none.
         sampler
             ``"ddpm"`` (default) draws fresh noise at every step, ``"ddim"`` one noise for all; ``DDIMSampler(eta=...)`` is
@@ -106,8 +117,9 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
             adata_control,
             condition,
             indices=indices,
+            given_keys=given_keys,
             strength=strength,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=DEFAULT_WAY if sampler is None else sampler,
             n_steps=n_steps,
             library_size=self._library_size_for(library_size, counts=counts),

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from scgen_diffusion.diffusion import Guidance
     from scgen_diffusion.module import InputValues
+
+    from ._guidance import GuidanceOptions
 
 DEFAULT_BATCH_SIZE = 2048
 N_UNSEEN = 20  # combinations that provenance names at most
@@ -50,8 +53,10 @@ class SamplingOptions:
         Way from noise to data.
     n_steps
         Its number of steps, None for its default.
-    guidance_scales
-        One scale per condition key.
+    guidance
+        How predictions are mixed, and where on the path.
+    guidance_record
+        What provenance tells of it.
     output
         What the cells hold.
     """
@@ -59,7 +64,8 @@ class SamplingOptions:
     sampler_name: str
     sampler: Sampler
     n_steps: int | None
-    guidance_scales: tuple[float, ...]
+    guidance: Guidance
+    guidance_record: Mapping[str, Any]
     output: InputValues
 
 
@@ -165,7 +171,7 @@ class GenerationMixin(BaseModelClass):
         n_cells: int | None,
         condition: ConditionRequest,
         *,
-        guidance_scale: float | Mapping[str, float],
+        guidance: GuidanceOptions,
         sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
@@ -178,7 +184,7 @@ class GenerationMixin(BaseModelClass):
         codes = self.conditions.encode(condition, n_cells)
         outside = self._check_request(codes)
         library_size = self._checked_library_size(library_size, len(codes), output)
-        options = self._sampling_options(sampler, n_steps, guidance_scale, output)
+        options = self._sampling_options(sampler, n_steps, guidance, output)
         seed = resolve_seed(seed)
         chunk = self._round_to_blocks(checked_batch_size(batch_size))
         parts: list[sp.csr_matrix | np.ndarray] = []
@@ -191,7 +197,7 @@ class GenerationMixin(BaseModelClass):
         x = stack(parts)
         self._check_result(x, output)
         names = synthetic_names(len(codes))
-        provenance = self._provenance(condition, options, guidance_scale, library_size, seed)
+        provenance = self._provenance(condition, options, library_size, seed)
         provenance["outside_training"] = outside
         obs = self.conditions.to_obs(codes, names)
         return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
@@ -225,7 +231,7 @@ class GenerationMixin(BaseModelClass):
         self,
         sampler: str | Sampler | None,
         n_steps: int | None,
-        guidance_scale: float | Mapping[str, float],
+        guidance: GuidanceOptions,
         output: InputValues,
     ) -> SamplingOptions:
         chosen = self.default_sampler if sampler is None else sampler
@@ -236,24 +242,23 @@ class GenerationMixin(BaseModelClass):
             msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
             raise ValueError(msg)
         name, way = (chosen, self._samplers[chosen]) if isinstance(chosen, str) else (repr(chosen), chosen)
-        scales = _resolve_guidance(guidance_scale, self.conditions.keys)
-        return SamplingOptions(name, way, n_steps, scales, output)
+        trained = self.module.strategy
+        resolved = guidance.resolve(trained, self.conditions.keys)
+        return SamplingOptions(name, way, n_steps, resolved, guidance.describe(trained), output)
 
     def _provenance(
         self,
         condition: ConditionRequest,
         options: SamplingOptions,
-        guidance_scale: float | Mapping[str, float],
         library_size: Any,
         seed: int,
     ) -> dict[str, Any]:
-        scales = dict(guidance_scale) if isinstance(guidance_scale, Mapping) else guidance_scale
         return {
             "model": type(self).__name__,
             "version": version("scgen-diffusion"),
             "sampler": options.sampler_name,
             "n_steps": options.n_steps or _default_steps(options.sampler),
-            "guidance_scale": scales,
+            **options.guidance_record,
             "values": options.output,
             "library_size": _describe_library_size(library_size, options.output),
             "condition": _describe_request(condition),
@@ -299,22 +304,6 @@ def checked_batch_size(batch_size: int | None) -> int:
         msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
         raise ValueError(msg)
     return int(batch_size)
-
-
-def _resolve_guidance(scale: float | Mapping[str, float], keys: list[str]) -> tuple[float, ...]:
-    if not isinstance(scale, Mapping):
-        if not keys and scale != 1:
-            msg = f"`guidance_scale` is {scale}, but the model has no conditions to guide by."
-            raise ValueError(msg)
-        scale = dict.fromkeys(keys, scale)
-    for key, value in scale.items():
-        if key not in keys:
-            msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, keys)}"
-            raise ValueError(msg)
-        if not np.isfinite(value):
-            msg = f"`guidance_scale` must be finite, but found {value!r}."
-            raise ValueError(msg)
-    return tuple(float(scale.get(key, 1.0)) for key in keys)
 
 
 def _describe_request(condition: ConditionRequest) -> Any:

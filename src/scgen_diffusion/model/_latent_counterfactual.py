@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 import torch
@@ -10,9 +11,10 @@ from scgen_diffusion.data import known_names
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
 
 from ._counterfactual import CounterfactualMixin
+from ._guidance import GuidanceOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from torch import Tensor
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, ControlCells, CounterfactualOptions
+    from ._guidance import Composition, GuidanceScale
 
 CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
 Residuals: TypeAlias = Literal["own", "new"]
@@ -30,8 +33,12 @@ Residuals: TypeAlias = Literal["own", "new"]
 class LatentCounterfactualMixin(CounterfactualMixin):
     """``predict_perturbation`` by flows of latents."""
 
-    _generates_counts: bool
     transport_is_trained_: bool
+
+    @property
+    @abstractmethod
+    def _generates_counts(self) -> bool:
+        """Whether cells come out as counts."""
 
     def predict_perturbation(
         self,
@@ -41,8 +48,12 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         method: CounterfactualMethod | None = None,
         residuals: Residuals = "own",
         indices: Sequence[int] | None = None,
+        given_keys: Sequence[str] | None = None,
         strength: float = 1.0,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | float | Sequence[float] | None = None,
@@ -80,9 +91,14 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             means of the genes fall or rise. ``"new"``: drawn anew with all counts.
         indices
             Which of the cells; default: all.
+        given_keys
+            Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type, can
+            be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never seen. Only
+            for models that learned these keys without the others, with
+            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
         strength
             How far to go, from just above 0 (cells hardly change) to 1: on the way to the perturbed cells, or back to noise.
-        guidance_scale
+        guidance_scale, composition, guidance_interval, guidance_rescale
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back has none, nor has the transport.
         sampler
             ``"euler"``, ``"midpoint"`` or ``"heun"``.
@@ -123,8 +139,9 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             method=method,
             residuals=_checked_residuals(residuals),
             indices=indices,
+            given_keys=given_keys,
             strength=strength,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=sampler,
             n_steps=n_steps,
             library_size=library_size,

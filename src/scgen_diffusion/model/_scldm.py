@@ -9,6 +9,7 @@ import numpy as np
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
+from ._guidance import GuidanceOptions, numbers_of_groups
 from ._latent_counterfactual import LatentCounterfactualMixin
 from ._latents import LatentMixin
 from ._library_sizes import LibrarySizeMixin
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest
 
     from ._generation import SamplingOptions
+    from ._guidance import Composition, GuidanceScale
 
 
 class SCLDM(
@@ -98,6 +100,9 @@ class SCLDM(
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
+            key_groups=numbers_of_groups(
+                self.architecture.dropped_together, [key.name for key in self._condition_keys]
+            ),
         )
         self._describe_cells(adata)
         self.autoencoder_is_trained_ = False
@@ -112,7 +117,10 @@ class SCLDM(
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | float | Sequence[float] | None = None,
@@ -136,8 +144,17 @@ class SCLDM(
 
             A combination that never occurred in training can be asked for when every key is given.
         guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, or one
-            per key.
+            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
+            from key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which adds up
+            what each of these subsets changes in the unconditional prediction. See the user guide, "Guidance".
+        composition
+            How scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
+            influence given all others). Default: as the model was trained; others need what training showed it.
+        guidance_interval
+            Times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside. Default: everywhere.
+        guidance_rescale
+            From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
+            conditional ones.
         sampler
             ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"dopri5"``, or a sampler of :mod:`scgen_diffusion.diffusion`.
         n_steps
@@ -170,7 +187,7 @@ class SCLDM(
         return self._generate(
             n_cells,
             condition,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=sampler,
             n_steps=n_steps,
             library_size=library_size,
@@ -273,7 +290,7 @@ class SCLDM(
         z = module.sample_latents(
             module.draw_noise(generators),
             condition,
-            guidance_scales=options.guidance_scales,
+            guidance=options.guidance,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     TARGETS,
     Denoiser,
+    Guidance,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
@@ -48,6 +49,8 @@ class SCLDMModule(ConditionedModule):
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
         Sizes and parts.
+    key_groups
+        Numbers of the keys in each group of ``architecture.dropped_together``, which has their names.
 
     References
     ----------
@@ -64,6 +67,7 @@ class SCLDMModule(ConditionedModule):
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
+        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         a = self.architecture = architecture or SCLDMArchitecture()
@@ -87,7 +91,7 @@ class SCLDMModule(ConditionedModule):
         self.library_size = LibrarySizeModel(conditions, a.n_latent_tokens * a.n_latent)
         self.conditions = tuple(conditions)
         self.transport: LatentTransport | None = None
-        self._register_conditions(conditions)
+        self._register_conditions(conditions, key_groups)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
@@ -213,11 +217,10 @@ class SCLDMModule(ConditionedModule):
         """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
-    def denoiser(self, condition: Tensor, guidance_scales: Sequence[float], *, averaged: bool = True) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance, *, averaged: bool = True) -> Denoiser:
         """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
-        terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.condition_columns, terms)
+        field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_latents(
@@ -225,13 +228,13 @@ class SCLDMModule(ConditionedModule):
         noise: Tensor,
         condition: Tensor,
         *,
-        guidance_scales: Sequence[float],
+        guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
         """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, columns)`` and guidance."""
-        denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
+        denoiser = self.denoiser(condition, guidance, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 
     def standardise(self, z: Tensor) -> Tensor:
