@@ -24,7 +24,7 @@ from scgen_diffusion.data import (
     is_single,
     known_names,
 )
-from scgen_diffusion.diffusion import Guidance, SampleGenerators
+from scgen_diffusion.diffusion import SampleGenerators
 from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
@@ -275,7 +275,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         guidance = options.sampling.guidance
         own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
         return options.transport(
-            self.module.denoiser(own, Guidance(guidance.conditional or guidance.terms)),
+            self.module.denoiser(own, Guidance(guidance.plain)),
             self.module.denoiser(new, guidance),
             states,
             strength=options.strength,
