@@ -24,7 +24,7 @@ from scgen_diffusion.data import (
     is_single,
     known_names,
 )
-from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
