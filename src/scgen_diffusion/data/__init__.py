@@ -1,17 +1,47 @@
-"""AnnData in and out: checks, conditions, plain forms for saving."""
+"""AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
 from ._conditions import OPEN, ConditionRequest, Conditions
+from ._mudata import (
+    JOINED,
+    ModalitiesField,
+    Modality,
+    build_mudata,
+    check_same_features,
+    modalities_of,
+)
+from ._mudata_checks import (
+    MODALITY_LIKELIHOODS,
+    ModalityLikelihood,
+    check_condition_columns,
+    check_is_mudata,
+    guess_likelihood,
+    resolve_layers,
+    resolve_modalities,
+)
 from ._plain import from_plain, to_plain
 
 __all__ = [
     "JOIN",
     "OPEN",
     "PROVENANCE_KEY",
+    "JOINED",
+    "MODALITY_LIKELIHOODS",
     "ConditionRequest",
     "Conditions",
+    "ModalitiesField",
+    "Modality",
+    "ModalityLikelihood",
     "build_anndata",
+    "build_mudata",
+    "check_condition_columns",
+    "check_is_mudata",
+    "check_same_features",
+    "guess_likelihood",
+    "modalities_of",
+    "resolve_layers",
+    "resolve_modalities",
     "check_conditions",
     "check_expression",
     "check_same_genes",

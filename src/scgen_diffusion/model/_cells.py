@@ -9,12 +9,9 @@ import numpy as np
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
-from scgen_diffusion.data import check_same_genes
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from torch import Tensor
 
@@ -22,7 +19,9 @@ if TYPE_CHECKING:
 class CellsMixin(BaseModelClass):
     """Batches of the model's own cells or of others with the same genes."""
 
-    var_: pd.DataFrame
+    @abstractmethod
+    def _check_same_features(self, adata: AnnData) -> None:
+        """Raise unless the cells have the model's genes in the same order."""
 
     @abstractmethod
     def _check_can_read_cells(self) -> None:
@@ -55,7 +54,7 @@ class CellsMixin(BaseModelClass):
             msg = "The model was loaded without cells; give `adata`."
             raise ValueError(msg)
         if adata is not None:
-            check_same_genes(adata.var_names, self.var_.index)
+            self._check_same_features(adata)
         return self._validate_anndata(adata)
 
 

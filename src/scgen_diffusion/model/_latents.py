@@ -10,9 +10,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
-from scgen_diffusion.data import build_anndata
 from scgen_diffusion.diffusion import SampleGenerators
-from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
 from ._generation import resolve_seed
@@ -75,7 +73,7 @@ class LatentMixin(CellsMixin):
         module = self.module
         values = []
         for x, _ in self._expression(adata, indices, batch_size):
-            decoded = module.generative(module.inference(x)["z"], total_counts(x))
+            decoded = module.generative(module.inference(x)["z"], module.totals(x))
             values.append(module.likelihood.log_likelihood(module.target(x), **decoded).cpu())
         return torch.cat(values).numpy()
 
@@ -120,17 +118,17 @@ class LatentMixin(CellsMixin):
         source = self._validated(adata)
         obs = source.obs.iloc[row_numbers(indices, source.n_obs)]
         provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
-        return build_anndata(stacked, obs.copy(), self.var_, provenance, is_log1p=not self._generates_counts)
+        return self._assemble(stacked, obs.copy(), provenance, is_log1p=not self._generates_counts)
 
     def _reconstruct(self, x: Tensor, cells: np.ndarray, seed: int | None) -> Tensor:
         module = self.module
-        totals = total_counts(x)
         posterior = module.inference(x)["posterior"]
         if seed is None:
+            totals = module.decoding_totals(x, posterior.mean, None)
             return module.likelihood.mean(**module.generative(posterior.mean, totals))
         generators = SampleGenerators(seed, cells.tolist(), x.device)
         z = posterior.draw(generators.normal(*module.latent_shape))
-        return module.draw_cells(z, totals[:, 0], generators)
+        return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
 
     def _expression(
         self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None

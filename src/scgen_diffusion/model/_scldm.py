@@ -10,9 +10,8 @@ from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
 from ._latents import LatentMixin
-from ._library_sizes import LibrarySizeMixin
+from ._multimodal import MultimodalMixin
 from ._reference import load_reference
-from ._registration import RegistrationMixin
 from ._sampling_path import SamplingPathMixin
 from ._saving import SavingMixin
 from ._two_stage_training import TwoStageTrainingMixin
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ._generation import SamplingOptions
 
 
-class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, LibrarySizeMixin, SamplingPathMixin):
+class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, SamplingPathMixin):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
@@ -84,12 +83,7 @@ class SCLDM(RegistrationMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, 
         if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
             msg = "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; counts are needed for any other."
             raise ValueError(msg)
-        self.module = self._module_cls(
-            self.summary_stats.n_vars,
-            self._n_classes,
-            input_values=self._input_values,
-            architecture=self.architecture,
-        )
+        self.module = self._build_module()
         self._describe_cells(adata)
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False

@@ -20,6 +20,7 @@ from ._likelihoods import GaussianLikelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
     from ._architecture import SCLDMArchitecture
+    from ._likelihoods import Likelihood
 
 
 class Posterior(NamedTuple):
@@ -120,6 +121,38 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
         initial_log_theta=architecture.initial_log_theta,
         largest_log_theta=architecture.largest_log_theta,
     )
+
+
+def share_gene_embedding(encoder: Encoder, decoder: Decoder, architecture: SCLDMArchitecture) -> None:
+    """Give attention pooling and gene queries one embedding per gene, if the architecture says so."""
+    a = architecture
+    if a.share_gene_embedding and a.uses_attention and a.uses_gene_queries:
+        decoder.gene_queries.embed_gene = encoder.network.attention.embed_gene
+
+
+def gene_loadings(encoder: Encoder, decoder: Decoder, architecture: SCLDMArchitecture) -> list[Tensor]:
+    """List the weight matrices with one row or column per gene."""
+    pooling = [encoder.network.factors.weight.weight] if architecture.uses_factor_pooling else []
+    return pooling + ([decoder.factors.loadings.weight] if architecture.uses_factor_decoder else [])
+
+
+def start_at(
+    start: Tensor,
+    pooled_profile: Tensor,
+    encoder: Encoder,
+    decoder: Decoder,
+    likelihood: Likelihood,
+    architecture: SCLDMArchitecture,
+) -> None:
+    """Start the decoder's outputs at ``start``, and centre the factor pooling at a mean profile, both ``(genes,)``."""
+    if architecture.uses_factor_pooling:
+        encoder.network.factors.profile_mean.copy_(pooled_profile)
+    if (outliers := getattr(likelihood, "outliers", None)) is not None:
+        outliers.log_share.copy_(start)
+    if architecture.uses_factor_decoder:
+        bias = decoder.factors.loadings.bias.view(len(start), -1)
+        bias[:, 0] = start
+        bias[:, 1:] = architecture.initial_log_theta
 
 
 def _attention_pooling(n_genes: int, architecture: SCLDMArchitecture) -> AttentionPooling:
