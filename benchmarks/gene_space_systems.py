@@ -161,7 +161,9 @@ class PackageScrdit(System):
         """Take one optimiser step, as in training, and update the averaged weights."""
         from scvi import REGISTRY_KEYS
 
-        batch = {REGISTRY_KEYS.X_KEY: self.cells.counts, REGISTRY_KEYS.CAT_COVS_KEY: self.condition}
+        from scgen_diffusion.module import CONDITIONS
+
+        batch = {REGISTRY_KEYS.X_KEY: self.cells.counts, CONDITIONS: self.condition}
         with self._autocast():
             loss = self.plan.compute_losses(batch, self.generator, training=True)["loss"]
         optimise(loss, self.module, self.optimizer, self.recipe.gradient_clip)

@@ -3,49 +3,89 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, GuidanceTerm, Joint, MutuallyExclusive, keep_keys
+from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, GuidanceTerm, Joint, MutuallyExclusive
 
 N_CLASSES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
 
 def draw_classes(n_samples, n_classes, seed=0):
-    """Return class indices ``(n_samples, keys)``, none of them null, and the null classes."""
+    """Return class indices ``(n_samples, keys)``, none of them null, and what the columns mean."""
     generator = torch.Generator().manual_seed(seed)
     columns = [torch.randint(n, (n_samples,), generator=generator) for n in n_classes]
     condition = torch.stack(columns, 1) if columns else torch.empty(n_samples, 0, dtype=torch.long)
-    return condition, torch.tensor(list(n_classes), dtype=torch.long)
+    return condition, ConditionColumns.of_classes(n_classes)
 
 
-def drop(strategy, condition, null, probability, seed=0):
-    return CONDITION_STRATEGIES[strategy].drop(condition, null, probability, torch.Generator().manual_seed(seed))
+def draw_columns(n_columns, *, is_number):
+    """Return keys of so many columns each, numbers or classes, and a condition ``(7, columns)``, of which nothing is null."""
+    key = torch.repeat_interleave(torch.arange(len(n_columns)), torch.tensor(n_columns))
+    generator = torch.Generator().manual_seed(0)
+    if is_number:
+        null, condition = torch.full((len(key),), -torch.inf), torch.randn(7, len(key), generator=generator)
+    else:
+        null, condition = torch.full((len(key),), 9), torch.randint(9, (7, len(key)), generator=generator)
+    return ConditionColumns(null, key), condition
 
 
-@given(n_classes=N_CLASSES, data=st.data())
+def drop(strategy, condition, columns, probability, seed=0):
+    return CONDITION_STRATEGIES[strategy].drop(condition, columns, probability, torch.Generator().manual_seed(seed))
+
+
+@given(n_columns=st.lists(st.integers(1, 3), min_size=1, max_size=4), is_number=st.booleans(), data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_keep_keys_nulls_exactly_the_keys_that_are_not_listed(n_classes, data):
-    keys = data.draw(st.sets(st.integers(0, len(n_classes) - 1)))
-    condition, null = draw_classes(7, n_classes)
-    kept = keep_keys(condition, null, sorted(keys))
-    for key in range(len(n_classes)):
-        expected = condition[:, key] if key in keys else null[key].expand(7)
-        assert torch.equal(kept[:, key], expected)
+def test_keeping_keys_nulls_all_columns_of_exactly_the_others(n_columns, is_number, data):
+    kept_keys = data.draw(st.sets(st.integers(0, len(n_columns) - 1)))
+    columns, condition = draw_columns(n_columns, is_number=is_number)
+    kept = columns.keep(condition, sorted(kept_keys))
+    assert kept.dtype == condition.dtype
+    for column, key in enumerate(columns.key.tolist()):
+        expected = condition[:, column] if key in kept_keys else columns.null[column].expand(7)
+        assert torch.equal(kept[:, column], expected)
+
+
+@given(n_columns=st.lists(st.integers(1, 3), min_size=1, max_size=4), is_number=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns, is_number):
+    columns, condition = draw_columns(n_columns, is_number=is_number)
+    given = torch.rand(7, columns.n_keys, generator=torch.Generator().manual_seed(1)) < 0.5
+    together = columns.keep_where(condition, given)
+    for sample in range(7):
+        alone = columns.keep(condition[[sample]], given[sample].nonzero()[:, 0])
+        assert torch.equal(together[[sample]], alone)
+
+
+@given(n_classes=N_CLASSES)
+def test_a_categorical_key_is_one_column_whose_number_of_classes_stands_for_nothing(n_classes):
+    columns = ConditionColumns.of_classes(n_classes)
+    assert columns.n_keys == len(n_classes)
+    assert columns.null.tolist() == n_classes
+    assert columns.keep(torch.zeros(2, len(n_classes), dtype=torch.long), ()).tolist() == [n_classes] * 2
+
+
+def test_keys_of_several_columns_are_dropped_whole_by_every_strategy():
+    columns, condition = draw_columns([1, 3, 2], is_number=True)
+    for strategy in CONDITION_STRATEGIES.values():
+        dropped = strategy.drop(condition, columns, 0.5, torch.Generator().manual_seed(0))
+        for key in range(3):
+            is_dropped = (dropped != condition)[:, columns.key == key]
+            assert (is_dropped.all(1) | ~is_dropped.any(1)).all()
 
 
 @given(n_classes=N_CLASSES, probability=st.floats(0, 1), seed=st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
 def test_joint_drops_all_keys_of_a_sample_or_none(n_classes, probability, seed):
-    condition, null = draw_classes(20, n_classes)
-    dropped = drop("joint", condition, null, probability, seed)
-    is_whole, is_null = (dropped == condition).all(1), (dropped == null).all(1)
+    condition, columns = draw_classes(20, n_classes)
+    dropped = drop("joint", condition, columns, probability, seed)
+    is_whole, is_null = (dropped == condition).all(1), (dropped == columns.null).all(1)
     assert (is_whole | is_null).all()
 
 
 @given(n_classes=N_CLASSES, probability=st.floats(0, 1), seed=st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
 def test_mutually_exclusive_shows_at_most_one_key_and_the_same_in_the_whole_batch(n_classes, probability, seed):
-    condition, null = draw_classes(20, n_classes)
-    dropped = drop("mutually_exclusive", condition, null, probability, seed)
-    is_shown = dropped != null
+    condition, columns = draw_classes(20, n_classes)
+    dropped = drop("mutually_exclusive", condition, columns, probability, seed)
+    is_shown = dropped != columns.null
     assert is_shown.any(0).sum() <= 1
     assert torch.equal(dropped[is_shown], condition[is_shown])
 
@@ -54,24 +94,24 @@ def test_mutually_exclusive_shows_at_most_one_key_and_the_same_in_the_whole_batc
 @pytest.mark.parametrize("probability", [0.1, 0.8])
 def test_share_of_dropped_samples_is_the_asked_probability(strategy, probability):
     n = 20_000
-    condition, null = draw_classes(n, (3, 2))
-    is_dropped = (drop(strategy, condition, null, probability) == null).all(1)
+    condition, columns = draw_classes(n, (3, 2))
+    is_dropped = (drop(strategy, condition, columns, probability) == columns.null).all(1)
     standard_error = (probability * (1 - probability) / n) ** 0.5
     assert abs(is_dropped.double().mean() - probability) < 4 * standard_error
 
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
 def test_probability_one_drops_every_sample_and_zero_drops_none(strategy):
-    condition, null = draw_classes(500, (3, 2))
-    assert (drop(strategy, condition, null, 1.0) == null).all()
-    assert (drop(strategy, condition, null, 0.0) != null).any(1).all()
+    condition, columns = draw_classes(500, (3, 2))
+    assert (drop(strategy, condition, columns, 1.0) == columns.null).all()
+    assert (drop(strategy, condition, columns, 0.0) != columns.null).any(1).all()
 
 
 def test_mutually_exclusive_shows_every_key_in_an_equal_share_of_batches():
-    condition, null = draw_classes(1, (4, 4, 4))
+    condition, columns = draw_classes(1, (4, 4, 4))
     generator = torch.Generator().manual_seed(0)
     shown = torch.stack(
-        [(MutuallyExclusive().drop(condition, null, 0.0, generator) != null)[0] for _ in range(3_000)]
+        [(MutuallyExclusive().drop(condition, columns, 0.0, generator) != columns.null)[0] for _ in range(3_000)]
     ).sum(0)
     # Binomial(3 000, 1/3): standard deviation 26, four of them allowed.
     assert ((shown - 1_000).abs() < 104).all()
@@ -79,28 +119,28 @@ def test_mutually_exclusive_shows_every_key_in_an_equal_share_of_batches():
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
 def test_dropping_draws_from_its_generator_alone(strategy):
-    condition, null = draw_classes(50, (3, 2))
+    condition, columns = draw_classes(50, (3, 2))
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = drop(strategy, condition, null, 0.5, seed=1)
+    first = drop(strategy, condition, columns, 0.5, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert torch.equal(drop(strategy, condition, null, 0.5, seed=1), first)
-    assert not torch.equal(drop(strategy, condition, null, 0.5, seed=2), first)
+    assert torch.equal(drop(strategy, condition, columns, 0.5, seed=1), first)
+    assert not torch.equal(drop(strategy, condition, columns, 0.5, seed=2), first)
 
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
 def test_dropping_does_not_change_its_input(strategy):
-    condition, null = draw_classes(50, (3, 2))
+    condition, columns = draw_classes(50, (3, 2))
     before = condition.clone()
-    drop(strategy, condition, null, 1.0)
+    drop(strategy, condition, columns, 1.0)
     assert torch.equal(condition, before)
 
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
 def test_without_keys_there_is_nothing_to_drop_and_nothing_to_guide(strategy):
-    condition, null = draw_classes(6, ())
-    assert drop(strategy, condition, null, 0.5).shape == (6, 0)
+    condition, columns = draw_classes(6, ())
+    assert drop(strategy, condition, columns, 0.5).shape == (6, 0)
     assert CONDITION_STRATEGIES[strategy].terms([]) == []
 
 

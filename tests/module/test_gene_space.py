@@ -44,10 +44,10 @@ PARTS = [
 CHOICES = [(*parts, "regression") for parts in PARTS] + [(*p, "spike_and_slab") for p in PARTS if p[2] == "data"]
 
 
-def build(n_classes=(), n_genes=N_GENES, input_values="counts", **changes):
+def build(conditions=(), n_genes=N_GENES, input_values="counts", **changes):
     torch.manual_seed(0)
     architecture = GeneSpaceArchitecture(**{**SIZES, **changes})
-    return GeneSpaceModule(n_genes, n_classes, input_values=input_values, architecture=architecture)
+    return GeneSpaceModule(n_genes, conditions, input_values=input_values, architecture=architecture)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_the_library_size_head_reads_totals_off_profiles():
     profile[:, 2] = (log_totals - 6).clamp(min=0)
     torch.manual_seed(0)
     profile = library_features(profile)
-    head = LibrarySizeModel(0, profile.shape[1])
+    head = LibrarySizeModel((), profile.shape[1])
     head.fit(log_totals, torch.zeros(300, 0).long())
     before = head.loss(profile, log_totals).mean()
     optimizer = torch.optim.Adam(head.parameters(), lr=0.02)

@@ -23,7 +23,7 @@ def cells():
 
 @pytest.fixture
 def fitted(cells):
-    model = LibrarySizeModel(2, 6)
+    model = LibrarySizeModel((9, 9), 6)
     model.fit(*cells)
     return model
 
@@ -46,7 +46,7 @@ def test_empirical_draws_reproduce_the_distribution_of_the_group(fitted, cells, 
 
 
 def test_draws_without_conditions_reproduce_all_cells(cells):
-    model = LibrarySizeModel(0, 6)
+    model = LibrarySizeModel((), 6)
     model.fit(cells[0], torch.zeros(1200, 0, dtype=torch.long))
 
     drawn = model.draw("empirical", torch.zeros(2000, 0, dtype=torch.long), Z.expand(2000, -1, -1), evenly(2000))
@@ -76,7 +76,7 @@ def test_a_combination_that_never_occurs_is_extrapolated_additively(fitted, cell
 
 
 def test_quantiles_of_an_unseen_combination_are_extrapolated_additively_and_stay_in_order():
-    model = LibrarySizeModel(2, 6)
+    model = LibrarySizeModel((9, 9), 6)
     codes = torch.tensor([[ANY, ANY], [0, ANY], [1, ANY], [ANY, 0], [ANY, 1]])
     levels = torch.linspace(0, 1, 257)
     slopes, offsets = torch.tensor([1.0, 1.0, 0.5, 1.0, 0.2]), torch.tensor([5.0, 4.0, 6.0, 4.0, 7.0])
@@ -95,7 +95,7 @@ def test_a_class_that_never_occurs_changes_nothing(fitted):
 
 
 def test_draws_are_whole_numbers_of_at_least_one():
-    model = LibrarySizeModel(0, 6)
+    model = LibrarySizeModel((), 6)
     model.fit(torch.tensor([0.0, 0.1, 0.7]), torch.zeros(3, 0, dtype=torch.long))
 
     for kind in ("empirical", "normal", "latent"):
@@ -108,7 +108,7 @@ def test_draws_are_whole_numbers_of_at_least_one():
 
 
 def test_a_group_of_one_cell_always_draws_that_cells_total():
-    model = LibrarySizeModel(1, 6)
+    model = LibrarySizeModel((9,), 6)
     model.fit(torch.tensor([5.0, 6.0, 7.0]).log(), torch.tensor([[0], [0], [1]]))
 
     assert draw(model, "empirical", [1], 5).tolist() == [7.0] * 5
@@ -116,7 +116,7 @@ def test_a_group_of_one_cell_always_draws_that_cells_total():
 
 
 def test_the_state_loads_into_a_model_with_other_groups(fitted):
-    other = LibrarySizeModel(2, 6)
+    other = LibrarySizeModel((9, 9), 6)
     other.fit(torch.tensor([1.0, 2.0]), torch.tensor([[0, 0], [5, 5]]))
 
     other.load_state_dict(fitted.state_dict())
@@ -126,7 +126,7 @@ def test_the_state_loads_into_a_model_with_other_groups(fitted):
 
 
 def test_an_unfitted_model_says_so_also_after_its_state_went_through_a_fitted_one(fitted):
-    empty = LibrarySizeModel(2, 6)
+    empty = LibrarySizeModel((9, 9), 6)
     assert not empty.is_fitted
 
     fitted.load_state_dict(empty.state_dict())
@@ -139,7 +139,7 @@ def test_the_latent_head_learns_the_total_that_the_latent_tells():
     z = torch.randn(512, 2, 3, generator=generator)
     log_totals = 7 + 0.5 * z[:, 0, 0] + 0.1 * torch.randn(512, generator=generator)
     torch.manual_seed(0)
-    model = LibrarySizeModel(0, 6)
+    model = LibrarySizeModel((), 6)
     model.fit(log_totals, torch.zeros(512, 0, dtype=torch.long))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(300):
@@ -164,7 +164,7 @@ def test_the_latent_loss_is_the_negative_log_likelihood_of_a_normal(fitted):
 
 
 def test_cells_of_equal_totals_give_a_finite_loss():
-    model = LibrarySizeModel(0, 6)
+    model = LibrarySizeModel((), 6)
     model.fit(torch.full((20,), 4.6), torch.zeros(20, 0, dtype=torch.long))
 
     loss = model.loss(torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0)), torch.full((20,), 4.6))
@@ -177,7 +177,7 @@ def test_the_latent_decides_about_a_cells_place_among_its_groups_totals():
     z = torch.randn(n, 1, 1, generator=torch.Generator().manual_seed(0))
     condition = torch.zeros(n, 0, dtype=torch.long)
     totals = (7 + 0.5 * z.flatten().abs()).exp()  # far from normal
-    model = LibrarySizeModel(0, 1)
+    model = LibrarySizeModel((), 1)
     model.fit(totals.log(), condition)
     with torch.no_grad():
         for parameter in model.head.parameters():

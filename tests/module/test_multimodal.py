@@ -7,6 +7,7 @@ import torch
 
 from scgen_diffusion.module import LibrarySizeModel, ModalityPanel, MultimodalModule, SCLDMArchitecture
 from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
+from scgen_diffusion.nn import Classes
 
 PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), ModalityPanel(3, "poisson")]
 
@@ -14,7 +15,7 @@ PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), 
 @pytest.fixture
 def module(tiny):
     torch.manual_seed(0)
-    return MultimodalModule(PANELS, [3], architecture=SCLDMArchitecture(**tiny)).eval()
+    return MultimodalModule(PANELS, [Classes(3)], architecture=SCLDMArchitecture(**tiny)).eval()
 
 
 def make_cells(n_cells=8):
@@ -162,7 +163,7 @@ def fitted_sizes(n_cells=2000, missing=0):
     totals = torch.stack([first, first + 1 + 0.1 * torch.randn(n_cells, generator=generator)], dim=1)
     totals[:missing, 1] = torch.nan
     condition = torch.zeros(n_cells, 1, dtype=torch.long)
-    sizes = MultimodalLibrarySize(2, 1, 3)
+    sizes = MultimodalLibrarySize(2, [Classes(1)], 3)
     sizes.fit(totals, condition)
     return sizes, totals, condition
 

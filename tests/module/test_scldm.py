@@ -44,9 +44,9 @@ def counts():
 
 @pytest.fixture(scope="module")
 def build(tiny):
-    def build_module(n_classes=(), n_genes=9, **changes):
+    def build_module(conditions=(), n_genes=9, **changes):
         torch.manual_seed(0)
-        return SCLDMModule(n_genes, n_classes, architecture=SCLDMArchitecture(**{**tiny, **changes}))
+        return SCLDMModule(n_genes, conditions, architecture=SCLDMArchitecture(**{**tiny, **changes}))
 
     return build_module
 
@@ -70,10 +70,10 @@ def test_every_autoencoder_has_a_finite_loss_and_gradients_in_every_weight(
 
 
 @pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
-@pytest.mark.parametrize("n_classes", [(), (3,), (3, 2, 4)])
-def test_every_prior_has_a_finite_loss_and_gradients(build, strategy, n_classes):
-    module = build(n_classes, condition_strategy=strategy)
-    condition = torch.stack([torch.arange(6) % n for n in n_classes], 1) if n_classes else torch.zeros(6, 0).long()
+@pytest.mark.parametrize("conditions", [(), (3,), (3, 2, 4)])
+def test_every_prior_has_a_finite_loss_and_gradients(build, strategy, conditions):
+    module = build(conditions, condition_strategy=strategy)
+    condition = torch.stack([torch.arange(6) % n for n in conditions], 1) if conditions else torch.zeros(6, 0).long()
     for drop_probability in (0.0, 0.5, 1.0):
         generator = torch.Generator().manual_seed(0)
         loss = module.prior_loss(

@@ -7,21 +7,21 @@ from scgen_diffusion.nn import DiT, modulate, position_embedding
 N_TOKENS, TOKEN_WIDTH, N_CLASSES = 4, 3, (3, 2)
 
 
-def build(*, started=True, n_classes=N_CLASSES, **sizes):
+def build(*, started=True, conditions=N_CLASSES, **sizes):
     """Build a small network; ``started``: with every parameter away from its start, where much of it is zero."""
     torch.manual_seed(0)
     sizes = {"width": 8, "n_layers": 2, "n_heads": 2, **sizes}
-    network = DiT(N_TOKENS, TOKEN_WIDTH, n_classes, **sizes)
+    network = DiT(N_TOKENS, TOKEN_WIDTH, conditions, **sizes)
     if started:
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.3)
     return network
 
 
-def build_inputs(n=5, n_classes=N_CLASSES):
+def build_inputs(n=5, conditions=N_CLASSES):
     generator = torch.Generator().manual_seed(1)
     x_t = torch.randn(n, N_TOKENS, TOKEN_WIDTH, generator=generator)
-    columns = [torch.randint(k + 1, (n,), generator=generator) for k in n_classes]
+    columns = [torch.randint(k + 1, (n,), generator=generator) for k in conditions]
     condition = torch.stack(columns, dim=1) if columns else torch.empty(n, 0, dtype=torch.long)
     return x_t, torch.rand(n, generator=generator), condition
 
@@ -52,10 +52,10 @@ def test_final_layer_follows_its_formula():
     torch.testing.assert_close(network(x_t, t, condition), expected, rtol=1e-4, atol=1e-5)  # single precision
 
 
-@pytest.mark.parametrize("n_classes", [(), (1,), (3, 2, 5)])
-def test_any_number_of_keys_is_possible(n_classes):
-    inputs = build_inputs(n_classes=n_classes)
-    assert build(n_classes=n_classes)(*inputs).shape == inputs[0].shape
+@pytest.mark.parametrize("conditions", [(), (1,), (3, 2, 5)])
+def test_any_number_of_keys_is_possible(conditions):
+    inputs = build_inputs(conditions=conditions)
+    assert build(conditions=conditions)(*inputs).shape == inputs[0].shape
 
 
 @pytest.mark.parametrize("changed", ["time", "first key", "second key", "tokens"])

@@ -10,16 +10,16 @@ from scgen_diffusion.nn import GeneUNet
 N_GENES, N_CLASSES = 19, (3, 2)
 
 
-def build(n_genes=N_GENES, n_classes=N_CLASSES, *, width=4, **options):
+def build(n_genes=N_GENES, conditions=N_CLASSES, *, width=4, **options):
     torch.manual_seed(0)
-    return GeneUNet(n_genes, n_classes, width=width, **options)
+    return GeneUNet(n_genes, conditions, width=width, **options)
 
 
-def build_inputs(n=4, n_genes=N_GENES, n_classes=N_CLASSES):
+def build_inputs(n=4, n_genes=N_GENES, conditions=N_CLASSES):
     generator = torch.Generator().manual_seed(1)
     x_t = torch.randn(n, n_genes, generator=generator)
     t = torch.randint(1000, (n,), generator=generator).float()
-    columns = [torch.randint(k + 1, (n,), generator=generator) for k in n_classes]
+    columns = [torch.randint(k + 1, (n,), generator=generator) for k in conditions]
     return x_t, t, torch.stack(columns, dim=1) if columns else torch.empty(n, 0, dtype=torch.long)
 
 
@@ -32,13 +32,13 @@ def test_any_number_of_genes_is_possible(n_genes):
 
 
 def test_any_number_of_keys_is_possible():
-    for n_classes in ((), (1,), (3, 2, 5)):
-        assert build(n_classes=n_classes)(*build_inputs(n_classes=n_classes)).shape == (4, N_GENES)
+    for conditions in ((), (1,), (3, 2, 5)):
+        assert build(conditions=conditions)(*build_inputs(conditions=conditions)).shape == (4, N_GENES)
 
 
 def test_gradients_reach_every_parameter():
-    network = build(n_classes=())
-    network(*build_inputs(n_classes=())).square().sum().backward()
+    network = build(conditions=())
+    network(*build_inputs(conditions=())).square().sum().backward()
     unreached = [name for name, parameter in network.named_parameters() if not parameter.grad.any()]
     assert unreached == []
 
@@ -86,7 +86,7 @@ def test_channels_are_the_published_ones():
 
 def test_time_is_embedded_by_sines_then_cosines():
     features = []
-    network, inputs = build(n_classes=()), build_inputs(n_classes=())
+    network, inputs = build(conditions=()), build_inputs(conditions=())
     network.down[0].embed_context.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0]))
     network(*inputs)
     angles = inputs[1].double()[:, None] * 1e4 ** (-2 * torch.arange(128, dtype=torch.float64) / 256)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, GuidedField, keep_keys
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, GuidedField
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.nn import GeneSet
 
@@ -160,14 +160,14 @@ def recorded_condition(strategy):
 
 def field_of(module, strategy, what):
     """Return the recorded field: "unconditional", "conditional", "conditional.<key>" or "guided"."""
-    condition, null = recorded_condition(strategy), module.null_condition
+    condition, columns = recorded_condition(strategy), module.condition_columns
     if what == "guided":
         scales = [RECORDING["guidance_weight"][key] for key in KEYS]
-        return GuidedField(module.prior, condition, null, tuple(module.strategy.terms(scales)))
+        return GuidedField(module.prior, condition, columns, tuple(module.strategy.terms(scales)))
     if what.startswith("conditional."):
-        condition = keep_keys(condition, null, [KEYS.index(what.removeprefix("conditional."))])
+        condition = columns.keep(condition, [KEYS.index(what.removeprefix("conditional."))])
     elif what == "unconditional":
-        condition = null.expand_as(condition)
+        condition = columns.keep(condition, ())
     else:
         assert what == "conditional"
     return lambda x, t: module.prior(x, t.expand(len(x)), condition)

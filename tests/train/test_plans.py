@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, SCLDMArchitecture, SCLDMModule
+from scgen_diffusion.module import CONDITIONS, GeneSpaceArchitecture, GeneSpaceModule, SCLDMArchitecture, SCLDMModule
 from scgen_diffusion.train import (
     AutoencoderPlan,
     AutoencoderRecipe,
@@ -168,7 +168,7 @@ def test_conditions_are_dropped_in_training_only(gene_space_module, monkeypatch)
         lambda self, data, noise, t, condition, **_: seen.append(condition) or {"error": data.sum(1)},
     )
     plan = DiffusionPlan(module, DiffusionRecipe(drop_probability=0.5), seed=0)
-    batch = {"X": torch.ones(200, 9), "extra_categorical_covs": torch.ones(200, 1)}
+    batch = {"X": torch.ones(200, 9), CONDITIONS: torch.ones(200, 1)}
 
     for training in (True, False):
         plan.compute_losses(batch, torch.Generator().manual_seed(0), training=training)
@@ -182,7 +182,7 @@ def test_diffusion_is_validated_with_the_averaged_weights_and_the_same_noise_eac
     plan = DiffusionPlan(gene_space_module, DiffusionRecipe(), seed=0)
     logged = []
     monkeypatch.setattr(plan, "_log", lambda losses, batch, subset: logged.append(losses["denoising_loss"].item()))
-    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, "extra_categorical_covs": torch.zeros(4, 1)}
+    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, CONDITIONS: torch.zeros(4, 1)}
 
     plan.validation_step(batch, 0)
     for parameter in gene_space_module.network.parameters():
@@ -195,7 +195,7 @@ def test_diffusion_is_validated_with_the_averaged_weights_and_the_same_noise_eac
 
 def test_the_seed_decides_noise_times_and_dropped_conditions(gene_space_module):
     plan = DiffusionPlan(gene_space_module, DiffusionRecipe(), seed=0)
-    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, "extra_categorical_covs": torch.zeros(4, 1)}
+    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, CONDITIONS: torch.zeros(4, 1)}
 
     one, same, other = (
         plan.compute_losses(batch, torch.Generator().manual_seed(seed), training=True)["loss"] for seed in (1, 1, 2)

@@ -2,7 +2,10 @@
 
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
-from ._conditions import OPEN, ConditionRequest, Conditions
+from ._condition_field import ConditionField, encode_obs, keys_of_state
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
+from ._condition_setup import ConditionSetup
+from ._conditions import ConditionRequest, Conditions, categorical_keys
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -28,7 +31,11 @@ __all__ = [
     "PROVENANCE_KEY",
     "JOINED",
     "MODALITY_LIKELIHOODS",
+    "CategoricalKey",
+    "ConditionField",
+    "ConditionKey",
     "ConditionRequest",
+    "ConditionSetup",
     "Conditions",
     "ModalitiesField",
     "Modality",
@@ -42,12 +49,18 @@ __all__ = [
     "modalities_of",
     "resolve_layers",
     "resolve_modalities",
+    "ContinuousKey",
+    "SetKey",
+    "build_anndata",
+    "categorical_keys",
     "check_conditions",
     "check_expression",
     "check_same_genes",
+    "encode_obs",
     "from_plain",
     "is_whole_number",
     "join_labels",
+    "keys_of_state",
     "known_names",
     "synthetic_names",
     "to_plain",

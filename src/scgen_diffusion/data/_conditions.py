@@ -1,53 +1,75 @@
-"""Conditions: named columns of ``obs``, their classes, and how often combinations occur."""
+"""Conditions: all keys of a model, and how often their combinations occur."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from ._checks import is_whole_number, known_names
-from ._plain import to_plain
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey
 
-OPEN = -1  # code of a condition that is still to be drawn
+N_VALUES = 256  # of a number that are kept apart
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | None
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The condition keys of a model, their classes, and the joint distribution in the training cells.
+    """The condition keys of a model, and the joint distribution in the training cells.
 
     Parameters
     ----------
-    categories
-        Classes of each key.
+    by_key
+        The keys, in the order of their columns.
     combinations
-        Codes of each combination that occurs, ``(combinations, keys)``.
+        Codes of each combination that occurs, ``(combinations, columns)``. A number of many values is rounded to one of 256.
     n_cells
         Number of training cells of each combination.
     """
 
-    categories: Mapping[str, Sequence[Any]]
+    by_key: Sequence[ConditionKey]
     combinations: np.ndarray
     n_cells: np.ndarray
 
     @classmethod
-    def from_codes(cls, categories: Mapping[str, Sequence[Any]], codes: np.ndarray) -> Conditions:
-        """Count the combinations among codes ``(cells, keys)``."""
+    def from_codes(cls, by_key: Sequence[ConditionKey], codes: np.ndarray) -> Conditions:
+        """Count the combinations among codes ``(cells, columns)``."""
+        codes = codes.astype(float)
+        for key, columns in zip(by_key, _columns_of(by_key), strict=True):
+            if isinstance(key, ContinuousKey) and len(codes):
+                codes[:, columns] = _rounded(codes[:, columns])
         combinations, n_cells = np.unique(codes, axis=0, return_counts=True)
-        return cls(categories, combinations, n_cells)
+        return cls(by_key, combinations, n_cells)
 
     @property
     def keys(self) -> list[str]:
         """Names of the condition keys."""
-        return list(self.categories)
+        return [key.name for key in self.by_key]
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of all keys."""
+        return sum(key.n_columns for key in self.by_key)
+
+    @property
+    def categories(self) -> dict[str, list[Any]]:
+        """Classes of each categorical key, and members of each set key."""
+        discrete = [(key.name, getattr(key, "values", None) or getattr(key, "members", None)) for key in self.by_key]
+        return {name: list(values) for name, values in discrete if values is not None}
+
+    def columns(self, name: str) -> slice:
+        """Return where the columns of a key are."""
+        return self._columns[self.keys.index(name)]
 
     def encode(self, request: ConditionRequest, n_cells: int | None) -> np.ndarray:
-        """Turn what a user asks for into codes ``(n_cells, keys)``, with :data:`OPEN` where nothing was asked.
+        """Turn what a user asks for into codes ``(n_cells, columns)``, with :data:`OPEN` where nothing was asked.
 
         Parameters
         ----------
@@ -62,23 +84,25 @@ class Conditions:
         ValueError
             For keys, values and lengths that do not fit.
         """
-        columns = self._columns(request)
-        n_cells = _resolve_length(columns, n_cells, exact=isinstance(request, pd.DataFrame))
-        codes = np.full((n_cells, len(self.keys)), OPEN)
-        for key, values in columns.items():
-            values = _spread(values, n_cells, key)
-            codes[:, self.keys.index(key)] = self._encode_values(key, values)
+        requested = self._requested(request)
+        n_cells = _resolve_length(requested, n_cells, exact=isinstance(request, pd.DataFrame))
+        codes = np.full((n_cells, self.n_columns), OPEN)
+        for name, values in requested.items():
+            key, columns = self.by_key[self.keys.index(name)], self.columns(name)
+            codes[:, columns] = key.encode(_spread(values, n_cells, name))
+            key.check_learned(codes[:, columns], self.combinations[:, columns])
         return codes
 
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw what is open from the training distribution, given what is not.
 
-        Where the given classes do not occur together in the training cells, the open ones are drawn regardless of them.
+        Where the given values do not occur together in the training cells, the open ones are drawn regardless of them. A given
+        number counts as the nearest one of the training cells.
 
         Parameters
         ----------
         codes
-            ``(n, keys)``, :data:`OPEN` where open.
+            ``(n, columns)``, :data:`OPEN` where open.
         uniform
             One random number in ``[0, 1)`` per cell.
         """
@@ -92,25 +116,50 @@ class Conditions:
         return filled
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
-        """Return codes ``(n, keys)`` as categorical columns with the training classes."""
-        columns = {
-            key: pd.Categorical.from_codes(codes[:, number], categories=pd.Index(categories))
-            for number, (key, categories) in enumerate(self.categories.items())
-        }
+        """Return codes ``(n, columns)`` as a table: classes and sets as categories, numbers as numbers."""
+        columns = {key.name: key.decode(codes[:, self.columns(key.name)]) for key in self.by_key}
         return pd.DataFrame(columns, index=index)
 
     def describe(self, codes: np.ndarray) -> str:
-        """Name one combination of classes."""
-        pairs = zip(self.categories.items(), codes, strict=True)
-        given = [(key, to_plain(categories[code])) for (key, categories), code in pairs if code != OPEN]
-        return ", ".join(f"{key}={value!r}" for key, value in given)
+        """Name one combination ``(columns,)``, without what is open."""
+        given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
+        return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
     def occurs(self, codes: np.ndarray) -> bool:
-        """Tell whether any training cell has these classes, whatever it has of the open ones."""
+        """Tell whether any training cell has this combination ``(columns,)``, whatever it has of the open keys."""
         return bool(self._matches(codes).any())
 
+    def unseen(self, codes: np.ndarray) -> list[str]:
+        """Name the combinations among codes ``(n, columns)`` that no training cell has."""
+        return [self.describe(row) for row in np.unique(codes, axis=0) if not self.occurs(row)]
+
+    def extrapolated(self, codes: np.ndarray) -> list[str]:
+        """Name the numbers among codes ``(n, columns)`` that lie outside the training cells' range, one per key."""
+        named = []
+        for key in self.by_key:
+            if isinstance(key, ContinuousKey):
+                values = np.unique(codes[:, self.columns(key.name)])
+                outside = [value for value in values if value != OPEN and key.is_outside(value.reshape(1, 1))[0]]
+                found = [key.describe(np.array([value])) for value in outside]
+                named += [f"{key.name}={found[0]} (trained on {key.low:g} to {key.high:g})"] if found else []
+        return named
+
+    @cached_property
+    def _columns(self) -> list[slice]:
+        return _columns_of(self.by_key)
+
     def _matches(self, pattern: np.ndarray) -> np.ndarray:
+        pattern = self._snapped(pattern)
         return ((pattern == OPEN) | (self.combinations == pattern)).all(1)
+
+    def _snapped(self, pattern: np.ndarray) -> np.ndarray:
+        """Replace numbers by the nearest that a training cell has."""
+        snapped = pattern.copy()
+        for key, columns in zip(self.by_key, self._columns, strict=True):
+            if isinstance(key, ContinuousKey) and len(self.combinations) and pattern[columns.start] != OPEN:
+                values = self.combinations[:, columns.start]
+                snapped[columns] = values[np.abs(values - pattern[columns.start]).argmin()]
+        return snapped
 
     def _draw(self, pattern: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         matches = self._matches(pattern)
@@ -118,41 +167,46 @@ class Conditions:
         cumulative = np.cumsum(weights) / weights.sum()
         return self.combinations[np.searchsorted(cumulative, uniform, side="right").clip(max=len(weights) - 1)]
 
-    def _columns(self, request: ConditionRequest) -> dict[str, Any]:
+    def _requested(self, request: ConditionRequest) -> dict[str, Any]:
         if request is None:
             return {}
         if not isinstance(request, Mapping | pd.DataFrame):
             msg = f"`condition` must be a mapping, a DataFrame or None, but found {type(request).__name__}."
             raise TypeError(msg)
-        columns = {key: request[key] for key in request}
-        for key in columns:
-            if key not in self.categories:
-                msg = f"`condition` has the unknown key {key!r}. {known_names(key, self.keys)}"
+        for name in request:
+            if name not in self.keys:
+                msg = f"`condition` has the unknown key {name!r}. {known_names(name, self.keys)}"
                 raise ValueError(msg)
-        return columns
-
-    def _encode_values(self, key: str, values: Sequence[Any]) -> np.ndarray:
-        categories = pd.Index(self.categories[key])
-        codes = categories.get_indexer(pd.Index(np.asarray(values, dtype=object)))
-        if (codes < 0).any():
-            value = list(values)[int(np.argmin(codes))]
-            msg = f"`condition` has the unknown value {value!r} for {key!r}. {known_names(value, categories)}"
-            raise ValueError(msg)
-        occurring = np.unique(self.combinations[:, self.keys.index(key)])
-        if empty := sorted(set(codes.tolist()) - set(occurring.tolist())):
-            msg = f"`condition` asks for {categories[empty[0]]!r} of {key!r}, a category without any training cell."
-            raise ValueError(msg)
-        return codes
+        return {name: request[name] for name in request}
 
 
-def _resolve_length(columns: Mapping[str, Any], n_cells: int | None, *, exact: bool) -> int:
-    lengths = {key: len(values) for key, values in columns.items() if not _is_scalar(values)}
+def categorical_keys(categories: Mapping[str, Sequence[Any]]) -> list[ConditionKey]:
+    """Return one categorical key per name, with its classes."""
+    return [CategoricalKey(name, list(values)) for name, values in categories.items()]
+
+
+def _columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
+    ends = [0, *accumulate(key.n_columns for key in by_key)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def _rounded(column: np.ndarray) -> np.ndarray:
+    """Round the values of a column ``(cells, 1)`` to the nearest of 256 of them, if there are more."""
+    values = np.unique(column)
+    if len(values) <= N_VALUES:
+        return column
+    kept = np.unique(np.quantile(column, (np.arange(N_VALUES) + 0.5) / N_VALUES, method="nearest"))
+    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, column)]
+
+
+def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact: bool) -> int:
+    lengths = {name: len(values) for name, values in requested.items() if not _is_single(values)}
     if n_cells is None:
         if not lengths:
             msg = "`n_cells` is needed when `condition` gives no list of values and no DataFrame."
             raise ValueError(msg)
         if len(set(lengths.values())) > 1:
-            listed = ", ".join(f"{length} for {key!r}" for key, length in lengths.items())
+            listed = ", ".join(f"{length} for {name!r}" for name, length in lengths.items())
             msg = f"`condition` has lists of different lengths ({listed}); make them equal, or give `n_cells`."
             raise ValueError(msg)
         if 0 in lengths.values():
@@ -169,16 +223,17 @@ def _resolve_length(columns: Mapping[str, Any], n_cells: int | None, *, exact: b
     return int(n_cells)
 
 
-def _spread(values: Any, n_cells: int, key: str) -> Sequence[Any]:
+def _spread(values: Any, n_cells: int, name: str) -> Sequence[Any]:
     """Give every cell a value: one for all, one each, or each of a few for an equal share of consecutive cells."""
-    if _is_scalar(values):
+    if _is_single(values):
         return [values] * n_cells
     values = list(values)
     if not 0 < len(values) <= n_cells:
-        msg = f"`condition[{key!r}]` has {len(values)} values for {n_cells} cells; give 1 to {n_cells}."
+        msg = f"`condition[{name!r}]` has {len(values)} values for {n_cells} cells; give 1 to {n_cells}."
         raise ValueError(msg)
     return [values[cell * len(values) // n_cells] for cell in range(n_cells)]
 
 
-def _is_scalar(values: Any) -> bool:
-    return np.isscalar(values) or values is None
+def _is_single(values: Any) -> bool:
+    """Tell one value for all cells, a set of members too, from a list of values."""
+    return np.isscalar(values) or values is None or isinstance(values, AbstractSet)

@@ -1,6 +1,13 @@
 """The mathematics of diffusion: paths, targets, objectives, conditioning, guidance and samplers. Knows nothing of cells."""
 
-from ._conditioning import CONDITION_STRATEGIES, ConditionStrategy, GuidanceTerm, Joint, MutuallyExclusive, keep_keys
+from ._conditioning import (
+    CONDITION_STRATEGIES,
+    ConditionColumns,
+    ConditionStrategy,
+    GuidanceTerm,
+    Joint,
+    MutuallyExclusive,
+)
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
     DIFFUSION_SAMPLERS,
@@ -28,6 +35,7 @@ __all__ = [
     "FLOW_SAMPLERS",
     "PATHS",
     "TARGETS",
+    "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
     "DDPMSampler",
@@ -57,7 +65,6 @@ __all__ = [
     "Walk",
     "diffusion_loss",
     "expand_time",
-    "keep_keys",
     "published_timesteps",
     "sample_seed",
     "samplers_for",

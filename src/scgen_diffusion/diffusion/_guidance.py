@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._conditioning import GuidanceTerm, keep_keys
-
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ._conditioning import ConditionColumns, GuidanceTerm
     from ._losses import Network
 
 
@@ -30,9 +29,9 @@ class GuidedField:
     network
         ``(x_t, t, condition) -> prediction``, with ``t`` the network's time (:meth:`Path.network_time`).
     condition
-        Class indices, ``(n, keys)``.
-    null
-        Null class per key, ``(keys,)``.
+        ``(n, columns)``.
+    columns
+        What the columns of the condition mean.
     terms
         Summands of guidance. None of them: the unconditional field.
 
@@ -43,7 +42,7 @@ class GuidedField:
 
     network: Network
     condition: Tensor
-    null: Tensor
+    columns: ConditionColumns
     terms: tuple[GuidanceTerm, ...] = ()
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -56,10 +55,9 @@ class GuidedField:
     @cached_property
     def _weighted_conditions(self) -> tuple[list[float], Tensor]:
         """Weights of the predictions, and their conditions one below the other; the same along the whole path."""
-        nothing = self.null.expand_as(self.condition)
-        weighted = [(1 - sum(term.scale for term in self.terms), nothing)]
-        weighted += [(term.scale, keep_keys(self.condition, self.null, term.keys)) for term in self.terms]
-        kept = [(weight, condition) for weight, condition in weighted if weight != 0]
+        weighted = [(1 - sum(term.scale for term in self.terms), ())]
+        weighted += [(term.scale, term.keys) for term in self.terms]
+        kept = [(weight, self.columns.keep(self.condition, keys)) for weight, keys in weighted if weight != 0]
         return [weight for weight, _ in kept], torch.cat([condition for _, condition in kept])
 
 

@@ -67,7 +67,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         self._check_fits_genes()
         self.module = self._module_cls(
             self.summary_stats.n_vars,
-            self._n_classes,
+            self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
         )
@@ -230,14 +230,14 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,
     ) -> Tensor:
         profile = self.module.sample_profiles(
-            codes,
+            condition,
             generators,
             guidance_scales=options.guidance_scales,
             sampler=options.sampler,
@@ -246,7 +246,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         if options.output == "log1p":
             return profile[:n_wanted]
         profile = self.module.cut_zeros(profile)
-        totals = self._draw_totals(library_size, codes, library_features(profile), generators)
+        totals = self._draw_totals(library_size, condition, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
 
     def _profiles_of(self, states: Tensor) -> Tensor:

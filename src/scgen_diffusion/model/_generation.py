@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
+N_UNSEEN = 20  # combinations that provenance names at most
 
 BLOCK_SIZES = {"cpu": 128, "cuda": 1024}
 """Cells that one network evaluation sees. Fixed per device, since the last bits of a matrix product depend on its shape."""
@@ -72,7 +73,7 @@ class Block:
     n_wanted
         How many cells, the first of the block, were asked for.
     codes
-        Condition codes, ``(block, keys)``.
+        Condition codes, ``(block, columns)``.
     generators
         One per cell.
     """
@@ -99,9 +100,18 @@ class GenerationMixin(BaseModelClass):
 
     @abstractmethod
     def _generate_block(
-        self, codes: Tensor, generators: SampleGenerators, options: SamplingOptions, library_size: Any, n_wanted: int
+        self,
+        condition: Tensor,
+        generators: SampleGenerators,
+        options: SamplingOptions,
+        library_size: Any,
+        n_wanted: int,
     ) -> Tensor:
-        """Make the first cells ``(n_wanted, genes)`` of a block with condition codes ``(block, keys)``."""
+        """Make the first cells ``(n_wanted, genes)`` of a block under ``condition (block, columns)``."""
+
+    @abstractmethod
+    def _condition_tensor(self, codes: np.ndarray) -> Tensor:
+        """Turn condition codes ``(n, columns)`` into what the module takes."""
 
     @abstractmethod
     def _assemble(
@@ -119,21 +129,24 @@ class GenerationMixin(BaseModelClass):
     def _check_ready_to_generate(self) -> None:
         """Raise unless the model can generate."""
 
-    def _check_request(self, codes: np.ndarray) -> None:
-        conditions = self.conditions
-        unseen = [row for row in np.unique(codes, axis=0) if not conditions.occurs(row)]
+    def _check_request(self, codes: np.ndarray) -> list[str]:
+        """Warn of what lies outside the training cells, and name it for the provenance."""
+        unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         if unseen:
-            example = conditions.describe(unseen[0])
             combinations = (
-                f"The combination {example} does"
+                f"The combination {unseen[0]} does"
                 if len(unseen) == 1
-                else f"{len(unseen)} requested combinations, for example {example}, do"
+                else f"{len(unseen)} requested combinations, for example {unseen[0]}, do"
             )
             msg = (
                 f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
                 "and conditions that were not given are drawn regardless of those that were."
             )
             warnings.warn(msg, UserWarning, stacklevel=4)
+        if extrapolated:
+            msg = f"Numbers outside the range of the training cells were asked for: {', '.join(extrapolated)}."
+            warnings.warn(msg, UserWarning, stacklevel=4)
+        return [*unseen[:N_UNSEEN], *extrapolated]
 
     @abstractmethod
     def _checked_library_size(self, library_size: Any, n_cells: int, output: InputValues) -> str | np.ndarray:
@@ -174,7 +187,7 @@ class GenerationMixin(BaseModelClass):
     ) -> AnnData:
         self._check_ready_to_generate()
         codes = self.conditions.encode(condition, n_cells)
-        self._check_request(codes)
+        outside = self._check_request(codes)
         library_size = self._checked_library_size(library_size, len(codes), output)
         options = self._sampling_options(sampler, n_steps, guidance_scale, output)
         seed = resolve_seed(seed)
@@ -190,6 +203,7 @@ class GenerationMixin(BaseModelClass):
         self._check_result(x, output)
         names = synthetic_names(len(codes))
         provenance = self._provenance(condition, options, guidance_scale, library_size, seed)
+        provenance["outside_training"] = outside
         obs = self.conditions.to_obs(codes, names)
         return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
 
@@ -201,8 +215,8 @@ class GenerationMixin(BaseModelClass):
         rows, filled = [], []
         for block in self._blocks(codes, start, stop, seed):
             sizes = library_size[block.rows] if isinstance(library_size, np.ndarray) else library_size
-            block_codes = torch.from_numpy(block.codes).to(self.device)
-            values = self._generate_block(block_codes, block.generators, options, sizes, block.n_wanted)
+            condition = self._condition_tensor(block.codes)
+            values = self._generate_block(condition, block.generators, options, sizes, block.n_wanted)
             values = values.float().cpu().numpy()
             rows.append(sp.csr_matrix(values) if self._is_sparse(options.output) else values)
             filled.append(block.codes[: block.n_wanted])

@@ -48,10 +48,10 @@ class LibrarySizeMixin(BaseModelClass):
         return cast("LibrarySizeKind", kind)
 
     def _draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, codes: Tensor, z: Tensor, generators: SampleGenerators
+        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: SampleGenerators
     ) -> Tensor:
-        """Draw the totals of cells with condition codes ``(n, keys)`` and latents or profiles ``(n, ...)``."""
+        """Draw the totals of cells under conditions ``(n, columns)`` and latents or profiles ``(n, ...)``."""
         uniform = generators.uniform(*self.module.library_size.shape)
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=z.device)
-        return self.module.library_size.draw(library_size, codes, z, uniform)
+        return self.module.library_size.draw(library_size, condition, z, uniform)

@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
-from scvi.data.fields import MuDataCategoricalJointObsField
 
 from scgen_diffusion.data import (
+    ConditionField,
+    ConditionSetup,
     ModalitiesField,
     Modality,
     ModalityLikelihood,
     build_mudata,
     check_condition_columns,
-    check_conditions,
     check_is_mudata,
     check_same_features,
     guess_likelihood,
@@ -27,10 +27,10 @@ from scgen_diffusion.data import (
     resolve_layers,
     resolve_modalities,
 )
-from scgen_diffusion.module import ModalityPanel, MultimodalModule, SCLDMModule
+from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, SCLDMModule
 
 from ._library_sizes import LibrarySizeMixin
-from ._registration import RegistrationMixin, plain_columns
+from ._registration import RegistrationMixin, condition_arguments, plain_columns
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -56,6 +56,10 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
         modalities: Sequence[str] | Mapping[str, ModalityLikelihood | None] | None = None,
         layers: str | Mapping[str, str | None] | None = None,
         condition_keys: Sequence[str] = (),
+        continuous_condition_keys: Sequence[str] = (),
+        set_condition_keys: Sequence[str] | Mapping[str, str] = (),
+        control_values: Mapping[str, Any] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Register cells with several modalities, such as RNA with surface proteins or accessible chromatin.
@@ -79,8 +83,8 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
             A modality's library size is predicted from those before it, too; name first what most cells have.
         layers
             Layer that holds the counts: one name for all modalities, or a mapping from modality to name. Default: ``X``.
-        condition_keys
-            Categorical columns of ``mdata.obs`` to generate by.
+        condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+            Columns of ``mdata.obs`` to generate by, and what is known of them; see :meth:`setup_anndata`.
         **kwargs
             For scvi-tools.
 
@@ -104,17 +108,12 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
         setup_method_args = cls._get_setup_method_args(**locals())
         likelihoods = _likelihoods(mdata, modalities, layers, kwargs.get("source_registry"))
         layers = resolve_layers(layers, list(likelihoods))
-        check_condition_columns(mdata, condition_keys)
-        check_conditions(mdata.obs, condition_keys)
-        setup_method_args["setup_args"] |= {
-            "modalities": likelihoods,
-            "layers": layers,
-            "condition_keys": list(condition_keys),
-        }
-        fields = [
-            ModalitiesField(likelihoods, layers),
-            MuDataCategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, list(condition_keys)),
-        ]
+        check_condition_columns(mdata, [*condition_keys, *continuous_condition_keys, *set_condition_keys])
+        setup = ConditionSetup.of(
+            mdata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        )
+        setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **condition_arguments(setup)}
+        fields = [ModalitiesField(likelihoods, layers), ConditionField(CONDITIONS, setup)]
         manager = AnnDataManager(
             fields=fields,
             setup_method_args=setup_method_args,
@@ -135,10 +134,10 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
     def _build_module(self) -> SCLDMModule:
         if self.modalities:
             panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]
-            return MultimodalModule(panels, self._n_classes, architecture=self.architecture)
+            return MultimodalModule(panels, self._condition_specs, architecture=self.architecture)
         return SCLDMModule(
             self.summary_stats.n_vars,
-            self._n_classes,
+            self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
         )
@@ -219,11 +218,11 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
         return checked
 
     def _draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, codes: Tensor, z: Tensor, generators: SampleGenerators
+        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: SampleGenerators
     ) -> Tensor:
         if not self.modalities or isinstance(library_size, str):
-            return super()._draw_totals(library_size, codes, z, generators)
-        drawn = super()._draw_totals(self.architecture.library_size, codes, z, generators)
+            return super()._draw_totals(library_size, condition, z, generators)
+        drawn = super()._draw_totals(self.architecture.library_size, condition, z, generators)
         given = torch.from_numpy(library_size).to(z.device)
         return torch.where(given.isnan(), drawn, given)
 

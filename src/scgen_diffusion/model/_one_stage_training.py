@@ -149,15 +149,10 @@ class OneStageTrainingMixin(TrainingMixin):
 
     def _describe_training_cells(self) -> None:
         """Keep what generating needs to know of the cells: conditions and library sizes."""
-        self._count_combinations(self._codes_of_cells)
+        self._count_combinations(self._registered_codes)
         if self._input_values == "counts":
             totals = [total_counts(x)[:, 0] for x in self._expression(None)]
-            self.module.library_size.fit(torch.cat(totals).log(), torch.from_numpy(self._codes_of_cells))
-
-    @property
-    def _codes_of_cells(self) -> np.ndarray:
-        """Condition codes of all cells, ``(cells, keys)``, also where there are no keys."""
-        return self._registered_codes.astype(int) if self._categories else np.zeros((self.adata.n_obs, 0), dtype=int)
+            self.module.library_size.fit(torch.cat(totals).log(), self._condition_tensor(self._registered_codes).cpu())
 
     @torch.no_grad()
     def _describe_predicted_totals(self) -> None:
@@ -167,4 +162,4 @@ class OneStageTrainingMixin(TrainingMixin):
         for profile in self._profiles(None):
             mean, std = self.module.library_size.predict(library_features(profile))
             drawn.append(mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator))
-        self.module.library_size.fit_predicted(torch.cat(drawn), torch.from_numpy(self._codes_of_cells))
+        self.module.library_size.fit_predicted(torch.cat(drawn), self._condition_tensor(self._registered_codes).cpu())

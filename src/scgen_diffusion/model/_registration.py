@@ -6,14 +6,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalJointObsField, LayerField
+from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 
-from scgen_diffusion.data import Conditions, build_anndata, check_conditions, check_expression, check_same_genes
+from scgen_diffusion.data import (
+    CategoricalKey,
+    ConditionField,
+    ConditionKey,
+    Conditions,
+    ConditionSetup,
+    ContinuousKey,
+    SetKey,
+    build_anndata,
+    check_expression,
+    check_same_genes,
+    keys_of_state,
+)
+from scgen_diffusion.module import CONDITIONS
+from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +52,10 @@ class RegistrationMixin(BaseModelClass):
         *,
         layer: str | None = None,
         condition_keys: Sequence[str] = (),
+        continuous_condition_keys: Sequence[str] = (),
+        set_condition_keys: Sequence[str] | Mapping[str, str] = (),
+        control_values: Mapping[str, Any] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
         values: Literal["counts", "log1p"] = "counts",
         **kwargs: Any,
     ) -> None:
@@ -51,6 +70,21 @@ class RegistrationMixin(BaseModelClass):
         condition_keys
             Categorical columns of ``obs`` to generate by, such as cell type or perturbation. Any number; none for an
             unconditional model.
+        continuous_condition_keys
+            Columns of numbers to generate by, such as dose, time or age. They are standardised, and what the model makes of them
+            is a smooth function, so that values in between can be asked for. Outside the training range there is a warning.
+            A dose that spans decades is best given as its logarithm.
+        set_condition_keys
+            Columns of sets to generate by, such as combinations of perturbations, written with a separator: ``"A+B"``. The order does
+            not matter, and sets share what is known of their members, so that combinations never measured can be asked for. A list
+            of columns (separator ``"+"``), or a mapping from column to separator.
+        control_values
+            What is written for unperturbed cells, by column: ``{"perturbation": "control"}``. In a column of sets this is
+            the empty set, also as a part of others, as in ``"A+control"``. Without it the name of the control is a member like any other.
+        condition_embeddings
+            Known embeddings of the classes or members of some columns, such as fingerprints of drugs or vectors of a protein language
+            model: a table with one row per class or member, or the name of one in ``adata.uns``. What the table has and the training
+            cells have not can be generated too.
         values
             What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values. These suit the gene-space
             models, and SCLDM with a Gaussian head; a model that learned from them cannot draw library sizes.
@@ -60,9 +94,10 @@ class RegistrationMixin(BaseModelClass):
         Raises
         ------
         KeyError
-            For an unknown layer or column.
+            For an unknown layer, column or entry of ``uns``.
         ValueError
-            For values that are not what ``values`` says, cells without counts, cells without labels, duplicate genes.
+            For values that are not what ``values`` says, cells without counts or conditions, duplicate genes, and names,
+            numbers, sets and tables that do not fit.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         if values not in ("counts", "log1p"):
@@ -70,11 +105,13 @@ class RegistrationMixin(BaseModelClass):
             raise ValueError(msg)
         cls._check_is_anndata(adata)
         check_expression(adata, layer, values)
-        check_conditions(adata.obs, condition_keys)
-        setup_method_args["setup_args"]["condition_keys"] = list(condition_keys)
+        setup = ConditionSetup.of(
+            adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        )
+        setup_method_args["setup_args"] |= condition_arguments(setup)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=values == "counts"),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, list(condition_keys)),
+            ConditionField(CONDITIONS, setup),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
@@ -119,38 +156,71 @@ class RegistrationMixin(BaseModelClass):
         return build_anndata(x, obs, self.var_, provenance, is_log1p=is_log1p, layers=layers)
 
     def _count_combinations(self, codes: np.ndarray) -> None:
-        conditions = Conditions.from_codes(self._categories, codes)
+        conditions = Conditions.from_codes(self._condition_keys, codes)
         self.combinations_, self.combination_sizes_ = conditions.combinations, conditions.n_cells
 
     @property
     def conditions(self) -> Conditions:
         """Condition keys, their classes, and how many training cells each combination has."""
-        return Conditions(self._categories, self.combinations_, self.combination_sizes_)
+        return Conditions(self._condition_keys, self.combinations_, self.combination_sizes_)
 
     @property
     def _input_values(self) -> InputValues:
         return self.registry_["setup_args"]["values"]
 
     @property
-    def _categories(self) -> dict[str, list[Any]]:
-        state = self.registry_["field_registries"][REGISTRY_KEYS.CAT_COVS_KEY]["state_registry"]
-        return {key: list(values) for key, values in state.get("mappings", {}).items()}
+    def _condition_keys(self) -> list[ConditionKey]:
+        return keys_of_state(self.registry_["field_registries"][CONDITIONS]["state_registry"])
 
     @property
-    def _n_classes(self) -> list[int]:
-        return [len(categories) for categories in self._categories.values()]
+    def _condition_specs(self) -> list[ConditionSpec]:
+        """What the networks need to know of each key."""
+        tables = self.registry_["setup_args"]["condition_embeddings"]
+        return [_spec_of(key, tables.get(key.name)) for key in self._condition_keys]
 
     @property
     def _registered_codes(self) -> np.ndarray:
-        """Condition codes of the model's cells, ``(cells, keys)``; of none, if it has none."""
-        if self.adata_manager is None or not self._categories:
-            return np.zeros((0, len(self._categories)), dtype=int)
-        return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.CAT_COVS_KEY))
+        """Condition codes of the model's cells, ``(cells, columns)``; of none, if it has none."""
+        keys = self._condition_keys
+        if self.adata_manager is None:
+            return np.zeros((0, sum(key.n_columns for key in keys)))
+        if not keys:
+            return np.zeros((self.adata.n_obs, 0))
+        return np.asarray(self.adata_manager.get_from_registry(CONDITIONS), dtype=float)
+
+    def _condition_tensor(self, codes: np.ndarray) -> torch.Tensor:
+        """Turn codes ``(n, columns)``, none of them open, into what the module takes."""
+        null = self.module.null_condition
+        return torch.from_numpy(codes).to(null.device, null.dtype)
 
     @property
     def _registered_genes(self) -> pd.Index:
         state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         return pd.Index([str(name) for name in state["column_names"]])
+
+
+def condition_arguments(setup: ConditionSetup) -> dict[str, Any]:
+    """Return the arguments of ``setup_anndata`` that give this setup, without what lies in the cells' ``uns``."""
+    return {
+        "condition_keys": list(setup.categorical),
+        "continuous_condition_keys": list(setup.continuous),
+        "set_condition_keys": dict(setup.sets),
+        "control_values": dict(setup.controls),
+        "condition_embeddings": dict(setup.vectors),
+    }
+
+
+def _spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
+    vectors = None if table is None else torch.from_numpy(table.to_numpy(dtype=np.float32))
+    match key:
+        case CategoricalKey():
+            return Classes(len(key.values), vectors)
+        case ContinuousKey():
+            return Number()
+        case SetKey():
+            return Members(len(key.members), key.largest, vectors)
+    msg = f"There is no embedding of conditions of the kind {type(key).__name__}."
+    raise TypeError(msg)
 
 
 def plain_columns(var: pd.DataFrame) -> pd.DataFrame:

@@ -118,7 +118,7 @@ class SamplingPathMixin(GenerationMixin):
     ) -> AnnData:
         self._check_ready_to_generate()
         codes = self.conditions.encode(condition, n_cells)
-        self._check_request(codes)
+        outside = self._check_request(codes)
         check_n_frames(n_frames)
         check_names_are_free(self.conditions.keys)
         options = self._sampling_options(sampler, n_steps, guidance_scale, "log1p")
@@ -135,7 +135,10 @@ class SamplingPathMixin(GenerationMixin):
         self._check_result(states[-1], "log1p")
         cells = self.conditions.to_obs(codes, synthetic_names(len(codes)))
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
-        provenance = self._provenance(condition, options, guidance_scale, None, seed) | {"n_frames": int(n_frames)}
+        provenance = self._provenance(condition, options, guidance_scale, None, seed) | {
+            "n_frames": int(n_frames),
+            "outside_training": outside,
+        }
         obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())
         layers = {"estimate": np.concatenate(estimates)}
         return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers)
@@ -143,8 +146,7 @@ class SamplingPathMixin(GenerationMixin):
     @torch.inference_mode()
     def _frames_of(self, block: Block, sampler: TracingSampler, options: SamplingOptions, n_frames: int) -> Frames:
         """Watch a block of cells."""
-        codes = torch.from_numpy(block.codes).to(self.device)
-        denoiser = self.module.denoiser(codes, options.guidance_scales)
+        denoiser = self.module.denoiser(self._condition_tensor(block.codes), options.guidance_scales)
         trace = sampler.trace(
             denoiser,
             self.module.draw_noise(block.generators),

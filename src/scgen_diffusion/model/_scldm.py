@@ -246,7 +246,7 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
 
     def _generate_block(
         self,
-        codes: Tensor,
+        condition: Tensor,
         generators: SampleGenerators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
@@ -255,12 +255,12 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
         module = self.module
         z = module.sample_latents(
             module.draw_noise(generators),
-            codes,
+            condition,
             guidance_scales=options.guidance_scales,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )
-        totals = self._draw_totals(library_size, codes, z, generators)
+        totals = self._draw_totals(library_size, condition, z, generators)
         return module.draw_cells(z, totals, generators.first(n_wanted))
 
     def _profiles_of(self, states: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class TrainingMixin(BaseModelClass):
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others."""
         names = (list(self.var_.index), list(self.adata.obs_names))
-        return digest_of(self.architecture, self._categories, self._input_values, *names)
+        return digest_of(self.architecture, self._condition_keys, self._input_values, *names)
 
     def _require_cells(self) -> None:
         if self.adata is None:

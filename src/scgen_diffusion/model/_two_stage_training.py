@@ -185,10 +185,10 @@ class TwoStageTrainingMixin(TrainingMixin):
             {
                 "mean": shape,
                 "std": shape,
-                "condition": (len(self._categories),),
+                "condition": self.module.null_condition.shape,
                 "log_total": self.module.library_size.shape,
             },
-            {"condition": torch.long},
+            {"condition": self.module.null_condition.dtype},
         )
         return cache.fill(self._encode_all())
 
@@ -197,11 +197,10 @@ class TwoStageTrainingMixin(TrainingMixin):
         for tensors in self._make_data_loader(adata=self.adata, batch_size=512):
             x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
             posterior = self.module.inference(x)["posterior"]
-            condition = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY, torch.zeros(len(x), 0))
             yield {
                 "mean": posterior.mean,
                 "std": posterior.std,
-                "condition": condition.long(),
+                "condition": self.module.condition_of(tensors),
                 "log_total": self.module.log_totals(x),
             }
 

@@ -190,8 +190,8 @@ class NoisedCellsMixin(CellsMixin):
             data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
             generators = SampleGenerators(seed, batch.tolist(), data.device)
             noise = generators.normal(module.n_input)
-            own = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY, data.new_zeros(len(data), 0)).long()
-            condition = own if conditional else module.null_condition.expand_as(own)
+            own = module.condition_of(tensors)
+            condition = own if conditional else module.condition_columns.keep(own, ())
             yield CellBatch(batch, data, noise, condition, generators)
 
     def _checked_batch_size(self, batch_size: int | None) -> int:

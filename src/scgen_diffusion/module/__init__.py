@@ -2,10 +2,12 @@
 
 from ._architecture import ARCHITECTURES, SCLDMArchitecture, build_architecture
 from ._autoencoder import Posterior
+from ._condition_groups import ANY
+from ._conditioned import CONDITIONS
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
-from ._library_size import ANY, LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
+from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._modality_likelihoods import ModalityPanel
 from ._multimodal import MultimodalModule
 from ._profile_summary import ProfileSummary
@@ -14,6 +16,7 @@ from ._scldm import SCLDMModule, thin
 __all__ = [
     "ANY",
     "ARCHITECTURES",
+    "CONDITIONS",
     "LIBRARY_SIZE_KINDS",
     "TARGET_SUM",
     "GeneSpaceArchitecture",

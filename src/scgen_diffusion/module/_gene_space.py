@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
-    CONDITION_STRATEGIES,
     PATHS,
     TARGETS,
     Denoiser,
@@ -22,6 +21,7 @@ from scgen_diffusion.diffusion import (
 )
 from scgen_diffusion.nn import GeneDiT
 
+from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import ConditionStrategy
+    from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
     from ._profile_networks import RegressionNetwork
@@ -44,7 +44,7 @@ LARGEST_PROFILE = (
 SMALLEST_SCALE = 0.05  # of a gene; what hardly varies is not blown up
 
 
-class GeneSpaceModule(BaseModuleClass):
+class GeneSpaceModule(ConditionedModule):
     """Diffusion of log-normalised profiles.
 
     A cell's profile is ``log1p(1e4 x / sum(x))``. What the network sees are its values, with exact zeros replaced where the
@@ -54,8 +54,8 @@ class GeneSpaceModule(BaseModuleClass):
     ----------
     n_input
         Number of genes.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
@@ -66,7 +66,6 @@ class GeneSpaceModule(BaseModuleClass):
     scRDiT: arXiv 2404.06153. White-Box Diffusion Transformer: arXiv 2411.06785.
     """
 
-    null_condition: Tensor
     shift: Tensor
     scale: Tensor
     training_zeros: Tensor
@@ -76,7 +75,7 @@ class GeneSpaceModule(BaseModuleClass):
     def __init__(
         self,
         n_input: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         input_values: InputValues = "counts",
         architecture: GeneSpaceArchitecture,
@@ -85,10 +84,10 @@ class GeneSpaceModule(BaseModuleClass):
         a = self.architecture = architecture
         self.n_input = n_input
         self.input_values = input_values
-        self.network = build_network(n_input, n_classes, a, self.path, self.target)
+        self.network = build_network(n_input, conditions, a, self.path, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
-        self.library_size = LibrarySizeModel(len(n_classes), 2 * n_input)
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        self.library_size = LibrarySizeModel(conditions, 2 * n_input)
+        self._register_conditions(conditions)
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
@@ -104,11 +103,6 @@ class GeneSpaceModule(BaseModuleClass):
     def target(self) -> Target:
         """What the network predicts."""
         return TARGETS[self.architecture.target]
-
-    @property
-    def strategy(self) -> ConditionStrategy:
-        """How conditions are dropped in training and composed in guidance."""
-        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
 
     # --- from profiles to the network's values and back ---------------------------------------------------------------
 
@@ -208,7 +202,7 @@ class GeneSpaceModule(BaseModuleClass):
         t
             Times, ``(cells,)``.
         condition
-            Class indices, ``(cells, keys)``.
+            ``(cells, columns)``.
         averaged
             Whether to take the averaged weights.
         """
@@ -238,9 +232,9 @@ class GeneSpaceModule(BaseModuleClass):
         return generators.normal(self.n_input)
 
     def denoiser(self, condition: Tensor, guidance_scales: Sequence[float]) -> Denoiser:
-        """Return the network under ``condition (cells, keys)`` and guidance."""
+        """Return the network under ``condition (cells, columns)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
-        field = GuidedField(self.averaged_network, condition, self.null_condition, terms)
+        field = GuidedField(self.averaged_network, condition, self.condition_columns, terms)
         return Denoiser(field, self.path, self.target)
 
     def sample_profiles(
@@ -252,7 +246,7 @@ class GeneSpaceModule(BaseModuleClass):
         sampler: Sampler,
         n_steps: int | None = None,
     ) -> Tensor:
-        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, keys)`` and guidance."""
+        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance_scales)
         return self.decode(sampler(denoiser, self.draw_noise(generators), n_steps=n_steps, generators=generators))
 

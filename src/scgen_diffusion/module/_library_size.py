@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ._condition_groups import ANY, N_CENTRES, ConditionGroups
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgen_diffusion.nn import ConditionSpec
+
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
-ANY = -1
 N_QUANTILES = 257
 
 
@@ -17,8 +23,9 @@ class LibrarySizeModel(nn.Module):
     r"""Distributions of the logarithm of a cell's total counts.
 
     Groups of training cells are kept as a table of quantiles with their mean and standard deviation: all cells, the cells
-    of each class of each key, and of each combination of classes that occurs. A combination that does not occur is
-    extrapolated additively, quantile by quantile: :math:`q = q_{all} + \sum_k (q_k - q_{all})`.
+    of each value of each key, with each member in a set, and of each combination that occurs. Numbers belong to the nearest of a
+    few values. A combination that does not occur is extrapolated additively, quantile by quantile:
+    :math:`q = q_{all} + \sum_k (q_k - q_{all})`; and so is a set that does not occur, from the sets with each of its members.
 
     Three ways to draw:
 
@@ -30,8 +37,8 @@ class LibrarySizeModel(nn.Module):
 
     Parameters
     ----------
-    n_keys
-        Number of condition keys.
+    conditions
+        What the condition keys are.
     n_latent
         Number of latent dimensions, all tokens together.
     width
@@ -42,14 +49,17 @@ class LibrarySizeModel(nn.Module):
     """Shape of a cell's totals: one number."""
 
     codes: Tensor
+    centres: Tensor
     quantiles: Tensor
     predicted_quantiles: Tensor
     means: Tensor
     stds: Tensor
 
-    def __init__(self, n_keys: int, n_latent: int, width: int = 64) -> None:
+    def __init__(self, conditions: Sequence[ConditionSpec], n_latent: int, width: int = 64) -> None:
         super().__init__()
-        self.register_buffer("codes", torch.full((0, n_keys), ANY))
+        self.groups = ConditionGroups(conditions)
+        self.register_buffer("codes", torch.full((0, self.groups.n_columns), ANY))
+        self.register_buffer("centres", torch.zeros(len(self.groups.numbers), N_CENTRES))
         self.register_buffer("quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("means", torch.zeros(0))
@@ -62,8 +72,9 @@ class LibrarySizeModel(nn.Module):
         return len(self.codes) > 0
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` by class and by combination of classes ``(cells, keys)``."""
-        groups, members = _group(condition)
+        """Summarise log totals ``(cells,)`` by the groups of conditions ``(cells, columns)``."""
+        self.centres = self.groups.find_centres(condition).to(self.means.device)
+        groups, members = self._split(condition)
         grouped = [log_totals[rows].double() for rows in members]
         self.set_groups(
             groups,
@@ -74,7 +85,7 @@ class LibrarySizeModel(nn.Module):
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` that were drawn from :meth:`predict` for the training cells."""
-        _, members = _group(condition)
+        _, members = self._split(condition)
         quantiles = torch.stack([_quantiles(drawn[rows].double()) for rows in members])
         self.predicted_quantiles = quantiles.float().to(self.means.device)
 
@@ -96,7 +107,7 @@ class LibrarySizeModel(nn.Module):
         kind
             Which distribution.
         condition
-            Class indices, ``(n, keys)``.
+            ``(n, columns)``.
         z
             Latents, ``(n, tokens, width)``; only ``"latent"`` looks at them.
         uniform
@@ -136,26 +147,43 @@ class LibrarySizeModel(nn.Module):
         mean, std = self.predict(z)
         return ((log_totals - mean) / std).square() / 2 + std.log()
 
+    def _split(self, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.groups.split(self.groups.discretise(condition, self.centres.to(condition.device)))
+
     def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
         """Read rows of a table ``(groups, ...)``: exact where the combination occurs, additive where it does not."""
-        matches = (condition[:, None] == self.codes).all(2)
-        exact = table[matches.int().argmax(1)]
-        return torch.where(_like(matches.any(1), exact), exact, self._additive(table, condition))
+        codes = self.groups.discretise(condition, self.centres)
+        exact, occurs = self._rows_of(table, codes)
+        return torch.where(occurs, exact, self._additive(table, codes))
 
-    def _additive(self, table: Tensor, condition: Tensor) -> Tensor:
-        overall = table[0].expand(len(condition), *table.shape[1:])
-        total = overall
-        for key in range(condition.shape[1]):
-            single = torch.full_like(condition, ANY)
-            single[:, key] = condition[:, key]
-            matches = (single[:, None] == self.codes).all(2)
-            effect = table[matches.int().argmax(1)] - overall
-            total = total + torch.where(_like(matches.any(1), effect), effect, 0)
+    def _additive(self, table: Tensor, codes: Tensor) -> Tensor:
+        overall = table[0].expand(len(codes), *table.shape[1:])
+        total = overall + sum(self._effect(table, codes, key) for key in range(len(self.groups.keys)))
         return total if total.ndim == 1 else total.sort(dim=1).values
+
+    def _effect(self, table: Tensor, codes: Tensor, key: int) -> Tensor:
+        """Return by how much the cells with a key's value differ from all; for a set that does not occur the sum over members."""
+        of_value, occurs = self._difference(table, self.groups.only(codes, key))
+        if key not in self.groups.sets:
+            return of_value
+        members = self.groups.each_member(codes, key)
+        effects = [self._difference(table, having)[0] * _like(is_one, of_value) for having, is_one in members]
+        return torch.where(occurs, of_value, sum(effects))
+
+    def _difference(self, table: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        rows, occurs = self._rows_of(table, codes)
+        return torch.where(occurs, rows - table[0], 0), occurs
+
+    def _rows_of(self, table: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of the groups with these codes, and whether there is such a group, to broadcast against them."""
+        matches = (codes[:, None] == self.codes).all(2)
+        rows = table[matches.int().argmax(1)]
+        return rows, _like(matches.any(1), rows)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in (
             "codes",
+            "centres",
             "quantiles",
             "predicted_quantiles",
             "means",
@@ -164,21 +192,6 @@ class LibrarySizeModel(nn.Module):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _group(condition: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return the codes of all groups of cells ``(groups, keys)``, and each group's row numbers."""
-    n_cells, n_keys = condition.shape
-    codes = [torch.full((1, n_keys), ANY, device=condition.device)]
-    members = [torch.arange(n_cells, device=condition.device)]
-    columns = [[key] for key in range(n_keys)] + ([list(range(n_keys))] if n_keys > 1 else [])
-    for chosen in columns:
-        classes, number = condition[:, chosen].unique(dim=0, return_inverse=True)
-        group = torch.full((len(classes), n_keys), ANY, device=condition.device)
-        group[:, chosen] = classes
-        codes.append(group)
-        members += number.argsort(stable=True).split(number.bincount(minlength=len(classes)).tolist())
-    return torch.cat(codes), members
 
 
 def _quantiles(values: Tensor) -> Tensor:

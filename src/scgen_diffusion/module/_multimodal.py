@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgen_diffusion.diffusion import SampleGenerators
+    from scgen_diffusion.nn import ConditionSpec
 
     from ._architecture import SCLDMArchitecture
     from ._likelihoods import Likelihood
@@ -96,8 +97,8 @@ class MultimodalModule(SCLDMModule):
     ----------
     modalities
         Features and likelihood of each modality.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are.
     architecture
         Sizes and parts.
 
@@ -113,13 +114,13 @@ class MultimodalModule(SCLDMModule):
     def __init__(
         self,
         modalities: Sequence[ModalityPanel],
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         architecture: SCLDMArchitecture | None = None,
     ) -> None:
         self.modalities = tuple(modalities)  # first, since building the parts needs them
         self.n_features = [modality.n_features for modality in self.modalities]
-        super().__init__(sum(self.n_features), n_classes, architecture=architecture)
+        super().__init__(sum(self.n_features), conditions, architecture=architecture)
 
     def _build_autoencoder(self, n_input: int, architecture: SCLDMArchitecture) -> None:
         _check(architecture)
@@ -130,8 +131,8 @@ class MultimodalModule(SCLDMModule):
         for encoder, decoder in zip(self.encoder.parts, self.decoder.parts, strict=True):
             share_gene_embedding(encoder, decoder, architecture)
 
-    def _build_library_size(self, n_keys: int, n_latent: int) -> MultimodalLibrarySize:
-        return MultimodalLibrarySize(len(self.modalities), n_keys, n_latent)
+    def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> MultimodalLibrarySize:
+        return MultimodalLibrarySize(len(self.modalities), conditions, n_latent)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Split ``(cells, features of all)`` into one tensor per modality."""

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgen_diffusion.nn import ConditionSpec
+
     from ._library_size import LibrarySizeKind
 
 
@@ -23,16 +27,16 @@ class MultimodalLibrarySize(nn.Module):
     ----------
     n_modalities
         Number of modalities.
-    n_keys
-        Number of condition keys.
+    conditions
+        What the condition keys are.
     n_latent
         Number of latent dimensions, all tokens together.
     """
 
-    def __init__(self, n_modalities: int, n_keys: int, n_latent: int) -> None:
+    def __init__(self, n_modalities: int, conditions: Sequence[ConditionSpec], n_latent: int) -> None:
         super().__init__()
         self.shape = (n_modalities,)
-        self.parts = nn.ModuleList(LibrarySizeModel(n_keys, n_latent + before) for before in range(n_modalities))
+        self.parts = nn.ModuleList(LibrarySizeModel(conditions, n_latent + before) for before in range(n_modalities))
 
     @property
     def is_fitted(self) -> bool:
@@ -40,7 +44,7 @@ class MultimodalLibrarySize(nn.Module):
         return all(part.is_fitted for part in self.parts)
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells, modalities)`` by class and by combination of classes ``(cells, keys)``."""
+        """Summarise log totals ``(cells, modalities)`` by the groups of conditions ``(cells, columns)``."""
         for part, totals in zip(self.parts, log_totals.unbind(1), strict=True):
             part.fit(totals[~totals.isnan()], condition[~totals.isnan()])
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgen_diffusion.diffusion import Path, Target
+    from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
 
@@ -98,23 +99,25 @@ class SpikeAndSlabNetwork(RegressionNetwork):
 
 
 def build_network(
-    n_genes: int, n_classes: Sequence[int], a: GeneSpaceArchitecture, path: Path, target: Target
+    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, path: Path, target: Target
 ) -> RegressionNetwork:
     """Build the network that an architecture names."""
     n_outputs = SpikeAndSlabNetwork.n_outputs if a.head == "spike_and_slab" else RegressionNetwork.n_outputs
-    backbone = build_backbone(n_genes, n_classes, a, n_outputs)
+    backbone = build_backbone(n_genes, conditions, a, n_outputs)
     if a.head == "spike_and_slab":
         return SpikeAndSlabNetwork(backbone, path, target, n_genes)
     return RegressionNetwork(backbone, path, target)
 
 
-def build_backbone(n_genes: int, n_classes: Sequence[int], a: GeneSpaceArchitecture, n_outputs: int) -> nn.Module:
+def build_backbone(
+    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, n_outputs: int
+) -> nn.Module:
     """Build the backbone that an architecture names."""
     if a.backbone == "unet":
-        return GeneUNet(n_genes, n_classes, width=a.unet_width, n_outputs=n_outputs)
+        return GeneUNet(n_genes, conditions, width=a.unet_width, n_outputs=n_outputs)
     return GeneDiT(
         n_genes,
-        n_classes,
+        conditions,
         patch_size=a.patch_size,
         width=a.width,
         n_layers=a.n_layers,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
-    CONDITION_STRATEGIES,
     TARGETS,
     Denoiser,
     GuidedField,
@@ -23,6 +22,7 @@ from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
+from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -30,18 +30,18 @@ from ._library_size import LibrarySizeModel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scgen_diffusion.diffusion import ConditionStrategy
+    from scgen_diffusion.nn import ConditionSpec
 
 
-class SCLDMModule(BaseModuleClass):
+class SCLDMModule(ConditionedModule):
     """Set autoencoder of cells, and a flow-matching prior over its latents.
 
     Parameters
     ----------
     n_input
         Number of genes.
-    n_classes
-        Number of classes of each condition key.
+    conditions
+        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
@@ -52,14 +52,13 @@ class SCLDMModule(BaseModuleClass):
     scLDM: arXiv 2511.02986.
     """
 
-    null_condition: Tensor
     latent_mean: Tensor
     latent_std: Tensor
 
     def __init__(
         self,
         n_input: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
@@ -72,15 +71,15 @@ class SCLDMModule(BaseModuleClass):
         self._build_autoencoder(n_input, a)
         self.prior = DiT(
             *self.latent_shape,
-            n_classes,
+            conditions,
             width=a.prior_width,
             n_layers=a.prior_n_layers,
             n_heads=a.prior_n_heads,
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
-        self.library_size = self._build_library_size(len(n_classes), a.n_latent_tokens * a.n_latent)
-        self.register_buffer("null_condition", torch.tensor(list(n_classes), dtype=torch.long))
+        self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
+        self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
@@ -90,13 +89,8 @@ class SCLDMModule(BaseModuleClass):
         self.decoder = Decoder(n_input, self.likelihood.n_outputs, architecture)
         share_gene_embedding(self.encoder, self.decoder, architecture)
 
-    def _build_library_size(self, n_keys: int, n_latent: int) -> LibrarySizeModel:
-        return LibrarySizeModel(n_keys, n_latent)
-
-    @property
-    def strategy(self) -> ConditionStrategy:
-        """How conditions are dropped in training and composed in guidance."""
-        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+    def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
+        return LibrarySizeModel(conditions, n_latent)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -210,7 +204,7 @@ class SCLDMModule(BaseModuleClass):
         z
             Latents, ``(cells, tokens, n_latent)``.
         condition
-            Class indices, ``(cells, keys)``.
+            ``(cells, columns)``.
         drop_probability
             How often a cell's condition is dropped.
         generator
@@ -221,7 +215,7 @@ class SCLDMModule(BaseModuleClass):
         data = (z - self.latent_mean) / self.latent_std
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
-        condition = self.strategy.drop(condition, self.null_condition, drop_probability, generator)
+        condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
@@ -230,10 +224,10 @@ class SCLDMModule(BaseModuleClass):
         return generators.normal(*self.latent_shape)
 
     def denoiser(self, condition: Tensor, guidance_scales: Sequence[float], *, averaged: bool = True) -> Denoiser:
-        """Return the prior of standardised latents under ``condition (cells, keys)`` and guidance."""
+        """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
         terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.null_condition, terms)
+        field = GuidedField(network, condition, self.condition_columns, terms)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_latents(
@@ -246,7 +240,7 @@ class SCLDMModule(BaseModuleClass):
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
-        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, keys)`` and guidance."""
+        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 

@@ -11,8 +11,19 @@ from ._blocks import (
     modulate,
 )
 from ._coding_rate import coding_rate, sparsity, subspace_coding_rate
+from ._conditions import (
+    Classes,
+    ConditionEmbedding,
+    ConditionEncoding,
+    ConditionSpec,
+    Members,
+    Number,
+    encodings_of,
+    keys_of_columns,
+    null_condition,
+)
 from ._dit import DiT
-from ._embeddings import ConditionEmbedding, TimeEmbedding, patch_position_embedding, position_embedding
+from ._embeddings import TimeEmbedding, patch_position_embedding, position_embedding
 from ._feed_forward import MLP, SwiGLU
 from ._gene_dit import GeneDiT
 from ._gene_layout import GeneLayout
@@ -27,7 +38,10 @@ __all__ = [
     "MLP",
     "AttentionPooling",
     "BlockTrace",
+    "Classes",
     "ConditionEmbedding",
+    "ConditionEncoding",
+    "ConditionSpec",
     "CrossAttention",
     "CrossAttentionBlock",
     "DiT",
@@ -39,7 +53,9 @@ __all__ = [
     "GeneSet",
     "GeneUNet",
     "HalfTrace",
+    "Members",
     "ModulatedBlock",
+    "Number",
     "SelfAttention",
     "SetEncoder",
     "SparseCoding",
@@ -48,8 +64,11 @@ __all__ = [
     "TimeEmbedding",
     "TransformerBlock",
     "coding_rate",
+    "encodings_of",
     "expressed_genes",
+    "keys_of_columns",
     "modulate",
+    "null_condition",
     "patch_position_embedding",
     "position_embedding",
     "sparsity",

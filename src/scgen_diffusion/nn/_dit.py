@@ -8,7 +8,8 @@ from torch import nn
 
 from ._attention import SelfAttention
 from ._blocks import ModulatedBlock, modulate, zero_modulation
-from ._embeddings import ConditionEmbedding, TimeEmbedding, position_embedding
+from ._conditions import ConditionEmbedding, ConditionSpec
+from ._embeddings import TimeEmbedding, position_embedding
 from ._feed_forward import SwiGLU
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class DiT(nn.Module):
         Number of tokens of a sample.
     token_width
         Width of a token, of the input and of the prediction.
-    n_classes
+    conditions
         Number of classes of each condition key.
     width
         Inner width. Published for scLDM: 256.
@@ -55,7 +56,7 @@ class DiT(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = DiT(n_tokens=4, token_width=8, n_classes=(3,), width=16, n_layers=1, n_heads=2)
+    >>> network = DiT(n_tokens=4, token_width=8, conditions=(3,), width=16, n_layers=1, n_heads=2)
     >>> network(torch.randn(5, 4, 8), torch.rand(5), torch.zeros(5, 1, dtype=torch.long)).shape
     torch.Size([5, 4, 8])
     """
@@ -64,7 +65,7 @@ class DiT(nn.Module):
         self,
         n_tokens: int,
         token_width: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         width: int = 256,
         n_layers: int = 8,
@@ -83,7 +84,7 @@ class DiT(nn.Module):
         self.project_in = nn.Linear(token_width, width)
         self.register_buffer("positions", positions)
         self.embed_time = TimeEmbedding(width)
-        self.embed_condition = ConditionEmbedding(n_classes, width)
+        self.embed_condition = ConditionEmbedding(conditions, width)
         self.blocks = nn.ModuleList(ModulatedBlock(width, attention, feed_forward) for _ in range(n_layers))
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation_out = zero_modulation(width, 2)

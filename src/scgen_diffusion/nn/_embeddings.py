@@ -1,15 +1,11 @@
-"""Embeddings of position, time and condition."""
+"""Embeddings of position and time."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def sinusoids(x: Tensor, n_frequencies: int, max_period: float = 10_000.0) -> Tensor:
@@ -60,30 +56,3 @@ class TimeEmbedding(nn.Module):
         """Embed times ``(n,)`` as ``(n, width)``."""
         angles = sinusoids(t, self.n_frequencies)
         return self.network(torch.cat([angles.cos(), angles.sin()], dim=1))
-
-
-class ConditionEmbedding(nn.Module):
-    """Sum of one learned embedding per condition; the last class of each key means "not given".
-
-    Parameters
-    ----------
-    n_classes
-        Number of classes of each key, without the null class.
-    width
-        Width of the embedding.
-    """
-
-    def __init__(self, n_classes: Sequence[int], width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.tables = nn.ModuleList(nn.Embedding(n + 1, width) for n in n_classes)
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=0.02)
-
-    def forward(self, condition: Tensor) -> Tensor:
-        """Embed class indices ``(n, keys)`` as ``(n, width)``; without keys the embedding is zero."""
-        embedded = [table(codes) for table, codes in zip(self.tables, condition.T, strict=True)]
-        return sum(embedded) if embedded else self._nothing(condition)
-
-    def _nothing(self, condition: Tensor) -> Tensor:
-        return torch.zeros(len(condition), self.width, device=condition.device)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._blocks import BlockTrace
+    from ._conditions import ConditionSpec
 
     Factory = Callable[[], nn.Module]
 
@@ -41,7 +42,7 @@ class GeneDiT(nn.Module):
     ----------
     n_genes
         Size of the panel.
-    n_classes
+    conditions
         Number of classes of each condition key.
     patch_size
         Genes per token. Published: 10.
@@ -75,7 +76,7 @@ class GeneDiT(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = GeneDiT(25, n_classes=(3,), patch_size=10, width=16, n_layers=1, n_heads=2)
+    >>> network = GeneDiT(25, conditions=(3,), patch_size=10, width=16, n_layers=1, n_heads=2)
     >>> network(torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)).shape
     torch.Size([5, 25])
     """
@@ -83,7 +84,7 @@ class GeneDiT(nn.Module):
     def __init__(
         self,
         n_genes: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         patch_size: int = 10,
         width: int = 768,
@@ -105,7 +106,7 @@ class GeneDiT(nn.Module):
         self.network = DiT(
             self.n_patches + n_global_tokens,
             patch_size,
-            n_classes,
+            conditions,
             width=width,
             n_layers=n_layers,
             attention=attention,

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.functional import gelu, interpolate
 
 from ._attention import SelfAttention
-from ._embeddings import ConditionEmbedding, sinusoids
+from ._conditions import ConditionEmbedding, ConditionSpec
+from ._embeddings import sinusoids
 from ._gene_layout import GeneLayout
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class GeneUNet(nn.Module):
     ----------
     n_genes
         Size of the panel.
-    n_classes
+    conditions
         Number of classes of each condition key.
     width
         Channels of the first level, a multiple of 4. Published: 64.
@@ -55,7 +56,7 @@ class GeneUNet(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = GeneUNet(25, n_classes=(3,), width=4)
+    >>> network = GeneUNet(25, conditions=(3,), width=4)
     >>> network(torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)).shape
     torch.Size([5, 25])
     """
@@ -63,7 +64,7 @@ class GeneUNet(nn.Module):
     def __init__(
         self,
         n_genes: int,
-        n_classes: Sequence[int] = (),
+        conditions: Sequence[ConditionSpec] = (),
         *,
         width: int = 64,
         n_outputs: int = 1,
@@ -72,7 +73,7 @@ class GeneUNet(nn.Module):
         super().__init__()
         self.n_outputs = n_outputs
         self.layout = GeneLayout(n_genes, 2**N_LEVELS, gene_order)
-        self.embed_condition = ConditionEmbedding(n_classes, CONTEXT_WIDTH)
+        self.embed_condition = ConditionEmbedding(conditions, CONTEXT_WIDTH)
         self.convolve_in = DoubleConvolution(1, width)
         self.down = nn.ModuleList(
             [DownLevel(width, 2 * width), DownLevel(2 * width, 4 * width), DownLevel(4 * width, 4 * width)]

@@ -151,9 +151,11 @@ class DiffusionPlan(StagePlan):
         module, x = self.module, batch[REGISTRY_KEYS.X_KEY]
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         t = module.path.draw_times(len(x), generator, x.device)
-        condition = batch.get(REGISTRY_KEYS.CAT_COVS_KEY, x.new_zeros(len(x), 0)).long()
+        condition = module.condition_of(batch)
         if training:
-            condition = module.strategy.drop(condition, module.null_condition, self.recipe.drop_probability, generator)
+            condition = module.strategy.drop(
+                condition, module.condition_columns, self.recipe.drop_probability, generator
+            )
         _, _, losses = module(
             batch, generative_kwargs={"noise": noise, "t": t, "condition": condition, "averaged": not training}
         )

@@ -1,0 +1,103 @@
+"""The conditions of cells as a field of scvi-tools' registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rich.table
+from scvi.data.fields import BaseAnnDataField
+
+from ._checks import check_conditions
+from ._condition_keys import ConditionKey, key_from_state
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+
+    from ._condition_setup import ConditionSetup
+
+WHERE = "_scgen_conditions"
+
+
+class ConditionField(BaseAnnDataField):
+    """Writes the conditions of cells as numbers, ``(cells, columns)``, to ``obsm``, from where batches are made.
+
+    Parameters
+    ----------
+    registry_key
+        Name in the registry and in batches.
+    setup
+        Which columns of ``obs`` are conditions.
+    """
+
+    def __init__(self, registry_key: str, setup: ConditionSetup) -> None:
+        super().__init__()
+        self._registry_key = registry_key
+        self.setup = setup
+
+    @property
+    def registry_key(self) -> str:
+        """Name in the registry and in batches."""
+        return self._registry_key
+
+    @property
+    def attr_name(self) -> str:
+        """Where the numbers are kept."""
+        return "obsm"
+
+    @property
+    def attr_key(self) -> str:
+        """Name of the numbers there."""
+        return WHERE
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no keys."""
+        return not (self.setup.categorical or self.setup.continuous or self.setup.sets)
+
+    def validate_field(self, adata: AnnData | MuData) -> None:
+        """Raise unless every cell has a value of every key."""
+        check_conditions(adata.obs, [*self.setup.categorical, *self.setup.continuous, *self.setup.sets])
+
+    def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
+        """Learn the keys from cells, and write their conditions."""
+        super().register_field(adata)
+        by_key = self.setup.keys_of(adata.obs)
+        return self._write(adata, by_key)
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData | MuData, **_: Any
+    ) -> dict[str, Any]:
+        """Write the conditions of other cells with keys that are known already."""
+        self.validate_field(adata_target)
+        return self._write(adata_target, keys_of_state(state_registry))
+
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
+        """Return the number of keys."""
+        return {"n_conditions": len(state_registry.get("keys", ()))}
+
+    def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table | None:
+        """List the keys."""
+        table = rich.table.Table("key", "kind", title="Conditions")
+        for state in state_registry.get("keys", ()):
+            table.add_row(state["name"], state["kind"])
+        return table
+
+    def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
+        adata.obsm[WHERE] = encode_obs(adata.obs, by_key).astype(np.float32)
+        return {"keys": [key.state() for key in by_key]}
+
+
+def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
+    """Return the columns of all keys side by side, ``(cells, columns)``."""
+    columns = [key.encode(obs[key.name].to_numpy(), source="adata.obs") for key in by_key]
+    return np.concatenate(columns, axis=1) if columns else np.zeros((len(obs), 0))
+
+
+def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
+    """Build the keys from what the registry keeps."""
+    return [key_from_state(state) for state in state_registry.get("keys", ())]

@@ -1,0 +1,119 @@
+"""Which training cells belong together by their conditions, and which of these groups a request is like."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scgen_diffusion.nn import Members, Number, encodings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from scgen_diffusion.nn import ConditionSpec
+
+ANY = -1
+N_CENTRES = 16  # of the values of a number
+
+
+class ConditionGroups:
+    """Groups of cells with equal conditions.
+
+    A group is a row of codes ``(columns,)`` with :data:`ANY` for what its cells may differ in. Numbers are replaced by that of
+    the nearest of a few centres.
+
+    Parameters
+    ----------
+    conditions
+        What the keys are.
+    """
+
+    def __init__(self, conditions: Sequence[ConditionSpec]) -> None:
+        encodings = encodings_of(conditions)
+        ends = [0, *accumulate(len(encoding.null) for encoding in encodings)]
+        self.keys = [slice(start, stop) for start, stop in pairwise(ends)]
+        self.n_columns = ends[-1]
+        self.numbers = [self.keys[i].start for i, e in enumerate(encodings) if isinstance(e, Number)]
+        self.sets = {i: e.n for i, e in enumerate(encodings) if isinstance(e, Members) and e.largest > 1}
+
+    def find_centres(self, condition: Tensor) -> Tensor:
+        """Choose the centres of numbers among conditions ``(cells, columns)``: all values if they are few, else quantiles.
+
+        Returns
+        -------
+        Tensor
+            ``(numbers, centres)``, ascending.
+        """
+        centres = [_centres(condition[:, column].double()) for column in self.numbers]
+        return torch.stack(centres).float() if centres else torch.zeros(0, N_CENTRES)
+
+    def discretise(self, condition: Tensor, centres: Tensor) -> Tensor:
+        """Turn conditions ``(n, columns)`` into codes, numbers into that of their nearest centre."""
+        codes = condition.clone()
+        for row, column in enumerate(self.numbers):
+            codes[:, column] = (condition[:, column, None] - centres[row]).abs().argmin(1)
+        return codes.long()
+
+    def split(self, codes: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Group cells with codes ``(cells, columns)``: all, those of each value of a key or member of a set, of each combination.
+
+        Returns
+        -------
+        tuple
+            Codes of the groups ``(groups, columns)``, and the numbers of each group's cells.
+        """
+        groups = [torch.full((1, self.n_columns), ANY, device=codes.device)]
+        members = [torch.arange(len(codes), device=codes.device)]
+        for group, rows in self._parts(codes):
+            groups.append(group)
+            members += rows
+        return torch.cat(groups), members
+
+    def only(self, codes: Tensor, key: int) -> Tensor:
+        """Open all keys of codes ``(n, columns)`` but one."""
+        return _open_all_but(codes, self.keys[key])
+
+    def each_member(self, codes: Tensor, key: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, place by place of a set, the codes of the groups with its member there, and whether there is one."""
+        for column in range(self.keys[key].start, self.keys[key].stop):
+            yield self._having(codes[:, column], key), codes[:, column] < self.sets[key]
+
+    def _parts(self, codes: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        for key, columns in enumerate(self.keys):
+            yield _distinct(_open_all_but(codes, columns))
+            if key in self.sets:
+                places = codes[:, columns]
+                cells, place = (places < self.sets[key]).nonzero(as_tuple=True)
+                groups, rows = _distinct(self._having(places[cells, place], key))
+                yield groups, [cells[numbers] for numbers in rows]
+        if len(self.keys) > 1:
+            yield _distinct(codes)
+
+    def _having(self, member: Tensor, key: int) -> Tensor:
+        """Return codes of the cells with a member in their set, whatever else is in it."""
+        codes = torch.full((len(member), self.n_columns), ANY, device=member.device)
+        codes[:, self.keys[key].start] = member
+        return codes
+
+
+def _open_all_but(codes: Tensor, columns: slice) -> Tensor:
+    opened = torch.full_like(codes, ANY)
+    opened[:, columns] = codes[:, columns]
+    return opened
+
+
+def _distinct(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the distinct codes, and the numbers of the rows with each."""
+    groups, number = codes.unique(dim=0, return_inverse=True)
+    return groups, list(number.argsort(stable=True).split(number.bincount(minlength=len(groups)).tolist()))
+
+
+def _centres(values: Tensor) -> Tensor:
+    distinct = values.unique()
+    if len(distinct) > N_CENTRES:
+        order = (torch.arange(N_CENTRES, dtype=torch.float64) + 0.5) / N_CENTRES * (len(values) - 1)
+        return values.sort().values[order.round().long().to(values.device)]
+    return torch.cat([distinct, distinct[-1:].expand(N_CENTRES - len(distinct))])

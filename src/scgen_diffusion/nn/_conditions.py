@@ -1,0 +1,269 @@
+"""Embeddings of conditions: classes, numbers and sets, each of which may be "not given".
+
+A condition of ``n`` cells is one tensor ``(n, columns)``, in which every key has one or more neighbouring columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOT_GIVEN = -math.inf  # in place of a number
+N_OCTAVES = 4  # of the sines and cosines of a number; the slowest has a period of 16 standard deviations
+
+
+class ConditionEncoding(Protocol):
+    """How one key is written in columns, and what embeds it."""
+
+    @property
+    def null(self) -> tuple[float, ...]:
+        """What its columns hold where it is not given."""
+        ...
+
+    def build(self, width: int) -> nn.Module:
+        """Build what embeds its columns ``(n, columns of the key)`` as ``(n, width)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Classes(ConditionEncoding):
+    """One of ``n`` classes: a column with its number.
+
+    Parameters
+    ----------
+    n
+        Number of classes; this number itself means "not given".
+    vectors
+        Known embedding of each class, ``(n, d)``. Without them every class learns one.
+    """
+
+    n: int
+    vectors: Tensor | None = None
+
+    @property
+    def null(self) -> tuple[float, ...]:
+        """The number after the last class."""
+        return (self.n,)
+
+    def build(self, width: int) -> nn.Module:
+        """Build a table, or a projection of the known embeddings."""
+        return ClassTable(self.n, width) if self.vectors is None else KnownClasses(self.vectors, width)
+
+
+@dataclass(frozen=True)
+class Number(ConditionEncoding):
+    """A number, standardised: a column with its value."""
+
+    @property
+    def null(self) -> tuple[float, ...]:
+        """Minus infinity."""
+        return (NOT_GIVEN,)
+
+    def build(self, width: int) -> nn.Module:
+        """Build a smooth embedding."""
+        return NumberEmbedding(width)
+
+
+@dataclass(frozen=True, eq=False)
+class Members(ConditionEncoding):
+    """A set of at most ``largest`` of ``n`` members: columns with their numbers.
+
+    Parameters
+    ----------
+    n
+        Number of members; this number means an empty place, and the next, in the first place, "not given".
+    largest
+        Places for members.
+    vectors
+        Known embedding of each member, ``(n, d)``.
+    """
+
+    n: int
+    largest: int
+    vectors: Tensor | None = None
+
+    @property
+    def null(self) -> tuple[float, ...]:
+        """A mark in the first place, and nothing in the others."""
+        return (self.n + 1, *[self.n] * (self.largest - 1))
+
+    def build(self, width: int) -> nn.Module:
+        """Build a sum over members."""
+        return SetEmbedding(self.n, width, self.vectors)
+
+
+ConditionSpec: TypeAlias = int | ConditionEncoding
+
+
+def encodings_of(conditions: Sequence[ConditionSpec]) -> list[ConditionEncoding]:
+    """Read whole numbers as so many classes."""
+    return [Classes(spec) if isinstance(spec, int) else spec for spec in conditions]
+
+
+def null_condition(conditions: Sequence[ConditionSpec]) -> Tensor:
+    """Return what stands for "not given" in every column, ``(columns,)``: whole numbers, where all keys are discrete."""
+    null = [value for encoding in encodings_of(conditions) for value in encoding.null]
+    is_discrete = all(math.isfinite(value) for value in null)
+    return torch.tensor(null, dtype=torch.long if is_discrete else torch.float32)
+
+
+def keys_of_columns(conditions: Sequence[ConditionSpec]) -> Tensor:
+    """Return which key each column belongs to, ``(columns,)``."""
+    keys = [key for key, encoding in enumerate(encodings_of(conditions)) for _ in encoding.null]
+    return torch.tensor(keys, dtype=torch.long)
+
+
+class ConditionEmbedding(nn.Module):
+    """Sum of one embedding per key.
+
+    Parameters
+    ----------
+    conditions
+        What the keys are: :class:`Classes`, :class:`Number` or :class:`Members`. A whole number means so many classes.
+    width
+        Width of the embedding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> embed = ConditionEmbedding([10, Number(), Members(5, largest=2)], width=16)
+    >>> embed(torch.tensor([[3, 0.5, 1, 4], [10, float("-inf"), 6, 5]])).shape  # the second cell is given nothing
+    torch.Size([2, 16])
+    """
+
+    def __init__(self, conditions: Sequence[ConditionSpec], width: int) -> None:
+        super().__init__()
+        encodings = encodings_of(conditions)
+        self.width = width
+        self.n_columns = [len(encoding.null) for encoding in encodings]
+        self.tables = nn.ModuleList(encoding.build(width) for encoding in encodings)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Embed conditions ``(n, columns)`` as ``(n, width)``; without keys the embedding is zero."""
+        if condition.shape[1] != sum(self.n_columns):
+            msg = f"A condition needs {sum(self.n_columns)} columns, but found {condition.shape[1]}."
+            raise ValueError(msg)
+        columns = condition.split(self.n_columns, dim=1)
+        embedded = [table(values) for table, values in zip(self.tables, columns, strict=True)]
+        return sum(embedded) if embedded else torch.zeros(len(condition), self.width, device=condition.device)
+
+
+class ClassTable(nn.Embedding):
+    """A learned vector per class, and one for "not given"."""
+
+    def __init__(self, n: int, width: int) -> None:
+        super().__init__(n + 1, width)
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, column: Tensor) -> Tensor:
+        """Embed class numbers ``(n, 1)``."""
+        return super().forward(column[:, 0].long())
+
+
+class KnownClasses(nn.Module):
+    """A projected vector per class, and a learned one for "not given"; arguments of :class:`KnownVectors`."""
+
+    def __init__(self, vectors: Tensor, width: int) -> None:
+        super().__init__()
+        self.known = KnownVectors(vectors, width)
+        self.null = nn.Parameter(0.02 * torch.randn(1, width))
+
+    def forward(self, column: Tensor) -> Tensor:
+        """Embed class numbers ``(n, 1)``."""
+        return embedding(column[:, 0].long(), torch.cat([self.known.weight, self.null]))
+
+
+class NumberEmbedding(nn.Module):
+    """A smooth function of a number: itself and slow sines and cosines of it, through a small network."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi / 8 * 2.0 ** torch.arange(N_OCTAVES), persistent=False)
+        self.network = nn.Sequential(nn.Linear(1 + 2 * N_OCTAVES, width), nn.SiLU(), nn.Linear(width, width))
+        self.null = nn.Parameter(0.02 * torch.randn(1, width))
+        nn.init.normal_(self.network[-1].weight, std=0.02)
+
+    def forward(self, column: Tensor) -> Tensor:
+        """Embed standardised numbers ``(n, 1)``."""
+        given = column != NOT_GIVEN
+        x = torch.where(given, column, 0.0)
+        angles = x * self.frequencies
+        return torch.where(given, self.network(torch.cat([x, angles.sin(), angles.cos()], dim=1)), self.null)
+
+
+class SetEmbedding(nn.Module):
+    r"""A function of a set of members: :math:`s + \text{network}(s)`, ``s`` the sum of the members' vectors.
+
+    The network, which starts at zero, makes room for more than additive effects. The order of the members does not matter,
+    and the empty set, which is given, differs from a set that is not given.
+
+    Parameters
+    ----------
+    n
+        Number of members.
+    width
+        Width of the embedding.
+    vectors
+        Known embedding of each member, ``(n, d)``.
+    """
+
+    def __init__(self, n: int, width: int, vectors: Tensor | None = None) -> None:
+        super().__init__()
+        self.members = nn.Embedding(n, width) if vectors is None else KnownVectors(vectors, width)
+        if vectors is None:
+            nn.init.normal_(self.members.weight, std=0.02)
+        self.network = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.null = nn.Parameter(0.02 * torch.randn(1, width))
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def forward(self, columns: Tensor) -> Tensor:
+        """Embed member numbers ``(n, largest)``."""
+        table = self.members.weight
+        with_empty_place = torch.cat([table, torch.zeros_like(table[:1])])
+        codes = columns.long()
+        given = codes[:, :1] <= len(table)
+        total = embedding(codes.clamp(max=len(table)), with_empty_place).sum(1)
+        return torch.where(given, total + self.network(total), self.null)
+
+
+class KnownVectors(nn.Module):
+    """A learned projection of given vectors, so that classes and members never trained on have their place.
+
+    Parameters
+    ----------
+    vectors
+        ``(n, d)``. They are centred and scaled to a mean square of 1.
+    width
+        Width of the embedding.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, vectors: Tensor, width: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", standardised(vectors))
+        self.project = nn.Sequential(nn.Linear(vectors.shape[1], width), nn.SiLU(), nn.Linear(width, width))
+        nn.init.normal_(self.project[-1].weight, std=0.02)
+        nn.init.zeros_(self.project[-1].bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """One embedding per vector, ``(n, width)``."""
+        return self.project(self.vectors)
+
+
+def standardised(vectors: Tensor) -> Tensor:
+    """Give vectors ``(n, d)`` zero mean and a mean square of 1 over all; what they are relative to each other stays."""
+    centred = vectors.float() - vectors.float().mean(0)
+    return centred / centred.square().mean().sqrt().clamp(min=1e-6)
