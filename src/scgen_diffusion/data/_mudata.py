@@ -155,7 +155,7 @@ def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> No
             check_same_genes(mdata[name].var_names, pd.Index(modalities[name].features))
         except ValueError as error:
             text = str(error).replace(
-                "adata[:, model.get_var_names()]", f"mdata[{name!r}][:, model.features[{name!r}]]"
+                "adata[:, model.get_var_names()]", f"mdata[{name!r}][:, model.modalities[{name!r}].features]"
             )
             msg = f"Modality {name!r}: {text}"
             raise ValueError(msg) from error

@@ -54,7 +54,7 @@ class LatentMixin(CellsMixin):
     def get_likelihood(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch_size: int | None = None
     ) -> np.ndarray:
-        """Return the log-likelihood of each cell given the mean of its latent, summed over genes.
+        """Return the log-likelihood of each cell given the mean of its latent, summed over genes (of the modalities that it has).
 
         Parameters
         ----------
@@ -89,6 +89,9 @@ class LatentMixin(CellsMixin):
     ) -> AnnData:
         """Encode cells and decode them again, each with its own library size.
 
+        From a model of MuData, all modalities come out, also those that a cell lacks, or that are absent altogether: they are
+        predicted from those that it has, their library sizes included.
+
         Parameters
         ----------
         adata
@@ -106,7 +109,7 @@ class LatentMixin(CellsMixin):
         Returns
         -------
         AnnData
-            The cells with their ``obs``, aligned by row.
+            The cells with their ``obs``, aligned by row; MuData from a model of MuData.
         """
         seed = resolve_seed(seed)
         keep_dense = not sample or not self._generates_counts

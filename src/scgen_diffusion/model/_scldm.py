@@ -39,7 +39,7 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
     Parameters
     ----------
     adata
-        Cells registered with :meth:`setup_anndata`.
+        Cells registered with :meth:`setup_anndata`; or with :meth:`setup_mudata`, for RNA together with further modalities.
     registry
         Registry of such cells, to construct the model without them.
     size
@@ -128,7 +128,8 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
             Steps of the sampler (not of ``"dopri5"``, which is adaptive).
         library_size
             Total counts of the cells: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution (default: as the model was
-            constructed), one number, or one number per cell.
+            constructed), one number, or one number per cell. For several modalities a mapping from modality to numbers,
+            ``{"prot": 3_000}``; those of the others are drawn.
         batch_size
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
@@ -141,7 +142,8 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
         -------
         AnnData
             Counts (CSR) in ``X``, conditions in ``obs``, ``var`` as in training, and how the cells were made in
-            ``uns["scgen_diffusion"]``. With a Gaussian head, log-normalised values in place of counts.
+            ``uns["scgen_diffusion"]``. With a Gaussian head, log-normalised values in place of counts. From a model of MuData,
+            MuData: each cell has all modalities.
 
         Raises
         ------
