@@ -31,6 +31,7 @@ from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, 
 
 from ._library_sizes import LibrarySizeMixin
 from ._registration import RegistrationMixin, condition_arguments, plain_columns
+from ._training import TrainingMixin
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import LibrarySizeKind, SCLDMArchitecture
 
 
-class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
+class MultimodalMixin(RegistrationMixin, LibrarySizeMixin, TrainingMixin):
     """``setup_mudata``, and what differs for cells with several modalities from cells with one."""
 
     architecture: SCLDMArchitecture
@@ -142,12 +143,17 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
             architecture=self.architecture,
         )
 
+    @property
+    def _fingerprint(self) -> str:
+        """Tell this model and its cells from others, and from those that explain a modality otherwise."""
+        likelihoods = [modality.likelihood for modality in self.modalities.values()]
+        return "-".join([super()._fingerprint, *likelihoods])
+
     def _describe_cells(self, adata: AnnData | MuData | None) -> None:
         if not self.modalities:
             super()._describe_cells(adata)
             return
         super()._describe_cells(None)
-        self._count_combinations(self._registered_codes)
         self.modality_vars_ = {
             name: pd.DataFrame(index=pd.Index(modality.features))
             if adata is None or name not in adata.mod
@@ -207,7 +213,7 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin):
         if isinstance(sizes, str):
             msg = f"`library_size[{name!r}]` must be numbers, but found {sizes!r}; a distribution is named for all modalities."
             raise TypeError(msg)
-        checked = super()._checked_totals(sizes, n_cells)
+        checked = np.asarray(super()._checked_totals(sizes, n_cells))
         modality = self.modalities[name]
         if modality.likelihood == "bernoulli" and np.max(checked) >= len(modality.features):
             msg = (

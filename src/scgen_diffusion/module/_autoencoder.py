@@ -123,17 +123,18 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
     )
 
 
-def share_gene_embedding(encoder: Encoder, decoder: Decoder, architecture: SCLDMArchitecture) -> None:
-    """Give attention pooling and gene queries one embedding per gene, if the architecture says so."""
-    a = architecture
-    if a.share_gene_embedding and a.uses_attention and a.uses_gene_queries:
-        decoder.gene_queries.embed_gene = encoder.network.attention.embed_gene
+def share_gene_embedding(encoder: Encoder, decoder: Decoder) -> None:
+    """Let attention pooling and gene queries, if there are both, have one embedding per gene."""
+    attention, queries = encoder.network.attention, decoder.gene_queries
+    if attention is not None and queries is not None:
+        queries.embed_gene = attention.embed_gene
 
 
-def gene_loadings(encoder: Encoder, decoder: Decoder, architecture: SCLDMArchitecture) -> list[Tensor]:
+def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
     """List the weight matrices with one row or column per gene."""
-    pooling = [encoder.network.factors.weight.weight] if architecture.uses_factor_pooling else []
-    return pooling + ([decoder.factors.loadings.weight] if architecture.uses_factor_decoder else [])
+    pooling, factors = encoder.network.factors, decoder.factors
+    loadings = [] if pooling is None else [pooling.weight.weight]
+    return loadings if factors is None else [*loadings, factors.loadings.weight]
 
 
 def start_at(
@@ -142,17 +143,18 @@ def start_at(
     encoder: Encoder,
     decoder: Decoder,
     likelihood: Likelihood,
-    architecture: SCLDMArchitecture,
+    initial_log_theta: float,
 ) -> None:
     """Start the decoder's outputs at ``start``, and centre the factor pooling at a mean profile, both ``(genes,)``."""
-    if architecture.uses_factor_pooling:
-        encoder.network.factors.profile_mean.copy_(pooled_profile)
+    pooling, factors = encoder.network.factors, decoder.factors
+    if pooling is not None:
+        pooling.profile_mean.copy_(pooled_profile)
     if (outliers := getattr(likelihood, "outliers", None)) is not None:
         outliers.log_share.copy_(start)
-    if architecture.uses_factor_decoder:
-        bias = decoder.factors.loadings.bias.view(len(start), -1)
+    if factors is not None:
+        bias = factors.loadings.bias.view(len(start), -1)
         bias[:, 0] = start
-        bias[:, 1:] = architecture.initial_log_theta
+        bias[:, 1:] = initial_log_theta
 
 
 def _attention_pooling(n_genes: int, architecture: SCLDMArchitecture) -> AttentionPooling:

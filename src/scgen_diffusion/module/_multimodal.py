@@ -20,7 +20,7 @@ from ._multimodal_library_size import MultimodalLibrarySize
 from ._scldm import SCLDMModule, log_share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from scgen_diffusion.diffusion import SampleGenerators
     from scgen_diffusion.nn import ConditionSpec
@@ -53,11 +53,13 @@ class MultimodalEncoder(nn.Module):
     def __init__(self, n_features: Sequence[int], architecture: SCLDMArchitecture) -> None:
         super().__init__()
         self.n_features = list(n_features)
+        self.latent_shape = (architecture.n_latent_tokens, architecture.n_latent)
         self.parts = nn.ModuleList(Encoder(n, architecture) for n in n_features)
 
     def forward(self, values: Tensor, profile: Tensor) -> Posterior:
         """Encode values and normalised profiles, both ``(cells, features of all)``."""
-        precision, weighted = 1.0, 0.0  # of the prior
+        precision = torch.ones(len(values), *self.latent_shape, device=values.device)  # of the prior
+        weighted = torch.zeros_like(precision)
         blocks = zip(*(x.split(self.n_features, dim=1) for x in (values, profile)), strict=True)
         for part, (part_values, part_profile) in zip(self.parts, blocks, strict=True):
             opinion = part(part_values, part_profile)
@@ -128,11 +130,16 @@ class MultimodalModule(SCLDMModule):
         self.likelihood = MultimodalLikelihood(likelihoods, self.n_features)
         self.encoder = MultimodalEncoder(self.n_features, architecture)
         self.decoder = MultimodalDecoder(self.n_features, [part.n_outputs for part in likelihoods], architecture)
-        for encoder, decoder in zip(self.encoder.parts, self.decoder.parts, strict=True):
-            share_gene_embedding(encoder, decoder, architecture)
+        if architecture.share_gene_embedding:
+            for encoder, decoder in self._pairs():
+                share_gene_embedding(encoder, decoder)
 
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> MultimodalLibrarySize:
         return MultimodalLibrarySize(len(self.modalities), conditions, n_latent)
+
+    def _pairs(self) -> Iterator[tuple[Encoder, Decoder]]:
+        """Yield the encoder and the decoder of each modality."""
+        return zip(self.encoder.parts, self.decoder.parts, strict=True)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Split ``(cells, features of all)`` into one tensor per modality."""
@@ -224,8 +231,7 @@ class MultimodalModule(SCLDMModule):
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per feature."""
-        pairs = zip(self.encoder.parts, self.decoder.parts, strict=True)
-        return [w for encoder, decoder in pairs for w in gene_loadings(encoder, decoder, self.architecture)]
+        return [loadings for encoder, decoder in self._pairs() for loadings in gene_loadings(encoder, decoder)]
 
     def n_cells_with(self, x: Tensor) -> Tensor:
         """Count the cells that have each feature's modality, ``(features of all,)``."""
@@ -234,12 +240,12 @@ class MultimodalModule(SCLDMModule):
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
         """Start each decoder at the mean cell, and centre the factor poolings there."""
-        parts = zip(self.encoder.parts, self.decoder.parts, self.likelihood.parts, strict=True)
         means = zip(target.split(self.n_features), pooled_profile.split(self.n_features), strict=True)
-        for (encoder, decoder, likelihood), (mean, pooled) in zip(parts, means, strict=True):
+        parts = zip(self._pairs(), self.likelihood.parts, means, strict=True)
+        for (encoder, decoder), likelihood, (mean, pooled) in parts:
             if isinstance(likelihood, BernoulliLikelihood):
                 mean = -torch.log1p(-mean.clamp(max=0.999))  # the rate at which a Poisson count is so often above zero
-            start_at(log_share(mean), pooled, encoder, decoder, likelihood, self.architecture)
+            start_at(log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta)
 
 
 def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchitecture) -> Likelihood:

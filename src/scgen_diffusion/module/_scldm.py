@@ -87,7 +87,8 @@ class SCLDMModule(ConditionedModule):
         self.likelihood = build_likelihood(n_input, architecture)
         self.encoder = Encoder(n_input, architecture)
         self.decoder = Decoder(n_input, self.likelihood.n_outputs, architecture)
-        share_gene_embedding(self.encoder, self.decoder, architecture)
+        if architecture.share_gene_embedding:
+            share_gene_embedding(self.encoder, self.decoder)
 
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
@@ -177,7 +178,7 @@ class SCLDMModule(ConditionedModule):
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
-        return gene_loadings(self.encoder, self.decoder, self.architecture)
+        return gene_loadings(self.encoder, self.decoder)
 
     def _encoder_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x.log1p() if self.input_values == "counts" else x), self.pooled_profile(x)
@@ -277,7 +278,8 @@ class SCLDMModule(ConditionedModule):
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
         """Start the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
         start = log_share(target) if self.architecture.likelihood == "negative_binomial" else target
-        start_at(start, pooled_profile, self.encoder, self.decoder, self.likelihood, self.architecture)
+        log_theta = self.architecture.initial_log_theta
+        start_at(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
