@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scvi import REGISTRY_KEYS
-from scvi.model.base import BaseModelClass
+
+from ._registration import RegistrationMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CellsMixin(BaseModelClass):
+class CellsMixin(RegistrationMixin):
     """Batches of the model's own cells or of others with the same genes."""
-
-    @abstractmethod
-    def _check_same_features(self, adata: AnnData) -> None:
-        """Raise unless the cells have the model's genes in the same order."""
 
     @abstractmethod
     def _check_can_read_cells(self) -> None:
