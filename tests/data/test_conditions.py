@@ -196,7 +196,9 @@ def test_the_obs_columns_are_categorical_with_all_training_classes_in_order(cond
 
 
 def test_combinations_are_counted_from_codes():
-    conditions = Conditions.from_codes(categorical_keys({"a": ["x", "y"], "b": [0, 1]}), np.array([[0, 1], [1, 1], [0, 1]]))
+    conditions = Conditions.from_codes(
+        categorical_keys({"a": ["x", "y"], "b": [0, 1]}), np.array([[0, 1], [1, 1], [0, 1]])
+    )
 
     assert conditions.combinations.tolist() == [[0, 1], [1, 1]]
     assert conditions.n_cells.tolist() == [2, 1]

@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy.stats import norm
 
 from scgen_diffusion.metrics import energy_distance, mean_change_correlation
-from scgen_diffusion.metrics._perturbation import GeneMoments, top_changed_genes
+from scgen_diffusion.metrics._perturbation_effects import Effect, GeneMoments
 
 
 def rng(seed=0):
@@ -97,14 +97,14 @@ def test_genes_are_aligned_by_name():
 def test_the_top_genes_are_those_that_really_change():
     base, changed = np.full(40, 6.0), balanced_change()
     moments = [GeneMoments(np.log(rate), rate, 100) for rate in (changed, base)]
-    assert set(top_changed_genes(*moments, 10)) == set(range(10))
+    assert set(Effect(*moments).top_genes(10)) == set(range(10))
 
 
 def test_a_noisy_gene_ranks_lower_by_welch_than_by_change():
     real = GeneMoments(np.array([3.0, 2.0, 0.0]), np.array([100.0, 0.1, 1.0]), 20)
     control = GeneMoments(np.zeros(3), np.array([100.0, 0.1, 1.0]), 20)
-    assert list(top_changed_genes(real, control, 2, "change")) == [0, 1]
-    assert list(top_changed_genes(real, control, 2, "welch")) == [1, 0]
+    assert list(Effect(real, control).top_genes(2, "change")) == [0, 1]
+    assert list(Effect(real, control).top_genes(2, "welch")) == [1, 0]
 
 
 def test_only_the_top_genes_count_when_asked():

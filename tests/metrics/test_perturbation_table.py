@@ -10,7 +10,14 @@ import pytest
 
 from scgen_diffusion import datasets
 from scgen_diffusion.datasets import _originals as originals
-from scgen_diffusion.metrics import evaluate_perturbation
+from scgen_diffusion.metrics import (
+    de_direction,
+    de_jaccard,
+    de_overlap,
+    evaluate_perturbation,
+    mean_change_correlation,
+    variance_error,
+)
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
@@ -50,7 +57,7 @@ def row(table, metric, perturbation="A+B"):
 def test_there_is_a_row_per_metric_and_perturbation():
     table = judge(cells("A", "A+B", seed=1), cells("A", "A+B", seed=2), train=cells("A", "B", seed=3))
     assert list(table.columns) == COLUMNS
-    assert len(table) == 2 * table["metric"].nunique() == 8
+    assert len(table) == 2 * table["metric"].nunique() == 2 * 13
     assert table[["value", "floor", "no_change", "mean_shift", "additive"]].notna().all(axis=None)
 
 
@@ -105,6 +112,73 @@ def test_control_cells_among_the_perturbed_change_nothing():
     pd.testing.assert_frame_equal(
         judge(real, predicted, train=train), judge(*mixed[:2], train=mixed[2]), check_exact=False
     )
+
+
+def test_other_predictions_get_columns_measured_as_the_first_one_is():
+    real, predicted, train = cells("A", "A+B", seed=1), cells("A", "A+B", seed=2), cells("A", "B", seed=3)
+    table = judge(real, predicted, train=train, others={"copy": predicted, "half": cells("A", seed=4, n_cells=30)})
+    assert list(table.columns) == [*COLUMNS[:-1], "copy", "half", "better"]
+    pd.testing.assert_series_equal(table["copy"], table["value"], check_names=False)
+    pd.testing.assert_series_equal(table["half"].isna(), table["perturbation"] == "A+B", check_names=False)
+    alone = judge(real, predicted, train=train)
+    few = table["metric"].eq("w2") & table["perturbation"].eq("A")  # fewer cells on all sides, where one method has few
+    pd.testing.assert_frame_equal(table[~few].drop(columns=["copy", "half"]), alone[~few])
+
+
+@pytest.mark.parametrize("name", ["floor", "train", "metric", "better"])
+def test_another_prediction_must_have_a_name_of_its_own(name):
+    with pytest.raises(ValueError, match=f"`others` has the name '{name}'"):
+        judge(cells("A", seed=1), cells("A", seed=2), others={name: cells("A", seed=3)})
+
+
+def test_the_wasserstein_distance_is_of_equally_many_cells():
+    real, control = cells("A", seed=1, n_cells=60), cells("ctrl", seed=9, n_cells=300)
+    tables = [judge(real, cells("A", seed=2, n_cells=n), control=control) for n in (60, 2_000)]
+    many_cells, as_many = row(tables[1], "w2", "A"), row(tables[0], "w2", "A")
+    # all 2 000 cells instead of 30 on one side would lower the distance by 6 %
+    assert many_cells["value"] == pytest.approx(as_many["value"], rel=0.03)
+    assert many_cells["value"] == pytest.approx(many_cells["floor"], rel=0.03)
+    assert many_cells["no_change"] > many_cells["floor"]
+
+
+def test_one_number_of_top_genes_or_several():
+    names = [
+        f"{metric}_top_{n}" for metric in ("mean_change_correlation", "de_overlap", "variance_error") for n in (5, 9)
+    ]
+    real, predicted = cells("A", seed=1), cells("A", seed=2)
+    several, one = judge(real, predicted, n_top=(9, 5)), judge(real, predicted, n_top=5)
+    assert [name for name in several["metric"] if "top" in name] == names
+    assert [name for name in one["metric"] if "top" in name] == names[::2]
+    assert row(one, "de_overlap_top_5", "A")["value"] == row(several, "de_overlap_top_5", "A")["value"]
+    for wrong in (1, (), (20, 0)):
+        with pytest.raises(ValueError, match="`n_top` must be at least 2"):
+            judge(real, predicted, n_top=wrong)
+
+
+def test_the_rows_are_what_the_functions_return():
+    real, predicted, control = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
+    table = judge(real, predicted, control=control).set_index("metric")["value"]
+    expected = {
+        "mean_change_correlation": mean_change_correlation(real, predicted, control),
+        "mean_change_correlation_top_20": mean_change_correlation(real, predicted, control, n_top=20),
+        "de_overlap_top_20": de_overlap(real, predicted, control, n_top=20),
+        "de_jaccard": de_jaccard(real, predicted, control),
+        "de_direction": de_direction(real, predicted, control),
+        "variance_error": variance_error(real, predicted),
+        "variance_error_top_20": variance_error(real, predicted, control=control, n_top=20),
+    }
+    assert table[list(expected)].to_dict() == pytest.approx(expected)
+
+
+def test_control_cells_have_no_differential_genes_and_the_variance_of_control():
+    table = judge(cells("A+B", seed=1), cells("A+B", seed=2), train=cells("A", "B", seed=3))
+    for metric in ("de_overlap_top_20", "de_jaccard", "de_direction"):
+        assert row(table, metric)["no_change"] == 0
+    variance = row(table, "variance_error")
+    assert variance["no_change"] == variance["mean_shift"] == variance["additive"] > variance["floor"]
+    # five of forty genes change, so that a list of twenty is noise for the most part
+    assert row(table, "de_overlap_top_20")["floor"] < 0.8
+    assert row(table, "de_direction")["additive"] == row(table, "de_direction")["floor"] == 1
 
 
 def test_groups_are_compared_with_their_own_control():

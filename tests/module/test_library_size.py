@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from scgen_diffusion.module import ANY, LibrarySizeModel
+from scgen_diffusion.nn import Members, Number
 
 Z = torch.zeros(1, 2, 3)
 
@@ -194,3 +195,61 @@ def test_the_latent_decides_about_a_cells_place_among_its_groups_totals():
     torch.testing.assert_close(
         drawn.log().quantile(levels), totals.log().quantile(levels), rtol=0, atol=0.02
     )  # 20 000 draws
+
+
+# --- sets and numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_sets():
+    """Return a model of one set key, members 0 to 2 with effects 0.5, 1 and -1 on log totals of 7, sets {}, {0}, {1}, {2}, {1, 2}."""
+    effects = torch.tensor([0.5, 1.0, -1.0, 0.0])
+    condition = torch.tensor([[3, 3], [0, 3], [1, 3], [2, 3], [1, 2]]).repeat_interleave(100, 0)
+    model = LibrarySizeModel((Members(3, largest=2),), 6)
+    model.fit(7 + effects[condition].sum(1), condition)
+    return model
+
+
+@pytest.mark.parametrize(("condition", "mean"), [([3, 3], 7.0), ([2, 3], 6.0), ([1, 2], 7.0)])
+def test_sets_that_occur_have_their_own_totals(of_sets, condition, mean):
+    assert draw(of_sets, "normal", condition).log().mean().item() == pytest.approx(mean, abs=2e-3)  # whole counts
+
+
+def test_a_set_that_does_not_occur_adds_up_what_its_members_do(of_sets):
+    overall = 7.1  # mean over all five sets
+    with_0, with_1 = 7.5, (8.0 + 7.0) / 2  # mean over the sets that have the member
+    expected = overall + (with_0 - overall) + (with_1 - overall)
+
+    assert draw(of_sets, "normal", [0, 1]).log().mean().item() == pytest.approx(expected, abs=2e-3)  # whole counts
+
+
+def test_a_member_never_seen_leaves_totals_alone():
+    model = LibrarySizeModel((Members(4, largest=2),), 6)
+    model.fit(torch.tensor([6.0, 8.0] * 50), torch.tensor([[0, 4], [1, 4]] * 50))
+    assert draw(model, "normal", [3, 4]).log().mean().item() == pytest.approx(7.0, abs=0.05)
+
+
+def test_totals_follow_a_number_in_steps():
+    numbers = torch.tensor([-1.0, 0.0, 2.0]).repeat_interleave(100)[:, None]
+    model = LibrarySizeModel((Number(),), 6)
+    model.fit(7 + numbers[:, 0], numbers)
+
+    for asked, nearest in [(-1.0, -1.0), (0.1, 0.0), (1.9, 2.0), (50.0, 2.0)]:
+        assert draw(model, "normal", [asked]).log().mean().item() == pytest.approx(
+            7 + nearest, abs=2e-3
+        )  # whole counts
+
+
+def test_many_values_of_a_number_form_few_groups():
+    numbers = torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))
+    model = LibrarySizeModel((Number(), 2), 6)
+    model.fit(7 + numbers[:, 0], torch.cat([numbers, torch.zeros(5000, 1)], 1))
+
+    assert len(model.codes) <= 1 + 16 + 1 + 16
+    assert draw(model, "empirical", [1.0, 0.0]).log().mean().item() == pytest.approx(8.0, abs=0.2)
+
+
+def test_sets_and_numbers_survive_being_saved(of_sets):
+    other = LibrarySizeModel((Members(3, largest=2),), 6)
+    other.load_state_dict(of_sets.state_dict())
+    assert torch.equal(draw(other, "empirical", [0, 2]), draw(of_sets, "empirical", [0, 2]))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, patch_position_embedding, position_embedding
+from scgen_diffusion.nn import TimeEmbedding, patch_position_embedding, position_embedding
 
 
 @pytest.mark.parametrize(("n_positions", "width"), [(4, 8), (1, 2), (16, 256)])
@@ -53,29 +53,3 @@ def test_time_embedding_tells_close_times_apart():
     near, far = TimeEmbedding(16)(torch.tensor([0.50, 0.52])), TimeEmbedding(16)(torch.tensor([0.5, 0.5]))
     assert not torch.allclose(near[0], near[1], atol=1e-5)
     torch.testing.assert_close(far[0], far[1])
-
-
-def test_condition_embedding_is_the_sum_over_keys():
-    torch.manual_seed(0)
-    embedding = ConditionEmbedding((3, 2), 5)
-    first, second = (table.weight for table in embedding.tables)
-    condition = torch.tensor([[0, 1], [2, 0], [3, 2]])  # the last row is null for both
-    expected = torch.stack([first[0] + second[1], first[2] + second[0], first[3] + second[2]])
-    torch.testing.assert_close(embedding(condition), expected)
-
-
-def test_condition_embedding_without_keys_is_zero():
-    assert torch.equal(ConditionEmbedding((), 5)(torch.empty(4, 0, dtype=torch.long)), torch.zeros(4, 5))
-
-
-def test_every_key_has_one_class_more_for_null():
-    embedding = ConditionEmbedding((3,), 5)
-    embedding(torch.tensor([[3]]))
-    with pytest.raises(IndexError):
-        embedding(torch.tensor([[4]]))
-
-
-@pytest.mark.parametrize("n_keys", [1, 3])
-def test_another_number_of_keys_is_refused(n_keys):
-    with pytest.raises(ValueError, match="needs 2 columns"):
-        ConditionEmbedding((3, 2), 5)(torch.zeros(4, n_keys, dtype=torch.long))

@@ -88,7 +88,7 @@ class ConditionField(BaseAnnDataField):
         return table
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
-        adata.obsm[WHERE] = encode_obs(adata.obs, by_key).astype(np.float32)
+        adata.obsm[WHERE] = encode_obs(adata.obs, by_key)
         return {"keys": [key.state() for key in by_key]}
 
 

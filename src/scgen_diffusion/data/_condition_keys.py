@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,9 +17,10 @@ from ._plain import to_plain
 
 OPEN = -np.inf  # in the columns of a condition that is still to be drawn
 REQUEST = "`condition`"
-N_DIGITS = 12  # to which a number is the same after being standardised and back
+N_DIGITS = 10  # to which a number is the same after being standardised and back
 
 
+@dataclass(frozen=True)
 class ConditionKey(ABC):
     """One key: its name, its kind, and what it knows of the training cells."""
 
@@ -55,7 +56,7 @@ class ConditionKey(ABC):
 
     def state(self) -> dict[str, Any]:
         """Return plain values from which :func:`key_from_state` builds the key again."""
-        return {"kind": self.kind, **asdict(self)}
+        return {"kind": self.kind, **{option.name: getattr(self, option.name) for option in fields(self)}}
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ class ContinuousKey(ConditionKey):
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return numbers on their own scale."""
-        return np.array([float(f"{value:.{N_DIGITS}g}") for value in codes[:, 0] * self.std + self.mean])
+        decimals = N_DIGITS - int(np.ceil(np.log10(max(self.std, abs(self.mean)))))
+        return np.round(codes[:, 0] * self.std + self.mean, decimals) + 0.0  # no negative zero
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Allow every number: what lies between or beyond those of training is inter- or extrapolated."""

@@ -5,6 +5,7 @@ cells (:class:`ComparisonSpace`), so that figures of different models can stand 
 """
 
 from ._catalogue import CATALOGUE, Metric
+from ._cross_modality import CrossModalityCorrelation, cross_modality_correlation
 from ._distribution import (
     MMDTest,
     Neighbourhoods,
@@ -29,8 +30,10 @@ from ._genes import (
     mean_variance_error,
 )
 from ._markers import marker_agreement, marker_genes
-from ._perturbation import energy_distance, mean_change_correlation
+from ._modalities import evaluate_modalities
+from ._perturbation import energy_distance, mean_change_correlation, variance_error
 from ._perturbation_baselines import mean_changes, predict_additive, predict_mean_shift, predict_no_change
+from ._perturbation_differential import de_direction, de_jaccard, de_overlap, gene_changes
 from ._perturbation_table import evaluate_perturbation
 from ._representation import representation
 from ._safety import (
@@ -50,6 +53,7 @@ from ._verdict_checks import Finding
 __all__ = [
     "CATALOGUE",
     "ComparisonSpace",
+    "CrossModalityCorrelation",
     "Expression",
     "Finding",
     "MMDTest",
@@ -62,13 +66,19 @@ __all__ = [
     "classifier_auc",
     "copied_cells",
     "correlation",
+    "cross_modality_correlation",
+    "de_direction",
+    "de_jaccard",
+    "de_overlap",
     "duplicate_share",
     "energy_distance",
     "evaluate",
     "evaluate_embeddings",
+    "evaluate_modalities",
     "evaluate_perturbation",
     "expression_of",
     "frechet_distance",
+    "gene_changes",
     "gene_correlation_similarity",
     "gene_correlations",
     "gene_profile_errors",
@@ -95,6 +105,7 @@ __all__ = [
     "sliced_wasserstein_2",
     "squared_mmd",
     "transfer_f1",
+    "variance_error",
     "verdict",
     "wasserstein_2",
 ]

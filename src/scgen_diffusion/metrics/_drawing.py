@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ._scales import Scale
+
 logger = logging.getLogger(__name__)
 
 CHUNK = 2_000
@@ -46,6 +48,8 @@ class Source:
         Groups, `(cells,)`; None without ``groupby``.
     layer
         Layer with the counts.
+    scale
+        What the counts are compared on; None is the common scale.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Source:
     genes: pd.Index
     labels: NDArray[np.str_] | None
     layer: str | None
+    scale: Scale | None = None
 
     def __len__(self) -> int:
         return self.cells.n_obs
@@ -63,13 +68,14 @@ class Source:
         return not self._matrix[1]
 
     def expression(self, rows: NDArray) -> Expression:
-        """Return some of the cells on the common scale, in the order given."""
+        """Return some of the cells on their scale, in the order given."""
         matrix, is_log1p = self._matrix
         ascending = np.argsort(rows, kind="stable")
         values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
         if self._columns is not None:
             values = values[:, self._columns]
-        return expression_of(AnnData(values, uns={"log1p": {}} if is_log1p else {}), name=self.name)
+        cells = AnnData(values, uns={"log1p": {}} if is_log1p else {})
+        return expression_of(cells, name=self.name, scale=self.scale)
 
     def chunks(self, rows: NDArray) -> Iterator[Expression]:
         """Return the same in parts, which bounds the memory of what lies between."""

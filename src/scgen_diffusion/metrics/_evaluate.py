@@ -12,7 +12,7 @@ from ._resampling import Plan, make_trial
 from ._table import ALL, as_table, rows_by_group, rows_of_all, rows_of_group
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._catalogue import Metric
     from ._drawing import Pools
     from ._expression import Cells
+    from ._scales import Scale
     from ._space import ComparisonSpace
 
 MIN_CELLS_PER_GROUP = 30
@@ -121,13 +122,45 @@ def evaluate(
     >>> bool((table["value"] > table["floor"]).all())
     True
     """
+    return evaluate_on_scale(
+        real_test,
+        synthetic,
+        train=train,
+        groupby=groupby,
+        metrics=metrics,
+        layer=layer,
+        space=space,
+        max_cells=max_cells,
+        n_floor=n_floor,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+
+
+def evaluate_on_scale(
+    real_test: Cells,
+    synthetic: Cells,
+    *,
+    scale: Scale | None = None,
+    without: Collection[str] = (),
+    train: Cells | None = None,
+    groupby: str | Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    space: ComparisonSpace | None = None,
+    max_cells: int = 2_000,
+    n_floor: int = 5,
+    n_bootstrap: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the table of :func:`evaluate`, with the values on another scale (None is the common one), and without some metrics."""
     check_numbers(max_cells=max_cells, n_floor=n_floor, n_bootstrap=n_bootstrap)
     check_names(metrics)
     sets = {"real_test": real_test, "synthetic": synthetic} | ({} if train is None else {"train": train})
     adatas = {name: as_adata(cells, name) for name, cells in sets.items()}
     check_arrays(sets)
     real, drawn_from, trained_on = make_sources(
-        adatas["real_test"], adatas["synthetic"], adatas.get("train"), groupby, layer
+        adatas["real_test"], adatas["synthetic"], adatas.get("train"), groupby, layer, scale
     )
     wanted = choose_metrics(
         metrics,
@@ -135,6 +168,7 @@ def evaluate(
         has_groups=groupby is not None,
         has_counts=all(source.are_counts for source in (real, drawn_from, trained_on) if source is not None),
     )
+    wanted = [metric for metric in wanted if metric.name not in without]
     pools = draw_pools(
         real,
         drawn_from,

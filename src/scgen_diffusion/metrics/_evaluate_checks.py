@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from ._scales import Scale
+
 MIN_CELLS = 50
 N_CELLS_LOOKED_AT = 20
 N_SHARED_LOOKED_AT = 500
@@ -66,6 +68,7 @@ def make_sources(
     train: AnnData | None,
     groupby: str | Sequence[str] | None,
     layer: str | None,
+    scale: Scale | None,
 ) -> tuple[Source, Source, Source | None]:
     """Check the sets against each other."""
     given = {"real_test": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
@@ -73,7 +76,7 @@ def make_sources(
         _check_size(name, cells, needed=_n_needed(name, has_train=train is not None))
         _check_genes(name, cells, real.var_names)
     sources = [
-        Source(name, cells, real.var_names, _labels(name, cells, groupby), _layer(name, cells, layer))
+        Source(name, cells, real.var_names, _labels(name, cells, groupby), _layer(name, cells, layer), scale)
         for name, cells in given.items()
     ]
     for source in sources:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from ._scales import Scale
+
 #: Cells as AnnData, or as an array or sparse matrix `(cells, genes)`.
 Cells: TypeAlias = AnnData | np.ndarray | sp.spmatrix | sp.sparray
 
@@ -45,7 +47,9 @@ class Expression:
         return Expression(self.values[rows], sizes)
 
 
-def expression_of(cells: Cells, *, layer: str | None = None, name: str = "cells") -> Expression:
+def expression_of(
+    cells: Cells, *, layer: str | None = None, name: str = "cells", scale: Scale | None = None
+) -> Expression:
     """Return cells on the common scale: `log1p` of values that sum to 10 000 per cell over the genes given.
 
     Parameters
@@ -57,6 +61,8 @@ def expression_of(cells: Cells, *, layer: str | None = None, name: str = "cells"
         Layer with the counts.
     name
         What errors call the cells.
+    scale
+        Another scale for counts, such as one for proteins; a function of a CSR matrix.
 
     Raises
     ------
@@ -70,9 +76,10 @@ def expression_of(cells: Cells, *, layer: str | None = None, name: str = "cells"
         matrix = matrix.to_memory()
     matrix = sp.csr_matrix(matrix, dtype=np.float64)
     _check_values(matrix, is_log1p=is_log1p, name=name)
+    scale = log_normalise if scale is None else scale
     if is_log1p:
-        return Expression(log_normalise(matrix.expm1()), None)
-    return Expression(log_normalise(matrix), np.asarray(matrix.sum(axis=1)).ravel())
+        return Expression(scale(matrix.expm1()), None)
+    return Expression(scale(matrix), np.asarray(matrix.sum(axis=1)).ravel())
 
 
 def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:

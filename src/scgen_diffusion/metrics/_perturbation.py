@@ -9,49 +9,20 @@ is near 0 whatever the change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.metrics import pairwise_distances
 
 from ._genes import correlation
 from ._pairs import pair_of_expressions
+from ._perturbation_effects import Effect, GeneMoments, Ranking, real_and_predicted_effect
 from ._representation import USE_REP, Points, two_representations
-from ._space import means, variances
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._expression import Cells, Expression
-
-Ranking = Literal["welch", "change"]
-
-#: Smallest variance of a difference of means, so that a gene which does not vary ranks by its change and not by a division by zero.
-TINY_VARIANCE = 1e-12
-
-
-@dataclass(frozen=True)
-class GeneMoments:
-    """Mean and variance of every gene in some cells.
-
-    Attributes
-    ----------
-    mean, variance
-        Of log-normalised values, `(genes,)`; the variance is the unbiased one.
-    n_cells
-        Number of cells.
-    """
-
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    n_cells: int
-
-    @classmethod
-    def of(cls, cells: Expression) -> Self:
-        """Take the moments of some cells."""
-        n_cells = len(cells)
-        return cls(means(cells.values), variances(cells.values) * n_cells / max(n_cells - 1, 1), n_cells)
+    from ._expression import Cells
 
 
 def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
@@ -132,28 +103,78 @@ def mean_change_correlation(
     >>> round(mean_change_correlation(real, predicted, control), 1)
     1.0
     """
-    of_real, of_predicted = pair_of_expressions(real, predicted, layer, ("real", "predicted"))
-    of_control = pair_of_expressions(real, control, layer, ("real", "control"))[1]
-    real_moments, predicted_moments, control_moments = map(GeneMoments.of, (of_real, of_predicted, of_control))
-    genes = slice(None) if n_top is None else top_changed_genes(real_moments, control_moments, n_top, ranking)
-    real_change = (real_moments.mean - control_moments.mean)[genes]
-    return correlation(real_change, (predicted_moments.mean - control_moments.mean)[genes])
+    effects = real_and_predicted_effect(real, predicted, control, layer)
+    return correlation_of_changes(*effects, n_top=n_top, ranking=ranking)
 
 
-def top_changed_genes(
-    real: GeneMoments, control: GeneMoments, n_top: int, ranking: Ranking = "welch"
-) -> NDArray[np.intp]:
-    """Return the positions of the genes that change most in real cells, most changed first, `(n_top,)`."""
-    if ranking not in get_args(Ranking):
-        msg = f"`ranking` must be one of {get_args(Ranking)}, but is {ranking!r}."
+def variance_error(
+    real: Cells,
+    predicted: Cells,
+    *,
+    control: Cells | None = None,
+    n_top: int | None = None,
+    ranking: Ranking = "welch",
+    layer: str | None = None,
+) -> float:
+    r"""Return how far the genes' variances in predicted cells are from those in real cells.
+
+    .. math:: \frac{1}{G} \sum_g \bigl| s^2_g(\text{real}) - s^2_g(\text{predicted}) \bigr|
+
+    with unbiased variances of log-normalised values. From 0 upwards; lower is better. The plain difference is taken because a correlation of variances does not see
+    that all of them are too small, and logarithms drown in the noise of genes that few cells have. (CD14 monocytes of `kang_ifnb`, half of the real cells
+    0.022; with cells averaged in fives 0.080, control cells 0.055: the correlations of the log variances over genes are 0.93, 0.92 and 0.87.)
+
+    *Catches* cells without their spread (predicted means), noise added, and control cells moved as they are, whose spread is that of control:
+    most clearly in the genes that change most. *Misses* means, and everything between genes.
+
+    Parameters
+    ----------
+    real, predicted
+        Counts, or AnnData with counts or `log1p` values, the same genes.
+    control
+        Control cells, needed with `n_top` only.
+    n_top
+        Use only this many genes, those that change most between the real perturbed cells and control; all genes if None.
+    ranking
+        What "most" means, as in :func:`mean_change_correlation`.
+    layer
+        Layer with the counts.
+
+    Raises
+    ------
+    ValueError
+        If `n_top` is given without `control`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> real, predicted = rng.poisson(50.0, (200, 50)), rng.poisson(50.0, (200, 50))
+    >>> smooth = np.full((200, 50), 50)
+    >>> variance_error(real, predicted) < variance_error(real, smooth) / 3
+    True
+    """
+    if n_top is None:
+        of_both = map(GeneMoments.of, pair_of_expressions(real, predicted, layer, ("real", "predicted")))
+        return error_of_variances(*of_both)
+    if control is None:
+        msg = "`n_top` needs `control`, against which genes change."
         raise ValueError(msg)
-    if n_top < 2:
-        msg = f"`n_top` must be at least 2 genes, so that they have a correlation, but is {n_top}."
-        raise ValueError(msg)
-    change = np.abs(real.mean - control.mean)
-    if ranking == "welch":
-        change = change / np.sqrt(real.variance / real.n_cells + control.variance / control.n_cells + TINY_VARIANCE)
-    return np.argsort(-change, kind="stable")[:n_top]
+    effect, predicted_effect = real_and_predicted_effect(real, predicted, control, layer)
+    return error_of_variances(effect.cells, predicted_effect.cells, effect.top_genes(n_top, ranking))
+
+
+def correlation_of_changes(
+    real: Effect, predicted: Effect, *, n_top: int | None = None, ranking: Ranking = "welch"
+) -> float:
+    """Return :func:`mean_change_correlation` of two effects against the same control."""
+    genes = slice(None) if n_top is None else real.top_genes(n_top, ranking)
+    return correlation(real.change[genes], predicted.change[genes])
+
+
+def error_of_variances(real: GeneMoments, predicted: GeneMoments, genes: NDArray | slice = slice(None)) -> float:
+    """Return :func:`variance_error` of two sets of cells."""
+    return float(np.abs(real.variance - predicted.variance)[genes].mean())
 
 
 def _mean_distance_within(values: NDArray) -> float:

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ._expression import Expression, align_genes, expression_of
-from ._genes import correlation
-from ._perturbation import GeneMoments, Ranking, energy_distance, top_changed_genes
-from ._perturbation_baselines import SEPARATOR, mean_of, parts_of, sum_of
-from ._space import ComparisonSpace, means
+from ._expression import align_genes, expression_of
+from ._perturbation_baselines import SEPARATOR, parts_of
+from ._perturbation_cases import ALL, FIGURES, PerturbedCells, Sets
+from ._perturbation_measures import Settings
+from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
-#: What stands in the column `group` where cells are not grouped.
-ALL = "all"
-N_TOP = 20
-MIN_CELLS = 2
+    from ._perturbation_effects import Ranking
 
-FIGURES = ("value", "floor", "no_change", "mean_shift", "additive")
-COLUMNS = ("metric", "perturbation", "group", *FIGURES, "better")
-
-#: Which way is better, by metric.
-BETTER = {
-    "energy_distance": "lower",
-    "mean_change_error": "lower",
-    "mean_change_correlation": "higher",
-    "mean_change_correlation_top": "higher",
-}
+N_TOP = (20, 100)
+NAMES = ("metric", "perturbation", "group")
 
 
 def evaluate_perturbation(
@@ -45,9 +33,10 @@ def evaluate_perturbation(
     control: AnnData,
     perturbation_key: str,
     train: AnnData | None = None,
+    others: Mapping[str, AnnData] | None = None,
     groupby: str | None = None,
     separator: str = SEPARATOR,
-    n_top: int = N_TOP,
+    n_top: int | Sequence[int] = N_TOP,
     ranking: Ranking = "welch",
     layer: str | None = None,
     space: ComparisonSpace | None = None,
@@ -73,20 +62,22 @@ def evaluate_perturbation(
         Column of `obs` with the perturbation.
     train
         Real cells that the model was trained on, for the baselines ``mean_shift`` and ``additive``. Their principal components, without the
-        unperturbed cells, are the space of the energy distance.
+        unperturbed cells, are the space of the distances.
+    others
+        Cells that other methods predict, by the name of the method, such as ``{"latent_arithmetic": cells}``. Each gets a column, measured as `predicted` is.
     groupby
         Column of `obs` such as the cell type or cell line. Changes are then taken against the control cells of the same group;
         the mean shift is that of all training perturbations in all groups, the additive baseline that of parts in the same group.
     separator
         What stands between the names of the parts of a combination. Their order does not matter.
     n_top, ranking
-        How many genes are the most changed ones, and by what (:func:`mean_change_correlation`).
+        How many genes are the most changed ones, one number or several, and by what (:func:`mean_change_correlation`).
     layer
         Layer with the counts.
     space
-        Space of the energy distance, in place of the one fitted on `train`. With neither, it is that of all genes.
+        Space of the distances, in place of the one fitted on `train`. With neither, it is that of all genes.
     max_cells
-        Largest number of cells of each kind in an energy distance; a random draw of larger sets. Means use all cells.
+        Largest number of cells of each kind in a distance; a random draw of larger sets. Means and variances use all cells.
     n_floor
         How often the real cells of a perturbation are split in two halves for the floor.
     seed
@@ -98,9 +89,17 @@ def evaluate_perturbation(
 
     ``metric``
         - ``energy_distance``: :func:`energy_distance` between real and predicted cells. Sees means, spread and shape.
+        - ``w2``: :func:`wasserstein_2` between one half of the real cells and as many predicted ones, the mean over `n_floor` halves. All columns have
+          equally many cells, on which this distance depends: half of the real cells, or fewer where a prediction or the control has fewer.
         - ``mean_change_error``: mean absolute difference of real and predicted mean over genes. Sees the size of the effect.
         - ``mean_change_correlation``: :func:`mean_change_correlation` over all genes. Sees the direction, not the size.
-        - ``mean_change_correlation_top``: the same over the genes that really change most.
+        - ``mean_change_correlation_top_20``, ``.._100``: the same over the genes that really change most.
+        - ``de_overlap_top_20``, ``.._100``: :func:`de_overlap`, whether the genes that change most are the right ones.
+        - ``de_jaccard``: :func:`de_jaccard`, whether the genes called differential are the right ones, and as many.
+        - ``de_direction``: :func:`de_direction`, whether differential genes go the right way.
+        - ``variance_error``, ``variance_error_top_20``, ``.._100``: :func:`variance_error` over all genes, and over those that really change most. Sees spread only.
+
+        The numbers are those of `n_top`.
     ``perturbation``, ``group``
         What is predicted; the group is ``"all"`` without `groupby`.
     ``value``
@@ -111,6 +110,8 @@ def evaluate_perturbation(
     ``no_change``, ``mean_shift``, ``additive``
         Figures of the baselines: the control cells; control cells moved by the mean change of all training perturbations; control cells moved by the
         sum of the changes of the parts. NaN where `train` does not allow it.
+    names of `others`
+        Figures of what these methods predict. NaN where one has fewer than two cells of a perturbation.
     ``better``
         ``"lower"`` or ``"higher"``.
 
@@ -119,11 +120,13 @@ def evaluate_perturbation(
     KeyError
         If a column is not in `obs`.
     ValueError
-        If a perturbation has not been predicted, a group has no control cells, or a set has fewer than two cells.
+        If a perturbation has not been predicted, a group has no control cells, a set has fewer than two cells, or a name of `others` is that of
+        another column.
 
     Notes
     -----
-    cell-eval calls ``mean_change_correlation`` ``pearson_delta``, and ``mean_change_error`` ``mae``.
+    cell-eval calls ``mean_change_correlation`` ``pearson_delta``, ``mean_change_error`` ``mae``, ``de_overlap`` ``overlap_at_N`` and ``de_direction``
+    ``de_direction_match``.
 
     Examples
     --------
@@ -138,201 +141,84 @@ def evaluate_perturbation(
     >>> bool((table.query("metric == 'energy_distance'").value < 1e-6).all())
     True
     """
-    keys = [perturbation_key] if groupby is None else [perturbation_key, groupby]
-    for name, cells in (("real_test", real_test), ("predicted", predicted), ("control", control), ("train", train)):
-        _check_columns(cells, keys[1:] if name == "control" else keys, name)
-    controls = _names_of_control(control, perturbation_key)
-
-    def read(cells: AnnData, name: str) -> _Cells:
-        aligned = align_genes(cells, real_test.var_names, name=name)
-        by_name = {} if name == "control" else _parts_by_name(cells, perturbation_key, separator, controls)
-        parts = [by_name[own] for own in cells.obs[perturbation_key].astype(str)] if by_name else [()] * cells.n_obs
-        groups = np.full(cells.n_obs, ALL) if groupby is None else cells.obs[groupby].astype(str).to_numpy()
-        return _Cells(expression_of(aligned, layer=layer, name=name), _object_array(parts), groups)
-
-    trained = None if train is None else read(train, "train").perturbed()
+    others = dict(others or {})
+    columns = _figure_columns(others)
+    reader = _Reader(
+        real_test.var_names, perturbation_key, groupby, separator, _names_of_control(control, perturbation_key), layer
+    )
+    given = {"real_test": real_test, "predicted": predicted, "control": control, "train": train} | others
+    for name, cells in given.items():
+        reader.check_columns(cells, name)
+    trained = None if train is None else reader.perturbed(train, "train").treated()
     if space is None and trained is not None:
         space = ComparisonSpace.fit(trained.expression, seed=seed)
-    settings = _Settings(n_top, ranking, space, max_cells, n_floor, seed)
-    sets = _Sets(
-        read(real_test, "real_test").perturbed(), read(predicted, "predicted"), read(control, "control"), trained
+    settings = Settings(_numbers_of_genes(n_top), ranking, space, max_cells, n_floor, seed)
+    sets = Sets(
+        reader.perturbed(real_test, "real_test").treated(),
+        reader.perturbed(predicted, "predicted"),
+        reader.unperturbed(control, "control"),
+        trained,
+        {name: reader.perturbed(cells, name) for name, cells in others.items()},
     )
-    names = {parts: name for name, parts in _parts_by_name(real_test, perturbation_key, separator, controls).items()}
+    names = {parts: name for name, parts in reader.parts_by_name(real_test).items()}
     return pd.DataFrame(
-        {"perturbation": names[case.parts], **row} for case in sets.cases() for row in case.rows(settings)
-    )[list(COLUMNS)]
+        {"perturbation": names[case.parts], **row} for case in sets.cases() for row in case.rows(settings, columns)
+    )[[*NAMES, *columns, "better"]]
 
 
 @dataclass(frozen=True)
-class _Settings:
-    n_top: int
-    ranking: Ranking
-    space: ComparisonSpace | None
-    max_cells: int
-    n_floor: int
-    seed: int
+class _Reader:
+    """Which genes and columns are read, and how names are taken apart."""
 
-    def project(self, cells: Expression) -> NDArray:
-        """Return a draw of the cells in the space of the energy distance."""
-        if len(cells) > self.max_cells:
-            cells = cells[np.sort(np.random.default_rng(self.seed).permutation(len(cells))[: self.max_cells])]
-        return cells.values.toarray() if self.space is None else self.space.project(cells)
+    genes: pd.Index
+    perturbation_key: str
+    groupby: str | None
+    separator: str
+    controls: set[str]
+    layer: str | None
 
-    def project_change(self, change: NDArray) -> NDArray:
-        """Return where a change of all cells moves them in that space; the projection is linear."""
-        return change if self.space is None else self.space.pca.components_ @ change[self.space.genes]
+    def check_columns(self, cells: AnnData | None, name: str) -> None:
+        """Raise unless the cells have the columns; unperturbed ones need not say so."""
+        keys = [self.groupby] if name == "control" else [self.perturbation_key, self.groupby]
+        missing = [] if cells is None else [key for key in keys if key is not None and key not in cells.obs]
+        if missing:
+            msg = f"`{name}.obs` has no column {missing[0]!r}; there are {list(cells.obs.columns)}."
+            raise KeyError(msg)
+
+    def perturbed(self, cells: AnnData, name: str) -> PerturbedCells:
+        """Read cells with the perturbation that each names."""
+        by_name = self.parts_by_name(cells)
+        return self._read(cells, [by_name[own] for own in cells.obs[self.perturbation_key].astype(str)], name)
+
+    def unperturbed(self, cells: AnnData, name: str) -> PerturbedCells:
+        """Read cells as unperturbed ones, whatever they name."""
+        return self._read(cells, [()] * cells.n_obs, name)
+
+    def parts_by_name(self, cells: AnnData) -> dict[str, tuple[str, ...]]:
+        """Return the single perturbations of every name."""
+        names = cells.obs[self.perturbation_key].astype(str).unique()
+        return {name: parts_of(name, separator=self.separator, ignored=self.controls) for name in names}
+
+    def _read(self, cells: AnnData, parts: list[tuple[str, ...]], name: str) -> PerturbedCells:
+        expression = expression_of(align_genes(cells, self.genes, name=name), layer=self.layer, name=name)
+        groups = np.full(cells.n_obs, ALL) if self.groupby is None else cells.obs[self.groupby].astype(str).to_numpy()
+        return PerturbedCells(expression, _object_array(parts), groups)
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """Expression, perturbation (the parts of its name) and group of some cells."""
-
-    expression: Expression
-    parts: NDArray  # (cells,) of tuples; empty ones for unperturbed cells
-    groups: NDArray  # (cells,)
-
-    def __getitem__(self, rows: NDArray) -> _Cells:
-        return _Cells(self.expression[rows], self.parts[rows], self.groups[rows])
-
-    def perturbed(self) -> _Cells:
-        """Leave unperturbed cells out."""
-        is_perturbed = np.array([bool(parts) for parts in self.parts])
-        if not is_perturbed.any():
-            msg = "`real_test` and `train` must have perturbed cells, but all of theirs are named as `control` is."
+def _figure_columns(others: Mapping[str, AnnData]) -> tuple[str, ...]:
+    for name in others:
+        if name in {*NAMES, *FIGURES, "better", "real_test", "predicted", "control", "train"}:
+            msg = f"`others` has the name {name!r}, which is a name of the table or of another set of cells; choose another one."
             raise ValueError(msg)
-        return self[is_perturbed]
-
-    @cached_property
-    def contexts(self) -> dict[tuple[tuple[str, ...], str], NDArray[np.intp]]:
-        """The cells of each pair of perturbation and group, by position."""
-        found: dict[tuple[tuple[str, ...], str], list[int]] = {}
-        for position, context in enumerate(zip(self.parts, self.groups, strict=True)):
-            found.setdefault(context, []).append(position)
-        return {context: np.array(found[context]) for context in sorted(found)}
-
-    def of(self, parts: tuple[str, ...], group: str) -> Expression:
-        """Return the cells of one perturbation in one group."""
-        return self.expression[self.contexts.get((parts, group), np.array([], dtype=np.intp))]
+    return (*FIGURES, *others)
 
 
-@dataclass(frozen=True)
-class _Sets:
-    real: _Cells
-    predicted: _Cells
-    control: _Cells
-    train: _Cells | None
-
-    def cases(self) -> Iterator[_Case]:
-        """Gather what belongs to each perturbation in each group."""
-        changes = self._changes()
-        for parts, group in self.real.contexts:
-            yield _Case(
-                parts,
-                group,
-                real=_at_least_two(self.real.of(parts, group), "real_test", parts, group),
-                predicted=_at_least_two(self.predicted.of(parts, group), "predicted", parts, group),
-                control=_at_least_two(self.control.of((), group), "control", parts, group),
-                changes=changes,
-            )
-
-    def _changes(self) -> dict[tuple[tuple[str, ...], str], NDArray]:
-        """Return the mean change of every training perturbation in every group that has control cells."""
-        if self.train is None:
-            return {}
-        controls = {group: means(self.control.of((), group).values) for group in np.unique(self.control.groups)}
-        return {
-            (parts, group): means(self.train.of(parts, group).values) - controls[group]
-            for parts, group in self.train.contexts
-            if group in controls
-        }
-
-
-@dataclass(frozen=True)
-class _Profile:
-    """What of some cells is compared: moments of all genes, and the cells in a space."""
-
-    moments: GeneMoments
-    coordinates: NDArray
-
-    @classmethod
-    def of(cls, cells: Expression, settings: _Settings) -> _Profile:
-        return cls(GeneMoments.of(cells), settings.project(cells))
-
-    def moved(self, change: NDArray, settings: _Settings) -> _Profile:
-        """Return the profile of the same cells, each moved by a change of the genes."""
-        moments = replace(self.moments, mean=self.moments.mean + change)
-        return _Profile(moments, self.coordinates + settings.project_change(change))
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One perturbation in one group."""
-
-    parts: tuple[str, ...]
-    group: str
-    real: Expression
-    predicted: Expression
-    control: Expression
-    changes: dict[tuple[tuple[str, ...], str], NDArray]
-
-    def rows(self, settings: _Settings) -> list[dict]:
-        control, real = _Profile.of(self.control, settings), _Profile.of(self.real, settings)
-
-        def measure(prediction: _Profile) -> dict[str, float]:
-            return _measure(real, prediction, control, settings)
-
-        columns = {
-            "value": measure(_Profile.of(self.predicted, settings)),
-            "floor": self._floor(control, settings),
-            "no_change": measure(control),
-            **{name: measure(control.moved(change, settings)) for name, change in self._baseline_changes().items()},
-        }
-        return [
-            {
-                "metric": metric,
-                "group": self.group,
-                "better": better,
-                **{name: columns.get(name, {}).get(metric, np.nan) for name in FIGURES},
-            }
-            for metric, better in BETTER.items()
-        ]
-
-    def _baseline_changes(self) -> dict[str, NDArray]:
-        """Return the changes that the baselines predict, those for which there are training perturbations."""
-        parts = [((part,), self.group) for part in self.parts]
-        found = {"mean_shift": mean_of(self.changes)} if self.changes else {}
-        return found | ({"additive": sum_of(self.changes, parts)} if set(parts) <= set(self.changes) else {})
-
-    def _floor(self, control: _Profile, settings: _Settings) -> dict[str, float]:
-        """Return what one half of the real cells scores as prediction of the other."""
-        n_cells = len(self.real)
-        if n_cells < 2 * MIN_CELLS or settings.n_floor < 1:
-            return {}
-        rng = np.random.default_rng(settings.seed)
-        halves = [np.array_split(rng.permutation(n_cells), 2) for _ in range(settings.n_floor)]
-        scores = [
-            _measure(*(_Profile.of(self.real[half], settings) for half in pair), control, settings) for pair in halves
-        ]
-        return pd.DataFrame(scores).mean().to_dict()
-
-
-def _measure(real: _Profile, predicted: _Profile, control: _Profile, settings: _Settings) -> dict[str, float]:
-    reference = control.moments.mean
-    real_change, predicted_change = real.moments.mean - reference, predicted.moments.mean - reference
-    top = top_changed_genes(real.moments, control.moments, settings.n_top, settings.ranking)
-    return {
-        "energy_distance": energy_distance(real.coordinates, predicted.coordinates),
-        "mean_change_error": float(np.abs(real_change - predicted_change).mean()),
-        "mean_change_correlation": correlation(real_change, predicted_change),
-        "mean_change_correlation_top": correlation(real_change[top], predicted_change[top]),
-    }
-
-
-def _parts_by_name(
-    cells: AnnData, perturbation_key: str, separator: str, controls: set[str]
-) -> dict[str, tuple[str, ...]]:
-    names = cells.obs[perturbation_key].astype(str).unique()
-    return {name: parts_of(name, separator=separator, ignored=controls) for name in names}
+def _numbers_of_genes(n_top: int | Sequence[int]) -> tuple[int, ...]:
+    numbers = tuple(np.unique(np.atleast_1d(np.asarray(n_top, dtype=int))).tolist())
+    if not numbers or min(numbers) < 2:
+        msg = f"`n_top` must be at least 2 genes, or several such numbers, but is {n_top}."
+        raise ValueError(msg)
+    return numbers
 
 
 def _object_array(items: list[tuple[str, ...]]) -> NDArray:
@@ -343,18 +229,3 @@ def _object_array(items: list[tuple[str, ...]]) -> NDArray:
 
 def _names_of_control(control: AnnData, perturbation_key: str) -> set[str]:
     return set(control.obs[perturbation_key].astype(str)) if perturbation_key in control.obs else set()
-
-
-def _at_least_two(cells: Expression, name: str, parts: tuple[str, ...], group: str) -> Expression:
-    if len(cells) < MIN_CELLS:
-        where = f"perturbation {'+'.join(parts)!r}" + ("" if group == ALL else f" in group {group!r}")
-        msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {len(cells)}."
-        raise ValueError(msg)
-    return cells
-
-
-def _check_columns(cells: AnnData | None, keys: list[str], name: str) -> None:
-    missing = [] if cells is None else [key for key in keys if key not in cells.obs]
-    if missing:
-        msg = f"`{name}.obs` has no column {missing[0]!r}; there are {list(cells.obs.columns)}."
-        raise KeyError(msg)

@@ -207,7 +207,7 @@ class TwoStageTrainingMixin(TrainingMixin):
     def _describe_training_cells(self, cache: LatentCache) -> None:
         """Keep what generating needs to know of the cells: conditions, library sizes and the latents' scale."""
         condition, mean = cache.arrays["condition"], cache.arrays["mean"]
-        self._count_combinations(condition.numpy())
+        self._count_combinations(self._registered_codes)
         self.module.library_size.fit(cache.arrays["log_total"], condition)
         spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
         self.module.standardise_latents(mean.mean(0), spread)

@@ -12,6 +12,9 @@ from ._genes import head_loadings, patch_attention
 from ._layers import coding_rate, layer_statistics, sampling_statistics, sparsity
 from ._library_size import library_size
 from ._markers import marker_dotplot
+from ._mean_change import mean_change
+from ._modality_correlation import modality_correlation
+from ._perturbation_scores import perturbation_scores
 from ._quality import quality_curve
 from ._sampling_path import animate_sampling_path, sampling_path
 from ._scores import scores
@@ -26,8 +29,11 @@ __all__ = [
     "layer_statistics",
     "library_size",
     "marker_dotplot",
+    "mean_change",
     "mean_variance",
+    "modality_correlation",
     "patch_attention",
+    "perturbation_scores",
     "quality_curve",
     "sampling_path",
     "sampling_statistics",

@@ -1,0 +1,180 @@
+"""Keys of conditions: values to columns of numbers and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgen_diffusion.data import OPEN, CategoricalKey, Conditions, ContinuousKey, SetKey, to_plain
+from scgen_diffusion.data._condition_keys import key_from_state
+
+MEMBERS = ["A", "B", "C", "D"]
+SPELLINGS = ["A", "B+A", "C", "ctrl"]
+
+
+def make_set(**changes):
+    options = {
+        "name": "p",
+        "members": MEMBERS,
+        "separator": "+",
+        "largest": 3,
+        "control": "ctrl",
+        "spellings": SPELLINGS,
+    }
+    return SetKey(**(options | changes))
+
+
+KEYS = [CategoricalKey("c", ["x", "y"]), ContinuousKey("d", 2.0, 4.0, -1.0, 9.0), make_set()]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.kind)
+def test_a_key_survives_being_saved(key):
+    state = key.state()
+    to_plain(state)
+    assert key_from_state(state) == key
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    values=st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 3)), min_size=2, max_size=20, unique=True),
+)
+def test_numbers_come_back_as_they_were(values):
+    key = ContinuousKey.of("d", np.array(values))
+    np.testing.assert_allclose(key.decode(key.encode(values)), values, rtol=1e-6, atol=1e-6 * key.std)
+
+
+def test_numbers_are_standardised_by_the_training_cells():
+    values = np.array([0.0, 0.0, 3.0, 10.0])
+    codes = ContinuousKey.of("d", values).encode(values)
+    assert codes.mean() == pytest.approx(0)
+    assert codes.std() == pytest.approx(1)
+
+
+def test_common_doses_come_back_exactly():
+    values = [0.0, 0.1, 0.3, 1.0, 10.0, 1000.0]
+    key = ContinuousKey.of("d", np.array(values))
+    assert key.decode(key.encode(values)).tolist() == values
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None])
+def test_what_is_no_finite_number_is_refused(value):
+    with pytest.raises(ValueError, match="a finite number is needed"):
+        KEYS[1].encode([1.0, value])
+
+
+# --- sets -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "columns"),
+    [
+        ("A", [0, 4, 4]),
+        ("B+A", [0, 1, 4]),
+        ("A + B", [0, 1, 4]),
+        ("A+ctrl", [0, 4, 4]),
+        ("A+A", [0, 4, 4]),
+        ("ctrl", [4, 4, 4]),
+        ({"D", "B"}, [1, 3, 4]),
+        (frozenset(), [4, 4, 4]),
+        ("D+C+B", [1, 2, 3]),
+    ],
+)
+def test_sets_are_columns_of_members_in_order(value, columns):
+    assert make_set().encode([value]).tolist() == [columns]
+
+
+@given(st.sets(st.sampled_from(MEMBERS), min_size=1, max_size=3).flatmap(lambda s: st.permutations(sorted(s))))
+def test_the_order_of_members_does_not_matter(parts):
+    key = make_set()
+    assert key.encode(["+".join(parts)]).tolist() == key.encode([set(parts)]).tolist()
+
+
+def test_sets_come_back_as_they_are_written_in_training():
+    key = make_set()
+    assert list(key.decode(key.encode(["A+B", "D+C", "ctrl"]))) == ["B+A", "C+D", "ctrl"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("A+E", "unknown member 'E' for 'p'. Known, closest first"),
+        ("A+", "'A\\+' of 'p' has an empty member"),
+        ("", "has an empty member"),
+        ("A+B+C+D", "can have 0 to 3 members, but .* has 4"),
+    ],
+)
+def test_bad_sets_are_refused(value, words):
+    with pytest.raises(ValueError, match=words):
+        make_set().encode([value])
+
+
+def test_without_a_control_there_is_no_empty_set():
+    with pytest.raises(ValueError, match="can have 1 to 3 members"):
+        make_set(control=None, spellings=["A"]).encode([frozenset()])
+
+
+# --- several keys at once ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def conditions():
+    """Return conditions of 100 cells: x with doses 0 and 8, y with dose 8 and the set A only."""
+    codes = np.concatenate(
+        [
+            KEYS[0].encode(["x"] * 60 + ["y"] * 40),
+            KEYS[1].encode([0.0] * 30 + [8.0] * 70),
+            KEYS[2].encode(["B+A"] * 60 + ["A"] * 40),
+        ],
+        axis=1,
+    )
+    return Conditions.from_codes(KEYS, codes)
+
+
+def test_columns_lie_side_by_side(conditions):
+    codes = conditions.encode({"p": "B", "c": "y"}, 2)
+    assert codes.tolist() == [[1, OPEN, 1, 4, 4]] * 2
+    assert conditions.describe(codes[0]) == "c='y', p='B'"
+
+
+def test_open_keys_are_drawn_given_the_others(conditions):
+    codes = conditions.encode({"d": 7.5}, 1000)
+
+    obs = conditions.to_obs(conditions.fill(codes, (np.arange(1000) + 0.5) / 1000), pd.RangeIndex(1000))
+
+    assert set(obs["d"]) == {7.5}
+    assert (obs["c"] == "y").mean() == pytest.approx(4 / 7, abs=2e-3)  # as of the nearest dose, 8
+    assert set(obs.loc[obs["c"] == "y", "p"]) == {"A"}
+
+
+def test_what_no_training_cell_has_is_named(conditions):
+    codes = conditions.encode({"c": ["x", "y", "y"], "d": [0.0, 0.0, 8.0], "p": ["A+B", "A", "A"]}, None)
+    assert conditions.unseen(codes) == ["c='y', d=0.0, p='A'"]
+
+
+def test_numbers_outside_the_training_range_are_named(conditions):
+    assert conditions.extrapolated(conditions.encode({"d": [-1.0, 9.0]}, None)) == []
+    assert conditions.extrapolated(conditions.encode({"d": [9.5, 3.0]}, None)) == ["d=9.5 (trained on -1 to 9)"]
+    assert conditions.extrapolated(conditions.encode(None, 3)) == []
+
+
+def test_members_without_training_cells_need_known_embeddings(conditions):
+    with pytest.raises(ValueError, match="'D' of 'p', a member without any training cell.*condition_embeddings"):
+        conditions.encode({"p": "A+D"}, 1)
+    known = Conditions([*KEYS[:2], make_set(has_vectors=True)], conditions.combinations, conditions.n_cells)
+    assert known.encode({"p": "A+D"}, 1)[0, 2:].tolist() == [0, 3, 4]
+
+
+def test_many_values_of_a_number_are_rounded_to_a_few():
+    values = np.random.default_rng(0).normal(size=5000)
+    key = ContinuousKey.of("d", values)
+    conditions = Conditions.from_codes([key], key.encode(values))
+
+    assert len(conditions.combinations) == 256
+    assert conditions.n_cells.sum() == 5000
+    drawn = key.decode(conditions.fill(np.full((5000, 1), OPEN), (np.arange(5000) + 0.5) / 5000))
+    assert np.abs(np.sort(drawn) - np.sort(values))[50:-50].max() < 0.1

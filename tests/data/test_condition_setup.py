@@ -1,0 +1,165 @@
+"""What users say of their columns: kinds, separators, controls and known embeddings, and the errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from scgen_diffusion.data import ConditionField, ConditionSetup, encode_obs, keys_of_state
+
+N = 12
+TABLE = pd.DataFrame(np.eye(4, 3), index=["A", "B", "C", "NEW"])
+
+
+@pytest.fixture
+def adata():
+    obs = pd.DataFrame(
+        {
+            "type": pd.Categorical(["x", "y"] * 6, categories=["x", "y", "empty"]),
+            "dose": np.tile([0.0, 1.0, 10.0], 4),
+            "gene": ["A", "B", "A+B", "B+C", "ctrl", "A+ctrl"] * 2,
+        },
+        index=[f"c{i}" for i in range(N)],
+    )
+    return AnnData(np.ones((N, 2), np.float32), obs=obs, uns={"vectors": TABLE, "number": 3})
+
+
+def setup(adata, categorical=(), continuous=(), sets=(), controls=None, embeddings=None):
+    return ConditionSetup.of(adata, categorical, continuous, sets, controls, embeddings)
+
+
+def test_keys_come_in_the_order_categorical_continuous_sets(adata):
+    keys = setup(adata, ["type"], ["dose"], ["gene"], {"gene": "ctrl"}).keys_of(adata.obs)
+
+    assert [(key.name, key.kind, key.n_columns) for key in keys] == [
+        ("type", "categorical", 1),
+        ("dose", "continuous", 1),
+        ("gene", "set", 4),  # two members, and room for two more
+    ]
+    assert keys[0].values == ["x", "y", "empty"]
+    assert keys[2].members == ["A", "B", "C"]
+
+
+def test_without_a_control_value_its_name_is_a_member(adata):
+    (key,) = setup(adata, sets={"gene": "+"}).keys_of(adata.obs)
+    assert key.members == ["A", "B", "C", "ctrl"]
+
+
+def test_another_separator(adata):
+    adata.obs["gene"] = adata.obs["gene"].str.replace("+", " & ")
+    (key,) = setup(adata, sets={"gene": "&"}).keys_of(adata.obs)
+    assert key.members == ["A", "B", "C", "ctrl"]
+
+
+@pytest.mark.parametrize("table", ["vectors", TABLE])
+def test_members_are_the_rows_of_a_table(adata, table):
+    found = setup(adata, sets=["gene"], controls={"gene": "ctrl"}, embeddings={"gene": table})
+    (key,) = found.keys_of(adata.obs)
+    assert key.members == list(TABLE.index)
+    assert key.has_vectors
+    assert found.vectors["gene"].dtypes.unique() == np.dtype("float32")
+
+
+def test_classes_are_the_rows_of_a_table(adata):
+    table = TABLE.rename(index={"A": "x", "B": "y"})
+    (key,) = setup(adata, ["type"], embeddings={"type": table}).keys_of(adata.obs)
+    assert key.values == ["x", "y", "C", "NEW"]
+
+
+def make(**changes):
+    return lambda adata: setup(adata, **changes).keys_of(adata.obs)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (make(sets="gene"), TypeError, r"`set_condition_keys`.*Did you mean \['gene'\]"),
+        (make(continuous="dose"), TypeError, r"`continuous_condition_keys`.*Did you mean \['dose'\]"),
+        (make(categorical=["gene"], sets=["gene"]), ValueError, "'gene' more than once"),
+        (make(continuous=["doze"]), KeyError, "'doze' is not a column.*closest first: 'dose'"),
+        (make(sets={"gene": " "}), ValueError, "separator of 'gene' .* must be text"),
+        (make(sets={"gene": 3}), ValueError, "separator of 'gene' .* must be text"),
+        (make(continuous=["gene"]), ValueError, "holds .* and not numbers. Name it in `condition_keys`"),
+        (make(sets=["gene"], controls={"gene": "none"}), ValueError, "No cell has the control value 'none'"),
+        (make(categorical=["type"], controls={"type": "z"}), ValueError, "No cell has the control value 'z'"),
+        (
+            make(categorical=["type"], controls={"gene": "ctrl"}),
+            ValueError,
+            "'gene' has a control value or an embedding",
+        ),
+        (
+            make(continuous=["dose"], embeddings={"dose": TABLE}),
+            ValueError,
+            "'dose' has a control value or an embedding",
+        ),
+        (make(sets=["gene"], embeddings={"gene": "vektors"}), KeyError, "not in adata.uns.*closest first: 'vectors'"),
+        (make(sets=["gene"], embeddings={"gene": "number"}), TypeError, "must be a DataFrame.*found int"),
+        (make(sets=["gene"], embeddings={"gene": TABLE}), ValueError, "no row for 1 of the 4 values.*'ctrl'"),
+        (make(categorical=["type"], embeddings={"type": TABLE}), ValueError, "no row for 2 of the 2 values.*'x'"),
+        (
+            make(sets=["gene"], embeddings={"gene": pd.concat([TABLE, TABLE])}),
+            ValueError,
+            "more than one row for 'A'",
+        ),
+        (make(sets=["gene"], embeddings={"gene": TABLE.assign(text="a")}), ValueError, "finite numbers only"),
+        (make(sets=["gene"], embeddings={"gene": TABLE * np.nan}), ValueError, "finite numbers only"),
+        (make(sets=["gene"], embeddings={"gene": TABLE[[]]}), ValueError, "at least one column"),
+        (
+            make(sets=["gene"], embeddings={"gene": TABLE.rename(index={"NEW": "X+Y"})}),
+            ValueError,
+            r"member 'X\+Y' of 'gene' contains the separator",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(adata, build, error, words):
+    with pytest.raises(error, match=words):
+        build(adata)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("dose", [np.nan, *[1.0] * (N - 1)], "no label for 1 of 12"),
+        ("dose", [np.inf, *[1.0] * (N - 1)], "infinite"),
+        ("dose", [2.0] * N, "'dose'] is 2 in every cell"),
+        ("dose", [True, False] * 6, "holds bool and not numbers"),
+    ],
+)
+def test_bad_numbers_are_refused(adata, name, values, words):
+    adata.obs[name] = values
+    with pytest.raises(ValueError, match=words):
+        make(continuous=[name])(adata)
+
+
+@pytest.mark.parametrize("values", [["A+"] * N, ["ctrl"] * N, [None, *["A"] * (N - 1)]])
+def test_bad_sets_are_refused(adata, values):
+    adata.obs["gene"] = values
+    with pytest.raises(ValueError, match=r"empty member|nothing but the control|no label"):
+        make(sets=["gene"], controls={"gene": "ctrl"})(adata)
+
+
+def test_the_field_writes_what_its_keys_encode_and_knows_them_again(adata):
+    field = ConditionField("conditions", setup(adata, ["type"], ["dose"], ["gene"], {"gene": "ctrl"}))
+    state = field.register_field(adata)
+    keys = keys_of_state(state)
+
+    np.testing.assert_array_equal(adata.obsm[field.attr_key], encode_obs(adata.obs, keys))
+    other = adata[:3].copy()
+    del other.obsm[field.attr_key]
+    field.transfer_field(state, other)
+    np.testing.assert_array_equal(other.obsm[field.attr_key], adata.obsm[field.attr_key][:3])
+
+
+def test_cells_with_values_that_the_model_does_not_know_are_refused(adata):
+    field = ConditionField("conditions", setup(adata, ["type"], (), ["gene"], {"gene": "ctrl"}))
+    state = field.register_field(adata)
+    other = adata.copy()
+    other.obs["gene"] = "A+Z"
+    with pytest.raises(ValueError, match="adata.obs has the unknown member 'Z' for 'gene'"):
+        field.transfer_field(state, other)
+
+
+def test_a_field_without_keys_is_empty(adata):
+    assert ConditionField("conditions", setup(adata)).is_empty

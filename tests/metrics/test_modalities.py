@@ -1,0 +1,142 @@
+"""The table of several modalities: what is in it, and that modalities which do not belong together are seen."""
+
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgen_diffusion.metrics import CATALOGUE, evaluate, evaluate_modalities, verdict
+
+QUICK = {"n_floor": 1, "n_bootstrap": 0}
+COLUMNS = ["modality", "metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+
+
+@pytest.fixture(scope="module")
+def cells(make_paired_cells):
+    """Build cells."""
+    return make_paired_cells
+
+
+@pytest.fixture(scope="module")
+def judge(cells):
+    """Judge synthetic cells against real ones."""
+
+    def judge(synthetic, **arguments):
+        return evaluate_modalities(cells(0, 120), synthetic, **{"train": cells(2, 240), **QUICK, **arguments})
+
+    return judge
+
+
+def figure(table, modality, metric):
+    return table[(table["modality"] == modality) & (table["metric"] == metric) & (table["group"] == "all")].iloc[0]
+
+
+@pytest.fixture(scope="module")
+def table(judge, cells):
+    slow = ("auc_boosting", "auc_genes")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in slow:  # boosting takes most of the time, and is chosen as the others are
+            patch.delitem(CATALOGUE, name)
+        return judge(cells(1, 120), groupby="kind")
+
+
+def test_there_is_a_table_of_each_modality_one_of_all_together_and_one_across(table):
+    assert list(table.columns) == COLUMNS
+    assert list(table["modality"].unique()) == ["rna", "prot", "rna+prot"]
+    metrics = {name: set(rows["metric"]) for name, rows in table.groupby("modality")}
+    assert (
+        metrics["rna"]
+        == metrics["prot"]
+        == set(CATALOGUE)
+        - {
+            *("marker_overlap", "mean_variance_error"),  # which mean nothing for so few features
+            *("auc_boosting", "auc_genes"),
+        }
+    )
+    assert {"w2", "auc_neighbours", "cross_correlation_similarity", "cross_correlation_error"} <= metrics["rna+prot"]
+    assert not metrics["rna+prot"] & {"gene_mean_error", "library_size_ks", "copied_cells"}
+    assert table.attrs["scales"] == {"rna": "log1p", "prot": "log1p"}
+    assert set(table.attrs["n_cells"]) == {"rna", "prot", "rna+prot"}
+
+
+def test_a_part_of_the_table_can_be_judged_in_words(table):
+    found = verdict(table[table["modality"] == "prot"])
+    assert {"copies", "distribution"} <= {finding.topic for finding in found.findings}
+
+
+def test_the_table_of_a_modality_is_that_of_evaluate_on_the_common_scale(judge, cells):
+    real, synthetic, train = cells(0, 120), cells(1, 120), cells(2, 240)
+    metrics = ["w2", "gene_mean_error", "library_size_ks"]
+    found = judge(synthetic, metrics=metrics, scales={"rna": "log_normalised", "prot": "log_normalised"})
+    for modality in ("rna", "prot"):
+        sets = real[modality], synthetic[modality]
+        expected = evaluate(*sets, train=train[modality], metrics=metrics, **QUICK)
+        own = found[found["modality"] == modality].drop(columns="modality").reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, expected, check_like=False)
+    assert set(found.loc[found["modality"] == "rna+prot", "metric"]) == {"w2"}
+
+
+def test_modalities_that_do_not_belong_together_are_seen_together_only(table, judge, cells):
+    metrics = ["auc_neighbours", "cross_correlation_similarity", "cross_correlation_error"]
+    wrong = judge(cells(1, 120, linked=False), groupby="kind", metrics=metrics)
+    for modality in ("rna", "prot"):
+        assert figure(wrong, modality, "auc_neighbours")["value"] < 0.65
+    for metric, sign in (("cross_correlation_similarity", 1), ("cross_correlation_error", -1), ("auc_neighbours", -1)):
+        right, off = (figure(found, "rna+prot", metric) for found in (table, wrong))
+        assert sign * off["value"] < sign * right["value"] - 0.03
+    assert figure(wrong, "rna+prot", "cross_correlation_similarity")["value"] < 0.3
+
+
+def test_metrics_across_modalities_can_be_asked_for_alone(judge, cells, table):
+    found = judge(cells(1, 120), groupby="kind", metrics="cross_correlation_error")
+    assert len(found) == 1
+    expected = figure(table, "rna+prot", "cross_correlation_error")
+    assert found.iloc[0].to_dict() == pytest.approx(expected.to_dict(), nan_ok=True)
+
+
+def test_zeros_of_open_chromatin_are_frequencies(cells):
+    rng = np.random.default_rng(0)
+
+    def chromatin(seed, frequency):
+        mdata = cells(seed, 120)
+        mdata["prot"].X = rng.binomial(1, frequency, mdata["prot"].shape).astype(np.float32)
+        return mdata
+
+    found = evaluate_modalities(
+        chromatin(0, 0.2), chromatin(1, 0.5), train=chromatin(2, 0.2), metrics="gene_zero_error", **QUICK
+    )
+    assert found.attrs["scales"]["prot"] == "tf_idf"
+    # the frequency of a peak in 60 cells has a standard error of 0.06
+    assert figure(found, "prot", "gene_zero_error")["value"] == pytest.approx(0.3, abs=0.06)
+
+
+def test_labels_may_be_those_of_one_modality(cells):
+    sets = [cells(seed, 180) for seed in (0, 1)]
+    for mdata in sets:
+        mdata["rna"].obs["own"] = mdata.obs["kind"].to_numpy()
+        assert "own" not in mdata.obs
+    found = evaluate_modalities(*sets, groupby="own", metrics="group_share_difference", **QUICK)
+    assert set(found.loc[found["modality"] == "prot", "group"]) == {"all", "a", "b"}
+
+
+def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells):
+    real = cells(0, 120)
+    real = md.MuData({"rna": real["rna"].copy(), "prot": real["prot"][:20].copy()})
+    synthetic, train = cells(1, 120), cells(2, 240)
+    with pytest.raises(ValueError, match="Modality 'prot': `real_test` has 20 cells"):
+        evaluate_modalities(real, synthetic, train=train, metrics="w2", **QUICK)
+    train = md.MuData({"rna": train["rna"][:130].copy(), "prot": train["prot"][110:].copy()})
+    with pytest.warns(UserWarning, match="not judged together: 20 cells"):
+        found = evaluate_modalities(cells(0, 120), synthetic, train=train, metrics="w2", **QUICK)
+    assert list(found["modality"].unique()) == ["rna", "prot"]
+
+
+def test_what_is_wrong_with_the_arguments_is_said(judge, cells):
+    with pytest.raises(TypeError, match="For one modality, there is `evaluate`"):
+        judge(cells(1)["rna"])
+    with pytest.raises(KeyError, match="`synthetic` has no modality 'prot'"):
+        judge(md.MuData({"rna": cells(1)["rna"]}))
+    with pytest.raises(ValueError, match="unknown name 'w3'"):
+        judge(cells(1), metrics="w3")
+    with pytest.raises(KeyError, match="has no column 'type', nor has a modality"):
+        judge(cells(1), groupby="type")

@@ -1,0 +1,170 @@
+"""Embeddings of conditions: classes, numbers, sets, and what is not given."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scgen_diffusion.nn import Classes, ConditionEmbedding, Members, Number, keys_of_columns, null_condition
+
+WIDTH = 6
+VECTORS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+MIXED = [4, Number(), Members(5, largest=3), Classes(5, VECTORS)]
+
+
+def build(*conditions):
+    """Build an embedding whose networks have left their starting values."""
+    torch.manual_seed(0)
+    embedding = ConditionEmbedding(conditions, WIDTH)
+    for parameter in embedding.parameters():
+        torch.nn.init.normal_(parameter)
+    return embedding
+
+
+def test_condition_embedding_is_the_sum_over_keys():
+    torch.manual_seed(0)
+    embedding = ConditionEmbedding((3, 2), 5)
+    first, second = (table.weight for table in embedding.tables)
+    condition = torch.tensor([[0, 1], [2, 0], [3, 2]])  # the last row is null for both
+    expected = torch.stack([first[0] + second[1], first[2] + second[0], first[3] + second[2]])
+    torch.testing.assert_close(embedding(condition), expected)
+
+
+def test_condition_embedding_without_keys_is_zero():
+    assert torch.equal(ConditionEmbedding((), 5)(torch.empty(4, 0, dtype=torch.long)), torch.zeros(4, 5))
+
+
+def test_every_key_has_one_class_more_for_null():
+    embedding = ConditionEmbedding((3,), 5)
+    embedding(torch.tensor([[3]]))
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([[4]]))
+
+
+@pytest.mark.parametrize("n_keys", [1, 3])
+def test_another_number_of_keys_is_refused(n_keys):
+    with pytest.raises(ValueError, match="needs 2 columns"):
+        ConditionEmbedding((3, 2), 5)(torch.zeros(4, n_keys, dtype=torch.long))
+
+
+# --- several kinds side by side -----------------------------------------------------------------------------------------
+
+
+def test_null_and_keys_of_columns_lie_side_by_side():
+    assert null_condition(MIXED).tolist() == [4, float("-inf"), 6, 5, 5, 5]
+    assert keys_of_columns(MIXED).tolist() == [0, 1, 2, 2, 2, 3]
+
+
+def test_conditions_are_whole_numbers_unless_a_key_is_a_number():
+    assert null_condition([4, Members(5, largest=2)]).dtype == torch.long
+    assert null_condition([4, Number()]).dtype == torch.float32
+    assert null_condition([]).shape == (0,)
+
+
+def test_kinds_add_up():
+    embedding = build(*MIXED)
+    condition = torch.tensor([[1, 0.3, 0, 2, 5, 4]])
+    parts = [table(columns) for table, columns in zip(embedding.tables, condition.split([1, 1, 3, 1], 1), strict=True)]
+
+    torch.testing.assert_close(embedding(condition), sum(parts))
+
+
+def test_every_parameter_has_a_gradient_and_what_is_not_given_has_one_too():
+    embedding = build(*MIXED)
+    null = null_condition(MIXED)
+    condition = torch.stack([torch.tensor([1, 0.3, 0, 2, 5, 4.0]), null])
+
+    embedding(condition).square().sum().backward()
+
+    for name, parameter in embedding.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(x=st.floats(-4, 4), step=st.floats(1e-4, 1e-3))
+def test_the_embedding_of_a_number_is_smooth(x, step):
+    embedding = build(Number())
+    values = embedding(torch.tensor([[x - step], [x], [x + step]])).double()
+
+    slope = (values[2] - values[0]).norm() / (2 * step)
+    assert slope < 200  # a jump of 1 would give 500 at least
+    assert (values[2] - values[1]).norm() < 0.3
+
+
+def test_distant_numbers_differ():
+    values = build(Number())(torch.linspace(-8, 8, 33)[:, None])
+    assert (torch.cdist(values, values) + torch.eye(33) > 0.05).all()
+
+
+def test_a_number_that_is_not_given_is_no_number():
+    embedding = build(Number())
+    nothing, zero = embedding(torch.tensor([[float("-inf")], [0.0]]))
+    torch.testing.assert_close(nothing, embedding.tables[0].null[0])
+    assert not torch.allclose(nothing, zero)
+
+
+# --- sets -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vectors", [None, VECTORS])
+def test_the_order_of_members_does_not_matter(vectors):
+    embedding = build(Members(5, 3, vectors))
+    orders = torch.tensor(list(itertools.permutations([0, 2, 4])))
+
+    values = embedding(orders)
+
+    torch.testing.assert_close(values, values[:1].expand_as(values))
+
+
+@pytest.mark.parametrize("vectors", [None, VECTORS])
+def test_sets_start_as_sums_of_their_members(vectors):
+    torch.manual_seed(0)
+    embedding = ConditionEmbedding([Members(5, 2, vectors)], WIDTH)
+    none, first, second, both = embedding(torch.tensor([[5, 5], [1, 5], [3, 5], [1, 3]]))
+
+    torch.testing.assert_close(none, torch.zeros(WIDTH))
+    torch.testing.assert_close(both, first + second)
+
+
+def test_a_trained_set_is_more_than_the_sum_of_its_members():
+    embedding = build(Members(5, 2))
+    none, first, second, both = embedding(torch.tensor([[5, 5], [1, 5], [3, 5], [1, 3]]))
+    assert not torch.allclose(both - none, (first - none) + (second - none), atol=0.1)
+
+
+def test_the_empty_set_differs_from_a_set_that_is_not_given():
+    embedding = build(Members(5, 2))
+    empty, nothing = embedding(torch.tensor([[5, 5], [6, 5]]))
+    torch.testing.assert_close(nothing, embedding.tables[0].null[0])
+    assert not torch.allclose(empty, nothing)
+
+
+# --- known embeddings -------------------------------------------------------------------------------------------------------
+
+
+def test_equal_vectors_have_equal_embeddings_and_close_ones_close():
+    vectors = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.01, 1.0], [3.0, -1.0]])
+    same, again, close, far = build(Classes(4, vectors))(torch.arange(4)[:, None])
+
+    torch.testing.assert_close(same, again)
+    assert (close - same).norm() < 0.1 * (far - same).norm()
+
+
+def test_scale_and_shift_of_known_vectors_do_not_matter():
+    torch.manual_seed(0)
+    plain = ConditionEmbedding([Classes(5, VECTORS)], WIDTH)
+    changed = ConditionEmbedding([Classes(5, 100 * VECTORS - 7)], WIDTH)
+    weights = {name: w for name, w in plain.state_dict().items() if not name.endswith("vectors")}
+    changed.load_state_dict(weights, strict=False)
+    codes = torch.arange(6)[:, None]
+
+    torch.testing.assert_close(changed(codes), plain(codes), rtol=1e-3, atol=1e-6)

@@ -1,0 +1,175 @@
+"""Plots of perturbations show the numbers of the table and of the cells."""
+
+from __future__ import annotations
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+
+import scgen_diffusion as sgd
+from scgen_diffusion.metrics import evaluate_perturbation, gene_changes, mean_change_correlation
+from scgen_diffusion.pl._mean_change import spread_out
+
+BLUE = to_rgb("#0072B2")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def cells(seed, *, effect=0.0, n_cells=80, n_genes=30, perturbation="drug"):
+    """Build cells of two types, of which five genes rise and five fall."""
+    rng = np.random.default_rng(seed)
+    change = np.zeros(n_genes)
+    change[:5], change[5:10] = effect, -effect
+    obs = pd.DataFrame(
+        {"cell_type": np.repeat(["B", "T"], n_cells // 2), "treatment": perturbation},
+        index=[f"{seed}_{i}" for i in range(n_cells)],
+    )
+    var = pd.DataFrame(index=[f"gene_{g}" for g in range(n_genes)])
+    return ad.AnnData(rng.poisson(20 * np.exp(change), (n_cells, n_genes)).astype(np.float32), obs=obs, var=var)
+
+
+CONTROL, REAL, PREDICTED = cells(0, perturbation="none"), cells(1, effect=0.5), cells(2, effect=0.3)
+
+
+def names_in(ax):
+    return {text.get_text() for text in ax.texts if text.get_text().startswith("gene_")}
+
+
+def test_every_gene_is_where_its_changes_are_and_the_top_ones_are_blue():
+    (ax,) = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=10, n_names=4, show=False)
+    table = gene_changes(REAL, PREDICTED, CONTROL)
+    of_all, of_top = ax.collections
+    np.testing.assert_allclose(of_all.get_offsets(), table[["real", "predicted"]])
+    np.testing.assert_allclose(of_top.get_offsets(), table[["real", "predicted"]][:10])
+    np.testing.assert_allclose(of_top.get_facecolors()[0, :3], BLUE)
+    assert set(table.index[:10]) == {f"gene_{g}" for g in range(10)}
+    assert names_in(ax) == set(table.index[:4])
+
+
+def test_the_correlations_are_those_of_the_metric():
+    (ax,) = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=10, show=False)
+    figures = [mean_change_correlation(REAL, PREDICTED, CONTROL, n_top=n) for n in (None, 10)]
+    assert ax.texts[-1].get_text() == f"r = {figures[0]:.2f} (all genes)\nr = {figures[1]:.2f} (top 10)"
+
+
+def test_there_is_a_panel_per_group_with_its_own_control():
+    axes = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="cell_type", groups=["T", "B"], show=False)
+    assert [ax.get_title() for ax in axes] == ["T", "B"]
+    of_t = [adata[adata.obs["cell_type"] == "T"] for adata in (REAL, PREDICTED, CONTROL)]
+    np.testing.assert_allclose(axes[0].collections[0].get_offsets(), gene_changes(*of_t)[["real", "predicted"]])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_names_stand_where_no_points_are(sign):
+    falling = cells(3, effect=0.5)
+    falling.X[:, :10] = cells(3, effect=0.0).X[:, :10]
+    falling.X[:, :3] = np.random.default_rng(0).poisson(20 * np.exp(sign * 1.5), (80, 3))
+    (ax,) = sgd.pl.mean_change(falling, falling, CONTROL, n_names=3, show=False)
+    places = [text.get_position()[0] for text in ax.texts if text.get_text().startswith("gene_")]
+    assert len(places) == 3
+    points = ax.collections[0].get_offsets()[:, 0]
+    assert min(places) > points.max() if sign == 1 else max(places) < points.min()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=10))
+def test_names_are_a_line_apart_and_within_the_axes(heights):
+    spread = spread_out(np.sort(heights), 0.9, -5, 5)
+    assert (np.diff(spread) >= 0.9 - 1e-9).all()
+    assert spread[0] >= -5
+    assert spread[-1] <= 5
+
+
+def test_a_group_that_was_not_predicted_is_named():
+    only_b = PREDICTED[PREDICTED.obs["cell_type"] == "B"]
+    with pytest.raises(ValueError, match="`predicted` has no cells of the group 'T'"):
+        sgd.pl.mean_change(REAL, only_b, CONTROL, groupby="cell_type", show=False)
+    with pytest.raises(KeyError, match="`real.obs` has no column 'type'"):
+        sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="type", show=False)
+    with pytest.raises(ValueError, match="`groups` has the unknown value 'NK'"):
+        sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="cell_type", groups=["NK"], show=False)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Judge two seeds, in both cell types."""
+    tables = [
+        evaluate_perturbation(
+            REAL,
+            PREDICTED,
+            control=CONTROL,
+            perturbation_key="treatment",
+            groupby="cell_type",
+            n_top=10,
+            n_floor=1,
+            seed=seed,
+            others={"arithmetic": cells(5 + seed, effect=0.2)},
+        )
+        for seed in (0, 1)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def points_in(ax):
+    """Return the large points, `(points, 2)`."""
+    large = [
+        collection for collection in ax.collections if getattr(collection, "get_sizes", lambda: [0])()[0:1] == [30]
+    ]
+    return np.concatenate([collection.get_offsets() for collection in large])
+
+
+def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
+    (ax,) = sgd.pl.perturbation_scores(table, metrics=["energy_distance"], show=False)
+    means = table[table["metric"] == "energy_distance"].groupby("group")[["value", "arithmetic", "no_change"]].mean()
+    np.testing.assert_allclose(points_in(ax)[:, 0], means.loc[["B", "T"]].to_numpy().ravel())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["B", "T"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()][:3] == ["predicted", "arithmetic", "no change"]
+    assert ax.get_title() == "energy_distance ↓"
+
+
+def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
+    axes = sgd.pl.perturbation_scores(
+        table,
+        metrics=["w2", "de_direction"],
+        cases=["T"],
+        methods={"value": "SCLDM", "no_change": "control"},
+        show=False,
+    )
+    assert [ax.get_title() for ax in axes] == ["w2 ↓", "de_direction ↑"]
+    assert len(points_in(axes[0])) == 2
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()][:2] == ["SCLDM", "control"]
+
+
+def test_cases_are_named_by_what_tells_them_apart(table):
+    other = table.assign(perturbation="other")
+    (ax,) = sgd.pl.perturbation_scores(pd.concat([table, other], ignore_index=True), metrics=["w2"], show=False)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["drug, B", "drug, T", "other, B", "other, T"]
+    (ax,) = sgd.pl.perturbation_scores(table[table["group"] == "B"], metrics=["w2"], show=False)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["drug"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [({"metrics": ["w3"]}, "metrics"), ({"cases": ["NK"]}, "cases"), ({"methods": ["floor"]}, "methods")],
+)
+def test_what_is_unknown_is_named(table, arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}` has the unknown value"):
+        sgd.pl.perturbation_scores(table, show=False, **arguments)
+
+
+def test_more_methods_than_can_be_told_apart_are_refused(table):
+    many = table.assign(**{f"method_{n}": 1.0 for n in range(6)})
+    with pytest.raises(ValueError, match="At most 7 `methods`"):
+        sgd.pl.perturbation_scores(many, show=False)
