@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
@@ -20,7 +22,9 @@ from ._multimodal_library_size import MultimodalLibrarySize
 from ._scldm import SCLDMModule, log_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from scvi.module.base import LossOutput
 
     from scgen_diffusion.diffusion import SampleGenerators
     from scgen_diffusion.nn import ConditionSpec
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
     from ._architecture import SCLDMArchitecture
     from ._likelihoods import Likelihood
 
+LARGE_PANEL = 500
+"""Features from which on a modality's loadings are held small, and isolated counts explained by a component of their own.
+
+In a small panel that component would take what a rare type has of its marker for a stray count.
+"""
 COUNTS_PER_FEATURE = 5.0  # of a normalised profile; so 1e4 for the customary 2 000 genes
 
 
@@ -153,6 +162,22 @@ class MultimodalModule(SCLDMModule):
         """Tell which modalities each cell has, ``(cells, modalities)``."""
         return torch.stack([has_counts(values) for values in self.split(x)], dim=1)
 
+    def loss(
+        self,
+        tensors: Mapping[str, Tensor],
+        inference_outputs: Mapping[str, Any],
+        generative_outputs: Mapping[str, Any],
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Return the loss of :class:`SCLDMModule`, over the modalities that the encoder saw.
+
+        A modality that it was not shown is not held against the latent, or its likelihood would learn to be as vague as what the
+        others know of it.
+        """
+        shown = self.spread(self.has(inference_outputs["seen"]).float())
+        x = tensors[REGISTRY_KEYS.X_KEY] * shown
+        return super().loss({**tensors, REGISTRY_KEYS.X_KEY: x}, inference_outputs, generative_outputs, kl_weight)
+
     # --- where one modality differs from several --------------------------------------------------------------------
 
     def totals(self, x: Tensor) -> Tensor:
@@ -199,19 +224,9 @@ class MultimodalModule(SCLDMModule):
         return log_totals.exp()
 
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor:
-        """Draw the share of each count that the encoder sees, ``(cells, features of all)``.
-
-        Half of the cells that have several modalities show a random choice of them only, so that each encoder learns to
-        place a cell without the others.
-        """
+        """Draw the share of each count that the encoder sees, ``(cells, features of all)``: none of some modalities."""
         thinning = super().draw_keep(x, at_least, generator)
-        shown = self.has(x)
-        order = (
-            torch.rand(shown.shape, generator=generator, device=x.device).masked_fill(~shown, 2).argsort(1).argsort(1)
-        )
-        n_shown = 1 + (torch.rand(len(x), 1, generator=generator, device=x.device) * (shown.sum(1, keepdim=True) - 1))
-        all_shown = torch.rand(len(x), 1, generator=generator, device=x.device) < 0.5
-        kept = self.spread(((order < n_shown.floor()) | all_shown).float())
+        kept = self.spread(draw_shown(self.has(x), generator).float())
         return kept if thinning is None else kept * thinning
 
     def pooled_profile(self, x: Tensor) -> Tensor:
@@ -230,8 +245,9 @@ class MultimodalModule(SCLDMModule):
         return (torch.cat(shares, dim=1) * TARGET_SUM).log1p()
 
     def gene_loadings(self) -> list[Tensor]:
-        """List the weight matrices with one row or column per feature."""
-        return [loadings for encoder, decoder in self._pairs() for loadings in gene_loadings(encoder, decoder)]
+        """List the weight matrices with one row or column per feature, of modalities with many features."""
+        large = [pair for pair, n in zip(self._pairs(), self.n_features, strict=True) if n >= LARGE_PANEL]
+        return [loadings for encoder, decoder in large for loadings in gene_loadings(encoder, decoder)]
 
     def n_cells_with(self, x: Tensor) -> Tensor:
         """Count the cells that have each feature's modality, ``(features of all,)``."""
@@ -248,12 +264,28 @@ class MultimodalModule(SCLDMModule):
             start_at(log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta)
 
 
+def draw_shown(has: Tensor, generator: torch.Generator) -> Tensor:
+    """Choose which modalities the encoder is shown, of those that the cells have, both ``(cells, modalities)``.
+
+    Half of the cells that have several show a random choice of them only, at least one, so that each encoder learns to place a
+    cell without the others.
+    """
+
+    def draw(n: int) -> Tensor:
+        return torch.rand(len(has), n, generator=generator, device=has.device)
+
+    rank = draw(has.shape[1]).masked_fill(~has, 2).argsort(1).argsort(1)
+    n_chosen = (1 + draw(1) * (has.sum(1, keepdim=True) - 1)).floor()
+    return has & ((rank < n_chosen) | (draw(1) < 0.5))
+
+
 def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchitecture) -> Likelihood:
     """Build the likelihood of one modality."""
     others: dict[str, Any] = {"poisson": PoissonLikelihood, "bernoulli": BernoulliLikelihood}
     if modality.likelihood in others:
         return others[modality.likelihood]()
-    return build_likelihood(modality.n_features, architecture)
+    has_outliers = architecture.outliers and modality.n_features >= LARGE_PANEL
+    return build_likelihood(modality.n_features, replace(architecture, outliers=has_outliers))
 
 
 def _check(architecture: SCLDMArchitecture) -> None:

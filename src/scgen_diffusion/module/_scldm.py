@@ -129,7 +129,7 @@ class SCLDMModule(ConditionedModule):
             x = thin(x, keep, generator)
         posterior = self.encoder(*self._encoder_input(x))
         z = posterior.mean if noise is None else posterior.draw(noise)
-        return {"posterior": posterior, "z": z}
+        return {"posterior": posterior, "z": z, "seen": x}
 
     @auto_move_data
     def generative(self, z: Tensor, library_size: Tensor) -> dict[str, Tensor]:
