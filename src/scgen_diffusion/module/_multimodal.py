@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from ._likelihoods import Likelihood
 
 LARGE_PANEL = 500
-"""Features from which on a modality's loadings are held small, and isolated counts explained by a component of their own.
+"""Features from which on a modality is treated as genes are.
 
-In a small panel that component would take what a rare type has of its marker for a stray count.
+In a smaller panel, such as one of proteins, every feature has many counts. There isolated counts have no component of their own, which would
+take what a rare type has of its marker for stray counts; dispersions belong to the cell too, since background and signal of a protein
+vary differently; and loadings are not held small.
 """
 COUNTS_PER_FEATURE = 5.0  # of a normalised profile; so 1e4 for the customary 2 000 genes
 
@@ -284,8 +286,9 @@ def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchit
     others: dict[str, Any] = {"poisson": PoissonLikelihood, "bernoulli": BernoulliLikelihood}
     if modality.likelihood in others:
         return others[modality.likelihood]()
-    has_outliers = architecture.outliers and modality.n_features >= LARGE_PANEL
-    return build_likelihood(modality.n_features, replace(architecture, outliers=has_outliers))
+    if modality.n_features < LARGE_PANEL:
+        architecture = replace(architecture, outliers=False, dispersion="gene-cell")
+    return build_likelihood(modality.n_features, architecture)
 
 
 def _check(architecture: SCLDMArchitecture) -> None:
