@@ -20,7 +20,7 @@ from quality import Variant, train_model
 from results import describe_machine, markdown_table, store_rows, today, write_text
 from splits import CONDITION_KEYS, Split, load, log_normalise, split_cells
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, SampleGenerators
 from scgen_diffusion.metrics import classifier_auc, precision_recall_density_coverage, squared_mmd, wasserstein_2
 
 logger = logging.getLogger("benchmarks.samplers")
@@ -50,12 +50,12 @@ def integration_error(model: object, codes: torch.Tensor, sampler: str, n_steps:
     """Return the root mean square error of latents against very many steps, in standard deviations, and seconds taken."""
     module = model.module
     noise = SampleGenerators(0, range(len(codes))).normal(*module.latent_shape)
-    scales = (1.0,) * codes.shape[1]
+    guidance = Guidance.of(module.strategy, [1.0] * len(model.conditions.keys))
     exact = module.sample_latents(
-        noise, codes, guidance_scales=scales, sampler=FLOW_SAMPLERS["heun"], n_steps=REFERENCE_STEPS
+        noise, codes, guidance=guidance, sampler=FLOW_SAMPLERS["heun"], n_steps=REFERENCE_STEPS
     )
     started = time.perf_counter()
-    z = module.sample_latents(noise, codes, guidance_scales=scales, sampler=FLOW_SAMPLERS[sampler], n_steps=n_steps)
+    z = module.sample_latents(noise, codes, guidance=guidance, sampler=FLOW_SAMPLERS[sampler], n_steps=n_steps)
     seconds = time.perf_counter() - started
     return float(((z - exact) / module.latent_std).square().mean().sqrt()), seconds
 
@@ -71,7 +71,7 @@ def study(split: Split, dataset: str, seed: int) -> pd.DataFrame:
         seed=seed,
     )
     condition = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
-    codes = torch.from_numpy(model.conditions.encode(condition, None))
+    codes = model._condition_tensor(model.conditions.encode(condition, None))
     floor = {"sampler": "floor", **{name: judge.floor()[name] for name in FIGURES}}
     rows = [floor]
     for sampler, many in STEPS.items():

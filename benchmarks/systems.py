@@ -131,7 +131,7 @@ class PackageSystem(System):
 
     def generate(self) -> None:
         """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
-        from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators
+        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, SampleGenerators
         from scgen_diffusion.model import SCLDM
 
         condition = self.cells.condition
@@ -140,7 +140,7 @@ class PackageSystem(System):
             z = self.module.sample_latents(
                 generators.normal(*self.module.latent_shape),
                 condition,
-                guidance_scales=[1.0] * len(N_CLASSES),
+                guidance=Guidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
                 sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
             )
             kind = self.module.architecture.library_size

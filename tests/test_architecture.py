@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "settings": set(),
     "": MODELS | BESIDE,  # the package's own __init__
 }
-THIRD_PARTIES_OF_THE_MATHEMATICS = {"torch", "torchdiffeq", "numpy"}
+THIRD_PARTIES_OF_THE_MATHEMATICS = {"torch", "torchdiffeq", "numpy", "ot"}  # ot: optimal transport
 MAX_LINES = 400
 DRAWS = {"rand", "randn", "randint", "randperm", "binomial", "poisson", "bernoulli", "multinomial", "normal"}
 

@@ -1,11 +1,23 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, GuidanceTerm, Joint, MutuallyExclusive
+from scgen_diffusion.diffusion import (
+    CONDITION_STRATEGIES,
+    Additive,
+    ConditionColumns,
+    GuidanceTerm,
+    Joint,
+    MutuallyExclusive,
+    condition_strategy,
+    terms_of_subsets,
+)
 
 N_CLASSES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+SCALES = st.lists(st.floats(-2, 5).map(lambda s: round(s, 3)), min_size=1, max_size=5)
 
 
 def draw_classes(n_samples, n_classes, seed=0):
@@ -90,7 +102,7 @@ def test_mutually_exclusive_shows_at_most_one_key_and_the_same_in_the_whole_batc
     assert torch.equal(dropped[is_shown], condition[is_shown])
 
 
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
 @pytest.mark.parametrize("probability", [0.1, 0.8])
 def test_share_of_dropped_samples_is_the_asked_probability(strategy, probability):
     n = 20_000
@@ -98,6 +110,51 @@ def test_share_of_dropped_samples_is_the_asked_probability(strategy, probability
     is_dropped = (drop(strategy, condition, columns, probability) == columns.null).all(1)
     standard_error = (probability * (1 - probability) / n) ** 0.5
     assert abs(is_dropped.double().mean() - probability) < 4 * standard_error
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_additive_drops_every_subset_as_often_as_its_coins_say(probability):
+    n, p = 40_000, probability
+    condition, columns = draw_classes(n, (3, 2, 4))
+    groups = ((0, 2),)
+    dropped = Additive(groups).drop(condition, columns, p, torch.Generator().manual_seed(0)) == columns.null
+    assert torch.equal(dropped[:, 0], dropped[:, 2])
+    for first, second in itertools.product([False, True], repeat=2):
+        share = ((dropped[:, 0] == first) & (dropped[:, 1] == second)).double().mean()
+        by_coins = (p if first else 1 - p) * (p if second else 1 - p)
+        expected = (1 - p) * by_coins + (p if first and second else 0)
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+
+
+@pytest.mark.parametrize(("n_keys", "groups"), [(1, ()), (2, ((0, 1),))])
+def test_one_group_alone_is_dropped_as_often_as_by_joint(n_keys, groups):
+    n, probability = 20_000, 0.3
+    condition, columns = draw_classes(n, [3] * n_keys)
+    dropped = Additive(groups).drop(condition, columns, probability, torch.Generator().manual_seed(0))
+    assert torch.equal(dropped, drop("joint", condition, columns, probability))
+
+
+@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
+def test_what_is_dropped_is_what_the_strategy_says_that_it_shows(strategy):
+    condition, columns = draw_classes(2_000, (3, 2, 4))
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(20):  # several batches, for one of the strategies draws once per batch
+        given = CONDITION_STRATEGIES[strategy].drop(condition, columns, 0.4, generator) != columns.null
+        seen |= {tuple(row.nonzero()[:, 0].tolist()) for row in given.unique(dim=0)}
+    subsets = itertools.chain.from_iterable(itertools.combinations(range(3), size) for size in range(4))
+    assert seen == {subset for subset in subsets if CONDITION_STRATEGIES[strategy].has_shown(subset, 3)}
+
+
+def test_a_group_is_shown_whole_or_not_at_all():
+    strategy = Additive(((0, 2),))
+    shown = [
+        subset
+        for size in range(4)
+        for subset in itertools.combinations(range(3), size)
+        if strategy.has_shown(subset, 3)
+    ]
+    assert shown == [(), (1,), (0, 2), (0, 1, 2)]
 
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
@@ -141,12 +198,81 @@ def test_dropping_does_not_change_its_input(strategy):
 def test_without_keys_there_is_nothing_to_drop_and_nothing_to_guide(strategy):
     condition, columns = draw_classes(6, ())
     assert drop(strategy, condition, columns, 0.5).shape == (6, 0)
-    assert CONDITION_STRATEGIES[strategy].terms([]) == []
+    assert CONDITION_STRATEGIES[strategy].terms([]) == (GuidanceTerm((), 1.0),)
 
 
-def test_joint_guidance_is_one_term_of_all_keys_with_the_mean_scale():
-    assert Joint().terms([0.5, 1.5, 4.0]) == [GuidanceTerm((0, 1, 2), 2.0)]
+# --- weights --------------------------------------------------------------------------------------------------------------
 
 
-def test_mutually_exclusive_guidance_is_one_term_per_key():
-    assert MutuallyExclusive().terms([0.5, 1.5]) == [GuidanceTerm((0,), 0.5), GuidanceTerm((1,), 1.5)]
+def weights(terms):
+    return {term.keys: term.weight for term in terms}
+
+
+def test_joint_weighs_all_keys_by_the_mean_scale():
+    assert weights(Joint().terms([0.5, 1.5, 4.0])) == {(): -1.0, (0, 1, 2): 2.0}
+
+
+def test_mutually_exclusive_weighs_each_key_by_its_scale():
+    assert weights(MutuallyExclusive().terms([0.5, 1.5])) == {(): -1.0, (0,): 0.5, (1,): 1.5}
+
+
+def test_additive_weighs_what_every_key_adds_to_the_others():
+    assert weights(Additive().terms([2.0, 1.0, 4.0])) == {(0, 1, 2): 5.0, (1, 2): -1.0, (0, 1): -3.0}
+
+
+def test_keys_that_are_dropped_together_share_the_mean_of_their_scales():
+    assert weights(Additive(((0, 2),)).terms([2.0, 1.0, 4.0])) == {(0, 1, 2): 3.0, (1,): -2.0}
+
+
+@given(scales=SCALES)
+@settings(max_examples=50, deadline=None)
+def test_a_group_of_all_keys_is_joint(scales):
+    everything = Additive((tuple(range(len(scales))),)).terms(scales)
+    joint = weights(Joint().terms(scales))
+    assert weights(everything) == pytest.approx(joint, abs=1e-9)
+
+
+@given(scales=SCALES)
+@settings(max_examples=50, deadline=None)
+def test_weights_sum_to_one_and_no_subset_comes_twice_or_in_vain(scales):
+    for strategy in CONDITION_STRATEGIES.values():
+        terms = strategy.terms(scales)
+        assert sum(term.weight for term in terms) == pytest.approx(1)
+        assert len({term.keys for term in terms}) == len(terms)
+        assert all(term.weight != 0 for term in terms)
+        assert all(strategy.has_shown(term.keys, len(scales)) for term in terms)
+
+
+@given(scale=st.floats(-2, 5).map(lambda s: round(s, 3)))
+@settings(max_examples=50, deadline=None)
+def test_with_one_key_all_strategies_are_the_same(scale):
+    joint = weights(Joint().terms([scale]))
+    for strategy in CONDITION_STRATEGIES.values():
+        assert weights(strategy.terms([scale])) == pytest.approx(joint)
+
+
+@given(n_keys=st.integers(1, 5), key=st.integers(0, 4))
+def test_additive_with_scale_zero_for_one_key_is_the_prediction_without_it(n_keys, key):
+    key %= n_keys
+    scales = [0.0 if k == key else 1.0 for k in range(n_keys)]
+    assert weights(Additive().terms(scales)) == {tuple(k for k in range(n_keys) if k != key): 1.0}
+
+
+@given(n_keys=st.integers(1, 5))
+def test_additive_with_scale_one_everywhere_is_the_conditional_prediction(n_keys):
+    assert weights(Additive().terms([1.0] * n_keys)) == {tuple(range(n_keys)): 1.0}
+
+
+def test_sums_of_scales_that_are_zero_but_for_rounding_make_no_prediction():
+    assert set(weights(MutuallyExclusive().terms([0.1, 0.2, 0.7]))) == {(0,), (1,), (2,)}
+    assert set(weights(Additive().terms([0.3, 0.7]))) == {(1,), (0,)}
+
+
+def test_scales_of_equal_subsets_add_up():
+    terms = terms_of_subsets([((0, 1), 2.0), ((1, 0), 0.5), ((1,), -1.0)])
+    assert weights(terms) == {(): -0.5, (0, 1): 2.5, (1,): -1.0}
+
+
+def test_a_strategy_is_found_by_name_and_only_additive_has_groups():
+    assert condition_strategy("joint") == Joint()
+    assert condition_strategy("additive", ((0, 1),)) == Additive(((0, 1),))

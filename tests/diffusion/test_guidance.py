@@ -1,9 +1,18 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, GuidedField
+from scgen_diffusion.diffusion import (
+    CONDITION_STRATEGIES,
+    PATHS,
+    Additive,
+    ConditionColumns,
+    Guidance,
+    GuidedField,
+    LinearInterpolant,
+)
 
 SCALES = st.floats(-2, 5, allow_nan=False).map(lambda s: round(s, 3))
 
@@ -32,8 +41,9 @@ def build_inputs(n_classes, n_samples=5):
     return x_t, t, condition, ConditionColumns.of_classes(n_classes)
 
 
-def build_field(network, condition, columns, strategy, scales):
-    return GuidedField(network, condition, columns, tuple(CONDITION_STRATEGIES[strategy].terms(scales)))
+def build_field(network, condition, columns, strategy, scales, path=LinearInterpolant(), **how):
+    guidance = Guidance.of(CONDITION_STRATEGIES[strategy], scales, **how)
+    return GuidedField(network, condition, columns, path, guidance)
 
 
 def predictions(x_t, t, condition, columns):
@@ -63,7 +73,19 @@ def test_mutually_exclusive_guidance_follows_its_formula(scales):
     torch.testing.assert_close(guided, by_hand, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
+@given(scales=st.lists(SCALES, min_size=1, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_additive_guidance_follows_its_formula(scales):
+    x_t, t, condition, columns = build_inputs([3, 4, 2][: len(scales)])
+    network, keys = RecordingNetwork(), range(len(scales))
+    v_all = network(x_t, t, condition)
+    lacking = [network(x_t, t, columns.keep(condition, [k for k in keys if k != key])) for key in keys]
+    guided = build_field(RecordingNetwork(), condition, columns, "additive", scales)(x_t, t)
+    by_hand = v_all + sum((s - 1) * (v_all - v_k) for s, v_k in zip(scales, lacking, strict=True))
+    torch.testing.assert_close(guided, by_hand, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
 def test_scale_zero_is_the_unconditional_prediction_at_the_cost_of_one(strategy):
     x_t, t, condition, columns = build_inputs([3, 4])
     network = RecordingNetwork()
@@ -88,7 +110,7 @@ def test_mutually_exclusive_scale_on_one_key_does_not_evaluate_the_others():
     assert network.rows == [len(x_t)]
 
 
-@pytest.mark.parametrize(("strategy", "n_evaluated"), [("joint", 2), ("mutually_exclusive", 3)])
+@pytest.mark.parametrize(("strategy", "n_evaluated"), [("joint", 2), ("mutually_exclusive", 3), ("additive", 3)])
 def test_all_needed_predictions_run_as_one_batch(strategy, n_evaluated):
     x_t, t, condition, columns = build_inputs([3, 4])
     network = RecordingNetwork()
@@ -120,3 +142,197 @@ def test_guided_samples_do_not_depend_on_their_batch(strategy):
     for i in range(len(x_t)):
         alone = build_field(RecordingNetwork(), condition[[i]], columns, strategy, [2.0, 3.0])(x_t[[i]], t[[i]])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-12, atol=1e-12)
+
+
+# --- in an interval -------------------------------------------------------------------------------------------------------
+
+TIMES = (0.0, 0.3, 0.5, 0.7, 1.0)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outside_of_the_interval_the_prediction_is_the_conditional_one_and_costs_only_that(path, dtype):
+    x_t, _, condition, columns = build_inputs([3, 4])
+    x_t = x_t.to(dtype)
+    for time in TIMES:
+        t = path.network_time(torch.tensor(time, dtype=dtype))
+        network = RecordingNetwork()
+        field = build_field(network, condition, columns, "additive", [2.0, 3.0], path, interval=(0.3, 0.7))
+        is_inside = 0.3 <= time <= 0.7
+        expected = build_field(
+            RecordingNetwork(), condition, columns, "additive", [2.0, 3.0] if is_inside else [1.0, 1.0]
+        )
+        torch.testing.assert_close(field(x_t, t), expected(x_t, t), rtol=0, atol=0)
+        assert network.rows == [(3 if is_inside else 1) * len(x_t)]
+
+
+@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
+def test_an_interval_of_the_whole_path_changes_nothing(strategy):
+    x_t, t, condition, columns = build_inputs([3, 4])
+    whole, none = RecordingNetwork(), RecordingNetwork()
+    in_interval = build_field(whole, condition, columns, strategy, [2.0, 3.0], interval=(0, 1))(x_t, t)
+    everywhere = build_field(none, condition, columns, strategy, [2.0, 3.0])(x_t, t)
+    assert torch.equal(in_interval, everywhere)
+    assert whole.rows == none.rows
+
+
+def test_samples_at_different_times_are_guided_each_by_its_own():
+    x_t, _, condition, columns = build_inputs([3, 4])
+    t = torch.linspace(0, 1, len(x_t), dtype=torch.float64)
+    field = build_field(RecordingNetwork(), condition, columns, "joint", [2.0, 3.0], interval=(0.4, 0.8))
+    together = field(x_t, t)
+    for i in range(len(x_t)):
+        alone = build_field(RecordingNetwork(), condition[[i]], columns, "joint", [2.0, 3.0], interval=(0.4, 0.8))
+        torch.testing.assert_close(alone(x_t[[i]], t[i])[0], together[i], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "interval", [(0.5, 0.5), (0.7, 0.3), (-0.1, 1), (0, 1.1), (0.5,), 0.5, None, ("a", "b"), (0, np.nan)]
+)
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match="`guidance_interval` must be two times"):
+        Guidance(interval=interval)
+
+
+# --- rescaled -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_rescaling_brings_the_spread_of_each_sample_back_and_keeps_its_direction(strategy, share):
+    x_t, t, condition, columns = build_inputs([3, 4])
+    plain, guided = (build_field(RecordingNetwork(), condition, columns, strategy, [s] * 2)(x_t, t) for s in (1.0, 4.0))
+    rescaled = build_field(RecordingNetwork(), condition, columns, strategy, [4.0] * 2, rescale=share)(x_t, t)
+    spreads = [v.flatten(1).std(1) for v in (plain, guided, rescaled)]
+    torch.testing.assert_close(spreads[2], share * spreads[0] + (1 - share) * spreads[1])
+    torch.testing.assert_close(
+        torch.nn.functional.cosine_similarity(rescaled.flatten(1), guided.flatten(1)), torch.ones(5).double()
+    )
+
+
+@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
+def test_rescaling_by_nothing_and_at_scale_one_changes_nothing_and_costs_nothing(strategy):
+    x_t, t, condition, columns = build_inputs([3, 4])
+    for scale, share in [(3.0, 0.0), (1.0, 0.7)]:
+        network, other = RecordingNetwork(), RecordingNetwork()
+        rescaled = build_field(network, condition, columns, strategy, [scale] * 2, rescale=share)(x_t, t)
+        expected = build_field(other, condition, columns, strategy, [scale] * 2)(x_t, t)
+        assert torch.equal(rescaled, expected)
+        assert network.rows == other.rows
+
+
+def test_rescaling_evaluates_the_conditional_prediction_only_where_it_is_not_there_yet():
+    x_t, t, condition, columns = build_inputs([3, 4])
+    for strategy, n_evaluated in [("joint", 2), ("mutually_exclusive", 3), ("additive", 3)]:
+        network = RecordingNetwork()
+        build_field(network, condition, columns, strategy, [2.0, 3.0], rescale=0.5)(x_t, t)
+        assert network.rows == [n_evaluated * len(x_t)]
+    network = RecordingNetwork()
+    build_field(network, condition, columns, "joint", [0.0, 0.0], rescale=0.5)(x_t, t)
+    assert network.rows == [2 * len(x_t)]
+
+
+def test_a_prediction_without_spread_is_left_as_it_is():
+    condition, columns = torch.zeros(4, 1, dtype=torch.long), ConditionColumns.of_classes([2])
+
+    def constant(x_t, t, codes):
+        return codes.double().expand_as(x_t) + 1
+
+    field = build_field(constant, condition, columns, "joint", [3.0], rescale=1.0)
+    guided = field(torch.randn(4, 3, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
+    torch.testing.assert_close(guided, torch.full((4, 3), 3.0 * 1 - 2.0 * 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rescale", [-0.1, 1.1, np.nan, "much", None, True])
+def test_a_share_of_rescaling_that_is_none_is_refused(rescale):
+    with pytest.raises(ValueError, match="`guidance_rescale` must be a number from 0 to 1"):
+        Guidance(rescale=rescale)
+
+
+# --- where the true fields are known -----------------------------------------------------------------------------------------
+
+MEAN_OF_KEY = torch.tensor([[-1.0, 2.0], [0.5, -1.5]], dtype=torch.float64)
+"""What each of two binary keys adds to the mean of data with unit variance, ``(keys, classes)``."""
+
+
+class GaussianNetwork:
+    """The exact velocity of Gaussian data whose mean is a sum over the keys that are given; keys not given add nothing.
+
+    This is the conditional velocity if the data's law given a subset of keys is normal with that mean and variance 1.
+    """
+
+    def __call__(self, x_t, t, condition):
+        mean = torch.zeros(len(x_t), dtype=torch.float64)
+        for key, means in enumerate(MEAN_OF_KEY):
+            is_given = condition[:, key] < 2
+            mean += torch.where(is_given, means[condition[:, key].clamp(max=1)], 0.0)
+        return gaussian_velocity(x_t, t[0], mean[:, None], 1.0)
+
+
+def gaussian_velocity(x_t, t, mean, variance):
+    """Return the velocity of the straight path from standard noise to ``N(mean, variance)``."""
+    path_variance = t**2 * variance + (1 - t) ** 2
+    return mean + (t * variance - (1 - t)) / path_variance * (x_t - t * mean)
+
+
+@given(first=SCALES, second=SCALES, time=st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_additive_guidance_of_gaussians_is_the_product_of_experts(first, second, time):
+    """With equal variances, powers of ratios of normals shift the mean: p(x) prod_k (p(x | all) / p(x | without k))^(s_k - 1)."""
+    condition = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    x_t = torch.linspace(-2, 2, 4, dtype=torch.float64)[:, None]
+    field = build_field(GaussianNetwork(), condition, ConditionColumns.of_classes([2, 2]), "additive", [first, second])
+    t = torch.tensor(time, dtype=torch.float64)
+    mean = first * MEAN_OF_KEY[0][condition[:, 0]] + second * MEAN_OF_KEY[1][condition[:, 1]]
+    torch.testing.assert_close(field(x_t, t), gaussian_velocity(x_t, t, mean[:, None], 1.0), rtol=1e-9, atol=1e-9)
+
+
+def joint_velocity(x_t, t, condition, joint):
+    """Return the velocity of mixtures of ``N(mean[a, b], 1)`` given the keys ``a``, ``b``, or one, or none of them."""
+    means, shares = joint
+    velocities = []
+    for x, (a, b) in zip(x_t, condition.tolist(), strict=True):
+        rows, columns = ([a] if a < 2 else [0, 1]), ([b] if b < 2 else [0, 1])
+        mean, share = means[rows][:, columns].flatten(), shares[rows][:, columns].flatten()
+        spread = t**2 + (1 - t) ** 2
+        responsibility = (share.log() - (x - t * mean) ** 2 / (2 * spread)).softmax(0)
+        velocities.append((responsibility * gaussian_velocity(x, t, mean, 1.0)).sum())
+    return torch.stack(velocities)[:, None]
+
+
+@pytest.mark.parametrize("time", [0.1, 0.5, 0.9])
+def test_additive_guidance_of_two_dependent_keys_raises_the_likelihood_of_one_given_the_other(time):
+    """The guided score is that of p(x | a, b) p(b | x, a)^(s - 1), whatever the joint law of the keys."""
+    means = torch.tensor([[-2.0, 0.5], [1.0, 3.0]], dtype=torch.float64)
+    shares = torch.tensor([[0.4, 0.1], [0.2, 0.3]], dtype=torch.float64)
+    scale, t = 2.5, torch.tensor(time, dtype=torch.float64)
+    x_t = torch.linspace(-3, 3, 4, dtype=torch.float64)[:, None]
+    condition = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+
+    def network(x, times, codes):
+        return joint_velocity(x, times[0], codes, (means, shares))
+
+    def log_density(x, a, b):
+        return -((x - t * means[a, b]) ** 2) / (2 * (t**2 + (1 - t) ** 2))
+
+    def guided_log_density(x, a, b):
+        both = torch.stack([log_density(x, a, other) + shares[a, other].log() for other in (0, 1)])
+        return log_density(x, a, b) + (scale - 1) * both.log_softmax(0)[b]
+
+    field = build_field(network, condition, ConditionColumns.of_classes([2, 2]), "additive", [1.0, scale])
+    guided = field(x_t, t)[:, 0]
+    for i, (a, b) in enumerate(condition.tolist()):
+        x = x_t[i, 0].clone().requires_grad_()
+        (score,) = torch.autograd.grad(guided_log_density(x, a, b), x)
+        velocity = x / t + (1 - t) / t * score  # of the straight path, from its score
+        torch.testing.assert_close(guided[i], velocity.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_group_counts_as_one_key():
+    x_t, t, condition, columns = build_inputs([3, 4, 2])
+    grouped = GuidedField(
+        RecordingNetwork(), condition, columns, LinearInterpolant(), Guidance.of(Additive(((0, 1),)), [3.0, 3.0, 1.0])
+    )
+    v_all = RecordingNetwork()(x_t, t, condition)
+    v_last = RecordingNetwork()(x_t, t, columns.keep(condition, [2]))
+    torch.testing.assert_close(grouped(x_t, t), v_all + 2 * (v_all - v_last), rtol=1e-10, atol=1e-10)

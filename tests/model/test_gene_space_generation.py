@@ -272,7 +272,7 @@ def test_guidance_of_zero_is_unconditional_and_of_one_is_not(trained_gene_space)
     assert not same_values(free[0], bound[0])
 
 
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
 @pytest.mark.parametrize("keys", [[], ["treated"], ["cell_type", "dose", "treated"]], ids=len)
 def test_any_number_of_keys_works(make_trained_gene_space, keys, strategy):
     model = make_trained_gene_space(WBDIT, condition_keys=keys, condition_strategy=strategy)

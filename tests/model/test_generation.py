@@ -194,7 +194,7 @@ def test_generated_cells_concatenate_with_real_ones(trained):
     assert both.shape == (100, 12)
 
 
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
 def test_guidance_of_one_scale_is_that_of_the_same_scale_for_every_key(make_trained, strategy):
     model = make_trained(condition_strategy=strategy)
     request = {"n_cells": 20, "condition": {"cell_type": "NK", "dose": 10}, "seed": 0}
@@ -224,7 +224,7 @@ def test_guidance_of_zero_is_unconditional(trained):
 
 
 @pytest.mark.parametrize("keys", [[], ["treated"], ["cell_type", "dose", "treated"]], ids=len)
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
 def test_any_number_of_keys_works(make_trained, keys, strategy):
     model = make_trained(condition_keys=keys, condition_strategy=strategy)
 

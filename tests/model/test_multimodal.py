@@ -300,6 +300,11 @@ def test_conditions_must_be_global(tiny):
         SCLDM.setup_mudata(mdata, condition_keys=["tissue"])
 
 
+def test_counterfactuals_of_several_modalities_are_refused(multimodal):
+    with pytest.raises(NotImplementedError, match=r"one modality, but this model has \['rna', 'prot', 'atac'\]"):
+        multimodal.predict_perturbation(condition={"cell_type": "B"})
+
+
 def test_views_are_refused():
     with pytest.raises(ValueError, match="copy"):
         SCLDM.setup_mudata(make_mudata()[:20])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, published_timesteps
+from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, Guidance, published_timesteps
 from scgen_diffusion.model import SCRDIT, _generation
 
 DIFFUSION_SAMPLERS = ["dpm_solver", "heun", "ddim", "ddpm", DDIMSampler(timesteps=published_timesteps(stride=250))]
@@ -106,7 +106,7 @@ def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
         z = module.sample_latents(
             module.draw_noise(block.generators),
             torch.from_numpy(block.codes),
-            guidance_scales=(1.0, 1.0),
+            guidance=Guidance.of(module.strategy, (1.0, 1.0)),
             sampler=trained._samplers["midpoint"],
         )
         generators = _generation.SampleGenerators(1, range(4000))

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, SampleGenerators
 from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule, thin
 
 COUNT_HEADS = [
@@ -69,7 +69,7 @@ def test_every_autoencoder_has_a_finite_loss_and_gradients_in_every_weight(
             assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
 @pytest.mark.parametrize("conditions", [(), (3,), (3, 2, 4)])
 def test_every_prior_has_a_finite_loss_and_gradients(build, strategy, conditions):
     module = build(conditions, condition_strategy=strategy)
@@ -208,7 +208,7 @@ def test_latents_are_sampled_on_their_own_scale(build):
     z = module.sample_latents(
         generators.normal(2, 4),
         torch.zeros(64, 0).long(),
-        guidance_scales=(),
+        guidance=Guidance(),
         sampler=FLOW_SAMPLERS["euler"],
         n_steps=2,
     )

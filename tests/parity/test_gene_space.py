@@ -61,7 +61,7 @@ def test_the_noised_cells_are_the_published_ones(system):
 def test_accelerated_sampling_ends_where_the_published_code_does(system):
     module, recorded = read(system).module, vectors(system)
     condition = torch.zeros(len(recorded["x_T"]), 0, dtype=torch.long)
-    field = GuidedField(module.averaged_network, condition, module.condition_columns)
+    field = GuidedField(module.averaged_network, condition, module.condition_columns, module.path)
     sampler = DDIMSampler(eta=0.0, timesteps=published_timesteps(stride=10))
 
     ends = sampler(Denoiser(field, module.path, module.target), recorded["x_T"])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, GuidedField
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, GuidedField
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.nn import GeneSet
 
@@ -163,7 +163,7 @@ def field_of(module, strategy, what):
     condition, columns = recorded_condition(strategy), module.condition_columns
     if what == "guided":
         scales = [RECORDING["guidance_weight"][key] for key in KEYS]
-        return GuidedField(module.prior, condition, columns, tuple(module.strategy.terms(scales)))
+        return GuidedField(module.prior, condition, columns, module.path, Guidance.of(module.strategy, scales))
     if what.startswith("conditional."):
         condition = columns.keep(condition, [KEYS.index(what.removeprefix("conditional."))])
     elif what == "unconditional":
@@ -196,11 +196,11 @@ def test_ends_of_the_flow_are_the_recorded_ones(modules, strategy, what):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("what", ["guided", "unconditional"])
 def test_sampled_latents_are_the_recorded_ends_of_the_flow(modules, strategy, what):
-    weights = RECORDING["guidance_weight"]
-    latents = modules[strategy].sample_latents(
+    weights, module = RECORDING["guidance_weight"], modules[strategy]
+    latents = module.sample_latents(
         VECTORS[f"{strategy}.x"],
         recorded_condition(strategy),
-        guidance_scales=[weights[key] if what == "guided" else 0.0 for key in KEYS],
+        guidance=Guidance.of(module.strategy, [weights[key] if what == "guided" else 0.0 for key in KEYS]),
         sampler=FLOW_SAMPLERS["dopri5"],
     )
     assert relative_error(latents, VECTORS[f"{strategy}.ode_end_{what}"]) < ODE_TOLERANCE

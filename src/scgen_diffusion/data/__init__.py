@@ -5,7 +5,7 @@ from ._checks import check_conditions, check_expression, check_same_genes, is_wh
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
 from ._condition_setup import ConditionSetup
-from ._conditions import ConditionRequest, Conditions, categorical_keys
+from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -54,6 +54,7 @@ __all__ = [
     "encode_obs",
     "from_plain",
     "guess_likelihood",
+    "is_single",
     "is_whole_number",
     "join_labels",
     "keys_of_state",

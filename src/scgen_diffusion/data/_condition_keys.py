@@ -156,8 +156,8 @@ class ContinuousKey(ConditionKey):
 
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
         """Tell which values ``(n, 1)`` lie outside the training cells' range, ``(n,)``."""
-        values = self.decode(codes)
-        return (values < self.low) | (values > self.high)
+        low, high = self.encode([self.low, self.high])[:, 0]
+        return (codes[:, 0] < low) | (codes[:, 0] > high)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _rounded(column: np.ndarray) -> np.ndarray:
 
 
 def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact: bool) -> int:
-    lengths = {name: len(values) for name, values in requested.items() if not _is_single(values)}
+    lengths = {name: len(values) for name, values in requested.items() if not is_single(values)}
     if n_cells is None:
         if not lengths:
             msg = "`n_cells` is needed when `condition` gives no list of values and no DataFrame."
@@ -225,7 +225,7 @@ def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact:
 
 def _spread(values: Any, n_cells: int, name: str) -> Sequence[Any]:
     """Give every cell a value: one for all, one each, or each of a few for an equal share of consecutive cells."""
-    if _is_single(values):
+    if is_single(values):
         return [values] * n_cells
     values = list(values)
     if not 0 < len(values) <= n_cells:
@@ -234,6 +234,6 @@ def _spread(values: Any, n_cells: int, name: str) -> Sequence[Any]:
     return [values[cell * len(values) // n_cells] for cell in range(n_cells)]
 
 
-def _is_single(values: Any) -> bool:
+def is_single(values: Any) -> bool:
     """Tell one value for all cells, a set of members too, from a list of values."""
     return np.isscalar(values) or values is None or isinstance(values, AbstractSet)

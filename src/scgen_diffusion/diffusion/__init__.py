@@ -2,12 +2,16 @@
 
 from ._conditioning import (
     CONDITION_STRATEGIES,
+    Additive,
     ConditionColumns,
     ConditionStrategy,
     GuidanceTerm,
     Joint,
     MutuallyExclusive,
+    condition_strategy,
+    terms_of_subsets,
 )
+from ._coupling import optimal_pairs
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
     DIFFUSION_SAMPLERS,
@@ -18,7 +22,8 @@ from ._diffusion_samplers import (
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
-from ._guidance import GuidedField
+from ._guidance import WHOLE_PATH, Guidance, GuidedField
+from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import SampleGenerators, sample_seed
@@ -35,6 +40,8 @@ __all__ = [
     "FLOW_SAMPLERS",
     "PATHS",
     "TARGETS",
+    "WHOLE_PATH",
+    "Additive",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -46,6 +53,8 @@ __all__ = [
     "Estimate",
     "Field",
     "FixedStepSampler",
+    "FlowTransport",
+    "Guidance",
     "GuidanceTerm",
     "GuidedField",
     "HeunSampler",
@@ -53,6 +62,7 @@ __all__ = [
     "LinearInterpolant",
     "MutuallyExclusive",
     "Network",
+    "NoiseTransport",
     "Path",
     "SampleGenerators",
     "Sampler",
@@ -61,12 +71,16 @@ __all__ = [
     "Target",
     "Trace",
     "TracingSampler",
+    "Transport",
     "VariancePreserving",
     "Walk",
+    "condition_strategy",
     "diffusion_loss",
     "expand_time",
+    "optimal_pairs",
     "published_timesteps",
     "sample_seed",
     "samplers_for",
     "spike_and_slab_mean",
+    "terms_of_subsets",
 ]

@@ -7,14 +7,17 @@ A condition of ``n`` samples is one tensor ``(n, columns)``, in which every key 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from statistics import fmean as mean
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
+
+ROUNDING = 1e-9  # a weight below it is what sums of scales leave of zero, and not worth a prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +67,24 @@ class ConditionColumns:
 
 @dataclass(frozen=True)
 class GuidanceTerm:
-    r"""One summand :math:`s\,(v_K - v_\varnothing)` of guidance: the keys ``K`` that are given, and their scale ``s``."""
+    """One prediction of a guided mixture: the keys that it is given, ascending, and its weight."""
 
     keys: tuple[int, ...]
-    scale: float
+    weight: float
 
 
 class ConditionStrategy(Protocol):
-    """How a model sees several conditions."""
+    """How a model sees several conditions: what training shows it, and how guidance composes them."""
+
+    @property
+    def name(self) -> str:
+        """Its name in :data:`CONDITION_STRATEGIES`."""
+        ...
+
+    @property
+    def shows(self) -> str:
+        """Which subsets of keys training shows, in words."""
+        ...
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
@@ -79,8 +92,12 @@ class ConditionStrategy(Protocol):
         """Null keys of ``condition (n, columns)`` at random, for classifier-free guidance."""
         ...
 
-    def terms(self, scales: Sequence[float]) -> list[GuidanceTerm]:
-        """Turn one scale per key into the summands of guidance."""
+    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
+        """Tell whether training shows just these of all keys."""
+        ...
+
+    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+        """Turn one scale per key into weights of predictions, which sum to 1."""
         ...
 
 
@@ -91,15 +108,22 @@ class Joint:
     As published for scLDM, the scale is the mean of the keys' scales.
     """
 
+    name: ClassVar[str] = "joint"
+    shows: ClassVar[str] = "all keys together, or none"
+
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
         """Drop all keys of a sample by one coin per sample."""
         return _drop_samples(condition, columns, probability, generator)
 
-    def terms(self, scales: Sequence[float]) -> list[GuidanceTerm]:
-        """Give one term with all keys."""
-        return [GuidanceTerm(tuple(range(len(scales))), sum(scales) / len(scales))] if scales else []
+    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
+        """Tell whether these are all keys, or none."""
+        return len(keys) in (0, n_keys)
+
+    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+        """Weigh the prediction given all keys against that given none."""
+        return terms_of_subsets([(range(len(scales)), mean(scales))] if scales else [])
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,9 @@ class MutuallyExclusive:
 
     Training shows one key per batch, drawn at random, and nulls the others.
     """
+
+    name: ClassVar[str] = "mutually_exclusive"
+    shows: ClassVar[str] = "one key at a time, or none"
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
@@ -118,12 +145,99 @@ class MutuallyExclusive:
         kept = torch.randint(columns.n_keys, (1,), generator=generator, device=condition.device)
         return _drop_samples(columns.keep(condition, kept), columns, probability, generator)
 
-    def terms(self, scales: Sequence[float]) -> list[GuidanceTerm]:
-        """Give one term per key."""
-        return [GuidanceTerm((key,), scale) for key, scale in enumerate(scales)]
+    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
+        """Tell whether this is one key, or none."""
+        return len(keys) <= 1
+
+    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+        """Weigh the predictions given one key each against that given none."""
+        return terms_of_subsets([((key,), scale) for key, scale in enumerate(scales)])
 
 
-CONDITION_STRATEGIES: dict[str, ConditionStrategy] = {"joint": Joint(), "mutually_exclusive": MutuallyExclusive()}
+@dataclass(frozen=True)
+class Additive:
+    r"""Every condition on its own: :math:`v = v_{all} + \sum_k (s_k - 1)\,(v_{all} - v_{all \setminus k})`.
+
+    Scale 1 everywhere is the conditional prediction; 0 for one key takes away that key's influence and nothing else. With
+    one key this is ordinary guidance. Training drops every key by a coin of its own, and all together by one more, so that
+    every subset is learned, and the empty one often enough.
+
+    Parameters
+    ----------
+    groups
+        Numbers of keys that are dropped together and count as one in the formula, by the mean of their scales, for example
+        a drug and its dose. A key that is in none is a group of its own.
+
+    References
+    ----------
+    Brooks et al. (2023), *InstructPix2Pix*, drop two conditions so. For scores, the difference is the gradient of
+    :math:`\log p(k \mid x, \text{the other keys})`, by Bayes' rule.
+
+    Examples
+    --------
+    >>> from scgen_diffusion.diffusion import Additive
+    >>> Additive().terms([1.0, 3.0])
+    (GuidanceTerm(keys=(0, 1), weight=3.0), GuidanceTerm(keys=(0,), weight=-2.0))
+    """
+
+    groups: tuple[tuple[int, ...], ...] = ()
+    name: ClassVar[str] = "additive"
+
+    @property
+    def shows(self) -> str:
+        """Which subsets of keys training shows, in words."""
+        return "every subset of keys" + (", those of `dropped_together` only together" if self.groups else "")
+
+    def drop(
+        self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
+    ) -> Tensor:
+        """Drop each group of keys of a sample by a coin of its own, and all of them by one more."""
+        groups = self.groups_of(columns.n_keys)
+        n_coins = len(groups) + (len(groups) > 1)  # one group alone is dropped by one coin, as elsewhere
+        kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
+        group_of_key = [number for key in range(columns.n_keys) for number, keys in enumerate(groups) if key in keys]
+        return columns.keep_where(condition, kept[:, group_of_key] & kept[:, -1:])
+
+    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
+        """Tell whether no group is given in part."""
+        return all(len(set(group) & set(keys)) in (0, len(group)) for group in self.groups)
+
+    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+        """Weigh the prediction given all keys against those that lack one group each."""
+        every = range(len(scales))
+        excess = {group: mean(scales[key] for key in group) - 1 for group in self.groups_of(len(scales))}
+        lacking = [([key for key in every if key not in group], -extra) for group, extra in excess.items()]
+        return _merge([(every, 1 + sum(excess.values())), *lacking])
+
+    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
+        """List all groups of so many keys, those of one key included."""
+        grouped = {key for group in self.groups for key in group}
+        return [*self.groups, *((key,) for key in range(n_keys) if key not in grouped)]
+
+
+CONDITION_STRATEGIES: dict[str, ConditionStrategy] = {
+    strategy.name: strategy for strategy in (Joint(), MutuallyExclusive(), Additive())
+}
+
+
+def condition_strategy(name: str, groups: tuple[tuple[int, ...], ...] = ()) -> ConditionStrategy:
+    """Return a strategy by name, which drops groups of keys together if it drops keys one by one."""
+    return Additive(groups) if name == Additive.name else CONDITION_STRATEGIES[name]
+
+
+def terms_of_subsets(scales: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
+    r"""Turn scales of subsets of keys into weights, :math:`v = v_\varnothing + \sum_j s_j\,(v_{K_j} - v_\varnothing)`."""
+    scales = list(scales)
+    return _merge([((), 1 - sum(scale for _, scale in scales)), *scales])
+
+
+def _merge(weighted: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
+    """Add up the weights of equal subsets, and leave out those that have none."""
+    weights: dict[tuple[int, ...], float] = {}
+    for keys, weight in weighted:
+        subset = tuple(sorted(set(keys)))
+        weights[subset] = weights.get(subset, 0.0) + weight
+    return tuple(GuidanceTerm(keys, weight) for keys, weight in weights.items() if abs(weight) > ROUNDING)
 
 
 def _drop_samples(

@@ -37,14 +37,14 @@ class _RandomWalk(DiffusionSampler):
         yield x
         for now, following in pairwise(levels):
             estimate = denoiser.estimate(x, now.t)
-            direction, std = self._weights(now, following)
+            direction, std = self.weights(now, following)
             x = following.alpha * estimate.data + direction * estimate.noise
             if generators is not None and std > 0 and following is not levels[-1]:
                 x = x + std * generators.normal(*x.shape[1:]).to(x)
             yield x
 
     @abstractmethod
-    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+    def weights(self, now: Level, following: Level) -> tuple[float, float]:
         """Return the weight of the estimated noise, and of the fresh noise."""
 
 
@@ -93,7 +93,8 @@ class DDPMSampler(_RandomWalk):
         """Whether random numbers are drawn: always."""
         return True
 
-    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+    def weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weight of the estimated noise, and of the fresh noise."""
         kept = _kept_noise(now, following)
         upper, lower = 1 - (now.alpha / following.alpha) ** 2, following.sigma**2 * (1 - kept**2)
         return following.sigma * kept, math.sqrt(upper if self.variance == "upper" else lower)
@@ -142,7 +143,8 @@ class DDIMSampler(_RandomWalk):
         """Whether random numbers are drawn: unless ``eta`` is 0."""
         return self.eta > 0
 
-    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+    def weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weight of the estimated noise, and of the fresh noise."""
         fresh = self.eta**2 * (1 - _kept_noise(now, following) ** 2)
         return following.sigma * math.sqrt(1 - fresh), following.sigma * math.sqrt(fresh)
 

@@ -1,28 +1,113 @@
-"""Classifier-free guidance: how several predictions become one."""
+"""Classifier-free guidance: how several predictions become one, and where on the path."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Self
 
 import torch
+
+from ._conditioning import GuidanceTerm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._conditioning import ConditionColumns, GuidanceTerm
+    from ._conditioning import ConditionColumns, ConditionStrategy
     from ._losses import Network
+    from ._paths import Path
+
+WHOLE_PATH = (0.0, 1.0)
+TIME_ROUNDING = 1e-6  # of times that went through the network's count and back, in single precision
 
 
 @dataclass(frozen=True)
+class Guidance:
+    r"""How predictions become one.
+
+    Inside the interval,
+
+    .. math:: v = \Big(1 + \phi\,\big(\tfrac{\operatorname{std} v_y}{\operatorname{std} v_s} - 1\big)\Big)\,v_s,
+        \qquad v_s = \sum_j w_j v_{K_j},
+
+    where the standard deviations are each sample's own; outside of it, :math:`v = v_y`.
+
+    Parameters
+    ----------
+    terms
+        The weights :math:`w_j`, which sum to 1, and the subsets :math:`K_j` of keys. Default: the unconditional prediction.
+    conditional
+        Those of :math:`v_y`, the plain conditional prediction. Default: ``terms``.
+    interval
+        Path times, from 0 (noise) to 1 (data), between which there is guidance, both included.
+    rescale
+        :math:`\phi`, from 0 to 1.
+
+    References
+    ----------
+    Ho and Salimans (2022), *Classifier-free diffusion guidance*; Liu et al. (2022), *Compositional visual generation*;
+    Kynkäänniemi et al. (2024), *Applying guidance in a limited interval*; Lin et al. (2024), *Common diffusion noise
+    schedules and sample steps are flawed*.
+
+    Examples
+    --------
+    >>> from scgen_diffusion.diffusion import Guidance, Joint
+    >>> Guidance.of(Joint(), [2.0]).terms
+    (GuidanceTerm(keys=(), weight=-1.0), GuidanceTerm(keys=(0,), weight=2.0))
+    """
+
+    terms: tuple[GuidanceTerm, ...] = (GuidanceTerm((), 1.0),)
+    conditional: tuple[GuidanceTerm, ...] | None = None
+    interval: tuple[float, float] = WHOLE_PATH
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_interval(self.interval)
+        if not _is_number(self.rescale) or not 0 <= self.rescale <= 1:
+            msg = f"`guidance_rescale` must be a number from 0 to 1, but found {self.rescale!r}."
+            raise ValueError(msg)
+
+    @classmethod
+    def of(
+        cls,
+        strategy: ConditionStrategy,
+        scales: Sequence[float],
+        *,
+        interval: tuple[float, float] = WHOLE_PATH,
+        rescale: float = 0.0,
+    ) -> Self:
+        """Compose as a strategy does, with one scale per key."""
+        return cls(strategy.terms(scales), strategy.terms([1.0] * len(scales)), interval, rescale)
+
+    @property
+    def plain(self) -> tuple[GuidanceTerm, ...]:
+        """The terms of the plain conditional prediction."""
+        return self.terms if self.conditional is None else self.conditional
+
+    @property
+    def covers_path(self) -> bool:
+        """Whether the same prediction is made along the whole path."""
+        return self.terms == self.plain or tuple(self.interval) == WHOLE_PATH
+
+    @property
+    def is_rescaled(self) -> bool:
+        """Whether the plain prediction is needed beside the guided one."""
+        return self.rescale > 0 and self.terms != self.plain
+
+    @property
+    def subsets(self) -> list[tuple[int, ...]]:
+        """The subsets of keys that predictions are needed for, anywhere on the path."""
+        needs_plain = self.is_rescaled or not self.covers_path
+        return _distinct(self.terms, *([self.plain] if needs_plain else []))
+
+
+@dataclass(frozen=True, eq=False)
 class GuidedField:
-    r"""A network under a fixed condition, as a function of ``(x_t, t)`` alone.
+    """A network under a fixed condition and guidance, as a function of ``(x_t, t)`` alone.
 
-    .. math:: v(x_t, t) = v_\varnothing + \sum_j s_j\,(v_{K_j} - v_\varnothing)
-
-    Predictions of weight zero are not evaluated: with one term of scale 1 the null prediction costs nothing. All others
-    run as one batch.
+    Predictions of weight zero are not evaluated: at scale 1, the null prediction costs nothing. All others run as one batch.
 
     Parameters
     ----------
@@ -32,33 +117,110 @@ class GuidedField:
         ``(n, columns)``.
     columns
         What the columns of the condition mean.
-    terms
-        Summands of guidance. None of them: the unconditional field.
-
-    References
-    ----------
-    Ho and Salimans (2022), *Classifier-free diffusion guidance*; Liu et al. (2022), *Compositional visual generation*.
+    path
+        Tells where on it the network's time is, for guidance in an interval.
+    guidance
+        Which predictions are mixed, and where. Default: the unconditional field.
     """
 
     network: Network
     condition: Tensor
     columns: ConditionColumns
-    terms: tuple[GuidanceTerm, ...] = ()
+    path: Path
+    guidance: Guidance = field(default_factory=Guidance)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided prediction at ``x_t (n, ...)`` and a scalar time or times ``(n,)``."""
-        weights, conditions = self._weighted_conditions
-        repeats = len(weights)
-        stacked = self.network(_tile(x_t, repeats), t.expand(len(x_t)).repeat(repeats), conditions)
-        return sum(weight * v for weight, v in zip(weights, stacked.chunk(repeats), strict=True))
+        t = t.expand(len(x_t))
+        if self.guidance.covers_path or (is_inside := self._is_inside(t)).all():
+            return self._guided(x_t, t)
+        (plain,) = self._plain_mixture(self.network, x_t, t)
+        if not is_inside.any():
+            return plain
+        return torch.where(_expand(is_inside, x_t), self._guided(x_t, t), plain)
+
+    def _guided(self, x_t: Tensor, t: Tensor) -> Tensor:
+        guided, *plain = self._guided_mixture(self.network, x_t, t)
+        return rescale_to(guided, plain[0], self.guidance.rescale) if plain else guided
+
+    def _is_inside(self, t: Tensor) -> Tensor:
+        """Tell which of the network's times ``(n,)`` are in the interval."""
+        times, (start, end) = self.path.time(t), self.guidance.interval
+        return (times >= start - TIME_ROUNDING) & (times <= end + TIME_ROUNDING)
 
     @cached_property
-    def _weighted_conditions(self) -> tuple[list[float], Tensor]:
-        """Weights of the predictions, and their conditions one below the other; the same along the whole path."""
-        weighted = [(1 - sum(term.scale for term in self.terms), ())]
-        weighted += [(term.scale, term.keys) for term in self.terms]
-        kept = [(weight, self.columns.keep(self.condition, keys)) for weight, keys in weighted if weight != 0]
-        return [weight for weight, _ in kept], torch.cat([condition for _, condition in kept])
+    def _guided_mixture(self) -> _Mixtures:
+        plain = [self.guidance.plain] if self.guidance.is_rescaled else []
+        return _Mixtures.of(self.condition, self.columns, self.guidance.terms, *plain)
+
+    @cached_property
+    def _plain_mixture(self) -> _Mixtures:
+        return _Mixtures.of(self.condition, self.columns, self.guidance.plain)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mixtures:
+    """Mixtures of predictions, each of which is made once; conditions and weights are the same along the whole path.
+
+    Parameters
+    ----------
+    conditions
+        Conditions of the predictions, one below the other, ``(predictions * n, columns)``.
+    weights
+        One row per mixture, ``(mixtures, predictions)``.
+    """
+
+    conditions: Tensor
+    weights: list[list[float]]
+
+    @classmethod
+    def of(cls, condition: Tensor, columns: ConditionColumns, *mixtures: Sequence[GuidanceTerm]) -> Self:
+        """Prepare mixtures for samples of the condition ``(n, columns)``."""
+        subsets = _distinct(*mixtures)
+        weights_of = [{term.keys: term.weight for term in terms} for terms in mixtures]
+        conditions = torch.cat([columns.keep(condition, keys) for keys in subsets])
+        return cls(conditions, [[weights.get(keys, 0.0) for keys in subsets] for weights in weights_of])
+
+    def __call__(self, network: Network, x_t: Tensor, t: Tensor) -> list[Tensor]:
+        """Return every mixture at ``x_t (n, ...)`` and times ``(n,)``, from one batch."""
+        repeats = len(self.weights[0])
+        stacked = network(_tile(x_t, repeats), t.repeat(repeats), self.conditions).chunk(repeats)
+        return [_weighted_sum(weights, stacked) for weights in self.weights]
+
+
+def rescale_to(guided: Tensor, plain: Tensor, share: float) -> Tensor:
+    """Bring each sample's standard deviation part of the way, ``share``, to that of the plain prediction; both ``(n, ...)``."""
+    spread, wanted = (v.flatten(1).std(1, correction=0) for v in (guided, plain))
+    ratio = torch.where(spread > 0, wanted / spread, 1.0)
+    return _expand(1 + share * (ratio - 1), guided) * guided
+
+
+def _weighted_sum(weights: Sequence[float], predictions: Sequence[Tensor]) -> Tensor:
+    return sum(weight * v for weight, v in zip(weights, predictions, strict=True) if weight != 0)  # type: ignore[return-value]
+
+
+def _distinct(*mixtures: Sequence[GuidanceTerm]) -> list[tuple[int, ...]]:
+    return list(dict.fromkeys(term.keys for terms in mixtures for term in terms))
+
+
+def _check_interval(interval: object) -> None:
+    ends = list(interval) if isinstance(interval, Sequence) else []
+    is_pair = len(ends) == 2 and all(_is_number(end) for end in ends)
+    if not is_pair or not 0 <= ends[0] < ends[1] <= 1:
+        msg = (
+            "`guidance_interval` must be two times, the first before the second, from 0 (noise) to 1 (data), "
+            f"but found {interval!r}."
+        )
+        raise ValueError(msg)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _expand(values: Tensor, like: Tensor) -> Tensor:
+    """Give values ``(n,)`` a shape that broadcasts against ``like (n, ...)``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _tile(x: Tensor, repeats: int) -> Tensor:

@@ -30,8 +30,13 @@ class CellsMixin(RegistrationMixin):
         """Yield what is registered of the cells, on the model's device, and their row numbers."""
         self._check_can_read_cells()
         source = self._validated(adata)
+        yield from self._read(source, row_numbers(indices, source.n_obs), batch_size)
+
+    def _read(
+        self, source: AnnData, rows: np.ndarray, batch_size: int | None
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        """Yield what is registered of some rows of cells that are known to fit, and their numbers."""
         self.module.eval()
-        rows = row_numbers(indices, source.n_obs)
         loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size)
         start = 0
         for tensors in loader:

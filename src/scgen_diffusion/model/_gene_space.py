@@ -20,10 +20,11 @@ from scgen_diffusion.module import (
 )
 
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
+from ._guidance import GuidanceOptions, numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
-from ._registration import RegistrationMixin
 from ._sampling_path import SamplingPathMixin
 from ._saving import SavingMixin
 
@@ -38,9 +39,16 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest
 
     from ._generation import SamplingOptions
+    from ._guidance import Composition, GuidanceScale
 
 
-class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, LibrarySizeMixin, SamplingPathMixin):
+class GeneSpaceModel(
+    SavingMixin,
+    OneStageTrainingMixin,
+    LibrarySizeMixin,
+    GeneSpaceCounterfactualMixin,
+    SamplingPathMixin,
+):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
@@ -70,6 +78,9 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
+            key_groups=numbers_of_groups(
+                self.architecture.dropped_together, [key.name for key in self._condition_keys]
+            ),
         )
         self._describe_cells(adata)
         self.default_sampler = "midpoint" if self.architecture.path == "flow_matching" else "dpm_solver"
@@ -83,7 +94,10 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool = False,
@@ -108,8 +122,17 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
 
             A combination that never occurred in training can be asked for when every key is given.
         guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, or one
-            per key.
+            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
+            from key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which adds up
+            what each of these subsets changes in the unconditional prediction. See the user guide, "Guidance".
+        composition
+            How scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
+            influence given all others). Default: as the model was trained; others need what training showed it.
+        guidance_interval
+            Times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside. Default: everywhere.
+        guidance_rescale
+            From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
+            conditional ones.
         sampler
             ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
             or ``"dopri5"``; or a sampler of :mod:`scgen_diffusion.diffusion`, such as ``DDIMSampler(eta=1.0)``.
@@ -124,7 +147,8 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
         seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
+            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
+            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
         show_progress
             Whether to show a progress bar.
 
@@ -146,7 +170,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         return self._generate(
             n_cells,
             condition,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=sampler,
             n_steps=n_steps,
             library_size=self._library_size_for(library_size, counts=counts),
@@ -211,6 +235,9 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
             msg = "The model cannot generate yet; call train() first."
             raise RuntimeError(msg)
 
+    def _check_can_read_cells(self) -> None:
+        self._check_ready_to_generate()
+
     def _library_size_for(self, library_size: Any, *, counts: bool) -> Any:
         if counts and library_size is None and self._input_values == "log1p":
             msg = (
@@ -239,7 +266,7 @@ class GeneSpaceModel(RegistrationMixin, SavingMixin, OneStageTrainingMixin, Libr
         profile = self.module.sample_profiles(
             condition,
             generators,
-            guidance_scales=options.guidance_scales,
+            guidance=options.guidance,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from scgen_diffusion.diffusion import Guidance
     from scgen_diffusion.module import InputValues
+
+    from ._guidance import GuidanceOptions
 
 DEFAULT_BATCH_SIZE = 2048
 N_UNSEEN = 20  # combinations that provenance names at most
@@ -49,8 +52,10 @@ class SamplingOptions:
         Way from noise to data.
     n_steps
         Its number of steps, None for its default.
-    guidance_scales
-        One scale per condition key.
+    guidance
+        How predictions are mixed, and where on the path.
+    guidance_record
+        What provenance tells of it.
     output
         What the cells hold.
     """
@@ -58,7 +63,8 @@ class SamplingOptions:
     sampler_name: str
     sampler: Sampler
     n_steps: int | None
-    guidance_scales: tuple[float, ...]
+    guidance: Guidance
+    guidance_record: Mapping[str, Any]
     output: InputValues
 
 
@@ -176,7 +182,7 @@ class GenerationMixin(BaseModelClass):
         n_cells: int | None,
         condition: ConditionRequest,
         *,
-        guidance_scale: float | Mapping[str, float],
+        guidance: GuidanceOptions,
         sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
@@ -189,9 +195,9 @@ class GenerationMixin(BaseModelClass):
         codes = self.conditions.encode(condition, n_cells)
         outside = self._check_request(codes)
         library_size = self._checked_library_size(library_size, len(codes), output)
-        options = self._sampling_options(sampler, n_steps, guidance_scale, output)
+        options = self._sampling_options(sampler, n_steps, guidance, output)
         seed = resolve_seed(seed)
-        chunk = self._round_to_blocks(_checked_batch_size(batch_size))
+        chunk = self._round_to_blocks(checked_batch_size(batch_size))
         parts: list[sp.csr_matrix | np.ndarray] = []
         with tqdm(total=len(codes), desc="Generating", unit="cell", disable=not show_progress) as progress:
             for start in range(0, len(codes), chunk):
@@ -199,10 +205,10 @@ class GenerationMixin(BaseModelClass):
                 x, codes[start:stop] = self._generate_rows(codes, start, stop, options, library_size, seed)
                 parts.append(x)
                 progress.update(stop - start)
-        x = _stack(parts)
+        x = stack(parts)
         self._check_result(x, output)
         names = synthetic_names(len(codes))
-        provenance = self._provenance(condition, options, guidance_scale, library_size, seed)
+        provenance = self._provenance(condition, options, library_size, seed)
         provenance["outside_training"] = outside
         obs = self.conditions.to_obs(codes, names)
         return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
@@ -220,7 +226,7 @@ class GenerationMixin(BaseModelClass):
             values = values.float().cpu().numpy()
             rows.append(sp.csr_matrix(values) if self._is_sparse(options.output) else values)
             filled.append(block.codes[: block.n_wanted])
-        return _stack(rows), np.concatenate(filled)
+        return stack(rows), np.concatenate(filled)
 
     def _blocks(self, codes: np.ndarray, start: int, stop: int, seed: int) -> Iterator[Block]:
         """Yield the cells of a range, which starts with a block, in whole blocks, and draw the conditions left open."""
@@ -236,7 +242,7 @@ class GenerationMixin(BaseModelClass):
         self,
         sampler: str | Sampler | None,
         n_steps: int | None,
-        guidance_scale: float | Mapping[str, float],
+        guidance: GuidanceOptions,
         output: InputValues,
     ) -> SamplingOptions:
         chosen = self.default_sampler if sampler is None else sampler
@@ -247,24 +253,23 @@ class GenerationMixin(BaseModelClass):
             msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
             raise ValueError(msg)
         name, way = (chosen, self._samplers[chosen]) if isinstance(chosen, str) else (repr(chosen), chosen)
-        scales = _resolve_guidance(guidance_scale, self.conditions.keys)
-        return SamplingOptions(name, way, n_steps, scales, output)
+        trained = self.module.strategy
+        resolved = guidance.resolve(trained, self.conditions.keys)
+        return SamplingOptions(name, way, n_steps, resolved, guidance.describe(trained), output)
 
     def _provenance(
         self,
         condition: ConditionRequest,
         options: SamplingOptions,
-        guidance_scale: float | Mapping[str, float],
         library_size: Any,
         seed: int,
     ) -> dict[str, Any]:
-        scales = dict(guidance_scale) if isinstance(guidance_scale, Mapping) else guidance_scale
         return {
             "model": type(self).__name__,
             "version": version("scgen-diffusion"),
             "sampler": options.sampler_name,
             "n_steps": options.n_steps or _default_steps(options.sampler),
-            "guidance_scale": scales,
+            **options.guidance_record,
             "values": options.output,
             "library_size": _describe_library_size(library_size, options.output),
             "condition": _describe_request(condition),
@@ -285,7 +290,8 @@ def _describe_library_size(library_size: Any, output: InputValues) -> str:
     return library_size if isinstance(library_size, str) else "given"
 
 
-def _stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
+def stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
+    """Put rows below each other, sparse or not."""
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
 
 
@@ -301,29 +307,14 @@ def resolve_seed(seed: int | None) -> int:
     return int(seed)
 
 
-def _checked_batch_size(batch_size: int | None) -> int:
+def checked_batch_size(batch_size: int | None) -> int:
+    """Return a number of cells, or the default, unless it is no such number."""
     if batch_size is None:
         return DEFAULT_BATCH_SIZE
     if not is_whole_number(batch_size) or batch_size < 1:
         msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
         raise ValueError(msg)
     return int(batch_size)
-
-
-def _resolve_guidance(scale: float | Mapping[str, float], keys: list[str]) -> tuple[float, ...]:
-    if not isinstance(scale, Mapping):
-        if not keys and scale != 1:
-            msg = f"`guidance_scale` is {scale}, but the model has no conditions to guide by."
-            raise ValueError(msg)
-        scale = dict.fromkeys(keys, scale)
-    for key, value in scale.items():
-        if key not in keys:
-            msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, keys)}"
-            raise ValueError(msg)
-        if not np.isfinite(value):
-            msg = f"`guidance_scale` must be finite, but found {value!r}."
-            raise ValueError(msg)
-    return tuple(float(scale.get(key, 1.0)) for key in keys)
 
 
 def _describe_request(condition: ConditionRequest) -> Any:

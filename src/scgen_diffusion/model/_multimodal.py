@@ -29,8 +29,10 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, SCLDMModule
 
+from ._counterfactual import CounterfactualMixin
+from ._guidance import numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
-from ._registration import RegistrationMixin, condition_arguments, plain_columns
+from ._registration import condition_arguments, plain_columns
 from ._training import TrainingMixin
 
 if TYPE_CHECKING:
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import SampleGenerators
     from scgen_diffusion.module import LibrarySizeKind, SCLDMArchitecture
 
+    from ._counterfactual import ControlCells
 
-class MultimodalMixin(RegistrationMixin, LibrarySizeMixin, TrainingMixin):
+
+class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
     """``setup_mudata``, and what differs for cells with several modalities from cells with one."""
 
     architecture: SCLDMArchitecture
@@ -133,15 +137,13 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin, TrainingMixin):
         return "counts" if self.modalities else super()._input_values
 
     def _build_module(self) -> SCLDMModule:
+        groups = numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys])
+        options = {"architecture": self.architecture, "key_groups": groups}
         if self.modalities:
             panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]
-            return MultimodalModule(panels, self._condition_specs, architecture=self.architecture)
-        return SCLDMModule(
-            self.summary_stats.n_vars,
-            self._condition_specs,
-            input_values=self._input_values,
-            architecture=self.architecture,
-        )
+            return MultimodalModule(panels, self._condition_specs, **options)
+        n_genes, values = self.summary_stats.n_vars, self._input_values
+        return SCLDMModule(n_genes, self._condition_specs, input_values=values, **options)
 
     @property
     def _fingerprint(self) -> str:
@@ -186,6 +188,15 @@ class MultimodalMixin(RegistrationMixin, LibrarySizeMixin, TrainingMixin):
         if self.modalities:
             return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers)
         return super()._assemble(x, obs, provenance, is_log1p=is_log1p, layers=layers)
+
+    def _control_cells(self, *arguments: Any) -> ControlCells:
+        if self.modalities:
+            msg = (
+                f"`predict_perturbation` carries over cells of one modality, but this model has {list(self.modalities)}. "
+                "Train a model on one of them, or ask `generate` for cells of the new condition."
+            )
+            raise NotImplementedError(msg)
+        return super()._control_cells(*arguments)
 
     # --- library sizes ---------------------------------------------------------------------------------------------
 

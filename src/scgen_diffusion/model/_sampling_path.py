@@ -15,14 +15,17 @@ from scgen_diffusion.data import is_whole_number, synthetic_names
 from scgen_diffusion.diffusion import TracingSampler
 
 from ._generation import Block, GenerationMixin, SamplingOptions, resolve_seed
+from ._guidance import GuidanceOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler
+
+    from ._guidance import Composition, GuidanceScale
 
 COLUMNS = ("cell", "frame", "time", "noise_level")
 
@@ -51,7 +54,10 @@ class SamplingPathMixin(GenerationMixin):
         condition: ConditionRequest = None,
         *,
         n_frames: int = 11,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         seed: int | None = None,
@@ -63,7 +69,7 @@ class SamplingPathMixin(GenerationMixin):
 
         Parameters
         ----------
-        n_cells, condition, guidance_scale, sampler, n_steps, seed, show_progress
+        n_cells, condition, guidance_scale, composition, guidance_interval, guidance_rescale, sampler, n_steps, seed, show_progress
             See :meth:`generate`.
         n_frames
             How many moments of the way to keep, noise and cells included: at most one more than the sampler's steps, of
@@ -97,7 +103,7 @@ class SamplingPathMixin(GenerationMixin):
             n_cells,
             condition,
             n_frames=n_frames,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=sampler,
             n_steps=n_steps,
             seed=seed,
@@ -110,7 +116,7 @@ class SamplingPathMixin(GenerationMixin):
         condition: ConditionRequest,
         *,
         n_frames: int,
-        guidance_scale: float | Mapping[str, float],
+        guidance: GuidanceOptions,
         sampler: str | Sampler | None,
         n_steps: int | None,
         seed: int | None,
@@ -121,7 +127,7 @@ class SamplingPathMixin(GenerationMixin):
         outside = self._check_request(codes)
         check_n_frames(n_frames)
         check_names_are_free(self.conditions.keys)
-        options = self._sampling_options(sampler, n_steps, guidance_scale, "log1p")
+        options = self._sampling_options(sampler, n_steps, guidance, "log1p")
         watched = watchable(options.sampler)
         seed = resolve_seed(seed)
         parts = []
@@ -135,7 +141,7 @@ class SamplingPathMixin(GenerationMixin):
         self._check_result(states[-1], "log1p")
         cells = self.conditions.to_obs(codes, synthetic_names(len(codes)))
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
-        provenance = self._provenance(condition, options, guidance_scale, None, seed) | {
+        provenance = self._provenance(condition, options, None, seed) | {
             "n_frames": int(n_frames),
             "outside_training": outside,
         }
@@ -146,7 +152,7 @@ class SamplingPathMixin(GenerationMixin):
     @torch.inference_mode()
     def _frames_of(self, block: Block, sampler: TracingSampler, options: SamplingOptions, n_frames: int) -> Frames:
         """Watch a block of cells."""
-        denoiser = self.module.denoiser(self._condition_tensor(block.codes), options.guidance_scales)
+        denoiser = self.module.denoiser(self._condition_tensor(block.codes), options.guidance)
         trace = sampler.trace(
             denoiser,
             self.module.draw_noise(block.generators),
@@ -156,9 +162,9 @@ class SamplingPathMixin(GenerationMixin):
         )
         estimates = [denoiser.estimate(x, t).data for t, x in zip(trace.times[:-1], trace.states[:-1], strict=True)]
         estimates.append(trace.states[-1])  # nothing is left to be estimated
-        return Frames(trace.times, *(self._read(states, block.n_wanted) for states in (trace.states, estimates)))
+        return Frames(trace.times, *(self._read_frames(states, block.n_wanted) for states in (trace.states, estimates)))
 
-    def _read(self, frames: Tensor | list[Tensor], n_wanted: int) -> np.ndarray:
+    def _read_frames(self, frames: Tensor | list[Tensor], n_wanted: int) -> np.ndarray:
         """Read the states of the first cells of a block as profiles, frame by frame."""
         profiles = [self._profiles_of(states)[:n_wanted].float().cpu() for states in frames]
         return torch.stack(profiles).numpy()

@@ -9,12 +9,14 @@ import numpy as np
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
+from ._guidance import GuidanceOptions
+from ._latent_counterfactual import LatentCounterfactualMixin
 from ._latents import LatentMixin
 from ._multimodal import MultimodalMixin
 from ._reference import load_reference
 from ._sampling_path import SamplingPathMixin
 from ._saving import SavingMixin
-from ._two_stage_training import TwoStageTrainingMixin
+from ._transport_training import TransportTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -27,9 +29,17 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest
 
     from ._generation import SamplingOptions
+    from ._guidance import Composition, GuidanceScale
 
 
-class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, SamplingPathMixin):
+class SCLDM(
+    MultimodalMixin,
+    SavingMixin,
+    TransportTrainingMixin,
+    LatentMixin,
+    LatentCounterfactualMixin,
+    SamplingPathMixin,
+):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
@@ -88,6 +98,7 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False
         self.library_head_is_trained_ = False
+        self.transport_is_trained_ = False
         self._model_summary_string = f"SCLDM with {self.architecture}"
         self.init_params_ = self._get_init_params(locals())
 
@@ -96,7 +107,10 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | float | Sequence[float] | None = None,
@@ -120,8 +134,17 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
 
             A combination that never occurred in training can be asked for when every key is given.
         guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, or one
-            per key.
+            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
+            from key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which adds up
+            what each of these subsets changes in the unconditional prediction. See the user guide, "Guidance".
+        composition
+            How scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
+            influence given all others). Default: as the model was trained; others need what training showed it.
+        guidance_interval
+            Times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside. Default: everywhere.
+        guidance_rescale
+            From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
+            conditional ones.
         sampler
             ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"dopri5"``, or a sampler of :mod:`scgen_diffusion.diffusion`.
         n_steps
@@ -134,7 +157,8 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
         seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``.
+            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
+            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
         show_progress
             Whether to show a progress bar.
 
@@ -155,7 +179,7 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
         return self._generate(
             n_cells,
             condition,
-            guidance_scale=guidance_scale,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
             sampler=sampler,
             n_steps=n_steps,
             library_size=library_size,
@@ -258,7 +282,7 @@ class SCLDM(MultimodalMixin, SavingMixin, TwoStageTrainingMixin, LatentMixin, Sa
         z = module.sample_latents(
             module.draw_noise(generators),
             condition,
-            guidance_scales=options.guidance_scales,
+            guidance=options.guidance,
             sampler=options.sampler,
             n_steps=options.n_steps,
         )

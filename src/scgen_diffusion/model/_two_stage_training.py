@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import SCLDMArchitecture
 
 ROWS_AT_A_TIME = 1 << 16
-Stage = Literal["autoencoder", "prior"]
+Stage = Literal["autoencoder", "prior", "transport"]
 
 
 class TwoStageTrainingMixin(TrainingMixin):
@@ -32,6 +32,7 @@ class TwoStageTrainingMixin(TrainingMixin):
     architecture: SCLDMArchitecture
     autoencoder_is_trained_: bool
     prior_is_trained_: bool
+    transport_is_trained_: bool
 
     def train(
         self,
@@ -48,19 +49,19 @@ class TwoStageTrainingMixin(TrainingMixin):
         prior_kwargs: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train both stages in turn.
+        """Train the stages in turn: autoencoder, prior, and, if ``setup_anndata`` was told what is unperturbed, the transport.
 
         Ctrl-C stops after the step at hand and keeps the weights; a second one aborts.
 
         Parameters
         ----------
         max_epochs
-            Epochs of each stage, or of the stages by name (``"autoencoder"``, ``"prior"``). Default: from the number of
-            cells, see the user guide.
+            Epochs of each stage, or of the stages by name (``"autoencoder"``, ``"prior"``, ``"transport"``). Default: from the
+            number of cells, see the user guide.
         accelerator, devices
             Where to train; passed to Lightning.
         batch_size
-            Cells per step; default: 128 for the autoencoder, 512 for the prior.
+            Cells per step of the first two stages; default: 128 for the autoencoder, 512 for the prior.
         train_size
             Share of cells to train on; the rest are for validation. Default: nine tenths, or all but 2 000 cells.
         early_stopping
@@ -93,7 +94,13 @@ class TwoStageTrainingMixin(TrainingMixin):
             epochs.get("autoencoder"), train_size=train_size, recipe_kwargs=autoencoder_kwargs, **common
         )
         if not was_interrupted:
-            self.train_prior(epochs.get("prior"), recipe_kwargs=prior_kwargs, **common)
+            was_interrupted = self.train_prior(epochs.get("prior"), recipe_kwargs=prior_kwargs, **common)
+        if not was_interrupted:
+            where = {"accelerator": accelerator, "devices": devices, "checkpoint_dir": checkpoint_dir}
+            self._train_further(epochs, {**where, **trainer_kwargs})
+
+    def _train_further(self, epochs: Mapping[Stage, int | None], options: Mapping[str, Any]) -> None:
+        """Train what a subclass has beyond both stages."""
 
     def train_autoencoder(
         self,
@@ -116,7 +123,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         if compile:
             self.module.encoder.compile()
             self.module.decoder.compile()
-        self.prior_is_trained_ = False  # the latents that it knew are gone
+        self.prior_is_trained_ = self.transport_is_trained_ = False  # the latents that they knew are gone
         result = self._run(
             AutoencoderPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._fingerprint),
             splitter,
@@ -239,7 +246,7 @@ class TwoStageTrainingMixin(TrainingMixin):
 
 def _epochs_per_stage(max_epochs: int | Mapping[Stage, int] | None) -> Mapping[Stage, int | None]:
     if not isinstance(max_epochs, Mapping):
-        return {"autoencoder": max_epochs, "prior": max_epochs}
+        return dict.fromkeys(get_args(Stage), max_epochs)
     for name in max_epochs:
         if name not in get_args(Stage):
             msg = f"`max_epochs` names the unknown stage {name!r}. {known_names(name, get_args(Stage))}"

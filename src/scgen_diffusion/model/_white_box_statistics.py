@@ -11,18 +11,21 @@ from tqdm.auto import tqdm
 from scgen_diffusion.data import known_names
 
 from ._generation import GenerationMixin, resolve_seed
+from ._guidance import GuidanceOptions
 from ._white_box_cells import ALL_CELLS, DEFAULT_TIME, DEFAULT_TIMES, Groups, NoisedCellsMixin, resolve_times
 from ._white_box_measures import ALL_HEADS, GroupMoments, Label, cell_statistics
 from ._white_box_sampling import SamplingRecord, WatchedSampler, check_steps_are_shared
 from ._white_box_tables import compare_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler
+
+    from ._guidance import Composition, GuidanceScale
 
 
 class LayerStatisticsMixin(NoisedCellsMixin, GenerationMixin):
@@ -181,7 +184,10 @@ class LayerStatisticsMixin(NoisedCellsMixin, GenerationMixin):
         condition: ConditionRequest = None,
         *,
         groupby: str | None = None,
-        guidance_scale: float | Mapping[str, float] = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         eps: float = 0.5,
@@ -195,7 +201,7 @@ class LayerStatisticsMixin(NoisedCellsMixin, GenerationMixin):
 
         Parameters
         ----------
-        n_cells, condition, guidance_scale, sampler, n_steps, seed
+        n_cells, condition, guidance_scale, composition, guidance_interval, guidance_rescale, sampler, n_steps, seed
             See :meth:`generate`. Not the sampler ``"dopri5"``, whose steps are not the same for all cells.
         groupby
             Condition key whose classes are averaged apart.
@@ -208,7 +214,8 @@ class LayerStatisticsMixin(NoisedCellsMixin, GenerationMixin):
             As of :meth:`get_layer_statistics`, with a column ``step`` in front: the number of the network's evaluation.
         """
         self._check_can_read_cells()
-        options = self._sampling_options(sampler, n_steps, guidance_scale, "log1p")
+        guidance = GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale)
+        options = self._sampling_options(sampler, n_steps, guidance, "log1p")
         check_steps_are_shared(options.sampler)
         key = number_of_key(groupby, self.conditions.keys)
         names = [ALL_CELLS] if groupby is None else [str(name) for name in self.conditions.categories[groupby]]
@@ -221,7 +228,7 @@ class LayerStatisticsMixin(NoisedCellsMixin, GenerationMixin):
         self._generate(
             n_cells,
             condition,
-            guidance_scale=guidance_scale,
+            guidance=guidance,
             sampler=WatchedSampler(options.sampler, record.add),
             n_steps=n_steps,
             library_size=None,

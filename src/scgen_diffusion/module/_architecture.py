@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._options import changed_options, check_options
+from ._options import changed_options, check_key_groups, check_options, with_key_groups
 
 Size = Literal["default", "published"]
 
@@ -52,7 +52,11 @@ class SCLDMArchitecture:
     prior_width, prior_n_layers, prior_n_heads, prior_feed_forward_width
         The diffusion transformer.
     condition_strategy
-        ``"joint"`` or ``"mutually_exclusive"``, see :mod:`scgen_diffusion.diffusion`.
+        What training shows of several keys: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none; ``"additive"``,
+        every subset, for guidance of each key apart (user guide, "Guidance").
+    dropped_together
+        With ``"additive"``: groups of keys that are given together or not at all, such as ``[("drug", "dose")]``. All other
+        keys are dropped on their own.
     ema_decay
         Decay of the averaged weights of the prior, with which cells are generated.
     library_size
@@ -86,13 +90,15 @@ class SCLDMArchitecture:
     prior_n_layers: int = 4
     prior_n_heads: int = 4
     prior_feed_forward_width: int | None = None
-    condition_strategy: Literal["joint", "mutually_exclusive"] = "joint"
+    condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
+    dropped_together: tuple[tuple[str, ...], ...] = ()
     ema_decay: float = 0.999
     library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check every choice and size."""
-        check_options(self)
+        check_options(self, except_for=("dropped_together",))
+        check_key_groups(self.dropped_together, self.condition_strategy)
 
     @property
     def uses_attention(self) -> bool:
@@ -149,4 +155,4 @@ def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
     TypeError
         If there is no such option.
     """
-    return changed_options(ARCHITECTURES, size, changes, owner="SCLDM")
+    return changed_options(ARCHITECTURES, size, with_key_groups(changes), owner="SCLDM")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvi.module.base import BaseModuleClass
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns
+from scgen_diffusion.diffusion import ConditionColumns, condition_strategy
 from scgen_diffusion.nn import keys_of_columns, null_condition
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class ConditionedModule(BaseModuleClass):
     null_condition: Tensor
     key_of_column: Tensor
 
-    def _register_conditions(self, conditions: Sequence[ConditionSpec]) -> None:
+    def _register_conditions(self, conditions: Sequence[ConditionSpec], key_groups: Sequence[Sequence[int]]) -> None:
+        self.key_groups = tuple(tuple(group) for group in key_groups)
         self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
 
@@ -40,7 +41,7 @@ class ConditionedModule(BaseModuleClass):
     @property
     def strategy(self) -> ConditionStrategy:
         """How conditions are dropped in training and composed in guidance."""
-        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+        return condition_strategy(self.architecture.condition_strategy, self.key_groups)
 
     def condition_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the conditions of a batch, ``(cells, columns)``."""

@@ -13,6 +13,7 @@ from scgen_diffusion.diffusion import (
     PATHS,
     TARGETS,
     Denoiser,
+    Guidance,
     GuidedField,
     Path,
     SampleGenerators,
@@ -60,6 +61,8 @@ class GeneSpaceModule(ConditionedModule):
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
         Sizes and parts.
+    key_groups
+        Numbers of the keys in each group of ``architecture.dropped_together``, which has their names.
 
     References
     ----------
@@ -79,6 +82,7 @@ class GeneSpaceModule(ConditionedModule):
         *,
         input_values: InputValues = "counts",
         architecture: GeneSpaceArchitecture,
+        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         a = self.architecture = architecture
@@ -87,7 +91,7 @@ class GeneSpaceModule(ConditionedModule):
         self.network = build_network(n_input, conditions, a, self.path, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
         self.library_size = LibrarySizeModel(conditions, 2 * n_input)
-        self._register_conditions(conditions)
+        self._register_conditions(conditions, key_groups)
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
@@ -231,10 +235,9 @@ class GeneSpaceModule(ConditionedModule):
         """Draw what generation starts from, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
-    def denoiser(self, condition: Tensor, guidance_scales: Sequence[float]) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
         """Return the network under ``condition (cells, columns)`` and guidance."""
-        terms = tuple(self.strategy.terms(guidance_scales))
-        field = GuidedField(self.averaged_network, condition, self.condition_columns, terms)
+        field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, self.target)
 
     def sample_profiles(
@@ -242,12 +245,12 @@ class GeneSpaceModule(ConditionedModule):
         condition: Tensor,
         generators: SampleGenerators,
         *,
-        guidance_scales: Sequence[float],
+        guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
     ) -> Tensor:
         """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, columns)`` and guidance."""
-        denoiser = self.denoiser(condition, guidance_scales)
+        denoiser = self.denoiser(condition, guidance)
         return self.decode(sampler(denoiser, self.draw_noise(generators), n_steps=n_steps, generators=generators))
 
 

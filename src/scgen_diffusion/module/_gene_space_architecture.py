@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ._options import changed_options, check_options
+from ._options import changed_options, check_key_groups, check_options, with_key_groups
 
 Backbone = Literal["dit", "unet", "white_box"]
 GeneOrder = Literal["given", "correlation"]
@@ -61,7 +61,11 @@ class GeneSpaceArchitecture:
         Which genes are neighbours: ``"given"``, the order of the data; ``"correlation"``, that of a hierarchical clustering
         of the training cells' genes; or a list of all genes.
     condition_strategy
-        ``"joint"`` or ``"mutually_exclusive"``, see :mod:`scgen_diffusion.diffusion`.
+        What training shows of several keys: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none; ``"additive"``,
+        every subset, for guidance of each key apart (user guide, "Guidance").
+    dropped_together
+        With ``"additive"``: groups of keys that are given together or not at all, such as ``[("drug", "dose")]``. All other
+        keys are dropped on their own.
     ema_decay
         Decay of the averaged weights, with which cells are generated; 0 keeps the last weights (published).
     library_size
@@ -83,13 +87,15 @@ class GeneSpaceArchitecture:
     n_global_tokens: int = 2
     unet_width: int = 16
     gene_order: GeneOrder | tuple[str, ...] = "given"
-    condition_strategy: Literal["joint", "mutually_exclusive"] = "joint"
+    condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
+    dropped_together: tuple[tuple[str, ...], ...] = ()
     ema_decay: float = 0.999
     library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check every choice and size."""
-        check_options(self, except_for=("zero_value", "gene_order"))
+        check_options(self, except_for=("zero_value", "gene_order", "dropped_together"))
+        check_key_groups(self.dropped_together, self.condition_strategy)
         _check_zero_value(self.zero_value)
         _check_gene_order(self.gene_order)
         if self.target not in TARGETS_OF_PATH[self.path]:
@@ -172,7 +178,7 @@ def build_gene_space_architecture(
         changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
     if size == "default":
         changes = default_sizes(n_genes, n_cells, on_gpu=on_gpu) | changes
-    return changed_options(architectures, size, changes, owner=model)
+    return changed_options(architectures, size, with_key_groups(changes), owner=model)
 
 
 def default_sizes(n_genes: int, n_cells: int, *, on_gpu: bool) -> dict[str, int]:

@@ -112,8 +112,8 @@ class MultimodalModule(SCLDMModule):
         Features and likelihood of each modality.
     conditions
         What the condition keys are.
-    architecture
-        Sizes and parts.
+    architecture, key_groups
+        As of :class:`SCLDMModule`.
 
     Raises
     ------
@@ -130,10 +130,11 @@ class MultimodalModule(SCLDMModule):
         conditions: Sequence[ConditionSpec] = (),
         *,
         architecture: SCLDMArchitecture | None = None,
+        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         self.modalities = tuple(modalities)  # first, since building the parts needs them
         self.n_features = [modality.n_features for modality in self.modalities]
-        super().__init__(sum(self.n_features), conditions, architecture=architecture)
+        super().__init__(sum(self.n_features), conditions, architecture=architecture, key_groups=key_groups)
 
     def _build_autoencoder(self, n_input: int, architecture: SCLDMArchitecture) -> None:
         _check(architecture)

@@ -12,6 +12,7 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     TARGETS,
     Denoiser,
+    Guidance,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
@@ -26,6 +27,8 @@ from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
+from ._residuals import carry_over_counts
+from ._transport import LatentTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,6 +49,8 @@ class SCLDMModule(ConditionedModule):
         ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
     architecture
         Sizes and parts.
+    key_groups
+        Numbers of the keys in each group of ``architecture.dropped_together``, which has their names.
 
     References
     ----------
@@ -62,6 +67,7 @@ class SCLDMModule(ConditionedModule):
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
+        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         a = self.architecture = architecture or SCLDMArchitecture()
@@ -79,7 +85,9 @@ class SCLDMModule(ConditionedModule):
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
-        self._register_conditions(conditions)
+        self.conditions = tuple(conditions)
+        self.transport: LatentTransport | None = None
+        self._register_conditions(conditions, key_groups)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
@@ -92,6 +100,17 @@ class SCLDMModule(ConditionedModule):
 
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
+
+    def add_transport(self) -> LatentTransport:
+        """Make the transport from control to perturbed cells, which few models need, in place of any that there is."""
+        self.transport = LatentTransport(self.latent_shape, self.conditions).to(self.latent_mean.device)
+        return self.transport
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, with the transport if they have one."""
+        if self.transport is None and any(name.startswith("transport.") for name in state_dict):
+            self.add_transport()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -213,7 +232,7 @@ class SCLDMModule(ConditionedModule):
         averaged
             Whether to take the averaged weights.
         """
-        data = (z - self.latent_mean) / self.latent_std
+        data = self.standardise(z)
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
         condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
@@ -224,11 +243,10 @@ class SCLDMModule(ConditionedModule):
         """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
-    def denoiser(self, condition: Tensor, guidance_scales: Sequence[float], *, averaged: bool = True) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance, *, averaged: bool = True) -> Denoiser:
         """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
-        terms = tuple(self.strategy.terms(guidance_scales))
         network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.condition_columns, terms)
+        field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_latents(
@@ -236,14 +254,18 @@ class SCLDMModule(ConditionedModule):
         noise: Tensor,
         condition: Tensor,
         *,
-        guidance_scales: Sequence[float],
+        guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
         """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, columns)`` and guidance."""
-        denoiser = self.denoiser(condition, guidance_scales, averaged=averaged)
+        denoiser = self.denoiser(condition, guidance, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
+
+    def standardise(self, z: Tensor) -> Tensor:
+        """Bring latents on to the scale that the prior works on, both ``(cells, tokens, n_latent)``."""
+        return (z - self.latent_mean) / self.latent_std
 
     def unstandardise(self, states: Tensor) -> Tensor:
         """Bring what the prior works on to the scale of latents, both ``(cells, tokens, n_latent)``."""
@@ -262,6 +284,20 @@ class SCLDMModule(ConditionedModule):
         """
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
         return generators.map(self.likelihood.sample, parameters[: len(generators)])
+
+    def carry_over_cells(
+        self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: SampleGenerators
+    ) -> Tensor:
+        """Draw what cells ``x (cells, genes)`` of latents ``z`` would have been with other latents and totals ``(cells,)``.
+
+        There may be fewer generators than cells; the rest are decoded in vain.
+        """
+        before = self.likelihood.parameters_per_cell(**self.generative(z, total_counts(x)))
+        after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
+        if self.architecture.likelihood == "gaussian":
+            return (x + after - before)[: len(generators)]
+        mean, theta = before.unbind(1)
+        return generators.map(carry_over_counts, torch.stack([x, mean, after[:, 0], theta], 1)[: len(generators)])
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set the scale on which the prior works, each ``(tokens, n_latent)``."""

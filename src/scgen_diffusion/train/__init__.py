@@ -17,6 +17,7 @@ from ._recipes import (
 from ._runner import StageResult, run_stage
 from ._schedules import learning_rate_factor
 from ._stage_plan import StagePlan
+from ._transport import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -26,9 +27,11 @@ __all__ = [
     "CellSplitter",
     "DiffusionPlan",
     "DiffusionRecipe",
+    "Group",
     "HistoryRecorder",
     "LatentCache",
     "LatentDataModule",
+    "PairedLatentDataModule",
     "PriorPlan",
     "PriorRecipe",
     "Recipe",
@@ -36,6 +39,8 @@ __all__ = [
     "StagePlan",
     "StageResult",
     "TrainingRecipe",
+    "TransportPlan",
+    "TransportRecipe",
     "learning_rate_factor",
     "run_stage",
 ]

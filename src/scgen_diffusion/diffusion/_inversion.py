@@ -1,0 +1,200 @@
+r"""Inversion: given data become noise in one field, and the same noise becomes data in another.
+
+A walk from noise to the data is found. What the steps of a sampler under the data's own condition leave over of it,
+:math:`r = x_s - \text{step}_{own}(x_t)`, is added to the sampler's steps under the new condition. So both walks are the same
+where both conditions are, and the way there and back returns the very data, however few steps there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ._diffusion_samplers import DDIMSampler
+from ._diffusion_walk import Level
+from ._samplers import Field, Step, midpoint_step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._denoiser import Denoiser
+    from ._paths import Path
+    from ._random import SampleGenerators
+
+Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
+
+
+class Transport(Protocol):
+    """Anything that carries data of one field's distribution to that of another by way of noise."""
+
+    def __call__(
+        self,
+        own: Denoiser,
+        new: Denoiser,
+        x: Tensor,
+        *,
+        strength: float = 1.0,
+        n_steps: int | None = None,
+        generators: SampleGenerators | None = None,
+    ) -> Tensor:
+        """Carry data ``x (n, ...)`` from the distribution of ``own`` to that of ``new``."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlowTransport:
+    r"""Back to noise along the probability flow of one field, and to data along that of another.
+
+    Nothing is drawn. For normally distributed data the way there and back is the optimal affine map between the two
+    distributions. The error against the exact flows has the order of the method. The field must be finite at the data.
+
+    Parameters
+    ----------
+    step
+        One step of the method.
+    default_n_steps
+        Number of steps each way when none is asked for.
+
+    References
+    ----------
+    Su et al. (2023), *Dual diffusion implicit bridges for image-to-image translation*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> own, new = (lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0))
+    >>> FlowTransport()(own, new, torch.ones(1, 2))
+    tensor([[3., 3.]])
+    """
+
+    step: Step = midpoint_step
+    default_n_steps: int = 10
+
+    def __call__(
+        self,
+        own: Field,
+        new: Field,
+        x: Tensor,
+        *,
+        strength: float = 1.0,
+        n_steps: int | None = None,
+        generators: SampleGenerators | None = None,
+    ) -> Tensor:
+        """Carry data ``x (n, ...)`` back to ``t = 1 - strength`` along ``own``, and to ``t = 1`` along ``new``."""
+        times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x)
+        return _replay(self._advance, own, new, self.invert(own, x, times), times)
+
+    def invert(self, own: Field, x: Tensor, times: Tensor) -> list[Tensor]:
+        """Walk back from data ``x (n, ...)``, and return the states at the ``times`` of the way forward."""
+        states = [x]
+        for t, earlier in pairwise(times.flip(0)):
+            states.append(self._advance(own, states[-1], t, earlier))
+        return states[::-1]
+
+    def _advance(self, field: Field, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        return self.step(field, x, t, t_next - t)
+
+
+@dataclass(frozen=True)
+class NoiseTransport:
+    r"""To data by the noise that ancestral sampling would have needed to reach given data.
+
+    Where many noises lead to the same data, as they do to a value that is exactly zero, the probability flow has no way back. So the
+    way is drawn: a chain of states from noise to the data :math:`x`, with the law that the diffusion has given its end,
+
+    .. math:: x_s = \alpha_s x + \sqrt{\sigma_s^2 - \tau^2}\,\frac{x_t - \alpha_t x}{\sigma_t} + \tau z
+
+    with :math:`\tau` as in :class:`DDIMSampler`. Distributions that differ by a shift are carried over exactly in any number of
+    steps, if the path starts at pure noise.
+
+    Parameters
+    ----------
+    eta
+        Share of randomness; 0: one noise for the whole way.
+    default_n_steps
+        Number of steps when none is asked for.
+
+    References
+    ----------
+    Wu and De la Torre (2023), *A latent space of stochastic diffusion models for zero-shot image editing and guidance*
+    (CycleDiffusion); Huberman-Spiegelglas et al. (2024), *An edit friendly DDPM noise space*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, SampleGenerators
+    >>> fields = [lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0)]
+    >>> own, new = (Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields)
+    >>> NoiseTransport()(own, new, torch.ones(1, 2), generators=SampleGenerators(0, [0]))
+    tensor([[3., 3.]])
+    """
+
+    eta: float = 1.0
+    default_n_steps: int = 50
+
+    def __call__(
+        self,
+        own: Denoiser,
+        new: Denoiser,
+        x: Tensor,
+        *,
+        strength: float = 1.0,
+        n_steps: int | None = None,
+        generators: SampleGenerators | None = None,
+    ) -> Tensor:
+        """Draw a way from ``t = 1 - strength`` to data ``x (n, ...)``, and go it anew under ``new``."""
+        if generators is None:
+            msg = "`generators` must be given, because NoiseTransport draws the noise that leads to the data."
+            raise ValueError(msg)
+        times = _times(strength, self.default_n_steps if n_steps is None else n_steps)
+        levels = _levels(own.path, times, x)
+        return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
+
+    def _states(self, x: Tensor, levels: Sequence[Level], generators: SampleGenerators) -> Iterator[Tensor]:
+        """Draw states with the law of the diffusion that ends at ``x``."""
+        noise = generators.normal(*x.shape[1:]).to(x)
+        yield levels[0].alpha * x + levels[0].sigma * noise
+        for now, following in pairwise(levels):
+            direction, std = self._weights(now, following)
+            rest = direction * noise + (std * generators.normal(*x.shape[1:]).to(x) if std > 0 else 0)
+            yield following.alpha * x + rest
+            if following.sigma > 0:
+                noise = rest / following.sigma
+
+    def _advance(self, denoiser: Denoiser, x: Tensor, now: Level, following: Level) -> Tensor:
+        estimate = denoiser.estimate(x, now.t)
+        return following.alpha * estimate.data + self._weights(now, following)[0] * estimate.noise
+
+    def _weights(self, now: Level, following: Level) -> tuple[float, float]:
+        return DDIMSampler(eta=self.eta).weights(now, following)
+
+
+def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], moments: Iterable[Any]) -> Tensor:
+    """Walk under ``new`` as the ``states`` at the ``moments``, from noisy to clean, walk under ``own``."""
+    following = iter(states)
+    x = x_new = next(following)
+    for (t, s), x_next in zip(pairwise(moments), following, strict=True):
+        x_new = x_next + (advance(new, x_new, t, s) - advance(own, x, t, s))
+        x = x_next
+    return x_new
+
+
+def _times(strength: float, n_steps: int) -> Tensor:
+    """Return the times of ``n_steps`` equal steps from ``1 - strength`` to 1, in double precision."""
+    if not 0 < strength <= 1:
+        msg = f"`strength` must be above 0 and at most 1, but found {strength}."
+        raise ValueError(msg)
+    if n_steps < 1:
+        msg = f"`n_steps` must be at least 1, but found {n_steps}."
+        raise ValueError(msg)
+    return torch.linspace(1 - strength, 1, n_steps + 1, dtype=torch.float64)
+
+
+def _levels(path: Path, times: Tensor, x: Tensor) -> list[Level]:
+    alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
+    times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]

@@ -1,0 +1,342 @@
+"""Counterfactuals: what given cells would have been under another condition."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from scvi import REGISTRY_KEYS
+from tqdm.auto import tqdm
+
+from scgen_diffusion.data import (
+    OPEN,
+    build_anndata,
+    check_conditions,
+    check_expression,
+    check_same_genes,
+    encode_obs,
+    is_single,
+    known_names,
+)
+from scgen_diffusion.diffusion import Guidance, SampleGenerators
+from scgen_diffusion.module import total_counts
+
+from ._cells import CellsMixin, row_numbers
+from ._generation import GenerationMixin, SamplingOptions, checked_batch_size, resolve_seed, stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+    from torch import Tensor
+
+    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.module import InputValues
+
+    from ._guidance import GuidanceOptions
+
+SUFFIX = "_of_control"
+
+
+@dataclass(frozen=True)
+class CounterfactualOptions:
+    """How given cells are carried over, checked and resolved.
+
+    Parameters
+    ----------
+    sampling
+        The sampler, its steps and guidance on the way to the new condition.
+    transport
+        The way there and back.
+    given
+        Numbers of the condition keys that the model is told of.
+    strength
+        How much of it is gone, from 0 (none) to 1 (all).
+    sample
+        Whether cells are drawn; or else expected values are returned.
+    library_size
+        Name of a distribution, one total per cell, or None for the cells' own.
+    method
+        Name of the way, where a model has several.
+    residuals
+        Whether drawn cells keep what the model does not explain of them (``"own"``), or draw it anew.
+    """
+
+    sampling: SamplingOptions
+    transport: Transport
+    given: Sequence[int]
+    strength: float
+    sample: bool
+    library_size: Any
+    method: str
+    residuals: str
+
+
+@dataclass(frozen=True)
+class ControlCells:
+    """Given cells, and what they shall become.
+
+    Parameters
+    ----------
+    source
+        Where they are.
+    rows
+        Their row numbers there, ``(cells,)``.
+    own, codes
+        Codes of their own conditions, and of those asked for, ``(cells, columns)``.
+    """
+
+    source: AnnData
+    rows: np.ndarray
+    own: np.ndarray
+    codes: np.ndarray
+
+
+@dataclass(frozen=True)
+class ControlBlock:
+    """Given cells that the network sees together; the last block is filled up with repeated ones.
+
+    Parameters
+    ----------
+    x
+        Registered expression, ``(block, genes)``.
+    own, new
+        Conditions as the module takes them, ``(block, columns)``.
+    positions
+        Number of each cell in the request.
+    n_wanted
+        How many cells, the first of the block, were asked for.
+    generators
+        One per cell.
+    """
+
+    x: Tensor
+    own: Tensor
+    new: Tensor
+    positions: np.ndarray
+    n_wanted: int
+    generators: SampleGenerators
+
+
+class CounterfactualMixin(CellsMixin, GenerationMixin):
+    """``predict_perturbation`` for models that turn noise into cells, and cells into noise.
+
+    A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and by which way.
+    """
+
+    def _method_for(self, cells: ControlCells, method: str | None) -> str:
+        """Return the way to carry cells over, and raise unless the model has learned what it needs."""
+        self._check_ready_to_generate()
+        return "inversion"
+
+    @abstractmethod
+    def _transport_of(self, sampler: Sampler) -> Transport:
+        """Return the way there and back that belongs to a sampler."""
+
+    @abstractmethod
+    def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        """Return the counterparts ``(n_wanted, genes)`` of a block of cells."""
+
+    def _predict_perturbation(
+        self,
+        adata: AnnData | None,
+        condition: ConditionRequest,
+        *,
+        indices: Sequence[int] | np.ndarray | None,
+        given_keys: Sequence[str] | None,
+        strength: float,
+        guidance: GuidanceOptions,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        library_size: Any,
+        sample: bool,
+        batch_size: int | None,
+        seed: int | None,
+        show_progress: bool,
+        output: InputValues,
+        method: str | None = None,
+        residuals: str = "new",
+    ) -> AnnData:
+        sampling = self._sampling_options(sampler, n_steps, guidance, output)
+        transport = self._transport_of(sampling.sampler)
+        cells = self._control_cells(adata, indices, condition)
+        method = self._method_for(cells, method)
+        outside = self._check_request(np.concatenate([cells.codes, cells.own]))
+        totals = None if library_size is None else self._checked_library_size(library_size, len(cells.rows), output)
+        given = self._checked_given_keys(given_keys, [] if condition is None else list(condition))
+        options = CounterfactualOptions(
+            sampling, transport, given, _checked_strength(strength), sample, totals, method, residuals
+        )
+        seed = resolve_seed(seed)
+        chunk = self._round_to_blocks(checked_batch_size(batch_size))
+        parts = []
+        with tqdm(total=len(cells.rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
+            for block in self._control_blocks(cells, seed, chunk):
+                parts.append(self._carry_over(block, options))
+                progress.update(block.n_wanted)
+        x = stack(parts)
+        self._check_result(x, output)
+        provenance = self._provenance(condition, sampling, library_size, seed)
+        provenance |= _describe_counterfactual(condition, library_size, options)
+        provenance |= {"given_keys": [self.conditions.keys[key] for key in given], "outside_training": outside}
+        obs = self._counterfactual_obs(cells, [] if condition is None else list(condition))
+        return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
+
+    @torch.inference_mode()
+    def _carry_over(self, block: ControlBlock, options: CounterfactualOptions) -> sp.csr_matrix | np.ndarray:
+        values = self._counterfactual_block(block, options).float().cpu().numpy()
+        return sp.csr_matrix(values) if options.sample and self._is_sparse(options.sampling.output) else values
+
+    def _control_cells(
+        self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, condition: ConditionRequest
+    ) -> ControlCells:
+        """Check cells and what they shall become."""
+        if adata is None and self.adata is None:
+            msg = "The model was loaded without cells; give `adata_control`."
+            raise ValueError(msg)
+        if adata is not None:
+            setup = self.registry_["setup_args"]
+            check_same_genes(adata.var_names, self.var_.index)
+            check_expression(adata, setup["layer"], setup["values"])
+        own = self._own_codes((self.adata if adata is None else adata).obs)
+        source = self._validated(adata)
+        rows = _checked_rows(indices, source.n_obs)
+        _check_one_per_cell(condition, source.obs_names[rows])
+        asked = self.conditions.encode(condition, len(rows))
+        return ControlCells(source, rows, own[rows], np.where(asked == OPEN, own[rows], asked))
+
+    def _own_codes(self, obs: pd.DataFrame) -> np.ndarray:
+        """Return the codes of cells' own conditions, ``(cells, columns)``, all of which the model must have learned."""
+        conditions = self.conditions
+        check_conditions(obs, conditions.keys)
+        codes = encode_obs(obs, conditions.by_key)
+        for key in conditions.by_key:
+            columns = conditions.columns(key.name)
+            key.check_learned(codes[:, columns], conditions.combinations[:, columns])
+        return codes
+
+    def _checked_given_keys(self, given_keys: Sequence[str] | None, asked: list[str]) -> list[int]:
+        """Return the numbers of the keys that the model is told of, which it must have learned without the others."""
+        keys, strategy = self.conditions.keys, self.module.strategy
+        if isinstance(given_keys, str):
+            msg = f"`given_keys` must be a list of names, but found {given_keys!r}."
+            raise ValueError(msg)
+        given = keys if given_keys is None else list(given_keys)
+        for key in given:
+            if key not in keys:
+                msg = f"`given_keys` has the unknown key {key!r}. {known_names(key, keys)}"
+                raise ValueError(msg)
+        if untold := [key for key in asked if key not in given]:
+            msg = f"`condition` asks for {untold[0]!r}, of which the model is not told; add it to `given_keys`."
+            raise ValueError(msg)
+        numbers = [number for number, key in enumerate(keys) if key in given]
+        if len(numbers) < len(keys) and not strategy.has_shown(numbers, len(keys)):
+            msg = (
+                f"`given_keys` is {given}, but the model, trained with "
+                f"`condition_strategy={strategy.name!r}`, which shows {strategy.shows}, has not learned these without the others."
+            )
+            raise ValueError(msg)
+        return numbers
+
+    def _counterfactual_obs(self, cells: ControlCells, asked: list[str]) -> pd.DataFrame:
+        """Return the cells' table with new values of the keys that were asked for, and their own values beside them."""
+        obs = cells.source.obs.iloc[cells.rows]
+        new = self.conditions.to_obs(cells.codes, obs.index)
+        own = {f"{key}{SUFFIX}": obs[key] for key in asked}
+        return obs.assign(**own, **{key: new[key] for key in asked})
+
+    def _control_blocks(self, cells: ControlCells, seed: int, chunk: int) -> Iterator[ControlBlock]:
+        """Yield cells in whole blocks, read ``chunk`` of them, a multiple of a block, at a time."""
+        start = 0
+        for tensors, read in self._read(cells.source, cells.rows, chunk):
+            x = tensors[REGISTRY_KEYS.X_KEY]
+            for first in range(0, len(read), self._block_size):
+                picked = np.minimum(np.arange(first, first + self._block_size), len(read) - 1)
+                positions = start + picked
+                yield ControlBlock(
+                    x[picked],
+                    self._condition_tensor(cells.own[positions]),
+                    self._condition_tensor(cells.codes[positions]),
+                    positions,
+                    min(len(read) - first, self._block_size),
+                    SampleGenerators(seed, cells.rows[positions].tolist(), self.device),
+                )
+            start += len(read)
+
+    def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
+        guidance = options.sampling.guidance
+        own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
+        return options.transport(
+            self.module.denoiser(own, Guidance(guidance.conditional or guidance.terms)),
+            self.module.denoiser(new, guidance),
+            states,
+            strength=options.strength,
+            n_steps=options.sampling.n_steps,
+            generators=block.generators,
+        )
+
+    def _counterfactual_totals(self, block: ControlBlock, options: CounterfactualOptions, features: Tensor) -> Tensor:
+        """Return total counts ``(block,)``: the cells' own unless others were asked for."""
+        if options.library_size is None:
+            return total_counts(block.x)[:, 0]
+        sizes = options.library_size
+        chosen = sizes[block.positions] if isinstance(sizes, np.ndarray) else sizes
+        return self._draw_totals(chosen, block.new, features, block.generators)
+
+
+def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
+    """Raise unless a request gives one value for all cells, or one for each, in their order."""
+    if isinstance(condition, pd.DataFrame):
+        _check_length("The `condition` table", "rows", len(condition), len(names))
+        _check_order(condition.index, names)
+    elif isinstance(condition, Mapping):
+        lists = {key: values for key, values in condition.items() if not is_single(values)}
+        for key, values in lists.items():
+            _check_length(f"`condition[{key!r}]`", "values", len(values), len(names))
+
+
+def _check_order(found: pd.Index, names: pd.Index) -> None:
+    if not found.equals(names) and names.is_unique and set(found) == set(names):
+        msg = "The rows of the `condition` table are the cells in another order; use table.loc[adata.obs_names]."
+        raise ValueError(msg)
+
+
+def _check_length(what: str, unit: str, found: int, n_cells: int) -> None:
+    if found != n_cells:
+        msg = f"{what} has {found} {unit} for {n_cells} cells; give one for all cells, or one for each."
+        raise ValueError(msg)
+
+
+def _checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
+    rows = row_numbers(indices, n_cells)
+    if len(rows) == 0:
+        msg = "`indices` selects no cells."
+        raise ValueError(msg)
+    return rows
+
+
+def _checked_strength(strength: Any) -> float:
+    if not isinstance(strength, int | float | np.number) or isinstance(strength, bool) or not 0 < strength <= 1:
+        msg = f"`strength` must be a number above 0 and at most 1, but found {strength!r}."
+        raise ValueError(msg)
+    return float(strength)
+
+
+def _describe_counterfactual(
+    condition: ConditionRequest, library_size: Any, options: CounterfactualOptions
+) -> dict[str, Any]:
+    told: dict[str, Any] = {"task": "predict_perturbation", "method": options.method, "strength": options.strength}
+    told["residuals"] = options.residuals if options.sample else "none: expected values"
+    if condition is None:
+        told["condition"] = "that of each control cell"
+    if library_size is None and options.sampling.output == "counts":
+        told["library_size"] = "that of each control cell"
+    return told

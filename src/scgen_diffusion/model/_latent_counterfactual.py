@@ -1,0 +1,216 @@
+"""Counterfactuals of SCLDM: latents carried over by a trained transport, or to noise and back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
+
+import torch
+
+from scgen_diffusion.data import known_names
+from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
+
+from ._counterfactual import CounterfactualMixin
+from ._guidance import GuidanceOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from torch import Tensor
+
+    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.module import LibrarySizeKind
+
+    from ._counterfactual import ControlBlock, ControlCells, CounterfactualOptions
+    from ._guidance import Composition, GuidanceScale
+
+CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
+Residuals: TypeAlias = Literal["own", "new"]
+
+
+class LatentCounterfactualMixin(CounterfactualMixin):
+    """``predict_perturbation`` by flows of latents."""
+
+    transport_is_trained_: bool
+
+    @property
+    @abstractmethod
+    def _generates_counts(self) -> bool:
+        """Whether cells come out as counts."""
+
+    def predict_perturbation(
+        self,
+        adata_control: AnnData | None = None,
+        condition: ConditionRequest = None,
+        *,
+        method: CounterfactualMethod | None = None,
+        residuals: Residuals = "own",
+        indices: Sequence[int] | None = None,
+        given_keys: Sequence[str] | None = None,
+        strength: float = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        sample: bool = True,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Predict what given cells would have been under another condition.
+
+        A cell's latent is carried over in one of two ways (``method``), and the cell is changed as the means of its genes change
+        (``residuals``). Under its own condition a cell comes back as it is, or, with new residuals or expected values, as its
+        reconstruction (:meth:`get_reconstruction`, of the same ``sample`` and ``seed``). See the user guide, "Perturbations".
+
+        Parameters
+        ----------
+        adata_control
+            Cells with values of all condition keys in ``obs``; default: those of the model.
+        condition
+            What the cells shall become.
+
+            - A mapping from key to a value for all cells, or to a list with one value per cell. Of keys left out every cell keeps
+              its own value.
+            - A table with one row per cell and keys as columns.
+            - None: every cell's own condition.
+        method
+            - ``"transport"``: a flow that was trained to start at control cells (:meth:`train_transport`) goes from the cell's latent
+              to the perturbed one. The cells must be unperturbed, and keep their values of all keys that do not perturb.
+            - ``"inversion"``: the latent is carried back to noise along the probability flow under the cell's own condition, and from there to a
+              latent under the new one, so that what the condition does not say of the cell is kept.
+
+            Default: the transport if it is trained and that is what is asked for, else the inversion.
+        residuals
+            What the latent does not explain of a cell. ``"own"``: kept; molecules are taken away from the cell or added to it as the
+            means of the genes fall or rise. ``"new"``: drawn anew with all counts.
+        indices
+            Which of the cells; default: all.
+        given_keys
+            Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type, can
+            be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never seen. Only
+            for models that learned these keys without the others, with
+            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
+        strength
+            How far to go, from just above 0 (cells hardly change) to 1: on the way to the perturbed cells, or back to noise.
+        guidance_scale, composition, guidance_interval, guidance_rescale
+            Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back has none, nor has the transport.
+        sampler
+            ``"euler"``, ``"midpoint"`` or ``"heun"``.
+        n_steps
+            Steps of the sampler, each way.
+        library_size
+            Total counts of the predicted cells, as in :meth:`generate`; default: every cell keeps its own.
+        sample
+            True: start from a latent drawn from the cell's posterior, and draw counts. False: expected counts, starting from the
+            posterior's mean.
+        batch_size
+            Cells read at a time, rounded up to whole blocks (of 128 on a CPU). Does not change the result.
+        seed
+            Seed of the draws; default ``scvi.settings.seed``, or else a random one. What is drawn for a cell depends on it and
+            on the cell's row number alone.
+        show_progress
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        AnnData
+            One cell per given cell, in the same order, with its name and ``obs``: the keys asked for have the new values, and
+            ``obs["<key>_of_control"]`` those before. Counts (CSR) in ``X``, expected ones dense; with a Gaussian head,
+            log-normalised values. How they were made is in ``uns["scgen_diffusion"]``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        KeyError
+            For cells without a column that the model has as a condition, or without the layer.
+        ValueError
+            For unknown keys and values, cells without a value, other genes or kinds of values, and lengths that do not fit.
+        """
+        return self._predict_perturbation(
+            adata_control,
+            condition,
+            method=method,
+            residuals=_checked_residuals(residuals),
+            indices=indices,
+            given_keys=given_keys,
+            strength=strength,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
+            sampler=sampler,
+            n_steps=n_steps,
+            library_size=library_size,
+            sample=sample,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            output="counts" if self._generates_counts else "log1p",
+        )
+
+    def _transport_of(self, sampler: Sampler) -> Transport:
+        if not isinstance(sampler, FixedStepSampler):
+            msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
+            raise ValueError(msg)
+        return FlowTransport(sampler.step, sampler.default_n_steps)
+
+    def _method_for(self, cells: ControlCells, method: str | None) -> CounterfactualMethod:
+        if method is not None and method not in get_args(CounterfactualMethod):
+            msg = f"`method` {method!r} is not known. {known_names(method, get_args(CounterfactualMethod))}"
+            raise ValueError(msg)
+        if method == "transport":
+            self._check_transport_fits(cells)
+        elif method == "inversion" or not (self.transport_is_trained_ and self._is_perturbation(cells)):
+            self._check_ready_to_generate()
+            return "inversion"
+        return "transport"
+
+    def _check_transport_fits(self, cells: ControlCells) -> None:
+        if not self.transport_is_trained_:
+            msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
+            raise RuntimeError(msg)
+        if not self._is_perturbation(cells):
+            msg = (
+                "The transport goes from unperturbed cells to perturbed ones, and changes nothing else; but some of these cells are perturbed already, "
+                "or shall change in other keys too. Choose method='inversion'."
+            )
+            raise ValueError(msg)
+
+    def _is_perturbation(self, cells: ControlCells) -> bool:
+        """Tell whether all cells are unperturbed, and asked to change by a perturbation alone."""
+        own, codes = self._condition_tensor(cells.own), self._condition_tensor(cells.codes)
+        return self.module.transport.explains(own, codes)
+
+    def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        module, generators = self.module, block.generators
+        posterior = module.inference(block.x)["posterior"]
+        z = posterior.draw(generators.normal(*module.latent_shape)) if options.sample else posterior.mean
+        move = self._moved if options.method == "transport" else self._transported
+        new_z = module.unstandardise(move(module.standardise(z), block, options))
+        totals = self._counterfactual_totals(block, options, new_z)
+        if not options.sample:
+            return module.likelihood.mean(**module.generative(new_z, totals[:, None]))[: block.n_wanted]
+        wanted = generators.first(block.n_wanted)
+        if options.residuals == "own":
+            return module.carry_over_cells(block.x, z, new_z, totals, wanted)
+        return module.draw_cells(new_z, totals, wanted)
+
+    def _moved(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+        """Move the states of cells that become perturbed; those of the others stay."""
+        sampling, strength = options.sampling, options.strength
+        moved = self.module.transport.move(
+            states, block.new, sampler=sampling.sampler, n_steps=sampling.n_steps, strength=strength
+        )
+        stays = (block.own == block.new).all(1)
+        return torch.where(stays[:, None, None], states, moved)
+
+
+def _checked_residuals(residuals: str) -> Residuals:
+    if residuals not in get_args(Residuals):
+        msg = f"`residuals` {residuals!r} is not known. {known_names(residuals, get_args(Residuals))}"
+        raise ValueError(msg)
+    return cast("Residuals", residuals)

@@ -1,0 +1,133 @@
+"""Training the transport from control cells to perturbed ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scgen_diffusion.data import ContinuousKey
+from scgen_diffusion.train import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
+
+from ._training import changed_recipe, checked_epochs, digest_of, stage_seed
+from ._two_stage_training import Stage, TwoStageTrainingMixin
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+RECIPE = TransportRecipe()
+
+
+class TransportTrainingMixin(TwoStageTrainingMixin):
+    """``train_transport`` for a model with an autoencoder."""
+
+    transport_is_trained_: bool
+
+    def train_transport(
+        self,
+        max_epochs: int | None = None,
+        *,
+        control_values: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        recipe_kwargs: Mapping[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> bool:
+        """Train what carries control cells to perturbed ones, see :meth:`predict_perturbation`; the autoencoder must be trained.
+
+        Control and perturbed cells are paired by optimal transport of their latents, within groups of cells that have the same classes and
+        sets in all other keys. A flow learns to go from one to the other, where the prior goes there from noise. See the user guide,
+        "Perturbations".
+
+        Parameters
+        ----------
+        max_epochs
+            Default: from the number of cells.
+        control_values
+            What unperturbed cells have, a value for each key that perturbs: ``{"condition": "control"}``, or
+            ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
+        batch_size, checkpoint_dir, **trainer_kwargs
+            As in :meth:`train`.
+        recipe_kwargs
+            Changes of the :class:`~scgen_diffusion.train.TransportRecipe`.
+
+        Returns
+        -------
+        bool
+            Whether it was interrupted.
+
+        Raises
+        ------
+        RuntimeError
+            If the autoencoder is not trained.
+        ValueError
+            Without values of unperturbed cells, for unknown ones, or without a group that has both control and perturbed cells.
+        """
+        self._require_cells()
+        if not self.autoencoder_is_trained_:
+            msg = "The transport works on latents; call train() or train_autoencoder() first."
+            raise RuntimeError(msg)
+        max_epochs = checked_epochs(max_epochs)
+        recipe = changed_recipe(RECIPE, batch_size, recipe_kwargs)
+        if not self._split_fits:
+            self._split(train_size=None)
+        control = self._checked_control(control_values)
+        groups = self._perturbation_groups(control)
+        if not groups:
+            msg = f"No perturbed training cells have control cells, {control}, with the same values of the other keys."
+            raise ValueError(msg)
+        cache = self._cache_latents()
+        if not self.prior_is_trained_:
+            self._describe_training_cells(cache)
+        self.module.add_transport().start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
+        n_cells = len(self.train_indices_)
+        fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
+        result = self._run(
+            TransportPlan(self.module, recipe, seed=stage_seed() + 2, fingerprint=fingerprint),
+            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),
+            max_epochs or recipe.max_epochs(n_cells),
+            checkpoint_dir,
+            trainer_kwargs,
+        )
+        self.transport_is_trained_ = self.is_trained_ = True
+        return result.was_interrupted
+
+    def _train_further(self, epochs: Mapping[Stage, int | None], options: Mapping[str, Any]) -> None:
+        """Train the transport where the cells tell what it needs."""
+        control = self.registry_["setup_args"]["control_values"]
+        if control and self._perturbation_groups(control):
+            self.train_transport(epochs.get("transport"), **options)
+
+    def _checked_control(self, control_values: Mapping[str, Any] | None) -> dict[str, Any]:
+        control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
+        if not control:
+            msg = "What is unperturbed? Give `control_values`, here or to setup_anndata, such as {'condition': 'control'}."
+            raise ValueError(msg)
+        self.conditions.encode(control, 1)
+        return control
+
+    def _perturbation_groups(self, control: Mapping[str, Any]) -> list[Group]:
+        """List the training cells of each perturbation, beside the control cells that have the same classes and sets in all other keys.
+
+        Numbers that do not perturb, such as an age, make no groups: hardly two cells would share one.
+        """
+        rows = self.train_indices_
+        codes = self._registered_codes[rows]
+        discrete = [key.name for key in self.conditions.by_key if not isinstance(key, ContinuousKey)]
+        perturbation = codes[:, self._columns_of(control)]
+        others = codes[:, self._columns_of([name for name in discrete if name not in control])]
+        asked = self.conditions.encode(control, 1)[:, self._columns_of(control)]
+        is_control = np.isclose(perturbation, asked).all(1)
+        _, number = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True)
+        groups = []
+        for members in (np.flatnonzero(number.ravel() == n) for n in np.unique(number[~is_control])):
+            controls = rows[is_control & (others == others[members[0]]).all(1)]
+            if len(controls):
+                groups.append(Group.of(controls, rows[members]))
+        return groups
+
+    def _columns_of(self, names: Iterable[str]) -> list[int]:
+        slices = (self.conditions.columns(name) for name in names)
+        return [column for found in slices for column in range(found.start, found.stop)]

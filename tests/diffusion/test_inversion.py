@@ -1,0 +1,208 @@
+"""Inversion against closed forms: the probability flow between normal distributions and noise is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scgen_diffusion.diffusion import (
+    FLOW_SAMPLERS,
+    PATHS,
+    TARGETS,
+    Denoiser,
+    FlowTransport,
+    LinearInterpolant,
+    NoiseTransport,
+    SampleGenerators,
+)
+
+PATH = LinearInterpolant()
+OWN, NEW = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5])
+STD = torch.tensor([0.5, 1.5])
+
+
+def denoiser_of(mean, std, path=PATH):
+    """Return the best denoiser of independent normal data."""
+
+    def expected_data(x, network_time):
+        t = path.time(network_time)
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
+
+    return Denoiser(expected_data, path, TARGETS["data"])
+
+
+def velocity_of(mean, std):
+    """Return the field itself, which is finite at the data, too."""
+
+    def velocity(x, t):
+        alpha, sigma = PATH.alpha(t), PATH.sigma(t)
+        rate = (alpha * std**2 - sigma) / (alpha**2 * std**2 + sigma**2)
+        return mean + rate * (x - alpha * mean)
+
+    return velocity
+
+
+def normal_data(n=50):
+    return OWN + STD * torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def generators(n=50):
+    return SampleGenerators(0, range(n))
+
+
+def times(n_steps, start=0.0):
+    return torch.linspace(start, 1, n_steps + 1, dtype=torch.float64)
+
+
+def test_the_field_of_the_tests_is_the_velocity_of_the_best_denoiser():
+    x, t = normal_data(), torch.tensor(0.3, dtype=torch.float64)
+
+    torch.testing.assert_close(velocity_of(OWN, STD)(x, t), denoiser_of(OWN, STD)(x, t))
+
+
+def test_inverted_noise_is_that_of_the_exact_flow():
+    x = normal_data()
+
+    noise = FlowTransport().invert(velocity_of(OWN, STD), x, times(200))[0]
+
+    torch.testing.assert_close(noise, (x - OWN) / STD, atol=1e-3, rtol=0)  # 200 steps of order 2
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_the_counterfactual_converges_to_the_exact_map(name, order):
+    x = normal_data()
+    transport = FlowTransport(FLOW_SAMPLERS[name].step)
+
+    def error(n_steps):
+        found = transport(velocity_of(OWN, STD), velocity_of(NEW, 1.5 * STD), x, n_steps=n_steps)
+        return (found - (NEW + 1.5 * (x - OWN))).abs().max().item()
+
+    assert error(80) < (0.1 if order == 1 else 1e-3)
+    assert error(40) / error(80) > 0.85 * 2**order
+
+
+def test_distributions_of_one_shape_differ_by_a_shift():
+    x = normal_data()
+
+    found = FlowTransport()(velocity_of(OWN, STD), velocity_of(NEW, STD), x, n_steps=100)
+
+    torch.testing.assert_close(found, x + NEW - OWN, atol=1e-3, rtol=0)
+
+
+def test_where_only_the_spread_differs_cells_move_by_the_optimal_map():
+    x = normal_data()
+
+    found = FlowTransport()(velocity_of(OWN, STD), velocity_of(OWN, 2 * STD), x, n_steps=200)
+
+    torch.testing.assert_close(found, OWN + 2 * (x - OWN), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["euler", "midpoint", "heun"])
+@pytest.mark.parametrize("n_steps", [1, 3, 10])
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_there_and_back_returns_the_data_however_few_steps_there_are(name, n_steps, strength):
+    field, x = velocity_of(OWN, STD), normal_data()
+
+    found = FlowTransport(FLOW_SAMPLERS[name].step)(field, field, x, strength=strength, n_steps=n_steps)
+
+    assert torch.equal(found, x)
+
+
+def test_the_weaker_the_less_data_change():
+    x = normal_data()
+    fields = velocity_of(OWN, STD), velocity_of(NEW, STD)
+
+    changes = [
+        (FlowTransport()(*fields, x, strength=strength) - x).abs().mean().item()
+        for strength in (1e-6, 0.1, 0.3, 0.6, 1.0)
+    ]
+
+    assert changes[0] < 1e-4
+    assert changes == sorted(changes)
+
+
+def test_data_are_carried_over_one_by_one():
+    x, fields = normal_data(), (velocity_of(OWN, STD), velocity_of(NEW, STD))
+
+    torch.testing.assert_close(FlowTransport()(*fields, x[7:9]), FlowTransport()(*fields, x)[7:9], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.5, 1.01])
+@pytest.mark.parametrize("transport", [FlowTransport(), NoiseTransport()])
+def test_strengths_beyond_the_path_are_refused(transport, strength):
+    denoiser, x = denoiser_of(OWN, STD), normal_data()
+
+    with pytest.raises(ValueError, match="`strength` must be above 0 and at most 1"):
+        transport(denoiser, denoiser, x, strength=strength, generators=generators())
+
+
+@pytest.mark.parametrize("transport", [FlowTransport(), NoiseTransport()])
+def test_a_step_is_needed(transport):
+    denoiser, x = denoiser_of(OWN, STD), normal_data()
+
+    with pytest.raises(ValueError, match="`n_steps` must be at least 1"):
+        transport(denoiser, denoiser, x, n_steps=0, generators=generators())
+
+
+# --- noise that leads to the data ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*PATHS.values()])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("n_steps", [1, 7])
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_the_noise_of_the_data_leads_to_the_data(path, eta, n_steps, strength):
+    denoiser, x = denoiser_of(OWN, STD, path), normal_data()
+
+    found = NoiseTransport(eta)(denoiser, denoiser, x, strength=strength, n_steps=n_steps, generators=generators())
+
+    assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("path", [*PATHS.values()])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("n_steps", [1, 2, 20])
+def test_distributions_of_one_shape_differ_by_a_shift_in_any_number_of_steps(path, eta, n_steps):
+    own, new, x = denoiser_of(OWN, STD, path), denoiser_of(NEW, STD, path), normal_data()
+
+    found = NoiseTransport(eta)(own, new, x, n_steps=n_steps, generators=generators())
+
+    signal = path.alpha(torch.zeros(1, dtype=torch.float64)).item()  # of the data at the noisiest time: 0.006 at most
+    torch.testing.assert_close(found, x + NEW - OWN, atol=5 * signal + 1e-5, rtol=0)
+
+
+def test_where_the_spread_differs_the_law_is_right():
+    x = 1 + 0.5 * torch.randn(4, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own, new = denoiser_of(1.0, 0.5), denoiser_of(3.0, 1.0)
+
+    found = NoiseTransport()(own, new, x, n_steps=100, generators=generators(4))
+
+    assert found.mean().item() == pytest.approx(3, abs=0.05)  # of 20 000 values
+    assert found.std().item() == pytest.approx(1, rel=0.05)  # of 100 steps
+
+
+def test_a_value_that_many_noises_lead_to_gets_one_of_them():
+    """All data are the very same number, so that the flow back has nothing to tell them apart by."""
+    x = torch.zeros(4, 5000, dtype=torch.float64)
+    own, new = denoiser_of(0.0, 0.0), denoiser_of(0.0, 1.0)
+
+    found = NoiseTransport()(own, new, x, n_steps=100, generators=generators(4))
+
+    assert found.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_the_noise_of_a_datum_is_its_own():
+    own, new, x = denoiser_of(OWN, STD), denoiser_of(NEW, 2 * STD), normal_data()
+
+    whole = NoiseTransport()(own, new, x, generators=SampleGenerators(0, range(50)))
+    few = NoiseTransport()(own, new, x[7:9], generators=SampleGenerators(0, [7, 8]))
+
+    assert torch.equal(whole[7:9], few)
+
+
+def test_generators_are_needed():
+    denoiser = denoiser_of(OWN, STD)
+
+    with pytest.raises(ValueError, match="`generators` must be given"):
+        NoiseTransport()(denoiser, denoiser, normal_data())

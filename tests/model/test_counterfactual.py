@@ -1,0 +1,351 @@
+"""``predict_perturbation`` of SCLDM: the counterparts of given cells, and what they do and do not depend on."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgen_diffusion.model import SCLDM
+
+SAMPLERS = ["euler", "midpoint", "heun"]
+
+# Matrix products add in another order where rows lie elsewhere in a block, in single precision.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def same_cells(one, other):
+    return (one.X != other.X).nnz == 0 and one.obs.astype(str).equals(other.obs.astype(str))
+
+
+# --- the identity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_a_cell_under_its_own_condition_is_its_reconstruction(trained, sampler, strength):
+    expected = trained.get_reconstruction(sample=False)
+
+    same = trained.predict_perturbation(sample=False, sampler=sampler, strength=strength, n_steps=3)
+
+    np.testing.assert_allclose(same.X, expected.X, **CLOSE)
+
+
+def test_its_own_condition_may_be_spelled_out(trained):
+    own = trained.adata.obs[["cell_type", "dose"]]
+    expected = trained.get_reconstruction(sample=False)
+
+    for condition in (own, {"cell_type": own["cell_type"].tolist()}):
+        same = trained.predict_perturbation(condition=condition, sample=False)
+        np.testing.assert_allclose(same.X, expected.X, **CLOSE)
+
+
+def test_drawn_counts_under_the_own_condition_are_those_of_the_reconstruction(trained):
+    drawn, expected = trained.predict_perturbation(seed=3, residuals="new"), trained.get_reconstruction(seed=3)
+
+    assert (drawn.X != expected.X).mean() < 0.01  # a last bit of a rate may turn a count
+
+
+def test_a_cell_that_keeps_its_residuals_is_itself_under_its_own_condition(trained):
+    same = trained.predict_perturbation(seed=3)
+
+    assert (same.X != trained.adata.X).mean() < 0.01
+
+
+def test_another_condition_changes_cells_and_guidance_changes_them_more(trained):
+    same, other, guided = (
+        trained.predict_perturbation(condition=condition, sample=False, indices=range(50), guidance_scale=scale).X
+        for condition, scale in ((None, 1.0), ({"cell_type": "NK"}, 1.0), ({"cell_type": "NK"}, 4.0))
+    )
+
+    was_nk = (trained.adata.obs["cell_type"][:50] == "NK").to_numpy()
+    np.testing.assert_allclose(other[was_nk], same[was_nk], **CLOSE)
+    assert np.abs(other - same)[~was_nk].mean() > 1e-3
+    assert np.abs(guided - same).mean() > np.abs(other - same).mean()
+
+
+def test_guidance_can_be_limited_and_rescaled(trained):
+    request = {"condition": {"cell_type": "NK"}, "sample": False, "guidance_scale": 4.0}
+    plain, whole, limited, rescaled = (
+        trained.predict_perturbation(**(request | options)).X
+        for options in ({"guidance_scale": 1.0}, {}, {"guidance_interval": (0.4, 0.6)}, {"guidance_rescale": 1.0})
+    )
+
+    assert 0 < np.abs(limited - plain).mean() < np.abs(whole - plain).mean()
+    assert np.abs(rescaled - whole).max() > 0
+
+
+def test_the_weaker_the_less_cells_change(trained):
+    same = trained.predict_perturbation(sample=False).X
+    changes = [
+        np.abs(trained.predict_perturbation(condition={"cell_type": "NK"}, sample=False, strength=s).X - same).mean()
+        for s in (1e-6, 0.3, 1.0)
+    ]
+
+    assert changes[0] < 1e-3
+    assert changes == sorted(changes)
+
+
+@pytest.mark.parametrize("strategy", ["mutually_exclusive", "additive"])
+def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_others_alone(make_trained, strategy):
+    model = make_trained(condition_strategy=strategy)
+    expected = model.get_reconstruction(sample=False).X
+    request = {"condition": {"dose": 1}, "sample": False, "guidance_scale": 4.0}
+
+    same = model.predict_perturbation(given_keys=["dose"], sample=False)
+    other = model.predict_perturbation(**request, given_keys=["dose"])
+    told_of_both = model.predict_perturbation(**request)
+    as_if_nk = model.predict_perturbation(change_obs(model.adata, cell_type="NK"), **request, given_keys=["dose"])
+
+    np.testing.assert_allclose(same.X, expected, **CLOSE)
+    assert np.abs(other.X - told_of_both.X).max() > 0.01
+    np.testing.assert_allclose(as_if_nk.X, other.X, **CLOSE)  # the model is not told the type
+    assert other.uns["scgen_diffusion"]["given_keys"] == ["dose"]
+
+
+# --- what comes out ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_names_and_obs_are_those_of_the_control_cells(trained):
+    rows = [7, 3, 90]
+    given = trained.adata.obs.iloc[rows]
+
+    cells = trained.predict_perturbation(condition={"cell_type": "NK"}, indices=rows, seed=0)
+
+    assert cells.obs_names.tolist() == ["cell_7", "cell_3", "cell_90"]
+    assert list(cells.obs) == ["cell_type", "dose", "treated", "cell_type_of_control"]
+    assert set(cells.obs["cell_type"]) == {"NK"}
+    assert cells.obs["cell_type_of_control"].tolist() == given["cell_type"].tolist()
+    assert cells.obs["dose"].tolist() == given["dose"].tolist()
+    assert cells.obs["treated"].tolist() == given["treated"].tolist()
+    assert trained.adata.obs.columns.tolist() == ["cell_type", "dose", "treated"]  # given cells stay as they were
+    pd.testing.assert_frame_equal(cells.var, trained.adata.var, check_dtype=False)
+
+
+def test_counts_are_drawn_or_expected(trained):
+    drawn = trained.predict_perturbation(condition={"dose": 1}, seed=0)
+    expected = trained.predict_perturbation(condition={"dose": 1}, sample=False)
+
+    assert drawn.X.format == "csr"
+    assert (drawn.X.data == drawn.X.data.round()).all()
+    assert isinstance(expected.X, np.ndarray)
+    assert np.corrcoef(drawn.X.toarray().ravel(), expected.X.ravel())[0, 1] > 0.5
+
+
+def test_a_cell_keeps_its_total_unless_another_is_asked_for(trained):
+    totals = trained.adata.X.sum(1)
+
+    kept = trained.predict_perturbation(condition={"dose": 1}, sample=False)
+    set_to = trained.predict_perturbation(condition={"dose": 1}, sample=False, library_size=np.arange(50, 146))
+    drawn = trained.predict_perturbation(condition={"dose": 1}, sample=False, library_size="empirical", seed=0)
+
+    np.testing.assert_allclose(kept.X.sum(1), totals, rtol=0.02)  # outliers of the likelihood have a share
+    np.testing.assert_allclose(set_to.X.sum(1), np.arange(50, 146), rtol=0.02)
+    assert not np.allclose(drawn.X.sum(1), totals, rtol=0.05)
+
+
+def test_how_cells_were_made_is_told_and_can_be_written(trained, tmp_path):
+    cells = trained.predict_perturbation(condition={"dose": 1}, strength=0.5, seed=4, n_steps=3)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    told = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]
+
+    assert told["task"] == "predict_perturbation"
+    assert told["condition"] == {"dose": 1}
+    assert (told["strength"], told["seed"], told["n_steps"]) == (0.5, 4, 3)
+    assert told["library_size"] == "that of each control cell"
+
+
+def test_a_combination_never_seen_is_predicted_with_a_warning(trained):
+    types = trained.adata.obs["cell_type"] == "T cell"
+
+    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100 does not occur"):
+        cells = trained.predict_perturbation(condition={"dose": 100}, indices=types.to_numpy(), seed=0)
+
+    assert set(cells.obs["dose"]) == {100}
+
+
+def test_numbers_and_sets_can_be_asked_for_too(make_trained, make_cells):
+    adata = make_cells()
+    rng = np.random.default_rng(0)
+    adata.obs["drugs"] = rng.choice(["A", "B", "A+B", "none"], 96)
+    adata.obs["age"] = rng.integers(20, 60, 96)
+    setup = {"continuous_condition_keys": ["age"], "set_condition_keys": ["drugs"], "control_values": {"drugs": "none"}}
+    model = make_trained(adata, condition_keys=["cell_type"], setup=setup)
+    condition = {"drugs": {"B", "A"}, "age": np.linspace(30, 40, 96)}
+
+    same = model.predict_perturbation(seed=0)
+    with pytest.warns(UserWarning, match="do not occur"):
+        other = model.predict_perturbation(condition=condition, seed=0)
+
+    assert (same.X != model.adata.X).mean() < 0.01
+    assert set(other.obs["drugs"]) == {"A+B"}
+    assert other.obs["drugs_of_control"].tolist() == adata.obs["drugs"].tolist()
+    np.testing.assert_allclose(other.obs["age"], np.linspace(30, 40, 96))
+    assert len(other.uns["scgen_diffusion"]["outside_training"]) > 0
+
+
+# --- what it does and does not depend on -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gaussian(make_trained):
+    """Train a model whose cells are real numbers, so that the smallest difference shows."""
+    return make_trained(likelihood="gaussian")
+
+
+def test_cells_do_not_depend_on_batch_size(gaussian):
+    whole = gaussian.predict_perturbation(condition={"dose": 1}, seed=5)
+
+    for batch_size in (1, 1000):
+        other = gaussian.predict_perturbation(condition={"dose": 1}, seed=5, batch_size=batch_size)
+        np.testing.assert_array_equal(whole.X, other.X)
+
+
+def test_cells_do_not_depend_on_which_others_are_there(gaussian):
+    table = pd.DataFrame({"dose": np.where(np.arange(96) % 2, 1, 10)}, index=gaussian.adata.obs_names)
+    whole = gaussian.predict_perturbation(condition=table, seed=5)
+    rows = [80, 3, 3, 40]
+
+    few = gaussian.predict_perturbation(condition=table.iloc[rows], indices=rows, seed=5)
+
+    np.testing.assert_allclose(few.X, whole.X[rows], **CLOSE)
+
+
+def test_many_blocks_are_one(gaussian, monkeypatch):
+    from scgen_diffusion.model import _generation
+
+    whole = gaussian.predict_perturbation(condition={"dose": 1}, seed=5)
+    monkeypatch.setitem(_generation.BLOCK_SIZES, "cpu", 20)
+
+    other = gaussian.predict_perturbation(condition={"dose": 1}, seed=5, batch_size=50)
+
+    np.testing.assert_allclose(whole.X, other.X, **CLOSE)
+
+
+def test_the_same_seed_draws_the_same_cells_and_another_one_others(trained):
+    one, same, other = (trained.predict_perturbation(condition={"dose": 1}, seed=seed) for seed in (1, 1, 2))
+
+    assert same_cells(one, same)
+    assert not same_cells(one, other)
+
+
+def test_a_saved_model_predicts_the_same_of_cells_given_anew(trained, saved_model):
+    loaded = SCLDM.load(saved_model, adata=False)
+
+    one = trained.predict_perturbation(condition={"dose": 1}, seed=1)
+    other = loaded.predict_perturbation(trained.adata.copy(), {"dose": 1}, seed=1)
+
+    assert same_cells(one, other)
+
+
+def test_cells_may_lie_in_a_file(trained, tmp_path):
+    trained.adata.copy().write_h5ad(tmp_path / "cells.h5ad")
+    rows = [80, 3, 40]
+    expected = trained.predict_perturbation(condition={"dose": 1}, indices=rows, seed=1)
+
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    found = trained.predict_perturbation(backed, {"dose": 1}, indices=rows, seed=1)
+
+    assert same_cells(expected, found)
+
+
+def test_requests_of_one_seed_share_their_noise(gaussian):
+    """Paired sampling: the cells of two requests differ by their conditions alone, unseen combinations among them."""
+    n_cells = 150  # more than a block
+    nk = gaussian.generate(n_cells, {"cell_type": "NK", "dose": 1}, seed=5)
+    with pytest.warns(UserWarning, match="does not occur"):
+        unseen = gaussian.generate(n_cells, {"cell_type": "T cell", "dose": 100}, seed=5)
+    unpaired = gaussian.generate(n_cells, {"cell_type": "NK", "dose": 1}, seed=6)
+    mixed = gaussian.generate(n_cells, seed=5)
+
+    def paired_correlation(other):
+        return np.corrcoef((nk.X - nk.X.mean(0)).ravel(), (other.X - other.X.mean(0)).ravel())[0, 1]
+
+    assert paired_correlation(unseen) > 0.9
+    assert abs(paired_correlation(unpaired)) < 0.2
+    as_nk = ((mixed.obs["cell_type"] == "NK") & (mixed.obs["dose"] == 1)).to_numpy()
+    assert as_nk.any()
+    np.testing.assert_allclose(mixed.X[as_nk], nk.X[as_nk], **CLOSE)  # drawn or asked for
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------
+
+
+BAD_REQUESTS = {
+    "unknown key": ({"condition": {"cell_typ": "NK"}}, "unknown key 'cell_typ'.*'cell_type'"),
+    "unknown value": ({"condition": {"dose": 3}}, "unknown value 3 for 'dose'"),
+    "too few values": ({"condition": {"dose": [1, 10]}}, "has 2 values for 96 cells"),
+    "short table": ({"condition": pd.DataFrame({"dose": [1, 10]})}, "table has 2 rows for 96 cells"),
+    "no strength": ({"strength": 0}, "`strength` must be a number above 0"),
+    "strength as text": ({"strength": "all"}, "`strength` must be a number above 0.*'all'"),
+    "keys as text": ({"given_keys": "dose"}, "`given_keys` must be a list of names"),
+    "unknown given key": ({"given_keys": ["dos"]}, "`given_keys` has the unknown key 'dos'.*'dose'"),
+    "asked but not given": (
+        {"condition": {"dose": 1}, "given_keys": ["cell_type"]},
+        "asks for 'dose', of which the model is not told",
+    ),
+    "not learned alone": ({"given_keys": ["dose"]}, "condition_strategy='joint'.*has not learned these without"),
+    "adaptive sampler": ({"sampler": "dopri5"}, "cannot be run backwards"),
+    "unknown sampler": ({"sampler": "eulr"}, "not known.*'euler'"),
+    "no cells": ({"indices": []}, "`indices` selects no cells"),
+    "rows beyond": ({"indices": [96]}, "must lie within the 96 cells"),
+    "totals": ({"library_size": [1, 2]}, "one per cell .96."),
+    "batch size": ({"batch_size": 0}, "`batch_size` must be"),
+}
+
+
+@pytest.mark.parametrize(("request_", "message"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_bad_requests_are_refused(trained, request_, message):
+    with pytest.raises(ValueError, match=message):
+        trained.predict_perturbation(**request_)
+
+
+def test_a_table_in_another_order_is_refused(trained):
+    table = trained.adata.obs[["dose"]].iloc[::-1]
+
+    with pytest.raises(ValueError, match="in another order"):
+        trained.predict_perturbation(condition=table)
+
+
+def change_obs(adata, **columns):
+    adata = adata.copy()
+    adata.obs = adata.obs.assign(**columns)
+    return adata
+
+
+def test_cells_without_a_condition_of_their_own_are_refused(trained):
+    adata = trained.adata
+    unlabelled = change_obs(adata, cell_type=adata.obs["cell_type"].where(np.arange(96) > 3))
+    foreign = change_obs(adata, cell_type="Monocyte")
+    bare = adata.copy()
+    del bare.obs["dose"]
+
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] has no label for 4 of 96 cells"):
+        trained.predict_perturbation(unlabelled, {"dose": 1})
+    with pytest.raises(ValueError, match="adata.obs has the unknown value 'Monocyte'"):
+        trained.predict_perturbation(foreign, {"dose": 1})
+    with pytest.raises(KeyError, match="'dose' is not a column"):
+        trained.predict_perturbation(bare, {"dose": 1})
+
+
+def test_other_genes_and_other_values_are_refused(trained, make_cells):
+    with pytest.raises(ValueError, match="another order.*get_var_names"):
+        trained.predict_perturbation(trained.adata[:, ::-1].copy(), {"dose": 1})
+    with pytest.raises(ValueError, match="not whole numbers"):
+        trained.predict_perturbation(make_cells(values="log1p"), {"dose": 1})
+
+
+def test_untrained_models_and_models_without_cells_say_so(make_model, saved_model):
+    with pytest.raises(RuntimeError, match="call train"):
+        make_model().predict_perturbation(condition={"dose": 1})
+    with pytest.raises(ValueError, match="give `adata_control`"):
+        SCLDM.load(saved_model, adata=False).predict_perturbation(condition={"dose": 1})
+
+
+def test_nothing_is_warned_of_in_an_ordinary_request(trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trained.predict_perturbation(condition={"dose": 1}, indices=[0, 1], seed=0)

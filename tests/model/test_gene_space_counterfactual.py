@@ -1,0 +1,156 @@
+"""``predict_perturbation`` of the gene-space models: what is special about profiles with exact zeros."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+
+from scgen_diffusion.diffusion import DDIMSampler, FixedStepSampler
+from scgen_diffusion.model import SCRDIT, WBDIT, _generation
+
+SPIKE_AND_SLAB = {"path": "vp_cosine", "target": "data", "head": "spike_and_slab", "scaling": "gene"}
+CONDITION = {"dose": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_blocks():
+    """Let few cells make several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_generation.BLOCK_SIZES, "cpu", 16)
+        yield
+
+
+def profiles(adata):
+    return np.log1p(adata.X / adata.X.sum(1, keepdims=True) * 1e4)
+
+
+def same_cells(one, other):
+    return (one.X != other.X).nnz == 0 and one.obs.astype(str).equals(other.obs.astype(str))
+
+
+@pytest.mark.parametrize("sampler", [None, "ddpm", "ddim", DDIMSampler(eta=0.5)])
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_a_cell_under_its_own_condition_comes_back(trained_gene_space, sampler, strength):
+    cells = trained_gene_space.predict_perturbation(sampler=sampler, strength=strength, n_steps=3, seed=0)
+
+    np.testing.assert_allclose(cells.X.toarray(), profiles(trained_gene_space.adata), rtol=0, atol=1e-4)
+    assert ((cells.X.toarray() == 0) == (trained_gene_space.adata.X == 0)).all()
+    assert "log1p" in cells.uns
+
+
+ARCHITECTURES = {
+    "spike and slab": (SCRDIT, SPIKE_AND_SLAB, None),
+    "white box": (WBDIT, SPIKE_AND_SLAB, None),
+    "white box without": (WBDIT, {"backbone": "dit"}, None),
+    "published": (SCRDIT, {"target": "noise", "zero_value": -10.0, "scaling": "none"}, None),
+    "flow, noise drawn": (SCRDIT, {"path": "flow_matching", "target": "velocity"}, None),
+    "flow, nothing drawn": (SCRDIT, {"path": "flow_matching", "target": "velocity"}, "midpoint"),
+}
+
+
+@pytest.mark.parametrize(("cls", "options", "sampler"), ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_counts_come_back_from_every_architecture(make_trained_gene_space, cls, options, sampler):
+    model = make_trained_gene_space(cls, **options)
+    request = {"counts": True, "n_steps": 3, "seed": 0, "sampler": sampler}
+
+    same = model.predict_perturbation(**request)
+    other = model.predict_perturbation(condition=CONDITION, **request)
+
+    np.testing.assert_array_equal(same.X.toarray(), model.adata.X)
+    np.testing.assert_array_equal(other.X.sum(1).A1, model.adata.X.sum(1))  # each keeps its own total
+    assert (other.X != same.X).nnz > 0
+
+
+def test_zeros_may_become_values_and_values_zeros(trained_gene_space):
+    before = trained_gene_space.adata.X == 0
+
+    after = trained_gene_space.predict_perturbation(condition={"cell_type": "NK"}, guidance_scale=3.0, seed=0, n_steps=10)
+
+    is_zero = after.X.toarray() == 0
+    assert after.X.format == "csr"
+    assert (before & ~is_zero).any()
+    assert (~before & is_zero).any()
+
+
+def test_rows_names_and_obs_are_those_of_the_control_cells(trained_gene_space):
+    rows = [7, 3, 90]
+
+    cells = trained_gene_space.predict_perturbation(condition=CONDITION, indices=rows, seed=0, n_steps=3)
+
+    assert cells.obs_names.tolist() == ["cell_7", "cell_3", "cell_90"]
+    assert cells.obs["dose"].tolist() == [1, 1, 1]
+    assert cells.obs["dose_of_control"].tolist() == trained_gene_space.adata.obs["dose"].iloc[rows].tolist()
+    assert cells.uns["scgen_diffusion"]["library_size"] == "none"
+
+
+def test_cells_depend_neither_on_batch_size_nor_on_which_others_are_there(trained_gene_space):
+    request = {"condition": CONDITION, "seed": 5, "n_steps": 3}
+    whole = trained_gene_space.predict_perturbation(**request)
+    rows = [80, 3, 40]
+
+    other = trained_gene_space.predict_perturbation(**request, batch_size=20)
+    few = trained_gene_space.predict_perturbation(**request, indices=rows)
+
+    assert same_cells(whole, other)
+    np.testing.assert_allclose(few.X.toarray(), whole.X[rows].toarray(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_seed_decides_on_the_noise(trained_gene_space):
+    one, same, other = (
+        trained_gene_space.predict_perturbation(condition=CONDITION, seed=s, n_steps=3) for s in (1, 1, 2)
+    )
+
+    assert same_cells(one, same)
+    assert not same_cells(one, other)
+
+
+def test_a_saved_model_predicts_the_same_of_cells_in_a_file(trained_gene_space, tmp_path):
+    trained_gene_space.save(tmp_path / "model")
+    trained_gene_space.adata.copy().write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    loaded = type(trained_gene_space).load(tmp_path / "model", adata=False)
+    request = {"condition": CONDITION, "indices": [80, 3, 40], "seed": 1, "n_steps": 3}
+
+    expected = trained_gene_space.predict_perturbation(**request)
+
+    assert same_cells(loaded.predict_perturbation(backed, **request), expected)
+
+
+def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained_gene_space, make_cells):
+    model = make_trained_gene_space(SCRDIT, make_cells(values="log1p"), setup={"values": "log1p"})
+
+    same = model.predict_perturbation(n_steps=3, seed=0)
+    counts = model.predict_perturbation(n_steps=3, seed=0, counts=True, library_size=100)
+
+    np.testing.assert_allclose(same.X.toarray(), model.adata.X, rtol=0, atol=1e-4)
+    assert set(counts.X.sum(1).A1) == {100}
+    with pytest.raises(ValueError, match="do not tell library sizes"):
+        model.predict_perturbation(counts=True)
+    with pytest.raises(ValueError, match="which are no logarithms"):
+        model.predict_perturbation(make_cells(), CONDITION)
+
+
+@pytest.mark.parametrize("sampler", ["dpm_solver", "heun"])
+def test_samplers_that_cannot_be_led_are_refused(trained_gene_space, sampler):
+    assert not isinstance(trained_gene_space._samplers[sampler], FixedStepSampler)
+    with pytest.raises(ValueError, match="cannot be led by given cells.*'ddpm', 'ddim'"):
+        trained_gene_space.predict_perturbation(condition=CONDITION, sampler=sampler)
+
+
+def test_an_untrained_model_says_so(make_gene_space, gene_space_class):
+    with pytest.raises(RuntimeError, match="call train"):
+        make_gene_space(gene_space_class).predict_perturbation(condition=CONDITION)
+
+
+def test_requests_of_one_seed_share_their_noise(trained_gene_space):
+    """Paired sampling: the cells of two requests differ by their conditions alone."""
+    one, other, unpaired = (
+        trained_gene_space.generate(60, {"cell_type": "NK", "dose": dose}, seed=seed).X.toarray()
+        for dose, seed in ((1, 5), (10, 5), (10, 6))
+    )
+
+    def correlation_with_one(cells):
+        return np.corrcoef((one - one.mean(0)).ravel(), (cells - cells.mean(0)).ravel())[0, 1]
+
+    assert correlation_with_one(other) > correlation_with_one(unpaired) + 0.3

@@ -1,0 +1,242 @@
+"""Guidance as users ask for it: scales, compositions, intervals and rescaling."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Additive, Guidance, GuidanceTerm
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.model._guidance import GuidanceOptions, numbers_of_groups
+
+KEYS = ["cell_type", "dose", "treated"]
+REQUEST = {"n_cells": 12, "condition": {"cell_type": "NK", "dose": 10, "treated": True}, "seed": 0}
+
+# Models this small, with few steps, leave the range of the training values.
+pytestmark = pytest.mark.filterwarnings("ignore:Sampling seems to have diverged")
+
+
+def resolve(trained, keys=KEYS, **options):
+    return GuidanceOptions(**options).resolve(CONDITION_STRATEGIES[trained], keys)
+
+
+def same_cells(one, other):
+    return (one.X != other.X).nnz == 0
+
+
+@pytest.fixture(scope="module")
+def additive(make_trained):
+    return make_trained(condition_keys=KEYS, condition_strategy="additive")
+
+
+@pytest.fixture(scope="module")
+def joint(make_trained):
+    return make_trained(condition_keys=KEYS)
+
+
+# --- what is asked, resolved -------------------------------------------------------------------------------------------------
+
+
+@given(scale=st.one_of(st.floats(-2, 5), st.dictionaries(st.sampled_from(KEYS), st.floats(-2, 5))), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_a_composition_is_that_of_the_strategy_of_its_name(scale, data):
+    composition = data.draw(st.sampled_from([None, *CONDITION_STRATEGIES]))
+    scales = [scale.get(key, 1.0) for key in KEYS] if isinstance(scale, dict) else [scale] * 3
+    asked = GuidanceOptions(scale, composition).resolve(Additive(), KEYS)
+    assert asked == Guidance.of(CONDITION_STRATEGIES[composition or "additive"], scales)
+
+
+def test_scales_of_subsets_add_up_what_each_changes_in_the_unconditional_prediction():
+    scale = {("dose", "cell_type"): 2.0, ("treated",): 0.5}
+    terms = resolve("additive", scale=scale).terms
+    assert terms == (GuidanceTerm((), -1.5), GuidanceTerm((0, 1), 2.0), GuidanceTerm((2,), 0.5))
+
+
+def test_the_own_groups_of_an_additive_model_are_kept_together():
+    grouped = GuidanceOptions({"dose": 3.0, "treated": 3.0}, "additive").resolve(Additive(((1, 2),)), KEYS)
+    assert grouped.terms == (GuidanceTerm((0, 1, 2), 3.0), GuidanceTerm((0,), -2.0))
+
+
+@pytest.mark.parametrize(
+    ("trained", "options", "given"),
+    [
+        ("joint", {"composition": "additive", "scale": {"dose": 2.0}}, "only 'cell_type', 'treated'"),
+        ("joint", {"composition": "mutually_exclusive"}, "only 'cell_type'"),
+        ("joint", {"scale": {("dose",): 2.0}}, "only 'dose'"),
+        ("mutually_exclusive", {"composition": "joint"}, "only 'cell_type', 'dose', 'treated'"),
+        ("mutually_exclusive", {"scale": {("dose", "treated"): 1.0}}, "only 'dose', 'treated'"),
+        ("mutually_exclusive", {"composition": "additive"}, "only 'cell_type', 'dose', 'treated'"),
+    ],
+)
+def test_subsets_that_training_never_showed_are_refused(trained, options, given):
+    words = f"{given}, but the model was trained with `condition_strategy='{trained}'`, which shows .*'additive'"
+    with pytest.raises(ValueError, match=words):
+        resolve(trained, **options)
+
+
+def test_a_part_of_a_group_is_refused():
+    with pytest.raises(ValueError, match="only 'dose'.*of `dropped_together` only together"):
+        GuidanceOptions({("dose",): 2.0}).resolve(Additive(((1, 2),)), KEYS)
+
+
+def test_the_conditional_prediction_must_be_known_too_where_it_is_needed():
+    """Scale 0 is the unconditional prediction, which every model knows; outside of an interval it is not enough."""
+    options = {"scale": 0.0, "composition": "joint"}
+    assert resolve("mutually_exclusive", **options).terms == (GuidanceTerm((), 1.0),)
+    for extra in ({"interval": (0.2, 0.8)}, {"rescale": 0.5}):
+        with pytest.raises(ValueError, match="`composition='joint'` needs"):
+            resolve("mutually_exclusive", **options, **extra)
+
+
+def test_predictions_of_weight_zero_need_not_be_known():
+    assert resolve("joint", composition="additive", scale=1.0).terms == (GuidanceTerm((0, 1, 2), 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"composition": "addtive"}, "`composition` 'addtive' is not known.*closest first: 'additive'"),
+        ({"scale": {("dose",): 1.0}, "composition": "additive"}, "`composition` has no say"),
+        ({"scale": {("dose",): 1.0, "treated": 1.0}}, "tuples of different keys, but found 'treated'"),
+        ({"scale": {(): 1.0}}, r"tuples of different keys, but found \(\)"),
+        ({"scale": {("dose", "dose"): 1.0}}, r"tuples of different keys, but found \('dose', 'dose'\)"),
+        ({"scale": {("doses",): 1.0}}, "unknown key 'doses'.*closest first: 'dose'"),
+        ({"scale": {("dose",): np.nan}}, "`guidance_scale` must be finite"),
+        ({"scale": "2"}, "`guidance_scale` must be finite, but found '2'"),
+        ({"interval": (0.8, 0.2)}, "`guidance_interval` must be"),
+        ({"rescale": 2}, "`guidance_rescale` must be"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_refused_by_name(options, words):
+    with pytest.raises(ValueError, match=words):
+        resolve("additive", **options)
+
+
+def test_groups_are_numbered_in_the_order_of_the_keys_of_the_model():
+    assert numbers_of_groups([("treated", "cell_type")], KEYS) == [[2, 0]]
+    with pytest.raises(ValueError, match="`dropped_together` has the unknown key 'doses'.*closest first: 'dose'"):
+        numbers_of_groups([("doses", "treated")], KEYS)
+
+
+# --- in models ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["generate", "get_sampling_path"])
+def test_subsets_never_shown_are_refused_before_any_work(joint, monkeypatch, method):
+    monkeypatch.setattr(joint.module, "draw_noise", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match="`composition='additive'` needs predictions"):
+        getattr(joint, method)(**REQUEST, guidance_scale={"dose": 2.0}, composition="additive")
+
+
+def test_every_composition_makes_cells_of_its_own(additive):
+    scale = {"dose": 8.0, "treated": 0.0}
+    default = additive.generate(**REQUEST, guidance_scale=scale)
+    others = [additive.generate(**REQUEST, guidance_scale=scale, composition=name) for name in CONDITION_STRATEGIES]
+    assert [same_cells(default, other) for other in others] == [name == "additive" for name in CONDITION_STRATEGIES]
+
+
+def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive):
+    def cells(treated, dose, scale):
+        condition = {"cell_type": "NK", "dose": dose, "treated": treated}
+        return additive.generate(12, condition, seed=0, guidance_scale=scale, library_size=200)
+
+    assert same_cells(cells(True, 10, {"treated": 0.0}), cells(False, 10, {"treated": 0.0}))
+    assert not same_cells(cells(True, 10, 1.0), cells(False, 10, 1.0))
+    assert not same_cells(cells(True, 10, {"treated": 0.0}), cells(True, 1, {"treated": 0.0}))
+
+
+def test_scale_zero_takes_away_the_influence_of_a_number_too(make_trained):
+    model = make_trained(
+        condition_keys=["cell_type"], setup={"continuous_condition_keys": ["dose"]}, condition_strategy="additive"
+    )
+
+    def cells(dose, scale):
+        return model.generate(12, {"cell_type": "NK", "dose": dose}, seed=0, guidance_scale=scale, library_size=200)
+
+    assert same_cells(cells(1, {"dose": 0.0}), cells(100, {"dose": 0.0}))
+    assert not same_cells(cells(1, {"dose": 4.0}), cells(100, {"dose": 4.0}))
+    assert np.isfinite(cells(100, {"dose": 4.0}).X.toarray()).all()
+
+
+def test_a_subset_of_all_keys_is_joint_guidance(joint):
+    subset = joint.generate(**REQUEST, guidance_scale={tuple(KEYS): 3.0})
+    assert same_cells(subset, joint.generate(**REQUEST, guidance_scale=3.0))
+
+
+@pytest.mark.parametrize("scale", [3.0, 1.0])
+def test_an_interval_and_rescaling_change_cells_only_where_they_should(joint, scale):
+    def cells(**how):
+        return joint.generate(**REQUEST, guidance_scale=scale, **how)
+
+    plain = cells()
+    assert same_cells(plain, cells(guidance_interval=(0.0, 1.0), guidance_rescale=0.0))
+    for how in ({"guidance_interval": (0.2, 0.6)}, {"guidance_rescale": 0.7}):
+        assert same_cells(plain, cells(**how)) == (scale == 1.0)
+
+
+@pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
+def test_guidance_of_gene_space_models_knows_their_path(make_trained_gene_space, monkeypatch, cls):
+    model = make_trained_gene_space(cls, condition_keys=["cell_type"])
+    rows = []
+    forward = type(model.module.averaged_network).forward
+    monkeypatch.setattr(
+        type(model.module.averaged_network),
+        "forward",
+        lambda self, x, *rest: rows.append(len(x)) or forward(self, x, *rest),
+    )
+    model.generate(5, seed=0, guidance_scale=2.0, guidance_interval=(0.25, 0.6), sampler="ddim", n_steps=10)
+    # Path times 0, 0.1, ..., 0.9, of which 0.3, 0.4, 0.5 and 0.6 need two predictions.
+    assert [n // rows[0] for n in rows] == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]
+
+
+def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained_gene_space):
+    model = make_trained_gene_space(condition_keys=KEYS, condition_strategy="additive")
+    how = {"guidance_scale": {"dose": 3.0}, "guidance_interval": (0.1, 0.8), "guidance_rescale": 0.5, "n_steps": 5}
+    path = model.get_sampling_path(**REQUEST, **how, n_frames=2)
+    np.testing.assert_array_equal(path.X[-12:], model.generate(**REQUEST, **how).X.toarray())
+    assert path.uns["scgen_diffusion"]["guidance_interval"] == [0.1, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({}, {"guidance_scale": 1.0, "composition": "additive", "guidance_interval": [0, 1], "guidance_rescale": 0}),
+        (
+            {"guidance_scale": {("cell_type", "dose"): 2.0, ("treated",): 1.0}},
+            {"guidance_scale": {"cell_type, dose": 2.0, "treated": 1.0}, "composition": "subsets"},
+        ),
+        (
+            {"composition": "joint", "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.7},
+            {"composition": "joint", "guidance_interval": [0.2, 0.8], "guidance_rescale": 0.7},
+        ),
+    ],
+    ids=["default", "subsets", "composition"],
+)
+def test_provenance_tells_of_guidance_and_can_be_written(additive, tmp_path, how, told):
+    cells = additive.generate(**REQUEST, **how)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]
+    for provenance in (cells.uns["scgen_diffusion"], back):
+        for name, value in told.items():
+            found = provenance[name]
+            assert (found.tolist() if isinstance(found, np.ndarray) else found) == value
+
+
+def test_keys_dropped_together_survive_a_file(make_trained, tmp_path):
+    groups = [["treated", "dose"]]
+    model = make_trained(condition_keys=KEYS, condition_strategy="additive", dropped_together=groups)
+    model.save(tmp_path / "model")
+    loaded = SCLDM.load(tmp_path / "model", adata=False)
+    assert loaded.module.strategy == model.module.strategy == Additive(((2, 1),))
+    scale = {"dose": 4.0, "treated": 2.0}
+    assert same_cells(loaded.generate(**REQUEST, guidance_scale=scale), model.generate(**REQUEST, guidance_scale=scale))
+
+
+@pytest.mark.parametrize("name", ["make_model", "make_gene_space"])
+def test_unknown_keys_dropped_together_are_refused_when_the_model_is_built(request, name):
+    with pytest.raises(ValueError, match="`dropped_together` has the unknown key 'doses'"):
+        request.getfixturevalue(name)(condition_strategy="additive", dropped_together=[("cell_type", "doses")])

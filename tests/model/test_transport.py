@@ -1,0 +1,176 @@
+"""``train_transport``, and predictions by it."""
+
+import numpy as np
+import pytest
+
+from scgen_diffusion.model import SCLDM
+
+QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
+PERTURBED = {"dose": 10}
+
+
+@pytest.fixture(scope="module")
+def transported(make_trained):
+    """Take cells of the lowest dose as unperturbed."""
+    model = make_trained(max_epochs=2)
+    model.train_transport(2, control_values={"dose": 1}, **QUICK)
+    return model
+
+
+def controls(model):
+    return np.flatnonzero(model.adata.obs["dose"] == 1)
+
+
+def test_latents_move_and_the_cells_with_them(transported):
+    rows = controls(transported)
+
+    new = transported.predict_perturbation(condition=PERTURBED, indices=rows, method="transport", sample=False)
+    old = transported.predict_perturbation(indices=rows, sample=False)
+
+    assert np.abs(new.X - old.X).mean() > 1e-4
+    assert new.uns["scgen_diffusion"]["method"] == "transport"
+
+
+def test_it_is_the_default_where_it_fits(transported):
+    rows = controls(transported)
+
+    def method(**changes):
+        request = {"condition": PERTURBED, "indices": rows, "sample": False} | changes
+        return transported.predict_perturbation(**request).uns["scgen_diffusion"]["method"]
+
+    assert method() == "transport"
+    assert method(indices=None) == "inversion"  # some are perturbed already
+    assert method(condition={"dose": 10, "cell_type": "NK"}) == "inversion"
+
+
+def test_unperturbed_cells_stay_what_they_are(transported):
+    rows = controls(transported)
+
+    same = transported.predict_perturbation(condition={"dose": 1}, indices=rows, method="transport", seed=0)
+
+    assert (same.X != transported.adata.X[rows]).mean() < 0.01  # a last bit of a rate may turn a count
+
+
+def test_own_residuals_keep_more_of_a_cell_than_new_ones(transported):
+    rows = controls(transported)
+    given = transported.adata.X[rows].ravel()
+
+    own, new = (
+        transported.predict_perturbation(condition=PERTURBED, indices=rows, residuals=residuals, seed=0).X.toarray()
+        for residuals in ("own", "new")
+    )
+
+    assert np.corrcoef(own.ravel(), given)[0, 1] > np.corrcoef(new.ravel(), given)[0, 1] + 0.05
+
+
+def test_it_is_saved_with_the_model(transported, tmp_path):
+    transported.save(tmp_path / "model")
+    loaded = SCLDM.load(tmp_path / "model", adata=transported.adata)
+    rows = controls(transported)
+
+    expected, found = (
+        model.predict_perturbation(condition=PERTURBED, indices=rows, seed=0).X for model in (transported, loaded)
+    )
+
+    assert (expected != found).nnz == 0
+
+
+def test_it_needs_no_prior(make_model):
+    model = make_model()
+    model.train_autoencoder(1, **QUICK)
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+    assert model.predict_perturbation(condition=PERTURBED, indices=controls(model)).n_obs == len(controls(model))
+    with pytest.raises(RuntimeError, match="train_prior"):
+        model.predict_perturbation(condition=PERTURBED, indices=controls(model), method="inversion")
+
+
+def test_control_values_of_the_setup_are_taken(make_model):
+    model = make_model(setup={"control_values": {"dose": 1}})
+    model.train_autoencoder(1, **QUICK)
+    model.train_transport(1, **QUICK)
+
+    assert model.transport_is_trained_
+
+
+def test_a_new_autoencoder_forgets_it(make_trained):
+    model = make_trained()
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_autoencoder(1, **QUICK)
+
+    assert not model.transport_is_trained_
+
+
+def test_training_it_leaves_the_rest_of_the_model_alone(make_trained):
+    model = make_trained()
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+    after = model.module.state_dict()
+    assert all(bool((after[name] == tensor).all()) for name, tensor in before.items())
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_it_must_be_trained(trained):
+    with pytest.raises(RuntimeError, match="train_transport"):
+        trained.predict_perturbation(condition=PERTURBED, method="transport")
+
+
+def test_perturbed_cells_are_refused(transported):
+    with pytest.raises(ValueError, match="perturbed already"):
+        transported.predict_perturbation(condition=PERTURBED, method="transport")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"method": "teleport"}, "`method` 'teleport' is not known"),
+        ({"residuals": "old"}, "`residuals` 'old' is not known"),
+    ],
+)
+def test_unknown_options_are_refused(trained, options, match):
+    with pytest.raises(ValueError, match=match):
+        trained.predict_perturbation(**options)
+
+
+@pytest.mark.parametrize(
+    ("control_values", "match"),
+    [(None, "What is unperturbed"), ({"dose": 7}, "unknown value 7"), ({"day": 0}, "unknown key 'day'")],
+)
+def test_what_is_unperturbed_must_be_known(trained, control_values, match):
+    with pytest.raises(ValueError, match=match):
+        trained.train_transport(1, control_values=control_values, **QUICK)
+
+
+def test_groups_without_both_kinds_of_cells_are_refused(make_cells, make_trained):
+    adata = make_cells()
+    adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")
+    model = make_trained(adata)
+
+    with pytest.raises(ValueError, match="No perturbed training cells have control cells"):
+        model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+
+def test_the_autoencoder_comes_first(make_model):
+    with pytest.raises(RuntimeError, match="call train"):
+        make_model().train_transport(1, control_values={"dose": 1}, **QUICK)
+
+
+# --- as a part of train() ------------------------------------------------------------------------------------------------
+
+
+def test_train_trains_it_where_the_setup_says_what_is_unperturbed(make_trained):
+    without, with_it = (make_trained(setup=setup).history_ for setup in (None, {"control_values": {"dose": 1}}))
+
+    assert "transport_loss_train" not in without
+    assert len(with_it["transport_loss_train"]) == 1
+
+
+def test_train_goes_without_it_where_no_group_has_both_kinds_of_cells(make_cells, make_trained):
+    adata = make_cells()
+    adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")
+
+    assert not make_trained(adata, setup={"control_values": {"dose": 0}}).transport_is_trained_
