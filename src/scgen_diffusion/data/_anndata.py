@@ -24,12 +24,13 @@ def build_anndata(
     provenance: Mapping[str, Any],
     *,
     is_log1p: bool,
+    layers: Mapping[str, np.ndarray] | None = None,
 ) -> AnnData:
     """Assemble generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
     uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
     if is_log1p:
         uns["log1p"] = {}
-    return AnnData(X=x, obs=obs, var=var.copy(), uns=uns)
+    return AnnData(X=x, obs=obs, var=var.copy(), uns=uns, layers=layers)
 
 
 def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:

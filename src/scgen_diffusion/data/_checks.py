@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 CHUNK = 4096  # rows looked at together, so that backed files are never read whole
 LARGEST_LOG1P = 20.0  # log1p of half a billion; no normalisation in use gives as much
 N_NAMED = 5  # how many offenders an error names
+COUNTS_ADVICE = (
+    "Name the layer that holds raw counts with `layer=...`. For log-normalised values set "
+    "`values='log1p'`, which suits SCRDIT, WBDIT, and SCLDM with `likelihood='gaussian'`."
+)
 
 
 def check_expression(adata: AnnData, layer: str | None, values: Literal["counts", "log1p"]) -> None:
@@ -30,29 +34,47 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
         For duplicate genes, values that are NaN, infinite or negative, counts that are fractional, logarithms that are whole
         or too large, and cells without any count.
     """
-    if layer is not None and layer not in adata.layers:
-        msg = f"`layer` {layer!r} is not in adata.layers. {known_names(layer, list(adata.layers))}"
-        raise KeyError(msg)
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    _check_shape(adata, where)
+    where = check_layer(adata, layer)
+    check_shape(adata, where)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         msg = f"{where} is empty; give the layer that holds the {values}."
         raise ValueError(msg)
+    totals = check_counts(matrix, where) if values == "counts" else _check_all_log1p(matrix, where)
+    _check_not_empty(totals, adata.obs_names, where)
+
+
+def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
+    """Return the name of what ``layer`` means, or raise KeyError if there is no such layer."""
+    if layer is not None and layer not in adata.layers:
+        msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, list(adata.layers))}"
+        raise KeyError(msg)
+    return f"{owner}.X" if layer is None else f"{owner}.layers[{layer!r}]"
+
+
+def check_counts(matrix: Any, where: str, advice: str = COUNTS_ADVICE) -> np.ndarray:
+    """Raise unless a matrix holds counts; return their sums, ``(cells,)``."""
+    totals = []
+    for chunk in _chunks(matrix):
+        _check_finite(_stored(chunk), where)
+        _check_whole(_stored(chunk), where, advice)
+        totals.append(_sums(chunk))
+    return np.concatenate(totals)
+
+
+def _check_all_log1p(matrix: Any, where: str) -> np.ndarray:
+    """Raise unless a matrix holds log-normalised values; return their sums, ``(cells,)``."""
     totals, all_whole = [], True
     for chunk in _chunks(matrix):
-        stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
+        stored = _stored(chunk)
         _check_finite(stored, where)
-        if values == "counts":
-            _check_counts(stored, where)
-        else:
-            _check_log1p(stored, where)
-            all_whole = all_whole and bool((stored == np.round(stored)).all())
-        totals.append(np.asarray(chunk.sum(axis=1)).ravel())
-    _check_not_empty(np.concatenate(totals), adata.obs_names, where)
-    if values == "log1p" and all_whole:
+        _check_log1p(stored, where)
+        all_whole = all_whole and bool((stored == np.round(stored)).all())
+        totals.append(_sums(chunk))
+    if all_whole:
         msg = f"{where} holds whole numbers only, as counts do, not log-normalised values. Set `values='counts'`."
         raise ValueError(msg)
+    return np.concatenate(totals)
 
 
 def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
@@ -85,7 +107,7 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
     if list(found) == list(expected):
         return
     if not found.is_unique:
-        msg = f"Genes occur more than once: {_sample(found[found.duplicated()].unique())}."
+        msg = f"Genes occur more than once: {name_some(found[found.duplicated()].unique())}."
         raise ValueError(msg)
     missing = expected.difference(found, sort=False)
     extra = found.difference(expected, sort=False)
@@ -94,8 +116,8 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
         raise ValueError(msg)
     advice = " Use adata[:, model.get_var_names()]." if not len(missing) else ""
     msg = (
-        f"The genes differ from the {len(expected)} of the model: {_sample(missing)} missing, "
-        f"{_sample(extra)} unknown to the model.{advice}"
+        f"The genes differ from the {len(expected)} of the model: {name_some(missing)} missing, "
+        f"{name_some(extra)} unknown to the model.{advice}"
     )
     raise ValueError(msg)
 
@@ -114,20 +136,22 @@ def known_names(name: object, known: Sequence[object]) -> str:
     )
 
 
-def _sample(names: pd.Index) -> str:
+def name_some(names: pd.Index) -> str:
+    """Say how many names there are, and the first of them."""
     if not len(names):
         return "none"
     listed = ", ".join(map(repr, names[:N_NAMED]))
     return f"{len(names)} ({listed}{', ...' if len(names) > N_NAMED else ''})"
 
 
-def _check_shape(adata: AnnData, where: str) -> None:
+def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
+    """Raise unless there are cells and genes, each gene once."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         msg = f"{where} has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."
         raise ValueError(msg)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = f"adata.var_names has duplicates: {_sample(repeated)}. Call adata.var_names_make_unique() first."
+        msg = f"{owner}.var_names has duplicates: {name_some(repeated)}. Call {owner}.var_names_make_unique() first."
         raise ValueError(msg)
 
 
@@ -137,6 +161,14 @@ def _chunks(matrix: Any) -> Iterator[np.ndarray | sp.spmatrix]:
         yield chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)
 
 
+def _stored(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
+    return np.asarray(chunk.data if sp.issparse(chunk) else chunk)
+
+
+def _sums(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
+    return np.asarray(chunk.sum(axis=1)).ravel()
+
+
 def _check_finite(stored: np.ndarray, where: str) -> None:
     bad = ~np.isfinite(stored)
     if bad.any():
@@ -144,7 +176,7 @@ def _check_finite(stored: np.ndarray, where: str) -> None:
         raise ValueError(msg)
 
 
-def _check_counts(stored: np.ndarray, where: str) -> None:
+def _check_whole(stored: np.ndarray, where: str, advice: str) -> None:
     if (stored < 0).any():
         msg = f"{where} holds negative values (smallest {stored.min():.4g}); counts cannot be negative."
         raise ValueError(msg)
@@ -152,8 +184,7 @@ def _check_counts(stored: np.ndarray, where: str) -> None:
     if fractional.any():
         msg = (
             f"{where} holds values that are not whole numbers (for example {stored[fractional][0]:.4g}), but counts are "
-            "needed. Name the layer that holds raw counts with `layer=...`. For log-normalised values set "
-            "`values='log1p'`, which suits SCRDIT, WBDIT, and SCLDM with `likelihood='gaussian'`."
+            f"needed. {advice}"
         )
         raise ValueError(msg)
 
@@ -174,7 +205,7 @@ def _check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
     empty = totals == 0
     if empty.any():
         msg = (
-            f"{where} has cells without any count: {_sample(names[empty])}. Remove them, for example with "
+            f"{where} has cells without any count: {name_some(names[empty])}. Remove them, for example with "
             "scanpy.pp.filter_cells(adata, min_counts=1)."
         )
         raise ValueError(msg)

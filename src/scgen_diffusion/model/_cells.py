@@ -7,22 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scvi import REGISTRY_KEYS
-from scvi.model.base import BaseModelClass
 
-from scgen_diffusion.data import check_same_genes
+from ._registration import RegistrationMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from torch import Tensor
 
 
-class CellsMixin(BaseModelClass):
+class CellsMixin(RegistrationMixin):
     """Batches of the model's own cells or of others with the same genes."""
-
-    var_: pd.DataFrame
 
     @abstractmethod
     def _check_can_read_cells(self) -> None:
@@ -60,7 +56,7 @@ class CellsMixin(BaseModelClass):
             msg = "The model was loaded without cells; give `adata`."
             raise ValueError(msg)
         if adata is not None:
-            check_same_genes(adata.var_names, self.var_.index)
+            self._check_same_features(adata)
         return self._validate_anndata(adata)
 
 

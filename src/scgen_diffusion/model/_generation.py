@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from scgen_diffusion.data import (
     ConditionRequest,
     Conditions,
-    build_anndata,
     is_whole_number,
     known_names,
     synthetic_names,
@@ -121,6 +120,18 @@ class GenerationMixin(BaseModelClass):
         """Turn condition codes ``(n, columns)`` into what the module takes."""
 
     @abstractmethod
+    def _assemble(
+        self,
+        x: sp.csr_matrix | np.ndarray,
+        obs: pd.DataFrame,
+        provenance: Mapping[str, Any],
+        *,
+        is_log1p: bool,
+        layers: Mapping[str, np.ndarray] | None = None,
+    ) -> AnnData:
+        """Put cells ``(cells, genes)`` into the form in which the model returns them."""
+
+    @abstractmethod
     def _check_ready_to_generate(self) -> None:
         """Raise unless the model can generate."""
 
@@ -200,7 +211,7 @@ class GenerationMixin(BaseModelClass):
         provenance = self._provenance(condition, options, library_size, seed)
         provenance["outside_training"] = outside
         obs = self.conditions.to_obs(codes, names)
-        return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
+        return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
 
     @torch.inference_mode()
     def _generate_rows(

@@ -10,9 +10,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
-from scgen_diffusion.data import build_anndata
 from scgen_diffusion.diffusion import SampleGenerators
-from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
 from ._generation import resolve_seed
@@ -56,7 +54,7 @@ class LatentMixin(CellsMixin):
     def get_likelihood(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch_size: int | None = None
     ) -> np.ndarray:
-        """Return the log-likelihood of each cell given the mean of its latent, summed over genes.
+        """Return the log-likelihood of each cell given the mean of its latent, summed over genes (of the modalities that it has).
 
         Parameters
         ----------
@@ -75,7 +73,7 @@ class LatentMixin(CellsMixin):
         module = self.module
         values = []
         for x, _ in self._expression(adata, indices, batch_size):
-            decoded = module.generative(module.inference(x)["z"], total_counts(x))
+            decoded = module.generative(module.inference(x)["z"], module.totals(x))
             values.append(module.likelihood.log_likelihood(module.target(x), **decoded).cpu())
         return torch.cat(values).numpy()
 
@@ -90,6 +88,9 @@ class LatentMixin(CellsMixin):
         seed: int | None = None,
     ) -> AnnData:
         """Encode cells and decode them again, each with its own library size.
+
+        From a model of MuData, all modalities come out, also those that a cell lacks, or that are absent altogether: they are
+        predicted from those that it has, their library sizes included.
 
         Parameters
         ----------
@@ -108,7 +109,7 @@ class LatentMixin(CellsMixin):
         Returns
         -------
         AnnData
-            The cells with their ``obs``, aligned by row.
+            The cells with their ``obs``, aligned by row; MuData from a model of MuData.
         """
         seed = resolve_seed(seed)
         keep_dense = not sample or not self._generates_counts
@@ -120,17 +121,17 @@ class LatentMixin(CellsMixin):
         source = self._validated(adata)
         obs = source.obs.iloc[row_numbers(indices, source.n_obs)]
         provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
-        return build_anndata(stacked, obs.copy(), self.var_, provenance, is_log1p=not self._generates_counts)
+        return self._assemble(stacked, obs.copy(), provenance, is_log1p=not self._generates_counts)
 
     def _reconstruct(self, x: Tensor, cells: np.ndarray, seed: int | None) -> Tensor:
         module = self.module
-        totals = total_counts(x)
         posterior = module.inference(x)["posterior"]
         if seed is None:
+            totals = module.decoding_totals(x, posterior.mean, None)
             return module.likelihood.mean(**module.generative(posterior.mean, totals))
         generators = SampleGenerators(seed, cells.tolist(), x.device)
         z = posterior.draw(generators.normal(*module.latent_shape))
-        return module.draw_cells(z, totals[:, 0], generators)
+        return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
 
     def _expression(
         self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None

@@ -51,7 +51,7 @@ class LibrarySizeMixin(BaseModelClass):
         self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: SampleGenerators
     ) -> Tensor:
         """Draw the totals of cells under conditions ``(n, columns)`` and latents or profiles ``(n, ...)``."""
-        uniform = generators.uniform()
+        uniform = generators.uniform(*self.module.library_size.shape)
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=z.device)
         return self.module.library_size.draw(library_size, condition, z, uniform)

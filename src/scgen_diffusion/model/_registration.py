@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
+from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
@@ -20,7 +22,9 @@ from scgen_diffusion.data import (
     ConditionSetup,
     ContinuousKey,
     SetKey,
+    build_anndata,
     check_expression,
+    check_same_genes,
     keys_of_state,
 )
 from scgen_diffusion.module import CONDITIONS
@@ -29,7 +33,7 @@ from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
+    import scipy.sparse as sp
 
     from scgen_diffusion.module import InputValues
 
@@ -99,11 +103,12 @@ class RegistrationMixin(BaseModelClass):
         if values not in ("counts", "log1p"):
             msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
             raise ValueError(msg)
+        cls._check_is_anndata(adata)
         check_expression(adata, layer, values)
         setup = ConditionSetup.of(
             adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
-        setup_method_args["setup_args"] |= _setup_args(setup)
+        setup_method_args["setup_args"] |= condition_arguments(setup)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=values == "counts"),
             ConditionField(CONDITIONS, setup),
@@ -112,10 +117,43 @@ class RegistrationMixin(BaseModelClass):
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
+    @classmethod
+    def _check_is_anndata(cls, adata: object) -> None:
+        if isinstance(adata, AnnData):
+            return
+        msg = f"`setup_anndata` takes AnnData, but found {type(adata).__name__}."
+        if isinstance(adata, MuData):
+            reads_several = hasattr(cls, "setup_mudata")
+            msg += " Call `setup_mudata`" if reads_several else f" {cls.__name__} reads one modality only;"
+            msg += f"{', or' if reads_several else ''} give one modality, for example mdata['rna']."
+        raise TypeError(msg)
+
     def _describe_cells(self, adata: AnnData | None) -> None:
         """Keep the genes' columns, and how many of the model's cells have which conditions."""
-        self.var_ = _plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
+        self.var_ = plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
         self._count_combinations(self._registered_codes)
+
+    @classmethod
+    def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index) -> None:
+        """Register cells as the model's own ones were, of which this is the registry."""
+        cls._check_is_anndata(adata)
+        check_same_genes(adata.var_names, genes)
+        cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+
+    def _check_same_features(self, adata: AnnData) -> None:
+        self._check_is_anndata(adata)
+        check_same_genes(adata.var_names, self.var_.index)
+
+    def _assemble(
+        self,
+        x: sp.csr_matrix | np.ndarray,
+        obs: pd.DataFrame,
+        provenance: Mapping[str, Any],
+        *,
+        is_log1p: bool,
+        layers: Mapping[str, np.ndarray] | None = None,
+    ) -> AnnData:
+        return build_anndata(x, obs, self.var_, provenance, is_log1p=is_log1p, layers=layers)
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         conditions = Conditions.from_codes(self._condition_keys, codes)
@@ -161,7 +199,7 @@ class RegistrationMixin(BaseModelClass):
         return pd.Index([str(name) for name in state["column_names"]])
 
 
-def _setup_args(setup: ConditionSetup) -> dict[str, Any]:
+def condition_arguments(setup: ConditionSetup) -> dict[str, Any]:
     """Return the arguments of ``setup_anndata`` that give this setup, without what lies in the cells' ``uns``."""
     return {
         "condition_keys": list(setup.categorical),
@@ -185,7 +223,7 @@ def _spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
     raise TypeError(msg)
 
 
-def _plain_columns(var: pd.DataFrame) -> pd.DataFrame:
+def plain_columns(var: pd.DataFrame) -> pd.DataFrame:
     """Keep the columns that can be saved as plain values: text, numbers and truth values."""
     plain = var.select_dtypes(include=["number", "bool", "object", "category", "string"]).copy()
     for name in plain.select_dtypes(include=["category", "string"]):

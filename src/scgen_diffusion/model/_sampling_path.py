@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scgen_diffusion.data import build_anndata, is_whole_number, synthetic_names
+from scgen_diffusion.data import is_whole_number, synthetic_names
 from scgen_diffusion.diffusion import TracingSampler
 
 from ._generation import Block, GenerationMixin, SamplingOptions, resolve_seed
@@ -146,9 +146,8 @@ class SamplingPathMixin(GenerationMixin):
             "outside_training": outside,
         }
         obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())
-        path = build_anndata(np.concatenate(states), obs, self.var_, provenance, is_log1p=True)
-        path.layers["estimate"] = np.concatenate(estimates)
-        return path
+        layers = {"estimate": np.concatenate(estimates)}
+        return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers)
 
     @torch.inference_mode()
     def _frames_of(self, block: Block, sampler: TracingSampler, options: SamplingOptions, n_frames: int) -> Frames:

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import anndata
+import mudata
 import torch
+from anndata import AnnData
+from mudata import MuData
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
-from scgen_diffusion.data import check_same_genes, from_plain, to_plain
+from scgen_diffusion.data import JOINED, from_plain, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
-    from anndata import AnnData
 
 MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
+MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-1"
 PARTS = {"model_state_dict", "var_names", "attr_dict"}
 DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
@@ -55,7 +58,7 @@ class SavingMixin(BaseModelClass):
         save_anndata
             Whether to save the training data too.
         **anndata_write_kwargs
-            Passed to :meth:`anndata.AnnData.write_h5ad`.
+            Passed to :meth:`anndata.AnnData.write_h5ad`, or to :meth:`mudata.MuData.write_h5mu`.
 
         Raises
         ------
@@ -76,14 +79,14 @@ class SavingMixin(BaseModelClass):
         }
         prefix = prefix or ""
         if save_anndata and self.adata is not None:
-            _write_whole(folder / f"{prefix}{ADATA_FILE}", lambda p: self.adata.write_h5ad(p, **anndata_write_kwargs))
+            _write_cells(self.adata, folder, prefix, anndata_write_kwargs)
         _write_whole(folder / f"{prefix}{MODEL_FILE}", lambda path: torch.save(content, path))
 
     @classmethod
     def load(
         cls,
         dir_path: str | os.PathLike[str],
-        adata: AnnData | bool | None = None,
+        adata: AnnData | MuData | bool | None = None,
         *,
         accelerator: str = "auto",
         device: int | str = "auto",
@@ -117,10 +120,9 @@ class SavingMixin(BaseModelClass):
         attributes = from_plain(content["attr_dict"])
         registry = attributes.pop("registry_")
         _check_class(cls, registry, folder)
-        adata = _find_adata(adata, folder / f"{prefix or ''}{ADATA_FILE}")
+        adata = _find_cells(adata, folder, prefix or "")
         if adata is not None:
-            check_same_genes(adata.var_names, attributes["var_"].index)
-            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+            cls._register_like(adata, registry, attributes["var_"].index)
         model = cls(adata, registry=registry, **init_options(attributes.pop("init_params_")))
         for name, value in attributes.items():
             setattr(model, name, value)
@@ -207,7 +209,22 @@ def _check_class(cls: type, registry: dict[str, Any], folder: Path) -> None:
         raise ValueError(msg)
 
 
-def _find_adata(adata: AnnData | bool | None, saved: Path) -> AnnData | None:
-    if adata is None and saved.is_file():
-        return anndata.read_h5ad(saved)
-    return None if isinstance(adata, bool) else adata
+def _write_cells(cells: AnnData | MuData, folder: Path, prefix: str, options: dict[str, Any]) -> None:
+    """Write the cells; of MuData not the copy of all counts, which loading makes again."""
+    if isinstance(cells, AnnData):
+        _write_whole(folder / f"{prefix}{ADATA_FILE}", lambda path: cells.write_h5ad(path, **options))
+        return
+    joined = cells.obsm.pop(JOINED)
+    try:
+        _write_whole(folder / f"{prefix}{MUDATA_FILE}", lambda path: cells.write_h5mu(path, **options))
+    finally:
+        cells.obsm[JOINED] = joined
+
+
+def _find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str) -> AnnData | MuData | None:
+    """Return the cells given, or else those saved with the model, if any."""
+    if cells is None and (path := folder / f"{prefix}{ADATA_FILE}").is_file():
+        return anndata.read_h5ad(path)
+    if cells is None and (path := folder / f"{prefix}{MUDATA_FILE}").is_file():
+        return mudata.read_h5mu(path)
+    return None if isinstance(cells, bool) else cells

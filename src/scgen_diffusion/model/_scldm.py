@@ -9,10 +9,10 @@ import numpy as np
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
-from ._guidance import GuidanceOptions, numbers_of_groups
+from ._guidance import GuidanceOptions
 from ._latent_counterfactual import LatentCounterfactualMixin
 from ._latents import LatentMixin
-from ._library_sizes import LibrarySizeMixin
+from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
 from ._reference import load_reference
 from ._sampling_path import SamplingPathMixin
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class SCLDM(
+    MultimodalMixin,
     QueryMixin,
     TransportTrainingMixin,
     LatentMixin,
-    LibrarySizeMixin,
     LatentCounterfactualMixin,
     SamplingPathMixin,
 ):
@@ -49,7 +49,7 @@ class SCLDM(
     Parameters
     ----------
     adata
-        Cells registered with :meth:`setup_anndata`.
+        Cells registered with :meth:`setup_anndata`; or with :meth:`setup_mudata`, for RNA together with further modalities.
     registry
         Registry of such cells, to construct the model without them.
     size
@@ -93,15 +93,7 @@ class SCLDM(
         if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
             msg = "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; counts are needed for any other."
             raise ValueError(msg)
-        self.module = self._module_cls(
-            self.summary_stats.n_vars,
-            self._condition_specs,
-            input_values=self._input_values,
-            architecture=self.architecture,
-            key_groups=numbers_of_groups(
-                self.architecture.dropped_together, [key.name for key in self._condition_keys]
-            ),
-        )
+        self.module = self._build_module()
         self._describe_cells(adata)
         self.autoencoder_is_trained_ = False
         self.prior_is_trained_ = False
@@ -159,7 +151,8 @@ class SCLDM(
             Steps of the sampler (not of ``"dopri5"``, which is adaptive).
         library_size
             Total counts of the cells: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution (default: as the model was
-            constructed), one number, or one number per cell.
+            constructed), one number, or one number per cell. For several modalities a mapping from modality to numbers,
+            ``{"prot": 3_000}``; those of the others are drawn.
         batch_size
             Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
             made. Does not change the cells.
@@ -173,7 +166,8 @@ class SCLDM(
         -------
         AnnData
             Counts (CSR) in ``X``, conditions in ``obs``, ``var`` as in training, and how the cells were made in
-            ``uns["scgen_diffusion"]``. With a Gaussian head, log-normalised values in place of counts.
+            ``uns["scgen_diffusion"]``. With a Gaussian head, log-normalised values in place of counts. From a model of MuData,
+            MuData: each cell has all modalities.
 
         Raises
         ------

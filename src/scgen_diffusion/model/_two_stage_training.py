@@ -11,7 +11,6 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from scgen_diffusion.data import known_names
-from scgen_diffusion.module import total_counts
 from scgen_diffusion.train import RECIPES, AutoencoderPlan, LatentCache, LatentDataModule, PriorPlan
 
 from ._training import TrainingMixin, changed_recipe, checked_epochs, stage_seed
@@ -184,12 +183,13 @@ class TwoStageTrainingMixin(TrainingMixin):
     def _start_from_data(self, indices: np.ndarray) -> None:
         """Start at the training cells' mean expression."""
         target = torch.zeros(self.summary_stats.n_vars, dtype=torch.float64)
-        pooled = torch.zeros_like(target)
+        pooled, n_cells = torch.zeros_like(target), 0
         for tensors in self._make_data_loader(adata=self.adata, indices=indices, batch_size=1024):
             x = tensors[REGISTRY_KEYS.X_KEY]
             target += self.module.target(x).sum(0)
             pooled += self.module.pooled_profile(x).sum(0)
-        means = [(total / len(indices)).float().to(self.device) for total in (target, pooled)]
+            n_cells = n_cells + self.module.n_cells_with(x)
+        means = [(total / n_cells).float().to(self.device) for total in (target, pooled)]
         self.module.start_from_means(*means)
 
     @torch.inference_mode()
@@ -198,7 +198,12 @@ class TwoStageTrainingMixin(TrainingMixin):
         shape = self.module.latent_shape
         cache = LatentCache(
             self.adata.n_obs,
-            {"mean": shape, "std": shape, "condition": self.module.null_condition.shape, "log_total": ()},
+            {
+                "mean": shape,
+                "std": shape,
+                "condition": self.module.null_condition.shape,
+                "log_total": self.module.library_size.shape,
+            },
             {"condition": self.module.null_condition.dtype},
         )
         return cache.fill(self._encode_all())
@@ -212,7 +217,7 @@ class TwoStageTrainingMixin(TrainingMixin):
                 "mean": posterior.mean,
                 "std": posterior.std,
                 "condition": self.module.condition_of(tensors),
-                "log_total": total_counts(x)[:, 0].log(),
+                "log_total": self.module.log_totals(x),
             }
 
     def _describe_training_cells(self, cache: LatentCache) -> None:
@@ -233,8 +238,10 @@ class TwoStageTrainingMixin(TrainingMixin):
             rows = cache[slice(start, start + ROWS_AT_A_TIME)]
             shape = rows["mean"].shape
             noise = torch.randn(shape, generator=generator).to(rows["mean"].device)
-            mean, std = self.module.library_size.predict((rows["mean"] + rows["std"] * noise).to(self.device))
-            drawn.append(mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator))
+            z, log_totals = (rows["mean"] + rows["std"] * noise).to(self.device), rows["log_total"].to(self.device)
+            mean, std = (values.cpu() for values in self.module.predict_log_totals(z, log_totals))
+            totals = mean + std * torch.randn(mean.shape, generator=generator)
+            drawn.append(totals.masked_fill(log_totals.cpu().isnan(), torch.nan))  # none where a cell has none
         self.module.library_size.fit_predicted(torch.cat(drawn), cache.arrays["condition"].cpu())
 
     @property

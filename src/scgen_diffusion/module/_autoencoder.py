@@ -20,6 +20,7 @@ from ._likelihoods import GaussianLikelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
     from ._architecture import SCLDMArchitecture
+    from ._likelihoods import Likelihood
 
 
 class Posterior(NamedTuple):
@@ -120,6 +121,40 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
         initial_log_theta=architecture.initial_log_theta,
         largest_log_theta=architecture.largest_log_theta,
     )
+
+
+def share_gene_embedding(encoder: Encoder, decoder: Decoder) -> None:
+    """Let attention pooling and gene queries, if there are both, have one embedding per gene."""
+    attention, queries = encoder.network.attention, decoder.gene_queries
+    if attention is not None and queries is not None:
+        queries.embed_gene = attention.embed_gene
+
+
+def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
+    """List the weight matrices with one row or column per gene."""
+    pooling, factors = encoder.network.factors, decoder.factors
+    loadings = [] if pooling is None else [pooling.weight.weight]
+    return loadings if factors is None else [*loadings, factors.loadings.weight]
+
+
+def start_at(
+    start: Tensor,
+    pooled_profile: Tensor,
+    encoder: Encoder,
+    decoder: Decoder,
+    likelihood: Likelihood,
+    initial_log_theta: float,
+) -> None:
+    """Start the decoder's outputs at ``start``, and centre the factor pooling at a mean profile, both ``(genes,)``."""
+    pooling, factors = encoder.network.factors, decoder.factors
+    if pooling is not None:
+        pooling.profile_mean.copy_(pooled_profile)
+    if (outliers := getattr(likelihood, "outliers", None)) is not None:
+        outliers.log_share.copy_(start)
+    if factors is not None:
+        bias = factors.loadings.bias.view(len(start), -1)
+        bias[:, 0] = start
+        bias[:, 1:] = initial_log_theta
 
 
 def _attention_pooling(n_genes: int, architecture: SCLDMArchitecture) -> AttentionPooling:

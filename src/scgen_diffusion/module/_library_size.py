@@ -46,6 +46,9 @@ class LibrarySizeModel(nn.Module):
         Width of the network that reads the latent.
     """
 
+    shape: tuple[int, ...] = ()
+    """Shape of a cell's totals: one number."""
+
     codes: Tensor
     centres: Tensor
     quantiles: Tensor

@@ -22,7 +22,7 @@ from scgen_diffusion.diffusion import (
 from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
-from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood
+from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
 from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
@@ -76,11 +76,7 @@ class SCLDMModule(ConditionedModule):
         self.input_values = input_values
         self.latent_shape = (a.n_latent_tokens, a.n_latent)
         self.path = LinearInterpolant()
-        self.likelihood = build_likelihood(n_input, a)
-        self.encoder = Encoder(n_input, a)
-        self.decoder = Decoder(n_input, self.likelihood.n_outputs, a)
-        if a.share_gene_embedding and a.uses_attention and a.uses_gene_queries:
-            self.decoder.gene_queries.embed_gene = self.encoder.network.attention.embed_gene
+        self._build_autoencoder(n_input, a)
         self.prior = DiT(
             *self.latent_shape,
             conditions,
@@ -90,12 +86,22 @@ class SCLDMModule(ConditionedModule):
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
-        self.library_size = LibrarySizeModel(conditions, a.n_latent_tokens * a.n_latent)
+        self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self.conditions = tuple(conditions)
         self.transport: LatentTransport | None = None
         self._register_conditions(conditions, key_groups)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
+
+    def _build_autoencoder(self, n_input: int, architecture: SCLDMArchitecture) -> None:
+        self.likelihood = build_likelihood(n_input, architecture)
+        self.encoder = Encoder(n_input, architecture)
+        self.decoder = Decoder(n_input, self.likelihood.n_outputs, architecture)
+        if architecture.share_gene_embedding:
+            share_gene_embedding(self.encoder, self.decoder)
+
+    def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
+        return LibrarySizeModel(conditions, n_latent)
 
     def add_transport(self) -> LatentTransport:
         """Make the transport from control to perturbed cells, which few models need, in place of any that there is."""
@@ -116,7 +122,7 @@ class SCLDMModule(ConditionedModule):
     def _get_generative_input(
         self, tensors: Mapping[str, Tensor], inference_outputs: Mapping[str, Any], **_: Any
     ) -> dict[str, Tensor]:
-        return {"z": inference_outputs["z"], "library_size": total_counts(tensors[REGISTRY_KEYS.X_KEY])}
+        return {"z": inference_outputs["z"], "library_size": self.totals(tensors[REGISTRY_KEYS.X_KEY])}
 
     @auto_move_data
     def inference(
@@ -136,7 +142,7 @@ class SCLDMModule(ConditionedModule):
         noise
             Standard normal numbers ``(cells, tokens, n_latent)``; the latent is the posterior mean without them.
         keep
-            Fraction of counts that the encoder sees, ``(cells, 1)``; the rest are thinned out at random.
+            Fraction of counts that the encoder sees, ``(cells, 1)`` or ``(cells, genes)``; the rest are thinned out at random.
         generator
             Source of the thinning's randomness.
         """
@@ -144,7 +150,7 @@ class SCLDMModule(ConditionedModule):
             x = thin(x, keep, generator)
         posterior = self.encoder(*self._encoder_input(x))
         z = posterior.mean if noise is None else posterior.draw(noise)
-        return {"posterior": posterior, "z": z}
+        return {"posterior": posterior, "z": z, "seen": x}
 
     @auto_move_data
     def generative(self, z: Tensor, library_size: Tensor) -> dict[str, Tensor]:
@@ -169,11 +175,31 @@ class SCLDMModule(ConditionedModule):
         """Return what the likelihood explains: counts, or log-normalised values for the Gaussian head."""
         return x if self.architecture.likelihood == "negative_binomial" else log_profile(x, self.input_values)
 
+    def totals(self, x: Tensor) -> Tensor:
+        """Return each cell's total counts, at least 1, ``(cells, 1)``."""
+        return total_counts(x)
+
+    def log_totals(self, x: Tensor) -> Tensor:
+        """Return the logarithms of total counts as the library-size model takes them, ``(cells,)``."""
+        return self.totals(x)[:, 0].log()
+
+    def predict_log_totals(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Read mean and standard deviation of log totals off latents; what the cells have does not enter."""
+        return self.library_size.predict(z)
+
+    def decoding_totals(self, x: Tensor, z: Tensor, generators: SampleGenerators | None) -> Tensor:
+        """Return the totals to decode latents ``z`` of cells ``x`` with: their own, ``(cells, 1)``."""
+        return self.totals(x)
+
+    def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor | None:
+        """Draw the share of counts that the encoder sees, from ``at_least`` to 1, ``(cells, 1)``; None: all of them."""
+        if at_least >= 1 or self.input_values != "counts":
+            return None
+        return at_least + (1 - at_least) * torch.rand(len(x), 1, generator=generator, device=x.device)
+
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
-        a = self.architecture
-        pooling = [self.encoder.network.factors.weight.weight] if a.uses_factor_pooling else []
-        return pooling + ([self.decoder.factors.loadings.weight] if a.uses_factor_decoder else [])
+        return gene_loadings(self.encoder, self.decoder)
 
     def _encoder_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x.log1p() if self.input_values == "counts" else x), self.pooled_profile(x)
@@ -259,11 +285,11 @@ class SCLDMModule(ConditionedModule):
         return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
 
     def draw_cells(self, z: Tensor, totals: Tensor, generators: SampleGenerators) -> Tensor:
-        """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells,)``, and draw a cell for each generator.
+        """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
 
         There may be fewer generators than latents; the rest are decoded in vain.
         """
-        parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals[:, None]))
+        parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
         return generators.map(self.likelihood.sample, parameters[: len(generators)])
 
     def carry_over_cells(
@@ -287,19 +313,16 @@ class SCLDMModule(ConditionedModule):
 
     # --- starting values that follow from the data -------------------------------------------------------------------
 
+    def n_cells_with(self, x: Tensor) -> int | Tensor:
+        """Count the cells that have a gene's modality: all of them."""
+        return len(x)
+
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
         """Start the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
-        is_count = self.architecture.likelihood == "negative_binomial"
-        start = _log_share(target) if is_count else target
-        if self.architecture.uses_factor_pooling:
-            self.encoder.network.factors.profile_mean.copy_(pooled_profile)
-        if is_count and self.likelihood.outliers is not None:
-            self.likelihood.outliers.log_share.copy_(start)
-        if self.architecture.uses_factor_decoder:
-            bias = self.decoder.factors.loadings.bias.view(len(target), -1)
-            bias[:, 0] = start
-            bias[:, 1:] = self.architecture.initial_log_theta
+        start = log_share(target) if self.architecture.likelihood == "negative_binomial" else target
+        log_theta = self.architecture.initial_log_theta
+        start_at(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -309,6 +332,7 @@ def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None)
     return torch.zeros_like(counts).index_put((cells, genes), kept)
 
 
-def _log_share(mean_counts: Tensor) -> Tensor:
+def log_share(mean_counts: Tensor) -> Tensor:
+    """Return the logarithm of each gene's share of mean counts ``(genes,)``, finite for genes without any."""
     share = mean_counts / mean_counts.sum()
     return (share + 0.1 / len(share) * share.mean()).log()

@@ -55,7 +55,7 @@ class AutoencoderPlan(StagePlan):
         """Encode (in training a thinned copy of) the cells, draw latents, decode and compare."""
         x = batch[REGISTRY_KEYS.X_KEY]
         noise = torch.randn(len(x), *self.module.latent_shape, generator=generator, device=x.device)
-        keep = self._keep(x, generator) if training else None
+        keep = self.module.draw_keep(x, self.recipe.keep_at_least, generator) if training else None
         _, _, losses = self.module(
             batch,
             inference_kwargs={"noise": noise, "keep": keep, "generator": generator},
@@ -66,12 +66,6 @@ class AutoencoderPlan(StagePlan):
             "reconstruction_loss": losses.reconstruction_loss_sum / len(x),
             "kl": losses.kl_local_sum / len(x),
         }
-
-    def _keep(self, x: Tensor, generator: torch.Generator) -> Tensor | None:
-        low = self.recipe.keep_at_least
-        if low >= 1 or self.module.input_values != "counts":
-            return None
-        return low + (1 - low) * torch.rand(len(x), 1, generator=generator, device=x.device)
 
     def _kl_weight(self, *, training: bool) -> float:
         rise = min(self.progress / self.recipe.kl_warm_up, 1.0) if training and self.recipe.kl_warm_up else 1.0
@@ -97,7 +91,7 @@ class PriorPlan(StagePlan):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Train the prior and the library-size head."""
-        return [{"params": [*self.module.prior.parameters(), *self.module.library_size.head.parameters()]}]
+        return [{"params": [*self.module.prior.parameters(), *self.module.library_size.parameters()]}]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool

@@ -1,0 +1,181 @@
+"""Likelihoods of further modalities, and of all modalities of a cell together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._likelihoods import Likelihood, NegativeBinomialLikelihood
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+N_NEWTON_STEPS = 8
+SMALLEST_RATE = 1e-12  # below it log(1 - exp(-rate)) would be infinite in single precision
+
+
+class ModalityPanel(NamedTuple):
+    """The features of a modality.
+
+    Attributes
+    ----------
+    n_features
+        How many.
+    likelihood
+        ``"negative_binomial"``, ``"poisson"`` or ``"bernoulli"``.
+    """
+
+    n_features: int
+    likelihood: str
+
+
+class PoissonLikelihood(nn.Module):
+    r"""Counts that are Poisson with mean :math:`\mu_g = l\,\operatorname{softmax}(\ell)_g`."""
+
+    n_outputs = 1
+    outliers = None
+
+    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return the expected counts, ``(cells, features)``."""
+        return outputs[..., 0].float().softmax(1) * library_size
+
+    def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return each cell's log-likelihood of counts ``(cells, features)``."""
+        log_mean = outputs[..., 0].float().log_softmax(1) + library_size.log()
+        return (target * log_mean - log_mean.exp() - (target + 1).lgamma()).sum(1)
+
+    def parameters_per_cell(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return the means, ``(cells, 1, features)``."""
+        return self.mean(outputs, library_size)[:, None]
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw counts ``(features,)``."""
+        return torch.poisson(parameters[0], generator=generator)
+
+
+class BernoulliLikelihood(nn.Module):
+    r"""Zeros and ones: whether a Poisson count of rate :math:`\lambda\,\operatorname{softmax}(\ell)_g` is above zero.
+
+    So :math:`p_g = 1 - \exp(-\lambda\,\operatorname{softmax}(\ell)_g)`. The cell's rate :math:`\lambda` is the one at which
+    the expected number of ones is the library size. A deeper cell has more ones, and features of high probability saturate.
+    """
+
+    n_outputs = 1
+    outliers = None
+
+    def rates(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return the Poisson rates, ``(cells, features)``."""
+        share = outputs[..., 0].float().softmax(1)
+        return (share * total_rate(share, library_size)).clamp(min=SMALLEST_RATE)
+
+    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return the probabilities of a one, ``(cells, features)``."""
+        return -torch.expm1(-self.rates(outputs, library_size))
+
+    def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return each cell's log-likelihood of zeros and ones ``(cells, features)``."""
+        rates = self.rates(outputs, library_size)
+        return torch.where(target > 0, (-torch.expm1(-rates)).log(), -rates).sum(1)
+
+    def parameters_per_cell(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return the probabilities, ``(cells, 1, features)``."""
+        return self.mean(outputs, library_size)[:, None]
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw zeros and ones ``(features,)``."""
+        probability = parameters[0]
+        return (torch.rand(probability.shape, generator=generator, device=probability.device) < probability).float()
+
+
+def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:
+    r"""Solve :math:`\sum_g 1 - \exp(-\lambda s_g) = n` for :math:`\lambda`.
+
+    The left side is concave, so that Newton's steps from :math:`\lambda = n` rise to the root and never pass it. Only the last
+    one is differentiated, which gives the root's derivative.
+
+    Parameters
+    ----------
+    share
+        :math:`s`, ``(cells, features)``.
+    n_ones
+        :math:`n`, less than the number of features, ``(cells, 1)``; more is taken for half a feature less than all.
+
+    Returns
+    -------
+    Tensor
+        ``(cells, 1)``.
+    """
+    n_ones = n_ones.clamp(max=share.shape[1] - 0.5)
+    rate = n_ones
+    with torch.no_grad():
+        for _ in range(N_NEWTON_STEPS):
+            rate = rate + _shortfall(share, rate, n_ones) / _slope(share, rate)
+        slope = _slope(share, rate)
+    return rate + _shortfall(share, rate, n_ones) / slope
+
+
+def _shortfall(share: Tensor, rate: Tensor, n_ones: Tensor) -> Tensor:
+    return n_ones + torch.expm1(-rate * share).sum(1, keepdim=True)
+
+
+def _slope(share: Tensor, rate: Tensor) -> Tensor:
+    return (share * (-rate * share).exp()).sum(1, keepdim=True).clamp(min=SMALLEST_RATE)
+
+
+class MultimodalLikelihood(nn.Module):
+    """The likelihoods of a cell's modalities, independent given its latent.
+
+    Outputs are one tensor per modality; values, means and targets stand side by side, ``(cells, features of all)``; library
+    sizes are ``(cells, modalities)``.
+
+    Parameters
+    ----------
+    parts
+        Likelihood of each modality.
+    n_features
+        Number of features of each.
+    """
+
+    def __init__(self, parts: Sequence[Likelihood], n_features: Sequence[int]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.n_features = list(n_features)
+
+    def mean(self, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:
+        """Return the expected values, ``(cells, features of all)``."""
+        return torch.cat([part.mean(o, size) for part, o, size in self._each(outputs, library_size)], dim=1)
+
+    def log_likelihood(self, target: Tensor, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:
+        """Return each cell's log-likelihood, summed over the modalities that it has, ``(cells,)``."""
+        total = torch.zeros(len(target), device=target.device)
+        targets = target.split(self.n_features, dim=1)
+        for values, (part, output, size) in zip(targets, self._each(outputs, library_size), strict=True):
+            total = total + torch.where(has_counts(values), part.log_likelihood(values, output, size), 0)
+        return total
+
+    def parameters_per_cell(self, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:
+        """Return what :meth:`sample` needs, one row per cell."""
+        parameters = [
+            part.parameters_per_cell(o, size).flatten(1) for part, o, size in self._each(outputs, library_size)
+        ]
+        return torch.cat(parameters, dim=1)
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one cell from its row of parameters, ``(features of all,)``."""
+        rows = [2 if isinstance(part, NegativeBinomialLikelihood) else 1 for part in self.parts]
+        blocks = parameters.split([n * k for n, k in zip(self.n_features, rows, strict=True)])
+        drawn = [
+            part.sample(block.view(k, n), generator)
+            for part, block, k, n in zip(self.parts, blocks, rows, self.n_features, strict=True)
+        ]
+        return torch.cat(drawn)
+
+    def _each(self, outputs: Sequence[Tensor], library_size: Tensor) -> zip[tuple[Likelihood, Tensor, Tensor]]:
+        return zip(self.parts, outputs, library_size.split(1, dim=1), strict=True)
+
+
+def has_counts(values: Tensor) -> Tensor:
+    """Tell which cells have the modality of which these are the values ``(cells, features)``: any count, ``(cells,)``."""
+    return (values > 0).any(1)

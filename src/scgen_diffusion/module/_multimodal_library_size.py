@@ -1,0 +1,88 @@
+"""How many counts a generated cell has in each of its modalities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ._library_size import LibrarySizeModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgen_diffusion.nn import ConditionSpec
+
+    from ._library_size import LibrarySizeKind
+
+
+class MultimodalLibrarySize(nn.Module):
+    """One :class:`LibrarySizeModel` per modality. Totals are ``(cells, modalities)``, NaN where a cell lacks the modality.
+
+    By ``"latent"``, a modality's total is read off the latent *and* off the totals of the modalities before it: a cell that
+    lost half its content lost it in all modalities. The other distributions draw each modality's total on its own.
+
+    Parameters
+    ----------
+    n_modalities
+        Number of modalities.
+    conditions
+        What the condition keys are.
+    n_latent
+        Number of latent dimensions, all tokens together.
+    """
+
+    def __init__(self, n_modalities: int, conditions: Sequence[ConditionSpec], n_latent: int) -> None:
+        super().__init__()
+        self.shape = (n_modalities,)
+        self.parts = nn.ModuleList(LibrarySizeModel(conditions, n_latent + before) for before in range(n_modalities))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there are groups to draw from."""
+        return all(part.is_fitted for part in self.parts)
+
+    def fit(self, log_totals: Tensor, condition: Tensor) -> None:
+        """Summarise log totals ``(cells, modalities)`` by the groups of conditions ``(cells, columns)``."""
+        for part, totals in zip(self.parts, log_totals.unbind(1), strict=True):
+            part.fit(totals[~totals.isnan()], condition[~totals.isnan()])
+
+    def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
+        """Summarise log totals ``(cells, modalities)`` that were drawn from :meth:`predict` for the training cells."""
+        for part, totals in zip(self.parts, drawn.unbind(1), strict=True):
+            part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()])
+
+    def draw(self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
+        """Draw totals ``(n, modalities)`` from ``uniform (n, modalities)``; see :meth:`LibrarySizeModel.draw`."""
+        log_totals = uniform.new_zeros(len(z), 0)
+        for part, level in zip(self.parts, uniform.unbind(1), strict=True):
+            drawn = part.draw(kind, condition, self._features(z, log_totals), level)
+            log_totals = torch.cat([log_totals, drawn.log()[:, None]], dim=1)
+        return log_totals.exp().round()
+
+    def predict(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Read mean and standard deviation of each log total off the latents and the totals before it, ``(n, modalities)``."""
+        before = [self._features(z, log_totals[:, :number]) for number in range(len(self.parts))]
+        means, stds = zip(*(part.predict(known) for part, known in zip(self.parts, before, strict=True)), strict=True)
+        return torch.stack(means, dim=1), torch.stack(stds, dim=1)
+
+    def loss(self, z: Tensor, log_totals: Tensor) -> Tensor:
+        """Return the negative log-likelihood of the log totals that there are, ``(n,)``."""
+        losses = [
+            torch.where(totals.isnan(), 0, part.loss(self._features(z, log_totals[:, :number]), totals.nan_to_num()))
+            for number, (part, totals) in enumerate(zip(self.parts, log_totals.unbind(1), strict=True))
+        ]
+        return torch.stack(losses).sum(0)
+
+    def typical(self) -> Tensor:
+        """Return the typical total of each modality, ``(modalities,)``."""
+        return torch.stack([part.means[0] for part in self.parts]).exp()
+
+    def _features(self, z: Tensor, log_totals: Tensor) -> Tensor:
+        """Append the totals before, standardised, to the latents; those that there are not count as average."""
+        known = [
+            ((totals - part.means[0]) / part.stds[0].clamp(min=1e-2)).nan_to_num()
+            for part, totals in zip(self.parts, log_totals.unbind(1), strict=False)
+        ]
+        return torch.cat([z.flatten(1), *(column[:, None] for column in known)], dim=1)

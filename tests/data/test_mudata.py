@@ -1,0 +1,223 @@
+"""MuData in and out: modalities side by side, and what is refused."""
+
+from __future__ import annotations
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from scgen_diffusion.data import (
+    Modality,
+    build_mudata,
+    check_condition_columns,
+    check_is_mudata,
+    check_same_features,
+    guess_likelihood,
+    resolve_layers,
+    resolve_modalities,
+)
+from scgen_diffusion.data._mudata import join_expression, joined_names
+from scgen_diffusion.data._mudata_checks import check_modalities, check_modality
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
+
+
+def modality(values, cells, names):
+    return anndata.AnnData(
+        sp.csr_matrix(np.asarray(values, dtype=np.float32)),
+        obs=pd.DataFrame(index=list(cells)),
+        var=pd.DataFrame(index=list(names)),
+    )
+
+
+@pytest.fixture
+def mdata():
+    """Build cells a to d: rna of a, b, c; protein of d, c, b, in that order."""
+    rna = modality([[1, 0], [2, 3], [0, 4]], "abc", ["CD4", "ACTB"])
+    prot = modality([[9], [8], [7]], "dcb", ["CD4"])
+    return mudata.MuData({"rna": rna, "prot": prot})
+
+
+MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "poisson")}
+
+
+def test_modalities_stand_side_by_side_in_the_order_of_the_cells(mdata):
+    joined = pd.DataFrame(join_expression(mdata, MODALITIES, {}).toarray(), index=mdata.obs_names).loc[list("abcd")]
+
+    assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
+    assert list(joined_names(MODALITIES)) == ["rna:CD4", "rna:ACTB", "prot:CD4"]
+
+
+def test_an_absent_modality_is_zero(mdata):
+    alone = mudata.MuData({"rna": mdata["rna"].copy()})
+
+    assert join_expression(alone, MODALITIES, {}).toarray().tolist() == [[1, 0, 0], [2, 3, 0], [0, 4, 0]]
+
+
+def test_a_layer_is_read_for_its_modality(mdata):
+    mdata["rna"].layers["twice"] = mdata["rna"].X * 2
+
+    joined = join_expression(mdata, MODALITIES, {"rna": "twice"})
+
+    assert joined.sum() == 2 * 10 + 24
+
+
+def test_built_cells_are_paired_and_split_by_modality():
+    obs = pd.DataFrame({"cell_type": ["B", "T"]}, index=["x", "y"])
+    variables = {"rna": pd.DataFrame(index=["CD4", "ACTB"]), "prot": pd.DataFrame(index=["CD4"])}
+
+    built = build_mudata(sp.csr_matrix(np.array([[1, 2, 3], [4, 5, 6]])), obs, variables, {"seed": 1}, is_log1p=False)
+
+    assert built["rna"].X.toarray().tolist() == [[1, 2], [4, 5]]
+    assert built["prot"].X.toarray().tolist() == [[3], [6]]
+    for part in (built, built["rna"], built["prot"]):
+        assert part.obs["cell_type"].tolist() == ["B", "T"]
+        assert part.uns["scgen_diffusion"] == {"seed": 1}
+
+
+def test_layers_are_split_with_the_values():
+    obs = pd.DataFrame(index=["x"])
+    variables = {"rna": pd.DataFrame(index=["a"]), "prot": pd.DataFrame(index=["b"])}
+
+    built = build_mudata(
+        np.array([[1.0, 2.0]]), obs, variables, {}, is_log1p=True, layers={"estimate": np.array([[3.0, 4.0]])}
+    )
+
+    assert built["rna"].layers["estimate"].tolist() == [[3.0]]
+    assert built["prot"].layers["estimate"].tolist() == [[4.0]]
+    assert built["prot"].uns["log1p"] == {}
+
+
+# --- what a user says of modalities ---------------------------------------------------------------------------------
+
+
+def test_names_may_be_left_out_listed_or_given_likelihoods(mdata):
+    assert resolve_modalities(mdata, None) == {"rna": None, "prot": None}
+    assert resolve_modalities(mdata, ["prot"]) == {"prot": None}
+    assert resolve_modalities(mdata, {"prot": "poisson", "rna": None}) == {"prot": "poisson", "rna": None}
+
+
+@pytest.mark.parametrize(
+    ("modalities", "error", "message"),
+    [
+        ("rna", TypeError, r"Did you mean \['rna'\]"),
+        ([], ValueError, "names none"),
+        (["rna", "rna"], ValueError, "more than once"),
+        (["rna", "protein"], KeyError, "no modality 'protein'.*closest first: 'prot'"),
+        ({"rna": "binomial"}, ValueError, r"modalities\['rna'\]` is 'binomial'.*'negative_binomial'"),
+    ],
+)
+def test_wrong_modalities_are_named(mdata, modalities, error, message):
+    with pytest.raises(error, match=message):
+        resolve_modalities(mdata, modalities)
+
+
+def test_modalities_that_share_features_are_refused(mdata):
+    with pytest.raises(ValueError, match="share cells"):
+        resolve_modalities(mudata.MuData({"a": mdata["rna"].copy(), "b": mdata["rna"].copy()}, axis=1), None)
+
+
+def test_anndata_is_refused(mdata):
+    with pytest.raises(TypeError, match="found AnnData.*setup_anndata"):
+        check_is_mudata(mdata["rna"])
+
+
+def test_layers_are_one_for_all_or_one_each():
+    assert resolve_layers("counts", ["rna", "prot"]) == {"rna": "counts", "prot": "counts"}
+    assert resolve_layers({"rna": "counts"}, ["rna", "prot"]) == {"rna": "counts", "prot": None}
+    with pytest.raises(KeyError, match="modality 'atac'"):
+        resolve_layers({"atac": "counts"}, ["rna", "prot"])
+
+
+def test_zeros_and_ones_are_taken_for_open_or_closed(mdata):
+    assert guess_likelihood(mdata["rna"], None, "rna") == "negative_binomial"
+    assert guess_likelihood(modality([[0, 1]], "a", "xy"), None, "atac") == "bernoulli"
+    with pytest.raises(KeyError, match=r"mdata\['rna'\].layers"):
+        guess_likelihood(mdata["rna"], "counts", "rna")
+
+
+# --- values and cells -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "cells", "names", "likelihood", "message"),
+    [
+        (np.zeros((0, 2)), "", "xy", None, r"mdata\['m'\].X has 0 cells and 2 genes"),
+        (np.zeros((2, 0)), "ab", "", None, "has 2 cells and 0 genes"),
+        ([[0, 0], [0, 0]], "ab", "xy", None, "holds no count at all"),
+        ([[0.5, 1], [1, 1]], "ab", "xy", None, r"not whole numbers.*layers=\{'m': ...\}"),
+        ([[-1, 1], [1, 1]], "ab", "xy", None, "negative"),
+        ([[np.nan, 1], [1, 1]], "ab", "xy", None, "NaN"),
+        ([[1, 1], [1, 1]], "ab", "xx", None, r"mdata\['m'\].var_names has duplicates"),
+        ([[1, 1], [1, 1]], "aa", "xy", None, r"mdata\['m'\].obs_names has duplicates"),
+        ([[1, 2], [1, 1]], "ab", "xy", "bernoulli", r"values up to 2, but `modalities\['m'\]='bernoulli'`"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_values_that_no_likelihood_explains_are_refused(values, cells, names, likelihood, message):
+    with pytest.raises(ValueError, match=message):
+        check_modality(modality(values, cells, names), "m", None, likelihood)
+
+
+def test_cells_of_other_names_are_refused():
+    mdata = mudata.MuData({"rna": modality([[1], [1]], ["A-1", "B-1"], "x"), "prot": modality([[1], [1]], "AB", "y")})
+
+    with pytest.raises(ValueError, match=r"No cell of mdata\['rna'\] \(2 \('A-1', 'B-1'\)\) is in another modality"):
+        check_modalities(mdata, ["rna", "prot"], {})
+
+
+def test_modalities_may_be_linked_through_a_third():
+    parts = {
+        "rna": modality([[1]] * 2, "ab", "x"),
+        "prot": modality([[1]] * 2, "bc", "y"),
+        "atac": modality([[1]], "c", "z"),
+    }
+
+    check_modalities(mudata.MuData(parts), list(parts), {})
+
+
+def test_cells_without_any_count_are_named(mdata):
+    mdata["rna"].X[0, 0] = 0
+
+    with pytest.raises(ValueError, match=r"no count in any of \['rna', 'prot'\]: 1 \('a'\)"):
+        check_modalities(mdata, ["rna", "prot"], {})
+    with pytest.raises(ValueError, match=r"any of \['prot'\]: 1 \('a'\)"):
+        check_modalities(mdata, ["prot"], {})
+
+
+def test_cells_that_were_added_to_a_modality_only_are_found(mdata):
+    mdata.mod["rna"] = modality([[1, 0], [2, 3]], "ae", ["CD4", "ACTB"])
+
+    with pytest.raises(ValueError, match=r"1 cells that mdata.obs does not list; call mdata.update"):
+        check_modalities(mdata, ["rna", "prot"], {})
+
+
+def test_a_condition_of_a_modality_is_brought_up(mdata):
+    mdata["rna"].obs["cell_type"] = "B"
+
+    with pytest.raises(KeyError, match=r"mdata.pull_obs\(\['cell_type'\]\)"):
+        check_condition_columns(mdata, ["cell_type"])
+    mdata.obs["cell_type"] = "B"
+    check_condition_columns(mdata, ["cell_type"])
+
+
+# --- cells for a model that is there --------------------------------------------------------------------------------
+
+
+def test_features_must_be_the_models(mdata):
+    check_same_features(mdata, MODALITIES)
+    other = mudata.MuData({"rna": mdata["rna"][:, ::-1].copy()})
+
+    with pytest.raises(ValueError, match=r"Modality 'rna'.*another order. Use mdata\['rna'\]"):
+        check_same_features(other, MODALITIES)
+
+
+def test_one_of_the_modalities_is_enough_and_none_is_not(mdata):
+    check_same_features(mudata.MuData({"prot": mdata["prot"].copy()}), MODALITIES)
+    with pytest.raises(ValueError, match=r"none of the model's modalities \['rna', 'prot'\]"):
+        check_same_features(mudata.MuData({"atac": mdata["prot"].copy()}), MODALITIES)
+    with pytest.raises(TypeError, match="reads MuData"):
+        check_same_features(mdata["rna"], MODALITIES)

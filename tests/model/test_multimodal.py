@@ -1,0 +1,310 @@
+"""SCLDM on cells with several modalities, of which some cells lack some."""
+
+from __future__ import annotations
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
+
+TYPES = np.array(["B", "T", "NK"])
+N_CELLS, N_WITH_PROTEIN = 90, 60
+
+
+def make_mudata(seed=0):
+    """Build cells with rna, protein (of the first sixty, in reverse order), and 0/1 accessibility."""
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 3, N_CELLS)
+    names = [f"cell_{number}" for number in range(N_CELLS)]
+
+    def part(prefix, n_features, scale, largest=np.inf):
+        programme = rng.gamma(1.0, scale, (3, n_features))
+        counts = rng.poisson(programme[types] * rng.lognormal(0, 0.3, (N_CELLS, 1)))
+        counts[:, 0] += 1
+        var = pd.DataFrame({"symbol": "s"}, index=[f"{prefix}{number}" for number in range(n_features)])
+        x = sp.csr_matrix(np.minimum(counts, largest).astype(np.float32))
+        return anndata.AnnData(x, obs=pd.DataFrame(index=names), var=var)
+
+    parts = {"rna": part("f", 9, 3.0), "prot": part("f", 4, 30.0), "atac": part("peak", 7, 0.5, largest=1)}
+    parts["prot"] = parts["prot"][:N_WITH_PROTEIN][::-1].copy()
+    mdata = mudata.MuData(parts)
+    mdata.obs["cell_type"] = pd.Series(TYPES[types], index=names).reindex(mdata.obs_names)
+    return mdata
+
+
+def make_model(tiny, mdata=None, setup=None, **options):
+    mdata = make_mudata() if mdata is None else mdata
+    SCLDM.setup_mudata(mdata, condition_keys=["cell_type"], **(setup or {}))
+    return SCLDM(mdata, **{**tiny, **options})
+
+
+@pytest.fixture(scope="module")
+def multimodal(tiny, quick):
+    torch.manual_seed(0)
+    model = make_model(tiny)
+    model.train(3, **quick)
+    return model
+
+
+def values(mdata):
+    return np.hstack([mdata[name].X.toarray() for name in mdata.mod])
+
+
+def rna_of(mdata, n_cells=10):
+    alone = mudata.MuData({"rna": mdata["rna"][:n_cells].copy()})
+    alone.obs["cell_type"] = mdata.obs["cell_type"].reindex(alone.obs_names)
+    return alone
+
+
+def test_every_modality_has_its_likelihood(multimodal):
+    found = {name: modality.likelihood for name, modality in multimodal.modalities.items()}
+
+    assert found == {"rna": "negative_binomial", "prot": "negative_binomial", "atac": "bernoulli"}
+    assert list(multimodal.modalities["prot"].features) == ["f0", "f1", "f2", "f3"]
+
+
+def test_generated_cells_are_paired(multimodal):
+    cells = multimodal.generate(40, condition={"cell_type": ["B", "T"]}, seed=0)
+
+    assert list(cells.mod) == ["rna", "prot", "atac"]
+    for name, part in cells.mod.items():
+        assert part.obs_names.equals(cells.obs_names)
+        assert list(part.var_names) == list(multimodal.adata[name].var_names)
+        assert part.var["symbol"].eq("s").all()
+        assert (part.X.data >= 1).all()
+        assert (part.X.data == np.round(part.X.data)).all()
+    assert cells["atac"].X.max() == 1
+    assert cells.obs["cell_type"].tolist() == ["B"] * 20 + ["T"] * 20
+    assert cells.uns["scgen_diffusion"]["seed"] == 0
+
+
+def test_generated_cells_can_be_written_and_read(multimodal, tmp_path):
+    cells = multimodal.generate(5, seed=0)
+    cells.write_h5mu(tmp_path / "cells.h5mu")
+
+    np.testing.assert_array_equal(values(mudata.read_h5mu(tmp_path / "cells.h5mu")), values(cells))
+
+
+def test_same_seed_same_cells_whatever_the_batch(multimodal):
+    first = values(multimodal.generate(200, seed=3))
+
+    np.testing.assert_array_equal(values(multimodal.generate(200, seed=3, batch_size=1)), first)
+    np.testing.assert_array_equal(values(multimodal.generate(20, seed=3)), first[:20])
+    assert (values(multimodal.generate(200, seed=4)) != first).any()
+
+
+def test_library_sizes_are_given_per_modality(multimodal):
+    given = multimodal.generate(60, library_size={"prot": 5000, "atac": np.full(60, 3.0)}, seed=0)
+    drawn = multimodal.generate(60, seed=0)
+
+    assert abs(given["prot"].X.sum(1).mean() / 5000 - 1) < 0.2  # overdispersed counts around their means
+    assert abs(given["atac"].X.sum(1).mean() - 3) < 0.8
+    assert (given["rna"].X != drawn["rna"].X).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("library_size", "error", "message"),
+    [
+        (1000, TypeError, "must be a mapping from modality"),
+        ({"protein": 10}, ValueError, "names the modality 'protein'.*closest first: 'prot'"),
+        ({"rna": "normal"}, TypeError, r"library_size\['rna'\]` must be numbers"),
+        ({"rna": [1, 2]}, ValueError, "one per cell"),
+        ({"rna": -1}, ValueError, "at least 1"),
+        ({"atac": 7}, ValueError, r"below the number of features \(7\)"),
+        ("uniform", ValueError, "'uniform' is not known"),
+    ],
+)
+def test_library_sizes_that_cannot_be_are_refused(multimodal, library_size, error, message):
+    with pytest.raises(error, match=message):
+        multimodal.generate(3, library_size=library_size)
+
+
+def test_every_distribution_of_library_sizes_can_be_asked_for(multimodal):
+    for kind in ("latent", "empirical", "normal"):
+        assert multimodal.generate(3, library_size=kind, seed=0).uns["scgen_diffusion"]["library_size"] == kind
+
+
+def test_latents_and_likelihoods_do_not_depend_on_neighbours(multimodal):
+    latents, likelihoods = multimodal.get_latent_representation(), multimodal.get_likelihood()
+    close = {"rtol": 1e-4, "atol": 1e-4}  # matrix products of other shapes add in another order
+
+    assert latents.shape == (N_CELLS, 8)
+    np.testing.assert_allclose(multimodal.get_latent_representation(batch_size=1), latents, **close)
+    np.testing.assert_allclose(multimodal.get_likelihood(indices=[70, 3], batch_size=1), likelihoods[[70, 3]], **close)
+
+
+def test_a_cell_has_the_same_latent_whether_a_modality_lacks_it_or_is_absent(multimodal):
+    cells = multimodal.adata.obs_names[-5:]  # without protein
+    without = mudata.MuData({name: multimodal.adata[name][cells].copy() for name in ("rna", "atac")})
+    without.obs["cell_type"] = multimodal.adata.obs["cell_type"].reindex(without.obs_names)
+
+    latents = pd.DataFrame(multimodal.get_latent_representation(), index=multimodal.adata.obs_names)
+
+    np.testing.assert_allclose(
+        multimodal.get_latent_representation(without), latents.loc[without.obs_names], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_what_a_cell_lacks_is_imputed(multimodal):
+    expected = multimodal.get_reconstruction(rna_of(multimodal.adata), sample=False)
+    drawn = multimodal.get_reconstruction(rna_of(multimodal.adata), seed=0)
+
+    measured = multimodal.adata["prot"].X.sum(1).mean()
+    assert expected["prot"].shape == (10, 4)
+    assert (expected["prot"].X > 0).all()
+    assert 0.5 < expected["prot"].X.sum(1).mean() / measured < 2  # far from the smallest library size, 1
+    assert set(np.unique(drawn["atac"].X.toarray())) <= {0.0, 1.0}
+    assert drawn.obs["cell_type"].tolist() == rna_of(multimodal.adata).obs["cell_type"].tolist()
+
+
+def test_reconstructions_do_not_depend_on_neighbours(multimodal):
+    rows = [88, 2, 41]
+    whole = values(multimodal.get_reconstruction(seed=1))
+
+    np.testing.assert_array_equal(
+        values(multimodal.get_reconstruction(indices=rows, seed=1, batch_size=2)), whole[rows]
+    )
+
+
+def test_the_way_from_noise_is_shown_by_modality(multimodal):
+    path = multimodal.get_sampling_path(4, n_frames=3, seed=0)
+
+    assert path.n_obs == 12
+    assert path["atac"].layers["estimate"].shape == (12, 7)
+    assert path["prot"].obs["frame"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    np.testing.assert_allclose(np.expm1(path["rna"].X).sum(1), 1e4, rtol=1e-3)
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, quick, tmp_path):
+    def weights(*epochs):
+        torch.manual_seed(0)
+        model = make_model(tiny)
+        for number in epochs:
+            model.train(number, checkpoint_dir=tmp_path / str(len(epochs)), **quick)
+        return model.module.state_dict()
+
+    whole, resumed = weights(2), weights(2, 2)  # the second call finds both stages finished
+
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_training_may_stop_early(tiny, quick):
+    model = make_model(tiny)
+    model.train(2, early_stopping=True, **quick)
+
+    assert model.is_trained_
+    assert np.isfinite(model.history["prior_library_size_loss_validation"]).to_numpy().all()
+
+
+def test_a_published_size_is_refused_as_its_latents_have_no_spread(tiny):
+    mdata = make_mudata()
+    SCLDM.setup_mudata(mdata)
+    with pytest.raises(ValueError, match="latent='variational'"):
+        SCLDM(mdata, size="published")
+
+
+def test_a_model_makes_the_same_cells_in_a_fresh_process(multimodal, run_python, tmp_path):
+    multimodal.save(tmp_path / "model")
+    script = """
+import sys
+from scgen_diffusion.model import SCLDM
+model = SCLDM.load(sys.argv[1], accelerator="cpu")
+print("cells:", model.adata)
+model.generate(7, seed=5).write_h5mu(sys.argv[2])
+"""
+    printed = run_python(script, tmp_path / "model", tmp_path / "cells.h5mu")
+
+    loaded = mudata.read_h5mu(tmp_path / "cells.h5mu")
+    np.testing.assert_array_equal(values(loaded), values(multimodal.generate(7, seed=5)))
+    assert loaded["prot"].var["symbol"].eq("s").all()
+    assert "cells: None" in printed
+
+
+def test_cells_are_saved_with_the_model_and_the_joined_copy_is_not(multimodal, tmp_path):
+    multimodal.save(tmp_path / "model", save_anndata=True)
+
+    loaded = SCLDM.load(tmp_path / "model", accelerator="cpu")
+
+    assert "_scgen_expression" not in mudata.read_h5mu(tmp_path / "model" / "mdata.h5mu").obsm
+    assert "_scgen_expression" in multimodal.adata.obsm
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(), multimodal.get_latent_representation(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_loaded_model_reads_cells_that_lack_a_modality(multimodal, tmp_path):
+    multimodal.save(tmp_path / "model")
+    loaded = SCLDM.load(tmp_path / "model", adata=False)
+    alone = rna_of(multimodal.adata)
+
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(alone),
+        multimodal.get_latent_representation(rna_of(multimodal.adata)),
+        rtol=1e-5,
+    )
+
+
+def test_other_cells_must_fit_the_model(multimodal, tmp_path):
+    multimodal.save(tmp_path / "model")
+    reversed_features = mudata.MuData({"rna": multimodal.adata["rna"][:, ::-1].copy()})
+
+    with pytest.raises(ValueError, match="Modality 'rna'"):
+        multimodal.get_latent_representation(reversed_features)
+    with pytest.raises(TypeError, match=r"reads MuData.*found AnnData"):
+        multimodal.get_latent_representation(multimodal.adata["rna"].copy())
+    with pytest.raises(TypeError, match="takes MuData"):
+        SCLDM.load(tmp_path / "model", adata=multimodal.adata["rna"].copy())
+
+
+def test_likelihoods_and_layers_can_be_chosen(tiny):
+    mdata = make_mudata()
+    mdata["rna"].layers["counts"] = mdata["rna"].X.copy()
+    mdata["rna"].X = mdata["rna"].X.log1p()
+
+    model = make_model(tiny, mdata, {"modalities": {"rna": None, "atac": "poisson"}, "layers": {"rna": "counts"}})
+
+    assert {name: m.likelihood for name, m in model.modalities.items()} == {
+        "rna": "negative_binomial",
+        "atac": "poisson",
+    }
+    assert model.adata.obsm["_scgen_expression"].max() == mdata["rna"].layers["counts"].max()
+
+
+@pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
+def test_gene_space_models_read_one_modality(cls):
+    with pytest.raises(TypeError, match=f"found MuData. {cls.__name__} reads one modality only.*mdata"):
+        cls.setup_anndata(make_mudata())
+
+
+def test_each_setup_names_the_other():
+    with pytest.raises(TypeError, match="found MuData.*setup_mudata"):
+        SCLDM.setup_anndata(make_mudata())
+    with pytest.raises(TypeError, match="found AnnData.*setup_anndata"):
+        SCLDM.setup_mudata(make_mudata()["rna"])
+
+
+def test_conditions_must_be_global(tiny):
+    mdata = make_mudata()
+    mdata["rna"].obs["batch"] = "one"
+
+    with pytest.raises(KeyError, match="pull_obs"):
+        SCLDM.setup_mudata(mdata, condition_keys=["batch"])
+    with pytest.raises(KeyError, match="'tissue' is not a column"):
+        SCLDM.setup_mudata(mdata, condition_keys=["tissue"])
+
+
+def test_counterfactuals_of_several_modalities_are_refused(multimodal):
+    with pytest.raises(NotImplementedError, match=r"one modality, but this model has \['rna', 'prot', 'atac'\]"):
+        multimodal.predict_perturbation(condition={"cell_type": "B"})
+
+
+def test_views_are_refused():
+    with pytest.raises(ValueError, match="copy"):
+        SCLDM.setup_mudata(make_mudata()[:20])

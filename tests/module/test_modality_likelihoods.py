@@ -1,0 +1,140 @@
+"""Likelihoods of counts without overdispersion, of zeros and ones, and of several modalities together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from scgen_diffusion.module import ModalityPanel, SCLDMArchitecture
+from scgen_diffusion.module._likelihoods import NegativeBinomialLikelihood
+from scgen_diffusion.module._modality_likelihoods import (
+    BernoulliLikelihood,
+    MultimodalLikelihood,
+    PoissonLikelihood,
+    total_rate,
+)
+from scgen_diffusion.module._multimodal import build_modality_likelihood
+
+SINGLE = {"rtol": 1e-4, "atol": 1e-4}  # sums of float32 terms
+
+
+@pytest.fixture
+def outputs():
+    return torch.randn(6, 8, 1, generator=torch.Generator().manual_seed(0))
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_poisson_is_scipys(outputs):
+    library = torch.tensor([[5.0], [10.0], [20.0], [40.0], [80.0], [1.0]])
+    counts = torch.poisson(torch.ones(6, 8) * 3, generator=generator())
+    likelihood = PoissonLikelihood()
+    mean = likelihood.mean(outputs, library)
+
+    expected = stats.poisson.logpmf(counts.numpy(), mean.numpy()).sum(1)
+
+    torch.testing.assert_close(mean.sum(1, keepdim=True), library)
+    torch.testing.assert_close(
+        likelihood.log_likelihood(counts, outputs, library).double(), torch.tensor(expected), **SINGLE
+    )
+
+
+def test_the_expected_number_of_ones_is_the_library_size(outputs):
+    library = torch.tensor([[0.5], [1.0], [3.0], [5.0], [7.0], [7.4]])
+
+    mean = BernoulliLikelihood().mean(outputs, library)
+
+    assert ((mean > 0) & (mean <= 1)).all()
+    torch.testing.assert_close(mean.sum(1, keepdim=True), library, rtol=1e-3, atol=1e-3)  # Newton's steps are few
+
+
+def test_a_bernoulli_likelihood_is_that_of_its_means(outputs):
+    library = torch.full((6, 1), 3.0)
+    target = (torch.rand(6, 8, generator=generator()) < 0.4).float()
+    mean = BernoulliLikelihood().mean(outputs, library)
+
+    expected = torch.distributions.Bernoulli(mean).log_prob(target).sum(1)
+
+    torch.testing.assert_close(BernoulliLikelihood().log_likelihood(target, outputs, library), expected, **SINGLE)
+
+
+def test_impossible_features_have_finite_gradients():
+    outputs = torch.tensor([[[0.0], [-200.0], [5.0]]], requires_grad=True)
+    target = torch.tensor([[1.0, 1.0, 0.0]])
+
+    BernoulliLikelihood().log_likelihood(target, outputs, torch.full((1, 1), 2.0)).sum().backward()
+
+    assert outputs.grad.isfinite().all()
+
+
+def test_the_rate_has_the_derivative_of_the_root():
+    share = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64, requires_grad=True)
+    n_ones = torch.tensor([[1.7]], dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(total_rate, (share, n_ones))
+
+
+def test_more_ones_than_there_are_features_are_no_endless_search():
+    assert total_rate(torch.full((1, 4), 0.25), torch.tensor([[40.0]])).isfinite().all()
+
+
+def test_draws_have_their_means(outputs):
+    library = torch.full((6, 1), 4.0)
+    for likelihood in (PoissonLikelihood(), BernoulliLikelihood()):
+        parameters, source = likelihood.parameters_per_cell(outputs, library)[0], generator()
+        drawn = torch.stack([likelihood.sample(parameters, source) for _ in range(4000)])
+
+        # five standard errors of a mean of 4 000 draws with a variance of at most 3
+        torch.testing.assert_close(
+            drawn.mean(0), likelihood.mean(outputs, library)[0], rtol=0, atol=5 * (3 / 4000) ** 0.5
+        )
+
+
+def two_modalities():
+    parts = [NegativeBinomialLikelihood(3), BernoulliLikelihood()]
+    outputs = [torch.randn(4, n, 1, generator=generator()) for n in (3, 5)]
+    return MultimodalLikelihood(parts, [3, 5]), parts, outputs
+
+
+def test_modalities_of_a_cell_add_up_and_missing_ones_say_nothing():
+    together, parts, outputs = two_modalities()
+    sizes = torch.tensor([[10.0, 2.0]] * 4)
+    target = torch.cat([torch.full((4, 3), 2.0), torch.tensor([[1.0, 0, 1, 0, 0]] * 4)], dim=1)
+    target[0, 3:] = 0
+    target[1, :3] = 0
+
+    own = [
+        part.log_likelihood(x, o, size)
+        for part, x, o, size in zip(parts, target.split([3, 5], 1), outputs, sizes.split(1, 1), strict=True)
+    ]
+
+    expected = torch.stack([own[0][0], own[1][1], own[0][2] + own[1][2], own[0][3] + own[1][3]])
+    torch.testing.assert_close(together.log_likelihood(target, outputs, sizes), expected)
+
+
+def test_a_cell_of_several_modalities_is_drawn_whole():
+    together, parts, outputs = two_modalities()
+    sizes = torch.tensor([[300.0, 2.0]] * 4)
+    parameters = together.parameters_per_cell(outputs, sizes)
+
+    drawn = together.sample(parameters[0], generator())
+
+    assert drawn.shape == (8,)
+    assert drawn[:3].sum() > 20
+    assert set(drawn[3:].tolist()) <= {0.0, 1.0}
+    torch.testing.assert_close(drawn[:3], parts[0].sample(parameters[0, :6].view(2, 3), generator()))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("negative_binomial", NegativeBinomialLikelihood),
+        ("poisson", PoissonLikelihood),
+        ("bernoulli", BernoulliLikelihood),
+    ],
+)
+def test_each_name_has_its_likelihood(name, kind):
+    assert isinstance(build_modality_likelihood(ModalityPanel(4, name), SCLDMArchitecture()), kind)

@@ -1,0 +1,228 @@
+"""The module of cells with several modalities: who says what about the latent, and about library sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scgen_diffusion.module import LibrarySizeModel, ModalityPanel, MultimodalModule, SCLDMArchitecture
+from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
+from scgen_diffusion.nn import Classes
+
+PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), ModalityPanel(3, "poisson")]
+
+
+@pytest.fixture
+def module(tiny):
+    torch.manual_seed(0)
+    return MultimodalModule(PANELS, [Classes(3)], architecture=SCLDMArchitecture(**tiny)).eval()
+
+
+def make_cells(n_cells=8):
+    generator = torch.Generator().manual_seed(0)
+    rna = torch.poisson(torch.full((n_cells, 6), 3.0), generator=generator) + 1
+    atac = (torch.rand(n_cells, 4, generator=generator) < 0.5).float()
+    atac[:, 0] = 1
+    protein = torch.poisson(torch.full((n_cells, 3), 20.0), generator=generator)
+    return torch.cat([rna, atac, protein], dim=1)
+
+
+def only(x, *modalities):
+    """Take all but some modalities away."""
+    kept = torch.zeros_like(x)
+    for number, columns in enumerate(torch.arange(13).split([6, 4, 3])):
+        if number in modalities:
+            kept[:, columns] = x[:, columns]
+    return kept
+
+
+def expert(module, x, number):
+    """Return what one encoder alone says, before the prior."""
+    values, profile = module._encoder_input(x)
+    return module.encoder.parts[number](module.split(values)[number], module.split(profile)[number])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_one_modality_alone_is_its_encoder_times_the_prior(module, number):
+    x = make_cells()
+    opinion = expert(module, x, number)
+
+    posterior = module.inference(only(x, number))["posterior"]
+
+    variance = 1 / (1 + 1 / opinion.std**2)
+    torch.testing.assert_close(posterior.std**2, variance)
+    torch.testing.assert_close(posterior.mean, variance * opinion.mean / opinion.std**2)
+
+
+def test_modalities_together_are_the_product_and_surer_than_each(module):
+    x = make_cells()
+    together = module.inference(x)["posterior"]
+    alone = [module.inference(only(x, number))["posterior"] for number in range(3)]
+
+    precision = sum(1 / p.std**2 for p in alone) - 2  # each holds the prior, which counts once
+    mean = sum(p.mean / p.std**2 for p in alone) / precision
+
+    torch.testing.assert_close(1 / together.std**2, precision, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.mean, mean, rtol=1e-4, atol=1e-4)
+    assert all((together.std <= p.std).all() for p in alone)
+
+
+def test_no_modality_leaves_the_prior(module):
+    posterior = module.inference(torch.zeros(2, 13))["posterior"]
+
+    assert (posterior.mean == 0).all()
+    assert (posterior.std == 1).all()
+
+
+def test_a_missing_modality_has_no_gradient(module):
+    x = only(make_cells(), 0, 1)
+    module.loss({"X": x}, out := module.inference(x), module.generative(out["z"], module.totals(x))).loss.backward()
+
+    for part, used in zip(module.decoder.parts, (True, True, False), strict=True):
+        assert (part.factors.loadings.weight.grad.abs().sum() > 0) == used
+    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+
+def test_training_shows_every_choice_of_modalities_and_never_none(module):
+    x = only(make_cells(1), 0, 1).repeat(400, 1)
+
+    keep = module.draw_keep(x, 1.0, torch.Generator().manual_seed(0))
+
+    shown = [keep[:, 0].bool(), keep[:, 6].bool()]
+    assert set(keep.unique().tolist()) == {0.0, 1.0}
+    assert (shown[0] | shown[1]).all()
+    # half of the cells show all, the rest one of two: a quarter each, give or take four standard errors
+    assert abs((shown[0] & shown[1]).float().mean() - 0.5) < 0.1
+    assert abs((shown[0] & ~shown[1]).float().mean() - 0.25) < 0.09
+
+
+def test_thinning_and_dropping_go_together(module):
+    keep = module.draw_keep(make_cells(200), 0.3, torch.Generator().manual_seed(0))
+
+    kept = keep[keep > 0]
+    assert kept.min() >= 0.3
+    assert len(kept.unique()) > 100
+
+
+def test_what_the_encoder_was_not_shown_is_not_held_against_the_latent(module):
+    x = make_cells()
+    keep = torch.ones_like(x)
+    keep[:, 6:10] = 0
+    out = module.inference(x, keep=keep)
+    decoded = module.generative(out["z"], module.totals(x))
+
+    loss = module.loss({"X": x}, out, decoded).reconstruction_loss_sum
+
+    torch.testing.assert_close(loss, -module.likelihood.log_likelihood(only(x, 0, 2), **decoded).sum())
+
+
+def test_totals_are_per_modality(module):
+    x = only(make_cells(), 0, 2)
+
+    assert (module.totals(x)[:, 0] == x[:, :6].sum(1)).all()
+    assert module.log_totals(x).isnan()[:, 1].all()
+    assert not module.log_totals(x)[:, [0, 2]].isnan().any()
+
+
+def test_lacking_totals_cannot_be_predicted_before_library_sizes_are_known(module):
+    x = only(make_cells(), 0)
+    with pytest.raises(RuntimeError, match="train_prior"):
+        module.decoding_totals(x, module.inference(x)["z"], None)
+
+
+def test_lacking_totals_are_predicted_and_known_ones_kept(module):
+    x = make_cells()
+    module.library_size.fit(module.log_totals(x), torch.zeros(8, 1, dtype=torch.long))
+    z = module.inference(x)["z"]
+
+    totals = module.decoding_totals(only(x, 0), z, None)
+
+    assert (totals[:, 0].round() == x[:, :6].sum(1)).all()
+    assert totals.isfinite().all()
+    assert (totals >= 1).all()
+
+
+def test_the_decoder_starts_at_the_mean_cell_of_those_that_have_the_modality(module):
+    x = make_cells(64)
+    x[:32] = only(x[:32], 0)
+    n_cells = module.n_cells_with(x)
+    module.start_from_means(x.sum(0) / n_cells, module.pooled_profile(x).sum(0) / n_cells)
+    for part in module.decoder.parts:
+        torch.nn.init.zeros_(part.factors.loadings.weight)
+
+    sizes = torch.stack([x[32:, columns].sum(1).mean() for columns in torch.arange(13).split([6, 4, 3])])
+    mean = module.likelihood.mean(**module.generative(torch.zeros(1, *module.latent_shape), sizes[None]))
+
+    torch.testing.assert_close(mean[0, 6:], x[32:, 6:].mean(0), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(mean[0, :6].sum(), sizes[0])
+
+
+def test_small_panels_have_no_stray_counts_and_free_loadings(tiny):
+    panels = [ModalityPanel(600, "negative_binomial"), ModalityPanel(5, "negative_binomial")]
+    module = MultimodalModule(panels, architecture=SCLDMArchitecture(**tiny))
+
+    assert [part.outliers is not None for part in module.likelihood.parts] == [True, False]
+    assert all(600 in loadings.shape for loadings in module.gene_loadings())
+    assert len(module.gene_loadings()) == 2
+
+
+@pytest.mark.parametrize("changes", [{"latent": "deterministic"}, {"likelihood": "gaussian"}])
+def test_architectures_that_do_not_suit_several_modalities_are_refused(tiny, changes):
+    with pytest.raises(ValueError, match="Models of MuData need"):
+        MultimodalModule(PANELS, architecture=SCLDMArchitecture(**tiny, **changes))
+
+
+# --- library sizes -----------------------------------------------------------------------------------------------------
+
+
+def fitted_sizes(n_cells=2000, missing=0):
+    """Fit log totals of two modalities, the second of which is the first plus 1 (and some noise)."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    first = 5 + torch.randn(n_cells, generator=generator)
+    totals = torch.stack([first, first + 1 + 0.1 * torch.randn(n_cells, generator=generator)], dim=1)
+    totals[:missing, 1] = torch.nan
+    condition = torch.zeros(n_cells, 1, dtype=torch.long)
+    sizes = MultimodalLibrarySize(2, [Classes(1)], 3)
+    sizes.fit(totals, condition)
+    return sizes, totals, condition
+
+
+def trained_sizes(missing=0):
+    sizes, totals, condition = fitted_sizes(missing=missing)
+    optimizer = torch.optim.Adam(sizes.parameters(), lr=1e-2)
+    z = torch.zeros(len(totals), 3)
+    for _ in range(250):
+        optimizer.zero_grad()
+        sizes.loss(z, totals).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        mean, std = sizes.predict(z, totals)
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+        sizes.fit_predicted((mean + std * noise).masked_fill(totals.isnan(), torch.nan), condition)
+    return sizes
+
+
+@pytest.mark.parametrize("missing", [0, 1500])
+def test_sizes_of_a_cell_go_together(missing):
+    sizes = trained_sizes(missing)
+    uniform = torch.rand(3000, 2, generator=torch.Generator().manual_seed(2))
+    condition, z = torch.zeros(3000, 1, dtype=torch.long), torch.zeros(3000, 3)
+
+    with torch.no_grad():
+        drawn = {kind: sizes.draw(kind, condition, z, uniform).log() for kind in ("latent", "empirical")}
+
+    together, apart = (torch.corrcoef(drawn[kind].T)[0, 1] for kind in ("latent", "empirical"))
+    assert together > 0.9
+    assert abs(apart) < 0.1
+    for number, mean in enumerate((5.0, 6.0)):
+        assert abs(drawn["latent"][:, number].mean() - mean) < 0.15
+
+
+def test_cells_without_a_modality_add_nothing_to_its_loss():
+    sizes, totals, _ = fitted_sizes(20)
+    z = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    alone = LibrarySizeModel.loss(sizes.parts[0], z, totals[:, 0])
+    totals[:, 1] = torch.nan
+
+    torch.testing.assert_close(sizes.loss(z, totals), alone)
