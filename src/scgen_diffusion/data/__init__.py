@@ -2,10 +2,12 @@
 
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
+from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
-from ._condition_setup import ConditionSetup
+from ._condition_setup import ConditionSetup, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
+from ._gene_padding import pad_genes
 from ._plain import from_plain, to_plain
 
 __all__ = [
@@ -26,12 +28,17 @@ __all__ = [
     "check_expression",
     "check_same_genes",
     "encode_obs",
+    "extend_key",
+    "extended_table",
     "from_plain",
     "is_single",
     "is_whole_number",
     "join_labels",
     "keys_of_state",
     "known_names",
+    "occurring",
+    "pad_genes",
+    "recode",
     "synthetic_names",
     "to_plain",
 ]

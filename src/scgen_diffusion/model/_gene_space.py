@@ -25,9 +25,8 @@ from ._gene_space_reference import load_gene_space_reference
 from ._guidance import GuidanceOptions, numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
-from ._registration import RegistrationMixin
+from ._query import QueryMixin
 from ._sampling_path import SamplingPathMixin
-from ._saving import SavingMixin
 
 if TYPE_CHECKING:
     import os
@@ -44,12 +43,7 @@ if TYPE_CHECKING:
 
 
 class GeneSpaceModel(
-    RegistrationMixin,
-    SavingMixin,
-    OneStageTrainingMixin,
-    LibrarySizeMixin,
-    GeneSpaceCounterfactualMixin,
-    SamplingPathMixin,
+    QueryMixin, OneStageTrainingMixin, LibrarySizeMixin, GeneSpaceCounterfactualMixin, SamplingPathMixin
 ):
     """A diffusion model of profiles; its subclasses differ in the network."""
 

@@ -13,10 +13,9 @@ from ._guidance import GuidanceOptions, numbers_of_groups
 from ._latent_counterfactual import LatentCounterfactualMixin
 from ._latents import LatentMixin
 from ._library_sizes import LibrarySizeMixin
+from ._query import QueryMixin
 from ._reference import load_reference
-from ._registration import RegistrationMixin
 from ._sampling_path import SamplingPathMixin
-from ._saving import SavingMixin
 from ._transport_training import TransportTrainingMixin
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
 
 
 class SCLDM(
-    RegistrationMixin,
-    SavingMixin,
+    QueryMixin,
     TransportTrainingMixin,
     LatentMixin,
     LibrarySizeMixin,
