@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
-import pandas as pd
 import scipy.sparse as sp
 import torch
 from results import describe_machine, describe_versions, markdown_table, read_table, store_rows, today, write_text
 
 from scgen_diffusion import datasets, metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger("benchmarks.perturbation_combinations")
 
