@@ -6,7 +6,8 @@
 
 The interferon-stimulated cells of one type at a time are left out; from its control cells, and from the control and stimulated cells of all other types,
 they are predicted. Predictions are kept in ``--cells``, judged by ``scgen_diffusion.metrics.evaluate_perturbation``, and the figures added to
-``results/perturbation.csv``; what is there already is skipped. The summary goes to ``results/perturbation.md``.
+``results/perturbation.csv``; what is there already is skipped. The summary goes to ``results/perturbation.md``, what the
+user guide shows of it to ``results/perturbation_headline.md``, pictures to ``docs/_static``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from drawing import write_cells
 from perturbation_cases import CELL_TYPE, CONDITION, CONTROL, Case, judged_types, leave_out
 from perturbation_methods import BASELINES, METHODS, SCLDM_METHODS, Trained, stored_path
-from perturbation_report import CHANGES_BY, CHANGES_OF, draw_changes, draw_scores, summarise
+from perturbation_report import CHANGES_BY, CHANGES_OF, draw_changes, draw_scores, headline, summarise
 from results import describe_machine, describe_versions, read_table, store_rows, today, write_text
 from splits import load
 
@@ -107,6 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         store_rows(path, judge(case, predicted, seed), KEYS)
     table = read_table(path)
     write_text(arguments.results / "perturbation.md", summarise(table))
+    write_text(arguments.results / "perturbation_headline.md", headline(table))
     draw_scores(table, arguments.pictures / "perturbation_scores.png")
     if shown := _stored_cases(adata, arguments.cells):
         draw_changes(shown, arguments.pictures / "perturbation_changes.png")

@@ -11,7 +11,7 @@ from results import markdown_table
 from scgen_diffusion import pl
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import anndata as ad
@@ -35,6 +35,30 @@ NAMES = {
     "scldm_arithmetic_own_residuals": "arithmetic, own residuals",
 }
 BASELINES = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", "latent_arithmetic")
+#: Figures and methods of the short table, in words.
+HEADLINE = {
+    "energy_distance": "energy distance",
+    "w2": "Wasserstein-2",
+    "mean_change_error": "error of mean changes",
+    "mean_change_correlation": "correlation of mean changes",
+    "mean_change_correlation_top_20": "the same, top 20 genes",
+    "mean_change_correlation_top_100": "the same, top 100 genes",
+    "de_overlap_top_100": "overlap of top 100 genes",
+    "de_jaccard": "overlap of differential genes",
+    "de_direction": "direction of differential genes",
+    "variance_error": "error of variances",
+}
+HEADLINE_METHODS = (
+    "no_change",
+    "mean_shift",
+    "linear_additive",
+    "scvi_arithmetic",
+    "latent_arithmetic",
+    "scldm_arithmetic_own_residuals",
+    "scldm_unpaired",
+    "scldm_inversion",
+    OURS,
+)
 #: What the pictures show.
 DRAWN_METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
 DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", OURS)
@@ -92,6 +116,34 @@ def summarise(table: pd.DataFrame) -> str:
     return "\n".join(parts) + "\n"
 
 
+def headline(table: pd.DataFrame) -> str:
+    """Write one short table, and one of the energy distance by type; methods without all types are left out."""
+    better = table.groupby("metric")["better"].first()
+    means = means_over_seeds(table)
+    is_complete = means.notna().groupby("metric").all().all()
+    methods = [name for name in HEADLINE_METHODS if name in means and is_complete[name]]
+    lines = []
+    for metric in (name for name in HEADLINE if name in better):
+        row = means.loc[metric].mean()
+        lines.append(
+            [
+                f"{HEADLINE[metric]} ({better[metric]})",
+                _short(row[FLOOR]),
+                *_with_best(row[methods], better[metric], _short),
+            ]
+        )
+    by_type = [
+        [name, _short(row[FLOOR]), *_with_best(row[methods], "lower", _short)]
+        for name, row in means.loc["energy_distance"].sort_index().iterrows()
+    ]
+    names = [NAMES[name] for name in methods]
+    parts = [
+        markdown_table(["figure (which is better)", FLOOR, *names], lines),
+        markdown_table(["energy distance", FLOOR, *names], by_type),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _present(means: pd.DataFrame) -> list[str]:
     return [name for name in NAMES if name in means and means[name].notna().any()]
 
@@ -145,13 +197,18 @@ def _seeds(table: pd.DataFrame) -> str:
     return f"Seeds per type: {', '.join(told)}."
 
 
-def _with_best(values: pd.Series, better: str) -> list[str]:
-    best = values.max() if better == "higher" else values.min()
-    return [f"**{_number(value)}**" if value == best else _number(value) for value in values]
+def _with_best(values: pd.Series, better: str, write: Callable[[float], str] | None = None) -> list[str]:
+    write = write or _number
+    best = write(values.max() if better == "higher" else values.min())
+    return [f"**{text}**" if text == best else text for text in map(write, values)]
 
 
 def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def draw_scores(table: pd.DataFrame, path: Path) -> None:

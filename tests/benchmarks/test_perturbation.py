@@ -176,6 +176,17 @@ def test_a_method_that_some_types_lack_gets_no_mean():
     assert "| `w2` | lower | 1.500 |  | **2.500** |" in report.summarise(table)
 
 
+def test_the_headline_leaves_out_methods_that_some_types_lack():
+    table = stored(floor=1.0, mean_shift=4.0, linear_additive=9.0, scldm_transport=2.0)
+    table = table[(table["method"] != "linear_additive") | (table["cell_type"] == "B")]
+
+    text = report.headline(table)
+
+    assert "| Wasserstein-2 (lower) | 1.50 | 4.50 | **2.50** |" in text
+    assert "| NK | 2.00 | 5.00 | **3.00** |" in text
+    assert "linear additive" not in text
+
+
 def test_pictures_are_drawn(tmp_path, case):
     import matplotlib as mpl
 
