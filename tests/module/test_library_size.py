@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy import stats
 
 from scgen_diffusion.module import ANY, LibrarySizeModel
+from scgen_diffusion.module._condition_groups import ConditionGroups
 from scgen_diffusion.nn import Members, Number
 
 Z = torch.zeros(1, 2, 3)
@@ -195,6 +198,49 @@ def test_the_latent_decides_about_a_cells_place_among_its_groups_totals():
     torch.testing.assert_close(
         drawn.log().quantile(levels), totals.log().quantile(levels), rtol=0, atol=0.02
     )  # 20 000 draws
+
+
+def test_groups_that_are_kept_stay_and_new_ones_are_added():
+    model = LibrarySizeModel([2, Number()], n_latent=3)
+    condition = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    model.fit(torch.tensor([1.0, 2.0, 3.0]), condition)
+    model.fit_predicted(torch.tensor([1.5, 2.5, 3.5]), condition)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    model.n_kept.fill_(len(model.codes))
+
+    further = torch.tensor([[0.0, 0.0], [1.0, 5.0]])
+    for _ in range(2):  # the same cells again change nothing
+        model.fit(torch.tensor([8.0, 9.0]), further)
+        model.fit_predicted(torch.tensor([8.5, 9.5]), further)
+
+    for name in ("codes", "quantiles", "predicted_quantiles", "means", "stds"):
+        assert torch.equal(getattr(model, name)[: len(before[name])], before[name])
+    assert model.codes[len(before["codes"]) :].tolist() == [[ANY, 2], [1, 2]]  # the number 5 has a place of its own
+    assert model.means[-2:].tolist() == [9.0, 9.0]
+    assert model.predicted_quantiles[-1].unique().tolist() == [9.5]
+    assert model.centres[0, :3].tolist() == [0.0, 1.0, 5.0]
+    assert draw(model, "empirical", [0, 0.0]).unique().tolist() == [round(math.e)]
+
+
+def test_cells_of_kept_groups_only_add_nothing():
+    model = LibrarySizeModel([2], n_latent=3)
+    model.fit(torch.tensor([1.0, 2.0]), torch.tensor([[0], [1]]))
+    model.n_kept.fill_(len(model.codes))
+
+    model.fit(torch.tensor([7.0]), torch.tensor([[1]]))
+    model.fit_predicted(torch.tensor([7.0]), torch.tensor([[1]]))
+
+    assert model.means.tolist() == [1.5, 1.0, 2.0]
+
+
+def test_more_new_numbers_than_free_places_are_thinned_out():
+    groups = ConditionGroups([Number()])
+    centres = groups.find_centres(torch.arange(13.0)[:, None])
+
+    filled = groups.add_centres(centres, torch.arange(100.0, 200.0)[:, None])
+
+    assert filled.tolist() == [[*range(13), 100, 150, 199]]
+    assert torch.equal(groups.add_centres(filled, torch.tensor([[500.0]])), filled)
 
 
 # --- sets and numbers -----------------------------------------------------------------------------------------------------

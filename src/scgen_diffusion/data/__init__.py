@@ -2,10 +2,12 @@
 
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
+from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
-from ._condition_setup import ConditionSetup
+from ._condition_setup import ConditionSetup, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
+from ._gene_padding import pad_genes
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -52,6 +54,8 @@ __all__ = [
     "check_same_features",
     "check_same_genes",
     "encode_obs",
+    "extend_key",
+    "extended_table",
     "from_plain",
     "guess_likelihood",
     "is_single",
@@ -59,6 +63,9 @@ __all__ = [
     "join_labels",
     "keys_of_state",
     "known_names",
+    "occurring",
+    "pad_genes",
+    "recode",
     "modalities_of",
     "resolve_layers",
     "resolve_modalities",

@@ -9,6 +9,7 @@ import rich.table
 from scvi.data.fields import BaseAnnDataField
 
 from ._checks import check_conditions
+from ._condition_extension import extend_key
 from ._condition_keys import ConditionKey, key_from_state
 
 if TYPE_CHECKING:
@@ -70,11 +71,20 @@ class ConditionField(BaseAnnDataField):
         return self._write(adata, by_key)
 
     def transfer_field(
-        self, state_registry: dict[str, Any], adata_target: AnnData | MuData, **_: Any
+        self,
+        state_registry: dict[str, Any],
+        adata_target: AnnData | MuData,
+        *,
+        extend_categories: bool = False,
+        **_: Any,
     ) -> dict[str, Any]:
-        """Write the conditions of other cells with keys that are known already."""
+        """Write the conditions of other cells with keys that are known already, or learn their new values too."""
         self.validate_field(adata_target)
-        return self._write(adata_target, keys_of_state(state_registry))
+        by_key = keys_of_state(state_registry)
+        if extend_categories:
+            obs, vectors = adata_target.obs, self.setup.vectors
+            by_key = [extend_key(key, obs[key.name], vectors.get(key.name)) for key in by_key]
+        return self._write(adata_target, by_key)
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
         """Return the number of keys."""

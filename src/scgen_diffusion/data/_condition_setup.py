@@ -116,6 +116,25 @@ class ConditionSetup:
         return SetKey(name, members, separator, largest, control, spellings, has_vectors=name in self.vectors)
 
 
+def extended_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
+    """Add rows for new values to a table of known embeddings; rows that it has already must be the same.
+
+    Raises
+    ------
+    ValueError
+        For other columns or other vectors.
+    """
+    further = _table(adata, name, further)
+    if list(further.columns) != list(table.columns):
+        msg = f"The embedding of {name!r} must have the {table.shape[1]} columns of the reference's, but has {list(further.columns)[:5]} ..."
+        raise ValueError(msg)
+    shared = [value for value in further.index if value in table.index]
+    if not np.allclose(further.loc[shared], table.loc[shared]):
+        msg = f"The embedding of {name!r} has other vectors than the reference's for values that it knows; leave these out."
+        raise ValueError(msg)
+    return pd.concat([table, further.drop(index=shared)])
+
+
 def _listed(names: Sequence[str], argument: str) -> list[str]:
     if isinstance(names, str):
         msg = f"`{argument}` must be a list of names, but found the string {names!r}. Did you mean [{names!r}]?"

@@ -48,6 +48,13 @@ class Conditions:
         combinations, n_cells = np.unique(codes, axis=0, return_counts=True)
         return cls(by_key, combinations, n_cells)
 
+    def joined(self, combinations: np.ndarray, n_cells: np.ndarray) -> Conditions:
+        """Add the combinations ``(combinations, columns)`` of other cells."""
+        codes = np.concatenate([self.combinations, combinations])
+        distinct, number = np.unique(codes, axis=0, return_inverse=True)
+        counts = np.bincount(number.ravel(), weights=np.concatenate([self.n_cells, n_cells]), minlength=len(distinct))
+        return Conditions(self.by_key, distinct, counts.astype(int))
+
     @property
     def keys(self) -> list[str]:
         """Names of the condition keys."""

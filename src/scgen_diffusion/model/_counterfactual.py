@@ -275,7 +275,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         guidance = options.sampling.guidance
         own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
         return options.transport(
-            self.module.denoiser(own, Guidance(guidance.conditional or guidance.terms)),
+            self.module.denoiser(own, Guidance(guidance.plain)),
             self.module.denoiser(new, guidance),
             states,
             strength=options.strength,

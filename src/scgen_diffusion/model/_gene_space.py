@@ -25,8 +25,8 @@ from ._gene_space_reference import load_gene_space_reference
 from ._guidance import GuidanceOptions, numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
+from ._query import QueryMixin
 from ._sampling_path import SamplingPathMixin
-from ._saving import SavingMixin
 
 if TYPE_CHECKING:
     import os
@@ -43,11 +43,7 @@ if TYPE_CHECKING:
 
 
 class GeneSpaceModel(
-    SavingMixin,
-    OneStageTrainingMixin,
-    LibrarySizeMixin,
-    GeneSpaceCounterfactualMixin,
-    SamplingPathMixin,
+    QueryMixin, OneStageTrainingMixin, LibrarySizeMixin, GeneSpaceCounterfactualMixin, SamplingPathMixin
 ):
     """A diffusion model of profiles; its subclasses differ in the network."""
 

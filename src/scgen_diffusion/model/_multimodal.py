@@ -138,7 +138,7 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
 
     def _build_module(self) -> SCLDMModule:
         groups = numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys])
-        options = {"architecture": self.architecture, "key_groups": groups}
+        options: dict[str, Any] = {"architecture": self.architecture, "key_groups": groups}
         if self.modalities:
             panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]
             return MultimodalModule(panels, self._condition_specs, **options)

@@ -19,6 +19,8 @@ from scvi.model.base import BaseModelClass
 from scgen_diffusion.data import JOINED, from_plain, to_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
 MODEL_FILE = "model.pt"
@@ -121,15 +123,19 @@ class SavingMixin(BaseModelClass):
         adata = _find_cells(adata, folder, prefix or "")
         if adata is not None:
             cls._register_like(adata, registry, attributes["var_"].index)
-        init = attributes.pop("init_params_")
-        options = {**init["non_kwargs"], **{k: v for group in init["kwargs"].values() for k, v in group.items()}}
-        model = cls(adata, registry=registry, **options)
+        model = cls(adata, registry=registry, **init_options(attributes.pop("init_params_")))
         for name, value in attributes.items():
             setattr(model, name, value)
         model.module.load_state_dict(content["model_state_dict"])
         model.to_device(device)
         model.module.eval()
         return model
+
+
+def init_options(init_params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a model was constructed with."""
+    grouped = init_params["kwargs"].values()
+    return {**init_params["non_kwargs"], **{name: value for group in grouped for name, value in group.items()}}
 
 
 def read_plain_file(path: Path) -> dict[str, Any]:

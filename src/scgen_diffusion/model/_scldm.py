@@ -13,9 +13,9 @@ from ._guidance import GuidanceOptions
 from ._latent_counterfactual import LatentCounterfactualMixin
 from ._latents import LatentMixin
 from ._multimodal import MultimodalMixin
+from ._query import QueryMixin
 from ._reference import load_reference
 from ._sampling_path import SamplingPathMixin
-from ._saving import SavingMixin
 from ._transport_training import TransportTrainingMixin
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 class SCLDM(
     MultimodalMixin,
-    SavingMixin,
+    QueryMixin,
     TransportTrainingMixin,
     LatentMixin,
     LatentCounterfactualMixin,

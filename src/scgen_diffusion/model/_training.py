@@ -15,7 +15,7 @@ from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from scgen_diffusion.data import is_whole_number, known_names
-from scgen_diffusion.train import CellSplitter, Recipe, StagePlan, StageResult, run_stage
+from scgen_diffusion.train import CellSplitter, Recipe, StagePlan, StageResult, TrainedRows, run_stage
 
 if TYPE_CHECKING:
     import os
@@ -42,6 +42,15 @@ class TrainingMixin(BaseModelClass):
     def _recipe_name(self) -> str:
         return "published" if self.init_params_["non_kwargs"]["size"] == "published" else "default"
 
+    def _trained_rows(self) -> TrainedRows | None:
+        """Return what is trained; None for everything."""
+        return None
+
+    @property
+    def _keeps_scale(self) -> bool:
+        """Whether the scale on which the network works was decided before, on other cells."""
+        return False
+
     def _run(
         self,
         plan: StagePlan,
@@ -51,6 +60,7 @@ class TrainingMixin(BaseModelClass):
         trainer_kwargs: dict[str, Any],
     ) -> StageResult:
         logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
+        plan.only = self._trained_rows()
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         chosen = {name: trainer_kwargs.pop(name, "auto") for name in ("accelerator", "devices")}
         accelerator, devices, device = parse_device_args(**chosen, return_device="torch")

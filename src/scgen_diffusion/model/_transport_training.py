@@ -82,11 +82,11 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
         self.module.add_transport().start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
-        n_cells = len(self.train_indices_)
+        n_cells, seed = len(self.train_indices_), stage_seed() + 2
         fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
         result = self._run(
-            TransportPlan(self.module, recipe, seed=stage_seed() + 2, fingerprint=fingerprint),
-            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),
+            TransportPlan(self.module, recipe, seed=seed, fingerprint=fingerprint),
+            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells), seed=seed),
             max_epochs or recipe.max_epochs(n_cells),
             checkpoint_dir,
             trainer_kwargs,

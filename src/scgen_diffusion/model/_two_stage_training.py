@@ -90,9 +90,15 @@ class TwoStageTrainingMixin(TrainingMixin):
         recipes = RECIPES[self._recipe_name]
         changed_recipe(recipes.prior, batch_size, prior_kwargs)  # find mistakes before the long work
         checked_epochs(epochs.get("prior"))
-        was_interrupted = self.train_autoencoder(
-            epochs.get("autoencoder"), train_size=train_size, recipe_kwargs=autoencoder_kwargs, **common
-        )
+        is_asked = autoencoder_kwargs or (isinstance(max_epochs, Mapping) and "autoencoder" in max_epochs)
+        if self._keeps_autoencoder and not is_asked:
+            self._require_cells()
+            self._split(train_size)
+            was_interrupted = False
+        else:
+            was_interrupted = self.train_autoencoder(
+                epochs.get("autoencoder"), train_size=train_size, recipe_kwargs=autoencoder_kwargs, **common
+            )
         if not was_interrupted:
             was_interrupted = self.train_prior(epochs.get("prior"), recipe_kwargs=prior_kwargs, **common)
         if not was_interrupted:
@@ -115,6 +121,9 @@ class TwoStageTrainingMixin(TrainingMixin):
     ) -> bool:
         """Train the autoencoder alone. Parameters as in :meth:`train`; returns whether it was interrupted."""
         self._require_cells()
+        if self._keeps_autoencoder:
+            msg = "The autoencoder stays that of the reference; load_query_data(..., trainable='all') trains it too."
+            raise ValueError(msg)
         max_epochs = checked_epochs(max_epochs)
         recipe = changed_recipe(RECIPES[self._recipe_name].autoencoder, batch_size, recipe_kwargs)
         splitter = self._splitter(train_size, recipe.batch_size)
@@ -216,8 +225,9 @@ class TwoStageTrainingMixin(TrainingMixin):
         condition, mean = cache.arrays["condition"], cache.arrays["mean"]
         self._count_combinations(self._registered_codes)
         self.module.library_size.fit(cache.arrays["log_total"], condition)
-        spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
-        self.module.standardise_latents(mean.mean(0), spread)
+        if not self._keeps_scale:
+            spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
+            self.module.standardise_latents(mean.mean(0), spread)
 
     @torch.no_grad()
     def _describe_predicted_totals(self, cache: LatentCache) -> None:
@@ -233,6 +243,11 @@ class TwoStageTrainingMixin(TrainingMixin):
             totals = mean + std * torch.randn(mean.shape, generator=generator)
             drawn.append(totals.masked_fill(log_totals.cpu().isnan(), torch.nan))  # none where a cell has none
         self.module.library_size.fit_predicted(torch.cat(drawn), cache.arrays["condition"].cpu())
+
+    @property
+    def _keeps_autoencoder(self) -> bool:
+        """Whether the autoencoder is that of a reference, and not trained."""
+        return False
 
     @property
     def _autoencoder_digest(self) -> str:

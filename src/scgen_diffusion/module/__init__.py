@@ -5,6 +5,7 @@ from ._autoencoder import Posterior
 from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
+from ._fine_tuning import TRAINABLE, Trainable, take_over, trained_masks
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
@@ -19,6 +20,7 @@ __all__ = [
     "CONDITIONS",
     "LIBRARY_SIZE_KINDS",
     "TARGET_SUM",
+    "TRAINABLE",
     "GeneSpaceArchitecture",
     "GeneSpaceModule",
     "InputValues",
@@ -30,11 +32,14 @@ __all__ = [
     "ProfileSummary",
     "SCLDMArchitecture",
     "SCLDMModule",
+    "Trainable",
     "build_architecture",
     "build_gene_space_architecture",
     "library_features",
     "log_profile",
+    "take_over",
     "thin",
     "to_counts",
     "total_counts",
+    "trained_masks",
 ]

@@ -50,6 +50,11 @@ class ConditionGroups:
         centres = [_centres(condition[:, column].double()) for column in self.numbers]
         return torch.stack(centres).float() if centres else torch.zeros(0, N_CENTRES)
 
+    def add_centres(self, centres: Tensor, condition: Tensor) -> Tensor:
+        """Put numbers of further cells, ``(cells, columns)``, in the free places of ``centres``; these keep theirs."""
+        rows = [_with_further(row, condition[:, column]) for row, column in zip(centres, self.numbers, strict=True)]
+        return torch.stack(rows) if rows else centres
+
     def discretise(self, condition: Tensor, centres: Tensor) -> Tensor:
         """Turn conditions ``(n, columns)`` into codes, numbers into that of their nearest centre."""
         codes = condition.clone()
@@ -117,3 +122,13 @@ def _centres(values: Tensor) -> Tensor:
         order = (torch.arange(N_CENTRES, dtype=torch.float64) + 0.5) / N_CENTRES * (len(values) - 1)
         return values.sort().values[order.round().long().to(values.device)]
     return torch.cat([distinct, distinct[-1:].expand(N_CENTRES - len(distinct))])
+
+
+def _with_further(centres: Tensor, values: Tensor) -> Tensor:
+    used = centres[: int((centres != centres[-1]).sum()) + 1]  # the last is repeated to the end
+    new = values[~torch.isin(values, used)].unique()
+    n_free = len(centres) - len(used)
+    if len(new) > n_free:
+        new = new[torch.linspace(0, len(new) - 1, n_free).round().long()]
+    filled = torch.cat([used, new.to(used)])
+    return torch.cat([filled, filled[-1:].expand(len(centres) - len(filled))])

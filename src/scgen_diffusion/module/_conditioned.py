@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from scvi.module.base import BaseModuleClass
@@ -12,7 +13,8 @@ from scgen_diffusion.nn import keys_of_columns, null_condition
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
+    from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import ConditionStrategy
     from scgen_diffusion.nn import ConditionSpec
@@ -32,6 +34,11 @@ class ConditionedModule(BaseModuleClass):
         self.key_groups = tuple(tuple(group) for group in key_groups)
         self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
+
+    @property
+    @abstractmethod
+    def network_and_average(self) -> tuple[nn.Module, AveragedModel]:
+        """The network that learns how conditions and cells go together, and the average of its weights."""
 
     @property
     def condition_columns(self) -> ConditionColumns:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
+    from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.nn import ConditionSpec
 
@@ -97,6 +98,11 @@ class GeneSpaceModule(ConditionedModule):
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
         self.register_buffer("smallest_value", torch.tensor(0.0))
         self.register_buffer("largest_value", torch.tensor(float("nan")))
+
+    @property
+    def network_and_average(self) -> tuple[RegressionNetwork, AveragedModel]:
+        """The network, and the average of its weights."""
+        return self.network, self.averaged_network
 
     @property
     def path(self) -> Path:

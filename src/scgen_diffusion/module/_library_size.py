@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
+TABLES = ("codes", "quantiles", "means", "stds")  # with one row per group
 
 
 class LibrarySizeModel(nn.Module):
@@ -54,6 +55,7 @@ class LibrarySizeModel(nn.Module):
     predicted_quantiles: Tensor
     means: Tensor
     stds: Tensor
+    n_kept: Tensor
 
     def __init__(self, conditions: Sequence[ConditionSpec], n_latent: int, width: int = 64) -> None:
         super().__init__()
@@ -64,6 +66,9 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
+        self.register_buffer(
+            "n_kept", torch.tensor(0)
+        )  # of a reference's cells: the first groups, which stay as they are
         self.head = nn.Sequential(nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, 2))
 
     @property
@@ -72,21 +77,25 @@ class LibrarySizeModel(nn.Module):
         return len(self.codes) > 0
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` by the groups of conditions ``(cells, columns)``."""
-        self.centres = self.groups.find_centres(condition).to(self.means.device)
+        """Summarise log totals ``(cells,)`` by the groups of conditions ``(cells, columns)``; groups that are kept stay."""
+        self.centres = self._find_centres(condition).to(self.means.device)
         groups, members = self._split(condition)
         grouped = [log_totals[rows].double() for rows in members]
+        predicted = self.predicted_quantiles[: self.n_kept]
+        kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
         self.set_groups(
-            groups,
-            means=torch.stack([values.mean() for values in grouped]),
-            stds=torch.stack([values.std(correction=0) for values in grouped]),
-            quantiles=torch.stack([_quantiles(values) for values in grouped]),
+            torch.cat([kept["codes"].to(groups), groups]),
+            means=torch.stack([*kept["means"].double(), *(values.mean() for values in grouped)]),
+            stds=torch.stack([*kept["stds"].double(), *(values.std(correction=0) for values in grouped)]),
+            quantiles=torch.stack([*kept["quantiles"].double(), *(_quantiles(values) for values in grouped)]),
         )
+        self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` that were drawn from :meth:`predict` for the training cells."""
         _, members = self._split(condition)
-        quantiles = torch.stack([_quantiles(drawn[rows].double()) for rows in members])
+        kept = self.predicted_quantiles[: self.n_kept].to(drawn.device).double()
+        quantiles = torch.stack([*kept, *(_quantiles(drawn[rows].double()) for rows in members)])
         self.predicted_quantiles = quantiles.float().to(self.means.device)
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
@@ -148,7 +157,16 @@ class LibrarySizeModel(nn.Module):
         return ((log_totals - mean) / std).square() / 2 + std.log()
 
     def _split(self, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.groups.split(self.groups.discretise(condition, self.centres.to(condition.device)))
+        """Group cells, without the groups that are kept."""
+        groups, members = self.groups.split(self.groups.discretise(condition, self.centres.to(condition.device)))
+        kept = self.codes[: self.n_kept].to(groups.device)
+        is_new = ~(groups[:, None] == kept).all(2).any(1)
+        return groups[is_new], [rows for rows, new in zip(members, is_new.tolist(), strict=True) if new]
+
+    def _find_centres(self, condition: Tensor) -> Tensor:
+        if self.n_kept:
+            return self.groups.add_centres(self.centres.to(condition.device), condition)
+        return self.groups.find_centres(condition)
 
     def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
         """Read rows of a table ``(groups, ...)``: exact where the combination occurs, additive where it does not."""

@@ -33,6 +33,8 @@ from ._transport import LatentTransport
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from torch.optim.swa_utils import AveragedModel
+
     from scgen_diffusion.nn import ConditionSpec
 
 
@@ -205,6 +207,11 @@ class SCLDMModule(ConditionedModule):
     def pooled_profile(self, x: Tensor) -> Tensor:
         """Return what the factor pooling sums up, the square root of normalised counts, ``(cells, genes)``."""
         return (x * (TARGET_SUM / total_counts(x))).sqrt() / 3 if self.input_values == "counts" else x
+
+    @property
+    def network_and_average(self) -> tuple[DiT, AveragedModel]:
+        """The prior, and the average of its weights."""
+        return self.prior, self.averaged_prior
 
     # --- the prior -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from ._blocks import (
     modulate,
 )
 from ._coding_rate import coding_rate, sparsity, subspace_coding_rate
+from ._condition_transfer import extended_state, rows_of
 from ._conditions import (
     Classes,
     ConditionEmbedding,
@@ -66,11 +67,13 @@ __all__ = [
     "coding_rate",
     "encodings_of",
     "expressed_genes",
+    "extended_state",
     "keys_of_columns",
     "modulate",
     "null_condition",
     "patch_position_embedding",
     "position_embedding",
+    "rows_of",
     "sparsity",
     "subspace_coding_rate",
 ]

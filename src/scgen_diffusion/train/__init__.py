@@ -17,6 +17,7 @@ from ._recipes import (
 from ._runner import StageResult, run_stage
 from ._schedules import learning_rate_factor
 from ._stage_plan import StagePlan
+from ._trained_rows import TrainedRows
 from ._transport import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "StageCheckpoint",
     "StagePlan",
     "StageResult",
+    "TrainedRows",
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scvi.module.base import BaseModuleClass
+    from torch.utils.hooks import RemovableHandle
 
     from ._recipes import Recipe
+    from ._trained_rows import TrainedRows
 
 VALIDATION_SEED = 0
 
@@ -34,6 +36,11 @@ class StagePlan(pl.LightningModule):
         Seed of the stage's random numbers. Each process of a distributed run adds its rank.
     fingerprint
         What a checkpoint must have been made with to be resumed from.
+
+    Attributes
+    ----------
+    only
+        What is trained of this stage's parameters; None for all.
     """
 
     name: str
@@ -42,7 +49,9 @@ class StagePlan(pl.LightningModule):
         super().__init__()
         self.fingerprint = fingerprint
         self.is_finished = False
+        self.only: TrainedRows | None = None
         self._frozen: list[nn.Parameter] = []
+        self._masks: list[RemovableHandle] = []
         self.module = module
         self.recipe = recipe
         self.seed = seed
@@ -54,27 +63,36 @@ class StagePlan(pl.LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """List the parameters that this stage trains."""
 
+    @property
+    def trained_groups(self) -> list[dict[str, Any]]:
+        """Those of them that are trained."""
+        groups = self.parameter_groups()
+        return groups if self.only is None else self.only.of(groups)
+
     @abstractmethod
     def compute_losses(self, batch: Any, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
         """Return the batch's losses; ``"loss"`` is the one to minimise."""
 
     def setup(self, stage: str) -> None:
         """Freeze what this stage does not train; distributed training allows no unused parameters."""
-        trained = {id(p) for group in self.parameter_groups() for p in group["params"]}
+        trained = {id(p) for group in self.trained_groups for p in group["params"]}
         self._frozen = [p for p in self.module.parameters() if p.requires_grad and id(p) not in trained]
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=False)
+        self._masks = [] if self.only is None else self.only.mask_gradients()
 
     def teardown(self, stage: str) -> None:
         """Release what was frozen."""
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=True)
+        for mask in self._masks:
+            mask.remove()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule."""
         recipe = self.recipe
         optimizer = torch.optim.AdamW(
-            self.parameter_groups(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+            self.trained_groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
         factor = learning_rate_factor(recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -54,9 +54,9 @@ class Group:
         """Take row numbers."""
         return cls(torch.as_tensor(control), torch.as_tensor(perturbed))
 
-    def draw(self, n: int) -> Tensor:
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` rows of each kind, ``(2, n)``, each again only when all were drawn."""
-        return torch.stack([_draw_rows(rows, n) for rows in (self.control, self.perturbed)])
+        return torch.stack([_draw_rows(rows, n, generator) for rows in (self.control, self.perturbed)])
 
 
 class PairedLatentDataModule(pl.LightningDataModule):
@@ -75,14 +75,16 @@ class PairedLatentDataModule(pl.LightningDataModule):
         Cells per step, and how many of them are of one group.
     n_steps
         Steps of an epoch.
+    seed
+        Seed of the draws.
     """
 
-    def __init__(self, cache: LatentCache, groups: Sequence[Group], recipe: TransportRecipe, n_steps: int) -> None:
+    def __init__(
+        self, cache: LatentCache, groups: Sequence[Group], recipe: TransportRecipe, n_steps: int, *, seed: int
+    ) -> None:
         super().__init__()
         self.cache = cache
-        self.groups = groups
-        self.recipe = recipe
-        self.n_steps = n_steps
+        self.batches = _GroupSampler(groups, recipe, n_steps, torch.Generator().manual_seed(seed))
 
     def setup(self, stage: str) -> None:
         """Move the cache to the training device."""
@@ -90,8 +92,7 @@ class PairedLatentDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Draw groups, and cells of them."""
-        batches = _GroupSampler(self.groups, self.recipe, self.n_steps)
-        return DataLoader(_Rows(self.cache), sampler=batches, batch_size=None)
+        return DataLoader(_Rows(self.cache), sampler=self.batches, batch_size=None)
 
     def val_dataloader(self) -> list:
         """Validate on nothing: groups are few, and none can be spared."""
@@ -132,8 +133,10 @@ class TransportPlan(StagePlan):
 
 
 class _GroupSampler(Sampler):
-    def __init__(self, groups: Sequence[Group], recipe: TransportRecipe, n_steps: int) -> None:
-        self.groups, self.recipe, self.n_steps = groups, recipe, n_steps
+    def __init__(
+        self, groups: Sequence[Group], recipe: TransportRecipe, n_steps: int, generator: torch.Generator
+    ) -> None:
+        self.groups, self.recipe, self.n_steps, self.generator = groups, recipe, n_steps, generator
         self.weights = torch.tensor([len(g.control) + len(g.perturbed) for g in groups]).double().sqrt()
 
     def __len__(self) -> int:
@@ -142,8 +145,10 @@ class _GroupSampler(Sampler):
     def __iter__(self) -> Iterator[Tensor]:
         n_groups = max(self.recipe.batch_size // self.recipe.n_paired, 1)
         for _ in range(self.n_steps):
-            chosen = torch.multinomial(self.weights, n_groups, replacement=True).tolist()
-            yield torch.cat([self.groups[number].draw(self.recipe.n_paired) for number in chosen], dim=1)
+            chosen = torch.multinomial(self.weights, n_groups, replacement=True, generator=self.generator).tolist()
+            yield torch.cat(
+                [self.groups[number].draw(self.recipe.n_paired, self.generator) for number in chosen], dim=1
+            )
 
 
 class _Rows(Dataset):
@@ -159,6 +164,6 @@ class _Rows(Dataset):
         return self.cache[rows]
 
 
-def _draw_rows(rows: Tensor, n: int) -> Tensor:
+def _draw_rows(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
     repeats = -(-n // len(rows))
-    return torch.cat([rows[torch.randperm(len(rows))] for _ in range(repeats)])[:n]
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(repeats)])[:n]

@@ -1,0 +1,78 @@
+"""Modules that start as another one, whose conditions had fewer classes and members, and train a part of themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from scgen_diffusion.nn import ConditionEmbedding, extended_state, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ._conditioned import ConditionedModule
+
+Trainable = Literal["new_conditions", "conditions", "network", "all"]
+TRAINABLE: tuple[str, ...] = get_args(Trainable)
+
+
+@torch.no_grad()
+def take_over(
+    module: ConditionedModule,
+    reference: ConditionedModule,
+    learned: Sequence[Tensor],
+    recode: Callable[[Tensor], Tensor],
+) -> None:
+    """Take over everything from a trained module with the same keys.
+
+    The network starts from the averaged weights, so that the average of what is not trained stays what it is.
+
+    Parameters
+    ----------
+    module
+        With further classes and members, whose numbers come after the old ones.
+    reference
+        The trained module.
+    learned
+        Which classes or members of each key the reference learned, ``(values of module,)`` each.
+    recode
+        Turns codes ``(n, columns)`` of the reference into those of the module.
+    """
+    own = module.state_dict()
+    state = {name: tensor for name, tensor in reference.state_dict().items() if name in own}  # a transport stays behind
+    for name, part in module.named_modules():
+        if isinstance(part, ConditionEmbedding):
+            extended = extended_state(part, reference.get_submodule(name), learned)
+            state |= {f"{name}.{tensor}": value for tensor, value in extended.items()}
+    state["null_condition"] = module.null_condition
+    state["library_size.codes"] = recode(state["library_size.codes"])
+    state["library_size.n_kept"] = torch.tensor(len(state["library_size.codes"]))
+    module.load_state_dict(state)
+    network, averaged = module.network_and_average
+    network.load_state_dict(averaged.module.state_dict())
+    averaged.n_averaged.zero_()  # short training counts, as it does at the start
+
+
+def trained_masks(
+    module: ConditionedModule, trainable: Trainable, new: Sequence[Tensor]
+) -> dict[nn.Parameter, Tensor | None]:
+    """Return what is trained, each parameter with a mask of its rows ``(rows, 1)`` or None for all of it.
+
+    Parameters
+    ----------
+    module
+        The module.
+    trainable
+        Which part.
+    new
+        Which classes or members of each key are new, ``(values,)`` each.
+    """
+    network, _ = module.network_and_average
+    embeddings = [part for part in network.modules() if isinstance(part, ConditionEmbedding)]
+    if trainable == "new_conditions":
+        return {weight: mask for embed in embeddings for weight, mask in rows_of(embed, new).items()}
+    if trainable == "conditions":
+        return dict.fromkeys(parameter for embed in embeddings for parameter in embed.parameters())
+    return dict.fromkeys(network.parameters() if trainable == "network" else module.parameters())

@@ -1,0 +1,88 @@
+"""Embeddings of conditions that take over what those of fewer classes and members learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ._conditions import ClassTable, ConditionEmbedding, SetEmbedding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VECTORS = "vectors"  # known embeddings, in the names of a state dict
+
+
+def extended_state(
+    embed: ConditionEmbedding, reference: ConditionEmbedding, learned: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return a state of ``embed`` in which it embeds as ``reference`` what that learned.
+
+    What it did not learn starts at the mean of what it did.
+
+    Parameters
+    ----------
+    embed
+        Embedding of the same keys with further classes and members, whose numbers come after the old ones.
+    reference
+        The trained embedding.
+    learned
+        Which classes or members of each key the reference learned, ``(values of embed,)`` each.
+    """
+    state = {}
+    for key, (table, old, known) in enumerate(zip(embed.tables, reference.tables, learned, strict=True)):
+        of_table = _extended(table, old, known)
+        state |= {f"tables.{key}.{name}": tensor for name, tensor in of_table.items()}
+    return state
+
+
+def rows_of(embed: ConditionEmbedding, values: Sequence[Tensor]) -> dict[nn.Parameter, Tensor]:
+    """Return the learned rows of some classes and members: masks ``(rows, 1)`` by table.
+
+    Parameters
+    ----------
+    embed
+        The embedding.
+    values
+        Which classes or members of each key, ``(values,)`` each. Those with known embeddings have no rows.
+    """
+    rows = {}
+    for table, chosen in zip(embed.tables, values, strict=True):
+        if isinstance(table, ClassTable):
+            rows[table.weight] = torch.cat([chosen, chosen.new_zeros(1)])[:, None]
+        elif isinstance(table, SetEmbedding) and isinstance(table.members, nn.Embedding):
+            rows[table.members.weight] = chosen[:, None]
+    return {weight: mask for weight, mask in rows.items() if mask.any()}
+
+
+def _extended(table: nn.Module, reference: nn.Module, learned: Tensor) -> dict[str, Tensor]:
+    state = reference.state_dict()
+    if isinstance(table, ClassTable):
+        *_, not_given = state["weight"].split(1)
+        state["weight"] = torch.cat([_extended_rows(state["weight"][:-1], learned), not_given])
+    elif "members.weight" in state:
+        state["members.weight"] = _extended_rows(state["members.weight"], learned)
+    for name in [name for name in state if name.endswith(VECTORS)]:
+        state[name] = _extended_vectors(state[name], table.state_dict()[name])
+    return state
+
+
+def _extended_rows(rows: Tensor, learned: Tensor) -> Tensor:
+    learned = learned.to(rows.device)
+    kept = learned.nonzero()[:, 0]
+    extended = rows[kept].mean(0).repeat(len(learned), 1)
+    extended[kept] = rows[kept]
+    return extended
+
+
+def _extended_vectors(vectors: Tensor, extended: Tensor) -> Tensor:
+    """Bring the further rows of standardised vectors ``(n, d)``, whose scale depends on all of them, to the scale of the first."""
+    old, new = extended[: len(vectors)].to(vectors), extended[len(vectors) :].to(vectors)
+    factor = _spread(vectors) / _spread(old).clamp(min=1e-6)
+    return torch.cat([vectors, (new - old.mean(0)) * factor + vectors.mean(0)])
+
+
+def _spread(vectors: Tensor) -> Tensor:
+    return (vectors - vectors.mean(0)).square().mean().sqrt()

@@ -1,0 +1,461 @@
+"""Fine-tuning: a model learns new cells, and keeps what its reference knew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+
+NEW_TYPE = "plasma"
+
+
+def query_cells(make_cells, *, new=(NEW_TYPE,), n_cells=48, **options):
+    """Build cells of new types, and some B cells."""
+    cells = make_cells(n_cells, seed=5, **options)
+    labels = np.resize(np.array([*new, "B cell"], dtype=object), n_cells)
+    cells.obs["cell_type"] = pd.Categorical(labels)
+    cells.obs_names = [f"query_{name}" for name in cells.obs_names]
+    return cells
+
+
+@pytest.fixture(params=[SCLDM, SCRDIT, WBDIT], ids=lambda cls: cls.__name__)
+def reference(request, make_trained, make_trained_gene_space):
+    """Train each model in turn."""
+    if request.param is SCLDM:
+        return make_trained(library_size="latent")
+    return make_trained_gene_space(request.param)
+
+
+@pytest.fixture(scope="module")
+def scldm(make_trained):
+    """Train one SCLDM; tests must not change it."""
+    return make_trained(library_size="latent")
+
+
+def options_of(model):
+    return {} if isinstance(model, SCLDM) else {"counts": True}
+
+
+OLD = {"cell_type": ["B cell", "T cell", "NK", "B cell"], "dose": [1, 10, 100, 10]}
+
+
+def same(one, other):
+    dense = [x.toarray() if sp.issparse(x) else x for x in (one.X, other.X)]
+    return np.array_equal(*dense)
+
+
+def old_cells(model, **options):
+    return model.generate(40, OLD, seed=3, **options_of(model), **options)
+
+
+def network_rows(model):
+    """Return the table of the first key: raw, and averaged."""
+    network, averaged = model.module.network_and_average
+    tables = []
+    for part in (network, averaged.module):
+        state = {
+            name: tensor
+            for name, tensor in part.state_dict().items()
+            if name.endswith("embed_condition.tables.0.weight")
+        }
+        tables.append(next(iter(state.values())))
+    return tables
+
+
+def test_what_the_reference_knew_stays_bit_for_bit(reference, make_cells, quick):
+    before = old_cells(reference)
+    guided = old_cells(reference, guidance_scale=2.0)
+    model = type(reference).load_query_data(query_cells(make_cells), reference, accelerator="cpu")
+    assert same(old_cells(model), before)  # before training too
+    _, start = network_rows(model)
+    start = start.clone()
+
+    model.train(2, **quick)
+
+    assert same(old_cells(model), before)
+    assert same(old_cells(model, guidance_scale=2.0), guided)
+    assert same(old_cells(reference), before)
+    for rows in network_rows(model):
+        assert torch.equal(rows[[0, 1, 2, 3, 4, 6]], start[[0, 1, 2, 3, 4, 6]])
+        assert not torch.equal(rows[5], start[5])
+
+
+def test_the_new_class_starts_at_the_mean_of_the_learned_ones_and_not_given_moves_to_the_end(scldm, make_cells):
+    model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
+
+    _, old = network_rows(scldm)
+    raw, averaged = network_rows(model)
+    assert torch.equal(raw, averaged)
+    assert torch.equal(averaged[:4], old[:4])
+    assert torch.equal(averaged[-1], old[-1])
+    for never_seen in (4, 5):
+        torch.testing.assert_close(averaged[never_seen], old[:4].mean(0))
+    assert model.module.null_condition.tolist() == [6, 3]
+    assert model.conditions.categories["cell_type"][-1] == NEW_TYPE
+
+
+def test_new_classes_are_generated_after_training_only(reference, make_cells, quick):
+    model = type(reference).load_query_data(query_cells(make_cells), reference, accelerator="cpu")
+    with pytest.raises(ValueError, match="'plasma' of 'cell_type', a category without any training cell"):
+        model.generate(3, {"cell_type": NEW_TYPE})
+
+    model.train(1, **quick)
+
+    assert set(model.generate(5, {"cell_type": NEW_TYPE}, seed=0, **options_of(model)).obs["cell_type"]) == {NEW_TYPE}
+
+
+def test_conditions_are_drawn_from_old_and_new_cells(scldm, make_cells, quick):
+    cells = query_cells(make_cells)
+    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
+    model.train(1, **quick)
+    model.train(1, **quick)  # the new cells are not counted twice
+
+    counted = pd.DataFrame(
+        model.conditions.to_obs(model.combinations_, pd.RangeIndex(len(model.combinations_)).astype(str))
+    )
+    counted["n"] = model.combination_sizes_
+    found = counted.groupby("cell_type", observed=True)["n"].sum().to_dict()
+    both = pd.concat([scldm.adata.obs["cell_type"].astype(str), cells.obs["cell_type"].astype(str)])
+    assert found == both.value_counts().to_dict()
+
+
+def test_library_sizes_of_new_groups_are_those_of_the_new_cells(scldm, make_cells, quick):
+    cells = query_cells(make_cells, new=[NEW_TYPE])
+    cells.X[(cells.obs["cell_type"] == NEW_TYPE).to_numpy()] *= 50
+    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
+
+    model.train(1, **quick)
+
+    totals = model.generate(200, {"cell_type": [NEW_TYPE, "B cell"]}, seed=0).X.sum(1).A1
+    assert np.median(totals[:100]) > 20 * np.median(totals[100:])
+    kept, table = scldm.module.library_size, model.module.library_size
+    for name in ("quantiles", "predicted_quantiles", "means", "stds", "centres"):
+        old = getattr(kept, name)
+        assert torch.equal(getattr(table, name)[: len(old)], old)
+
+
+def changed_parts(model, quick):
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    model.train(1, **quick)
+    after = model.module.state_dict()
+    library_statistics = [name for name, tensor in after.items() if tensor.shape != before[name].shape]
+    changed = [n for n in after if n not in library_statistics and not torch.equal(after[n], before[n])]
+    return {name for name in changed if "n_averaged" not in name}
+
+
+@pytest.mark.parametrize(
+    ("trainable", "first", "within"),
+    [
+        ("new_conditions", {"prior", "averaged_prior"}, "embed_condition.tables.0"),
+        ("conditions", {"prior", "averaged_prior"}, "embed_condition"),
+        ("network", {"prior", "averaged_prior"}, ""),
+        ("all", {"prior", "averaged_prior", "encoder", "decoder", "likelihood", "library_size"}, ""),
+    ],
+)
+def test_only_what_was_asked_is_trained(scldm, make_cells, quick, trainable, first, within):
+    model = SCLDM.load_query_data(query_cells(make_cells), scldm, trainable=trainable, accelerator="cpu")
+
+    changed = changed_parts(model, quick)
+
+    assert {name.split(".")[0] for name in changed} == first
+    assert all(within in name for name in changed)
+    assert ("autoencoder_loss_train" in model.history_) == (trainable == "all")
+    assert all(p.requires_grad for p in model.module.prior.parameters())  # training ends without traces
+    assert not any(p._backward_hooks for p in model.module.prior.parameters())
+
+
+@pytest.mark.parametrize("trainable", ["conditions", "network", "all"])
+def test_gene_space_models_train_what_was_asked(make_trained_gene_space, make_cells, quick, trainable):
+    reference = make_trained_gene_space(SCRDIT)
+    model = SCRDIT.load_query_data(query_cells(make_cells), reference, trainable=trainable, accelerator="cpu")
+
+    changed = changed_parts(model, quick)
+
+    head = {name for name in changed if name.startswith("library_size.head")}
+    assert bool(head) == (trainable == "all")
+    others = [name for name in changed - head if "embed_condition" not in name]
+    assert bool(others) == (trainable != "conditions")
+    assert not any(name in changed for name in ("shift", "scale", "training_zeros"))
+
+
+def test_a_frozen_autoencoder_cannot_be_trained_by_mistake(scldm, make_cells, quick):
+    model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
+
+    for call in (
+        lambda: model.train_autoencoder(1, **quick),
+        lambda: model.train({"autoencoder": 1, "prior": 1}, **quick),
+        lambda: model.train(1, autoencoder_kwargs={"learning_rate": 1e-3}, **quick),
+    ):
+        with pytest.raises(ValueError, match="trainable='all'"):
+            call()
+
+
+def test_a_query_model_is_whole_without_its_reference(reference, make_cells, quick, tmp_path):
+    cls = type(reference)
+    reference.save(tmp_path / "reference")
+    cells = query_cells(make_cells)
+    model = cls.load_query_data(cells, tmp_path / "reference", accelerator="cpu")
+    model.save(tmp_path / "untrained")
+    model.train(1, **quick)
+    model.save(tmp_path / "query", save_anndata=True)
+    wanted = model.generate(20, seed=0, **options_of(model))
+
+    loaded = cls.load(tmp_path / "query", accelerator="cpu")
+
+    assert same(loaded.generate(20, seed=0, **options_of(model)), wanted)
+    before = old_cells(reference)
+    loaded.train(1, **quick)  # goes on with the new rows only
+    assert same(old_cells(loaded), before)
+    again = cls.load(tmp_path / "untrained", adata=cells, accelerator="cpu")
+    again.train(1, **quick)
+    assert same(old_cells(again), before)
+
+
+def test_the_transport_is_learned_anew_from_the_new_cells(make_cells, make_trained, quick):
+    reference = make_trained(setup={"control_values": {"dose": 1}})
+    reference.train_transport(max_epochs=1, **quick)
+    query = query_cells(make_cells)
+
+    model = SCLDM.load_query_data(query, reference)
+    assert not model.transport_is_trained_
+    model.train(max_epochs=1, **quick)
+
+    assert model.transport_is_trained_
+    assert model.module.transport.last.weight.any()  # which starts at zero
+
+
+def test_a_query_model_can_be_a_reference(scldm, make_cells, quick):
+    first = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
+    first.train(1, **quick)
+    known = first.generate(20, {"cell_type": NEW_TYPE}, seed=1)
+
+    second = SCLDM.load_query_data(query_cells(make_cells, new=("mast",)), first, accelerator="cpu")
+    second.train(1, **quick)
+
+    assert second.conditions.categories["cell_type"][-2:] == [NEW_TYPE, "mast"]
+    assert same(old_cells(second), old_cells(scldm))
+    # the open dose may be drawn anew only if new cells had this type
+    assert same(second.generate(20, {"cell_type": NEW_TYPE}, seed=1), known)
+
+
+def test_classes_that_the_reference_declared_but_never_saw_are_new(scldm, make_cells, quick):
+    cells = query_cells(make_cells, new=("never seen",))
+    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
+
+    model.train(1, **quick)
+
+    assert len(model.conditions.categories["cell_type"]) == 5
+    assert model.generate(3, {"cell_type": "never seen"}, seed=0).n_obs == 3
+    assert same(old_cells(model), old_cells(scldm))
+
+
+# --- other kinds of keys ---------------------------------------------------------------------------------------------
+
+
+def perturbed(make_cells, sets, *, seed=0, time=(0.0, 1.0, 2.0)):
+    cells = make_cells(96, seed=seed)
+    rng = np.random.default_rng(seed)
+    cells.obs["drug"] = rng.choice(sets, cells.n_obs)
+    cells.obs["time"] = rng.choice(time, cells.n_obs)
+    return cells
+
+
+def drug_model(make_trained, cells, **setup):
+    setup = {
+        "set_condition_keys": ["drug"],
+        "continuous_condition_keys": ["time"],
+        "control_values": {"drug": "ctrl"},
+        **setup,
+    }
+    return make_trained(cells, condition_keys=["cell_type"], setup=setup)
+
+
+def test_sets_get_new_members_spellings_and_places(make_trained, make_cells, quick):
+    reference = drug_model(make_trained, perturbed(make_cells, ["ctrl", "A", "B"]))
+    request = {"cell_type": "B cell", "drug": ["ctrl", "A", "B"], "time": [0.0, 1.0, 2.0]}
+    before = reference.generate(30, request, seed=0)
+    cells = perturbed(make_cells, ["ctrl", "C+A", "D", "A+B"], seed=1, time=(1.0, 5.0))
+    model = SCLDM.load_query_data(cells, reference, accelerator="cpu")
+
+    model.train(1, **quick)
+
+    assert same(model.generate(30, request, seed=0), before)
+    key = next(key for key in model.conditions.by_key if key.name == "drug")
+    assert (key.members, key.largest) == (["A", "B", "C", "D"], 4)
+    time = next(key for key in model.conditions.by_key if key.name == "time")
+    known = next(key for key in reference.conditions.by_key if key.name == "time")
+    assert (time.mean, time.std, time.low, time.high) == (known.mean, known.std, 0.0, 5.0)
+    made = model.generate(20, {"drug": ["A+C", "D"], "time": 5.0, "cell_type": "T cell"}, seed=0)
+    assert made.obs["drug"].unique().tolist() == ["C+A", "D"]
+    assert model.combination_sizes_.sum() == reference.adata.n_obs + cells.n_obs
+
+
+def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick):
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(2, 3)), index=["A", "B"], columns=["x", "y", "z"])
+    reference = drug_model(
+        make_trained, perturbed(make_cells, ["ctrl", "A", "B"]), condition_embeddings={"drug": table}
+    )
+    request = {"cell_type": "B cell", "drug": ["ctrl", "A", "B"], "time": [0.0, 1.0, 2.0]}
+    cells = perturbed(make_cells, ["ctrl", "A", "C"], seed=1)
+    row = pd.DataFrame([[0.1, 5.0, -0.3]], index=["C"], columns=["x", "y", "z"])
+
+    def load(table, **options):
+        embeddings = None if table is None else {"drug": table}
+        return SCLDM.load_query_data(cells, reference, condition_embeddings=embeddings, accelerator="cpu", **options)
+
+    with pytest.raises(ValueError, match=r"'C' of 'drug' has no known embedding.*`condition_embeddings`"):
+        load(None, trainable="conditions")
+    with pytest.raises(ValueError, match="3 columns of the reference's"):
+        load(row[["x", "y"]], trainable="conditions")
+    with pytest.raises(ValueError, match="other vectors"):
+        load(pd.concat([row, table + 1]), trainable="conditions")
+    with pytest.raises(ValueError, match="nothing to train"):
+        load(row)
+    with pytest.raises(ValueError, match="'cell_type', of which the reference has no known embeddings"):
+        SCLDM.load_query_data(cells, reference, condition_embeddings={"cell_type": row}, accelerator="cpu")
+
+    model = load(row, trainable="conditions")
+    assert same(model.generate(30, request, seed=0), reference.generate(30, request, seed=0))
+    known = model.module.averaged_prior.module.embed_condition.tables[2].members.vectors
+    raw = pd.concat([table, row]).to_numpy()
+    steps = (known[2] - known[0]).numpy() / (raw[2] - raw[0])
+    np.testing.assert_allclose(steps, (known[1] - known[0]).numpy() / (raw[1] - raw[0]), rtol=1e-4)
+    model.train(1, **quick)
+    assert model.generate(4, {"drug": "C"}, seed=0).n_obs == 4
+
+
+def test_classes_with_known_embeddings_take_new_rows(make_trained, make_cells, quick, tmp_path):
+    cells = make_cells()
+    table = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(5, 2)), index=list(cells.obs["cell_type"].cat.categories)
+    )
+    reference = make_trained(cells, setup={"condition_embeddings": {"cell_type": table}})
+    new = query_cells(make_cells)
+    new.uns["rows"] = pd.DataFrame([[1.0, 2.0]], index=[NEW_TYPE])
+
+    model = SCLDM.load_query_data(
+        new, reference, trainable="network", condition_embeddings={"cell_type": "rows"}, accelerator="cpu"
+    )
+
+    assert same(old_cells(model), old_cells(reference))
+    model.train(1, **quick)
+    model.save(tmp_path / "m")
+    assert SCLDM.load(tmp_path / "m", adata=new).generate(2, {"cell_type": NEW_TYPE}, seed=0).n_obs == 2
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named(scldm, make_cells, make_model, make_trained_gene_space, tmp_path):
+    cells = query_cells(make_cells)
+    without = cells.copy()
+    del without.obs["dose"]
+
+    def load(adata=cells, reference=scldm, **options):
+        return SCLDM.load_query_data(adata, reference, accelerator="cpu", **options)
+
+    with pytest.raises(ValueError, match="`trainable` must be one of .*'prior'"):
+        load(trainable="prior")
+    with pytest.raises(RuntimeError, match=r"`reference_model` must be trained.*call train\(\) first"):
+        load(reference=make_model())
+    with pytest.raises(ValueError, match="class 'SCRDIT', but SCLDM"):
+        load(reference=make_trained_gene_space(SCRDIT))
+    with pytest.raises(FileNotFoundError, match="no saved model"):
+        load(reference=tmp_path)
+    with pytest.raises(ValueError, match="0 cells"):
+        load(cells[:0].copy())
+    with pytest.raises(TypeError, match="must be an AnnData, but found DataFrame"):
+        load(cells.obs)
+    with pytest.raises(KeyError, match="'dose'"):
+        load(without)
+    with pytest.raises(ValueError, match="not whole numbers"):
+        load(query_cells(make_cells, values="log1p"))
+    with pytest.raises(ValueError, match=r"1 .'gene_3'. missing, 1 .'other'. unknown .*prepare_query_anndata"):
+        load(renamed(cells))
+
+
+def renamed(cells):
+    other = cells.copy()
+    other.var_names = ["other" if name == "gene_3" else name for name in other.var_names]
+    return other
+
+
+def test_nothing_new_is_said(scldm, make_cells):
+    with pytest.raises(ValueError, match="nothing to train.*'conditions', 'network', 'all'"):
+        SCLDM.load_query_data(query_cells(make_cells, new=()), scldm, accelerator="cpu")
+
+
+def test_classes_of_another_type_are_not_taken_for_new_ones(scldm, make_cells):
+    cells = query_cells(make_cells)
+    cells.obs["dose"] = cells.obs["dose"].astype(str)
+
+    with pytest.raises(ValueError, match="holds '1' of the type str, which the reference knows as 1 of the type int"):
+        SCLDM.load_query_data(cells, scldm, accelerator="cpu")
+
+
+def test_counts_are_refused_by_a_model_of_logarithms(make_trained_gene_space, make_cells):
+    reference = make_trained_gene_space(SCRDIT, make_cells(values="log1p"), setup={"values": "log1p"})
+
+    with pytest.raises(ValueError, match="Did you mean `values=.counts.`"):
+        SCRDIT.load_query_data(query_cells(make_cells), reference, accelerator="cpu")
+    model = SCRDIT.load_query_data(query_cells(make_cells, values="log1p"), reference, accelerator="cpu")
+    assert np.array_equal(model.generate(4, OLD, seed=0).X.toarray(), reference.generate(4, OLD, seed=0).X.toarray())
+
+
+def test_new_classes_are_refused_where_nothing_is_fine_tuned(scldm, make_cells, tmp_path):
+    scldm.save(tmp_path / "m")
+
+    with pytest.raises(ValueError, match="unknown value 'plasma' for 'cell_type'"):
+        SCLDM.load(tmp_path / "m", adata=query_cells(make_cells))
+    with pytest.raises(ValueError, match="unknown value 'plasma' for 'cell_type'"):
+        scldm.get_latent_representation(query_cells(make_cells))
+
+
+# --- genes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matrix", [np.asarray, sp.csr_matrix, sp.csc_matrix], ids=lambda matrix: matrix.__name__)
+def test_genes_are_ordered_padded_and_dropped(scldm, make_cells, quick, matrix, dense):
+    cells = query_cells(make_cells, n_cells=12)
+    shuffled = renamed(cells)[:, np.random.default_rng(0).permutation(cells.n_vars)].copy()
+    shuffled.X = matrix(shuffled.X)
+    shuffled.layers["other"] = matrix(dense(shuffled.X).astype(int))
+    names = list(shuffled.var_names)
+
+    prepared = SCLDM.prepare_query_anndata(shuffled, scldm)
+
+    expected = cells.X.copy()
+    expected[:, 3] = 0
+    np.testing.assert_array_equal(dense(prepared.X), expected)
+    np.testing.assert_array_equal(dense(prepared.layers["other"]), expected)
+    assert prepared.layers["other"].dtype == shuffled.layers["other"].dtype
+    assert sp.issparse(prepared.X) == sp.issparse(shuffled.X)
+    assert list(prepared.var_names) == list(scldm.var_.index)
+    pd.testing.assert_frame_equal(prepared.obs, shuffled.obs)
+    assert list(shuffled.var_names) == names
+    assert SCLDM.load_query_data(prepared, scldm, accelerator="cpu").adata.n_obs == 12
+
+
+def test_genes_can_be_prepared_in_place_and_from_a_folder(scldm, make_cells, tmp_path):
+    scldm.save(tmp_path / "m")
+    cells = query_cells(make_cells)[:, ::-1].copy()
+
+    assert SCLDM.prepare_query_anndata(cells, tmp_path / "m", inplace=True) is None
+
+    assert list(cells.var_names) == list(scldm.var_.index)
+
+
+def test_few_genes_are_warned_of_and_none_or_doubled_ones_refused(scldm, make_cells):
+    cells = query_cells(make_cells)
+    with pytest.warns(UserWarning, match="6 of the model's 12 genes were found; 6 were filled with zeros, and 0 genes"):
+        SCLDM.prepare_query_anndata(cells[:, :6].copy(), scldm)
+    cells.var_names = [f"ENSG{number}" for number in range(12)]
+    with pytest.raises(ValueError, match="None of the 12 genes.*'gene_0'.*'ENSG0'"):
+        SCLDM.prepare_query_anndata(cells, scldm)
+    cells.var_names = ["gene_0"] * 12
+    with pytest.raises(ValueError, match="more than once, for example 'gene_0'"):
+        SCLDM.prepare_query_anndata(cells, scldm)
