@@ -107,7 +107,7 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         --------
         >>> import scgen_diffusion as sgd
         >>> mdata = sgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
-        >>> sgd.model.SCLDM.setup_mudata(mdata, condition_keys=["cell_type"])  # doctest: +SKIP
+        >>> sgd.model.SCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
         >>> model = sgd.model.SCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())

@@ -214,11 +214,12 @@ def _write_cells(cells: AnnData | MuData, folder: Path, prefix: str, options: di
     if isinstance(cells, AnnData):
         _write_whole(folder / f"{prefix}{ADATA_FILE}", lambda path: cells.write_h5ad(path, **options))
         return
-    joined = cells.obsm.pop(JOINED)
+    joined = cells.obsm.pop(JOINED, None)
     try:
         _write_whole(folder / f"{prefix}{MUDATA_FILE}", lambda path: cells.write_h5mu(path, **options))
     finally:
-        cells.obsm[JOINED] = joined
+        if joined is not None:
+            cells.obsm[JOINED] = joined
 
 
 def _find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str) -> AnnData | MuData | None:
