@@ -65,7 +65,9 @@ def test_counts_come_back_from_every_architecture(make_trained_gene_space, cls, 
 def test_zeros_may_become_values_and_values_zeros(trained_gene_space):
     before = trained_gene_space.adata.X == 0
 
-    after = trained_gene_space.predict_perturbation(condition={"cell_type": "NK"}, guidance_scale=3.0, seed=0, n_steps=10)
+    after = trained_gene_space.predict_perturbation(
+        condition={"cell_type": "NK"}, guidance_scale=3.0, seed=0, n_steps=10
+    )
 
     is_zero = after.X.toarray() == 0
     assert after.X.format == "csr"
