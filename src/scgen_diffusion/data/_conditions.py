@@ -113,14 +113,13 @@ class Conditions:
         uniform
             One random number in ``[0, 1)`` per cell.
         """
-        filled = codes.copy()
-        patterns, members = np.unique(codes, axis=0, return_inverse=True)
+        drawn = codes.copy()
+        patterns, members = np.unique(self._snapped(codes), axis=0, return_inverse=True)
         for number, pattern in enumerate(patterns):
             if (pattern == OPEN).any():
                 rows = np.flatnonzero(members.ravel() == number)
-                drawn = self._draw(pattern, uniform[rows])
-                filled[rows] = np.where(pattern == OPEN, drawn, pattern)
-        return filled
+                drawn[rows] = self._draw(pattern, uniform[rows])
+        return np.where(codes == OPEN, drawn, codes)
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
         """Return codes ``(n, columns)`` as a table: classes and sets as categories, numbers as numbers."""
@@ -134,21 +133,27 @@ class Conditions:
 
     def occurs(self, codes: np.ndarray) -> bool:
         """Tell whether any training cell has this combination ``(columns,)``, whatever it has of the open keys."""
-        return bool(self._matches(codes).any())
+        return bool(self._matches(self._snapped(codes[None])[0]).any())
 
     def unseen(self, codes: np.ndarray) -> list[str]:
         """Name the combinations among codes ``(n, columns)`` that no training cell has."""
-        return [self.describe(row) for row in np.unique(codes, axis=0) if not self.occurs(row)]
+        patterns, first = np.unique(self._snapped(codes), axis=0, return_index=True)
+        return [
+            self.describe(codes[row])
+            for pattern, row in zip(patterns, first, strict=True)
+            if not self._matches(pattern).any()
+        ]
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
         """Name the numbers among codes ``(n, columns)`` that lie outside the training cells' range, one per key."""
         named = []
         for key in self.by_key:
             if isinstance(key, ContinuousKey):
-                values = np.unique(codes[:, self.columns(key.name)])
-                outside = [value for value in values if value != OPEN and key.is_outside(value.reshape(1, 1))[0]]
-                found = [key.describe(np.array([value])) for value in outside]
-                named += [f"{key.name}={found[0]} (trained on {key.low:g} to {key.high:g})"] if found else []
+                values = codes[:, self.columns(key.name)]
+                outside = values[(values[:, 0] != OPEN) & key.is_outside(values)]
+                named += [
+                    f"{key.name}={key.describe(row)} (trained on {key.low:g} to {key.high:g})" for row in outside[:1]
+                ]
         return named
 
     @cached_property
@@ -156,16 +161,17 @@ class Conditions:
         return _columns_of(self.by_key)
 
     def _matches(self, pattern: np.ndarray) -> np.ndarray:
-        pattern = self._snapped(pattern)
         return ((pattern == OPEN) | (self.combinations == pattern)).all(1)
 
-    def _snapped(self, pattern: np.ndarray) -> np.ndarray:
-        """Replace numbers by the nearest that a training cell has."""
-        snapped = pattern.copy()
+    def _snapped(self, codes: np.ndarray) -> np.ndarray:
+        """Replace numbers in codes ``(n, columns)`` by the nearest that a training cell has."""
+        snapped = codes.copy()
         for key, columns in zip(self.by_key, self._columns, strict=True):
-            if isinstance(key, ContinuousKey) and len(self.combinations) and pattern[columns.start] != OPEN:
-                values = self.combinations[:, columns.start]
-                snapped[columns] = values[np.abs(values - pattern[columns.start]).argmin()]
+            if isinstance(key, ContinuousKey) and len(self.combinations):
+                asked = codes[:, columns.start]
+                snapped[:, columns.start] = np.where(
+                    asked == OPEN, OPEN, _nearest(self.combinations[:, columns], asked)
+                )
         return snapped
 
     def _draw(self, pattern: np.ndarray, uniform: np.ndarray) -> np.ndarray:
@@ -202,8 +208,13 @@ def _rounded(column: np.ndarray) -> np.ndarray:
     values = np.unique(column)
     if len(values) <= N_VALUES:
         return column
-    kept = np.unique(np.quantile(column, (np.arange(N_VALUES) + 0.5) / N_VALUES, method="nearest"))
-    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, column)]
+    return _nearest(np.quantile(column, (np.arange(N_VALUES) + 0.5) / N_VALUES, method="nearest"), column)
+
+
+def _nearest(values: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return the nearest of some values to each that is asked for."""
+    kept = np.unique(values)
+    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, asked)]
 
 
 def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact: bool) -> int:
