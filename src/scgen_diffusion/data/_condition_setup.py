@@ -62,6 +62,10 @@ class ConditionSetup:
         ValueError
             For cells without a value, and for names, separators and tables that do not fit.
         """
+        for argument, given in (("control_values", controls), ("condition_embeddings", embeddings)):
+            if given is not None and not isinstance(given, Mapping):
+                msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
+                raise TypeError(msg)
         separators = (
             dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(_listed(sets, "set_condition_keys"), SEPARATOR)
         )
@@ -88,6 +92,7 @@ class ConditionSetup:
 
     def _categorical(self, name: str, column: pd.Series) -> CategoricalKey:
         classes = list(column.astype("category").cat.categories)
+        _check_plain(name, classes, (str, int, float, bool, np.generic), "text, numbers or truth values")
         control = self.controls.get(name)
         if control is not None and control not in classes:
             raise ValueError(_no_control(name, control, classes))
@@ -99,7 +104,11 @@ class ConditionSetup:
 
     def _set(self, name: str, column: pd.Series) -> SetKey:
         separator, control = self.sets[name], self.controls.get(name)
-        spellings = sorted(map(str, column.unique()))
+        _check_plain(name, column.unique(), (str,), f"text such as 'A{separator}B'")
+        if isinstance(control, str) and separator in control:
+            msg = f"The control value {control!r} of {name!r} contains the separator {separator!r}. Choose another separator."
+            raise ValueError(msg)
+        spellings = sorted(column.unique())
         parts = [set(split_set(name, text, separator)) - {control} for text in spellings]
         found = set().union(*parts)
         if control is not None and all(parts):
@@ -151,6 +160,12 @@ def _check_separators(separators: Mapping[str, str]) -> None:
             raise ValueError(msg)
 
 
+def _check_plain(name: str, values: Sequence[Any], types: tuple[type, ...], allowed: str) -> None:
+    if strange := [value for value in values if not isinstance(value, types)]:
+        msg = f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; {allowed} are needed."
+        raise ValueError(msg)
+
+
 def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame:
     """Return a table of embeddings, looked up in ``uns`` where it is named, checked and of type float32."""
     if isinstance(table, str):
@@ -171,7 +186,11 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame
     if numbers.shape[1] < table.shape[1] or not table.shape[1] or not np.isfinite(numbers.to_numpy(dtype=float)).all():
         msg = f"The embedding of {name!r} must hold finite numbers only, in at least one column."
         raise ValueError(msg)
-    return table.astype("float32").rename(columns=str)
+    renamed = table.astype("float32").rename(columns=str)
+    if not renamed.columns.is_unique:
+        msg = f"The embedding of {name!r} has two columns of the name {renamed.columns[renamed.columns.duplicated()][0]!r}."
+        raise ValueError(msg)
+    return renamed
 
 
 def _check_vectors_known(name: str, needed: set[Any], known: Sequence[Any]) -> None:

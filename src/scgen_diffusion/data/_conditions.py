@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ._checks import is_whole_number, known_names
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
 
 N_VALUES = 256  # of a number that are kept apart
+NEAR = 0.25  # standard deviations within which a number counts as one that occurs
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | None
 
@@ -96,6 +97,9 @@ class Conditions:
         codes = np.full((n_cells, self.n_columns), OPEN)
         for name, values in requested.items():
             key, columns = self.by_key[self.keys.index(name)], self.columns(name)
+            if isinstance(key, SetKey) and isinstance(values, tuple):
+                msg = f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set per cell."
+                raise TypeError(msg)
             codes[:, columns] = key.encode(_spread(values, n_cells, name))
             key.check_learned(codes[:, columns], self.combinations[:, columns])
         return codes
@@ -104,7 +108,7 @@ class Conditions:
         """Draw what is open from the training distribution, given what is not.
 
         Where the given values do not occur together in the training cells, the open ones are drawn regardless of them. A given
-        number counts as the nearest one of the training cells.
+        number counts as the nearest one of the training cells with the given classes and sets, up to a quarter of a standard deviation.
 
         Parameters
         ----------
@@ -161,7 +165,19 @@ class Conditions:
         return _columns_of(self.by_key)
 
     def _matches(self, pattern: np.ndarray) -> np.ndarray:
-        return ((pattern == OPEN) | (self.combinations == pattern)).all(1)
+        """Tell which combinations have a pattern's classes and sets, and of these the nearest numbers, if they are near."""
+        given = pattern != OPEN
+        are_numbers = self._are_numbers
+        matches = (~given | (self.combinations == pattern))[:, ~are_numbers].all(1)
+        for column in np.flatnonzero(given & are_numbers):
+            distance = np.where(matches, np.abs(self.combinations[:, column] - pattern[column]), np.inf)
+            matches = matches & (distance == distance.min(initial=np.inf)) & (distance <= NEAR)
+        return matches
+
+    @cached_property
+    def _are_numbers(self) -> np.ndarray:
+        kinds = [np.full(key.n_columns, isinstance(key, ContinuousKey)) for key in self.by_key]
+        return np.concatenate(kinds) if kinds else np.zeros(0, dtype=bool)
 
     def _snapped(self, codes: np.ndarray) -> np.ndarray:
         """Replace numbers in codes ``(n, columns)`` by the nearest that a training cell has."""
@@ -254,4 +270,4 @@ def _spread(values: Any, n_cells: int, name: str) -> Sequence[Any]:
 
 def is_single(values: Any) -> bool:
     """Tell one value for all cells, a set of members too, from a list of values."""
-    return np.isscalar(values) or values is None or isinstance(values, AbstractSet)
+    return values is None or isinstance(values, str | AbstractSet) or np.ndim(values) == 0

@@ -29,6 +29,7 @@ from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
 from ._generation import GenerationMixin, SamplingOptions, checked_batch_size, resolve_seed, stack
+from ._guidance import GuidanceOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler, Transport
     from scgen_diffusion.module import InputValues
 
-    from ._guidance import GuidanceOptions
 
 SUFFIX = "_of_control"
 
@@ -168,6 +168,9 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         transport = self._transport_of(sampling.sampler)
         cells = self._control_cells(adata, indices, condition)
         method = self._method_for(cells, method)
+        if method == "transport" and (guidance != GuidanceOptions() or given_keys is not None):
+            msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
+            raise ValueError(msg)
         outside = self._check_request(np.concatenate([cells.codes, cells.own]))
         totals = None if library_size is None else self._checked_library_size(library_size, len(cells.rows), output)
         given = self._checked_given_keys(given_keys, [] if condition is None else list(condition))

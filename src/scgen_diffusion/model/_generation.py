@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -321,5 +322,14 @@ def _describe_request(condition: ConditionRequest) -> Any:
     if condition is None:
         return "drawn from the training distribution"
     if isinstance(condition, Mapping):
-        return {key: value if np.isscalar(value) else [str(v) for v in value] for key, value in condition.items()}
+        return {key: _describe_values(values) for key, values in condition.items()}
     return f"a table with the columns {', '.join(condition.columns)}"
+
+
+def _describe_values(values: Any) -> Any:
+    """Return one value as it is, a set as text, and a list as a list of texts."""
+    if isinstance(values, AbstractSet):
+        return ", ".join(sorted(map(str, values)))
+    if np.ndim(values) == 0:
+        return values
+    return [str(_describe_values(value)) for value in values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
 Residuals: TypeAlias = Literal["own", "new"]
+
+
+NO_PERTURBATION = (
+    "The transport goes from unperturbed cells to perturbed ones, and changes nothing else; but some of these cells are perturbed already, "
+    "or shall change in other keys too."
+)
 
 
 class LatentCounterfactualMixin(CounterfactualMixin):
@@ -166,6 +173,8 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             self._check_transport_fits(cells)
         elif method == "inversion" or not (self.transport_is_trained_ and self._is_perturbation(cells)):
             self._check_ready_to_generate()
+            if method is None and self.transport_is_trained_ and (cells.own != cells.codes).any():
+                warnings.warn(f"Predicted by inversion. {NO_PERTURBATION}", UserWarning, stacklevel=4)
             return "inversion"
         return "transport"
 
@@ -174,10 +183,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
             raise RuntimeError(msg)
         if not self._is_perturbation(cells):
-            msg = (
-                "The transport goes from unperturbed cells to perturbed ones, and changes nothing else; but some of these cells are perturbed already, "
-                "or shall change in other keys too. Choose method='inversion'."
-            )
+            msg = f"{NO_PERTURBATION} Choose method='inversion'."
             raise ValueError(msg)
 
     def _is_perturbation(self, cells: ControlCells) -> bool:

@@ -255,6 +255,9 @@ def _check_trainable(trainable: str) -> None:
 
 
 def _check_cells(adata: AnnData, reference: RegistrationMixin) -> None:
+    if getattr(reference, "modalities", None):
+        msg = "Models of several modalities cannot be fine-tuned yet; train one on all cells."
+        raise NotImplementedError(msg)
     if not isinstance(adata, AnnData):
         msg = f"`adata` must be an AnnData, but found {type(adata).__name__}."
         raise TypeError(msg)

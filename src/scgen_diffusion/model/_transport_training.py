@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         if not groups:
             msg = f"No perturbed training cells have control cells, {control}, with the same values of the other keys."
             raise ValueError(msg)
+        self._warn_of_cells_without_control(groups, control)
         cache = self._cache_latents()
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
@@ -127,6 +129,18 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
             if len(controls):
                 groups.append(Group.of(controls, rows[members]))
         return groups
+
+    def _warn_of_cells_without_control(self, groups: list[Group], control: Mapping[str, Any]) -> None:
+        columns = self._columns_of(control)
+        asked = self.conditions.encode(control, 1)[:, columns]
+        n_perturbed = int((~np.isclose(self._registered_codes[self.train_indices_][:, columns], asked).all(1)).sum())
+        n_paired = sum(len(group.perturbed) for group in groups)
+        if n_paired < n_perturbed:
+            msg = (
+                f"{n_perturbed - n_paired} of {n_perturbed} perturbed cells have no control cells with the same values of the other keys, "
+                "and teach the transport nothing. If keys such as the donor go with the perturbation, leave them out of the conditions."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=3)
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)

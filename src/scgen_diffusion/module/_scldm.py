@@ -302,7 +302,7 @@ class SCLDMModule(ConditionedModule):
         before = self.likelihood.parameters_per_cell(**self.generative(z, total_counts(x)))
         after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
         if self.architecture.likelihood == "gaussian":
-            return (x + after - before)[: len(generators)]
+            return (self.target(x) + after - before).clamp(min=0)[: len(generators)]
         mean, theta = before.unbind(1)
         return generators.map(carry_over_counts, torch.stack([x, mean, after[:, 0], theta], 1)[: len(generators)])
 

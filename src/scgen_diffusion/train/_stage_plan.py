@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ._trained_rows import TrainedRows
 
 VALIDATION_SEED = 0
+TRANSPORT = "module.transport."  # in the names of a checkpoint
 
 
 class StagePlan(pl.LightningModule):
@@ -80,6 +81,16 @@ class StagePlan(pl.LightningModule):
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=False)
         self._masks = [] if self.only is None else self.only.mask_gradients()
+
+    def owns(self, name: str) -> bool:
+        """Tell whether a tensor of a checkpoint is this stage's to restore; a transport belongs to its own stage."""
+        return not name.startswith(TRANSPORT)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Restore what is this stage's, and leave the rest of the module as it is."""
+        own = {name: tensor for name, tensor in state_dict.items() if self.owns(name)}
+        others = {name: tensor for name, tensor in self.state_dict().items() if not self.owns(name)}
+        return super().load_state_dict({**others, **own}, *args, **kwargs)
 
     def teardown(self, stage: str) -> None:
         """Release what was frozen."""

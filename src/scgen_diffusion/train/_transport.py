@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from scgen_diffusion.diffusion import optimal_pairs
 
 from ._recipes import Recipe
-from ._stage_plan import StagePlan
+from ._stage_plan import TRANSPORT, StagePlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +115,10 @@ class TransportPlan(StagePlan):
     name = "transport"
     module: SCLDMModule
     recipe: TransportRecipe
+
+    def owns(self, name: str) -> bool:
+        """Restore the transport alone."""
+        return name.startswith(TRANSPORT)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Train the transport alone."""
