@@ -178,3 +178,29 @@ def test_many_values_of_a_number_are_rounded_to_a_few():
     assert conditions.n_cells.sum() == 5000
     drawn = key.decode(conditions.fill(np.full((5000, 1), OPEN), (np.arange(5000) + 0.5) / 5000))
     assert np.abs(np.sort(drawn) - np.sort(values))[50:-50].max() < 0.1
+
+
+def test_a_number_is_near_those_of_cells_with_the_same_classes():
+    rng = np.random.default_rng(0)
+    classes, ages = rng.choice(["x", "y"], 400), rng.uniform(0, 80, 400)
+    keys = [KEYS[0], ContinuousKey.of("d", ages), CategoricalKey("sex", ["f", "m"])]
+    sex = np.where(classes == "y", "f", rng.choice(["f", "m"], 400))
+    codes = np.concatenate([key.encode(v) for key, v in zip(keys, (classes, ages, sex), strict=True)], axis=1)
+    conditions = Conditions.from_codes(keys, codes)
+
+    asked = conditions.encode({"c": "y", "d": np.linspace(5, 75, 200).tolist()}, None)
+
+    assert conditions.unseen(asked) == []
+    assert set(conditions.to_obs(conditions.fill(asked, rng.random(200)), pd.RangeIndex(200))["sex"]) == {"f"}
+
+
+def test_a_tuple_is_no_set(conditions):
+    with pytest.raises(TypeError, match="is a tuple; give a set of members"):
+        conditions.encode({"p": ("A", "B")}, 4)
+
+
+@pytest.mark.parametrize("value", [np.array(8.0), np.float32(8.0), 8])
+def test_numbers_may_come_as_any_scalar(conditions, value):
+    assert conditions.to_obs(conditions.encode({"d": value, "c": "x", "p": "A"}, 2), pd.RangeIndex(2))[
+        "d"
+    ].tolist() == [8, 8]

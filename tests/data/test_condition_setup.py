@@ -163,3 +163,34 @@ def test_cells_with_values_that_the_model_does_not_know_are_refused(adata):
 
 def test_a_field_without_keys_is_empty(adata):
     assert ConditionField("conditions", setup(adata)).is_empty
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"controls": "ctrl"}, TypeError, "`control_values` must be a mapping.*found str"),
+        ({"embeddings": TABLE}, TypeError, "`condition_embeddings` must be a mapping.*found DataFrame"),
+        ({"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}}, ValueError, "'ctrl' of 'gene' contains the separator"),
+        (
+            {"sets": ["gene"], "embeddings": {"gene": TABLE.set_axis(["1", 1, "x"], axis=1)}},
+            ValueError,
+            "two columns of the name '1'",
+        ),
+    ],
+)
+def test_mappings_names_and_columns_are_checked(adata, arguments, error, words):
+    with pytest.raises(error, match=words):
+        make(**arguments)(adata)
+
+
+@pytest.mark.parametrize("value", [("A", "B"), frozenset({"A"}), 3])
+def test_sets_must_be_written_as_text(adata, value):
+    adata.obs["gene"] = pd.Series([value, *["A"] * (N - 1)], index=adata.obs_names, dtype=object)
+    with pytest.raises(ValueError, match="text such as 'A\\+B' are needed"):
+        make(sets=["gene"])(adata)
+
+
+def test_classes_that_could_not_be_saved_are_refused(adata):
+    adata.obs["type"] = pd.cut(np.arange(N), 3)
+    with pytest.raises(ValueError, match="of type Interval; text, numbers or truth values are needed"):
+        make(categorical=["type"])(adata)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from scgen_diffusion.model import SCLDM
 
@@ -174,3 +175,51 @@ def test_train_goes_without_it_where_no_group_has_both_kinds_of_cells(make_cells
     adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")
 
     assert not make_trained(adata, setup={"control_values": {"dose": 0}}).transport_is_trained_
+
+
+def test_the_transport_refuses_what_it_does_not_know(transported):
+    rows = controls(transported)
+    for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_rescale": 0.5}):
+        with pytest.raises(ValueError, match="The transport knows neither guidance nor `given_keys`"):
+            transported.predict_perturbation(condition=PERTURBED, indices=rows, **unknown)
+
+
+def test_a_change_of_method_is_warned_of(transported):
+    with pytest.warns(UserWarning, match="Predicted by inversion.*perturbed already"):
+        transported.predict_perturbation(condition=PERTURBED, sample=False)
+
+
+def test_cells_without_control_are_warned_of(make_trained, make_cells):
+    cells = make_cells()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
+    cells.obs.loc[cells.obs["dose"] == 100, "cell_type"] = "only perturbed"
+    model = make_trained(cells)
+
+    with pytest.warns(UserWarning, match="perturbed cells have no control cells"):
+        model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+
+def test_every_stage_restores_its_own_part(make_model, tmp_path):
+    model = make_model(setup={"control_values": {"dose": 1}})
+    quick = QUICK | {"batch_size": 32, "checkpoint_dir": tmp_path}
+    model.train(1, **quick)
+    transport = {name: w.clone() for name, w in model.module.transport.state_dict().items()}
+    model.train_prior(2, accelerator="cpu", enable_progress_bar=False)
+    prior = {name: w.clone() for name, w in model.module.prior.state_dict().items()}
+
+    model.train_transport(1, **quick)  # restores the finished stage
+
+    assert all(torch.equal(w, prior[name]) for name, w in model.module.prior.state_dict().items())
+    assert all(torch.equal(w, transport[name]) for name, w in model.module.transport.state_dict().items())
+    model.train(1, **quick)  # the checkpoints of the first stages know no transport
+
+
+def test_with_a_gaussian_head_a_cell_comes_back_as_its_logarithms(make_trained):
+    model = make_trained(likelihood="gaussian")
+    profile = model.module.target(torch.tensor(np.asarray(model.adata.X, dtype=np.float32))).numpy()
+
+    same = model.predict_perturbation(seed=0)
+    other = model.predict_perturbation(condition={"dose": 100, "cell_type": "NK"}, seed=0)
+
+    np.testing.assert_allclose(same.X, profile, atol=1e-4)
+    assert other.X.min() >= 0
