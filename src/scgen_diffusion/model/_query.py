@@ -13,7 +13,6 @@ from scgen_diffusion.data import check_same_genes, extended_table, known_names, 
 from scgen_diffusion.module import TRAINABLE, Trainable, take_over, trained_masks
 from scgen_diffusion.train import TrainedRows
 
-from ._registration import RegistrationMixin
 from ._saving import SavingMixin, init_options
 from ._training import TrainingMixin, digest_of
 
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from ._registration import RegistrationMixin
 
-class QueryMixin(RegistrationMixin, SavingMixin, TrainingMixin):
+
+class QueryMixin(SavingMixin, TrainingMixin):
     """``load_query_data`` and ``prepare_query_anndata`` of scvi-tools, for models of cells under conditions."""
 
     library_head_is_trained_: bool

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from scvi import settings
 from scvi.model._utils import parse_device_args
-from scvi.model.base import BaseModelClass
 
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import encode_obs, is_whole_number, known_names
 from scgen_diffusion.train import CellSplitter, Recipe, StagePlan, StageResult, TrainedRows, run_stage
+
+from ._registration import RegistrationMixin
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +31,7 @@ MAX_VALIDATION_CELLS = 2000
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
-class TrainingMixin(BaseModelClass):
+class TrainingMixin(RegistrationMixin):
     """Cells to train on, and the runner of a stage."""
 
     architecture: Any
@@ -105,6 +106,12 @@ class TrainingMixin(BaseModelClass):
     def _require_cells(self) -> None:
         if self.adata is None:
             msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
+            raise ValueError(msg)
+        if not np.allclose(self._registered_codes, encode_obs(self.adata.obs, self._condition_keys)):
+            msg = (
+                "The conditions that were registered are not those of adata.obs any more: obs was changed, or the same AnnData was set up "
+                "for a model with other keys. Set it up again and build the model anew, or give every model a copy."
+            )
             raise ValueError(msg)
 
 
