@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    arguments.pictures.mkdir(parents=True, exist_ok=True)
     run(arguments)
 
 
