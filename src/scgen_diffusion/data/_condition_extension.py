@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._checks import known_names
-from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey
+from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of
 from ._condition_setup import ROOM
 
 if TYPE_CHECKING:
@@ -53,16 +52,14 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
 
     Only sets change: their empty places have the number after the last member, and there may be more places.
     """
-    ends = [0, *accumulate(key.n_columns for key in before)]
-    blocks = [codes[:, start:stop] for start, stop in pairwise(ends)]
+    blocks = [codes[:, columns] for columns in columns_of(before)]
     written = [_recode_key(block, *keys) for block, keys in zip(blocks, zip(before, after, strict=True), strict=True)]
     return np.concatenate(written, axis=1) if written else codes
 
 
 def occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
     """Tell, for each key, which of its classes or members are among codes ``(n, columns)``; nothing for numbers."""
-    ends = [0, *accumulate(key.n_columns for key in by_key)]
-    blocks = [codes[:, start:stop] for start, stop in pairwise(ends)]
+    blocks = [codes[:, columns] for columns in columns_of(by_key)]
     return [np.isin(np.arange(_n_values(key)), block) for key, block in zip(by_key, blocks, strict=True)]
 
 

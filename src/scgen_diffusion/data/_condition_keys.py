@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -245,6 +246,12 @@ class SetKey(ConditionKey):
 
 
 KINDS: dict[str, type[ConditionKey]] = {key.kind: key for key in (CategoricalKey, ContinuousKey, SetKey)}
+
+
+def columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
+    """Return where the columns of each key are, if those of all keys lie side by side."""
+    ends = [0, *accumulate(key.n_columns for key in by_key)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def key_from_state(state: Mapping[str, Any]) -> ConditionKey:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from ._checks import is_whole_number, known_names
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of
 
 N_VALUES = 256  # of a number that are kept apart
 NEAR = 0.25  # standard deviations within which a number counts as one that occurs
@@ -43,7 +42,7 @@ class Conditions:
     def from_codes(cls, by_key: Sequence[ConditionKey], codes: np.ndarray) -> Conditions:
         """Count the combinations among codes ``(cells, columns)``."""
         codes = codes.astype(float)
-        for key, columns in zip(by_key, _columns_of(by_key), strict=True):
+        for key, columns in zip(by_key, columns_of(by_key), strict=True):
             if isinstance(key, ContinuousKey) and len(codes):
                 codes[:, columns] = _rounded(codes[:, columns])
         combinations, n_cells = np.unique(codes, axis=0, return_counts=True)
@@ -162,7 +161,7 @@ class Conditions:
 
     @cached_property
     def _columns(self) -> list[slice]:
-        return _columns_of(self.by_key)
+        return columns_of(self.by_key)
 
     def _matches(self, pattern: np.ndarray) -> np.ndarray:
         """Tell which combinations have a pattern's classes and sets, and of these the nearest numbers, if they are near."""
@@ -212,11 +211,6 @@ class Conditions:
 def categorical_keys(categories: Mapping[str, Sequence[Any]]) -> list[ConditionKey]:
     """Return one categorical key per name, with its classes."""
     return [CategoricalKey(name, list(values)) for name, values in categories.items()]
-
-
-def _columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
-    ends = [0, *accumulate(key.n_columns for key in by_key)]
-    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def _rounded(column: np.ndarray) -> np.ndarray:

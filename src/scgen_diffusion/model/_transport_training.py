@@ -120,8 +120,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         discrete = [key.name for key in self.conditions.by_key if not isinstance(key, ContinuousKey)]
         perturbation = codes[:, self._columns_of(control)]
         others = codes[:, self._columns_of([name for name in discrete if name not in control])]
-        asked = self.conditions.encode(control, 1)[:, self._columns_of(control)]
-        is_control = np.isclose(perturbation, asked).all(1)
+        is_control = self._are_control(control)
         _, number = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True)
         groups = []
         for members in (np.flatnonzero(number.ravel() == n) for n in np.unique(number[~is_control])):
@@ -130,10 +129,14 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
                 groups.append(Group.of(controls, rows[members]))
         return groups
 
-    def _warn_of_cells_without_control(self, groups: list[Group], control: Mapping[str, Any]) -> None:
+    def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
+        """Tell which training cells are unperturbed, ``(cells,)``."""
         columns = self._columns_of(control)
         asked = self.conditions.encode(control, 1)[:, columns]
-        n_perturbed = int((~np.isclose(self._registered_codes[self.train_indices_][:, columns], asked).all(1)).sum())
+        return np.isclose(self._registered_codes[self.train_indices_][:, columns], asked).all(1)
+
+    def _warn_of_cells_without_control(self, groups: list[Group], control: Mapping[str, Any]) -> None:
+        n_perturbed = int((~self._are_control(control)).sum())
         n_paired = sum(len(group.perturbed) for group in groups)
         if n_paired < n_perturbed:
             msg = (
