@@ -1,15 +1,20 @@
-"""Progress of training: lines at intervals where there is no terminal to draw bars on."""
+"""What Lightning calls while training: lines on progress where there is no terminal to draw bars on, and an ear for signals."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import lightning.pytorch as pl
 
+    from ._signals import Signals
     from ._terminal import Terminal
 
 INTERVAL = 30.0  # seconds between two lines
@@ -35,6 +40,8 @@ class Lines(Callback):
         """Start the clock."""
         self.started = self.told = time.monotonic()
         self.first_epoch = trainer.current_epoch
+        if self.first_epoch and trainer.is_global_zero:
+            self.terminal.say(f"{_name(trainer)}: going on after epoch {self.first_epoch}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say a line if it is time for one, and after the last epoch."""
@@ -44,7 +51,7 @@ class Lines(Callback):
             self.terminal.say(self._line(trainer, done, now - self.started))
 
     def _line(self, trainer: pl.Trainer, done: int, seconds: float) -> str:
-        name = getattr(trainer.lightning_module, "name", "training")
+        name = _name(trainer)
         losses = [
             f"{label} {float(trainer.callback_metrics[key]):.4g}"
             for label, key in (("loss", f"{name}_loss_train"), ("validation", f"{name}_loss_validation"))
@@ -55,6 +62,34 @@ class Lines(Callback):
         return ", ".join(parts)
 
 
+def _name(trainer: pl.Trainer) -> str:
+    return getattr(trainer.lightning_module, "name", "training")
+
+
+class Ear(Callback):
+    """Take note of the signal that stops a stage in order, and let SIGTERM stop it as Ctrl-C does.
+
+    While a stage is trained, the handlers are those of its runner and of Lightning; these are asked to act, after the note was taken.
+    """
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stand before the handler of interrupts, and replace that of SIGTERM, which would end the stage without a checkpoint."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        stop = signal.getsignal(signal.SIGINT)
+
+        def note_and_stop(number: int, frame: FrameType | None) -> None:
+            self.signals.received = True
+            if callable(stop):
+                stop(number, frame)
+
+        signal.signal(signal.SIGINT, note_and_stop)
+        signal.signal(signal.SIGTERM, self.signals.terminate)
+
+
 def callbacks(terminal: Terminal) -> list[Callback]:
-    """Return what Lightning shall call to show progress."""
-    return [] if terminal.has_bars else [Lines(terminal)]
+    """Return what Lightning shall call."""
+    return [Ear(terminal.signals), *([] if terminal.has_bars else [Lines(terminal)])]

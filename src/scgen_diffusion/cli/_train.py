@@ -202,7 +202,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     started = time.monotonic()
     if checkpoints is not None:
         terminal.on_interrupt = f"The checkpoints are in {checkpoints}; the same command goes on from there."
-    if model.train(**_arguments_of_train(terminal, options), checkpoint_dir=checkpoints):
+    model.train(**_arguments_of_train(terminal, options), checkpoint_dir=checkpoints)
+    if terminal.signals.received:  # the stage ended in order, and the others were left out
         raise terminal.interrupted()
     if _is_first_process():
         _save(model, options)
