@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
+from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class, split_arg_string
 
+from ._cells import ANNDATA, MUDATA
 from ._peek import columns, conditions_of_model, layers, values_of_column
 from ._values import Keyed
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 Names = list[CompletionItem]
-FILE = ("cells", "real", "synthetic")  # arguments that name files with cells
 
 BASH = """\
 %(complete_func)s() {
@@ -32,10 +32,41 @@ BASH = """\
             [[ $value == *= ]] && compopt -o nospace
             COMPREPLY+=("$value")
         fi
-    done < <(env COMP_LINE="${COMP_LINE:0:COMP_POINT}" %(complete_var)s=bash_complete "$1")
+    done < <(env COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS" %(complete_var)s=bash_complete "$1")
 }
 
 complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+ZSH = """\
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+    local -a response described keys others
+    local type value about
+    (( ! $+commands[%(prog_name)s] )) && return 1
+    response=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}")
+    for type value about in ${response}; do
+        case $type in
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+            *)
+                if [[ $about != _ ]]; then described+=("$value:$about")
+                elif [[ $value == *= ]]; then keys+=("$value")
+                else others+=("$value")
+                fi ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#keys )) && compadd -U -S '' -V unsorted -a keys
+    (( $#others )) && compadd -U -V unsorted -a others
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
 """
 
 
@@ -53,16 +84,30 @@ class Bash(BashComplete):
         """Return the words before the one at the cursor, and that one."""
         line = os.environ["COMP_LINE"]
         words = split_arg_string(line)[1:]
-        if not words or line[-1:].isspace():
+        if not words or (line[-1].isspace() and not self._is_quoted and not line.endswith("\\ ")):
             return words, ""
         return words[:-1], words[-1]
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Return what replaces the word at the cursor, as bash sees it."""
-        typed = os.environ["COMP_LINE"].rpartition(" ")[2] if "=" in item.value else ""
-        value = item.value.partition("=")[2] if "=" in typed else item.value
-        is_quoted = os.environ["COMP_LINE"].count('"') % 2 or os.environ["COMP_LINE"].count("'") % 2
-        return f"{item.type},{value if is_quoted else _escaped(value)}"
+        """Return what replaces the word at the cursor as bash sees it: what follows the last sign that splits words."""
+        word = self.get_completion_args()[1]
+        signs = [sign for sign in "=:" if sign in os.environ.get("COMP_WORDBREAKS", "=:")]
+        start = word.find("=") + 1 if self._is_quoted else max([0, *(word.rfind(sign) + 1 for sign in signs)])
+        value = item.value[start:] if item.value.startswith(word[:start]) else item.value
+        return f"{item.type},{value if self._is_quoted else _escaped(value)}"
+
+    @property
+    def _is_quoted(self) -> bool:
+        """Whether the cursor stands in quotation marks."""
+        line = os.environ["COMP_LINE"].replace("\\\"", "").replace("\\'", "")
+        return any(line.count(sign) % 2 for sign in "\"'")
+
+
+@add_completion_class
+class Zsh(ZshComplete):
+    """Completion in zsh, without a space after ``KEY=``."""
+
+    source_template = ZSH
 
 
 def _escaped(value: str) -> str:
@@ -89,7 +134,7 @@ def layers_of_cells(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 def conditions_of(ctx: click.Context, param: click.Parameter, incomplete: str) -> Names:
     """Offer the condition keys of the model named before, and, after ``KEY=``, its values."""
-    known = conditions_of_model(Path(ctx.params["model"]))
+    known = conditions_of_model(_paths(ctx)[0])
     key, separator, _ = incomplete.partition("=")
     if separator:
         return _offer((f"{key}={value}" for value in known.get(key, [])), incomplete)
@@ -117,6 +162,14 @@ def _offer(names: Iterable[str], incomplete: str) -> Names:
 
 def _cells_before(ctx: click.Context) -> Path | None:
     """Return the first file with cells that stands on the line."""
-    given = [ctx.params.get(name) for name in FILE]
-    paths = [path for value in given if value for path in (value if isinstance(value, tuple | list) else [value])]
-    return Path(paths[0]) if paths else None
+    return next((path for path in _paths(ctx) if path.suffix in (*ANNDATA, *MUDATA)), None)
+
+
+def _paths(ctx: click.Context) -> list[Path]:
+    """Return what stands on the line in places of arguments and exists.
+
+    While an option still lacks its value, click has read no argument, and keeps them all for later.
+    """
+    given = [ctx.params.get(param.name) for param in ctx.command.params if isinstance(param, click.Argument)]
+    flat = [path for value in given if value for path in (value if isinstance(value, tuple) else [value])]
+    return [path for path in map(Path, [*flat, *ctx.args]) if path.exists()]

@@ -103,10 +103,9 @@ OF_MODEL = [
     Option(
         ["--model", "-m"],
         section=MODEL,
-        type=click.Choice(MODELS, case_sensitive=False),
+        type=click.Choice(MODELS),
         default=MODELS[0],
         show_default=True,
-        metavar="[SCLDM|SCRDIT|WBDIT]",
         help="Class of the model.",
     ),
     Option(
