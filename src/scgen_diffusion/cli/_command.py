@@ -53,8 +53,12 @@ class Command(click.Command):
             click.echo(resolved_config(self, options), nl=False)
             return None
         ctx.obj = Terminal.of(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
-        with ctx.obj.at_work():
-            return self.callback(ctx.obj, options)
+        try:
+            with ctx.obj.at_work():
+                return self.callback(ctx.obj, options)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the headings of their sections."""

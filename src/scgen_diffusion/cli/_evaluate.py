@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
+CROSS_METRICS = ("cross_correlation_similarity", "cross_correlation_error")  # of several modalities
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 
 LAYER = Option(
@@ -93,6 +94,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     _check_output(options)
     package = terminal.libraries()
+    _check_metrics(package, options)
     files = {name: options[name] for name in ("real", "synthetic", "train") if name in options}
     cells = _read(terminal, files, backed=options.get("backed", False))
     function = package.metrics.evaluate_modalities if _all_paired(files) else package.metrics.evaluate
@@ -101,8 +103,8 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
         if option in options:
             arguments[argument] = list(options[option])
     table = function(cells["real"], cells["synthetic"], train=cells.get("train"), **arguments)
-    _write(terminal, table, options)
     levels = _tell_verdict(terminal, package, table)
+    _write(terminal, table, options)
     failed = [f"the verdict has {level}s" for level in LEVELS.get(options.get("fail_on", ""), ()) if level in levels]
     _judge(failed + exceeded(table, options.get("max", {}), options.get("min", {})))
 
@@ -161,9 +163,9 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
         arguments["others"] = _read(terminal, {name: Path(path) for name, path in options["other"].items()})
     real, predicted = cells.pop("real"), cells.pop("synthetic")
     table = package.metrics.evaluate_perturbation(real, predicted, **cells, **arguments)
-    _write(terminal, table, options)
     means = table.groupby("metric", sort=False)["value"].mean().reset_index().assign(group="all")
     terminal.say(means[["metric", "value"]].to_string(index=False, float_format="{:.4g}".format))
+    _write(terminal, table, options)
     _judge(exceeded(means, options.get("max", {}), options.get("min", {})))
 
 
@@ -191,6 +193,15 @@ def exceeded(table: pd.DataFrame, largest: Mapping[str, float], smallest: Mappin
 def _check_output(options: Mapping[str, Any]) -> None:
     if "out" in options:
         check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".csv"])
+
+
+def _check_metrics(package: Any, options: Mapping[str, Any]) -> None:
+    """Raise for a threshold that no metric has, before minutes of work."""
+    known = [*package.metrics.CATALOGUE, *CROSS_METRICS]
+    for metric in [*options.get("max", {}), *options.get("min", {})]:
+        if metric not in known:
+            msg = f"There is no metric {metric!r}. {closest_names(metric, known)}"
+            raise click.UsageError(msg)
 
 
 def _read(terminal: Terminal, files: Mapping[str, Any], *, backed: bool = False) -> dict[str, Any]:
@@ -233,7 +244,9 @@ def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
         verdict = package.metrics.verdict(part)
-        terminal.say(f"{name}{verdict}")
+        terminal.say_wrapped(f"{name}{verdict.summary}")
+        for finding in verdict.findings:
+            terminal.say_wrapped(f"{finding.topic}: {finding.message}", label=f"[{finding.level}]")
         levels |= {finding.level for finding in verdict.findings}
     return levels
 

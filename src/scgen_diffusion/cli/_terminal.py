@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import warnings
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ PROGRAM = "scgen-diffusion"
 PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
+WIDTH = 120  # of wrapped text at most
+COLOURS = {"[warning]": "red", "[note]": "yellow", "[ok]": "green"}
 OF_REQUESTS = (ValueError, LookupError, TypeError, FileNotFoundError, FileExistsError)
 
 
@@ -78,6 +81,13 @@ class Terminal:
         if not self.quiet:
             click.echo(message, err=True)
 
+    def say_wrapped(self, message: str, label: str = "") -> None:
+        """Tell something long, wrapped where a person reads it; ``label`` stands before it, coloured."""
+        if self.has_bars:
+            indent = " " * (len(label) + bool(label))
+            message = click.wrap_text(message, min(shutil.get_terminal_size().columns, WIDTH), indent, indent).lstrip()
+        self.say(f"{click.style(label, fg=COLOURS.get(label))} {message}" if label else message)
+
     def result(self, line: str | Path) -> None:
         """Write one line for the script that called."""
         click.echo(str(line))
@@ -94,7 +104,7 @@ class Terminal:
             click.echo("\r\x1b[K", err=True, nl=False)
         if not self.verbose:
             for name in TALKATIVE:
-                logging.getLogger(name).setLevel(logging.ERROR)
+                logging.getLogger(name).setLevel(logging.ERROR)  # libraries set their own when they are imported
         return scgen_diffusion
 
     @contextmanager
@@ -120,21 +130,20 @@ class Terminal:
 
     @contextmanager
     def _showing_messages(self) -> Iterator[None]:
-        logger = logging.getLogger(PACKAGE)
-        handler = _Handler(self)
-        before, level, propagates = warnings.showwarning, logger.level, logger.propagate
+        logger, handler = logging.getLogger(PACKAGE), _Handler(self)
+        levels = {name: logging.getLogger(name).level for name in (PACKAGE, *TALKATIVE)}
+        propagates, logger.propagate = logger.propagate, False
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if self.verbose else logging.INFO)
-        logger.propagate = False
         with warnings.catch_warnings():
             warnings.showwarning = self._show_warning
             try:
                 yield
             finally:
-                warnings.showwarning = before
                 logger.removeHandler(handler)
-                logger.setLevel(level)
                 logger.propagate = propagates
+                for name, level in levels.items():
+                    logging.getLogger(name).setLevel(level)
 
     def _show_warning(
         self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any

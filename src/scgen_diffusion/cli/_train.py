@@ -208,7 +208,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         _save(model, options)
         if checkpoints is not None and "checkpoint_dir" not in options:
             remove(checkpoints)
-        terminal.say(f"Trained in {_duration(time.monotonic() - started)}. The model is in")
+        terminal.say(f"Trained in {_duration(time.monotonic() - started)}. Written:")
         terminal.result(out)
 
 
