@@ -1,7 +1,8 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
-from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
+from ._cell_files import CellFiles
+from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names, row_numbers
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
@@ -30,6 +31,7 @@ from ._registered_cells import RegisteredCells, digest_of_names
 
 __all__ = [
     "CategoricalKey",
+    "CellFiles",
     "ConditionField",
     "ConditionKey",
     "ConditionRequest",
@@ -69,6 +71,7 @@ __all__ = [
     "occurring",
     "pad_genes",
     "recode",
+    "row_numbers",
     "modalities_of",
     "resolve_layers",
     "resolve_modalities",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scvi import REGISTRY_KEYS
 
+from scgen_diffusion.data import row_numbers
+
 from ._registration import RegistrationMixin
 
 if TYPE_CHECKING:
@@ -58,16 +60,3 @@ class CellsMixin(RegistrationMixin):
         if adata is not None:
             self._check_same_features(adata)
         return self._validate_anndata(adata)
-
-
-def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
-    """Turn None or a mask into the numbers of the rows it means."""
-    if indices is None:
-        return np.arange(n_cells)
-    rows = np.asarray(indices)
-    if rows.dtype == bool:
-        return np.flatnonzero(rows)
-    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
-        msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
-        raise ValueError(msg)
-    return np.where(rows < 0, rows + n_cells, rows)

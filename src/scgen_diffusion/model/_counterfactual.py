@@ -27,7 +27,7 @@ from scgen_diffusion.data import (
 from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
-from ._cells import CellsMixin, row_numbers
+from ._cells import CellsMixin
 from ._generation import GenerationMixin, SamplingOptions, checked_batch_size, resolve_seed, stack
 from ._guidance import GuidanceOptions
 

@@ -10,9 +10,10 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
+from scgen_diffusion.data import row_numbers
 from scgen_diffusion.diffusion import SampleGenerators
 
-from ._cells import CellsMixin, row_numbers
+from ._cells import CellsMixin
 from ._generation import resolve_seed
 
 if TYPE_CHECKING:

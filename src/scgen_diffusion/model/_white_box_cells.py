@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS
 from scgen_diffusion.data import is_whole_number, known_names
 from scgen_diffusion.diffusion import SampleGenerators, VariancePreserving
 
-from ._cells import CellsMixin, row_numbers
+from ._cells import CellsMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
