@@ -8,6 +8,7 @@ from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
 from ._condition_setup import ConditionSetup, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
+from ._file_registry import check_same_registry
 from ._gene_padding import pad_genes
 from ._mudata import (
     JOINED,
@@ -57,6 +58,7 @@ __all__ = [
     "check_is_mudata",
     "check_same_features",
     "check_same_genes",
+    "check_same_registry",
     "digest_of_names",
     "encode_obs",
     "extend_key",

@@ -141,7 +141,7 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def _open_zarr(path: Path) -> Any:
-    import zarr  # noqa: PLC0415  # anndata 0.11 does without; those who have a zarr store have it
+    import zarr  # anndata 0.11 does without; those who have a zarr store have it
 
     try:
         return zarr.open_group(str(path), mode="r")

@@ -36,8 +36,6 @@ from ._windows import WINDOW_SIZE, ToTensors, WindowLoader, read_windows, suitab
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from torch import Tensor
-
     from ._condition_keys import ConditionKey
     from ._file_matrix import Rows
     from ._window_plan import Window

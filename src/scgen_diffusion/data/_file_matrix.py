@@ -116,7 +116,9 @@ def stacked(parts: Sequence[Rows]) -> Rows:
 
 def dense(rows: Rows) -> np.ndarray:
     """Return rows as an array of float32."""
-    return rows.astype(np.float32, copy=False).toarray() if sp.issparse(rows) else np.asarray(rows, dtype=np.float32)
+    if isinstance(rows, np.ndarray):
+        return rows.astype(np.float32, copy=False)
+    return rows.astype(np.float32, copy=False).toarray()
 
 
 def _runs(rows: np.ndarray) -> Iterator[np.ndarray]:

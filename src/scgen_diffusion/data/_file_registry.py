@@ -11,10 +11,10 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
-from ._condition_field import WHERE, ConditionField
+from ._condition_field import WHERE, ConditionField, keys_of_state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ._condition_keys import ConditionKey
     from ._condition_setup import ConditionSetup
@@ -64,3 +64,26 @@ def file_registry(
     expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]
     expression["state_registry"]["n_obs"] = expression["summary_stats"]["n_cells"] = n_cells
     return registry
+
+
+def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError unless cells were registered as those of a model: with the same genes, conditions and kind of values."""
+    for what, part in {"genes": _genes, "conditions": _keys, "values": _values}.items():
+        if part(found) != part(expected):
+            msg = (
+                f"The cells were not set up as those of the model: their {what} differ. Build the model with `registry=cells.registry`, or open "
+                "the files as it knows them: `CellFiles.like(model.registry, paths)`."
+            )
+            raise ValueError(msg)
+
+
+def _genes(registry: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]]
+
+
+def _keys(registry: Mapping[str, Any]) -> list[ConditionKey]:
+    return keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])
+
+
+def _values(registry: Mapping[str, Any]) -> str | None:
+    return registry["setup_args"].get("values")

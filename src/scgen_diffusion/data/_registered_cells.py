@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scvi.dataloaders import AnnDataLoader
@@ -13,6 +13,7 @@ from ._condition_field import encode_obs, keys_of_state
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import pandas as pd
     from scvi.data import AnnDataManager
     from torch import Tensor
 
@@ -34,6 +35,16 @@ class RegisteredCells:
         self.manager = manager
         self.conditions_key = conditions_key
         self.by_key = keys_of_state(manager.registry["field_registries"][conditions_key]["state_registry"])
+
+    @property
+    def registry(self) -> Mapping[str, Any]:
+        """What a model is built from."""
+        return self.manager.registry
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The genes' columns."""
+        return self.manager.adata.var
 
     @property
     def n_cells(self) -> int:

@@ -95,11 +95,11 @@ class WindowPlan:
 
     def _blocks(self, rng: np.random.Generator) -> np.ndarray:
         """Return the blocks in the order of this pass, as ``(start, stop)`` in the given rows, ``(blocks, 2)``."""
-        if not self.shuffle:
-            edges = np.append(np.arange(0, len(self.indices), self.block_size), len(self.indices))
-        else:  # blocks end at the same rows whichever cells are chosen, so that they fit the parts in which a file is stored
-            limits = np.arange(0, self.indices[-1] + self.block_size, self.block_size) if len(self.indices) else []
-            edges = np.unique(np.append(np.searchsorted(self.indices, limits), len(self.indices)))
+        n_rows = int(self.indices[-1]) + 1 if self.shuffle and len(self.indices) else len(self.indices)
+        limits = np.arange(0, n_rows, self.block_size)
+        if self.shuffle:  # blocks begin at the same rows whichever cells are chosen, so that they fit the parts in which a file is stored
+            limits = np.unique(np.searchsorted(self.indices, limits))
+        edges = np.append(limits, len(self.indices))
         blocks = np.array(list(pairwise(edges)), dtype=np.int64).reshape(-1, 2)
         return rng.permutation(blocks) if self.shuffle else blocks
 

@@ -43,6 +43,8 @@ class WindowLoader:
         Turns rows and numbers into what training takes.
     """
 
+    batch_sampler = None  # for Lightning, which looks for one beside a sampler
+
     def __init__(
         self,
         plan: WindowPlan,

@@ -16,6 +16,7 @@ from scvi.model.base import BaseModelClass
 
 from scgen_diffusion.data import (
     CategoricalKey,
+    CellFiles,
     ConditionField,
     ConditionKey,
     Conditions,
@@ -26,6 +27,7 @@ from scgen_diffusion.data import (
     build_anndata,
     check_expression,
     check_same_genes,
+    check_same_registry,
     keys_of_state,
 )
 from scgen_diffusion.module import CONDITIONS
@@ -126,6 +128,9 @@ class RegistrationMixin(BaseModelClass):
     def _check_is_anndata(cls, adata: object) -> None:
         if isinstance(adata, AnnData):
             return
+        if isinstance(adata, CellFiles):
+            msg = "Cells in files were given where AnnData is needed; read those that you want into memory: `cells.read(indices)`."
+            raise TypeError(msg)
         msg = f"`setup_anndata` takes AnnData, but found {type(adata).__name__}."
         if isinstance(adata, MuData):
             reads_several = hasattr(cls, "setup_mudata")
@@ -142,7 +147,13 @@ class RegistrationMixin(BaseModelClass):
         """Train on cells of files from now on; None for those that the model has."""
         if datamodule is None:
             return
-        check_same_registry(datamodule, self.registry_)
+        if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
+            msg = (
+                f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found {type(datamodule).__name__}. Data modules of "
+                "scvi-tools know no conditions; open the files that they read with CellFiles."
+            )
+            raise TypeError(msg)
+        check_same_registry(datamodule.registry, self.registry_)
         self._file_cells = datamodule
         self.var_ = plain_columns(datamodule.var)
 

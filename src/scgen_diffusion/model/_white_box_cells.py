@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import is_whole_number, known_names, row_numbers
 from scgen_diffusion.diffusion import SampleGenerators, VariancePreserving
 
 from ._cells import CellsMixin
