@@ -1,5 +1,6 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
+from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 from ._cell_files import CellFiles
 from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names, row_numbers
@@ -31,6 +32,7 @@ from ._plain import from_plain, to_plain
 from ._registered_cells import RegisteredCells, digest_of_names
 
 __all__ = [
+    "AnnbatchCells",
     "CategoricalKey",
     "CellFiles",
     "ConditionField",

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import anndata
 import numpy as np
 import pandas as pd
-from scvi import REGISTRY_KEYS, settings
-from torch import distributed
+from scvi import REGISTRY_KEYS
 
 from ._anndata_file import open_anndata_files
 from ._checks import (
@@ -30,8 +29,7 @@ from ._file_matrix import JoinedMatrix
 from ._file_obs import ReadTables, columns_of_genes, looked_up, read_columns
 from ._file_registry import CONDITIONS, file_registry
 from ._registered_cells import digest_of_names
-from ._window_plan import WindowPlan
-from ._windows import WINDOW_SIZE, ToTensors, WindowLoader, read_windows, suitable_block
+from ._windows import WINDOW_SIZE, ToTensors, WindowLoader, read_windows, suitable_block, window_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,7 +63,7 @@ class CellFiles:
     window_size
         Cells in memory together, twice: in use, and being read. More mix better and take more memory.
     block_size
-        Neighbouring cells that are read together. Fewer mix better and are read more slowly. Default: 64, or as many as fit the parts
+        Neighbouring cells that are read together. Fewer mix better and are read more slowly. Default: 128, or as many as fit the parts
         in which a file is stored, up to 512.
 
     Raises
@@ -209,15 +207,13 @@ class CellFiles:
         shared
             Whether each process of a distributed run reads its share.
         """
-        plan = WindowPlan(
+        plan = window_plan(
             np.arange(self.n_cells) if indices is None else np.asarray(indices),
             batch_size,
             block_size=self.block_size,
             window_size=self.window_size,
             shuffle=shuffle,
-            seed=settings.seed or 0,
-            rank=distributed.get_rank() if shared else 0,
-            n_ranks=distributed.get_world_size() if shared else 1,
+            shared=shared,
         )
         return WindowLoader(plan, self._read_windows, ToTensors(REGISTRY_KEYS.X_KEY, CONDITIONS, self.codes))
 

@@ -63,7 +63,7 @@ class FileMatrix:
     def rows_per_chunk(self) -> float:
         """How many rows one part has in which the file is stored, about; 0 if it is not stored in parts."""
         array = self.element["data"] if self.is_sparse else self.element
-        per_chunk = (getattr(array, "shards", None) or array.chunks or (0,))[0]
+        per_chunk = (array.chunks or (0,))[0]
         return per_chunk * self.shape[0] / max(array.shape[0], 1)
 
     def _select(self, rows: np.ndarray) -> Rows:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from scvi import settings
+from torch import distributed
 
 from ._file_matrix import dense
+from ._window_plan import WindowPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._file_matrix import Rows
-    from ._window_plan import Window, WindowPlan
+    from ._window_plan import Window
 
 WINDOW_SIZE = 16_384
-BLOCK_SIZE = 64
+BLOCK_SIZE = 128
 LARGEST_BLOCK = WINDOW_SIZE // 32  # so that a window mixes cells of at least so many places
 
 
@@ -103,6 +106,28 @@ class ToTensors:
         if self.codes.shape[1]:
             tensors[self.conditions_key] = torch.from_numpy(self.codes[numbers].astype(np.float32))
         return tensors
+
+
+def window_plan(
+    indices: np.ndarray,
+    batch_size: int,
+    *,
+    block_size: int,
+    window_size: int = WINDOW_SIZE,
+    shuffle: bool,
+    shared: bool,
+) -> WindowPlan:
+    """Plan the passes over some cells with scvi-tools' seed (0, if none is set), and in a distributed run this process' share of them."""
+    return WindowPlan(
+        indices,
+        batch_size,
+        block_size=block_size,
+        window_size=window_size,
+        shuffle=shuffle,
+        seed=settings.seed or 0,
+        rank=distributed.get_rank() if shared else 0,
+        n_ranks=distributed.get_world_size() if shared else 1,
+    )
 
 
 def suitable_block(rows_per_chunk: float) -> int:

@@ -127,6 +127,7 @@ class RegistrationMixin(BaseModelClass):
     @classmethod
     def _check_is_anndata(cls, adata: object) -> None:
         if isinstance(adata, AnnData):
+            _check_is_no_part_of_file(adata)
             return
         if isinstance(adata, CellFiles):
             msg = "Cells in files were given where AnnData is needed; read those that you want into memory: `cells.read(indices)`."
@@ -233,6 +234,15 @@ class RegistrationMixin(BaseModelClass):
     def _registered_genes(self) -> pd.Index:
         state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         return pd.Index([str(name) for name in state["column_names"]])
+
+
+def _check_is_no_part_of_file(adata: AnnData) -> None:
+    if adata.is_view and adata.isbacked:
+        msg = (
+            "`adata` is a view of a file, from which batches cannot be read. Write the part to a file of its own, `adata.copy('part.h5ad')`, "
+            "or read it into memory, `adata.to_memory()`."
+        )
+        raise ValueError(msg)
 
 
 def _spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
