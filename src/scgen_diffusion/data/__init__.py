@@ -1,12 +1,15 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
+from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
-from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
+from ._cell_files import CellFiles
+from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names, row_numbers
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
 from ._condition_setup import ConditionSetup, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
+from ._file_registry import check_same_registry
 from ._gene_padding import pad_genes
 from ._mudata import (
     JOINED,
@@ -29,7 +32,9 @@ from ._plain import from_plain, to_plain
 from ._registered_cells import RegisteredCells, digest_of_names
 
 __all__ = [
+    "AnnbatchCells",
     "CategoricalKey",
+    "CellFiles",
     "ConditionField",
     "ConditionKey",
     "ConditionRequest",
@@ -55,6 +60,7 @@ __all__ = [
     "check_is_mudata",
     "check_same_features",
     "check_same_genes",
+    "check_same_registry",
     "digest_of_names",
     "encode_obs",
     "extend_key",
@@ -69,6 +75,7 @@ __all__ = [
     "occurring",
     "pad_genes",
     "recode",
+    "row_numbers",
     "modalities_of",
     "resolve_layers",
     "resolve_modalities",
