@@ -1,12 +1,15 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
+from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
-from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
+from ._cell_files import CellFiles
+from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names, row_numbers
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
 from ._condition_setup import ConditionSetup, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
+from ._file_registry import check_same_registry
 from ._gene_padding import pad_genes
 from ._many_conditions import RequestedCodes, SeenCodes, with_categories
 from ._mudata import (
@@ -33,62 +36,66 @@ from ._writers_goal import check_writable, checked_goal, put_in_place, told
 from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove_parts
 
 __all__ = [
+    "AnnbatchCells",
+    "CategoricalKey",
+    "CellFiles",
+    "ConditionField",
+    "ConditionKey",
+    "ConditionRequest",
+    "ConditionSetup",
+    "Conditions",
+    "ContinuousKey",
+    "DamagedPartError",
+    "Extent",
+    "JOIN",
+    "JOINED",
+    "MODALITY_LIKELIHOODS",
+    "ModalitiesField",
+    "Modality",
+    "ModalityLikelihood",
+    "OPEN",
+    "PROVENANCE_KEY",
+    "Part",
+    "PartFolder",
+    "Piece",
+    "RegisteredCells",
+    "RequestedCodes",
+    "SeenCodes",
+    "SetKey",
     "build_anndata",
     "build_mudata",
     "categorical_keys",
-    "CategoricalKey",
     "check_condition_columns",
     "check_conditions",
     "check_expression",
     "check_is_mudata",
     "check_same_features",
     "check_same_genes",
+    "check_same_registry",
     "check_writable",
     "checked_goal",
-    "ConditionField",
-    "ConditionKey",
-    "ConditionRequest",
-    "Conditions",
-    "ConditionSetup",
-    "ContinuousKey",
-    "DamagedPartError",
     "digest_of_names",
     "encode_obs",
     "extend_key",
     "extended_table",
-    "Extent",
     "from_plain",
     "guess_likelihood",
     "is_single",
     "is_whole_number",
-    "JOIN",
     "join_labels",
-    "JOINED",
     "keys_of_state",
     "known_names",
     "modalities_of",
-    "ModalitiesField",
-    "Modality",
-    "MODALITY_LIKELIHOODS",
-    "ModalityLikelihood",
     "occurring",
-    "OPEN",
     "pad_genes",
-    "Part",
-    "PartFolder",
-    "Piece",
-    "PROVENANCE_KEY",
     "put_in_place",
     "read_manifest",
     "read_record",
     "recode",
-    "RegisteredCells",
     "remove_parts",
-    "RequestedCodes",
     "resolve_layers",
     "resolve_modalities",
-    "SeenCodes",
-    "SetKey",
+    "row_numbers",
     "sync",
     "synthetic_names",
     "to_plain",
