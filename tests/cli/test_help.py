@@ -120,7 +120,9 @@ def test_no_option_hides_one_of_the_architecture(cls):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_default_of_the_python_interface_is_restated(command):
-    stated = {p.name for p in cli.commands[command].params if isinstance(p, click.Option) and p.default not in (None, False)}
+    stated = {
+        p.name for p in cli.commands[command].params if isinstance(p, click.Option) and p.default not in (None, False)
+    }
     assert {name for name in stated if "UNSET" not in repr(name)} <= {"seed", "model"} | unset(command)
 
 

@@ -130,7 +130,9 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
     assert err == ""
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")])
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
 def test_signals_end_the_work_with_the_usual_codes(call_function, number, code, word):
     def work(terminal, options):
         terminal.on_interrupt = "The same command goes on."

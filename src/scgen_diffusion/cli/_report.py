@@ -32,19 +32,41 @@ CELLS, PAGE = "Cells", "Page"
         help="Column of obs with the label; several are joined.",
     ),
     Option(
-        ["--layer", "-l"], section=CELLS, metavar="NAME", shell_complete=layers_of_cells, help="Layer with the counts of the real cells."
+        ["--layer", "-l"],
+        section=CELLS,
+        metavar="NAME",
+        shell_complete=layers_of_cells,
+        help="Layer with the counts of the real cells.",
     ),
     Option(
-        ["--backed"], section=CELLS, is_flag=True, default=None, help="Leave the values of .h5ad in the files; only what is compared is read."
+        ["--backed"],
+        section=CELLS,
+        is_flag=True,
+        default=None,
+        help="Leave the values of .h5ad in the files; only what is compared is read.",
     ),
     Option(
-        ["--table"], section=PAGE, type=existing(dir_okay=False), help="What evaluate wrote for these cells, so that nothing is computed twice."
+        ["--table"],
+        section=PAGE,
+        type=existing(dir_okay=False),
+        help="What evaluate wrote for these cells, so that nothing is computed twice.",
     ),
-    Option(["--model"], section=PAGE, type=existing(file_okay=False), help="Folder of the model, whose training is shown."),
+    Option(
+        ["--model"], section=PAGE, type=existing(file_okay=False), help="Folder of the model, whose training is shown."
+    ),
     Option(["--title"], section=PAGE, metavar="TEXT", help="Heading."),
-    Option(["--max-cells"], section=PAGE, type=int, metavar="N", help="Cells of each kind that are compared and drawn."),
+    Option(
+        ["--max-cells"], section=PAGE, type=int, metavar="N", help="Cells of each kind that are compared and drawn."
+    ),
     Option(["--seed"], section=PAGE, type=int, help="Decides all draws."),
-    Option(["--out", "-o"], section=PAGE, type=new(dir_okay=False), required=True, metavar="FILE.html", help="The file to write."),
+    Option(
+        ["--out", "-o"],
+        section=PAGE,
+        type=new(dir_okay=False),
+        required=True,
+        metavar="FILE.html",
+        help="The file to write.",
+    ),
     Option(["--overwrite"], section=PAGE, is_flag=True, default=None, help="Replace the file if it is there."),
     short_help="Write an HTML report of synthetic cells.",
 )

@@ -181,7 +181,7 @@ def describe(error: Exception) -> str:
         return f"{where}{error.strerror}."
     written = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if _raised_by_us(error.__traceback__):
-        return written
+        return written.replace("set overwrite=True", "give --overwrite")
     first = next(iter(written.strip().splitlines()), "")
     kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
     return f"{kind}: {first} (--verbose shows where)" if first else f"{kind} (--verbose shows where)"
