@@ -57,10 +57,9 @@ def test_the_same_error_from_elsewhere_is_a_failure(call_function):
 
 
 def test_an_error_of_ours_without_a_sentence_is_a_fault_of_ours():
-    try:
+    with pytest.raises(KeyError) as caught:
         exec("{}['x']", {"__name__": "scgen_diffusion.somewhere"})
-    except KeyError as error:
-        assert code_of(error) == ExitCode.FAILED
+    assert code_of(caught.value) == ExitCode.FAILED
 
 
 def test_verbose_shows_where(call_function):

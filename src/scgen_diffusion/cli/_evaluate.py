@@ -278,4 +278,5 @@ def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[
 
 def _judge(failed: list[str]) -> None:
     if failed:
-        raise Stop(f"Not good enough: {'; '.join(failed)}.", ExitCode.BELOW_THRESHOLD)
+        msg = f"Not good enough: {'; '.join(failed)}."
+        raise Stop(msg, ExitCode.BELOW_THRESHOLD)

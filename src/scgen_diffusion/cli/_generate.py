@@ -14,7 +14,6 @@ from ._completion import conditions_of
 from ._outputs import check_new, check_place, whole
 from ._progress_lines import bars_as_lines
 from ._setup import read_table
-from ._terminal import Terminal
 from ._values import Keyed, number, text
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+
+    from ._terminal import Terminal
 
 REQUEST, SAMPLING, OUTPUT = "Request", "Sampling", "Output"
 LIBRARY_SIZE_COLUMN = "library_size_column"

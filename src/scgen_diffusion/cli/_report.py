@@ -10,10 +10,11 @@ from ._cells import read_cells
 from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
 from ._outputs import check_new
-from ._terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ._terminal import Terminal
 
 CELLS, PAGE = "Cells", "Page"
 

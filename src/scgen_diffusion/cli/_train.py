@@ -13,12 +13,13 @@ from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
 from ._outputs import check_new, remove, whole
 from ._setup import check_single_modality, conditions_of, set_up
-from ._terminal import Terminal
-from ._values import Keyed, number, scalar, toml_value, whole_number
+from ._values import Keyed, scalar, toml_value, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from ._terminal import Terminal
 
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
