@@ -22,7 +22,7 @@ import torch
 from equivalence import compare_devices
 from measuring import profile, release_memory
 from results import describe_commit, describe_machine, describe_versions, markdown_table, store_rows, today, write_text
-from speed import RESULTS, machine_rates, measure_system, parse_arguments
+from speed import RESULTS, machine_rates, measure_system, parse_arguments, quieten
 from system import Setting
 from systems import SYSTEMS
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("benchmarks.gpu")
 
 FULL = Setting(n_genes=17_002, n_expressed=6_147, batch_size=128, device="cuda", n_cells=8_192)
-TINY = Setting(n_genes=60, n_expressed=20, batch_size=8, device="cpu", n_cells=64)
+TINY = Setting(n_genes=60, n_expressed=20, batch_size=8, device="cpu", n_cells=64, architecture={"width": 32})
 MINUTES = 9.0  # after which nothing new is begun
 
 
@@ -92,7 +92,9 @@ def measure_goals(setting: Setting, arguments: argparse.Namespace, deadline: Dea
     return judged(pd.DataFrame(rows))
 
 
-def _measure(system: str, stages: Sequence[str], setting: Setting, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure(
+    system: str, stages: Sequence[str], setting: Setting, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     options = parse_arguments(["--systems", system, "--stages", *stages, "--seconds", str(arguments.seconds)])
     try:
         rows = measure_system(system, setting, options, measured=set())
@@ -121,7 +123,9 @@ def judged(rows: pd.DataFrame) -> pd.DataFrame:
     goals = {(goal.system, goal.stage): goal for goal in GOALS}
     found = [goals[key] for key in rows[["system", "stage"]].itertuples(index=False, name=None)]
     met = [_is_met(goal, row) for goal, row in zip(found, rows.to_dict("records"), strict=True)]
-    return rows.assign(goal=[goal.cells_per_second for goal in found], goal_gib=[goal.peak_gib for goal in found], met=met)
+    return rows.assign(
+        goal=[goal.cells_per_second for goal in found], goal_gib=[goal.peak_gib for goal in found], met=met
+    )
 
 
 def _is_met(goal: Goal, row: dict[str, Any]) -> bool | None:
@@ -177,7 +181,8 @@ def _goal_table(rows: pd.DataFrame) -> str:
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> str:
     lines = [
-        [f"{each.name}, {each.precision}", f"{each.difference:.1e}", "yes" if each.passes else "**no**"] for each in comparisons
+        [f"{each.name}, {each.precision}", f"{each.difference:.1e}", "yes" if each.passes else "**no**"]
+        for each in comparisons
     ]
     return markdown_table(["", "relative difference", "within tolerance"], lines)
 
@@ -212,11 +217,13 @@ def run(arguments: argparse.Namespace) -> bool:
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quieten()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that the script runs")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="measure compiled steps too")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure compiled steps too"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement, about")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which nothing new is begun")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from results import read_table, store_rows
-from speed import RESULTS, measure_apart, parse_arguments
+from speed import RESULTS, measure_apart, parse_arguments, quieten
 from system import Setting
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ STEPS = {
     "SCRDIT": ("training_step", "generate"),
     "WBDIT": ("training_step",),
 }
-CALLS = {"calls-SCLDM": ("setup", "loading", "loading_backed", "autoencoder_epochs", "latent_representation")}
+CALLS = {"calls-SCLDM": ("setup", "loading", "loading_backed", "latent_representation")}
 LABELS = {
     ("package", "autoencoder_step"): "SCLDM, autoencoder",
     ("package", "prior_step"): "SCLDM, prior",
@@ -48,7 +48,6 @@ LABELS = {
     ("calls-SCLDM", "setup"): "setup_anndata",
     ("calls-SCLDM", "loading"): "read, memory",
     ("calls-SCLDM", "loading_backed"): "read, backed h5ad",
-    ("calls-SCLDM", "autoencoder_epochs"): "autoencoder, one epoch",
     ("calls-SCLDM", "latent_representation"): "latents",
 }
 COLOURS = {key: f"C{number}" for number, key in enumerate(LABELS)}
@@ -88,7 +87,7 @@ SWEEPS = {
         "cells of a batch",
         systems={name: stages[:2] if name == "package" else stages[:1] for name, stages in STEPS.items()},
     ),
-    "genes": Sweep((500, 1000, 2000, 4000, 8000, 16000), _with_genes, "genes"),
+    "genes": Sweep((500, 1000, 2000, 4000, 8000), _with_genes, "genes"),
     "tokens": Sweep(
         (2, 4, 8, 16, 32),
         lambda setting, n: replace(setting, architecture={"n_latent_tokens": n}),
@@ -102,7 +101,7 @@ SWEEPS = {
         systems={"package": ("generate",), "SCRDIT": ("generate",)},
     ),
     "cells": Sweep(
-        (1_000, 4_000, 16_000, 64_000),
+        (1_000, 4_000, 16_000, 48_000),
         lambda setting, n: replace(setting, n_cells=n),
         "cells of the data set",
         unit="seconds",
@@ -118,7 +117,9 @@ def run(arguments: argparse.Namespace) -> None:
         for value in sweep.values[: arguments.largest]:
             for system, stages in sweep.systems.items():
                 rows = measure_value(sweep, value, system, stages, arguments)
-                store_rows(arguments.results / "speed_scaling.csv", pd.DataFrame(rows).assign(sweep=name, value=value), KEYS)
+                store_rows(
+                    arguments.results / "speed_scaling.csv", pd.DataFrame(rows).assign(sweep=name, value=value), KEYS
+                )
 
 
 def measure_value(
@@ -126,7 +127,15 @@ def measure_value(
 ) -> list[dict[str, Any]]:
     """Measure the stages of one system with the size set to a value."""
     logger.info("%s: %s", sweep.title, value)
-    options = ["--stages", *stages, "--seconds", str(arguments.seconds), "--threads", str(arguments.threads), "--no-limit"]
+    options = [
+        "--stages",
+        *stages,
+        "--seconds",
+        str(arguments.seconds),
+        "--threads",
+        str(arguments.threads),
+        "--no-limit",
+    ]
     return measure_apart(system, sweep.change(BASE, value), parse_arguments(options))
 
 
@@ -134,12 +143,13 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     """Draw cost per cell, and peak memory, as functions of the sizes; the last measurement of each."""
     latest = table.drop_duplicates(["sweep", "value", "system", "stage"], keep="last")
     names = [name for name in SWEEPS if name in set(latest["sweep"])]
+    with_memory = [name for name in names if name != "steps"]  # which take no more of it
     _draw_figure(latest, names, folder / "speed_scaling.png", lambda name, rows: _cost(SWEEPS[name], rows))
-    _draw_figure(latest, [n for n in names if n != "steps"], folder / "speed_memory.png", lambda _, rows: rows["peak_gib"], "GiB")
+    _draw_figure(latest, with_memory, folder / "speed_memory.png", lambda _, rows: rows["peak_gib"], "GiB")
 
 
 def _cost(sweep: Sweep, rows: pd.DataFrame) -> pd.Series:
-    """Return milliseconds per cell, or the seconds of a call: of trainings, of one epoch."""
+    """Return milliseconds per cell, or the seconds of a call."""
     if sweep.unit != "seconds":
         return 1000 / rows["cells_per_second"]
     return rows["batch"] / rows["cells_per_second"]
@@ -159,7 +169,13 @@ def _draw_figure(
         for key, of_stage in rows.groupby(["system", "stage"], sort=False):
             of_stage = of_stage.sort_values("value")
             ax.plot(
-                of_stage["value"], height(name, of_stage), marker="o", ms=3.5, lw=1.3, label=LABELS[key], color=COLOURS[key]
+                of_stage["value"],
+                height(name, of_stage),
+                marker="o",
+                ms=3.5,
+                lw=1.3,
+                label=LABELS[key],
+                color=COLOURS[key],
             )
         ax.set(title=SWEEPS[name].title, ylabel=unit or SWEEPS[name].unit, xscale="log", yscale="log")
         ax.set_xticks(sorted(set(rows["value"])), [f"{value:g}" for value in sorted(set(rows["value"]))])
@@ -175,6 +191,7 @@ def _draw_figure(
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quieten()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
     parser.add_argument("--largest", type=int, help="measure this many values of each only, the smaller ones")
