@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 CHUNK_ELEMENTS = {"cpu": 1 << 17}  # of (heads, cells, queries, rows) at a time: what a core's cache holds
 LARGE_CHUNK = 1 << 26  # elsewhere: 256 MiB
@@ -40,8 +42,14 @@ def attend_to_scaled_rows(scales: Tensor, scores: Tensor, values: Tensor) -> Ten
     Tensor
         ``(cells, heads, queries, p)``; zero for a cell without rows.
     """
-    with torch.autocast(scales.device.type, enabled=False):
+    with _full_precision(scales.device.type):
         return _ScaledAttention.apply(scales, *(_precise(x) for x in (scores, values)))
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[None]:
+    """Suspend autocast, where the device has it: values are as large as 10, and differences of scores count."""
+    has_autocast = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -84,6 +92,8 @@ class _ScaledAttention(torch.autograd.Function):
 
 
 def _chunks(scales: Tensor, scores: Tensor) -> Iterator[Tensor]:
+    if torch.compiler.is_compiling():  # the number of chunks would depend on that of cells
+        return iter((scales,))
     n_elements = CHUNK_ELEMENTS.get(scales.device.type, LARGE_CHUNK)
     return iter(scales.split(max(n_elements // scores.numel(), 1)))
 
