@@ -35,12 +35,14 @@ class AverageUpdate:
         The copy.
     network
         What it averages.
+    n_updates
+        How many updates there were. Default: what the copy says, asked once.
     """
 
     @torch.no_grad()
-    def __init__(self, averaged: AveragedModel, network: nn.Module) -> None:
+    def __init__(self, averaged: AveragedModel, network: nn.Module, n_updates: int | None = None) -> None:
         self.averaged = averaged
-        self.n_updates = int(averaged.n_averaged)
+        self.n_updates = int(averaged.n_averaged) if n_updates is None else n_updates
         self._pairs = [x.detach() for x in averaged.module.parameters()], [x.detach() for x in network.parameters()]
         for copy, buffer in zip(averaged.module.buffers(), network.buffers(), strict=True):
             copy.copy_(buffer)
