@@ -11,6 +11,7 @@ from ._condition_setup import ConditionSetup, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
 from ._file_registry import check_same_registry
 from ._gene_padding import pad_genes
+from ._many_conditions import RequestedCodes, SeenCodes, with_categories
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -30,6 +31,9 @@ from ._mudata_checks import (
 )
 from ._plain import from_plain, to_plain
 from ._registered_cells import RegisteredCells, digest_of_names
+from ._writers import Extent, Piece, read_record, sync, write_cells
+from ._writers_goal import check_writable, checked_goal, put_in_place, told
+from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove_parts
 
 __all__ = [
     "AnnbatchCells",
@@ -41,6 +45,8 @@ __all__ = [
     "ConditionSetup",
     "Conditions",
     "ContinuousKey",
+    "DamagedPartError",
+    "Extent",
     "JOIN",
     "JOINED",
     "MODALITY_LIKELIHOODS",
@@ -49,7 +55,12 @@ __all__ = [
     "ModalityLikelihood",
     "OPEN",
     "PROVENANCE_KEY",
+    "Part",
+    "PartFolder",
+    "Piece",
     "RegisteredCells",
+    "RequestedCodes",
+    "SeenCodes",
     "SetKey",
     "build_anndata",
     "build_mudata",
@@ -61,6 +72,8 @@ __all__ = [
     "check_same_features",
     "check_same_genes",
     "check_same_registry",
+    "check_writable",
+    "checked_goal",
     "digest_of_names",
     "encode_obs",
     "extend_key",
@@ -72,13 +85,21 @@ __all__ = [
     "join_labels",
     "keys_of_state",
     "known_names",
+    "modalities_of",
     "occurring",
     "pad_genes",
+    "put_in_place",
+    "read_manifest",
+    "read_record",
     "recode",
-    "row_numbers",
-    "modalities_of",
+    "remove_parts",
     "resolve_layers",
     "resolve_modalities",
+    "row_numbers",
+    "sync",
     "synthetic_names",
     "to_plain",
+    "told",
+    "with_categories",
+    "write_cells",
 ]
