@@ -107,7 +107,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
     _check_output(options)
     package = terminal.libraries()
     _check_metrics(package, options)
-    files = {name: options[name] for name in ("real", "synthetic", "train") if name in options}
+    files = python_options(options, "real", "synthetic", "train")
     function = package.metrics.evaluate_modalities if _all_paired(files) else package.metrics.evaluate
     cells = _read(terminal, files, backed=options.get("backed", False))
     arguments = python_options(options, "max_cells", "n_floor", "n_bootstrap", "seed") | _layers(options, files)
@@ -175,7 +175,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     _check_output(options)
     package = terminal.libraries()
-    files = {name: options[name] for name in ("real", "synthetic", "control", "train") if name in options}
+    files = python_options(options, "real", "synthetic", "control", "train")
     cells = _read(terminal, files)
     arguments = python_options(
         options, "perturbation_key", "groupby", "separator", "layer", "ranking", "max_cells", "n_floor", "seed"

@@ -78,7 +78,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".html"])
     package = terminal.libraries()
-    files = {name: options[name] for name in ("real", "synthetic", "train") if name in options}
+    files = python_options(options, "real", "synthetic", "train")
     terminal.say(f"Reading {', '.join(map(str, files.values()))}")
     cells = {name: read_cells(path, backed=options.get("backed", False)) for name, path in files.items()}
     arguments = python_options(options, "layer", "title", "max_cells", "seed") | _arguments(package, options)
