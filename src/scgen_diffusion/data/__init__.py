@@ -28,9 +28,11 @@ from ._mudata_checks import (
 )
 from ._plain import from_plain, to_plain
 from ._registered_cells import RegisteredCells, digest_of_names
+from ._value_summary import ValueSummary
 from ._writers import Extent, Piece, read_record, sync, write_cells
+from ._writers_claim import Turn
 from ._writers_goal import check_writable, checked_goal, put_in_place, told
-from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove_parts
+from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove, remove_parts
 
 __all__ = [
     "build_anndata",
@@ -83,6 +85,7 @@ __all__ = [
     "read_record",
     "recode",
     "RegisteredCells",
+    "remove",
     "remove_parts",
     "RequestedCodes",
     "resolve_layers",
@@ -93,6 +96,8 @@ __all__ = [
     "synthetic_names",
     "to_plain",
     "told",
+    "Turn",
+    "ValueSummary",
     "with_categories",
     "write_cells",
 ]
