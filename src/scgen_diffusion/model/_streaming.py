@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".zarr", ".h5ad")
-VALUES_PER_PART = 2**26  # entries of a part's matrix, zeros included: 256 MiB if it is dense
+VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
 CELLS_PER_PART = 2**16  # at most
 KEPT = "What is finished is kept there: make room, and call again with the same arguments to go on."
 
