@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
+from anndata.abc import CSRDataset
+from scvi import REGISTRY_KEYS
 from scvi.dataloaders import AnnDataLoader
 
 from ._condition_field import encode_obs, keys_of_state
+from ._file_matrix import FileMatrix
+from ._windows import ToTensors, WindowLoader, read_windows, suitable_block, window_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import pandas as pd
     from scvi.data import AnnDataManager
     from torch import Tensor
 
@@ -34,6 +41,16 @@ class RegisteredCells:
         self.manager = manager
         self.conditions_key = conditions_key
         self.by_key = keys_of_state(manager.registry["field_registries"][conditions_key]["state_registry"])
+
+    @property
+    def registry(self) -> Mapping[str, Any]:
+        """What a model is built from."""
+        return self.manager.registry
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The genes' columns."""
+        return self.manager.adata.var
 
     @property
     def n_cells(self) -> int:
@@ -65,10 +82,23 @@ class RegisteredCells:
     def loader(
         self, indices: np.ndarray | None, batch_size: int, *, shuffle: bool = False, shared: bool = False
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return batches of what is registered, by scvi-tools' loader; torch's own random numbers shuffle."""
+        """Return batches of what is registered: by scvi-tools' loader, which torch's own random numbers shuffle, or from a file by windows."""
+        if (matrix := self._backing_file()) is not None:
+            chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
+            to_tensors = ToTensors(REGISTRY_KEYS.X_KEY, self.conditions_key, self.codes)
+            block_size = suitable_block(matrix.rows_per_chunk)
+            plan = window_plan(chosen, batch_size, block_size=block_size, shuffle=shuffle, shared=shared)
+            return WindowLoader(plan, partial(read_windows, matrix), to_tensors)
         return AnnDataLoader(
             self.manager, indices=indices, batch_size=batch_size, shuffle=shuffle, distributed_sampler=shared
         )
+
+    def _backing_file(self) -> FileMatrix | None:
+        """Return the matrix if it is left in a file, by rows."""
+        matrix = self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        if isinstance(matrix, h5py.Dataset):
+            return FileMatrix(matrix)
+        return FileMatrix(matrix.group) if isinstance(matrix, CSRDataset) else None
 
 
 def digest_of_names(parts: Iterable[Sequence[str]]) -> str:

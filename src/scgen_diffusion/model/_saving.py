@@ -70,7 +70,7 @@ class SavingMixin(BaseModelClass):
             msg = f"{folder} already exists. Choose another folder or set overwrite=True."
             raise ValueError(msg)
         folder.mkdir(parents=True, exist_ok=True)
-        attributes = {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
+        attributes = {name: value for name, value in vars(self).items() if name.endswith("_")}
         content = {
             "format": FORMAT,
             "model_state_dict": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
@@ -159,6 +159,11 @@ def read_plain_file(path: Path) -> dict[str, Any]:
         msg = f"{path} is damaged: it has no {sorted(missing)[0]!r}."
         raise ValueError(msg)
     return content
+
+
+def saved_class(content: Mapping[str, Any]) -> str:
+    """Return the class of a model from what :func:`read_plain_file` returned."""
+    return str(from_plain(content["attr_dict"])["registry_"].get("model_name"))
 
 
 def load_plain(path: Path, what: str, advice: str = "") -> Any:

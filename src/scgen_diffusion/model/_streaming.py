@@ -72,6 +72,7 @@ class StreamingMixin(GenerationMixin):
         **options: Any,
     ) -> Path:
         """Make this process' share of a request, and put all together if no other share is missing."""
+        self._check_can_stream()
         share, goal = Share(rank, n_ranks), checked_goal(path, SUFFIXES)
         step = self._round_to_blocks(checked_batch_size(batch_size))
         cells_per_part = self._cells_per_part(shard_size)
@@ -92,6 +93,9 @@ class StreamingMixin(GenerationMixin):
         if (values := self._put_together(stream, folder, share)) is not None:
             self._check_result(values, request.output)
         return goal
+
+    def _check_can_stream(self) -> None:
+        """Raise if the cells have a form that cannot be streamed."""
 
     def _cells_per_part(self, shard_size: int | None) -> int:
         """Return how many cells are finished at once: whole blocks."""

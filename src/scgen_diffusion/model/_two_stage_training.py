@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from scgen_diffusion.module import SCLDMArchitecture
+    from scgen_diffusion.train import TrainingCells
 
-ROWS_AT_A_TIME = 1 << 16
+ROWS_AT_A_TIME = 1 << 14
+MEMORY_LIMIT = 2 << 30  # bytes of latents in memory
+MEMORY_LIMIT_WITH_FILES = 64 << 20  # whoever leaves cells in files wants little in memory
 Stage = Literal["autoencoder", "prior", "transport"]
 
 
@@ -38,6 +41,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         self,
         max_epochs: int | Mapping[Stage, int] | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         batch_size: int | None = None,
@@ -58,6 +62,8 @@ class TwoStageTrainingMixin(TrainingMixin):
         max_epochs
             Epochs of each stage, or of the stages by name (``"autoencoder"``, ``"prior"``, ``"transport"``). Default: from the
             number of cells, see the user guide.
+        datamodule
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
         accelerator, devices
             Where to train; passed to Lightning.
         batch_size
@@ -77,6 +83,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         **trainer_kwargs
             Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
         """
+        self._take_cells(datamodule)
         common = {
             "accelerator": accelerator,
             "devices": devices,
@@ -112,6 +119,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         self,
         max_epochs: int | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         batch_size: int | None = None,
         train_size: float | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -120,6 +128,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         **trainer_kwargs: Any,
     ) -> bool:
         """Train the autoencoder alone. Parameters as in :meth:`train`; returns whether it was interrupted."""
+        self._take_cells(datamodule)
         self._require_cells()
         if self._keeps_autoencoder:
             msg = "The autoencoder stays that of the reference; load_query_data(..., trainable='all') trains it too."
@@ -147,6 +156,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         self,
         max_epochs: int | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         batch_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         compile: bool = False,
@@ -154,6 +164,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         **trainer_kwargs: Any,
     ) -> bool:
         """Train the prior alone, on latents computed once. Parameters as in :meth:`train`."""
+        self._take_cells(datamodule)
         self._require_cells()
         self._check_can_read_cells()
         max_epochs = checked_epochs(max_epochs)
@@ -205,6 +216,7 @@ class TwoStageTrainingMixin(TrainingMixin):
                 "log_total": self.module.library_size.shape,
             },
             {"condition": self.module.null_condition.dtype},
+            memory_limit=MEMORY_LIMIT if self._file_cells is None else MEMORY_LIMIT_WITH_FILES,
         )
         return cache.fill(self._encode_all())
 
@@ -222,20 +234,17 @@ class TwoStageTrainingMixin(TrainingMixin):
 
     def _describe_training_cells(self, cache: LatentCache) -> None:
         """Keep what generating needs to know of the cells: conditions, library sizes and the latents' scale."""
-        condition, mean = cache.arrays["condition"], cache.arrays["mean"]
         self._count_combinations(self._registered_codes)
-        self.module.library_size.fit(cache.arrays["log_total"], condition)
+        self.module.library_size.fit(cache.arrays["log_total"], cache.arrays["condition"])
         if not self._keeps_scale:
-            spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
-            self.module.standardise_latents(mean.mean(0), spread)
+            self.module.standardise_latents(*_mean_and_spread(cache))
 
     @torch.no_grad()
     def _describe_predicted_totals(self, cache: LatentCache) -> None:
         """Keep the distribution of what the library-size head draws for the training cells."""
         generator = torch.Generator().manual_seed(0)
         drawn = []
-        for start in range(0, len(cache), ROWS_AT_A_TIME):
-            rows = cache[slice(start, start + ROWS_AT_A_TIME)]
+        for rows in cache.parts(ROWS_AT_A_TIME):
             shape = rows["mean"].shape
             noise = torch.randn(shape, generator=generator).to(rows["mean"].device)
             z, log_totals = (rows["mean"] + rows["std"] * noise).to(self.device), rows["log_total"].to(self.device)
@@ -257,6 +266,15 @@ class TwoStageTrainingMixin(TrainingMixin):
         for tensor in (t for part in parts for t in part.state_dict().values()):
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _mean_and_spread(cache: LatentCache) -> tuple[Tensor, Tensor]:
+    """Return the mean of latents, and the standard deviation of draws from their posteriors, read twice."""
+    n_cells = len(cache)
+    mean = sum(rows["mean"].double().sum(0) for rows in cache.parts(ROWS_AT_A_TIME)) / n_cells
+    squares = ((rows["mean"] - mean).square() + rows["std"].double().square() for rows in cache.parts(ROWS_AT_A_TIME))
+    variance = sum(part.sum(0) for part in squares) / n_cells
+    return mean.float(), variance.sqrt().float()
 
 
 def _epochs_per_stage(max_epochs: int | Mapping[Stage, int] | None) -> Mapping[Stage, int | None]:

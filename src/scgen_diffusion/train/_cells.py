@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
 
@@ -12,11 +12,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import numpy as np
+    import pandas as pd
     from torch import Tensor
 
 
 class TrainingCells(Protocol):
     """What training asks of cells: those of an AnnData or MuData, of files, or of a class of one's own."""
+
+    @property
+    def registry(self) -> Mapping[str, Any]:
+        """What a model is built from, as scvi-tools keeps it."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The genes' columns."""
 
     @property
     def n_cells(self) -> int:
