@@ -23,7 +23,17 @@ def run_script(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "machine_rates", lambda _: roofline.Rates({"float32": 1e10, "bf16": 1e10}, 1e10))
 
     def run(*options):
-        common = ["gpu.py", "--device", "cpu", "--tiny", "--no-compile", "--seconds", "0.01", "--results", str(tmp_path)]
+        common = [
+            "gpu.py",
+            "--device",
+            "cpu",
+            "--tiny",
+            "--no-compile",
+            "--seconds",
+            "0.01",
+            "--results",
+            str(tmp_path),
+        ]
         monkeypatch.setattr(sys, "argv", [*common, *options])
         gpu.main()
         return pd.read_csv(tmp_path / "speed_gpu.csv"), (tmp_path / "speed_gpu.md").read_text()

@@ -4,7 +4,9 @@ import pandas as pd
 import pytest
 
 report = pytest.importorskip("speed_report")
-results, scaling, tables, threads = (pytest.importorskip(name) for name in ("results", "scaling", "speed_tables", "threads"))
+results, scaling, tables, threads = (
+    pytest.importorskip(name) for name in ("results", "scaling", "speed_tables", "threads")
+)
 
 
 def row(system, stage, cells_per_second, batch, **more):
@@ -67,7 +69,10 @@ def test_the_last_of_several_measurements_counts():
 
 def test_threads_and_processes_are_a_table():
     lines = tables.thread_table(pd.DataFrame(THREADS)).splitlines()
-    assert lines[0] == "| processes x threads | SCLDM, autoencoder, defaults | SCLDM, autoencoder, OMP_WAIT_POLICY=passive |"
+    assert (
+        lines[0]
+        == "| processes x threads | SCLDM, autoencoder, defaults | SCLDM, autoencoder, OMP_WAIT_POLICY=passive |"
+    )
     assert lines[2:] == ["| 1 x 1 | 100 |  |", "| 2 x 1 | 200 | 200 |"]
 
 
