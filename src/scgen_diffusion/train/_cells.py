@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
+from scvi import REGISTRY_KEYS
 
 from ._distributed import is_distributed
+from ._resident import ResidentCells, room_for_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from torch import Tensor
+
+
+ROWS_AT_A_TIME = 1024
 
 
 class TrainingCells(Protocol):
@@ -81,9 +86,20 @@ class CellDataModule(pl.LightningDataModule):
         self.train_indices = train_indices
         self.validation_indices = validation_indices
         self.batch_size = batch_size
+        self._resident: ResidentCells | None = None
+
+    def setup(self, stage: str) -> None:
+        """Keep the training cells in the device's memory, if it is not the host's and they take a small part of it."""
+        device = self.trainer.strategy.root_device
+        if not is_distributed() and (limit := room_for_cells(device)):
+            batches = self.cells.loader(self.train_indices, ROWS_AT_A_TIME)
+            n_cells = len(self.train_indices)
+            self._resident = ResidentCells.of(batches, REGISTRY_KEYS.X_KEY, device, n_cells=n_cells, limit=limit)
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Shuffle the training cells; in a distributed run each process reads its share."""
+        if self._resident is not None:
+            return self._resident.shuffled(self.batch_size)
         return self.cells.loader(self.train_indices, self.batch_size, shuffle=True, shared=is_distributed())
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:

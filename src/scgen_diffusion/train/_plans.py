@@ -109,6 +109,7 @@ class PriorPlan(AveragingPlan):
         total = velocity_loss + library_loss
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
+
 class DiffusionPlan(AveragingPlan):
     """Train a gene-space network, and the reader of library sizes, on cells.
 

@@ -112,7 +112,8 @@ class StagePlan(pl.LightningModule):
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",  # whose scaler must come between
+            fused=self.device.type in FUSED_ON
+            and self.trainer.precision != "16-mixed",  # whose scaler must come between
         )
         factor = learning_rate_factor(recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
