@@ -1,10 +1,40 @@
-"""Whether several processes train together."""
+"""Whether several processes train together, and what they tell each other."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import distributed
 
 
 def is_distributed() -> bool:
     """Tell whether this process is one of several that train one model."""
-    return distributed.is_available() and distributed.is_initialized()
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def process_rank() -> int:
+    """Return the number of this process among those that train together."""
+    return distributed.get_rank() if is_distributed() else 0
+
+
+def process_count() -> int:
+    """Return how many processes train together."""
+    return distributed.get_world_size() if is_distributed() else 1
+
+
+def from_first_process(value: Any) -> Any:
+    """Return the first process's plain value in all of them."""
+    if not is_distributed():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def from_all_processes(value: Any) -> list[Any]:
+    """Return the plain values of all processes, by rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * process_count()
+    distributed.all_gather_object(values, value)
+    return values

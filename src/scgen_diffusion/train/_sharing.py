@@ -1,0 +1,136 @@
+"""How several processes share the cells of an epoch: as one process with batches as large as all of theirs together would take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from scgen_diffusion.diffusion import sample_seed
+
+from ._distributed import process_count, process_rank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows ``first`` to ``stop`` of a batch of ``n_rows``, which are those of one of ``n_processes`` processes.
+
+    A last batch may have fewer rows than there are processes. Whoever has none reads a row all the same, which counts nothing: every process
+    has to take part in every step.
+    """
+
+    first: int
+    stop: int
+    n_rows: int
+    n_processes: int = 1
+
+    @classmethod
+    def of(cls, n_rows: int, rank: int, n_processes: int) -> Share:
+        """Cut a batch into equal parts, as far as that goes."""
+        return cls(rank * n_rows // n_processes, (rank + 1) * n_rows // n_processes, n_rows, n_processes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one process has all rows."""
+        return self.n_processes == 1
+
+    @property
+    def n_counted(self) -> int:
+        """Rows that this process answers for."""
+        return self.stop - self.first
+
+    @property
+    def rows(self) -> slice:
+        """Rows that this process reads; at least one."""
+        return slice(self.first, self.stop) if self.n_counted else slice(0, 1)
+
+    @property
+    def weight(self) -> float:
+        """What to multiply this process's mean by, so that the mean over processes is the mean over the batch's rows."""
+        return self.n_counted * self.n_processes / self.n_rows
+
+
+class SharedBatches(Sampler[np.ndarray]):
+    """Batches of row numbers, of which each process draws its share; an epoch's order follows from the seed and the epoch alone.
+
+    Parameters
+    ----------
+    n_rows
+        Number of cells.
+    batch_size
+        Cells of a batch per process.
+    seed
+        Seed of the order; None for the given order.
+    n_draws
+        Cells of an epoch, each drawn again only when all were; default: each once.
+    rank, n_processes
+        Which process this is, of how many. Default: as torch.distributed says.
+
+    Examples
+    --------
+    >>> from scgen_diffusion.train import SharedBatches
+    >>> [SharedBatches(5, 2, rank=rank, n_processes=2).order(0).tolist() for rank in (0, 1)]
+    [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    >>> [[batch.tolist() for batch in SharedBatches(6, 2, rank=rank, n_processes=2)] for rank in (0, 1)]
+    [[[0, 1], [4]], [[2, 3], [5]]]
+    """
+
+    def __init__(
+        self,
+        n_rows: int,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        n_draws: int | None = None,
+        rank: int | None = None,
+        n_processes: int | None = None,
+    ) -> None:
+        self.n_rows = n_rows
+        self.seed = seed
+        self.n_draws = n_rows if n_draws is None else n_draws
+        self.rank = process_rank() if rank is None else rank
+        self.n_processes = process_count() if n_processes is None else n_processes
+        self.batch_size = batch_size * self.n_processes
+        self.epoch = 0
+        self._resumed: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return -(-self.n_draws // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = self.order(self.epoch)
+        for number in range(self._first_batch(), len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield batch[self.share(number).rows]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the rows of an epoch of all processes in the order in which they are read."""
+        if self.seed is None:
+            return np.arange(self.n_rows)
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch))
+        rounds = -(-self.n_draws // max(self.n_rows, 1))
+        drawn = [torch.randperm(self.n_rows, generator=generator) for _ in range(rounds)]
+        return torch.cat(drawn).numpy()[: self.n_draws]
+
+    def share(self, number: int) -> Share:
+        """Return this process's share of a batch."""
+        n_rows = min(self.batch_size, self.n_draws - number * self.batch_size)
+        return Share.of(n_rows, self.rank, self.n_processes)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, as Lightning does."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, n_batches: int) -> None:
+        """Start ``epoch`` after so many batches that were read before an interruption."""
+        self.epoch, self._resumed = epoch, (epoch, n_batches)
+
+    def _first_batch(self) -> int:
+        epoch, n_batches = self._resumed or (None, 0)
+        return n_batches if epoch == self.epoch else 0
