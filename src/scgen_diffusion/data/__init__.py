@@ -26,6 +26,7 @@ from ._mudata_checks import (
     resolve_modalities,
 )
 from ._plain import from_plain, to_plain
+from ._registered_cells import RegisteredCells, digest_of_names
 
 __all__ = [
     "CategoricalKey",
@@ -43,6 +44,7 @@ __all__ = [
     "ModalityLikelihood",
     "OPEN",
     "PROVENANCE_KEY",
+    "RegisteredCells",
     "SetKey",
     "build_anndata",
     "build_mudata",
@@ -53,6 +55,7 @@ __all__ = [
     "check_is_mudata",
     "check_same_features",
     "check_same_genes",
+    "digest_of_names",
     "encode_obs",
     "extend_key",
     "extended_table",

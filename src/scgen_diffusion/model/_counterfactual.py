@@ -28,8 +28,9 @@ from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
 from ._cells import CellsMixin, row_numbers
-from ._generation import GenerationMixin, SamplingOptions, checked_batch_size, resolve_seed, stack
+from ._generation import GenerationMixin, stack
 from ._guidance import GuidanceOptions
+from ._request import SamplingOptions, checked_batch_size, resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

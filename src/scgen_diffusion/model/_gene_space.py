@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
 
-    from ._generation import SamplingOptions
     from ._guidance import Composition, GuidanceScale
+    from ._request import SamplingOptions
 
 
 class GeneSpaceModel(

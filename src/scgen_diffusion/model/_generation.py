@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scvi import settings
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -27,46 +24,30 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.diffusion import SampleGenerators, Sampler
 
+from ._request import (
+    CellRequest,
+    SamplingOptions,
+    checked_batch_size,
+    default_steps,
+    describe_condition,
+    describe_library_size,
+    resolve_seed,
+)
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import pandas as pd
     from anndata import AnnData
 
-    from scgen_diffusion.diffusion import Guidance
     from scgen_diffusion.module import InputValues
 
     from ._guidance import GuidanceOptions
 
-DEFAULT_BATCH_SIZE = 2048
 N_UNSEEN = 20  # combinations that provenance names at most
 
 BLOCK_SIZES = {"cpu": 128, "cuda": 1024}
 """Cells that one network evaluation sees. Fixed per device, since the last bits of a matrix product depend on its shape."""
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a request is sampled, checked and resolved.
-
-    Parameters
-    ----------
-    sampler_name, sampler
-        Way from noise to data.
-    n_steps
-        Its number of steps, None for its default.
-    guidance
-        How predictions are mixed, and where on the path.
-    guidance_record
-        What provenance tells of it.
-    output
-        What the cells hold.
-    """
-
-    sampler_name: str
-    sampler: Sampler
-    n_steps: int | None
-    guidance: Guidance
-    guidance_record: Mapping[str, Any]
-    output: InputValues
 
 
 @dataclass(frozen=True)
@@ -136,7 +117,7 @@ class GenerationMixin(BaseModelClass):
     def _check_ready_to_generate(self) -> None:
         """Raise unless the model can generate."""
 
-    def _check_request(self, codes: np.ndarray) -> list[str]:
+    def _check_request(self, codes: np.ndarray, stacklevel: int = 4) -> list[str]:
         """Warn of what lies outside the training cells, and name it for the provenance."""
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         if unseen:
@@ -149,10 +130,10 @@ class GenerationMixin(BaseModelClass):
                 f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
                 "and conditions that were not given are drawn regardless of those that were."
             )
-            warnings.warn(msg, UserWarning, stacklevel=4)
+            warnings.warn(msg, UserWarning, stacklevel=stacklevel)
         if extrapolated:
             msg = f"Numbers outside the range of the training cells were asked for: {', '.join(extrapolated)}."
-            warnings.warn(msg, UserWarning, stacklevel=4)
+            warnings.warn(msg, UserWarning, stacklevel=stacklevel)
         return [*unseen[:N_UNSEEN], *extrapolated]
 
     @abstractmethod
@@ -183,49 +164,57 @@ class GenerationMixin(BaseModelClass):
         n_cells: int | None,
         condition: ConditionRequest,
         *,
+        batch_size: int | None,
+        show_progress: bool,
+        **options: Any,
+    ) -> AnnData:
+        """Make the cells of a request (``options`` are those of :meth:`_request`) and put them together."""
+        request = self._request(n_cells, condition, **options)
+        step = self._round_to_blocks(checked_batch_size(batch_size))
+        parts: list[tuple[sp.csr_matrix | np.ndarray, np.ndarray]] = []
+        with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
+            for start in range(0, request.n_cells, step):
+                stop = min(start + step, request.n_cells)
+                parts.append(self._rows_of(request, start, stop))
+                progress.update(stop - start)
+        x, codes = stack([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
+        self._check_result(x, request.output)
+        obs = self.conditions.to_obs(codes, synthetic_names(request.n_cells))
+        return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
+
+    def _request(
+        self,
+        n_cells: int | None,
+        condition: ConditionRequest,
+        *,
         guidance: GuidanceOptions,
         sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
-        batch_size: int | None,
         seed: int | None,
-        show_progress: bool,
         output: InputValues,
-    ) -> AnnData:
+    ) -> CellRequest:
+        """Check what a user asks for, and resolve it. To be called two calls below the user's."""
         self._check_ready_to_generate()
         codes = self.conditions.encode(condition, n_cells)
-        outside = self._check_request(codes)
+        outside = self._check_request(codes, stacklevel=5)
         library_size = self._checked_library_size(library_size, len(codes), output)
         options = self._sampling_options(sampler, n_steps, guidance, output)
         seed = resolve_seed(seed)
-        chunk = self._round_to_blocks(checked_batch_size(batch_size))
-        parts: list[sp.csr_matrix | np.ndarray] = []
-        with tqdm(total=len(codes), desc="Generating", unit="cell", disable=not show_progress) as progress:
-            for start in range(0, len(codes), chunk):
-                stop = min(start + chunk, len(codes))
-                x, codes[start:stop] = self._generate_rows(codes, start, stop, options, library_size, seed)
-                parts.append(x)
-                progress.update(stop - start)
-        x = stack(parts)
-        self._check_result(x, output)
-        names = synthetic_names(len(codes))
-        provenance = self._provenance(condition, options, library_size, seed)
-        provenance["outside_training"] = outside
-        obs = self.conditions.to_obs(codes, names)
-        return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
+        provenance = self._provenance(condition, options, library_size, seed) | {"outside_training": outside}
+        return CellRequest(codes, options, library_size, seed, provenance)
 
     @torch.inference_mode()
-    def _generate_rows(
-        self, codes: np.ndarray, start: int, stop: int, options: SamplingOptions, library_size: Any, seed: int
-    ) -> tuple[sp.csr_matrix | np.ndarray, np.ndarray]:
-        """Generate the cells of a range, and say which classes they got."""
+    def _rows_of(self, request: CellRequest, start: int, stop: int) -> tuple[sp.csr_matrix | np.ndarray, np.ndarray]:
+        """Make the cells of a range, which starts with a block, and say which codes they got."""
         rows, filled = [], []
-        for block in self._blocks(codes, start, stop, seed):
-            sizes = library_size[block.rows] if isinstance(library_size, np.ndarray) else library_size
+        sizes = request.library_size
+        for block in self._blocks(request.codes, start, stop, request.seed):
+            totals = sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes
             condition = self._condition_tensor(block.codes)
-            values = self._generate_block(condition, block.generators, options, sizes, block.n_wanted)
+            values = self._generate_block(condition, block.generators, request.options, totals, block.n_wanted)
             values = values.float().cpu().numpy()
-            rows.append(sp.csr_matrix(values) if self._is_sparse(options.output) else values)
+            rows.append(sp.csr_matrix(values) if self._is_sparse(request.output) else values)
             filled.append(block.codes[: block.n_wanted])
         return stack(rows), np.concatenate(filled)
 
@@ -269,67 +258,15 @@ class GenerationMixin(BaseModelClass):
             "model": type(self).__name__,
             "version": version("scgen-diffusion"),
             "sampler": options.sampler_name,
-            "n_steps": options.n_steps or _default_steps(options.sampler),
+            "n_steps": options.n_steps or default_steps(options.sampler),
             **options.guidance_record,
             "values": options.output,
-            "library_size": _describe_library_size(library_size, options.output),
-            "condition": _describe_request(condition),
+            "library_size": describe_library_size(library_size, options.output),
+            "condition": describe_condition(condition),
             "seed": seed,
         }
-
-
-def _default_steps(sampler: Sampler) -> int | str:
-    """Return how many steps a sampler takes when none are asked for."""
-    if timesteps := getattr(sampler, "timesteps", None):
-        return len(timesteps) - 1
-    return getattr(sampler, "default_n_steps", "adaptive")
-
-
-def _describe_library_size(library_size: Any, output: InputValues) -> str:
-    if output == "log1p":
-        return "none"
-    return library_size if isinstance(library_size, str) else "given"
 
 
 def stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
     """Put rows below each other, sparse or not."""
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
-
-
-def resolve_seed(seed: int | None) -> int:
-    """Take scvi-tools' seed if none is given, or else a fresh one, which provenance records."""
-    if seed is None:
-        seed = settings.seed
-    if seed is None:
-        return int(np.random.default_rng().integers(2**31))
-    if not is_whole_number(seed) or seed < 0:
-        msg = f"`seed` must be a whole number of at least 0, but found {seed!r}."
-        raise ValueError(msg)
-    return int(seed)
-
-
-def checked_batch_size(batch_size: int | None) -> int:
-    """Return a number of cells, or the default, unless it is no such number."""
-    if batch_size is None:
-        return DEFAULT_BATCH_SIZE
-    if not is_whole_number(batch_size) or batch_size < 1:
-        msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
-        raise ValueError(msg)
-    return int(batch_size)
-
-
-def _describe_request(condition: ConditionRequest) -> Any:
-    if condition is None:
-        return "drawn from the training distribution"
-    if isinstance(condition, Mapping):
-        return {key: _describe_values(values) for key, values in condition.items()}
-    return f"a table with the columns {', '.join(condition.columns)}"
-
-
-def _describe_values(values: Any) -> Any:
-    """Return one value as it is, a set as text, and a list as a list of texts."""
-    if isinstance(values, AbstractSet):
-        return ", ".join(sorted(map(str, values)))
-    if np.ndim(values) == 0:
-        return values
-    return [str(_describe_values(value)) for value in values]

@@ -13,7 +13,7 @@ from torch import Tensor
 from scgen_diffusion.diffusion import SampleGenerators
 
 from ._cells import CellsMixin, row_numbers
-from ._generation import resolve_seed
+from ._request import resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -76,7 +76,7 @@ class OneStageTrainingMixin(TrainingMixin):
         self._require_cells()
         max_epochs = checked_epochs(max_epochs)
         recipe = changed_recipe(self._recipes[self._recipe_name], batch_size, recipe_kwargs)
-        splitter = self._splitter(train_size, recipe.batch_size)
+        data = self._data_module(train_size, recipe.batch_size)
         is_first = not self.is_trained_
         if is_first:
             self._start_from_data(self.train_indices_)
@@ -88,7 +88,7 @@ class OneStageTrainingMixin(TrainingMixin):
             DiffusionPlan(
                 self.module, recipe, seed=stage_seed(), fingerprint=digest_of(self._fingerprint, recipe, *self._start)
             ),
-            splitter,
+            data,
             max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
@@ -140,7 +140,7 @@ class OneStageTrainingMixin(TrainingMixin):
 
     def _expression(self, indices: np.ndarray | None) -> Iterator[Tensor]:
         """Yield expression ``(cells, genes)`` on the model's device."""
-        loader = self._make_data_loader(adata=self.adata, indices=indices, batch_size=ROWS_AT_A_TIME)
+        loader = self._cells.loader(indices, ROWS_AT_A_TIME)
         return (tensors[REGISTRY_KEYS.X_KEY].to(self.device) for tensors in loader)
 
     def _profiles(self, indices: np.ndarray | None) -> Iterator[Tensor]:

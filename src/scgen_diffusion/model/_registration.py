@@ -21,6 +21,7 @@ from scgen_diffusion.data import (
     Conditions,
     ConditionSetup,
     ContinuousKey,
+    RegisteredCells,
     SetKey,
     build_anndata,
     check_expression,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
     from scgen_diffusion.module import InputValues
+    from scgen_diffusion.train import TrainingCells
 
 
 class RegistrationMixin(BaseModelClass):
@@ -181,12 +183,21 @@ class RegistrationMixin(BaseModelClass):
     @property
     def _registered_codes(self) -> np.ndarray:
         """Condition codes of the model's cells, ``(cells, columns)``; of none, if it has none."""
-        keys = self._condition_keys
-        if self.adata_manager is None:
-            return np.zeros((0, sum(key.n_columns for key in keys)))
-        if not keys:
-            return np.zeros((self.adata.n_obs, 0))
-        return np.asarray(self.adata_manager.get_from_registry(CONDITIONS), dtype=float)
+        if not self._has_cells:
+            return np.zeros((0, sum(key.n_columns for key in self._condition_keys)))
+        return self._cells.codes
+
+    @property
+    def _has_cells(self) -> bool:
+        return self.adata is not None
+
+    @property
+    def _cells(self) -> TrainingCells:
+        """The cells that the model trains on, through which training reads all that it needs of them."""
+        if not self._has_cells:
+            msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
+            raise ValueError(msg)
+        return RegisteredCells(self.adata_manager, CONDITIONS)
 
     def _condition_tensor(self, codes: np.ndarray) -> torch.Tensor:
         """Turn codes ``(n, columns)``, none of them open, into what the module takes."""

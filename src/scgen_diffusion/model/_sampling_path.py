@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from scgen_diffusion.data import is_whole_number, synthetic_names
 from scgen_diffusion.diffusion import TracingSampler
 
-from ._generation import Block, GenerationMixin, SamplingOptions, resolve_seed
+from ._generation import Block, GenerationMixin
 from ._guidance import GuidanceOptions
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler
 
     from ._guidance import Composition, GuidanceScale
+    from ._request import SamplingOptions
 
 COLUMNS = ("cell", "frame", "time", "noise_level")
 
@@ -122,31 +123,33 @@ class SamplingPathMixin(GenerationMixin):
         seed: int | None,
         show_progress: bool,
     ) -> AnnData:
-        self._check_ready_to_generate()
-        codes = self.conditions.encode(condition, n_cells)
-        outside = self._check_request(codes)
         check_n_frames(n_frames)
         check_names_are_free(self.conditions.keys)
-        options = self._sampling_options(sampler, n_steps, guidance, "log1p")
-        watched = watchable(options.sampler)
-        seed = resolve_seed(seed)
-        parts = []
-        with tqdm(total=len(codes), desc="Generating", unit="cell", disable=not show_progress) as progress:
-            for block in self._blocks(codes, 0, len(codes), seed):
-                parts.append(self._frames_of(block, watched, options, n_frames))
-                codes[block.rows[: block.n_wanted]] = block.codes[: block.n_wanted]
+        request = self._request(
+            n_cells,
+            condition,
+            guidance=guidance,
+            sampler=sampler,
+            n_steps=n_steps,
+            library_size=None,
+            seed=seed,
+            output="log1p",
+        )
+        watched = watchable(request.options.sampler)
+        parts, codes = [], []
+        with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
+            for block in self._blocks(request.codes, 0, request.n_cells, request.seed):
+                parts.append(self._frames_of(block, watched, request.options, n_frames))
+                codes.append(block.codes[: block.n_wanted])
                 progress.update(block.n_wanted)
         times = parts[0].times
         states, estimates = (np.concatenate(blocks, axis=1) for blocks in list(zip(*parts, strict=True))[1:])
         self._check_result(states[-1], "log1p")
-        cells = self.conditions.to_obs(codes, synthetic_names(len(codes)))
+        cells = self.conditions.to_obs(np.concatenate(codes), synthetic_names(request.n_cells))
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
-        provenance = self._provenance(condition, options, None, seed) | {
-            "n_frames": int(n_frames),
-            "outside_training": outside,
-        }
         obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())
         layers = {"estimate": np.concatenate(estimates)}
+        provenance = {**request.provenance, "n_frames": int(n_frames)}
         return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers)
 
     @torch.inference_mode()

@@ -13,8 +13,8 @@ import torch
 from scvi import settings
 from scvi.model._utils import parse_device_args
 
-from scgen_diffusion.data import encode_obs, is_whole_number, known_names
-from scgen_diffusion.train import CellSplitter, Recipe, StagePlan, StageResult, TrainedRows, run_stage
+from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.train import CellDataModule, Recipe, StagePlan, StageResult, TrainedRows, run_stage
 
 from ._registration import RegistrationMixin
 
@@ -71,23 +71,20 @@ class TrainingMixin(RegistrationMixin):
         self.history_ = {**(self.history_ or {}), **result.history}
         return result
 
-    def _splitter(self, train_size: float | None, batch_size: int) -> CellSplitter:
+    def _data_module(self, train_size: float | None, batch_size: int) -> CellDataModule:
         self._split(train_size)
-        split = [self.train_indices_, self.validation_indices_, self.test_indices_]
-        splitter = CellSplitter(self.adata_manager, external_indexing=split, batch_size=batch_size)
-        splitter.setup()
-        return splitter
+        return CellDataModule(self._cells, self.train_indices_, self.validation_indices_, batch_size)
 
     @property
     def _split_fits(self) -> bool:
         """Whether there is a split, and of as many cells as the model has."""
         if self.train_indices_ is None or self.validation_indices_ is None:
             return False
-        return len(self.train_indices_) + len(self.validation_indices_) == self.adata.n_obs
+        return len(self.train_indices_) + len(self.validation_indices_) == self._cells.n_cells
 
     def _split(self, train_size: float | None) -> None:
         """Split the cells, always in the same way for the same seed; both stages use the split."""
-        n_cells = self.adata.n_obs
+        n_cells = self._cells.n_cells
         train_size = max(0.9, 1 - MAX_VALIDATION_CELLS / n_cells) if train_size is None else train_size
         if not 0 < train_size <= 1:
             msg = f"`train_size` must be above 0 and at most 1, but found {train_size}."
@@ -100,19 +97,11 @@ class TrainingMixin(RegistrationMixin):
     @property
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others."""
-        names = (list(self.var_.index), list(self.adata.obs_names))
-        return digest_of(self.architecture, self._condition_keys, self._input_values, *names)
+        genes, cells = list(self.var_.index), self._cells.digest
+        return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells)
 
     def _require_cells(self) -> None:
-        if self.adata is None:
-            msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
-            raise ValueError(msg)
-        if not np.allclose(self._registered_codes, encode_obs(self.adata.obs, self._condition_keys)):
-            msg = (
-                "The conditions that were registered are not those of adata.obs any more: obs was changed, or the same AnnData was set up "
-                "for a model with other keys. Set it up again and build the model anew, or give every model a copy."
-            )
-            raise ValueError(msg)
+        self._cells.check()
 
 
 def digest_of(*parts: object) -> str:

@@ -126,16 +126,16 @@ class TwoStageTrainingMixin(TrainingMixin):
             raise ValueError(msg)
         max_epochs = checked_epochs(max_epochs)
         recipe = changed_recipe(RECIPES[self._recipe_name].autoencoder, batch_size, recipe_kwargs)
-        splitter = self._splitter(train_size, recipe.batch_size)
+        data = self._data_module(train_size, recipe.batch_size)
         if not self.autoencoder_is_trained_:
-            self._start_from_data(splitter.train_idx)
+            self._start_from_data(self.train_indices_)
         if compile:
             self.module.encoder.compile()
             self.module.decoder.compile()
         self.prior_is_trained_ = self.transport_is_trained_ = False  # the latents that they knew are gone
         result = self._run(
             AutoencoderPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._fingerprint),
-            splitter,
+            data,
             max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
             trainer_kwargs,
@@ -184,7 +184,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         """Start at the training cells' mean expression."""
         target = torch.zeros(self.summary_stats.n_vars, dtype=torch.float64)
         pooled, n_cells = torch.zeros_like(target), 0
-        for tensors in self._make_data_loader(adata=self.adata, indices=indices, batch_size=1024):
+        for tensors in self._cells.loader(indices, 1024):
             x = tensors[REGISTRY_KEYS.X_KEY]
             target += self.module.target(x).sum(0)
             pooled += self.module.pooled_profile(x).sum(0)
@@ -197,7 +197,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         """Encode all cells once."""
         shape = self.module.latent_shape
         cache = LatentCache(
-            self.adata.n_obs,
+            self._cells.n_cells,
             {
                 "mean": shape,
                 "std": shape,
@@ -210,7 +210,7 @@ class TwoStageTrainingMixin(TrainingMixin):
 
     def _encode_all(self) -> Iterator[dict[str, Tensor]]:
         self.module.eval()
-        for tensors in self._make_data_loader(adata=self.adata, batch_size=512):
+        for tensors in self._cells.loader(None, 512):
             x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
             posterior = self.module.inference(x)["posterior"]
             yield {

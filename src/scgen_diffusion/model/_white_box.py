@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._generation import resolve_seed
+from ._request import resolve_seed
 from ._white_box_cells import DEFAULT_TIME, resolve_times
 from ._white_box_effects import HeadEffectsMixin
 from ._white_box_genes import HeadGenesMixin

@@ -11,7 +11,7 @@ import torch
 
 from scgen_diffusion.diffusion import Denoiser
 
-from ._generation import resolve_seed
+from ._request import resolve_seed
 from ._white_box_cells import DEFAULT_TIME, CellBatch, Groups, Moment, NoisedCellsMixin, resolve_times
 from ._white_box_measures import head_names
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from scgen_diffusion.data import is_whole_number
 
-from ._generation import resolve_seed
+from ._request import resolve_seed
 from ._white_box_cells import DEFAULT_TIME, Groups, NoisedCellsMixin, resolve_times
 from ._white_box_measures import Tokens, attention_maps, head_names, squared_loadings, token_names, token_slice
 from ._white_box_tables import head_specificity, top_genes

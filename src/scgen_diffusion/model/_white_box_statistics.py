@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion.data import known_names
 
-from ._generation import GenerationMixin, resolve_seed
+from ._generation import GenerationMixin
 from ._guidance import GuidanceOptions
+from ._request import resolve_seed
 from ._white_box_cells import ALL_CELLS, DEFAULT_TIME, DEFAULT_TIMES, Groups, NoisedCellsMixin, resolve_times
 from ._white_box_measures import ALL_HEADS, GroupMoments, Label, cell_statistics
 from ._white_box_sampling import SamplingRecord, WatchedSampler, check_steps_are_shared

@@ -1,6 +1,6 @@
 """Training: recipes, Lightning plans and the runner of a stage."""
 
-from ._cells import CellSplitter
+from ._cells import CellDataModule, TrainingCells
 from ._checkpoint import StageCheckpoint
 from ._history import HistoryRecorder
 from ._latents import LatentCache, LatentDataModule
@@ -25,7 +25,7 @@ __all__ = [
     "RECIPES",
     "AutoencoderPlan",
     "AutoencoderRecipe",
-    "CellSplitter",
+    "CellDataModule",
     "DiffusionPlan",
     "DiffusionRecipe",
     "Group",
@@ -40,6 +40,7 @@ __all__ = [
     "StagePlan",
     "StageResult",
     "TrainedRows",
+    "TrainingCells",
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",

@@ -1,0 +1,79 @@
+"""Cells of an AnnData or MuData that was registered, as training takes them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scvi.dataloaders import AnnDataLoader
+
+from ._condition_field import encode_obs, keys_of_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from scvi.data import AnnDataManager
+    from torch import Tensor
+
+NAMES_AT_A_TIME = 65_536
+
+
+class RegisteredCells:
+    """Cells of an AnnData or MuData, through the manager that registered them.
+
+    Parameters
+    ----------
+    manager
+        Of scvi-tools.
+    conditions_key
+        Name of the conditions in its registry.
+    """
+
+    def __init__(self, manager: AnnDataManager, conditions_key: str) -> None:
+        self.manager = manager
+        self.conditions_key = conditions_key
+        self.by_key = keys_of_state(manager.registry["field_registries"][conditions_key]["state_registry"])
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells there are."""
+        return self.manager.adata.n_obs
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Their conditions as they were registered, ``(cells, columns)``."""
+        if not self.by_key:
+            return np.zeros((self.n_cells, 0))
+        return np.asarray(self.manager.get_from_registry(self.conditions_key), dtype=float)
+
+    @property
+    def digest(self) -> str:
+        """Tell these cells from others, by their names."""
+        names = self.manager.adata.obs_names
+        return digest_of_names(names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
+
+    def check(self) -> None:
+        """Raise ValueError if the columns of ``obs`` were changed after they were registered."""
+        if not np.allclose(self.codes, encode_obs(self.manager.adata.obs, self.by_key)):
+            msg = (
+                "The conditions that were registered are not those of adata.obs any more: obs was changed, or the same AnnData was set up "
+                "for a model with other keys. Set it up again and build the model anew, or give every model a copy."
+            )
+            raise ValueError(msg)
+
+    def loader(
+        self, indices: np.ndarray | None, batch_size: int, *, shuffle: bool = False, shared: bool = False
+    ) -> Iterable[Mapping[str, Tensor]]:
+        """Return batches of what is registered, by scvi-tools' loader; torch's own random numbers shuffle."""
+        return AnnDataLoader(
+            self.manager, indices=indices, batch_size=batch_size, shuffle=shuffle, distributed_sampler=shared
+        )
+
+
+def digest_of_names(parts: Iterable[Sequence[str]]) -> str:
+    """Tell cells of these names, in consecutive parts, from others; it does not depend on how they are parted."""
+    digest = hashlib.sha256()
+    for names in parts:
+        digest.update("".join(f"{name}\n" for name in names).encode())
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+"""What cells are asked for: a request, checked and resolved, and how provenance tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scvi import settings
+
+from scgen_diffusion.data import ConditionRequest, is_whole_number
+
+if TYPE_CHECKING:
+    from scgen_diffusion.diffusion import Guidance, Sampler
+    from scgen_diffusion.module import InputValues
+
+DEFAULT_BATCH_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a request is sampled, checked and resolved.
+
+    Parameters
+    ----------
+    sampler_name, sampler
+        Way from noise to data.
+    n_steps
+        Its number of steps, None for its default.
+    guidance
+        How predictions are mixed, and where on the path.
+    guidance_record
+        What provenance tells of it.
+    output
+        What the cells hold.
+    """
+
+    sampler_name: str
+    sampler: Sampler
+    n_steps: int | None
+    guidance: Guidance
+    guidance_record: Mapping[str, Any]
+    output: InputValues
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """Cells that were asked for. Any range of them can be made on its own, and comes out the same.
+
+    Parameters
+    ----------
+    codes
+        Condition codes ``(cells, columns)``, open where nothing was asked.
+    options
+        How they are sampled.
+    library_size
+        Name of a distribution, or totals ``(cells, ...)``.
+    seed
+        Seed of all draws.
+    provenance
+        What is told of the request in ``uns``.
+    """
+
+    codes: np.ndarray
+    options: SamplingOptions
+    library_size: Any
+    seed: int
+    provenance: Mapping[str, Any]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.codes)
+
+    @property
+    def output(self) -> InputValues:
+        """What the cells hold."""
+        return self.options.output
+
+
+def resolve_seed(seed: int | None) -> int:
+    """Take scvi-tools' seed if none is given, or else a fresh one, which provenance records."""
+    if seed is None:
+        seed = settings.seed
+    if seed is None:
+        return int(np.random.default_rng().integers(2**31))
+    if not is_whole_number(seed) or seed < 0:
+        msg = f"`seed` must be a whole number of at least 0, but found {seed!r}."
+        raise ValueError(msg)
+    return int(seed)
+
+
+def checked_batch_size(batch_size: int | None) -> int:
+    """Return a number of cells, or the default, unless it is no such number."""
+    if batch_size is None:
+        return DEFAULT_BATCH_SIZE
+    if not is_whole_number(batch_size) or batch_size < 1:
+        msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
+        raise ValueError(msg)
+    return int(batch_size)
+
+
+def default_steps(sampler: Sampler) -> int | str:
+    """Return how many steps a sampler takes when none are asked for."""
+    if timesteps := getattr(sampler, "timesteps", None):
+        return len(timesteps) - 1
+    return getattr(sampler, "default_n_steps", "adaptive")
+
+
+def describe_library_size(library_size: Any, output: InputValues) -> str:
+    """Say in a word where total counts come from."""
+    if output == "log1p":
+        return "none"
+    return library_size if isinstance(library_size, str) else "given"
+
+
+def describe_condition(condition: ConditionRequest) -> Any:
+    """Return the conditions that were asked for in a form that can be written to files."""
+    if condition is None:
+        return "drawn from the training distribution"
+    if isinstance(condition, Mapping):
+        return {key: _describe_values(values) for key, values in condition.items()}
+    return f"a table with the columns {', '.join(condition.columns)}"
+
+
+def _describe_values(values: Any) -> Any:
+    """Return one value as it is, a set as text, and a list as a list of texts."""
+    if isinstance(values, AbstractSet):
+        return ", ".join(sorted(map(str, values)))
+    if np.ndim(values) == 0:
+        return values
+    return [str(_describe_values(value)) for value in values]
