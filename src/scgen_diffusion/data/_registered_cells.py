@@ -6,7 +6,10 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from scvi import settings
 from scvi.dataloaders import AnnDataLoader
+from torch.utils.data import DataLoader
 
 from ._condition_field import encode_obs, keys_of_state
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from scvi.data import AnnDataManager
     from torch import Tensor
+    from torch.utils.data import Sampler
 
 NAMES_AT_A_TIME = 65_536
 
@@ -63,12 +67,23 @@ class RegisteredCells:
             raise ValueError(msg)
 
     def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, shuffle: bool = False, shared: bool = False
+        self, indices: np.ndarray | None, batch_size: int, *, batches: Sampler[np.ndarray] | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return batches of what is registered, by scvi-tools' loader; torch's own random numbers shuffle."""
-        return AnnDataLoader(
-            self.manager, indices=indices, batch_size=batch_size, shuffle=shuffle, distributed_sampler=shared
+        """Return batches of what is registered: those of ``batches``, or ``indices`` in order."""
+        if batches is None:
+            return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
+        # scvi-tools' loader shuffles and shares in ways of its own
+        return DataLoader(
+            self.manager.create_torch_dataset(indices=indices),
+            sampler=batches,
+            batch_size=None,
+            num_workers=settings.dl_num_workers,
+            persistent_workers=settings.dl_persistent_workers,
         )
+
+    def shuffle(self, indices: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Return the positions of ``indices`` in any order, with equal chances."""
+        return torch.randperm(len(indices), generator=generator).numpy()
 
 
 def digest_of_names(parts: Iterable[Sequence[str]]) -> str:

@@ -65,8 +65,6 @@ def own_generator(generator: torch.Generator | None) -> torch.Generator | None:
     return generator if own is None else own
 
 
-def _rows_of(
-    draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], generator: torch.Generator
-) -> Tensor:
+def _rows_of(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     rows = getattr(generator, "rows", None)
     return draw(shape) if rows is None else draw((generator.n_rows, *shape[1:]))[rows]

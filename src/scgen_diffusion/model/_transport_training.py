@@ -88,7 +88,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
         result = self._run(
             TransportPlan(self.module, recipe, seed=seed, fingerprint=fingerprint),
-            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells), seed=seed),
+            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),
             max_epochs or recipe.max_epochs(n_cells),
             checkpoint_dir,
             trainer_kwargs,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import lightning.pytorch as pl
-
-from ._distributed import is_distributed
+from ._stage_data import StageDataModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import numpy as np
+    import torch
     from torch import Tensor
+    from torch.utils.data import Sampler
 
 
 class TrainingCells(Protocol):
@@ -34,7 +34,7 @@ class TrainingCells(Protocol):
         """Raise if the cells are not what they were when they were registered."""
 
     def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, shuffle: bool = False, shared: bool = False
+        self, indices: np.ndarray | None, batch_size: int, *, batches: Sampler[np.ndarray] | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return batches of expression and conditions, by the names of the registry; it can be gone through again and again.
 
@@ -44,14 +44,16 @@ class TrainingCells(Protocol):
             Which cells; None for all.
         batch_size
             Cells per batch.
-        shuffle
-            Whether each pass has another order; otherwise that of ``indices``.
-        shared
-            Whether each process of a distributed run reads its share.
+        batches
+            Which of ``indices`` are in each batch, as positions among them; default: all in order. The loader has it as its ``sampler``,
+            by which Lightning says which epoch it is.
         """
 
+    def shuffle(self, indices: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Return the positions of ``indices`` in a random order in which they can be read fast."""
 
-class CellDataModule(pl.LightningDataModule):
+
+class CellDataModule(StageDataModule):
     """Loaders of a stage that trains on cells.
 
     Parameters
@@ -75,10 +77,15 @@ class CellDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Shuffle the training cells; in a distributed run each process reads its share."""
-        return self.cells.loader(self.train_indices, self.batch_size, shuffle=True, shared=is_distributed())
+        batches = self._shuffled(len(self.train_indices), self.batch_size, shuffle=self._shuffle)
+        return self.cells.loader(self.train_indices, self.batch_size, batches=batches)
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
-        """Read the validation cells in order; no loader if there are none."""
+        """Read the validation cells in order, each process its share; no loader if there are none."""
         if not len(self.validation_indices):
             return []
-        return self.cells.loader(self.validation_indices, self.batch_size, shared=is_distributed())
+        batches = self._in_order(len(self.validation_indices), self.batch_size)
+        return self.cells.loader(self.validation_indices, self.batch_size, batches=batches)
+
+    def _shuffle(self, n_rows: int, generator: torch.Generator) -> np.ndarray:
+        return self.cells.shuffle(self.train_indices, generator)

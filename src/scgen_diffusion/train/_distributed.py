@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
 
 
 def is_distributed() -> bool:
@@ -38,3 +43,18 @@ def from_all_processes(value: Any) -> list[Any]:
     values: list[Any] = [None] * process_count()
     distributed.all_gather_object(values, value)
     return values
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Tell whether a flag is set in any process."""
+    if not is_distributed():
+        return flag
+    flags = torch.tensor([int(flag)], device=device)
+    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
+def keep_buffers_apart(strategy: Strategy) -> None:
+    """Keep distributed training from sending all buffers in every step: none of ours is changed by a step in one process alone."""
+    if isinstance(strategy, DDPStrategy):
+        strategy._ddp_kwargs.setdefault("broadcast_buffers", False)

@@ -7,7 +7,11 @@ import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+
+from ._distributed import any_process, is_distributed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,12 +21,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STEPS_BETWEEN_QUESTIONS = 16
+
 
 @dataclass
 class Interruption:
     """Whether the user asked to stop."""
 
     requested: bool = False
+
+
+class AgreedStop(Callback):
+    """Stop all processes of a distributed run after the same step when any of them was interrupted."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask the others every few steps, and before they validate."""
+        asks = is_distributed() and (trainer.is_last_batch or batch_idx % STEPS_BETWEEN_QUESTIONS == 0)
+        if asks and any_process(self.interruption.requested, pl_module.device):
+            self.interruption.requested = trainer.should_stop = True
 
 
 @contextmanager
@@ -39,7 +60,9 @@ def stop_on_interrupt(trainer: pl.Trainer, interruption: Interruption) -> Iterat
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
         logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
-        interruption.requested = trainer.should_stop = True
+        interruption.requested = True
+        if not is_distributed():  # several processes agree first
+            trainer.should_stop = True
         signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, stop)

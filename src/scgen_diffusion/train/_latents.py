@@ -6,24 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, Dataset
 
-from ._distributed import is_distributed
+from ._distributed import process_count
+from ._stage_data import StageDataModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from ._sharing import SharedBatches
 
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
 DEVICE_SHARE = 0.25  # of a GPU's free memory
@@ -94,7 +88,7 @@ class LatentCache(Dataset):
         return {name: array[rows] for name, array in self.arrays.items()}
 
 
-class LatentDataModule(pl.LightningDataModule):
+class LatentDataModule(StageDataModule):
     """Loaders over a cache of latents.
 
     Parameters
@@ -104,7 +98,7 @@ class LatentDataModule(pl.LightningDataModule):
     train_indices, validation_indices
         Rows to train and to validate on.
     batch_size
-        Cells per step.
+        Cells per step, of each process.
     smallest_epoch
         Batches of an epoch at least; small sets are gone through more than once in it.
     """
@@ -129,32 +123,19 @@ class LatentDataModule(pl.LightningDataModule):
         self.cache.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffle the training cells."""
-        n_draws = max(len(self.train_indices), self.smallest_epoch * self.batch_size)
-        return self._loader(self.train_indices, _shuffled(len(self.train_indices), n_draws))
+        """Shuffle the training cells; each process reads its share."""
+        n_cells = len(self.train_indices)
+        n_draws = max(n_cells, self.smallest_epoch * self.batch_size * process_count())
+        return self._loader(self.train_indices, self._shuffled(n_cells, self.batch_size, n_draws))
 
     def val_dataloader(self) -> DataLoader | list:
-        """Read the validation cells in order."""
+        """Read the validation cells in order, each process its share."""
         if not len(self.validation_indices):
             return []
-        return self._loader(self.validation_indices, _in_order(len(self.validation_indices)))
+        return self._loader(self.validation_indices, self._in_order(len(self.validation_indices), self.batch_size))
 
-    def _loader(self, indices: np.ndarray, numbers: Sampler) -> DataLoader:
-        batches = BatchSampler(numbers, self.batch_size, drop_last=False)
+    def _loader(self, indices: np.ndarray, batches: SharedBatches) -> DataLoader:
         return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
-
-
-def _shuffled(n_rows: int, n_draws: int) -> Sampler:
-    """Draw row numbers, each again only when all were drawn; in a distributed run each process draws its share."""
-    if is_distributed():
-        return DistributedSampler(range(n_rows), shuffle=True)
-    return RandomSampler(range(n_rows), num_samples=n_draws)
-
-
-def _in_order(n_rows: int) -> Sampler:
-    if is_distributed():
-        return DistributedSampler(range(n_rows), shuffle=False)
-    return SequentialSampler(range(n_rows))
 
 
 class _Rows(Dataset):

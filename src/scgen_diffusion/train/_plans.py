@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from scvi import REGISTRY_KEYS
-from torch import Tensor
 
 from scgen_diffusion.diffusion import draw_normal
 
@@ -14,6 +12,9 @@ from ._stage_plan import StagePlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
 
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scvi.train import Trainer
+from scvi.train import LoudEarlyStopping, Trainer
 
 from ._checkpoint import StageCheckpoint, read_finished
+from ._distributed import keep_buffers_apart
 from ._history import HistoryRecorder
-from ._interruption import Interruption, stop_on_interrupt
+from ._interruption import AgreedStop, Interruption, stop_on_interrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import lightning.pytorch as pl
@@ -46,7 +50,9 @@ def run_stage(
     early_stopping_patience: int = 20,
     check_val_every_n_epoch: int | None = None,
     checkpoint_dir: Path | None = None,
+    checkpoint_minutes: float = 10.0,
     callbacks: list[Callback] | None = None,
+    logger: Any = False,
     **trainer_kwargs: Any,
 ) -> StageResult:
     """Train one stage.
@@ -69,36 +75,42 @@ def run_stage(
         Default: so that a run validates about 50 times, or every epoch with early stopping.
     checkpoint_dir
         Where ``<stage>.ckpt`` is written some 20 times, and resumed from if it is there.
+    checkpoint_minutes
+        Longest time between two checkpoints: long epochs have some in the middle.
     callbacks
         Further Lightning callbacks.
+    logger
+        Passed to Lightning; default: none, since the history is recorded anyway.
     **trainer_kwargs
-        Passed to :class:`scvi.train.Trainer`, among others ``strategy`` and ``logger``.
+        Passed to :class:`scvi.train.Trainer`, among others ``strategy``.
     """
     recorder, interruption = HistoryRecorder(), Interruption()
-    callbacks = [recorder, *(callbacks or [])]
+    callbacks = [recorder, AgreedStop(interruption), *(callbacks or [])]
     checkpoint = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
     if finished := read_finished(checkpoint, max_epochs):
         return _restore(plan, recorder, finished)
     if checkpoint is not None:
-        callbacks.append(StageCheckpoint(checkpoint, max(max_epochs // N_CHECKPOINTS, 1), interruption))
+        every = max(max_epochs // N_CHECKPOINTS, 1)
+        callbacks.append(StageCheckpoint(checkpoint, every, interruption, checkpoint_minutes))
+    if early_stopping:  # scvi-tools' trainer would leave it out of distributed runs
+        monitored = f"{plan.name}_loss_validation"
+        callbacks.append(LoudEarlyStopping(monitor=monitored, patience=early_stopping_patience, warmup_epochs=0))
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
         devices=devices,
         precision=precision or _default_precision(accelerator),
         gradient_clip_val=plan.recipe.gradient_clip,
-        early_stopping=early_stopping,
-        early_stopping_monitor=f"{plan.name}_loss_validation",
-        early_stopping_patience=early_stopping_patience,
         check_val_every_n_epoch=check_val_every_n_epoch
         or (1 if early_stopping else max(max_epochs // N_VALIDATIONS, 1)),
         callbacks=callbacks,
-        log_every_n_steps=1,
+        logger=logger,
         use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
         **trainer_kwargs,
     )
+    keep_buffers_apart(trainer.strategy)
     plan.module.train()
-    with stop_on_interrupt(trainer, interruption):
+    with stop_on_interrupt(trainer, interruption), _no_warning_of_resuming():
         trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
     return StageResult(recorder.as_frames(), interruption.requested)
@@ -121,3 +133,11 @@ def _default_precision(accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     computes_bf16 = on_gpu and torch.cuda.get_device_capability()[0] >= FIRST_WITH_BF16
     return "bf16-mixed" if computes_bf16 else "32-true"
+
+
+@contextmanager
+def _no_warning_of_resuming() -> Iterator[None]:
+    """Silence Lightning, which cannot know that our batches go on in the middle of an epoch."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        yield

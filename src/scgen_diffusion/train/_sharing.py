@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from scgen_diffusion.diffusion import sample_seed
 from ._distributed import process_count, process_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,43 @@ class Share:
         return self.n_counted * self.n_processes / self.n_rows
 
 
-class SharedBatches(Sampler[np.ndarray]):
+class StageBatches(Protocol):
+    """Batches of a stage's training, in an order that follows from its seed and the epoch."""
+
+    def share(self, number: int) -> Share:
+        """Return this process's share of a batch."""
+
+    def resume(self, epoch: int, n_batches: int) -> None:
+        """Start ``epoch`` after so many batches that were read before an interruption."""
+
+
+class EpochPosition:
+    """Which epoch it is, and at which of its batches to start."""
+
+    epoch: int = 0
+    _resumed: tuple[int, int] = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, as Lightning does."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, n_batches: int) -> None:
+        """Start ``epoch`` after so many batches that were read before an interruption."""
+        self.epoch, self._resumed = epoch, (epoch, n_batches)
+
+    @property
+    def first_batch(self) -> int:
+        """The batch to start with."""
+        epoch, n_batches = self._resumed
+        return n_batches if epoch == self.epoch else 0
+
+
+def shuffle_rows(n_rows: int, generator: torch.Generator) -> np.ndarray:
+    """Return the numbers of all rows in random order."""
+    return torch.randperm(n_rows, generator=generator).numpy()
+
+
+class SharedBatches(EpochPosition, Sampler[np.ndarray]):
     """Batches of row numbers, of which each process draws its share; an epoch's order follows from the seed and the epoch alone.
 
     Parameters
@@ -69,14 +105,14 @@ class SharedBatches(Sampler[np.ndarray]):
         Seed of the order; None for the given order.
     n_draws
         Cells of an epoch, each drawn again only when all were; default: each once.
+    shuffle
+        Makes a random order of so many rows; default: any order, with equal chances.
     rank, n_processes
         Which process this is, of how many. Default: as torch.distributed says.
 
     Examples
     --------
     >>> from scgen_diffusion.train import SharedBatches
-    >>> [SharedBatches(5, 2, rank=rank, n_processes=2).order(0).tolist() for rank in (0, 1)]
-    [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
     >>> [[batch.tolist() for batch in SharedBatches(6, 2, rank=rank, n_processes=2)] for rank in (0, 1)]
     [[[0, 1], [4]], [[2, 3], [5]]]
     """
@@ -88,6 +124,7 @@ class SharedBatches(Sampler[np.ndarray]):
         *,
         seed: int | None = None,
         n_draws: int | None = None,
+        shuffle: Callable[[int, torch.Generator], np.ndarray] | None = None,
         rank: int | None = None,
         n_processes: int | None = None,
     ) -> None:
@@ -97,15 +134,14 @@ class SharedBatches(Sampler[np.ndarray]):
         self.rank = process_rank() if rank is None else rank
         self.n_processes = process_count() if n_processes is None else n_processes
         self.batch_size = batch_size * self.n_processes
-        self.epoch = 0
-        self._resumed: tuple[int, int] | None = None
+        self._shuffle = shuffle or shuffle_rows
 
     def __len__(self) -> int:
         return -(-self.n_draws // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         order = self.order(self.epoch)
-        for number in range(self._first_batch(), len(self)):
+        for number in range(self.first_batch, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield batch[self.share(number).rows]
 
@@ -113,24 +149,16 @@ class SharedBatches(Sampler[np.ndarray]):
         """Return the rows of an epoch of all processes in the order in which they are read."""
         if self.seed is None:
             return np.arange(self.n_rows)
-        generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch))
+        generator = epoch_generator(self.seed, epoch)
         rounds = -(-self.n_draws // max(self.n_rows, 1))
-        drawn = [torch.randperm(self.n_rows, generator=generator) for _ in range(rounds)]
-        return torch.cat(drawn).numpy()[: self.n_draws]
+        return np.concatenate([self._shuffle(self.n_rows, generator) for _ in range(rounds)])[: self.n_draws]
 
     def share(self, number: int) -> Share:
         """Return this process's share of a batch."""
         n_rows = min(self.batch_size, self.n_draws - number * self.batch_size)
         return Share.of(n_rows, self.rank, self.n_processes)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, as Lightning does."""
-        self.epoch = epoch
 
-    def resume(self, epoch: int, n_batches: int) -> None:
-        """Start ``epoch`` after so many batches that were read before an interruption."""
-        self.epoch, self._resumed = epoch, (epoch, n_batches)
-
-    def _first_batch(self) -> int:
-        epoch, n_batches = self._resumed or (None, 0)
-        return n_batches if epoch == self.epoch else 0
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return the generator that decides an epoch's order."""
+    return torch.Generator().manual_seed(sample_seed(seed, epoch))
