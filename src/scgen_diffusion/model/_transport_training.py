@@ -83,8 +83,11 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         cache = self._cache_latents()
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
-        self.module.add_transport().start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
         n_cells, seed = len(self.train_indices_), stage_seed() + 2
+        with torch.random.fork_rng(devices=[]):  # whatever a resumed run has drawn before
+            torch.manual_seed(seed)
+            transport = self.module.add_transport()
+        transport.start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
         fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
         result = self._run(
             TransportPlan(self.module, recipe, seed=seed, fingerprint=fingerprint),

@@ -4,6 +4,7 @@ from ._cells import CellDataModule, TrainingCells
 from ._checkpoint import StageCheckpoint
 from ._epoch_means import EpochMeans
 from ._history import HistoryRecorder
+from ._latent_filling import cache_latents
 from ._latents import LatentCache, LatentDataModule
 from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan
 from ._recipes import (
@@ -52,6 +53,7 @@ __all__ = [
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
+    "cache_latents",
     "learning_rate_factor",
     "run_stage",
 ]

@@ -54,6 +54,12 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(flags)
 
 
+def collective_device() -> torch.device:
+    """Return where tensors have to be that processes send each other."""
+    on_gpu = distributed.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
 def keep_buffers_apart(strategy: Strategy) -> None:
     """Keep distributed training from sending all buffers in every step: none of ours is changed by a step in one process alone."""
     if isinstance(strategy, DDPStrategy):

@@ -38,7 +38,9 @@ class LatentCache(Dataset):
     dtypes
         Type of each array; float32 where none is given.
     memory_limit
-        Largest size in bytes that is kept in memory.
+        Largest size in bytes that is kept in memory; default: 2 GiB.
+    folder
+        Where another process keeps the arrays in files, to read them there; such a cache is not written.
     """
 
     def __init__(
@@ -47,23 +49,27 @@ class LatentCache(Dataset):
         shapes: Mapping[str, tuple[int, ...]],
         dtypes: Mapping[str, torch.dtype] | None = None,
         *,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int | None = None,
+        folder: str | None = None,
     ) -> None:
         dtypes = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
         self.n_bytes = sum(n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items())
-        self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
+        memory_limit = MEMORY_LIMIT if memory_limit is None else memory_limit
+        self.is_own = folder is None
+        self._folder = tempfile.TemporaryDirectory() if self.is_own and self.n_bytes > memory_limit else None
+        self.folder = self._folder.name if self._folder else folder
         self.arrays = {name: self._allocate(name, (n_rows, *shape), dtypes[name]) for name, shape in shapes.items()}
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self._folder is None:
+        if self.folder is None:
             return torch.empty(shape, dtype=dtype)
-        file = str(Path(self._folder.name) / name)
+        file = str(Path(self.folder) / name)
         return torch.from_file(file, shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
 
     @property
     def is_memory_mapped(self) -> bool:
         """Whether the arrays live in a file."""
-        return self._folder is not None
+        return self.folder is not None
 
     def fill(self, batches: Iterator[Mapping[str, Tensor]]) -> LatentCache:
         """Write consecutive batches of rows."""

@@ -11,7 +11,7 @@ import torch
 from scvi.train import LoudEarlyStopping, Trainer
 
 from ._checkpoint import StageCheckpoint, read_finished
-from ._distributed import keep_buffers_apart
+from ._distributed import keep_buffers_apart, process_count
 from ._history import HistoryRecorder
 from ._interruption import AgreedStop, Interruption, stop_on_interrupt
 
@@ -36,6 +36,8 @@ class StageResult:
 
     history: dict[str, pd.DataFrame]
     was_interrupted: bool
+    device: torch.device | None = None
+    """Where this process trained; None if the stage was finished before."""
 
 
 def run_stage(
@@ -108,12 +110,23 @@ def run_stage(
         use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
         **trainer_kwargs,
     )
+    _check_alone_or_together(trainer)
     keep_buffers_apart(trainer.strategy)
     plan.module.train()
     with stop_on_interrupt(trainer, interruption), _no_warning_of_resuming():
         trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
-    return StageResult(recorder.as_frames(), interruption.requested)
+    return StageResult(recorder.as_frames(), interruption.requested, trainer.strategy.root_device)
+
+
+def _check_alone_or_together(trainer: Trainer) -> None:
+    """Raise if this process trained with others before, and would now wait for them in vain."""
+    if process_count() > 1 and trainer.world_size != process_count():
+        msg = (
+            f"This process is one of {process_count()} that train together, but `devices`, `num_nodes` and `strategy` ask for "
+            f"{trainer.world_size}: train in all of them with the same arguments, or save the model and train on in a process of its own."
+        )
+        raise RuntimeError(msg)
 
 
 def _restore(plan: StagePlan, recorder: HistoryRecorder, checkpoint: dict[str, Any]) -> StageResult:
