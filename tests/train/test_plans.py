@@ -181,7 +181,9 @@ def test_conditions_are_dropped_in_training_only(gene_space_module, monkeypatch)
 def test_diffusion_is_validated_with_the_averaged_weights_and_the_same_noise_each_time(gene_space_module, monkeypatch):
     plan = attached(DiffusionPlan(gene_space_module, DiffusionRecipe(), seed=0))
     logged = []
-    monkeypatch.setattr(plan.means["validation"], "add", lambda losses, n: logged.append(losses["denoising_loss"].item()))
+    monkeypatch.setattr(
+        plan.means["validation"], "add", lambda losses, n: logged.append(losses["denoising_loss"].item())
+    )
     batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, CONDITIONS: torch.zeros(4, 1)}
 
     plan.validation_step(batch, 0)

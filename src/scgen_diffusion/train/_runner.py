@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.train import LoudEarlyStopping, Trainer
 
 from ._checkpoint import StageCheckpoint, read_finished
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ._plans import StagePlan
 
 N_VALIDATIONS = 50
+EXIT_CODE_OF_SIGTERM = 143
 N_CHECKPOINTS = 20
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 
@@ -113,7 +115,7 @@ def run_stage(
     _check_alone_or_together(trainer)
     keep_buffers_apart(trainer.strategy)
     plan.module.train()
-    with stop_on_interrupt(trainer, interruption), _no_warning_of_resuming():
+    with stop_on_interrupt(trainer, interruption), _no_warning_of_resuming(), _failing_when_terminated():
         trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
     return StageResult(recorder.as_frames(), interruption.requested, trainer.strategy.root_device)
@@ -154,3 +156,12 @@ def _no_warning_of_resuming() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         yield
+
+
+@contextmanager
+def _failing_when_terminated() -> Iterator[None]:
+    """Let a process that SIGTERM ends say so to its shell, for which Lightning's exit looks like a success."""
+    try:
+        yield
+    except SIGTERMException as end:
+        raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
