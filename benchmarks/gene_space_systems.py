@@ -136,6 +136,7 @@ class PackageScrdit(System):
 
     stages = ("training_step", "generate")
     yardstick = "published-scrdit"
+    counted = stages
     model_class = "SCRDIT"
     size = "default"
 
@@ -152,7 +153,7 @@ class PackageScrdit(System):
         self.plan = DiffusionPlan(self.module, self.recipe, seed=0)
         self.optimizer = adamw(self.plan)
         self.generator = torch.Generator(setting.device).manual_seed(0)
-        self.extrapolation = Extrapolation(self._sampler.default_n_steps)
+        self.extrapolation = Extrapolation(setting.n_steps or self._sampler.default_n_steps)
         if setting.compile:
             self.module.network.compile()
             self.module.averaged_network.compile()
@@ -193,6 +194,10 @@ class PackageScrdit(System):
         """The network."""
         return (self.module.network,)
 
+    def precision(self, stage: str) -> str:
+        """Return what a stage computes in."""
+        return "float32" if stage == "generate" else self.setting.precision
+
     def prepare(self, stage: str) -> None:
         """Find out how much of the sampling can be measured."""
         if stage == "generate":
@@ -200,7 +205,7 @@ class PackageScrdit(System):
 
     def _sample(self, n_steps: int) -> None:
         with warnings.catch_warnings(action="ignore"):  # an untrained network's cells are far from any
-            self.model.generate(self.n_cells("generate"), n_steps=n_steps, seed=0)
+            self.model.generate(self.n_cells("generate"), n_steps=n_steps, seed=0, show_progress=False)
 
     @property
     def _sampler(self) -> Any:
@@ -216,7 +221,7 @@ class PackageScrdit(System):
         model_class = getattr(model, self.model_class)
         adata = self._adata()
         model_class.setup_anndata(adata, layer="counts", condition_keys=list(N_CLASSES))
-        built = model_class(adata, size=self.size)
+        built = model_class(adata, size=self.size, **self.setting.architecture)
         accelerator = "gpu" if self.setting.device.startswith("cuda") else "cpu"
         quiet = {"enable_progress_bar": False, "logger": False}
         size = {"batch_size": self.setting.batch_size, "train_size": 1.0}

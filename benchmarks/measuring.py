@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import multiprocessing
 import os
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity
@@ -16,26 +20,48 @@ from torch.profiler import profile as torch_profile
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 N_WARM_UP = 3
 SAMPLING_SECONDS = 0.005
+N_ROWS = 12  # of a profile that are listed
 
 #: Operators that are matrix products, or attention, which is little else.
-MATRIX_OPERATORS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm", "mkldnn_linear")
+MATRIX_OPERATORS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::addmm_",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_grouped_mm",
+    "aten::mv",
+    "aten::dot",
+    "mkldnn_linear",
+)
 ATTENTION_OPERATORS = ("attention",)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a step costs."""
+    """What a step costs.
+
+    Parameters
+    ----------
+    cells_per_second, peak_bytes
+        Speed, and memory that it took at most.
+    further
+        Figures that only some stages have, by their column.
+    """
 
     cells_per_second: float
     peak_bytes: int
+    further: dict[str, object] = field(default_factory=dict)
 
 
 class PeakMemory:
     """The most memory in use inside a ``with`` block, beyond what was in use before the process had any tensors.
 
-    On a GPU that is what torch's allocator handed out; on a CPU the process's resident memory, looked at every 5 ms.
+    On a GPU that is what torch's allocator handed out; on a CPU the process's resident memory without pages of files, looked at every 5 ms.
     """
 
     baseline_resident = 0
@@ -76,9 +102,28 @@ def clock(device: str) -> float:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Return the resident memory of this process (Linux) that no file backs: libraries and mapped files are left out."""
+    resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def release_memory() -> None:
+    """Give back what was freed, so that the next measurement does not count it."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (AttributeError, OSError):  # not glibc
+        return
+
+
+def in_child(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a forked process and return what it returns, so that its memory, threads and global state are its own.
+
+    A fork starts at once, where a fresh process imports for ten seconds. But it may hang where this process has used its own threads before:
+    nothing may be computed by torch in here. Not for GPUs.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def synchronise(device: str) -> None:
@@ -107,27 +152,44 @@ def _seconds(step: Callable[[], None], n_steps: int, device: str) -> float:
     return clock(device) - started
 
 
-def profile(step: Callable[[], None], *, device: str, n_steps: int = 3, n_rows: int = 12) -> str:
-    """Return the operators that take most time, and the share of matrix work."""
+@dataclass(frozen=True)
+class Profile:
+    """Seconds that each operator took itself, without those that it called."""
+
+    seconds: dict[str, float]
+
+    @property
+    def matrix_share(self) -> float:
+        """Share of the time that went into matrix products and attention."""
+        matrix = sum(value for name, value in self.seconds.items() if _is_matrix_work(name))
+        return matrix / max(sum(self.seconds.values()), 1e-12)
+
+    def __str__(self) -> str:
+        """List the operators that take most time, and the share of matrix work."""
+        total = sum(self.seconds.values())
+        longest = sorted(self.seconds.items(), key=lambda item: -item[1])[:N_ROWS]
+        lines = [f"  {value / total:6.1%}  {name}" for name, value in longest]
+        return "\n".join([*lines, f"  {self.matrix_share:6.1%}  matrix work in all"])
+
+
+def profile(step: Callable[[], None], *, device: str, n_steps: int = 3) -> Profile:
+    """Run ``step`` some times under torch's profiler."""
     is_cuda = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with torch_profile(activities=activities) as profiler:
         _seconds(step, n_steps, device)
-    times = {}
+    times: dict[str, float] = {}
     for event in profiler.key_averages():
-        times[event.key] = times.get(event.key, 0.0) + (
-            event.self_device_time_total if is_cuda else event.self_cpu_time_total
-        )
+        spent = event.self_device_time_total if is_cuda else event.self_cpu_time_total
+        times[event.key] = times.get(event.key, 0.0) + spent * 1e-6
     # on a GPU, kernels are listed beside the operators that launched them: count the operators, or all would count twice
-    times = {
-        name: value for name, value in times.items() if value > 0 and (not is_cuda or "::" in name and "<" not in name)
-    }
-    total = sum(times.values())
-    lines = [
-        f"  {value / total:6.1%}  {name}" for name, value in sorted(times.items(), key=lambda item: -item[1])[:n_rows]
-    ]
-    matrix = sum(value for name, value in times.items() if _is_matrix_work(name))
-    return "\n".join([*lines, f"  {matrix / total:6.1%}  matrix work in all"])
+    return Profile(
+        {
+            name: value
+            for name, value in times.items()
+            if value > 0 and (not is_cuda or "::" in name and "<" not in name)
+        }
+    )
 
 
 def _is_matrix_work(operator: str) -> bool:

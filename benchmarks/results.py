@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
+import subprocess
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -57,6 +59,39 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
+def write_block(path: Path, name: str, text: str) -> None:
+    """Put ``text`` between ``<!-- name -->`` and ``<!-- /name -->`` in a page, in place of what stood there.
+
+    Raises
+    ------
+    ValueError
+        If the page has not exactly one such place.
+    """
+    page = path.read_text(encoding="utf-8")
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    place = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if len(place.findall(page)) != 1:
+        msg = f"{path} must have one place between {start} and {end}, but found {len(place.findall(page))}."
+        raise ValueError(msg)
+    write_text(path, place.sub(lambda _: f"{start}\n{text.strip()}\n{end}", page))
+
+
+def describe_commit() -> str:
+    """Return the commit of the source tree, with a + where files of it were changed since; nothing outside a repository."""
+    answer = _git("rev-parse", "--short", "HEAD")
+    return f"{answer}+" if answer and _git("status", "--porcelain", "--untracked-files=no") else answer
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
 def today() -> str:
     """Return the date, UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
@@ -67,8 +102,15 @@ def describe_machine(device: str = "cpu") -> str:
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, torch threads: {torch.get_num_threads()}"
+        return describe_processor(device)
+    return f"{describe_processor(device)}, torch threads: {torch.get_num_threads()}"
+
+
+def describe_processor(device: str = "cpu") -> str:
+    """Return the name of what computes."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()
 
 
 def describe_versions(*packages: str) -> str:

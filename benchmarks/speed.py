@@ -1,24 +1,41 @@
-"""How fast, in how much memory? Steps of the package beside those of the published system, on made-up cells of a given size.
+"""How fast, in how much memory? Steps and calls of the package beside those of the published systems, on made-up cells of a given size.
 
     python benchmarks/speed.py                                                  # two CPU cores
     python benchmarks/speed.py --genes 17002 --expressed 6147 --device cuda --precision bf16 --compile --profile
     python benchmarks/speed.py --systems published-scrdit SCRDIT-published-size SCRDIT --batch 16 128
     python benchmarks/speed.py --systems published-wbdit WBDIT-published-size WBDIT SCRDIT --stages training_step
+    python benchmarks/speed.py --systems calls-SCLDM --cells 20000              # whole epochs of train, generate, save, load, ...
+    python benchmarks/speed.py --systems package SCRDIT --threads 1 --check     # slower than the last stored figures? Nothing is stored
 
-A step is one optimiser step (or one batch of cells generated) with its data on the device: loading data is not part of it.
+A step is one optimiser step (or one batch of cells generated) with its data on the device: loading data is not part of it. A call is what a user writes, all
+included. ``speed_report.py`` runs everything, draws the pictures and writes the pages; ``gpu.py`` is for a machine with a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from measuring import Measurement, PeakMemory, measure, profile, resident_bytes
-from results import describe_machine, describe_versions, markdown_table, store_rows, today
+from history import SLOWER, TOLERANCE, compare, tabulate_changes
+from measuring import Measurement, PeakMemory, in_child, profile, release_memory, resident_bytes
+from results import (
+    describe_commit,
+    describe_machine,
+    describe_processor,
+    describe_versions,
+    markdown_table,
+    read_table,
+    store_rows,
+    today,
+)
+from roofline import Rates, count_work
 from system import Setting, System
 from systems import SYSTEMS
 
@@ -32,21 +49,38 @@ RESULTS = Path(__file__).parent / "results"
 
 STAGES = tuple(dict.fromkeys(stage for system in SYSTEMS.values() for stage in system.stages))
 
+LONG_STEP = 0.3  # seconds; one such step shows where the time goes as well as three
+
 #: Stages of a published system beside which a stage is set, and how they are called.
 YARDSTICK_STAGES = {"generate": {"generate": "", "generate_ddpm": " DDPM", "generate_ddim": " DDIM"}}
 
 
 def run(arguments: argparse.Namespace) -> pd.DataFrame:
     """Measure every system's stages at every batch size."""
-    PeakMemory.baseline_resident = resident_bytes()
     rows: list[dict[str, object]] = []
     for batch_size in arguments.batch:
         setting = setting_from(arguments, batch_size)
         for name in arguments.systems:
-            rows += measure_system(
-                name, setting, arguments, measured={(row["system"], row["stage"], row["batch"]) for row in rows}
-            )
+            measured = {(row["system"], row["stage"], row["batch"]) for row in rows}
+            rows += measure_apart(name, setting, arguments, measured)
     return pd.DataFrame(rows)
+
+
+def measure_apart(
+    name: str, setting: Setting, arguments: argparse.Namespace, measured: set[tuple[object, ...]] = frozenset()
+) -> list[dict[str, object]]:
+    """Measure a system in a process of its own, where that can be had: a CUDA context does not survive a fork."""
+    if setting.device.startswith("cuda") or not arguments.apart:
+        return measure_system(name, setting, arguments, measured=measured)
+    return in_child(_measure_in_child, name, setting, arguments, measured)
+
+
+def _measure_in_child(
+    name: str, setting: Setting, arguments: argparse.Namespace, measured: set[tuple[object, ...]]
+) -> list[dict[str, object]]:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return measure_system(name, setting, arguments, measured=measured)
 
 
 def setting_from(arguments: argparse.Namespace, batch_size: int) -> Setting:
@@ -58,6 +92,7 @@ def setting_from(arguments: argparse.Namespace, batch_size: int) -> Setting:
         device=arguments.device,
         precision=arguments.precision,
         compile=arguments.compile,
+        n_cells=arguments.cells,
     )
 
 
@@ -68,26 +103,67 @@ def measure_system(
     stages = [stage for stage in SYSTEMS[name].stages if stage in arguments.stages]
     if not stages:
         return []
+    PeakMemory.baseline_resident = resident_bytes()
+    rates = machine_rates(setting.device) if arguments.limit else None
     system, rows = SYSTEMS[name](setting), []
     for stage in stages:
-        n_cells = system.n_cells(stage)
-        if (name, stage, n_cells) in measured:
+        if (name, stage, system.n_cells(stage)) in measured:
             continue
-        logger.info("%s, %s, %d cells", name, stage, n_cells)
-        step = getattr(system, stage)
-        system.prepare(stage)
-        result = measure(step, n_cells, device=setting.device, seconds=arguments.seconds)
-        rows.append(_row(name, stage, system, setting, result))
-        if arguments.profile:
-            logger.info("%s", profile(step, device=setting.device))
+        logger.info("%s, %s, %d cells", name, stage, system.n_cells(stage))
+        release_memory()
+        result = system.measure(stage, arguments.seconds)
+        row = _row(name, stage, system, setting, result)
+        if rates:
+            row |= limits(system, stage, name, rates)
+        if arguments.profile or (arguments.limit and stage in system.counted):
+            row |= _profile(system, stage, row["seconds"], shown=arguments.profile)
+        rows.append(row)
     return rows
 
 
+@cache
+def machine_rates(device: str) -> Rates:
+    """Measure once how fast matrices are multiplied and memory is copied."""
+    rates = Rates.measure(device)
+    flops = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.flops_per_second.items())
+    logger.info("matrix product %s; copy %.1f GB/s", flops, rates.bytes_per_second / 1e9)
+    return rates
+
+
+def limits(system: System, stage: str, name: str, rates: Rates) -> dict[str, object]:
+    """Return the device's rates, and for a stage that is counted its arithmetic and the cells per second that it would allow."""
+    precision = system.precision(stage)
+    row: dict[str, object] = {"matrix_rate": rates.flops_per_second[precision], "bandwidth": rates.bytes_per_second}
+    if stage not in system.counted:
+        return row
+    counted = system
+    if system.setting.compile:  # compiled code hides its operators
+        counted = SYSTEMS[name](replace(system.setting, compile=False))
+        counted.prepare(stage)
+    work, n_cells = count_work(getattr(counted, stage)), system.n_cells(stage) * system.share(stage)
+    return row | {
+        "flops_per_cell": work.flops / n_cells,
+        "least_bytes_per_cell": work.least_bytes / n_cells,
+        "unfused_bytes_per_cell": work.unfused_bytes / n_cells,
+        "limit": n_cells / work.limit(rates, dtype=precision),
+        "unfused_limit": n_cells / work.unfused_limit(rates, dtype=precision),
+    }
+
+
+def _profile(system: System, stage: str, seconds: float, *, shown: bool) -> dict[str, object]:
+    n_steps = 3 if seconds < LONG_STEP else 1
+    found = profile(getattr(system, stage), device=system.setting.device, n_steps=n_steps)
+    if shown:
+        logger.info("%s", found)
+    return {"matrix_share": found.matrix_share}
+
+
 def _row(name: str, stage: str, system: System, setting: Setting, result: Measurement) -> dict[str, object]:
+    speed = result.cells_per_second * system.share(stage)
     return {
         "system": name,
         "stage": stage,
-        "cells_per_second": result.cells_per_second * system.share(stage),
+        "cells_per_second": speed,
         "peak_gib": result.peak_bytes / 2**30,
         "genes": setting.n_genes,
         "expressed": setting.n_expressed,
@@ -98,6 +174,15 @@ def _row(name: str, stage: str, system: System, setting: Setting, result: Measur
         "versions": describe_versions("torch", "scgen-diffusion"),
         "date": today(),
         "parameters": system.n_parameters,
+        "processor": describe_processor(setting.device),
+        "threads": torch.get_num_threads(),
+        "precision": system.precision(stage),
+        "compile": setting.compile,
+        "seconds": system.n_cells(stage) / speed,
+        "commit": describe_commit(),
+        "cells": setting.n_cells if name.startswith("calls-") else None,
+        "steps": setting.n_steps,
+        **result.further,
     }
 
 
@@ -108,14 +193,23 @@ def tabulate(rows: pd.DataFrame) -> str:
         [
             f"{row.stage}, {row.system} ({row.how}), batch {row.batch}",
             f"{row.parameters / 1e6:.2f}",
-            f"{row.batch / row.cells_per_second:.3g}",
+            f"{row.seconds:.3g}",
             _number(row.cells_per_second),
             _ratios(row, speeds),
             f"{row.peak_gib:.2f}",
+            _share(row, "limit"),
+            _share(row, "unfused_limit"),
+            f"{matrix:.0%}" if (matrix := getattr(row, "matrix_share", float("nan"))) == matrix else "",
         ]
         for row in rows.itertuples()
     ]
-    return markdown_table(["", "M parameters", "s per batch", "cells/s", "x published", "peak GiB"], lines)
+    header = ["", "M parameters", "s per batch", "cells/s", "x published", "peak GiB"]
+    return markdown_table([*header, "of the limit", "of the unfused limit", "matrix work"], lines)
+
+
+def _share(row: Any, limit: str) -> str:
+    possible = getattr(row, limit, float("nan"))
+    return f"{row.cells_per_second / possible:.0%}" if possible == possible else ""
 
 
 def _ratios(row: Any, speeds: dict[tuple[str, int, str], float]) -> str:
@@ -125,6 +219,8 @@ def _ratios(row: Any, speeds: dict[tuple[str, int, str], float]) -> str:
 
 
 def _number(value: float) -> str:
+    if value != value:
+        return ""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -151,24 +247,60 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to measure; default: all"
     )
+    parser.add_argument("--cells", type=int, default=4096, help="size of the data set of calls-...")
     parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement, about")
     parser.add_argument("--profile", action="store_true", help="say where the time goes, and what share is matrix work")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; default: its own choice")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of speed.csv")
+    parser.add_argument(
+        "--limit",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure what the device could do, and count what the package's steps do",
+    )
+    parser.add_argument(
+        "--apart",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure every system in a process of its own (CPU), so that memory is its own",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare with the last stored figures of the same machine and sizes, end with 1 if one is slower, and store nothing. "
+        "With --threads 1 times are those of the processor, which other processes disturb less",
+    )
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share of the speed that --check lets go")
+    parser.add_argument("--record", action="store_true", help="store the figures with --check, too")
     parsed = parser.parse_args(arguments)
     parsed.expressed = parsed.expressed or int(0.36 * parsed.genes)
     return parsed
 
 
+def check(rows: pd.DataFrame, stored: pd.DataFrame, tolerance: float) -> bool:
+    """Say what changed, and whether nothing became slower."""
+    changes = compare(rows, stored, tolerance)
+    logger.info("%s\n", tabulate_changes(changes))
+    slower = int((changes["verdict"] == SLOWER).sum())
+    if slower:
+        logger.info("%d of %d figures are slower by more than %.0f %%.", slower, len(changes), 100 * tolerance)
+    return not slower
+
+
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    rows = run(arguments)
-    store_rows(arguments.results / "speed.csv", rows)
+    path, rows = arguments.results / "speed.csv", run(arguments)
+    stored = read_table(path)
+    if arguments.record or not arguments.check:
+        store_rows(path, rows)
     logger.info("%s\n\n%s", tabulate(rows), describe_machine(arguments.device))
+    if arguments.check and not check(rows, stored, arguments.tolerance):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

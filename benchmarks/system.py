@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from measuring import Measurement, measure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +19,23 @@ N_CLASSES = {"cell_type": 20, "condition": 10}
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes, and how to compute."""
+    """Sizes, and how to compute.
+
+    Parameters
+    ----------
+    n_genes, n_expressed
+        Size of the panel, and expressed genes per cell.
+    batch_size
+        Cells per step.
+    device, precision, compile
+        How to compute.
+    n_cells
+        Size of a whole data set, for the stages that have one.
+    n_steps
+        Steps of the package's samplers; None for their defaults.
+    architecture
+        What differs from the default architecture of the package's models.
+    """
 
     n_genes: int
     n_expressed: int
@@ -26,6 +43,9 @@ class Setting:
     device: str = "cpu"
     precision: str = "float32"
     compile: bool = False
+    n_cells: int = 4096
+    n_steps: int | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,10 +79,13 @@ class System:
         Names of the steps.
     yardstick
         Name of the published system that it is set beside.
+    counted
+        Stages whose arithmetic is counted, to set the time beside the limit.
     """
 
     stages: tuple[str, ...]
     yardstick: str
+    counted: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -73,6 +96,15 @@ class System:
 
     def prepare(self, stage: str) -> None:
         """Do what must be done before a stage is measured: nothing, unless a system says otherwise."""
+
+    def measure(self, stage: str, seconds: float) -> Measurement:
+        """Measure a stage for about so many seconds."""
+        self.prepare(stage)
+        return measure(getattr(self, stage), self.n_cells(stage), device=self.setting.device, seconds=seconds)
+
+    def precision(self, stage: str) -> str:
+        """Return what a stage computes in."""
+        return "float32"
 
     def share(self, stage: str) -> float:
         """Return the share of a stage's work that one call of it does; the rest is extrapolated."""

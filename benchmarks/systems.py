@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import published
 import torch
+from calls import CallsScldm, CallsScrdit, CallsWbdit
 from gene_space_systems import (
     PackageScrdit,
     PackageScrditPublishedSize,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 N_PRIOR_STEPS_BEFORE_SAMPLING = 50
 
 STAGES = ("autoencoder_step", "prior_step", "generate")
+
+N_PERTURBATION_GROUPS = 16  # that a step of the transport draws, as with the default recipe
 
 
 class PublishedSystem(System):
@@ -88,9 +91,10 @@ class PublishedSystem(System):
 class PackageSystem(System):
     """SCLDM with its default architecture and recipes; the prior trains on latents computed once."""
 
-    stages = STAGES
+    stages = (*STAGES, "transport_step")
     yardstick = "published"
     size = "default"
+    counted = stages
 
     def __init__(self, setting: Setting) -> None:
         from scgen_diffusion.module import SCLDMModule, build_architecture
@@ -103,7 +107,8 @@ class PackageSystem(System):
         torch.manual_seed(0)
         self.cells = Cells.draw(setting)
         self.generator = torch.Generator(setting.device).manual_seed(0)
-        self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=build_architecture(self.size))
+        architecture = build_architecture(self.size, **setting.architecture)
+        self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=architecture)
         self.module.to(setting.device)
         self.latents = self._start()
         recipe = RECIPES[self.size]
@@ -124,6 +129,10 @@ class PackageSystem(System):
         self._take_step(self.prior_plan, self.latents, self.prior_optimizer)
         self.module.averaged_prior.update_parameters(self.module.prior)
 
+    def transport_step(self) -> None:
+        """Pair latents of control and perturbed cells, and take one optimiser step of the transport between them."""
+        self._take_step(self.transport_plan, self.pairs, self.transport_optimizer)
+
     def _take_step(self, plan: StagePlan, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         with self._autocast():
             loss = plan.compute_losses(batch, self.generator, training=True)["loss"]
@@ -142,6 +151,7 @@ class PackageSystem(System):
                 condition,
                 guidance=Guidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
                 sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
+                n_steps=self.setting.n_steps,
             )
             kind = self.module.architecture.library_size
             totals = self.module.library_size.draw(kind, condition, z, generators.uniform())
@@ -155,7 +165,17 @@ class PackageSystem(System):
         how = f"{self.size}, {'compiled ' if self.setting.compile else ''}{self.setting.precision}"
         if stage != "generate":
             return how
-        return f"{how}, {SCLDM.default_sampler} {FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps} steps"
+        n_steps = self.setting.n_steps or FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps
+        return f"{how}, {SCLDM.default_sampler} {n_steps} steps"
+
+    def precision(self, stage: str) -> str:
+        """Return what a stage computes in."""
+        return self.setting.precision
+
+    def prepare(self, stage: str) -> None:
+        """Make the transport, which few models have."""
+        if stage == "transport_step" and self.module.transport is None:
+            self._make_transport()
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -175,6 +195,17 @@ class PackageSystem(System):
         module.library_size.fit(log_total, condition)
         return {"mean": posterior.mean, "std": posterior.std, "condition": condition, "log_total": log_total}
 
+    def _make_transport(self) -> None:
+        from scgen_diffusion.train import TransportPlan, TransportRecipe
+
+        condition = self.cells.condition
+        control = torch.tensor([float("inf"), 0.0], device=condition.device)  # the second key perturbs
+        self.module.add_transport().start_from(control)
+        recipe = TransportRecipe(n_paired=max(len(condition) // N_PERTURBATION_GROUPS, 1))
+        self.transport_plan = TransportPlan(self.module, recipe, seed=0)
+        self.transport_optimizer = adamw(self.transport_plan)
+        self.pairs = {name: torch.stack([self.latents[name]] * 2) for name in ("mean", "std", "condition")}
+
 
 class PackagePublishedSizes(PackageSystem):
     """SCLDM with the published architecture, computed the package's way."""
@@ -186,6 +217,9 @@ SYSTEMS: dict[str, type[System]] = {
     "published": PublishedSystem,
     "package": PackageSystem,
     "package-published-sizes": PackagePublishedSizes,
+    "calls-SCLDM": CallsScldm,
+    "calls-SCRDIT": CallsScrdit,
+    "calls-WBDIT": CallsWbdit,
     "published-scrdit": PublishedScrdit,
     "published-wbdit": PublishedWbdit,
     "SCRDIT": PackageScrdit,

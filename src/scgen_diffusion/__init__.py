@@ -1,13 +1,39 @@
 """Diffusion models of single-cell data, as scvi-tools model classes."""
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-from . import data, datasets, metrics, model, pl
-from .reporting import report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("scgen-diffusion")
-except PackageNotFoundError:  # the source folder is on the path, but nothing is installed
-    __version__ = "unknown"
+if TYPE_CHECKING:
+    from . import data, datasets, metrics, model, pl
+    from .reporting import report
 
 __all__ = ["__version__", "data", "datasets", "metrics", "model", "pl", "report"]
+
+# Imported when they are first asked for: PyTorch and scvi-tools take seconds, and the command line's help needs neither.
+_PARTS = ("cli", "data", "datasets", "diffusion", "metrics", "model", "module", "nn", "pl", "reporting", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f".{name}", __name__)
+    if name == "report":
+        return import_module(".reporting", __name__).report
+    if name == "__version__":
+        return _version()
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("scgen-diffusion")
+    except PackageNotFoundError:  # the source folder is on the path, but nothing is installed
+        return "unknown"

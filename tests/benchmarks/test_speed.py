@@ -1,12 +1,14 @@
 """The speed study: which systems stand beside which, and what is extrapolated."""
 
 import itertools
+import sys
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 pytest.importorskip("torchdiffeq")
+roofline = pytest.importorskip("roofline")
 speed = pytest.importorskip("speed")
 systems = pytest.importorskip("gene_space_systems")
 system = pytest.importorskip("system")
@@ -23,6 +25,7 @@ def row(name, stage, cells_per_second, batch=128):
         "how": "how",
         "parameters": 2e6,
         "peak_gib": 1.0,
+        "seconds": batch / cells_per_second,
     }
 
 
@@ -56,9 +59,67 @@ def test_long_sampling_is_extrapolated_and_says_so(monkeypatch, seconds_per_step
 
 
 def test_extrapolated_speed_is_that_of_the_whole_work():
-    whole = SimpleNamespace(share=lambda stage: 0.1, describe=str, n_cells=lambda stage: 128, n_parameters=1)
-    measured = SimpleNamespace(cells_per_second=50.0, peak_bytes=0)
+    whole = SimpleNamespace(share=lambda _: 0.1, describe=str, n_cells=lambda _: 128, n_parameters=1, precision=str)
+    measured = SimpleNamespace(cells_per_second=50.0, peak_bytes=0, further={})
     assert speed._row("SCRDIT", "generate", whole, SETTING, measured)["cells_per_second"] == 5.0
+
+
+def test_the_share_of_the_limit_stands_beside_a_figure():
+    counted = row("package", "prior_step", 50.0) | {"limit": 200.0, "unfused_limit": 100.0, "matrix_share": 0.62}
+    assert speed.tabulate(pd.DataFrame([counted])).splitlines()[2].endswith("| 25% | 50% | 62% |")
+
+
+def measured(*arguments):
+    arguments = speed.parse_arguments(
+        ["--genes", "60", "--batch", "8", "--seconds", "0.01", "--cells", "64", *arguments]
+    )
+    return speed.run(arguments).set_index("stage")
+
+
+@pytest.fixture
+def _small_rates(monkeypatch):
+    monkeypatch.setattr(speed, "machine_rates", lambda device: roofline.Rates({"float32": 1e10, "bf16": 1e10}, 1e10))
+
+
+@pytest.mark.usefixtures("_small_rates")
+def test_every_step_of_the_package_is_measured_and_set_beside_its_limit():
+    rows = measured("--systems", "package", "--no-apart")
+    assert list(rows.index) == list(speed.SYSTEMS["package"].stages)
+    assert (rows["cells_per_second"] > 0).all()
+    assert (rows["flops_per_cell"] > 0).all()
+    assert (rows["limit"] >= rows["unfused_limit"]).all()
+    assert rows["matrix_share"].between(0, 1, inclusive="neither").all()
+
+
+@pytest.mark.usefixtures("_small_rates")
+def test_what_users_call_is_measured_from_setup_to_loading():
+    stages = [stage for stage in speed.SYSTEMS["calls-SCLDM"].stages if stage != "importing"]
+    rows = measured("--systems", "calls-SCLDM", "--no-apart", "--stages", *stages)
+    assert list(rows.index) == stages
+    assert (rows["cells_per_second"] > 0).all()
+    assert rows["cells"].eq(64).all()
+    assert rows.loc["prior_epochs", "loading_share"] > 0
+    assert rows.loc["autoencoder_epochs", "how"].endswith("epochs of 58 cells")
+
+
+def test_a_process_of_its_own_returns_its_rows():
+    rows = measured("--systems", "calls-SCLDM", "--stages", "setup", "--no-limit")
+    assert rows["cells_per_second"].item() > 0
+
+
+def test_a_slow_figure_ends_the_check_with_an_error(tmp_path, monkeypatch):
+    command = ["speed.py", "--genes", "60", "--systems", "calls-SCLDM", "--stages", "setup", "--seconds", "0.01"]
+    monkeypatch.setattr(sys, "argv", [*command, "--cells", "64", "--no-limit", "--results", str(tmp_path)])
+    speed.main()
+    stored = pd.read_csv(tmp_path / "speed.csv")
+    stored.assign(cells_per_second=1e12).to_csv(tmp_path / "speed.csv", index=False)
+    sys.argv.append("--check")
+    with pytest.raises(SystemExit, match="1"):
+        speed.main()
+    assert len(pd.read_csv(tmp_path / "speed.csv")) == 1  # a check stores nothing
+    sys.argv += ["--tolerance", "1", "--record"]
+    speed.main()
+    assert len(pd.read_csv(tmp_path / "speed.csv")) == 2
 
 
 @pytest.mark.parametrize("name", ["SCRDIT", "WBDIT"])

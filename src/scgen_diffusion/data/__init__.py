@@ -1,13 +1,17 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
+from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
-from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names
+from ._cell_files import CellFiles
+from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names, row_numbers
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
 from ._condition_setup import ConditionSetup, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
+from ._file_registry import check_same_registry
 from ._gene_padding import pad_genes
+from ._many_conditions import RequestedCodes, SeenCodes, with_categories
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -27,15 +31,22 @@ from ._mudata_checks import (
 )
 from ._plain import from_plain, to_plain
 from ._registered_cells import RegisteredCells, digest_of_names
+from ._writers import Extent, Piece, read_record, sync, write_cells
+from ._writers_goal import check_writable, checked_goal, put_in_place, told
+from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove_parts
 
 __all__ = [
+    "AnnbatchCells",
     "CategoricalKey",
+    "CellFiles",
     "ConditionField",
     "ConditionKey",
     "ConditionRequest",
     "ConditionSetup",
     "Conditions",
     "ContinuousKey",
+    "DamagedPartError",
+    "Extent",
     "JOIN",
     "JOINED",
     "MODALITY_LIKELIHOODS",
@@ -44,7 +55,12 @@ __all__ = [
     "ModalityLikelihood",
     "OPEN",
     "PROVENANCE_KEY",
+    "Part",
+    "PartFolder",
+    "Piece",
     "RegisteredCells",
+    "RequestedCodes",
+    "SeenCodes",
     "SetKey",
     "build_anndata",
     "build_mudata",
@@ -55,6 +71,9 @@ __all__ = [
     "check_is_mudata",
     "check_same_features",
     "check_same_genes",
+    "check_same_registry",
+    "check_writable",
+    "checked_goal",
     "digest_of_names",
     "encode_obs",
     "extend_key",
@@ -66,12 +85,21 @@ __all__ = [
     "join_labels",
     "keys_of_state",
     "known_names",
+    "modalities_of",
     "occurring",
     "pad_genes",
+    "put_in_place",
+    "read_manifest",
+    "read_record",
     "recode",
-    "modalities_of",
+    "remove_parts",
     "resolve_layers",
     "resolve_modalities",
+    "row_numbers",
+    "sync",
     "synthetic_names",
     "to_plain",
+    "told",
+    "with_categories",
+    "write_cells",
 ]

@@ -38,6 +38,6 @@ def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
     return obs[list(keys)].astype(str).agg(JOIN.join, axis=1).to_numpy(dtype=str)
 
 
-def synthetic_names(n_cells: int, prefix: str = "synthetic") -> pd.Index:
-    """Name cells by a prefix and their number, from 0."""
-    return pd.Index([f"{prefix}_{number}" for number in range(n_cells)])
+def synthetic_names(n_cells: int, prefix: str = "synthetic", first: int = 0) -> pd.Index:
+    """Name cells by a prefix and their number, from ``first``."""
+    return pd.Index([f"{prefix}_{number}" for number in range(first, first + n_cells)])

@@ -40,8 +40,15 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     if matrix is None:
         msg = f"{where} is empty; give the layer that holds the {values}."
         raise ValueError(msg)
-    totals = check_counts(matrix, where) if values == "counts" else _check_all_log1p(matrix, where)
-    _check_not_empty(totals, adata.obs_names, where)
+    check_not_empty(check_values(matrix, where, values), adata.obs_names, where)
+
+
+def check_values(matrix: Any, where: str, values: Literal["counts", "log1p"]) -> np.ndarray:
+    """Raise unless a matrix, which is read part by part, holds what ``values`` says; return the sums of its rows, ``(cells,)``."""
+    if values not in ("counts", "log1p"):
+        msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
+        raise ValueError(msg)
+    return check_counts(matrix, where) if values == "counts" else _check_all_log1p(matrix, where)
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
@@ -127,6 +134,19 @@ def is_whole_number(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
+    """Turn None or a mask into the numbers of the rows it means."""
+    if indices is None:
+        return np.arange(n_cells)
+    rows = np.asarray(indices)
+    if rows.dtype == bool:
+        return np.flatnonzero(rows)
+    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
+        msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
+        raise ValueError(msg)
+    return np.where(rows < 0, rows + n_cells, rows)
+
+
 def known_names(name: object, known: Sequence[object]) -> str:
     """Say which names there are, closest to ``name`` first."""
     by_text = {str(k): k for k in known}
@@ -146,12 +166,17 @@ def name_some(names: pd.Index) -> str:
 
 def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
     """Raise unless there are cells and genes, each gene once."""
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        msg = f"{where} has {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."
-        raise ValueError(msg)
+    check_size(adata.shape, where)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = f"{owner}.var_names has duplicates: {name_some(repeated)}. Call {owner}.var_names_make_unique() first."
+        raise ValueError(msg)
+
+
+def check_size(shape: tuple[int, int], where: str) -> None:
+    """Raise unless there are cells and genes."""
+    if 0 in shape:
+        msg = f"{where} has {shape[0]} cells and {shape[1]} genes; at least one of each is needed."
         raise ValueError(msg)
 
 
@@ -201,7 +226,8 @@ def _check_log1p(stored: np.ndarray, where: str) -> None:
         raise ValueError(msg)
 
 
-def _check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
+def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
+    """Raise if the values of any cell add up to nothing."""
     empty = totals == 0
     if empty.any():
         msg = (

@@ -10,7 +10,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from ._checks import check_conditions
 from ._condition_extension import extend_key
-from ._condition_keys import ConditionKey, key_from_state
+from ._condition_keys import ConditionKey, columns_of, key_from_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._condition_setup import ConditionSetup
 
 WHERE = "_scgen_conditions"
+CELLS_AT_A_TIME = 65_536
 
 
 class ConditionField(BaseAnnDataField):
@@ -103,9 +104,13 @@ class ConditionField(BaseAnnDataField):
 
 
 def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
-    """Return the columns of all keys side by side, ``(cells, columns)``."""
-    columns = [key.encode(obs[key.name].to_numpy(), source="adata.obs") for key in by_key]
-    return np.concatenate(columns, axis=1) if columns else np.zeros((len(obs), 0))
+    """Return the columns of all keys side by side, ``(cells, columns)``; they are made part by part, since values become objects."""
+    codes = np.zeros((len(obs), sum(key.n_columns for key in by_key)))
+    for key, columns in zip(by_key, columns_of(by_key), strict=True):
+        for start in range(0, len(obs), CELLS_AT_A_TIME):
+            part = obs[key.name].iloc[start : start + CELLS_AT_A_TIME]
+            codes[start : start + CELLS_AT_A_TIME, columns] = key.encode(part.to_numpy(), source="adata.obs")
+    return codes
 
 
 def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:

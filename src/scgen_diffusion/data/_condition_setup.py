@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +67,13 @@ class ConditionSetup:
                 msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
                 raise TypeError(msg)
         separators = (
-            dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(_listed(sets, "set_condition_keys"), SEPARATOR)
+            dict(sets)
+            if isinstance(sets, Mapping)
+            else dict.fromkeys(listed_names(sets, "set_condition_keys"), SEPARATOR)
         )
         listed = [
-            *_listed(categorical, "condition_keys"),
-            *_listed(continuous, "continuous_condition_keys"),
+            *listed_names(categorical, "condition_keys"),
+            *listed_names(continuous, "continuous_condition_keys"),
             *separators,
         ]
         check_conditions(adata.obs, listed)
@@ -83,6 +85,29 @@ class ConditionSetup:
                 raise ValueError(msg)
         tables = {name: _table(adata, name, table) for name, table in (embeddings or {}).items()}
         return cls(list(categorical), list(continuous), separators, dict(controls or {}), tables)
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
+        """Return the setup that these arguments of ``setup_anndata`` gave."""
+        names = (
+            "condition_keys",
+            "continuous_condition_keys",
+            "set_condition_keys",
+            "control_values",
+            "condition_embeddings",
+        )
+        return cls(*(arguments[name] for name in names))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``setup_anndata`` that give this setup, without what lies in the cells' ``uns``."""
+        return {
+            "condition_keys": list(self.categorical),
+            "continuous_condition_keys": list(self.continuous),
+            "set_condition_keys": dict(self.sets),
+            "control_values": dict(self.controls),
+            "condition_embeddings": dict(self.vectors),
+        }
 
     def keys_of(self, obs: pd.DataFrame) -> list[ConditionKey]:
         """Build the keys from the training cells' columns: categorical, continuous, sets."""
@@ -144,7 +169,8 @@ def extended_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.D
     return pd.concat([table, further.drop(index=shared)])
 
 
-def _listed(names: Sequence[str], argument: str) -> list[str]:
+def listed_names(names: Iterable[str], argument: str) -> list[str]:
+    """Return names as a list, or raise TypeError for a string."""
     if isinstance(names, str):
         msg = f"`{argument}` must be a list of names, but found the string {names!r}. Did you mean [{names!r}]?"
         raise TypeError(msg)

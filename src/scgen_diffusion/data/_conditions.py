@@ -13,6 +13,7 @@ import pandas as pd
 
 from ._checks import is_whole_number, known_names
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of
+from ._many_conditions import RequestedCodes, SeenCodes
 
 N_VALUES = 256  # of a number that are kept apart
 NEAR = 0.25  # standard deviations within which a number counts as one that occurs
@@ -91,17 +92,26 @@ class Conditions:
         ValueError
             For keys, values and lengths that do not fit.
         """
+        return self.request(request, n_cells).all()
+
+    def request(self, request: ConditionRequest, n_cells: int | None) -> RequestedCodes:
+        """Check what a user asks for like :meth:`encode`, without a row in memory for each cell."""
         requested = self._requested(request)
         n_cells = _resolve_length(requested, n_cells, exact=isinstance(request, pd.DataFrame))
-        codes = np.full((n_cells, self.n_columns), OPEN)
+        given = []
         for name, values in requested.items():
             key, columns = self.by_key[self.keys.index(name)], self.columns(name)
             if isinstance(key, SetKey) and isinstance(values, tuple):
                 msg = f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set per cell."
                 raise TypeError(msg)
-            codes[:, columns] = key.encode(_spread(values, n_cells, name))
-            key.check_learned(codes[:, columns], self.combinations[:, columns])
-        return codes
+            codes = key.encode(_listed(values, n_cells, name))
+            key.check_learned(codes, self.combinations[:, columns])
+            given.append((columns, codes))
+        return RequestedCodes(n_cells, self.n_columns, given)
+
+    def seen(self) -> SeenCodes:
+        """Return what looks at the codes of many cells to know the categories of all."""
+        return SeenCodes(list(zip(self.by_key, self._columns, strict=True)))
 
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw what is open from the training distribution, given what is not.
@@ -251,15 +261,15 @@ def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact:
     return int(n_cells)
 
 
-def _spread(values: Any, n_cells: int, name: str) -> Sequence[Any]:
-    """Give every cell a value: one for all, one each, or each of a few for an equal share of consecutive cells."""
+def _listed(values: Any, n_cells: int, name: str) -> Sequence[Any]:
+    """Return the values that cells get: one for all, one each, or a few, each for an equal share of consecutive cells."""
     if is_single(values):
-        return [values] * n_cells
+        return [values]
     values = list(values)
     if not 0 < len(values) <= n_cells:
         msg = f"`condition[{name!r}]` has {len(values)} values for {n_cells} cells; give 1 to {n_cells}."
         raise ValueError(msg)
-    return [values[cell * len(values) // n_cells] for cell in range(n_cells)]
+    return values
 
 
 def is_single(values: Any) -> bool:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
-import torch
-from scvi import settings
+from anndata.abc import CSRDataset
+from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
 from ._condition_field import encode_obs, keys_of_state
+from ._file_matrix import FileMatrix
+from ._windows import ToTensors, WindowLoader, read_windows, suitable_block, window_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import pandas as pd
     from scvi.data import AnnDataManager
     from torch import Tensor
-    from torch.utils.data import Sampler
+
+    from ._windows import Batches
 
 NAMES_AT_A_TIME = 65_536
 
@@ -38,6 +44,16 @@ class RegisteredCells:
         self.manager = manager
         self.conditions_key = conditions_key
         self.by_key = keys_of_state(manager.registry["field_registries"][conditions_key]["state_registry"])
+
+    @property
+    def registry(self) -> Mapping[str, Any]:
+        """What a model is built from."""
+        return self.manager.registry
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The genes' columns."""
+        return self.manager.adata.var
 
     @property
     def n_cells(self) -> int:
@@ -67,9 +83,14 @@ class RegisteredCells:
             raise ValueError(msg)
 
     def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, batches: Sampler[np.ndarray] | None = None
+        self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return batches of what is registered: those of ``batches``, or ``indices`` in order."""
+        """Return batches of what is registered: those of ``batches``, or ``indices`` in order; from a file by windows."""
+        if (matrix := self._backing_file()) is not None:
+            to_tensors = ToTensors(REGISTRY_KEYS.X_KEY, self.conditions_key, self.codes)
+            chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
+            plan = window_plan(chosen, batch_size, batches, block_size=suitable_block(matrix.rows_per_chunk))
+            return WindowLoader(plan, partial(read_windows, matrix), to_tensors, batches)
         if batches is None:
             return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
         # scvi-tools' loader shuffles and shares in ways of its own
@@ -81,9 +102,12 @@ class RegisteredCells:
             persistent_workers=settings.dl_persistent_workers,
         )
 
-    def shuffle(self, indices: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """Return the positions of ``indices`` in any order, with equal chances."""
-        return torch.randperm(len(indices), generator=generator).numpy()
+    def _backing_file(self) -> FileMatrix | None:
+        """Return the matrix if it is left in a file, by rows."""
+        matrix = self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        if isinstance(matrix, h5py.Dataset):
+            return FileMatrix(matrix)
+        return FileMatrix(matrix.group) if isinstance(matrix, CSRDataset) else None
 
 
 def digest_of_names(parts: Iterable[Sequence[str]]) -> str:

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
+
+from scgen_diffusion.data import CellFiles, check_same_registry, row_numbers
 
 from ._registration import RegistrationMixin
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from torch import Tensor
+
+    from scgen_diffusion.train import TrainingCells
 
 
 class CellsMixin(RegistrationMixin):
@@ -25,12 +29,34 @@ class CellsMixin(RegistrationMixin):
         """Raise unless the model is trained as far as reading cells needs it."""
 
     def _batches(
-        self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
+        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield what is registered of the cells, on the model's device, and their row numbers."""
         self._check_can_read_cells()
+        if (files := self._files(adata)) is not None:
+            yield from self._read_files(files, row_numbers(indices, files.n_cells), batch_size)
+            return
         source = self._validated(adata)
         yield from self._read(source, row_numbers(indices, source.n_obs), batch_size)
+
+    def _files(self, adata: AnnData | CellFiles | None) -> TrainingCells | None:
+        """Return cells that are read from files: given ones, or the model's own; None for cells of an AnnData."""
+        if adata is None and self.adata is None:
+            return self._file_cells
+        if not isinstance(adata, CellFiles):
+            return None
+        check_same_registry(adata.registry, self.registry_)
+        return adata
+
+    def _read_files(
+        self, files: TrainingCells, rows: np.ndarray, batch_size: int | None
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        self.module.eval()
+        start = 0
+        for tensors in files.loader(rows, batch_size or settings.batch_size):
+            stop = start + len(tensors[REGISTRY_KEYS.X_KEY])
+            yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, rows[start:stop]
+            start = stop
 
     def _read(
         self, source: AnnData, rows: np.ndarray, batch_size: int | None
@@ -51,23 +77,18 @@ class CellsMixin(RegistrationMixin):
         """Undo that scvi-tools sorts the rows of a batch to read a file."""
         return tensor[np.argsort(np.argsort(batch, kind="stable"), kind="stable")] if source.isbacked else tensor
 
-    def _validated(self, adata: AnnData | None) -> AnnData:
-        if adata is None and self.adata is None:
-            msg = "The model was loaded without cells; give `adata`."
+    def _check_given(self, adata: AnnData | None, argument: str) -> None:
+        """Raise if there are no cells in memory to read."""
+        if adata is not None or self.adata is not None:
+            return
+        if self._file_cells is not None:
+            msg = f"The model's cells are in files; read those that you want: `{argument}=cells.read(indices)`."
             raise ValueError(msg)
+        msg = f"The model was loaded without cells; give `{argument}`."
+        raise ValueError(msg)
+
+    def _validated(self, adata: AnnData | None) -> AnnData:
+        self._check_given(adata, "adata")
         if adata is not None:
             self._check_same_features(adata)
         return self._validate_anndata(adata)
-
-
-def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
-    """Turn None or a mask into the numbers of the rows it means."""
-    if indices is None:
-        return np.arange(n_cells)
-    rows = np.asarray(indices)
-    if rows.dtype == bool:
-        return np.flatnonzero(rows)
-    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
-        msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
-        raise ValueError(msg)
-    return np.where(rows < 0, rows + n_cells, rows)

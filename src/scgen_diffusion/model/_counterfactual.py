@@ -23,11 +23,12 @@ from scgen_diffusion.data import (
     encode_obs,
     is_single,
     known_names,
+    row_numbers,
 )
 from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
-from ._cells import CellsMixin, row_numbers
+from ._cells import CellsMixin
 from ._generation import GenerationMixin, stack
 from ._guidance import GuidanceOptions
 from ._request import SamplingOptions, checked_batch_size, resolve_seed
@@ -202,9 +203,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, condition: ConditionRequest
     ) -> ControlCells:
         """Check cells and what they shall become."""
-        if adata is None and self.adata is None:
-            msg = "The model was loaded without cells; give `adata_control`."
-            raise ValueError(msg)
+        self._check_given(adata, "adata_control")
         if adata is not None:
             setup = self.registry_["setup_args"]
             check_same_genes(adata.var_names, self.var_.index)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from scgen_diffusion.data import RequestedCodes
     from scgen_diffusion.module import InputValues
 
     from ._guidance import GuidanceOptions
@@ -196,8 +197,8 @@ class GenerationMixin(BaseModelClass):
     ) -> CellRequest:
         """Check what a user asks for, and resolve it. To be called two calls below the user's."""
         self._check_ready_to_generate()
-        codes = self.conditions.encode(condition, n_cells)
-        outside = self._check_request(codes, stacklevel=5)
+        codes = self.conditions.request(condition, n_cells)
+        outside = self._check_request(codes.distinct(), stacklevel=5)
         library_size = self._checked_library_size(library_size, len(codes), output)
         options = self._sampling_options(sampler, n_steps, guidance, output)
         seed = resolve_seed(seed)
@@ -218,7 +219,7 @@ class GenerationMixin(BaseModelClass):
             filled.append(block.codes[: block.n_wanted])
         return stack(rows), np.concatenate(filled)
 
-    def _blocks(self, codes: np.ndarray, start: int, stop: int, seed: int) -> Iterator[Block]:
+    def _blocks(self, codes: RequestedCodes, start: int, stop: int, seed: int) -> Iterator[Block]:
         """Yield the cells of a range, which starts with a block, in whole blocks, and draw the conditions left open."""
         self.module.eval()
         for first in range(start, stop, self._block_size):

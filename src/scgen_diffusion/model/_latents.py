@@ -10,15 +10,18 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
+from scgen_diffusion.data import row_numbers
 from scgen_diffusion.diffusion import SampleGenerators
 
-from ._cells import CellsMixin, row_numbers
+from ._cells import CellsMixin
 from ._request import resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
+
+    from scgen_diffusion.data import CellFiles
 
 
 class LatentMixin(CellsMixin):
@@ -28,14 +31,18 @@ class LatentMixin(CellsMixin):
 
     @torch.inference_mode()
     def get_latent_representation(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch_size: int | None = None
+        self,
+        adata: AnnData | CellFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """Return the latent of each cell, the mean of its posterior.
 
         Parameters
         ----------
         adata
-            Cells; default: those of the model.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
         indices
             Which of them; default: all.
         batch_size
@@ -52,14 +59,18 @@ class LatentMixin(CellsMixin):
 
     @torch.inference_mode()
     def get_likelihood(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch_size: int | None = None
+        self,
+        adata: AnnData | CellFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """Return the log-likelihood of each cell given the mean of its latent, summed over genes (of the modalities that it has).
 
         Parameters
         ----------
         adata
-            Cells; default: those of the model.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
         indices
             Which of them; default: all.
         batch_size
@@ -134,7 +145,7 @@ class LatentMixin(CellsMixin):
         return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
 
     def _expression(
-        self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
+        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | None, batch_size: int | None
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield expression on the model's device, and the cells' row numbers."""
         return ((tensors[REGISTRY_KEYS.X_KEY], rows) for tensors, rows in self._batches(adata, indices, batch_size))

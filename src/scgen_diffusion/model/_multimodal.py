@@ -32,7 +32,7 @@ from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
-from ._registration import condition_arguments, plain_columns
+from ._registration import plain_columns
 from ._training import TrainingMixin
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         setup = ConditionSetup.of(
             mdata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
-        setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **condition_arguments(setup)}
+        setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **setup.arguments}
         fields = [ModalitiesField(likelihoods, layers), ConditionField(CONDITIONS, setup)]
         manager = AnnDataManager(
             fields=fields,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from scgen_diffusion.module import GeneSpaceArchitecture
+    from scgen_diffusion.train import TrainingCells
 
 ROWS_AT_A_TIME = 1024
 N_AXES = 64
@@ -37,6 +38,7 @@ class OneStageTrainingMixin(TrainingMixin):
         self,
         max_epochs: int | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         batch_size: int | None = None,
@@ -55,6 +57,8 @@ class OneStageTrainingMixin(TrainingMixin):
         ----------
         max_epochs
             Passes over the training cells. Default: from the number of cells, see the user guide.
+        datamodule
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
         accelerator, devices
             Where to train; passed to Lightning.
         batch_size
@@ -73,6 +77,7 @@ class OneStageTrainingMixin(TrainingMixin):
         **trainer_kwargs
             Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
         """
+        self._take_cells(datamodule)
         self._require_cells()
         max_epochs = checked_epochs(max_epochs)
         recipe = changed_recipe(self._recipes[self._recipe_name], batch_size, recipe_kwargs)

@@ -16,6 +16,7 @@ from scvi.model.base import BaseModelClass
 
 from scgen_diffusion.data import (
     CategoricalKey,
+    CellFiles,
     ConditionField,
     ConditionKey,
     Conditions,
@@ -26,6 +27,7 @@ from scgen_diffusion.data import (
     build_anndata,
     check_expression,
     check_same_genes,
+    check_same_registry,
     keys_of_state,
 )
 from scgen_diffusion.module import CONDITIONS
@@ -46,6 +48,12 @@ class RegistrationMixin(BaseModelClass):
     var_: pd.DataFrame
     combinations_: np.ndarray
     combination_sizes_: np.ndarray
+    _file_cells: TrainingCells | None = None  # those that `train` was given in place of an AnnData
+
+    def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None) -> None:
+        if adata is None and registry is not None:
+            registry = {**registry, "model_name": type(self).__name__}  # that of cells in files names none
+        super().__init__(adata, registry)
 
     @classmethod
     def setup_anndata(
@@ -102,15 +110,12 @@ class RegistrationMixin(BaseModelClass):
             numbers, sets and tables that do not fit.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        if values not in ("counts", "log1p"):
-            msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
-            raise ValueError(msg)
         cls._check_is_anndata(adata)
         check_expression(adata, layer, values)
         setup = ConditionSetup.of(
             adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
-        setup_method_args["setup_args"] |= condition_arguments(setup)
+        setup_method_args["setup_args"] |= setup.arguments
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=values == "counts"),
             ConditionField(CONDITIONS, setup),
@@ -122,7 +127,11 @@ class RegistrationMixin(BaseModelClass):
     @classmethod
     def _check_is_anndata(cls, adata: object) -> None:
         if isinstance(adata, AnnData):
+            _check_is_no_part_of_file(adata)
             return
+        if isinstance(adata, CellFiles):
+            msg = "Cells in files were given where AnnData is needed; read those that you want into memory: `cells.read(indices)`."
+            raise TypeError(msg)
         msg = f"`setup_anndata` takes AnnData, but found {type(adata).__name__}."
         if isinstance(adata, MuData):
             reads_several = hasattr(cls, "setup_mudata")
@@ -134,6 +143,20 @@ class RegistrationMixin(BaseModelClass):
         """Keep the genes' columns, and how many of the model's cells have which conditions."""
         self.var_ = plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
         self._count_combinations(self._registered_codes)
+
+    def _take_cells(self, datamodule: TrainingCells | None) -> None:
+        """Train on cells of files from now on; None for those that the model has."""
+        if datamodule is None:
+            return
+        if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
+            msg = (
+                f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found {type(datamodule).__name__}. Data modules of "
+                "scvi-tools know no conditions; open the files that they read with CellFiles."
+            )
+            raise TypeError(msg)
+        check_same_registry(datamodule.registry, self.registry_)
+        self._file_cells = datamodule
+        self.var_ = plain_columns(datamodule.var)
 
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index) -> None:
@@ -189,15 +212,18 @@ class RegistrationMixin(BaseModelClass):
 
     @property
     def _has_cells(self) -> bool:
-        return self.adata is not None
+        return self._file_cells is not None or self.adata is not None
 
     @property
     def _cells(self) -> TrainingCells:
         """The cells that the model trains on, through which training reads all that it needs of them."""
         if not self._has_cells:
-            msg = "The model has no cells to train on; set model.adata, or construct it with an AnnData."
+            msg = (
+                "The model has no cells to train on; construct it with an AnnData, set model.adata, or give cells of files: "
+                "`datamodule=scgen_diffusion.data.CellFiles(...)`."
+            )
             raise ValueError(msg)
-        return RegisteredCells(self.adata_manager, CONDITIONS)
+        return self._file_cells or RegisteredCells(self.adata_manager, CONDITIONS)
 
     def _condition_tensor(self, codes: np.ndarray) -> torch.Tensor:
         """Turn codes ``(n, columns)``, none of them open, into what the module takes."""
@@ -210,15 +236,13 @@ class RegistrationMixin(BaseModelClass):
         return pd.Index([str(name) for name in state["column_names"]])
 
 
-def condition_arguments(setup: ConditionSetup) -> dict[str, Any]:
-    """Return the arguments of ``setup_anndata`` that give this setup, without what lies in the cells' ``uns``."""
-    return {
-        "condition_keys": list(setup.categorical),
-        "continuous_condition_keys": list(setup.continuous),
-        "set_condition_keys": dict(setup.sets),
-        "control_values": dict(setup.controls),
-        "condition_embeddings": dict(setup.vectors),
-    }
+def _check_is_no_part_of_file(adata: AnnData) -> None:
+    if adata.is_view and adata.isbacked:
+        msg = (
+            "`adata` is a view of a file, from which batches cannot be read. Write the part to a file of its own, `adata.copy('part.h5ad')`, "
+            "or read it into memory, `adata.to_memory()`."
+        )
+        raise ValueError(msg)
 
 
 def _spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from scvi import settings
 from scgen_diffusion.data import ConditionRequest, is_whole_number
 
 if TYPE_CHECKING:
+    from scgen_diffusion.data import RequestedCodes
     from scgen_diffusion.diffusion import Guidance, Sampler
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
+N_NAMED = 1000  # values of a list that provenance names at most
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class CellRequest:
         What is told of the request in ``uns``.
     """
 
-    codes: np.ndarray
+    codes: RequestedCodes
     options: SamplingOptions
     library_size: Any
     seed: int
@@ -78,6 +80,10 @@ class CellRequest:
     def output(self) -> InputValues:
         """What the cells hold."""
         return self.options.output
+
+    def with_seed(self, seed: int) -> CellRequest:
+        """Return the same request with another seed."""
+        return replace(self, seed=seed, provenance={**self.provenance, "seed": seed})
 
 
 def resolve_seed(seed: int | None) -> int:
@@ -126,9 +132,11 @@ def describe_condition(condition: ConditionRequest) -> Any:
 
 
 def _describe_values(values: Any) -> Any:
-    """Return one value as it is, a set as text, and a list as a list of texts."""
+    """Return one value as it is, a set as text, and a list as a list of texts, or its length if it is long."""
     if isinstance(values, AbstractSet):
         return ", ".join(sorted(map(str, values)))
     if np.ndim(values) == 0:
         return values
+    if len(values) > N_NAMED:
+        return f"{len(values)} values"  # `obs` has them
     return [str(_describe_values(value)) for value in values]

@@ -161,6 +161,11 @@ def read_plain_file(path: Path) -> dict[str, Any]:
     return content
 
 
+def saved_class(content: Mapping[str, Any]) -> str:
+    """Return the class of a model from what :func:`read_plain_file` returned."""
+    return str(from_plain(content["attr_dict"])["registry_"].get("model_name"))
+
+
 def load_plain(path: Path, what: str, advice: str = "") -> Any:
     """Read what torch saved, as long as it is plain values and tensors.
 

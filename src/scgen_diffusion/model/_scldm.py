@@ -16,11 +16,13 @@ from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
 from ._reference import load_reference
 from ._sampling_path import SamplingPathMixin
+from ._streaming import StreamingMixin
 from ._transport_training import TransportTrainingMixin
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData
@@ -39,6 +41,7 @@ class SCLDM(
     LatentMixin,
     LatentCounterfactualMixin,
     SamplingPathMixin,
+    StreamingMixin,
 ):
     """Latent diffusion model of single cells.
 
@@ -189,6 +192,84 @@ class SCLDM(
             output="counts" if self._generates_counts else "log1p",
         )
 
+    def generate_to(
+        self,
+        path: str | os.PathLike[str],
+        n_cells: int | None = None,
+        condition: ConditionRequest = None,
+        *,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+        shard_size: int | None = None,
+        rank: int = 0,
+        n_ranks: int = 1,
+        overwrite: bool = False,
+    ) -> Path:
+        """Generate cells to a file: any number of them in the same memory, and by as many processes as there are.
+
+        A call that was killed goes on where it stopped when it is made again with the same arguments; a finished one returns
+        at once. The cells are those of :meth:`generate`, whatever the shards and the ranks are.
+
+        Parameters
+        ----------
+        path
+            Where to: ``.zarr`` (sharded, of zarr's version 3) or ``.h5ad``. Until all is done, what is finished lies in a hidden
+            folder beside it, which needs about as much space as the file.
+        n_cells, condition, guidance_scale, composition, guidance_interval, guidance_rescale, sampler, n_steps, library_size, batch_size, seed
+            See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
+        shard_size
+            Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
+            memory, and more is lost when the process is killed. Default: 64 million values, zeros included.
+        rank, n_ranks
+            Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
+            finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
+            another one when the call is made again.
+        overwrite
+            Whether a file of other cells may be replaced, which happens at the very end; and, by a single process, whether
+            unfinished work on other cells may be removed.
+        show_progress
+            Whether to show a progress bar; cells of an earlier call are counted.
+
+        Returns
+        -------
+        pathlib.Path
+            The path. As long as other ranks are still at work there is no file.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a file of other cells.
+        ValueError
+            If unfinished cells of another request are there, and for what :meth:`generate` refuses.
+        OSError
+            If the folder does not exist or cannot be written to, or no space is left.
+        """
+        return self._generate_to(
+            path,
+            n_cells,
+            condition,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
+            sampler=sampler,
+            n_steps=n_steps,
+            library_size=library_size,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            output="counts" if self._generates_counts else "log1p",
+            shard_size=shard_size,
+            rank=rank,
+            n_ranks=n_ranks,
+            overwrite=overwrite,
+        )
+
     @classmethod
     def from_reference_checkpoint(
         cls,
@@ -268,7 +349,7 @@ class SCLDM(
         if library_size is not None:
             msg = "`library_size` was given, but log-normalised values have none; leave it out."
             raise ValueError(msg)
-        return np.ones(n_cells, dtype=np.float32)
+        return np.broadcast_to(np.float32(1), n_cells)
 
     def _generate_block(
         self,

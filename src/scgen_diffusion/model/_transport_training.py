@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
+    from scgen_diffusion.train import TrainingCells
+
 RECIPE = TransportRecipe()
 
 
@@ -30,6 +32,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         self,
         max_epochs: int | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         control_values: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -46,6 +49,8 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         ----------
         max_epochs
             Default: from the number of cells.
+        datamodule
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
         control_values
             What unperturbed cells have, a value for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
@@ -66,6 +71,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         ValueError
             Without values of unperturbed cells, for unknown ones, or without a group that has both control and perturbed cells.
         """
+        self._take_cells(datamodule)
         self._require_cells()
         if not self.autoencoder_is_trained_:
             msg = "The transport works on latents; call train() or train_autoencoder() first."

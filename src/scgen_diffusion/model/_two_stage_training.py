@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from scgen_diffusion.module import SCLDMArchitecture
+    from scgen_diffusion.train import TrainingCells
 
 ROWS_AT_A_TIME = 1 << 16
 Stage = Literal["autoencoder", "prior", "transport"]
@@ -38,6 +39,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         self,
         max_epochs: int | Mapping[Stage, int] | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         batch_size: int | None = None,
@@ -58,6 +60,8 @@ class TwoStageTrainingMixin(TrainingMixin):
         max_epochs
             Epochs of each stage, or of the stages by name (``"autoencoder"``, ``"prior"``, ``"transport"``). Default: from the
             number of cells, see the user guide.
+        datamodule
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
         accelerator, devices
             Where to train; passed to Lightning.
         batch_size
@@ -77,6 +81,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         **trainer_kwargs
             Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
         """
+        self._take_cells(datamodule)
         common = {
             "accelerator": accelerator,
             "devices": devices,
@@ -112,6 +117,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         self,
         max_epochs: int | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         batch_size: int | None = None,
         train_size: float | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -120,6 +126,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         **trainer_kwargs: Any,
     ) -> bool:
         """Train the autoencoder alone. Parameters as in :meth:`train`; returns whether it was interrupted."""
+        self._take_cells(datamodule)
         self._require_cells()
         if self._keeps_autoencoder:
             msg = "The autoencoder stays that of the reference; load_query_data(..., trainable='all') trains it too."
@@ -147,6 +154,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         self,
         max_epochs: int | None = None,
         *,
+        datamodule: TrainingCells | None = None,
         batch_size: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         compile: bool = False,
@@ -154,6 +162,7 @@ class TwoStageTrainingMixin(TrainingMixin):
         **trainer_kwargs: Any,
     ) -> bool:
         """Train the prior alone, on latents computed once. Parameters as in :meth:`train`."""
+        self._take_cells(datamodule)
         self._require_cells()
         self._check_can_read_cells()
         max_epochs = checked_epochs(max_epochs)

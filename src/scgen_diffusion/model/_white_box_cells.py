@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import is_whole_number, known_names, row_numbers
 from scgen_diffusion.diffusion import SampleGenerators, VariancePreserving
 
-from ._cells import CellsMixin, row_numbers
+from ._cells import CellsMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

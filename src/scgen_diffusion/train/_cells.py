@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._stage_data import StageDataModule
 
@@ -10,13 +10,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import numpy as np
-    import torch
+    import pandas as pd
     from torch import Tensor
-    from torch.utils.data import Sampler
+
+    from ._sharing import SharedBatches
 
 
 class TrainingCells(Protocol):
     """What training asks of cells: those of an AnnData or MuData, of files, or of a class of one's own."""
+
+    @property
+    def registry(self) -> Mapping[str, Any]:
+        """What a model is built from, as scvi-tools keeps it."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The genes' columns."""
 
     @property
     def n_cells(self) -> int:
@@ -34,7 +43,7 @@ class TrainingCells(Protocol):
         """Raise if the cells are not what they were when they were registered."""
 
     def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, batches: Sampler[np.ndarray] | None = None
+        self, indices: np.ndarray | None, batch_size: int, *, batches: SharedBatches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return batches of expression and conditions, by the names of the registry; it can be gone through again and again.
 
@@ -45,12 +54,9 @@ class TrainingCells(Protocol):
         batch_size
             Cells per batch.
         batches
-            Which of ``indices`` are in each batch, as positions among them; default: all in order. The loader has it as its ``sampler``,
-            by which Lightning says which epoch it is.
+            Which of ``indices`` are in each batch, as positions among them; default: all in order. What cannot read in any order fast takes from
+            it the seed, the epoch and the share of this process, and sets ``in_parts``. The loader has it as its ``sampler``.
         """
-
-    def shuffle(self, indices: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """Return the positions of ``indices`` in a random order in which they can be read fast."""
 
 
 class CellDataModule(StageDataModule):
@@ -77,7 +83,7 @@ class CellDataModule(StageDataModule):
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Shuffle the training cells; in a distributed run each process reads its share."""
-        batches = self._shuffled(len(self.train_indices), self.batch_size, shuffle=self._shuffle)
+        batches = self._shuffled(len(self.train_indices), self.batch_size)
         return self.cells.loader(self.train_indices, self.batch_size, batches=batches)
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
@@ -86,6 +92,3 @@ class CellDataModule(StageDataModule):
             return []
         batches = self._in_order(len(self.validation_indices), self.batch_size)
         return self.cells.loader(self.validation_indices, self.batch_size, batches=batches)
-
-    def _shuffle(self, n_rows: int, generator: torch.Generator) -> np.ndarray:
-        return self.cells.shuffle(self.train_indices, generator)

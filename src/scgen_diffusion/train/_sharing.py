@@ -14,7 +14,7 @@ from scgen_diffusion.diffusion import sample_seed
 from ._distributed import process_count, process_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,6 @@ class EpochPosition:
         return n_batches if epoch == self.epoch else 0
 
 
-def shuffle_rows(n_rows: int, generator: torch.Generator) -> np.ndarray:
-    """Return the numbers of all rows in random order."""
-    return torch.randperm(n_rows, generator=generator).numpy()
-
-
 class SharedBatches(EpochPosition, Sampler[np.ndarray]):
     """Batches of row numbers, of which each process draws its share; an epoch's order follows from the seed and the epoch alone.
 
@@ -105,10 +100,14 @@ class SharedBatches(EpochPosition, Sampler[np.ndarray]):
         Seed of the order; None for the given order.
     n_draws
         Cells of an epoch, each drawn again only when all were; default: each once.
-    shuffle
-        Makes a random order of so many rows; default: any order, with equal chances.
     rank, n_processes
         Which process this is, of how many. Default: as torch.distributed says.
+
+    Attributes
+    ----------
+    in_parts
+        Whether each process reads consecutive rows of an epoch, rather than a part of each batch. Loaders of files set it: they read what lies
+        together, in an order of their own.
 
     Examples
     --------
@@ -124,7 +123,6 @@ class SharedBatches(EpochPosition, Sampler[np.ndarray]):
         *,
         seed: int | None = None,
         n_draws: int | None = None,
-        shuffle: Callable[[int, torch.Generator], np.ndarray] | None = None,
         rank: int | None = None,
         n_processes: int | None = None,
     ) -> None:
@@ -134,7 +132,7 @@ class SharedBatches(EpochPosition, Sampler[np.ndarray]):
         self.rank = process_rank() if rank is None else rank
         self.n_processes = process_count() if n_processes is None else n_processes
         self.batch_size = batch_size * self.n_processes
-        self._shuffle = shuffle or shuffle_rows
+        self.in_parts = False
 
     def __len__(self) -> int:
         return -(-self.n_draws // self.batch_size)
@@ -151,12 +149,24 @@ class SharedBatches(EpochPosition, Sampler[np.ndarray]):
             return np.arange(self.n_rows)
         generator = epoch_generator(self.seed, epoch)
         rounds = -(-self.n_draws // max(self.n_rows, 1))
-        return np.concatenate([self._shuffle(self.n_rows, generator) for _ in range(rounds)])[: self.n_draws]
+        return torch.cat([torch.randperm(self.n_rows, generator=generator) for _ in range(rounds)]).numpy()[
+            : self.n_draws
+        ]
 
     def share(self, number: int) -> Share:
         """Return this process's share of a batch."""
+        if self.in_parts:
+            return self._share_of_parts(number)
         n_rows = min(self.batch_size, self.n_draws - number * self.batch_size)
         return Share.of(n_rows, self.rank, self.n_processes)
+
+    def _share_of_parts(self, number: int) -> Share:
+        """Return which rows a process has of what all of them read at the same time."""
+        size = self.batch_size // self.n_processes
+        parts = [Share.of(self.n_draws, rank, self.n_processes).n_counted for rank in range(self.n_processes)]
+        n_rows = [min(max(part - number * size, 0), size) for part in parts]
+        first = sum(n_rows[: self.rank])
+        return Share(first, first + n_rows[self.rank], sum(n_rows), self.n_processes)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import lightning.pytorch as pl
 
 from ._sharing import Share, SharedBatches, StageBatches
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    import torch
 
 BatchesT = TypeVar("BatchesT", bound=StageBatches)
 
@@ -32,17 +26,9 @@ class StageDataModule(pl.LightningDataModule):
         batches = self._batches.get(training)
         return None if batches is None else batches.share(number)
 
-    def _shuffled(
-        self,
-        n_rows: int,
-        batch_size: int,
-        n_draws: int | None = None,
-        shuffle: Callable[[int, torch.Generator], np.ndarray] | None = None,
-    ) -> SharedBatches:
+    def _shuffled(self, n_rows: int, batch_size: int, n_draws: int | None = None) -> SharedBatches:
         """Draw training batches."""
-        return self._following_stage(
-            SharedBatches(n_rows, batch_size, seed=self.seed, n_draws=n_draws, shuffle=shuffle)
-        )
+        return self._following_stage(SharedBatches(n_rows, batch_size, seed=self.seed, n_draws=n_draws))
 
     def _in_order(self, n_rows: int, batch_size: int) -> SharedBatches:
         """Go through validation cells."""

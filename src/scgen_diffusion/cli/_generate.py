@@ -1,0 +1,214 @@
+"""``scgen-diffusion generate``: from a folder with a model to a file with cells."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._command import Option, command, existing, new, python_options
+from ._completion import conditions_of
+from ._outputs import check_new
+from ._setup import read_table
+from ._terminal import Terminal
+from ._values import Keyed, number, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pandas as pd
+
+REQUEST, SAMPLING, OUTPUT = "Request", "Sampling", "Output"
+LIBRARY_SIZE_COLUMN = "library_size_column"
+PASSED_ON = (
+    "n_cells",
+    "composition",
+    "guidance_interval",
+    "guidance_rescale",
+    "sampler",
+    "n_steps",
+    "counts",
+    "batch_size",
+    "seed",
+    "shard_size",
+    "rank",
+    "n_ranks",
+)
+
+
+def read_library_size(value: Any) -> Any:
+    """Take a number of counts, or the name of a distribution."""
+    try:
+        return number(value)
+    except ValueError:
+        return text(value)
+
+
+OF_REQUEST = [
+    Option(["--n-cells", "-n"], section=REQUEST, type=int, metavar="N", help="Number of cells; not needed with a table."),
+    Option(
+        ["--condition", "-c"],
+        section=REQUEST,
+        type=Keyed(repeats=True),
+        shell_complete=conditions_of,
+        help="What the cells shall be, such as cell_type=NK. Several values of a key get equal shares of the cells; keys left out are drawn as "
+        "they occur in training.",
+    ),
+    Option(
+        ["--condition-table"],
+        section=REQUEST,
+        type=existing(dir_okay=False),
+        help="A .csv or .tsv file with one row per cell and keys as columns, in place of --condition.",
+    ),
+    Option(
+        ["--library-size"],
+        section=REQUEST,
+        type=Keyed(read_library_size, key="MODALITY", value="N|NAME", alone=True),
+        help="Total counts of every cell, or a distribution: empirical, normal, latent.",
+    ),
+    Option(
+        ["--library-size-column"], section=REQUEST, metavar="NAME", help="Column of the table with total counts, cell by cell."
+    ),
+    Option(
+        ["--counts"], section=REQUEST, is_flag=True, default=None, help="Counts from SCRDIT and WBDIT, not log-normalised values."
+    ),
+]
+OF_SAMPLING = [
+    Option(
+        ["--guidance-scale", "-g"],
+        section=SAMPLING,
+        type=Keyed(number, value="NUMBER", alone=True),
+        help="1: conditional; more: more typical of the condition; one number, or one per key or subset of keys (KEY,KEY=NUMBER).",
+    ),
+    Option(["--composition"], section=SAMPLING, metavar="NAME", help="joint, mutually_exclusive or additive guidance."),
+    Option(["--guidance-interval"], section=SAMPLING, type=float, nargs=2, metavar="FROM TO", help="Times of guidance."),
+    Option(["--guidance-rescale"], section=SAMPLING, type=float, metavar="SHARE", help="How far its spread is brought back."),
+    Option(["--sampler"], section=SAMPLING, metavar="NAME", help="euler, midpoint, heun, dopri5, ddim, dpm_solver ..."),
+    Option(["--n-steps"], section=SAMPLING, type=int, metavar="N", help="Steps of the sampler."),
+    Option(["--batch-size"], section=SAMPLING, type=int, metavar="N", help="Cells at a time. Does not change the cells."),
+    Option(["--seed"], section=SAMPLING, type=int, metavar="N", default=0, show_default=True, help="The same seed, the same cells."),
+    Option(["--accelerator"], section=SAMPLING, metavar="NAME", help="auto, cpu, gpu ... of Lightning."),
+    Option(["--device"], section=SAMPLING, metavar="N", help="Which device."),
+]
+OF_OUTPUT = [
+    Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the output if it is there."),
+    Option(["--shard-size"], section=OUTPUT, type=int, metavar="N", help="Cells of a part of the output."),
+    Option(
+        ["--rank"], section=OUTPUT, type=int, metavar="N", help="Number of this process, such as $SLURM_PROCID; from 0."
+    ),
+    Option(
+        ["--n-ranks"], section=OUTPUT, type=int, metavar="N", help="How many processes share the work, such as $SLURM_NTASKS."
+    ),
+]
+EPILOG = (
+    "The same command after Ctrl-C, SIGTERM or a crash goes on where that one stopped. With --n-ranks every process makes its share, and the last "
+    "one puts the file together; the cells do not depend on the number of processes."
+)
+
+
+@command(
+    "generate",
+    click.Argument(["model"], type=existing(file_okay=False)),
+    click.Argument(["out"], type=new()),
+    *OF_REQUEST,
+    *OF_SAMPLING,
+    *OF_OUTPUT,
+    short_help="Generate cells into a file.",
+    epilog=EPILOG,
+)
+def generate(terminal: Terminal, options: dict[str, Any]) -> None:
+    """Generate cells with the model in a folder, and write them into a file (.zarr, .h5ad).
+
+    scgen-diffusion generate my_model cells.zarr --n-cells 100000 --condition cell_type="CD4 T"
+    """
+    check_new(options["out"], overwrite=options.get("overwrite", False))
+    if "condition" in options and "condition_table" in options:
+        msg = "--condition and --condition-table exclude each other."
+        raise click.UsageError(msg)
+    package = terminal.libraries()
+    model = package.model.load(options["model"], adata=False, **_device(options))
+    arguments = _arguments(model, options)
+    _check_known(model, arguments)
+    terminal.on_interrupt = "The same command goes on from the parts that are done."
+    written = model.generate_to(options["out"], **arguments, show_progress=terminal.has_bars)
+    terminal.result(written)
+
+
+def _device(options: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = python_options(options, "accelerator", "device")
+    return {name: int(value) if value.isdecimal() else value for name, value in chosen.items()}
+
+
+def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``Model.generate_to``; what was not given is left to it."""
+    arguments = python_options(options, *PASSED_ON, "library_size")
+    if "condition_table" in options:
+        arguments |= _from_table(model, options)
+    elif "condition" in options:
+        arguments["condition"] = _typed(model, options["condition"])
+    if "guidance_scale" in options:
+        arguments["guidance_scale"] = _scale(options["guidance_scale"])
+    return arguments
+
+
+def _scale(given: Any) -> Any:
+    """Return a guidance scale; a mapping whose keys name several condition keys has tuples of them."""
+    if not isinstance(given, dict) or not any("," in key for key in given):
+        return given
+    return {tuple(part.strip() for part in key.split(",")): value for key, value in given.items()}
+
+
+def _from_table(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    table = read_table(options["condition_table"], dtype=str, keep_default_na=False)
+    column = options.get(LIBRARY_SIZE_COLUMN)
+    sizes = {}
+    if column is not None:
+        if column not in table:
+            msg = f"--library-size-column {column!r} is no column of the table; it has {list(table)}."
+            raise click.UsageError(msg)
+        sizes["library_size"] = [number(value) for value in table.pop(column)]
+    return {"condition": _typed_table(model, table), **sizes}
+
+
+def _typed_table(model: Any, table: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    readers = _readers(model)
+    return pd.DataFrame({name: [readers.get(name, text)(value) for value in table[name]] for name in table}, dtype=object)
+
+
+def _typed(model: Any, condition: Mapping[str, Any]) -> dict[str, Any]:
+    readers = _readers(model)
+    return {
+        key: [readers.get(key, text)(v) for v in value] if isinstance(value, list) else readers.get(key, text)(value)
+        for key, value in condition.items()
+    }
+
+
+def _readers(model: Any) -> dict[str, Callable[[Any], Any]]:
+    """Return for each key how its values are read: classes that are no text are found by how they are written."""
+    return {key.name: _reader(key) for key in model.conditions.by_key}
+
+
+def _reader(key: Any) -> Callable[[Any], Any]:
+    if key.kind == "continuous":
+        return _number_or_text
+    classes = {str(value): value for value in getattr(key, "values", ())}
+    return lambda value: classes.get(str(value), value)
+
+
+def _number_or_text(value: Any) -> Any:
+    """Take a number; what is none is for the model to refuse, which says where."""
+    try:
+        return number(value)
+    except ValueError:
+        return value
+
+
+def _check_known(model: Any, arguments: Mapping[str, Any]) -> None:
+    known = inspect.signature(model.generate_to).parameters
+    if unknown := [name for name in arguments if name not in known]:
+        msg = f"--{unknown[0].replace('_', '-')} is not an option of {type(model).__name__}."
+        raise click.UsageError(msg)

@@ -1,0 +1,59 @@
+"""Files and folders under their names only when they are whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+def check_new(path: Path, *, overwrite: bool, suffixes: Sequence[str] = ()) -> None:
+    """Raise unless a file or folder can be written, before the work that it is for.
+
+    Raises
+    ------
+    click.UsageError
+        If it is there already, has another suffix than those allowed, or has no folder to be in, or one that is closed to us.
+    """
+    if suffixes and path.suffix not in suffixes:
+        msg = f"{path}: the name must end in {' or '.join(suffixes)}."
+        raise click.UsageError(msg)
+    if path.exists() and not overwrite:
+        msg = f"{path} exists already; choose another name, or give --overwrite."
+        raise click.UsageError(msg)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        msg = f"There is no folder {folder} for {path.name}; make it first."
+        raise click.UsageError(msg)
+    if not os.access(folder, os.W_OK):
+        msg = f"The folder {folder} cannot be written to."
+        raise click.UsageError(msg)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path beside the goal, and give what is there the goal's name when all is done; a folder replaces a folder."""
+    beside, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    try:
+        yield beside
+        if path.is_dir():
+            path.rename(old)
+        beside.replace(path)
+    finally:
+        for leftover in (beside, old):
+            remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""``scgen-diffusion report``: one HTML file that judges and shows synthetic cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._cells import read_cells
+from ._command import Option, command, existing, new, python_options
+from ._completion import columns_of_cells, layers_of_cells
+from ._outputs import check_new
+from ._terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CELLS, PAGE = "Cells", "Page"
+
+
+@command(
+    "report",
+    click.Argument(["real"], type=existing()),
+    click.Argument(["synthetic"], type=existing()),
+    Option(["--train", "-t"], section=CELLS, type=existing(), help="Real cells that the model was trained on."),
+    Option(
+        ["--groupby", "-g"],
+        section=CELLS,
+        multiple=True,
+        metavar="COLUMN",
+        shell_complete=columns_of_cells,
+        help="Column of obs with the label; several are joined.",
+    ),
+    Option(
+        ["--layer", "-l"], section=CELLS, metavar="NAME", shell_complete=layers_of_cells, help="Layer with the counts of the real cells."
+    ),
+    Option(
+        ["--backed"], section=CELLS, is_flag=True, default=None, help="Leave the values of .h5ad in the files; only what is compared is read."
+    ),
+    Option(
+        ["--table"], section=PAGE, type=existing(dir_okay=False), help="What evaluate wrote for these cells, so that nothing is computed twice."
+    ),
+    Option(["--model"], section=PAGE, type=existing(file_okay=False), help="Folder of the model, whose training is shown."),
+    Option(["--title"], section=PAGE, metavar="TEXT", help="Heading."),
+    Option(["--max-cells"], section=PAGE, type=int, metavar="N", help="Cells of each kind that are compared and drawn."),
+    Option(["--seed"], section=PAGE, type=int, help="Decides all draws."),
+    Option(["--out", "-o"], section=PAGE, type=new(dir_okay=False), required=True, metavar="FILE.html", help="The file to write."),
+    Option(["--overwrite"], section=PAGE, is_flag=True, default=None, help="Replace the file if it is there."),
+    short_help="Write an HTML report of synthetic cells.",
+)
+def report(terminal: Terminal, options: dict[str, Any]) -> None:
+    """Write one HTML file with the verdict, all figures and plots of synthetic cells beside real ones.
+
+    scgen-diffusion report held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out report.html
+    """
+    check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".html"])
+    package = terminal.libraries()
+    files = {name: options[name] for name in ("real", "synthetic", "train") if name in options}
+    terminal.say(f"Reading {', '.join(map(str, files.values()))}")
+    cells = {name: read_cells(path, backed=options.get("backed", False)) for name, path in files.items()}
+    arguments = python_options(options, "layer", "title", "max_cells", "seed") | _arguments(package, options)
+    terminal.say("Judging and drawing")
+    real, synthetic = cells.pop("real"), cells.pop("synthetic")
+    terminal.result(package.report(real, synthetic, options["out"], **cells, **arguments))
+
+
+def _arguments(package: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "groupby" in options:
+        given = options["groupby"]
+        found["groupby"] = given[0] if len(given) == 1 else list(given)
+    if "table" in options:
+        import pandas as pd
+
+        found["table"] = pd.read_csv(options["table"])
+    if "model" in options:
+        found["model"] = package.model.load(options["model"], adata=False)
+    return found

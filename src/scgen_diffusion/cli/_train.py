@@ -1,0 +1,298 @@
+"""``scgen-diffusion train``: from files with cells to a folder with a model."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._cells import are_paired, read_cells
+from ._command import Option, command, existing, new, python_options
+from ._completion import columns_of_cells, layers_of_cells
+from ._config import resolved_config
+from ._outputs import check_new, remove, whole
+from ._setup import set_up
+from ._terminal import Terminal
+from ._values import Keyed, number, scalar, toml_value, whole_number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+
+MODELS = ("SCLDM", "SCRDIT", "WBDIT")
+CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
+COMMAND_FILE = "train.toml"
+
+
+def read_devices(value: Any) -> int | list[int] | str:
+    """Take a number of devices, a list of their numbers, or a name."""
+    written = str(value)
+    if written.lstrip("-").isdecimal():
+        return int(written)
+    parts = [part for part in written.strip("[] ").split(",") if part.strip()]
+    return [int(part) for part in parts] if parts and all(p.strip().isdecimal() for p in parts) else written
+
+
+OF_CELLS = [
+    Option(
+        ["--layer", "-l"],
+        section=CELLS,
+        type=Keyed(key="MODALITY", value="NAME", alone=True),
+        shell_complete=layers_of_cells,
+        help="Layer that holds the values; X by default.",
+    ),
+    Option(
+        ["--condition", "-c"],
+        section=CELLS,
+        multiple=True,
+        metavar="COLUMN",
+        shell_complete=columns_of_cells,
+        help="Column of obs with classes to generate by. As often as needed.",
+    ),
+    Option(
+        ["--continuous-condition"],
+        section=CELLS,
+        multiple=True,
+        metavar="COLUMN",
+        shell_complete=columns_of_cells,
+        help="Column of numbers to generate by: dose, time, age.",
+    ),
+    Option(
+        ["--set-condition"],
+        section=CELLS,
+        type=Keyed(key="COLUMN", value="SEPARATOR", bare=True),
+        shell_complete=columns_of_cells,
+        help='Column of sets such as "A+B", such as combined perturbations; the separator is + if none is given.',
+    ),
+    Option(
+        ["--control"],
+        section=CELLS,
+        type=Keyed(scalar, key="COLUMN"),
+        shell_complete=columns_of_cells,
+        help="What is written for unperturbed cells in a column.",
+    ),
+    Option(
+        ["--condition-embedding"],
+        section=CELLS,
+        type=Keyed(key="COLUMN", value="TABLE"),
+        shell_complete=columns_of_cells,
+        help="Known vectors of the values of a column: a .csv or .tsv file, its first column the values, or an entry of uns.",
+    ),
+    Option(
+        ["--values"], section=CELLS, type=click.Choice(["counts", "log1p"]), help="What the layer holds; counts by default."
+    ),
+    Option(
+        ["--modality"],
+        section=CELLS,
+        type=Keyed(key="NAME", value="LIKELIHOOD", bare=True),
+        help="Modality of .h5mu to train on, and what explains its values; all by default.",
+    ),
+    Option(
+        ["--backed"],
+        section=CELLS,
+        is_flag=True,
+        default=None,
+        help="Leave the values in the files, for cells that do not fit in memory.",
+    ),
+]
+OF_MODEL = [
+    Option(
+        ["--model", "-m"],
+        section=MODEL,
+        type=click.Choice(MODELS),
+        default=MODELS[0],
+        show_default=True,
+        help="Class of the model.",
+    ),
+    Option(
+        ["--size"], section=MODEL, type=click.Choice(["default", "published"]), help="Architecture: ours, or the paper's."
+    ),
+    Option(
+        ["--set", "architecture"],
+        section=MODEL,
+        type=Keyed(toml_value),
+        help="One part or size of the architecture, such as n_latent=16.",
+    ),
+]
+OF_TRAINING = [
+    Option(
+        ["--max-epochs", "-e"],
+        section=TRAINING,
+        type=Keyed(whole_number, key="STAGE", value="N", alone=True),
+        help="Epochs of all stages, or of one (autoencoder, prior, transport); from the number of cells by default.",
+    ),
+    Option(["--batch-size"], section=TRAINING, type=int, metavar="N", help="Cells per step."),
+    Option(["--train-size"], section=TRAINING, type=float, metavar="SHARE", help="Share of cells to train on."),
+    Option(
+        ["--early-stopping"],
+        section=TRAINING,
+        is_flag=True,
+        default=None,
+        help="Stop a stage when its validation loss falls no more.",
+    ),
+    Option(["--early-stopping-patience"], section=TRAINING, type=int, metavar="N", help="Validations to wait for that."),
+    Option(["--check-val-every-n-epoch"], section=TRAINING, type=int, metavar="N", help="Epochs between validations."),
+    Option(
+        ["--seed"], section=TRAINING, type=int, metavar="N", default=0, show_default=True, help="Decides the split and all random draws."
+    ),
+    Option(["--compile"], section=TRAINING, is_flag=True, default=None, help="Compile the networks (torch.compile)."),
+    Option(["--accelerator"], section=TRAINING, metavar="NAME", help="auto, cpu, gpu ... of Lightning."),
+    Option(["--devices"], section=TRAINING, metavar="N|I,J", help="How many devices, or which."),
+    Option(["--num-nodes"], section=TRAINING, type=int, metavar="N", help="Machines of a distributed run."),
+    Option(["--strategy"], section=TRAINING, metavar="NAME", help="ddp for several devices."),
+    Option(["--precision"], section=TRAINING, metavar="NAME", help="32-true, bf16-mixed ..."),
+    Option(
+        ["--autoencoder"],
+        section=TRAINING,
+        type=Keyed(toml_value),
+        help="Change of the autoencoder's recipe (SCLDM), such as learning_rate=1e-3.",
+    ),
+    Option(["--prior"], section=TRAINING, type=Keyed(toml_value), help="Change of the prior's recipe (SCLDM)."),
+    Option(["--recipe"], section=TRAINING, type=Keyed(toml_value), help="Change of the recipe (SCRDIT, WBDIT)."),
+    Option(["--trainer"], section=TRAINING, type=Keyed(toml_value), help="Further option of Lightning's trainer."),
+]
+OF_OUTPUT = [
+    Option(["--out", "-o"], section=OUTPUT, type=new(file_okay=False), required=True, help="Folder of the model."),
+    Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the folder if it is there."),
+    Option(["--save-cells"], section=OUTPUT, is_flag=True, default=None, help="Save the training cells with the model."),
+    Option(
+        ["--checkpoint-dir"],
+        section=OUTPUT,
+        type=new(file_okay=False),
+        help="Folder of checkpoints, from which the same command goes on. Default: a hidden one beside the model, removed at the end.",
+    ),
+    Option(["--no-checkpoints"], section=OUTPUT, is_flag=True, default=None, help="Keep none."),
+    Option(
+        ["--restart"], section=OUTPUT, is_flag=True, default=None, help="Begin anew, whatever checkpoints there are."
+    ),
+]
+EPILOG = "After Ctrl-C or SIGTERM (exit code 130 or 143) or a crash the same command goes on from the last checkpoint."
+
+
+@command(
+    "train",
+    click.Argument(["cells"], nargs=-1, required=True, type=existing()),
+    *OF_CELLS,
+    *OF_MODEL,
+    *OF_TRAINING,
+    *OF_OUTPUT,
+    short_help="Train a model on files of cells.",
+    epilog=EPILOG,
+)
+def train(terminal: Terminal, options: dict[str, Any]) -> None:
+    """Train a model on the cells of one or several files (.h5ad, .zarr, .h5mu), and write it into a folder.
+
+    scgen-diffusion train cells.h5ad --layer counts --condition cell_type --out my_model
+    """
+    out = options["out"]
+    check_new(out, overwrite=options.get("overwrite", False))
+    checkpoints = _checkpoint_dir(options)
+    package = terminal.libraries()
+    _seed(options["seed"])
+    cells = _cells_of(terminal, options)
+    model_class = getattr(package.model, options["model"])
+    set_up(model_class, cells, options)
+    model = model_class(cells, **python_options(options, "size"), **options.get("architecture", {}))
+    _summarise(terminal, model, cells)
+    started = time.monotonic()
+    if checkpoints is not None:
+        terminal.on_interrupt = f"The checkpoints are in {checkpoints}; the same command goes on from there."
+    model.train(**_arguments_of_train(terminal, options), checkpoint_dir=checkpoints)
+    if terminal.signals.received:  # the stage ended in order, and the others were left out
+        raise terminal.interrupted()
+    if _is_first_process():
+        _save(model, options)
+        if checkpoints is not None and "checkpoint_dir" not in options:
+            remove(checkpoints)
+        terminal.say(f"Trained in {_duration(time.monotonic() - started)}. Written:")
+        terminal.result(out)
+
+
+def _checkpoint_dir(options: Mapping[str, Any]) -> Path | None:
+    """Return the folder of checkpoints, empty if the training shall begin anew."""
+    if options.get("no_checkpoints"):
+        if "checkpoint_dir" in options:
+            msg = "--no-checkpoints and --checkpoint-dir exclude each other."
+            raise click.UsageError(msg)
+        return None
+    out = options["out"].absolute()
+    folder = options.get("checkpoint_dir", out.with_name(f".{out.name}.checkpoints"))
+    if options.get("restart"):
+        for checkpoint in folder.glob("*.ckpt"):
+            checkpoint.unlink()
+    return folder
+
+
+def _seed(seed: int) -> None:
+    from scvi import settings
+
+    settings.seed = seed
+
+
+def _cells_of(terminal: Terminal, options: Mapping[str, Any]) -> AnnData | MuData:
+    paths = options["cells"]
+    if len(paths) > 1 and any(map(are_paired, paths)):
+        msg = "Of .h5mu one file is read, but several were given."
+        raise click.UsageError(msg)
+    terminal.say(f"Reading {', '.join(map(str, paths))}")
+    return read_cells(paths[0], backed=options.get("backed", False))
+
+
+def _summarise(terminal: Terminal, model: Any, cells: AnnData | MuData) -> None:
+    keys = [f"{name} ({len(values)})" for name, values in model.conditions.categories.items()]
+    keys += [name for name in model.conditions.keys if name not in model.conditions.categories]
+    given = f"; conditions: {', '.join(keys)}" if keys else "; no conditions"
+    terminal.say(f"{type(model).__name__} of {cells.n_obs:,} cells and {model.summary_stats.n_vars:,} genes{given}")
+
+
+def _arguments_of_train(terminal: Terminal, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``Model.train``; what was not given is left to it."""
+    from ._progress import callbacks
+
+    names = (
+        "max_epochs",
+        "batch_size",
+        "train_size",
+        "early_stopping",
+        "early_stopping_patience",
+        "check_val_every_n_epoch",
+        "compile",
+        "accelerator",
+        "num_nodes",
+        "strategy",
+        "precision",
+    )
+    arguments = python_options(options, *names) | options.get("trainer", {})
+    for option in ("autoencoder", "prior", "recipe"):
+        if option in options:
+            arguments[f"{option}_kwargs"] = options[option]
+    if "devices" in options:
+        arguments["devices"] = read_devices(options["devices"])
+    return {
+        "enable_progress_bar": terminal.has_bars,
+        "callbacks": callbacks(terminal),
+        "enable_model_summary": False,
+        **arguments,
+    }
+
+
+def _save(model: Any, options: Mapping[str, Any]) -> None:
+    with whole(options["out"]) as beside:
+        model.save(beside, save_anndata=options.get("save_cells", False))
+        (beside / COMMAND_FILE).write_text(resolved_config(train, options), encoding="utf-8")
+
+
+def _is_first_process() -> bool:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,176 @@
+"""An AnnData in a file, of which parts are read when they are asked for."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from ._checks import known_names
+from ._file_matrix import FileMatrix
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+TEXTS_AT_A_TIME = 65_536
+COLLECTION = "annbatch-preshuffled"  # what annbatch writes at the root of a collection of several AnnData
+
+
+class AnnDataFile:
+    """Genes, names, columns and matrices of an AnnData in HDF5 or zarr, without reading what is not asked for.
+
+    Parameters
+    ----------
+    root
+        The open file, or the group in it that holds the AnnData.
+    name
+        What errors call it.
+
+    Raises
+    ------
+    ValueError
+        If it is not what anndata writes.
+    """
+
+    def __init__(self, root: Any, name: str) -> None:
+        self.root = root
+        self.name = name
+        for part in ("obs", "var"):
+            if part not in root or "_index" not in root[part].attrs:
+                msg = f"{name} is no AnnData: it has no table {part!r} as anndata writes it since version 0.7; read and write it again."
+                raise ValueError(msg)
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells there are."""
+        return int(_text_array(_index_of(self.root["obs"])).shape[0])
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The genes' columns."""
+        var = anndata.io.read_elem(self.root["var"])
+        var.index = var.index.astype(str)
+        return var
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the cells' columns."""
+        return [str(name) for name in self.root["obs"].attrs["column-order"]]
+
+    def column(self, name: str) -> pd.Series:
+        """Read a column of the cells; text becomes classes."""
+        element = self.root["obs"][name]
+        if element.attrs["encoding-type"] == "string-array":
+            return pd.Series(_classes(element))
+        return pd.Series(anndata.io.read_elem(element))
+
+    def names(self) -> Iterator[list[str]]:
+        """Yield the cells' names, part by part."""
+        return _texts(_index_of(self.root["obs"]))
+
+    def all_names(self) -> pd.Index:
+        """Return the cells' names."""
+        return pd.Index(chain.from_iterable(self.names()))
+
+    def matrix(self, layer: str | None, columns: np.ndarray | None = None) -> FileMatrix:
+        """Return a layer, or X, whose rows are read when they are asked for.
+
+        Raises
+        ------
+        KeyError
+            If there is no such layer.
+        ValueError
+            If it is stored by columns.
+        """
+        layers = list(self.root["layers"]) if "layers" in self.root else []
+        if layer is not None and layer not in layers:
+            msg = f"`layer` {layer!r} is not in the layers of {self.name}. {known_names(layer, layers)}"
+            raise KeyError(msg)
+        if layer is None and "X" not in self.root:
+            msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', layers)}"
+            raise KeyError(msg)
+        try:
+            return FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
+        except ValueError as error:
+            msg = f"{self.where(layer)}: {error}"
+            raise ValueError(msg) from error
+
+    def where(self, layer: str | None) -> str:
+        """Say which matrix it is."""
+        return f"X of {self.name}" if layer is None else f"layers[{layer!r}] of {self.name}"
+
+    def unstructured(self, name: str) -> Any:
+        """Read an entry of ``uns``; None if there is none."""
+        return anndata.io.read_elem(self.root["uns"][name]) if "uns" in self.root and name in self.root["uns"] else None
+
+
+def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
+    """Open an AnnData in ``.h5ad`` or ``.zarr``, or the several ones of a collection of annbatch.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no AnnData.
+    """
+    path = Path(path)
+    if not path.exists():
+        msg = f"There is no file {path}."
+        raise FileNotFoundError(msg)
+    root = _open_zarr(path) if path.is_dir() else _open_hdf5(path)
+    if root.attrs.get("encoding-type") != COLLECTION:
+        return [AnnDataFile(root, path.name)]
+    parts = sorted((key for key in root if re.fullmatch(r"dataset_\d+", key)), key=lambda key: int(key.split("_")[1]))
+    return [AnnDataFile(root[key], f"{path.name}/{key}") for key in parts]
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        msg = f"{path} is no .h5ad file, or damaged: {error}"
+        raise ValueError(msg) from error
+
+
+def _open_zarr(path: Path) -> Any:
+    import zarr  # anndata 0.11 does without; those who have a zarr store have it
+
+    try:
+        return zarr.open_group(str(path), mode="r")
+    except (OSError, KeyError, ValueError) as error:
+        msg = f"{path} is no zarr store: {error}"
+        raise ValueError(msg) from error
+
+
+def _index_of(table: Any) -> Any:
+    return table[table.attrs["_index"]]
+
+
+def _text_array(element: Any) -> Any:
+    """Return the array of text in an element, which pandas' own kind of text keeps beside a mask."""
+    return element if hasattr(element, "dtype") else element["values"]
+
+
+def _texts(element: Any) -> Iterator[list[str]]:
+    array = _text_array(element)
+    for start in range(0, array.shape[0], TEXTS_AT_A_TIME):
+        part = array[start : start + TEXTS_AT_A_TIME]
+        yield [text.decode() if isinstance(text, bytes) else str(text) for text in part]
+
+
+def _classes(element: Any) -> pd.Categorical:
+    """Read text part by part; of what occurs again and again one copy is kept."""
+    number: dict[str, int] = {}
+    codes = [
+        np.fromiter((number.setdefault(text, len(number)) for text in texts), np.int32) for texts in _texts(element)
+    ]
+    found = pd.Categorical.from_codes(np.concatenate(codes), categories=list(number))
+    return found.reorder_categories(sorted(number))

@@ -1,0 +1,92 @@
+"""Conditions of any number of cells, without a row in memory for each."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._condition_keys import OPEN, ConditionKey, ContinuousKey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class RequestedCodes:
+    """Codes ``(cells, columns)`` of what was asked for, of which rows are made when they are looked at.
+
+    Parameters
+    ----------
+    n_cells, n_columns
+        How many rows and columns there are.
+    given
+        Columns of each key that was asked for, and its values ``(values, columns of the key)``, each of which belongs to an
+        equal share of consecutive cells.
+    """
+
+    n_cells: int
+    n_columns: int
+    given: Sequence[tuple[slice, np.ndarray]]
+
+    def __len__(self) -> int:
+        return self.n_cells
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the codes of some cells, :data:`OPEN` where nothing was asked."""
+        codes = np.full((len(rows), self.n_columns), OPEN)
+        for columns, values in self.given:
+            codes[:, columns] = values[rows * len(values) // self.n_cells]
+        return codes
+
+    def all(self) -> np.ndarray:
+        """Return the codes of all cells."""
+        return self[np.arange(self.n_cells)]
+
+    def distinct(self) -> np.ndarray:
+        """Return every combination at least once, in the order in which they first occur."""
+        first = [-(-np.arange(len(values)) * self.n_cells // len(values)) for _, values in self.given]
+        return self[np.unique(np.concatenate([np.zeros(1, int), *first]))]
+
+    @property
+    def digest(self) -> str:
+        """Tell what was asked for from other things."""
+        digest = hashlib.sha256(f"{self.n_cells},{self.n_columns}".encode())
+        for columns, values in self.given:
+            digest.update(f";{columns.start},{len(values)}:".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+class SeenCodes:
+    """Looks at the codes of many cells, some at a time, to know the categories of all.
+
+    Parameters
+    ----------
+    by_key
+        The keys and where their columns are.
+    """
+
+    def __init__(self, by_key: Sequence[tuple[ConditionKey, slice]]) -> None:
+        self._by_key = [(key, columns) for key, columns in by_key if not isinstance(key, ContinuousKey)]
+        self._distinct = {key.name: np.zeros((0, key.n_columns)) for key, _ in self._by_key}
+
+    def add(self, codes: np.ndarray) -> None:
+        """Look at the codes ``(cells, columns)`` of some cells."""
+        for key, columns in self._by_key:
+            together = np.concatenate([self._distinct[key.name], codes[:, columns]])
+            self._distinct[key.name] = np.unique(together, axis=0)
+
+    @property
+    def dtypes(self) -> dict[str, pd.CategoricalDtype]:
+        """Categories of each key's column in a table of all cells."""
+        return {key.name: key.decode(self._distinct[key.name]).dtype for key, _ in self._by_key}
+
+
+def with_categories(obs: pd.DataFrame, dtypes: Mapping[str, pd.CategoricalDtype]) -> pd.DataFrame:
+    """Return the table of some cells with the categories of all."""
+    return obs.assign(**{name: obs[name].cat.set_categories(dtype.categories) for name, dtype in dtypes.items()})

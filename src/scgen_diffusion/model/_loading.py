@@ -1,0 +1,50 @@
+"""Loading a model of whatever class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scgen_diffusion.data import known_names
+
+from ._saving import MODEL_FILE, read_plain_file, saved_class
+from ._scldm import SCLDM
+from ._scrdit import SCRDIT
+from ._wbdit import WBDIT
+
+if TYPE_CHECKING:
+    import os
+
+    from anndata import AnnData
+    from mudata import MuData
+
+MODELS: dict[str, type[SCLDM | SCRDIT | WBDIT]] = {model.__name__: model for model in (SCLDM, SCRDIT, WBDIT)}
+
+
+def load(
+    dir_path: str | os.PathLike[str],
+    adata: AnnData | MuData | bool | None = None,
+    *,
+    accelerator: str = "auto",
+    device: int | str = "auto",
+    prefix: str | None = None,
+) -> SCLDM | SCRDIT | WBDIT:
+    """Load a saved model, whichever of the package's classes it is. Nothing in the file is executed.
+
+    Parameters
+    ----------
+    dir_path, adata, accelerator, device, prefix
+        As in :meth:`SCLDM.load`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model.
+    ValueError
+        If the file is damaged, holds anything but plain values, or is of a class that the package does not have.
+    """
+    name = saved_class(read_plain_file(Path(dir_path) / f"{prefix or ''}{MODEL_FILE}"))
+    if name not in MODELS:
+        msg = f"{dir_path} holds a model of the unknown class {name!r}. {known_names(name, list(MODELS))}"
+        raise ValueError(msg)
+    return MODELS[name].load(dir_path, adata, accelerator=accelerator, device=device, prefix=prefix)

@@ -1,0 +1,187 @@
+"""``generate_to``: cells streamed to a file, part by part, by processes that may be killed at any moment."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+from scvi import settings
+from tqdm.auto import tqdm
+
+from scgen_diffusion.data import (
+    DamagedPartError,
+    Extent,
+    Part,
+    Piece,
+    check_writable,
+    checked_goal,
+    is_whole_number,
+    put_in_place,
+    remove_parts,
+    sync,
+    synthetic_names,
+    told,
+    with_categories,
+    write_cells,
+)
+
+from ._generation import GenerationMixin, stack
+from ._request import checked_batch_size
+from ._request_identity import identity_of
+from ._stream import Share, Stream
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import pandas as pd
+
+    from scgen_diffusion.data import ConditionRequest, PartFolder
+    from scgen_diffusion.module import InputValues
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".zarr", ".h5ad")
+VALUES_PER_PART = 2**26  # entries of a part's matrix, zeros included: 256 MiB if it is dense
+CELLS_PER_PART = 2**16  # at most
+KEPT = "What is finished is kept there: make room, and call again with the same arguments to go on."
+
+
+class StreamingMixin(GenerationMixin):
+    """``generate_to`` for models that generate."""
+
+    def _generate_to(
+        self,
+        path: str | os.PathLike[str],
+        n_cells: int | None,
+        condition: ConditionRequest,
+        *,
+        shard_size: int | None,
+        rank: int,
+        n_ranks: int,
+        overwrite: bool,
+        batch_size: int | None,
+        show_progress: bool,
+        **options: Any,
+    ) -> Path:
+        """Make this process' share of a request, and put all together if no other share is missing."""
+        share, goal = Share(rank, n_ranks), checked_goal(path, SUFFIXES)
+        step = self._round_to_blocks(checked_batch_size(batch_size))
+        cells_per_part = self._cells_per_part(shard_size)
+        request = self._request(n_cells, condition, **options)
+        seed = settings.seed if options["seed"] is None else options["seed"]
+        identity = identity_of(self, request, seed, cells_per_part)
+        stream = Stream(goal, request, identity, cells_per_part, overwrite)
+        if stream.is_finished():
+            remove_parts(stream.folder)
+            return goal
+        check_writable(goal)
+        with told("Making a folder for finished cells", goal.parent, lambda: 0, "Choose another folder."):
+            stream, folder = stream.begin(alone=n_ranks == 1)
+        self._make_parts(stream, folder, share, step, show_progress=show_progress)
+        self._put_together(stream, folder, share)
+        return goal
+
+    def _cells_per_part(self, shard_size: int | None) -> int:
+        """Return how many cells are finished at once: whole blocks."""
+        if shard_size is None:
+            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
+        elif not is_whole_number(shard_size) or shard_size < 1:
+            msg = f"`shard_size` must be a whole number of at least 1, but found {shard_size!r}."
+            raise ValueError(msg)
+        return self._round_to_blocks(int(shard_size))
+
+    def _make_parts(self, stream: Stream, folder: PartFolder, share: Share, step: int, *, show_progress: bool) -> None:
+        """Make the parts of a share that are not there yet."""
+        numbers = share.of(stream.n_parts)
+        with tqdm(
+            total=sum(len(stream.rows(number)) for number in numbers),
+            desc="Generating",
+            unit="cell",
+            disable=not show_progress,
+        ) as progress:
+            finished = folder.finished
+            progress.update(sum(len(stream.rows(number)) for number in numbers if number in finished))
+            for number in numbers:
+                if number not in finished:
+                    self._make_part(stream, folder, number, step, progress)
+
+    def _make_part(self, stream: Stream, folder: PartFolder, number: int, step: int, progress: Any) -> None:
+        rows, pieces = stream.rows(number), []
+        for start in range(rows.start, rows.stop, step):
+            stop = min(start + step, rows.stop)
+            pieces.append(self._rows_of(stream.request, start, stop))
+            progress.update(stop - start)
+        part = Part(stack([x for x, _ in pieces]), np.concatenate([codes for _, codes in pieces]))
+        self._check_result(part.x, stream.request.output)
+        with told(
+            f"Writing part {number + 1} of {stream.n_parts}",
+            folder.path,
+            lambda: 2 * part.n_bytes * (stream.n_parts - number),
+            KEPT,
+        ):
+            folder.write(number, part)
+
+    def _put_together(self, stream: Stream, folder: PartFolder, share: Share) -> None:
+        """Make the file of all parts, if they are there and nobody else is at it."""
+        missing = stream.n_parts - len(folder.finished)
+        if missing:
+            logger.info("%d of %d parts of %s are still to be made.", missing, stream.n_parts, stream.goal)
+            return
+        if not folder.claim(wait=share.rank == 0):
+            return
+        try:
+            if not stream.is_finished():
+                self._write_whole(stream, folder)
+        except BaseException:
+            folder.release()
+            raise
+        folder.remove()
+
+    def _write_whole(self, stream: Stream, folder: PartFolder) -> None:
+        place = folder.place_for_whole(stream.goal.suffix)
+        try:
+            with told(
+                f"Writing {stream.goal.name}",
+                stream.goal.parent,
+                lambda: sum(folder.size(number) for number in folder.finished),
+                KEPT,
+            ):
+                self._write_parts(stream, folder, place)
+                sync(place)
+                put_in_place(place, stream.goal, folder.path / f"{place.name}-replaced")
+        except DamagedPartError as damage:
+            folder.discard(damage.number)
+            self._make_part(stream, folder, damage.number, self._block_size, tqdm(disable=True))
+            self._write_whole(stream, folder)
+
+    def _write_parts(self, stream: Stream, folder: PartFolder, place: Path) -> None:
+        n_stored, seen, codes = 0, self.conditions.seen(), np.zeros((0, self.conditions.n_columns))
+        for number in range(stream.n_parts):
+            n, codes = folder.summary(number)
+            n_stored += n
+            seen.add(codes)
+        request, dtypes = stream.request, seen.dtypes
+        none = Part(self._no_cells(request.output), codes[:0])
+        form = self._assemble(
+            none.x, self._obs(none, range(0), dtypes), request.provenance, is_log1p=request.output == "log1p"
+        )
+        extent = Extent(request.n_cells, n_stored, stream.cells_per_part)
+        write_cells(place, form, self._pieces(stream, folder, dtypes), extent, stream.identity)
+
+    def _no_cells(self, output: InputValues) -> sp.csr_matrix | np.ndarray:
+        x = np.zeros((0, len(self.var_)), dtype=np.float32)
+        return sp.csr_matrix(x) if self._is_sparse(output) else x
+
+    def _pieces(self, stream: Stream, folder: PartFolder, dtypes: Mapping[str, pd.CategoricalDtype]) -> Iterator[Piece]:
+        for number in range(stream.n_parts):
+            part = folder.read(number)
+            folder.show_life()
+            yield Piece(part.x, self._obs(part, stream.rows(number), dtypes))
+
+    def _obs(self, part: Part, rows: range, dtypes: Mapping[str, pd.CategoricalDtype]) -> pd.DataFrame:
+        names = synthetic_names(len(rows), first=rows.start)
+        return with_categories(self.conditions.to_obs(part.codes, names), dtypes)

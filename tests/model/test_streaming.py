@@ -1,0 +1,110 @@
+"""``generate_to``: the cells of ``generate`` in a file, whoever made them and however often it was killed."""
+
+from __future__ import annotations
+
+import shutil
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+N_CELLS = 700  # six blocks on a CPU, the last one not full
+REQUEST = {"n_cells": N_CELLS, "seed": 5, "sampler": "euler", "n_steps": 1}
+SHARD = 256
+WRITE = {".zarr": anndata.AnnData.write_zarr, ".h5ad": anndata.AnnData.write_h5ad}
+READ = {".zarr": anndata.read_zarr, ".h5ad": anndata.read_h5ad}
+
+
+def read(path):
+    return READ[path.suffix](path)
+
+
+def values(cells):
+    return cells.X.toarray() if sp.issparse(cells.X) else np.asarray(cells.X)
+
+
+def plain(value):
+    """Return what can be compared."""
+    return (
+        {name: plain(item) for name, item in value.items()} if isinstance(value, dict) else np.asarray(value).tolist()
+    )
+
+
+def assert_same(path, expected):
+    """Raise unless the file holds what a file of these cells would hold that anndata wrote."""
+    other = path.with_name(f"expected{path.suffix}")
+    WRITE[path.suffix](expected, other)
+    found, expected = read(path), read(other)
+    shutil.rmtree(other) if other.is_dir() else other.unlink()
+    np.testing.assert_array_equal(values(found), values(expected))
+    assert sp.issparse(found.X) == sp.issparse(expected.X)
+    assert found.X.dtype == expected.X.dtype
+    pd.testing.assert_frame_equal(found.obs, expected.obs, check_index_type=False)
+    pd.testing.assert_frame_equal(found.var, expected.var, check_index_type=False)
+    assert plain(found.uns) == plain(expected.uns)
+
+
+@pytest.fixture(params=[".zarr", ".h5ad"])
+def goal(request, tmp_path):
+    return tmp_path / f"cells{request.param}"
+
+
+def test_the_file_holds_what_generate_returns(trained, goal):
+    assert trained.generate_to(goal, **REQUEST, shard_size=SHARD) == goal
+
+    assert_same(goal, trained.generate(**REQUEST))
+    assert [path.name for path in goal.parent.iterdir()] == [goal.name]
+
+
+@pytest.mark.parametrize("options", [{}, {"counts": True}], ids=["log1p", "counts"])
+def test_gene_space_models_stream_too(trained_gene_space, goal, options):
+    request = {**REQUEST, "sampler": "ddim", **options}
+
+    trained_gene_space.generate_to(goal, **request, shard_size=SHARD)
+
+    assert_same(goal, trained_gene_space.generate(**request))
+
+
+@pytest.mark.parametrize("options", [{"likelihood": "gaussian"}], ids=["dense"])
+def test_dense_values_stream_too(make_trained, goal, options):
+    model = make_trained(**options)
+
+    model.generate_to(goal, **REQUEST, shard_size=SHARD)
+
+    assert_same(goal, model.generate(**REQUEST))
+
+
+REQUESTS = {
+    "value": {"n_cells": 300, "condition": {"cell_type": "NK", "dose": 10}},
+    "open key": {"n_cells": 300, "condition": {"cell_type": ["NK", "B cell", "rare"]}},
+    "list": {"condition": {"cell_type": ["NK", "B cell"] * 150, "dose": [1, 10, 10] * 100}},
+    "table": {"condition": pd.DataFrame({"dose": [1, 10, 100] * 100})},
+    "totals": {"n_cells": 300, "library_size": np.arange(300) + 20},
+    "one total": {"n_cells": 300, "library_size": 50},
+    "guidance": {"n_cells": 300, "guidance_scale": {"dose": 2.0}, "guidance_interval": (0.2, 0.8)},
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+def test_every_kind_of_request_can_be_streamed(trained, tmp_path, request_):
+    request_ = {"seed": 5, "sampler": "euler", "n_steps": 1, **request_}
+
+    path = trained.generate_to(tmp_path / "cells.zarr", **request_, shard_size=100)
+
+    assert_same(path, trained.generate(**request_))
+
+
+def test_numbers_and_sets_stream_with_the_categories_of_all_cells(make_cells, make_trained, goal):
+    cells = make_cells()
+    rng = np.random.default_rng(0)
+    cells.obs["age"] = rng.normal(40, 9, cells.n_obs)
+    cells.obs["drugs"] = rng.choice(["none", "A", "B", "A+B"], cells.n_obs)
+    setup = {"continuous_condition_keys": ["age"], "set_condition_keys": ["drugs"], "control_values": {"drugs": "none"}}
+    model = make_trained(cells, condition_keys=["cell_type"], setup=setup)
+    drugs = [{"A"}] * 300 + [{"A", "B"}] * 100  # the second shard alone has no cell with one drug
+
+    model.generate_to(goal, condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler", shard_size=128)
+
+    assert_same(goal, model.generate(condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler"))
