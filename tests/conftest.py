@@ -225,6 +225,8 @@ def _run_together(work, n_processes=2, *, timeout=120):
         torch.set_num_threads(1)
         try:
             pipe.send(work(rank))
+        except SystemExit as end:
+            os._exit(end.code)
         except BaseException:  # noqa: BLE001 - whatever it is, the fork must not go on with pytest's own work
             traceback.print_exc()
             os._exit(1)

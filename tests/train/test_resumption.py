@@ -14,9 +14,12 @@ import pytest
 import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import distributed
 
 from scgen_diffusion.model import SCRDIT
+from scgen_diffusion.train._checkpoint import check_seen_by_all
 
+TOGETHER = {"devices": 2, "strategy": "ddp"}
 STAGES = ["autoencoder", "prior", "transport"]
 
 
@@ -29,6 +32,14 @@ class DieAt(Callback):
     def on_train_batch_end(self, trainer, plan, *_):
         if (plan.name, trainer.global_step) == (self.stage, self.step):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Terminate(DieAt):
+    """Tell this process to terminate."""
+
+    def on_train_batch_end(self, trainer, plan, *_):
+        if (plan.name, trainer.global_step) == (self.stage, self.step):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 N_EPOCHS = {"autoencoder": 2, "prior": 2, "transport": 2}  # of 6, 10 and 10 steps
@@ -138,11 +149,6 @@ def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
 def test_a_process_that_is_told_to_terminate_writes_where_it_is(train, whole, tmp_path):
     """As a cluster does before it takes the machine away; there is no checkpoint in the middle of an epoch otherwise."""
 
-    class Terminate(DieAt):
-        def on_train_batch_end(self, trainer, plan, *_):
-            if (plan.name, trainer.global_step) == (self.stage, self.step):
-                os.kill(os.getpid(), signal.SIGTERM)
-
     def work():
         try:
             train(tmp_path, callbacks=[Terminate("prior", MIDDLE["prior"])])
@@ -154,7 +160,18 @@ def test_a_process_that_is_told_to_terminate_writes_where_it_is(train, whole, tm
     assert_same_model(whole[0], train(tmp_path))
 
 
-TOGETHER = {"devices": 2, "strategy": "ddp"}
+def test_sigterm_for_one_process_has_all_end_before_the_same_step_with_one_checkpoint(train, tmp_path, run_together):
+    n_epochs = {"autoencoder": 60, "prior": 1, "transport": 1}
+    whole_cells = {"autoencoder_kwargs": {"keep_at_least": 1.0}}
+
+    def work(rank):
+        callbacks = [Terminate("autoencoder", 7)] if rank else []
+        train(tmp_path, n_epochs, batch_size=8, callbacks=callbacks, **TOGETHER, **whole_cells)
+
+    assert run_together(work) == [143, 143]
+    checkpoint = torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)
+    assert 7 <= checkpoint["global_step"] <= 7 + 16
+    assert checkpoint["means"]["n_cells"] == 16 * checkpoint["position"][1]  # of both
 
 
 def test_a_killed_process_ends_the_other_and_one_alone_can_go_on(train, tmp_path, run_together):
@@ -188,15 +205,20 @@ def test_ctrl_c_in_one_process_stops_all_after_the_same_step(train, run_together
         model = train(None, {"autoencoder": 50, "prior": 1}, batch_size=8, callbacks=callbacks, **TOGETHER)
         return len(model.history_["autoencoder_loss_train"]), "prior_loss_train" in model.history_
 
-    assert run_together(work) == [(1, False)] * 2
+    first, second = run_together(work)
+
+    assert first == second
+    assert first in [(1, False), (2, False)]  # they ask each other every few steps
 
 
-def test_a_checkpoint_that_not_all_processes_see_is_refused(train, tmp_path, run_together):
-    train(tmp_path, {"autoencoder": 1, "prior": 1}, batch_size=16)
+def test_a_checkpoint_that_not_all_processes_see_is_refused(tmp_path, run_together):
+    (tmp_path / "prior.ckpt").write_bytes(b"seen by one")
 
     def work(rank):
+        distributed.init_process_group("gloo", rank=rank, world_size=2)
+        check_seen_by_all(tmp_path / "nobody has it")
         try:
-            train(tmp_path / ("nothing" if rank else "."), {"autoencoder": 2, "prior": 1}, batch_size=8, **TOGETHER)
+            check_seen_by_all(tmp_path / ("elsewhere" if rank else ".") / "prior.ckpt")
         except FileNotFoundError as error:
             return str(error)
 

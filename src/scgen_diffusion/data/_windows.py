@@ -142,14 +142,14 @@ def window_plan(
     window_size: int = WINDOW_SIZE,
 ) -> WindowPlan:
     """Plan the passes over some cells: in order, or as a stage's batches say."""
-    sizes = {"block_size": block_size, "window_size": window_size}
     if batches is None:
-        return WindowPlan(indices, batch_size, **sizes)
+        return WindowPlan(indices, batch_size, block_size=block_size, window_size=window_size)
     batches.in_parts = True
     return WindowPlan(
         indices,
         batch_size,
-        **sizes,
+        block_size=block_size,
+        window_size=window_size,
         shuffle=batches.seed is not None,
         seed=batches.seed or 0,
         rank=batches.rank,

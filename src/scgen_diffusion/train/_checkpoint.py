@@ -74,9 +74,11 @@ class StageCheckpoint(Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: StagePlan, exception: BaseException) -> None:
-        """Write the checkpoint before a process that was told to terminate does so; Lightning lets it end the step at hand."""
+        """Write the checkpoint before processes that were told to terminate do so, which they agreed on."""
         if isinstance(exception, SIGTERMException):
-            pl_module.position = (trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
+            n_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            pl_module.position = (trainer.current_epoch, n_done)
+            pl_module.means["train"].pool()
             self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:

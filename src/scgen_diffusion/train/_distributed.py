@@ -45,13 +45,11 @@ def from_all_processes(value: Any) -> list[Any]:
     return values
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Tell whether a flag is set in any process."""
-    if not is_distributed():
-        return flag
-    flags = torch.tensor([int(flag)], device=device)
-    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
-    return bool(flags)
+def largest_of_processes(values: list[int]) -> list[int]:
+    """Return, of each value, the largest that any process has."""
+    table = torch.tensor(values, dtype=torch.long, device=collective_device())
+    distributed.all_reduce(table, op=distributed.ReduceOp.MAX)
+    return table.tolist()
 
 
 def collective_device() -> torch.device:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.train import LoudEarlyStopping, Trainer
 
 from ._checkpoint import StageCheckpoint, read_finished
 from ._distributed import keep_buffers_apart, process_count
 from ._history import HistoryRecorder
-from ._interruption import AgreedStop, Interruption, stop_on_interrupt
+from ._interruption import AgreedStop, Interruption, failing_when_terminated, stop_on_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from ._plans import StagePlan
 
 N_VALIDATIONS = 50
-EXIT_CODE_OF_SIGTERM = 143
 N_CHECKPOINTS = 20
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 
@@ -115,7 +113,7 @@ def run_stage(
     _check_alone_or_together(trainer)
     keep_buffers_apart(trainer.strategy)
     plan.module.train()
-    with stop_on_interrupt(trainer, interruption), _no_warning_of_resuming(), _failing_when_terminated():
+    with stop_on_interrupt(trainer, interruption), _no_warning_of_resuming(), failing_when_terminated():
         trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
     return StageResult(recorder.as_frames(), interruption.requested, trainer.strategy.root_device)
@@ -156,12 +154,3 @@ def _no_warning_of_resuming() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         yield
-
-
-@contextmanager
-def _failing_when_terminated() -> Iterator[None]:
-    """Let a process that SIGTERM ends say so to its shell, for which Lightning's exit looks like a success."""
-    try:
-        yield
-    except SIGTERMException as end:
-        raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
