@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -60,5 +62,6 @@ def collective_device() -> torch.device:
 
 def keep_buffers_apart(strategy: Strategy) -> None:
     """Keep distributed training from sending all buffers in every step: none of ours is changed by a step in one process alone."""
-    if isinstance(strategy, DDPStrategy):
-        strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+    name = "forward_sync_buffers"  # older versions of torch could only leave out the synchronisation at the start too
+    if isinstance(strategy, DDPStrategy) and name in signature(DistributedDataParallel).parameters:
+        strategy._ddp_kwargs.setdefault(name, False)

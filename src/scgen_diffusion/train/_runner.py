@@ -40,6 +40,17 @@ class StageResult:
     """Where this process trained; None if the stage was finished before."""
 
 
+@contextmanager
+def _without_needless_warnings() -> Iterator[None]:
+    """Silence what Lightning and scvi-tools cannot know: that batches go on in an epoch's middle, and that all processes log the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
+        warnings.filterwarnings("ignore", message="early_stopping was automatically disabled due to the use of DDP")
+        yield
+
+
+@_without_needless_warnings()
 def run_stage(
     plan: StagePlan,
     data: pl.LightningDataModule,
@@ -113,7 +124,7 @@ def run_stage(
     _check_alone_or_together(trainer)
     keep_buffers_apart(trainer.strategy)
     plan.module.train()
-    with stop_on_interrupt(trainer, interruption), _no_warning_of_resuming(), failing_when_terminated():
+    with stop_on_interrupt(trainer, interruption), failing_when_terminated():
         trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
     return StageResult(recorder.as_frames(), interruption.requested, trainer.strategy.root_device)
@@ -146,11 +157,3 @@ def _default_precision(accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     computes_bf16 = on_gpu and torch.cuda.get_device_capability()[0] >= FIRST_WITH_BF16
     return "bf16-mixed" if computes_bf16 else "32-true"
-
-
-@contextmanager
-def _no_warning_of_resuming() -> Iterator[None]:
-    """Silence Lightning, which cannot know that our batches go on in the middle of an epoch."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-        yield
