@@ -36,13 +36,12 @@ def encode_into(log):
 @pytest.mark.parametrize("n_processes", [1, 2, 3])
 def test_every_cell_is_encoded_once_and_read_by_all(run_together, monkeypatch, n_processes, in_memory):
     monkeypatch.setattr(_latent_filling, "BATCH_SIZE", 4)
-    monkeypatch.setattr("scgen_diffusion.train._latents.MEMORY_LIMIT", 1 << 30 if in_memory else 0)
 
     def work(rank):
         if n_processes > 1:
             distributed.init_process_group("gloo", rank=rank, world_size=n_processes)
-        log = []
-        cache = cache_latents(N, SHAPES, {"condition": torch.long}, encode_into(log))
+        log, limit = [], 1 << 30 if in_memory else 0
+        cache = cache_latents(N, SHAPES, {"condition": torch.long}, encode_into(log), memory_limit=limit)
         folder = cache.folder
         found = {name: array.clone().numpy() for name, array in cache.arrays.items()}
         if n_processes > 1:
@@ -68,12 +67,11 @@ def test_every_cell_is_encoded_once_and_read_by_all(run_together, monkeypatch, n
 
 def test_processes_that_do_not_see_the_file_keep_their_own(run_together, monkeypatch):
     monkeypatch.setattr(_latent_filling, "BATCH_SIZE", 4)
-    monkeypatch.setattr("scgen_diffusion.train._latents.MEMORY_LIMIT", 0)
 
     def work(rank):
         distributed.init_process_group("gloo", rank=rank, world_size=2)
         monkeypatch.setattr(_latent_filling.Path, "exists", lambda self: False)
-        cache = cache_latents(N, SHAPES, {"condition": torch.long}, encode_into([]))
+        cache = cache_latents(N, SHAPES, {"condition": torch.long}, encode_into([]), memory_limit=0)
         return cache.folder, cache.arrays["log_total"].tolist()
 
     (first, rows), (second, others) = run_together(work)

@@ -83,17 +83,19 @@ class WindowPlan:
         self.epoch = epoch
 
     def windows(self, first_batch: int = 0) -> Iterator[Window]:
-        """Yield the windows of this pass, from a batch on."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+        """Return the windows of this pass from a batch on; they may be gone through after another pass was chosen."""
+        return self._windows(np.random.default_rng([self.seed, self.epoch]), first_batch)
+
+    def _windows(self, rng: np.random.Generator, first_batch: int) -> Iterator[Window]:
         blocks = self._blocks(rng)
-        ends = np.cumsum([stop - start for start, stop in blocks])
+        ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
         for start in range(0, self.share, self.window_size):
             size = min(self.window_size, self.share - start)
             window = self._window(self._pick(blocks, ends, self.first + start, size), rng)
             n_done = min(max(first_batch - start // self.batch_size, 0), len(window.batches))
             if n_done < len(window.batches):
                 yield Window(window.rows, window.batches[n_done:])
-        if self.share <= (self.n_batches - 1) * self.batch_size:
+        if self.share <= (self.n_batches - 1) * self.batch_size:  # the others have a cell more
             yield Window(self.indices[:1], [np.zeros(1, dtype=np.int64)])
 
     def _blocks(self, rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from ._distributed import collective_device, from_all_processes, is_distributed, process_count, process_rank
-from ._latents import LatentCache
+from ._latents import MEMORY_LIMIT, LatentCache
 from ._sharing import Share
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def cache_latents(
     shapes: Mapping[str, tuple[int, ...]],
     dtypes: Mapping[str, torch.dtype],
     encode: Callable[[np.ndarray | None, int], Iterator[Mapping[str, Tensor]]],
+    *,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> LatentCache:
     """Encode all cells once: each process its share of them. A file of latents is shared by the processes of a machine.
 
@@ -32,14 +35,14 @@ def cache_latents(
     ----------
     n_cells
         Number of cells.
-    shapes, dtypes
+    shapes, dtypes, memory_limit
         See :class:`LatentCache`.
     encode
         Yields the latents of given cells (None for all) in batches of the given size.
     """
     if not is_distributed():
-        return LatentCache(n_cells, shapes, dtypes).fill(encode(None, BATCH_SIZE))
-    cache = _shared_cache(n_cells, shapes, dtypes)
+        return LatentCache(n_cells, shapes, dtypes, memory_limit=memory_limit).fill(encode(None, BATCH_SIZE))
+    cache = _shared_cache(n_cells, shapes, dtypes, memory_limit)
     share = Share.of(n_cells, process_rank(), process_count())
     batches = encode(np.arange(share.first, share.stop), BATCH_SIZE)
     largest_share = -(-n_cells // process_count())
@@ -50,17 +53,18 @@ def cache_latents(
 
 
 def _shared_cache(
-    n_cells: int, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]
+    n_cells: int, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], memory_limit: int
 ) -> LatentCache:
     """Make a cache whose file, if it needs one, belongs to the first process of each machine."""
     machines = from_all_processes(socket.gethostname())
     owner = machines.index(socket.gethostname())
-    own = LatentCache(n_cells, shapes, dtypes) if owner == process_rank() else None
+    new = partial(LatentCache, n_cells, shapes, dtypes, memory_limit=memory_limit)
+    own = new() if owner == process_rank() else None
     folder = from_all_processes(None if own is None else own.folder)[owner]
     if own is not None:
         return own
     is_seen = folder is not None and Path(folder).exists()  # containers may hide it
-    return LatentCache(n_cells, shapes, dtypes, folder=folder if is_seen else None)
+    return new(folder=folder if is_seen else None)
 
 
 def _exchange(cache: LatentCache, batch: Mapping[str, Tensor], start: int) -> None:

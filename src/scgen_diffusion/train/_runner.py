@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     import pandas as pd
     from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.strategies import Strategy
 
     from ._plans import StagePlan
 
@@ -66,6 +68,7 @@ def run_stage(
     checkpoint_minutes: float = 10.0,
     callbacks: list[Callback] | None = None,
     logger: Any = False,
+    strategy: str | Strategy = "auto",
     **trainer_kwargs: Any,
 ) -> StageResult:
     """Train one stage.
@@ -94,8 +97,10 @@ def run_stage(
         Further Lightning callbacks.
     logger
         Passed to Lightning; default: none, since the history is recorded anyway.
+    strategy
+        Passed to Lightning. An object is copied: it serves one trainer only, and each stage has its own.
     **trainer_kwargs
-        Passed to :class:`scvi.train.Trainer`, among others ``strategy``.
+        Passed to :class:`scvi.train.Trainer`.
     """
     recorder, interruption = HistoryRecorder(), Interruption()
     callbacks = [recorder, AgreedStop(interruption), *(callbacks or [])]
@@ -118,6 +123,7 @@ def run_stage(
         or (1 if early_stopping else max(max_epochs // N_VALIDATIONS, 1)),
         callbacks=callbacks,
         logger=logger,
+        strategy=deepcopy(strategy),
         use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
         **trainer_kwargs,
     )
