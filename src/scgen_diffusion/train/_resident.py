@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
 
 DEVICE_SHARE = 0.25  # of a GPU's free memory
 BYTES_PER_COUNT = 8  # number of the gene, and value
@@ -75,7 +77,7 @@ class ResidentCells(Dataset):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         chosen = torch.as_tensor(rows)
         lengths = self.lengths[chosen]
         n_values, device = int(lengths.sum()), self.values.device  # of the host's: nobody waits
@@ -86,11 +88,6 @@ class ResidentCells(Dataset):
         x = torch.zeros(len(chosen), self.n_genes, dtype=self.values.dtype, device=device)
         x[cells, self.genes[places].long()] = self.values[places]
         return {self.expression_key: x, **{name: rest[chosen] for name, rest in self.others.items()}}
-
-    def shuffled(self, batch_size: int) -> DataLoader:
-        """Return a loader of all cells in another order each time, by torch's own random numbers."""
-        batches = BatchSampler(RandomSampler(range(len(self))), batch_size, drop_last=False)
-        return DataLoader(self, sampler=batches, batch_size=None)
 
 
 def room_for_cells(device: torch.device) -> float:
