@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 
 import anndata
@@ -10,6 +11,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
+
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 N_CELLS = 700  # six blocks on a CPU, the last one not full
 REQUEST = {"n_cells": N_CELLS, "seed": 5, "sampler": "euler", "n_steps": 1}
@@ -174,3 +177,11 @@ def test_what_provenance_says_of_long_lists_is_short(trained):
     cells = trained.generate(condition={"cell_type": ["NK"] * 1001}, seed=0, sampler="euler", n_steps=1)
 
     assert cells.uns["scgen_diffusion"]["condition"] == {"cell_type": "1001 values"}
+
+
+@pytest.mark.parametrize("model_class", [SCLDM, SCRDIT, WBDIT])
+def test_all_that_generate_takes_generate_to_takes_too(model_class):
+    streamed = inspect.signature(model_class.generate_to).parameters
+    for name, parameter in inspect.signature(model_class.generate).parameters.items():
+        assert streamed[name].default == parameter.default
+        assert streamed[name].annotation == parameter.annotation

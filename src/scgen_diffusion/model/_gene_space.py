@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from scgen_diffusion.diffusion import SampleGenerators, Sampler, samplers_for
+from scgen_diffusion.diffusion import Generators, Sampler, samplers_for
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
@@ -343,7 +343,7 @@ class GeneSpaceModel(
     def _generate_block(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
 from ._guidance import GuidanceOptions
@@ -354,7 +354,7 @@ class SCLDM(
     def _generate_block(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,
