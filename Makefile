@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs tutorials lint benchmark-quality benchmark-compare benchmark-sensitivity benchmark-speed clean
+.PHONY: help demo test docs tutorials lint benchmark-quality benchmark-compare benchmark-sensitivity benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ benchmark-compare: $(VENV)/.package ## every model and simple baselines, three d
 benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
 	$(PY) benchmarks/sensitivity.py
 
-benchmark-speed: $(VENV)/.package ## cells per second and peak memory of training and sampling
-	$(PY) benchmarks/speed.py
+benchmark-speed: $(VENV)/.package ## speed and memory of everything on this processor, tables and pictures; 7 minutes on two quiet cores
+	$(PY) benchmarks/speed_report.py
+
+benchmark-gpu: $(VENV)/.package ## speed and memory on a CUDA device, beside the goals and the CPU; 10 minutes
+	$(PY) benchmarks/gpu.py
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) docs/_build docs/generated build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html

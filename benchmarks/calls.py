@@ -19,8 +19,6 @@ from measuring import Measurement, PeakMemory, clock, measure, synchronise
 from system import N_CLASSES, System
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from scgen_diffusion.model import SCLDM

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LONGEST_SAMPLING = 60.0  # seconds that a batch may take to be sampled in full
 N_STEPS = 3  # of a sampler that would take longer
+LONG_STEP = 2.0  # seconds; of such steps, one is enough
 ZERO_VALUE = -10.0  # published for scRDiT
 N_SAMPLED = {"cpu": 128, "cuda": 1024}  # cells sampled at a time, as many as the package takes
 
@@ -38,8 +39,9 @@ class Extrapolation:
         started = clock(device)
         take_step()
         synchronise(device)
-        expected = (clock(device) - started) * self.n_steps
-        self.n_measured = self.n_steps if expected <= LONGEST_SAMPLING else min(N_STEPS, self.n_steps)
+        spent = clock(device) - started
+        few = min(N_STEPS if spent < LONG_STEP else 1, self.n_steps)
+        self.n_measured = self.n_steps if spent * self.n_steps <= LONGEST_SAMPLING else few
 
     @property
     def share(self) -> float:

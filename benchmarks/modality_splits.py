@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-mudata.set_options(pull_on_update=False)  # columns of a modality's obs stay there, as they will by default
+if hasattr(mudata, "set_options"):  # mudata before 0.4
+    mudata.set_options(pull_on_update=False)  # columns of a modality's obs stay there
 
 RNA = "rna"
 

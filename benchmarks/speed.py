@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -287,10 +288,18 @@ def check(rows: pd.DataFrame, stored: pd.DataFrame, tolerance: float) -> bool:
     return not slower
 
 
+def quieten() -> None:
+    """Hide what libraries say at every training."""
+    logging.getLogger("scgen_diffusion").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quieten()
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "reporting": {"data", "metrics", "pl"},
     "datasets": {"data"},
     "settings": set(),
-    "": MODELS | BESIDE,  # the package's own __init__
+    "cli": MODELS | BESIDE,
+    "main__": {"cli"},
+    "": MODELS | BESIDE | {"cli"},  # the package's own __init__
 }
 THIRD_PARTIES_OF_THE_MATHEMATICS = {"torch", "torchdiffeq", "numpy", "ot"}  # ot: optimal transport
 MAX_LINES = 400

@@ -30,8 +30,7 @@ def paired_cells(n_cells=240, seed=0):
     for name, mean, prefix in (("rna", rates, "gene"), ("prot", protein, "p")):
         var = pd.DataFrame(index=[f"{prefix}{i}" for i in range(mean.shape[1])])
         parts[name] = ad.AnnData(sp.csr_matrix(rng.poisson(mean).astype(np.float32)), obs=obs.copy(), var=var)
-    with mudata.set_options(pull_on_update=False):
-        mdata = mudata.MuData(parts)
+    mdata = mudata.MuData(parts)  # as importing the study told mudata to, columns stay where they are
     mdata.obs["cell_type"] = pd.Categorical(np.array(["B", "T"])[types])
     return mdata
 

@@ -108,7 +108,7 @@ columns = st.sampled_from(
 def test_tables_come_back(data, n_rows, names, index_name):
     frame = pd.DataFrame(
         {name: data.draw(st.lists(data.draw(columns), min_size=n_rows, max_size=n_rows)) for name in names},
-        index=pd.Index([f"row {number}" for number in range(n_rows)], name=index_name, dtype=object),
+        index=pd.Index([f"row {number}" for number in range(n_rows)], name=index_name),
     )
 
     pd.testing.assert_frame_equal(through_a_file(frame), frame, check_column_type=False)

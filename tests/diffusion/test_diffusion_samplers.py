@@ -236,7 +236,7 @@ def test_n_steps_is_honoured(name, n_steps):
     assert counts[0] == 999
 
 
-@pytest.mark.parametrize(("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "heun": 35}.items())
+@pytest.mark.parametrize(("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 12, "heun": 35}.items())
 def test_without_n_steps_the_default_is_taken(name, n_evaluations):
     counts = []
     DIFFUSION_SAMPLERS[name](build_denoiser(counts=counts), start(1), generators=SampleGenerators(0, [0]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scgen_diffusion.module._ema import averaged_copy
+from scgen_diffusion.module._ema import AverageUpdate, averaged_copy
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.15, 0.999])
@@ -55,3 +55,33 @@ def test_the_average_does_not_share_memory_with_the_network():
         network.weight.add_(1)
 
     assert averaged.module.weight != network.weight
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.999])
+def test_counting_updates_on_the_host_changes_nothing(decay):
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    one, other = averaged_copy(network, decay), averaged_copy(network, decay)
+    one.update_parameters(network)
+    other.load_state_dict(one.state_dict())
+    update = AverageUpdate(other, network)
+
+    for _ in range(4):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_()
+        one.update_parameters(network)
+        update()
+
+    torch.testing.assert_close(other.state_dict(), one.state_dict(), rtol=0, atol=0)
+
+
+def test_the_first_update_copies_the_network():
+    network = nn.Linear(3, 2)
+    averaged = averaged_copy(network, 0.9)
+    with torch.no_grad():
+        network.weight.fill_(7.0)
+
+    AverageUpdate(averaged, network)()
+
+    assert torch.equal(averaged.module.weight, network.weight)
+    assert averaged.n_averaged == 1

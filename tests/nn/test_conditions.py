@@ -168,3 +168,20 @@ def test_scale_and_shift_of_known_vectors_do_not_matter():
     codes = torch.arange(6)[:, None]
 
     torch.testing.assert_close(changed(codes), plain(codes), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Classes(5, VECTORS), Members(5, largest=2, vectors=VECTORS)])
+def test_few_cells_of_many_known_classes_are_embedded_as_many_are(kind):
+    """A batch projects the vectors that it has, or all of them, whichever are fewer."""
+    embedding = build(kind)
+    codes = torch.cartesian_prod(torch.arange(6), torch.arange(6)) if len(kind.null) == 2 else torch.arange(6)[:, None]
+    codes = torch.cat([codes, torch.tensor([kind.null])])
+
+    alone = torch.cat([embedding(row[None]) for row in codes])
+
+    torch.testing.assert_close(alone, embedding(codes))
+
+
+def test_a_number_of_no_known_class_is_refused():
+    with pytest.raises(IndexError):
+        build(Classes(5, VECTORS))(torch.tensor([[6]]))

@@ -220,3 +220,17 @@ def test_factor_pooling_of_an_empty_cell_has_finite_gradients():
     pooling = build_factor_pooling()
     pooling(torch.zeros(1, N_GENES, dtype=torch.float64)).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in pooling.parameters())
+
+
+@pytest.mark.parametrize("value_after_norm", [True, False])
+def test_pooling_the_panel_is_pooling_the_expressed_genes(value_after_norm):
+    pooling, values = build_attention_pooling(value_after_norm=value_after_norm), draw_values()
+    values[1] = 0  # a cell without expressed genes
+    results = []
+    for tokens in (pooling(expressed_genes(values)), pooling.pool_panel(values)):
+        pooling.zero_grad()
+        tokens.square().sum().backward()
+        results.append((tokens.detach(), [p.grad for p in pooling.parameters()]))
+
+    tolerance = 1e-10 if value_after_norm else 1e-6  # what the norm's epsilon leaves of the values
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)

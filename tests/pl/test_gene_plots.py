@@ -87,7 +87,7 @@ def test_the_users_cells_are_left_as_they_are(plot):
     for adata, copy in zip(cells, before, strict=True):
         assert (adata.X != copy.X).nnz == 0
         assert (list(adata.obs), list(adata.var)) == (list(copy.obs), list(copy.var))
-        assert not [*adata.uns, *adata.obsm, *adata.layers]
+        assert not [*adata.uns, *adata.obsm, *filter(None, adata.layers)]  # from anndata 0.13 on, None names X
 
 
 @every_plot

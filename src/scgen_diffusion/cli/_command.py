@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._config import read_config, resolved_config
+from ._terminal import Terminal
 from ._values import Keyed, collected
 
 if TYPE_CHECKING:
@@ -45,17 +46,15 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Print the configuration, or run the command."""
-        from ._terminal import Terminal
-
         given = {name: value for name, value in ctx.params.items() if value is not None and value != ()}
         options = {name: value for name, value in given.items() if name not in OWN}
         if given.get(PRINT_CONFIG):
             click.echo(resolved_config(self, options), nl=False)
             return None
-        ctx.obj = Terminal.of(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
         try:
-            with ctx.obj.at_work():
-                return self.callback(ctx.obj, options)
+            terminal = Terminal.of(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
+            with terminal.at_work():
+                return self.callback(terminal, options)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise

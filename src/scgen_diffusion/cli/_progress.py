@@ -58,8 +58,8 @@ class Lines(Callback):
             if key in trainer.callback_metrics
         ]
         left = seconds / (done - self.first_epoch) * (trainer.max_epochs - done)
-        parts = [f"{name}: epoch {done}/{trainer.max_epochs}", *losses, f"{seconds:.0f} s, {left:.0f} s left"]
-        return ", ".join(parts)
+        times = [f"{seconds:.0f} s", *([f"{left:.0f} s left"] if done < trainer.max_epochs else [])]
+        return ", ".join([f"{name}: epoch {done}/{trainer.max_epochs}", *losses, *times])
 
 
 def _name(trainer: pl.Trainer) -> str:

@@ -33,10 +33,15 @@ def set_up(model_class: Any, cells: AnnData | MuData, options: Mapping[str, Any]
     if isinstance(cells, MuData):
         _set_up_paired(model_class, cells, options, arguments)
         return
+    check_single_modality(options)
+    model_class.setup_anndata(cells, **arguments, **python_options(options, "layer", "values"))
+
+
+def check_single_modality(options: Mapping[str, Any]) -> None:
+    """Raise for options that only several modalities have."""
     if "modality" in options or isinstance(options.get("layer"), dict):
         msg = "--modality, and --layer with a modality, are for .h5mu files."
         raise click.UsageError(msg)
-    model_class.setup_anndata(cells, **arguments, **python_options(options, "layer", "values"))
 
 
 def conditions_of(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
 from ._outputs import check_new, remove, whole
-from ._setup import set_up
+from ._setup import check_single_modality, conditions_of, set_up
 from ._terminal import Terminal
 from ._values import Keyed, number, scalar, toml_value, whole_number
 
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from anndata import AnnData
-    from mudata import MuData
-
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
+OF_WINDOWS = ("shared_genes", "window_size", "block_size")
 COMMAND_FILE = "train.toml"
 
 
@@ -96,8 +94,11 @@ OF_CELLS = [
         section=CELLS,
         is_flag=True,
         default=None,
-        help="Leave the values in the files, for cells that do not fit in memory.",
+        help="Read the cells from the files window by window, for what does not fit in memory; always so for several files.",
     ),
+    Option(["--shared-genes"], section=CELLS, is_flag=True, default=None, help="Of several files take the genes that all have."),
+    Option(["--window-size"], section=CELLS, type=int, metavar="N", help="Cells in memory together, if they are read from files."),
+    Option(["--block-size"], section=CELLS, type=int, metavar="N", help="Neighbouring cells that are read together."),
 ]
 OF_MODEL = [
     Option(
@@ -193,15 +194,14 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     checkpoints = _checkpoint_dir(options)
     package = terminal.libraries()
     _seed(options["seed"])
-    cells = _cells_of(terminal, options)
     model_class = getattr(package.model, options["model"])
-    set_up(model_class, cells, options)
-    model = model_class(cells, **python_options(options, "size"), **options.get("architecture", {}))
-    _summarise(terminal, model, cells)
+    terminal.say(f"Reading {', '.join(map(str, options['cells']))}")
+    model, cells = _model_of_files(package, model_class, options) if _reads_windows(options) else _model(model_class, options)
+    _summarise(terminal, model)
     started = time.monotonic()
     if checkpoints is not None:
         terminal.on_interrupt = f"The checkpoints are in {checkpoints}; the same command goes on from there."
-    model.train(**_arguments_of_train(terminal, options), checkpoint_dir=checkpoints)
+    model.train(**_arguments_of_train(terminal, options), **cells, checkpoint_dir=checkpoints)
     if terminal.signals.received:  # the stage ended in order, and the others were left out
         raise terminal.interrupted()
     if _is_first_process():
@@ -233,20 +233,51 @@ def _seed(seed: int) -> None:
     settings.seed = seed
 
 
-def _cells_of(terminal: Terminal, options: Mapping[str, Any]) -> AnnData | MuData:
-    paths = options["cells"]
-    if len(paths) > 1 and any(map(are_paired, paths)):
-        msg = "Of .h5mu one file is read, but several were given."
+def _reads_windows(options: Mapping[str, Any]) -> bool:
+    """Tell whether cells stay in their files."""
+    several = len(options["cells"]) > 1
+    windows = several or options.get("backed", False)
+    if windows and any(map(are_paired, options["cells"])):
+        msg = "Several modalities (.h5mu) are read into memory, and from one file."
         raise click.UsageError(msg)
-    terminal.say(f"Reading {', '.join(map(str, paths))}")
-    return read_cells(paths[0], backed=options.get("backed", False))
+    if windows and options.get("save_cells"):
+        msg = "--save-cells is for cells in memory; those of several files, or with --backed, stay where they are."
+        raise click.UsageError(msg)
+    given = [name for name in OF_WINDOWS if name in options]
+    if given and not windows:
+        msg = f"--{given[0].replace('_', '-')} is for cells that stay in their files: several files, or --backed."
+        raise click.UsageError(msg)
+    return windows
 
 
-def _summarise(terminal: Terminal, model: Any, cells: AnnData | MuData) -> None:
+def _model(model_class: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a model of cells in memory, and what its training is told of them: nothing."""
+    cells = read_cells(options["cells"][0])
+    set_up(model_class, cells, options)
+    return model_class(cells, **_architecture(options)), {}
+
+
+def _model_of_files(package: Any, model_class: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a model of cells in files, and what its training is told of them."""
+    check_single_modality(options)
+    genes = {"genes": "shared"} if options.get("shared_genes") else {}
+    windows = python_options(options, "window_size", "block_size") | genes
+    cells = package.data.CellFiles(
+        list(options["cells"]), **conditions_of(options), **python_options(options, "layer", "values"), **windows
+    )
+    return model_class(registry=cells.registry, **_architecture(options)), {"datamodule": cells}
+
+
+def _architecture(options: Mapping[str, Any]) -> dict[str, Any]:
+    return python_options(options, "size") | options.get("architecture", {})
+
+
+def _summarise(terminal: Terminal, model: Any) -> None:
     keys = [f"{name} ({len(values)})" for name, values in model.conditions.categories.items()]
     keys += [name for name in model.conditions.keys if name not in model.conditions.categories]
     given = f"; conditions: {', '.join(keys)}" if keys else "; no conditions"
-    terminal.say(f"{type(model).__name__} of {cells.n_obs:,} cells and {model.summary_stats.n_vars:,} genes{given}")
+    stats = model.summary_stats
+    terminal.say(f"{type(model).__name__} of {stats.n_cells:,} cells and {stats.n_vars:,} genes{given}")
 
 
 def _arguments_of_train(terminal: Terminal, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def number(value: Any) -> int | float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     try:
-        return int(value) if str(value).lstrip("+-").isdecimal() else float(value)
+        return int(value) if str(value).strip().lstrip("+-").isdecimal() else float(value)
     except (TypeError, ValueError):
         msg = f"{value!r} is not a number"
         raise ValueError(msg) from None

@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 
 from ._cell_files import CellFiles
-from ._file_matrix import stacked
+from ._file_matrix import runs_of, stacked
 from ._windows import read_windows
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ class AnnbatchMatrix:
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows, whose numbers ascend."""
         annbatch = _import_annbatch()
-        loader = annbatch.Loader(batch_sampler=_sampler_of(rows), preload_to_gpu=False)
+        asked = np.concatenate([np.arange(run[0], run[-1] + 1) for run in runs_of(rows)])
+        sampler = _sampler_of(asked, np.searchsorted(asked, rows))
+        loader = annbatch.Loader(batch_sampler=sampler, preload_to_gpu=False)
         (batch,) = loader.add_adatas(self.backed)
         return self._selected(batch["X"], rows)
 
@@ -101,12 +103,12 @@ def _import_annbatch() -> Any:
     return annbatch
 
 
-def _sampler_of(rows: np.ndarray) -> Any:
-    """Return a sampler of annbatch that asks for these rows, all in one batch and in this order."""
+def _sampler_of(rows: np.ndarray, kept: np.ndarray) -> Any:
+    """Return a sampler of annbatch that asks for these rows, and for one batch of those at the positions that are kept."""
     from annbatch.abc import Sampler
 
     class OneRequest(Sampler):
-        batch_size = len(rows)
+        batch_size = len(kept)
         shuffle = False
 
         def n_batches(self, n_obs: int) -> int:
@@ -116,6 +118,6 @@ def _sampler_of(rows: np.ndarray) -> Any:
             """Accept what the plan asks for, which knows how many cells there are."""
 
         def _sample(self, n_obs: int) -> Iterator[dict[str, Any]]:
-            yield {"requests": rows, "splits": [np.arange(len(rows))]}
+            yield {"requests": rows, "splits": [kept]}
 
     return OneRequest()

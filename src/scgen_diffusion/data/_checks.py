@@ -54,7 +54,9 @@ def check_values(matrix: Any, where: str, values: Literal["counts", "log1p"]) ->
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
     """Return the name of what ``layer`` means, or raise KeyError if there is no such layer."""
     if layer is not None and layer not in adata.layers:
-        msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, list(adata.layers))}"
+        msg = (
+            f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, [name for name in adata.layers if name])}"
+        )
         raise KeyError(msg)
     return f"{owner}.X" if layer is None else f"{owner}.layers[{layer!r}]"
 

@@ -56,14 +56,14 @@ class FileMatrix:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows, whose numbers ascend."""
-        parts = [self._select(part) for part in _runs(rows)]
+        parts = [self._select(part) for part in runs_of(rows)]
         return parts[0] if len(parts) == 1 else stacked(parts)
 
     @property
     def rows_per_chunk(self) -> float:
         """How many rows one part has in which the file is stored, about; 0 if it is not stored in parts."""
         array = self.element["data"] if self.is_sparse else self.element
-        per_chunk = (array.chunks or (0,))[0]
+        per_chunk = (getattr(array, "shards", None) or array.chunks or (0,))[0]
         return per_chunk * self.shape[0] / max(array.shape[0], 1)
 
     def _select(self, rows: np.ndarray) -> Rows:
@@ -121,6 +121,6 @@ def dense(rows: Rows) -> np.ndarray:
     return rows.astype(np.float32, copy=False).toarray()
 
 
-def _runs(rows: np.ndarray) -> Iterator[np.ndarray]:
+def runs_of(rows: np.ndarray) -> Iterator[np.ndarray]:
     """Part ascending row numbers where there is a gap that is better skipped than read."""
     yield from np.split(rows, np.flatnonzero(np.diff(rows) > NEAR) + 1)

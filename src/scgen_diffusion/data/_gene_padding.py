@@ -38,7 +38,7 @@ def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
         var=var.copy(),
         uns=dict(source.uns),
         obsm=dict(source.obsm),
-        layers={name: _selected(layer, selection) for name, layer in source.layers.items()},
+        layers={name: _selected(layer, selection) for name, layer in source.layers.items() if name},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ._mudata_checks import check_modalities, check_modality, layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import rich.table
     from anndata import AnnData
@@ -184,9 +186,14 @@ def build_mudata(
 
 
 def _paired(parts: Mapping[str, AnnData], obs: pd.DataFrame, provenance: Mapping[str, Any]) -> MuData:
-    with mudata.set_options(pull_on_update=False), warnings.catch_warnings():
+    with _without_pulling(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="var_names are not unique")  # a gene and its protein share a name
         mdata = MuData(dict(parts))
     mdata.obs = obs.copy()
     mdata.uns[PROVENANCE_KEY] = dict(provenance)
     return mdata
+
+
+def _without_pulling() -> AbstractContextManager[Any]:
+    """Keep modalities' columns where they are, which mudata does of itself from 0.4 on."""
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()

@@ -85,13 +85,16 @@ class WindowPlan:
         self.epoch = epoch
 
     def windows(self) -> Iterator[Window]:
-        """Yield the windows of this pass."""
+        """Return the windows of this pass, which may be gone through after another pass was chosen."""
         rng = np.random.default_rng([self.seed, self.epoch])
         blocks = self._blocks(rng)
-        ends = np.cumsum([stop - start for start, stop in blocks])
-        for start in range(0, self.share, self.window_size):
-            size = min(self.window_size, self.share - start)
-            yield self._window(self._pick(blocks, ends, self.first + start, size), rng)
+        ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
+        starts = range(0, self.share, self.window_size)
+        sizes = (min(self.window_size, self.share - start) for start in starts)
+        return (
+            self._window(self._pick(blocks, ends, self.first + start, size), rng)
+            for start, size in zip(starts, sizes, strict=True)
+        )
 
     def _blocks(self, rng: np.random.Generator) -> np.ndarray:
         """Return the blocks in the order of this pass, as ``(start, stop)`` in the given rows, ``(blocks, 2)``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
@@ -25,6 +26,7 @@ from ._convert import (
 
 if TYPE_CHECKING:
     import os
+    from contextlib import AbstractContextManager
 
     from anndata import AnnData
     from mudata import MuData
@@ -236,11 +238,16 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
         "rna": expression_adata(rna.loc[label.index].to_numpy(), obs, rna.columns, source),
         "prot": count_adata(protein.loc[label.index].to_numpy(), obs[[]], protein.columns),
     }
-    with mudata.set_options(pull_on_update=False), warnings.catch_warnings():
+    with _without_pulling(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="var_names are not unique")  # genes and proteins share four names
         mdata = mudata.MuData(modalities)
     mdata.obs["cell_type"] = modalities["rna"].obs["cell_type"]
     return mdata
+
+
+def _without_pulling() -> AbstractContextManager[Any]:
+    """Keep modalities' columns where they are, which mudata does of itself from 0.4 on."""
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
 
 
 def _smallest_count(values: sparse.csr_matrix, totals: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,6 +31,8 @@ class ConditionColumns:
         Of the same dtype as conditions: long, or float32 if any key is a number.
     key
         Number of the key that each column belongs to, ``(columns,)``, ascending from 0.
+    n_keys
+        Number of keys. Default: read off ``key``, for which the host waits if that is on a GPU.
 
     Examples
     --------
@@ -43,16 +45,17 @@ class ConditionColumns:
 
     null: Tensor
     key: Tensor
+    n_keys: int = -1
+
+    def __post_init__(self) -> None:
+        """Count the keys, if nobody told."""
+        if self.n_keys < 0:
+            object.__setattr__(self, "n_keys", int(self.key[-1]) + 1 if len(self.key) else 0)
 
     @classmethod
     def of_classes(cls, n_classes: Sequence[int]) -> Self:
         """Describe categorical keys alone: one column each, and the number of classes for "not given"."""
         return cls(torch.tensor(list(n_classes), dtype=torch.long), torch.arange(len(n_classes)))
-
-    @property
-    def n_keys(self) -> int:
-        """Number of keys."""
-        return int(self.key[-1]) + 1 if len(self.key) else 0
 
     def keep(self, condition: Tensor, keys: Sequence[int] | Tensor) -> Tensor:
         """Null every key of ``condition (n, columns)`` that is not listed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import scipy.sparse as sp
@@ -48,7 +48,12 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str)
     """Return the cells that have a modality, with these columns of `obs`; values are shared with the MuData."""
     adata = cells.mod[modality]
     obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
-    return AnnData(adata.X, obs=obs, var=pd.DataFrame(index=adata.var_names), layers=dict(adata.layers), uns=adata.uns)
+    return AnnData(adata.X, obs=obs, var=pd.DataFrame(index=adata.var_names), layers=_layers(adata), uns=adata.uns)
+
+
+def _layers(adata: AnnData) -> dict[str, Any]:
+    """Return the layers; from anndata 0.13 on, X is among them under the name None."""
+    return {layer: values for layer, values in adata.layers.items() if layer is not None}
 
 
 def paired_cells(

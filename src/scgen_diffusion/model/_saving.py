@@ -70,7 +70,7 @@ class SavingMixin(BaseModelClass):
             msg = f"{folder} already exists. Choose another folder or set overwrite=True."
             raise ValueError(msg)
         folder.mkdir(parents=True, exist_ok=True)
-        attributes = {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
+        attributes = {name: value for name, value in vars(self).items() if name.endswith("_")}
         content = {
             "format": FORMAT,
             "model_state_dict": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},

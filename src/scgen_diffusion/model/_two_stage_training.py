@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.train import TrainingCells
 
-ROWS_AT_A_TIME = 1 << 16
+ROWS_AT_A_TIME = 1 << 14
+MEMORY_LIMIT = 2 << 30  # bytes of latents in memory
+MEMORY_LIMIT_WITH_FILES = 64 << 20  # whoever leaves cells in files wants little in memory
 Stage = Literal["autoencoder", "prior", "transport"]
 
 
@@ -214,6 +216,7 @@ class TwoStageTrainingMixin(TrainingMixin):
                 "log_total": self.module.library_size.shape,
             },
             {"condition": self.module.null_condition.dtype},
+            memory_limit=MEMORY_LIMIT if self._file_cells is None else MEMORY_LIMIT_WITH_FILES,
         )
         return cache.fill(self._encode_all())
 
@@ -231,20 +234,17 @@ class TwoStageTrainingMixin(TrainingMixin):
 
     def _describe_training_cells(self, cache: LatentCache) -> None:
         """Keep what generating needs to know of the cells: conditions, library sizes and the latents' scale."""
-        condition, mean = cache.arrays["condition"], cache.arrays["mean"]
         self._count_combinations(self._registered_codes)
-        self.module.library_size.fit(cache.arrays["log_total"], condition)
+        self.module.library_size.fit(cache.arrays["log_total"], cache.arrays["condition"])
         if not self._keeps_scale:
-            spread = (mean.var(0, correction=0) + cache.arrays["std"].square().mean(0)).sqrt()
-            self.module.standardise_latents(mean.mean(0), spread)
+            self.module.standardise_latents(*_mean_and_spread(cache))
 
     @torch.no_grad()
     def _describe_predicted_totals(self, cache: LatentCache) -> None:
         """Keep the distribution of what the library-size head draws for the training cells."""
         generator = torch.Generator().manual_seed(0)
         drawn = []
-        for start in range(0, len(cache), ROWS_AT_A_TIME):
-            rows = cache[slice(start, start + ROWS_AT_A_TIME)]
+        for rows in cache.parts(ROWS_AT_A_TIME):
             shape = rows["mean"].shape
             noise = torch.randn(shape, generator=generator).to(rows["mean"].device)
             z, log_totals = (rows["mean"] + rows["std"] * noise).to(self.device), rows["log_total"].to(self.device)
@@ -266,6 +266,15 @@ class TwoStageTrainingMixin(TrainingMixin):
         for tensor in (t for part in parts for t in part.state_dict().values()):
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _mean_and_spread(cache: LatentCache) -> tuple[Tensor, Tensor]:
+    """Return the mean of latents, and the standard deviation of draws from their posteriors, read twice."""
+    n_cells = len(cache)
+    mean = sum(rows["mean"].double().sum(0) for rows in cache.parts(ROWS_AT_A_TIME)) / n_cells
+    squares = ((rows["mean"] - mean).square() + rows["std"].double().square() for rows in cache.parts(ROWS_AT_A_TIME))
+    variance = sum(part.sum(0) for part in squares) / n_cells
+    return mean.float(), variance.sqrt().float()
 
 
 def _epochs_per_stage(max_epochs: int | Mapping[Stage, int] | None) -> Mapping[Stage, int | None]:

@@ -50,9 +50,8 @@ def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = N
     keys = [key for key in ("step", "time", "noise_level", *Label._fields) if key in statistics]
     is_first = statistics["group"] == group1
     is_second = ~is_first if group2 is None else statistics["group"] == group2
-    pools = _pool_cells(statistics[is_first], keys).join(
-        _pool_cells(statistics[is_second], keys), lsuffix="1", rsuffix="2"
-    )
+    pools = _pool_cells(statistics[is_first], keys).add_suffix("1")
+    pools = pools.join(_pool_cells(statistics[is_second], keys).add_suffix("2"))
     table = pools.reset_index()
     table.insert(len(keys), "group1", group1)
     table.insert(len(keys) + 1, "group2", "rest" if group2 is None else group2)

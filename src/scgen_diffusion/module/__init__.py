@@ -4,6 +4,7 @@ from ._architecture import ARCHITECTURES, SCLDMArchitecture, build_architecture
 from ._autoencoder import Posterior
 from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
+from ._ema import AverageUpdate
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._fine_tuning import TRAINABLE, Trainable, take_over, trained_masks
 from ._gene_space import GeneSpaceModule, library_features, to_counts
@@ -21,6 +22,7 @@ __all__ = [
     "LIBRARY_SIZE_KINDS",
     "TARGET_SUM",
     "TRAINABLE",
+    "AverageUpdate",
     "GeneSpaceArchitecture",
     "GeneSpaceModule",
     "InputValues",

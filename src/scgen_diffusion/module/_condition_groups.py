@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ANY = -1
 N_CENTRES = 16  # of the values of a number
+CELLS_AT_A_TIME = 1 << 16
 
 
 class ConditionGroups:
@@ -59,7 +60,9 @@ class ConditionGroups:
         """Turn conditions ``(n, columns)`` into codes, numbers into that of their nearest centre."""
         codes = condition.clone()
         for row, column in enumerate(self.numbers):
-            codes[:, column] = (condition[:, column, None] - centres[row]).abs().argmin(1)
+            for start in range(0, len(codes), CELLS_AT_A_TIME):
+                part = slice(start, start + CELLS_AT_A_TIME)
+                codes[part, column] = (condition[part, column, None] - centres[row]).abs().argmin(1).to(codes)
         return codes.long()
 
     def split(self, codes: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -29,8 +29,10 @@ class ConditionedModule(BaseModuleClass):
     architecture: Any
     null_condition: Tensor
     key_of_column: Tensor
+    n_keys: int
 
     def _register_conditions(self, conditions: Sequence[ConditionSpec], key_groups: Sequence[Sequence[int]]) -> None:
+        self.n_keys = len(conditions)
         self.key_groups = tuple(tuple(group) for group in key_groups)
         self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
@@ -43,7 +45,7 @@ class ConditionedModule(BaseModuleClass):
     @property
     def condition_columns(self) -> ConditionColumns:
         """What the columns of a condition mean."""
-        return ConditionColumns(self.null_condition, self.key_of_column)
+        return ConditionColumns(self.null_condition, self.key_of_column, self.n_keys)
 
     @property
     def strategy(self) -> ConditionStrategy:

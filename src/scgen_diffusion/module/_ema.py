@@ -23,6 +23,41 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     return averaged.requires_grad_(requires_grad=False)
 
 
+class AverageUpdate:
+    """Updates an averaged copy after every step, as ``averaged.update_parameters(network)`` does, but counts the updates itself.
+
+    That asks the device for their number each time, for which a GPU would have to finish its work. Buffers, which training does not
+    change, are copied once.
+
+    Parameters
+    ----------
+    averaged
+        The copy.
+    network
+        What it averages.
+    n_updates
+        How many updates there were. Default: what the copy says, asked once.
+    """
+
+    @torch.no_grad()
+    def __init__(self, averaged: AveragedModel, network: nn.Module, n_updates: int | None = None) -> None:
+        self.averaged = averaged
+        self.n_updates = int(averaged.n_averaged) if n_updates is None else n_updates
+        self._pairs = [x.detach() for x in averaged.module.parameters()], [x.detach() for x in network.parameters()]
+        for copy, buffer in zip(averaged.module.buffers(), network.buffers(), strict=True):
+            copy.copy_(buffer)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Take in the network's weights; the first ones are copied."""
+        if self.n_updates == 0:
+            torch._foreach_copy_(*self._pairs)
+        else:
+            self.averaged.multi_avg_fn(*self._pairs, self.n_updates)
+        self.averaged.n_averaged.add_(1)
+        self.n_updates += 1
+
+
 @torch.no_grad()
 def _average_with_warm_up(
     decay: float, averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ._count_draws import draw_negative_binomial
+from ._negative_binomial import negative_binomial_log_likelihood
 
 if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Generators
@@ -183,60 +184,6 @@ class GaussianLikelihood(nn.Module):
     def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
         """Return the mean itself, as published: the head has no noise of its own."""
         return parameters
-
-
-def negative_binomial_log_likelihood(
-    counts: Tensor, log_mean: Tensor, log_theta: Tensor, outliers: OutlierCounts | None = None
-) -> Tensor:
-    r"""Compute the log-likelihood of counts, summed over genes.
-
-    .. math:: \log\Gamma(x + \theta) - \log\Gamma(\theta) - \log x! + x (\log\mu - \log\theta) - (x + \theta)
-        \log(1 + \mu / \theta)
-
-    With outliers, :math:`\log[(1 - \pi) \operatorname{NB}(x) + \pi \operatorname{Outlier}(x)]`. Every count is compared with
-    a zero, whose log-likelihood is cheap, so that on a CPU the rest is computed for non-zero counts only.
-
-    Parameters
-    ----------
-    counts
-        ``(cells, genes)``.
-    log_mean
-        Logarithm of the mean, ``(cells, genes)``.
-    log_theta
-        Logarithm of the inverse dispersion, ``(genes,)`` or ``(cells, genes)``.
-    outliers
-        The second component, if any.
-
-    Returns
-    -------
-    Tensor
-        ``(cells,)``.
-    """
-    theta = log_theta.exp().expand_as(counts)
-    log_excess = softplus(log_mean - log_theta)
-    log_success = log_mean - log_theta - log_excess
-    log_zero = -(theta * log_excess)
-    total = log_zero.sum(1)
-    if outliers is not None:
-        log_odds = outliers.gene_log_odds().expand_as(counts)
-        total = total - softplus(log_odds).sum(1)
-
-    cells, genes = _cells_and_genes(counts)
-    x = counts[cells, genes]
-    ratio = _above_zero(x, theta[cells, genes], log_success[cells, genes])
-    if outliers is not None:
-        by_outlier = log_odds[cells, genes] + outliers.log_probability(x.clamp(min=1)) - log_zero[cells, genes]
-        ratio = torch.where(x > 0, torch.logaddexp(ratio, by_outlier), ratio)
-    return total.index_add(0, cells, ratio)
-
-
-def _cells_and_genes(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """List the non-zero entries; all entries on a GPU, which would have to wait for their number."""
-    if not counts.is_cuda:
-        return counts.nonzero(as_tuple=True)
-    rows = torch.arange(counts.shape[0], device=counts.device)[:, None].expand_as(counts)
-    columns = torch.arange(counts.shape[1], device=counts.device).expand_as(counts)
-    return rows.reshape(-1), columns.reshape(-1)
 
 
 def _above_zero(counts: Tensor, theta: Tensor, log_success: Tensor) -> Tensor:

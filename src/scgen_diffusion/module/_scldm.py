@@ -328,9 +328,7 @@ class SCLDMModule(ConditionedModule):
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Keep each count with its cell's probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
-    cells, genes = counts.nonzero(as_tuple=True)
-    kept = torch.binomial(counts[cells, genes], keep.expand_as(counts)[cells, genes], generator=generator)
-    return torch.zeros_like(counts).index_put((cells, genes), kept)
+    return torch.binomial(counts, keep.expand_as(counts), generator=generator)
 
 
 def log_share(mean_counts: Tensor) -> Tensor:

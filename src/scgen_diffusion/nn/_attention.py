@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ._scaled_attention import attend_to_scaled_rows
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -78,6 +80,19 @@ class CrossAttention(nn.Module):
         query = split_heads(self.project_query(queries), self.n_heads).expand(len(keys_values), -1, -1, -1)
         attn_mask = None if mask is None else mask[:, None, None, :]
         return self.project_out(merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)))
+
+    def attend_scaled(self, queries: Tensor, table: Tensor, scales: Tensor) -> Tensor:
+        """Let queries ``(1, queries, width)``, shared by all cells, attend to each cell's multiples of rows.
+
+        ``table (rows, 2 * width)`` holds their keys and values, ``scales (cells, rows)`` the multiples, 0 for a row that the cell does
+        not have. The same as :meth:`attend` to ``scales[..., None] * table`` where that is not 0.
+        """
+        query, key, value = (
+            split_heads(x[None] if x.ndim == 2 else x, self.n_heads)[0]
+            for x in (self.project_query(queries), *table.chunk(2, dim=-1))
+        )
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        return self.project_out(merge_heads(attend_to_scaled_rows(scales, scores, value)))
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:

@@ -178,7 +178,11 @@ class KnownClasses(nn.Module):
 
     def forward(self, column: Tensor) -> Tensor:
         """Embed class numbers ``(n, 1)``."""
-        return embedding(column[:, 0].long(), torch.cat([self.known.weight, self.null]))
+        codes = column[:, 0].long()
+        n, n_cells = len(self.known.vectors), len(codes)
+        rows = torch.cat([self.known(codes.clamp(max=n - 1)), self.null])
+        is_known = codes < n
+        return embedding(torch.where(is_known, torch.arange(n_cells, device=codes.device), n_cells + codes - n), rows)
 
 
 class NumberEmbedding(nn.Module):
@@ -219,6 +223,7 @@ class SetEmbedding(nn.Module):
 
     def __init__(self, n: int, width: int, vectors: Tensor | None = None) -> None:
         super().__init__()
+        self.n = n
         self.members = nn.Embedding(n, width) if vectors is None else KnownVectors(vectors, width)
         if vectors is None:
             nn.init.normal_(self.members.weight, std=0.02)
@@ -229,11 +234,10 @@ class SetEmbedding(nn.Module):
 
     def forward(self, columns: Tensor) -> Tensor:
         """Embed member numbers ``(n, largest)``."""
-        table = self.members.weight
-        with_empty_place = torch.cat([table, torch.zeros_like(table[:1])])
         codes = columns.long()
-        given = codes[:, :1] <= len(table)
-        total = embedding(codes.clamp(max=len(table)), with_empty_place).sum(1)
+        given = codes[:, :1] <= self.n
+        vectors = self.members(codes.clamp(max=self.n - 1))
+        total = torch.where((codes < self.n)[..., None], vectors, 0).sum(1)  # nothing for an empty place
         return torch.where(given, total + self.network(total), self.null)
 
 
@@ -256,6 +260,12 @@ class KnownVectors(nn.Module):
         self.project = nn.Sequential(nn.Linear(vectors.shape[1], width), nn.SiLU(), nn.Linear(width, width))
         nn.init.normal_(self.project[-1].weight, std=0.02)
         nn.init.zeros_(self.project[-1].bias)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Embed numbers of vectors ``(...)`` as ``(..., width)``; each vector once, or each number, whichever are fewer."""
+        if len(self.vectors) <= codes.numel():
+            return embedding(codes, self.weight)
+        return self.project(self.vectors[codes])
 
     @property
     def weight(self) -> Tensor:

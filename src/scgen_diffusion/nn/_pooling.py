@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
+from torch.nn.functional import embedding, pad
 
 from ._blocks import CrossAttentionBlock, TransformerBlock
 
@@ -114,14 +114,32 @@ class AttentionPooling(nn.Module):
     def forward(self, gene_set: GeneSet) -> Tensor:
         """Pool each cell's genes into tokens ``(cells, n_tokens, width)``."""
         mask = _with_one_token(gene_set.mask) if self.mask_padding else None
-        tokens = self.pool(self.queries[None], self._keys_values(gene_set), mask)
+        return self._exchange(self.pool(self.queries[None], self._keys_values(gene_set), mask))
+
+    def pool_panel(self, values: Tensor) -> Tensor:
+        """Pool dense ``values (cells, genes)``, none below 0, without collecting the expressed genes first.
+
+        What :meth:`forward` returns where padding is masked, computed in another way: for all genes, by shapes that do not depend on
+        the values. That is quicker on a GPU, which need not wait for the number of expressed genes, and can be compiled. A norm's
+        epsilon that cancels values all but entirely (``value_after_norm=False``) here cancels them entirely.
+        """
+        rows, scales = self.embed_gene.weight[1:], values  # row 0 stands for padding
+        if (
+            not self.value_after_norm
+        ):  # a cell without genes attends to a token of zeros, of which the norm's bias remains
+            present = values != 0
+            rows = torch.cat([torch.zeros_like(rows[:1]), rows])
+            scales = torch.cat([~present.any(1, keepdim=True), present], dim=1).to(values.dtype)
+        return self._exchange(self.pool.pool_scaled(self.queries[None], self.pool.project(rows), scales))
+
+    def _exchange(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
             tokens = block(tokens)
         return tokens
 
     def _keys_values(self, gene_set: GeneSet) -> Tensor:
         if self.value_after_norm:
-            return self.pool.project(self.embed_gene.weight)[gene_set.genes] * gene_set.values[..., None]
+            return embedding(gene_set.genes, self.pool.project(self.embed_gene.weight)) * gene_set.values[..., None]
         return self.pool.project(self.embed_gene(gene_set.genes) * gene_set.values[..., None])
 
 

@@ -69,8 +69,14 @@ class SetEncoder(nn.Module):
         """
         encoded = torch.zeros(len(values), *self.shape, device=values.device)
         if self.attention is not None:
-            gene_set = expressed_genes(values, length=self.padded_length)
-            encoded = encoded + self.read_attention(self.attention(gene_set))
+            encoded = encoded + self.read_attention(self._attend(values))
         if self.factors is not None:
             encoded = encoded + self.read_factors(self.factors(profile)).view(-1, *self.shape)
         return encoded
+
+    def _attend(self, values: Tensor) -> Tensor:
+        """Pool by attention: on a CPU the expressed genes alone, elsewhere all, by shapes that do not depend on the values."""
+        is_eager_on_cpu = values.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_eager_on_cpu or not self.attention.mask_padding:
+            return self.attention(expressed_genes(values, length=self.padded_length))
+        return self.attention.pool_panel(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
+RELEASE_AFTER = 1024  # rows: the system maps up to 64 KiB around each that is read
 DEVICE_SHARE = 0.25  # of a GPU's free memory
 
 
@@ -58,13 +61,18 @@ class LatentCache(Dataset):
         dtypes = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
         self.n_bytes = sum(n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items())
         self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
+        self._maps: list[mmap.mmap] = []
+        self._rows_since_release = 0
         self.arrays = {name: self._allocate(name, (n_rows, *shape), dtypes[name]) for name, shape in shapes.items()}
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if self._folder is None:
             return torch.empty(shape, dtype=dtype)
-        file = str(Path(self._folder.name) / name)
-        return torch.from_file(file, shared=True, size=int(np.prod(shape)), dtype=dtype).view(shape)
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        if n_bytes == 0:
+            return torch.empty(shape, dtype=dtype)
+        self._maps.append(_mapped_file(Path(self._folder.name) / name, n_bytes))
+        return torch.frombuffer(self._maps[-1], dtype=dtype).view(shape)
 
     @property
     def is_memory_mapped(self) -> bool:
@@ -78,8 +86,23 @@ class LatentCache(Dataset):
             stop = start + len(next(iter(batch.values())))
             for name, rows in batch.items():
                 self.arrays[name][start:stop] = rows
+            self._release_after(stop - start)
             start = stop
         return self
+
+    def parts(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """Yield consecutive rows, so many at a time; of a file no more is in memory."""
+        for start in range(0, len(self), size):
+            yield self[slice(start, start + size)]
+            self._release_after(size)
+
+    def _release_after(self, n_rows: int) -> None:
+        """Give memory back after so many further rows; the file keeps what is in it, and the system decides how much of that it keeps at hand."""
+        self._rows_since_release += n_rows
+        if self._rows_since_release >= RELEASE_AFTER and hasattr(mmap, "MADV_DONTNEED"):
+            self._rows_since_release = 0
+            for file in self._maps:
+                file.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device: torch.device) -> LatentCache:
         """Move to a GPU if there is room, for then no step waits for a copy."""
@@ -91,7 +114,23 @@ class LatentCache(Dataset):
         return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, rows: Sequence[int] | slice) -> dict[str, Tensor]:
-        return {name: array[rows] for name, array in self.arrays.items()}
+        read = {name: array[rows] for name, array in self.arrays.items()}
+        if not isinstance(rows, slice):  # which is a view, and not read yet
+            self._release_after(len(rows))
+        return read
+
+
+def _mapped_file(path: Path, n_bytes: int) -> mmap.mmap:
+    """Map a new file into memory, on a disk that has room for it: without, a write to it would end the process."""
+    with path.open("w+b") as file:
+        file.truncate(n_bytes)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            except OSError as error:
+                msg = f"No room for {n_bytes / 2**30:.1f} GiB of latents in {path.parent}: {error.strerror}. Name another folder by the environment variable TMPDIR."
+                raise OSError(error.errno, msg) from error
+        return mmap.mmap(file.fileno(), n_bytes)
 
 
 class LatentDataModule(pl.LightningDataModule):

@@ -8,7 +8,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
-from ._stage_plan import StagePlan
+from ._stage_plan import AveragingPlan, StagePlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +72,7 @@ class AutoencoderPlan(StagePlan):
         return self.recipe.kl_weight * rise
 
 
-class PriorPlan(StagePlan):
+class PriorPlan(AveragingPlan):
     """Train the prior, and the reader of library sizes, on latents of the training cells.
 
     Parameters
@@ -109,12 +109,7 @@ class PriorPlan(StagePlan):
         total = velocity_loss + library_loss
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Update the averaged weights."""
-        self.module.averaged_prior.update_parameters(self.module.prior)
-
-
-class DiffusionPlan(StagePlan):
+class DiffusionPlan(AveragingPlan):
     """Train a gene-space network, and the reader of library sizes, on cells.
 
     Parameters
@@ -160,7 +155,3 @@ class DiffusionPlan(StagePlan):
             batch, generative_kwargs={"noise": noise, "t": t, "condition": condition, "averaged": not training}
         )
         return {"loss": losses.loss, **losses.extra_metrics}
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Update the averaged weights."""
-        self.module.averaged_network.update_parameters(self.module.network)

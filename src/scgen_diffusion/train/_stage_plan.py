@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from scgen_diffusion.module import AverageUpdate
+
 from ._schedules import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -17,10 +19,13 @@ if TYPE_CHECKING:
     from scvi.module.base import BaseModuleClass
     from torch.utils.hooks import RemovableHandle
 
+    from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
+
     from ._recipes import Recipe
     from ._trained_rows import TrainedRows
 
 VALIDATION_SEED = 0
+FUSED_ON = ("cpu", "cuda")
 TRANSPORT = "module.transport."  # in the names of a checkpoint
 
 
@@ -103,11 +108,28 @@ class StagePlan(pl.LightningModule):
         """Build AdamW and its schedule."""
         recipe = self.recipe
         optimizer = torch.optim.AdamW(
-            self.trained_groups, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+            self.trained_groups,
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",  # whose scaler must come between
         )
         factor = learning_rate_factor(recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients together, in few kernels; Lightning itself refuses to where the optimiser is fused."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in FUSED_ON)
 
     @property
     def n_steps(self) -> int:
@@ -195,3 +217,22 @@ class StagePlan(pl.LightningModule):
                 prog_bar=name == "loss",
                 sync_dist=self.trainer.world_size > 1,
             )
+
+
+class AveragingPlan(StagePlan):
+    """A stage that keeps averaged weights of its network."""
+
+    module: SCLDMModule | GeneSpaceModule
+    _update_average: AverageUpdate | None = None
+
+    def on_train_start(self) -> None:
+        """Shuffle on, and average on, where the checkpoint left off."""
+        super().on_train_start()
+        self._update_average = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Update the averaged weights."""
+        if self._update_average is None:
+            network, averaged = self.module.network_and_average
+            self._update_average = AverageUpdate(averaged, network)
+        self._update_average()

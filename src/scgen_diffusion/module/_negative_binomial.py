@@ -1,0 +1,174 @@
+"""The log-likelihood of negative binomial counts, with its gradient written out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid, softplus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._likelihoods import OutlierCounts
+
+N_TABULATED = 16  # counts up to it are most of all, and their log-Gammas are short sums
+
+
+def negative_binomial_log_likelihood(
+    counts: Tensor, log_mean: Tensor, log_theta: Tensor, outliers: OutlierCounts | None = None
+) -> Tensor:
+    r"""Compute the log-likelihood of counts, summed over genes.
+
+    .. math:: \log\Gamma(x + \theta) - \log\Gamma(\theta) - \log x! + x (\log\mu - \log\theta) - (x + \theta)
+        \log(1 + \mu / \theta)
+
+    With outliers, :math:`\log[(1 - \pi) \operatorname{NB}(x) + \pi \operatorname{Outlier}(x)]`. Zeros are cheap: on a CPU the rest is
+    computed for non-zero counts only. Elsewhere it is computed for all, since a GPU would have to wait for their number. The
+    gradient is computed on the way, and of all that the two tensors ``(cells, genes)`` are kept that it consists of.
+
+    Parameters
+    ----------
+    counts
+        ``(cells, genes)``.
+    log_mean
+        Logarithm of the mean, ``(cells, genes)``.
+    log_theta
+        Logarithm of the inverse dispersion, ``(genes,)`` or ``(cells, genes)``.
+    outliers
+        The second component, if any.
+
+    Returns
+    -------
+    Tensor
+        ``(cells,)``.
+    """
+    entries = Entries.of_nonzero(counts) if counts.device.type == "cpu" else Entries.of_all(counts)
+    if outliers is None:
+        return _LogLikelihood.apply(entries, log_mean, log_theta, None)
+    log_odds = outliers.gene_log_odds()
+    by_outlier = entries.of(log_odds) + entries.of_counts(outliers.log_probability)
+    return _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier) - softplus(log_odds).sum()
+
+
+class Entries(NamedTuple):
+    """Some of the counts of a batch: all that are not zero, one after the other, or simply all.
+
+    Attributes
+    ----------
+    counts
+        ``(cells, genes)``.
+    x
+        Counts that are listed, ``(n,)`` or ``(cells, genes)``.
+    places
+        Where they stand in the flattened ``counts``; None for all.
+    largest
+        The largest of them; None if it is not known, or they are no whole numbers.
+    """
+
+    counts: Tensor
+    x: Tensor
+    places: Tensor | None = None
+    largest: int | None = None
+
+    @classmethod
+    def of_nonzero(cls, counts: Tensor) -> Entries:
+        """List the counts that are not zero."""
+        places = counts.flatten().nonzero()[:, 0]
+        x = counts.flatten()[places]
+        largest = int(x.max()) if len(x) and torch.equal(x, x.round()) else None
+        return cls(counts, x, places, largest)
+
+    @classmethod
+    def of_all(cls, counts: Tensor) -> Entries:
+        """Take all, in their shape, which does not depend on what they are."""
+        return cls(counts, counts)
+
+    @property
+    def genes(self) -> Tensor:
+        """Number of the gene of each listed count."""
+        return self.places % self.counts.shape[1]
+
+    def of(self, values: Tensor) -> Tensor:
+        """Read ``values (cells, genes)`` or ``(genes,)`` at the entries."""
+        if self.places is None:
+            return values.expand_as(self.counts)
+        return values.index_select(0, self.genes) if values.ndim == 1 else values.flatten()[self.places]
+
+    def of_counts(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Evaluate a function of counts of at least 1; where few counts are possible, once for each of them."""
+        if self.largest is None or self.largest >= len(self.x):
+            return function(self.x.clamp(min=1))
+        table = function(torch.arange(1, self.largest + 1, dtype=self.x.dtype))
+        return table.index_select(0, self.x.long() - 1)
+
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        """Replace the entries of ``into (cells, genes)`` by ``values``; zeros stay."""
+        if self.places is None:
+            return torch.where(self.counts > 0, values, into)
+        into.view(-1)[self.places] = values
+        return into
+
+    def rising(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\log\Gamma(x + \theta) - \log\Gamma(\theta)`, and its derivative by :math:`\theta`.
+
+        For a whole ``x`` these are the sums of :math:`\log(\theta + k)`, and of their inverses, over ``k < x``. Where each gene has its own
+        ``theta (genes,)``, they are added up once per gene.
+        """
+        if theta.ndim > 1 or self.largest is None:
+            return _log_gamma_rise(self.x, self.of(theta))
+        terms = theta[:, None] + torch.arange(min(N_TABULATED, self.largest), dtype=theta.dtype)
+        slot = self.genes * terms.shape[1] + self.x.long().clamp(max=N_TABULATED) - 1
+        rise, slope = (part.cumsum(1).flatten().index_select(0, slot) for part in (terms.log(), terms.reciprocal()))
+        if self.largest > N_TABULATED:
+            large = (self.x > N_TABULATED).nonzero()[:, 0]
+            rise[large], slope[large] = _log_gamma_rise(self.x[large], theta[self.genes[large]])
+        return rise, slope
+
+
+def _log_gamma_rise(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    return (x + theta).lgamma() - theta.lgamma(), (x + theta).digamma() - theta.digamma()
+
+
+class _LogLikelihood(torch.autograd.Function):
+    """Sum over genes of log NB, and of ``log(NB + exp(by_outlier))`` where a count above zero may be an outlier."""
+
+    @staticmethod
+    def forward(ctx: Any, entries: Entries, log_mean: Tensor, log_theta: Tensor, by_outlier: Tensor | None) -> Tensor:
+        theta, log_odds = log_theta.exp(), log_mean - log_theta
+        value = softplus(log_odds).mul_(-theta)  # of a zero; then its derivatives by log mean and log theta
+        by_mean = torch.sigmoid(log_odds).mul_(-theta)
+        by_theta = value - by_mean
+
+        x, log_odds, theta = entries.x, entries.of(log_odds), entries.of(theta)
+        rise, slope = entries.rising(log_theta.exp())
+        expected = x * torch.sigmoid(-log_odds)
+        above = entries.of(value) + rise - entries.of_counts(_log_factorial) + x * logsigmoid(log_odds)
+        above_by_mean = entries.of(by_mean) + expected
+        above_by_theta = entries.of(by_theta) + theta * slope - expected
+        share = None
+        if by_outlier is not None:
+            share = torch.sigmoid(by_outlier - above)
+            above = torch.logaddexp(above, by_outlier)
+            above_by_mean, above_by_theta = above_by_mean * (1 - share), above_by_theta * (1 - share)
+            share = share if entries.places is not None else entries.put(share, torch.zeros_like(share))
+        by_mean, by_theta = entries.put(above_by_mean, by_mean), entries.put(above_by_theta, by_theta)
+        ctx.per_gene, ctx.places = log_theta.ndim == 1, entries.places
+        ctx.save_for_backward(by_mean, by_theta, share)
+        return entries.put(above, value).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        by_mean, by_theta, share = ctx.saved_tensors
+        of_cells = gradient[:, None]
+        for_theta = gradient @ by_theta if ctx.per_gene else of_cells * by_theta
+        if share is not None:
+            share = share * (of_cells if ctx.places is None else gradient[ctx.places // by_mean.shape[1]])
+        return None, of_cells * by_mean, for_theta, share
+
+
+def _log_factorial(x: Tensor) -> Tensor:
+    return (x + 1).lgamma()

@@ -1,0 +1,138 @@
+"""Help: quick, complete, and true to the Python interface."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+import scgen_diffusion as sgd
+from scgen_diffusion.cli import cli
+from scgen_diffusion.cli._command import OWN
+
+COMMANDS = ["train", "generate", "evaluate", "evaluate-perturbation", "report", "info"]
+HEAVY = {"torch", "scvi", "anndata", "numpy", "pandas", "lightning", "h5py"}
+PAGE = Path(sgd.__file__).parents[2] / "docs" / "how_to" / "command_line.md"
+
+
+def names_of(command):
+    return {param.name for param in cli.commands[command].params}
+
+
+def test_help_needs_no_library_that_takes_seconds_to_import(run_python):
+    script = (
+        "import sys\nfrom scgen_diffusion.cli import main\nassert main(['train', '--help']) == 0\n"
+        "from click.shell_completion import ShellComplete\nimport scgen_diffusion.cli as c\n"
+        "ShellComplete(c.cli, {}, 'x', 'y').get_completions(['train', '--precision'], '')\n"
+        f"print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
+    )
+    assert "HEAVY []" in run_python(script)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(call, command):
+    code, out, err = call(command, "--help")
+    assert (code, err) == (0, "")
+    for param in cli.commands[command].params:
+        if isinstance(param, click.Option):
+            assert param.help, param.name
+            assert param.opts[0] in out
+
+
+def test_without_a_command_the_help_is_shown(call):
+    code, _, err = call()
+    assert code == 2
+    assert all(command in err for command in COMMANDS)
+    assert "Exit codes:" in err
+
+
+def test_the_version_is_that_of_the_package(call):
+    assert call("--version") == (0, f"scgen-diffusion {sgd.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "completion"])
+def test_every_option_stands_in_the_documentation(command):
+    page = PAGE.read_text(encoding="utf-8")
+    section = re.search(rf"^### `{command}`\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE).group(1)
+    general = re.search(r"^### Of all commands\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE).group(1)
+    for param in cli.commands[command].params:
+        if isinstance(param, click.Option):
+            assert f"`{param.opts[0]}`" in (general if param.name in OWN else section), param.opts[0]
+
+
+RENAMED = {
+    "condition_keys": "condition",
+    "continuous_condition_keys": "continuous_condition",
+    "set_condition_keys": "set_condition",
+    "control_values": "control",
+    "condition_embeddings": "condition_embedding",
+    "modalities": "modality",
+    "layers": "layer",
+    "autoencoder_kwargs": "autoencoder",
+    "prior_kwargs": "prior",
+    "recipe_kwargs": "recipe",
+    "trainer_kwargs": "trainer",
+    "save_anndata": "save_cells",
+    "metrics": "metric",
+    "paths": "cells",
+    "genes": "shared_genes",
+    "others": "other",
+    "adata": "cells",
+    "mdata": "cells",
+    "datamodule": "cells",
+    "dir_path": "out",
+    "path": "out",
+    "real_test": "real",
+    "predicted": "synthetic",
+}
+BEYOND = {  # what makes no sense on a command line, or follows from it
+    "self", "cls", "kwargs", "registry", "prefix", "anndata_write_kwargs", "show_progress", "space", "scales",
+}  # fmt: skip
+FUNCTIONS = {
+    "train": [
+        sgd.model.SCLDM.setup_anndata,
+        sgd.model.SCLDM.setup_mudata,
+        sgd.model.SCLDM.__init__,
+        sgd.model.SCLDM.train,
+        sgd.model.SCRDIT.train,
+        sgd.model.SCLDM.save,
+        sgd.data.CellFiles.__init__,
+    ],
+    "generate": [sgd.model.SCLDM.generate_to, sgd.model.SCRDIT.generate_to],
+    "evaluate": [sgd.metrics.evaluate, sgd.metrics.evaluate_modalities],
+    "evaluate-perturbation": [sgd.metrics.evaluate_perturbation],
+    "report": [sgd.report],
+}
+
+
+@pytest.mark.parametrize(("command", "function"), [(c, f) for c, functions in FUNCTIONS.items() for f in functions])
+def test_every_argument_of_the_python_interface_is_an_option(command, function):
+    arguments = [RENAMED.get(name, name) for name in inspect.signature(function).parameters if name not in BEYOND]
+    assert [name for name in arguments if name not in names_of(command)] == []
+
+
+@pytest.mark.parametrize("cls", [sgd.module.SCLDMArchitecture, sgd.module.GeneSpaceArchitecture])
+def test_no_option_hides_one_of_the_architecture(cls):
+    assert "size" not in {field.name for field in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_default_of_the_python_interface_is_restated(command):
+    stated = {p.name for p in cli.commands[command].params if isinstance(p, click.Option) and p.default not in (None, False)}
+    assert {name for name in stated if "UNSET" not in repr(name)} <= {"seed", "model"} | unset(command)
+
+
+def unset(command):
+    return {p.name for p in cli.commands[command].params if "unset" in repr(p.default).lower()}
+
+
+def test_a_model_and_its_parts_are_found_though_the_package_imports_them_late(run_python):
+    script = (
+        "import sys, scgen_diffusion as sgd\nassert 'torch' not in sys.modules\n"
+        "assert {'model', 'report', '__version__'} <= set(dir(sgd))\n"
+        "assert sgd.diffusion.LinearInterpolant and sgd.__version__ and sgd.data.CellFiles\n"
+        "try:\n    sgd.nothing\nexcept AttributeError as error:\n    print(error)"
+    )
+    assert "module 'scgen_diffusion' has no attribute 'nothing'" in run_python(script)

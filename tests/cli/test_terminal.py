@@ -1,0 +1,183 @@
+"""Errors, warnings and signals: what the user sees, and what the script that called is told."""
+
+import logging
+import os
+import signal
+import warnings
+
+import click
+import pytest
+
+from scgen_diffusion.cli import _main
+from scgen_diffusion.cli._command import Option, command
+from scgen_diffusion.cli._terminal import ExitCode, Stop, Terminal, code_of, describe
+from scgen_diffusion.data import check_same_genes
+
+
+@pytest.fixture
+def call_function(call, monkeypatch):
+    """Call the command line with a command that is a given function."""
+
+    def call_function(function, *arguments):
+        made = command("work", Option(["--flag"], is_flag=True, help="A flag."), short_help="Work.")(function)
+        monkeypatch.setitem(_main.cli.commands, "work", made)
+        return call("work", *arguments)
+
+    return call_function
+
+
+def raising(error):
+    def work(terminal, options):
+        raise error
+
+    return work
+
+
+def of_ours(terminal, options):
+    import pandas as pd
+
+    check_same_genes(pd.Index(["a"]), pd.Index(["b"]))
+
+
+def test_work_that_ends_well_gives_zero(call_function):
+    assert call_function(lambda terminal, options: terminal.result("done")) == (0, "done\n", "")
+
+
+def test_what_our_checks_refuse_is_a_wrong_request(call_function):
+    code, out, err = call_function(of_ours)
+    assert (code, out) == (2, "")
+    assert err.startswith("scgen-diffusion: error: The genes differ from the 1 of the model")
+    assert "Traceback" not in err
+
+
+def test_the_same_error_from_elsewhere_is_a_failure(call_function):
+    code, _, err = call_function(raising(ValueError("shapes do not match\nmore of it")))
+    assert code == 1
+    assert err == "scgen-diffusion: error: ValueError: shapes do not match (--verbose shows where)\n"
+
+
+def test_an_error_of_ours_without_a_sentence_is_a_fault_of_ours():
+    try:
+        exec("{}['x']", {"__name__": "scgen_diffusion.somewhere"})
+    except KeyError as error:
+        assert code_of(error) == ExitCode.FAILED
+
+
+def test_verbose_shows_where(call_function):
+    code, _, err = call_function(raising(ValueError("shapes")), "--verbose")
+    assert code == 1
+    assert "Traceback" in err
+    assert "in work" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "x.zarr"), "x.zarr: No space left on device."),
+        (PermissionError(13, "Permission denied"), "Permission denied."),
+        (MemoryError(), "out of memory (--verbose shows where)"),
+        (RuntimeError("CUDA error: a\nb"), "RuntimeError: CUDA error: a (--verbose shows where)"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error, message):
+    assert describe(error) == message
+    assert code_of(error) == ExitCode.FAILED
+
+
+def test_a_key_error_of_ours_is_shown_without_its_quotation_marks(call_function, make_cells):
+    from scgen_diffusion.model import SCLDM
+
+    code, _, err = call_function(lambda terminal, options: SCLDM.setup_anndata(make_cells(), layer="x"))
+    assert code == 2
+    assert err == "scgen-diffusion: error: `layer` 'x' is not in adata.layers. There are none.\n"
+
+
+def test_a_threshold_has_an_exit_code_of_its_own(call_function):
+    code, _, err = call_function(raising(Stop("Not good enough.", ExitCode.BELOW_THRESHOLD)))
+    assert (code, err) == (3, "scgen-diffusion: Not good enough.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["work", "--flga"], "scgen-diffusion work: error: No such option '--flga'. Did you mean '--flag'?"),
+        (["wrok"], "scgen-diffusion: error: No such command 'wrok'"),
+        (["work", "--quiet", "--verbose"], "scgen-diffusion work: error: --quiet and --verbose exclude each other."),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(call_function, call, arguments, message):
+    call_function(lambda terminal, options: None)
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert message.replace("'", "") in err.replace("'", "")
+    assert "--help'." in err
+
+
+def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_function):
+    def work(terminal, options):
+        logging.getLogger("scgen_diffusion.train").info("Training.")
+        logging.getLogger("scgen_diffusion.train").debug("Details.")
+        logging.getLogger("scgen_diffusion.train").warning("Careful.")
+        warnings.warn("from here", stacklevel=1)
+        exec(compile("import warnings; warnings.warn('of ours')", Terminal.of.__code__.co_filename, "exec"))
+
+    *_, err = call_function(work)
+    assert err == "Training.\nscgen-diffusion: warning: Careful.\nscgen-diffusion: warning: of ours\n"
+    *_, err = call_function(work, "-v")
+    assert "Details." in err
+    assert "UserWarning: from here" in err
+    *_, err = call_function(work, "-q")
+    assert err == ""
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")])
+def test_signals_end_the_work_with_the_usual_codes(call_function, number, code, word):
+    def work(terminal, options):
+        terminal.on_interrupt = "The same command goes on."
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+    assert call_function(work) == (code, "", f"scgen-diffusion: {word}. The same command goes on.\n")
+
+
+def test_an_exit_that_a_library_makes_of_an_interrupt_is_one(call_function):
+    def work(terminal, options):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+        except KeyboardInterrupt:
+            raise SystemExit(1) from None
+
+    assert call_function(work)[0] == 130
+
+
+def test_a_library_that_exits_by_itself_may():
+    with pytest.raises(SystemExit), Terminal().at_work():
+        raise SystemExit(5)
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    from threading import Thread
+
+    results = []
+
+    def work():
+        with Terminal().at_work():
+            results.append("done")
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results == ["done"]
+
+
+def test_long_messages_are_wrapped_where_a_person_reads_them(capsys, monkeypatch):
+    terminal = Terminal()
+    terminal.say_wrapped("word " * 40, label="[ok]")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    monkeypatch.setattr(Terminal, "has_bars", True)
+    terminal.say_wrapped("word " * 40, label="[ok]")
+    lines = click.unstyle(capsys.readouterr().err).splitlines()
+    assert len(lines) > 1
+    assert lines[0].startswith("[ok] word")
+    assert lines[1].startswith("     word")

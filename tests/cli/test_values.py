@@ -1,0 +1,96 @@
+"""Values of options: how they are written, read, collected, and written again as TOML."""
+
+import tomllib
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgen_diffusion.cli._toml import to_toml
+from scgen_diffusion.cli._train import read_devices
+from scgen_diffusion.cli._values import Keyed, collected, number, scalar, toml_value, whole_number
+
+KEYS = st.text(min_size=1)
+PLAIN = st.one_of(
+    st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text(), st.lists(st.integers(0, 9))
+)
+
+
+@given(st.dictionaries(KEYS, st.one_of(PLAIN, st.dictionaries(KEYS, PLAIN, max_size=3)), max_size=4))
+def test_what_is_written_as_toml_is_read_again(values):
+    assert tomllib.loads(to_toml({"train": values})) == {"train": values}
+
+
+def test_none_is_written_as_text_which_is_read_as_none():
+    written = tomllib.loads(to_toml({"train": {"zero_value": None}}))["train"]["zero_value"]
+    assert toml_value(written) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("3", 3), ("1e-3", 1e-3), ("true", True), ("[0.9, 0.99]", [0.9, 0.99]), ('"x"', "x"), ("both", "both"), ("1\nb=2", "1\nb=2")],
+)
+def test_values_of_the_architecture_are_read_as_toml_or_else_as_text(written, read):
+    assert toml_value(written) == read
+
+
+@pytest.mark.parametrize(("written", "read"), [("3", 3), (" -2", -2), ("2.5", 2.5), ("1e3", 1000.0), (4, 4)])
+def test_numbers_are_whole_if_they_are_written_so(written, read):
+    assert number(written) == read
+    assert type(number(written)) is type(read)
+
+
+def test_what_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="'many' is not a number"):
+        number("many")
+    with pytest.raises(ValueError, match=r"'2\.5' is not a whole number"):
+        whole_number("2.5")
+
+
+@pytest.mark.parametrize(("written", "read"), [("0", 0), ("false", False), ("DMSO", "DMSO"), ("[1]", "[1]")])
+def test_a_scalar_is_a_number_a_truth_value_or_text(written, read):
+    assert scalar(written) == read
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("auto", "auto"), ("2", 2), ("-1", -1), ("0,1", [0, 1]), ("1,", [1]), ("[0, 3]", [0, 3]), (2, 2)]
+)
+def test_devices_are_a_number_a_list_or_a_name(written, read):
+    assert read_devices(written) == read
+
+
+def test_the_first_equals_sign_separates_key_and_value():
+    assert Keyed().convert("formula=a=b", None, None) == ("formula", "a=b")
+
+
+def test_a_value_alone_needs_an_option_that_allows_it():
+    assert Keyed(number, alone=True).convert("2", None, None) == (None, 2)
+    with pytest.raises(click.BadParameter, match="'2' is not of the form KEY=VALUE"):
+        Keyed(number).convert("2", None, None)
+
+
+def test_a_key_alone_needs_an_option_that_allows_it():
+    assert Keyed(bare=True).convert("perturbation", None, None) == ("perturbation", None)
+
+
+def test_an_empty_key_is_refused():
+    with pytest.raises(click.BadParameter, match="'=3' is not of the form KEY=VALUE"):
+        Keyed().convert("=3", None, None)
+
+
+def test_repeated_values_make_one_value_or_a_mapping():
+    assert collected([], "--x") is None
+    assert collected([(None, 2)], "--x") == 2
+    assert collected([("a", 1), ("b", 2)], "--x") == {"a": 1, "b": 2}
+    assert collected([("a", 1), ("a", 2), ("b", 3)], "--x", repeats=True) == {"a": [1, 2], "b": 3}
+
+
+def test_values_with_and_without_keys_do_not_go_together():
+    with pytest.raises(click.UsageError, match="--x takes one value, or KEY=VALUE as often as needed, but not 2 beside others"):
+        collected([("a", 1), (None, 2)], "--x")
+
+
+def test_a_key_given_twice_is_an_error_where_it_makes_no_list():
+    with pytest.raises(click.UsageError, match="--x gives 'a' more than once"):
+        collected([("a", 1), ("a", 2)], "--x")

@@ -1,0 +1,278 @@
+"""Cells in files: the same as in memory, in any number of files, and what each error says."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scvi
+import torch
+
+from scgen_diffusion.data import CellFiles, RegisteredCells
+from scgen_diffusion.model import SCLDM
+from scgen_diffusion.module import CONDITIONS
+
+KEYS = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"]}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    before, scvi.settings._seed = scvi.settings.seed, 0
+    yield
+    scvi.settings._seed = before
+
+
+@pytest.fixture
+def adata(make_cells):
+    adata = make_cells(matrix=sp.csr_matrix)
+    adata.obs["genes"] = np.where(adata.obs["treated"], "A+B", "ctrl")
+    return adata
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write cells to a file of their own and return its path."""
+
+    def written(adata, name="cells.h5ad", **options):
+        path = tmp_path / name
+        (adata.write_h5ad if path.suffix == ".h5ad" else adata.write_zarr)(path, **options)
+        return path
+
+    return written
+
+
+def registered(adata, **options):
+    SCLDM.setup_anndata(adata, **{**KEYS, **options})
+    return RegisteredCells(SCLDM._get_most_recent_anndata_manager(adata, required=True), CONDITIONS)
+
+
+def plain(value):
+    """Turn a registry into what can be compared."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if key not in ("scvi_uuid", "model_name")}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    return value
+
+
+def gathered(batches):
+    batches = list(batches)
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("name", ["cells.h5ad", "cells.zarr"])
+@pytest.mark.parametrize("layer", [None, "raw"])
+def test_files_are_registered_as_the_same_cells_in_memory_are(adata, write, name, layer):
+    adata.layers["raw"] = adata.X
+    options = {"layer": layer, "set_condition_keys": ["genes"], "control_values": {"genes": "ctrl"}}
+
+    found, expected = CellFiles(write(adata, name), **KEYS, **options), registered(adata, **options)
+
+    assert plain(found.registry) == plain(dict(expected.registry))
+    assert np.array_equal(found.codes, expected.codes)
+    assert found.digest == expected.digest
+    assert found.n_cells == expected.n_cells
+
+
+@pytest.mark.parametrize("matrix", [np.asarray, sp.csr_matrix], ids=["dense", "csr"])
+@pytest.mark.parametrize("name", ["cells.h5ad", "cells.zarr"])
+def test_batches_in_order_are_those_of_memory(make_cells, write, matrix, name):
+    adata = make_cells(matrix=matrix)
+    rows = np.array([5, 1, 90, 17, 17, 0, 44])
+    path = write(adata, name)
+
+    found, expected = (gathered(cells.loader(rows, 3)) for cells in (CellFiles(path, **KEYS), registered(adata)))
+
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[part], expected[part]) for part in found)
+
+
+def test_with_one_window_for_all_shuffled_batches_are_a_permutation_of_the_cells(adata, write):
+    loader = CellFiles(write(adata), **KEYS, window_size=1000, block_size=2).loader(None, 10, shuffle=True)
+
+    one, other = gathered(loader), gathered(loader)
+
+    everything = adata.X.toarray()
+    assert not np.array_equal(one["X"], everything)
+    assert not torch.equal(one["X"], other["X"])  # each pass has an order of its own
+    for batch in (one, other):
+        assert np.array_equal(np.unique(batch["X"], axis=0), np.unique(everything, axis=0))
+        assert len(batch["X"]) == len(everything)
+
+
+def test_expression_and_conditions_stay_together(adata, write):
+    cells = CellFiles(write(adata), **KEYS, window_size=20, block_size=4)
+    code_of = {tuple(row): code for row, code in zip(adata.X.toarray(), cells.codes, strict=True)}
+
+    for batch in cells.loader(np.arange(3, 90), 8, shuffle=True):
+        expected = np.array([code_of[tuple(row)] for row in batch["X"].numpy()])
+        assert np.allclose(batch[CONDITIONS].numpy(), expected)
+
+
+@pytest.mark.parametrize("cuts", [(40,), (1, 2, 95)])
+def test_several_files_are_one_set_of_cells(adata, write, cuts):
+    edges = [0, *cuts, adata.n_obs]
+    parts = [adata[start:stop].copy() for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    for part in parts:
+        part.obs["cell_type"] = part.obs["cell_type"].cat.remove_unused_categories()  # so that some labels are in one file only
+    paths = [write(part, f"part{i}.{'zarr' if i % 2 else 'h5ad'}") for i, part in enumerate(parts)]
+    whole = adata.copy()
+    whole.obs["cell_type"] = pd.Categorical(whole.obs["cell_type"].astype(str))
+
+    found, expected = CellFiles(paths, **KEYS), CellFiles(write(whole), **KEYS)
+
+    assert plain(found.registry) == plain(expected.registry)
+    assert np.array_equal(found.codes, expected.codes)
+    assert found.digest == expected.digest
+    rows = np.array([95, 0, 39, 40, 41, 2])
+    assert torch.equal(gathered(found.loader(rows, 4))["X"], gathered(expected.loader(rows, 4))["X"])
+
+
+def test_genes_are_matched_by_name_whatever_their_order(adata, write):
+    paths = [write(adata), write(adata[:, ::-1].copy(), "other.h5ad")]
+
+    batch = gathered(CellFiles(paths, **KEYS).loader(None, 50))["X"]
+
+    assert np.array_equal(batch[:96], adata.X.toarray())
+    assert np.array_equal(batch[96:], adata.X.toarray())
+
+
+def test_genes_can_be_chosen_by_name_or_be_those_that_all_files_share(adata, write):
+    paths = [write(adata[:, :8].copy(), "a.h5ad"), write(adata[:, [0, *range(4, 12)]].copy(), "b.h5ad")]
+
+    chosen = CellFiles(paths, **KEYS, genes=["gene_5", "gene_0"])
+    shared = CellFiles(paths, **KEYS, genes="shared")
+
+    assert list(chosen.var.index) == ["gene_5", "gene_0"]
+    assert list(shared.var.index) == ["gene_0", "gene_4", "gene_5", "gene_6", "gene_7"]
+    assert "symbol" in shared.var
+    expected = adata[:, ["gene_5", "gene_0"]].X.toarray()
+    assert np.array_equal(gathered(chosen.loader(None, 50))["X"], np.concatenate([expected, expected]))
+
+
+def test_text_and_embeddings_of_files_are_read(adata, write):
+    table = pd.DataFrame(np.eye(5), index=adata.obs["cell_type"].cat.categories)
+    adata.uns["vectors"] = table
+    path = write(adata, convert_strings_to_categoricals=False)
+    options = {"set_condition_keys": ["genes"], "control_values": {"genes": "ctrl"}}
+
+    cells = CellFiles(path, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"}, **options)
+
+    arguments = cells.registry["setup_args"]
+    assert np.array_equal(arguments["condition_embeddings"]["cell_type"], table)
+    assert cells.by_key[1].members == ["A", "B"]
+
+
+def test_cells_are_read_into_memory_when_they_are_asked_for(adata, write):
+    adata.layers["raw"] = adata.X
+    cells = CellFiles([write(adata), write(adata, "b.h5ad")], layer="raw", **KEYS)
+
+    read = cells.read([100, 3, 50])
+
+    expected = adata[[4, 3, 50]]
+    assert list(read.obs_names) == list(expected.obs_names)
+    assert np.array_equal(read.layers["raw"].toarray(), expected.X.toarray())
+    assert list(read.obs["cell_type"]) == list(expected.obs["cell_type"])
+    assert list(read.obs["dose"]) == list(expected.obs["dose"])
+    assert cells.read(np.arange(192) < 7).n_obs == 7
+
+
+def test_new_files_can_be_opened_as_a_model_knows_its_own(adata, write):
+    first = CellFiles(write(adata), **KEYS, genes=["gene_3", "gene_0"])
+    some = adata[adata.obs["cell_type"] == "NK"].copy()
+
+    cells = CellFiles.like(first.registry, write(some, "b.h5ad"))
+
+    assert cells.by_key == first.by_key
+    assert list(cells.var.index) == ["gene_3", "gene_0"]
+    assert np.array_equal(cells.codes, first.codes[(adata.obs["cell_type"] == "NK").to_numpy()])
+
+
+def test_a_description_says_what_is_there(adata, write):
+    assert repr(CellFiles(write(adata), **KEYS)) == (
+        "CellFiles of 96 cells and 12 genes in cells.h5ad; conditions: ['cell_type', 'dose']"
+    )
+
+
+# --- errors --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_values_that_are_wrong_in_one_file_name_the_file(adata, write):
+    bad = adata.copy()
+    bad.X.data[5] = -1
+    empty = adata.copy()
+    empty.X[7] = 0
+    paths = [write(adata), write(bad, "b.h5ad"), write(empty, "c.h5ad")]
+
+    with pytest.raises(ValueError, match=r"X of b.h5ad holds negative values"):
+        CellFiles(paths[:2], **KEYS)
+    with pytest.raises(ValueError, match=r"X of c.h5ad has cells without any count: 1 \('cell_7'\)"):
+        CellFiles(paths[::2], **KEYS)
+    with pytest.raises(ValueError, match=r"whole numbers only"):
+        CellFiles(paths[0], **KEYS, values="log1p")
+    with pytest.raises(ValueError, match=r"`values` must be 'counts' or 'log1p', but found 'raw'"):
+        CellFiles(paths[0], **KEYS, values="raw")
+
+
+def test_other_genes_name_the_files_and_what_to_do(adata, write):
+    paths = [write(adata), write(adata[:, 2:].copy(), "b.h5ad")]
+
+    with pytest.raises(ValueError, match=r"genes of b.h5ad are not those of cells.h5ad: 2 \('gene_0', 'gene_1'\) missing.*genes='shared'"):
+        CellFiles(paths, **KEYS)
+    with pytest.raises(ValueError, match=r"b.h5ad lacks genes that `genes` names: 1 \('gene_1'\)"):
+        CellFiles(paths, **KEYS, genes=["gene_1", "gene_2"])
+    with pytest.raises(TypeError, match="`genes` must be a list of names, 'shared' or None, but found 'all'"):
+        CellFiles(paths, **KEYS, genes="all")
+    with pytest.raises(ValueError, match="`genes` has genes that occur more than once: 1"):
+        CellFiles(paths, **KEYS, genes=["gene_2", "gene_2"])
+    other = adata.copy()
+    other.var_names = [f"ENSG{i}" for i in range(12)]
+    with pytest.raises(ValueError, match="have no gene in common"):
+        CellFiles([paths[0], write(other, "c.h5ad")], **KEYS, genes="shared")
+
+
+def test_columns_that_a_file_lacks_or_writes_otherwise_name_the_file(adata, write):
+    lacking, other = adata.copy(), adata.copy()
+    del lacking.obs["dose"]
+    other.obs["dose"] = other.obs["dose"].astype(str)
+    paths = [write(adata), write(lacking, "b.h5ad"), write(other, "c.h5ad")]
+
+    with pytest.raises(KeyError, match=r"'dose' is not a column of obs in b.h5ad"):
+        CellFiles(paths[:2], **KEYS)
+    with pytest.raises(ValueError, match=r"'dose' holds values of different kinds: int64 in cells.h5ad, category in c.h5ad"):
+        CellFiles(paths[::2], **KEYS)
+    with pytest.raises(TypeError, match="`condition_keys` must be a list of names"):
+        CellFiles(paths[0], condition_keys="cell_type")
+    with pytest.raises(KeyError, match=r"`layer` 'raw' is not in the layers of cells.h5ad"):
+        CellFiles(paths[0], layer="raw")
+
+
+def test_what_is_no_anndata_is_refused(adata, write, tmp_path):
+    text, folder = tmp_path / "text.h5ad", tmp_path / "empty.zarr"
+    text.write_text("no")
+    folder.mkdir()
+    csc = adata.copy()
+    csc.X = csc.X.tocsc()
+    only_layer = anndata.AnnData(obs=adata.obs, var=adata.var, layers={"raw": adata.X})
+
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        CellFiles(tmp_path / "none.h5ad")
+    with pytest.raises(ValueError, match=r"text.h5ad is no .h5ad file"):
+        CellFiles(text)
+    with pytest.raises(ValueError, match=r"empty.zarr is no zarr store|empty.zarr is no AnnData"):
+        CellFiles(folder)
+    with pytest.raises(ValueError, match=r"X of csc.h5ad: the matrix is stored as 'csc_matrix'"):
+        CellFiles(write(csc, "csc.h5ad"))
+    with pytest.raises(KeyError, match=r"layers.h5ad has no X; name a layer"):
+        CellFiles(write(only_layer, "layers.h5ad"))
+    with pytest.raises(ValueError, match="`paths` is empty"):
+        CellFiles([])
+    with pytest.raises(ValueError, match="`window_size` must be a whole number of at least 1, but found 0"):
+        CellFiles(write(adata), window_size=0)
+
+
+def test_files_are_not_opened_for_a_model_of_several_modalities(adata, write):
+    with pytest.raises(ValueError, match="set up for several modalities"):
+        CellFiles.like({"setup_args": {"layers": {}}}, write(adata))

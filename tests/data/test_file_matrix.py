@@ -1,0 +1,64 @@
+"""Matrices in files: the rows that are asked for, sparse or dense, of one file or several."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import zarr
+from anndata.io import write_elem
+
+from scgen_diffusion.data._file_matrix import FileMatrix, JoinedMatrix, dense
+
+X = np.random.default_rng(0).poisson(0.5, (120, 6)).astype(np.float32)
+
+
+@pytest.fixture(params=[(f, m) for f in ("h5", "zarr") for m in ("csr", "dense")], ids="-".join)
+def element(request, tmp_path):
+    """Write X, and return what holds it."""
+    kind, storage = request.param
+    root = h5py.File(tmp_path / "x.h5", "w") if kind == "h5" else zarr.open_group(str(tmp_path / "x.zarr"), mode="w")
+    write_elem(root, "x", sp.csr_matrix(X) if storage == "csr" else X)
+    return root["x"]
+
+
+@pytest.mark.parametrize("rows", [[0], [119], [3, 4, 5, 90], [0, 1, 2, 30, 31, 60, 119], list(range(120))])
+def test_rows_are_read_as_they_were_written(element, rows):
+    assert np.array_equal(dense(FileMatrix(element).read(np.array(rows))), X[rows])
+
+
+def test_columns_are_taken_in_the_order_that_is_asked_for(element):
+    columns = np.array([4, 0, 2])
+    matrix = FileMatrix(element, columns)
+
+    assert matrix.shape == (120, 3)
+    assert np.array_equal(dense(matrix.read(np.array([7, 50]))), X[[7, 50]][:, columns])
+    assert np.array_equal(dense(matrix[100:200]), X[100:][:, columns])
+
+
+def test_several_matrices_are_read_as_one(element):
+    joined = JoinedMatrix([FileMatrix(element), FileMatrix(element), FileMatrix(element)])
+    rows = np.array([0, 119, 120, 121, 358, 359])
+
+    assert joined.shape == (360, 6)
+    assert np.array_equal(dense(joined.read(rows)), X[rows % 120])
+    assert np.array_equal(dense(joined.read(rows[2:4])), X[:2])
+
+
+def test_a_matrix_by_columns_is_refused_with_what_to_do(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as root:
+        write_elem(root, "x", sp.csc_matrix(X))
+        with pytest.raises(ValueError, match=r"stored as 'csc_matrix'.*adata.X.tocsr\(\)"):
+            FileMatrix(root["x"])
+
+
+def test_the_parts_in_which_a_file_is_stored_are_known(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as root:
+        write_elem(root, "whole", X)
+        write_elem(root, "parts", X, dataset_kwargs={"chunks": (30, 6)})
+        write_elem(root, "sparse", sp.csr_matrix(X), dataset_kwargs={"chunks": (50,)})
+
+        assert FileMatrix(root["whole"]).rows_per_chunk == 0
+        assert FileMatrix(root["parts"]).rows_per_chunk == 30
+        assert FileMatrix(root["sparse"]).rows_per_chunk == pytest.approx(50 * 120 / (X > 0).sum())

@@ -1,0 +1,83 @@
+"""The two ways to compute the likelihood of counts, that of a CPU and that of other devices, agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scgen_diffusion.module._likelihoods import OutlierCounts
+from scgen_diffusion.module._negative_binomial import N_TABULATED, Entries, negative_binomial_log_likelihood
+
+N_CELLS, N_GENES = 6, 9
+
+
+def draw_case(*, per_cell=False, largest=40):
+    generator = torch.Generator().manual_seed(0)
+    shape = (N_CELLS, N_GENES)
+    counts = torch.randint(0, largest, shape, generator=generator).double() * (
+        torch.rand(shape, generator=generator) < 0.5
+    )
+    log_mean = torch.randn(shape, generator=generator, dtype=torch.double, requires_grad=True)
+    log_theta = torch.randn(shape if per_cell else N_GENES, generator=generator, dtype=torch.double, requires_grad=True)
+    return counts, log_mean, log_theta
+
+
+def build_outliers():
+    outliers = OutlierCounts(N_GENES).double()
+    outliers.log_share.copy_(torch.linspace(-3, 0, N_GENES))
+    outliers.log_odds.data.fill_(-1.0)
+    return outliers
+
+
+def value_and_gradients(case, outliers):
+    learned = [*case[1:], *(outliers.parameters() if outliers else ())]
+    if outliers:
+        learned = learned[:-1]  # the common factor of means is applied before
+    value = negative_binomial_log_likelihood(*case, outliers)
+    weights = torch.linspace(0.5, 2, N_CELLS).double()  # a loss that does not weigh all cells alike
+    return value.detach(), torch.autograd.grad((weights * value).sum(), learned)
+
+
+@pytest.mark.parametrize("with_outliers", [False, True])
+@pytest.mark.parametrize("per_cell", [False, True])
+@pytest.mark.parametrize("largest", [2, N_TABULATED, 40, 3000])
+def test_all_entries_tell_the_same_as_those_above_zero(monkeypatch, largest, per_cell, with_outliers):
+    case, outliers = draw_case(per_cell=per_cell, largest=largest), build_outliers() if with_outliers else None
+    of_nonzero = value_and_gradients(case, outliers)
+
+    monkeypatch.setattr(Entries, "of_nonzero", Entries.of_all)
+    of_all = value_and_gradients(case, outliers)
+
+    torch.testing.assert_close(of_nonzero, of_all, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("with_outliers", [False, True])
+def test_the_gradient_over_all_entries_is_that_of_finite_differences(monkeypatch, with_outliers):
+    monkeypatch.setattr(Entries, "of_nonzero", Entries.of_all)
+    (counts, *inputs), outliers = draw_case(), build_outliers() if with_outliers else None
+    extra = tuple(outliers.parameters())[:-1] if outliers else ()
+
+    def log_likelihood(log_mean, log_theta, *_):
+        return negative_binomial_log_likelihood(counts, log_mean, log_theta, outliers)
+
+    assert torch.autograd.gradcheck(log_likelihood, (*inputs, *extra))
+
+
+def test_counts_that_are_no_whole_numbers_are_not_rounded():
+    _, log_mean, log_theta = draw_case()
+    counts = torch.full((N_CELLS, N_GENES), 1.5).double()
+
+    found = negative_binomial_log_likelihood(counts, log_mean, log_theta)
+
+    reference = torch.distributions.NegativeBinomial(log_theta.exp(), logits=log_mean - log_theta, validate_args=False)
+    torch.testing.assert_close(found, reference.log_prob(counts).sum(1))
+
+
+def test_cells_without_counts_have_a_likelihood_and_a_gradient():
+    _, log_mean, log_theta = draw_case()
+
+    value, gradients = value_and_gradients((torch.zeros(N_CELLS, N_GENES).double(), log_mean, log_theta), None)
+
+    expected = (-log_theta.exp() * torch.nn.functional.softplus(log_mean - log_theta)).sum(1)
+    torch.testing.assert_close(value, expected)
+    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -1,0 +1,105 @@
+"""No step asks the device for a value: on a GPU the host would wait there until all work is done.
+
+Steps are taken on torch's meta device. Its tensors have shapes and no values, so that every operator whose result the host would have to look
+at (``item``, ``nonzero``, indexing by a mask) raises. It is no CPU, so that the paths for other devices are those that run.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scgen_diffusion.module import (
+    CONDITIONS,
+    AverageUpdate,
+    GeneSpaceModule,
+    SCLDMModule,
+    build_architecture,
+    build_gene_space_architecture,
+)
+from scgen_diffusion.nn import Classes, Members, Number
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES, AutoencoderPlan, DiffusionPlan, PriorPlan
+
+N_GENES, N_CELLS, DEVICE = 60, 8, "meta"
+STRATEGIES = ["joint", "mutually_exclusive", "additive"]
+
+
+class UnderWay(AutoencoderPlan):
+    progress = 1.0  # without a trainer the plan cannot tell
+
+
+@pytest.fixture(autouse=True)
+def binomial_without_values(monkeypatch):
+    """Thinning has no kernel on the meta device; what it returns has the counts' shape."""
+    monkeypatch.setattr(torch, "binomial", lambda counts, probability, generator=None: torch.empty_like(counts))
+
+
+def conditions():
+    """Return one key of each kind, and known embeddings of more classes than a batch has cells."""
+    return [4, Number(), Members(5, largest=2), Classes(20, torch.randn(20, 3))]
+
+
+def build_scldm(size="default", **options):
+    architecture = build_architecture(size, **options)
+    return SCLDMModule(N_GENES, conditions(), architecture=architecture).to(DEVICE)
+
+
+def take_step(plan, batch):
+    """Compute losses, gradients and their clipped norm, and update weights and averages, as the trainer does."""
+    optimizer = torch.optim.AdamW(plan.parameter_groups())
+    plan.compute_losses(batch, None, training=True)["loss"].backward()
+    plan.to(DEVICE).configure_gradient_clipping(optimizer, 1.0)
+    optimizer.step()
+    if isinstance(plan, PriorPlan | DiffusionPlan):
+        network, averaged = plan.module.network_and_average
+        plan._update_average = AverageUpdate(averaged, network, n_updates=1)
+        plan.on_train_batch_end()
+
+
+def cells_of(n_genes, module):
+    condition = torch.empty(N_CELLS, len(module.null_condition), dtype=module.null_condition.dtype, device=DEVICE)
+    return {"X": torch.empty(N_CELLS, n_genes, device=DEVICE), CONDITIONS: condition}
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ("default", {}),
+        ("published", {}),
+        ("default", {"dispersion": "gene-cell", "decoder": "both"}),
+        ("default", {"likelihood": "gaussian"}),
+    ],
+)
+def test_a_step_of_the_autoencoder(size, options):
+    module = build_scldm(size, **options)
+
+    take_step(UnderWay(module, RECIPES[size].autoencoder, seed=0), cells_of(N_GENES, module))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_step_of_the_prior(strategy):
+    module = build_scldm(condition_strategy=strategy)
+    latents = {name: torch.empty(N_CELLS, *module.latent_shape, device=DEVICE) for name in ("mean", "std")}
+    rest = {"condition": cells_of(N_GENES, module)[CONDITIONS], "log_total": torch.empty(N_CELLS, device=DEVICE)}
+
+    take_step(PriorPlan(module, RECIPES["default"].prior, seed=0), latents | rest)
+
+
+@pytest.mark.parametrize("size", ["default", "published"])
+@pytest.mark.parametrize("model", ["SCRDIT", "WBDIT"])
+def test_a_step_in_gene_space(model, size):
+    architecture = build_gene_space_architecture(model, size, n_genes=N_GENES)
+    if size == "published":
+        architecture = build_gene_space_architecture(model, size, width=16)
+    module = GeneSpaceModule(N_GENES, conditions(), architecture=architecture).to(DEVICE)
+
+    take_step(DiffusionPlan(module, DIFFUSION_RECIPES[model][size], seed=0), cells_of(N_GENES, module))
+
+
+def test_the_check_sees_a_step_that_waits(monkeypatch):
+    """Collecting the expressed genes needs their number."""
+    module = build_scldm()
+    monkeypatch.setattr(module.encoder.network.attention, "mask_padding", False)
+
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        take_step(UnderWay(module, RECIPES["default"].autoencoder, seed=0), cells_of(N_GENES, module))
