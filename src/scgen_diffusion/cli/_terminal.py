@@ -119,7 +119,7 @@ class Terminal:
                 if isinstance(error, SystemExit) and not self.signals.received:
                     raise
                 raise self.interrupted() from error
-            except Exception as error:  # noqa: BLE001  the last stop before the user
+            except Exception as error:
                 raise Stop(describe(error), code_of(error)) from error
 
     def interrupted(self) -> Stop:

@@ -14,7 +14,7 @@ from ._config import resolved_config
 from ._outputs import check_new, remove, whole
 from ._setup import check_single_modality, conditions_of, set_up
 from ._terminal import Terminal
-from ._values import Keyed, number, scalar, toml_value, whole_number
+from ._values import Keyed, scalar, toml_value, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

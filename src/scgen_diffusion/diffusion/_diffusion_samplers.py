@@ -254,7 +254,8 @@ class HeunSampler(DiffusionSampler):
 DIFFUSION_SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPMSampler(),
     "ddim": DDIMSampler(),
-    "dpm_solver": DPMSolverSampler(order=3, spacing="slowing", default_n_steps=12),
+    "dpm_solver": DPMSolverSampler(),
+    "dpm_solver_3m": DPMSolverSampler(order=3, spacing="slowing", default_n_steps=12),
     "heun": HeunSampler(),
 }
 
@@ -266,7 +267,7 @@ def samplers_for(path: Path) -> dict[str, Sampler]:
     --------
     >>> from scgen_diffusion.diffusion import PATHS
     >>> list(samplers_for(PATHS["vp_linear"]))
-    ['ddpm', 'ddim', 'dpm_solver', 'heun']
+    ['ddpm', 'ddim', 'dpm_solver', 'dpm_solver_3m', 'heun']
     """
     return DIFFUSION_SAMPLERS if isinstance(path, VariancePreserving) else FLOW_SAMPLERS
 
