@@ -118,6 +118,7 @@ STEPS_AND_ERROR = {
     "ddim_half": (200, 0.08),
     "ddim_one": (300, 0.1),
     "dpm_solver": (40, 0.04),
+    "dpm_solver_3m": (40, 0.06),
     "heun": (40, 0.16),
 }
 
@@ -239,7 +240,9 @@ def test_n_steps_is_honoured(name, n_steps):
     assert counts[0] == 999
 
 
-@pytest.mark.parametrize(("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "dpm_solver_3m": 12, "heun": 35}.items())
+@pytest.mark.parametrize(
+    ("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "dpm_solver_3m": 12, "heun": 35}.items()
+)
 def test_without_n_steps_the_default_is_taken(name, n_evaluations):
     counts = []
     DIFFUSION_SAMPLERS[name](build_denoiser(counts=counts), start(1), generators=SampleGenerators(0, [0]))

@@ -198,6 +198,14 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
             raise NotImplementedError(msg)
         return super()._control_cells(*arguments)
 
+    def _check_can_stream(self) -> None:
+        if self.modalities:
+            msg = (
+                f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` in "
+                "parts, each with a seed of its own, and write them one by one."
+            )
+            raise NotImplementedError(msg)
+
     # --- library sizes ---------------------------------------------------------------------------------------------
 
     def _checked_totals(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:

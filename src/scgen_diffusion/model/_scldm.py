@@ -227,7 +227,7 @@ class SCLDM(
             See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
         shard_size
             Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 64 million values, zeros included.
+            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
         rank, n_ranks
             Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
             finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
