@@ -18,13 +18,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from history import compare, draw_history, tabulate_changes
 from results import describe_processor, read_table, store_rows, write_block, write_text
 from scaling import draw
 from speed import RESULTS, parse_arguments, quieten, run
 from speed_tables import IN_README, Figures, call_table, describe, step_table, thread_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger("benchmarks.speed_report")
 
@@ -33,7 +36,7 @@ ROOT = HERE.parent
 PAGE = ROOT / "docs" / "user_guide" / "speed.md"
 README = ROOT / "README.md"
 PLOTS = ROOT / "docs" / "_static"
-QUICK = ("--genes", "200", "--cells", "256", "--seconds", "0.05")
+QUICK = ("--genes", "200", "--cells", "256", "--seconds", "0.05", "--threads", "1")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ def order_of(plan):
 
 
 def make_plan(indices, *, shuffle=True, **options):
-    return WindowPlan(np.asarray(indices), **{"batch_size": 4, "block_size": 8, "window_size": 16, **options}, shuffle=shuffle)
+    return WindowPlan(
+        np.asarray(indices), **{"batch_size": 4, "block_size": 8, "window_size": 16, **options}, shuffle=shuffle
+    )
 
 
 @settings(deadline=None, max_examples=60)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import BatchSampler, RandomSampler
 
 from scgen_diffusion.train import LatentCache, LatentDataModule
+from scgen_diffusion.train._latents import ShuffledBatches
 
 N = 25
 SHAPES = {"mean": (2, 3), "condition": (2,), "log_total": ()}
@@ -90,3 +94,35 @@ def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
 
 def test_no_validation_cells_mean_no_validation_batches(cache):
     assert list(LatentDataModule(cache, np.arange(N), np.array([], dtype=int), 5).val_dataloader()) == []
+
+
+@pytest.mark.parametrize(("n_rows", "n_draws", "batch_size"), [(10, 10, 3), (5, 23, 4), (4, 8, 4), (3, 3, 7)])
+def test_shuffled_batches_are_those_of_torchs_sampler(n_rows, n_draws, batch_size):
+    ours = ShuffledBatches(n_rows, n_draws, batch_size)
+    theirs = BatchSampler(RandomSampler(range(n_rows), num_samples=n_draws), batch_size, drop_last=False)
+
+    torch.manual_seed(1)
+    found = [batch.tolist() for _ in range(2) for batch in ours]
+    torch.manual_seed(1)
+
+    assert found == [batch for _ in range(2) for batch in theirs]
+    assert len(ours) == len(theirs)
+
+
+def test_parts_of_a_cache_are_all_its_rows_and_memory_is_given_back(cache, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.train._latents.RELEASE_AFTER", 1)
+
+    means = torch.cat([part["mean"] for part in cache.parts(4)])
+
+    assert torch.equal(means, rows()["mean"])  # also after what was mapped was let go
+    assert torch.equal(cache[[3, 1]]["mean"], rows()["mean"][[3, 1]])
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_written(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+
+    with pytest.raises(OSError, match=r"No room for 0.0 GiB of latents in .*: No space left on device.*TMPDIR"):
+        make_cache(memory_limit=0)

@@ -26,7 +26,7 @@ from ._guidance import WHOLE_PATH, Guidance, GuidedField
 from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
-from ._random import SampleGenerators, sample_seed
+from ._random import BlockGenerator, Generators, SampleGenerators, generators_of_block, sample_seed
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
@@ -42,6 +42,7 @@ __all__ = [
     "TARGETS",
     "WHOLE_PATH",
     "Additive",
+    "BlockGenerator",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -54,6 +55,7 @@ __all__ = [
     "Field",
     "FixedStepSampler",
     "FlowTransport",
+    "Generators",
     "Guidance",
     "GuidanceTerm",
     "GuidedField",
@@ -77,6 +79,7 @@ __all__ = [
     "condition_strategy",
     "diffusion_loss",
     "expand_time",
+    "generators_of_block",
     "optimal_pairs",
     "published_timesteps",
     "sample_seed",

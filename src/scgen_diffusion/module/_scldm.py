@@ -12,6 +12,7 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     TARGETS,
     Denoiser,
+    Generators,
     Guidance,
     GuidedField,
     LinearInterpolant,
@@ -246,7 +247,7 @@ class SCLDMModule(ConditionedModule):
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
-    def draw_noise(self, generators: SampleGenerators) -> Tensor:
+    def draw_noise(self, generators: Generators) -> Tensor:
         """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
@@ -284,13 +285,13 @@ class SCLDMModule(ConditionedModule):
         mean = self.likelihood.mean(**self.generative(z, totals))
         return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
 
-    def draw_cells(self, z: Tensor, totals: Tensor, generators: SampleGenerators) -> Tensor:
+    def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
 
         There may be fewer generators than latents; the rest are decoded in vain.
         """
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
-        return generators.map(self.likelihood.sample, parameters[: len(generators)])
+        return self.likelihood.sample(parameters[: len(generators)], generators)
 
     def carry_over_cells(
         self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: SampleGenerators

@@ -17,7 +17,6 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
-    RandomSampler,
     Sampler,
     SequentialSampler,
 )
@@ -169,8 +168,11 @@ class LatentDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffle the training cells."""
-        n_draws = max(len(self.train_indices), self.smallest_epoch * self.batch_size)
-        return self._loader(self.train_indices, _shuffled(len(self.train_indices), n_draws))
+        n_cells = len(self.train_indices)
+        if is_distributed():
+            return self._loader(self.train_indices, DistributedSampler(range(n_cells), shuffle=True))
+        n_draws = max(n_cells, self.smallest_epoch * self.batch_size)
+        return _loader_of(self.cache, self.train_indices, ShuffledBatches(n_cells, n_draws, self.batch_size))
 
     def val_dataloader(self) -> DataLoader | list:
         """Read the validation cells in order."""
@@ -179,15 +181,45 @@ class LatentDataModule(pl.LightningDataModule):
         return self._loader(self.validation_indices, _in_order(len(self.validation_indices)))
 
     def _loader(self, indices: np.ndarray, numbers: Sampler) -> DataLoader:
-        batches = BatchSampler(numbers, self.batch_size, drop_last=False)
-        return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
+        return _loader_of(self.cache, indices, BatchSampler(numbers, self.batch_size, drop_last=False))
 
 
-def _shuffled(n_rows: int, n_draws: int) -> Sampler:
-    """Draw row numbers, each again only when all were drawn; in a distributed run each process draws its share."""
-    if is_distributed():
-        return DistributedSampler(range(n_rows), shuffle=True)
-    return RandomSampler(range(n_rows), num_samples=n_draws)
+class ShuffledBatches(Sampler):
+    """Batches of row numbers in random order, each again only when all were drawn: torch's ``RandomSampler``, without an object for each row.
+
+    Parameters
+    ----------
+    n_rows
+        How many rows there are.
+    n_draws
+        How many are drawn in a pass.
+    batch_size
+        Rows per batch.
+    """
+
+    def __init__(self, n_rows: int, n_draws: int, batch_size: int) -> None:
+        self.n_rows, self.n_draws, self.batch_size = n_rows, n_draws, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.n_draws // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        seed = int(torch.empty((), dtype=torch.int64).random_())  # by which torch's sampler shuffles too
+        generator = torch.Generator().manual_seed(seed)
+        waiting = torch.zeros(0, dtype=torch.long)
+        for start in range(0, self.n_draws, self.n_rows):
+            order = torch.randperm(self.n_rows, generator=generator)[: self.n_draws - start]
+            *full, waiting = torch.cat([waiting, order]).split(self.batch_size)
+            yield from full
+            if len(waiting) == self.batch_size:
+                yield waiting
+                waiting = waiting[:0]
+        if len(waiting):
+            yield waiting
+
+
+def _loader_of(cache: LatentCache, indices: np.ndarray, batches: Sampler) -> DataLoader:
+    return DataLoader(_Rows(cache, indices), sampler=batches, batch_size=None)
 
 
 def _in_order(n_rows: int) -> Sampler:
