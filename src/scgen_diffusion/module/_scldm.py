@@ -19,6 +19,9 @@ from scgen_diffusion.diffusion import (
     SampleGenerators,
     Sampler,
     diffusion_loss,
+    draw_normal,
+    draw_uniform,
+    own_generator,
 )
 from scgen_diffusion.nn import DiT
 
@@ -196,7 +199,7 @@ class SCLDMModule(ConditionedModule):
         """Draw the share of counts that the encoder sees, from ``at_least`` to 1, ``(cells, 1)``; None: all of them."""
         if at_least >= 1 or self.input_values != "counts":
             return None
-        return at_least + (1 - at_least) * torch.rand(len(x), 1, generator=generator, device=x.device)
+        return at_least + (1 - at_least) * draw_uniform((len(x), 1), generator, x.device)
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
@@ -241,7 +244,7 @@ class SCLDMModule(ConditionedModule):
             Whether to take the averaged weights.
         """
         data = self.standardise(z)
-        noise = torch.randn(data.shape, generator=generator, device=data.device)
+        noise = draw_normal(data.shape, generator, data.device)
         t = self.path.draw_times(len(data), generator, data.device)
         condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
@@ -328,7 +331,7 @@ class SCLDMModule(ConditionedModule):
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Keep each count with its cell's probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
-    return torch.binomial(counts, keep.expand_as(counts), generator=generator)
+    return torch.binomial(counts, keep.expand_as(counts), generator=own_generator(generator))
 
 
 def log_share(mean_counts: Tensor) -> Tensor:
