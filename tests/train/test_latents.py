@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +81,13 @@ def test_the_training_loader_reads_every_training_cell_once(cache):
 
 def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
     data = LatentDataModule(cache, np.arange(20), np.array([24, 21, 23]), batch_size=30)
-    torch.manual_seed(0)
+    loader = data.train_dataloader()
 
-    first, second = (next(iter(data.train_dataloader()))["log_total"] for _ in range(2))
+    first, again = (next(iter(loader))["log_total"] for _ in range(2))
+    loader.sampler.set_epoch(1)
+    second = next(iter(loader))["log_total"]
 
+    assert torch.equal(first, again)
     assert not torch.equal(first, second)
     validation = next(iter(data.val_dataloader()))
     assert torch.equal(validation["mean"], rows()["mean"][[24, 21, 23]])
@@ -90,3 +95,22 @@ def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
 
 def test_no_validation_cells_mean_no_validation_batches(cache):
     assert list(LatentDataModule(cache, np.arange(N), np.array([], dtype=int), 5).val_dataloader()) == []
+
+
+def test_parts_of_a_cache_are_all_its_rows_and_memory_is_given_back(cache, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.train._latents.RELEASE_AFTER", 1)
+
+    means = torch.cat([part["mean"] for part in cache.parts(4)])
+
+    assert torch.equal(means, rows()["mean"])  # also after what was mapped was let go
+    assert torch.equal(cache[[3, 1]]["mean"], rows()["mean"][[3, 1]])
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_written(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+
+    with pytest.raises(OSError, match=r"No room for 0.0 GiB of latents in .*: No space left on device.*TMPDIR"):
+        make_cache(memory_limit=0)

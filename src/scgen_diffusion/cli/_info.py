@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._command import Option, command, existing
-from ._terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ._terminal import Terminal
 
 N_NAMED = 20
 

@@ -44,7 +44,7 @@ class Stop(click.ClickException):
 
     def __init__(self, message: str, code: ExitCode) -> None:
         super().__init__(message)
-        self.exit_code = int(code)
+        self.exit_code = int(code)  # type: ignore[misc]  # click's own exceptions do so, too
 
 
 class Terminal:
@@ -119,7 +119,7 @@ class Terminal:
                 if isinstance(error, SystemExit) and not self.signals.received:
                     raise
                 raise self.interrupted() from error
-            except Exception as error:  # noqa: BLE001  the last stop before the user
+            except Exception as error:
                 raise Stop(describe(error), code_of(error)) from error
 
     def interrupted(self) -> Stop:
@@ -136,7 +136,7 @@ class Terminal:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if self.verbose else logging.INFO)
         with warnings.catch_warnings():
-            warnings.showwarning = self._show_warning
+            warnings.showwarning = self._show_warning  # type: ignore[assignment]  # takes what that takes
             try:
                 yield
             finally:
@@ -181,7 +181,7 @@ def describe(error: Exception) -> str:
         return f"{where}{error.strerror}."
     written = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if _raised_by_us(error.__traceback__):
-        return written
+        return written.replace("set overwrite=True", "give --overwrite")
     first = next(iter(written.strip().splitlines()), "")
     kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
     return f"{kind}: {first} (--verbose shows where)" if first else f"{kind} (--verbose shows where)"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._denoiser import Denoiser
     from ._diffusion_walk import Level
     from ._paths import Path
-    from ._random import SampleGenerators
+    from ._random import Generators
     from ._samplers import Sampler
     from ._step_grid import Spacing
 
@@ -32,7 +32,7 @@ class _RandomWalk(DiffusionSampler):
     r"""Steps to ``alpha_s data + direction noise + std z`` with fresh noise ``z``, which the last step leaves out."""
 
     def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
     ) -> Iterator[Tensor]:
         yield x
         for now, following in pairwise(levels):
@@ -181,7 +181,7 @@ class DPMSolverSampler(DiffusionSampler):
     default_n_steps: int = 20
 
     def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
     ) -> Iterator[Tensor]:
         yield x
         previous = None  # data and step of the step before
@@ -225,7 +225,7 @@ class HeunSampler(DiffusionSampler):
     default_n_steps: int = 18
 
     def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
     ) -> Iterator[Tensor]:
         yield x
         for now, following in pairwise(levels):

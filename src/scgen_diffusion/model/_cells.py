@@ -41,7 +41,7 @@ class CellsMixin(RegistrationMixin):
 
     def _files(self, adata: AnnData | CellFiles | None) -> TrainingCells | None:
         """Return cells that are read from files: given ones, or the model's own; None for cells of an AnnData."""
-        if adata is None and self.adata is None:
+        if adata is None:
             return self._file_cells
         if not isinstance(adata, CellFiles):
             return None
@@ -79,13 +79,14 @@ class CellsMixin(RegistrationMixin):
 
     def _check_given(self, adata: AnnData | None, argument: str) -> None:
         """Raise if there are no cells in memory to read."""
-        if adata is not None or self.adata is not None:
+        if adata is not None:
             return
         if self._file_cells is not None:
             msg = f"The model's cells are in files; read those that you want: `{argument}=cells.read(indices)`."
             raise ValueError(msg)
-        msg = f"The model was loaded without cells; give `{argument}`."
-        raise ValueError(msg)
+        if self.adata is None:
+            msg = f"The model was loaded without cells; give `{argument}`."
+            raise ValueError(msg)
 
     def _validated(self, adata: AnnData | None) -> AnnData:
         self._check_given(adata, "adata")

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion.data import (
     OPEN,
+    ValueSummary,
     build_anndata,
     check_conditions,
     check_expression,
@@ -187,7 +188,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                 parts.append(self._carry_over(block, options))
                 progress.update(block.n_wanted)
         x = stack(parts)
-        self._check_result(x, output)
+        self._check_result(ValueSummary.of(x), output)
         provenance = self._provenance(condition, sampling, library_size, seed)
         provenance |= _describe_counterfactual(condition, library_size, options)
         provenance |= {"given_keys": [self.conditions.keys[key] for key in given], "outside_training": outside}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from scgen_diffusion.diffusion import SampleGenerators, Sampler, samplers_for
+from scgen_diffusion.diffusion import Generators, Sampler, samplers_for
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import scipy.sparse as sp
     from anndata import AnnData
     from torch import Tensor
 
-    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.data import ConditionRequest, ValueSummary
 
     from ._guidance import Composition, GuidanceScale
     from ._request import SamplingOptions
@@ -219,7 +218,7 @@ class GeneSpaceModel(
             See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
         shard_size
             Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 64 million values, zeros included.
+            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
         rank, n_ranks
             Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
             finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
@@ -344,7 +343,7 @@ class GeneSpaceModel(
     def _generate_block(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,
@@ -365,12 +364,12 @@ class GeneSpaceModel(
     def _profiles_of(self, states: Tensor) -> Tensor:
         return self.module.decode(states)
 
-    def _check_result(self, x: sp.csr_matrix | np.ndarray, output: InputValues) -> None:
+    def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture
-        check_not_diverged(x, module.largest_value.item() if output == "log1p" else float("inf"))
+        check_not_diverged(values, module.largest_value.item() if output == "log1p" else float("inf"))
         if a.clamp and output == "log1p":
             needs_negation = a.head == "regression" and a.zero_value is None
-            warn_of_missing_zeros(x, module.training_zeros.item(), needs_negation=needs_negation)
+            warn_of_missing_zeros(values, module.training_zeros.item(), needs_negation=needs_negation)
 
     def _warn_if_nothing_was_learned(self) -> None:
         warn_of_early_plateau(self.history_ or {}, self.architecture.head)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from scgen_diffusion.data import (
     ConditionRequest,
     Conditions,
+    ValueSummary,
     is_whole_number,
     known_names,
     synthetic_names,
@@ -141,7 +142,7 @@ class GenerationMixin(BaseModelClass):
     def _checked_library_size(self, library_size: Any, n_cells: int, output: InputValues) -> str | np.ndarray:
         """Resolve a user's library size: the name of a distribution, or one total per cell."""
 
-    def _check_result(self, x: sp.csr_matrix | np.ndarray, output: InputValues) -> None:
+    def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         """Raise, or warn, if generated cells cannot be right."""
 
     @property
@@ -179,7 +180,7 @@ class GenerationMixin(BaseModelClass):
                 parts.append(self._rows_of(request, start, stop))
                 progress.update(stop - start)
         x, codes = stack([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
-        self._check_result(x, request.output)
+        self._check_result(ValueSummary.of(x), request.output)
         obs = self.conditions.to_obs(codes, synthetic_names(request.n_cells))
         return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
 from ._guidance import GuidanceOptions
@@ -227,7 +227,7 @@ class SCLDM(
             See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
         shard_size
             Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 64 million values, zeros included.
+            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
         rank, n_ranks
             Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
             finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
@@ -354,7 +354,7 @@ class SCLDM(
     def _generate_block(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,

@@ -67,7 +67,7 @@ class TrainingMixin(RegistrationMixin):
         accelerator, devices, device = parse_device_args(**chosen, return_device="torch")
         where = {"accelerator": accelerator, "devices": devices}
         result = run_stage(plan, data, max_epochs=max_epochs, checkpoint_dir=folder, **where, **trainer_kwargs)
-        self.to_device(device)  # as scvi-tools' models stay where they were trained
+        self.to_device(result.device or device)  # as scvi-tools' models stay where they were trained
         self.history_ = {**(self.history_ or {}), **result.history}
         return result
 

@@ -1,0 +1,197 @@
+"""Models that train on cells in files: the same statistics as in memory, and all that a trained model can do."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scvi
+import torch
+
+from scgen_diffusion.data import CellFiles, RegisteredCells
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.module import CONDITIONS
+
+KEYS = {"condition_keys": ["cell_type", "dose"]}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    before, scvi.settings._seed = scvi.settings.seed, 0
+    yield
+    scvi.settings._seed = before
+
+
+@pytest.fixture(scope="module")
+def adata(make_cells):
+    adata = make_cells(matrix=sp.csr_matrix)
+    types = adata.obs["cell_type"].astype(str)
+    adata.obs["cell_type"] = pd.Categorical(types)  # in the order of the alphabet, as those of several files are
+    return adata
+
+
+@pytest.fixture(scope="module")
+def cells(adata, tmp_path_factory):
+    """Return the cells in two files, in windows of a third of them."""
+    folder = tmp_path_factory.mktemp("cells")
+    adata[:50].write_h5ad(folder / "a.h5ad")
+    adata[50:].write_zarr(folder / "b.zarr")
+    return CellFiles([folder / "a.h5ad", folder / "b.zarr"], **KEYS, window_size=32, block_size=4)
+
+
+@pytest.fixture
+def options(tiny, tiny_gene_space):
+    return lambda cls: tiny if cls is SCLDM else tiny_gene_space
+
+
+def of_files(cls, cells, options, **changes):
+    torch.manual_seed(0)
+    return cls(registry=cells.registry, **{**options(cls), **changes})
+
+
+def of_memory(cls, adata, options, **changes):
+    torch.manual_seed(0)
+    cls.setup_anndata(adata, **KEYS)
+    return cls(adata, **{**options(cls), **changes})
+
+
+@pytest.mark.parametrize("cls", [SCLDM, SCRDIT, WBDIT])
+def test_models_train_save_load_and_generate(cls, cells, options, quick, tmp_path):
+    model = of_files(cls, cells, options)
+
+    model.train(1, datamodule=cells, **quick)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model")
+
+    one, other = model.generate(6, {"cell_type": "NK"}, seed=0), loaded.generate(6, {"cell_type": "NK"}, seed=0)
+    assert np.array_equal(one.X.toarray(), other.X.toarray())
+    assert (one.obs["cell_type"] == "NK").all()
+    assert list(one.var["symbol"]) == list(cells.var["symbol"])
+    assert model.combination_sizes_.sum() == cells.n_cells
+
+
+def test_statistics_of_files_are_those_of_the_same_cells_in_memory(adata, cells, options, quick):
+    models = (
+        of_files(SCRDIT, cells, options, gene_order="correlation"),
+        of_memory(SCRDIT, adata.copy(), options, gene_order="correlation"),
+    )
+    for model, source in zip(models, (cells, None), strict=True):
+        model.train(1, datamodule=source, limit_train_batches=1, recipe_kwargs={"learning_rate": 1e-12}, **quick)
+
+    states = [model.module.state_dict() for model in models]
+    for name in states[0]:
+        if "library_size.head" not in name and "predicted" not in name:
+            assert torch.allclose(states[0][name].double(), states[1][name].double(), rtol=1e-4, atol=1e-6), name
+    assert models[0]._fingerprint == models[1]._fingerprint
+    assert np.array_equal(models[0].train_indices_, models[1].train_indices_)
+    assert np.array_equal(models[0].combinations_, models[1].combinations_)
+
+
+def test_scldm_starts_from_the_same_means(adata, cells, options):
+    models = of_files(SCLDM, cells, options), of_memory(SCLDM, adata.copy(), options)
+    models[0]._take_cells(cells)
+    for model in models:
+        model._start_from_data(np.arange(3, 90))
+
+    states = [model.module.state_dict() for model in models]
+    assert all(torch.allclose(states[0][name].double(), states[1][name].double(), atol=1e-6) for name in states[0])
+
+
+def test_a_model_reads_its_own_files_and_others(adata, cells, options, quick):
+    model = of_files(SCLDM, cells, options)
+    model.train(1, datamodule=cells, **quick)
+
+    own = model.get_latent_representation()
+
+    assert own.shape[0] == cells.n_cells
+    assert np.allclose(model.get_latent_representation(cells, indices=[60, 2]), own[[60, 2]], atol=1e-5)
+    assert np.allclose(model.get_latent_representation(cells.read([60, 2])), own[[60, 2]], atol=1e-5)
+    assert np.allclose(model.get_likelihood(indices=[5]), model.get_likelihood(cells.read([5])), rtol=1e-4)
+    assert model.get_reconstruction(cells.read([1, 2]), sample=False).n_obs == 2
+    assert len(model.get_latent_representation()) == cells.n_cells  # its cells are still those of the files
+    with pytest.raises(
+        ValueError, match=r"cells are in files; read those that you want: `adata=cells.read\(indices\)`"
+    ):
+        model.get_reconstruction()
+    with pytest.raises(TypeError, match=r"read those that you want into memory: `cells.read\(indices\)`"):
+        model.get_reconstruction(cells)
+
+
+def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, options, quick, tmp_path):
+    model = of_files(SCLDM, cells, options)
+    model.train_autoencoder(1, datamodule=cells, **quick)
+    model.train_prior(1, **quick)
+    model.save(tmp_path / "model")
+    loaded = SCLDM.load(tmp_path / "model")
+
+    with pytest.raises(ValueError, match="no cells to train on.*datamodule=scgen_diffusion.data.CellFiles"):
+        loaded.train_prior(1, **quick)
+    assert (
+        loaded.train_prior(
+            1, datamodule=CellFiles.like(loaded.registry, [f.root.file.filename for f in cells.files[:1]]), **quick
+        )
+        is False
+    )
+
+
+def test_the_transport_is_trained_on_files(adata, options, quick, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    cells = CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"})
+    model = of_files(SCLDM, cells, options)
+
+    model.train({"autoencoder": 1, "prior": 1, "transport": 1}, datamodule=cells, **quick)
+
+    assert model.transport_is_trained_
+    with pytest.raises(ValueError, match=r"`adata_control=cells.read\(indices\)`"):
+        model.predict_perturbation(condition={"cell_type": "T cell"})
+
+
+def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, options, quick, tmp_path):
+    model = of_files(SCLDM, cells, options)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+
+    for other, what in (
+        (CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type"]), "conditions"),
+        (CellFiles(tmp_path / "cells.h5ad", **KEYS, genes=["gene_0"]), "genes"),
+    ):
+        with pytest.raises(ValueError, match=f"their {what} differ.*CellFiles.like"):
+            model.train(1, datamodule=other, **quick)
+    with pytest.raises(TypeError, match="must be scgen_diffusion.data.CellFiles or work like it, but found dict"):
+        model.train(1, datamodule={}, **quick)
+
+
+def test_latents_of_files_go_to_a_file_early(cells, options, quick, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.model._two_stage_training.MEMORY_LIMIT_WITH_FILES", 0)
+    models = [of_files(SCLDM, cells, options) for _ in range(2)]
+    models[0].train(1, datamodule=cells, **quick)
+    monkeypatch.undo()
+    models[1].train(1, datamodule=cells, **quick)
+
+    assert models[0].generate(8, seed=0).X.sum() == models[1].generate(8, seed=0).X.sum()
+
+
+@pytest.fixture(params=["csr", "dense"])
+def backed(request, adata, tmp_path):
+    cells = anndata.AnnData(adata.X if request.param == "csr" else adata.X.toarray(), obs=adata.obs, var=adata.var)
+    cells.write_h5ad(tmp_path / "backed.h5ad")
+    return anndata.read_h5ad(tmp_path / "backed.h5ad", backed="r")
+
+
+def test_a_backed_anndata_is_read_by_windows(adata, backed, options):
+    of_memory(SCLDM, backed, options)
+    cells = RegisteredCells(SCLDM._get_most_recent_anndata_manager(backed, required=True), CONDITIONS)
+    rows = np.array([70, 3, 3, 95])
+
+    in_order = torch.cat([batch["X"] for batch in cells.loader(rows, 3)])
+    shuffled = torch.cat([batch["X"] for batch in cells.loader(None, 10, shuffle=True)])
+
+    assert np.array_equal(in_order, adata.X[rows].toarray())
+    assert np.array_equal(np.unique(shuffled, axis=0), np.unique(adata.X.toarray(), axis=0))
+    assert not np.array_equal(shuffled, adata.X.toarray())
+
+
+def test_a_view_of_a_backed_file_is_refused_with_what_to_do(backed):
+    with pytest.raises(ValueError, match=r"view of a file.*adata.copy\('part.h5ad'\).*adata.to_memory\(\)"):
+        SCLDM.setup_anndata(backed[:40], **KEYS)
