@@ -152,6 +152,11 @@ def test_an_exit_that_a_library_makes_of_an_interrupt_is_one(call_function):
     assert call_function(work)[0] == 130
 
 
+def test_the_exit_of_a_run_that_another_of_its_processes_ended_is_that_of_sigterm(call_function):
+    code, _, err = call_function(raising(SystemExit(143)))
+    assert (code, err) == (143, "scgen-diffusion: Terminated.\n")
+
+
 def test_a_library_that_exits_by_itself_may():
     with pytest.raises(SystemExit), Terminal().at_work():
         raise SystemExit(5)

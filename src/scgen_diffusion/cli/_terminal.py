@@ -116,11 +116,17 @@ class Terminal:
             except (click.ClickException, click.exceptions.Exit):
                 raise
             except (KeyboardInterrupt, SystemExit) as error:
-                if isinstance(error, SystemExit) and not self.signals.received:
-                    raise
+                self._note_exit(error)
                 raise self.interrupted() from error
             except Exception as error:
                 raise Stop(describe(error), code_of(error)) from error
+
+    def _note_exit(self, error: BaseException) -> None:
+        """Pass on an exit that has nothing to do with a signal; another process of the run may have got it."""
+        if isinstance(error, SystemExit):
+            self.signals.terminated = self.signals.terminated or error.code == ExitCode.TERMINATED
+            if not self.signals.received and not self.signals.terminated:
+                raise error
 
     def interrupted(self) -> Stop:
         """Return the end of a command that a signal stopped."""

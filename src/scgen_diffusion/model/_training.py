@@ -98,7 +98,9 @@ class TrainingMixin(RegistrationMixin):
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others."""
         genes, cells = list(self.var_.index), self._cells.digest
-        return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells)
+        tables = self.registry_["setup_args"]["condition_embeddings"]
+        vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
+        return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells, *vectors)
 
     def _require_cells(self) -> None:
         self._cells.check()

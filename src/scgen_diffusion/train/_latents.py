@@ -195,4 +195,4 @@ class _Rows(Dataset):
         return len(self.indices)
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        return self.cache[self.indices[rows]]
+        return self.cache[self.indices[np.asarray(rows)]]  # numpy takes a tensor of one number for a number
