@@ -177,6 +177,13 @@ def test_signals_are_left_alone_outside_the_main_thread():
     assert results == ["done"]
 
 
+def test_of_the_processes_of_a_distributed_run_the_first_speaks(capsys, monkeypatch):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        Terminal().say(f"rank {rank}")
+    assert capsys.readouterr().err == "rank 0\n"
+
+
 def test_long_messages_are_wrapped_where_a_person_reads_them(capsys, monkeypatch):
     terminal = Terminal()
     terminal.say_wrapped("word " * 40, label="[ok]")

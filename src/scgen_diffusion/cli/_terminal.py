@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -77,8 +78,8 @@ class Terminal:
         return not self.quiet and sys.stderr.isatty()
 
     def say(self, message: str) -> None:
-        """Tell the user something."""
-        if not self.quiet:
+        """Tell the user something; once, where Lightning starts this very command for each device."""
+        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             click.echo(message, err=True)
 
     def say_wrapped(self, message: str, label: str = "") -> None:
