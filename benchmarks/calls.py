@@ -89,8 +89,8 @@ class Calls(System):
         self._class.setup_anndata(self.adata, layer="counts", condition_keys=list(N_CLASSES), **self._setup_options)
 
     def importing(self) -> None:
-        """Import the package in a fresh process."""
-        subprocess.run([sys.executable, "-c", "import scgen_diffusion"], check=True)
+        """Import the package, and what its models need, in a fresh process."""
+        subprocess.run([sys.executable, "-c", "import scgen_diffusion.model"], check=True)
 
     def loading(self) -> None:
         """Read all cells once, shuffled, in batches of 128, from memory."""

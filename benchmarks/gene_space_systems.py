@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from measuring import clock, synchronise
 from published_gene_space import DDIM_TIMESTEPS, DDPM_TIMESTEPS, Diffusion, NoisePredictor
-from system import N_CLASSES, Cells, Setting, System, adamw, optimise
+from system import N_CLASSES, Cells, PlannedSteps, Setting, System, optimise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,10 +151,8 @@ class PackageScrdit(System):
         self.model = self._model()
         self.condition = torch.from_numpy(self.model.conditions.encode(self._obs(), None)).to(setting.device)
         self.module = self.model.module
-        self.recipe = DIFFUSION_RECIPES[self.model_class][self.size]
-        self.plan = DiffusionPlan(self.module, self.recipe, seed=0)
-        self.optimizer = adamw(self.plan)
-        self.generator = torch.Generator(setting.device).manual_seed(0)
+        recipe = DIFFUSION_RECIPES[self.model_class][self.size]
+        self.steps = PlannedSteps(DiffusionPlan(self.module, recipe, seed=0), setting)
         self.extrapolation = Extrapolation(setting.n_steps or self._sampler.default_n_steps)
         if setting.compile:
             self.module.network.compile()
@@ -167,10 +165,7 @@ class PackageScrdit(System):
         from scgen_diffusion.module import CONDITIONS
 
         batch = {REGISTRY_KEYS.X_KEY: self.cells.counts, CONDITIONS: self.condition}
-        with self._autocast():
-            loss = self.plan.compute_losses(batch, self.generator, training=True)["loss"]
-        optimise(loss, self.module, self.optimizer, self.recipe.gradient_clip)
-        self.plan.on_train_batch_end()
+        self.steps.take(batch)
 
     def generate(self) -> None:
         """Generate profiles, as the published systems do, by the default sampler."""

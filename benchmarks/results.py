@@ -77,9 +77,10 @@ def write_block(path: Path, name: str, text: str) -> None:
 
 
 def describe_commit() -> str:
-    """Return the commit of the source tree, with a + where files of it were changed since; nothing outside a repository."""
+    """Return the commit of the source tree, with a + where code was changed since; nothing outside a repository."""
     answer = _git("rev-parse", "--short", "HEAD")
-    return f"{answer}+" if answer and _git("status", "--porcelain", "--untracked-files=no") else answer
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)src", ":(top)benchmarks/*.py")
+    return f"{answer}+" if answer and changed else answer
 
 
 def _git(*arguments: str) -> str:

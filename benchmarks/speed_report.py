@@ -2,7 +2,7 @@
 
     python benchmarks/speed_report.py                # seven minutes on two quiet cores
     python benchmarks/speed_report.py --write-only   # tables and pictures again, from what is stored
-    python benchmarks/speed_report.py --quick        # a minute; small sizes, to see that it runs
+    python benchmarks/speed_report.py --quick        # a few small figures, to see that it runs
 
 Stores ``results/speed.csv``, ``speed_scaling.csv`` and ``speed_threads.csv``; writes ``results/speed.md``, ``docs/_static/speed_*.png`` and what stands between
 the marks ``<!-- speed... -->`` in ``docs/user_guide/speed.md`` and ``README.md``.
@@ -18,13 +18,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from history import compare, draw_history, tabulate_changes
 from results import describe_processor, read_table, store_rows, write_block, write_text
 from scaling import draw
 from speed import RESULTS, parse_arguments, quieten, run
 from speed_tables import IN_README, Figures, call_table, describe, step_table, thread_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger("benchmarks.speed_report")
 
@@ -33,7 +36,6 @@ ROOT = HERE.parent
 PAGE = ROOT / "docs" / "user_guide" / "speed.md"
 README = ROOT / "README.md"
 PLOTS = ROOT / "docs" / "_static"
-QUICK = ("--genes", "200", "--cells", "256", "--seconds", "0.05")
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,25 @@ PARTS = (
         ("package", "SCRDIT", "WBDIT"), (*ONE, "--seconds", "1")
     ),  # what --check is compared with: the processor's time
 )
+QUICK = ("--genes", "200", "--cells", "256", "--seconds", "0.01", "--threads", "1")
+QUICK_PARTS = (
+    Part(("package",), ("--stages", "prior_step", *QUICK)),
+    Part(("calls-SCLDM",), ("--stages", "setup", "transport_epochs", *QUICK)),
+)
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measure and store all of it."""
     started = time.monotonic()
-    for part in PARTS:
-        options = ["--systems", *part.systems, *part.options, *(QUICK if arguments.quick else ())]
-        store_rows(arguments.results / "speed.csv", run(parse_arguments(options)))
+    for part in QUICK_PARTS if arguments.quick else PARTS:
+        store_rows(arguments.results / "speed.csv", run(parse_arguments(["--systems", *part.systems, *part.options])))
         logger.info("%.0f s", time.monotonic() - started)
     common = ["--results", str(arguments.results)]
-    short = ["--seconds", "0.1", "--systems", "package"] if arguments.quick else ["--seconds", "2"]
-    _call("threads.py", *common, *short)
-    _call("threads.py", *common, *short, "--mixes", "2x2", environment={"OMP_WAIT_POLICY": "passive"})
-    few = ["--largest", "1", "--seconds", "0.05"] if arguments.quick else ["--seconds", "0.5"]
+    quickly = ["--seconds", "0.01", "--systems", "package", "--mixes", "1x1"]
+    _call("threads.py", *common, *(quickly if arguments.quick else ()))
+    if not arguments.quick:
+        _call("threads.py", *common, "--mixes", "2x2", environment={"OMP_WAIT_POLICY": "passive"})
+    few = ["--largest", "1", "--seconds", "0.01", "--sweeps", "cells"] if arguments.quick else ["--seconds", "0.5"]
     _call("scaling.py", *common, *few, "--plots", str(arguments.plots))
     logger.info("%.0f s in all", time.monotonic() - started)
 

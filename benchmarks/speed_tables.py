@@ -31,7 +31,7 @@ STEP_NAMES = {
 }
 IN_README = [key for key in STEP_NAMES if "published" not in key[0] and key[1] != "transport_step"]
 CALL_NAMES = {
-    "importing": "`import scgen_diffusion`, a fresh process",
+    "importing": "`import scgen_diffusion.model`, a fresh process",
     "setup": "`setup_anndata`",
     "autoencoder_epochs": "`train_autoencoder`, an epoch",
     "prior_epochs": "`train_prior`, an epoch",

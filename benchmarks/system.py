@@ -129,12 +129,34 @@ class System:
         return torch.autocast(torch.device(self.setting.device).type, torch.bfloat16, enabled=is_bf16)
 
 
-def adamw(plan: StagePlan) -> torch.optim.Optimizer:
-    """Build the optimiser of a stage, as its plan does."""
-    recipe = plan.recipe
-    return torch.optim.AdamW(
-        plan.parameter_groups(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
+class StandInTrainer:
+    """What a stage's plan asks of Lightning's trainer, half-way through a training."""
+
+    precision = "32-true"
+    estimated_stepping_batches = 10_000
+    global_step = estimated_stepping_batches // 2
+    world_size, global_rank = 1, 0
+
+
+class PlannedSteps:
+    """Optimiser steps as training takes them, by the plan's own optimiser, clipping and averages, without Lightning around them."""
+
+    def __init__(self, plan: StagePlan, setting: Setting) -> None:
+        self.plan = plan.to(setting.device)
+        plan.trainer = StandInTrainer()
+        self.optimizer = plan.configure_optimizers()["optimizer"]
+        is_bf16 = setting.precision == "bf16"
+        self.autocast = torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=is_bf16)
+
+    def take(self, batch: dict[str, Tensor]) -> None:
+        """Take one step."""
+        with self.autocast:
+            loss = self.plan.compute_losses(batch, self.plan.generator, training=True)["loss"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.plan.configure_gradient_clipping(self.optimizer, self.plan.recipe.gradient_clip, "norm")
+        self.optimizer.step()
+        self.plan.on_train_batch_end(loss, batch, 0)
 
 
 def optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float = 10.0) -> None:

@@ -15,12 +15,10 @@ from gene_space_systems import (
     PublishedScrdit,
     PublishedWbdit,
 )
-from system import N_CLASSES, Cells, Setting, System, adamw, optimise
+from system import N_CLASSES, Cells, PlannedSteps, Setting, System, optimise
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from scgen_diffusion.train import StagePlan
 
 #: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations; a trained one is not.
 N_PRIOR_STEPS_BEFORE_SAMPLING = 50
@@ -100,52 +98,40 @@ class PackageSystem(System):
         from scgen_diffusion.module import SCLDMModule, build_architecture
         from scgen_diffusion.train import RECIPES, AutoencoderPlan, PriorPlan
 
-        class UnderWay(AutoencoderPlan):
-            progress = 1.0  # past the warm-up of the KL weight; without a trainer, the plan cannot tell
-
         super().__init__(setting)
         torch.manual_seed(0)
         self.cells = Cells.draw(setting)
-        self.generator = torch.Generator(setting.device).manual_seed(0)
         architecture = build_architecture(self.size, **setting.architecture)
         self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=architecture)
         self.module.to(setting.device)
         self.latents = self._start()
         recipe = RECIPES[self.size]
-        self.autoencoder_plan = UnderWay(self.module, recipe.autoencoder, seed=0)
-        self.prior_plan = PriorPlan(self.module, recipe.prior, seed=0)
-        self.autoencoder_optimizer = adamw(self.autoencoder_plan)
-        self.prior_optimizer = adamw(self.prior_plan)
+        self.autoencoder_steps = PlannedSteps(AutoencoderPlan(self.module, recipe.autoencoder, seed=0), setting)
+        self.prior_steps = PlannedSteps(PriorPlan(self.module, recipe.prior, seed=0), setting)
         if setting.compile:
             for network in (self.module.encoder, self.module.decoder, self.module.prior):
                 network.compile()
 
     def autoencoder_step(self) -> None:
         """Take one optimiser step of the autoencoder, as in training."""
-        self._take_step(self.autoencoder_plan, {"X": self.cells.counts}, self.autoencoder_optimizer)
+        self.autoencoder_steps.take({"X": self.cells.counts})
 
     def prior_step(self) -> None:
         """Take one optimiser step of the prior on cached latents, and update the averaged weights."""
-        self._take_step(self.prior_plan, self.latents, self.prior_optimizer)
-        self.module.averaged_prior.update_parameters(self.module.prior)
+        self.prior_steps.take(self.latents)
 
     def transport_step(self) -> None:
         """Pair latents of control and perturbed cells, and take one optimiser step of the transport between them."""
-        self._take_step(self.transport_plan, self.pairs, self.transport_optimizer)
-
-    def _take_step(self, plan: StagePlan, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        with self._autocast():
-            loss = plan.compute_losses(batch, self.generator, training=True)["loss"]
-        optimise(loss, self.module, optimizer, plan.recipe.gradient_clip)
+        self.transport_steps.take(self.pairs)
 
     def generate(self) -> None:
         """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
-        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, SampleGenerators
+        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, generators_of_block
         from scgen_diffusion.model import SCLDM
 
         condition = self.cells.condition
         with torch.inference_mode(), self._autocast():
-            generators = SampleGenerators(0, range(len(condition)), self.setting.device)
+            generators = generators_of_block(0, 0, len(condition), self.setting.device)
             z = self.module.sample_latents(
                 generators.normal(*self.module.latent_shape),
                 condition,
@@ -202,8 +188,7 @@ class PackageSystem(System):
         control = torch.tensor([float("inf"), 0.0], device=condition.device)  # the second key perturbs
         self.module.add_transport().start_from(control)
         recipe = TransportRecipe(n_paired=max(len(condition) // N_PERTURBATION_GROUPS, 1))
-        self.transport_plan = TransportPlan(self.module, recipe, seed=0)
-        self.transport_optimizer = adamw(self.transport_plan)
+        self.transport_steps = PlannedSteps(TransportPlan(self.module, recipe, seed=0), self.setting)
         self.pairs = {name: torch.stack([self.latents[name]] * 2) for name in ("mean", "std", "condition")}
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import traceback
 
 import anndata
 import numpy as np
@@ -206,6 +209,56 @@ def saved_model(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
     trained.save(folder)
     return folder
+
+
+def _run_together(work, n_processes=2, *, timeout=120):
+    """Fork processes that train together, let each do ``work(rank)``, and return what each returned, or its exit code if it died.
+
+    A fork has all imports behind it, which take longer than tiny trainings.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def child(rank, pipe):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        torch.set_num_threads(1)
+        try:
+            pipe.send(work(rank))
+        except SystemExit as end:
+            os._exit(end.code)
+        except BaseException:  # noqa: BLE001 - whatever it is, the fork must not go on with pytest's own work
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)  # without the clean-up of pytest
+
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(n_processes)]
+    processes = [context.Process(target=child, args=(rank, end)) for rank, (_, end) in enumerate(pipes)]
+    for process in processes:
+        process.start()
+    for _, end in pipes:
+        end.close()
+    results = []
+    try:
+        for process, (start, _) in zip(processes, pipes, strict=True):
+            assert start.poll(timeout), "a process takes too long"
+            try:
+                results.append(start.recv())
+            except EOFError:
+                process.join(timeout)
+                results.append(process.exitcode)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return results
+
+
+@pytest.fixture(scope="session")
+def run_together():
+    """Run something in several processes that train together."""
+    return _run_together
 
 
 @pytest.fixture(scope="session")

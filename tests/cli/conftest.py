@@ -14,7 +14,10 @@ from scgen_diffusion.cli import main
 @pytest.fixture(autouse=True)
 def _as_it_was():
     """Give back what a process of its own would take with it: the seed, and handlers of signals."""
-    seed, handlers = scvi.settings.seed, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    seed, handlers = (
+        scvi.settings.seed,
+        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
+    )
     yield
     scvi.settings._seed = seed
     assert {number: signal.getsignal(number) for number in handlers} == handlers

@@ -43,7 +43,20 @@ def resolved(call, *arguments):
 
 
 def test_a_file_says_what_options_say(call, config, cells_file, tmp_path):
-    written = ["train", cells_file, "-o", tmp_path / "model", "-m", "SCRDIT", "-c", "cell_type", "-c", "dose", "-e", "3"]
+    written = [
+        "train",
+        cells_file,
+        "-o",
+        tmp_path / "model",
+        "-m",
+        "SCRDIT",
+        "-c",
+        "cell_type",
+        "-c",
+        "dose",
+        "-e",
+        "3",
+    ]
     written += ["--early-stopping", "--seed", "7", "--set", "n_layers=2", "--set", "gene_order=correlation"]
     written += ["--recipe", "betas=[0.9, 0.95]"]
     assert resolved(call, "train", "--config", config) == resolved(call, *written)
@@ -80,7 +93,9 @@ def test_conditions_stand_in_a_table_with_values_or_lists(call, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     path = tmp_path / "run.toml"
-    path.write_text('[generate]\nn_cells = 4\nguidance_scale = 2\n[generate.condition]\ncell_type = ["NK", "B"]\ndose = 1.5')
+    path.write_text(
+        '[generate]\nn_cells = 4\nguidance_scale = 2\n[generate.condition]\ncell_type = ["NK", "B"]\ndose = 1.5'
+    )
     options = ["-n", "4", "-g", "2", "-c", "cell_type=NK", "-c", "cell_type=B", "-c", "dose=1.5"]
     by_file = resolved(call, "generate", model, tmp_path / "x.zarr", "--config", path)["generate"]
     by_options = resolved(call, "generate", model, tmp_path / "x.zarr", *options)["generate"]
@@ -104,7 +119,10 @@ def test_flags_are_switched_off_by_false(call, cells_file, tmp_path):
         ("[train]\nseed = [3]", r"\[train\] seed: one value was expected, but found \[3\]"),
         ("[train]\nseed = {a = 3}", "seed: one value was expected"),
         ('[train]\nseed = "many"', "Invalid value for '--seed': 'many' is not a valid integer"),
-        ('[train]\nmodel = "scVI"', "Invalid value for '--model' / '-m': 'scVI' is not one of 'SCLDM', 'SCRDIT', 'WBDIT'"),
+        (
+            '[train]\nmodel = "scVI"',
+            "Invalid value for '--model' / '-m': 'scVI' is not one of 'SCLDM', 'SCRDIT', 'WBDIT'",
+        ),
         ('[train]\narchitecture = "wide"', "Invalid value for '--set': .* is not of the form KEY=VALUE"),
         ("[train]\nconfig = 3", "unknown key 'config'"),
     ],

@@ -53,13 +53,14 @@ def test_the_version_is_that_of_the_package(call):
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "completion"])
-def test_every_option_stands_in_the_documentation(command):
+def test_every_option_stands_in_the_documentation_as_in_the_help(command):
     page = PAGE.read_text(encoding="utf-8")
     section = re.search(rf"^### `{command}`\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE).group(1)
     general = re.search(r"^### Of all commands\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE).group(1)
     for param in cli.commands[command].params:
         if isinstance(param, click.Option):
-            assert f"`{param.opts[0]}`" in (general if param.name in OWN else section), param.opts[0]
+            row = f"| {', '.join(f'`{name}`' for name in param.opts)} | {param.help} |"
+            assert row in (general if param.name in OWN else section)
 
 
 RENAMED = {
@@ -120,12 +121,11 @@ def test_no_option_hides_one_of_the_architecture(cls):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_default_of_the_python_interface_is_restated(command):
-    stated = {p.name for p in cli.commands[command].params if isinstance(p, click.Option) and p.default not in (None, False)}
-    assert {name for name in stated if "UNSET" not in repr(name)} <= {"seed", "model"} | unset(command)
-
-
-def unset(command):
-    return {p.name for p in cli.commands[command].params if "unset" in repr(p.default).lower()}
+    context = click.Context(cli.commands[command], resilient_parsing=True)
+    defaults = {p.name: p.get_default(context) for p in cli.commands[command].params if isinstance(p, click.Option)}
+    stated = {name: value for name, value in defaults.items() if value in (0, "SCLDM") and value is not False}
+    assert set(stated) <= {"seed", "model"}
+    assert all(name in stated or not value or "unset" in repr(value).lower() for name, value in defaults.items())
 
 
 def test_a_model_and_its_parts_are_found_though_the_package_imports_them_late(run_python):

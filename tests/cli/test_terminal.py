@@ -57,10 +57,9 @@ def test_the_same_error_from_elsewhere_is_a_failure(call_function):
 
 
 def test_an_error_of_ours_without_a_sentence_is_a_fault_of_ours():
-    try:
+    with pytest.raises(KeyError) as caught:
         exec("{}['x']", {"__name__": "scgen_diffusion.somewhere"})
-    except KeyError as error:
-        assert code_of(error) == ExitCode.FAILED
+    assert code_of(caught.value) == ExitCode.FAILED
 
 
 def test_verbose_shows_where(call_function):
@@ -130,7 +129,9 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
     assert err == ""
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")])
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
 def test_signals_end_the_work_with_the_usual_codes(call_function, number, code, word):
     def work(terminal, options):
         terminal.on_interrupt = "The same command goes on."
@@ -149,6 +150,11 @@ def test_an_exit_that_a_library_makes_of_an_interrupt_is_one(call_function):
             raise SystemExit(1) from None
 
     assert call_function(work)[0] == 130
+
+
+def test_the_exit_of_a_run_that_another_of_its_processes_ended_is_that_of_sigterm(call_function):
+    code, _, err = call_function(raising(SystemExit(143)))
+    assert (code, err) == (143, "scgen-diffusion: Terminated.\n")
 
 
 def test_a_library_that_exits_by_itself_may():

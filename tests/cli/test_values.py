@@ -29,7 +29,15 @@ def test_none_is_written_as_text_which_is_read_as_none():
 
 @pytest.mark.parametrize(
     ("written", "read"),
-    [("3", 3), ("1e-3", 1e-3), ("true", True), ("[0.9, 0.99]", [0.9, 0.99]), ('"x"', "x"), ("both", "both"), ("1\nb=2", "1\nb=2")],
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("[0.9, 0.99]", [0.9, 0.99]),
+        ('"x"', "x"),
+        ("both", "both"),
+        ("1\nb=2", "1\nb=2"),
+    ],
 )
 def test_values_of_the_architecture_are_read_as_toml_or_else_as_text(written, read):
     assert toml_value(written) == read
@@ -54,7 +62,8 @@ def test_a_scalar_is_a_number_a_truth_value_or_text(written, read):
 
 
 @pytest.mark.parametrize(
-    ("written", "read"), [("auto", "auto"), ("2", 2), ("-1", -1), ("0,1", [0, 1]), ("1,", [1]), ("[0, 3]", [0, 3]), (2, 2)]
+    ("written", "read"),
+    [("auto", "auto"), ("2", 2), ("-1", -1), ("0,1", [0, 1]), ("1,", [1]), ("[0, 3]", [0, 3]), (2, 2)],
 )
 def test_devices_are_a_number_a_list_or_a_name(written, read):
     assert read_devices(written) == read
@@ -87,7 +96,9 @@ def test_repeated_values_make_one_value_or_a_mapping():
 
 
 def test_values_with_and_without_keys_do_not_go_together():
-    with pytest.raises(click.UsageError, match="--x takes one value, or KEY=VALUE as often as needed, but not 2 beside others"):
+    with pytest.raises(
+        click.UsageError, match="--x takes one value, or KEY=VALUE as often as needed, but not 2 beside others"
+    ):
         collected([("a", 1), (None, 2)], "--x")
 
 

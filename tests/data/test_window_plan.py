@@ -46,7 +46,7 @@ def test_processes_share_the_cells_in_equal_numbers_of_batches(n_cells, n_ranks,
     assert {len(share) for share in shares} == {plans[0].n_batches}
     read = np.concatenate([np.concatenate(share) for share in shares])
     assert set(read) == set(range(n_cells))
-    assert len(read) == -(-n_cells // n_ranks) * n_ranks  # no more is read twice than equal shares need
+    assert len(read) < n_cells + n_ranks  # whoever has no cell left for the last batch reads another's
 
 
 def test_without_shuffling_the_order_is_the_given_one():

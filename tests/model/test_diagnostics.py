@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from scgen_diffusion.data import ValueSummary
 from scgen_diffusion.model._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 
 
@@ -180,7 +181,7 @@ def test_half_of_the_training_cells_zeros_are_enough(kind, n_zeros, warns):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_missing_zeros(kind(x.reshape(3, 4)), 0.6, needs_negation=True)
+        warn_of_missing_zeros(ValueSummary.of(kind(x.reshape(3, 4))), 0.6, needs_negation=True)
 
     assert bool(caught) == warns
 
@@ -188,10 +189,10 @@ def test_half_of_the_training_cells_zeros_are_enough(kind, n_zeros, warns):
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
 def test_values_are_judged_dense_or_sparse(kind):
     x = np.zeros((3, 4), dtype=np.float32)
-    check_not_diverged(kind(x), 1.0)
+    check_not_diverged(ValueSummary.of(kind(x)), 1.0)
     x[1, 2] = 1.6
     with pytest.warns(UserWarning, match=r"1\.6"):
-        check_not_diverged(kind(x), 1.0)
+        check_not_diverged(ValueSummary.of(kind(x)), 1.0)
     x[2, 3] = -np.inf
     with pytest.raises(FloatingPointError, match="not finite"):
-        check_not_diverged(kind(x), 1.0)
+        check_not_diverged(ValueSummary.of(kind(x)), 1.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from scgen_diffusion.diffusion import BlockGenerator, SampleGenerators
 from scgen_diffusion.module import ModalityPanel, SCLDMArchitecture
 from scgen_diffusion.module._likelihoods import NegativeBinomialLikelihood
 from scgen_diffusion.module._modality_likelihoods import (
@@ -84,8 +85,8 @@ def test_more_ones_than_there_are_features_are_no_endless_search():
 def test_draws_have_their_means(outputs):
     library = torch.full((6, 1), 4.0)
     for likelihood in (PoissonLikelihood(), BernoulliLikelihood()):
-        parameters, source = likelihood.parameters_per_cell(outputs, library)[0], generator()
-        drawn = torch.stack([likelihood.sample(parameters, source) for _ in range(4000)])
+        parameters = likelihood.parameters_per_cell(outputs, library)[:1].expand(4000, -1, -1)
+        drawn = likelihood.sample(parameters, BlockGenerator(0, 0, 4000))
 
         # five standard errors of a mean of 4 000 draws with a variance of at most 3
         torch.testing.assert_close(
@@ -120,12 +121,13 @@ def test_a_cell_of_several_modalities_is_drawn_whole():
     sizes = torch.tensor([[300.0, 2.0]] * 4)
     parameters = together.parameters_per_cell(outputs, sizes)
 
-    drawn = together.sample(parameters[0], generator())
+    drawn = together.sample(parameters, SampleGenerators(0, range(4)))
 
-    assert drawn.shape == (8,)
-    assert drawn[:3].sum() > 20
-    assert set(drawn[3:].tolist()) <= {0.0, 1.0}
-    torch.testing.assert_close(drawn[:3], parts[0].sample(parameters[0, :6].view(2, 3), generator()))
+    assert drawn.shape == (4, 8)
+    assert drawn[:, :3].sum() > 80
+    assert set(drawn[:, 3:].flatten().tolist()) <= {0.0, 1.0}
+    alone = parts[0].sample(parameters[:, :6].view(4, 2, 3), SampleGenerators(0, range(4)))
+    torch.testing.assert_close(drawn[:, :3], alone)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.module._likelihoods import draw_negative_binomial
+from scgen_diffusion.module._count_draws import draw_negative_binomial
 from scgen_diffusion.module._residuals import carry_over_counts
 
 N_CELLS = 40_000
@@ -14,7 +14,7 @@ def carried(mean, new_mean, theta=2.0, seed=0):
     """Draw counts of one mean, and carry them over to another."""
     generator = torch.Generator().manual_seed(seed)
     mean, new_mean, theta = (torch.full((N_CELLS,), value) for value in (mean, new_mean, theta))
-    counts = draw_negative_binomial(mean, theta, generator)
+    counts = draw_negative_binomial(torch.rand(N_CELLS, generator=generator, dtype=torch.float64), mean, theta)
     return counts, carry_over_counts(torch.stack([counts, mean, new_mean, theta]), generator)
 
 

@@ -40,8 +40,9 @@ class Option(click.Option):
 class Command(click.Command):
     """A command that takes ``--config`` and ``--print-config``, and calls its function with what was given."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, name: str, function: Callable[[Terminal, dict[str, Any]], None], **kwargs: Any) -> None:
+        super().__init__(name, callback=function, **kwargs)
+        self.function = function
         self.params += _own_options()
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -54,7 +55,7 @@ class Command(click.Command):
         try:
             terminal = Terminal.of(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
             with terminal.at_work():
-                return self.callback(terminal, options)
+                return self.function(terminal, options)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
@@ -77,7 +78,7 @@ def command(
 
     def decorate(function: Callable[..., Any]) -> Command:
         summary = (function.__doc__ or "").strip()
-        return Command(name, callback=function, params=list(params), help=summary, short_help=short_help, epilog=epilog)
+        return Command(name, function, params=list(params), help=summary, short_help=short_help, epilog=epilog)
 
     return decorate
 

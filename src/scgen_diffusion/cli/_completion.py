@@ -99,7 +99,7 @@ class Bash(BashComplete):
     @property
     def _is_quoted(self) -> bool:
         """Whether the cursor stands in quotation marks."""
-        line = os.environ["COMP_LINE"].replace("\\\"", "").replace("\\'", "")
+        line = os.environ["COMP_LINE"].replace('\\"', "").replace("\\'", "")
         return any(line.count(sign) % 2 for sign in "\"'")
 
 

@@ -43,8 +43,9 @@ def read_config(path: Path, command: click.Command, group: click.Command | None 
 
 
 def resolved_config(command: click.Command, options: Mapping[str, Any]) -> str:
-    """Write a command's options as TOML."""
-    return to_toml({command.name or "": options})
+    """Write a command's options as TOML, in the order of the help."""
+    ordered = {param.name: options[param.name] for param in command.params if param.name in options}
+    return to_toml({command.name or "": ordered})
 
 
 def closest_names(name: str, known: Sequence[str]) -> str:

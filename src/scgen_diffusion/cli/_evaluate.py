@@ -32,10 +32,16 @@ LAYER = Option(
     help="Layer with the counts of the real cells.",
 )
 BACKED = Option(
-    ["--backed"], section=CELLS, is_flag=True, default=None, help="Leave the values of .h5ad in the files; only what is compared is read."
+    ["--backed"],
+    section=CELLS,
+    is_flag=True,
+    default=None,
+    help="Leave the values of .h5ad in the files; only what is compared is read.",
 )
 OF_JUDGING = [
-    Option(["--max-cells"], section=JUDGING, type=int, metavar="N", help="Cells of each side that are compared at most."),
+    Option(
+        ["--max-cells"], section=JUDGING, type=int, metavar="N", help="Cells of each side that are compared at most."
+    ),
     Option(["--n-floor"], section=JUDGING, type=int, metavar="N", help="Draws for what real cells score; 0 for none."),
     Option(["--seed"], section=JUDGING, type=int, help="Decides all draws."),
 ]
@@ -54,7 +60,13 @@ OF_THRESHOLDS = [
     ),
 ]
 OF_OUTPUT = [
-    Option(["--out", "-o"], section=OUTPUT, type=new(dir_okay=False), metavar="FILE.csv", help="Where the table goes; stdout by default."),
+    Option(
+        ["--out", "-o"],
+        section=OUTPUT,
+        type=new(dir_okay=False),
+        metavar="FILE.csv",
+        help="Where the table goes; stdout by default.",
+    ),
     Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the file if it is there."),
 ]
 
@@ -95,9 +107,9 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
     _check_output(options)
     package = terminal.libraries()
     _check_metrics(package, options)
-    files = {name: options[name] for name in ("real", "synthetic", "train") if name in options}
-    cells = _read(terminal, files, backed=options.get("backed", False))
+    files = python_options(options, "real", "synthetic", "train")
     function = package.metrics.evaluate_modalities if _all_paired(files) else package.metrics.evaluate
+    cells = _read(terminal, files, backed=options.get("backed", False))
     arguments = python_options(options, "max_cells", "n_floor", "n_bootstrap", "seed") | _layers(options, files)
     for option, argument in (("groupby", "groupby"), ("metric", "metrics")):
         if option in options:
@@ -122,7 +134,12 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
         shell_complete=columns_of_cells,
         help="Column of obs with the perturbation.",
     ),
-    Option(["--train", "-t"], section=CELLS, type=existing(), help="Real cells that the model was trained on, for baselines."),
+    Option(
+        ["--train", "-t"],
+        section=CELLS,
+        type=existing(),
+        help="Real cells that the model was trained on, for baselines.",
+    ),
     Option(
         ["--other"],
         section=CELLS,
@@ -130,11 +147,19 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
         help="Cells that another method predicts; a column of its own.",
     ),
     Option(
-        ["--groupby", "-g"], section=CELLS, metavar="COLUMN", shell_complete=columns_of_cells, help="Column such as the cell type."
+        ["--groupby", "-g"],
+        section=CELLS,
+        metavar="COLUMN",
+        shell_complete=columns_of_cells,
+        help="Column such as the cell type.",
     ),
     Option(["--separator"], section=CELLS, metavar="TEXT", help="What stands between the parts of a combination."),
-    Option(["--layer", "-l"], section=CELLS, metavar="NAME", shell_complete=layers_of_cells, help="Layer with the counts."),
-    Option(["--n-top"], section=JUDGING, type=int, multiple=True, metavar="N", help="How many genes are the most changed."),
+    Option(
+        ["--layer", "-l"], section=CELLS, metavar="NAME", shell_complete=layers_of_cells, help="Layer with the counts."
+    ),
+    Option(
+        ["--n-top"], section=JUDGING, type=int, multiple=True, metavar="N", help="How many genes are the most changed."
+    ),
     Option(["--ranking"], section=JUDGING, metavar="NAME", help="By what genes are ranked."),
     *OF_JUDGING,
     *OF_THRESHOLDS,
@@ -150,7 +175,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     _check_output(options)
     package = terminal.libraries()
-    files = {name: options[name] for name in ("real", "synthetic", "control", "train") if name in options}
+    files = python_options(options, "real", "synthetic", "control", "train")
     cells = _read(terminal, files)
     arguments = python_options(
         options, "perturbation_key", "groupby", "separator", "layer", "ranking", "max_cells", "n_floor", "seed"
@@ -253,4 +278,5 @@ def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[
 
 def _judge(failed: list[str]) -> None:
     if failed:
-        raise Stop(f"Not good enough: {'; '.join(failed)}.", ExitCode.BELOW_THRESHOLD)
+        msg = f"Not good enough: {'; '.join(failed)}."
+        raise Stop(msg, ExitCode.BELOW_THRESHOLD)

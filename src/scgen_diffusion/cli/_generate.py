@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._cells import are_paired
 from ._command import Option, command, existing, new, python_options
 from ._completion import conditions_of
-from ._outputs import check_new
+from ._outputs import check_new, check_place, whole
+from ._progress_lines import bars_as_lines
 from ._setup import read_table
-from ._terminal import Terminal
 from ._values import Keyed, number, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import pandas as pd
+
+    from ._terminal import Terminal
 
 REQUEST, SAMPLING, OUTPUT = "Request", "Sampling", "Output"
 LIBRARY_SIZE_COLUMN = "library_size_column"
@@ -35,7 +39,9 @@ PASSED_ON = (
     "shard_size",
     "rank",
     "n_ranks",
+    "overwrite",
 )
+SUFFIXES = (".zarr", ".h5ad", ".h5mu")
 
 
 def read_library_size(value: Any) -> Any:
@@ -47,7 +53,9 @@ def read_library_size(value: Any) -> Any:
 
 
 OF_REQUEST = [
-    Option(["--n-cells", "-n"], section=REQUEST, type=int, metavar="N", help="Number of cells; not needed with a table."),
+    Option(
+        ["--n-cells", "-n"], section=REQUEST, type=int, metavar="N", help="Number of cells; not needed with a table."
+    ),
     Option(
         ["--condition", "-c"],
         section=REQUEST,
@@ -69,10 +77,17 @@ OF_REQUEST = [
         help="Total counts of every cell, or a distribution: empirical, normal, latent.",
     ),
     Option(
-        ["--library-size-column"], section=REQUEST, metavar="NAME", help="Column of the table with total counts, cell by cell."
+        ["--library-size-column"],
+        section=REQUEST,
+        metavar="NAME",
+        help="Column of the table with total counts, cell by cell.",
     ),
     Option(
-        ["--counts"], section=REQUEST, is_flag=True, default=None, help="Counts from SCRDIT and WBDIT, not log-normalised values."
+        ["--counts"],
+        section=REQUEST,
+        is_flag=True,
+        default=None,
+        help="Counts from SCRDIT and WBDIT, not log-normalised values.",
     ),
 ]
 OF_SAMPLING = [
@@ -83,23 +98,45 @@ OF_SAMPLING = [
         help="1: conditional; more: more typical of the condition; one number, or one per key or subset of keys (KEY,KEY=NUMBER).",
     ),
     Option(["--composition"], section=SAMPLING, metavar="NAME", help="joint, mutually_exclusive or additive guidance."),
-    Option(["--guidance-interval"], section=SAMPLING, type=float, nargs=2, metavar="FROM TO", help="Times of guidance."),
-    Option(["--guidance-rescale"], section=SAMPLING, type=float, metavar="SHARE", help="How far its spread is brought back."),
+    Option(
+        ["--guidance-interval"], section=SAMPLING, type=float, nargs=2, metavar="FROM TO", help="Times of guidance."
+    ),
+    Option(
+        ["--guidance-rescale"],
+        section=SAMPLING,
+        type=float,
+        metavar="SHARE",
+        help="How far its spread is brought back.",
+    ),
     Option(["--sampler"], section=SAMPLING, metavar="NAME", help="euler, midpoint, heun, dopri5, ddim, dpm_solver ..."),
     Option(["--n-steps"], section=SAMPLING, type=int, metavar="N", help="Steps of the sampler."),
-    Option(["--batch-size"], section=SAMPLING, type=int, metavar="N", help="Cells at a time. Does not change the cells."),
-    Option(["--seed"], section=SAMPLING, type=int, metavar="N", default=0, show_default=True, help="The same seed, the same cells."),
+    Option(
+        ["--batch-size"], section=SAMPLING, type=int, metavar="N", help="Cells at a time. Does not change the cells."
+    ),
+    Option(
+        ["--seed"],
+        section=SAMPLING,
+        type=int,
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="The same seed, the same cells.",
+    ),
     Option(["--accelerator"], section=SAMPLING, metavar="NAME", help="auto, cpu, gpu ... of Lightning."),
     Option(["--device"], section=SAMPLING, metavar="N", help="Which device."),
 ]
 OF_OUTPUT = [
-    Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the output if it is there."),
+    Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace cells of another request."),
     Option(["--shard-size"], section=OUTPUT, type=int, metavar="N", help="Cells of a part of the output."),
     Option(
         ["--rank"], section=OUTPUT, type=int, metavar="N", help="Number of this process, such as $SLURM_PROCID; from 0."
     ),
     Option(
-        ["--n-ranks"], section=OUTPUT, type=int, metavar="N", help="How many processes share the work, such as $SLURM_NTASKS."
+        ["--n-ranks"],
+        section=OUTPUT,
+        type=int,
+        metavar="N",
+        help="How many processes share the work, such as $SLURM_NTASKS.",
     ),
 ]
 EPILOG = (
@@ -119,21 +156,53 @@ EPILOG = (
     epilog=EPILOG,
 )
 def generate(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Generate cells with the model in a folder, and write them into a file (.zarr, .h5ad).
+    """Generate cells with the model in a folder, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
 
     scgen-diffusion generate my_model cells.zarr --n-cells 100000 --condition cell_type="CD4 T"
     """
-    check_new(options["out"], overwrite=options.get("overwrite", False))
+    check_place(options["out"], suffixes=SUFFIXES)
     if "condition" in options and "condition_table" in options:
         msg = "--condition and --condition-table exclude each other."
+        raise click.UsageError(msg)
+    if LIBRARY_SIZE_COLUMN in options and "condition_table" not in options:
+        msg = "--library-size-column needs --condition-table, whose column it is."
         raise click.UsageError(msg)
     package = terminal.libraries()
     model = package.model.load(options["model"], adata=False, **_device(options))
     arguments = _arguments(model, options)
-    _check_known(model, arguments)
-    terminal.on_interrupt = "The same command goes on from the parts that are done."
-    written = model.generate_to(options["out"], **arguments, show_progress=terminal.has_bars)
-    terminal.result(written)
+    is_paired = bool(getattr(model, "modalities", None))
+    _check_suffix(options["out"], is_paired=is_paired)
+    with bars_as_lines(terminal):
+        if is_paired:
+            _generate_paired(model, options, arguments)
+        else:
+            terminal.on_interrupt = "The same command goes on from the parts that are done."
+            _check_known(model, model.generate_to, arguments)
+            model.generate_to(options["out"], **arguments, show_progress=not terminal.quiet)
+    if options["out"].exists():
+        terminal.result(options["out"])
+    else:
+        terminal.say("This share is done; others are still to be made.")
+
+
+def _generate_paired(model: Any, options: Mapping[str, Any], arguments: dict[str, Any]) -> None:
+    """Write cells with several modalities, which are made in memory."""
+    check_new(options["out"], overwrite=arguments.pop("overwrite", False))
+    _check_known(model, model.generate, arguments)
+    cells = model.generate(**arguments, show_progress=True)
+    with whole(options["out"]) as beside:
+        cells.write_h5mu(beside)
+
+
+def _check_suffix(path: Path, *, is_paired: bool) -> None:
+    if is_paired != are_paired(path):
+        what = (
+            "a model of several modalities writes .h5mu"
+            if is_paired
+            else "a model of one modality writes .zarr or .h5ad"
+        )
+        msg = f"{path}: {what}."
+        raise click.UsageError(msg)
 
 
 def _device(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +245,9 @@ def _typed_table(model: Any, table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     readers = _readers(model)
-    return pd.DataFrame({name: [readers.get(name, text)(value) for value in table[name]] for name in table}, dtype=object)
+    return pd.DataFrame(
+        {name: [readers.get(name, text)(value) for value in table[name]] for name in table}, dtype=object
+    )
 
 
 def _typed(model: Any, condition: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,8 +278,11 @@ def _number_or_text(value: Any) -> Any:
         return value
 
 
-def _check_known(model: Any, arguments: Mapping[str, Any]) -> None:
-    known = inspect.signature(model.generate_to).parameters
+def _check_known(model: Any, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    known = inspect.signature(function).parameters
     if unknown := [name for name in arguments if name not in known]:
         msg = f"--{unknown[0].replace('_', '-')} is not an option of {type(model).__name__}."
+        if unknown[0] not in inspect.signature(model.generate_to).parameters:
+            raise click.UsageError(msg)
+        msg = f"--{unknown[0].replace('_', '-')} is for cells of one modality."
         raise click.UsageError(msg)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._command import Option, command, existing
-from ._terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ._terminal import Terminal
 
 N_NAMED = 20
 
@@ -49,7 +50,7 @@ def describe(model: Any) -> dict[str, Any]:
         "n_combinations": len(conditions.combinations),
         "architecture": asdict(model.architecture),
         "final_losses": {
-            name: float(frame.iloc[-1, 0]) for name, frame in (model.history_ or {}).items() if "_loss_" in name
+            name: float(frame.iloc[-1, 0]) for name, frame in (model.history_ or {}).items() if name.split("_")[1:-1] == ["loss"]
         },
     }
 

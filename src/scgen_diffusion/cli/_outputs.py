@@ -20,13 +20,24 @@ def check_new(path: Path, *, overwrite: bool, suffixes: Sequence[str] = ()) -> N
     Raises
     ------
     click.UsageError
-        If it is there already, has another suffix than those allowed, or has no folder to be in, or one that is closed to us.
+        If it is there already, and for what :func:`check_place` finds.
+    """
+    check_place(path, suffixes=suffixes)
+    if path.exists() and not overwrite:
+        msg = f"{path} exists already; choose another name, or give --overwrite."
+        raise click.UsageError(msg)
+
+
+def check_place(path: Path, *, suffixes: Sequence[str] = ()) -> None:
+    """Raise unless there is a place for a file or folder.
+
+    Raises
+    ------
+    click.UsageError
+        If it has another suffix than those allowed, or has no folder to be in, or one that is closed to us.
     """
     if suffixes and path.suffix not in suffixes:
         msg = f"{path}: the name must end in {' or '.join(suffixes)}."
-        raise click.UsageError(msg)
-    if path.exists() and not overwrite:
-        msg = f"{path} exists already; choose another name, or give --overwrite."
         raise click.UsageError(msg)
     folder = path.absolute().parent
     if not folder.is_dir():

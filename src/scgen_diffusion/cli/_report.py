@@ -10,10 +10,11 @@ from ._cells import read_cells
 from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
 from ._outputs import check_new
-from ._terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ._terminal import Terminal
 
 CELLS, PAGE = "Cells", "Page"
 
@@ -32,19 +33,41 @@ CELLS, PAGE = "Cells", "Page"
         help="Column of obs with the label; several are joined.",
     ),
     Option(
-        ["--layer", "-l"], section=CELLS, metavar="NAME", shell_complete=layers_of_cells, help="Layer with the counts of the real cells."
+        ["--layer", "-l"],
+        section=CELLS,
+        metavar="NAME",
+        shell_complete=layers_of_cells,
+        help="Layer with the counts of the real cells.",
     ),
     Option(
-        ["--backed"], section=CELLS, is_flag=True, default=None, help="Leave the values of .h5ad in the files; only what is compared is read."
+        ["--backed"],
+        section=CELLS,
+        is_flag=True,
+        default=None,
+        help="Leave the values of .h5ad in the files; only what is compared is read.",
     ),
     Option(
-        ["--table"], section=PAGE, type=existing(dir_okay=False), help="What evaluate wrote for these cells, so that nothing is computed twice."
+        ["--table"],
+        section=PAGE,
+        type=existing(dir_okay=False),
+        help="What evaluate wrote for these cells, so that nothing is computed twice.",
     ),
-    Option(["--model"], section=PAGE, type=existing(file_okay=False), help="Folder of the model, whose training is shown."),
+    Option(
+        ["--model"], section=PAGE, type=existing(file_okay=False), help="Folder of the model, whose training is shown."
+    ),
     Option(["--title"], section=PAGE, metavar="TEXT", help="Heading."),
-    Option(["--max-cells"], section=PAGE, type=int, metavar="N", help="Cells of each kind that are compared and drawn."),
+    Option(
+        ["--max-cells"], section=PAGE, type=int, metavar="N", help="Cells of each kind that are compared and drawn."
+    ),
     Option(["--seed"], section=PAGE, type=int, help="Decides all draws."),
-    Option(["--out", "-o"], section=PAGE, type=new(dir_okay=False), required=True, metavar="FILE.html", help="The file to write."),
+    Option(
+        ["--out", "-o"],
+        section=PAGE,
+        type=new(dir_okay=False),
+        required=True,
+        metavar="FILE.html",
+        help="The file to write.",
+    ),
     Option(["--overwrite"], section=PAGE, is_flag=True, default=None, help="Replace the file if it is there."),
     short_help="Write an HTML report of synthetic cells.",
 )
@@ -55,7 +78,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".html"])
     package = terminal.libraries()
-    files = {name: options[name] for name in ("real", "synthetic", "train") if name in options}
+    files = python_options(options, "real", "synthetic", "train")
     terminal.say(f"Reading {', '.join(map(str, files.values()))}")
     cells = {name: read_cells(path, backed=options.get("backed", False)) for name, path in files.items()}
     arguments = python_options(options, "layer", "title", "max_cells", "seed") | _arguments(package, options)

@@ -44,7 +44,7 @@ class Stop(click.ClickException):
 
     def __init__(self, message: str, code: ExitCode) -> None:
         super().__init__(message)
-        self.exit_code = int(code)
+        self.exit_code = int(code)  # type: ignore[misc]  # click's own exceptions do so, too
 
 
 class Terminal:
@@ -116,11 +116,17 @@ class Terminal:
             except (click.ClickException, click.exceptions.Exit):
                 raise
             except (KeyboardInterrupt, SystemExit) as error:
-                if isinstance(error, SystemExit) and not self.signals.received:
-                    raise
+                self._note_exit(error)
                 raise self.interrupted() from error
-            except Exception as error:  # noqa: BLE001  the last stop before the user
+            except Exception as error:
                 raise Stop(describe(error), code_of(error)) from error
+
+    def _note_exit(self, error: BaseException) -> None:
+        """Pass on an exit that has nothing to do with a signal; another process of the run may have got it."""
+        if isinstance(error, SystemExit):
+            self.signals.terminated = self.signals.terminated or error.code == ExitCode.TERMINATED
+            if not self.signals.received and not self.signals.terminated:
+                raise error
 
     def interrupted(self) -> Stop:
         """Return the end of a command that a signal stopped."""
@@ -136,7 +142,7 @@ class Terminal:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if self.verbose else logging.INFO)
         with warnings.catch_warnings():
-            warnings.showwarning = self._show_warning
+            warnings.showwarning = self._show_warning  # type: ignore[assignment]  # takes what that takes
             try:
                 yield
             finally:
@@ -181,7 +187,7 @@ def describe(error: Exception) -> str:
         return f"{where}{error.strerror}."
     written = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if _raised_by_us(error.__traceback__):
-        return written
+        return written.replace("set overwrite=True", "give --overwrite")
     first = next(iter(written.strip().splitlines()), "")
     kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
     return f"{kind}: {first} (--verbose shows where)" if first else f"{kind} (--verbose shows where)"

@@ -13,12 +13,13 @@ from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
 from ._outputs import check_new, remove, whole
 from ._setup import check_single_modality, conditions_of, set_up
-from ._terminal import Terminal
-from ._values import Keyed, number, scalar, toml_value, whole_number
+from ._values import Keyed, scalar, toml_value, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from ._terminal import Terminal
 
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
@@ -81,7 +82,10 @@ OF_CELLS = [
         help="Known vectors of the values of a column: a .csv or .tsv file, its first column the values, or an entry of uns.",
     ),
     Option(
-        ["--values"], section=CELLS, type=click.Choice(["counts", "log1p"]), help="What the layer holds; counts by default."
+        ["--values"],
+        section=CELLS,
+        type=click.Choice(["counts", "log1p"]),
+        help="What the layer holds; counts by default.",
     ),
     Option(
         ["--modality"],
@@ -96,8 +100,20 @@ OF_CELLS = [
         default=None,
         help="Read the cells from the files window by window, for what does not fit in memory; always so for several files.",
     ),
-    Option(["--shared-genes"], section=CELLS, is_flag=True, default=None, help="Of several files take the genes that all have."),
-    Option(["--window-size"], section=CELLS, type=int, metavar="N", help="Cells in memory together, if they are read from files."),
+    Option(
+        ["--shared-genes"],
+        section=CELLS,
+        is_flag=True,
+        default=None,
+        help="Of several files take the genes that all have.",
+    ),
+    Option(
+        ["--window-size"],
+        section=CELLS,
+        type=int,
+        metavar="N",
+        help="Cells in memory together, if they are read from files.",
+    ),
     Option(["--block-size"], section=CELLS, type=int, metavar="N", help="Neighbouring cells that are read together."),
 ]
 OF_MODEL = [
@@ -110,7 +126,10 @@ OF_MODEL = [
         help="Class of the model.",
     ),
     Option(
-        ["--size"], section=MODEL, type=click.Choice(["default", "published"]), help="Architecture: ours, or the paper's."
+        ["--size"],
+        section=MODEL,
+        type=click.Choice(["default", "published"]),
+        help="Architecture: ours, or the paper's.",
     ),
     Option(
         ["--set", "architecture"],
@@ -135,10 +154,18 @@ OF_TRAINING = [
         default=None,
         help="Stop a stage when its validation loss falls no more.",
     ),
-    Option(["--early-stopping-patience"], section=TRAINING, type=int, metavar="N", help="Validations to wait for that."),
+    Option(
+        ["--early-stopping-patience"], section=TRAINING, type=int, metavar="N", help="Validations to wait for that."
+    ),
     Option(["--check-val-every-n-epoch"], section=TRAINING, type=int, metavar="N", help="Epochs between validations."),
     Option(
-        ["--seed"], section=TRAINING, type=int, metavar="N", default=0, show_default=True, help="Decides the split and all random draws."
+        ["--seed"],
+        section=TRAINING,
+        type=int,
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="Decides the split and all random draws.",
     ),
     Option(["--compile"], section=TRAINING, is_flag=True, default=None, help="Compile the networks (torch.compile)."),
     Option(["--accelerator"], section=TRAINING, metavar="NAME", help="auto, cpu, gpu ... of Lightning."),
@@ -159,7 +186,9 @@ OF_TRAINING = [
 OF_OUTPUT = [
     Option(["--out", "-o"], section=OUTPUT, type=new(file_okay=False), required=True, help="Folder of the model."),
     Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the folder if it is there."),
-    Option(["--save-cells"], section=OUTPUT, is_flag=True, default=None, help="Save the training cells with the model."),
+    Option(
+        ["--save-cells"], section=OUTPUT, is_flag=True, default=None, help="Save the training cells with the model."
+    ),
     Option(
         ["--checkpoint-dir"],
         section=OUTPUT,
@@ -196,7 +225,9 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     _seed(options["seed"])
     model_class = getattr(package.model, options["model"])
     terminal.say(f"Reading {', '.join(map(str, options['cells']))}")
-    model, cells = _model_of_files(package, model_class, options) if _reads_windows(options) else _model(model_class, options)
+    model, cells = (
+        _model_of_files(package, model_class, options) if _reads_windows(options) else _model(model_class, options)
+    )
     _summarise(terminal, model)
     started = time.monotonic()
     if checkpoints is not None:

@@ -31,9 +31,11 @@ from ._mudata_checks import (
 )
 from ._plain import from_plain, to_plain
 from ._registered_cells import RegisteredCells, digest_of_names
+from ._value_summary import ValueSummary
 from ._writers import Extent, Piece, read_record, sync, write_cells
+from ._writers_claim import Turn
 from ._writers_goal import check_writable, checked_goal, put_in_place, told
-from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove_parts
+from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove, remove_parts
 
 __all__ = [
     "AnnbatchCells",
@@ -62,6 +64,8 @@ __all__ = [
     "RequestedCodes",
     "SeenCodes",
     "SetKey",
+    "Turn",
+    "ValueSummary",
     "build_anndata",
     "build_mudata",
     "categorical_keys",
@@ -92,6 +96,7 @@ __all__ = [
     "read_manifest",
     "read_record",
     "recode",
+    "remove",
     "remove_parts",
     "resolve_layers",
     "resolve_modalities",

@@ -29,7 +29,7 @@ from ._file_matrix import JoinedMatrix
 from ._file_obs import ReadTables, columns_of_genes, looked_up, read_columns
 from ._file_registry import CONDITIONS, file_registry
 from ._registered_cells import digest_of_names
-from ._windows import WINDOW_SIZE, ToTensors, WindowLoader, read_windows, suitable_block, window_plan
+from ._windows import WINDOW_SIZE, Batches, ToTensors, WindowLoader, read_windows, suitable_block, window_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -190,9 +190,7 @@ class CellFiles:
     def check(self) -> None:
         """Nothing can have changed: conditions were read once, and files are open for reading only."""
 
-    def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, shuffle: bool = False, shared: bool = False
-    ) -> WindowLoader:
+    def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
         """Return batches of dense expression and conditions, by their names in the registry.
 
         Parameters
@@ -201,21 +199,13 @@ class CellFiles:
             Which cells; None for all.
         batch_size
             Cells per batch.
-        shuffle
-            Whether each pass has another order, which depends on ``scvi.settings.seed`` (0, if none is set) and the number of the pass;
-            otherwise that of ``indices``.
-        shared
-            Whether each process of a distributed run reads its share.
+        batches
+            Seed, epoch and share of this process in a stage of training; default: ``indices`` in order.
         """
-        plan = window_plan(
-            np.arange(self.n_cells) if indices is None else np.asarray(indices),
-            batch_size,
-            block_size=self.block_size,
-            window_size=self.window_size,
-            shuffle=shuffle,
-            shared=shared,
-        )
-        return WindowLoader(plan, self._read_windows, ToTensors(REGISTRY_KEYS.X_KEY, CONDITIONS, self.codes))
+        chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
+        plan = window_plan(chosen, batch_size, batches, block_size=self.block_size, window_size=self.window_size)
+        to_tensors = ToTensors(REGISTRY_KEYS.X_KEY, CONDITIONS, self.codes)
+        return WindowLoader(plan, self._read_windows, to_tensors, batches)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> anndata.AnnData:
         """Read some cells into memory, for what takes an AnnData: with their conditions in ``obs``, and the values in their layer.

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 from anndata.abc import CSRDataset
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import AnnDataLoader
+from torch.utils.data import DataLoader
 
 from ._condition_field import encode_obs, keys_of_state
 from ._file_matrix import FileMatrix
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from scvi.data import AnnDataManager
     from torch import Tensor
+
+    from ._windows import Batches
 
 NAMES_AT_A_TIME = 65_536
 
@@ -80,17 +83,23 @@ class RegisteredCells:
             raise ValueError(msg)
 
     def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, shuffle: bool = False, shared: bool = False
+        self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return batches of what is registered: by scvi-tools' loader, which torch's own random numbers shuffle, or from a file by windows."""
+        """Return batches of what is registered: those of ``batches``, or ``indices`` in order; from a file by windows."""
         if (matrix := self._backing_file()) is not None:
-            chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
             to_tensors = ToTensors(REGISTRY_KEYS.X_KEY, self.conditions_key, self.codes)
-            block_size = suitable_block(matrix.rows_per_chunk)
-            plan = window_plan(chosen, batch_size, block_size=block_size, shuffle=shuffle, shared=shared)
-            return WindowLoader(plan, partial(read_windows, matrix), to_tensors)
-        return AnnDataLoader(
-            self.manager, indices=indices, batch_size=batch_size, shuffle=shuffle, distributed_sampler=shared
+            chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
+            plan = window_plan(chosen, batch_size, batches, block_size=suitable_block(matrix.rows_per_chunk))
+            return WindowLoader(plan, partial(read_windows, matrix), to_tensors, batches)
+        if batches is None:
+            return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
+        # scvi-tools' loader shuffles and shares in ways of its own
+        return DataLoader(
+            self.manager.create_torch_dataset(indices=indices),
+            sampler=batches,
+            batch_size=None,
+            num_workers=settings.dl_num_workers,
+            persistent_workers=settings.dl_persistent_workers,
         )
 
     def _backing_file(self) -> FileMatrix | None:

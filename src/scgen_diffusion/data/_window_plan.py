@@ -50,7 +50,8 @@ class WindowPlan:
     seed
         Of the order.
     rank, n_ranks
-        Which share of the cells this process gets. All shares have the same size, for which some cells are read twice.
+        Which share of the cells this process gets: consecutive ones of a pass. All have equally many batches; whose share has no cell left for
+        the last one reads a cell that is another's.
     """
 
     def __init__(
@@ -72,29 +73,30 @@ class WindowPlan:
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
-        self.share = -(-len(indices) // n_ranks)
-        self.first = rank * self.share
-
-    @property
-    def n_batches(self) -> int:
+        self.first = rank * len(indices) // n_ranks
+        self.share = (rank + 1) * len(indices) // n_ranks - self.first
+        self.n_batches = -(-len(indices) // (n_ranks * batch_size))
         """Batches of a pass."""
-        return -(-self.share // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the pass; Lightning calls this before each."""
         self.epoch = epoch
 
-    def windows(self) -> Iterator[Window]:
-        """Return the windows of this pass, which may be gone through after another pass was chosen."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+    def windows(self, first_batch: int = 0) -> Iterator[Window]:
+        """Return the windows of this pass from a batch on; they may be gone through after another pass was chosen."""
+        return self._windows(np.random.default_rng([self.seed, self.epoch]), first_batch)
+
+    def _windows(self, rng: np.random.Generator, first_batch: int) -> Iterator[Window]:
         blocks = self._blocks(rng)
         ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
-        starts = range(0, self.share, self.window_size)
-        sizes = (min(self.window_size, self.share - start) for start in starts)
-        return (
-            self._window(self._pick(blocks, ends, self.first + start, size), rng)
-            for start, size in zip(starts, sizes, strict=True)
-        )
+        for start in range(0, self.share, self.window_size):
+            size = min(self.window_size, self.share - start)
+            window = self._window(self._pick(blocks, ends, self.first + start, size), rng)
+            n_done = min(max(first_batch - start // self.batch_size, 0), len(window.batches))
+            if n_done < len(window.batches):
+                yield Window(window.rows, window.batches[n_done:])
+        if self.share <= (self.n_batches - 1) * self.batch_size:  # the others have a cell more
+            yield Window(self.indices[:1], [np.zeros(1, dtype=np.int64)])
 
     def _blocks(self, rng: np.random.Generator) -> np.ndarray:
         """Return the blocks in the order of this pass, as ``(start, stop)`` in the given rows, ``(blocks, 2)``."""

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from scvi import settings
-from torch import distributed
 
 from ._file_matrix import dense
 from ._window_plan import WindowPlan
@@ -33,6 +31,20 @@ class ReadsRows(Protocol):
         """Read rows, whose numbers ascend."""
 
 
+class Batches(Protocol):
+    """What decides the order of a stage's cells and the share of this process."""
+
+    seed: int | None
+    epoch: int
+    rank: int
+    n_processes: int
+    in_parts: bool
+
+    @property
+    def first_batch(self) -> int:
+        """The batch of the epoch to start with."""
+
+
 class WindowLoader:
     """Batches of cells, as dictionaries of tensors; every pass goes through all of the plan's cells.
 
@@ -44,6 +56,8 @@ class WindowLoader:
         Turns windows into batches of rows and the cells' numbers.
     to_tensors
         Turns rows and numbers into what training takes.
+    batches
+        Says which pass it is and where to start; default: one pass after the other.
     """
 
     batch_sampler = None  # for Lightning, which looks for one beside a sampler
@@ -53,19 +67,30 @@ class WindowLoader:
         plan: WindowPlan,
         read: Callable[[Iterable[Window]], Iterator[tuple[Rows, np.ndarray]]],
         to_tensors: Callable[[Rows, np.ndarray], dict[str, Tensor]],
+        batches: Batches | None = None,
     ) -> None:
-        self.sampler = plan  # Lightning tells what bears this name the number of the epoch
+        self.plan = plan
+        self.batches = batches
+        self.sampler = (
+            plan if batches is None else batches
+        )  # Lightning tells what bears this name the number of the epoch
         self.read = read
         self.to_tensors = to_tensors
 
     def __len__(self) -> int:
-        return self.sampler.n_batches
+        return self.plan.n_batches
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        windows = self.sampler.windows()
-        self.sampler.set_epoch(self.sampler.epoch + 1)
-        for rows, numbers in self.read(windows):
+        for rows, numbers in self.read(self._windows()):
             yield self.to_tensors(rows, numbers)
+
+    def _windows(self) -> Iterator[Window]:
+        if self.batches is not None:
+            self.plan.set_epoch(self.batches.epoch)
+            return self.plan.windows(self.batches.first_batch)
+        windows = self.plan.windows()
+        self.plan.set_epoch(self.plan.epoch + 1)
+        return windows
 
 
 def read_windows(matrix: ReadsRows, windows: Iterable[Window]) -> Iterator[tuple[Rows, np.ndarray]]:
@@ -111,22 +136,24 @@ class ToTensors:
 def window_plan(
     indices: np.ndarray,
     batch_size: int,
+    batches: Batches | None,
     *,
     block_size: int,
     window_size: int = WINDOW_SIZE,
-    shuffle: bool,
-    shared: bool,
 ) -> WindowPlan:
-    """Plan the passes over some cells with scvi-tools' seed (0, if none is set), and in a distributed run this process' share of them."""
+    """Plan the passes over some cells: in order, or as a stage's batches say."""
+    if batches is None:
+        return WindowPlan(indices, batch_size, block_size=block_size, window_size=window_size)
+    batches.in_parts = True
     return WindowPlan(
         indices,
         batch_size,
         block_size=block_size,
         window_size=window_size,
-        shuffle=shuffle,
-        seed=settings.seed or 0,
-        rank=distributed.get_rank() if shared else 0,
-        n_ranks=distributed.get_world_size() if shared else 1,
+        shuffle=batches.seed is not None,
+        seed=batches.seed or 0,
+        rank=batches.rank,
+        n_ranks=batches.n_processes,
     )
 
 

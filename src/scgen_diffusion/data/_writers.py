@@ -6,6 +6,7 @@ or per value are made anew in their full length, with what anndata wrote about t
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -19,7 +20,7 @@ import scipy.sparse as sp
 import zarr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import pandas as pd
@@ -170,13 +171,14 @@ def write_cells(path: Path, form: AnnData, pieces: Iterable[Piece], extent: Exte
     record
         What is told of them in an attribute of the file, see :func:`read_record`; written last.
     """
-    with _opened(path) as root:
+    with _opened(path) as (root, check):
         _write_form(root, form)
         x = _value_columns(root, form, extent)
         obs = TableColumns(root["obs"], extent.n_cells)
         for piece in pieces:
             x.append(piece.x)
             obs.append(piece.obs)
+            check()
         x.close()
         obs.close()
         root.attrs[RECORD] = json.dumps(record)
@@ -234,14 +236,42 @@ def _value_columns(root: Any, form: AnnData, extent: Extent) -> SparseColumns | 
     return lengthened(root, "X", extent.n_cells, extent.cut_of_rows(form.n_vars))
 
 
+class _PatientFile(io.FileIO):
+    """A file that takes all that is written to it, and tells only when asked that the file system refused some.
+
+    HDF5 crashes the process if it cannot write what it holds back when a file is closed.
+    """
+
+    refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all, or act as if."""
+        left = memoryview(data).cast("B")
+        while len(left) and self.refusal is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.refusal = error
+        return memoryview(data).nbytes
+
+    def check(self) -> None:
+        """Raise what the file system said."""
+        if self.refusal is not None:
+            raise self.refusal
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Yield the root of a new file."""
+def _opened(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Yield the root of a new file, and a function that raises if writing has failed."""
     if path.suffix == ".zarr":
-        yield zarr.open_group(path, mode="w-", zarr_format=3)
+        yield zarr.open_group(path, mode="w-", zarr_format=3), lambda: None
         return
-    with h5py.File(path, "x") as file:
-        yield file
+    with _PatientFile(path, "x+") as file:
+        try:
+            with h5py.File(file, "w") as root:
+                yield root, file.check
+        finally:
+            file.check()
 
 
 def _write_form(root: Any, form: AnnData) -> None:

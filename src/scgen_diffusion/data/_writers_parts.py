@@ -9,9 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import time
-import uuid
 import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from ._value_summary import ValueSummary
 from ._writers import sync
+from ._writers_claim import Turn, take_turn, token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 REQUEST = "request"
-CLAIM = "claim"
-PATIENCE = 60.0  # seconds without a sign of life after which another machine's process is taken for dead
 DAMAGE = (zipfile.BadZipFile, EOFError, KeyError, ValueError)
 
 
@@ -79,7 +76,7 @@ class PartFolder:
     def join(cls, path: Path, manifest: Mapping[str, Any]) -> PartFolder:
         """Open the folder, with the manifest of whoever was first, or make it with the given one."""
         path.mkdir(exist_ok=True)
-        beside = path / f".{REQUEST}-{_token()}"
+        beside = path / f".{REQUEST}-{token()}"
         beside.mkdir()
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         sync(beside)
@@ -96,7 +93,7 @@ class PartFolder:
 
     def write(self, number: int, part: Part) -> None:
         """Write a part, at once or not at all."""
-        beside = self.path / f".part-{number}-{_token()}"
+        beside = self.path / f".part-{number}-{token()}"
         try:
             with beside.open("wb") as file:
                 np.savez(file, **_arrays(part))
@@ -120,17 +117,18 @@ class PartFolder:
         except DAMAGE as error:
             raise DamagedPartError(number) from error
 
-    def summary(self, number: int) -> tuple[int, np.ndarray]:
-        """Return a part's number of stored values, and its codes.
+    def summary(self, number: int) -> tuple[ValueSummary, np.ndarray]:
+        """Return what is known of a part's values, and its codes.
 
         Raises
         ------
         DamagedPartError
-            If it is cut off or the checksum of the codes is wrong.
+            If it is cut off, or the checksum of one of these is wrong.
         """
         try:
             with np.load(self._file(number)) as arrays:
-                return int(arrays["n_stored"]), arrays["codes"]
+                n_values, n_stored, n_nonzero, largest = arrays["summary"].tolist()
+                return ValueSummary(int(n_values), int(n_stored), int(n_nonzero), largest), arrays["codes"]
         except DAMAGE as error:
             raise DamagedPartError(number) from error
 
@@ -149,88 +147,15 @@ class PartFolder:
     def _file(self, number: int) -> Path:
         return self.path / f"part-{number:06d}.npz"
 
-    # --- whose turn it is to put the parts together ------------------------------------------------------------------
-
-    def claim(self, *, wait: bool) -> bool:
-        """Take on putting the parts together, unless another process is at it.
-
-        Parameters
-        ----------
-        wait
-            Whether to look on, if one is, and to take over if it is dead; or else to leave at once.
-
-        Returns
-        -------
-        bool
-            Whether it is this process' turn.
-        """
-        watch = _Watch(self.path / CLAIM)
-        while True:
-            try:
-                (self.path / CLAIM).mkdir()
-            except FileExistsError:
-                if not wait and not watch.owner_is_dead():
-                    return False
-            except FileNotFoundError:  # all is done, and the folder is gone
-                return False
-            else:
-                (self.path / CLAIM / "owner.json").write_text(json.dumps([socket.gethostname(), os.getpid()]))
-                return True
-            if watch.owner_is_dead() or watch.seconds_without_sign() > PATIENCE:
-                self._take_away_claim()
-            else:
-                time.sleep(0.1)
-
-    def show_life(self) -> None:
-        """Tell those who look on that putting the parts together goes on."""
-        os.utime(self.path / CLAIM)
-
-    def release(self) -> None:
-        """Leave putting the parts together to others."""
-        self._take_away_claim()
-
-    def _take_away_claim(self) -> None:
-        away = self.path / f".{CLAIM}-{_token()}"
-        try:
-            (self.path / CLAIM).rename(away)
-        except FileNotFoundError:  # another one was quicker
-            return
-        shutil.rmtree(away, ignore_errors=True)
+    def take_turn(self, *, wait: bool) -> Turn | None:
+        """Take on putting the parts together, see :func:`take_turn`."""
+        return take_turn(self.path, wait=wait)
 
     def place_for_whole(self, suffix: str) -> Path:
         """Return a new place where parts can be put together, and remove what those who were killed left of theirs."""
         for old in self.path.glob("whole-*"):
             remove(old)
-        return self.path / f"whole-{_token()}{suffix}"
-
-
-class _Watch:
-    """Looks at the owner of a claim without asking any clock but its own."""
-
-    def __init__(self, claim: Path) -> None:
-        self._claim = claim
-        self._seen: float | None = None
-        self._since = time.monotonic()
-
-    def owner_is_dead(self) -> bool:
-        """Tell whether the owner is known to be dead: it ran on this machine, and runs no more."""
-        try:
-            host, process = json.loads((self._claim / "owner.json").read_text())
-        except (OSError, ValueError):
-            return False
-        if host != socket.gethostname():
-            return False
-        return process == os.getpid() or not _runs(process)
-
-    def seconds_without_sign(self) -> float:
-        """Return for how long the owner was not seen to do anything."""
-        try:
-            seen = self._claim.stat().st_mtime
-        except FileNotFoundError:
-            seen = None
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
-        return time.monotonic() - self._since
+        return self.path / f"whole-{token()}{suffix}"
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -243,9 +168,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def remove_parts(path: Path) -> None:
     """Remove a folder of parts, what was asked last."""
-    if not path.is_dir():
-        return
-    for entry in path.iterdir():
+    for entry in path.glob("*"):
         if entry.name != REQUEST:
             remove(entry)
     shutil.rmtree(path, ignore_errors=True)
@@ -259,33 +182,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
-    if os.name == "nt":  # where the question would be an order
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
-def _token() -> str:
-    return uuid.uuid4().hex[:12]
-
-
 def _arrays(part: Part) -> dict[str, Any]:
+    known = {"codes": part.codes, "summary": np.array(ValueSummary.of(part.x))}
     if isinstance(part.x, np.ndarray):
-        return {"x": part.x, "codes": part.codes, "n_stored": np.array(part.x.size)}
-    return {
-        "data": _narrow(part.x.data),
-        "indices": _narrow(part.x.indices),
-        "indptr": part.x.indptr,
-        "shape": np.array(part.x.shape),
-        "codes": part.codes,
-        "n_stored": np.array(part.x.nnz),
-    }
+        return {"x": part.x, **known}
+    matrix = {"data": _narrow(part.x.data), "indices": _narrow(part.x.indices), "indptr": part.x.indptr}
+    return {**matrix, "shape": np.array(part.x.shape), **known}
 
 
 def _part(arrays: Mapping[str, np.ndarray]) -> Part:

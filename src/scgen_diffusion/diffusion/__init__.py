@@ -26,8 +26,9 @@ from ._guidance import WHOLE_PATH, Guidance, GuidedField
 from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
-from ._random import SampleGenerators, sample_seed
+from ._random import BlockGenerator, Generators, SampleGenerators, generators_of_block, sample_seed
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
+from ._shared_draws import SharedGenerator, draw_integers, draw_normal, draw_uniform, own_generator
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
 from ._targets import TARGETS, Target
@@ -42,6 +43,7 @@ __all__ = [
     "TARGETS",
     "WHOLE_PATH",
     "Additive",
+    "BlockGenerator",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -54,6 +56,7 @@ __all__ = [
     "Field",
     "FixedStepSampler",
     "FlowTransport",
+    "Generators",
     "Guidance",
     "GuidanceTerm",
     "GuidedField",
@@ -66,6 +69,7 @@ __all__ = [
     "Path",
     "SampleGenerators",
     "Sampler",
+    "SharedGenerator",
     "StepGrid",
     "SteppingSampler",
     "Target",
@@ -76,8 +80,13 @@ __all__ = [
     "Walk",
     "condition_strategy",
     "diffusion_loss",
+    "draw_integers",
+    "draw_normal",
+    "draw_uniform",
     "expand_time",
+    "generators_of_block",
     "optimal_pairs",
+    "own_generator",
     "published_timesteps",
     "sample_seed",
     "samplers_for",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._denoiser import Estimate
-    from ._random import SampleGenerators
+    from ._random import Generators
     from ._samplers import Field
 
 
@@ -49,7 +49,7 @@ class DiffusionSampler(SteppingSampler):
     Parameters
     ----------
     spacing
-        ``"time"`` for equal steps in ``t``, ``"log_snr"`` for equal steps in :math:`\log(\alpha / \sigma)`.
+        ``"time"`` for equal steps in ``t``, ``"slowing"`` for steps that grow shorter, ``"log_snr"`` for equal steps in :math:`\log(\alpha / \sigma)`.
     timesteps
         Explicit, decreasing timestep indices in place of a spacing, the last one being where sampling ends.
     default_n_steps
@@ -69,7 +69,7 @@ class DiffusionSampler(SteppingSampler):
         return False
 
     def walk(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Walk:
         """Prepare to carry noise ``x (n, ...)`` to data.
 
@@ -92,11 +92,11 @@ class DiffusionSampler(SteppingSampler):
 
     @abstractmethod
     def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: SampleGenerators | None
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
     ) -> Iterator[Tensor]:
         """Carry ``x`` from the first level to the last, and yield it at each."""
 
-    def _check_generators(self, generators: SampleGenerators | None, n: int) -> None:
+    def _check_generators(self, generators: Generators | None, n: int) -> None:
         if generators is None:
             msg = f"`generators` must be given, because {type(self).__name__} draws noise on the way."
             raise ValueError(msg)

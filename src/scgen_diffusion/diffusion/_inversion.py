@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ._denoiser import Denoiser
     from ._paths import Path
-    from ._random import SampleGenerators
+    from ._random import Generators
 
 Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
 
@@ -39,7 +39,7 @@ class Transport(Protocol):
         *,
         strength: float = 1.0,
         n_steps: int | None = None,
-        generators: SampleGenerators | None = None,
+        generators: Generators | None = None,
     ) -> Tensor:
         """Carry data ``x (n, ...)`` from the distribution of ``own`` to that of ``new``."""
         ...
@@ -82,7 +82,7 @@ class FlowTransport:
         *,
         strength: float = 1.0,
         n_steps: int | None = None,
-        generators: SampleGenerators | None = None,
+        generators: Generators | None = None,
     ) -> Tensor:
         """Carry data ``x (n, ...)`` back to ``t = 1 - strength`` along ``own``, and to ``t = 1`` along ``new``."""
         times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x)
@@ -144,7 +144,7 @@ class NoiseTransport:
         *,
         strength: float = 1.0,
         n_steps: int | None = None,
-        generators: SampleGenerators | None = None,
+        generators: Generators | None = None,
     ) -> Tensor:
         """Draw a way from ``t = 1 - strength`` to data ``x (n, ...)``, and go it anew under ``new``."""
         if generators is None:
@@ -154,7 +154,7 @@ class NoiseTransport:
         levels = _levels(own.path, times, x)
         return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
 
-    def _states(self, x: Tensor, levels: Sequence[Level], generators: SampleGenerators) -> Iterator[Tensor]:
+    def _states(self, x: Tensor, levels: Sequence[Level], generators: Generators) -> Iterator[Tensor]:
         """Draw states with the law of the diffusion that ends at ``x``."""
         noise = generators.normal(*x.shape[1:]).to(x)
         yield levels[0].alpha * x + levels[0].sigma * noise

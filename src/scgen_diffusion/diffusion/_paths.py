@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ._shared_draws import draw_uniform
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -86,7 +88,7 @@ class LinearInterpolant(Path):
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` times uniform in ``[0, 1)``."""
-        return torch.rand(n, generator=generator, device=device)
+        return draw_uniform((n,), generator, device)
 
     def network_time(self, t: Tensor) -> Tensor:
         """Return ``t``."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._random import SampleGenerators
+    from ._random import Generators
 
 Field = Callable[["Tensor", "Tensor"], "Tensor"]
 Step = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]
@@ -26,7 +26,7 @@ class Sampler(Protocol):
     """Anything that carries samples along a field, with random numbers of their own where the method needs any."""
 
     def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
         """Carry noise ``x (n, ...)`` from ``t = 0`` to data at ``t = 1``."""
         ...
@@ -64,7 +64,7 @@ class FixedStepSampler(SteppingSampler):
     default_n_steps: int
 
     def walk(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Walk:
         """Prepare to integrate ``field`` from noise ``x (n, ...)`` in ``n_steps`` equal steps; nothing is drawn."""
         n_steps = self.default_n_steps if n_steps is None else n_steps
@@ -98,7 +98,7 @@ class DormandPrinceSampler:
     atol: float = 1e-5
 
     def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
         """Integrate ``field`` from noise ``x (n, ...)``; the method chooses its own steps, and draws nothing."""
         return self.trace(field, x, n_frames=2, n_steps=n_steps, generators=generators).states[-1]
@@ -110,7 +110,7 @@ class DormandPrinceSampler:
         *,
         n_frames: int,
         n_steps: int | None = None,
-        generators: SampleGenerators | None = None,
+        generators: Generators | None = None,
     ) -> Trace:
         """Integrate, and interpolate at ``n_frames`` equally spaced times between the steps, which stay as they are."""
         if n_steps is not None:

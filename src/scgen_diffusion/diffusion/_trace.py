@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._random import SampleGenerators
+    from ._random import Generators
     from ._samplers import Field
 
 
@@ -42,7 +42,7 @@ class TracingSampler(Protocol):
         *,
         n_frames: int,
         n_steps: int | None = None,
-        generators: SampleGenerators | None = None,
+        generators: Generators | None = None,
     ) -> Trace:
         """Carry noise ``x (n, ...)`` to data, and keep ``n_frames`` states: noise, data, and what lies between."""
         ...
@@ -52,7 +52,7 @@ class SteppingSampler(ABC):
     """A sampler that walks from noise to data in steps, the same for all samples."""
 
     def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
         """Carry noise ``x (n, ...)`` from ``t = 0`` to data; see :meth:`walk`."""
         return deque(self.walk(field, x, n_steps=n_steps, generators=generators).states, maxlen=1).pop()
@@ -64,7 +64,7 @@ class SteppingSampler(ABC):
         *,
         n_frames: int,
         n_steps: int | None = None,
-        generators: SampleGenerators | None = None,
+        generators: Generators | None = None,
     ) -> Trace:
         """Walk, and keep the states at ``n_frames`` of the ``n_steps + 1`` times, evenly chosen, both ends among them.
 
@@ -79,7 +79,7 @@ class SteppingSampler(ABC):
         return Trace(times[kept], torch.stack(frames))
 
     @abstractmethod
-    def walk(self, field: Field, x: Tensor, *, n_steps: int | None, generators: SampleGenerators | None) -> Walk:
+    def walk(self, field: Field, x: Tensor, *, n_steps: int | None, generators: Generators | None) -> Walk:
         """Prepare the way of noise ``x (n, ...)`` to data in ``n_steps`` steps."""
 
 

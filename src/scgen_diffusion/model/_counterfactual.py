@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
 from tqdm.auto import tqdm
 
 from scgen_diffusion.data import (
     OPEN,
+    ValueSummary,
     build_anndata,
     check_conditions,
     check_expression,
@@ -28,14 +28,16 @@ from scgen_diffusion.data import (
 from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
+from ._blocks import rows_of, stack
 from ._cells import CellsMixin
-from ._generation import GenerationMixin, stack
+from ._generation import GenerationMixin
 from ._guidance import GuidanceOptions
 from ._request import SamplingOptions, checked_batch_size, resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import scipy.sparse as sp
     from anndata import AnnData
     from torch import Tensor
 
@@ -187,7 +189,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                 parts.append(self._carry_over(block, options))
                 progress.update(block.n_wanted)
         x = stack(parts)
-        self._check_result(x, output)
+        self._check_result(ValueSummary.of(x), output)
         provenance = self._provenance(condition, sampling, library_size, seed)
         provenance |= _describe_counterfactual(condition, library_size, options)
         provenance |= {"given_keys": [self.conditions.keys[key] for key in given], "outside_training": outside}
@@ -196,8 +198,8 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
 
     @torch.inference_mode()
     def _carry_over(self, block: ControlBlock, options: CounterfactualOptions) -> sp.csr_matrix | np.ndarray:
-        values = self._counterfactual_block(block, options).float().cpu().numpy()
-        return sp.csr_matrix(values) if options.sample and self._is_sparse(options.sampling.output) else values
+        sparse = options.sample and self._is_sparse(options.sampling.output)
+        return rows_of(self._counterfactual_block(block, options), sparse=sparse)
 
     def _control_cells(
         self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, condition: ConditionRequest

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
-    import scipy.sparse as sp
+
+    from scgen_diffusion.data import ValueSummary
 
 LEAST_PROGRESS = {"regression": 0.1, "spike_and_slab": 0.02}  # share of its first value that the loss must fall by
 FEWEST_ZEROS = 0.5  # share of the training cells' zeros that generated cells must have at least
@@ -29,22 +30,21 @@ def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> Non
         warnings.warn(msg, UserWarning, stacklevel=4)
 
 
-def warn_of_missing_zeros(values: np.ndarray | sp.csr_matrix, training_zeros: float, *, needs_negation: bool) -> None:
+def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_negation: bool) -> None:
     """Warn if generated cells have far fewer exact zeros than training cells, of whose values they are a given share.
 
     ``needs_negation`` tells whether the model was built without anything that makes zeros exact.
     """
-    zeros = 1 - _stored(values).astype(bool).sum() / np.prod(values.shape)
-    if zeros < FEWEST_ZEROS * training_zeros:
+    if values.zeros < FEWEST_ZEROS * training_zeros:
         advice = "set `zero_value` (zero negation) or `head='spike_and_slab'`" if needs_negation else "train longer"
         msg = (
-            f"{zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. To get zeros, "
+            f"{values.zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. To get zeros, "
             f"{advice}."
         )
         warnings.warn(msg, UserWarning, stacklevel=5)
 
 
-def check_not_diverged(values: np.ndarray | sp.csr_matrix, largest_training_value: float) -> None:
+def check_not_diverged(values: ValueSummary, largest_training_value: float) -> None:
     """Raise if generated values are no numbers; warn if they are far larger than any training value.
 
     Raises
@@ -52,18 +52,13 @@ def check_not_diverged(values: np.ndarray | sp.csr_matrix, largest_training_valu
     FloatingPointError
         For values that are NaN or infinite.
     """
-    stored = _stored(values)
     advice = "Take more steps, another sampler, or less guidance, or train longer."
-    if not np.isfinite(stored).all():
+    if np.isnan(values.largest):
         msg = f"Sampling diverged: the generated values are not finite. {advice}"
         raise FloatingPointError(msg)
-    if stored.size and stored.max() > LARGEST_VALUE * largest_training_value:
+    if values.largest > LARGEST_VALUE * largest_training_value:
         msg = (
-            f"Sampling seems to have diverged: the largest generated value is {stored.max():.3g}, the largest training value "
+            f"Sampling seems to have diverged: the largest generated value is {values.largest:.3g}, the largest training value "
             f"{largest_training_value:.3g}. {advice}"
         )
         warnings.warn(msg, UserWarning, stacklevel=5)
-
-
-def _stored(values: np.ndarray | sp.csr_matrix) -> np.ndarray:
-    return values if isinstance(values, np.ndarray) else values.data

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from scgen_diffusion.diffusion import SampleGenerators, Sampler, samplers_for
+from scgen_diffusion.diffusion import Generators, Sampler, samplers_for
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import scipy.sparse as sp
     from anndata import AnnData
     from torch import Tensor
 
-    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.data import ConditionRequest, ValueSummary
 
     from ._guidance import Composition, GuidanceScale
     from ._request import SamplingOptions
@@ -86,7 +85,7 @@ class GeneSpaceModel(
             ),
         )
         self._describe_cells(adata)
-        self.default_sampler = "midpoint" if self.architecture.path == "flow_matching" else "dpm_solver"
+        self.default_sampler = default_sampler(self.architecture)
         self.library_head_is_trained_ = False
         self._model_summary_string = f"{type(self).__name__} with {self.architecture}"
         architecture = asdict(self.architecture)  # what is saved does not depend on the defaults of a later version
@@ -137,7 +136,7 @@ class GeneSpaceModel(
             From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
             conditional ones.
         sampler
-            ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
+            ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
             or ``"dopri5"``; or a sampler of :mod:`scgen_diffusion.diffusion`, such as ``DDIMSampler(eta=1.0)``.
         n_steps
             Steps of the sampler.
@@ -147,8 +146,8 @@ class GeneSpaceModel(
             Total counts of the cells, if ``counts`` are asked for: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution
             (default: as the model was constructed), one number, or one number per cell.
         batch_size
-            Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
-            made. Does not change the cells.
+            Cells in the works at most, rounded up to whole blocks (of 128 on a CPU), in which cells are made, several blocks at a
+            time. Does not change the cells.
         seed
             Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
             seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
@@ -219,7 +218,7 @@ class GeneSpaceModel(
             See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
         shard_size
             Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 64 million values, zeros included.
+            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
         rank, n_ranks
             Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
             finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
@@ -344,7 +343,7 @@ class GeneSpaceModel(
     def _generate_block(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,
@@ -365,12 +364,19 @@ class GeneSpaceModel(
     def _profiles_of(self, states: Tensor) -> Tensor:
         return self.module.decode(states)
 
-    def _check_result(self, x: sp.csr_matrix | np.ndarray, output: InputValues) -> None:
+    def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture
-        check_not_diverged(x, module.largest_value.item() if output == "log1p" else float("inf"))
+        check_not_diverged(values, module.largest_value.item() if output == "log1p" else float("inf"))
         if a.clamp and output == "log1p":
             needs_negation = a.head == "regression" and a.zero_value is None
-            warn_of_missing_zeros(x, module.training_zeros.item(), needs_negation=needs_negation)
+            warn_of_missing_zeros(values, module.training_zeros.item(), needs_negation=needs_negation)
 
     def _warn_if_nothing_was_learned(self) -> None:
         warn_of_early_plateau(self.history_ or {}, self.architecture.head)
+
+
+def default_sampler(architecture: GeneSpaceArchitecture) -> str:
+    """Name the sampler that needs the fewest evaluations; a prediction of noise, which errs far from data, needs shorter steps."""
+    if architecture.path == "flow_matching":
+        return "midpoint"
+    return "dpm_solver_3m" if architecture.head == "spike_and_slab" else "dpm_solver"

@@ -13,7 +13,7 @@ from scgen_diffusion.data import known_names
 from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
 
 if TYPE_CHECKING:
-    from scgen_diffusion.diffusion import SampleGenerators
+    from scgen_diffusion.diffusion import Generators
 
 
 class LibrarySizeMixin(BaseModelClass):
@@ -48,7 +48,7 @@ class LibrarySizeMixin(BaseModelClass):
         return cast("LibrarySizeKind", kind)
 
     def _draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: SampleGenerators
+        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: Generators
     ) -> Tensor:
         """Draw the totals of cells under conditions ``(n, columns)`` and latents or profiles ``(n, ...)``."""
         uniform = generators.uniform(*self.module.library_size.shape)

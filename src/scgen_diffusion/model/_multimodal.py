@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from torch import Tensor
 
-    from scgen_diffusion.diffusion import SampleGenerators
+    from scgen_diffusion.diffusion import Generators
     from scgen_diffusion.module import LibrarySizeKind, SCLDMArchitecture
 
     from ._counterfactual import ControlCells
@@ -198,6 +198,14 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
             raise NotImplementedError(msg)
         return super()._control_cells(*arguments)
 
+    def _check_can_stream(self) -> None:
+        if self.modalities:
+            msg = (
+                f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` in "
+                "parts, each with a seed of its own, and write them one by one."
+            )
+            raise NotImplementedError(msg)
+
     # --- library sizes ---------------------------------------------------------------------------------------------
 
     def _checked_totals(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
@@ -235,7 +243,7 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         return checked
 
     def _draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: SampleGenerators
+        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: Generators
     ) -> Tensor:
         if not self.modalities or isinstance(library_size, str):
             return super()._draw_totals(library_size, condition, z, generators)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scgen_diffusion.data import is_whole_number, synthetic_names
+from scgen_diffusion.data import ValueSummary, is_whole_number, synthetic_names
 from scgen_diffusion.diffusion import TracingSampler
 
 from ._generation import Block, GenerationMixin
@@ -144,7 +144,7 @@ class SamplingPathMixin(GenerationMixin):
                 progress.update(block.n_wanted)
         times = parts[0].times
         states, estimates = (np.concatenate(blocks, axis=1) for blocks in list(zip(*parts, strict=True))[1:])
-        self._check_result(states[-1], "log1p")
+        self._check_result(ValueSummary.of(states[-1]), "log1p")
         cells = self.conditions.to_obs(np.concatenate(codes), synthetic_names(request.n_cells))
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
         obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())

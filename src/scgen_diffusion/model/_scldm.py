@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, SampleGenerators, Sampler
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
 from ._guidance import GuidanceOptions
@@ -157,8 +157,8 @@ class SCLDM(
             constructed), one number, or one number per cell. For several modalities a mapping from modality to numbers,
             ``{"prot": 3_000}``; those of the others are drawn.
         batch_size
-            Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
-            made. Does not change the cells.
+            Cells in the works at most, rounded up to whole blocks (of 128 on a CPU), in which cells are made, several blocks at a
+            time. Does not change the cells.
         seed
             Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
             seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
@@ -227,7 +227,7 @@ class SCLDM(
             See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
         shard_size
             Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 64 million values, zeros included.
+            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
         rank, n_ranks
             Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
             finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
@@ -354,7 +354,7 @@ class SCLDM(
     def _generate_block(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         options: SamplingOptions,
         library_size: LibrarySizeKind | np.ndarray,
         n_wanted: int,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +17,12 @@ from scgen_diffusion.data import (
     Extent,
     Part,
     Piece,
+    ValueSummary,
     check_writable,
     checked_goal,
     is_whole_number,
     put_in_place,
+    remove,
     remove_parts,
     sync,
     synthetic_names,
@@ -27,7 +31,8 @@ from scgen_diffusion.data import (
     write_cells,
 )
 
-from ._generation import GenerationMixin, stack
+from ._blocks import stack
+from ._generation import GenerationMixin
 from ._request import checked_batch_size
 from ._request_identity import identity_of
 from ._stream import Share, Stream
@@ -39,13 +44,13 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from scgen_diffusion.data import ConditionRequest, PartFolder
+    from scgen_diffusion.data import ConditionRequest, PartFolder, Turn
     from scgen_diffusion.module import InputValues
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".zarr", ".h5ad")
-VALUES_PER_PART = 2**26  # entries of a part's matrix, zeros included: 256 MiB if it is dense
+VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
 CELLS_PER_PART = 2**16  # at most
 KEPT = "What is finished is kept there: make room, and call again with the same arguments to go on."
 
@@ -68,6 +73,7 @@ class StreamingMixin(GenerationMixin):
         **options: Any,
     ) -> Path:
         """Make this process' share of a request, and put all together if no other share is missing."""
+        self._check_can_stream()
         share, goal = Share(rank, n_ranks), checked_goal(path, SUFFIXES)
         step = self._round_to_blocks(checked_batch_size(batch_size))
         cells_per_part = self._cells_per_part(shard_size)
@@ -81,9 +87,16 @@ class StreamingMixin(GenerationMixin):
         check_writable(goal)
         with told("Making a folder for finished cells", goal.parent, lambda: 0, "Choose another folder."):
             stream, folder = stream.begin(alone=n_ranks == 1)
+        if stream.is_finished():  # by now
+            remove_parts(stream.folder)
+            return goal
         self._make_parts(stream, folder, share, step, show_progress=show_progress)
-        self._put_together(stream, folder, share)
+        if (values := self._put_together(stream, folder, share)) is not None:
+            self._check_result(values, request.output)
         return goal
+
+    def _check_can_stream(self) -> None:
+        """Raise if the cells have a form that cannot be streamed."""
 
     def _cells_per_part(self, shard_size: int | None) -> int:
         """Return how many cells are finished at once: whole blocks."""
@@ -96,15 +109,15 @@ class StreamingMixin(GenerationMixin):
 
     def _make_parts(self, stream: Stream, folder: PartFolder, share: Share, step: int, *, show_progress: bool) -> None:
         """Make the parts of a share that are not there yet."""
-        numbers = share.of(stream.n_parts)
+        numbers, finished = share.of(stream.n_parts), folder.finished
+        n_cells = {number: len(stream.rows(number)) for number in numbers}
         with tqdm(
-            total=sum(len(stream.rows(number)) for number in numbers),
+            total=sum(n_cells.values()),
+            initial=sum(n for number, n in n_cells.items() if number in finished),
             desc="Generating",
             unit="cell",
             disable=not show_progress,
         ) as progress:
-            finished = folder.finished
-            progress.update(sum(len(stream.rows(number)) for number in numbers if number in finished))
             for number in numbers:
                 if number not in finished:
                     self._make_part(stream, folder, number, step, progress)
@@ -116,32 +129,37 @@ class StreamingMixin(GenerationMixin):
             pieces.append(self._rows_of(stream.request, start, stop))
             progress.update(stop - start)
         part = Part(stack([x for x, _ in pieces]), np.concatenate([codes for _, codes in pieces]))
-        self._check_result(part.x, stream.request.output)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what all cells together may not have
+            self._check_result(ValueSummary.of(part.x), stream.request.output)
+        n_parts_left = stream.n_parts - number
         with told(
             f"Writing part {number + 1} of {stream.n_parts}",
             folder.path,
-            lambda: 2 * part.n_bytes * (stream.n_parts - number),
+            lambda: 2 * part.n_bytes * n_parts_left,
             KEPT,
         ):
             folder.write(number, part)
 
-    def _put_together(self, stream: Stream, folder: PartFolder, share: Share) -> None:
-        """Make the file of all parts, if they are there and nobody else is at it."""
+    def _put_together(self, stream: Stream, folder: PartFolder, share: Share) -> ValueSummary | None:
+        """Make the file of all parts, if they are there and nobody else is at it, and say what values it holds."""
         missing = stream.n_parts - len(folder.finished)
         if missing:
             logger.info("%d of %d parts of %s are still to be made.", missing, stream.n_parts, stream.goal)
-            return
-        if not folder.claim(wait=share.rank == 0):
-            return
+            return None
+        turn = folder.take_turn(wait=share.rank == 0)
+        if turn is None:
+            return None
         try:
-            if not stream.is_finished():
-                self._write_whole(stream, folder)
+            values = None if stream.is_finished() else self._write_whole(stream, folder, turn)
         except BaseException:
-            folder.release()
+            turn.give_up()
             raise
         folder.remove()
+        return values
 
-    def _write_whole(self, stream: Stream, folder: PartFolder) -> None:
+    def _write_whole(self, stream: Stream, folder: PartFolder, turn: Turn) -> ValueSummary:
+        """Write the file beside its goal and give it the goal's name; make parts anew that turn out to be damaged."""
         place = folder.place_for_whole(stream.goal.suffix)
         try:
             with told(
@@ -150,36 +168,45 @@ class StreamingMixin(GenerationMixin):
                 lambda: sum(folder.size(number) for number in folder.finished),
                 KEPT,
             ):
-                self._write_parts(stream, folder, place)
+                values = self._write_parts(stream, folder, turn, place)
                 sync(place)
                 put_in_place(place, stream.goal, folder.path / f"{place.name}-replaced")
         except DamagedPartError as damage:
+            remove(place)
             folder.discard(damage.number)
             self._make_part(stream, folder, damage.number, self._block_size, tqdm(disable=True))
-            self._write_whole(stream, folder)
+            return self._write_whole(stream, folder, turn)
+        except BaseException:
+            remove(place)
+            raise
+        return values
 
-    def _write_parts(self, stream: Stream, folder: PartFolder, place: Path) -> None:
-        n_stored, seen, codes = 0, self.conditions.seen(), np.zeros((0, self.conditions.n_columns))
+    def _write_parts(self, stream: Stream, folder: PartFolder, turn: Turn, place: Path) -> ValueSummary:
+        seen, summaries = self.conditions.seen(), []
         for number in range(stream.n_parts):
-            n, codes = folder.summary(number)
-            n_stored += n
+            values, codes = folder.summary(number)
+            summaries.append(values)
             seen.add(codes)
+        values = reduce(ValueSummary.together, summaries)
         request, dtypes = stream.request, seen.dtypes
         none = Part(self._no_cells(request.output), codes[:0])
         form = self._assemble(
             none.x, self._obs(none, range(0), dtypes), request.provenance, is_log1p=request.output == "log1p"
         )
-        extent = Extent(request.n_cells, n_stored, stream.cells_per_part)
-        write_cells(place, form, self._pieces(stream, folder, dtypes), extent, stream.identity)
+        extent = Extent(request.n_cells, values.n_stored, stream.cells_per_part)
+        write_cells(place, form, self._pieces(stream, folder, turn, dtypes), extent, stream.identity)
+        return values
 
     def _no_cells(self, output: InputValues) -> sp.csr_matrix | np.ndarray:
         x = np.zeros((0, len(self.var_)), dtype=np.float32)
         return sp.csr_matrix(x) if self._is_sparse(output) else x
 
-    def _pieces(self, stream: Stream, folder: PartFolder, dtypes: Mapping[str, pd.CategoricalDtype]) -> Iterator[Piece]:
+    def _pieces(
+        self, stream: Stream, folder: PartFolder, turn: Turn, dtypes: Mapping[str, pd.CategoricalDtype]
+    ) -> Iterator[Piece]:
         for number in range(stream.n_parts):
             part = folder.read(number)
-            folder.show_life()
+            turn.show_life()
             yield Piece(part.x, self._obs(part, stream.rows(number), dtypes))
 
     def _obs(self, part: Part, rows: range, dtypes: Mapping[str, pd.CategoricalDtype]) -> pd.DataFrame:

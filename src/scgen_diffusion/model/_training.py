@@ -68,7 +68,7 @@ class TrainingMixin(RegistrationMixin):
         accelerator, devices, device = parse_device_args(**chosen, return_device="torch")
         where = {"accelerator": accelerator, "devices": devices}
         result = run_stage(plan, data, max_epochs=max_epochs, checkpoint_dir=folder, **where, **trainer_kwargs)
-        self.to_device(device)  # as scvi-tools' models stay where they were trained
+        self.to_device(result.device or device)  # as scvi-tools' models stay where they were trained
         self.history_ = {**(self.history_ or {}), **result.history}
         return result
 
@@ -99,7 +99,9 @@ class TrainingMixin(RegistrationMixin):
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others."""
         genes, cells = list(self.var_.index), self._cells.digest
-        return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells)
+        tables = self.registry_["setup_args"]["condition_embeddings"]
+        vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
+        return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells, *vectors)
 
     def _require_cells(self) -> None:
         self._cells.check()

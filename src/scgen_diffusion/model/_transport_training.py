@@ -89,12 +89,15 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         cache = self._cache_latents()
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
-        self.module.add_transport().start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
         n_cells, seed = len(self.train_indices_), stage_seed() + 2
+        with torch.random.fork_rng(devices=[]):  # networks draw from the global state, of which a resumed run has taken another share
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            transport = self.module.add_transport()
+        transport.start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
         fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
         result = self._run(
             TransportPlan(self.module, recipe, seed=seed, fingerprint=fingerprint),
-            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells), seed=seed),
+            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),
             max_epochs or recipe.max_epochs(n_cells),
             checkpoint_dir,
             trainer_kwargs,

@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from scgen_diffusion.data import known_names
-from scgen_diffusion.train import RECIPES, AutoencoderPlan, LatentCache, LatentDataModule, PriorPlan
+from scgen_diffusion.train import RECIPES, AutoencoderPlan, LatentCache, LatentDataModule, PriorPlan, cache_latents
 
 from ._training import TrainingMixin, changed_recipe, checked_epochs, stage_seed
 
@@ -205,24 +205,21 @@ class TwoStageTrainingMixin(TrainingMixin):
 
     @torch.inference_mode()
     def _cache_latents(self) -> LatentCache:
-        """Encode all cells once."""
+        """Encode all cells once; in a distributed run each process a part of them."""
         shape = self.module.latent_shape
-        cache = LatentCache(
-            self._cells.n_cells,
-            {
-                "mean": shape,
-                "std": shape,
-                "condition": self.module.null_condition.shape,
-                "log_total": self.module.library_size.shape,
-            },
-            {"condition": self.module.null_condition.dtype},
-            memory_limit=MEMORY_LIMIT if self._file_cells is None else MEMORY_LIMIT_WITH_FILES,
-        )
-        return cache.fill(self._encode_all())
+        shapes = {
+            "mean": shape,
+            "std": shape,
+            "condition": self.module.null_condition.shape,
+            "log_total": self.module.library_size.shape,
+        }
+        dtypes = {"condition": self.module.null_condition.dtype}
+        memory_limit = MEMORY_LIMIT if self._file_cells is None else MEMORY_LIMIT_WITH_FILES
+        return cache_latents(self._cells.n_cells, shapes, dtypes, self._encode, memory_limit=memory_limit)
 
-    def _encode_all(self) -> Iterator[dict[str, Tensor]]:
+    def _encode(self, indices: np.ndarray | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
         self.module.eval()
-        for tensors in self._cells.loader(None, 512):
+        for tensors in self._cells.loader(indices, batch_size):
             x = tensors[REGISTRY_KEYS.X_KEY].to(self.device)
             posterior = self.module.inference(x)["posterior"]
             yield {

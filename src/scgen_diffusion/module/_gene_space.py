@@ -13,10 +13,10 @@ from scgen_diffusion.diffusion import (
     PATHS,
     TARGETS,
     Denoiser,
+    Generators,
     Guidance,
     GuidedField,
     Path,
-    SampleGenerators,
     Sampler,
     Target,
 )
@@ -237,7 +237,7 @@ class GeneSpaceModule(ConditionedModule):
 
     # --- generation ----------------------------------------------------------------------------------------------------
 
-    def draw_noise(self, generators: SampleGenerators) -> Tensor:
+    def draw_noise(self, generators: Generators) -> Tensor:
         """Draw what generation starts from, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
@@ -249,7 +249,7 @@ class GeneSpaceModule(ConditionedModule):
     def sample_profiles(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         *,
         guidance: Guidance,
         sampler: Sampler,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._count_draws import draw_negative_binomial
 from ._negative_binomial import negative_binomial_log_likelihood
+
+if TYPE_CHECKING:
+    from scgen_diffusion.diffusion import Generators
 
 LARGEST_LOG_THETA = 10.0
 
@@ -29,8 +33,8 @@ class Likelihood(Protocol):
         """Return the log-likelihood of each cell, summed over genes, ``(cells,)``."""
         ...
 
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one cell from its row of :meth:`parameters`, ``(genes,)``."""
+    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
+        """Draw cells ``(cells, genes)`` from their :meth:`parameters_per_cell`."""
         ...
 
     def parameters_per_cell(self, outputs: Tensor, library_size: Tensor) -> Tensor:
@@ -97,10 +101,12 @@ class NegativeBinomialLikelihood(nn.Module):
         mu = self.log_mean(outputs, library_size).exp()
         return torch.stack([mu, self.log_dispersion(outputs).exp().expand_as(mu)], dim=1)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw counts ``(genes,)``."""
-        counts = draw_negative_binomial(*parameters, generator)
-        return counts if self.outliers is None else self.outliers.replace(counts, generator)
+    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
+        """Draw counts ``(cells, genes)``."""
+        mu, theta = parameters.unbind(1)
+        if self.outliers is not None:
+            return self.outliers.sample(mu, theta, generators)
+        return draw_negative_binomial(generators.uniform(mu.shape[1], dtype=torch.float64), mu, theta)
 
 
 class OutlierCounts(nn.Module):
@@ -149,13 +155,13 @@ class OutlierCounts(nn.Module):
         probability = self.gene_log_odds().sigmoid()
         return (1 - probability) * mu + probability * (1 + self.log_mean.exp())
 
-    def replace(self, counts: Tensor, generator: torch.Generator) -> Tensor:
-        """Replace some of the counts ``(genes,)`` by outliers."""
-        coin = torch.rand(counts.shape, generator=generator, device=counts.device)
-        hit = coin < self.gene_log_odds().sigmoid()
-        shape = torch.ones(int(hit.sum()), device=counts.device)
-        drawn = draw_negative_binomial(shape * self.log_mean.exp(), shape * self._log_dispersion().exp(), generator)
-        return counts.masked_scatter(hit, 1 + drawn)
+    def sample(self, mu: Tensor, theta: Tensor, generators: Generators) -> Tensor:
+        """Draw counts ``(cells, genes)`` of the mixture, where ``mu`` and ``theta`` are those of the main component."""
+        is_outlier = generators.uniform(mu.shape[1]) < self.gene_log_odds().sigmoid()
+        mu = torch.where(is_outlier, self.log_mean.exp(), mu)
+        theta = torch.where(is_outlier, self._log_dispersion().exp(), theta)
+        uniform = generators.uniform(mu.shape[1], dtype=torch.float64)
+        return draw_negative_binomial(uniform, mu, theta) + is_outlier
 
 
 class GaussianLikelihood(nn.Module):
@@ -175,16 +181,9 @@ class GaussianLikelihood(nn.Module):
         """Return the means, ``(cells, genes)``."""
         return self.mean(outputs, library_size)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
         """Return the mean itself, as published: the head has no noise of its own."""
         return parameters
-
-
-def draw_negative_binomial(mu: Tensor, theta: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw counts of mean ``mu`` and inverse dispersion ``theta``: Poisson variables with Gamma-distributed rates."""
-    mu, theta = mu.double(), theta.double()  # a Gamma draw of a small shape underflows in single precision
-    rate = torch._standard_gamma(theta, generator=generator) * (mu / theta)
-    return torch.poisson(rate, generator=generator).float()
 
 
 def _above_zero(counts: Tensor, theta: Tensor, log_success: Tensor) -> Tensor:

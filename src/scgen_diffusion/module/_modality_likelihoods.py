@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._count_draws import draw_poisson
 from ._likelihoods import Likelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scgen_diffusion.diffusion import Generators
 
 N_NEWTON_STEPS = 8
 SMALLEST_RATE = 1e-12  # below it log(1 - exp(-rate)) would be infinite in single precision
@@ -50,9 +53,10 @@ class PoissonLikelihood(nn.Module):
         """Return the means, ``(cells, 1, features)``."""
         return self.mean(outputs, library_size)[:, None]
 
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw counts ``(features,)``."""
-        return torch.poisson(parameters[0], generator=generator)
+    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
+        """Draw counts ``(cells, features)``."""
+        mean = parameters[:, 0]
+        return draw_poisson(generators.uniform(mean.shape[1], dtype=torch.float64), mean)
 
 
 class BernoulliLikelihood(nn.Module):
@@ -83,10 +87,10 @@ class BernoulliLikelihood(nn.Module):
         """Return the probabilities, ``(cells, 1, features)``."""
         return self.mean(outputs, library_size)[:, None]
 
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw zeros and ones ``(features,)``."""
-        probability = parameters[0]
-        return (torch.rand(probability.shape, generator=generator, device=probability.device) < probability).float()
+    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
+        """Draw zeros and ones ``(cells, features)``."""
+        probability = parameters[:, 0]
+        return (generators.uniform(probability.shape[1]) < probability).float()
 
 
 def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:
@@ -162,15 +166,15 @@ class MultimodalLikelihood(nn.Module):
         ]
         return torch.cat(parameters, dim=1)
 
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one cell from its row of parameters, ``(features of all,)``."""
+    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
+        """Draw cells ``(cells, features of all)`` from their rows of parameters."""
         rows = [2 if isinstance(part, NegativeBinomialLikelihood) else 1 for part in self.parts]
-        blocks = parameters.split([n * k for n, k in zip(self.n_features, rows, strict=True)])
+        blocks = parameters.split([n * k for n, k in zip(self.n_features, rows, strict=True)], dim=1)
         drawn = [
-            part.sample(block.view(k, n), generator)
+            part.sample(block.unflatten(1, (k, n)), generators)
             for part, block, k, n in zip(self.parts, blocks, rows, self.n_features, strict=True)
         ]
-        return torch.cat(drawn)
+        return torch.cat(drawn, dim=1)
 
     def _each(self, outputs: Sequence[Tensor], library_size: Tensor) -> zip[tuple[Likelihood, Tensor, Tensor]]:
         return zip(self.parts, outputs, library_size.split(1, dim=1), strict=True)

@@ -12,12 +12,16 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     TARGETS,
     Denoiser,
+    Generators,
     Guidance,
     GuidedField,
     LinearInterpolant,
     SampleGenerators,
     Sampler,
     diffusion_loss,
+    draw_normal,
+    draw_uniform,
+    own_generator,
 )
 from scgen_diffusion.nn import DiT
 
@@ -195,7 +199,7 @@ class SCLDMModule(ConditionedModule):
         """Draw the share of counts that the encoder sees, from ``at_least`` to 1, ``(cells, 1)``; None: all of them."""
         if at_least >= 1 or self.input_values != "counts":
             return None
-        return at_least + (1 - at_least) * torch.rand(len(x), 1, generator=generator, device=x.device)
+        return at_least + (1 - at_least) * draw_uniform((len(x), 1), generator, x.device)
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
@@ -240,13 +244,13 @@ class SCLDMModule(ConditionedModule):
             Whether to take the averaged weights.
         """
         data = self.standardise(z)
-        noise = torch.randn(data.shape, generator=generator, device=data.device)
+        noise = draw_normal(data.shape, generator, data.device)
         t = self.path.draw_times(len(data), generator, data.device)
         condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
-    def draw_noise(self, generators: SampleGenerators) -> Tensor:
+    def draw_noise(self, generators: Generators) -> Tensor:
         """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
@@ -284,13 +288,13 @@ class SCLDMModule(ConditionedModule):
         mean = self.likelihood.mean(**self.generative(z, totals))
         return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
 
-    def draw_cells(self, z: Tensor, totals: Tensor, generators: SampleGenerators) -> Tensor:
+    def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
 
         There may be fewer generators than latents; the rest are decoded in vain.
         """
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
-        return generators.map(self.likelihood.sample, parameters[: len(generators)])
+        return self.likelihood.sample(parameters[: len(generators)], generators)
 
     def carry_over_cells(
         self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: SampleGenerators
@@ -327,7 +331,7 @@ class SCLDMModule(ConditionedModule):
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Keep each count with its cell's probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
-    return torch.binomial(counts, keep.expand_as(counts), generator=generator)
+    return torch.binomial(counts, keep.expand_as(counts), generator=own_generator(generator))
 
 
 def log_share(mean_counts: Tensor) -> Tensor:

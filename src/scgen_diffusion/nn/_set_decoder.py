@@ -14,6 +14,9 @@ from ._blocks import LAYER_NORM_EPS, CrossAttentionBlock, TransformerBlock
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHUNK_ELEMENTS = {"cpu": 1 << 20}
+LARGE_CHUNK = 1 << 24
+
 
 class GeneQueryDecoder(nn.Module):
     """Let every gene's embedding query the latent tokens (MCAB), and read its numbers off the result.
@@ -36,7 +39,7 @@ class GeneQueryDecoder(nn.Module):
     hidden
         Inner width of the feed-forward halves.
     chunk_elements
-        Largest ``cells * genes * width`` decoded in one piece.
+        Largest ``cells * genes * width`` decoded in one piece. Default: on a CPU what its cache holds, elsewhere 16 times that.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class GeneQueryDecoder(nn.Module):
         n_heads: int,
         n_heads_cross: int,
         hidden: int | None = None,
-        chunk_elements: int = 1 << 24,
+        chunk_elements: int | None = None,
     ) -> None:
         super().__init__()
         self.chunk_elements = chunk_elements
@@ -68,7 +71,8 @@ class GeneQueryDecoder(nn.Module):
             tokens = block(tokens)
         queries = self.embed_gene.weight[1:]  # row 0 stands for padding
         keys_values = self.unpool.project(tokens)
-        chunk = max(self.chunk_elements // (len(z) * queries.shape[1]), 1)
+        n_elements = self.chunk_elements or CHUNK_ELEMENTS.get(z.device.type, LARGE_CHUNK)
+        chunk = max(n_elements // (len(z) * queries.shape[1]), 1)
         if chunk >= len(queries):
             return self._decode(keys_values, queries)
         return torch.cat([self._decode_again_in_backward(keys_values, genes) for genes in queries.split(chunk)], dim=1)

@@ -2,7 +2,9 @@
 
 from ._cells import CellDataModule, TrainingCells
 from ._checkpoint import StageCheckpoint
+from ._epoch_means import EpochMeans
 from ._history import HistoryRecorder
+from ._latent_filling import cache_latents
 from ._latents import LatentCache, LatentDataModule
 from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan
 from ._recipes import (
@@ -16,6 +18,8 @@ from ._recipes import (
 )
 from ._runner import StageResult, run_stage
 from ._schedules import learning_rate_factor
+from ._sharing import EpochPosition, Share, SharedBatches
+from ._stage_data import StageDataModule
 from ._stage_plan import StagePlan
 from ._trained_rows import TrainedRows
 from ._transport import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
@@ -28,6 +32,8 @@ __all__ = [
     "CellDataModule",
     "DiffusionPlan",
     "DiffusionRecipe",
+    "EpochMeans",
+    "EpochPosition",
     "Group",
     "HistoryRecorder",
     "LatentCache",
@@ -36,7 +42,10 @@ __all__ = [
     "PriorPlan",
     "PriorRecipe",
     "Recipe",
+    "Share",
+    "SharedBatches",
     "StageCheckpoint",
+    "StageDataModule",
     "StagePlan",
     "StageResult",
     "TrainedRows",
@@ -44,6 +53,7 @@ __all__ = [
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
+    "cache_latents",
     "learning_rate_factor",
     "run_stage",
 ]

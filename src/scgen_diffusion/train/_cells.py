@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-import lightning.pytorch as pl
+from scvi import REGISTRY_KEYS
+from torch.utils.data import DataLoader
 
-from ._distributed import is_distributed
+from ._resident import ResidentCells, room_for_cells
+from ._stage_data import StageDataModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from torch import Tensor
+
+    from ._sharing import SharedBatches
+
+
+ROWS_AT_A_TIME = 1024
 
 
 class TrainingCells(Protocol):
@@ -43,7 +50,7 @@ class TrainingCells(Protocol):
         """Raise if the cells are not what they were when they were registered."""
 
     def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, shuffle: bool = False, shared: bool = False
+        self, indices: np.ndarray | None, batch_size: int, *, batches: SharedBatches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return batches of expression and conditions, by the names of the registry; it can be gone through again and again.
 
@@ -53,14 +60,13 @@ class TrainingCells(Protocol):
             Which cells; None for all.
         batch_size
             Cells per batch.
-        shuffle
-            Whether each pass has another order; otherwise that of ``indices``.
-        shared
-            Whether each process of a distributed run reads its share.
+        batches
+            Which of ``indices`` are in each batch, as positions among them; default: all in order. What cannot read in any order fast takes from
+            it the seed, the epoch and the share of this process, and sets ``in_parts``. The loader has it as its ``sampler``.
         """
 
 
-class CellDataModule(pl.LightningDataModule):
+class CellDataModule(StageDataModule):
     """Loaders of a stage that trains on cells.
 
     Parameters
@@ -81,13 +87,26 @@ class CellDataModule(pl.LightningDataModule):
         self.train_indices = train_indices
         self.validation_indices = validation_indices
         self.batch_size = batch_size
+        self._resident: ResidentCells | None = None
+
+    def setup(self, stage: str) -> None:
+        """Keep the training cells in the device's memory, if it is not the host's and they take a small part of it."""
+        device = self.trainer.strategy.root_device
+        if limit := room_for_cells(device):
+            batches = self.cells.loader(self.train_indices, ROWS_AT_A_TIME)
+            n_cells = len(self.train_indices)
+            self._resident = ResidentCells.of(batches, REGISTRY_KEYS.X_KEY, device, n_cells=n_cells, limit=limit)
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Shuffle the training cells; in a distributed run each process reads its share."""
-        return self.cells.loader(self.train_indices, self.batch_size, shuffle=True, shared=is_distributed())
+        batches = self._shuffled(len(self.train_indices), self.batch_size)
+        if self._resident is not None:
+            return DataLoader(self._resident, sampler=batches, batch_size=None)
+        return self.cells.loader(self.train_indices, self.batch_size, batches=batches)
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
-        """Read the validation cells in order; no loader if there are none."""
+        """Read the validation cells in order, each process its share; no loader if there are none."""
         if not len(self.validation_indices):
             return []
-        return self.cells.loader(self.validation_indices, self.batch_size, shared=is_distributed())
+        batches = self._in_order(len(self.validation_indices), self.batch_size)
+        return self.cells.loader(self.validation_indices, self.batch_size, batches=batches)

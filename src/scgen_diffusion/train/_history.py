@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+    from ._stage_plan import StagePlan
+
 
 class HistoryRecorder(Callback):
     """Record each epoch's metrics; a checkpoint holds the record, so that a resumed run has the whole of it."""
@@ -22,8 +24,9 @@ class HistoryRecorder(Callback):
         """Take note that this epoch's validation figures are its own."""
         self._validated = True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Add the epoch's metrics; those of a validation belong to the epoch that it closed."""
+        pl_module.log_training()
         for name, value in trainer.callback_metrics.items():
             if self._validated or not name.endswith("_validation"):  # Lightning keeps those of the last validation
                 self._metrics.setdefault(name, {})[trainer.current_epoch] = float(value)

@@ -1,4 +1,4 @@
-"""Ctrl-C ends training after the step at hand, and keeps what was learned."""
+"""Ctrl-C and SIGTERM end training between two steps, in all processes at once, and keep what was learned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ._distributed import is_distributed, largest_of_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,12 +22,56 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STEPS_BETWEEN_QUESTIONS = 16
+EXIT_CODE_OF_SIGTERM = 143
+
 
 @dataclass
 class Interruption:
-    """Whether the user asked to stop."""
+    """Whether the user asked to stop, or the system told the process to terminate."""
 
     requested: bool = False
+    terminated: bool = False
+
+
+class AgreedStop(Callback):
+    """End all processes of a distributed run before the same step when any of them was interrupted or told to terminate.
+
+    Lightning's own handler of SIGTERM talks to the other processes whatever these are doing; it is replaced during training.
+    """
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take note of SIGTERM; Lightning puts back what was there before training."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask the others every few steps.
+
+        Raises
+        ------
+        SIGTERMException
+            If one of the processes was told to terminate.
+        """
+        if is_distributed() and batch_idx % STEPS_BETWEEN_QUESTIONS == 0:
+            agreed = largest_of_processes([self.interruption.requested, self.interruption.terminated])
+            self.interruption.requested, self.interruption.terminated = map(bool, agreed)
+            trainer.should_stop = trainer.should_stop or self.interruption.requested
+        elif is_distributed():
+            return
+        if self.interruption.terminated:
+            raise SIGTERMException
+
+    def _terminate(self, signal_number: int, frame: FrameType | None) -> None:
+        logger.warning(
+            "Told to terminate: training ends after this step. With a `checkpoint_dir`, the same call goes on."
+        )
+        self.interruption.terminated = True
 
 
 @contextmanager
@@ -39,7 +88,9 @@ def stop_on_interrupt(trainer: pl.Trainer, interruption: Interruption) -> Iterat
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
         logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
-        interruption.requested = trainer.should_stop = True
+        interruption.requested = True
+        if not is_distributed():  # several processes agree first
+            trainer.should_stop = True
         signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, stop)
@@ -47,3 +98,12 @@ def stop_on_interrupt(trainer: pl.Trainer, interruption: Interruption) -> Iterat
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def failing_when_terminated() -> Iterator[None]:
+    """Let a process that SIGTERM ends say so to its shell, for which Lightning's exit looks like a success."""
+    try:
+        yield
+    except SIGTERMException as end:
+        raise SystemExit(EXIT_CODE_OF_SIGTERM) from end

@@ -8,23 +8,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    Sampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, Dataset
 
-from ._distributed import is_distributed
+from ._distributed import process_count
+from ._stage_data import StageDataModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from ._sharing import SharedBatches
 
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
 RELEASE_AFTER = 1024  # rows: the system maps up to 64 KiB around each that is read
@@ -47,6 +42,8 @@ class LatentCache(Dataset):
         Type of each array; float32 where none is given.
     memory_limit
         Largest size in bytes that is kept in memory.
+    folder
+        Where another process keeps the arrays in files, to read them there; such a cache is not written.
     """
 
     def __init__(
@@ -56,27 +53,30 @@ class LatentCache(Dataset):
         dtypes: Mapping[str, torch.dtype] | None = None,
         *,
         memory_limit: int = MEMORY_LIMIT,
+        folder: str | None = None,
     ) -> None:
         dtypes = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
         self.n_bytes = sum(n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items())
-        self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
+        self.is_own = folder is None
+        self._folder = tempfile.TemporaryDirectory() if self.is_own and self.n_bytes > memory_limit else None
+        self.folder = self._folder.name if self._folder else folder
         self._maps: list[mmap.mmap] = []
         self._rows_since_release = 0
         self.arrays = {name: self._allocate(name, (n_rows, *shape), dtypes[name]) for name, shape in shapes.items()}
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self._folder is None:
+        if self.folder is None:
             return torch.empty(shape, dtype=dtype)
         n_bytes = int(np.prod(shape)) * dtype.itemsize
         if n_bytes == 0:
             return torch.empty(shape, dtype=dtype)
-        self._maps.append(_mapped_file(Path(self._folder.name) / name, n_bytes))
+        self._maps.append(_mapped_file(Path(self.folder) / name, n_bytes, is_new=self.is_own))
         return torch.frombuffer(self._maps[-1], dtype=dtype).view(shape)
 
     @property
     def is_memory_mapped(self) -> bool:
         """Whether the arrays live in a file."""
-        return self._folder is not None
+        return self.folder is not None
 
     def fill(self, batches: Iterator[Mapping[str, Tensor]]) -> LatentCache:
         """Write consecutive batches of rows."""
@@ -119,8 +119,11 @@ class LatentCache(Dataset):
         return read
 
 
-def _mapped_file(path: Path, n_bytes: int) -> mmap.mmap:
-    """Map a new file into memory, on a disk that has room for it: without, a write to it would end the process."""
+def _mapped_file(path: Path, n_bytes: int, *, is_new: bool) -> mmap.mmap:
+    """Map a file into memory; a new one on a disk that has room for it: without, a write to it would end the process."""
+    if not is_new:
+        with path.open("r+b") as file:
+            return mmap.mmap(file.fileno(), n_bytes)
     with path.open("w+b") as file:
         file.truncate(n_bytes)
         if hasattr(os, "posix_fallocate"):
@@ -132,7 +135,7 @@ def _mapped_file(path: Path, n_bytes: int) -> mmap.mmap:
         return mmap.mmap(file.fileno(), n_bytes)
 
 
-class LatentDataModule(pl.LightningDataModule):
+class LatentDataModule(StageDataModule):
     """Loaders over a cache of latents.
 
     Parameters
@@ -142,7 +145,7 @@ class LatentDataModule(pl.LightningDataModule):
     train_indices, validation_indices
         Rows to train and to validate on.
     batch_size
-        Cells per step.
+        Cells per step, of each process.
     smallest_epoch
         Batches of an epoch at least; small sets are gone through more than once in it.
     """
@@ -167,65 +170,19 @@ class LatentDataModule(pl.LightningDataModule):
         self.cache.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffle the training cells."""
+        """Shuffle the training cells; each process reads its share."""
         n_cells = len(self.train_indices)
-        if is_distributed():
-            return self._loader(self.train_indices, DistributedSampler(range(n_cells), shuffle=True))
-        n_draws = max(n_cells, self.smallest_epoch * self.batch_size)
-        return _loader_of(self.cache, self.train_indices, ShuffledBatches(n_cells, n_draws, self.batch_size))
+        n_draws = max(n_cells, self.smallest_epoch * self.batch_size * process_count())
+        return self._loader(self.train_indices, self._shuffled(n_cells, self.batch_size, n_draws))
 
     def val_dataloader(self) -> DataLoader | list:
-        """Read the validation cells in order."""
+        """Read the validation cells in order, each process its share."""
         if not len(self.validation_indices):
             return []
-        return self._loader(self.validation_indices, _in_order(len(self.validation_indices)))
+        return self._loader(self.validation_indices, self._in_order(len(self.validation_indices), self.batch_size))
 
-    def _loader(self, indices: np.ndarray, numbers: Sampler) -> DataLoader:
-        return _loader_of(self.cache, indices, BatchSampler(numbers, self.batch_size, drop_last=False))
-
-
-class ShuffledBatches(Sampler):
-    """Batches of row numbers in random order, each again only when all were drawn: torch's ``RandomSampler``, without an object for each row.
-
-    Parameters
-    ----------
-    n_rows
-        How many rows there are.
-    n_draws
-        How many are drawn in a pass.
-    batch_size
-        Rows per batch.
-    """
-
-    def __init__(self, n_rows: int, n_draws: int, batch_size: int) -> None:
-        self.n_rows, self.n_draws, self.batch_size = n_rows, n_draws, batch_size
-
-    def __len__(self) -> int:
-        return -(-self.n_draws // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        seed = int(torch.empty((), dtype=torch.int64).random_())  # by which torch's sampler shuffles too
-        generator = torch.Generator().manual_seed(seed)
-        waiting = torch.zeros(0, dtype=torch.long)
-        for start in range(0, self.n_draws, self.n_rows):
-            order = torch.randperm(self.n_rows, generator=generator)[: self.n_draws - start]
-            *full, waiting = torch.cat([waiting, order]).split(self.batch_size)
-            yield from full
-            if len(waiting) == self.batch_size:
-                yield waiting
-                waiting = waiting[:0]
-        if len(waiting):
-            yield waiting
-
-
-def _loader_of(cache: LatentCache, indices: np.ndarray, batches: Sampler) -> DataLoader:
-    return DataLoader(_Rows(cache, indices), sampler=batches, batch_size=None)
-
-
-def _in_order(n_rows: int) -> Sampler:
-    if is_distributed():
-        return DistributedSampler(range(n_rows), shuffle=False)
-    return SequentialSampler(range(n_rows))
+    def _loader(self, indices: np.ndarray, batches: SharedBatches) -> DataLoader:
+        return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
 
 
 class _Rows(Dataset):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from scvi import REGISTRY_KEYS
-from torch import Tensor
+
+from scgen_diffusion.diffusion import draw_normal
 
 from ._stage_plan import AveragingPlan, StagePlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
 
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
 
@@ -54,7 +57,7 @@ class AutoencoderPlan(StagePlan):
     ) -> dict[str, Tensor]:
         """Encode (in training a thinned copy of) the cells, draw latents, decode and compare."""
         x = batch[REGISTRY_KEYS.X_KEY]
-        noise = torch.randn(len(x), *self.module.latent_shape, generator=generator, device=x.device)
+        noise = draw_normal((len(x), *self.module.latent_shape), generator, x.device)
         keep = self.module.draw_keep(x, self.recipe.keep_at_least, generator) if training else None
         _, _, losses = self.module(
             batch,
@@ -98,7 +101,7 @@ class PriorPlan(AveragingPlan):
     ) -> dict[str, Tensor]:
         """Draw latents from their posteriors and compare velocities; validation uses the averaged weights."""
         mean = batch["mean"]
-        z = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=mean.device)
+        z = mean + batch["std"] * draw_normal(mean.shape, generator, mean.device)
         drop_probability = self.recipe.drop_probability if training else 0.0
         velocity_loss = self.module.prior_loss(
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
@@ -108,6 +111,7 @@ class PriorPlan(AveragingPlan):
         library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
         total = velocity_loss + library_loss
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
+
 
 class DiffusionPlan(AveragingPlan):
     """Train a gene-space network, and the reader of library sizes, on cells.
@@ -144,7 +148,7 @@ class DiffusionPlan(AveragingPlan):
     ) -> dict[str, Tensor]:
         """Noise the cells to random times and compare predictions; validation uses the averaged weights."""
         module, x = self.module, batch[REGISTRY_KEYS.X_KEY]
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        noise = draw_normal(x.shape, generator, x.device)
         t = module.path.draw_times(len(x), generator, x.device)
         condition = module.condition_of(batch)
         if training:

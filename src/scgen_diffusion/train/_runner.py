@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scvi.train import Trainer
+from scvi.train import LoudEarlyStopping, Trainer
 
 from ._checkpoint import StageCheckpoint, read_finished
+from ._distributed import keep_buffers_apart, process_count
 from ._history import HistoryRecorder
-from ._interruption import Interruption, stop_on_interrupt
+from ._interruption import AgreedStop, Interruption, failing_when_terminated, stop_on_interrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import lightning.pytorch as pl
     import pandas as pd
     from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.strategies import Strategy
 
     from ._plans import StagePlan
 
@@ -32,8 +38,21 @@ class StageResult:
 
     history: dict[str, pd.DataFrame]
     was_interrupted: bool
+    device: torch.device | None = None
+    """Where this process trained; None if the stage was finished before."""
 
 
+@contextmanager
+def _without_needless_warnings() -> Iterator[None]:
+    """Silence what Lightning and scvi-tools cannot know: that batches go on in an epoch's middle, and that all processes log the same."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
+        warnings.filterwarnings("ignore", message="early_stopping was automatically disabled due to the use of DDP")
+        yield
+
+
+@_without_needless_warnings()
 def run_stage(
     plan: StagePlan,
     data: pl.LightningDataModule,
@@ -46,7 +65,10 @@ def run_stage(
     early_stopping_patience: int = 20,
     check_val_every_n_epoch: int | None = None,
     checkpoint_dir: Path | None = None,
+    checkpoint_minutes: float = 10.0,
     callbacks: list[Callback] | None = None,
+    logger: Any = False,
+    strategy: str | Strategy = "auto",
     **trainer_kwargs: Any,
 ) -> StageResult:
     """Train one stage.
@@ -69,39 +91,59 @@ def run_stage(
         Default: so that a run validates about 50 times, or every epoch with early stopping.
     checkpoint_dir
         Where ``<stage>.ckpt`` is written some 20 times, and resumed from if it is there.
+    checkpoint_minutes
+        Longest time between two checkpoints: long epochs have some in the middle.
     callbacks
         Further Lightning callbacks.
+    logger
+        Passed to Lightning; default: none, since the history is recorded anyway.
+    strategy
+        Passed to Lightning. An object is copied: it serves one trainer only, and each stage has its own.
     **trainer_kwargs
-        Passed to :class:`scvi.train.Trainer`, among others ``strategy`` and ``logger``.
+        Passed to :class:`scvi.train.Trainer`.
     """
     recorder, interruption = HistoryRecorder(), Interruption()
-    callbacks = [recorder, *(callbacks or [])]
+    callbacks = [recorder, AgreedStop(interruption), *(callbacks or [])]
     checkpoint = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
     if finished := read_finished(checkpoint, max_epochs):
         return _restore(plan, recorder, finished)
     if checkpoint is not None:
-        callbacks.append(StageCheckpoint(checkpoint, max(max_epochs // N_CHECKPOINTS, 1), interruption))
+        every = max(max_epochs // N_CHECKPOINTS, 1)
+        callbacks.append(StageCheckpoint(checkpoint, every, interruption, checkpoint_minutes))
+    if early_stopping:  # scvi-tools' trainer would leave it out of distributed runs
+        monitored = f"{plan.name}_loss_validation"
+        callbacks.append(LoudEarlyStopping(monitor=monitored, patience=early_stopping_patience, warmup_epochs=0))
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
         devices=devices,
         precision=precision or _default_precision(accelerator),
         gradient_clip_val=plan.recipe.gradient_clip,
-        early_stopping=early_stopping,
-        early_stopping_monitor=f"{plan.name}_loss_validation",
-        early_stopping_patience=early_stopping_patience,
         check_val_every_n_epoch=check_val_every_n_epoch
         or (1 if early_stopping else max(max_epochs // N_VALIDATIONS, 1)),
         callbacks=callbacks,
-        log_every_n_steps=1,
+        logger=logger,
+        strategy=deepcopy(strategy),
         use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
         **trainer_kwargs,
     )
+    _check_alone_or_together(trainer)
+    keep_buffers_apart(trainer.strategy)
     plan.module.train()
-    with stop_on_interrupt(trainer, interruption):
+    with stop_on_interrupt(trainer, interruption), failing_when_terminated():
         trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
     plan.module.eval()
-    return StageResult(recorder.as_frames(), interruption.requested)
+    return StageResult(recorder.as_frames(), interruption.requested, trainer.strategy.root_device)
+
+
+def _check_alone_or_together(trainer: Trainer) -> None:
+    """Raise if this process trained with others before, and would now wait for them in vain."""
+    if process_count() > 1 and trainer.world_size != process_count():
+        msg = (
+            f"This process is one of {process_count()} that train together, but `devices`, `num_nodes` and `strategy` ask for "
+            f"{trainer.world_size}: train in all of them with the same arguments, or save the model and train on in a process of its own."
+        )
+        raise RuntimeError(msg)
 
 
 def _restore(plan: StagePlan, recorder: HistoryRecorder, checkpoint: dict[str, Any]) -> StageResult:

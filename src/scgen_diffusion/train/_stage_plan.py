@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from scgen_diffusion.diffusion import SharedGenerator, sample_seed
 from scgen_diffusion.module import AverageUpdate
 
+from ._distributed import from_first_process
+from ._epoch_means import EpochMeans
+from ._resumption import ResumedState, check_same_options
 from ._schedules import learning_rate_factor
+from ._sharing import Share
+from ._stage_data import StageDataModule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +46,7 @@ class StagePlan(pl.LightningModule):
     recipe
         Optimiser, schedule and length.
     seed
-        Seed of the stage's random numbers. Each process of a distributed run adds its rank.
+        Seed of the stage's random numbers and of the order of cells. All processes of a distributed run take the first one's.
     fingerprint
         What a checkpoint must have been made with to be resumed from.
 
@@ -47,6 +54,8 @@ class StagePlan(pl.LightningModule):
     ----------
     only
         What is trained of this stage's parameters; None for all.
+    position
+        Epoch, and how many of its batches are done.
     """
 
     name: str
@@ -61,9 +70,10 @@ class StagePlan(pl.LightningModule):
         self.module = module
         self.recipe = recipe
         self.seed = seed
-        self._generator: torch.Generator | None = None
-        self._generator_state: Tensor | None = None
-        self._shuffling_state: Tensor | None = None
+        self.position = (0, 0)
+        self.means = {"train": EpochMeans(), "validation": EpochMeans()}
+        self._generator: SharedGenerator | None = None
+        self._resumed: ResumedState | None = None
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -80,7 +90,8 @@ class StagePlan(pl.LightningModule):
         """Return the batch's losses; ``"loss"`` is the one to minimise."""
 
     def setup(self, stage: str) -> None:
-        """Freeze what this stage does not train; distributed training allows no unused parameters."""
+        """Freeze what this stage does not train, since distributed training allows no unused parameters; agree on the seed."""
+        self.seed = from_first_process(self.seed)
         trained = {id(p) for group in self.trained_groups for p in group["params"]}
         self._frozen = [p for p in self.module.parameters() if p.requires_grad and id(p) not in trained]
         for parameter in self._frozen:
@@ -112,7 +123,8 @@ class StagePlan(pl.LightningModule):
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",  # whose scaler must come between
+            fused=self.device.type in FUSED_ON
+            and self.trainer.precision != "16-mixed",  # whose scaler must come between
         )
         factor = learning_rate_factor(recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -142,40 +154,66 @@ class StagePlan(pl.LightningModule):
         return self.global_step / max(self.n_steps, 1)
 
     @property
-    def generator(self) -> torch.Generator:
-        """Source of the stage's training randomness."""
+    def generator(self) -> SharedGenerator:
+        """Source of the stage's training randomness, in the same state in all processes."""
         if self._generator is None:
-            self._generator = torch.Generator(self.device).manual_seed(self.seed + self.global_rank)
-            if self._generator_state is not None:
-                self._generator.set_state(self._generator_state)
+            self._generator = SharedGenerator(self.device).manual_seed(self.seed)
+            if self._resumed is not None:
+                self._resumed.continue_with(self._generator)
         return self._generator
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Compute, log and return the loss."""
-        losses = self.compute_losses(batch, self.generator, training=True)
-        self._log(losses, batch, "train")
-        return losses["loss"]
+        """Return the loss, weighted so that the mean over processes is that over their cells, and add it to the epoch's."""
+        share = self._share(batch, batch_idx, training=True)
+        losses = self.compute_losses(batch, self._drawing(self.generator, share), training=True)
+        self.means["train"].add(losses, share.n_counted)
+        return losses["loss"] if share.is_whole else losses["loss"] * share.weight
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the losses, with the same random numbers at every validation."""
-        generator = torch.Generator(self.device).manual_seed(VALIDATION_SEED + batch_idx)
-        self._log(self.compute_losses(batch, generator, training=False), batch, "validation")
+        """Add the losses to the validation's, with the same random numbers at every validation."""
+        share = self._share(batch, batch_idx, training=False)
+        generator = SharedGenerator(self.device).manual_seed(VALIDATION_SEED + batch_idx)
+        losses = self.compute_losses(batch, self._drawing(generator, share), training=False)
+        self.means["validation"].add(losses, share.n_counted)
+
+    def _share(self, batch: Any, batch_idx: int, *, training: bool) -> Share:
+        """Return which rows of all processes' batch these are."""
+        data = self.trainer.datamodule
+        share = data.share(batch_idx, training=training) if isinstance(data, StageDataModule) else None
+        if share is not None:
+            return share
+        n_rows, n_processes = len(next(iter(batch.values()))), self.trainer.world_size
+        return Share.of(n_rows * n_processes, self.global_rank, n_processes)
+
+    def _drawing(self, generator: SharedGenerator, share: Share) -> SharedGenerator:
+        """Let a generator draw for all processes, and keep this one's rows."""
+        if not share.is_whole:
+            generator.rows, generator.n_rows = share.rows, share.n_rows
+            seed = sample_seed(self.seed + 1 + self.global_rank, self.global_step)
+            generator.own = torch.Generator(self.device).manual_seed(seed)
+        return generator
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random numbers: the stage's own, and torch's, by which loaders shuffle."""
-        checkpoint["fingerprint"] = self.fingerprint
-        checkpoint["is_finished"], checkpoint["max_epochs"] = self.is_finished, self.trainer.max_epochs
-        checkpoint["generator_device"] = self.device.type
-        checkpoint["generator_state"] = self.generator.get_state()
-        checkpoint["shuffling_state"] = torch.get_rng_state()
+        """Keep where the stage is: its position, random numbers and sums of losses, and what it was trained with."""
+        checkpoint |= {
+            "fingerprint": self.fingerprint,
+            "options": self._options,
+            "is_finished": self.is_finished,
+            "max_epochs": self.trainer.max_epochs,
+            "position": list(self.position),
+            "seed": self.seed,
+            "generator_device": self.device.type,
+            "generator_state": self.generator.get_state(),
+            "means": self.means["train"].state_dict(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random numbers where the checkpoint left off.
+        """Go on where the checkpoint left off.
 
         Raises
         ------
         ValueError
-            If it belongs to another model or other cells.
+            If it belongs to another model, other cells or other settings.
         """
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
@@ -183,14 +221,19 @@ class StagePlan(pl.LightningModule):
                 "remove it or use another `checkpoint_dir`."
             )
             raise ValueError(msg)
-        if checkpoint["generator_device"] == self.device.type and self.global_rank == 0:
-            self._generator_state = checkpoint["generator_state"].cpu()
-        self._shuffling_state = checkpoint["shuffling_state"].cpu()
+        check_same_options(self.name, checkpoint["options"], self._options)
+        self.seed, self.position = checkpoint["seed"], tuple(checkpoint["position"])
+        self.means["train"].load_state_dict(checkpoint["means"])
+        self._generator, self._resumed = None, ResumedState.of(checkpoint)
 
-    def on_train_start(self) -> None:
-        """Shuffle on where the checkpoint left off."""
-        if self._shuffling_state is not None:
-            torch.set_rng_state(self._shuffling_state)
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What a resumed run has to have in common with the one that was interrupted."""
+        options = asdict(self.recipe)
+        batch_size = options.pop("batch_size")
+        if self._trainer is None:  # a finished stage is restored before processes know of each other
+            return options
+        return {**options, "batch_size": batch_size * self.trainer.world_size}
 
     def on_train_epoch_end(self) -> None:
         """Stop at once when the loss is no number any more.
@@ -205,18 +248,17 @@ class StagePlan(pl.LightningModule):
             msg = f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells."
             raise FloatingPointError(msg)
 
-    def _log(self, losses: Mapping[str, Tensor], batch: Any, subset: str) -> None:
-        n_cells = len(next(iter(batch.values())))
-        for name, value in losses.items():
-            self.log(
-                f"{self.name}_{name}_{subset}",
-                value.detach(),
-                on_step=False,
-                on_epoch=True,
-                batch_size=n_cells,
-                prog_bar=name == "loss",
-                sync_dist=self.trainer.world_size > 1,
-            )
+    def log_training(self) -> None:
+        """Log the means of the epoch's losses."""
+        self._log("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of the validation's losses."""
+        self._log("validation")
+
+    def _log(self, subset: str) -> None:
+        for name, value in self.means[subset].compute().items():
+            self.log(f"{self.name}_{name}_{subset}", value, prog_bar=name == "loss", batch_size=1)
 
 
 class AveragingPlan(StagePlan):
@@ -226,8 +268,7 @@ class AveragingPlan(StagePlan):
     _update_average: AverageUpdate | None = None
 
     def on_train_start(self) -> None:
-        """Shuffle on, and average on, where the checkpoint left off."""
-        super().on_train_start()
+        """Average on where the checkpoint left off."""
         self._update_average = None
 
     def on_train_batch_end(self, *_: Any) -> None:

@@ -1,0 +1,24 @@
+#!/bin/bash
+# Generate by the tasks of an array job, each of which makes a part; the last one to finish puts the file together:
+#     sbatch slurm_generate.sh model cells.zarr --n-cells 10000000
+# Without Slurm it runs here, by two processes one after the other:
+#     bash slurm_generate.sh model cells.zarr --n-cells 1000
+#SBATCH --job-name=scgen-generate
+#SBATCH --array=0-7
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=32G
+#SBATCH --time=02:00:00
+#SBATCH --requeue
+set -euo pipefail
+
+folder="${SCRIPTS:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}" # sbatch runs a copy of this file: give SCRIPTS then
+export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+
+if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then
+    python "$folder/generate_part.py" "$@" --rank "$SLURM_ARRAY_TASK_ID" --n-ranks "$SLURM_ARRAY_TASK_COUNT"
+else
+    for rank in 0 1; do
+        python "$folder/generate_part.py" "$@" --rank "$rank" --n-ranks 2
+    done
+fi

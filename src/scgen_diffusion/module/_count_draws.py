@@ -1,0 +1,232 @@
+r"""Counts from uniform numbers: every count is a function of one number of its own, and of its distribution.
+
+So cells do not depend on what is drawn with them, as they would if rejected proposals of one count shifted the random numbers of the
+next, and a whole block is drawn at once. All of it is exact, up to rounding in double precision.
+
+- Small means: inversion. The number is searched in the cumulative distribution from below, most often in no step or one.
+- Large or widely dispersed ones, whose search would be long: a Poisson count of a Gamma-distributed rate, both by rejection, from
+  numbers that follow from the one number (:class:`Stream`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LONGEST_SEARCH = 16.0
+"""Largest mean, and largest ratio of mean to inverse dispersion, that is searched for."""
+SMALLEST_PROBABILITY = 1e-20  # what is left of a cumulative distribution there is rounding
+LARGEST_THETA = 1e12  # from which on a negative binomial is a Poisson distribution, to 12 digits
+ROUNDING = 1 + 1e-5  # far more than single precision loses in a probability
+PART_SIZE = 1 << 19  # counts drawn at a time on a CPU
+N_STEPS = 4  # of a search, before the numbers that are found are put aside
+
+
+def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    r"""Turn numbers into counts of mean ``mu`` and variance :math:`\mu + \mu^2 / \theta`, all of one shape.
+
+    Parameters
+    ----------
+    uniform
+        Numbers in ``[0, 1)``, in double precision: single precision has no probabilities below 6e-8.
+    mu, theta
+        Mean and inverse dispersion.
+
+    Examples
+    --------
+    >>> import torch
+    >>> draw_negative_binomial(torch.tensor([0.999, 0.5, 0.1]).double(), 2 * torch.ones(3), torch.ones(3))
+    tensor([0., 2., 1.])
+    """
+    theta = theta.clamp(max=LARGEST_THETA)
+    is_large = (mu > LONGEST_SEARCH) | (mu / theta > LONGEST_SEARCH)
+    counts = _in_parts(_search_negative_binomial, uniform, mu, theta, is_large)
+    return _fill(counts, is_large, _mix_poisson, uniform, mu, theta)
+
+
+def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
+    """Turn numbers, in double precision, into Poisson counts of such ``mean``, both of one shape."""
+    is_large = mean > LONGEST_SEARCH
+    counts = _in_parts(_search_poisson, uniform, mean, is_large)
+    return _fill(counts, is_large, lambda u, rate: _reject_poisson(Stream(u), rate), uniform, mean)
+
+
+def _in_parts(draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Draw some rows at a time on a CPU, so that what is computed on the way stays in its cache."""
+    if parameters[0].device.type != "cpu":
+        return draw(*parameters)
+    n_rows = max(PART_SIZE // max(parameters[0][:1].numel(), 1), 1)
+    return torch.cat([draw(*part) for part in zip(*(values.split(n_rows) for values in parameters), strict=True)])
+
+
+def _fill(counts: Tensor, mask: Tensor, draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Draw the counts where a mask is true, from one row of double-precision parameters."""
+    chosen = positions(mask)
+    if len(chosen):
+        rows = (values.reshape(-1).index_select(0, chosen).double() for values in parameters)
+        counts.view(-1).index_copy_(0, chosen, draw(*rows).to(counts.dtype))
+    return counts
+
+
+def positions(mask: Tensor) -> Tensor:
+    """List where a mask is true in its flat order; on a CPU by NumPy, which is ten times as fast."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.view(-1).nonzero().view(-1)
+
+
+# --- inversion ------------------------------------------------------------------------------------------------------------
+
+
+def _search_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor, is_large: Tensor) -> Tensor:
+    above_zero = (mu / theta).log1p_().mul_(theta).neg_().expm1_().mul_(-ROUNDING).masked_fill_(is_large, 0)
+    counts = torch.zeros_like(mu, dtype=torch.float32)
+    return _fill(counts, uniform < above_zero, _invert_negative_binomial, uniform, mu, theta)
+
+
+def _search_poisson(uniform: Tensor, mean: Tensor, is_large: Tensor) -> Tensor:
+    above_zero = torch.expm1(-mean).mul_(-ROUNDING).masked_fill_(is_large, 0)
+    return _fill(torch.zeros_like(mean, dtype=torch.float32), uniform < above_zero, _invert_poisson, uniform, mean)
+
+
+def _invert_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    success = mu / (mu + theta)
+    return _search(uniform, -theta * torch.log1p(mu / theta), success, success * (theta - 1))
+
+
+def _invert_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
+    return _search(uniform, -mean, torch.zeros_like(mean), mean)
+
+
+def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    r"""Invert distributions with :math:`p_k = (a + b / k)\,p_{k-1}`, of which the logarithm of :math:`p_0` is given.
+
+    Numbers from :math:`1 - p_0` on mean zero, those below :math:`p_1` one, those below :math:`p_1 + p_2` two, and so on.
+    """
+    counts = torch.zeros_like(uniform)
+    active = positions(uniform < -torch.expm1(log_zero))
+    rest, p, a, b = (values.index_select(0, active) for values in (uniform, log_zero.exp_().mul_(a + b), a, b))
+    k = 1
+    while len(active):
+        reached = torch.zeros_like(rest)
+        for _ in range(N_STEPS):
+            reached += rest >= 0
+            rest -= p
+            k += 1
+            p *= torch.add(a, b, alpha=1 / k)
+        counts.index_add_(0, active, reached)
+        kept = positions((rest >= 0) & (p > SMALLEST_PROBABILITY))
+        active, rest, p, a, b = (values.index_select(0, kept) for values in (active, rest, p, a, b))
+    return counts
+
+
+# --- rejection ------------------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """Uniform numbers that follow from one each, by the hash of SplitMix64: a stream of its own for every number.
+
+    Parameters
+    ----------
+    uniform
+        Numbers in ``[0, 1)`` in double precision, ``(n,)``.
+    """
+
+    def __init__(self, uniform: Tensor) -> None:
+        self._keys = _mix((uniform * 2.0**53).long())
+        self._n_drawn = 0
+
+    def draw(self, chosen: Tensor | None = None) -> Tensor:
+        """Return the next number in ``(0, 1)`` of every stream, or of some."""
+        self._n_drawn += 1
+        keys = self._keys if chosen is None else self._keys[chosen]
+        bits = _shift_right(_mix(keys + _signed(self._n_drawn * 0x9E3779B97F4A7C15)), 11)
+        return (bits.double() + 0.5) * 2.0**-53
+
+    def draw_normal(self, chosen: Tensor | None = None) -> Tensor:
+        """Return standard normal numbers, by Box and Muller's transform."""
+        return (-2 * self.draw(chosen).log()).sqrt() * (2 * math.pi * self.draw(chosen)).cos()
+
+
+def _mix_poisson(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    """Draw Poisson counts whose rates are Gamma distributed; small rates by their logarithm, which does not underflow."""
+    stream = Stream(uniform)
+    is_small = theta < 1  # a Gamma variable of shape theta + 1, times a power of a uniform one
+    log_gamma = _reject_gamma(stream, torch.where(is_small, theta + 1, theta)).log()
+    log_gamma = log_gamma + torch.where(is_small, stream.draw().log() / theta, 0)
+    return _poisson(stream, (log_gamma + mu.log() - theta.log()).exp())
+
+
+def _poisson(stream: Stream, rate: Tensor) -> Tensor:
+    """Draw Poisson counts of any rate."""
+    is_large, uniform = rate > LONGEST_SEARCH, stream.draw()
+    counts = _fill(torch.zeros_like(rate), ~is_large, _invert_poisson, uniform, rate)
+    return _fill(counts, is_large, lambda u, large: _reject_poisson(Stream(u), large), uniform, rate)
+
+
+def _reject_gamma(stream: Stream, shape: Tensor) -> Tensor:
+    """Draw Gamma variables of ``shape`` 1 or more; Marsaglia and Tsang (2000), *A simple method for generating gamma variables*."""
+    d = shape - 1 / 3
+    c = (9 * d).rsqrt()
+
+    def propose(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_u = stream.draw_normal(chosen), stream.draw(chosen).log()
+        v = (1 + c[chosen] * x) ** 3
+        accepted = (v > 0) & (log_u < x**2 / 2 + d[chosen] * (1 - v + v.clamp(min=1e-300).log()))
+        return d[chosen] * v, accepted
+
+    return _repeat(propose, shape)
+
+
+def _reject_poisson(stream: Stream, rate: Tensor) -> Tensor:
+    """Draw Poisson counts of ``rate`` 10 or more; Hörmann (1993), *The transformed rejection method*, algorithm PTRS."""
+    b = 0.931 + 2.53 * rate.sqrt()
+    a, log_rate = -0.059 + 0.02483 * b, rate.log()
+    inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+
+    def propose(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        a_, b_, rate_ = a[chosen], b[chosen], rate[chosen]
+        u, v = stream.draw(chosen) - 0.5, stream.draw(chosen)
+        tail = 0.5 - u.abs()
+        k = ((2 * a_ / tail + b_) * u + rate_ + 0.43).floor()
+        log_ratio = k * log_rate[chosen] - rate_ - (k.clamp(min=0) + 1).lgamma()
+        accepted = (v * inverse_alpha[chosen] / (a_ / tail**2 + b_)).log() <= log_ratio
+        return k, accepted & (k >= 0)
+
+    return _repeat(propose, rate)
+
+
+def _repeat(propose: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
+    """Propose values until each is accepted."""
+    values = torch.zeros_like(like)
+    chosen = torch.arange(len(like), device=like.device)
+    while len(chosen):
+        proposed, accepted = propose(chosen)
+        values[chosen] = proposed
+        chosen = chosen[positions(~accepted)]
+    return values
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Spread 64 bits (the finaliser of SplitMix64); products wrap around, as they are meant to."""
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, n: int) -> Tensor:
+    """Shift as if the numbers had no sign."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def _signed(x: int) -> int:
+    """Read 64 bits as a number with a sign, as torch has it."""
+    x &= (1 << 64) - 1
+    return x - (1 << 64) if x >> 63 else x

@@ -1,0 +1,174 @@
+"""``evaluate``, ``evaluate-perturbation`` and ``report``: the tables of Python's interface, in files, and exit codes."""
+
+import io
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from mudata import MuData
+
+import scgen_diffusion as sgd
+
+QUICK = ["--n-floor", "1", "--n-bootstrap", "0", "--max-cells", "60"]
+
+
+def _cells(seed, n_cells, scale=1.0):
+    rng = np.random.default_rng(seed)
+    names = [f"{seed}-{i}" for i in range(n_cells)]
+    obs = pd.DataFrame({"cell_type": rng.choice(["a", "b"], n_cells)}, index=names)
+    counts = rng.poisson(np.linspace(1, 5, 20) * scale, (n_cells, 20)).astype(np.float32)
+    return anndata.AnnData(counts, obs=obs)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Write real, synthetic (bad ones) and training cells."""
+    folder = tmp_path_factory.mktemp("cells")
+    cells = {"real": _cells(0, 70), "synthetic": _cells(1, 70, np.linspace(2, 0.2, 20)), "train": _cells(2, 140)}
+    for name, some in cells.items():
+        some.write_h5ad(folder / f"{name}.h5ad")
+    cells["synthetic"].write_zarr(folder / "synthetic.zarr")
+    return folder
+
+
+@pytest.fixture
+def judge(call, files):
+    def judge(*options, synthetic="synthetic.h5ad"):
+        arguments = ["--train", files / "train.h5ad", "--metric", "gene_mean_error", "--metric", "copied_cells", *QUICK]
+        return call("evaluate", files / "real.h5ad", files / synthetic, *arguments, *options)
+
+    return judge
+
+
+def test_the_table_is_that_of_evaluate_and_the_verdict_is_told(judge, files, tmp_path):
+    path = tmp_path / "table.csv"
+    code, out, err = judge("-g", "cell_type", "--out", path)
+    assert (code, out) == (0, f"{path}\n"), err
+    expected = sgd.metrics.evaluate(
+        *(anndata.read_h5ad(files / f"{name}.h5ad") for name in ("real", "synthetic")),
+        train=anndata.read_h5ad(files / "train.h5ad"),
+        groupby="cell_type",
+        metrics=["gene_mean_error", "copied_cells"],
+        n_floor=1,
+        n_bootstrap=0,
+        max_cells=60,
+    )
+    pd.testing.assert_frame_equal(pd.read_csv(path), expected, check_dtype=False)
+    assert "[ok] copies" in err
+    code, _, err = judge("--out", path)
+    assert (code, "exists already" in err) == (2, True)
+    assert judge("--out", path, "--overwrite")[0] == 0
+
+
+def test_without_a_file_the_table_goes_to_stdout(judge):
+    code, out, _ = judge(synthetic="synthetic.zarr")
+    assert code == 0
+    assert pd.read_csv(io.StringIO(out))["metric"].tolist() == ["gene_mean_error", "copied_cells"]
+    assert judge("--backed")[1] == out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fail-on", "warning"], "the verdict has warnings"),
+        (["--max", "gene_mean_error=0.001"], "gene_mean_error is 0."),
+        (["--min", "copied_cells=0.5"], "copied_cells is 0, below 0.5"),
+    ],
+)
+def test_cells_below_the_threshold_have_an_exit_code_of_their_own(judge, tmp_path, options, message):
+    path = tmp_path / "table.csv"
+    code, out, err = judge("--out", path, *options)
+    assert (code, out, path.exists()) == (3, f"{path}\n", True)
+    assert f"Not good enough: {message}" in err
+
+
+def test_cells_above_the_threshold_are_good_enough(judge):
+    assert judge("--max", "copied_cells=0", "--min", "copied_cells=0")[0] == 0
+
+
+def test_a_figure_that_is_no_number_is_not_good_enough():
+    from scgen_diffusion.cli._evaluate import exceeded
+
+    table = pd.DataFrame({"metric": ["w2"], "group": ["all"], "value": [np.nan]})
+    assert exceeded(table, {"w2": 3}, {}) == ["w2 is nan, above 3"]
+
+
+def test_wrong_metrics_are_named_before_the_work(judge, files, call):
+    code, _, err = judge("--max", "gene_mean_eror=1")
+    assert (code, "There is no metric 'gene_mean_eror'. Known, closest first: 'gene_mean_error'" in err) == (2, True)
+    assert "Reading" not in err
+    code, _, err = judge("--max", "w2=1")
+    assert (code, "There is no metric 'w2' in the table. Known, closest first:" in err) == (2, True)
+    code, _, err = judge("--metric", "nothing")
+    assert (code, "nothing" in err) == (2, True)
+    code, _, err = judge("--out", files / "table.txt")
+    assert (code, "the name must end in .csv" in err) == (2, True)
+    code, _, err = judge("--layer", "rna=counts")
+    assert (code, "--layer takes MODALITY=NAME for .h5mu, and NAME for other files" in err) == (2, True)
+
+
+def test_several_modalities_are_judged_each_and_together(call, tmp_path):
+    for seed, name in enumerate(["real", "synthetic"]):
+        cells = _cells(seed, 150)
+        other = cells[:, :5].copy()
+        other.var_names = [f"p{i}" for i in range(5)]
+        other.obs = other.obs[[]]
+        MuData({"rna": cells, "prot": other}).write_h5mu(tmp_path / f"{name}.h5mu")
+    real, synthetic = tmp_path / "real.h5mu", tmp_path / "synthetic.h5mu"
+    code, out, err = call("evaluate", real, synthetic, "--metric", "gene_mean_error", *QUICK)
+    assert code == 0, err
+    assert pd.read_csv(io.StringIO(out))["modality"].tolist() == ["rna", "prot"]
+    assert "rna: " in err
+    real.with_suffix(".h5ad").write_text("")
+    code, _, err = call("evaluate", real.with_suffix(".h5ad"), synthetic)
+    assert (code, "Either all files are .h5mu, or none is" in err) == (2, True)
+
+
+@pytest.fixture
+def perturbed(tmp_path):
+    for name, seed, scale, label in (
+        ("real", 0, 2.0, "KLF1"), ("predicted", 1, 2.0, "KLF1"), ("other", 2, 1.0, "KLF1"), ("control", 3, 1.0, "none"),
+    ):  # fmt: skip
+        cells = _cells(seed, 30, np.repeat([1.0, scale], 10))
+        cells.obs["gene"] = label
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    return tmp_path
+
+
+def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(call, perturbed):
+    files = [
+        perturbed / "real.h5ad",
+        perturbed / "predicted.h5ad",
+        "--control",
+        perturbed / "control.h5ad",
+        "-p",
+        "gene",
+    ]
+    options = ["--other", f"lazy={perturbed / 'other.h5ad'}", "--n-top", "5", "--n-floor", "1"]
+    code, out, err = call("evaluate-perturbation", *files, *options, "--min", "mean_change_correlation=0.5")
+    assert code == 0, err
+    table = pd.read_csv(io.StringIO(out)).set_index("metric")
+    assert table.loc["energy_distance", "value"] < table.loc["energy_distance", "lazy"]
+    assert "mean_change_correlation_top_5" in table.index
+    assert "energy_distance" in err
+    code, _, err = call("evaluate-perturbation", *files, *options, "--max", "energy_distance=-100")
+    assert (code, "Not good enough: energy_distance is" in err) == (3, True)
+    code, _, err = call("evaluate-perturbation", *files[:-1], "genes")
+    assert (code, "genes" in err) == (2, True)
+
+
+def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_model, tmp_path, monkeypatch):
+    table, page = tmp_path / "table.csv", tmp_path / "report.html"
+    real, synthetic, train = (files / f"{name}.h5ad" for name in ("real", "synthetic", "train"))
+    metrics = ["--metric", "gene_mean_error", "--metric", "copied_cells"]
+    assert call("evaluate", real, synthetic, "--train", train, *metrics, *QUICK, "--out", table)[0] == 0
+    monkeypatch.setattr("scgen_diffusion.reporting._report.draw_sections", lambda shown: ([], []))
+    command = ["report", real, synthetic, "--train", train, "-g", "cell_type", "--table", table, "--model", saved_model]
+    code, out, err = call(*command, "--title", "Ours", "--out", page)
+    assert (code, out) == (0, f"{page}\n"), err
+    assert "Ours" in page.read_text()
+    code, _, err = call(*command, "--out", page)
+    assert (code, "exists already" in err) == (2, True)
+    code, _, err = call(*command, "--out", tmp_path / "report.pdf")
+    assert (code, "the name must end in .html" in err) == (2, True)

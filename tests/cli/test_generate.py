@@ -1,0 +1,171 @@
+"""``generate`` and ``info``: the cells of Python's interface, in a file."""
+
+import io
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import scgen_diffusion as sgd
+from scgen_diffusion.cli._progress_lines import BarsAsLines
+from scgen_diffusion.model import SCLDM
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Record what a model is asked for, and generate nothing."""
+    record = {}
+
+    def generate_to(
+        self, path, n_cells=None, condition=None, *, guidance_scale=1.0, library_size=None, seed=None, **options
+    ):
+        record.update(n_cells=n_cells, condition=condition, guidance_scale=guidance_scale, library_size=library_size)
+        record.update(seed=seed, **options)
+        path.write_text("")
+        return path
+
+    monkeypatch.setattr(SCLDM, "generate_to", generate_to)
+    monkeypatch.setattr("scgen_diffusion.cli._generate._check_known", lambda *_: None)
+    return record
+
+
+def same(found, expected):
+    return (found.X != expected.X).nnz == 0 and found.obs.equals(expected.obs)
+
+
+def test_the_file_holds_the_cells_of_generate(call, saved_model, trained, tmp_path):
+    out = tmp_path / "new.h5ad"
+    options = ["-n", "6", "-c", "cell_type=NK", "-c", "cell_type=B cell", "-c", "dose=10", "-g", "2", "--seed", "3"]
+    code, printed, err = call("generate", saved_model, out, *options)
+    assert (code, printed) == (0, f"{out}\n"), err
+    expected = trained.generate(6, {"cell_type": ["NK", "B cell"], "dose": 10}, guidance_scale=2, seed=3)
+    assert same(anndata.read_h5ad(out), expected)
+    assert call("generate", saved_model, out, *options)[:2] == (0, f"{out}\n")  # done already
+    code, _, err = call("generate", saved_model, out, *options, "--seed", "4")
+    assert (code, "give --overwrite" in err) == (2, True)
+    assert call("generate", saved_model, out, *options, "--seed", "4", "--overwrite")[0] == 0
+
+
+def test_the_processes_of_a_job_make_the_cells_of_one(call, saved_model, trained, tmp_path):
+    out = tmp_path / "new.zarr"
+    ranks = ["-n", "300", "--shard-size", "128", "--n-ranks", "2", "--rank"]
+    code, printed, err = call("generate", saved_model, out, *ranks, 0)
+    assert (code, printed, out.exists()) == (0, "", False)
+    assert "This share is done; others are still to be made." in err
+    assert call("generate", saved_model, out, *ranks, 1)[:2] == (0, f"{out}\n")
+    assert same(anndata.read_zarr(out), trained.generate(300, seed=0))
+
+
+def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, asked, tmp_path):
+    table = tmp_path / "table.tsv"
+    rows = pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1, 100], "total": [50, 70]})
+    rows.to_csv(table, sep="\t", index=False)
+    options = ["--condition-table", table, "--library-size-column", "total"]
+    code, _, err = call("generate", saved_model, tmp_path / "new.zarr", *options)
+    assert code == 0, err
+    assert asked["condition"].to_dict("list") == {"cell_type": ["NK", "rare"], "dose": [1, 100]}
+    assert asked["library_size"] == [50, 70]
+
+
+def test_options_of_generate_reach_the_arguments_that_they_stand_for(call, saved_model, asked, tmp_path):
+    options = [
+        "-n",
+        "5",
+        "-g",
+        "cell_type=2",
+        "-g",
+        "cell_type, dose=1.5",
+        "--library-size",
+        "normal",
+        "--n-steps",
+        "4",
+    ]
+    options += ["--guidance-interval", "0.1", "0.9", "--sampler", "heun", "--rank", "1", "--n-ranks", "3"]
+    code, _, err = call("generate", saved_model, tmp_path / "new.zarr", *options)
+    assert code == 0, err
+    assert asked["guidance_scale"] == {("cell_type",): 2, ("cell_type", "dose"): 1.5}
+    assert asked["guidance_interval"] == (0.1, 0.9)
+    assert (asked["library_size"], asked["sampler"], asked["n_steps"]) == ("normal", "heun", 4)
+    assert (asked["seed"], asked["rank"], asked["n_ranks"]) == (0, 1, 3)
+
+
+def test_values_are_read_as_what_the_key_holds(call, make_trained, asked, tmp_path):
+    model = make_trained(condition_keys=["dose", "treated"], setup={"continuous_condition_keys": []})
+    model.save(tmp_path / "model")
+    options = ["-n", "5", "-c", "dose=10", "-c", "treated=True", "--library-size", "500"]
+    assert call("generate", tmp_path / "model", tmp_path / "new.zarr", *options)[0] == 0
+    assert asked["condition"] == {"dose": 10, "treated": True}
+    assert asked["library_size"] == 500
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-n", "5", "-c", "cell_type=NKT"], "unknown value 'NKT' for 'cell_type'. Known, closest first: 'NK'"),
+        (["-n", "5", "-c", "type=NK"], "unknown key 'type'. Known, closest first: 'cell_type'"),
+        (["-n", "0"], "`n_cells` must be a whole number of at least 1"),
+        ([], "`n_cells` is needed"),
+        (["-n", "5", "--counts"], "--counts is not an option of SCLDM"),
+        (["-n", "5", "--sampler", "eular"], "`sampler` 'eular' is not known. Known, closest first: 'euler'"),
+        (["-n", "5", "-c", "NK"], "'NK' is not of the form KEY=VALUE"),
+        (["-n", "5", "-g", "strong"], "'strong' is not a number"),
+        (["-n", "5", "--library-size-column", "total"], "--library-size-column needs --condition-table"),
+    ],
+)
+def test_wrong_options_of_generate_are_named(call, saved_model, tmp_path, options, message):
+    code, out, err = call("generate", saved_model, tmp_path / "new.zarr", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
+    table, out = tmp_path / "table.csv", tmp_path / "new.zarr"
+    table.write_text("cell_type\nNK\n")
+    code, _, err = call("generate", saved_model, out, "--condition-table", table, "-c", "dose=1")
+    assert (code, "--condition and --condition-table exclude each other" in err) == (2, True)
+    code, _, err = call("generate", saved_model, out, "--condition-table", table, "--library-size-column", "n")
+    assert (code, "'n' is no column of the table; it has ['cell_type']" in err) == (2, True)
+    code, _, err = call("generate", saved_model, tmp_path / "new.csv", "-n", "2")
+    assert (code, "the name must end in .zarr or .h5ad or .h5mu" in err) == (2, True)
+    code, _, err = call("generate", saved_model, tmp_path / "new.h5mu", "-n", "2")
+    assert (code, "a model of one modality writes .zarr or .h5ad" in err) == (2, True)
+    code, _, err = call("generate", tmp_path, out, "-n", "2")
+    assert (code, "There is no saved model at" in err) == (2, True)
+
+
+def test_info_says_what_a_model_can_be_asked_for(call, saved_model):
+    code, out, err = call("info", saved_model)
+    assert (code, err) == (0, "")
+    assert "SCLDM, trained on 96 cells and 12 genes (counts)" in out
+    assert "condition cell_type: 5 classes: B cell, NK, T cell, rare, never seen" in out or "5 classes" in out
+    described = json.loads(call("info", saved_model, "--json")[1])
+    assert described["conditions"]["dose"] == {"kind": "categorical", "values": [1, 10, 100]}
+    assert described["architecture"]["prior_width"] == 8
+    assert np.isfinite(described["final_losses"]["prior_loss_train"])
+
+
+def test_a_model_of_any_class_is_loaded(saved_model, trained_gene_space, tmp_path):
+    trained_gene_space.save(tmp_path / "model")
+    assert type(sgd.model.load(tmp_path / "model")) is type(trained_gene_space)
+    assert type(sgd.model.load(saved_model, adata=False)) is SCLDM
+
+
+def test_a_model_of_an_unknown_class_is_refused(make_model, tmp_path, monkeypatch):
+    make_model().save(tmp_path / "model")
+    monkeypatch.delitem(sgd.model._loading.MODELS, "SCLDM")
+    with pytest.raises(ValueError, match="holds a model of the unknown class 'SCLDM'. Known, closest first: 'SCRDIT'"):
+        sgd.model.load(tmp_path / "model")
+
+
+def test_bars_become_lines_at_intervals_and_a_last_one(monkeypatch):
+    clock = iter([0.0, 10.0, 40.0, 40.0, 50.0, 60.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    written = io.StringIO()
+    stream = BarsAsLines(written)
+    for text in ("\r10%", "\r50%", "\r90%", "\n", "other\n"):
+        stream.write(text)
+    stream.flush()
+    assert written.getvalue() == "50%\n90%\nother\n"

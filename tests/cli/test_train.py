@@ -1,0 +1,256 @@
+"""``train``: from files to a model, with the arguments of Python's interface, and stopped and gone on with."""
+
+import os
+import signal
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from lightning.pytorch.callbacks import Callback
+from mudata import MuData
+
+import scgen_diffusion as sgd
+from scgen_diffusion.cli import _progress
+from scgen_diffusion.model import SCLDM
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Record what ``SCLDM`` is told, and train nothing."""
+    record = {}
+
+    def note(name):
+        original = getattr(SCLDM, name)
+
+        def noting(self_or_cells, *args, **kwargs):
+            record[name] = kwargs
+            return None if name == "train" else original(self_or_cells, *args, **kwargs)
+
+        return noting
+
+    monkeypatch.setattr(SCLDM, "train", note("train"))
+    monkeypatch.setattr(SCLDM, "setup_anndata", staticmethod(note("setup_anndata")))
+    return record
+
+
+def test_a_model_is_trained_and_saved_with_the_command_that_made_it(call, cells_file, small, tmp_path):
+    out = tmp_path / "model"
+    code, printed, err = call("train", cells_file, "-c", "cell_type", "--layer", "raw", "-o", out, *small)
+    assert (code, printed) == (0, f"{out}\n"), err
+    assert "SCLDM of 96 cells and 12 genes; conditions: cell_type (5)" in err
+    assert "prior: epoch 1/1, loss" in err
+    assert sorted(path.name for path in out.iterdir()) == ["model.pt", "train.toml"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    model = sgd.model.load(out)
+    assert model.conditions.keys == ["cell_type"]
+    assert model.architecture.prior_width == 8
+    again = call("train", "--config", out / "train.toml", "-o", tmp_path / "again", "--print-config")
+    assert again[1].replace("again", "model") == (out / "train.toml").read_text()
+
+
+def test_what_is_not_given_is_left_to_python(call, cells_file, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: folder.mkdir())
+    assert call("train", cells_file, "-o", tmp_path / "model")[0] == 0
+    assert told["setup_anndata"] == {}
+    assert told["train"].keys() == {"checkpoint_dir", "enable_progress_bar", "enable_model_summary", "callbacks"}
+    assert told["train"]["checkpoint_dir"] == tmp_path / ".model.checkpoints"
+
+
+def test_options_reach_the_arguments_that_they_stand_for(call, cells_file, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: folder.mkdir())
+    table = tmp_path / "vectors.csv"
+    pd.DataFrame(np.eye(4), index=["B cell", "T cell", "NK", "rare"]).to_csv(table)
+    options = ["-c", "cell_type", "--continuous-condition", "dose", "--condition-embedding", f"cell_type={table}"]
+    options += [
+        "--control",
+        "cell_type=NK",
+        "-e",
+        "autoencoder=3",
+        "-e",
+        "prior=4",
+        "--devices",
+        "1",
+        "--early-stopping",
+    ]
+    options += ["--prior", "learning_rate=1e-4", "--precision", "32-true", "--trainer", "log_every_n_steps=2"]
+    code, _, err = call("train", cells_file, "-o", tmp_path / "model", "--no-checkpoints", *options)
+    assert code == 0, err
+    setup, training = told["setup_anndata"], told["train"]
+    assert setup["condition_keys"] == ["cell_type"]
+    assert setup["continuous_condition_keys"] == ["dose"]
+    assert setup["control_values"] == {"cell_type": "NK"}
+    assert setup["condition_embeddings"]["cell_type"].shape == (4, 4)
+    assert training["max_epochs"] == {"autoencoder": 3, "prior": 4}
+    assert training["prior_kwargs"] == {"learning_rate": 1e-4}
+    assert training["checkpoint_dir"] is None
+    assert (training["devices"], training["early_stopping"]) == (1, True)
+    assert (training["precision"], training["log_every_n_steps"]) == ("32-true", 2)
+
+
+def test_several_files_are_read_as_one_set_of_cells_in_windows(call, cells_file, make_cells, small, tmp_path):
+    second = tmp_path / "second.zarr"
+    make_cells(seed=1).write_zarr(second)
+    out = tmp_path / "model"
+    code, _, err = call("train", cells_file, second, "-c", "cell_type", "-o", out, "--window-size", "64", *small)
+    assert code == 0, err
+    assert "SCLDM of 192 cells" in err
+    assert sgd.model.load(out).generate(3, seed=0).n_obs == 3
+
+
+def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path):
+    rna, protein = make_cells(), make_cells(n_genes=5, seed=1)
+    protein.var_names = [f"protein_{g}" for g in range(5)]
+    protein.obs = protein.obs[[]]
+    mdata = MuData({"rna": rna, "prot": protein})
+    mdata.obs["cell_type"] = rna.obs["cell_type"].astype(str).to_numpy()
+    path, out, cells = tmp_path / "cells.h5mu", tmp_path / "model", tmp_path / "new.h5mu"
+    mdata.write_h5mu(path)
+    options = ["-c", "cell_type", "--modality", "rna", "--modality", "prot=poisson", "-o", out]
+    code, _, err = call("train", path, *options, *small)
+    assert code == 0, err
+    assert "modality prot: poisson" in call("info", out)[1]
+    assert call("generate", out, cells, "-n", "4", "--n-steps", "1")[:2] == (0, f"{cells}\n")
+    assert call("generate", out, cells, "-n", "4")[0] == 2
+    code, _, err = call("generate", out, tmp_path / "new.zarr", "-n", "4")
+    assert (code, "a model of several modalities writes .h5mu" in err) == (2, True)
+    code, _, err = call("generate", out, tmp_path / "newer.h5mu", "-n", "4", "--rank", "1")
+    assert (code, "--rank is for cells of one modality" in err) == (2, True)
+
+
+class Sender(Callback):
+    """Send a signal to this very process after an epoch."""
+
+    def __init__(self, number, stage, epoch):
+        self.number, self.stage, self.epoch = number, stage, epoch
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if pl_module.name == self.stage and trainer.current_epoch == self.epoch:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
+)
+def test_a_signal_stops_training_in_order_and_the_same_command_goes_on(
+    call, cells_file, small, tmp_path, monkeypatch, number, stage, code
+):
+    out, command = tmp_path / "model", ["train", cells_file, "-o", tmp_path / "model", *small]
+    command[command.index("--max-epochs") + 1] = "3"
+    original = _progress.callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(_progress, "callbacks", lambda terminal: [*original(terminal), Sender(number, stage, 0)])
+        found, printed, err = call(*command)
+    assert (found, printed) == (code, "")
+    assert "the same command goes on from there" in err
+    assert not out.exists()
+    assert (tmp_path / ".model.checkpoints" / f"{stage}.ckpt").exists()
+    found, printed, err = call(*command)
+    assert (found, printed) == (0, f"{out}\n")
+    assert f"{stage}: going on after epoch 1" in err
+    assert not (tmp_path / ".model.checkpoints").exists()
+    assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
+
+
+def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "autoencoder.ckpt").write_text("damaged")
+    command = ["train", cells_file, "-o", tmp_path / "model", "--checkpoint-dir", folder, "--layer", "none such"]
+    call(*command)
+    assert (folder / "autoencoder.ckpt").exists()
+    call(*command, "--restart")
+    assert not (folder / "autoencoder.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["-c", "cell_typ"],
+            "The condition key 'cell_typ' is not a column of adata.obs. Known, closest first: 'cell_type'",
+        ),
+        (["--layer", "counts"], "`layer` 'counts' is not in adata.layers. Known, closest first: 'raw'"),
+        (["--set", "widht=3"], "SCLDM has no option 'widht'"),
+        (["--set", "width"], "'width' is not of the form KEY=VALUE"),
+        (["--prior", "lr=1"], "The recipe has no option 'lr'"),
+        (["-e", "decoder=3"], "`max_epochs` names the unknown stage 'decoder'"),
+        (["-e", "many"], "'many' is not a number"),
+        (["-e", "2.5"], "'2.5' is not a whole number"),
+        (["-e", "3", "-e", "4"], "--max-epochs takes one value, or KEY=VALUE as often as needed"),
+        (["--modality", "rna"], "are for .h5mu files"),
+        (["--window-size", "9"], "--window-size is for cells that stay in their files"),
+        (["--backed", "--save-cells"], "--save-cells is for cells in memory"),
+        (["--backed", "--layer", "rna=raw"], "are for .h5mu files"),
+        (["--no-checkpoints", "--checkpoint-dir", "x"], "--no-checkpoints and --checkpoint-dir exclude each other"),
+        (["--condition-embedding", "cell_type=nowhere.xlsx", "-c", "cell_type"], "nowhere.xlsx"),
+    ],
+)
+def test_wrong_options_of_train_are_named(call, cells_file, tmp_path, options, message):
+    code, out, err = call("train", cells_file, "-o", tmp_path / "model", *options)
+    assert (code, out) == (2, ""), err
+    assert message in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_wrong_files_are_named(call, cells_file, tmp_path):
+    out = tmp_path / "model"
+    assert "'nowhere.h5ad' does not exist" in call("train", "nowhere.h5ad", "-o", out)[2]
+    other = tmp_path / "cells.csv"
+    other.write_text("a,b")
+    assert "the name ends in '.csv'" in call("train", other, "-o", out)[2]
+    damaged = tmp_path / "damaged.h5ad"
+    damaged.write_text("no HDF5")
+    code, _, err = call("train", damaged, "-o", out)
+    assert (code, err.count("\n")) == (1, 2)
+    paired = tmp_path / "cells.h5mu"
+    paired.write_text("")
+    assert "read into memory, and from one file" in call("train", cells_file, paired, "-o", out)[2]
+    out.mkdir()
+    code, _, err = call("train", cells_file, "-o", out)
+    assert (code, "exists already; choose another name, or give --overwrite" in err) == (2, True)
+    code, _, err = call("train", cells_file, "-o", tmp_path / "none" / "model")
+    assert (code, "There is no folder" in err) == (2, True)
+
+
+def test_gene_space_models_read_no_modalities_and_have_recipes_of_their_own(call, make_cells, tmp_path):
+    path = tmp_path / "cells.h5mu"
+    MuData({"rna": make_cells()}).write_h5mu(path)
+    code, _, err = call("train", path, "-m", "WBDIT", "-o", tmp_path / "model")
+    assert (code, "WBDIT reads one modality" in err) == (2, True)
+    code, _, err = call("train", path, "--values", "log1p", "-o", tmp_path / "model")
+    assert (code, "--values is for .h5ad and .zarr" in err) == (2, True)
+
+
+def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_file, small, tmp_path):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    assert call("train", cells_file, "-o", out, "--overwrite", "--set", "width=0")[0] == 2
+    assert (out / "old.txt").exists()
+    code, _, err = call("train", cells_file, "-o", out, "--overwrite", "--save-cells", *small)
+    assert code == 0, err
+    assert sorted(path.name for path in out.iterdir()) == ["adata.h5ad", "model.pt", "train.toml"]
+    assert anndata.read_h5ad(out / "adata.h5ad").n_obs == 96
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_lines_tell_progress_only_when_it_is_time(monkeypatch):
+    class Terminal:
+        def __init__(self):
+            self.lines = []
+            self.say = self.lines.append
+
+    class Trainer:
+        current_epoch, max_epochs, is_global_zero = 0, 10, True
+        callback_metrics = {"prior_loss_train": 1.5}
+        lightning_module = type("Plan", (), {"name": "prior"})()
+
+    clock = iter([0.0, 10.0, 40.0, 50.0, 60.0])
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
+    terminal, trainer = Terminal(), Trainer()
+    lines = _progress.Lines(terminal)
+    lines.on_train_start(trainer, None)
+    for trainer.current_epoch in (0, 1, 2, 9):
+        lines.on_train_epoch_end(trainer, None)
+    assert terminal.lines == ["prior: epoch 2/10, loss 1.5, 40 s, 160 s left", "prior: epoch 10/10, loss 1.5, 60 s"]

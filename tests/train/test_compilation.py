@@ -1,0 +1,106 @@
+"""Compiled networks: whole graphs, made once, that compute what the networks compute.
+
+A backend that runs the graph as it is suffices to count graphs and to compare; making kernels of them takes minutes.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from scgen_diffusion.module import (
+    CONDITIONS,
+    GeneSpaceModule,
+    SCLDMModule,
+    build_architecture,
+    build_gene_space_architecture,
+)
+from scgen_diffusion.train import (
+    DIFFUSION_RECIPES,
+    RECIPES,
+    AutoencoderPlan,
+    DiffusionPlan,
+    PriorPlan,
+)
+
+N_GENES, N_CLASSES = 40, 3
+TRAINING, VALIDATION = (8, 5), (3,)  # cells of the batches of an epoch; the last one is smaller
+
+
+class UnderWay(AutoencoderPlan):
+    progress = 1.0  # without a trainer the plan cannot tell
+
+
+def cells(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.poisson(torch.rand(n, N_GENES, generator=generator) * 2, generator=generator)
+    return {"X": counts, CONDITIONS: torch.randint(N_CLASSES, (n, 1), generator=generator)}
+
+
+def latents(n, seed, shape):
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = torch.randn(2, n, *shape, generator=generator)
+    return {"mean": mean, "std": std.abs(), "condition": cells(n, seed)[CONDITIONS], "log_total": mean.flatten(1)[:, 0]}
+
+
+def autoencoder(size):
+    torch.manual_seed(0)
+    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=build_architecture(size, n_layers=1))
+    return UnderWay(module, RECIPES[size].autoencoder, seed=0), (module.encoder, module.decoder), cells
+
+
+def prior(size):
+    torch.manual_seed(0)
+    module = SCLDMModule(N_GENES, [N_CLASSES], architecture=build_architecture(size, prior_n_layers=1))
+    plan = PriorPlan(module, RECIPES[size].prior, seed=0)
+    return plan, (module.prior,), lambda n, seed: latents(n, seed, module.latent_shape)
+
+
+def gene_space(model):
+    torch.manual_seed(0)
+    architecture = build_gene_space_architecture(model, "default", n_genes=N_GENES, width=16, n_layers=1)
+    module = GeneSpaceModule(N_GENES, [N_CLASSES], architecture=architecture)
+    return DiffusionPlan(module, DIFFUSION_RECIPES[model]["default"], seed=0), (module.network.backbone,), cells
+
+
+STAGES = {
+    "autoencoder": lambda: autoencoder("default"),
+    "prior": lambda: prior("default"),
+    "SCRDIT": lambda: gene_space("SCRDIT"),
+}
+
+
+def run_epoch(plan, draw):
+    """Return the losses and the sums of absolute gradients of an epoch's batches."""
+    found, seed = [], 0
+    for n in TRAINING:
+        seed += 1
+        loss = plan.compute_losses(draw(n, seed), torch.Generator().manual_seed(seed), training=True)["loss"]
+        parameters = [p for group in plan.parameter_groups() for p in group["params"]]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        found.append(torch.stack([loss.detach(), *(g.abs().sum() for g in gradients if g is not None)]))
+    with torch.no_grad():
+        for n in VALIDATION:
+            seed += 1
+            loss = plan.compute_losses(draw(n, seed), torch.Generator().manual_seed(seed), training=False)["loss"]
+            found.append(loss[None])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_epoch_compiles_whole_graphs_once_and_computes_the_same(stage):
+    plan, networks, draw = STAGES[stage]()
+    torch._dynamo.reset()
+    expected = run_epoch(plan, draw)
+    for network in networks:
+        network.compile(backend="eager", fullgraph=True)  # a break of the graph would be an error
+
+    first = run_epoch(plan, draw)
+    n_graphs = counters["stats"]["unique_graphs"]
+    second = run_epoch(plan, draw)
+
+    torch.testing.assert_close(first, expected, rtol=1e-3, atol=1e-4)  # sums in another order
+    torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-4)
+    assert n_graphs > 0
+    assert counters["stats"]["unique_graphs"] == n_graphs
