@@ -98,6 +98,7 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     from scvi.dataloaders import AnnDataLoader
 
     import scgen_diffusion as sgd
+    from scgen_diffusion.train import SharedBatches
 
     torch.set_num_threads(1)
     scvi.settings.seed = 0
@@ -126,7 +127,8 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
         with meter.stage(name):
             train(1, **options)
     with meter.stage("read batches", 10_000):
-        _go_through(model._cells.loader(model.train_indices_, 128, shuffle=True), 10_000)
+        rows = model.train_indices_
+        _go_through(model._cells.loader(rows, 128, batches=SharedBatches(len(rows), 128, seed=0)), 10_000)
     if source == "backed":
         with meter.stage("read batches of random rows", 3_000):  # as scvi-tools' loader does
             _go_through(AnnDataLoader(model.adata_manager, model.train_indices_, 128, shuffle=True), 3_000)
