@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from results import markdown_table
 
 if TYPE_CHECKING:
@@ -94,9 +95,11 @@ def draw_history(stored: pd.DataFrame, path: Path) -> None:
     figure, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for _, rows in series.groupby("key", sort=False):
         name = f"{rows['system'].iloc[0]} {rows['stage'].iloc[0]}, {rows['threads'].iloc[0]:.0f} threads"
-        ax.plot(range(len(rows)), rows["speed"] / rows["speed"].iloc[0], marker="o", ms=3, lw=1, label=name)
+        ax.plot(range(1, 1 + len(rows)), rows["speed"] / rows["speed"].iloc[0], marker="o", ms=3, lw=1, label=name)
     ax.axhline(1, color="0.7", lw=1, zorder=0)
-    ax.set(xlabel="times that it was measured", ylabel="speed over the first", yscale="log")
+    ax.set(xlabel="measurement", ylabel="speed over the first")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(series):
         ax.legend(fontsize=6, ncols=2, frameon=False)
     figure.savefig(path, dpi=130)

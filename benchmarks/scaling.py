@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 from results import read_table, store_rows
 from speed import RESULTS, measure_apart, parse_arguments, quieten
 from system import Setting
@@ -180,10 +181,14 @@ def _draw_figure(
         ax.set(title=SWEEPS[name].title, ylabel=unit or SWEEPS[name].unit, xscale="log", yscale="log")
         ax.set_xticks(sorted(set(rows["value"])), [f"{value:g}" for value in sorted(set(rows["value"]))])
         ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.margins(y=0.1)
         ax.grid(color="0.92")
-        ax.legend(fontsize=7, frameon=False)
     for ax in list(axes.flat)[len(names) :]:
         ax.remove()
+    lines = {label: line for ax in figure.axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

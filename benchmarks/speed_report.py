@@ -94,12 +94,9 @@ def _call(script: str, *options: str, environment: dict[str, str] | None = None)
 def write(arguments: argparse.Namespace) -> None:
     """Write tables and pictures of what is stored of this machine."""
     stored, threads = (read_table(arguments.results / name) for name in ("speed.csv", "speed_threads.csv"))
-    here = stored[
-        (stored["processor"] == describe_processor())
-        & stored["limit"].notna().groupby(stored["commit"]).transform("any")
-    ]
-    two = here[(here["threads"] == 2) & (here["genes"] == here["genes"].iloc[-1])]
-    figures, where = Figures(two), describe(two)
+    here = stored[stored["processor"] == describe_processor()]
+    shown = here[(here["threads"] == here["threads"].max()) & (here["genes"] == here["genes"].iloc[-1])]
+    figures, where = Figures(shown), describe(shown)
     write_text(arguments.results / "speed.md", _summary(figures, where, threads, here))
     draw_history(stored, arguments.plots / "speed_history.png")
     draw(read_table(arguments.results / "speed_scaling.csv"), arguments.plots)
