@@ -69,5 +69,5 @@ def test_cells_are_judged_with_their_costs():
     table = compare.judge(split, cells, 0).set_index("metric")
     assert set(table["group"]) == {"all"}
     assert table.loc["cpu_minutes", "value"] == 2
-    assert table.loc["w2", "value"] == 0  # the held-out cells themselves
+    assert table.loc["w2", "value"] == pytest.approx(0, abs=1e-4)  # the held-out cells themselves, but for rounding
     assert set(table["machine"]) == {"here"}

@@ -152,6 +152,11 @@ def test_an_exit_that_a_library_makes_of_an_interrupt_is_one(call_function):
     assert call_function(work)[0] == 130
 
 
+def test_the_exit_of_a_run_that_another_of_its_processes_ended_is_that_of_sigterm(call_function):
+    code, _, err = call_function(raising(SystemExit(143)))
+    assert (code, err) == (143, "scgen-diffusion: Terminated.\n")
+
+
 def test_a_library_that_exits_by_itself_may():
     with pytest.raises(SystemExit), Terminal().at_work():
         raise SystemExit(5)
@@ -170,6 +175,13 @@ def test_signals_are_left_alone_outside_the_main_thread():
     thread.start()
     thread.join()
     assert results == ["done"]
+
+
+def test_of_the_processes_of_a_distributed_run_the_first_speaks(capsys, monkeypatch):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        Terminal().say(f"rank {rank}")
+    assert capsys.readouterr().err == "rank 0\n"
 
 
 def test_long_messages_are_wrapped_where_a_person_reads_them(capsys, monkeypatch):

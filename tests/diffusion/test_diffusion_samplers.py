@@ -8,6 +8,7 @@ of the noise that it starts from and of the noise that it draws: unit vectors sh
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,10 +25,12 @@ from scgen_diffusion.diffusion import (
     HeunSampler,
     LinearInterpolant,
     SampleGenerators,
+    StepGrid,
     VariancePreserving,
     published_timesteps,
     samplers_for,
 )
+from scgen_diffusion.diffusion._diffusion_samplers import _integral
 
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)
@@ -115,6 +118,7 @@ STEPS_AND_ERROR = {
     "ddim_half": (200, 0.08),
     "ddim_one": (300, 0.1),
     "dpm_solver": (40, 0.04),
+    "dpm_solver_3m": (40, 0.06),
     "heun": (40, 0.16),
 }
 
@@ -236,7 +240,9 @@ def test_n_steps_is_honoured(name, n_steps):
     assert counts[0] == 999
 
 
-@pytest.mark.parametrize(("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "heun": 35}.items())
+@pytest.mark.parametrize(
+    ("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "dpm_solver_3m": 12, "heun": 35}.items()
+)
 def test_without_n_steps_the_default_is_taken(name, n_evaluations):
     counts = []
     DIFFUSION_SAMPLERS[name](build_denoiser(counts=counts), start(1), generators=SampleGenerators(0, [0]))
@@ -377,3 +383,39 @@ def test_an_unknown_variance_is_refused():
 def test_other_fields_are_refused(field, found):
     with pytest.raises(ValueError, match=f"must be a Denoiser on a VariancePreserving path, but found {found}"):
         DDIMSampler()(field, start())
+
+
+def test_three_predictions_are_more_exact_than_two():
+    path = PATHS["vp_linear"]
+    denoiser = build_denoiser(path)
+    exact = DPMSolverSampler()(denoiser, start(), n_steps=1000)
+
+    def error(**options):
+        return float((DPMSolverSampler(**options)(denoiser, start(), n_steps=12) - exact).abs().max())
+
+    assert error(order=3) < error(order=2)
+
+
+def test_data_on_a_parabola_of_the_log_snr_are_half_corrected_by_a_third_prediction():
+    # As the authors' code has it: the slope is that of the parabola, of which half of the curvature is integrated.
+    known = [(0.0, torch.tensor(0.0)), (1.0, torch.tensor(1.0)), (3.0, torch.tensor(9.0))]  # the square
+    h = 0.5
+    phi_1 = -np.expm1(-h)
+    phi_2 = 1 - phi_1 / h
+
+    found = float(_integral(known, h))
+
+    assert found == pytest.approx(9 * phi_1 + 6 * h * phi_2 + h**2 * (0.5 - phi_2 / h))
+
+
+def test_slowing_steps_grow_shorter():
+    times = StepGrid("slowing").times(PATHS["vp_linear"], 12)
+
+    assert times[0] == 0
+    assert times[-1] == 1
+    assert (times.diff().diff() < 0).all()
+
+
+def test_another_order_is_refused():
+    with pytest.raises(ValueError, match="`order` must be 2 or 3, but found 4"):
+        DPMSolverSampler(order=4)

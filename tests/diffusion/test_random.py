@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scgen_diffusion.diffusion import SampleGenerators, sample_seed
+from scgen_diffusion.diffusion import BlockGenerator, SampleGenerators, generators_of_block, sample_seed
 
 SEEDS = st.integers(0, 2**63 - 1)
 INDICES = st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True)
@@ -114,3 +114,44 @@ def test_length_is_the_number_of_samples():
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 def test_no_two_of_many_samples_share_the_bits_that_a_cpu_generator_looks_at(seed):
     assert len({sample_seed(seed, index) & 0xFFFFFFFF for index in range(300_000)}) == 300_000
+
+
+@pytest.mark.parametrize("n", [1, 5, 64])
+def test_the_first_samples_of_a_block_get_what_they_get_in_the_whole_block(n):
+    def draw(generators):
+        return torch.cat(
+            [generators.normal(2, 3).flatten(1), generators.uniform()[:, None], generators.normal(20)], dim=1
+        )
+
+    assert torch.equal(draw(BlockGenerator(3, 128, 64).first(n)), draw(BlockGenerator(3, 128, 64))[:n])
+    assert len(BlockGenerator(3, 128, 64).first(n)) == n
+
+
+def test_blocks_and_requests_get_numbers_of_their_own():
+    numbers = [BlockGenerator(seed, first, 64).normal(8) for seed in (0, 1) for first in (0, 64)]
+
+    for i, one in enumerate(numbers):
+        assert not any(torch.isclose(one, other).any() for other in numbers[:i])
+
+
+def test_numbers_of_a_block_are_normal_uniform_and_as_precise_as_asked():
+    block = BlockGenerator(0, 0, 2_000)
+
+    assert stats.kstest(block.normal(5).flatten().numpy(), "norm").pvalue > 1e-4
+    assert stats.kstest(block.uniform(5).flatten().numpy(), "uniform").pvalue > 1e-4
+    assert block.uniform(2, dtype=torch.float64).dtype == SampleGenerators(0, [1]).uniform(dtype=torch.float64).dtype
+    assert (
+        SampleGenerators(0, range(9)).uniform(9, dtype=torch.float64) % 2.0**-24 != 0
+    ).any()  # finer than single precision
+
+
+def test_a_block_has_one_generator_per_sample_on_a_cpu():
+    together = generators_of_block(7, 256, 128).normal(3)
+
+    assert torch.equal(together, SampleGenerators(7, range(256, 384)).normal(3))
+
+
+def test_a_block_has_one_generator_elsewhere(monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.diffusion._random.BlockGenerator", lambda *arguments: arguments)
+
+    assert generators_of_block(7, 256, 128, "cuda") == (7, 256, 128, "cuda")

@@ -17,7 +17,15 @@ from scgen_diffusion.model import SCRDIT, WBDIT, _generation
 
 N_GENES = 12
 TARGET_OF_PATH = {"vp_linear": "v", "vp_cosine": "v", "flow_matching": "velocity"}
-DIFFUSION_SAMPLERS = ["dpm_solver", "heun", "ddim", "ddpm", DDIMSampler(eta=1.0), DDPMSampler(variance="lower")]
+DIFFUSION_SAMPLERS = [
+    "dpm_solver_3m",
+    "dpm_solver",
+    "heun",
+    "ddim",
+    "ddpm",
+    DDIMSampler(eta=1.0),
+    DDPMSampler(variance="lower"),
+]
 FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, atol=1e-3)]
 
 
@@ -456,3 +464,18 @@ def test_guidance_without_conditions_is_refused(make_trained_gene_space):
 def test_an_untrained_model_says_what_to_call(make_gene_space, gene_space_class):
     with pytest.raises(RuntimeError, match=r"call train\(\) first"):
         make_gene_space(gene_space_class).generate(3)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "dpm_solver_3m"),
+        ({"head": "regression", "target": "noise"}, "dpm_solver"),
+        ({"head": "regression", "path": "flow_matching", "target": "velocity"}, "midpoint"),
+    ],
+)
+def test_the_default_sampler_is_the_one_that_suits_the_prediction(options, expected):
+    from scgen_diffusion.model._gene_space import default_sampler
+    from scgen_diffusion.module import GeneSpaceArchitecture
+
+    assert default_sampler(GeneSpaceArchitecture(**options)) == expected

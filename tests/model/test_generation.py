@@ -89,6 +89,20 @@ def test_cells_do_not_depend_on_batch_size_nor_on_how_many_are_asked_for(trained
         assert same_cells(whole[:n_cells], few), n_cells
 
 
+def test_cells_do_not_depend_on_the_number_of_threads(gaussian):
+    import torch
+
+    before = torch.get_num_threads()
+    made = []
+    for n_threads in (1, 3):
+        torch.set_num_threads(n_threads)
+        made.append(gaussian.generate(300, seed=5).X)
+        assert torch.get_num_threads() == n_threads
+    torch.set_num_threads(before)
+
+    np.testing.assert_array_equal(*made)
+
+
 @pytest.fixture(scope="module")
 def gaussian(make_trained):
     """Train a model whose cells are real numbers, so that the smallest difference shows."""

@@ -308,3 +308,11 @@ def test_counterfactuals_of_several_modalities_are_refused(multimodal):
 def test_views_are_refused():
     with pytest.raises(ValueError, match="copy"):
         SCLDM.setup_mudata(make_mudata()[:20])
+
+
+def test_streaming_is_refused_before_any_work(multimodal, tmp_path):
+    with pytest.raises(
+        NotImplementedError, match=r"`generate_to` writes cells of one modality, but this model has \['rna'"
+    ):
+        multimodal.generate_to(tmp_path / "cells.zarr", 3)
+    assert not list(tmp_path.iterdir())

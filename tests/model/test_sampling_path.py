@@ -13,7 +13,14 @@ import torch
 from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, Guidance, published_timesteps
 from scgen_diffusion.model import SCRDIT, _generation
 
-DIFFUSION_SAMPLERS = ["dpm_solver", "heun", "ddim", "ddpm", DDIMSampler(timesteps=published_timesteps(stride=250))]
+DIFFUSION_SAMPLERS = [
+    "dpm_solver_3m",
+    "dpm_solver",
+    "heun",
+    "ddim",
+    "ddpm",
+    DDIMSampler(timesteps=published_timesteps(stride=250)),
+]
 FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, atol=1e-3)]
 B_CELLS = {"cell_type": "B cell"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 
 import anndata
@@ -9,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import zarr
+
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 N_CELLS = 700  # six blocks on a CPU, the last one not full
 REQUEST = {"n_cells": N_CELLS, "seed": 5, "sampler": "euler", "n_steps": 1}
@@ -108,3 +112,76 @@ def test_numbers_and_sets_stream_with_the_categories_of_all_cells(make_cells, ma
     model.generate_to(goal, condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler", shard_size=128)
 
     assert_same(goal, model.generate(condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler"))
+
+
+def test_a_zarr_is_cut_into_shards_of_chunks(trained, tmp_path):
+    root = zarr.open_group(
+        trained.generate_to(tmp_path / "cells.zarr", 20_000, seed=0, n_steps=1, sampler="euler"), mode="r"
+    )
+
+    for name in ("X/data", "X/indices"):
+        (chunk,), (shard,), (n,) = root[name].chunks, root[name].shards, root[name].shape
+        assert root[name].metadata.zarr_format == 3
+        assert chunk < n
+        assert shard % chunk == 0
+
+
+def test_an_h5ad_can_stay_in_its_file(trained, tmp_path):
+    path = trained.generate_to(tmp_path / "cells.h5ad", **REQUEST, shard_size=SHARD)
+
+    backed = anndata.read_h5ad(path, backed="r")
+
+    assert backed.isbacked
+    np.testing.assert_array_equal(backed[250:260].X.toarray(), trained.generate(**REQUEST).X[250:260].toarray())
+    backed.file.close()
+
+
+def test_a_zarr_can_be_read_lazily(trained, tmp_path):
+    pytest.importorskip("dask")
+    pytest.importorskip("xarray")
+    path = trained.generate_to(tmp_path / "cells.zarr", **REQUEST, shard_size=SHARD)
+
+    lazy = anndata.experimental.read_lazy(path)[250:260].to_memory()
+
+    expected = trained.generate(**REQUEST)[250:260]
+    np.testing.assert_array_equal(values(lazy), values(expected))
+    assert lazy.obs["cell_type"].tolist() == expected.obs["cell_type"].tolist()
+
+
+def test_a_zarr_can_be_read_by_annbatch(trained, tmp_path):
+    annbatch = pytest.importorskip("annbatch")
+    root = zarr.open_group(trained.generate_to(tmp_path / "cells.zarr", **REQUEST, shard_size=SHARD), mode="r")
+    stored = anndata.AnnData(anndata.io.sparse_dataset(root["X"]), obs=anndata.io.read_elem(root["obs"]))
+
+    loader = annbatch.Loader(shuffle=False, chunk_size=50, preload_nchunks=2, batch_size=100).add_adatas([stored])
+    batches = list(loader)
+
+    expected = trained.generate(**REQUEST)
+    np.testing.assert_array_equal(np.concatenate([batch["X"].toarray() for batch in batches]), values(expected))
+    labels = pd.concat([batch["obs"] for batch in batches])["cell_type"]
+    assert labels.astype(str).tolist() == expected.obs["cell_type"].astype(str).tolist()
+
+
+def test_conditions_of_millions_of_cells_take_no_row_for_each(trained):
+    request = trained.conditions.request({"cell_type": ["NK", "B cell"]}, 10_000_000)
+
+    assert len(request) == 10_000_000
+    assert sum(codes.nbytes for _, codes in request.given) < 100
+    labels = trained.conditions.to_obs(request[np.array([0, 4_999_999, 5_000_000, 9_999_999])].clip(0), None)[
+        "cell_type"
+    ]
+    assert labels.tolist() == ["NK", "NK", "B cell", "B cell"]
+
+
+def test_what_provenance_says_of_long_lists_is_short(trained):
+    cells = trained.generate(condition={"cell_type": ["NK"] * 1001}, seed=0, sampler="euler", n_steps=1)
+
+    assert cells.uns["scgen_diffusion"]["condition"] == {"cell_type": "1001 values"}
+
+
+@pytest.mark.parametrize("model_class", [SCLDM, SCRDIT, WBDIT])
+def test_all_that_generate_takes_generate_to_takes_too(model_class):
+    streamed = inspect.signature(model_class.generate_to).parameters
+    for name, parameter in inspect.signature(model_class.generate).parameters.items():
+        assert streamed[name].default == parameter.default
+        assert streamed[name].annotation == parameter.annotation

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.train import _cells as train_cells
 
 METRICS = {f"{stage}_loss_{subset}" for stage in ("autoencoder", "prior") for subset in ("train", "validation")}
 
@@ -262,6 +263,7 @@ RESUME = """
 import sys
 import anndata, scvi, torch
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.train import _cells as train_cells
 torch.set_num_threads(1)
 scvi.settings.seed = 0
 adata = anndata.read_h5ad(sys.argv[1] + "/cells.h5ad")
@@ -407,3 +409,15 @@ def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, mak
         model = type(trained).load(tmp_path / "model", adata=make_cells(n_cells=n_cells))
         model.train_prior(1, **quick)
         assert len(model.train_indices) + len(model.validation_indices) == n_cells
+
+
+def test_cells_in_the_devices_memory_train_as_those_that_are_read(make_model, quick, monkeypatch):
+    trained = []
+    for room in (0.0, 1e9):  # none, as on a CPU, and enough
+        monkeypatch.setattr(train_cells, "room_for_cells", lambda device, room=room: room)
+        torch.manual_seed(0)
+        model = make_model()
+        model.train_autoencoder(2, **quick)
+        trained.append(weights(model, of="encoder"))
+
+    assert differing(*trained) == []

@@ -50,7 +50,9 @@ def describe(model: Any) -> dict[str, Any]:
         "n_combinations": len(conditions.combinations),
         "architecture": asdict(model.architecture),
         "final_losses": {
-            name: float(frame.iloc[-1, 0]) for name, frame in (model.history_ or {}).items() if "_loss_" in name
+            name: float(frame.iloc[-1, 0])
+            for name, frame in (model.history_ or {}).items()
+            if name.split("_")[1:-1] == ["loss"]
         },
     }
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.callbacks import Callback
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     import lightning.pytorch as pl
 
     from ._signals import Signals
@@ -67,27 +65,21 @@ def _name(trainer: pl.Trainer) -> str:
 
 
 class Ear(Callback):
-    """Take note of the signal that stops a stage in order, and let SIGTERM stop it as Ctrl-C does.
-
-    While a stage is trained, the handlers are those of its runner and of Lightning; these are asked to act, after the note was taken.
-    """
+    """Take note of the signals that stop a stage, before the handlers of its runner do so in order."""
 
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stand before the handler of interrupts, and replace that of SIGTERM, which would end the stage without a checkpoint."""
+        """Stand before the handlers; but replace Lightning's own of SIGTERM, which would end the stage without a checkpoint."""
         if threading.current_thread() is not threading.main_thread():
             return
-        stop = signal.getsignal(signal.SIGINT)
-
-        def note_and_stop(number: int, frame: FrameType | None) -> None:
-            self.signals.received = True
-            if callable(stop):
-                stop(number, frame)
-
-        signal.signal(signal.SIGINT, note_and_stop)
-        signal.signal(signal.SIGTERM, self.signals.terminate)
+        stop, end = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        is_lightnings = type(end).__module__.startswith("lightning")
+        signal.signal(signal.SIGINT, self.signals.noting(stop))
+        signal.signal(
+            signal.SIGTERM, self.signals.terminate if is_lightnings else self.signals.noting(end, terminated=True)
+        )
 
 
 def callbacks(terminal: Terminal) -> list[Callback]:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
 
 class Signals:
@@ -36,6 +37,17 @@ class Signals:
         """Take note of SIGTERM, and interrupt whatever heeds interrupts now."""
         self.received = self.terminated = True
         signal.raise_signal(signal.SIGINT)
+
+    def noting(self, handler: Any, *, terminated: bool = False) -> Callable[[int, FrameType | None], None]:
+        """Return a handler that takes note of the signal, and then does what another one does."""
+
+        def note_and_handle(number: int, frame: FrameType | None) -> None:
+            self.received = True
+            self.terminated = self.terminated or terminated
+            if callable(handler):
+                handler(number, frame)
+
+        return note_and_handle
 
     def _interrupt(self, *_: Any) -> None:
         self.received = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -77,8 +78,8 @@ class Terminal:
         return not self.quiet and sys.stderr.isatty()
 
     def say(self, message: str) -> None:
-        """Tell the user something."""
-        if not self.quiet:
+        """Tell the user something; once, where Lightning starts this very command for each device."""
+        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             click.echo(message, err=True)
 
     def say_wrapped(self, message: str, label: str = "") -> None:
@@ -116,11 +117,17 @@ class Terminal:
             except (click.ClickException, click.exceptions.Exit):
                 raise
             except (KeyboardInterrupt, SystemExit) as error:
-                if isinstance(error, SystemExit) and not self.signals.received:
-                    raise
+                self._note_exit(error)
                 raise self.interrupted() from error
             except Exception as error:
                 raise Stop(describe(error), code_of(error)) from error
+
+    def _note_exit(self, error: BaseException) -> None:
+        """Pass on an exit that has nothing to do with a signal; another process of the run may have got it."""
+        if isinstance(error, SystemExit):
+            self.signals.terminated = self.signals.terminated or error.code == ExitCode.TERMINATED
+            if not self.signals.received and not self.signals.terminated:
+                raise error
 
     def interrupted(self) -> Stop:
         """Return the end of a command that a signal stopped."""

@@ -55,33 +55,28 @@ def told(doing: str, place: Path, needed: Callable[[], float], advice: str) -> I
     """Say, if the file system refuses, what was being done and where, how much space that needs and how much there is."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # h5py has a RuntimeError for a file that it cannot close
-        number = getattr(error, "errno", None)
-        if isinstance(error, RuntimeError) and "close" not in str(error):
-            raise
-        reason = os.strerror(number) if number else str(error)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         msg = (
             f"{doing} in {place} failed: {reason}. About {_readable(needed())} are needed there, {_readable(_free(place))} are "
             f"free. {advice}"
         )
-        raise OSError(number or errno.EIO, msg) from error
+        raise OSError(error.errno or errno.EIO, msg) from error
 
 
-def put_in_place(new: Path, goal: Path, away: Path) -> bool:
-    """Give what is finished the goal's name, and return whether that succeeded.
+def put_in_place(new: Path, goal: Path, away: Path) -> None:
+    """Give what is finished the goal's name.
 
-    A file is replaced in one step. Of a folder that is there already, ``away`` is the new name, unless another process has put
-    it there meanwhile.
+    A file is replaced in one step. A folder that is there already is moved to ``away`` before. If another process has put one
+    there in that moment, it is finished as well, and stays.
     """
     if goal.is_dir():
         goal.rename(away)
     try:
         new.replace(goal)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    return True
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _free(place: Path) -> int:

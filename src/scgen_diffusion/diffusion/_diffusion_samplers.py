@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
@@ -13,7 +14,7 @@ from ._samplers import FLOW_SAMPLERS
 from ._variance_preserving import VariancePreserving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -151,17 +152,23 @@ class DDIMSampler(_RandomWalk):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolverSampler(DiffusionSampler):
-    r"""DPM-Solver++(2M): order 2 at one evaluation per step.
+    r"""DPM-Solver++(2M) or (3M): two or three predictions make a step, and one evaluation.
 
     With :math:`h = \lambda_s - \lambda_t` in the log SNR :math:`\lambda = \log(\alpha / \sigma)`,
 
-    .. math:: x_s = \tfrac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h})
-        \big(\text{data}_t + \tfrac{h}{2 h_{prev}} (\text{data}_t - \text{data}_{prev})\big)
+    .. math:: x_s = \tfrac{\sigma_s}{\sigma_t} x_t + \alpha_s \Big(\phi_1\,\text{data}_t
+        + \phi_2\,h\,\tfrac{d\,\text{data}}{d\lambda} + \phi_3\,h^2\,\tfrac{d^2\,\text{data}}{d\lambda^2}\Big),
+        \qquad \phi_1 = 1 - e^{-h},\quad \phi_2 = 1 - \tfrac{\phi_1}{h},\quad \phi_3 = \tfrac12 - \tfrac{\phi_2}{h},
 
-    The first and the last step are of order 1.
+    the derivatives being those of the polynomial through the last two or three predictions. ``order=2`` takes
+    :math:`\phi_2 = \phi_1 / 2`, and has no third term. ``order=3`` takes half of the third term, as its authors' code does: it
+    extrapolates less, and was a little more exact in twelve steps than with all of it. The first step and the last use one
+    prediction, the second two.
 
     Parameters
     ----------
+    order
+        How many predictions make a step: 2 or 3.
     spacing, timesteps, default_n_steps
         See :class:`StepGrid`.
 
@@ -178,20 +185,25 @@ class DPMSolverSampler(DiffusionSampler):
     tensor([[2., 2.]])
     """
 
+    order: int = 2
     default_n_steps: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (2, 3):
+            msg = f"`order` must be 2 or 3, but found {self.order!r}."
+            raise ValueError(msg)
 
     def _states(
         self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
     ) -> Iterator[Tensor]:
         yield x
-        previous = None  # data and step of the step before
+        known: deque[tuple[float, Tensor]] = deque(maxlen=self.order)  # log SNR and data of the last steps
         for now, following in pairwise(levels):
-            data, h = denoiser.estimate(x, now.t).data, following.log_snr - now.log_snr
-            extrapolated = data
-            if previous is not None and following is not levels[-1]:
-                extrapolated = data + h / (2 * previous[1]) * (data - previous[0])
-            x = following.sigma / now.sigma * x - following.alpha * math.expm1(-h) * extrapolated
-            previous = data, h
+            known.append((now.log_snr, denoiser.estimate(x, now.t).data))
+            if following is levels[-1]:
+                known = deque([known[-1]])
+            x = following.sigma / now.sigma * x + following.alpha * _integral(known, following.log_snr - now.log_snr)
             yield x
 
 
@@ -243,6 +255,7 @@ DIFFUSION_SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPMSampler(),
     "ddim": DDIMSampler(),
     "dpm_solver": DPMSolverSampler(),
+    "dpm_solver_3m": DPMSolverSampler(order=3, spacing="slowing", default_n_steps=12),
     "heun": HeunSampler(),
 }
 
@@ -254,9 +267,25 @@ def samplers_for(path: Path) -> dict[str, Sampler]:
     --------
     >>> from scgen_diffusion.diffusion import PATHS
     >>> list(samplers_for(PATHS["vp_linear"]))
-    ['ddpm', 'ddim', 'dpm_solver', 'heun']
+    ['ddpm', 'ddim', 'dpm_solver', 'dpm_solver_3m', 'heun']
     """
     return DIFFUSION_SAMPLERS if isinstance(path, VariancePreserving) else FLOW_SAMPLERS
+
+
+def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
+    """Integrate the data over a step ``h`` of the log SNR, by the polynomial through what is known of it, latest last."""
+    now, data = known[-1]
+    phi_1 = -math.expm1(-h)
+    if len(known) == 1:
+        return phi_1 * data
+    slope = (data - known[-2][1]) / (now - known[-2][0])
+    if len(known) == 2:
+        return phi_1 * (data + h / 2 * slope)
+    (first, oldest), (second, older) = known[0], known[1]
+    curvature = (slope - (older - oldest) / (second - first)) / (now - first)  # half of the second derivative
+    slope = slope + (now - second) * curvature
+    phi_2 = 1 - phi_1 / h
+    return phi_1 * data + h * phi_2 * slope + h**2 * (0.5 - phi_2 / h) * curvature
 
 
 def _kept_noise(now: Level, following: Level) -> float:

@@ -49,7 +49,7 @@ class DiffusionSampler(SteppingSampler):
     Parameters
     ----------
     spacing
-        ``"time"`` for equal steps in ``t``, ``"log_snr"`` for equal steps in :math:`\log(\alpha / \sigma)`.
+        ``"time"`` for equal steps in ``t``, ``"slowing"`` for steps that grow shorter, ``"log_snr"`` for equal steps in :math:`\log(\alpha / \sigma)`.
     timesteps
         Explicit, decreasing timestep indices in place of a spacing, the last one being where sampling ends.
     default_n_steps

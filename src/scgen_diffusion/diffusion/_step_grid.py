@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from ._variance_preserving import VariancePreserving
 
-Spacing = Literal["time", "log_snr"]
+Spacing = Literal["time", "slowing", "log_snr"]
+SLOWING = 1.25
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class StepGrid:
     Parameters
     ----------
     spacing
-        ``"time"``: equal steps in ``t``. ``"log_snr"``: equal steps in :math:`\log(\alpha / \sigma)` from ``t = 0`` to
+        ``"time"``: equal steps in ``t``. ``"slowing"``: longer ones at first, at :math:`1 - t = (1 - u)^{1.25}` for equal steps of ``u``,
+        since what is decided last, such as whether a value is zero, needs to be exact. ``"log_snr"``: equal steps in :math:`\log(\alpha / \sigma)` from ``t = 0`` to
         timestep ``k = 0``, and one more to ``t = 1``.
     timesteps
         Explicit, decreasing timestep indices ``k`` in place of a spacing. Sampling ends at the last of them.
@@ -52,9 +54,10 @@ class StepGrid:
         if n_steps is None or not 1 <= n_steps <= path.n_timesteps:
             msg = f"`n_steps` must be between 1 and the path's {path.n_timesteps} timesteps, but found {n_steps}."
             raise ValueError(msg)
-        if self.spacing == "time" or n_steps == 1:
-            return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
-        return _equal_log_snr(path, n_steps)
+        if self.spacing == "log_snr" and n_steps > 1:
+            return _equal_log_snr(path, n_steps)
+        times = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+        return 1 - (1 - times) ** SLOWING if self.spacing == "slowing" else times
 
 
 def published_timesteps(stride: int = 1, n_timesteps: int = 1000) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
 from tqdm.auto import tqdm
@@ -29,14 +28,16 @@ from scgen_diffusion.data import (
 from scgen_diffusion.diffusion import Guidance, SampleGenerators
 from scgen_diffusion.module import total_counts
 
+from ._blocks import rows_of, stack
 from ._cells import CellsMixin
-from ._generation import GenerationMixin, stack
+from ._generation import GenerationMixin
 from ._guidance import GuidanceOptions
 from ._request import SamplingOptions, checked_batch_size, resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import scipy.sparse as sp
     from anndata import AnnData
     from torch import Tensor
 
@@ -197,8 +198,8 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
 
     @torch.inference_mode()
     def _carry_over(self, block: ControlBlock, options: CounterfactualOptions) -> sp.csr_matrix | np.ndarray:
-        values = self._counterfactual_block(block, options).float().cpu().numpy()
-        return sp.csr_matrix(values) if options.sample and self._is_sparse(options.sampling.output) else values
+        sparse = options.sample and self._is_sparse(options.sampling.output)
+        return rows_of(self._counterfactual_block(block, options), sparse=sparse)
 
     def _control_cells(
         self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, condition: ConditionRequest

@@ -85,7 +85,7 @@ class GeneSpaceModel(
             ),
         )
         self._describe_cells(adata)
-        self.default_sampler = "midpoint" if self.architecture.path == "flow_matching" else "dpm_solver"
+        self.default_sampler = default_sampler(self.architecture)
         self.library_head_is_trained_ = False
         self._model_summary_string = f"{type(self).__name__} with {self.architecture}"
         architecture = asdict(self.architecture)  # what is saved does not depend on the defaults of a later version
@@ -136,7 +136,7 @@ class GeneSpaceModel(
             From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
             conditional ones.
         sampler
-            ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
+            ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
             or ``"dopri5"``; or a sampler of :mod:`scgen_diffusion.diffusion`, such as ``DDIMSampler(eta=1.0)``.
         n_steps
             Steps of the sampler.
@@ -146,8 +146,8 @@ class GeneSpaceModel(
             Total counts of the cells, if ``counts`` are asked for: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution
             (default: as the model was constructed), one number, or one number per cell.
         batch_size
-            Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
-            made. Does not change the cells.
+            Cells in the works at most, rounded up to whole blocks (of 128 on a CPU), in which cells are made, several blocks at a
+            time. Does not change the cells.
         seed
             Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
             seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
@@ -373,3 +373,10 @@ class GeneSpaceModel(
 
     def _warn_if_nothing_was_learned(self) -> None:
         warn_of_early_plateau(self.history_ or {}, self.architecture.head)
+
+
+def default_sampler(architecture: GeneSpaceArchitecture) -> str:
+    """Name the sampler that needs the fewest evaluations; a prediction of noise, which errs far from data, needs shorter steps."""
+    if architecture.path == "flow_matching":
+        return "midpoint"
+    return "dpm_solver_3m" if architecture.head == "spike_and_slab" else "dpm_solver"

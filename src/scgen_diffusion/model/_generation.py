@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from scvi.model.base import BaseModelClass
 from torch import Tensor
@@ -23,8 +23,9 @@ from scgen_diffusion.data import (
     known_names,
     synthetic_names,
 )
-from scgen_diffusion.diffusion import SampleGenerators, Sampler
+from scgen_diffusion.diffusion import Generators, Sampler, generators_of_block
 
+from ._blocks import in_parallel, rows_of, stack
 from ._request import (
     CellRequest,
     SamplingOptions,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import RequestedCodes
     from scgen_diffusion.module import InputValues
 
+    from ._blocks import Rows
     from ._guidance import GuidanceOptions
 
 N_UNSEEN = 20  # combinations that provenance names at most
@@ -71,7 +73,7 @@ class Block:
     rows: np.ndarray
     n_wanted: int
     codes: np.ndarray
-    generators: SampleGenerators
+    generators: Generators
 
 
 class GenerationMixin(BaseModelClass):
@@ -92,7 +94,7 @@ class GenerationMixin(BaseModelClass):
     def _generate_block(
         self,
         condition: Tensor,
-        generators: SampleGenerators,
+        generators: Generators,
         options: SamplingOptions,
         library_size: Any,
         n_wanted: int,
@@ -106,7 +108,7 @@ class GenerationMixin(BaseModelClass):
     @abstractmethod
     def _assemble(
         self,
-        x: sp.csr_matrix | np.ndarray,
+        x: Rows,
         obs: pd.DataFrame,
         provenance: Mapping[str, Any],
         *,
@@ -173,12 +175,12 @@ class GenerationMixin(BaseModelClass):
         """Make the cells of a request (``options`` are those of :meth:`_request`) and put them together."""
         request = self._request(n_cells, condition, **options)
         step = self._round_to_blocks(checked_batch_size(batch_size))
-        parts: list[tuple[sp.csr_matrix | np.ndarray, np.ndarray]] = []
+        parts: list[tuple[Rows, np.ndarray]] = []
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
             for start in range(0, request.n_cells, step):
-                stop = min(start + step, request.n_cells)
-                parts.append(self._rows_of(request, start, stop))
-                progress.update(stop - start)
+                for part in self._parts_of(request, start, min(start + step, request.n_cells)):
+                    parts.append(part)
+                    progress.update(len(part[1]))
         x, codes = stack([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
         self._check_result(ValueSummary.of(x), request.output)
         obs = self.conditions.to_obs(codes, synthetic_names(request.n_cells))
@@ -206,29 +208,41 @@ class GenerationMixin(BaseModelClass):
         provenance = self._provenance(condition, options, library_size, seed) | {"outside_training": outside}
         return CellRequest(codes, options, library_size, seed, provenance)
 
-    @torch.inference_mode()
-    def _rows_of(self, request: CellRequest, start: int, stop: int) -> tuple[sp.csr_matrix | np.ndarray, np.ndarray]:
+    def _rows_of(self, request: CellRequest, start: int, stop: int) -> tuple[Rows, np.ndarray]:
         """Make the cells of a range, which starts with a block, and say which codes they got."""
-        rows, filled = [], []
+        rows, codes = zip(*self._parts_of(request, start, stop), strict=True)
+        return stack(list(rows)), np.concatenate(codes)
+
+    def _parts_of(self, request: CellRequest, start: int, stop: int) -> Iterator[tuple[Rows, np.ndarray]]:
+        """Make the cells of a range, which starts with a block, block by block, several at a time."""
+        self.module.eval()
+        make = partial(self._rows_of_block, request, stop=stop)
+        return in_parallel(make, range(start, stop, self._block_size), self.module.device)
+
+    @torch.inference_mode()
+    def _rows_of_block(self, request: CellRequest, first: int, *, stop: int) -> tuple[Rows, np.ndarray]:
+        """Make the cells of a block that lie before ``stop``, and say which codes they got."""
+        block = self._block(request.codes, first, stop, request.seed)
         sizes = request.library_size
-        for block in self._blocks(request.codes, start, stop, request.seed):
-            totals = sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes
-            condition = self._condition_tensor(block.codes)
-            values = self._generate_block(condition, block.generators, request.options, totals, block.n_wanted)
-            values = values.float().cpu().numpy()
-            rows.append(sp.csr_matrix(values) if self._is_sparse(request.output) else values)
-            filled.append(block.codes[: block.n_wanted])
-        return stack(rows), np.concatenate(filled)
+        totals = sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes
+        condition = self._condition_tensor(block.codes)
+        values = self._generate_block(condition, block.generators, request.options, totals, block.n_wanted)
+        rows = rows_of(values, sparse=self._is_sparse(request.output))
+        return rows, block.codes[: block.n_wanted]
+
+    def _block(self, codes: RequestedCodes, first: int, stop: int, seed: int) -> Block:
+        """Return a whole block of cells, of which those before ``stop`` are wanted, and draw the conditions left open."""
+        cells = np.arange(first, first + self._block_size)
+        generators = generators_of_block(seed, first, len(cells), self.module.device)
+        rows = np.minimum(cells, len(codes) - 1)
+        filled = self.conditions.fill(codes[rows], generators.uniform().cpu().numpy())
+        return Block(rows, min(stop - first, len(cells)), filled, generators)
 
     def _blocks(self, codes: RequestedCodes, start: int, stop: int, seed: int) -> Iterator[Block]:
-        """Yield the cells of a range, which starts with a block, in whole blocks, and draw the conditions left open."""
+        """Yield the blocks of a range, which starts with a block."""
         self.module.eval()
         for first in range(start, stop, self._block_size):
-            cells = np.arange(first, first + self._block_size)
-            generators = SampleGenerators(seed, cells.tolist(), self.device)
-            rows = np.minimum(cells, len(codes) - 1)
-            filled = self.conditions.fill(codes[rows], generators.uniform().cpu().numpy())
-            yield Block(rows, min(stop - first, len(cells)), filled, generators)
+            yield self._block(codes, first, stop, seed)
 
     def _sampling_options(
         self,
@@ -267,8 +281,3 @@ class GenerationMixin(BaseModelClass):
             "condition": describe_condition(condition),
             "seed": seed,
         }
-
-
-def stack(parts: list[sp.csr_matrix | np.ndarray]) -> sp.csr_matrix | np.ndarray:
-    """Put rows below each other, sparse or not."""
-    return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)

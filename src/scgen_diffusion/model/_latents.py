@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
@@ -13,12 +11,14 @@ from torch import Tensor
 from scgen_diffusion.data import row_numbers
 from scgen_diffusion.diffusion import SampleGenerators
 
+from ._blocks import rows_of, stack
 from ._cells import CellsMixin
 from ._request import resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     from anndata import AnnData
 
     from scgen_diffusion.data import CellFiles
@@ -126,9 +126,8 @@ class LatentMixin(CellsMixin):
         keep_dense = not sample or not self._generates_counts
         values = []
         for x, cells in self._expression(adata, indices, batch_size):
-            rows = self._reconstruct(x, cells, seed if sample else None).cpu().numpy()
-            values.append(rows if keep_dense else sp.csr_matrix(rows))
-        stacked = np.concatenate(values) if keep_dense else sp.vstack(values, format="csr")
+            values.append(rows_of(self._reconstruct(x, cells, seed if sample else None), sparse=not keep_dense))
+        stacked = stack(values)
         source = self._validated(adata)
         obs = source.obs.iloc[row_numbers(indices, source.n_obs)]
         provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}

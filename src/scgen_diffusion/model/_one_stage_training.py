@@ -14,7 +14,7 @@ from scgen_diffusion.module import ProfileSummary, library_features, log_profile
 from scgen_diffusion.train import DiffusionPlan, DiffusionRecipe
 
 from ._gene_order import order_by_correlation
-from ._training import TrainingMixin, changed_recipe, checked_epochs, digest_of, stage_seed
+from ._training import TrainingMixin, changed_recipe, checked_epochs, digest_of, gathered, stage_seed
 
 if TYPE_CHECKING:
     import os
@@ -156,15 +156,15 @@ class OneStageTrainingMixin(TrainingMixin):
         """Keep what generating needs to know of the cells: conditions and library sizes."""
         self._count_combinations(self._registered_codes)
         if self._input_values == "counts":
-            totals = [total_counts(x)[:, 0] for x in self._expression(None)]
-            self.module.library_size.fit(torch.cat(totals).log(), self._condition_tensor(self._registered_codes).cpu())
+            totals = gathered((total_counts(x)[:, 0] for x in self._expression(None)), self._cells.n_cells)
+            self.module.library_size.fit(totals.log(), self._condition_tensor(self._registered_codes).cpu())
 
     @torch.no_grad()
     def _describe_predicted_totals(self) -> None:
         """Keep the distribution of what the library-size head draws for the training cells."""
         generator = torch.Generator().manual_seed(0)
-        drawn = []
-        for profile in self._profiles(None):
-            mean, std = self.module.library_size.predict(library_features(profile))
-            drawn.append(mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator))
-        self.module.library_size.fit_predicted(torch.cat(drawn), self._condition_tensor(self._registered_codes).cpu())
+        predicted = (self.module.library_size.predict(library_features(profile)) for profile in self._profiles(None))
+        drawn = (mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator) for mean, std in predicted)
+        self.module.library_size.fit_predicted(
+            gathered(drawn, self._cells.n_cells), self._condition_tensor(self._registered_codes).cpu()
+        )

@@ -42,7 +42,7 @@ def identity_of(model: BaseModelClass, request: CellRequest, seed: int | None, s
         "model": provenance["model"],
         "weights": _digest_of_model(model),
         "version": provenance["version"],
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "device": torch.device(model.device).type,
         "n_cells": request.n_cells,
         "seed": None if seed is None else int(seed),

@@ -157,8 +157,8 @@ class SCLDM(
             constructed), one number, or one number per cell. For several modalities a mapping from modality to numbers,
             ``{"prot": 3_000}``; those of the others are drawn.
         batch_size
-            Cells made between two updates of the progress bar, rounded up to whole blocks (of 128 on a CPU), in which cells are
-            made. Does not change the cells.
+            Cells in the works at most, rounded up to whole blocks (of 128 on a CPU), in which cells are made, several blocks at a
+            time. Does not change the cells.
         seed
             Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
             seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.

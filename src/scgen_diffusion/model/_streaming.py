@@ -31,7 +31,8 @@ from scgen_diffusion.data import (
     write_cells,
 )
 
-from ._generation import GenerationMixin, stack
+from ._blocks import stack
+from ._generation import GenerationMixin
 from ._request import checked_batch_size
 from ._request_identity import identity_of
 from ._stream import Share, Stream

@@ -20,10 +20,11 @@ from ._registration import RegistrationMixin
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import lightning.pytorch as pl
     import pandas as pd
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,9 @@ class TrainingMixin(RegistrationMixin):
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others."""
         genes, cells = list(self.var_.index), self._cells.digest
-        return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells)
+        tables = self.registry_["setup_args"]["condition_embeddings"]
+        vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
+        return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells, *vectors)
 
     def _require_cells(self) -> None:
         self._cells.check()
@@ -110,6 +113,20 @@ def digest_of(*parts: object) -> str:
     for part in parts:
         digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()
+
+
+def gathered(parts: Iterable[Tensor], n_cells: int) -> Tensor:
+    """Put consecutive parts of a tensor ``(cells, ...)`` into one that is there from the start.
+
+    A list of small parts, each made between large batches, keeps the memory of these from being used again: 3 KB per cell.
+    """
+    whole, start = torch.zeros(0), 0
+    for part in parts:
+        if start == 0:
+            whole = part.new_empty((n_cells, *part.shape[1:]))
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
 
 
 def checked_epochs(max_epochs: int | None) -> int | None:

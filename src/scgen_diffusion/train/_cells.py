@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from scvi import REGISTRY_KEYS
+from torch.utils.data import DataLoader
+
+from ._resident import ResidentCells, room_for_cells
 from ._stage_data import StageDataModule
 
 if TYPE_CHECKING:
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._sharing import SharedBatches
+
+
+ROWS_AT_A_TIME = 1024
 
 
 class TrainingCells(Protocol):
@@ -80,10 +87,21 @@ class CellDataModule(StageDataModule):
         self.train_indices = train_indices
         self.validation_indices = validation_indices
         self.batch_size = batch_size
+        self._resident: ResidentCells | None = None
+
+    def setup(self, stage: str) -> None:
+        """Keep the training cells in the device's memory, if it is not the host's and they take a small part of it."""
+        device = self.trainer.strategy.root_device
+        if limit := room_for_cells(device):
+            batches = self.cells.loader(self.train_indices, ROWS_AT_A_TIME)
+            n_cells = len(self.train_indices)
+            self._resident = ResidentCells.of(batches, REGISTRY_KEYS.X_KEY, device, n_cells=n_cells, limit=limit)
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Shuffle the training cells; in a distributed run each process reads its share."""
         batches = self._shuffled(len(self.train_indices), self.batch_size)
+        if self._resident is not None:
+            return DataLoader(self._resident, sampler=batches, batch_size=None)
         return self.cells.loader(self.train_indices, self.batch_size, batches=batches)
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:

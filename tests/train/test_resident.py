@@ -1,0 +1,81 @@
+"""Cells in a device's memory come out as they went in. The device is the CPU here, whose operators are the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from scgen_diffusion.train import CellDataModule
+from scgen_diffusion.train import _cells as cells_module
+from scgen_diffusion.train._resident import BYTES_PER_COUNT, ResidentCells, room_for_cells
+
+N_CELLS, N_GENES, CPU = 11, 6, torch.device("cpu")
+
+
+def expression():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.poisson(torch.full((N_CELLS, N_GENES), 0.7), generator=generator)
+    x[3] = 0  # a cell without counts
+    return x
+
+
+class Cells:
+    """What training asks of cells, from memory."""
+
+    def loader(self, indices, batch_size, *, batches=None):
+        data = {"X": expression()[indices], "conditions": torch.arange(N_CELLS)[indices, None]}
+        return [{name: x[i : i + batch_size] for name, x in data.items()} for i in range(0, len(indices), batch_size)]
+
+
+def resident(limit=1e9):
+    return ResidentCells.of(Cells().loader(np.arange(N_CELLS), 4), "X", CPU, n_cells=N_CELLS, limit=limit)
+
+
+@pytest.mark.parametrize("rows", [[0], [3], [5, 3, 0, 10], list(range(N_CELLS)), [2, 2]])
+def test_any_rows_are_those_that_were_read(rows):
+    batch = resident()[rows]
+
+    assert torch.equal(batch["X"], expression()[rows])
+    assert batch["conditions"][:, 0].tolist() == rows
+
+
+def test_cells_that_need_too_much_memory_stay_where_they_are():
+    needed = BYTES_PER_COUNT * int((expression() > 0).sum())
+
+    assert resident(limit=needed) is not None
+    assert resident(limit=needed - 1) is None
+
+
+def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
+    seen = []
+
+    def batches():
+        for batch in Cells().loader(np.arange(N_CELLS), 4):
+            seen.append(len(batch["X"]))
+            yield batch
+
+    assert ResidentCells.of(batches(), "X", CPU, n_cells=10**6, limit=1e5) is None
+    assert seen == [4]
+
+
+def test_on_a_cpu_cells_are_read_by_their_own_loader():
+    assert room_for_cells(CPU) == 0
+
+
+@pytest.mark.parametrize(("room", "is_resident"), [(1e9, True), (0.0, False), (1.0, False)])
+def test_a_stage_keeps_its_training_cells_on_the_device_where_there_is_room(monkeypatch, room, is_resident):
+    monkeypatch.setattr(cells_module, "room_for_cells", lambda device: room)
+    data = CellDataModule(Cells(), np.arange(0, 8), np.arange(8, N_CELLS), batch_size=3)
+    stage = SimpleNamespace(seed=0, position=(0, 0))
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU), lightning_module=stage)
+    data.setup("fit")
+
+    batches = list(data.train_dataloader())
+
+    assert (data._resident is not None) == is_resident
+    numbers = torch.cat([batch["conditions"][:, 0] for batch in batches])
+    assert sorted(numbers.tolist()) == list(range(8))
+    assert torch.equal(torch.cat([batch["X"] for batch in batches]), expression()[numbers])
