@@ -62,6 +62,8 @@ GOALS = (
 )
 #: Ways of computing, the likely fastest first, in case time runs out.
 WAYS = (("bf16", True), ("bf16", False), ("float32", False), ("float32", True))
+#: What a table without rows has.
+COLUMNS = ("system", "stage", "precision", "compile", "cells_per_second", "peak_gib", "how")
 PROFILED = {"package": ("autoencoder_step", "prior_step", "generate"), "SCRDIT-published-size": ("training_step",)}
 
 
@@ -89,7 +91,7 @@ def measure_goals(setting: Setting, arguments: argparse.Namespace, deadline: Dea
                 logger.info("No time left for %s, %s, %s", system, precision, "compiled" if compile else "eager")
                 continue
             rows += _measure(system, [goal.stage for goal in GOALS if goal.system == system], way, arguments)
-    return judged(pd.DataFrame(rows))
+    return judged(pd.DataFrame(rows, columns=None if rows else COLUMNS))
 
 
 def _measure(

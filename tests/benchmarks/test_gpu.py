@@ -52,7 +52,7 @@ def test_the_whole_script_runs_on_a_cpu(run_script):
 
 
 def test_what_fails_is_written_down_and_the_rest_goes_on(run_script, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("no kernel image\nis available")
 
     monkeypatch.setattr(gpu, "GOALS", (gpu.Goal("package", "prior_step", 1.0), gpu.Goal("package", "generate", 1.0)))
