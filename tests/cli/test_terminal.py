@@ -197,8 +197,7 @@ def test_long_messages_are_wrapped_where_a_person_reads_them(capsys, monkeypatch
 
 
 def test_a_limit_of_threads_holds_for_numba_too_which_would_lift_that_of_pytorch(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "3,1"})
 
     _main.limit_numba_threads()
 
