@@ -90,7 +90,9 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         if not self.prior_is_trained_:
             self._describe_training_cells(cache)
         n_cells, seed = len(self.train_indices_), stage_seed() + 2
-        with torch.random.fork_rng(devices=[]):  # networks draw from the global state, of which a resumed run has taken another share
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # networks draw from the global state, of which a resumed run has taken another share
             torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
             transport = self.module.add_transport()
         transport.start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
