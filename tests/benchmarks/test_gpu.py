@@ -20,6 +20,7 @@ def run_script(monkeypatch, tmp_path):
     monkeypatch.setattr(gene_space_systems, "N_SAMPLED", {"cpu": 8})
     goals = tuple(goal for goal in gpu.GOALS if not goal.stage.endswith("_epochs"))  # long, and tested with speed.py
     monkeypatch.setattr(gpu, "GOALS", goals)
+    monkeypatch.setattr(gpu, "PROFILED", {"package": ("prior_step",)})
     monkeypatch.setattr(gpu, "WAYS", (("bf16", True), ("bf16", False)))
     for module in (gpu, speed):
         monkeypatch.setattr(module, "machine_rates", lambda _: roofline.Rates({"float32": 1e10, "bf16": 1e10}, 1e10))
