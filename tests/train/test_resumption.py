@@ -299,6 +299,23 @@ def test_a_checkpoint_that_not_all_processes_see_is_refused(tmp_path, run_togeth
         assert "`checkpoint_dir` must be a folder that all processes see" in message
 
 
+def test_a_finished_stage_that_not_all_processes_see_is_refused(train, tmp_path, run_together):
+    """Whoever sees it would not take part in the stage."""
+    n_epochs = {"autoencoder": 1, "prior": 1, "transport": 1}
+    train(tmp_path / "0", n_epochs)
+    (tmp_path / "0" / "autoencoder.ckpt").unlink()
+
+    def work(rank):
+        try:
+            train(tmp_path / str(rank), n_epochs, batch_size=8, **TOGETHER)
+        except FileNotFoundError as error:
+            return str(error)
+
+    for message in run_together(work):
+        assert "`checkpoint_dir` must be a folder that all processes see" in message
+        assert "prior.ckpt" in message
+
+
 def test_a_recipe_that_is_not_that_of_the_checkpoint_is_refused(train, tmp_path):
     train(tmp_path, {"autoencoder": 1, "prior": 1, "transport": 1})
     longer = {"autoencoder": 2, "prior": 1, "transport": 1}
