@@ -132,7 +132,10 @@ def _distinct(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def _renumbered(numbers: Tensor, size: int) -> Tensor:
-    """Number the values below ``size`` that occur anew, in their order. Sorting them, as ``unique`` does, takes several times the memory."""
+    """Give the values below ``size`` that occur new numbers, in their order.
+
+    Sorting them, as ``unique`` does, takes several times the memory.
+    """
     if size > max(len(numbers), CELLS_AT_A_TIME):
         return numbers.unique(return_inverse=True)[1]
     occurs = numbers.bincount(minlength=size) > 0

@@ -80,14 +80,14 @@ class LibrarySizeModel(nn.Module):
         """Summarise log totals ``(cells,)`` by the groups of conditions ``(cells, columns)``; groups that are kept stay."""
         self.centres = self._find_centres(condition).to(self.means.device)
         groups, members = self._split(condition)
-        means, stds, quantiles = zip(*(_summary(log_totals[rows].double()) for rows in members), strict=True)
+        summaries = [_summary(log_totals[rows].double()) for rows in members]  # one after the other takes less memory
         predicted = self.predicted_quantiles[: self.n_kept]
         kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
         self.set_groups(
             torch.cat([kept["codes"].to(groups), groups]),
-            means=torch.stack([*kept["means"].double(), *means]),
-            stds=torch.stack([*kept["stds"].double(), *stds]),
-            quantiles=torch.stack([*kept["quantiles"].double(), *quantiles]),
+            means=torch.stack([*kept["means"].double(), *(each[0] for each in summaries)]),
+            stds=torch.stack([*kept["stds"].double(), *(each[1] for each in summaries)]),
+            quantiles=torch.stack([*kept["quantiles"].double(), *(each[2] for each in summaries)]),
         )
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
 
