@@ -130,5 +130,6 @@ def test_gene_space_systems_of_the_package_train_and_generate(name):
     assert any((p != q).any() for p, q in zip(before, built.networks[0].parameters(), strict=True))
     built.prepare("generate")
     built.generate()
-    assert built.describe("generate") == "default size, float32, dpm_solver, 20 steps"
+    n_steps = built.model.generate(1, seed=0, show_progress=False).uns["scgen_diffusion"]["n_steps"]
+    assert built.describe("generate") == f"default size, float32, {built.model.default_sampler}, {n_steps} steps"
     assert 0 < built.n_parameters < 10e6

@@ -194,3 +194,11 @@ def test_long_messages_are_wrapped_where_a_person_reads_them(capsys, monkeypatch
     assert len(lines) > 1
     assert lines[0].startswith("[ok] word")
     assert lines[1].startswith("     word")
+
+
+def test_a_limit_of_threads_holds_for_numba_too_which_would_lift_that_of_pytorch(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "3,1"})
+
+    _main.limit_numba_threads()
+
+    assert os.environ["NUMBA_NUM_THREADS"] == "3"

@@ -9,7 +9,7 @@ PATH = PATHS["vp_linear"]
 
 
 @given(
-    spacing=st.sampled_from(["time", "log_snr"]),
+    spacing=st.sampled_from(["time", "slowing", "log_snr"]),
     schedule=st.sampled_from(["linear", "cosine"]),
     n_timesteps=st.integers(1, 200),
     data=st.data(),
@@ -62,7 +62,9 @@ def test_timesteps_that_do_not_decrease_are_refused(timesteps):
 
 
 def test_an_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match=r"`spacing` must be one of \('time', 'log_snr'\), but found 'karras'"):
+    with pytest.raises(
+        ValueError, match=r"`spacing` must be one of \('time', 'slowing', 'log_snr'\), but found 'karras'"
+    ):
         StepGrid("karras")
 
 

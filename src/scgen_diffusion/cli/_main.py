@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -77,7 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Run the command line and end the process."""
+    limit_numba_threads()
     sys.exit(main())
+
+
+def limit_numba_threads() -> None:
+    """Hold numba to ``OMP_NUM_THREADS``: scanpy computes by it, and where it starts, PyTorch takes its number of threads, all cores."""
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        os.environ.setdefault("NUMBA_NUM_THREADS", threads.split(",")[0])
 
 
 def _is_verbose(arguments: Sequence[str] | None) -> bool:

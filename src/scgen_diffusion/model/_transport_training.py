@@ -97,7 +97,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
             torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
             transport = self.module.add_transport()
         transport.start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
-        fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
+        fingerprint = self._split_fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
         result = self._run(
             TransportPlan(self.module, recipe, seed=seed, fingerprint=fingerprint),
             PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),

@@ -144,7 +144,7 @@ class TwoStageTrainingMixin(TrainingMixin):
             self.module.decoder.compile()
         self.prior_is_trained_ = self.transport_is_trained_ = False  # the latents that they knew are gone
         result = self._run(
-            AutoencoderPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._fingerprint),
+            AutoencoderPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._split_fingerprint),
             data,
             max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
@@ -181,7 +181,10 @@ class TwoStageTrainingMixin(TrainingMixin):
         )
         result = self._run(
             PriorPlan(
-                self.module, recipe, seed=stage_seed() + 1, fingerprint=self._fingerprint + self._autoencoder_digest
+                self.module,
+                recipe,
+                seed=stage_seed() + 1,
+                fingerprint=self._split_fingerprint + self._autoencoder_digest,
             ),
             data,
             max_epochs or recipe.max_epochs(len(self.train_indices_)),
