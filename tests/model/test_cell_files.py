@@ -142,6 +142,24 @@ def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, op
     )
 
 
+@pytest.mark.parametrize("built_from", [of_files, of_memory])
+def test_cells_set_after_training_on_files_take_their_place(built_from, adata, cells, options, quick):
+    model = built_from(SCLDM, cells if built_from is of_files else adata.copy(), options)
+    model.train_autoencoder(1, datamodule=cells, **quick)
+    model.train_prior(1, **quick)
+    assert model._cells is cells  # without `datamodule`, those of last time
+    fewer = adata[:40].copy()
+    SCLDM.setup_anndata(fewer, **KEYS)
+
+    model.adata = fewer
+    model.train({"autoencoder": 2, "prior": 2}, **quick)
+
+    assert model.adata is fewer
+    assert len(model.train_indices_) + len(model.validation_indices_) == 40
+    assert model.combination_sizes_.sum() == 40
+    assert len(model.get_latent_representation()) == 40
+
+
 def test_the_transport_is_trained_on_files(adata, options, quick, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     cells = CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"})

@@ -50,7 +50,8 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         max_epochs
             Default: from the number of cells.
         datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
+            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
         control_values
             What unperturbed cells have, a value for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
