@@ -185,3 +185,26 @@ def test_all_that_generate_takes_generate_to_takes_too(model_class):
     for name, parameter in inspect.signature(model_class.generate).parameters.items():
         assert streamed[name].default == parameter.default
         assert streamed[name].annotation == parameter.annotation
+
+
+def test_numbers_may_be_those_of_numpy(trained, goal):
+    numbers = {
+        "n_steps": 2,
+        "seed": 3,
+        "guidance_scale": 2,
+        "guidance_rescale": 0,
+        "library_size": 500,
+        "shard_size": SHARD,
+    }
+    written = trained.generate_to(goal, 5, {"dose": 10}, sampler="euler", **numbers)
+    of_numpy = {name: np.int64(value) for name, value in numbers.items()}
+    of_numpy |= {"guidance_scale": np.float32(2), "guidance_interval": tuple(np.float32([0, 1])), "rank": np.int64(0)}
+    before = goal.stat().st_mtime_ns
+
+    again = trained.generate_to(goal, np.int64(5), {"dose": np.int64(10)}, sampler="euler", **of_numpy)
+
+    assert (again, goal.stat().st_mtime_ns) == (written, before)  # the same request, which is finished
+    new = goal.with_name(f"new{goal.suffix}")
+    trained.generate_to(new, np.int64(5), {"dose": np.int64(10)}, sampler="euler", **of_numpy)
+    per_key = {"cell_type": np.float32(2), "dose": np.int64(1)}
+    trained.generate_to(new, 5, guidance_scale=per_key, n_steps=np.int64(2), overwrite=True)
