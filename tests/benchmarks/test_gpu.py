@@ -67,6 +67,21 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(run_script, monkeypatch
     assert rows["met"].tolist() == [False, False]
 
 
+def test_a_stage_that_fails_costs_no_other_stage_of_its_system(run_script, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(gpu, "GOALS", (gpu.Goal("package", "autoencoder_step", 1.0), gpu.Goal("package", "prior_step")))
+    monkeypatch.setattr(gpu, "PROFILED", {})
+    monkeypatch.setattr(gpu, "compare_devices", lambda *_: [equivalence.Comparison("all", "float32", 0.0)])
+    monkeypatch.setattr(gpu.SYSTEMS["package"], "autoencoder_step", fail)
+    rows, _ = run_script()
+    assert rows.set_index("stage")["how"].str.startswith("failed").to_dict() == {
+        "autoencoder_step": True,
+        "prior_step": False,
+    }
+
+
 def test_a_device_that_computes_something_else_ends_with_an_error(run_script, monkeypatch):
     monkeypatch.setattr(gpu, "GOALS", (gpu.Goal("package", "prior_step", 1.0),))
     monkeypatch.setattr(gpu, "PROFILED", {})

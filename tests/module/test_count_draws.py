@@ -86,6 +86,35 @@ def test_a_count_does_not_depend_on_the_others():
     assert torch.equal(together, backwards)
 
 
+LARGE = [(mu, theta) for mu in (17.0, 40.0, 3000.0) for theta in (0.05, 0.5, 0.99, 1.0, 2.0, 5.0)]
+
+
+@pytest.mark.parametrize(("mu", "theta"), LARGE)
+def test_a_large_count_does_not_depend_on_how_long_the_others_take(mu, theta):
+    u = uniforms(20_000)  # enough for a rejection of many rounds
+
+    together = draw_negative_binomial(u, torch.full_like(u, mu).float(), torch.full_like(u, theta).float())
+
+    alone = draw_negative_binomial(u[:50], torch.full((50,), mu), torch.full((50,), theta))
+    assert torch.equal(together[:50], alone)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_counts_alone_are_what_they_are_among_others(seed):
+    rng = torch.Generator().manual_seed(seed)
+    mu, theta = (10 ** (torch.rand(5000, generator=rng) * 5 - shift) for shift in (1, 2))
+    u, n = uniforms(5000, seed), int(torch.randint(1, 200, (1,), generator=rng))
+    chosen = torch.randperm(5000, generator=rng)[:n]
+
+    pairs = [
+        (draw_negative_binomial(u, mu, theta), draw_negative_binomial(u[chosen], mu[chosen], theta[chosen])),
+        (draw_poisson(u, mu), draw_poisson(u[chosen], mu[chosen])),
+    ]
+
+    for together, alone in pairs:
+        assert torch.equal(together[chosen], alone)
+
+
 def test_many_cells_are_drawn_in_parts_with_the_same_result(monkeypatch):
     mu, theta, u = torch.full((50, 40), 3.0), torch.ones(50, 40), uniforms(2000).view(50, 40)
     whole = draw_negative_binomial(u, mu, theta)

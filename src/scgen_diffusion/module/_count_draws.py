@@ -156,10 +156,14 @@ class Stream:
 
 
 def _mix_poisson(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    """Draw Poisson counts whose rates are Gamma distributed; small rates by their logarithm, which does not underflow."""
+    """Draw Poisson counts whose rates are Gamma distributed; small rates by their logarithm, which does not underflow.
+
+    The rejection has streams of its own: how far it draws depends on the slowest of all counts, and what is drawn after it
+    from the same streams would, too.
+    """
     stream = Stream(uniform)
     is_small = theta < 1  # a Gamma variable of shape theta + 1, times a power of a uniform one
-    log_gamma = _reject_gamma(stream, torch.where(is_small, theta + 1, theta)).log()
+    log_gamma = _reject_gamma(Stream(stream.draw()), torch.where(is_small, theta + 1, theta)).log()
     log_gamma = log_gamma + torch.where(is_small, stream.draw().log() / theta, 0)
     return _poisson(stream, (log_gamma + mu.log() - theta.log()).exp())
 
