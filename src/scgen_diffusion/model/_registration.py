@@ -56,8 +56,8 @@ class RegistrationMixin(BaseModelClass):
         super().__init__(adata, registry)
 
     @property
-    def adata(self) -> AnnData | MuData | None:
-        """The cells in memory that the model has. Setting them puts them in the place of cells in files that it was trained on."""
+    def adata(self) -> Any:
+        """The cells in memory that the model has, AnnData or MuData, or None. Setting them puts them in the place of cells in files that it was trained on."""
         return self._adata
 
     @adata.setter
