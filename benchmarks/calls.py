@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from made_up import CONTROL, made_up_cells
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scgen_diffusion.model import SCLDM
+    from scgen_diffusion.train import TrainingCells
 
 N_WARM_UP_EPOCHS = 1
 LOADER_BATCH = 128
@@ -94,11 +96,15 @@ class Calls(System):
 
     def loading(self) -> None:
         """Read all cells once, shuffled, in batches of 128, from memory."""
-        self._read(self.model, self.adata)
+        self._read(self.model._cells)
 
     def loading_backed(self) -> None:
-        """Read them from a file."""
-        self._read(self._backed_model, self._backed_model.adata)
+        """Read them from a file, through a backed AnnData."""
+        self._read(self._backed_model._cells)
+
+    def loading_files(self) -> None:
+        """Read them from the same file, through CellFiles."""
+        self._read(self._cell_files)
 
     def generate_anndata(self) -> None:
         """Ask for cells, conditions drawn, and take them as an AnnData with sparse counts."""
@@ -152,6 +158,8 @@ class Calls(System):
             self.save()
         if stage == "loading_backed":
             self._backed_model  # noqa: B018  built before the clock runs
+        if stage == "loading_files":
+            self._cell_files  # noqa: B018  as above
 
     def _needed(self, stage: str) -> tuple[str, ...]:
         """List the trainings that a stage builds upon."""
@@ -203,15 +211,29 @@ class Calls(System):
         self.how["importing"] = "a fresh process"
         return Measurement(float("nan"), 0, {"seconds": spent})
 
-    def _read(self, model: Any, adata: ad.AnnData) -> None:
-        for _ in model._make_data_loader(adata=adata, batch_size=LOADER_BATCH, shuffle=True):
+    def _read(self, cells: TrainingCells) -> None:
+        """Read all cells as a pass of training does."""
+        from scgen_diffusion.train import SharedBatches
+
+        batches = SharedBatches(cells.n_cells, LOADER_BATCH, seed=0)
+        for _ in cells.loader(np.arange(cells.n_cells), LOADER_BATCH, batches=batches):
             pass
 
     @cached_property
-    def _backed_model(self) -> Any:
+    def _file(self) -> Path:
         path = Path(self.folder.name) / "cells.h5ad"
-        ad.AnnData(self.adata.X, obs=self.adata.obs).write_h5ad(path)
-        cells = ad.read_h5ad(path, backed="r")
+        ad.AnnData(self.adata.layers["counts"], obs=self.adata.obs).write_h5ad(path)
+        return path
+
+    @cached_property
+    def _cell_files(self) -> TrainingCells:
+        from scgen_diffusion.data import CellFiles
+
+        return CellFiles(self._file, condition_keys=list(N_CLASSES))
+
+    @cached_property
+    def _backed_model(self) -> Any:
+        cells = ad.read_h5ad(self._file, backed="r")
         self._class.setup_anndata(cells, condition_keys=list(N_CLASSES))
         return self._class(cells)
 
@@ -246,6 +268,7 @@ class CallsScldm(Calls):
         "latent_representation",
         "loading",
         "loading_backed",
+        "loading_files",
         "save",
         "load",
     )

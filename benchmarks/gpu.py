@@ -100,11 +100,15 @@ def _measure(
     system: str, stages: Sequence[str], setting: Setting, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     options = parse_arguments(["--systems", system, "--stages", *stages, "--seconds", str(arguments.seconds)])
-    try:
-        rows = measure_system(system, setting, options, measured=set())
-    except Exception as error:  # noqa: BLE001  one failure must not cost the other figures of a machine that was lent
-        logger.info("%s", traceback.format_exc())
-        rows = [_failure(system, stage, setting, error) for stage in stages]
+
+    def failed(stage: str, error: Exception) -> dict[str, Any]:
+        logger.info("%s", "".join(traceback.format_exception(error)))
+        return _failure(system, stage, setting, error)
+
+    try:  # one failure must not cost the other figures of a machine that was lent
+        rows = measure_system(system, setting, options, measured=set(), on_failure=failed)
+    except Exception as error:  # noqa: BLE001  as above: the system could not be built
+        rows = [failed(stage, error) for stage in stages]
     release_memory()
     return rows
 

@@ -41,7 +41,7 @@ from system import Setting, System
 from systems import SYSTEMS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 logger = logging.getLogger("benchmarks.speed")
 
@@ -98,9 +98,17 @@ def setting_from(arguments: argparse.Namespace, batch_size: int) -> Setting:
 
 
 def measure_system(
-    name: str, setting: Setting, arguments: argparse.Namespace, *, measured: set[tuple[object, ...]]
+    name: str,
+    setting: Setting,
+    arguments: argparse.Namespace,
+    *,
+    measured: set[tuple[object, ...]],
+    on_failure: Callable[[str, Exception], dict[str, object]] | None = None,
 ) -> list[dict[str, object]]:
-    """Measure those of a system's stages that are asked for and not measured with so many cells yet."""
+    """Measure those of a system's stages that are asked for and not measured with so many cells yet.
+
+    ``on_failure`` makes a row of a stage that failed; without it the error is raised.
+    """
     stages = [stage for stage in SYSTEMS[name].stages if stage in arguments.stages]
     if not stages:
         return []
@@ -112,14 +120,24 @@ def measure_system(
             continue
         logger.info("%s, %s, %d cells", name, stage, system.n_cells(stage))
         release_memory()
-        result = system.measure(stage, arguments.seconds)
-        row = _row(name, stage, system, setting, result)
-        if rates:
-            row |= limits(system, stage, name, rates)
-        if arguments.profile or (arguments.limit and stage in system.counted):
-            row |= _profile(system, stage, row["seconds"], shown=arguments.profile)
-        rows.append(row)
+        try:
+            rows.append(_measure_stage(name, stage, system, setting, arguments, rates))
+        except Exception as error:
+            if on_failure is None:
+                raise
+            rows.append(on_failure(stage, error))
     return rows
+
+
+def _measure_stage(
+    name: str, stage: str, system: System, setting: Setting, arguments: argparse.Namespace, rates: Rates | None
+) -> dict[str, object]:
+    row = _row(name, stage, system, setting, system.measure(stage, arguments.seconds))
+    if rates:
+        row |= limits(system, stage, name, rates)
+    if arguments.profile or (arguments.limit and stage in system.counted):
+        row |= _profile(system, stage, row["seconds"], shown=arguments.profile)
+    return row
 
 
 @cache

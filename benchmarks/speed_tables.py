@@ -41,6 +41,7 @@ CALL_NAMES = {
     "latent_representation": "`get_latent_representation`",
     "loading": "reading all cells once, from memory",
     "loading_backed": "reading all cells once, backed `.h5ad`",
+    "loading_files": "reading all cells once, `CellFiles` on `.h5ad`",
     "save": "`save`",
     "load": "`load`",
 }

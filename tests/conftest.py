@@ -16,8 +16,12 @@ import pytest
 import scipy.sparse as sp
 import scvi
 import torch
+from hypothesis import settings
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+
+settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("busy")
 
 torch.set_num_threads(1)  # tensors this small only wait for each other's threads: ten times faster with one
 

@@ -44,7 +44,16 @@ def run_script(monkeypatch, tmp_path):
     return run
 
 
-def test_the_whole_script_runs_on_a_cpu(run_script):
+def test_the_whole_script_runs_on_a_cpu(run_script, monkeypatch):
+    one_of_each_kind = [
+        ("package", "autoencoder_step"),
+        ("calls-SCLDM", "generate_anndata"),
+        ("SCRDIT-published-size", "training_step"),
+    ]
+    goals = tuple(goal for goal in gpu.GOALS if (goal.system, goal.stage) in one_of_each_kind)
+    monkeypatch.setattr(gpu, "GOALS", goals)
+    monkeypatch.setattr(gpu, "PROFILED", {"package": ("prior_step",)})
+    assert len(goals) == 3
     rows, page = run_script()
     assert set(rows[["system", "stage"]].itertuples(index=False, name=None)) == {(g.system, g.stage) for g in gpu.GOALS}
     assert not rows["how"].str.startswith("failed").any()
@@ -65,6 +74,21 @@ def test_what_fails_is_written_down_and_the_rest_goes_on(run_script, monkeypatch
     rows, _ = run_script()
     assert rows["how"].tolist() == ["failed: RuntimeError: no kernel image"] * 2
     assert rows["met"].tolist() == [False, False]
+
+
+def test_a_stage_that_fails_costs_no_other_stage_of_its_system(run_script, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(gpu, "GOALS", (gpu.Goal("package", "autoencoder_step", 1.0), gpu.Goal("package", "prior_step")))
+    monkeypatch.setattr(gpu, "PROFILED", {})
+    monkeypatch.setattr(gpu, "compare_devices", lambda *_: [equivalence.Comparison("all", "float32", 0.0)])
+    monkeypatch.setattr(gpu.SYSTEMS["package"], "autoencoder_step", fail)
+    rows, _ = run_script()
+    assert rows.set_index("stage")["how"].str.startswith("failed").to_dict() == {
+        "autoencoder_step": True,
+        "prior_step": False,
+    }
 
 
 def test_a_device_that_computes_something_else_ends_with_an_error(run_script, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -81,7 +82,13 @@ def _small_rates(monkeypatch):
     monkeypatch.setattr(speed, "machine_rates", lambda device: roofline.Rates({"float32": 1e10, "bf16": 1e10}, 1e10))
 
 
-@pytest.mark.usefixtures("_small_rates")
+@pytest.fixture
+def _tiny_networks(monkeypatch, tiny):
+    chosen = speed.setting_from
+    monkeypatch.setattr(speed, "setting_from", lambda *arguments: replace(chosen(*arguments), architecture=tiny))
+
+
+@pytest.mark.usefixtures("_small_rates", "_tiny_networks")
 def test_every_step_of_the_package_is_measured_and_set_beside_its_limit():
     rows = measured("--systems", "package", "--no-apart")
     assert list(rows.index) == list(speed.SYSTEMS["package"].stages)
@@ -91,7 +98,7 @@ def test_every_step_of_the_package_is_measured_and_set_beside_its_limit():
     assert rows["matrix_share"].between(0, 1, inclusive="neither").all()
 
 
-@pytest.mark.usefixtures("_small_rates")
+@pytest.mark.usefixtures("_small_rates", "_tiny_networks")
 def test_what_users_call_is_measured_from_setup_to_loading():
     stages = [stage for stage in speed.SYSTEMS["calls-SCLDM"].stages if stage != "importing"]
     rows = measured("--systems", "calls-SCLDM", "--no-apart", "--stages", *stages)

@@ -251,13 +251,92 @@ def test_columns_that_a_file_lacks_or_writes_otherwise_name_the_file(adata, writ
     with pytest.raises(KeyError, match=r"'dose' is not a column of obs in b.h5ad"):
         CellFiles(paths[:2], **KEYS)
     with pytest.raises(
-        ValueError, match=r"'dose' holds values of different kinds: int64 in cells.h5ad, category in c.h5ad"
+        ValueError, match=r"'dose' holds values of different kinds: whole numbers in cells.h5ad, text in c.h5ad"
     ):
         CellFiles(paths[::2], **KEYS)
     with pytest.raises(TypeError, match="`condition_keys` must be a list of names"):
         CellFiles(paths[0], condition_keys="cell_type")
     with pytest.raises(KeyError, match=r"`layer` 'raw' is not in the layers of cells.h5ad"):
         CellFiles(paths[0], layer="raw")
+
+
+WHOLE, DECIMAL, LETTERS = [1, 2, 2], [1.0, 2.5, 2.5], ["a", "b", "b"]
+COLUMNS = {
+    "whole": pd.Series(WHOLE),
+    "short": pd.Series(WHOLE, dtype=np.int32),
+    "whole classes": pd.Series(WHOLE, dtype="category"),
+    "nullable whole": pd.Series(WHOLE, dtype="Int64"),
+    "decimal": pd.Series(DECIMAL),
+    "decimal classes": pd.Series(DECIMAL, dtype="category"),
+    "truth": pd.Series([True, False, True]),
+    "text": pd.Series(LETTERS, dtype=object),
+    "text classes": pd.Series(LETTERS, dtype="category"),
+    "nullable text": pd.Series(LETTERS, dtype="string"),
+    "other text": pd.Series(["c", "b", "c"], dtype=object),
+}
+
+
+@pytest.fixture
+def columns_in_files(adata, write):
+    """Write a condition in one file as one kind of column, and in the next one as another."""
+
+    def files(*kinds):
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            return [written(number, kind) for number, kind in enumerate(kinds)]
+
+    def written(number, kind):
+        cells = adata[:3].copy()
+        cells.obs["key"] = COLUMNS[kind].array
+        return write(cells, f"{number}.h5ad")
+
+    return files
+
+
+@pytest.mark.parametrize(
+    ("kinds", "classes"),
+    [
+        (("whole", "short"), [1, 2]),
+        (("whole", "whole classes"), [1, 2]),
+        (("short", "whole classes"), [1, 2]),
+        (("nullable whole", "whole classes"), [1, 2]),
+        (("whole", "nullable whole"), [1, 2]),
+        (("text", "other text"), ["a", "b", "c"]),
+        (("text classes", "nullable text"), ["a", "b"]),
+        (("nullable text", "other text"), ["a", "b", "c"]),
+        (("nullable text", "nullable text"), ["a", "b"]),
+    ],
+)
+def test_classes_of_one_kind_are_the_same_however_files_store_them(columns_in_files, kinds, classes):
+    (key,) = CellFiles(columns_in_files(*kinds), condition_keys=["key"]).by_key
+
+    assert list(key.values) == classes
+    assert {type(value) for value in key.values} == {type(classes[0])}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "found"),
+    [
+        (("whole", "decimal"), "whole numbers in 0.h5ad, decimal numbers in 1.h5ad"),
+        (("whole classes", "decimal classes"), "whole numbers in 0.h5ad, decimal numbers in 1.h5ad"),
+        (("whole", "nullable text"), "whole numbers in 0.h5ad, text in 1.h5ad"),
+        (("whole", "text"), "whole numbers in 0.h5ad, text in 1.h5ad"),
+        (("text", "whole classes"), "text in 0.h5ad, whole numbers in 1.h5ad"),
+        (("truth", "whole"), "truth values in 0.h5ad, whole numbers in 1.h5ad"),
+    ],
+)
+def test_classes_of_different_kinds_are_refused_with_the_kind_in_each_file(columns_in_files, kinds, found):
+    with pytest.raises(ValueError, match=f"'key' holds values of different kinds: {found}"):
+        CellFiles(columns_in_files(*kinds), condition_keys=["key"])
+
+
+def test_numbers_may_be_whole_in_one_file_only(columns_in_files):
+    paths = columns_in_files("whole", "decimal")
+
+    cells = CellFiles(paths, continuous_condition_keys=["key"])
+    again = CellFiles.like(cells.registry, paths)
+
+    assert np.allclose(cells.codes[:, 0], pd.Series(WHOLE + DECIMAL).pipe(lambda x: (x - x.mean()) / x.std(ddof=0)))
+    assert np.array_equal(again.codes, cells.codes)
 
 
 def test_what_is_no_anndata_is_refused(adata, write, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from copy import copy
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -9,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 import scvi
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.data import CellFiles, RegisteredCells
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
@@ -137,6 +142,24 @@ def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, op
     )
 
 
+@pytest.mark.parametrize("built_from", [of_files, of_memory])
+def test_cells_set_after_training_on_files_take_their_place(built_from, adata, cells, options, quick):
+    model = built_from(SCLDM, cells if built_from is of_files else adata.copy(), options)
+    model.train_autoencoder(1, datamodule=cells, **quick)
+    model.train_prior(1, **quick)
+    assert model._cells is cells  # without `datamodule`, those of last time
+    fewer = adata[:40].copy()
+    SCLDM.setup_anndata(fewer, **KEYS)
+
+    model.adata = fewer
+    model.train({"autoencoder": 2, "prior": 2}, **quick)
+
+    assert model.adata is fewer
+    assert len(model.train_indices_) + len(model.validation_indices_) == 40
+    assert model.combination_sizes_.sum() == 40
+    assert len(model.get_latent_representation()) == 40
+
+
 def test_the_transport_is_trained_on_files(adata, options, quick, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     cells = CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"})
@@ -198,3 +221,32 @@ def test_a_backed_anndata_is_read_by_windows(adata, backed, options):
 def test_a_view_of_a_backed_file_is_refused_with_what_to_do(backed):
     with pytest.raises(ValueError, match=r"view of a file.*adata.copy\('part.h5ad'\).*adata.to_memory\(\)"):
         SCLDM.setup_anndata(backed[:40], **KEYS)
+
+
+class PressCtrlC(Callback):
+    """Ask this process to stop after three steps of the autoencoder, of which an epoch has five."""
+
+    def on_train_batch_end(self, trainer, plan, *_):
+        if (plan.name, trainer.global_step) == ("autoencoder", 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_epoch_is_not_gone_on_with_in_another_order(adata, cells, options, tmp_path):
+    """Some cells would come twice, others never."""
+
+    def train(source, **more):
+        model = of_files(SCLDM, cells, options) if source else of_memory(SCLDM, adata.copy(), options)
+        steps = {"batch_size": 20, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
+        model.train(2, datamodule=source, **steps, **more)
+        return model
+
+    train(cells, callbacks=[PressCtrlC()])
+    assert torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)["position"] == [0, 3]
+
+    other = copy(cells)
+    other.window_size = 64
+    with pytest.raises(ValueError, match="middle of an epoch.*`window_size` of 32, not 64"):
+        train(other)
+    with pytest.raises(ValueError, match="middle of an epoch.*`in_parts` of True, not None"):
+        train(None)
+    assert len(train(cells).history_["autoencoder_loss_train"]) == 2

@@ -81,3 +81,17 @@ def test_cells_without_counts_have_a_likelihood_and_a_gradient():
     expected = (-log_theta.exp() * torch.nn.functional.softplus(log_mean - log_theta)).sum(1)
     torch.testing.assert_close(value, expected)
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("log_theta", [5.0, 6.9, 7.0, 9.9])
+def test_float32_has_digits_left_where_counts_are_hardly_dispersed(log_theta):
+    x = torch.tensor([1.0, 2, 5, 50, 3000])
+    theta = torch.full((len(x),), log_theta).exp()
+    exact = theta.double()
+
+    rise, slope = Entries.of_all(x).rising(theta)
+
+    # about ten float32 steps of the terms; below the limit, of the digammas that are subtracted
+    expected = (x + exact).lgamma() - exact.lgamma(), (x + exact).digamma() - exact.digamma()
+    torch.testing.assert_close(rise.double(), expected[0], rtol=1e-6 if log_theta > 6.95 else 1e-4, atol=1e-6)
+    torch.testing.assert_close(slope.double(), expected[1], rtol=2e-6 if log_theta > 6.95 else 1e-2, atol=0)

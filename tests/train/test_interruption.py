@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from types import SimpleNamespace
 
 import pytest
 
-from scgen_diffusion.train._interruption import Interruption, stop_on_interrupt
+from scgen_diffusion.train._interruption import AgreedStop, Interruption, StoppedByUserError, stop_on_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +23,15 @@ def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_first_one_stops_the_trainer_and_the_second_one_aborts():
-    trainer = SimpleNamespace(should_stop=False)
-
+def test_the_first_one_stops_before_the_next_step_and_the_second_one_aborts():
     interruption = Interruption()
-    with stop_on_interrupt(trainer, interruption):
+    callback = AgreedStop(interruption)
+    with stop_on_interrupt(interruption):
+        callback.on_train_batch_start(None, None, None, 0)
         press_ctrl_c()
-        assert trainer.should_stop
         assert interruption.requested
+        with pytest.raises(StoppedByUserError):
+            callback.on_train_batch_start(None, None, None, 1)
         with pytest.raises(KeyboardInterrupt):
             press_ctrl_c()
 
@@ -40,7 +40,7 @@ def test_the_handler_that_was_there_comes_back():
     before = signal.getsignal(signal.SIGINT)
 
     def fail():
-        with stop_on_interrupt(SimpleNamespace(should_stop=False), Interruption()):
+        with stop_on_interrupt(Interruption()):
             assert signal.getsignal(signal.SIGINT) is not before
             raise RuntimeError("failed")
 
@@ -51,14 +51,11 @@ def test_the_handler_that_was_there_comes_back():
 
 
 def test_without_an_interruption_nothing_is_requested():
-    trainer = SimpleNamespace(should_stop=False)
-
     interruption = Interruption()
-    with stop_on_interrupt(trainer, interruption):
+    with stop_on_interrupt(interruption):
         pass
 
     assert not interruption.requested
-    assert not trainer.should_stop
 
 
 def test_in_another_thread_nothing_changes():
@@ -67,7 +64,7 @@ def test_in_another_thread_nothing_changes():
 
     def work():
         interruption = Interruption()
-        with stop_on_interrupt(SimpleNamespace(should_stop=False), interruption):
+        with stop_on_interrupt(interruption):
             seen.append((signal.getsignal(signal.SIGINT), interruption.requested))
 
     thread = threading.Thread(target=work)

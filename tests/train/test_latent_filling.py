@@ -78,3 +78,27 @@ def test_processes_that_do_not_see_the_file_keep_their_own(run_together, monkeyp
 
     assert first != second
     assert rows == others == list(range(N))
+
+
+@pytest.mark.parametrize("rank_without_room", [0, 1])
+def test_a_process_that_has_no_room_for_latents_ends_all(run_together, monkeypatch, rank_without_room):
+    def work(rank):
+        distributed.init_process_group("gloo", rank=rank, world_size=2)
+
+        def fail(*_, **__):
+            raise OSError("No room for latents")
+
+        if rank == rank_without_room:
+            monkeypatch.setattr(_latent_filling, "LatentCache", fail)
+        try:
+            cache_latents(N, SHAPES, {"condition": torch.long}, encode_into([]), memory_limit=0)
+        except OSError as error:
+            return str(error)
+
+    messages = run_together(work)
+
+    assert messages[rank_without_room] == "No room for latents"
+    assert (
+        messages[1 - rank_without_room]
+        == f"Process {rank_without_room}, which trains with this one, failed: No room for latents"
+    )

@@ -61,6 +61,18 @@ def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
     assert seen == [4]
 
 
+def test_cells_stay_where_they_are_if_another_process_has_no_room(monkeypatch):
+    """Processes of which some read windows of files and others their memory would read other cells than they think."""
+    monkeypatch.setattr(cells_module, "room_for_cells", lambda device: 1e9)
+    monkeypatch.setattr(cells_module, "from_all_processes", lambda value: [value, 0.0])
+    data = CellDataModule(Cells(), np.arange(0, 8), np.arange(8, N_CELLS), batch_size=3)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU))
+
+    data.setup("fit")
+
+    assert data._resident is None
+
+
 def test_on_a_cpu_cells_are_read_by_their_own_loader():
     assert room_for_cells(CPU) == 0
 

@@ -42,6 +42,22 @@ class Terminate(DieAt):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class PressCtrlC(DieAt):
+    """Ask this process to stop."""
+
+    def on_train_batch_end(self, trainer, plan, *_):
+        if (plan.name, trainer.global_step) == (self.stage, self.step):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Diverge(DieAt):
+    """Make weights that are no numbers."""
+
+    def on_train_batch_end(self, trainer, plan, *_):
+        if (plan.name, trainer.global_step) == (self.stage, self.step):
+            next(plan.module.decoder.parameters()).data.fill_(torch.nan)
+
+
 N_EPOCHS = {"autoencoder": 2, "prior": 2, "transport": 2}  # of 6, 10 and 10 steps
 MIDDLE = {"autoencoder": 9, "prior": 13, "transport": 13}  # of the second epoch
 
@@ -50,11 +66,11 @@ MIDDLE = {"autoencoder": 9, "prior": 13, "transport": 13}  # of the second epoch
 def train(make_model, make_cells):
     """Train all stages of a small model, the same way every time."""
 
-    def run(folder, max_epochs=N_EPOCHS, *, n_cells=96, **options):
+    def run(folder, max_epochs=N_EPOCHS, *, n_cells=96, seed=0, **options):
         torch.manual_seed(0)
         model = make_model(make_cells(n_cells=n_cells), setup={"control_values": {"dose": 1}})
         options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
-        before, scvi.settings._seed = scvi.settings.seed, 0
+        before, scvi.settings._seed = scvi.settings.seed, seed
         try:
             model.train(max_epochs, checkpoint_dir=folder, **options)
         finally:
@@ -160,6 +176,68 @@ def test_a_process_that_is_told_to_terminate_writes_where_it_is(train, whole, tm
     assert_same_model(whole[0], train(tmp_path))
 
 
+def test_sigterm_in_the_last_step_of_a_stage_ends_the_process_too(train, whole, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        train(tmp_path, callbacks=[Terminate("autoencoder", 12)])
+
+    assert end.value.code == 143
+    assert torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)["is_finished"]
+    assert not (tmp_path / "prior.ckpt").exists()
+    assert_same_model(whole[0], train(tmp_path))
+
+
+def test_sigterm_for_one_process_in_the_last_step_ends_all(train, tmp_path, run_together):
+    def work(rank):
+        callbacks = [Terminate("autoencoder", 6)] if rank else []
+        train(tmp_path, {"autoencoder": 1, "prior": 1, "transport": 1}, batch_size=8, callbacks=callbacks, **TOGETHER)
+
+    assert run_together(work) == [143, 143]
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "n_whole"),
+    [
+        ("autoencoder", 2, 0),
+        ("autoencoder", 6, 1),
+        ("autoencoder", 9, 1),
+        ("autoencoder", 12, 2),
+        ("prior", 13, 1),
+        ("transport", 13, 1),
+    ],
+)
+def test_a_stage_that_ctrl_c_stopped_goes_on_as_if_it_had_not_been(train, whole, tmp_path, stage, step, n_whole):
+    """In the middle of an epoch, at its end, and at that of the stage."""
+    stopped = train(tmp_path, callbacks=[PressCtrlC(stage, step)])
+
+    assert len(stopped.history_.get(f"{stage}_loss_train", [])) == n_whole  # a part of an epoch is no epoch
+    assert all(p.requires_grad for p in stopped.module.encoder.parameters())
+    checkpoint = torch.load(tmp_path / f"{stage}.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == step
+    assert checkpoint["is_finished"] == (n_whole == N_EPOCHS[stage])
+    assert_same_model(whole[0], train(tmp_path))
+
+
+@pytest.mark.parametrize(("minutes", "position"), [(10.0, [1, 0]), (0.0, [1, 2])], ids=["epochs", "steps"])
+def test_a_run_that_diverges_leaves_its_last_good_checkpoint(train, tmp_path, minutes, position):
+    with pytest.raises(FloatingPointError, match="lower learning rate.*another `checkpoint_dir`"):
+        train(tmp_path, callbacks=[Diverge("autoencoder", 9)], checkpoint_minutes=minutes)
+
+    checkpoint = torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)
+    assert checkpoint["position"] == position
+    assert all(t.isfinite().all() for name, t in checkpoint["state_dict"].items() if "decoder" in name)
+
+
+def test_another_split_of_the_cells_is_refused(train, tmp_path):
+    """Some of the new validation cells were trained on."""
+    n_epochs = {"autoencoder": 1, "prior": 1, "transport": 1}
+    train(tmp_path, n_epochs)
+
+    with pytest.raises(ValueError, match="checkpoint of the autoencoder is of .*another split"):
+        train(tmp_path, n_epochs, train_size=0.5)
+    with pytest.raises(ValueError, match="checkpoint of the autoencoder is of .*another split"):
+        train(tmp_path, n_epochs, seed=7)
+
+
 def test_sigterm_for_one_process_has_all_end_before_the_same_step_with_one_checkpoint(train, tmp_path, run_together):
     n_epochs = {"autoencoder": 60, "prior": 1, "transport": 1}
     whole_cells = {"autoencoder_kwargs": {"keep_at_least": 1.0}}
@@ -194,21 +272,16 @@ def test_a_killed_process_ends_the_other_and_one_alone_can_go_on(train, tmp_path
 
 
 def test_ctrl_c_in_one_process_stops_all_after_the_same_step(train, run_together):
-    class Interrupt(DieAt):
-        def on_train_batch_end(self, trainer, plan, *_):
-            if (plan.name, trainer.global_step) == (self.stage, self.step):
-                os.kill(os.getpid(), signal.SIGINT)
-
     def work(rank):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        callbacks = [Interrupt("autoencoder", 4)] if rank else []
+        callbacks = [PressCtrlC("autoencoder", 4)] if rank else []
         model = train(None, {"autoencoder": 50, "prior": 1}, batch_size=8, callbacks=callbacks, **TOGETHER)
-        return len(model.history_["autoencoder_loss_train"]), "prior_loss_train" in model.history_
+        return len(model.history_.get("autoencoder_loss_train", [])), "prior_loss_train" in model.history_
 
     first, second = run_together(work)
 
     assert first == second
-    assert first in [(1, False), (2, False)]  # they ask each other every few steps
+    assert first in [(0, False), (1, False)]  # whole epochs; they ask each other every few steps
 
 
 def test_a_checkpoint_that_not_all_processes_see_is_refused(tmp_path, run_together):
@@ -224,6 +297,23 @@ def test_a_checkpoint_that_not_all_processes_see_is_refused(tmp_path, run_togeth
 
     for message in run_together(work):
         assert "`checkpoint_dir` must be a folder that all processes see" in message
+
+
+def test_a_finished_stage_that_not_all_processes_see_is_refused(train, tmp_path, run_together):
+    """Whoever sees it would not take part in the stage."""
+    n_epochs = {"autoencoder": 1, "prior": 1, "transport": 1}
+    train(tmp_path / "0", n_epochs)
+    (tmp_path / "0" / "autoencoder.ckpt").unlink()
+
+    def work(rank):
+        try:
+            train(tmp_path / str(rank), n_epochs, batch_size=8, **TOGETHER)
+        except FileNotFoundError as error:
+            return str(error)
+
+    for message in run_together(work):
+        assert "`checkpoint_dir` must be a folder that all processes see" in message
+        assert "prior.ckpt" in message
 
 
 def test_a_recipe_that_is_not_that_of_the_checkpoint_is_refused(train, tmp_path):

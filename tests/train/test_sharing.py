@@ -138,3 +138,15 @@ def test_processes_share_the_cells_of_files_and_go_on_in_the_middle(files, n_pro
 
     assert sorted(counted) == indices.tolist()
     assert (counted == indices.tolist()) == (seed is None)
+
+
+def test_the_order_of_cells_of_files_depends_on_the_number_of_processes_and_that_of_others_does_not(files):
+    def depends_on(n_processes, cells=None):
+        batches = SharedBatches(32, 5, seed=0, rank=0, n_processes=n_processes)
+        if cells is not None:
+            cells.loader(np.arange(32), 5, batches=batches)
+        return batches.order_depends_on
+
+    assert depends_on(1) == depends_on(2)
+    assert depends_on(1, files) != depends_on(2, files)
+    assert depends_on(1, files) != depends_on(1)

@@ -63,7 +63,8 @@ def main() -> None:
             name="scgen-diffusion", storage_path=f"{asked['output']}.ray", failure_config=FailureConfig(max_failures=3)
         ),
     )
-    print(trainer.fit().metrics)
+    trainer.fit()
+    print(f"The model is in {asked['output']}.")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ._checks import (
     row_numbers,
 )
 from ._condition_field import encode_obs, keys_of_state
+from ._condition_keys import ContinuousKey
 from ._condition_setup import ConditionSetup, listed_names
 from ._conditions import Conditions
 from ._file_matrix import JoinedMatrix
@@ -107,7 +108,8 @@ class CellFiles:
             "set_condition_keys": sets,
         }
         names = list(chain.from_iterable(listed_names(names, argument) for argument, names in listed.items()))
-        obs, uns = read_columns(self.files, dict.fromkeys(names)), looked_up(self.files, condition_embeddings)
+        obs = read_columns(self.files, dict.fromkeys(names), numbers=continuous_condition_keys)
+        uns = looked_up(self.files, condition_embeddings)
         setup = ConditionSetup.of(
             ReadTables(obs, uns), condition_keys, continuous_condition_keys, sets, control_values, condition_embeddings
         )
@@ -140,7 +142,8 @@ class CellFiles:
         by_key = keys_of_state(fields[CONDITIONS]["state_registry"])
         cells = cls.__new__(cls)
         cells._open(paths, arguments["layer"], genes, arguments["values"], window_size, block_size)
-        obs = read_columns(cells.files, [key.name for key in by_key])
+        numbers = [key.name for key in by_key if isinstance(key, ContinuousKey)]
+        obs = read_columns(cells.files, [key.name for key in by_key], numbers)
         check_conditions(obs, list(obs.columns))
         cells._encode(ConditionSetup.from_arguments(arguments), by_key, obs)
         return cells

@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import union_categoricals
+from pandas.api.types import infer_dtype, union_categoricals
 
 from ._checks import known_names, name_some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
+
+    from pandas.api.extensions import ExtensionArray
 
     from ._anndata_file import AnnDataFile
+
+EMPTY = "nothing"
+KINDS = {  # by what pandas finds
+    "string": "text",
+    "integer": "whole numbers",
+    "floating": "decimal numbers",
+    "boolean": "truth values",
+    "empty": EMPTY,
+}
+NUMBERS = {KINDS["integer"], KINDS["floating"]}
 
 
 @dataclass(frozen=True)
@@ -98,36 +110,72 @@ def _are_all(place: np.ndarray, n_genes: int) -> bool:
     return len(place) == n_genes and bool((place == np.arange(n_genes)).all())
 
 
-def read_columns(files: Sequence[AnnDataFile], names: Iterable[str]) -> pd.DataFrame:
+def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], numbers: Container[str] = ()) -> pd.DataFrame:
     """Read columns of the cells of all files, one file below the other; classes are those of any.
+
+    Parameters
+    ----------
+    files
+        The files.
+    names
+        The columns.
+    numbers
+        Those of them that are read as numbers, of which some files may have whole ones, and others not.
 
     Raises
     ------
     KeyError
         For a column that a file lacks.
     ValueError
-        For one that holds numbers in one file, and classes in another.
+        For one that holds numbers in one file, and text in another; for classes also if they are whole numbers in one file, and others not.
     """
     n_cells = sum(file.n_cells for file in files)
-    return pd.DataFrame({name: _read_column(files, name) for name in names}, index=pd.RangeIndex(n_cells))
+    columns = {name: _read_column(files, name, are_numbers=name in numbers) for name in names}
+    return pd.DataFrame(columns, index=pd.RangeIndex(n_cells))
 
 
-def _read_column(files: Sequence[AnnDataFile], name: str) -> pd.Categorical | np.ndarray:
+def _read_column(files: Sequence[AnnDataFile], name: str, *, are_numbers: bool) -> ExtensionArray | np.ndarray:
     for file in files:
         if name not in file.columns:
             msg = f"The condition key {name!r} is not a column of obs in {file.name}. {known_names(name, file.columns)}"
             raise KeyError(msg)
     parts = [file.column(name) for file in files]
-    have_classes = [isinstance(part.dtype, pd.CategoricalDtype) for part in parts]
-    if not any(have_classes):
-        return pd.concat(parts, ignore_index=True).array
-    try:
-        classes = [part.astype("category").cat.as_unordered() for part in parts]
-        return classes[0].array if len(classes) == 1 else union_categoricals(classes, sort_categories=True)
-    except TypeError as error:
-        kinds = ", ".join(f"{part.dtype} in {file.name}" for file, part in zip(files, parts, strict=True))
-        msg = f"The column {name!r} holds values of different kinds: {kinds}. Write it alike in all files."
-        raise ValueError(msg) from error
+    if len(parts) == 1:
+        return parts[0].cat.as_unordered().array if _has_classes(parts[0]) else parts[0].array
+    _check_same_kind(files, parts, name, are_numbers=are_numbers)
+    if are_numbers:
+        return pd.concat([_without_classes(part) for part in parts], ignore_index=True).array
+    return union_categoricals([_as_classes(part) for part in parts], sort_categories=True)
+
+
+def _check_same_kind(files: Sequence[AnnDataFile], parts: Sequence[pd.Series], name: str, *, are_numbers: bool) -> None:
+    kinds = [_kind_of(part) for part in parts]
+    distinct = set(kinds) - {EMPTY}
+    if len(distinct) < 2 or (are_numbers and distinct <= NUMBERS):
+        return
+    found = ", ".join(f"{kind} in {file.name}" for file, kind in zip(files, kinds, strict=True))
+    msg = f"The column {name!r} holds values of different kinds: {found}. Write it alike in all files."
+    raise ValueError(msg)
+
+
+def _kind_of(part: pd.Series) -> str:
+    """Say what a column holds, whichever of pandas' types it is stored as."""
+    inferred = infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True)
+    return KINDS.get(inferred, inferred)
+
+
+def _has_classes(part: pd.Series) -> bool:
+    return isinstance(part.dtype, pd.CategoricalDtype)
+
+
+def _without_classes(part: pd.Series) -> pd.Series:
+    return part.astype(part.cat.categories.dtype) if _has_classes(part) else part
+
+
+def _as_classes(part: pd.Series) -> pd.Categorical:
+    """Turn a column into classes, whose type is what pandas takes their values for: the same for all of one kind."""
+    classes = part.astype("category").cat.as_unordered()
+    return classes.cat.rename_categories(pd.Index(classes.cat.categories.tolist())).array
 
 
 def looked_up(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:

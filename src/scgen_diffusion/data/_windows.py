@@ -39,6 +39,7 @@ class Batches(Protocol):
     rank: int
     n_processes: int
     in_parts: bool
+    part_sizes: dict[str, int]
 
     @property
     def first_batch(self) -> int:
@@ -145,6 +146,7 @@ def window_plan(
     if batches is None:
         return WindowPlan(indices, batch_size, block_size=block_size, window_size=window_size)
     batches.in_parts = True
+    batches.part_sizes = {"block_size": block_size, "window_size": window_size}
     return WindowPlan(
         indices,
         batch_size,

@@ -23,6 +23,8 @@ LARGEST_VALUE = 1.5  # times the largest training value
 
 def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> None:
     """Warn if the loss hardly fell: the network predicts little more than a constant, or than each gene's own distribution."""
+    if "diffusion_denoising_loss_train" not in history:  # stopped in the first epoch
+        return
     losses = history["diffusion_denoising_loss_train"].iloc[:, 0].to_numpy()
     if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS[head]) * losses[0]:
         msg = (

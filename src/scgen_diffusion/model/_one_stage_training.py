@@ -58,7 +58,8 @@ class OneStageTrainingMixin(TrainingMixin):
         max_epochs
             Passes over the training cells. Default: from the number of cells, see the user guide.
         datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
+            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
         accelerator, devices
             Where to train; passed to Lightning.
         batch_size

@@ -55,6 +55,16 @@ class RegistrationMixin(BaseModelClass):
             registry = {**registry, "model_name": type(self).__name__}  # that of cells in files names none
         super().__init__(adata, registry)
 
+    @property
+    def adata(self) -> Any:
+        """The cells in memory that the model has, AnnData or MuData, or None. Setting them puts them in the place of cells in files that it was trained on."""
+        return self._adata
+
+    @adata.setter
+    def adata(self, adata: AnnData | MuData) -> None:
+        BaseModelClass.adata.fset(self, adata)
+        self._file_cells = None
+
     @classmethod
     def setup_anndata(
         cls,

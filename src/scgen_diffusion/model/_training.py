@@ -103,6 +103,11 @@ class TrainingMixin(RegistrationMixin):
         vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
         return digest_of(self.architecture, self._condition_keys, self._input_values, genes, cells, *vectors)
 
+    @property
+    def _split_fingerprint(self) -> str:
+        """Tell this model, its cells, and those of them that are trained on, from others."""
+        return digest_of(self._fingerprint, self.train_indices_)
+
     def _require_cells(self) -> None:
         self._cells.check()
 

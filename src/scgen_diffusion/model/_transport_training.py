@@ -50,7 +50,8 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         max_epochs
             Default: from the number of cells.
         datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
+            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
         control_values
             What unperturbed cells have, a value for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
@@ -96,7 +97,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
             torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
             transport = self.module.add_transport()
         transport.start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
-        fingerprint = self._fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
+        fingerprint = self._split_fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
         result = self._run(
             TransportPlan(self.module, recipe, seed=seed, fingerprint=fingerprint),
             PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),

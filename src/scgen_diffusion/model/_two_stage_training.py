@@ -13,7 +13,7 @@ from torch import Tensor
 from scgen_diffusion.data import known_names
 from scgen_diffusion.train import RECIPES, AutoencoderPlan, LatentCache, LatentDataModule, PriorPlan, cache_latents
 
-from ._training import TrainingMixin, changed_recipe, checked_epochs, stage_seed
+from ._training import TrainingMixin, changed_recipe, checked_epochs, gathered, stage_seed
 
 if TYPE_CHECKING:
     import os
@@ -63,7 +63,8 @@ class TwoStageTrainingMixin(TrainingMixin):
             Epochs of each stage, or of the stages by name (``"autoencoder"``, ``"prior"``, ``"transport"``). Default: from the
             number of cells, see the user guide.
         datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with.
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
+            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
         accelerator, devices
             Where to train; passed to Lightning.
         batch_size
@@ -143,7 +144,7 @@ class TwoStageTrainingMixin(TrainingMixin):
             self.module.decoder.compile()
         self.prior_is_trained_ = self.transport_is_trained_ = False  # the latents that they knew are gone
         result = self._run(
-            AutoencoderPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._fingerprint),
+            AutoencoderPlan(self.module, recipe, seed=stage_seed(), fingerprint=self._split_fingerprint),
             data,
             max_epochs or recipe.max_epochs(len(self.train_indices_)),
             checkpoint_dir,
@@ -180,7 +181,10 @@ class TwoStageTrainingMixin(TrainingMixin):
         )
         result = self._run(
             PriorPlan(
-                self.module, recipe, seed=stage_seed() + 1, fingerprint=self._fingerprint + self._autoencoder_digest
+                self.module,
+                recipe,
+                seed=stage_seed() + 1,
+                fingerprint=self._split_fingerprint + self._autoencoder_digest,
             ),
             data,
             max_epochs or recipe.max_epochs(len(self.train_indices_)),
@@ -239,16 +243,18 @@ class TwoStageTrainingMixin(TrainingMixin):
     @torch.no_grad()
     def _describe_predicted_totals(self, cache: LatentCache) -> None:
         """Keep the distribution of what the library-size head draws for the training cells."""
+        totals = gathered(self._drawn_log_totals(cache), len(cache))
+        self.module.library_size.fit_predicted(totals, cache.arrays["condition"].cpu())
+
+    def _drawn_log_totals(self, cache: LatentCache) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(0)
-        drawn = []
         for rows in cache.parts(ROWS_AT_A_TIME):
             shape = rows["mean"].shape
             noise = torch.randn(shape, generator=generator).to(rows["mean"].device)
             z, log_totals = (rows["mean"] + rows["std"] * noise).to(self.device), rows["log_total"].to(self.device)
             mean, std = (values.cpu() for values in self.module.predict_log_totals(z, log_totals))
             totals = mean + std * torch.randn(mean.shape, generator=generator)
-            drawn.append(totals.masked_fill(log_totals.cpu().isnan(), torch.nan))  # none where a cell has none
-        self.module.library_size.fit_predicted(torch.cat(drawn), cache.arrays["condition"].cpu())
+            yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # none where a cell has none
 
     @property
     def _keeps_autoencoder(self) -> bool:

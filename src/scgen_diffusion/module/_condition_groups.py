@@ -118,13 +118,28 @@ def _distinct(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
 
     ``unique(dim=0)`` does the same, but makes a tensor of each row, of some 300 bytes.
     """
-    number = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
-    for column in codes.unbind(1):
-        values, digit = column.unique(return_inverse=True)
-        number = (number * len(values) + digit).unique(return_inverse=True)[1]  # small again, column by column
+    number, n_numbers = torch.zeros(len(codes), dtype=torch.long, device=codes.device), 1
+    for column in codes.unbind(1) if len(codes) else ():
+        low, high = int(column.min()), int(column.max())
+        if low == high:
+            continue
+        n_digits = high - low + 1
+        number = _renumbered(number.mul_(n_digits).add_(column).sub_(low), n_numbers * n_digits)
+        n_numbers = int(number.max()) + 1
     groups = codes.new_empty(int(number.max()) + 1 if len(codes) else 0, codes.shape[1])
     groups[number] = codes
     return groups, list(number.argsort(stable=True).split(number.bincount(minlength=len(groups)).tolist()))
+
+
+def _renumbered(numbers: Tensor, size: int) -> Tensor:
+    """Give the values below ``size`` that occur new numbers, in their order.
+
+    Sorting them, as ``unique`` does, takes several times the memory.
+    """
+    if size > max(len(numbers), CELLS_AT_A_TIME):
+        return numbers.unique(return_inverse=True)[1]
+    occurs = numbers.bincount(minlength=size) > 0
+    return (occurs.cumsum(0) - 1)[numbers]
 
 
 def _centres(values: Tensor) -> Tensor:

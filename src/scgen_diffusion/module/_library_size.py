@@ -80,14 +80,14 @@ class LibrarySizeModel(nn.Module):
         """Summarise log totals ``(cells,)`` by the groups of conditions ``(cells, columns)``; groups that are kept stay."""
         self.centres = self._find_centres(condition).to(self.means.device)
         groups, members = self._split(condition)
-        grouped = [log_totals[rows].double() for rows in members]
+        summaries = [_summary(log_totals[rows].double()) for rows in members]  # one after the other takes less memory
         predicted = self.predicted_quantiles[: self.n_kept]
         kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
         self.set_groups(
             torch.cat([kept["codes"].to(groups), groups]),
-            means=torch.stack([*kept["means"].double(), *(values.mean() for values in grouped)]),
-            stds=torch.stack([*kept["stds"].double(), *(values.std(correction=0) for values in grouped)]),
-            quantiles=torch.stack([*kept["quantiles"].double(), *(_quantiles(values) for values in grouped)]),
+            means=torch.stack([*kept["means"].double(), *(each[0] for each in summaries)]),
+            stds=torch.stack([*kept["stds"].double(), *(each[1] for each in summaries)]),
+            quantiles=torch.stack([*kept["quantiles"].double(), *(each[2] for each in summaries)]),
         )
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
 
@@ -210,6 +210,10 @@ class LibrarySizeModel(nn.Module):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _summary(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return values.mean(), values.std(correction=0), _quantiles(values)
 
 
 def _quantiles(values: Tensor) -> Tensor:

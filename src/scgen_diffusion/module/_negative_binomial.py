@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 N_TABULATED = 16  # counts up to it are most of all, and their log-Gammas are short sums
 
+LARGE_THETA = 1e3  # above which a few terms of a series in its inverse tell more than lgamma and digamma
+
 
 def negative_binomial_log_likelihood(
     counts: Tensor, log_mean: Tensor, log_theta: Tensor, outliers: OutlierCounts | None = None
@@ -129,7 +131,18 @@ class Entries(NamedTuple):
 
 
 def _log_gamma_rise(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    return (x + theta).lgamma() - theta.lgamma(), (x + theta).digamma() - theta.digamma()
+    is_large = theta > LARGE_THETA
+    direct = (x + theta).lgamma() - theta.lgamma(), (x + theta).digamma() - theta.digamma()
+    series = _log_gamma_rise_of_large(x, theta)
+    return torch.where(is_large, series[0], direct[0]), torch.where(is_large, series[1], direct[1])
+
+
+def _log_gamma_rise_of_large(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the difference of Stirling's series term by term: that of the sums has few digits left, which leaves float32 no gradient."""
+    log_ratio, inverse = torch.log1p(x / theta), 1 / (x + theta)
+    drop = x * inverse / theta  # of 1 / theta, on the way to 1 / (x + theta)
+    rise = (x + theta - 0.5) * log_ratio + x * (theta.log() - 1) - drop / 12
+    return rise, log_ratio + drop / 2 + drop * (inverse + 1 / theta) / 12
 
 
 class _LogLikelihood(torch.autograd.Function):

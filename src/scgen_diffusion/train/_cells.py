@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader
 
+from ._distributed import from_all_processes
 from ._resident import ResidentCells, room_for_cells
 from ._stage_data import StageDataModule
 
@@ -62,7 +63,7 @@ class TrainingCells(Protocol):
             Cells per batch.
         batches
             Which of ``indices`` are in each batch, as positions among them; default: all in order. What cannot read in any order fast takes from
-            it the seed, the epoch and the share of this process, and sets ``in_parts``. The loader has it as its ``sampler``.
+            it the seed, the epoch and the share of this process, and sets ``in_parts`` and ``part_sizes``. The loader has it as its ``sampler``.
         """
 
 
@@ -92,7 +93,7 @@ class CellDataModule(StageDataModule):
     def setup(self, stage: str) -> None:
         """Keep the training cells in the device's memory, if it is not the host's and they take a small part of it."""
         device = self.trainer.strategy.root_device
-        if limit := room_for_cells(device):
+        if limit := min(from_all_processes(room_for_cells(device))):  # all in the same way: their batches differ
             batches = self.cells.loader(self.train_indices, ROWS_AT_A_TIME)
             n_cells = len(self.train_indices)
             self._resident = ResidentCells.of(batches, REGISTRY_KEYS.X_KEY, device, n_cells=n_cells, limit=limit)

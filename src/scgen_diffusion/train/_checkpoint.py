@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import time
@@ -12,39 +13,37 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ._distributed import from_all_processes, from_first_process
+from ._interruption import StoppedByUserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import lightning.pytorch as pl
 
-    from ._interruption import Interruption
     from ._stage_plan import StagePlan
+
+logger = logging.getLogger(__name__)
 
 
 class StageCheckpoint(Callback):
     """Write one checkpoint over and over, beside its goal first, so that an interruption never leaves half a file.
 
-    It is written at ends of epochs, in the middle of long epochs, and when the process is told to terminate. The first process writes.
+    It is written at ends of epochs, in the middle of long epochs, and when the user or the system stops training. The first process writes.
+    A state that is no number any more is not written, so that the last good one stays.
 
     Parameters
     ----------
     path
         The checkpoint.
     every_n_epochs
-        How often it is written at the end of an epoch; the end of training is written too, however it came.
-    interruption
-        Whether the user asked to stop; a stage that ends otherwise is finished.
+        How often it is written at the end of an epoch; the end of training is written too.
     minutes
         Longest time between two checkpoints, as far as steps take equally long.
     """
 
-    def __init__(
-        self, path: Path, every_n_epochs: int, interruption: Interruption, minutes: float = float("inf")
-    ) -> None:
+    def __init__(self, path: Path, every_n_epochs: int, minutes: float = float("inf")) -> None:
         self.path = path
         self.every_n_epochs = every_n_epochs
-        self.interruption = interruption
         self.timer = StepTimer(60 * minutes)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -60,30 +59,32 @@ class StageCheckpoint(Callback):
         pl_module.position = (trainer.current_epoch, batch_idx)
         if batch_idx and self.timer.is_due(trainer.global_step):
             pl_module.means["train"].pool()
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Write the checkpoint if it is due."""
         pl_module.position = (trainer.current_epoch + 1, 0)
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Write the last state."""
-        pl_module.is_finished = not self.interruption.requested
-        self._write(trainer)
+        """Write the last state of a stage that ended by itself."""
+        pl_module.is_finished = True
+        self._write(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: StagePlan, exception: BaseException) -> None:
-        """Write the checkpoint before processes that were told to terminate do so, which they agreed on."""
-        if isinstance(exception, SIGTERMException):
+        """Write the checkpoint where training stops because the user or the system said so, which the processes agreed on."""
+        if isinstance(exception, SIGTERMException | StoppedByUserError):
             n_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
             pl_module.position = (trainer.current_epoch, n_done)
             pl_module.means["train"].pool()
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
-    def _write(self, trainer: pl.Trainer) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Let the first process write, without waiting for others, which may be gone."""
-        if trainer.is_global_zero:  # `trainer.save_checkpoint` would have all processes come together
+        if trainer.is_global_zero and not pl_module.is_finite:
+            logger.warning("%s is not written: losses or weights are NaN or infinite.", self.path)
+        elif trainer.is_global_zero:  # `trainer.save_checkpoint` would have all processes come together
             write_whole(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self.path)
         self.timer.start(trainer.global_step)
 

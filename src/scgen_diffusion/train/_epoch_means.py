@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
-from ._distributed import is_distributed, process_rank
+from ._distributed import collective_device, is_distributed, process_rank
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,15 +47,20 @@ class EpochMeans:
         return {name: (value / n_cells).float() for name, value in sums.items()}
 
     def pool(self) -> None:
-        """Give the first process the sums of all, and the others nothing, so that one checkpoint holds everything."""
+        """Give the first process the sums of all, and the others zeros, so that one checkpoint holds everything."""
         sums, n_cells = self._totals()
-        is_first = process_rank() == 0
-        self._sums, self._n_cells = (sums, round(float(n_cells))) if is_first else ({}, 0)
+        self._sums, self._n_cells = _of_first_process(sums, round(float(n_cells)))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all sums are numbers; waits for the device."""
+        return all(bool(torch.isfinite(value)) for value in self._sums.values())
 
     def _totals(self) -> tuple[dict[str, Tensor], Tensor | int]:
         if not is_distributed() or not self._sums:
             return self._sums, self._n_cells
         table = torch.stack([*self._sums.values(), torch.full_like(next(iter(self._sums.values())), self._n_cells)])
+        table = table.to(collective_device())
         distributed.all_reduce(table)
         return dict(zip(self._sums, table[:-1].unbind(), strict=True)), table[-1]
 
@@ -63,7 +68,14 @@ class EpochMeans:
         """Return the sums for a checkpoint."""
         return {"sums": dict(self._sums), "n_cells": self._n_cells}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's sums; the first process has them."""
-        if process_rank() == 0:
-            self._sums, self._n_cells = dict(state_dict["sums"]), state_dict["n_cells"]
+    def load_state_dict(self, state_dict: Mapping[str, Any], device: torch.device | None = None) -> None:
+        """Go on from a checkpoint's sums; the first process has them, and the others the same names, since all of them add together."""
+        sums = {name: value.to(device) for name, value in state_dict["sums"].items()}
+        self._sums, self._n_cells = _of_first_process(sums, state_dict["n_cells"])
+
+
+def _of_first_process(sums: Mapping[str, Tensor], n_cells: int) -> tuple[dict[str, Tensor], int]:
+    """Return the sums in the first process, and zeros in the others."""
+    if process_rank() == 0:
+        return dict(sums), n_cells
+    return {name: torch.zeros_like(value) for name, value in sums.items()}, 0

@@ -27,6 +27,7 @@ class HistoryRecorder(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Add the epoch's metrics; those of a validation belong to the epoch that it closed."""
         pl_module.log_training()
+        pl_module.check_loss(trainer.callback_metrics)  # before anybody keeps the epoch, or writes a checkpoint of it
         for name, value in trainer.callback_metrics.items():
             if self._validated or not name.endswith("_validation"):  # Lightning keeps those of the last validation
                 self._metrics.setdefault(name, {})[trainer.current_epoch] = float(value)

@@ -26,12 +26,21 @@ STEPS_BETWEEN_QUESTIONS = 16
 EXIT_CODE_OF_SIGTERM = 143
 
 
+class StoppedByUserError(Exception):
+    """The user pressed Ctrl-C; all processes know it, and training ends between two steps."""
+
+
 @dataclass
 class Interruption:
     """Whether the user asked to stop, or the system told the process to terminate."""
 
     requested: bool = False
     terminated: bool = False
+
+    def agree(self) -> None:
+        """Take for one's own what any of the processes was told."""
+        if is_distributed():
+            self.requested, self.terminated = map(bool, largest_of_processes([self.requested, self.terminated]))
 
 
 class AgreedStop(Callback):
@@ -57,15 +66,16 @@ class AgreedStop(Callback):
         ------
         SIGTERMException
             If one of the processes was told to terminate.
+        StoppedByUserError
+            If the user stopped one of the processes. Lightning's own ``should_stop`` would take the epoch for a whole one.
         """
-        if is_distributed() and batch_idx % STEPS_BETWEEN_QUESTIONS == 0:
-            agreed = largest_of_processes([self.interruption.requested, self.interruption.terminated])
-            self.interruption.requested, self.interruption.terminated = map(bool, agreed)
-            trainer.should_stop = trainer.should_stop or self.interruption.requested
-        elif is_distributed():
+        if is_distributed() and batch_idx % STEPS_BETWEEN_QUESTIONS:
             return
+        self.interruption.agree()
         if self.interruption.terminated:
             raise SIGTERMException
+        if self.interruption.requested:
+            raise StoppedByUserError
 
     def _terminate(self, signal_number: int, frame: FrameType | None) -> None:
         logger.warning(
@@ -75,8 +85,8 @@ class AgreedStop(Callback):
 
 
 @contextmanager
-def stop_on_interrupt(trainer: pl.Trainer, interruption: Interruption) -> Iterator[None]:
-    """Turn the first Ctrl-C into an orderly stop of ``trainer``, and take note of it; a second one interrupts at once.
+def stop_on_interrupt(interruption: Interruption) -> Iterator[None]:
+    """Take note of the first Ctrl-C, upon which training ends before the next step; a second one interrupts at once.
 
     Signals reach Python's main thread only; in other threads nothing changes.
     """
@@ -89,8 +99,6 @@ def stop_on_interrupt(trainer: pl.Trainer, interruption: Interruption) -> Iterat
     def stop(signal_number: int, frame: FrameType | None) -> None:
         logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
         interruption.requested = True
-        if not is_distributed():  # several processes agree first
-            trainer.should_stop = True
         signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 BATCH_SIZE = 512
+T = TypeVar("T")
 
 
 def cache_latents(
@@ -59,12 +60,33 @@ def _shared_cache(
     machines = from_all_processes(socket.gethostname())
     owner = machines.index(socket.gethostname())
     new = partial(LatentCache, n_cells, shapes, dtypes, memory_limit=memory_limit)
-    own = new() if owner == process_rank() else None
+    own = _in_all_or_none(lambda: new() if owner == process_rank() else None)
     folder = from_all_processes(None if own is None else own.folder)[owner]
-    if own is not None:
-        return own
     is_seen = folder is not None and Path(folder).exists()  # containers may hide it
-    return new(folder=folder if is_seen else None)
+    return _in_all_or_none(lambda: own if own is not None else new(folder=folder if is_seen else None))
+
+
+def _in_all_or_none(work: Callable[[], T]) -> T:
+    """Do what may fail for want of room in a file, and fail in all processes if it does in one, since they would wait for it forever.
+
+    Raises
+    ------
+    OSError
+        If it fails in any process.
+    """
+    result, own_error = None, None
+    try:
+        result = work()
+    except OSError as error:
+        own_error = error
+    errors = from_all_processes(None if own_error is None else str(own_error))
+    if own_error is not None:
+        raise own_error
+    for rank, error in enumerate(errors):
+        if error is not None:
+            msg = f"Process {rank}, which trains with this one, failed: {error}"
+            raise OSError(msg)
+    return cast("T", result)
 
 
 def _exchange(cache: LatentCache, batch: Mapping[str, Tensor], start: int) -> None:

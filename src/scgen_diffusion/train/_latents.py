@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ._distributed import process_count
 from ._stage_data import StageDataModule
+from ._transfer import sent_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,14 +110,20 @@ class LatentCache(Dataset):
             self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays lie."""
+        return next(iter(self.arrays.values())).device
+
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def __getitem__(self, rows: Sequence[int] | slice) -> dict[str, Tensor]:
-        read = {name: array[rows] for name, array in self.arrays.items()}
-        if not isinstance(rows, slice):  # which is a view, and not read yet
-            self._release_after(len(rows))
-        return read
+    def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor | slice) -> dict[str, Tensor]:
+        if isinstance(rows, slice):  # which is a view, and not read yet
+            return {name: array[rows] for name, array in self.arrays.items()}
+        chosen = sent_to(torch.as_tensor(rows), self.device)  # once: every array would send numbers of the host's again
+        self._release_after(len(rows))
+        return {name: array[chosen] for name, array in self.arrays.items()}
 
 
 def _mapped_file(path: Path, n_bytes: int, *, is_new: bool) -> mmap.mmap:

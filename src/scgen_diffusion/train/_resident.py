@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ._transfer import sent_to
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -81,7 +83,7 @@ class ResidentCells(Dataset):
         chosen = torch.as_tensor(rows)
         lengths = self.lengths[chosen]
         n_values, device = int(lengths.sum()), self.values.device  # of the host's: nobody waits
-        chosen, lengths = chosen.to(device), lengths.to(device)
+        chosen, lengths = sent_to(torch.stack([chosen, lengths]), device)
         cells = torch.repeat_interleave(lengths, output_size=n_values)
         first = lengths.cumsum(0) - lengths
         places = torch.arange(n_values, device=device) + (self.starts[chosen] - first)[cells]

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.train import LoudEarlyStopping, Trainer
 
-from ._checkpoint import StageCheckpoint, read_finished
+from ._checkpoint import StageCheckpoint, check_seen_by_all, read_finished
 from ._distributed import keep_buffers_apart, process_count
 from ._history import HistoryRecorder
-from ._interruption import AgreedStop, Interruption, failing_when_terminated, stop_on_interrupt
+from ._interruption import (
+    AgreedStop,
+    Interruption,
+    StoppedByUserError,
+    failing_when_terminated,
+    stop_on_interrupt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,11 +112,9 @@ def run_stage(
     recorder, interruption = HistoryRecorder(), Interruption()
     callbacks = [recorder, AgreedStop(interruption), *(callbacks or [])]
     checkpoint = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
-    if finished := read_finished(checkpoint, max_epochs):
-        return _restore(plan, recorder, finished)
     if checkpoint is not None:
         every = max(max_epochs // N_CHECKPOINTS, 1)
-        callbacks.append(StageCheckpoint(checkpoint, every, interruption, checkpoint_minutes))
+        callbacks.append(StageCheckpoint(checkpoint, every, checkpoint_minutes))
     if early_stopping:  # scvi-tools' trainer would leave it out of distributed runs
         monitored = f"{plan.name}_loss_validation"
         callbacks.append(LoudEarlyStopping(monitor=monitored, patience=early_stopping_patience, warmup_epochs=0))
@@ -128,12 +133,36 @@ def run_stage(
         **trainer_kwargs,
     )
     _check_alone_or_together(trainer)
+    if checkpoint is not None:  # whoever finds a finished stage would not take part in it
+        check_seen_by_all(checkpoint)
+    if finished := read_finished(checkpoint, max_epochs):
+        return _restore(plan, recorder, finished)
     keep_buffers_apart(trainer.strategy)
     plan.module.train()
-    with stop_on_interrupt(trainer, interruption), failing_when_terminated():
-        trainer.fit(plan, data, ckpt_path=_if_exists(checkpoint), weights_only=True)
+    with stop_on_interrupt(interruption), failing_when_terminated():
+        _fit(trainer, plan, data, _if_exists(checkpoint), interruption)
     plan.module.eval()
     return StageResult(recorder.as_frames(), interruption.requested, trainer.strategy.root_device)
+
+
+def _fit(
+    trainer: Trainer, plan: StagePlan, data: pl.LightningDataModule, checkpoint: Path | None, interruption: Interruption
+) -> None:
+    """Train to the end of the stage, or until the user stops it.
+
+    Raises
+    ------
+    SIGTERMException
+        If a process was told to terminate, be it in the last steps, after which nobody asked.
+    """
+    try:
+        trainer.fit(plan, data, ckpt_path=checkpoint, weights_only=True)
+    except StoppedByUserError:
+        plan.teardown("fit")  # which Lightning leaves out after an exception
+    else:
+        interruption.agree()
+        if interruption.terminated:
+            raise SIGTERMException
 
 
 def _check_alone_or_together(trainer: Trainer) -> None:

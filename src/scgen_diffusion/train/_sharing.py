@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +65,10 @@ class StageBatches(Protocol):
     def resume(self, epoch: int, n_batches: int) -> None:
         """Start ``epoch`` after so many batches that were read before an interruption."""
 
+    @property
+    def order_depends_on(self) -> dict[str, Any]:
+        """What decides the order besides seed, epoch and batch size."""
+
 
 class EpochPosition:
     """Which epoch it is, and at which of its batches to start."""
@@ -85,6 +89,11 @@ class EpochPosition:
         """The batch to start with."""
         epoch, n_batches = self._resumed
         return n_batches if epoch == self.epoch else 0
+
+    @property
+    def order_depends_on(self) -> dict[str, Any]:
+        """What decides the order besides seed, epoch and batch size: nothing."""
+        return {}
 
 
 class SharedBatches(EpochPosition, Sampler[np.ndarray]):
@@ -108,6 +117,8 @@ class SharedBatches(EpochPosition, Sampler[np.ndarray]):
     in_parts
         Whether each process reads consecutive rows of an epoch, rather than a part of each batch. Loaders of files set it: they read what lies
         together, in an order of their own.
+    part_sizes
+        What that order depends on further, by name, as plain values; such loaders set it, too.
 
     Examples
     --------
@@ -133,6 +144,7 @@ class SharedBatches(EpochPosition, Sampler[np.ndarray]):
         self.n_processes = process_count() if n_processes is None else n_processes
         self.batch_size = batch_size * self.n_processes
         self.in_parts = False
+        self.part_sizes: dict[str, int] = {}
 
     def __len__(self) -> int:
         return -(-self.n_draws // self.batch_size)
@@ -142,6 +154,11 @@ class SharedBatches(EpochPosition, Sampler[np.ndarray]):
         for number in range(self.first_batch, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield batch[self.share(number).rows]
+
+    @property
+    def order_depends_on(self) -> dict[str, Any]:
+        """What decides the order besides seed, epoch and batch size: for consecutive parts their number and sizes."""
+        return {"in_parts": True, "n_processes": self.n_processes, **self.part_sizes} if self.in_parts else {}
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the rows of an epoch of all processes in the order in which they are read."""

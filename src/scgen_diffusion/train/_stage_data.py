@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 
@@ -25,6 +25,12 @@ class StageDataModule(pl.LightningDataModule):
         """Return which rows of a batch this process has; None if that cannot be told, as for a loader of one's own."""
         batches = self._batches.get(training)
         return None if batches is None else batches.share(number)
+
+    @property
+    def order_depends_on(self) -> dict[str, Any]:
+        """What decides the order of an epoch's training cells besides seed, epoch and batch size; known once the loader is there."""
+        batches = self._batches.get(True)
+        return {} if batches is None else batches.order_depends_on
 
     def _shuffled(self, n_rows: int, batch_size: int, n_draws: int | None = None) -> SharedBatches:
         """Draw training batches."""

@@ -205,6 +205,7 @@ class StagePlan(pl.LightningModule):
             "generator_device": self.device.type,
             "generator_state": self.generator.get_state(),
             "means": self.means["train"].state_dict(),
+            "order": self._order,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -217,14 +218,25 @@ class StagePlan(pl.LightningModule):
         """
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
-                f"The checkpoint of the {self.name} is of another model, of other cells or settings, or older than what it was trained on; "
+                f"The checkpoint of the {self.name} is of another model, of other cells, another split or other settings, or older than what it was trained on; "
                 "remove it or use another `checkpoint_dir`."
             )
             raise ValueError(msg)
         check_same_options(self.name, checkpoint["options"], self._options)
         self.seed, self.position = checkpoint["seed"], tuple(checkpoint["position"])
-        self.means["train"].load_state_dict(checkpoint["means"])
+        self.means["train"].load_state_dict(checkpoint["means"], self.device)
         self._generator, self._resumed = None, ResumedState.of(checkpoint)
+
+    def on_train_start(self) -> None:
+        """Refuse to go on in the middle of an epoch whose cells would come in another order now; loaders know theirs by now."""
+        if self._resumed is not None:
+            self._resumed.check_same_order(self.name, self._order)
+
+    @property
+    def _order(self) -> dict[str, Any]:
+        """What the order of an epoch's cells depends on besides seed, epoch and batch size."""
+        data = self.trainer.datamodule
+        return data.order_depends_on if isinstance(data, StageDataModule) else {}
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -235,17 +247,26 @@ class StagePlan(pl.LightningModule):
             return options
         return {**options, "batch_size": batch_size * self.trainer.world_size}
 
-    def on_train_epoch_end(self) -> None:
-        """Stop at once when the loss is no number any more.
+    @property
+    def is_finite(self) -> bool:
+        """Whether the epoch's losses so far, and what is trained, are numbers; waits for the device."""
+        weights = (p for group in self.trained_groups for p in group["params"])
+        return self.means["train"].is_finite and all(bool(torch.isfinite(p).all()) for p in weights)
+
+    def check_loss(self, metrics: Mapping[str, Tensor]) -> None:
+        """Stop at once when the epoch's loss is no number any more.
 
         Raises
         ------
         FloatingPointError
             If the epoch's loss is NaN or infinite.
         """
-        loss = self.trainer.callback_metrics.get(f"{self.name}_loss_train")
+        loss = metrics.get(f"{self.name}_loss_train")
         if loss is not None and not torch.isfinite(loss):
-            msg = f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells."
+            msg = (
+                f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells. A `checkpoint_dir` still has the "
+                "last good state, which goes on with its own learning rate only: to change that, use another `checkpoint_dir`."
+            )
             raise FloatingPointError(msg)
 
     def log_training(self) -> None:
@@ -269,6 +290,7 @@ class AveragingPlan(StagePlan):
 
     def on_train_start(self) -> None:
         """Average on where the checkpoint left off."""
+        super().on_train_start()
         self._update_average = None
 
     def on_train_batch_end(self, *_: Any) -> None:
