@@ -56,7 +56,7 @@ class RegistrationMixin(BaseModelClass):
         super().__init__(adata, registry)
 
     @property
-    def adata(self) -> AnnData | MuData | None:
+    def adata(self) -> Any:  # AnnData, MuData or None; each model knows which
         """The cells in memory that the model has. Setting them puts them in the place of cells in files that it was trained on."""
         return self._adata
 
