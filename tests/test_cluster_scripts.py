@@ -48,6 +48,7 @@ def play(tmp_path):
     def run(script, *arguments, code=0, **variables):
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
+        (tmp_path / "log").touch()
         for name, end in (("python", f"exit {code}"), ("srun", '"$@"'), ("scontrol", "exit 0")):
             (folder / name).write_text(f'#!/bin/bash\necho "{name} $*" >> "{tmp_path}/log"\n{end}\n')
             (folder / name).chmod(0o755)
@@ -86,15 +87,40 @@ def test_a_job_whose_time_is_up_is_queued_again_and_a_failed_one_is_not(play):
     assert log[-1].startswith("python")
 
 
+def array_task(number, array):
+    """Return what Slurm tells a task of an array."""
+    return {
+        "SLURM_ARRAY_TASK_ID": str(number),
+        "SLURM_ARRAY_TASK_COUNT": str(len(array)),
+        "SLURM_ARRAY_TASK_MIN": str(min(array)),
+        "SLURM_ARRAY_TASK_MAX": str(max(array)),
+    }
+
+
 def test_the_tasks_of_an_array_make_a_part_each(play):
-    task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
     request = ["model", "c.zarr", "--n-cells", "9"]
 
-    _, [call] = play("slurm_generate.sh", *request, **task)
+    _, [call] = play("slurm_generate.sh", *request, **array_task(3, range(8)))
     assert call == "python generate_part.py model c.zarr --n-cells 9 --rank 3 --n-ranks 8"
 
     _, [_, *calls] = play("slurm_generate.sh", *request)
     assert calls == [f"python generate_part.py model c.zarr --n-cells 9 --rank {rank} --n-ranks 2" for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("array", [[3], [3, 5], range(8)], ids=str)
+def test_a_task_that_is_started_again_keeps_its_rank_if_the_number_of_ranks_is_given(play, array):
+    _, [call] = play("slurm_generate.sh", "model", "c.zarr", **array_task(3, array), N_RANKS="8")
+
+    assert call == "python generate_part.py model c.zarr --rank 3 --n-ranks 8"
+
+
+@pytest.mark.parametrize("array", [[3], [3, 5], range(1, 9), range(1, 8, 2)], ids=str)
+def test_tasks_of_which_nobody_knows_how_many_there_are_in_all_are_refused(play, array, capfd):
+    code, log = play("slurm_generate.sh", "model", "c.zarr", **array_task(3, array))
+
+    assert code == 2
+    assert log == []
+    assert "N_RANKS=8 sbatch --array=3" in capfd.readouterr().err
 
 
 def test_ray_train_trains_with_two_workers(tmp_path):

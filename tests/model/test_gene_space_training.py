@@ -470,9 +470,9 @@ def test_a_checkpoint_of_other_values_or_settings_is_refused(make_cells, make_ge
         make_gene_space(SCRDIT, adata).train(1, checkpoint_dir=tmp_path, **quick, **arguments)
 
     train(make_cells())
-    with pytest.raises(ValueError, match="of other cells or settings"):
+    with pytest.raises(ValueError, match="of other cells, another split or other settings"):
         train(make_cells(seed=1))
-    with pytest.raises(ValueError, match="of other cells or settings"):
+    with pytest.raises(ValueError, match="of other cells, another split or other settings"):
         train(make_cells(), recipe_kwargs={"learning_rate": 0.1})
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from scgen_diffusion.module import _count_draws
 from scgen_diffusion.module._count_draws import Stream, draw_negative_binomial, draw_poisson
 
 N = 100_000
@@ -86,6 +87,35 @@ def test_a_count_does_not_depend_on_the_others():
     assert torch.equal(together, backwards)
 
 
+LARGE = [(mu, theta) for mu in (17.0, 40.0, 3000.0) for theta in (0.05, 0.5, 0.99, 1.0, 2.0, 5.0)]
+
+
+@pytest.mark.parametrize(("mu", "theta"), LARGE)
+def test_a_large_count_does_not_depend_on_how_long_the_others_take(mu, theta):
+    u = uniforms(20_000)  # enough for a rejection of many rounds
+
+    together = draw_negative_binomial(u, torch.full_like(u, mu).float(), torch.full_like(u, theta).float())
+
+    alone = draw_negative_binomial(u[:50], torch.full((50,), mu), torch.full((50,), theta))
+    assert torch.equal(together[:50], alone)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_counts_alone_are_what_they_are_among_others(seed):
+    rng = torch.Generator().manual_seed(seed)
+    mu, theta = (10 ** (torch.rand(5000, generator=rng) * 5 - shift) for shift in (1, 2))
+    u, n = uniforms(5000, seed), int(torch.randint(1, 200, (1,), generator=rng))
+    chosen = torch.randperm(5000, generator=rng)[:n]
+
+    pairs = [
+        (draw_negative_binomial(u, mu, theta), draw_negative_binomial(u[chosen], mu[chosen], theta[chosen])),
+        (draw_poisson(u, mu), draw_poisson(u[chosen], mu[chosen])),
+    ]
+
+    for together, alone in pairs:
+        assert torch.equal(together[chosen], alone)
+
+
 def test_many_cells_are_drawn_in_parts_with_the_same_result(monkeypatch):
     mu, theta, u = torch.full((50, 40), 3.0), torch.ones(50, 40), uniforms(2000).view(50, 40)
     whole = draw_negative_binomial(u, mu, theta)
@@ -105,6 +135,32 @@ def test_extreme_parameters_give_finite_counts_soon(mu, theta):
     assert (counts == counts.round()).all()
     if theta > 1e7:
         assert counts.mean().item() == pytest.approx(mu, abs=5 * (mu / 1000) ** 0.5 + 1e-3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("other", [1.0, 40.0])
+def test_parameters_that_are_not_finite_are_an_error_that_names_them(bad, other):
+    u, good, broken = uniforms(3), torch.full((3,), other), torch.tensor([other, bad, other])
+
+    for mu, theta, name in [(broken, good, "`mu`"), (good, broken, "`theta`"), (broken, broken, "`mu` and `theta`")]:
+        with pytest.raises(FloatingPointError, match=f"{name} of the .* model has diverged. Train anew"):
+            draw_negative_binomial(u, mu, theta)
+    with pytest.raises(FloatingPointError, match="`mean` of the"):
+        draw_poisson(u, broken)
+
+
+def test_where_looking_would_mean_to_wait_such_counts_are_no_numbers(monkeypatch):
+    monkeypatch.setattr(
+        _count_draws, "where_finite", lambda **values: torch.stack([*values.values()]).isfinite().all(0)
+    )
+    nan, inf = float("nan"), float("inf")
+    mu, theta = torch.tensor([nan, inf, 40.0, 40.0, 40.0]), torch.tensor([1.0, 1.0, nan, inf, 1.0])
+
+    counts = draw_negative_binomial(uniforms(5), mu, theta)
+
+    assert counts.isnan().tolist() == [True] * 4 + [False]
+    assert counts[4] == draw_negative_binomial(uniforms(5)[4:], mu[4:], theta[4:])
+    assert draw_poisson(uniforms(5), mu).isnan().tolist() == [True] * 2 + [False] * 3
 
 
 def test_no_genes_are_no_counts():

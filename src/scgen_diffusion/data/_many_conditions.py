@@ -54,10 +54,13 @@ class RequestedCodes:
 
     @property
     def digest(self) -> str:
-        """Tell what was asked for from other things."""
-        digest = hashlib.sha256(f"{self.n_cells},{self.n_columns}".encode())
-        for columns, values in self.given:
-            digest.update(f";{columns.start},{len(values)}:".encode())
+        """Tell what was asked for from other things, for however many cells.
+
+        Each key's values come after what says how many bytes they are, so that no two requests are written alike.
+        """
+        digest = hashlib.sha256(f"{self.n_columns}".encode())
+        for columns, values in sorted(self.given, key=lambda one: one[0].start):
+            digest.update(f";{columns.start},{values.shape},{values.dtype.str}:".encode())
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 

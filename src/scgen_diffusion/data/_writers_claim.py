@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 import uuid
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PREFIX, OWNER, GIVEN_UP = "turn-", "owner.json", "given-up"
 PATIENCE = 60.0  # seconds without a sign of life after which another machine's process is taken for dead
+SIGNS = 6  # of life that fit into it
+
+
+class LostTurnError(Exception):
+    """The work was taken over by another process."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +39,50 @@ class Turn:
 
     def show_life(self) -> None:
         """Tell those who look on that the work goes on."""
-        os.utime(self.path)
+        os.utime(self.path / OWNER)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Show life all the time, whatever the work is; if the process is killed, that ends with it."""
+        over = threading.Event()
+        heart = threading.Thread(target=self._beat, args=(over,), name=f"life of {self.path.name}", daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            over.set()
+            heart.join(PATIENCE / SIGNS)  # no longer: a file system that hangs would hang this, too
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(PATIENCE / SIGNS):
+            try:
+                self.show_life()
+            except FileNotFoundError:  # taken over, and done
+                return
+            except OSError:  # a network file system may come back
+                continue
+
+    def is_taken_over(self) -> bool:
+        """Tell whether another process has taken this one for dead, and is at the same work."""
+        return _last_turn(self.path.parent) > _number(self.path)
+
+    def insist(self) -> None:
+        """Raise unless it is still this process' turn.
+
+        Raises
+        ------
+        LostTurnError
+            If another process has begun, and perhaps finished, the work.
+        """
+        if self.is_taken_over() or not self.path.exists():
+            msg = f"Nobody saw this process do anything for {PATIENCE:.0f} s, and another one has taken over its work."
+            raise LostTurnError(msg)
 
     def give_up(self) -> None:
-        """Leave the work to others."""
-        (self.path / OWNER).unlink()
-        (self.path / GIVEN_UP).touch()
+        """Leave the work to others, if it is still there."""
+        with suppress(FileNotFoundError):
+            (self.path / OWNER).unlink(missing_ok=True)
+            (self.path / GIVEN_UP).touch()
 
 
 def take_turn(folder: Path, *, wait: bool) -> Turn | None:
@@ -59,7 +105,7 @@ def take_turn(folder: Path, *, wait: bool) -> Turn | None:
     """
     watch: _Watch | None = None
     while True:
-        number = max((int(path.name.removeprefix(PREFIX)) for path in folder.glob(f"{PREFIX}*")), default=-1)
+        number = _last_turn(folder)
         if watch is None or watch.number != number:
             watch = _Watch(folder / f"{PREFIX}{number}", number)
         if number >= 0 and not watch.is_over():
@@ -76,6 +122,15 @@ def take_turn(folder: Path, *, wait: bool) -> Turn | None:
         except FileNotFoundError:
             return None
         return turn
+
+
+def _last_turn(folder: Path) -> int:
+    """Return the number of the last turn that was taken, -1 for none."""
+    return max(map(_number, folder.glob(f"{PREFIX}*")), default=-1)
+
+
+def _number(turn: Path) -> int:
+    return int(turn.name.removeprefix(PREFIX))
 
 
 class _Watch:
@@ -101,8 +156,9 @@ class _Watch:
 
     def _seconds_without_sign(self) -> float:
         try:
-            seen = self._path.stat().st_mtime
-        except FileNotFoundError:
+            with (self._path / OWNER).open() as file:  # opened, since NFS remembers for a minute what `stat` said
+                seen = os.fstat(file.fileno()).st_mtime
+        except OSError:
             seen = None
         if seen != self._seen:
             self._seen, self._since = seen, time.monotonic()

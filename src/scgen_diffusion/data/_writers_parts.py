@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +76,12 @@ class PartFolder:
     @classmethod
     def join(cls, path: Path, manifest: Mapping[str, Any]) -> PartFolder:
         """Open the folder, with the manifest of whoever was first, or make it with the given one."""
-        path.mkdir(exist_ok=True)
-        beside = path / f".{REQUEST}-{token()}"
-        beside.mkdir()
-        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        sync(beside)
+        with suppress(FileExistsError):
+            path.mkdir()
         try:
-            beside.rename(path / REQUEST)
-        except OSError:  # somebody was first
-            shutil.rmtree(beside, ignore_errors=True)
+            _make_manifest(path, manifest)
+        except FileNotFoundError:  # whoever finished the work has removed the folder just now
+            return cls.join(path, manifest)
         return cls(path, read_manifest(path) or manifest)
 
     @property
@@ -152,10 +150,30 @@ class PartFolder:
         return take_turn(self.path, wait=wait)
 
     def place_for_whole(self, suffix: str) -> Path:
-        """Return a new place where parts can be put together, and remove what those who were killed left of theirs."""
+        """Return a new place where parts can be put together, and remove what those who were killed left of theirs.
+
+        Should one of them not be dead, its work is taken away in one step, lest it puts in place what is half removed.
+        """
         for old in self.path.glob("whole-*"):
-            remove(old)
+            away = self.path / f".removed-{token()}"
+            with suppress(FileNotFoundError):  # put in place just now
+                old.rename(away)
+            remove(away)
         return self.path / f"whole-{token()}{suffix}"
+
+
+def _make_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write down what is asked, unless somebody was first."""
+    beside = path / f".{REQUEST}-{token()}"
+    beside.mkdir()
+    (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    sync(beside)
+    try:
+        beside.rename(path / REQUEST)
+    except FileNotFoundError:
+        raise
+    except OSError:  # somebody was first
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

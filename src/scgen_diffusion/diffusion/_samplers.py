@@ -122,7 +122,15 @@ class DormandPrinceSampler:
         from torchdiffeq import odeint
 
         times = torch.linspace(0, 1, n_frames, device=x.device)
-        states = odeint(lambda t, y: field(y, t), x, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        try:
+            states = odeint(lambda t, y: field(y, t), x, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        except AssertionError as error:  # torchdiffeq's, for steps of length zero
+            msg = (
+                "The sampler 'dopri5' found no step that is short enough: the network's predictions are not finite, or change too fast. "
+                "Take a sampler of fixed steps, or less guidance. If that does not help, the model has diverged. Train anew, with a "
+                "lower learning rate."
+            )
+            raise FloatingPointError(msg) from error
         return Trace(times, states)
 
 

@@ -30,6 +30,7 @@ from scgen_diffusion.module import total_counts
 
 from ._blocks import rows_of, stack
 from ._cells import CellsMixin
+from ._diagnostics import check_finite
 from ._generation import GenerationMixin
 from ._guidance import GuidanceOptions
 from ._request import SamplingOptions, checked_batch_size, resolve_seed
@@ -199,7 +200,9 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
     @torch.inference_mode()
     def _carry_over(self, block: ControlBlock, options: CounterfactualOptions) -> sp.csr_matrix | np.ndarray:
         sparse = options.sample and self._is_sparse(options.sampling.output)
-        return rows_of(self._counterfactual_block(block, options), sparse=sparse)
+        rows = rows_of(self._counterfactual_block(block, options), sparse=sparse)
+        check_finite(rows)
+        return rows
 
     def _control_cells(
         self, adata: AnnData | None, indices: Sequence[int] | np.ndarray | None, condition: ConditionRequest

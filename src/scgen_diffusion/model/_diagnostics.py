@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ValueSummary
 
+    from ._blocks import Rows
+
 LEAST_PROGRESS = {"regression": 0.1, "spike_and_slab": 0.02}  # share of its first value that the loss must fall by
 FEWEST_ZEROS = 0.5  # share of the training cells' zeros that generated cells must have at least
 LARGEST_VALUE = 1.5  # times the largest training value
@@ -46,6 +48,38 @@ def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_
         warnings.warn(msg, UserWarning, stacklevel=5)
 
 
+def check_finite(rows: Rows) -> None:
+    """Raise if any value of cells ``(cells, genes)`` on the host is not finite.
+
+    Raises
+    ------
+    FloatingPointError
+        For values that are NaN or infinite.
+    """
+    if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
+        raise _not_finite()
+
+
+def check_summary_finite(values: ValueSummary) -> None:
+    """Raise if any of the values that were summed up is not finite.
+
+    Raises
+    ------
+    FloatingPointError
+        For values that are NaN or infinite.
+    """
+    if np.isnan(values.largest):
+        raise _not_finite()
+
+
+def _not_finite() -> FloatingPointError:
+    msg = (
+        "Sampling diverged: the generated values are not finite. Take more steps, another sampler, or less guidance. If that does not "
+        "help, the model itself has diverged: train anew, with a lower learning rate."
+    )
+    return FloatingPointError(msg)
+
+
 def check_not_diverged(values: ValueSummary, largest_training_value: float) -> None:
     """Raise if generated values are no numbers; warn if they are far larger than any training value.
 
@@ -54,10 +88,8 @@ def check_not_diverged(values: ValueSummary, largest_training_value: float) -> N
     FloatingPointError
         For values that are NaN or infinite.
     """
+    check_summary_finite(values)
     advice = "Take more steps, another sampler, or less guidance, or train longer."
-    if np.isnan(values.largest):
-        msg = f"Sampling diverged: the generated values are not finite. {advice}"
-        raise FloatingPointError(msg)
     if values.largest > LARGEST_VALUE * largest_training_value:
         msg = (
             f"Sampling seems to have diverged: the largest generated value is {values.largest:.3g}, the largest training value "

@@ -26,6 +26,7 @@ from scgen_diffusion.data import (
 from scgen_diffusion.diffusion import Generators, Sampler, generators_of_block
 
 from ._blocks import in_parallel, rows_of, stack
+from ._diagnostics import check_finite, check_summary_finite
 from ._request import (
     CellRequest,
     SamplingOptions,
@@ -146,6 +147,7 @@ class GenerationMixin(BaseModelClass):
 
     def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         """Raise, or warn, if generated cells cannot be right."""
+        check_summary_finite(values)
 
     @property
     def _block_size(self) -> int:
@@ -228,6 +230,7 @@ class GenerationMixin(BaseModelClass):
         condition = self._condition_tensor(block.codes)
         values = self._generate_block(condition, block.generators, request.options, totals, block.n_wanted)
         rows = rows_of(values, sparse=self._is_sparse(request.output))
+        check_finite(rows)  # here, for the device has been waited for, and later blocks would be made in vain
         return rows, block.codes[: block.n_wanted]
 
     def _block(self, codes: RequestedCodes, first: int, stop: int, seed: int) -> Block:
@@ -261,6 +264,7 @@ class GenerationMixin(BaseModelClass):
         name, way = (chosen, self._samplers[chosen]) if isinstance(chosen, str) else (repr(chosen), chosen)
         trained = self.module.strategy
         resolved = guidance.resolve(trained, self.conditions.keys)
+        n_steps = None if n_steps is None else int(n_steps)  # numpy's cannot be written as JSON
         return SamplingOptions(name, way, n_steps, resolved, guidance.describe(trained), output)
 
     def _provenance(

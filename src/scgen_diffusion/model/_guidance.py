@@ -93,8 +93,8 @@ class GuidanceOptions:
 
     def _describe_scale(self) -> Any:
         if not isinstance(self.scale, Mapping):
-            return self.scale
-        return {", ".join(key) if isinstance(key, tuple) else key: scale for key, scale in self.scale.items()}
+            return float(self.scale)
+        return {", ".join(key) if isinstance(key, tuple) else key: float(scale) for key, scale in self.scale.items()}
 
     def _never_shown(self, subset: Sequence[str], trained: ConditionStrategy) -> str:
         asked = "`guidance_scale`" if self._has_subsets else f"`composition={self.composition!r}`"

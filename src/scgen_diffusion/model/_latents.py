@@ -13,6 +13,7 @@ from scgen_diffusion.diffusion import SampleGenerators
 
 from ._blocks import rows_of, stack
 from ._cells import CellsMixin
+from ._diagnostics import check_finite
 from ._request import resolve_seed
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class LatentMixin(CellsMixin):
         values = []
         for x, cells in self._expression(adata, indices, batch_size):
             values.append(rows_of(self._reconstruct(x, cells, seed if sample else None), sparse=not keep_dense))
+            check_finite(values[-1])
         stacked = stack(values)
         source = self._validated(adata)
         obs = source.obs.iloc[row_numbers(indices, source.n_obs)]

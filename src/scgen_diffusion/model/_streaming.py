@@ -90,8 +90,15 @@ class StreamingMixin(GenerationMixin):
         if stream.is_finished():  # by now
             remove_parts(stream.folder)
             return goal
-        self._make_parts(stream, folder, share, step, show_progress=show_progress)
-        if (values := self._put_together(stream, folder, share)) is not None:
+        try:
+            self._make_parts(stream, folder, share, step, show_progress=show_progress)
+            values = self._put_together(stream, folder, share)
+        except OSError:
+            if not stream.is_finished():
+                raise
+            remove_parts(stream.folder)  # others have finished, and removed what this process was working on
+            return goal
+        if values is not None:
             self._check_result(values, request.output)
         return goal
 
@@ -147,16 +154,19 @@ class StreamingMixin(GenerationMixin):
         if missing:
             logger.info("%d of %d parts of %s are still to be made.", missing, stream.n_parts, stream.goal)
             return None
-        turn = folder.take_turn(wait=share.rank == 0)
-        if turn is None:
-            return None
-        try:
-            values = None if stream.is_finished() else self._write_whole(stream, folder, turn)
-        except BaseException:
-            turn.give_up()
-            raise
-        folder.remove()
-        return values
+        while (turn := folder.take_turn(wait=share.rank == 0)) is not None:
+            try:
+                with turn.kept():
+                    values = None if stream.is_finished() else self._write_whole(stream, folder, turn)
+            except BaseException as error:
+                turn.give_up()
+                if not isinstance(error, Exception) or not (stream.is_finished() or turn.is_taken_over()):
+                    raise
+                logger.warning("Another process has taken over putting %s together.", stream.goal)
+            else:
+                folder.remove()
+                return values
+        return None
 
     def _write_whole(self, stream: Stream, folder: PartFolder, turn: Turn) -> ValueSummary:
         """Write the file beside its goal and give it the goal's name; make parts anew that turn out to be damaged."""
@@ -168,8 +178,9 @@ class StreamingMixin(GenerationMixin):
                 lambda: sum(folder.size(number) for number in folder.finished),
                 KEPT,
             ):
-                values = self._write_parts(stream, folder, turn, place)
+                values = self._write_parts(stream, folder, place)
                 sync(place)
+                turn.insist()
                 put_in_place(place, stream.goal, folder.path / f"{place.name}-replaced")
         except DamagedPartError as damage:
             remove(place)
@@ -181,7 +192,7 @@ class StreamingMixin(GenerationMixin):
             raise
         return values
 
-    def _write_parts(self, stream: Stream, folder: PartFolder, turn: Turn, place: Path) -> ValueSummary:
+    def _write_parts(self, stream: Stream, folder: PartFolder, place: Path) -> ValueSummary:
         seen, summaries = self.conditions.seen(), []
         for number in range(stream.n_parts):
             values, codes = folder.summary(number)
@@ -194,19 +205,16 @@ class StreamingMixin(GenerationMixin):
             none.x, self._obs(none, range(0), dtypes), request.provenance, is_log1p=request.output == "log1p"
         )
         extent = Extent(request.n_cells, values.n_stored, stream.cells_per_part)
-        write_cells(place, form, self._pieces(stream, folder, turn, dtypes), extent, stream.identity)
+        write_cells(place, form, self._pieces(stream, folder, dtypes), extent, stream.identity)
         return values
 
     def _no_cells(self, output: InputValues) -> sp.csr_matrix | np.ndarray:
         x = np.zeros((0, len(self.var_)), dtype=np.float32)
         return sp.csr_matrix(x) if self._is_sparse(output) else x
 
-    def _pieces(
-        self, stream: Stream, folder: PartFolder, turn: Turn, dtypes: Mapping[str, pd.CategoricalDtype]
-    ) -> Iterator[Piece]:
+    def _pieces(self, stream: Stream, folder: PartFolder, dtypes: Mapping[str, pd.CategoricalDtype]) -> Iterator[Piece]:
         for number in range(stream.n_parts):
             part = folder.read(number)
-            turn.show_life()
             yield Piece(part.x, self._obs(part, stream.rows(number), dtypes))
 
     def _obs(self, part: Part, rows: range, dtypes: Mapping[str, pd.CategoricalDtype]) -> pd.DataFrame:

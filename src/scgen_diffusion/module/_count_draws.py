@@ -39,23 +39,67 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     mu, theta
         Mean and inverse dispersion.
 
+    Raises
+    ------
+    FloatingPointError
+        On a CPU if any of them is not finite; elsewhere, where looking would mean to wait, such counts are NaN.
+
     Examples
     --------
     >>> import torch
     >>> draw_negative_binomial(torch.tensor([0.999, 0.5, 0.1]).double(), 2 * torch.ones(3), torch.ones(3))
     tensor([0., 2., 1.])
     """
-    theta = theta.clamp(max=LARGEST_THETA)
+    valid = where_finite(mu=mu, theta=theta)
+    mu, theta = only(valid, mu, 0.0), only(valid, theta, 1.0).clamp(max=LARGEST_THETA)
     is_large = (mu > LONGEST_SEARCH) | (mu / theta > LONGEST_SEARCH)
     counts = _in_parts(_search_negative_binomial, uniform, mu, theta, is_large)
-    return _fill(counts, is_large, _mix_poisson, uniform, mu, theta)
+    return only(valid, _fill(counts, is_large, _mix_poisson, uniform, mu, theta), torch.nan)
 
 
 def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
-    """Turn numbers, in double precision, into Poisson counts of such ``mean``, both of one shape."""
+    """Turn numbers, in double precision, into Poisson counts of such ``mean``, both of one shape.
+
+    A mean that is not finite is treated as in :func:`draw_negative_binomial`.
+    """
+    valid = where_finite(mean=mean)
+    mean = only(valid, mean, 0.0)
     is_large = mean > LONGEST_SEARCH
     counts = _in_parts(_search_poisson, uniform, mean, is_large)
-    return _fill(counts, is_large, lambda u, rate: _reject_poisson(Stream(u), rate), uniform, mean)
+    counts = _fill(counts, is_large, lambda u, rate: _reject_poisson(Stream(u), rate), uniform, mean)
+    return only(valid, counts, torch.nan)
+
+
+def where_finite(**parameters: Tensor) -> Tensor | None:
+    """Tell which of the values, all of one shape, have finite parameters; None on a CPU, where others are an error at once.
+
+    No comparison with NaN is true, so that its counts would be zeros, or never be accepted.
+
+    Raises
+    ------
+    FloatingPointError
+        On a CPU for parameters that are not finite.
+    """
+    values = list(parameters.values())
+    if values[0].device.type != "cpu":
+        return torch.stack([value.isfinite() for value in values]).all(0)
+    if bad := [f"`{name}`" for name, value in parameters.items() if not _all_finite(value)]:
+        msg = (
+            f"{' and '.join(bad)} of the decoder's distribution of counts must be finite, but NaN or infinite values were found: the "
+            "model has diverged. Train anew, with a lower learning rate."
+        )
+        raise FloatingPointError(msg)
+    return None
+
+
+def only(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
+    """Replace values where the mask is false; None is true everywhere."""
+    return values if mask is None else torch.where(mask, values, otherwise)
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Look at the extremes, which is one pass without a copy; NaN is both of them."""
+    return values.numel() == 0 or all(extreme.isfinite().item() for extreme in values.aminmax())
 
 
 def _in_parts(draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
@@ -156,10 +200,14 @@ class Stream:
 
 
 def _mix_poisson(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    """Draw Poisson counts whose rates are Gamma distributed; small rates by their logarithm, which does not underflow."""
+    """Draw Poisson counts whose rates are Gamma distributed; small rates by their logarithm, which does not underflow.
+
+    The rejection has streams of its own: how far it draws depends on the slowest of all counts, and what is drawn after it
+    from the same streams would, too.
+    """
     stream = Stream(uniform)
     is_small = theta < 1  # a Gamma variable of shape theta + 1, times a power of a uniform one
-    log_gamma = _reject_gamma(stream, torch.where(is_small, theta + 1, theta)).log()
+    log_gamma = _reject_gamma(Stream(stream.draw()), torch.where(is_small, theta + 1, theta)).log()
     log_gamma = log_gamma + torch.where(is_small, stream.draw().log() / theta, 0)
     return _poisson(stream, (log_gamma + mu.log() - theta.log()).exp())
 

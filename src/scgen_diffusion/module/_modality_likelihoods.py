@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._count_draws import draw_poisson
+from ._count_draws import draw_poisson, only, where_finite
 from ._likelihoods import Likelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class BernoulliLikelihood(nn.Module):
     def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
         """Draw zeros and ones ``(cells, features)``."""
         probability = parameters[:, 0]
-        return (generators.uniform(probability.shape[1]) < probability).float()
+        drawn = (generators.uniform(probability.shape[1]) < probability).float()
+        return only(where_finite(probability=probability), drawn, torch.nan)
 
 
 def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:

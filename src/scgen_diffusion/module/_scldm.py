@@ -28,6 +28,7 @@ from scgen_diffusion.nn import DiT
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
 from ._conditioned import ConditionedModule
+from ._count_draws import only, where_finite
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -307,8 +308,10 @@ class SCLDMModule(ConditionedModule):
         after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
         if self.architecture.likelihood == "gaussian":
             return (self.target(x) + after - before).clamp(min=0)[: len(generators)]
-        mean, theta = before.unbind(1)
-        return generators.map(carry_over_counts, torch.stack([x, mean, after[:, 0], theta], 1)[: len(generators)])
+        parameters = torch.stack([x, before[:, 0], after[:, 0], before[:, 1]], 1)[: len(generators)]
+        _, mean, new_mean, theta = parameters.unbind(1)
+        valid = where_finite(mean=mean, new_mean=new_mean, theta=theta)
+        return only(valid, generators.map(carry_over_counts, parameters), torch.nan)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set the scale on which the prior works, each ``(tokens, n_latent)``."""

@@ -1,0 +1,94 @@
+"""Models whose training diverged: an error that says so, and no cells that look like some."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scgen_diffusion.model import _diagnostics
+from scgen_diffusion.module import _count_draws
+
+NOT_FINITE = [float("nan"), float("inf")]
+
+
+def spoil(parameters, value):
+    for parameter in parameters:
+        parameter.data.fill_(value)
+
+
+@pytest.fixture
+def diverged(make_trained):
+    """Return a model all of whose weights are NaN, as after a step along a gradient that was none."""
+    model = make_trained(max_epochs=1)
+    spoil(model.module.parameters(), float("nan"))
+    return model
+
+
+@pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "dopri5"])
+def test_generation_by_a_diverged_model_is_an_error(diverged, sampler):
+    with pytest.raises(FloatingPointError, match="the model has diverged. Train anew, with a lower learning rate"):
+        diverged.generate(3, seed=0, sampler=sampler)
+
+
+def test_a_file_by_a_diverged_model_is_an_error(diverged, tmp_path):
+    with pytest.raises(FloatingPointError, match="diverged"):
+        diverged.generate_to(tmp_path / "cells.h5ad", 3, seed=0)
+    assert not (tmp_path / "cells.h5ad").exists()
+
+
+def test_reconstructions_and_counterfactuals_by_a_diverged_model_are_errors(diverged):
+    for sample in (True, False):
+        with pytest.raises(FloatingPointError, match="diverged"):
+            diverged.get_reconstruction(sample=sample)
+        with pytest.raises(FloatingPointError, match="diverged"):
+            diverged.predict_perturbation(condition={"dose": 10}, sample=sample)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_dispersions_that_are_no_numbers_are_an_error(make_trained, value):
+    model = make_trained(max_epochs=1)
+    spoil([model.module.likelihood.log_theta], value)
+    if value == float("inf"):  # the limit of dispersions makes it finite
+        assert model.generate(3, seed=0, n_steps=1).n_obs == 3
+        return
+    with pytest.raises(FloatingPointError, match="`theta` of the decoder's distribution"):
+        model.generate(3, seed=0, n_steps=1, library_size=20_000)
+
+
+def test_means_that_are_infinite_are_an_error(make_trained):
+    model = make_trained(max_epochs=1)
+    spoil([model.module.likelihood.outliers.log_scale], 200.0)
+
+    with pytest.raises(FloatingPointError, match="`mu` of the decoder's distribution"):
+        model.generate(3, seed=0, n_steps=1)
+
+
+def test_on_other_devices_a_finished_block_is_looked_at(diverged, monkeypatch):
+    """There the draws do not wait to look, and mark counts without a distribution as NaN."""
+    monkeypatch.setattr(
+        _count_draws, "where_finite", lambda **values: torch.stack([*values.values()]).isfinite().all(0)
+    )
+
+    with pytest.raises(
+        FloatingPointError, match="the model itself has diverged: train anew, with a lower learning rate"
+    ):
+        diverged.generate(3, seed=0)
+
+
+def test_log_values_that_are_no_numbers_are_an_error(make_trained, make_cells):
+    model = make_trained(make_cells(values="log1p"), likelihood="gaussian", setup={"values": "log1p"})
+    spoil(model.module.parameters(), float("nan"))
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        model.generate(3, seed=0)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_dense_and_sparse_cells_are_looked_at(value):
+    import scipy.sparse as sp
+
+    for kind in (np.asarray, sp.csr_matrix):
+        _diagnostics.check_finite(kind([[0.0, 1.0]]))
+        with pytest.raises(FloatingPointError, match="not finite"):
+            _diagnostics.check_finite(kind([[0.0, value]]))
