@@ -118,6 +118,10 @@ def test_flags_are_switched_off_by_false(call, cells_file, tmp_path):
         ("train = 3", r"'train' must be a table, \[train\]"),
         ("[train]\nseed = [3]", r"\[train\] seed: one value was expected, but found \[3\]"),
         ("[train]\nseed = {a = 3}", "seed: one value was expected"),
+        ("[train]\nseed = 1.9", r"\[train\] seed: a whole number was expected, but found 1.9"),
+        ("[train]\nbatch-size = 2.0", r"\[train\] batch-size: a whole number was expected, but found 2.0"),
+        ("[train]\nwindow_size = true", r"\[train\] window_size: a whole number was expected, but found true"),
+        ("[train]\nmax_epochs = 1.5", "1.5 is not a whole number"),
         ('[train]\nseed = "many"', "Invalid value for '--seed': 'many' is not a valid integer"),
         (
             '[train]\nmodel = "scVI"',
@@ -134,3 +138,50 @@ def test_mistakes_in_a_file_are_named(call, cells_file, tmp_path, content, messa
     assert (code, out) == (2, "")
     assert re.search(message, err), err
     assert err.count("\n") == 2
+
+
+EXCLUDING = [
+    ('condition_table = "{table}"', ["-c", "dose=1"], "condition"),
+    ('condition_table = "{table}"\nlibrary_size_column = "total"', ["-c", "dose=1"], "condition"),
+    ("[generate.condition]\ndose = 1", ["--condition-table", "{table}"], "condition_table"),
+    ("library_size = 5", ["--library-size-column", "total"], "library_size_column"),
+]
+
+
+@pytest.mark.parametrize(("content", "options", "kept"), EXCLUDING)
+def test_of_options_that_exclude_each_other_that_on_the_command_line_wins(call, tmp_path, content, options, kept):
+    model, path, table = (tmp_path / name for name in ("model", "run.toml", "table.csv"))
+    model.mkdir()
+    table.write_text("dose,total\n1,9\n")
+    path.write_text("[generate]\n" + content.format(table=table))
+    options = [option.format(table=table) for option in options]
+    found = resolved(call, "generate", model, tmp_path / "x.zarr", "--config", path, *options)["generate"]
+    assert [name for name in found if "condition" in name or "library" in name] == [kept]
+
+
+def test_checkpoints_on_the_command_line_win_over_those_of_the_file(call, cells_file, tmp_path):
+    path = tmp_path / "run.toml"
+    command = ["train", cells_file, "-o", tmp_path / "m", "--config", path]
+    path.write_text('[train]\ncheckpoint_dir = "x"')
+    assert "checkpoint_dir" not in resolved(call, *command, "--no-checkpoints")["train"]
+    path.write_text("[train]\nno_checkpoints = true")
+    assert "no_checkpoints" not in resolved(call, *command, "--checkpoint-dir", "x")["train"]
+
+
+def test_two_that_exclude_each_other_in_one_place_are_an_error(call, cells_file, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[train]\ncheckpoint_dir = "x"\nno_checkpoints = true')
+    code, _, err = call("train", cells_file, "-o", tmp_path / "m", "--config", path)
+    assert (code, "--no-checkpoints and --checkpoint-dir exclude each other" in err) == (2, True)
+
+
+def test_every_option_bears_the_name_that_a_file_has_for_it_but_for_the_architecture():
+    from scgen_diffusion.cli import cli
+
+    named = {
+        (command.name, param.name)
+        for command in cli.commands.values()
+        for param in command.params
+        if param.param_type_name == "option" and f"--{param.name.replace('_', '-')}" not in param.opts
+    }
+    assert named == {("train", "architecture")}

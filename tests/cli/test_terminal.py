@@ -62,6 +62,29 @@ def test_an_error_of_ours_without_a_sentence_is_a_fault_of_ours():
     assert code_of(caught.value) == ExitCode.FAILED
 
 
+FAULTS = ["[][1]", "int('a b')", "1 + 'a b'", "{}['a b']", "None.x", "next(iter([]))"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_python_finds_in_our_code_is_a_fault_of_ours(call_function, fault):
+    def work(terminal, options):
+        exec(fault, {"__name__": "scgen_diffusion.somewhere"})
+
+    code, _, err = call_function(work)
+    assert code == 1
+    assert "(--verbose shows where)" in err
+
+
+def test_what_our_code_raises_is_a_wrong_request(call_function):
+    def work(terminal, options):
+        exec(
+            "try:\n  [][1]\nexcept IndexError as e:\n  raise ValueError('two words') from e",
+            {"__name__": "scgen_diffusion.x"},
+        )
+
+    assert call_function(work)[0] == 2
+
+
 def test_verbose_shows_where(call_function):
     code, _, err = call_function(raising(ValueError("shapes")), "--verbose")
     assert code == 1

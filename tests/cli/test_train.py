@@ -4,6 +4,7 @@ import os
 import signal
 
 import anndata
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 import scgen_diffusion as sgd
-from scgen_diffusion.cli import _progress
+from scgen_diffusion.cli import _checkpoints, _progress
 from scgen_diffusion.model import SCLDM
 
 
@@ -150,6 +151,40 @@ def test_a_signal_stops_training_in_order_and_the_same_command_goes_on(
     assert f"{stage}: going on after epoch 1" in err
     assert not (tmp_path / ".model.checkpoints").exists()
     assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
+
+
+def test_checkpoints_of_cells_that_have_changed_since_are_refused(
+    call, cells_file, make_cells, small, tmp_path, monkeypatch
+):
+    command, record = (
+        ["train", cells_file, "-o", tmp_path / "model", *small],
+        tmp_path / ".model.checkpoints/cells.json",
+    )
+    command[command.index("--max-epochs") + 1] = "3"
+    original = _progress.callbacks
+    with monkeypatch.context() as patch:
+        sender = Sender(signal.SIGTERM, "autoencoder", 0)
+        patch.setattr(_progress, "callbacks", lambda terminal: [*original(terminal), sender])
+        assert call(*command)[0] == 143
+    make_cells(seed=1).write_h5ad(cells_file)  # other values under the same names
+    code, _, err = call(*command)
+    assert code == 2
+    assert (
+        f"{cells_file} has changed since the checkpoints in {record.parent} were begun with it. Give --restart" in err
+    )
+    code, _, err = call(*command, "--restart")
+    assert (code, "going on after" in err) == (0, False), err
+
+
+def test_the_parts_of_a_folder_of_cells_are_looked_at(make_cells, tmp_path):
+    path, folder = tmp_path / "cells.zarr", tmp_path / "checkpoints"
+    make_cells().write_zarr(path)
+    _checkpoints.note_cells(folder, _checkpoints.stamps_of([path]))
+    (folder / "autoencoder.ckpt").write_text("")
+    _checkpoints.check_same_cells(folder, _checkpoints.stamps_of([path]))
+    os.utime(next(part for part in path.rglob("*") if part.is_file()))
+    with pytest.raises(click.UsageError, match="has changed since the checkpoints"):
+        _checkpoints.check_same_cells(folder, _checkpoints.stamps_of([path]))
 
 
 def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ._config import read_config, resolved_config
 from ._terminal import Terminal
 from ._values import Keyed, collected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 CONFIG, PRINT_CONFIG = "config", "print_config"
 OWN = (CONFIG, PRINT_CONFIG, "help", "quiet", "verbose")  # what a configuration does not hold
@@ -38,16 +39,30 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command that takes ``--config`` and ``--print-config``, and calls its function with what was given."""
+    """A command that takes ``--config`` and ``--print-config``, and calls its function with what was given.
 
-    def __init__(self, name: str, function: Callable[[Terminal, dict[str, Any]], None], **kwargs: Any) -> None:
+    Of options that exclude each other, ``excluding`` by their names, one on the command line wins over another in the file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Terminal, dict[str, Any]], None],
+        excluding: Sequence[tuple[str, str]] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name, callback=function, **kwargs)
-        self.function = function
+        self.function, self.excluding = function, excluding
         self.params += _own_options()
 
     def invoke(self, ctx: click.Context) -> Any:
         """Print the configuration, or run the command."""
-        given = {name: value for name, value in ctx.params.items() if value is not None and value != ()}
+        beaten = self._beaten(ctx)
+        given = {
+            name: value
+            for name, value in ctx.params.items()
+            if value is not None and value != () and name not in beaten
+        }
         options = {name: value for name, value in given.items() if name not in OWN}
         if given.get(PRINT_CONFIG):
             click.echo(resolved_config(self, options), nl=False)
@@ -59,6 +74,17 @@ class Command(click.Command):
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
+
+    def _beaten(self, ctx: click.Context) -> set[str]:
+        """Name the options of the file that give way to others on the command line."""
+        sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+        on_line, in_file = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
+        return {
+            other
+            for one, two in self.excluding
+            for winner, other in ((one, two), (two, one))
+            if sources.get(winner) == on_line and sources.get(other) == in_file
+        }
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the headings of their sections."""
@@ -72,13 +98,18 @@ class Command(click.Command):
 
 
 def command(
-    name: str, *params: click.Parameter, short_help: str, epilog: str | None = None
+    name: str,
+    *params: click.Parameter,
+    short_help: str,
+    epilog: str | None = None,
+    excluding: Sequence[tuple[str, str]] = (),
 ) -> Callable[[Callable[..., Any]], Command]:
     """Make a command of a function that takes a terminal and the options given; its docstring is the help."""
 
     def decorate(function: Callable[..., Any]) -> Command:
         summary = (function.__doc__ or "").strip()
-        return Command(name, function, params=list(params), help=summary, short_help=short_help, epilog=epilog)
+        words = {"help": summary, "short_help": short_help, "epilog": epilog}
+        return Command(name, function, excluding, params=list(params), **words)
 
     return decorate
 

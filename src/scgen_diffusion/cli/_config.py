@@ -75,6 +75,16 @@ def _in_clicks_form(value: Any, param: click.Parameter, where: str) -> Any:
     if isinstance(value, Mapping) or (isinstance(value, list) and not takes_many):
         msg = f"{where}: one value was expected, but found {value!r}."
         raise click.UsageError(msg)
-    if takes_many and not isinstance(value, list):
-        return [value]
-    return value
+    values = value if isinstance(value, list) else [value]
+    if isinstance(param.type, click.types.IntParamType):
+        _check_whole(values, where)
+    return values if takes_many else value
+
+
+def _check_whole(values: Sequence[Any], where: str) -> None:
+    """Raise for numbers that are not whole, which click would cut off, and for truth values, which it would count."""
+    for value in values:
+        if isinstance(value, bool | float):
+            shown = str(value).lower()
+            msg = f"{where}: a whole number was expected, but found {shown}."
+            raise click.UsageError(msg)

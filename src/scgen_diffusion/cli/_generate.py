@@ -140,7 +140,7 @@ OF_OUTPUT = [
     ),
 ]
 EPILOG = (
-    "The same command after Ctrl-C, SIGTERM or a crash goes on where that one stopped. With --n-ranks every process makes its share, and the last "
+    "The same command after Ctrl-C, SIGTERM or a crash goes on where that one stopped; .h5mu, which is made in memory, begins anew. With --n-ranks every process makes its share, and the last "
     "one puts the file together; the cells do not depend on the number of processes."
 )
 
@@ -153,6 +153,11 @@ EPILOG = (
     *OF_SAMPLING,
     *OF_OUTPUT,
     short_help="Generate cells into a file.",
+    excluding=[
+        ("condition", "condition_table"),
+        ("condition", LIBRARY_SIZE_COLUMN),
+        ("library_size", LIBRARY_SIZE_COLUMN),
+    ],
     epilog=EPILOG,
 )
 def generate(terminal: Terminal, options: dict[str, Any]) -> None:

@@ -20,14 +20,14 @@ N_NAMED = 20
 @command(
     "info",
     click.Argument(["model"], type=existing(file_okay=False)),
-    Option(["--json", "as_json"], is_flag=True, default=None, help="For scripts: everything, as JSON."),
+    Option(["--json"], is_flag=True, default=None, help="For scripts: everything, as JSON."),
     short_help="Say what a model is.",
 )
 def info(terminal: Terminal, options: dict[str, Any]) -> None:
     """Say what the model in a folder is: class, genes, conditions and their values, architecture, training."""
     package = terminal.libraries()
     described = describe(package.model.load(options["model"], adata=False, accelerator="cpu"))
-    if options.get("as_json"):
+    if options.get("json"):
         terminal.result(json.dumps(described, indent=2, default=str))
         return
     for line in _lines(described):

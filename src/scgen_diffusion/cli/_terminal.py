@@ -8,6 +8,7 @@ import shutil
 import sys
 import warnings
 from contextlib import contextmanager
+from dis import opmap
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,9 @@ def describe(error: Exception) -> str:
 
 
 def _raised_by_us(traceback: TracebackType | None) -> bool:
+    """Tell errors that a ``raise`` of ours made from those that Python found in our code, which are faults of ours."""
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith(PACKAGE)
+    if traceback is None or not traceback.tb_frame.f_globals.get("__name__", "").startswith(PACKAGE):
+        return False
+    return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == opmap["RAISE_VARARGS"]

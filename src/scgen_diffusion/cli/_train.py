@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._cells import are_paired, read_cells
+from ._checkpoints import check_same_cells, checkpoint_dir, note_cells, stamps_of
 from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
@@ -17,7 +18,6 @@ from ._values import Keyed, scalar, toml_value, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from ._terminal import Terminal
 
@@ -212,6 +212,7 @@ EPILOG = "After Ctrl-C or SIGTERM (exit code 130 or 143) or a crash the same com
     *OF_OUTPUT,
     short_help="Train a model on files of cells.",
     epilog=EPILOG,
+    excluding=[("checkpoint_dir", "no_checkpoints")],
 )
 def train(terminal: Terminal, options: dict[str, Any]) -> None:
     """Train a model on the cells of one or several files (.h5ad, .zarr, .h5mu), and write it into a folder.
@@ -220,7 +221,9 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     out = options["out"]
     check_new(out, overwrite=options.get("overwrite", False))
-    checkpoints = _checkpoint_dir(options)
+    checkpoints, stamps = checkpoint_dir(options), stamps_of(options["cells"])
+    if checkpoints is not None:
+        check_same_cells(checkpoints, stamps)
     package = terminal.libraries()
     _seed(options["seed"])
     model_class = getattr(package.model, options["model"])
@@ -232,6 +235,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     started = time.monotonic()
     if checkpoints is not None:
         terminal.on_interrupt = f"The checkpoints are in {checkpoints}; the same command goes on from there."
+        note_cells(checkpoints, stamps)
     model.train(**_arguments_of_train(terminal, options), **cells, checkpoint_dir=checkpoints)
     if terminal.signals.received:  # the stage ended in order, and the others were left out
         raise terminal.interrupted()
@@ -241,21 +245,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
             remove(checkpoints)
         terminal.say(f"Trained in {_duration(time.monotonic() - started)}. Written:")
         terminal.result(out)
-
-
-def _checkpoint_dir(options: Mapping[str, Any]) -> Path | None:
-    """Return the folder of checkpoints, empty if the training shall begin anew."""
-    if options.get("no_checkpoints"):
-        if "checkpoint_dir" in options:
-            msg = "--no-checkpoints and --checkpoint-dir exclude each other."
-            raise click.UsageError(msg)
-        return None
-    out = options["out"].absolute()
-    folder = options.get("checkpoint_dir", out.with_name(f".{out.name}.checkpoints"))
-    if options.get("restart"):
-        for checkpoint in folder.glob("*.ckpt"):
-            checkpoint.unlink()
-    return folder
 
 
 def _seed(seed: int) -> None:
