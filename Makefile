@@ -38,7 +38,7 @@ benchmark-compare: $(VENV)/.package ## every model and simple baselines, three d
 benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
 	$(PY) benchmarks/sensitivity.py
 
-benchmark-speed: $(VENV)/.package ## speed and memory of everything on this processor, tables and pictures; 7 minutes on two quiet cores
+benchmark-speed: $(VENV)/.package ## speed and memory of everything on this processor, tables and pictures; 20 minutes on two quiet cores
 	$(PY) benchmarks/speed_report.py
 
 benchmark-gpu: $(VENV)/.package ## speed and memory on a CUDA device, beside the goals and the CPU; 10 minutes

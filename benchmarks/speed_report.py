@@ -1,6 +1,6 @@
 """All CPU figures of speed in one command: measured, stored, drawn, and written into the pages.
 
-    python benchmarks/speed_report.py                # seven minutes on two quiet cores
+    python benchmarks/speed_report.py                # twenty minutes on two quiet cores
     python benchmarks/speed_report.py --write-only   # tables and pictures again, from what is stored
     python benchmarks/speed_report.py --quick        # a few small figures, to see that it runs
 

@@ -165,4 +165,5 @@ def _number(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:.0%}"
+    """Write a share; none where nothing was counted, as in other threads than the one that looks."""
+    return "" if value is None or pd.isna(value) or value < 0.001 else f"{value:.0%}"
