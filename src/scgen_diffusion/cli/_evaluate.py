@@ -24,6 +24,15 @@ CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 
 CROSS_METRICS = ("cross_correlation_similarity", "cross_correlation_error")  # of several modalities
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 
+TRAIN = Option(["--train", "-t"], section=CELLS, type=existing(), help="Real cells that the model was trained on.")
+GROUPBY = Option(
+    ["--groupby", "-g"],
+    section=CELLS,
+    multiple=True,
+    metavar="COLUMN",
+    shell_complete=columns_of_cells,
+    help="Column of obs with the label; several are joined.",
+)
 LAYER = Option(
     ["--layer", "-l"],
     section=CELLS,
@@ -75,15 +84,8 @@ OF_OUTPUT = [
     "evaluate",
     click.Argument(["real"], type=existing()),
     click.Argument(["synthetic"], type=existing()),
-    Option(["--train", "-t"], section=CELLS, type=existing(), help="Real cells that the model was trained on."),
-    Option(
-        ["--groupby", "-g"],
-        section=CELLS,
-        multiple=True,
-        metavar="COLUMN",
-        shell_complete=columns_of_cells,
-        help="Column of obs with the label; several are joined.",
-    ),
+    TRAIN,
+    GROUPBY,
     LAYER,
     BACKED,
     Option(["--metric"], section=JUDGING, multiple=True, metavar="NAME", help="Only this metric, as often as needed."),

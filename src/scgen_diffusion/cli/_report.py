@@ -8,7 +8,8 @@ import click
 
 from ._cells import read_cells
 from ._command import Option, command, existing, new, python_options
-from ._completion import columns_of_cells, layers_of_cells
+from ._completion import layers_of_cells
+from ._evaluate import BACKED, CELLS, GROUPBY, TRAIN
 from ._outputs import check_new
 
 if TYPE_CHECKING:
@@ -16,22 +17,15 @@ if TYPE_CHECKING:
 
     from ._terminal import Terminal
 
-CELLS, PAGE = "Cells", "Page"
+PAGE = "Page"
 
 
 @command(
     "report",
     click.Argument(["real"], type=existing()),
     click.Argument(["synthetic"], type=existing()),
-    Option(["--train", "-t"], section=CELLS, type=existing(), help="Real cells that the model was trained on."),
-    Option(
-        ["--groupby", "-g"],
-        section=CELLS,
-        multiple=True,
-        metavar="COLUMN",
-        shell_complete=columns_of_cells,
-        help="Column of obs with the label; several are joined.",
-    ),
+    TRAIN,
+    GROUPBY,
     Option(
         ["--layer", "-l"],
         section=CELLS,
@@ -39,13 +33,7 @@ CELLS, PAGE = "Cells", "Page"
         shell_complete=layers_of_cells,
         help="Layer with the counts of the real cells.",
     ),
-    Option(
-        ["--backed"],
-        section=CELLS,
-        is_flag=True,
-        default=None,
-        help="Leave the values of .h5ad in the files; only what is compared is read.",
-    ),
+    BACKED,
     Option(
         ["--table"],
         section=PAGE,

@@ -3,7 +3,15 @@
 from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 from ._cell_files import CellFiles
-from ._checks import check_conditions, check_expression, check_same_genes, is_whole_number, known_names, row_numbers
+from ._checks import (
+    check_conditions,
+    check_expression,
+    check_same_genes,
+    is_whole_number,
+    known_names,
+    layer_names,
+    row_numbers,
+)
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
@@ -19,6 +27,7 @@ from ._mudata import (
     build_mudata,
     check_same_features,
     modalities_of,
+    mudata_of,
 )
 from ._mudata_checks import (
     MODALITY_LIKELIHOODS,
@@ -89,7 +98,9 @@ __all__ = [
     "join_labels",
     "keys_of_state",
     "known_names",
+    "layer_names",
     "modalities_of",
+    "mudata_of",
     "occurring",
     "pad_genes",
     "put_in_place",

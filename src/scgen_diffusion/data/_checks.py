@@ -54,11 +54,14 @@ def check_values(matrix: Any, where: str, values: Literal["counts", "log1p"]) ->
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
     """Return the name of what ``layer`` means, or raise KeyError if there is no such layer."""
     if layer is not None and layer not in adata.layers:
-        msg = (
-            f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, [name for name in adata.layers if name])}"
-        )
+        msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, layer_names(adata))}"
         raise KeyError(msg)
     return f"{owner}.X" if layer is None else f"{owner}.layers[{layer!r}]"
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """List the layers; from anndata 0.13 on, ``X`` is among them under the name None, and is left out here."""
+    return [name for name in adata.layers if name is not None]
 
 
 def check_counts(matrix: Any, where: str, advice: str = COUNTS_ADVICE) -> np.ndarray:

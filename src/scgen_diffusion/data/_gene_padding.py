@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import scipy.sparse as sp
 from anndata import AnnData
 
+from ._checks import layer_names
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -38,7 +40,7 @@ def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
         var=var.copy(),
         uns=dict(source.uns),
         obsm=dict(source.obsm),
-        layers={name: _selected(layer, selection) for name, layer in source.layers.items() if name},
+        layers={name: _selected(source.layers[name], selection) for name in layer_names(source)},
     )
 
 

@@ -186,12 +186,17 @@ def build_mudata(
 
 
 def _paired(parts: Mapping[str, AnnData], obs: pd.DataFrame, provenance: Mapping[str, Any]) -> MuData:
-    with _without_pulling(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="var_names are not unique")  # a gene and its protein share a name
-        mdata = MuData(dict(parts))
+    mdata = mudata_of(parts)
     mdata.obs = obs.copy()
     mdata.uns[PROVENANCE_KEY] = dict(provenance)
     return mdata
+
+
+def mudata_of(modalities: Mapping[str, AnnData]) -> MuData:
+    """Put modalities into a MuData, whose columns stay where they are; features of two modalities may share a name."""
+    with _without_pulling(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="var_names are not unique")
+        return MuData(dict(modalities))
 
 
 def _without_pulling() -> AbstractContextManager[Any]:

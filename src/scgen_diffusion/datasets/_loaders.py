@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anndata
 import h5py
-import mudata
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -26,7 +23,6 @@ from ._convert import (
 
 if TYPE_CHECKING:
     import os
-    from contextlib import AbstractContextManager
 
     from anndata import AnnData
     from mudata import MuData
@@ -227,6 +223,8 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     14
     """
     rna = pd.read_csv(originals.fetch(originals.CITESEQ_RNA, data_dir), index_col=0).T  # (cells, genes)
+    from scgen_diffusion.data import mudata_of  # which takes seconds to import, for this set alone
+
     protein = pd.read_csv(originals.fetch(originals.CITESEQ_PROTEIN, data_dir), index_col=0).T
     protein.columns = protein.columns.str.removesuffix("_TotalSeqB")
     protein = protein[CITESEQ_PROTEINS]
@@ -238,16 +236,9 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
         "rna": expression_adata(rna.loc[label.index].to_numpy(), obs, rna.columns, source),
         "prot": count_adata(protein.loc[label.index].to_numpy(), obs[[]], protein.columns),
     }
-    with _without_pulling(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="var_names are not unique")  # genes and proteins share four names
-        mdata = mudata.MuData(modalities)
+    mdata = mudata_of(modalities)
     mdata.obs["cell_type"] = modalities["rna"].obs["cell_type"]
     return mdata
-
-
-def _without_pulling() -> AbstractContextManager[Any]:
-    """Keep modalities' columns where they are, which mudata does of itself from 0.4 on."""
-    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
 
 
 def _smallest_count(values: sparse.csr_matrix, totals: NDArray[np.float64]) -> NDArray[np.float64]:

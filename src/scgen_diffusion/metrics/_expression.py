@@ -10,6 +10,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 
+from scgen_diffusion.data import layer_names
+
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
@@ -123,12 +125,12 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
     if layer is None:
         layer = COUNTS_LAYER if COUNTS_LAYER in cells.layers else None
     elif layer not in cells.layers:
-        msg = f"`{name}` has no layer {layer!r}; there are {[name for name in cells.layers if name]}."
+        msg = f"`{name}` has no layer {layer!r}; there are {layer_names(cells)}."
         raise KeyError(msg)
     if layer is not None:
         return cells.layers[layer], False
     if cells.X is None:
-        msg = f"`{name}.X` is empty, and there is no layer {COUNTS_LAYER!r}; name the layer with counts: there are {[name for name in cells.layers if name]}."
+        msg = f"`{name}.X` is empty, and there is no layer {COUNTS_LAYER!r}; name the layer with counts: there are {layer_names(cells)}."
         raise ValueError(msg)
     return cells.X, "log1p" in cells.uns
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion.data import known_names, layer_names
 
 from ._expression import align_genes, matrix_of
 from ._scales import default_scale
@@ -48,12 +48,13 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str)
     """Return the cells that have a modality, with these columns of `obs`; values are shared with the MuData."""
     adata = cells.mod[modality]
     obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
-    return AnnData(adata.X, obs=obs, var=pd.DataFrame(index=adata.var_names), layers=_layers(adata), uns=adata.uns)
-
-
-def _layers(adata: AnnData) -> dict[str, Any]:
-    """Return the layers; from anndata 0.13 on, X is among them under the name None."""
-    return {layer: values for layer, values in adata.layers.items() if layer is not None}
+    return AnnData(
+        adata.X,
+        obs=obs,
+        var=pd.DataFrame(index=adata.var_names),
+        layers={name: adata.layers[name] for name in layer_names(adata)},
+        uns=adata.uns,
+    )
 
 
 def paired_cells(
