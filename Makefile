@@ -24,9 +24,10 @@ docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 tutorials: $(VENV)/.doc ## run every notebook anew, then build the site; needs the data sets, and half an hour on two cores
 	SCGEN_DIFFUSION_DOCS_EXECUTE=force $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-lint: $(VENV)/.lint ## check style, format and the types of the public surface
+lint: $(VENV)/.lint ## check style, format, what imports what, and the types of the public surface
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 	$(PY) -m mypy
 
 benchmark-quality: $(VENV)/.package ## how good the cells are, against floors and simple baselines

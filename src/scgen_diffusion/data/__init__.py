@@ -47,6 +47,11 @@ from ._writers_goal import check_writable, checked_goal, put_in_place, told
 from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove, remove_parts
 
 __all__ = [
+    "JOIN",
+    "JOINED",
+    "MODALITY_LIKELIHOODS",
+    "OPEN",
+    "PROVENANCE_KEY",
     "AnnbatchCells",
     "CategoricalKey",
     "CellFiles",
@@ -58,14 +63,9 @@ __all__ = [
     "ContinuousKey",
     "DamagedPartError",
     "Extent",
-    "JOIN",
-    "JOINED",
-    "MODALITY_LIKELIHOODS",
     "ModalitiesField",
     "Modality",
     "ModalityLikelihood",
-    "OPEN",
-    "PROVENANCE_KEY",
     "Part",
     "PartFolder",
     "Piece",

@@ -22,8 +22,8 @@ __all__ = [
     "kang_ifnb",
     "norman_mcfaline_devel",
     "paul15",
-    "pbmc10k_citeseq",
     "pbmc3k",
+    "pbmc10k_citeseq",
     "pbmc68k_reduced",
     "read_gse103322",
 ]
