@@ -11,7 +11,7 @@ import torch
 from perturbation_baselines import as_cells, linear_additive, mean_latent_change, scvi_arithmetic
 from perturbation_cases import CELL_TYPE, CONDITION, CONTROL, PERTURBED
 
-from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.diffusion import Generators
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +165,7 @@ def _arithmetic(trained: Trained, *, keeps_residuals: bool) -> ad.AnnData:
     z = torch.from_numpy(latents[case.rows(case.cell_type, CONTROL)]).view(shape)
     moved = z + torch.from_numpy(mean_latent_change(case, latents)).view(shape)
     counts = torch.from_numpy(case.control.X.toarray())
-    totals, generators = counts.sum(1), SampleGenerators(trained.seed, range(len(counts)))
+    totals, generators = counts.sum(1), Generators(trained.seed, range(len(counts)))
     with torch.inference_mode():
         if keeps_residuals:
             return as_cells(case, model.module.carry_over_cells(counts, z, moved, totals, generators).numpy())

@@ -126,12 +126,12 @@ class PackageSystem(System):
 
     def generate(self) -> None:
         """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
-        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, generators_of_block
+        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
         from scgen_diffusion.model import SCLDM
 
         condition = self.cells.condition
         with torch.inference_mode(), self._autocast():
-            generators = generators_of_block(0, 0, len(condition), self.setting.device)
+            generators = Generators(0, range(len(condition)), self.setting.device)
             z = self.module.sample_latents(
                 generators.normal(*self.module.latent_shape),
                 condition,

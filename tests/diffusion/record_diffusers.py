@@ -12,7 +12,7 @@ import torch
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 from safetensors.torch import save_file
 
-from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.diffusion import Generators
 
 N_SAMPLES, N_STEPS, SEED = 3, 20, 7
 NOISE_OPTIONS = {"clip_sample": False, "timestep_spacing": "trailing"}
@@ -35,7 +35,7 @@ def run(scheduler, x, timesteps=None, **step_options):
 
 def feed_noise():
     """Let the stochastic schedulers draw what our generators draw, and nothing in the last step, where ours add none."""
-    generators = SampleGenerators(SEED, range(N_SAMPLES))
+    generators = Generators(SEED, range(N_SAMPLES))
     noises = [generators.normal(4) for _ in range(N_STEPS - 1)] + [torch.zeros(N_SAMPLES, 4)]
     noises = iter([noise.double() for noise in noises])
     for module in (scheduling_ddpm, scheduling_ddim):

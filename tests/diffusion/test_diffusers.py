@@ -17,8 +17,8 @@ from scgen_diffusion.diffusion import (
     DDPMSampler,
     Denoiser,
     DPMSolverSampler,
+    Generators,
     HeunSampler,
-    SampleGenerators,
     VariancePreserving,
 )
 
@@ -35,7 +35,7 @@ def predict(x_t, k):
 def sample(sampler, target="noise", bounds=None):
     denoiser = Denoiser(predict, PATHS["vp_linear"], TARGETS[target], bounds)
     x = VECTORS["x"]
-    return sampler(denoiser, x, n_steps=N_STEPS, generators=SampleGenerators(SEED, range(len(x))))
+    return sampler(denoiser, x, n_steps=N_STEPS, generators=Generators(SEED, range(len(x))))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

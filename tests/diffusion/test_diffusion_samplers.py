@@ -22,9 +22,9 @@ from scgen_diffusion.diffusion import (
     Denoiser,
     DPMSolverSampler,
     Estimate,
+    Generators,
     HeunSampler,
     LinearInterpolant,
-    SampleGenerators,
     StepGrid,
     VariancePreserving,
     published_timesteps,
@@ -166,14 +166,14 @@ def test_explicit_timesteps_end_at_the_exact_solution_of_the_last(name, atol):
 @pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
 def test_samples_do_not_depend_on_what_the_network_predicts(name, target):
     def sample(target):
-        generators = SampleGenerators(0, range(5))
+        generators = Generators(0, range(5))
         return DIFFUSION_SAMPLERS[name](build_denoiser(target=target), start(), n_steps=10, generators=generators)
 
     torch.testing.assert_close(sample(target), sample("data"), rtol=1e-9, atol=1e-9)
 
 
 def sample_cells(sampler, indices, dtype=torch.float64, **options):
-    generators = SampleGenerators(3, indices)
+    generators = Generators(3, indices)
     x = generators.normal(2).to(dtype)
     return sampler(build_denoiser(), x, generators=generators, **options)
 
@@ -209,7 +209,7 @@ def test_single_precision_follows_double_precision(name):
 def test_samples_of_any_shape_keep_it(name):
     denoiser = Denoiser(lambda x, k: torch.zeros_like(x), PATH, TARGETS["noise"])
     x = torch.ones(2, 3, 4)
-    assert EVERY_SAMPLER[name](denoiser, x, n_steps=3, generators=SampleGenerators(0, range(2))).shape == x.shape
+    assert EVERY_SAMPLER[name](denoiser, x, n_steps=3, generators=Generators(0, range(2))).shape == x.shape
 
 
 @pytest.mark.parametrize("name", EVERY_SAMPLER)
@@ -217,14 +217,14 @@ def test_all_is_computed_where_the_samples_are(name):
     # torch refuses to mix the device "meta", which knows shapes alone, with another.
     denoiser = Denoiser(lambda x, k: x * k[..., None], PATH, TARGETS["v"])
     x = torch.empty(2, 3, device="meta")
-    ends = EVERY_SAMPLER[name](denoiser, x, n_steps=3, generators=SampleGenerators(0, range(2)))
+    ends = EVERY_SAMPLER[name](denoiser, x, n_steps=3, generators=Generators(0, range(2)))
     assert ends.device == x.device
 
 
 @pytest.mark.parametrize("name", EVERY_SAMPLER)
 def test_one_step_returns_the_estimated_data(name):
     x, t = start(), torch.zeros((), dtype=torch.float64)
-    ends = EVERY_SAMPLER[name](build_denoiser(), x, n_steps=1, generators=SampleGenerators(0, range(5)))
+    ends = EVERY_SAMPLER[name](build_denoiser(), x, n_steps=1, generators=Generators(0, range(5)))
     torch.testing.assert_close(ends, best_estimate(PATH, x, t).data, rtol=1e-9, atol=1e-9)
 
 
@@ -232,9 +232,7 @@ def test_one_step_returns_the_estimated_data(name):
 @pytest.mark.parametrize("n_steps", [1, 2, 9])
 def test_n_steps_is_honoured(name, n_steps):
     counts = []
-    EVERY_SAMPLER[name](
-        build_denoiser(counts=counts), start(), n_steps=n_steps, generators=SampleGenerators(0, range(5))
-    )
+    EVERY_SAMPLER[name](build_denoiser(counts=counts), start(), n_steps=n_steps, generators=Generators(0, range(5)))
     assert len(counts) == (2 * n_steps - 1 if name == "heun" else n_steps)
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 999
@@ -245,21 +243,21 @@ def test_n_steps_is_honoured(name, n_steps):
 )
 def test_without_n_steps_the_default_is_taken(name, n_evaluations):
     counts = []
-    DIFFUSION_SAMPLERS[name](build_denoiser(counts=counts), start(1), generators=SampleGenerators(0, [0]))
+    DIFFUSION_SAMPLERS[name](build_denoiser(counts=counts), start(1), generators=Generators(0, [0]))
     assert len(counts) == n_evaluations
 
 
 def test_the_default_is_at_most_the_timesteps_of_the_path():
     counts = []
     path = VariancePreserving("cosine", n_timesteps=30)
-    DIFFUSION_SAMPLERS["ddpm"](build_denoiser(path, counts=counts), start(1), generators=SampleGenerators(0, [0]))
+    DIFFUSION_SAMPLERS["ddpm"](build_denoiser(path, counts=counts), start(1), generators=Generators(0, [0]))
     assert counts == list(range(29, -1, -1))
 
 
 def test_explicit_timesteps_are_evaluated_but_for_the_last():
     counts = []
     sampler = DDIMSampler(eta=1.0, timesteps=published_timesteps(stride=10))
-    sampler(build_denoiser(counts=counts), start(), generators=SampleGenerators(0, range(5)))
+    sampler(build_denoiser(counts=counts), start(), generators=Generators(0, range(5)))
     assert counts == [*range(990, 0, -10), 1]
 
 
@@ -267,9 +265,9 @@ def test_ddpm_on_the_published_timesteps_is_the_published_recursion():
     path = VariancePreserving("linear", n_timesteps=50, beta_end=0.2)
     denoiser = build_denoiser(path, "noise")
     ends = DDPMSampler(timesteps=published_timesteps(n_timesteps=50))(
-        denoiser, start(), generators=SampleGenerators(0, range(5))
+        denoiser, start(), generators=Generators(0, range(5))
     )
-    x, generators = start(), SampleGenerators(0, range(5))
+    x, generators = start(), Generators(0, range(5))
     betas, alpha_bar = path.betas(), path.alpha_bar()
     for k in range(49, 0, -1):
         noise = denoiser.predict(x, path.timestep_to_time(torch.tensor(float(k), dtype=torch.float64)))
@@ -282,8 +280,8 @@ def test_ddpm_on_the_published_timesteps_is_the_published_recursion():
 def test_ddim_on_the_published_timesteps_is_the_published_recursion(eta):
     denoiser, timesteps, alpha_bar = build_denoiser(target="noise"), published_timesteps(stride=100), PATH.alpha_bar()
     sampler = DDIMSampler(eta=eta, timesteps=timesteps)
-    ends = sampler(denoiser, start(), generators=SampleGenerators(0, range(5)))
-    x, generators = start(), SampleGenerators(0, range(5))
+    ends = sampler(denoiser, start(), generators=Generators(0, range(5)))
+    x, generators = start(), Generators(0, range(5))
     for k, following in pairwise(timesteps):
         noise = denoiser.field(x, torch.tensor(float(k), dtype=torch.float64))
         now, clean = alpha_bar[k], alpha_bar[following]
@@ -304,7 +302,7 @@ def test_ddim_of_eta_zero_needs_no_generators_and_ignores_them():
     x = start()
     assert torch.equal(
         DDIMSampler()(build_denoiser(), x, n_steps=5),
-        DDIMSampler()(build_denoiser(), x, n_steps=5, generators=SampleGenerators(0, range(5))),
+        DDIMSampler()(build_denoiser(), x, n_steps=5, generators=Generators(0, range(5))),
     )
 
 
@@ -321,7 +319,7 @@ def test_bounds_hold_for_the_samples():
     denoiser = build_denoiser()
     bounded = Denoiser(denoiser.field, PATH, denoiser.target, (low, high))
     for sampler in EVERY_SAMPLER.values():
-        ends = sampler(bounded, start(20), n_steps=15, generators=SampleGenerators(0, range(20)))
+        ends = sampler(bounded, start(20), n_steps=15, generators=Generators(0, range(20)))
         assert ((ends >= low) & (ends <= high)).all()
 
 
@@ -344,14 +342,14 @@ def test_stochastic_samplers_refuse_to_go_without_generators(sampler):
 
 def test_generators_are_one_per_sample():
     with pytest.raises(ValueError, match="`generators` must be one per sample, but found 1 for 5 samples"):
-        DDPMSampler()(build_denoiser(), start(), n_steps=2, generators=SampleGenerators(0, [0]))
+        DDPMSampler()(build_denoiser(), start(), n_steps=2, generators=Generators(0, [0]))
 
 
 @pytest.mark.parametrize("n_steps", [0, -3, 1001])
 @pytest.mark.parametrize("name", DIFFUSION_SAMPLERS)
 def test_n_steps_out_of_range_are_refused(name, n_steps):
     with pytest.raises(ValueError, match=rf"`n_steps` must be between 1 and the path's 1000 .* found {n_steps}"):
-        DIFFUSION_SAMPLERS[name](build_denoiser(), start(), n_steps=n_steps, generators=SampleGenerators(0, range(5)))
+        DIFFUSION_SAMPLERS[name](build_denoiser(), start(), n_steps=n_steps, generators=Generators(0, range(5)))
 
 
 @pytest.mark.parametrize("sampler_class", [DDPMSampler, DDIMSampler, DPMSolverSampler, HeunSampler])

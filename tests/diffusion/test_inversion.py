@@ -11,9 +11,9 @@ from scgen_diffusion.diffusion import (
     TARGETS,
     Denoiser,
     FlowTransport,
+    Generators,
     LinearInterpolant,
     NoiseTransport,
-    SampleGenerators,
 )
 
 PATH = LinearInterpolant()
@@ -48,7 +48,7 @@ def normal_data(n=50):
 
 
 def generators(n=50):
-    return SampleGenerators(0, range(n))
+    return Generators(0, range(n))
 
 
 def times(n_steps, start=0.0):
@@ -195,8 +195,8 @@ def test_a_value_that_many_noises_lead_to_gets_one_of_them():
 def test_the_noise_of_a_datum_is_its_own():
     own, new, x = denoiser_of(OWN, STD), denoiser_of(NEW, 2 * STD), normal_data()
 
-    whole = NoiseTransport()(own, new, x, generators=SampleGenerators(0, range(50)))
-    few = NoiseTransport()(own, new, x[7:9], generators=SampleGenerators(0, [7, 8]))
+    whole = NoiseTransport()(own, new, x, generators=Generators(0, range(50)))
+    few = NoiseTransport()(own, new, x[7:9], generators=Generators(0, [7, 8]))
 
     assert torch.equal(whole[7:9], few)
 

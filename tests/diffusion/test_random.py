@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scgen_diffusion.diffusion import BlockGenerator, SampleGenerators, generators_of_block, sample_seed
+from scgen_diffusion.diffusion import Generators, block_size, sample_seed
 
 SEEDS = st.integers(0, 2**63 - 1)
 INDICES = st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True)
@@ -13,12 +13,11 @@ INDICES = st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True)
 
 def draw_everything(seed, indices):
     """Draw in turn all kinds of numbers, so that the state after each draw matters too."""
-    generators = SampleGenerators(seed, indices)
-    rates = torch.full((len(indices), 3), 4.0)
+    generators = Generators(seed, indices)
     drawn = [
         generators.normal(2, 3).flatten(1),
         generators.uniform()[:, None],
-        generators.map(lambda row, g: torch.poisson(row, generator=g), rates),
+        generators.uniform(2, dtype=torch.float64).float(),
         generators.normal(20),
     ]
     return torch.cat(drawn, dim=1)
@@ -40,7 +39,7 @@ def test_drawing_leaves_the_global_generator_alone():
 
 
 def test_another_seed_gives_other_numbers():
-    assert not torch.isclose(SampleGenerators(0, [5]).normal(8), SampleGenerators(1, [5]).normal(8)).any()
+    assert not torch.isclose(Generators(0, [5]).normal(8), Generators(1, [5]).normal(8)).any()
 
 
 def test_seeds_do_not_collide_over_samples():
@@ -73,7 +72,7 @@ def test_changing_one_bit_of_the_index_changes_about_half_of_the_seed(seed, inde
 @pytest.fixture(scope="module")
 def drawn():
     """Return the first five normal numbers of 10 000 neighbouring samples."""
-    return SampleGenerators(0, range(10_000)).normal(5).numpy()
+    return Generators(0, range(10_000)).normal(5).numpy()
 
 
 def test_first_numbers_of_neighbouring_samples_are_standard_normal(drawn):
@@ -90,25 +89,14 @@ def test_first_numbers_of_neighbouring_samples_are_independent(drawn):
 
 
 def test_uniform_numbers_lie_in_the_unit_interval_evenly():
-    numbers = SampleGenerators(1, range(2_000)).uniform(3)
+    numbers = Generators(1, range(2_000)).uniform(3)
     assert numbers.shape == (2_000, 3)
     assert ((numbers >= 0) & (numbers < 1)).all()
     assert stats.kstest(numbers.flatten().numpy(), "uniform").pvalue > 1e-4
 
 
-def test_map_gives_each_row_the_generator_of_its_sample():
-    rows = torch.arange(3.0)[:, None]
-    mapped = SampleGenerators(0, [4, 7, 9]).map(lambda row, g: row + torch.randn(1, generator=g), rows)
-    torch.testing.assert_close(mapped - rows, SampleGenerators(0, [4, 7, 9]).normal(1))
-
-
-def test_map_refuses_another_number_of_rows():
-    with pytest.raises(ValueError, match=r"zip\(\)"):
-        SampleGenerators(0, range(3)).map(lambda row, g: row, torch.zeros(2, 1))
-
-
 def test_length_is_the_number_of_samples():
-    assert len(SampleGenerators(0, range(3, 8))) == 5
+    assert len(Generators(0, range(3, 8))) == 5
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345])
@@ -116,42 +104,35 @@ def test_no_two_of_many_samples_share_the_bits_that_a_cpu_generator_looks_at(see
     assert len({sample_seed(seed, index) & 0xFFFFFFFF for index in range(300_000)}) == 300_000
 
 
-@pytest.mark.parametrize("n", [1, 5, 64])
-def test_the_first_samples_of_a_block_get_what_they_get_in_the_whole_block(n):
+@pytest.mark.parametrize("n", [1, 5, 64, 128])
+def test_the_first_samples_get_what_they_get_with_the_others(n):
     def draw(generators):
         return torch.cat(
             [generators.normal(2, 3).flatten(1), generators.uniform()[:, None], generators.normal(20)], dim=1
         )
 
-    assert torch.equal(draw(BlockGenerator(3, 128, 64).first(n)), draw(BlockGenerator(3, 128, 64))[:n])
-    assert len(BlockGenerator(3, 128, 64).first(n)) == n
+    assert torch.equal(draw(Generators(3, range(128, 256)).first(n)), draw(Generators(3, range(128, 256)))[:n])
+    assert len(Generators(3, range(128, 256)).first(n)) == n
 
 
 def test_blocks_and_requests_get_numbers_of_their_own():
-    numbers = [BlockGenerator(seed, first, 64).normal(8) for seed in (0, 1) for first in (0, 64)]
+    numbers = [Generators(seed, range(first, first + 128)).normal(8) for seed in (0, 1) for first in (0, 128)]
 
     for i, one in enumerate(numbers):
         assert not any(torch.isclose(one, other).any() for other in numbers[:i])
 
 
-def test_numbers_of_a_block_are_normal_uniform_and_as_precise_as_asked():
-    block = BlockGenerator(0, 0, 2_000)
+def test_a_whole_block_is_drawn_at_once(monkeypatch):
+    sizes, draw = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda size, **options: sizes.append(size) or draw(size, **options))
 
-    assert stats.kstest(block.normal(5).flatten().numpy(), "norm").pvalue > 1e-4
-    assert stats.kstest(block.uniform(5).flatten().numpy(), "uniform").pvalue > 1e-4
-    assert block.uniform(2, dtype=torch.float64).dtype == SampleGenerators(0, [1]).uniform(dtype=torch.float64).dtype
-    assert (
-        SampleGenerators(0, range(9)).uniform(9, dtype=torch.float64) % 2.0**-24 != 0
-    ).any()  # finer than single precision
+    Generators(0, range(256, 384)).normal(3)
+
+    assert sizes == [(block_size("cpu"), 3)]
 
 
-def test_a_block_has_one_generator_per_sample_on_a_cpu():
-    together = generators_of_block(7, 256, 128).normal(3)
+def test_numbers_are_as_precise_as_asked():
+    doubles = Generators(0, range(9)).uniform(9, dtype=torch.float64)
 
-    assert torch.equal(together, SampleGenerators(7, range(256, 384)).normal(3))
-
-
-def test_a_block_has_one_generator_elsewhere(monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.diffusion._random.BlockGenerator", lambda *arguments: arguments)
-
-    assert generators_of_block(7, 256, 128, "cuda") == (7, 256, 128, "cuda")
+    assert doubles.dtype == torch.float64
+    assert (doubles % 2.0**-24 != 0).any()  # finer than single precision

@@ -14,7 +14,7 @@ import math
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, DormandPrinceSampler, FixedStepSampler, SampleGenerators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, DormandPrinceSampler, FixedStepSampler, Generators
 
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.6, 0.0], [0.6, 0.5, -0.2], [0.0, -0.2, 0.3]], dtype=torch.float64)
@@ -167,10 +167,10 @@ def test_fixed_steps_do_not_make_samples_depend_on_each_other(name):
 
 @pytest.mark.parametrize("name", FLOW_SAMPLERS)
 def test_flow_samplers_draw_nothing(name):
-    x, generators = torch.ones(2, 3, dtype=torch.float64), SampleGenerators(0, range(2))
+    x, generators = torch.ones(2, 3, dtype=torch.float64), Generators(0, range(2))
     ends = FLOW_SAMPLERS[name](gaussian_velocity, x, generators=generators)
     assert torch.equal(ends, FLOW_SAMPLERS[name](gaussian_velocity, x))
-    assert torch.equal(generators.normal(3), SampleGenerators(0, range(2)).normal(3))
+    assert torch.equal(generators.normal(3), Generators(0, range(2)).normal(3))
 
 
 def test_a_step_of_ones_own_can_be_used():

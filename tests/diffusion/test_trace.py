@@ -14,9 +14,9 @@ from scgen_diffusion.diffusion import (
     DDPMSampler,
     Denoiser,
     DormandPrinceSampler,
+    Generators,
     HeunSampler,
     LinearInterpolant,
-    SampleGenerators,
     TracingSampler,
 )
 
@@ -48,10 +48,10 @@ def steps_of(sampler):
 
 @every_sampler
 def test_a_trace_starts_with_the_noise_and_ends_with_exactly_the_samples(sampler, path):
-    ends = sampler(build_denoiser(path), start(), generators=SampleGenerators(0, range(4)), **steps_of(sampler))
+    ends = sampler(build_denoiser(path), start(), generators=Generators(0, range(4)), **steps_of(sampler))
 
     trace = sampler.trace(
-        build_denoiser(path), start(), n_frames=3, generators=SampleGenerators(0, range(4)), **steps_of(sampler)
+        build_denoiser(path), start(), n_frames=3, generators=Generators(0, range(4)), **steps_of(sampler)
     )
 
     assert trace.states.shape == (3, 4, 2)
@@ -63,7 +63,7 @@ def test_a_trace_starts_with_the_noise_and_ends_with_exactly_the_samples(sampler
 @every_sampler
 def test_looking_costs_no_evaluations(sampler, path):
     unseen, seen = [], []
-    generators = SampleGenerators(0, range(4))
+    generators = Generators(0, range(4))
 
     sampler(build_denoiser(path, unseen), start(), generators=generators, **steps_of(sampler))
     sampler.trace(build_denoiser(path, seen), start(), n_frames=5, generators=generators, **steps_of(sampler))
@@ -114,7 +114,7 @@ def test_an_adaptive_sampler_is_seen_at_equally_spaced_times_on_its_curve():
 def test_one_frame_is_no_trace(sampler, path):
     with pytest.raises(ValueError, match="`n_frames` must be .*2.*found 1"):
         sampler.trace(
-            build_denoiser(path), start(), n_frames=1, generators=SampleGenerators(0, range(4)), **steps_of(sampler)
+            build_denoiser(path), start(), n_frames=1, generators=Generators(0, range(4)), **steps_of(sampler)
         )
 
 
@@ -128,7 +128,7 @@ def test_more_frames_than_steps_are_refused_before_anything_is_computed(sampler)
             start(),
             n_frames=7,
             n_steps=5,
-            generators=SampleGenerators(0, range(4)),
+            generators=Generators(0, range(4)),
         )
 
     assert counts == []

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, Guidance, SampleGenerators, published_timesteps
+from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, Generators, Guidance, published_timesteps
 from scgen_diffusion.model import SCRDIT, _generation
 
 DIFFUSION_SAMPLERS = [
@@ -116,7 +116,7 @@ def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
             guidance=Guidance.of(module.strategy, (1.0, 1.0)),
             sampler=trained._samplers["midpoint"],
         )
-        generators = SampleGenerators(1, range(4000))
+        generators = Generators(1, range(4000))
         draws = module.draw_cells(z[:1].expand(4000, -1, -1), torch.full((4000,), 1e4), generators)
 
     np.testing.assert_allclose(np.expm1(last.X).sum(), 1e4, rtol=1e-4)
@@ -153,7 +153,7 @@ def test_frames_go_from_noise_to_cells(either):
 def test_the_first_frame_of_gene_space_is_the_noise_read_as_a_profile(trained_gene_space):
     first = frame(trained_gene_space.get_sampling_path(3, n_frames=2, n_steps=4, seed=5), 0)
 
-    generators = SampleGenerators(5, range(3))
+    generators = Generators(5, range(3))
     generators.uniform()  # conditions are drawn first
     noise = trained_gene_space.module.decode(generators.normal(12))
     np.testing.assert_array_equal(first.X, noise.numpy())

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from scgen_diffusion.module import _count_draws
-from scgen_diffusion.module._count_draws import Stream, draw_negative_binomial, draw_poisson
+from scgen_diffusion.module._count_draws import Stream, draw_binomial, draw_negative_binomial, draw_poisson
 
 N = 100_000
 
@@ -53,6 +53,20 @@ def test_counts_follow_the_poisson_distribution(mean):
     counts = draw_poisson(uniforms(), torch.full((N,), mean)).numpy()
 
     assert chi_square(counts, stats.poisson(mean)) > 1e-3
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 0.3), (20, 0.01), (20, 0.9), (1000, 0.01), (100, 0.3), (5000, 0.5), (40, 0.55)])
+def test_counts_follow_the_binomial_distribution(n, p):
+    trials, probability = torch.full((N,), float(n)).double(), torch.full((N,), p).double()
+
+    assert chi_square(draw_binomial(uniforms(), trials, probability).numpy(), stats.binom(n, p)) > 1e-3
+
+
+def test_certain_and_impossible_trials_are_what_they_are():
+    n = torch.tensor([0.0, 7.0, 900.0]).double()
+
+    assert torch.equal(draw_binomial(uniforms(3), n, torch.zeros(3).double()), torch.zeros(3).double())
+    assert torch.equal(draw_binomial(uniforms(3), n, torch.ones(3).double()), n)
 
 
 def test_inversion_is_that_of_the_distribution_function():

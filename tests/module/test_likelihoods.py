@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module._likelihoods import (
     GaussianLikelihood,
     NegativeBinomialLikelihood,
@@ -190,7 +190,7 @@ def head_and_outputs(*, per_cell=False, outliers=False):
 def test_samples_have_the_mean_and_variance_of_the_distribution(per_cell):
     head, outputs, library_size = head_and_outputs(per_cell=per_cell)
 
-    drawn = head.sample(head.parameters_per_cell(outputs, library_size), SampleGenerators(0, [0]))[0]
+    drawn = head.sample(head.parameters_per_cell(outputs, library_size), Generators(0, [0]))[0]
 
     variance = 3 + 3**2 / 1.5
     assert drawn.mean().item() == pytest.approx(3, abs=5 * np.sqrt(variance / N))
@@ -202,7 +202,7 @@ def test_samples_have_the_mean_and_variance_of_the_distribution(per_cell):
 def test_samples_with_outliers_have_the_mean_of_the_mixture():
     head, outputs, library_size = head_and_outputs(outliers=True)
 
-    drawn = head.sample(head.parameters_per_cell(outputs, library_size).detach(), SampleGenerators(0, [0]))[0].detach()
+    drawn = head.sample(head.parameters_per_cell(outputs, library_size).detach(), Generators(0, [0]))[0].detach()
 
     expected = head.mean(outputs, library_size)[0, 0].item()
     p, b = 1 / (1 + np.e), head.outliers.log_mean.exp().item()
@@ -212,7 +212,7 @@ def test_samples_with_outliers_have_the_mean_of_the_mixture():
 
 def test_samples_with_outliers_follow_the_likelihood():
     head, outputs, library_size = head_and_outputs(outliers=True)
-    drawn = head.sample(head.parameters_per_cell(outputs, library_size).detach(), SampleGenerators(1, [0]))[0].detach()
+    drawn = head.sample(head.parameters_per_cell(outputs, library_size).detach(), Generators(1, [0]))[0].detach()
 
     mu = float(head.log_mean(outputs, library_size)[0, 0].exp().detach())
     counts = torch.arange(12.0)[:, None]
@@ -229,7 +229,7 @@ def test_samples_of_very_dispersed_genes_are_finite():
     head = NegativeBinomialLikelihood(3, outliers=False)
     parameters = torch.tensor([[1e-8, 5.0, 1e4], [1e-6, 1e-4, 1e8]])
 
-    drawn = head.sample(parameters[None], SampleGenerators(0, [0]))
+    drawn = head.sample(parameters[None], Generators(0, [0]))
 
     assert drawn.isfinite().all()
 
@@ -255,4 +255,4 @@ def test_samples_of_the_gaussian_head_are_its_mean():
     head, outputs = GaussianLikelihood(), torch.randn(2, 3, 1)
     parameters = head.parameters_per_cell(outputs, torch.ones(2, 1))
 
-    torch.testing.assert_close(head.sample(parameters, SampleGenerators(0, [0, 1])), outputs[..., 0])
+    torch.testing.assert_close(head.sample(parameters, Generators(0, [0, 1])), outputs[..., 0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scgen_diffusion.diffusion import BlockGenerator, SampleGenerators
+from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module import ModalityPanel, SCLDMArchitecture
 from scgen_diffusion.module._likelihoods import NegativeBinomialLikelihood
 from scgen_diffusion.module._modality_likelihoods import (
@@ -86,7 +86,7 @@ def test_draws_have_their_means(outputs):
     library = torch.full((6, 1), 4.0)
     for likelihood in (PoissonLikelihood(), BernoulliLikelihood()):
         parameters = likelihood.parameters_per_cell(outputs, library)[:1].expand(4000, -1, -1)
-        drawn = likelihood.sample(parameters, BlockGenerator(0, 0, 4000))
+        drawn = likelihood.sample(parameters, Generators(0, range(4000)))
 
         # five standard errors of a mean of 4 000 draws with a variance of at most 3
         torch.testing.assert_close(
@@ -121,12 +121,12 @@ def test_a_cell_of_several_modalities_is_drawn_whole():
     sizes = torch.tensor([[300.0, 2.0]] * 4)
     parameters = together.parameters_per_cell(outputs, sizes)
 
-    drawn = together.sample(parameters, SampleGenerators(0, range(4)))
+    drawn = together.sample(parameters, Generators(0, range(4)))
 
     assert drawn.shape == (4, 8)
     assert drawn[:, :3].sum() > 80
     assert set(drawn[:, 3:].flatten().tolist()) <= {0.0, 1.0}
-    alone = parts[0].sample(parameters[:, :6].view(4, 2, 3), SampleGenerators(0, range(4)))
+    alone = parts[0].sample(parameters[:, :6].view(4, 2, 3), Generators(0, range(4)))
     torch.testing.assert_close(drawn[:, :3], alone)
 
 

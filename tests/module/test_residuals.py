@@ -14,8 +14,9 @@ def carried(mean, new_mean, theta=2.0, seed=0):
     """Draw counts of one mean, and carry them over to another."""
     generator = torch.Generator().manual_seed(seed)
     mean, new_mean, theta = (torch.full((N_CELLS,), value) for value in (mean, new_mean, theta))
-    counts = draw_negative_binomial(torch.rand(N_CELLS, generator=generator, dtype=torch.float64), mean, theta)
-    return counts, carry_over_counts(torch.stack([counts, mean, new_mean, theta]), generator)
+    first, second = torch.rand(2, N_CELLS, generator=generator, dtype=torch.float64)
+    counts = draw_negative_binomial(first, mean, theta)
+    return counts, carry_over_counts(second, counts, mean, new_mean, theta)
 
 
 @pytest.mark.parametrize("new_mean", [0.5, 3.0, 9.0])

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, SampleGenerators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
 from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule, thin
 
 COUNT_HEADS = [
@@ -203,7 +203,7 @@ def test_the_decoder_starts_at_the_mean_cell(build):
 def test_latents_are_sampled_on_their_own_scale(build):
     module = build()
     module.standardise_latents(torch.full((2, 4), 5.0), torch.full((2, 4), 0.1))
-    generators = SampleGenerators(0, range(64))
+    generators = Generators(0, range(64))
 
     z = module.sample_latents(
         generators.normal(2, 4),

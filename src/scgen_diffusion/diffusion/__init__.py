@@ -26,7 +26,7 @@ from ._guidance import WHOLE_PATH, Guidance, GuidedField
 from ._inversion import FlowTransport, NoiseTransport, Transport
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
-from ._random import BlockGenerator, Generators, SampleGenerators, generators_of_block, sample_seed
+from ._random import Generators, block_size, sample_seed
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
 from ._shared_draws import SharedGenerator, draw_integers, draw_normal, draw_uniform, own_generator
 from ._spike_and_slab import spike_and_slab_mean
@@ -43,7 +43,6 @@ __all__ = [
     "TARGETS",
     "WHOLE_PATH",
     "Additive",
-    "BlockGenerator",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -67,7 +66,6 @@ __all__ = [
     "Network",
     "NoiseTransport",
     "Path",
-    "SampleGenerators",
     "Sampler",
     "SharedGenerator",
     "StepGrid",
@@ -78,13 +76,13 @@ __all__ = [
     "Transport",
     "VariancePreserving",
     "Walk",
+    "block_size",
     "condition_strategy",
     "diffusion_loss",
     "draw_integers",
     "draw_normal",
     "draw_uniform",
     "expand_time",
-    "generators_of_block",
     "optimal_pairs",
     "own_generator",
     "published_timesteps",

@@ -74,9 +74,9 @@ class DDPMSampler(_RandomWalk):
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, SampleGenerators
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, Generators
     >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
-    >>> DDPMSampler()(denoiser, torch.zeros(1, 2), n_steps=10, generators=SampleGenerators(0, [0]))
+    >>> DDPMSampler()(denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0]))
     tensor([[2., 2.]])
     """
 

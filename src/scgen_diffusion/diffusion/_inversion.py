@@ -126,10 +126,10 @@ class NoiseTransport:
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, SampleGenerators
+    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, Generators
     >>> fields = [lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0)]
     >>> own, new = (Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields)
-    >>> NoiseTransport()(own, new, torch.ones(1, 2), generators=SampleGenerators(0, [0]))
+    >>> NoiseTransport()(own, new, torch.ones(1, 2), generators=Generators(0, [0]))
     tensor([[3., 3.]])
     """
 

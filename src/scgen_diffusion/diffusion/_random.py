@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,32 +14,20 @@ if TYPE_CHECKING:
 _MASK = (1 << 64) - 1
 _MASK_32 = (1 << 32) - 1
 
-
-class Generators(Protocol):
-    """Random numbers for ``n`` samples, drawn for all of them at once, from which everything else about them follows."""
-
-    def __len__(self) -> int:
-        """Return ``n``."""
-        ...
-
-    def normal(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers, ``(n, *shape)``."""
-        ...
-
-    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw numbers uniform in ``[0, 1)``, ``(n, *shape)``."""
-        ...
-
-    def first(self, n: int) -> Generators:
-        """Return what draws the same numbers for the first ``n`` samples alone."""
-        ...
+BLOCK_SIZES = {"cpu": 128, "cuda": 1024}
+"""Samples of a block by kind of device: what one evaluation of a network sees, and what one random generator draws for."""
 
 
-class SampleGenerators(Generators):
-    """One random generator per sample, so that a sample does not depend on which others are drawn with it.
+def block_size(device: torch.device | str) -> int:
+    """Return how many samples a block has on a device."""
+    return BLOCK_SIZES.get(torch.device(device).type, BLOCK_SIZES["cpu"])
 
-    Every sample is a call of its own, which on a CPU costs little beside the drawing, and on a GPU more than all the rest:
-    see :class:`BlockGenerator`.
+
+class Generators:
+    """Random numbers for some samples of a request, which are those that they get in the whole request.
+
+    The samples of a request lie in blocks of one size at fixed positions, and each block has a generator of its own, which draws for the
+    whole block. So a sample's numbers depend on the seed, its index and the kind of device, and not on which others are drawn with it.
 
     Parameters
     ----------
@@ -52,106 +40,51 @@ class SampleGenerators(Generators):
 
     Examples
     --------
-    >>> together = SampleGenerators(0, range(4)).normal(3)
-    >>> alone = SampleGenerators(0, [2]).normal(3)
+    >>> together = Generators(0, range(4)).normal(3)
+    >>> alone = Generators(0, [2]).normal(3)
     >>> bool((together[2] == alone[0]).all())
     True
     """
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._generators = [torch.Generator(self.device).manual_seed(sample_seed(seed, int(i))) for i in indices]
+        self._size = block_size(device)
+        indices = torch.as_tensor(indices, dtype=torch.long)
+        blocks, numbers = torch.unique(indices // self._size, return_inverse=True)
+        self._rows = numbers * self._size + indices % self._size
+        self._are_whole = torch.equal(self._rows, torch.arange(len(blocks) * self._size))
+        self._generators = [
+            torch.Generator(self.device).manual_seed(sample_seed(seed, block)) for block in blocks.tolist()
+        ]
 
     def __len__(self) -> int:
-        return len(self._generators)
+        return len(self._rows)
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal numbers, ``(n, *shape)``."""
-        return self._fill(Tensor.normal_, shape, torch.float32)
+        return self._draw(torch.randn, shape, torch.float32)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw numbers uniform in ``[0, 1)``, ``(n, *shape)``."""
-        return self._fill(Tensor.uniform_, shape, dtype)
+        return self._draw(torch.rand, shape, dtype)
 
-    def map(self, draw: Callable[[Tensor, torch.Generator], Tensor], parameters: Tensor) -> Tensor:
-        """Apply ``draw(row, generator)`` to every row of ``parameters (n, ...)``."""
-        return torch.stack([draw(row, g) for row, g in zip(parameters, self._generators, strict=True)])
-
-    def first(self, n: int) -> SampleGenerators:
-        """Return the generators of the first ``n`` samples."""
-        few = SampleGenerators(0, (), self.device)
-        few._generators = self._generators[:n]
-        return few
-
-    def _fill(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        numbers = torch.empty(len(self), *shape, dtype=dtype, device=self.device)
-        for row, generator in zip(numbers, self._generators, strict=True):
-            draw(row, generator=generator)
-        return numbers
-
-
-class BlockGenerator(Generators):
-    """One random generator for a block of samples: each kind of number is a single call for all of them.
-
-    What a sample gets depends on its place in the block, and on the block's size and seed, but not on what the other samples are.
-    So blocks have to be drawn whole, and cut alike, as those of a request are.
-
-    Parameters
-    ----------
-    seed
-        Seed of the whole request.
-    first_index
-        Number of the block's first sample within the request.
-    n_samples
-        Size of the block.
-    device
-        Where the numbers are drawn.
-
-    Examples
-    --------
-    >>> block = BlockGenerator(0, 4096, 1024)
-    >>> block.normal(3).shape, block.first(5).uniform().shape
-    (torch.Size([1024, 3]), torch.Size([5]))
-    """
-
-    def __init__(self, seed: int, first_index: int, n_samples: int, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-        self._n_drawn = self._n_kept = n_samples
-        self._generator = torch.Generator(self.device).manual_seed(sample_seed(seed, first_index))
-
-    def __len__(self) -> int:
-        return self._n_kept
-
-    def normal(self, *shape: int) -> Tensor:
-        """Draw standard normal numbers, ``(n, *shape)``."""
-        numbers = torch.randn(self._n_drawn, *shape, generator=self._generator, device=self.device)
-        return numbers[: self._n_kept]
-
-    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw numbers uniform in ``[0, 1)``, ``(n, *shape)``."""
-        numbers = torch.rand(self._n_drawn, *shape, generator=self._generator, device=self.device, dtype=dtype)
-        return numbers[: self._n_kept]
-
-    def first(self, n: int) -> BlockGenerator:
+    def first(self, n: int) -> Generators:
         """Return what draws the same numbers, and keeps those of the first ``n`` samples."""
         few = copy(self)
-        few._n_kept = n
+        few._rows, few._are_whole = self._rows[:n], self._are_whole and n >= len(self)
         return few
 
-
-def generators_of_block(
-    seed: int, first_index: int, n_samples: int, device: torch.device | str = "cpu"
-) -> SampleGenerators | BlockGenerator:
-    """Return what draws a block of consecutive samples fastest: on a CPU one generator per sample, elsewhere one for all."""
-    if torch.device(device).type == "cpu":
-        return SampleGenerators(seed, range(first_index, first_index + n_samples), device)
-    return BlockGenerator(seed, first_index, n_samples, device)
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        options = {"dtype": dtype, "device": self.device}
+        blocks = [draw((self._size, *shape), generator=generator, **options) for generator in self._generators]
+        numbers = blocks[0] if len(blocks) == 1 else torch.cat([torch.empty((0, *shape), **options), *blocks])
+        return numbers if self._are_whole else numbers[self._rows.to(self.device)]
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """Mix a request's seed and a sample's number into the sample's own seed.
+    """Mix a request's seed and the number of a block into the block's own seed.
 
-    torch's CPU generator looks at the low 32 bits only. There the seed permutes the numbers, so that no two of 2**32 samples
+    torch's CPU generator looks at the low 32 bits only. There the seed permutes the numbers, so that no two of 2**32 blocks
     of a request share a generator.
     """
     key = _mix(seed & _MASK)

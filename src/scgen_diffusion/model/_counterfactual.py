@@ -25,7 +25,7 @@ from scgen_diffusion.data import (
     known_names,
     row_numbers,
 )
-from scgen_diffusion.diffusion import Guidance, SampleGenerators
+from scgen_diffusion.diffusion import Generators, Guidance
 from scgen_diffusion.module import total_counts
 
 from ._blocks import rows_of, stack
@@ -119,7 +119,7 @@ class ControlBlock:
     n_wanted
         How many cells, the first of the block, were asked for.
     generators
-        One per cell.
+        Random numbers of the cells.
     """
 
     x: Tensor
@@ -127,7 +127,7 @@ class ControlBlock:
     new: Tensor
     positions: np.ndarray
     n_wanted: int
-    generators: SampleGenerators
+    generators: Generators
 
 
 class CounterfactualMixin(CellsMixin, GenerationMixin):
@@ -274,7 +274,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                     self._condition_tensor(cells.codes[positions]),
                     positions,
                     min(len(read) - first, self._block_size),
-                    SampleGenerators(seed, cells.rows[positions].tolist(), self.device),
+                    Generators(seed, cells.rows[positions].tolist(), self.device),
                 )
             start += len(read)
 

@@ -23,7 +23,7 @@ from scgen_diffusion.data import (
     known_names,
     synthetic_names,
 )
-from scgen_diffusion.diffusion import Generators, Sampler, generators_of_block
+from scgen_diffusion.diffusion import Generators, Sampler, block_size
 
 from ._blocks import in_parallel, rows_of, stack
 from ._diagnostics import check_finite, check_summary_finite
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
 
 N_UNSEEN = 20  # combinations that provenance names at most
 
-BLOCK_SIZES = {"cpu": 128, "cuda": 1024}
-"""Cells that one network evaluation sees. Fixed per device, since the last bits of a matrix product depend on its shape."""
-
 
 @dataclass(frozen=True)
 class Block:
@@ -68,7 +65,7 @@ class Block:
     codes
         Condition codes, ``(block, columns)``.
     generators
-        One per cell.
+        Random numbers of the cells.
     """
 
     rows: np.ndarray
@@ -151,7 +148,7 @@ class GenerationMixin(BaseModelClass):
 
     @property
     def _block_size(self) -> int:
-        return BLOCK_SIZES.get(torch.device(self.device).type, BLOCK_SIZES["cpu"])
+        return block_size(self.device)
 
     def _round_to_blocks(self, batch_size: int) -> int:
         return self._block_size * -(-batch_size // self._block_size)
@@ -236,7 +233,7 @@ class GenerationMixin(BaseModelClass):
     def _block(self, codes: RequestedCodes, first: int, stop: int, seed: int) -> Block:
         """Return a whole block of cells, of which those before ``stop`` are wanted, and draw the conditions left open."""
         cells = np.arange(first, first + self._block_size)
-        generators = generators_of_block(seed, first, len(cells), self.module.device)
+        generators = Generators(seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, len(codes) - 1)
         filled = self.conditions.fill(codes[rows], generators.uniform().cpu().numpy())
         return Block(rows, min(stop - first, len(cells)), filled, generators)

@@ -9,7 +9,7 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from scgen_diffusion.data import row_numbers
-from scgen_diffusion.diffusion import SampleGenerators
+from scgen_diffusion.diffusion import Generators
 
 from ._blocks import rows_of, stack
 from ._cells import CellsMixin
@@ -141,7 +141,7 @@ class LatentMixin(CellsMixin):
         if seed is None:
             totals = module.decoding_totals(x, posterior.mean, None)
             return module.likelihood.mean(**module.generative(posterior.mean, totals))
-        generators = SampleGenerators(seed, cells.tolist(), x.device)
+        generators = Generators(seed, cells.tolist(), x.device)
         z = posterior.draw(generators.normal(*module.latent_shape))
         return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
 

@@ -12,7 +12,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.data import is_whole_number, known_names, row_numbers
-from scgen_diffusion.diffusion import SampleGenerators, VariancePreserving
+from scgen_diffusion.diffusion import Generators, VariancePreserving
 
 from ._cells import CellsMixin
 
@@ -145,7 +145,7 @@ class CellBatch:
     data: Tensor
     noise: Tensor
     condition: Tensor
-    generators: SampleGenerators
+    generators: Generators
 
     def at(self, path: Path, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
         """Return the network's arguments for these cells at a time."""
@@ -188,7 +188,7 @@ class NoisedCellsMixin(CellsMixin):
         module = self.module
         for tensors, batch in self._batches(source, rows, self._checked_batch_size(batch_size)):
             data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
-            generators = SampleGenerators(seed, batch.tolist(), data.device)
+            generators = Generators(seed, batch.tolist(), data.device)
             noise = generators.normal(module.n_input)
             own = module.condition_of(tensors)
             condition = own if conditional else module.condition_columns.keep(own, ())

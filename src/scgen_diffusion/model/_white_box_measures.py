@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scgen_diffusion.diffusion import SampleGenerators
+    from scgen_diffusion.diffusion import Generators
     from scgen_diffusion.nn import GeneDiT, HalfTrace, SparseCoding
 
 ALL_HEADS = "all"
@@ -135,7 +135,7 @@ def token_slice(network: GeneDiT, tokens: Tokens | None) -> slice:
 
 
 def squared_loadings(
-    network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor, *, tokens: slice, generators: SampleGenerators
+    network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor, *, tokens: slice, generators: Generators
 ) -> Tensor:
     r"""Estimate each gene's squared derivatives, summed over what each head reads of some tokens and over cells.
 
@@ -150,7 +150,7 @@ def squared_loadings(
     tokens
         Which tokens.
     generators
-        One generator per cell, for the signs.
+        Source of the signs.
 
     Returns
     -------

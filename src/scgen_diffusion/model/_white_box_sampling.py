@@ -18,7 +18,7 @@ from ._white_box_measures import GroupMoments
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scgen_diffusion.diffusion import Field, Path, SampleGenerators
+    from scgen_diffusion.diffusion import Field, Generators, Path
 
     from ._white_box_measures import Label
 
@@ -44,7 +44,7 @@ class WatchedSampler:
     watch: Watch
 
     def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: SampleGenerators | None = None
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
         """Carry noise ``x (n, ...)`` to data as the sampler does."""
         if not isinstance(field, Denoiser) or not isinstance(field.field, GuidedField):

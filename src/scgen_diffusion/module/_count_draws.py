@@ -70,6 +70,15 @@ def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
     return only(valid, counts, torch.nan)
 
 
+def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
+    """Turn numbers, in double precision, into numbers of successes in ``n`` trials of probability ``p``, all of one shape and finite."""
+    rarer = torch.minimum(p, 1 - p)
+    is_large = n * rarer > LONGEST_SEARCH
+    counts = _fill(torch.zeros_like(n), ~is_large & (n * rarer > 0), _invert_binomial, uniform, n, rarer)
+    counts = _fill(counts, is_large, lambda u, n, p: _reject_binomial(Stream(u), n, p), uniform, n, rarer)
+    return torch.where(p > 0.5, n - counts, counts)
+
+
 def where_finite(**parameters: Tensor) -> Tensor | None:
     """Tell which of the values, all of one shape, have finite parameters; None on a CPU, where others are an error at once.
 
@@ -147,6 +156,11 @@ def _invert_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Ten
 
 def _invert_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
     return _search(uniform, -mean, torch.zeros_like(mean), mean)
+
+
+def _invert_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
+    odds = p / (1 - p)
+    return _search(uniform, n * torch.log1p(-p), -odds, (n + 1) * odds)
 
 
 def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -249,6 +263,31 @@ def _reject_poisson(stream: Stream, rate: Tensor) -> Tensor:
         return k, accepted & (k >= 0)
 
     return _repeat(propose, rate)
+
+
+def _reject_binomial(stream: Stream, n: Tensor, p: Tensor) -> Tensor:
+    """Draw binomial counts of mean ``n p`` 10 or more, ``p`` at most 1/2; Hörmann (1993), algorithm BTRS."""
+    spread = (n * p * (1 - p)).sqrt()
+    b = 1.15 + 2.53 * spread
+    a, alpha = -0.0873 + 0.0248 * b + 0.01 * p, (2.83 + 5.1 / b) * spread
+    mode, log_odds = ((n + 1) * p).floor(), (p / (1 - p)).log()
+    log_top = (mode + 1).lgamma() + (n - mode + 1).lgamma()
+
+    def propose(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        a_, b_, n_ = a[chosen], b[chosen], n[chosen]
+        u, v = stream.draw(chosen) - 0.5, stream.draw(chosen)
+        tail = 0.5 - u.abs()
+        k = ((2 * a_ / tail + b_) * u + n_ * p[chosen] + 0.5).floor()
+        is_inside, count = (k >= 0) & (k <= n_), torch.minimum(k.clamp(min=0), n_)
+        log_ratio = (
+            log_top[chosen]
+            - (count + 1).lgamma()
+            - (n_ - count + 1).lgamma()
+            + (count - mode[chosen]) * log_odds[chosen]
+        )
+        return count, is_inside & ((v * alpha[chosen] / (a_ / tail**2 + b_)).log() <= log_ratio)
+
+    return _repeat(propose, n)
 
 
 def _repeat(propose: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from scvi.module.base import LossOutput
 
-    from scgen_diffusion.diffusion import SampleGenerators
+    from scgen_diffusion.diffusion import Generators
     from scgen_diffusion.nn import ConditionSpec
 
     from ._architecture import SCLDMArchitecture
@@ -197,7 +197,7 @@ class MultimodalModule(SCLDMModule):
         """Read mean and standard deviation of log totals off latents, and off the totals of earlier modalities."""
         return self.library_size.predict(z, log_totals)
 
-    def decoding_totals(self, x: Tensor, z: Tensor, generators: SampleGenerators | None) -> Tensor:
+    def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals to decode latents ``z`` of cells ``x`` with; those of lacking modalities are predicted.
 
         Parameters

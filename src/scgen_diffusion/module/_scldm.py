@@ -16,7 +16,6 @@ from scgen_diffusion.diffusion import (
     Guidance,
     GuidedField,
     LinearInterpolant,
-    SampleGenerators,
     Sampler,
     diffusion_loss,
     draw_normal,
@@ -192,7 +191,7 @@ class SCLDMModule(ConditionedModule):
         """Read mean and standard deviation of log totals off latents; what the cells have does not enter."""
         return self.library_size.predict(z)
 
-    def decoding_totals(self, x: Tensor, z: Tensor, generators: SampleGenerators | None) -> Tensor:
+    def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals to decode latents ``z`` of cells ``x`` with: their own, ``(cells, 1)``."""
         return self.totals(x)
 
@@ -297,9 +296,7 @@ class SCLDMModule(ConditionedModule):
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
-    def carry_over_cells(
-        self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: SampleGenerators
-    ) -> Tensor:
+    def carry_over_cells(self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
         """Draw what cells ``x (cells, genes)`` of latents ``z`` would have been with other latents and totals ``(cells,)``.
 
         There may be fewer generators than cells; the rest are decoded in vain.
@@ -308,10 +305,11 @@ class SCLDMModule(ConditionedModule):
         after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
         if self.architecture.likelihood == "gaussian":
             return (self.target(x) + after - before).clamp(min=0)[: len(generators)]
-        parameters = torch.stack([x, before[:, 0], after[:, 0], before[:, 1]], 1)[: len(generators)]
-        _, mean, new_mean, theta = parameters.unbind(1)
+        x, mean, new_mean, theta = (v[: len(generators)] for v in (x, before[:, 0], after[:, 0], before[:, 1]))
         valid = where_finite(mean=mean, new_mean=new_mean, theta=theta)
-        return only(valid, generators.map(carry_over_counts, parameters), torch.nan)
+        mean, new_mean, theta = (only(valid, values, 1.0) for values in (mean, new_mean, theta))
+        uniform = generators.uniform(x.shape[1], dtype=torch.float64)
+        return only(valid, carry_over_counts(uniform, x, mean, new_mean, theta), torch.nan)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set the scale on which the prior works, each ``(tokens, n_latent)``."""
