@@ -6,13 +6,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, datasets, metrics, model, pl
+    from . import data, datasets, interpret, metrics, model, pl
     from .reporting import report
 
-__all__ = ["__version__", "data", "datasets", "metrics", "model", "pl", "report"]
+__all__ = ["__version__", "data", "datasets", "interpret", "metrics", "model", "pl", "report"]
 
 # Imported when they are first asked for: PyTorch and scvi-tools take seconds, and the command line's help needs neither.
-_PARTS = ("cli", "data", "datasets", "diffusion", "metrics", "model", "module", "nn", "pl", "reporting", "train")
+_PARTS = (
+    "cli",
+    "data",
+    "datasets",
+    "diffusion",
+    "interpret",
+    "metrics",
+    "model",
+    "module",
+    "nn",
+    "pl",
+    "reporting",
+    "train",
+)
 
 
 def __getattr__(name: str) -> Any:

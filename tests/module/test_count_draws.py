@@ -55,7 +55,9 @@ def test_counts_follow_the_poisson_distribution(mean):
     assert chi_square(counts, stats.poisson(mean)) > 1e-3
 
 
-@pytest.mark.parametrize(("n", "p"), [(1, 0.3), (20, 0.01), (20, 0.9), (1000, 0.01), (100, 0.3), (5000, 0.5), (40, 0.55)])
+@pytest.mark.parametrize(
+    ("n", "p"), [(1, 0.3), (20, 0.01), (20, 0.9), (1000, 0.01), (100, 0.3), (5000, 0.5), (40, 0.55)]
+)
 def test_counts_follow_the_binomial_distribution(n, p):
     trials, probability = torch.full((N,), float(n)).double(), torch.full((N,), p).double()
 

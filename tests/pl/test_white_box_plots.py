@@ -209,5 +209,5 @@ def test_plots_say_what_is_wrong(plot, message):
     "plot", [sgd.pl.sparsity, sgd.pl.head_loadings, lambda adata: sgd.pl.patch_attention(adata, "L0H0")]
 )
 def test_cells_that_nothing_was_written_into_say_what_to_call(plot):
-    with pytest.raises(KeyError, match="call write_white_box"):
+    with pytest.raises(KeyError, match="call interpret.write"):
         plot(anndata.AnnData(np.zeros((2, 30))))

@@ -10,6 +10,7 @@ from ._checks import (
     is_whole_number,
     known_names,
     layer_names,
+    resolve_seed,
     row_numbers,
 )
 from ._condition_extension import extend_key, occurring, recode
@@ -111,6 +112,7 @@ __all__ = [
     "remove_parts",
     "resolve_layers",
     "resolve_modalities",
+    "resolve_seed",
     "row_numbers",
     "sync",
     "synthetic_names",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from scvi import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -137,6 +138,18 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
 def is_whole_number(value: object) -> bool:
     """Tell whole numbers, numpy's too, from everything else; truth values are none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def resolve_seed(seed: int | None) -> int:
+    """Take scvi-tools' seed if none is given, or else a fresh one, which provenance records."""
+    if seed is None:
+        seed = settings.seed
+    if seed is None:
+        return int(np.random.default_rng().integers(2**31))
+    if not is_whole_number(seed) or seed < 0:
+        msg = f"`seed` must be a whole number of at least 0, but found {seed!r}."
+        raise ValueError(msg)
+    return int(seed)
 
 
 def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:

@@ -48,10 +48,10 @@ class Generators:
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self.indices = torch.as_tensor(indices, dtype=torch.long)
         self._size = block_size(device)
-        indices = torch.as_tensor(indices, dtype=torch.long)
-        blocks, numbers = torch.unique(indices // self._size, return_inverse=True)
-        self._rows = numbers * self._size + indices % self._size
+        blocks, numbers = torch.unique(self.indices // self._size, return_inverse=True)
+        self._rows = numbers * self._size + self.indices % self._size
         self._are_whole = torch.equal(self._rows, torch.arange(len(blocks) * self._size))
         self._generators = [
             torch.Generator(self.device).manual_seed(sample_seed(seed, block)) for block in blocks.tolist()
@@ -71,7 +71,8 @@ class Generators:
     def first(self, n: int) -> Generators:
         """Return what draws the same numbers, and keeps those of the first ``n`` samples."""
         few = copy(self)
-        few._rows, few._are_whole = self._rows[:n], self._are_whole and n >= len(self)
+        few.indices, few._rows = self.indices[:n], self._rows[:n]
+        few._are_whole = self._are_whole and n >= len(self)
         return few
 
     def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -23,6 +23,7 @@ from scgen_diffusion.data import (
     encode_obs,
     is_single,
     known_names,
+    resolve_seed,
     row_numbers,
 )
 from scgen_diffusion.diffusion import Generators, Guidance
@@ -33,7 +34,7 @@ from ._cells import CellsMixin
 from ._diagnostics import check_finite
 from ._generation import GenerationMixin
 from ._guidance import GuidanceOptions
-from ._request import SamplingOptions, checked_batch_size, resolve_seed
+from ._request import SamplingOptions, checked_batch_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -21,6 +21,7 @@ from scgen_diffusion.data import (
     ValueSummary,
     is_whole_number,
     known_names,
+    resolve_seed,
     synthetic_names,
 )
 from scgen_diffusion.diffusion import Generators, Sampler, block_size
@@ -34,7 +35,6 @@ from ._request import (
     default_steps,
     describe_condition,
     describe_library_size,
-    resolve_seed,
 )
 
 if TYPE_CHECKING:
@@ -244,6 +244,16 @@ class GenerationMixin(BaseModelClass):
         for first in range(start, stop, self._block_size):
             yield self._block(codes, first, stop, seed)
 
+    def _resolve_sampler(self, sampler: str | Sampler | None) -> tuple[str, Sampler]:
+        """Return a sampler and its name."""
+        chosen = self.default_sampler if sampler is None else sampler
+        if not isinstance(chosen, str):
+            return repr(chosen), chosen
+        if chosen not in self._samplers:
+            msg = f"`sampler` {chosen!r} is not known. {known_names(chosen, list(self._samplers))}"
+            raise ValueError(msg)
+        return chosen, self._samplers[chosen]
+
     def _sampling_options(
         self,
         sampler: str | Sampler | None,
@@ -251,14 +261,10 @@ class GenerationMixin(BaseModelClass):
         guidance: GuidanceOptions,
         output: InputValues,
     ) -> SamplingOptions:
-        chosen = self.default_sampler if sampler is None else sampler
-        if isinstance(chosen, str) and chosen not in self._samplers:
-            msg = f"`sampler` {chosen!r} is not known. {known_names(chosen, list(self._samplers))}"
-            raise ValueError(msg)
+        name, way = self._resolve_sampler(sampler)
         if n_steps is not None and (not is_whole_number(n_steps) or n_steps < 1):
             msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
             raise ValueError(msg)
-        name, way = (chosen, self._samplers[chosen]) if isinstance(chosen, str) else (repr(chosen), chosen)
         trained = self.module.strategy
         resolved = guidance.resolve(trained, self.conditions.keys)
         n_steps = None if n_steps is None else int(n_steps)  # numpy's cannot be written as JSON

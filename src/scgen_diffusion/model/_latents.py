@@ -8,13 +8,12 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
-from scgen_diffusion.data import row_numbers
+from scgen_diffusion.data import resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators
 
 from ._blocks import rows_of, stack
 from ._cells import CellsMixin
 from ._diagnostics import check_finite
-from ._request import resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scvi import settings
 
 from scgen_diffusion.data import ConditionRequest, is_whole_number
 
@@ -84,18 +83,6 @@ class CellRequest:
     def with_seed(self, seed: int) -> CellRequest:
         """Return the same request with another seed."""
         return replace(self, seed=seed, provenance={**self.provenance, "seed": seed})
-
-
-def resolve_seed(seed: int | None) -> int:
-    """Take scvi-tools' seed if none is given, or else a fresh one, which provenance records."""
-    if seed is None:
-        seed = settings.seed
-    if seed is None:
-        return int(np.random.default_rng().integers(2**31))
-    if not is_whole_number(seed) or seed < 0:
-        msg = f"`seed` must be a whole number of at least 0, but found {seed!r}."
-        raise ValueError(msg)
-    return int(seed)
 
 
 def checked_batch_size(batch_size: int | None) -> int:

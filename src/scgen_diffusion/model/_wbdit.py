@@ -5,15 +5,14 @@ from __future__ import annotations
 from scgen_diffusion.train import DIFFUSION_RECIPES
 
 from ._gene_space import GeneSpaceModel
-from ._white_box import WhiteBoxMixin
 
 
-class WBDIT(WhiteBoxMixin, GeneSpaceModel):
+class WBDIT(GeneSpaceModel):
     """White-box diffusion model of single cells in gene space.
 
     The transformer of :class:`SCRDIT` with CRATE blocks, whose halves each take one step towards compact and sparse
-    representations of the tokens. Whether they do can be seen: :meth:`get_layer_statistics`, :meth:`get_head_loadings` and the
-    methods beside them open the box, and :mod:`scgen_diffusion.pl` draws what they find.
+    representations of the tokens. Whether they do can be seen: :mod:`scgen_diffusion.interpret` opens the box, and :mod:`scgen_diffusion.pl` draws
+    what it finds.
 
     Parameters
     ----------

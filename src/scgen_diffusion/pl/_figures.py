@@ -93,7 +93,7 @@ def chosen(name: str, wanted: Sequence | None, known: Sequence) -> list:
 
 
 def written(adata: AnnData, key: str, where: str, name: str) -> object:
-    """Return what ``write_white_box`` wrote.
+    """Return what :func:`scgen_diffusion.interpret.write` wrote.
 
     Raises
     ------
@@ -102,6 +102,6 @@ def written(adata: AnnData, key: str, where: str, name: str) -> object:
     """
     mapping = getattr(adata, where)
     if name not in mapping:
-        msg = f"There is no {name!r} in `adata.{where}`; call write_white_box(adata, key={key!r}) of a trained WBDIT first."
+        msg = f"There is no {name!r} in `adata.{where}`; call interpret.write(model, adata, key={key!r}) with a trained WBDIT first."
         raise KeyError(msg)
     return mapping[name]

@@ -33,7 +33,7 @@ def head_loadings(
     Parameters
     ----------
     data
-        Genes by heads, of :meth:`~scgen_diffusion.model.WBDIT.get_head_loadings`; or the AnnData, of which the specificities
+        Genes by heads, of :func:`~scgen_diffusion.interpret.head_loadings`; or the AnnData, of which the specificities
         are taken. Relative loadings get a diverging colour map.
     n_genes
         Genes per head. A gene that is on top of several heads is shown once, at the first of them.
@@ -95,7 +95,7 @@ def patch_attention(
     Parameters
     ----------
     data
-        Table of :meth:`~scgen_diffusion.model.WBDIT.get_patch_attention`, or the AnnData with it.
+        Table of :func:`~scgen_diffusion.interpret.patch_attention`, or the AnnData with it.
     head
         Such as ``"L0H2"``.
     group

@@ -58,8 +58,8 @@ def layer_statistics(
     Parameters
     ----------
     data
-        Table of :meth:`~scgen_diffusion.model.WBDIT.get_layer_statistics` or
-        :meth:`~scgen_diffusion.model.WBDIT.get_sampling_statistics`, or the AnnData with it.
+        Table of :func:`~scgen_diffusion.interpret.layer_statistics` or
+        :func:`~scgen_diffusion.interpret.sampling_statistics`, or the AnnData with it.
     statistics
         What to plot. Several are told apart by the style of their lines.
     x
@@ -167,7 +167,7 @@ def sampling_statistics(
     Parameters
     ----------
     data
-        Table of :meth:`~scgen_diffusion.model.WBDIT.get_sampling_statistics`.
+        Table of :func:`~scgen_diffusion.interpret.sampling_statistics`.
     statistics
         What to plot.
     **kwargs

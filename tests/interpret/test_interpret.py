@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion import interpret
+from scgen_diffusion.interpret._cells import noised_cells
+from scgen_diffusion.model import WBDIT
 
 SIZES = {"patch_size": 3, "width": 8, "n_layers": 2, "n_heads": 2, "n_global_tokens": 0}
 HEADS = ["L0H0", "L0H1", "L1H0", "L1H1"]
@@ -84,7 +86,7 @@ def test_tokens_that_are_zero_cost_nothing_and_have_no_code(emptied):
     model, _, set_token = emptied
     set_token(np.zeros(8))
 
-    table = model.get_layer_statistics(times=[0, 500], seed=0)
+    table = interpret.layer_statistics(model, times=[0, 500], seed=0)
 
     for statistic in ("coding_rate_before", "coding_rate_after", "subspace_coding_rate_before", "l0_norm", "l1_norm"):
         assert value_of(table, statistic) == 0
@@ -97,7 +99,7 @@ def test_equal_tokens_cost_as_much_as_one_direction(emptied):
     model, _, set_token = emptied
     set_token([2.0] * 8)  # squared norm 32, and 4 of tokens that are divided by sqrt(8)
 
-    half, one = (model.get_layer_statistics(times=[10], seed=0, eps=eps) for eps in (0.5, 1.0))
+    half, one = (interpret.layer_statistics(model, times=[10], seed=0, eps=eps) for eps in (0.5, 1.0))
 
     assert value_of(half, "coding_rate_before") == pytest.approx(0.5 * math.log(1 + 8 * 4 / 0.25), rel=1e-6)
     assert value_of(one, "coding_rate_before") == pytest.approx(0.5 * math.log(1 + 8 * 4), rel=1e-6)
@@ -109,7 +111,7 @@ def test_a_head_sees_what_lies_in_its_subspace_and_nothing_else(emptied):
     with torch.no_grad():
         network.blocks[0].attention.project.weight.copy_(torch.eye(8))  # head 0: the first four directions
 
-    table = model.get_layer_statistics(times=[10], seed=0)
+    table = interpret.layer_statistics(model, times=[10], seed=0)
 
     expected = 0.5 * math.log(1 + 4 * (5 / 8) / 0.25)
     assert value_of(table, "subspace_coding_rate_before", head="L0H0") == pytest.approx(expected, rel=1e-6)
@@ -125,7 +127,7 @@ def test_the_sparse_code_is_measured_against_the_dictionary(emptied):
             torch.eye(8)
         )  # the tokens are their own code: nothing to descend
 
-    table = model.get_layer_statistics(times=[10], seed=0)
+    table = interpret.layer_statistics(model, times=[10], seed=0)
 
     code = 3 - 0.1 * 0.1  # what is positive, less step size times threshold
     assert value_of(table, "sparsity") == pytest.approx(7 / 8)
@@ -141,9 +143,9 @@ def test_before_and_after_differ_by_what_the_attention_did(emptied):
     with torch.no_grad():
         modulation = network.blocks[0].modulation[-1].bias.view(6, 8)
         modulation[1] = 0  # the attention sees normalised tokens
-        closed = model.get_layer_statistics(times=[10], seed=0)
+        closed = interpret.layer_statistics(model, times=[10], seed=0)
         modulation[2] = 1  # and what it makes of them is added
-        opened = model.get_layer_statistics(times=[10], seed=0)
+        opened = interpret.layer_statistics(model, times=[10], seed=0)
 
     assert value_of(closed, "coding_rate_after") == pytest.approx(value_of(closed, "coding_rate_before"), rel=1e-9)
     assert value_of(opened, "coding_rate_before") == pytest.approx(value_of(closed, "coding_rate_before"), rel=1e-9)
@@ -155,7 +157,7 @@ def test_before_and_after_differ_by_what_the_attention_did(emptied):
 
 
 def test_there_is_a_row_for_every_time_group_layer_statistic_and_head(opened):
-    table = opened.get_layer_statistics(times=[0, 999], groupby="cell_type", seed=0)
+    table = interpret.layer_statistics(opened, times=[0, 999], groupby="cell_type", seed=0)
 
     assert list(table) == ["time", "noise_level", "group", "layer", "statistic", "head", "value", "std", "n_cells"]
     assert not table.duplicated(["time", "group", "layer", "statistic", "head"]).any()
@@ -170,7 +172,7 @@ def test_there_is_a_row_for_every_time_group_layer_statistic_and_head(opened):
 
 
 def test_all_heads_together_are_the_sum_of_the_heads(opened):
-    table = opened.get_layer_statistics(times=[100], seed=0).query(
+    table = interpret.layer_statistics(opened, times=[100], seed=0).query(
         "statistic == 'subspace_coding_rate_before' and layer == 1"
     )
     by_head = table.set_index("head")["value"]
@@ -180,8 +182,8 @@ def test_all_heads_together_are_the_sum_of_the_heads(opened):
 
 def test_the_mean_of_a_group_is_that_of_its_cells(opened):
     types = opened.adata.obs["cell_type"]
-    table = opened.get_layer_statistics(times=[250], groupby="cell_type", seed=0)
-    cells = opened.get_head_coding_rates(time=250, seed=0)
+    table = interpret.layer_statistics(opened, times=[250], groupby="cell_type", seed=0)
+    cells = interpret.head_coding_rates(opened, time=250, seed=0)
 
     rows = table.query("statistic == 'subspace_coding_rate_before' and head == 'L1H0'").set_index("group")
     by_type = cells["L1H0"].groupby(types.to_numpy(), observed=True)
@@ -195,34 +197,34 @@ def test_the_mean_of_a_group_is_that_of_its_cells(opened):
 
 
 def test_measures_do_not_depend_on_the_batch_size_or_on_other_cells(opened):
-    whole, small = (opened.get_head_coding_rates(seed=0, batch_size=size) for size in (None, 7))
-    some = opened.get_head_coding_rates(indices=[5, 2, 80], seed=0)
+    whole, small = (interpret.head_coding_rates(opened, seed=0, batch_size=size) for size in (None, 7))
+    some = interpret.head_coding_rates(opened, indices=[5, 2, 80], seed=0)
 
     assert list(whole) == HEADS
     assert some.index.tolist() == ["cell_5", "cell_2", "cell_80"]
     np.testing.assert_allclose(small, whole, **CLOSE)
     np.testing.assert_allclose(some, whole.iloc[[5, 2, 80]], **CLOSE)
-    tables = [opened.get_layer_statistics(times=[100], seed=0, batch_size=size) for size in (None, 7)]
+    tables = [interpret.layer_statistics(opened, times=[100], seed=0, batch_size=size) for size in (None, 7)]
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], **CLOSE)
-    loadings = [opened.get_head_loadings(seed=0, batch_size=size) for size in (None, 7)]
+    loadings = [interpret.head_loadings(opened, seed=0, batch_size=size) for size in (None, 7)]
     np.testing.assert_allclose(loadings[0], loadings[1], **CLOSE)
-    maps = [opened.get_patch_attention(seed=0, batch_size=size) for size in (None, 7)]
+    maps = [interpret.patch_attention(opened, seed=0, batch_size=size) for size in (None, 7)]
     np.testing.assert_allclose(maps[0], maps[1], **CLOSE)
 
 
 @pytest.mark.parametrize(
     "method",
-    ["get_layer_statistics", "get_head_coding_rates", "get_head_loadings", "get_patch_attention", "get_head_effects"],
+    ["layer_statistics", "head_coding_rates", "head_loadings", "patch_attention", "head_effects"],
 )
 def test_the_seed_alone_decides(opened, method):
-    one, same, other = (getattr(opened, method)(seed=seed) for seed in (1, 1, 2))
+    one, same, other = (getattr(interpret, method)(opened, seed=seed) for seed in (1, 1, 2))
 
     pd.testing.assert_frame_equal(one, same)
     assert not np.allclose(one.select_dtypes("number"), other.select_dtypes("number"), equal_nan=True)
 
 
 def test_a_network_that_is_told_no_condition_sees_another_cell(opened):
-    told, not_told = (opened.get_head_coding_rates(seed=0, conditional=value) for value in (True, False))
+    told, not_told = (interpret.head_coding_rates(opened, seed=0, conditional=value) for value in (True, False))
 
     assert not np.allclose(told, not_told)
 
@@ -231,7 +233,7 @@ def test_a_cell_is_measured_the_same_whatever_it_is_called_if_no_condition_is_to
     renamed = opened.adata.copy()
     renamed.obs["cell_type"] = pd.Categorical(["T cell"] * 96, categories=opened.adata.obs["cell_type"].cat.categories)
 
-    rates = [opened.get_head_coding_rates(cells, seed=0, conditional=False) for cells in (None, renamed)]
+    rates = [interpret.head_coding_rates(opened, cells, seed=0, conditional=False) for cells in (None, renamed)]
 
     np.testing.assert_array_equal(*rates)
 
@@ -239,21 +241,21 @@ def test_a_cell_is_measured_the_same_whatever_it_is_called_if_no_condition_is_to
 def test_flow_matching_counts_time_from_noise_to_data(make_opened):
     model = make_opened(path="flow_matching", target="velocity", head="regression")
 
-    table = model.get_layer_statistics(seed=0)
+    table = interpret.layer_statistics(model, seed=0)
 
     levels = table.groupby("time")["noise_level"].first()
     assert levels.to_dict() == pytest.approx({0.0: 1.0, 0.25: 0.75, 0.5: 0.5, 0.75: 0.25, 0.9: 0.1, 1.0: 0.0})
     with pytest.raises(ValueError, match=r"between 0 \(noise\) and 1 \(data\) here, but found 250"):
-        model.get_head_loadings(time=250)
+        interpret.head_loadings(model, time=250)
 
 
 def test_a_group_can_be_compared_with_another_and_with_all_others(opened):
-    table = opened.get_layer_statistics(times=[250], groupby="cell_type", seed=0)
-    cells, types = opened.get_head_coding_rates(time=250, seed=0)["L0H1"], opened.adata.obs["cell_type"]
+    table = interpret.layer_statistics(opened, times=[250], groupby="cell_type", seed=0)
+    cells, types = interpret.head_coding_rates(opened, time=250, seed=0)["L0H1"], opened.adata.obs["cell_type"]
     here = "statistic == 'subspace_coding_rate_before' and head == 'L0H1'"
 
-    against_rest = opened.compare_groups(table, "T cell").query(here).iloc[0]
-    against_nk = opened.compare_groups(table, "T cell", "NK").query(here).iloc[0]
+    against_rest = interpret.compare_groups(table, "T cell").query(here).iloc[0]
+    against_nk = interpret.compare_groups(table, "T cell", "NK").query(here).iloc[0]
 
     first, rest, nk = cells[types == "T cell"], cells[types != "T cell"], cells[types == "NK"]
     assert against_rest["group2"] == "rest"
@@ -268,7 +270,7 @@ def test_a_group_can_be_compared_with_another_and_with_all_others(opened):
 
 
 def test_the_sampling_path_is_measured_from_noise_to_cells(opened):
-    table = opened.get_sampling_statistics(10, n_steps=4, seed=0)
+    table = interpret.sampling_statistics(opened, 10, n_steps=4, seed=0)
 
     times = table.groupby("step")["time"].first()
     assert times.is_monotonic_decreasing
@@ -279,28 +281,27 @@ def test_the_sampling_path_is_measured_from_noise_to_cells(opened):
 
 
 def test_the_path_is_that_of_generated_cells(opened, monkeypatch):
-    made = []
-    generate = opened._generate
-    monkeypatch.setattr(opened, "_generate", lambda *a, **k: made.append(generate(*a, **k)) or made[-1], raising=False)
+    made, generate = [], WBDIT.generate
+    monkeypatch.setattr(WBDIT, "generate", lambda *a, **k: made.append(generate(*a, **k)) or made[-1])
 
     condition = {"cell_type": "NK", "dose": 1}
-    opened.get_sampling_statistics(5, condition, guidance_scale=2.0, n_steps=3, seed=3)
+    interpret.sampling_statistics(opened, 5, condition, guidance_scale=2.0, n_steps=3, seed=3)
     expected = opened.generate(5, condition, guidance_scale=2.0, n_steps=3, seed=3)
 
     np.testing.assert_array_equal(np.asarray(made[0].X.todense()), np.asarray(expected.X.todense()))
 
 
 def test_sampled_cells_are_grouped_by_their_condition_over_several_blocks(opened):
-    table = opened.get_sampling_statistics(
-        150, {"cell_type": ["NK", "B cell", "B cell"], "dose": 1}, groupby="cell_type", n_steps=2, seed=0
+    table = interpret.sampling_statistics(
+        opened, 150, {"cell_type": ["NK", "B cell", "B cell"], "dose": 1}, groupby="cell_type", n_steps=2, seed=0
     )
 
     assert table.groupby("group")["n_cells"].unique().map(list).to_dict() == {"NK": [50], "B cell": [100]}
 
 
 def test_the_first_step_of_sampling_is_noise_as_of_given_cells(opened):
-    sampled = opened.get_sampling_statistics(200, n_steps=2, seed=0).query("step == 0").reset_index(drop=True)
-    given = opened.get_layer_statistics(times=[999], seed=0)
+    sampled = interpret.sampling_statistics(opened, 200, n_steps=2, seed=0).query("step == 0").reset_index(drop=True)
+    given = interpret.layer_statistics(opened, times=[999], seed=0)
 
     assert sampled[["layer", "statistic", "head"]].equals(given[["layer", "statistic", "head"]])
     error = np.hypot(sampled["std"] / np.sqrt(200), given["std"] / np.sqrt(96))
@@ -315,9 +316,9 @@ def test_loadings_name_the_only_gene_that_the_network_looks_at(make_opened):
     network = model.module.averaged_network.module.backbone
     with torch.no_grad():
         network.network.project_in.weight[:, [0, 2]] = 0  # of each patch, the network sees the middle gene
-    patches = model.get_patches()
+    patches = interpret.patches(model)
 
-    loadings = model.get_head_loadings(seed=0)
+    loadings = interpret.head_loadings(model, seed=0)
 
     seen = patches.index[patches["position"] == 1]
     assert (loadings.loc[seen] > 0).all(axis=None)
@@ -329,9 +330,9 @@ def test_loadings_follow_the_scale_of_a_gene(make_opened):
     network = model.module.averaged_network.module.backbone.network
     with torch.no_grad():
         network.project_in.weight[:, 0] *= 10
-    patches = model.get_patches()
+    patches = interpret.patches(model)
 
-    best = model.top_genes(model.get_head_loadings(seed=0), n_genes=N_PATCHES)
+    best = interpret.top_genes(interpret.head_loadings(model, seed=0), n_genes=N_PATCHES)
 
     assert (patches.loc[best["gene"], "position"] == 0).all()
     assert best.groupby("head")["rank"].apply(list).map(lambda ranks: ranks == [1, 2, 3, 4]).all()
@@ -344,7 +345,7 @@ def test_loadings_belong_to_their_genes_whatever_the_order_of_the_patches(make_o
     with torch.no_grad():
         network.network.project_in.weight[:, 1:] = 0
 
-    loadings, patches = model.get_head_loadings(seed=0), model.get_patches()
+    loadings, patches = interpret.head_loadings(model, seed=0), interpret.patches(model)
 
     assert patches.index.tolist() == order
     assert patches["patch"].tolist() == [f"P{g // 3}" for g in range(12)]
@@ -354,9 +355,9 @@ def test_loadings_belong_to_their_genes_whatever_the_order_of_the_patches(make_o
 
 def test_loadings_are_near_the_exact_derivative(opened):
     network = opened.module.averaged_network.module.backbone
-    estimated = opened.get_head_loadings(indices=np.arange(20), time=100, n_probes=200, seed=0)
+    estimated = interpret.head_loadings(opened, indices=np.arange(20), time=100, n_probes=200, seed=0)
 
-    batch = next(iter(opened._noised(opened.adata, np.arange(20), conditional=True, seed=0)))
+    batch = next(iter(noised_cells(opened, opened.adata, np.arange(20), conditional=True, seed=0)))
     path = opened.module.path
     t = path.time(torch.tensor(100.0)).expand(20)
     x_t = path.interpolate(batch.data, batch.noise, t)
@@ -369,9 +370,9 @@ def test_loadings_are_near_the_exact_derivative(opened):
 
 
 def test_specificity_is_centred_over_genes_and_over_the_heads_of_a_layer(opened):
-    raw, specific = (opened.get_head_loadings(seed=0, relative=value) for value in (False, True))
+    raw, specific = (interpret.head_loadings(opened, seed=0, relative=value) for value in (False, True))
 
-    pd.testing.assert_frame_equal(opened.head_specificity(raw), specific)
+    pd.testing.assert_frame_equal(interpret.head_specificity(raw), specific)
     np.testing.assert_allclose(specific.mean(), 0, atol=1e-9)
     for heads in (HEADS[:2], HEADS[2:]):
         np.testing.assert_allclose(specific[heads].mean(axis=1), 0, atol=1e-9)
@@ -386,7 +387,7 @@ def test_a_head_whose_output_is_ignored_has_no_effect_and_others_have(make_opene
     with torch.no_grad():
         backbone.network.blocks[1].attention.project_out.weight[:, :4] = 0
 
-    effects = model.get_head_effects(seed=0)
+    effects = interpret.head_effects(model, seed=0)
 
     assert effects.index.names == ["group", "gene"]
     assert effects.loc["all"].index.equals(model.adata.var_names)
@@ -398,10 +399,10 @@ def test_the_effect_of_the_only_head_of_the_last_layer_is_what_its_attention_add
     model = make_opened(n_layers=1, n_heads=1, head="regression", target="data", scaling="gene")
     module = model.module
     before = {name: weight.clone() for name, weight in module.averaged_network.named_parameters()}
-    found = model.get_head_effects(indices=[3, 8], time=10, seed=0)
+    found = interpret.head_effects(model, indices=[3, 8], time=10, seed=0)
     assert all(torch.equal(weight, before[name]) for name, weight in module.averaged_network.named_parameters())
 
-    batch = next(iter(model._noised(model.adata, np.array([3, 8]), conditional=True, seed=0)))
+    batch = next(iter(noised_cells(model, model.adata, np.array([3, 8]), conditional=True, seed=0)))
     t = module.path.time(torch.tensor(10.0)).expand(2)
     inputs = module.path.interpolate(batch.data, batch.noise, t), module.path.network_time(t), batch.condition
     with torch.no_grad():
@@ -416,8 +417,8 @@ def test_the_effect_of_the_only_head_of_the_last_layer_is_what_its_attention_add
 def test_effects_are_on_the_predicted_cell_whatever_the_target(make_opened, target):
     model = make_opened(head="regression", target=target)
 
-    effects = model.get_head_effects(groupby="cell_type", seed=0)
-    overall = model.get_head_effects(seed=0, batch_size=7)
+    effects = interpret.head_effects(model, groupby="cell_type", seed=0)
+    overall = interpret.head_effects(model, seed=0, batch_size=7)
 
     sizes = model.adata.obs["cell_type"].value_counts()
     groups = effects.index.unique("group")
@@ -427,7 +428,7 @@ def test_effects_are_on_the_predicted_cell_whatever_the_target(make_opened, targ
 
 
 def test_attention_is_a_distribution_over_patches_for_every_group(opened):
-    table = opened.get_patch_attention(groupby="cell_type", seed=0)
+    table = interpret.patch_attention(opened, groupby="cell_type", seed=0)
 
     assert table.index.names == ["group", "head", "token"]
     assert table.shape == (4 * 4 * N_PATCHES, N_PATCHES)
@@ -436,8 +437,8 @@ def test_attention_is_a_distribution_over_patches_for_every_group(opened):
 
 
 def test_attention_of_all_cells_is_the_mean_of_the_groups(opened):
-    overall = opened.get_patch_attention(seed=0).loc["all"]
-    grouped = opened.get_patch_attention(groupby="cell_type", seed=0)
+    overall = interpret.patch_attention(opened, seed=0).loc["all"]
+    grouped = interpret.patch_attention(opened, groupby="cell_type", seed=0)
 
     sizes = opened.adata.obs["cell_type"].value_counts()
     groups = grouped.index.unique("group")
@@ -448,7 +449,7 @@ def test_patches_of_nothing_but_equal_tokens_attend_evenly(emptied):
     model, _, set_token = emptied
     set_token(np.ones(8))
 
-    np.testing.assert_allclose(model.get_patch_attention(seed=0), 1 / N_PATCHES, rtol=1e-6)
+    np.testing.assert_allclose(interpret.patch_attention(model, seed=0), 1 / N_PATCHES, rtol=1e-6)
 
 
 def test_global_tokens_read_all_genes_and_attend_like_patches(make_opened):
@@ -458,8 +459,8 @@ def test_global_tokens_read_all_genes_and_attend_like_patches(make_opened):
         backbone.network.project_in.weight.zero_()  # the patches are blind
         backbone.read_all_genes.weight[:, torch.arange(12) != 5] = 0  # and the global tokens see one gene
 
-    loadings, attention = model.get_head_loadings(seed=0), model.get_patch_attention(seed=0)
-    of_patches = model.get_head_loadings(tokens="patches", seed=0)
+    loadings, attention = interpret.head_loadings(model, seed=0), interpret.patch_attention(model, seed=0)
+    of_patches = interpret.head_loadings(model, tokens="patches", seed=0)
 
     assert (loadings.loc["gene_5"] > 0).all()
     assert (loadings.drop("gene_5") == 0).all(axis=None)
@@ -467,39 +468,41 @@ def test_global_tokens_read_all_genes_and_attend_like_patches(make_opened):
     assert (of_patches.loc["gene_5", ["L1H0", "L1H1"]] > 0).all()  # by attention of the first layer
     assert list(attention) == ["P0", "P1", "P2", "P3", "G0", "G1"]
     assert attention.loc["all", "L1H0"].shape == (6, 6)
-    assert model.get_patches()["patch"].nunique() == N_PATCHES
+    assert interpret.patches(model)["patch"].nunique() == N_PATCHES
 
 
 # --- control, AnnData, files ----------------------------------------------------------------------------------------------------
 
 
 def test_shuffled_weights_are_the_same_numbers_elsewhere_and_leave_the_model_alone(opened):
-    before = opened.get_head_loadings(seed=0)
+    before = interpret.head_loadings(opened, seed=0)
 
-    one, same, other = (opened.with_shuffled_weights(seed) for seed in (1, 1, 2))
+    one, same, other = (interpret.shuffle_weights(opened, seed) for seed in (1, 1, 2))
 
-    pd.testing.assert_frame_equal(opened.get_head_loadings(seed=0), before)
+    pd.testing.assert_frame_equal(interpret.head_loadings(opened, seed=0), before)
     for name, weight in opened.module.averaged_network.named_parameters():
         shuffled = dict(one.module.averaged_network.named_parameters())[name]
         assert torch.equal(weight.flatten().sort().values, shuffled.flatten().sort().values)
-    pd.testing.assert_frame_equal(one.get_head_loadings(seed=0), same.get_head_loadings(seed=0))
-    assert not np.allclose(one.get_head_loadings(seed=0), other.get_head_loadings(seed=0))
-    assert not np.allclose(one.get_head_loadings(seed=0), before)
+    pd.testing.assert_frame_equal(interpret.head_loadings(one, seed=0), interpret.head_loadings(same, seed=0))
+    assert not np.allclose(interpret.head_loadings(one, seed=0), interpret.head_loadings(other, seed=0))
+    assert not np.allclose(interpret.head_loadings(one, seed=0), before)
     assert one.generate(3, seed=0).shape == (3, 12)
 
 
 def test_what_is_written_into_the_cells_is_what_the_methods_return(opened):
     cells = opened.adata.copy()
 
-    opened.write_white_box(cells, groupby="cell_type", times=[0, 500], seed=0)
+    interpret.write(opened, cells, groupby="cell_type", times=[0, 500], seed=0)
 
-    pd.testing.assert_frame_equal(cells.varm["WBDIT_loadings"], opened.get_head_loadings(seed=0))
-    pd.testing.assert_frame_equal(cells.varm["WBDIT_specificity"], opened.get_head_loadings(seed=0, relative=True))
-    pd.testing.assert_frame_equal(cells.obsm["WBDIT_coding_rates"], opened.get_head_coding_rates(seed=0))
-    assert cells.var["WBDIT_patch"].tolist() == opened.get_patches().loc[cells.var_names, "patch"].tolist()
-    statistics = opened.get_layer_statistics(groupby="cell_type", times=[0, 500], seed=0)
+    pd.testing.assert_frame_equal(cells.varm["WBDIT_loadings"], interpret.head_loadings(opened, seed=0))
+    pd.testing.assert_frame_equal(
+        cells.varm["WBDIT_specificity"], interpret.head_loadings(opened, seed=0, relative=True)
+    )
+    pd.testing.assert_frame_equal(cells.obsm["WBDIT_coding_rates"], interpret.head_coding_rates(opened, seed=0))
+    assert cells.var["WBDIT_patch"].tolist() == interpret.patches(opened).loc[cells.var_names, "patch"].tolist()
+    statistics = interpret.layer_statistics(opened, groupby="cell_type", times=[0, 500], seed=0)
     pd.testing.assert_frame_equal(cells.uns["WBDIT"]["statistics"], statistics)
-    attention = opened.get_patch_attention(groupby="cell_type", seed=0)
+    attention = interpret.patch_attention(opened, groupby="cell_type", seed=0)
     third = cells.uns["WBDIT"]["groups"][2], cells.uns["WBDIT"]["heads"][3]
     np.testing.assert_allclose(cells.uns["WBDIT"]["patch_attention"][2, 3], attention.loc[third])
     assert cells.uns["WBDIT"]["params"]["time"] == 500
@@ -509,7 +512,7 @@ def test_what_is_written_into_the_cells_is_what_the_methods_return(opened):
 def test_cells_with_all_of_it_can_be_written_and_read(opened, tmp_path, kind):
     cells = opened.adata.copy()
     cells.obs["sorted_as"] = ["CD4+/CD25", "CD8+"] * 48  # a slash means a folder in these files
-    opened.write_white_box(cells, groupby="sorted_as", seed=0, key="wb")
+    interpret.write(opened, cells, groupby="sorted_as", seed=0, key="wb")
 
     getattr(cells, f"write_{kind}")(tmp_path / "cells")
     read = getattr(anndata, f"read_{kind}")(tmp_path / "cells")
@@ -527,15 +530,15 @@ def test_a_loaded_model_shows_the_same(opened, tmp_path):
     opened.save(tmp_path / "model")
     loaded = WBDIT.load(tmp_path / "model", opened.adata.copy(), accelerator="cpu")
 
-    pd.testing.assert_frame_equal(loaded.get_head_loadings(seed=0), opened.get_head_loadings(seed=0))
+    pd.testing.assert_frame_equal(interpret.head_loadings(loaded, seed=0), interpret.head_loadings(opened, seed=0))
     pd.testing.assert_frame_equal(
-        loaded.get_layer_statistics(times=[5], seed=0), opened.get_layer_statistics(times=[5], seed=0)
+        interpret.layer_statistics(loaded, times=[5], seed=0), interpret.layer_statistics(opened, times=[5], seed=0)
     )
     without = WBDIT.load(tmp_path / "model", adata=False, accelerator="cpu")
-    pd.testing.assert_frame_equal(without.get_patches(), opened.get_patches())
+    pd.testing.assert_frame_equal(interpret.patches(without), interpret.patches(opened))
     with pytest.raises(ValueError, match="loaded without cells; give `adata`"):
-        without.get_head_loadings()
-    assert len(without.get_sampling_statistics(3, n_steps=2, seed=0))
+        interpret.head_loadings(without)
+    assert len(interpret.sampling_statistics(without, 3, n_steps=2, seed=0))
 
 
 def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
@@ -544,9 +547,9 @@ def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
     model = WBDIT(cells, **SIZES)
     model.train(1, **quick)
 
-    assert model.get_head_loadings(seed=0).shape == (12, 4)
-    assert set(model.get_layer_statistics(times=[0], groupby="dose", seed=0)["group"]) == {"1", "10", "100"}
-    assert set(model.get_sampling_statistics(3, n_steps=2, seed=0)["group"]) == {"all"}
+    assert interpret.head_loadings(model, seed=0).shape == (12, 4)
+    assert set(interpret.layer_statistics(model, times=[0], groupby="dose", seed=0)["group"]) == {"1", "10", "100"}
+    assert set(interpret.sampling_statistics(model, 3, n_steps=2, seed=0)["group"]) == {"all"}
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------------
@@ -558,34 +561,30 @@ def test_an_untrained_model_has_nothing_to_show(make_cells):
     model = WBDIT(cells, **SIZES)
 
     methods = [
-        model.get_layer_statistics,
-        model.get_head_coding_rates,
-        model.get_head_loadings,
-        model.get_patch_attention,
+        interpret.layer_statistics,
+        interpret.head_coding_rates,
+        interpret.head_loadings,
+        interpret.patch_attention,
     ]
-    methods += [model.get_head_effects, model.get_patches, model.write_white_box, model.with_shuffled_weights]
-    for method in [*methods, lambda: model.get_sampling_statistics(3)]:
+    methods += [interpret.head_effects, interpret.patches, interpret.write, interpret.shuffle_weights]
+    for method in [*methods, lambda model: interpret.sampling_statistics(model, 3)]:
         with pytest.raises(RuntimeError, match=r"not trained.*call train\(\) first"):
-            method()
+            method(model)
 
 
 def test_a_network_that_is_no_white_box_cannot_be_opened(make_opened):
     model = make_opened(backbone="dit")
 
     with pytest.raises(ValueError, match="Only white-box networks can be opened, but `backbone` is 'dit'"):
-        model.get_layer_statistics()
-
-
-def test_other_models_do_not_promise_what_they_cannot_show():
-    assert not hasattr(SCRDIT, "get_head_loadings")
+        interpret.layer_statistics(model)
 
 
 @pytest.mark.parametrize("time", [-1, 1000, "late", True, float("nan")])
 def test_times_beyond_the_path_are_refused(opened, time):
     with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\) here, but found"):
-        opened.get_layer_statistics(times=[0, time])
+        interpret.layer_statistics(opened, times=[0, time])
     with pytest.raises(ValueError, match="between 0"):
-        opened.get_head_loadings(time=time)
+        interpret.head_loadings(opened, time=time)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +600,7 @@ def test_times_beyond_the_path_are_refused(opened, time):
 )
 def test_statistics_say_what_is_wrong(opened, arguments, message):
     with pytest.raises(ValueError, match=message):
-        opened.get_layer_statistics(**arguments)
+        interpret.layer_statistics(opened, **arguments)
 
 
 def test_cells_without_a_group_are_counted(opened):
@@ -609,36 +608,36 @@ def test_cells_without_a_group_are_counted(opened):
     cells.obs["donor"] = ["a"] * 90 + [None] * 6
 
     with pytest.raises(ValueError, match="6 cells have no value of 'donor'"):
-        opened.get_patch_attention(cells, groupby="donor")
-    assert set(opened.get_patch_attention(cells, range(90), groupby="donor").index.unique("group")) == {"a"}
+        interpret.patch_attention(opened, cells, groupby="donor")
+    assert set(interpret.patch_attention(opened, cells, range(90), groupby="donor").index.unique("group")) == {"a"}
 
 
 def test_genes_and_groups_say_what_is_wrong(opened):
     with pytest.raises(ValueError, match="`n_probes` must be a whole number of at least 1, but found 0"):
-        opened.get_head_loadings(n_probes=0)
+        interpret.head_loadings(opened, n_probes=0)
     with pytest.raises(ValueError, match="`tokens` must be 'patches' or 'global', but found 'genes'"):
-        opened.get_head_loadings(tokens="genes")
+        interpret.head_loadings(opened, tokens="genes")
     with pytest.raises(ValueError, match="no global tokens; construct the model with `n_global_tokens`"):
-        opened.get_head_loadings(tokens="global")
+        interpret.head_loadings(opened, tokens="global")
     with pytest.raises(ValueError, match="`n_genes` must be a whole number between 1 and the 12 genes, but found 13"):
-        opened.top_genes(opened.get_head_loadings(indices=[0], seed=0), 13)
+        interpret.top_genes(interpret.head_loadings(opened, indices=[0], seed=0), 13)
     with pytest.raises(ValueError, match="missing"):
-        opened.get_head_loadings(opened.adata[:, :11].copy())
-    grouped = opened.get_layer_statistics(indices=range(40), times=[0], groupby="cell_type", seed=0)
+        interpret.head_loadings(opened, opened.adata[:, :11].copy())
+    grouped = interpret.layer_statistics(opened, indices=range(40), times=[0], groupby="cell_type", seed=0)
     for groups in (("cell",), ("NK", "cell")):
         with pytest.raises(ValueError, match="is 'cell', but the groups are .*'NK'"):
-            opened.compare_groups(grouped, *groups)
+            interpret.compare_groups(grouped, *groups)
     with pytest.raises(ValueError, match="Two groups are needed.*groupby"):
-        opened.compare_groups(opened.get_layer_statistics(indices=[1, 2], times=[0], seed=0), "all")
+        interpret.compare_groups(interpret.layer_statistics(opened, indices=[1, 2], times=[0], seed=0), "all")
 
 
 def test_sampling_says_what_is_wrong(opened, make_opened):
     with pytest.raises(ValueError, match="`groupby` 'type' is not a condition key"):
-        opened.get_sampling_statistics(3, groupby="type")
+        interpret.sampling_statistics(opened, 3, groupby="type")
     with pytest.raises(ValueError, match="`sampler` 'dopri' is not known"):
-        opened.get_sampling_statistics(3, sampler="dopri")
+        interpret.sampling_statistics(opened, 3, sampler="dopri")
     with pytest.raises(ValueError, match="`n_cells` is needed"):
-        opened.get_sampling_statistics()
+        interpret.sampling_statistics(opened)
     flow = make_opened(path="flow_matching", target="velocity", head="regression")
     with pytest.raises(ValueError, match="steps of 'dopri5' differ from block to block"):
-        flow.get_sampling_statistics(3, sampler="dopri5")
+        interpret.sampling_statistics(flow, 3, sampler="dopri5")

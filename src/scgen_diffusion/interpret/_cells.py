@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import is_whole_number, known_names, row_numbers
+from scgen_diffusion.data import is_whole_number, known_names, resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators, VariancePreserving
-
-from ._cells import CellsMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.diffusion import Path
+    from scgen_diffusion.model import WBDIT
     from scgen_diffusion.nn import GeneDiT
 
 ALL_CELLS = "all"
@@ -138,7 +137,7 @@ class Groups:
 class CellBatch:
     """Cells of one batch: their rows, what diffuses of them, each cell's own noise, and what the network is told.
 
-    ``generators`` draw what else is random, for each cell apart.
+    ``generators`` draw what else is random.
     """
 
     rows: np.ndarray
@@ -153,51 +152,55 @@ class CellBatch:
         return x_t, torch.full_like(x_t[:, 0], moment.network_time), self.condition
 
 
-class NoisedCellsMixin(CellsMixin):
-    """Cells as a trained white-box network sees them."""
+def opened_network(model: WBDIT) -> GeneDiT:
+    """Return the network by which a model generates.
 
-    is_trained_: bool
+    Raises
+    ------
+    RuntimeError
+        If the model is not trained.
+    ValueError
+        If its network is no white box.
+    """
+    if not model.is_trained_:
+        msg = "The model is not trained, so that there is nothing to see in it yet; call train() first."
+        raise RuntimeError(msg)
+    if model.module.architecture.backbone != "white_box":
+        msg = f"Only white-box networks can be opened, but `backbone` is {model.module.architecture.backbone!r}."
+        raise ValueError(msg)
+    return model.module.averaged_network.module.backbone
 
-    def _check_can_read_cells(self) -> None:
-        if not self.is_trained_:
-            msg = "The model is not trained, so that there is nothing to see in it yet; call train() first."
-            raise RuntimeError(msg)
-        if self.module.architecture.backbone != "white_box":
-            msg = f"Only white-box networks can be opened, but `backbone` is {self.module.architecture.backbone!r}."
-            raise ValueError(msg)
 
-    @property
-    def _opened_network(self) -> GeneDiT:
-        """The network that generates."""
-        return self.module.averaged_network.module.backbone
+def chosen_cells(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
+    """Return the cells to look at, those of the model by default, and the numbers of the rows asked for."""
+    source = model._validated(adata)
+    rows = row_numbers(indices, source.n_obs)
+    if len(rows) == 0:
+        msg = "`indices` selects no cells."
+        raise ValueError(msg)
+    return source, rows
 
-    def _opened(self, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
-        """Return the cells to look at, and the numbers of the rows asked for."""
-        self._check_can_read_cells()
-        source = self._validated(adata)
-        rows = row_numbers(indices, source.n_obs)
-        if len(rows) == 0:
-            msg = "`indices` selects no cells."
-            raise ValueError(msg)
-        return source, rows
 
-    def _noised(
-        self, source: AnnData, rows: np.ndarray, *, conditional: bool, seed: int, batch_size: int | None = None
-    ) -> Iterator[CellBatch]:
-        """Yield cells with noise of their own, which depends on the seed and the row number alone."""
-        module = self.module
-        for tensors, batch in self._batches(source, rows, self._checked_batch_size(batch_size)):
-            data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
-            generators = Generators(seed, batch.tolist(), data.device)
-            noise = generators.normal(module.n_input)
-            own = module.condition_of(tensors)
-            condition = own if conditional else module.condition_columns.keep(own, ())
-            yield CellBatch(batch, data, noise, condition, generators)
-
-    def _checked_batch_size(self, batch_size: int | None) -> int:
-        if batch_size is None:
-            return max(1, TOKENS_AT_A_TIME // len(self._opened_network.network.positions))
-        if not is_whole_number(batch_size) or batch_size < 1:
-            msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
-            raise ValueError(msg)
-        return int(batch_size)
+def noised_cells(
+    model: WBDIT,
+    source: AnnData,
+    rows: np.ndarray,
+    *,
+    conditional: bool,
+    seed: int | None,
+    batch_size: int | None = None,
+) -> Iterator[CellBatch]:
+    """Yield cells with noise of their own, which depends on the seed and the row number alone."""
+    seed, module = resolve_seed(seed), model.module
+    if batch_size is None:
+        batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
+    if not is_whole_number(batch_size) or batch_size < 1:
+        msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
+        raise ValueError(msg)
+    for tensors, batch in model._batches(source, rows, int(batch_size)):
+        data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
+        generators = Generators(seed, batch, data.device)
+        noise = generators.normal(module.n_input)
+        own = module.condition_of(tensors)
+        condition = own if conditional else module.condition_columns.keep(own, ())
+        yield CellBatch(batch, data, noise, condition, generators)

@@ -1,0 +1,383 @@
+"""What the heads of a white-box network read, what they do to the predicted cells, and which patches of genes attend to which."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scgen_diffusion.data import is_whole_number, resolve_seed
+from scgen_diffusion.diffusion import Denoiser
+
+from ._cells import DEFAULT_TIME, CellBatch, Groups, Moment, chosen_cells, noised_cells, opened_network, resolve_times
+from ._measures import Tokens, attention_maps, head_names, layer_of_head, squared_loadings, token_names, token_slice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+    from torch import Tensor, nn
+
+    from scgen_diffusion.model import WBDIT
+    from scgen_diffusion.module import GeneSpaceModule
+    from scgen_diffusion.nn import GeneDiT
+
+SMALLEST_SHARE = 1e-6
+
+
+def patches(model: WBDIT) -> pd.DataFrame:
+    """Return which genes are the tokens of the network.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Genes in the order in which the network sees them, with the name of their ``patch``, such as ``P0``, and their
+        ``position`` in it.
+    """
+    network = opened_network(model)
+    tokens = network.genes_of_patches.cpu().numpy()
+    patch, position = np.nonzero(tokens >= 0)
+    genes = model.var_.index[tokens[patch, position]]
+    names = token_names(network)
+    labels = pd.Categorical.from_codes(patch, categories=names[: len(tokens)])
+    return pd.DataFrame({"patch": labels, "position": position}, index=genes)
+
+
+def head_loadings(
+    model: WBDIT,
+    adata: AnnData | None = None,
+    indices: Sequence[int] | None = None,
+    *,
+    time: float | None = None,
+    tokens: Tokens | None = None,
+    relative: bool = False,
+    conditional: bool = True,
+    n_probes: int = 1,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> pd.DataFrame:
+    r"""Measure how strongly each gene moves what each head reads.
+
+    .. math:: \ell_{kg} = \sqrt{\operatorname{mean}_{\text{cells}}
+        \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
+
+    over tokens ``Z`` that the attention sees, for the values :math:`x_t` that diffuse, at the given cells and time.
+
+    Parameters
+    ----------
+    model
+        A trained :class:`~scgen_diffusion.model.WBDIT`.
+    adata
+        Cells; default: those of the model.
+    indices
+        Which of them; default: all.
+    time
+        Diffusion time as the network counts it: a timestep from 0 (data) to 999 (noise) on variance-preserving paths,
+        0 (noise) to 1 (data) for flow matching. Default: timestep 500, or 0.25, where a gene's own value
+        says little, so that the network must read it off the others.
+    tokens
+        ``"global"``: the tokens that read all genes, each with weights of its own. ``"patches"``: the tokens of patches.
+        Default: the global tokens, if the network has any.
+    relative
+        Whether to return what is special about a head, see :func:`head_specificity`. Raw loadings are much alike in all
+        heads.
+    conditional
+        Whether the network is told each cell's own conditions; False: none.
+    n_probes
+        Random directions per cell that the norm is estimated with; the relative standard error of a loading is at most
+        about ``(2 * cells * n_probes) ** -0.5``.
+    batch_size
+        Cells at a time. Default: as many as have about 4 000 tokens.
+    seed
+        Seed of the noise and of the directions, which each cell has of its own.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Genes by heads; ``L0H2`` is head 2 of layer 0.
+
+    Raises
+    ------
+    RuntimeError
+        If the model is not trained.
+    ValueError
+        For a time or a number of probes that is not allowed.
+
+    Notes
+    -----
+    A loading has no sign, because a head computes the same in every rotated basis of its subspace. It tells what a head
+    can see, not what the model does with it (:func:`head_effects`).
+
+    The embedding is the same for all patches, so that the loadings of ``tokens="patches"`` follow the position of a gene
+    in its patch, whatever gene it is. A network with shuffled weights (:func:`shuffle_weights`) tells what is
+    architecture alone.
+    """
+    network = opened_network(model)
+    source, rows = chosen_cells(model, adata, indices)
+    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    if not is_whole_number(n_probes) or n_probes < 1:
+        msg = f"`n_probes` must be a whole number of at least 1, but found {n_probes!r}."
+        raise ValueError(msg)
+    places = token_slice(network, tokens)
+    total = np.zeros(())
+    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
+        inputs = batch.at(model.module.path, moment)
+        for _ in range(n_probes):
+            squares = squared_loadings(network, *inputs, tokens=places, generators=batch.generators)
+            total = total + squares.cpu().double().numpy()
+    mean_squares = total.T / (len(rows) * n_probes)
+    table = pd.DataFrame(np.sqrt(mean_squares), index=source.var_names, columns=head_names(network))
+    return head_specificity(table) if relative else table
+
+
+def patch_attention(
+    model: WBDIT,
+    adata: AnnData | None = None,
+    indices: Sequence[int] | None = None,
+    *,
+    time: float | None = None,
+    groupby: str | None = None,
+    conditional: bool = True,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> pd.DataFrame:
+    r"""Return how much patches of genes attend to each other, averaged over cells.
+
+    .. math:: \operatorname{softmax}\bigl(Z U_k (Z U_k)^\top / \sqrt{p}\bigr)
+
+    with the tokens as the rows of ``Z``. Before the softmax it is symmetric, for one projection is query and key.
+
+    Parameters
+    ----------
+    model
+        A trained :class:`~scgen_diffusion.model.WBDIT`.
+    adata, indices, time, conditional
+        See :func:`head_loadings`.
+    groupby
+        Column of ``obs`` whose groups are averaged apart.
+    batch_size
+        Cells at a time. Default: as many as have about 4 000 tokens.
+    seed
+        Seed of the noise.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per ``(group, head, token)`` and one column per token that is attended to; rows sum to one. Tokens are
+        patches, ``P0`` and so on, and the global tokens, ``G0`` and so on, if the network has any.
+        ``attention.loc["all", "L0H2"]`` is the matrix of a head, and :func:`patches` tells the genes of a patch.
+
+    Raises
+    ------
+    RuntimeError
+        If the model is not trained.
+    ValueError
+        For times, columns and sizes that are not there.
+    """
+    network = opened_network(model)
+    source, rows = chosen_cells(model, adata, indices)
+    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    groups = Groups.of(source.obs, rows, groupby)
+    heads, tokens = head_names(network), token_names(network)
+    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
+    names, means = groups.means(
+        (batch.rows, attention_maps(network, *batch.at(model.module.path, moment))) for batch in batches
+    )
+    index = pd.MultiIndex.from_product([names, heads, tokens], names=["group", "head", "token"])
+    return pd.DataFrame(means.reshape(-1, len(tokens)), index=index, columns=pd.Index(tokens, name="attended"))
+
+
+@torch.no_grad()
+def head_effects(
+    model: WBDIT,
+    adata: AnnData | None = None,
+    indices: Sequence[int] | None = None,
+    *,
+    time: float | None = None,
+    groupby: str | None = None,
+    conditional: bool = True,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> pd.DataFrame:
+    r"""Measure what each head contributes to each gene of the predicted cells.
+
+    .. math:: e_{kg} = \operatorname{mean}_{\text{cells}}
+        \bigl(\hat x_g(x_t) - \hat x_g^{\setminus k}(x_t)\bigr)
+
+    where :math:`\hat x` is the clean cell that the network predicts of a noised one, and :math:`\hat x^{\setminus k}` the
+    same with the output of head ``k`` set to zero. While :func:`head_loadings` tells what a head can see, this tells
+    what the model does with it, and with a sign.
+
+    Parameters
+    ----------
+    model
+        A trained :class:`~scgen_diffusion.model.WBDIT`.
+    adata
+        Cells; default: those of the model.
+    indices
+        Which of them; default: all.
+    time
+        Diffusion time, see :func:`head_loadings`.
+    groupby
+        Column of ``obs`` whose groups are averaged apart. Effects of opposite signs cancel within a group.
+    conditional
+        Whether the network is told each cell's own conditions; False: none.
+    batch_size
+        Cells at a time. Default: as many as have about 4 000 tokens.
+    seed
+        Seed of the noise.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per ``(group, gene)`` and one column per head, in units of log-normalised expression; positive where the
+        head raises the gene. ``effects.loc["all"]`` are genes by heads.
+
+    Raises
+    ------
+    RuntimeError
+        If the model is not trained.
+    ValueError
+        For times, columns and sizes that are not there.
+
+    Notes
+    -----
+    Effects are not additive: heads of later layers make up for what is removed from earlier ones, and without a head the
+    network is in a state that it never met in training.
+    """
+    network = opened_network(model)
+    source, rows = chosen_cells(model, adata, indices)
+    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    groups = Groups.of(source.obs, rows, groupby)
+    heads = head_names(network)
+    changed = copy.deepcopy(model.module.averaged_network.module)
+    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
+    names, means = groups.means((batch.rows, _head_effects(model.module, changed, batch, moment)) for batch in batches)
+    index = pd.MultiIndex.from_product([names, list(source.var_names)], names=["group", "gene"])
+    return pd.DataFrame(means.reshape(-1, len(heads)), index=index, columns=heads)
+
+
+def _head_effects(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
+    """Return what each head adds to the predicted profiles, ``(cells, genes, heads)``."""
+    whole = _predicted_profiles(module, network, batch, moment)
+    lacking = [_predicted_profiles(module, network, batch, moment) for _ in remove_each_head(network.backbone)]
+    return whole[..., None] - torch.stack(lacking, dim=-1)
+
+
+def _predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
+    """Return the clean profiles that a network predicts of noised cells, ``(cells, genes)``, before zeros are cut."""
+    x_t, network_time, condition = batch.at(module.path, moment)
+    denoiser = Denoiser(lambda x, _: network(x, network_time, condition), module.path, module.target)
+    t = torch.full_like(network_time, moment.path_time)
+    return denoiser.estimate(x_t, t).data * module.scale + module.shift
+
+
+def remove_each_head(network: GeneDiT) -> Iterator[tuple[int, int]]:
+    """Change the network so that it lacks one head after the other, layer by layer, and in the end none."""
+    for layer, block in enumerate(network.network.blocks):
+        for head in range(block.attention.n_heads):
+            with head_removed(network, layer, head):
+                yield layer, head
+
+
+@contextmanager
+def head_removed(network: GeneDiT, layer: int, head: int) -> Iterator[None]:
+    """Set the output of one head to zero for a while."""
+    attention = network.network.blocks[layer].attention
+    weight = attention.project_out.weight.data.unflatten(1, (attention.n_heads, -1))  # a view
+    kept = weight[:, head].clone()
+    weight[:, head] = 0
+    try:
+        yield
+    finally:
+        weight[:, head] = kept
+
+
+def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
+    r"""Return by how many doublings loadings exceed what their gene and their head lead to expect.
+
+    Within each layer, :math:`\log_2 \ell_{kg}` minus the mean of gene ``g`` over the heads and the mean of head ``k`` over
+    the genes, plus the mean of all. Loadings below a millionth of the largest count as that.
+
+    Parameters
+    ----------
+    loadings
+        Genes by heads, of :func:`head_loadings`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Genes by heads.
+    """
+    smallest = max(SMALLEST_SHARE * loadings.to_numpy().max(), np.finfo(float).tiny)
+    logs = np.log2(loadings.clip(lower=smallest))
+    layers = logs.T.groupby(layer_of_head, sort=False)
+    centred = layers.transform(lambda of_heads: of_heads - of_heads.mean()).T
+    return centred - centred.mean()
+
+
+def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
+    """List the genes with the largest loadings of each head, as tools for gene set enrichment take them.
+
+    Parameters
+    ----------
+    loadings
+        Genes by heads, of :func:`head_loadings`.
+    n_genes
+        How many per head.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``head``, ``rank`` (from 1), ``gene`` and ``loading``.
+
+    Raises
+    ------
+    ValueError
+        If there are not that many genes.
+    """
+    if not is_whole_number(n_genes) or not 1 <= n_genes <= len(loadings):
+        msg = f"`n_genes` must be a whole number between 1 and the {len(loadings)} genes, but found {n_genes!r}."
+        raise ValueError(msg)
+    parts = []
+    for head in loadings:
+        best = loadings[head].sort_values(ascending=False, kind="stable").iloc[:n_genes]
+        ranks = np.arange(1, n_genes + 1)
+        parts.append(pd.DataFrame({"head": head, "rank": ranks, "gene": best.index, "loading": best.to_numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def shuffle_weights(model: WBDIT, seed: int | None = None) -> WBDIT:
+    """Return a copy of the model whose network has its weights shuffled: a control for all that is read off it.
+
+    The numbers of every parameter tensor change places. The copy has the architecture, the order of the genes and the
+    sizes of the weights, but nothing of what training arranged. What looks the same in it is no biology.
+
+    Parameters
+    ----------
+    model
+        A trained :class:`~scgen_diffusion.model.WBDIT`.
+    seed
+        Seed of the permutations.
+
+    Returns
+    -------
+    WBDIT
+        A model with the same cells.
+
+    References
+    ----------
+    Adebayo et al. (2018), *Sanity checks for saliency maps*.
+    """
+    opened_network(model)
+    control = copy.copy(model)
+    control.module = copy.deepcopy(model.module)
+    generator = torch.Generator().manual_seed(resolve_seed(seed))
+    for parameter in opened_network(control).parameters():
+        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+        parameter.data = parameter.data.flatten()[order].view_as(parameter)
+    return control
