@@ -6,8 +6,8 @@ import anndata
 import numpy as np
 import pytest
 
-from scgen_diffusion.diffusion import DDIMSampler, FixedStepSampler
-from scgen_diffusion.model import SCRDIT, WBDIT, _generation
+from scgen_diffusion.diffusion import DDIMSampler, FixedStepSampler, _random
+from scgen_diffusion.model import SCRDIT, WBDIT
 
 SPIKE_AND_SLAB = {"path": "vp_cosine", "target": "data", "head": "spike_and_slab", "scaling": "gene"}
 CONDITION = {"dose": 1}
@@ -17,7 +17,7 @@ CONDITION = {"dose": 1}
 def _small_blocks():
     """Let few cells make several blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_generation.BLOCK_SIZES, "cpu", 16)
+        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
         yield
 
 

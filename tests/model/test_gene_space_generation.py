@@ -12,8 +12,8 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 
-from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, DormandPrinceSampler
-from scgen_diffusion.model import SCRDIT, WBDIT, _generation
+from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, DormandPrinceSampler, _random
+from scgen_diffusion.model import SCRDIT, WBDIT
 
 N_GENES = 12
 TARGET_OF_PATH = {"vp_linear": "v", "vp_cosine": "v", "flow_matching": "velocity"}
@@ -43,7 +43,7 @@ def same_cells(one, other):
 def _small_blocks():
     """Let few cells make several blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_generation.BLOCK_SIZES, "cpu", 16)
+        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
         yield
 
 

@@ -10,8 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, Generators, Guidance, published_timesteps
-from scgen_diffusion.model import SCRDIT, _generation
+from scgen_diffusion.diffusion import (
+    DDIMSampler,
+    DormandPrinceSampler,
+    Generators,
+    Guidance,
+    _random,
+    published_timesteps,
+)
+from scgen_diffusion.model import SCRDIT
 
 DIFFUSION_SAMPLERS = [
     "dpm_solver_3m",
@@ -34,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings(
 def _small_blocks():
     """Let few cells make several blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_generation.BLOCK_SIZES, "cpu", 16)
+        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
         yield
 
 
