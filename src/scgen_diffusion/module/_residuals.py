@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scgen_diffusion._compat import standard_gamma
+
 
 def carry_over_counts(parameters: Tensor, generator: torch.Generator) -> Tensor:
     r"""Draw what a cell's counts would have been under other means, given what they are.
@@ -32,5 +34,5 @@ def carry_over_counts(parameters: Tensor, generator: torch.Generator) -> Tensor:
         (theta + counts).double(),
         (theta + mean).double(),
     )  # Gamma draws of small shapes underflow in single precision
-    excess = torch._standard_gamma(shape, generator=generator) / rate * (new_mean - mean).clamp(min=0)
+    excess = standard_gamma(shape, generator) / rate * (new_mean - mean).clamp(min=0)
     return kept + torch.poisson(excess, generator=generator).to(counts.dtype)
