@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs tutorials lint benchmark-quality benchmark-compare benchmark-sensitivity benchmark-speed benchmark-gpu clean
+.PHONY: help demo test test-newest docs tutorials lint benchmark-quality benchmark-compare benchmark-sensitivity benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: $(VENV)/.package ## train on real cells, generate, and judge the result; M
 
 test: $(VENV)/.test ## run the tests
 	$(PY) -m pytest
+
+test-newest: ## run the tests with the newest libraries, in .venv-newest; PYTHON=python3.12 or later
+	$(MAKE) test VENV=.venv-newest INSTALL=".venv-newest/bin/python -m pip install --upgrade annbatch"
 
 docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -46,7 +49,7 @@ benchmark-gpu: $(VENV)/.package ## speed and memory on a CUDA device, beside the
 	$(PY) benchmarks/gpu.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) docs/_build docs/generated build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
+	rm -rf $(VENV) .venv-newest docs/_build docs/generated build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
 	rm -rf .pytest_cache .ruff_cache .mypy_cache
 
 # Each stamp says that an installation is complete and newer than the files that define it.

@@ -28,7 +28,7 @@ from scgen_diffusion.model import SCLDM
 
 logger = logging.getLogger("benchmarks.streaming")
 
-RESULTS = Path(__file__).parent / "results" / "streaming.csv"
+RESULTS = Path(__file__).parent / "results"
 KEYS = ("cells", "way", "genes")
 WAYS = ("zarr", "h5ad", "in memory")
 CELLS = (10_000, 100_000, 1_000_000)
@@ -125,9 +125,11 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=1_000)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--folder", type=Path, help="where to write the cells, default: a temporary folder")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    path = arguments.results / "streaming.csv"
     if not arguments.report:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             folder = Path(name)
@@ -138,8 +140,8 @@ def main() -> None:
                         continue
                     row = measure_apart(folder, n_cells, way)
                     logger.info("%s", row)
-                    store_rows(RESULTS, pd.DataFrame([row]), KEYS)
-    RESULTS.with_suffix(".md").write_text(report(pd.read_csv(RESULTS)))
+                    store_rows(path, pd.DataFrame([row]), KEYS)
+    path.with_suffix(".md").write_text(report(pd.read_csv(path)))
 
 
 if __name__ == "__main__":

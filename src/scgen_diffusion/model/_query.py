@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from anndata import AnnData
-from scvi.model._utils import parse_device_args
 
+from scgen_diffusion._compat import parse_device_args, replace_contents
 from scgen_diffusion.data import check_same_genes, extended_table, known_names, occurring, pad_genes, recode
 from scgen_diffusion.module import TRAINABLE, Trainable, take_over, trained_masks
 from scgen_diffusion.train import TrainedRows
@@ -153,7 +153,7 @@ class QueryMixin(SavingMixin, TrainingMixin):
         padded = pad_genes(adata, cls._reference(reference_model).var_)
         if not inplace:
             return padded
-        adata._init_as_actual(padded)  # as scvi-tools does; AnnData has no public way to change its genes
+        replace_contents(adata, padded)
         return None
 
     @classmethod

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from scgen_diffusion._compat import registered_manager
 from scgen_diffusion.module import ANY
 
 from ._saving import DAMAGE, load_plain
@@ -183,7 +184,7 @@ def stand_in_registry(
     names = pd.Index([str(cell) for cell in range(n_cells)])
     cells = AnnData(x, obs=pd.DataFrame(obs, index=names), var=pd.DataFrame(index=pd.Index(list(var_names))))
     cls.setup_anndata(cells, condition_keys=list(categories), values=values)
-    return cls._get_most_recent_anndata_manager(cells).registry
+    return registered_manager(cls, cells).registry
 
 
 def _fill(model: SCLDM, weights: Weights, keys: Sequence[str], *, ema: bool) -> None:

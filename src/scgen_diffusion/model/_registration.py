@@ -58,7 +58,7 @@ class RegistrationMixin(BaseModelClass):
     @property
     def adata(self) -> Any:
         """The cells in memory that the model has, AnnData or MuData, or None. Setting them puts them in the place of cells in files that it was trained on."""
-        return self._adata
+        return BaseModelClass.adata.fget(self)
 
     @adata.setter
     def adata(self, adata: AnnData | MuData) -> None:

@@ -13,9 +13,9 @@ import mudata
 import torch
 from anndata import AnnData
 from mudata import MuData
-from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
+from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion.data import JOINED, from_plain, to_plain
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from scvi import settings
-from scvi.model._utils import parse_device_args
 
+from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion.data import is_whole_number, known_names
 from scgen_diffusion.train import CellDataModule, Recipe, StagePlan, StageResult, TrainedRows, run_stage
 

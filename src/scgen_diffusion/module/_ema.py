@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,8 @@ class AverageUpdate:
     def __call__(self) -> None:
         """Take in the network's weights; the first ones are copied."""
         if self.n_updates == 0:
-            torch._foreach_copy_(*self._pairs)
+            for copy, current in zip(*self._pairs, strict=True):
+                copy.copy_(current)
         else:
             self.averaged.multi_avg_fn(*self._pairs, self.n_updates)
         self.averaged.n_averaged.add_(1)
@@ -63,4 +64,4 @@ def _average_with_warm_up(
     decay: float, averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int
 ) -> None:
     n = float(n_averaged)
-    torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
+    get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(list(averaged), list(current), n)

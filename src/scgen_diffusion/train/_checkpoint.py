@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from scgen_diffusion._compat import dump_checkpoint
+
 from ._distributed import from_all_processes, from_first_process
 from ._interruption import StoppedByUserError
 
@@ -85,7 +87,7 @@ class StageCheckpoint(Callback):
         if trainer.is_global_zero and not pl_module.is_finite:
             logger.warning("%s is not written: losses or weights are NaN or infinite.", self.path)
         elif trainer.is_global_zero:  # `trainer.save_checkpoint` would have all processes come together
-            write_whole(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self.path)
+            write_whole(dump_checkpoint(trainer), self.path)
         self.timer.start(trainer.global_step)
 
 

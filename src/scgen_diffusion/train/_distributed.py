@@ -10,6 +10,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from scgen_diffusion._compat import ddp_options
+
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
 
@@ -64,4 +66,4 @@ def keep_buffers_apart(strategy: Strategy) -> None:
     """Keep distributed training from sending all buffers in every step: none of ours is changed by a step in one process alone."""
     name = "forward_sync_buffers"  # older versions of torch could only leave out the synchronisation at the start too
     if isinstance(strategy, DDPStrategy) and name in signature(DistributedDataParallel).parameters:
-        strategy._ddp_kwargs.setdefault(name, False)
+        ddp_options(strategy).setdefault(name, False)

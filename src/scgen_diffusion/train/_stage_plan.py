@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from scgen_diffusion._compat import is_attached
 from scgen_diffusion.diffusion import SharedGenerator, sample_seed
 from scgen_diffusion.module import AverageUpdate
 
@@ -243,7 +244,7 @@ class StagePlan(pl.LightningModule):
         """What a resumed run has to have in common with the one that was interrupted."""
         options = asdict(self.recipe)
         batch_size = options.pop("batch_size")
-        if self._trainer is None:  # a finished stage is restored before processes know of each other
+        if not is_attached(self):  # a finished stage is restored before processes know of each other
             return options
         return {**options, "batch_size": batch_size * self.trainer.world_size}
 

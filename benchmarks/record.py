@@ -1,0 +1,159 @@
+"""What a redesign must not lose: the cells' quality, held-out perturbations, speed, memory and the tests' time of one commit beside those of others.
+
+    python benchmarks/record.py --label v2                              # everything that is not there yet; two hours of one core
+    python benchmarks/record.py --label v2 --parts speed tests          # part of it: these on a quiet machine
+    PYTHONPATH=elsewhere/src python benchmarks/record.py --label v1     # of the package in another tree, with the studies of this one
+    python benchmarks/record.py --label v2 --collect                    # take what is there into the tables, and measure nothing
+
+Calls the other studies, whose tables go to a folder of the label, and condenses them to ``results/record.csv``, a row per figure, and ``results/record.md``, the
+labels beside each other. Without ``PYTHONPATH`` it measures the package of the tree it lies in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+from results import (
+    describe_commit,
+    describe_processor,
+    describe_versions,
+    markdown_table,
+    read_table,
+    store_rows,
+    today,
+    write_text,
+)
+
+logger = logging.getLogger("benchmarks.record")
+
+HERE = Path(__file__).parent
+SPEED = "speed.py --device cpu --seconds 2 --systems"
+#: What each part runs; speed three times, of which the medians count.
+COMMANDS = {
+    "quality": ["quality.py --threads 1 --datasets pbmc3k kang_ifnb --seeds 0 1 --methods SCLDM SCRDIT WBDIT"],
+    "perturbation": [
+        "perturbation.py --threads 1 --cells {folder} --pictures {folder} --seeds 0 --methods scldm_transport latent_arithmetic"
+    ],
+    "speed": 3
+    * [
+        f"{SPEED} package SCRDIT WBDIT --threads 2",
+        f"{SPEED} package --threads 2 --batch 512 --stages prior_step transport_step",
+        f"{SPEED} package SCRDIT WBDIT --threads 1",
+        f"{SPEED} calls-SCLDM calls-SCRDIT calls-WBDIT --threads 2",
+    ],
+    "memory": [
+        "memory.py --cells 100000 --sources memory h5ad --systems SCLDM",
+        "memory.py --cells 100000 --sources h5ad --systems SCRDIT",
+    ],
+    "streaming": ["streaming.py --cells 100000 --ways zarr h5ad"],
+    "tests": ["-m pytest -q"],
+}
+#: How the columns of each study's table become a data set, a method, and metrics (none: it has a column of them).
+COLUMNS: dict[str, tuple[str, str, list[str]]] = {
+    "quality": ("{dataset}", "{method}", []),
+    "perturbation": ("kang_ifnb without {cell_type}", "{method}", []),
+    "speed": ("{batch} cells, {threads} threads", "{system} {stage}", ["seconds", "fixed_seconds", "peak_gib"]),
+    "memory": ("{cells} cells, {source}", "{system} {stage}", ["peak_mib", "cpu_seconds"]),
+    "streaming": ("{cells} cells, {way}", "SCLDM generate_to", ["peak_before_mib", "peak_mib", "cpu_seconds"]),
+    "tests": ("", "pytest", ["passed", "skipped", "seconds"]),
+}
+BY_DIFFERENCE = ("quality", "perturbation")  # the other parts are compared by ratios
+
+
+def run(part: str, folder: Path) -> None:
+    """Run the commands of a part that have not come to their end yet."""
+    environment = {"PYTHONPATH": str(HERE.parent / "src")} | os.environ
+    if part not in ("speed", "tests"):
+        environment["OMP_NUM_THREADS"] = "1"
+    for number, command in enumerate(COMMANDS[part]):
+        done = folder / f"{part}-{number}.done"
+        if done.exists():
+            continue
+        logger.info("%s", command)
+        goal, where = ("", HERE.parent) if part == "tests" else (f" --results {folder}", HERE)
+        arguments = [sys.executable, *(command.format(folder=folder) + goal).split()]
+        with (folder / f"{part}.log").open("a") as log:
+            subprocess.run(arguments, check=True, cwd=where, env=environment, stdout=log, stderr=log)
+        done.touch()
+
+
+def condense(part: str, folder: Path) -> pd.DataFrame:
+    """Return the figures of a part, one per row; medians over repetitions."""
+    table = _read_tests(folder / "tests.log") if part == "tests" else read_table(folder / f"{part}.csv")
+    dataset, method, metrics = COLUMNS[part]
+    records = table.to_dict("records")
+    names = {"dataset": [dataset.format(**row) for row in records], "method": [method.format(**row) for row in records]}
+    table = table.assign(**{"seed": 0} | table.filter(["seed"]).to_dict("series") | names)
+    if metrics:
+        table = table.melt(["dataset", "seed", "method"], metrics, var_name="metric").dropna(subset="value")
+    return table.groupby(["dataset", "seed", "method", "metric"], sort=False)["value"].median().reset_index()
+
+
+def _read_tests(log: Path) -> pd.DataFrame:
+    """Read pytest's last line, such as ``5 passed, 2 skipped in 3.21s``."""
+    last = log.read_text().splitlines()[-1]
+    counts = {name: int(number) for number, name in re.findall(r"(\d+) (passed|skipped)", last)}
+    return pd.DataFrame([{"skipped": 0} | counts | {"seconds": float(re.search(r" in ([\d.]+)s", last)[1])}])
+
+
+def report(table: pd.DataFrame) -> str:
+    """Write a table per part: a column per label, and how the last differs from the first."""
+    about = table[["label", "machine", "versions", "date"]].drop_duplicates().to_numpy()
+    parts = ["# What a redesign must not lose", "\n".join(f"- {'; '.join(row)}" for row in about)]
+    parts.append(
+        "Means over seeds ± half their range, and over left-out cell types. Written by `benchmarks/record.py`."
+    )
+    for part in [part for part in COMMANDS if (table["part"] == part).any()]:
+        parts += [f"## {part}", _compare(table[table["part"] == part], by_difference=part in BY_DIFFERENCE)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _compare(rows: pd.DataFrame, *, by_difference: bool) -> str:
+    rows = rows.assign(dataset=rows["dataset"].fillna("").str.replace(" without .*", "", regex=True))
+    by_seed = rows.groupby(["dataset", "method", "metric", "label", "seed"], sort=False)["value"].mean()
+    groups = by_seed.groupby(["dataset", "method", "metric", "label"], sort=False)
+    labels = list(dict.fromkeys(rows["label"]))
+    means, spreads = groups.mean().unstack()[labels], ((groups.max() - groups.min()) / 2).unstack()[labels]
+    texts = means.map("{:.4g}".format) + spreads.map(lambda spread: f" ± {spread:.2g}" if spread else "")
+    if len(labels) > 1:
+        first, last = means[labels[0]], means[labels[-1]]
+        change = last - first if by_difference else last / first
+        texts["difference" if by_difference else "ratio"] = change.map("{:.4g}".format)
+    lines = [[", ".join(filter(None, key)), *texts.loc[key]] for key in texts.index]
+    return markdown_table(["", *texts.columns], lines)
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--label", default=describe_commit(), help="name of what is measured; default: the commit")
+    parser.add_argument("--parts", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--collect", action="store_true", help="measure nothing")
+    parser.add_argument("--work", type=Path, default=HERE / "cells" / "record", help="folder of the labels' folders")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    folder, path = arguments.work.resolve() / arguments.label, arguments.results / "record.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in arguments.parts:
+        if not arguments.collect:
+            run(part, folder)
+        if (folder / f"{part}-0.done").exists():
+            versions = describe_versions("torch", "scvi-tools", "anndata")
+            about = {"machine": describe_processor(), "versions": versions, "date": today()}
+            rows = condense(part, folder).assign(**about)
+            rows.insert(0, "label", arguments.label)
+            rows.insert(1, "part", part)
+            store_rows(path, rows, ("label", "part"))
+    write_text(path.with_suffix(".md"), report(read_table(path)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Private names of other libraries: they are there, and they stand in one file."""
+
+import ast
+from importlib.metadata import version
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from lightning.pytorch.strategies import DDPStrategy
+from scvi.model.base import BaseModelClass
+from scvi.module.base import BaseModuleClass
+
+import scgen_diffusion
+from scgen_diffusion import _compat
+from scgen_diffusion.model import SCLDM
+
+ROOT = Path(scgen_diffusion.__file__).parent
+
+
+def cells(n_genes=3):
+    return AnnData(np.ones((4, n_genes), np.float32))
+
+
+def set_up():
+    adata = cells()
+    SCLDM.setup_anndata(adata)
+    return adata
+
+
+def annbatch_sampler():
+    return pytest.importorskip("annbatch.abc", reason="annbatch needs Python 3.12").Sampler
+
+
+#: What ``_compat.py`` does with private names, and the hooks that subclasses here override or call.
+USES = {
+    "scvi-tools: parse_device_args": lambda: _compat.parse_device_args("cpu", "auto", return_device="torch"),
+    "scvi-tools: _get_most_recent_anndata_manager": lambda: _compat.registered_manager(SCLDM, set_up()).registry,
+    "anndata: _init_as_actual": lambda: _compat.replace_contents(cells(), cells(5)),
+    "lightning: _checkpoint_connector": lambda: (
+        pl.Trainer(accelerator="cpu", logger=False)._checkpoint_connector.dump_checkpoint
+    ),
+    "lightning: _trainer": lambda: _compat.is_attached(pl.LightningModule()),
+    "lightning: _ddp_kwargs": lambda: _compat.ddp_options(DDPStrategy()),
+    "torch: _standard_gamma": lambda: _compat.standard_gamma(torch.ones(2), torch.Generator()),
+    "torch: _load_from_state_dict": lambda: torch.nn.Module._load_from_state_dict,
+    "scvi-tools: _get_init_params": lambda: BaseModelClass._get_init_params,
+    "scvi-tools: _get_setup_method_args": lambda: BaseModelClass._get_setup_method_args,
+    "scvi-tools: _make_data_loader": lambda: BaseModelClass._make_data_loader,
+    "scvi-tools: _validate_anndata": lambda: BaseModelClass._validate_anndata,
+    "scvi-tools: _get_inference_input": lambda: BaseModuleClass._get_inference_input,
+    "scvi-tools: _get_generative_input": lambda: BaseModuleClass._get_generative_input,
+    "annbatch: _sample": lambda: annbatch_sampler()._sample,
+}
+HOOKS = {
+    "_get_init_params",
+    "_get_setup_method_args",
+    "_make_data_loader",
+    "_validate_anndata",
+    "_load_from_state_dict",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_private_name_that_the_package_uses_is_still_there(use):
+    library, name = use.split(": ")
+    try:
+        USES[use]()
+    except (AttributeError, ImportError) as error:
+        message = f"{library} {version(library)} has no `{name}` any more, which scgen_diffusion uses: mend scgen_diffusion/_compat.py."
+        pytest.fail(f"{message} ({error})")
+
+
+def test_cells_take_over_the_contents_of_others():
+    adata, other = cells(), cells(5)
+    _compat.replace_contents(adata, other)
+    assert adata.var_names.equals(other.var_names)
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_private_names_of_other_libraries_stand_in_one_file():
+    defined, used = HOOKS | {"_fields"}, {}  # `_fields` of named tuples is public
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', '')}"
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                defined.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                defined.add(node.attr)
+            elif path.name != "_compat.py" and isinstance(node, ast.Attribute) and is_private(node.attr):
+                used[where] = node.attr
+            elif path.name != "_compat.py" and isinstance(node, ast.ImportFrom) and not node.level:
+                parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+                if parts[0] != "scgen_diffusion" and any(map(is_private, parts)):
+                    used[where] = node.module
+    assert {where: name for where, name in used.items() if name not in defined} == {}
