@@ -197,16 +197,6 @@ def test_cells_without_a_label_are_counted_and_named(obs, column):
         check_conditions(obs, ["donor", "cell_type"])
 
 
-def test_a_string_in_place_of_a_list_is_refused_with_the_list_to_write(obs):
-    with pytest.raises(TypeError, match=r"Did you mean \['cell_type'\]"):
-        check_conditions(obs, "cell_type")
-
-
-def test_a_repeated_key_is_refused(obs):
-    with pytest.raises(ValueError, match="'donor' more than once"):
-        check_conditions(obs, ["donor", "cell_type", "donor"])
-
-
 GENES = pd.Index([f"g{number}" for number in range(10)])
 
 

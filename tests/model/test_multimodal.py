@@ -310,6 +310,28 @@ def test_views_are_refused():
         SCLDM.setup_mudata(make_mudata()[:20])
 
 
+def test_the_same_cells_can_be_set_up_for_a_second_model(tiny, quick):
+    mdata = make_mudata()
+    first = make_model(tiny, mdata, {"modalities": ["rna", "prot"]})
+    second = make_model(tiny, mdata, {"modalities": ["atac"]})
+
+    for model, n_features in ((first, 13), (second, 7)):
+        model.train(1, **quick)
+        assert mdata.obsm["_scgen_expression"].shape == (N_CELLS, n_features)
+
+
+@pytest.mark.parametrize("keys", ["cell_type", 5, {"cell_type"}])
+def test_keys_are_lists_of_names(keys):
+    with pytest.raises(TypeError, match="`condition_keys` must be a list of names"):
+        SCLDM.setup_mudata(make_mudata(), condition_keys=keys)
+
+
+@pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
+def test_a_registry_of_several_modalities_is_refused_by_models_of_one(multimodal, cls):
+    with pytest.raises(ValueError, match=f"several modalities, but {cls.__name__} reads one"):
+        cls(registry=multimodal.registry)
+
+
 def test_streaming_is_refused_before_any_work(multimodal, tmp_path):
     with pytest.raises(
         NotImplementedError, match=r"`generate_to` writes cells of one modality, but this model has \['rna'"
