@@ -140,6 +140,12 @@ def test_log_values_must_be_finite(value):
         check_expression(anndata.AnnData(with_value(value)), None, "log1p")
 
 
+@pytest.mark.parametrize("dtype", [object, str, complex])
+def test_values_that_are_no_numbers_are_refused(dtype):
+    with pytest.raises(ValueError, match="values of the type .*, but numbers are needed"):
+        check_expression(anndata.AnnData(np.ones((3, 2)).astype(dtype)), None, "counts")
+
+
 @pytest.mark.parametrize("dtype", ["int64", "uint16", "float64", "bool"])
 def test_counts_of_any_number_type_pass(dtype):
     check_expression(anndata.AnnData(counts(50).clip(max=1).astype(dtype)), None, "counts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 from scgen_diffusion.model import SCLDM, SCRDIT
 
@@ -147,6 +148,14 @@ def test_columns_that_look_like_amounts_or_barcodes_are_warned_of(make_cells, va
     with pytest.warns(UserWarning, match=words) as caught:
         SCLDM.setup_anndata(adata, condition_keys=["key"])
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("kind", [sp.csr_array, sp.csc_array, sp.csc_matrix])
+def test_counts_may_be_in_any_sparse_form(make_cells, make_model, quick, kind):
+    model = make_model(make_cells(matrix=kind))
+
+    model.train(1, **quick)
+    assert model.generate(2, seed=0).n_obs == 2
 
 
 def test_a_view_is_refused_with_the_way_out(make_cells):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rich.pretty  # noqa: F401 - what scvi-tools prints registries with, and does not import; rich 15 no longer does it by itself
+import rich.pretty  # with which scvi-tools prints registries; it does not import it, and rich 15 no longer does so by itself
 import rich.table
 from scvi.data.fields import BaseAnnDataField
 

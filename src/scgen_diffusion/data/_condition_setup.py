@@ -81,7 +81,9 @@ class ConditionSetup:
         separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
         check_conditions(adata.obs, listed)
         if repeated := [name for name in listed if listed.count(name) > 1]:
-            msg = f"The condition key {repeated[0]!r} is named more than once; one list, and one place in it, is enough."
+            msg = (
+                f"The condition key {repeated[0]!r} is named more than once; one list, and one place in it, is enough."
+            )
             raise ValueError(msg)
         for name in categorical:
             _check_classes(name, adata.obs[name])
@@ -198,7 +200,9 @@ def listed_names(names: Collection[str] | None, argument: str) -> list[str]:
         raise TypeError(msg)
     listed = list(names)
     if strange := [name for name in listed if not isinstance(name, str)]:
-        msg = f"`{argument}` must be a list of names, but found {strange[0]!r} of type {type(strange[0]).__name__} in it."
+        msg = (
+            f"`{argument}` must be a list of names, but found {strange[0]!r} of type {type(strange[0]).__name__} in it."
+        )
         raise TypeError(msg)
     return listed
 
@@ -213,11 +217,15 @@ def _check_classes(name: str, column: pd.Series) -> None:
     n_classes, n_cells = column.nunique(), len(column)
     if kinds == {NUMBERS} and n_classes > MANY_NUMBERS:
         advice = "If they are amounts, name it in `continuous_condition_keys`; if they are names, turn them into text."
-        msg = f"adata.obs[{name!r}] has {n_classes} distinct numbers, each of which becomes a class of its own. {advice}"
+        msg = (
+            f"adata.obs[{name!r}] has {n_classes} distinct numbers, each of which becomes a class of its own. {advice}"
+        )
         warnings.warn(msg, UserWarning, stacklevel=4)
     elif n_classes > max(MANY_CLASSES, n_cells / 2):
         advice = "Leave it out, or, if they are amounts, name it in `continuous_condition_keys` as numbers."
-        msg = f"adata.obs[{name!r}] has {n_classes} classes for {n_cells} cells, too few to learn a class from. {advice}"
+        msg = (
+            f"adata.obs[{name!r}] has {n_classes} classes for {n_cells} cells, too few to learn a class from. {advice}"
+        )
         warnings.warn(msg, UserWarning, stacklevel=4)
 
 
@@ -228,7 +236,9 @@ def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allow
     else:
         values = column if column.dtype == object else column.unique()  # objects may have no hash
     if strange := [value for value in values if not isinstance(value, types)]:
-        msg = f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only."
+        msg = (
+            f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only."
+        )
         raise ValueError(msg)
     return values
 
@@ -247,7 +257,9 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
         msg = f"The control value of {name!r} must be text, as its sets are, but found {control!r}."
         raise ValueError(msg)
     if control is not None and separator in control:
-        msg = f"The control value {control!r} of {name!r} contains the separator {separator!r}. Choose another separator."
+        msg = (
+            f"The control value {control!r} of {name!r} contains the separator {separator!r}. Choose another separator."
+        )
         raise ValueError(msg)
     _checked_values(name, column, (str,), f"text such as 'A{separator}B'")
 

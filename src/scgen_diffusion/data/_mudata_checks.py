@@ -31,7 +31,9 @@ def check_is_mudata(mdata: object) -> None:
         msg = f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`."
         raise TypeError(msg)
     if mdata.isbacked:
-        msg = "`mdata` is left in its file (`backed`), but models of MuData need it in memory: `mudata.read_h5mu(path)`."
+        msg = (
+            "`mdata` is left in its file (`backed`), but models of MuData need it in memory: `mudata.read_h5mu(path)`."
+        )
         raise ValueError(msg)
 
 

@@ -114,8 +114,9 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         setup_method_args = cls._get_setup_method_args(**locals())
         check_arguments(cls.setup_mudata, kwargs)
         check_is_mudata(mdata)
-        for cells in (mdata, *mdata.mod.values()):
-            check_is_no_view(cells)
+        check_is_no_view(mdata, "mdata")
+        for name, adata in mdata.mod.items():
+            check_is_no_view(adata, f"mdata.mod[{name!r}]")
         keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
         check_condition_columns(mdata, [name for names in keys for name in names])
         likelihoods = _likelihoods(mdata, modalities, layers, kwargs.get("source_registry"))

@@ -146,14 +146,16 @@ class RegistrationMixin(BaseModelClass):
         setup_method_args = cls._get_setup_method_args(**locals())
         check_arguments(cls.setup_anndata, kwargs)
         cls._check_is_anndata(adata)
-        check_is_no_view(adata)
+        check_is_no_view(adata, "adata")
         setup = ConditionSetup.of(
             adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
         setup_method_args["setup_args"] |= setup.arguments
         check_expression(adata, layer, values)
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),  # they are checked; scvi-tools refuses sparse arrays
+            LayerField(
+                REGISTRY_KEYS.X_KEY, layer, is_count_data=False
+            ),  # they are checked; scvi-tools refuses sparse arrays
             ConditionField(CONDITIONS, setup),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
@@ -192,9 +194,7 @@ class RegistrationMixin(BaseModelClass):
             msg = f"`registry` was made by `{method}`, for cells with several modalities, but {cls.__name__} reads one modality only."
             raise ValueError(msg)
 
-    def view_anndata_setup(
-        self, adata: AnnData | MuData | None = None, hide_state_registries: bool = False
-    ) -> None:
+    def view_anndata_setup(self, adata: AnnData | MuData | None = None, hide_state_registries: bool = False) -> None:
         """Print how cells were set up: given ones, or those of the model, which may have none in memory any more."""
         if adata is None and self.adata is None:
             self.view_registry(hide_state_registries)
@@ -301,17 +301,18 @@ class RegistrationMixin(BaseModelClass):
 def check_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raise TypeError if a set-up was given arguments that it does not have, and say for each what to write instead."""
     known = [name for name in inspect.signature(method).parameters if name not in NOT_ASKED]
-    advice = {name: NAMES_OF_SCVI_TOOLS.get(name) or known_names(name, known) for name in given if name not in NOT_ASKED}
+    advice = {
+        name: NAMES_OF_SCVI_TOOLS.get(name) or known_names(name, known) for name in given if name not in NOT_ASKED
+    }
     if advice:
         told = "; ".join(f"`{name}` ({text})" for name, text in advice.items())
         msg = f"`{method.__name__}` has no argument {told}"
         raise TypeError(msg)
 
 
-def check_is_no_view(cells: AnnData | MuData) -> None:
-    """Raise if cells are a view of others."""
+def check_is_no_view(cells: AnnData | MuData, name: str) -> None:
+    """Raise if cells are a view of others; ``name`` says how they are called."""
     if cells.is_view:
-        name = "mdata" if isinstance(cells, MuData) else "adata"
         msg = f"`{name}` is a view, to which nothing can be written. Give a copy: `{name} = {name}.copy()`."
         raise ValueError(msg)
 
