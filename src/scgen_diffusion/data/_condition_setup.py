@@ -204,7 +204,7 @@ def listed_names(names: Collection[str] | None, argument: str) -> list[str]:
             f"`{argument}` must be a list of names, but found {strange[0]!r} of type {type(strange[0]).__name__} in it."
         )
         raise TypeError(msg)
-    return listed
+    return [str(name) for name in listed]  # plain ones, of whatever type of text
 
 
 def _check_classes(name: str, column: pd.Series) -> None:
