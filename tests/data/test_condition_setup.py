@@ -77,7 +77,7 @@ def make(**changes):
     [
         (make(sets="gene"), TypeError, r"`set_condition_keys`.*Did you mean \['gene'\]"),
         (make(continuous="dose"), TypeError, r"`continuous_condition_keys`.*Did you mean \['dose'\]"),
-        (make(categorical=["gene"], sets=["gene"]), ValueError, "'gene' more than once"),
+        (make(categorical=["gene"], sets=["gene"]), ValueError, "'gene' is named more than once"),
         (make(continuous=["doze"]), KeyError, "'doze' is not a column.*closest first: 'dose'"),
         (make(sets={"gene": " "}), ValueError, "separator of 'gene' .* must be text"),
         (make(sets={"gene": 3}), ValueError, "separator of 'gene' .* must be text"),
@@ -186,11 +186,11 @@ def test_mappings_names_and_columns_are_checked(adata, arguments, error, words):
 @pytest.mark.parametrize("value", [("A", "B"), frozenset({"A"}), 3])
 def test_sets_must_be_written_as_text(adata, value):
     adata.obs["gene"] = pd.Series([value, *["A"] * (N - 1)], index=adata.obs_names, dtype=object)
-    with pytest.raises(ValueError, match="text such as 'A\\+B' are needed"):
+    with pytest.raises(ValueError, match="it may hold text such as 'A\\+B' only"):
         make(sets=["gene"])(adata)
 
 
 def test_classes_that_could_not_be_saved_are_refused(adata):
     adata.obs["type"] = pd.cut(np.arange(N), 3)
-    with pytest.raises(ValueError, match="of type Interval; text, numbers or truth values are needed"):
+    with pytest.raises(ValueError, match="of type Interval; it may hold text, numbers or truth values only"):
         make(categorical=["type"])(adata)

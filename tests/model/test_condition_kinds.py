@@ -132,13 +132,3 @@ def test_other_cells_can_be_attached(model, cells, tmp_path):
     strange.obs["gene"] = "Z"
     with pytest.raises(ValueError, match="adata.obs has the unknown member 'Z'"):
         type(model).load(tmp_path / "again", adata=strange)
-
-
-def test_cells_that_were_set_up_for_another_model_are_noticed(cells, tiny):
-    adata = cells.copy()
-    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "gene"])
-    first = SCLDM(adata, **tiny)
-    SCLDM.setup_anndata(adata, condition_keys=["gene", "cell_type"])
-
-    with pytest.raises(ValueError, match="set up for a model with other keys"):
-        first.train(1, accelerator="cpu")

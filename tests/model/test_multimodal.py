@@ -306,8 +306,50 @@ def test_counterfactuals_of_several_modalities_are_refused(multimodal):
 
 
 def test_views_are_refused():
-    with pytest.raises(ValueError, match="copy"):
-        SCLDM.setup_mudata(make_mudata()[:20])
+    mdata = make_mudata()
+    with pytest.raises(ValueError, match=r"`mdata` is a view.*mdata\.copy"):
+        SCLDM.setup_mudata(mdata[:20])
+
+    mdata.mod["rna"] = mdata["rna"][:, :5]
+    with pytest.raises(ValueError, match=r"`mdata.mod\['rna'\]` is a view"):
+        SCLDM.setup_mudata(mdata)
+
+
+def test_cells_left_in_their_file_are_refused(tmp_path):
+    make_mudata().write_h5mu(tmp_path / "cells.h5mu")
+
+    with pytest.raises(ValueError, match="need it in memory"):
+        SCLDM.setup_mudata(mudata.read_h5mu(tmp_path / "cells.h5mu", backed="r"))
+
+
+def test_a_modality_without_a_matrix_is_refused():
+    mdata = make_mudata()
+    mdata["rna"].X = None
+
+    with pytest.raises(ValueError, match=r"mdata\['rna'\].X is empty"):
+        SCLDM.setup_mudata(mdata)
+
+
+def test_the_same_cells_can_be_set_up_for_a_second_model(tiny, quick):
+    mdata = make_mudata()
+    first = make_model(tiny, mdata, {"modalities": ["rna", "prot"]})
+    second = make_model(tiny, mdata, {"modalities": ["atac"]})
+
+    for model, n_features in ((first, 13), (second, 7), (first, 13)):
+        model.train(1, **quick)
+        assert mdata.obsm["_scgen_expression"].shape == (N_CELLS, n_features)
+
+
+@pytest.mark.parametrize("keys", ["cell_type", 5, {"cell_type"}])
+def test_keys_are_lists_of_names(keys):
+    with pytest.raises(TypeError, match="`condition_keys` must be a list of names"):
+        SCLDM.setup_mudata(make_mudata(), condition_keys=keys)
+
+
+@pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
+def test_a_registry_of_several_modalities_is_refused_by_models_of_one(multimodal, cls):
+    with pytest.raises(ValueError, match=f"several modalities, but {cls.__name__} reads one"):
+        cls(registry=multimodal.registry)
 
 
 def test_streaming_is_refused_before_any_work(multimodal, tmp_path):

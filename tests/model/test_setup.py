@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model import SCLDM, SCRDIT
 
 
 def test_a_model_can_be_built_from_a_registry_alone(make_model, tiny):
@@ -53,9 +54,174 @@ def test_an_unknown_kind_of_values_is_refused(make_cells):
         SCLDM.setup_anndata(make_cells(), values="raw")
 
 
-def test_a_string_as_keys_is_refused(make_cells):
-    with pytest.raises(TypeError, match=r"Did you mean \['cell_type'\]"):
-        SCLDM.setup_anndata(make_cells(), condition_keys="cell_type")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch_key": "donor"}, "no argument `batch_key` .*`condition_keys`"),
+        ({"labels_key": None, "categorical_covariate_keys": ["a"]}, "`labels_key`.*`categorical_covariate_keys`"),
+        ({"continuous_covariate_keys": ["dose"]}, "name such columns in `continuous_condition_keys`"),
+        ({"size_factor_key": "total"}, r"leave it out.*generate\(library_size="),
+        ({"conditions": ["cell_type"]}, "closest first: 'condition_keys'"),
+        ({"cell_type_key": "cell_type"}, "closest first: 'condition_keys'"),
+        ({"rna_layer": "counts"}, "closest first: 'layer"),
+    ],
+)
+@pytest.mark.parametrize("method", [SCLDM.setup_anndata, SCLDM.setup_mudata, SCRDIT.setup_anndata])
+def test_arguments_of_other_models_are_answered_with_what_to_write(make_cells, method, arguments, words):
+    with pytest.raises(TypeError, match=words):
+        method(make_cells(), **arguments)
+
+
+@pytest.mark.parametrize("argument", ["condition_keys", "continuous_condition_keys", "set_condition_keys"])
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("dose", r"must be a list of names.*Did you mean \['dose'\]"),
+        (5, "must be a list of names, but found int"),
+        (iter(["dose"]), "must be a list of names, but found list_iterator"),
+        ({"dose", "age"}, "must be a list of names, but found set"),
+        ([1], "must be a list of names, but found 1 of type int in it"),
+    ],
+)
+def test_keys_are_lists_of_names(make_cells, argument, keys, words):
+    with pytest.raises(TypeError, match=f"`{argument}` {words}"):
+        SCLDM.setup_anndata(make_cells(), **{argument: keys})
+
+
+def test_no_keys_may_be_written_as_none(make_cells, tiny):
+    adata = make_cells()
+    SCLDM.setup_anndata(adata, condition_keys=None, continuous_condition_keys=None, set_condition_keys=None)
+
+    assert SCLDM(adata, **tiny).conditions.keys == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["a", 1], "numbers and text together"),
+        ([True, 1.5], "numbers and truth values together"),
+        ([["a"], "b"], "holds \\['a'\\] of type list"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "dates or times"),
+        (pd.Categorical(pd.to_datetime(["2020-01-01", "2020-01-02"])), "of type Timestamp"),
+        ([1j, 2j], "of type complex"),
+    ],
+)
+def test_values_that_are_no_classes_are_refused(make_cells, values, words):
+    adata = make_cells()
+    adata.obs["bad"] = pd.Series(list(values) * 48, index=adata.obs_names, dtype=getattr(values, "dtype", object))
+
+    with pytest.raises(ValueError, match=words):
+        SCLDM.setup_anndata(adata, condition_keys=["bad"])
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "boolean", "string", "category", "Float64"])
+def test_nullable_columns_without_gaps_are_conditions(make_cells, tiny, dtype):
+    adata = make_cells()
+    adata.obs["treated"] = adata.obs["treated"].astype("Int64").astype(dtype)
+    SCLDM.setup_anndata(adata, condition_keys=["treated"])
+
+    assert len(SCLDM(adata, **tiny).conditions.categories["treated"]) == 2
+
+
+@pytest.mark.parametrize("table", ["obs", "var"])
+def test_columns_of_one_name_are_refused(make_cells, table):
+    adata = make_cells()
+    doubled = getattr(adata, table)
+    setattr(adata, table, pd.concat([doubled, doubled], axis=1))
+
+    with pytest.raises(ValueError, match=f"adata.{table} has several columns of the name"):
+        SCLDM.setup_anndata(adata, condition_keys=["cell_type"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.arange(400) % 300, "300 distinct numbers.*`continuous_condition_keys`"),
+        (np.linspace(0, 1, 400), "400 distinct numbers.*`continuous_condition_keys`"),
+        ([f"barcode_{number}" for number in range(400)], "400 classes for 400 cells"),
+    ],
+)
+def test_columns_that_look_like_amounts_or_barcodes_are_warned_of(make_cells, values, words):
+    adata = make_cells(400)
+    adata.obs["key"] = values
+
+    with pytest.warns(UserWarning, match=words) as caught:
+        SCLDM.setup_anndata(adata, condition_keys=["key"])
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("kind", [sp.csr_array, sp.csc_array, sp.csc_matrix])
+def test_counts_may_be_in_any_sparse_form(make_cells, make_model, quick, kind):
+    model = make_model(make_cells(matrix=kind))
+
+    model.train(1, **quick)
+    assert model.generate(2, seed=0).n_obs == 2
+
+
+def test_a_view_is_refused_with_the_way_out(make_cells):
+    with pytest.raises(ValueError, match=r"is a view.*copy\(\)"):
+        SCLDM.setup_anndata(make_cells()[:50])
+
+
+def test_the_same_cells_can_be_set_up_for_a_second_model(make_cells, make_model, quick):
+    """Otherwise the first model would train on the conditions of the second."""
+    adata = make_cells()
+    first = make_model(adata, condition_keys=["cell_type"])
+    second = make_model(adata, condition_keys=["treated"])
+
+    for model in (first, second):
+        model.train(1, **quick)
+        key = model.conditions.keys[0]
+        n_cells = model.conditions.n_cells
+        assert sorted(n_cells) == sorted(adata.obs[key].value_counts().loc[lambda n: n > 0])
+
+
+def test_cells_whose_conditions_were_changed_are_refused(make_cells, make_model, quick):
+    adata = make_cells()
+    model = make_model(adata, condition_keys=["dose"])
+    dose = adata.obs.pop("dose")
+    with pytest.raises(KeyError, match="'dose' is not a column"):
+        model.train(1, **quick)
+
+    adata.obs["dose"] = dose.to_numpy()[::-1]
+    with pytest.raises(ValueError, match="not those of adata.obs any more"):
+        model.train(1, **quick)
+
+    SCLDM.setup_anndata(adata)
+    adata.obs["dose"] = 7
+    with pytest.raises(ValueError, match="adata.obs has the unknown value 7 for 'dose'"):
+        model.train(1, **quick)
+
+
+@pytest.mark.parametrize("registry", [{}, {"model_name": "SCVI", "field_registries": {"X": {}}}, "path", 5])
+def test_registries_of_other_models_are_refused(registry, tiny):
+    with pytest.raises(ValueError, match="`registry` must come from a model of this package"):
+        SCLDM(registry=registry, **tiny)
+
+
+@pytest.mark.parametrize("cells", ["cells.h5ad", 5, pd.DataFrame()])
+def test_what_is_no_anndata_is_refused_by_the_model(cells, tiny):
+    with pytest.raises(TypeError, match="must be an AnnData"):
+        SCLDM(cells, **tiny)
+
+
+SHOW = """
+import numpy as np, anndata, pandas as pd
+from scgen_diffusion.model import SCLDM
+obs = pd.DataFrame({"orig.ident": ["a", "b"] * 3}, index=list("uvwxyz"))
+adata = anndata.AnnData(np.ones((6, 4), np.float32), obs=obs)
+SCLDM.setup_anndata(adata, condition_keys=["orig.ident"])
+model = SCLDM(adata, n_latent=4, width=8, n_layers=1, prior_width=8, prior_n_layers=1, prior_n_heads=2, n_heads=2, n_heads_cross=2)
+model.view_anndata_setup()
+"""
+
+
+def test_the_setup_is_shown(run_python):
+    """In a fresh process: where anything imports rich.pretty, nothing shows that scvi-tools does not."""
+    shown = run_python(SHOW)
+
+    assert "n_conditions" in shown
+    assert "orig.ident" in shown
 
 
 def test_log_values_need_the_gaussian_head(make_cells, tiny):

@@ -38,7 +38,7 @@ def conditions_of_model(folder: Path) -> dict[str, list[str]]:
     """Return the condition keys of a saved model, and the values or members of each, without loading its weights."""
     attributes = _plain(read_pickled(folder / MODEL_FILE)["attr_dict"])
     states = attributes["registry_"]["field_registries"][CONDITIONS]["state_registry"]["keys"]
-    return {state["name"]: [str(v) for v in state.get("values") or state.get("members") or ()] for state in states}
+    return {s["name"]: [str(v) for v in s.get("values") or s.get("members") or ()] for s in states.values()}
 
 
 def read_pickled(path: Path) -> Any:

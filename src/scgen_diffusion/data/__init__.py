@@ -16,7 +16,7 @@ from ._checks import (
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
-from ._condition_setup import ConditionSetup, extended_table
+from ._condition_setup import ConditionSetup, condition_names, extended_table
 from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
 from ._file_registry import check_same_registry
 from ._gene_padding import pad_genes
@@ -88,6 +88,7 @@ __all__ = [
     "check_same_registry",
     "check_writable",
     "checked_goal",
+    "condition_names",
     "digest_of_names",
     "encode_obs",
     "extend_key",

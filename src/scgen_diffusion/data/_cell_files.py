@@ -24,7 +24,7 @@ from ._checks import (
 )
 from ._condition_field import encode_obs, keys_of_state
 from ._condition_keys import ContinuousKey
-from ._condition_setup import ConditionSetup, listed_names
+from ._condition_setup import ConditionSetup, condition_names
 from ._conditions import Conditions
 from ._file_matrix import JoinedMatrix
 from ._file_obs import ReadTables, columns_of_genes, looked_up, read_columns
@@ -91,9 +91,9 @@ class CellFiles:
         *,
         layer: str | None = None,
         genes: Sequence[str] | Literal["shared"] | None = None,
-        condition_keys: Sequence[str] = (),
-        continuous_condition_keys: Sequence[str] = (),
-        set_condition_keys: Sequence[str] | Mapping[str, str] = (),
+        condition_keys: Sequence[str] | None = None,
+        continuous_condition_keys: Sequence[str] | None = None,
+        set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
         values: Literal["counts", "log1p"] = "counts",
@@ -101,17 +101,16 @@ class CellFiles:
         block_size: int | None = None,
     ) -> None:
         self._open(paths, layer, genes, values, window_size, block_size)
-        sets = set_condition_keys
-        listed = {
-            "condition_keys": condition_keys,
-            "continuous_condition_keys": continuous_condition_keys,
-            "set_condition_keys": sets,
-        }
-        names = list(chain.from_iterable(listed_names(names, argument) for argument, names in listed.items()))
-        obs = read_columns(self.files, dict.fromkeys(names), numbers=continuous_condition_keys)
+        keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
+        obs = read_columns(self.files, chain.from_iterable(keys), numbers=keys[1])
         uns = looked_up(self.files, condition_embeddings)
         setup = ConditionSetup.of(
-            ReadTables(obs, uns), condition_keys, continuous_condition_keys, sets, control_values, condition_embeddings
+            ReadTables(obs, uns),
+            condition_keys,
+            continuous_condition_keys,
+            set_condition_keys,
+            control_values,
+            condition_embeddings,
         )
         self._encode(setup, setup.keys_of(obs), obs)
 

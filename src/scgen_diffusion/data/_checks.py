@@ -53,9 +53,20 @@ def check_values(matrix: Any, where: str, values: Literal["counts", "log1p"]) ->
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
-    """Return the name of what ``layer`` means, or raise KeyError if there is no such layer."""
+    """Return the name of what ``layer`` means.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    TypeError
+        For a matrix in place of its name.
+    """
+    if layer is not None and not isinstance(layer, str):
+        msg = f"`layer` must be the name of a layer, or None for {owner}.X, but found {type(layer).__name__}."
+        raise TypeError(msg)
     if layer is not None and layer not in adata.layers:
-        msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, layer_names(adata))}"
+        msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, layer_names(adata))} Leave it out for {owner}.X."
         raise KeyError(msg)
     return f"{owner}.X" if layer is None else f"{owner}.layers[{layer!r}]"
 
@@ -92,18 +103,16 @@ def _check_all_log1p(matrix: Any, where: str) -> np.ndarray:
 
 def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
     """Raise unless every key is a column of ``obs`` with a label for every cell."""
-    if isinstance(keys, str):
-        msg = f"`condition_keys` must be a list of names, but found the string {keys!r}. Did you mean [{keys!r}]?"
-        raise TypeError(msg)
-    if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
-        msg = f"`condition_keys` names {repeated[0]!r} more than once."
-        raise ValueError(msg)
     for key in keys:
         if key not in obs:
             msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
             raise KeyError(msg)
+        check_distinct_columns(obs[[key]].columns, "adata.obs")
         if obs[key].dtype.kind in "mM":
-            msg = f"adata.obs[{key!r}] holds dates or times, which are no classes; turn them into text first."
+            msg = (
+                f"adata.obs[{key!r}] holds dates or times, which are neither classes nor numbers. Turn them into text, or into numbers "
+                "for `continuous_condition_keys`."
+            )
             raise ValueError(msg)
         missing = obs[key].isna()
         if missing.any():
@@ -113,6 +122,13 @@ def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
                 "Remove these cells, or label them, for example 'unknown'."
             )
             raise ValueError(msg)
+
+
+def check_distinct_columns(columns: pd.Index, where: str) -> None:
+    """Raise if two columns have the same name."""
+    if not columns.is_unique:
+        msg = f"{where} has several columns of the name {columns[columns.duplicated()][0]!r}; rename them, or remove all but one."
+        raise ValueError(msg)
 
 
 def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
@@ -183,12 +199,13 @@ def name_some(names: pd.Index) -> str:
 
 
 def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
-    """Raise unless there are cells and genes, each gene once."""
+    """Raise unless there are cells and genes, each gene and each of its columns once."""
     check_size(adata.shape, where)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = f"{owner}.var_names has duplicates: {name_some(repeated)}. Call {owner}.var_names_make_unique() first."
         raise ValueError(msg)
+    check_distinct_columns(adata.var.columns, f"{owner}.var")
 
 
 def check_size(shape: tuple[int, int], where: str) -> None:
@@ -213,6 +230,9 @@ def _sums(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
 
 
 def _check_finite(stored: np.ndarray, where: str) -> None:
+    if stored.dtype.kind not in "biuf":
+        msg = f"{where} holds values of the type {stored.dtype}, but numbers are needed."
+        raise ValueError(msg)
     bad = ~np.isfinite(stored)
     if bad.any():
         msg = f"{where} holds {bad.sum()} values that are NaN or infinite; every value must be finite."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import rich.pretty  # with which scvi-tools prints registries; it does not import it, and rich 15 no longer does so by itself
 import rich.table
 from scvi.data.fields import BaseAnnDataField
 
@@ -40,6 +41,7 @@ class ConditionField(BaseAnnDataField):
         super().__init__()
         self._registry_key = registry_key
         self.setup = setup
+        self._learned: list[ConditionKey] | None = None
 
     @property
     def registry_key(self) -> str:
@@ -66,10 +68,11 @@ class ConditionField(BaseAnnDataField):
         check_conditions(adata.obs, [*self.setup.categorical, *self.setup.continuous, *self.setup.sets])
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
-        """Learn the keys from cells, and write their conditions."""
+        """Learn the keys from cells, and write their conditions; scvi-tools does this again if the cells were set up for another model since."""
         super().register_field(adata)
-        by_key = self.setup.keys_of(adata.obs)
-        return self._write(adata, by_key)
+        if self._learned is None:
+            self._learned = self.setup.keys_of(adata.obs)
+        return self._write(adata, self._learned)
 
     def transfer_field(
         self,
@@ -89,18 +92,18 @@ class ConditionField(BaseAnnDataField):
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
         """Return the number of keys."""
-        return {"n_conditions": len(state_registry.get("keys", ()))}
+        return {"n_conditions": len(state_registry.get("keys", {}))}
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table | None:
         """List the keys."""
         table = rich.table.Table("key", "kind", title="Conditions")
-        for state in state_registry.get("keys", ()):
+        for state in state_registry.get("keys", {}).values():
             table.add_row(state["name"], state["kind"])
         return table
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
         adata.obsm[WHERE] = encode_obs(adata.obs, by_key)
-        return {"keys": [key.state() for key in by_key]}
+        return state_of_keys(by_key)
 
 
 def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
@@ -113,6 +116,11 @@ def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
     return codes
 
 
+def state_of_keys(by_key: Sequence[ConditionKey]) -> dict[str, Any]:
+    """Return what the registry keeps of keys. They are numbered: scvi-tools shows no mappings in lists, and no names with dots."""
+    return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
+
+
 def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
     """Build the keys from what the registry keeps."""
-    return [key_from_state(state) for state in state_registry.get("keys", ())]
+    return [key_from_state(state) for state in state_registry.get("keys", {}).values()]

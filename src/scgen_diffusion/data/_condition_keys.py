@@ -286,7 +286,8 @@ def _hashable(value: Any) -> Any:
 
 
 def _unknown(source: str, name: str, value: Any, known: Sequence[Any], what: str = "value") -> str:
-    return f"{source} has the unknown {what} {value!r} for {name!r}. {known_names(value, known)}"
+    shown = value.item() if isinstance(value, np.generic) else value
+    return f"{source} has the unknown {what} {shown!r} for {name!r}. {known_names(value, known)}"
 
 
 def _not_learned(name: str, value: Any, what: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 SEPARATOR = "+"
+NUMBERS = "numbers"
+MANY_NUMBERS = 256  # beyond which classes that are numbers are rather amounts
+MANY_CLASSES = 50  # beyond which as many classes as cells are no chance
 ROOM = 2  # members that a set can have beyond the largest of training
 
 
@@ -45,9 +50,9 @@ class ConditionSetup:
     def of(
         cls,
         adata: AnnData,
-        categorical: Sequence[str],
-        continuous: Sequence[str],
-        sets: Sequence[str] | Mapping[str, str],
+        categorical: Sequence[str] | None,
+        continuous: Sequence[str] | None,
+        sets: Sequence[str] | Mapping[str, str] | None,
         controls: Mapping[str, Any] | None,
         embeddings: Mapping[str, pd.DataFrame | str] | None,
     ) -> ConditionSetup:
@@ -58,33 +63,39 @@ class ConditionSetup:
         KeyError
             For an unknown column of ``obs`` or entry of ``uns``.
         TypeError
-            For a string in place of a list.
+            For what is no list of names, or no mapping.
         ValueError
-            For cells without a value, and for names, separators and tables that do not fit.
+            For cells without a value, and for names, values, separators and tables that do not fit.
+
+        Warns
+        -----
+        UserWarning
+            For a column that looks like amounts or names of cells rather than like classes.
         """
         for argument, given in (("control_values", controls), ("condition_embeddings", embeddings)):
             if given is not None and not isinstance(given, Mapping):
                 msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
                 raise TypeError(msg)
-        separators = (
-            dict(sets)
-            if isinstance(sets, Mapping)
-            else dict.fromkeys(listed_names(sets, "set_condition_keys"), SEPARATOR)
-        )
-        listed = [
-            *listed_names(categorical, "condition_keys"),
-            *listed_names(continuous, "continuous_condition_keys"),
-            *separators,
-        ]
+        categorical, continuous, listed_sets = condition_names(categorical, continuous, sets)
+        listed = [*categorical, *continuous, *listed_sets]
+        separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
         check_conditions(adata.obs, listed)
-        _check_separators(separators)
+        if repeated := [name for name in listed if listed.count(name) > 1]:
+            msg = (
+                f"The condition key {repeated[0]!r} is named more than once; one list, and one place in it, is enough."
+            )
+            raise ValueError(msg)
+        for name in categorical:
+            _check_classes(name, adata.obs[name])
+        for name, separator in separators.items():
+            _check_sets(name, adata.obs[name], separator, (controls or {}).get(name))
         for name in {**(controls or {}), **(embeddings or {})}:
             if name not in listed or name in continuous:
                 allowed = [key for key in listed if key not in continuous]
                 msg = f"{name!r} has a control value or an embedding, but is no categorical or set key. {known_names(name, allowed)}"
                 raise ValueError(msg)
         tables = {name: _table(adata, name, table) for name, table in (embeddings or {}).items()}
-        return cls(list(categorical), list(continuous), separators, dict(controls or {}), tables)
+        return cls(categorical, continuous, separators, dict(controls or {}), tables)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
@@ -117,7 +128,6 @@ class ConditionSetup:
 
     def _categorical(self, name: str, column: pd.Series) -> CategoricalKey:
         classes = list(column.astype("category").cat.categories)
-        _check_plain(name, classes, (str, int, float, bool, np.generic), "text, numbers or truth values")
         control = self.controls.get(name)
         if control is not None and control not in classes:
             raise ValueError(_no_control(name, control, classes))
@@ -129,10 +139,6 @@ class ConditionSetup:
 
     def _set(self, name: str, column: pd.Series) -> SetKey:
         separator, control = self.sets[name], self.controls.get(name)
-        _check_plain(name, column.unique(), (str,), f"text such as 'A{separator}B'")
-        if isinstance(control, str) and separator in control:
-            msg = f"The control value {control!r} of {name!r} contains the separator {separator!r}. Choose another separator."
-            raise ValueError(msg)
         spellings = sorted(column.unique())
         parts = [set(split_set(name, text, separator)) - {control} for text in spellings]
         found = set().union(*parts)
@@ -169,27 +175,93 @@ def extended_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.D
     return pd.concat([table, further.drop(index=shared)])
 
 
-def listed_names(names: Iterable[str], argument: str) -> list[str]:
-    """Return names as a list, or raise TypeError for a string."""
+def condition_names(
+    categorical: Sequence[str] | None,
+    continuous: Sequence[str] | None,
+    sets: Sequence[str] | Mapping[str, str] | None,
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the columns of each kind."""
+    return (
+        listed_names(categorical, "condition_keys"),
+        listed_names(continuous, "continuous_condition_keys"),
+        listed_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys"),
+    )
+
+
+def listed_names(names: Collection[str] | None, argument: str) -> list[str]:
+    """Return names as a list, of which None is an empty one, or raise TypeError for what is no list of names."""
     if isinstance(names, str):
         msg = f"`{argument}` must be a list of names, but found the string {names!r}. Did you mean [{names!r}]?"
         raise TypeError(msg)
-    return list(names)
+    if names is None:
+        return []
+    if not isinstance(names, Collection) or isinstance(names, Mapping | AbstractSet):  # a set has no order to rely on
+        msg = f"`{argument}` must be a list of names, but found {type(names).__name__}."
+        raise TypeError(msg)
+    listed = list(names)
+    if strange := [name for name in listed if not isinstance(name, str)]:
+        msg = (
+            f"`{argument}` must be a list of names, but found {strange[0]!r} of type {type(strange[0]).__name__} in it."
+        )
+        raise TypeError(msg)
+    return [str(name) for name in listed]  # plain ones, of whatever type of text
 
 
-def _check_separators(separators: Mapping[str, str]) -> None:
-    for name, separator in separators.items():
-        if not isinstance(separator, str) or not separator.strip():
-            msg = (
-                f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
-            )
-            raise ValueError(msg)
-
-
-def _check_plain(name: str, values: Sequence[Any], types: tuple[type, ...], allowed: str) -> None:
-    if strange := [value for value in values if not isinstance(value, types)]:
-        msg = f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; {allowed} are needed."
+def _check_classes(name: str, column: pd.Series) -> None:
+    """Raise unless a column holds what classes can be, and warn if it looks like something else."""
+    types = (str, int, float, np.integer, np.floating, np.bool_)
+    kinds = {_kind_of(value) for value in _checked_values(name, column, types, "text, numbers or truth values")}
+    if len(kinds) > 1:
+        msg = f"adata.obs[{name!r}] holds {' and '.join(sorted(kinds))} together; write it alike in all cells."
         raise ValueError(msg)
+    n_classes, n_cells = column.nunique(), len(column)
+    if kinds == {NUMBERS} and n_classes > MANY_NUMBERS:
+        advice = "If they are amounts, name it in `continuous_condition_keys`; if they are names, turn them into text."
+        msg = (
+            f"adata.obs[{name!r}] has {n_classes} distinct numbers, each of which becomes a class of its own. {advice}"
+        )
+        warnings.warn(msg, UserWarning, stacklevel=4)
+    elif n_classes > max(MANY_CLASSES, n_cells / 2):
+        advice = "Leave it out, or, if they are amounts, name it in `continuous_condition_keys` as numbers."
+        msg = (
+            f"adata.obs[{name!r}] has {n_classes} classes for {n_cells} cells, too few to learn a class from. {advice}"
+        )
+        warnings.warn(msg, UserWarning, stacklevel=4)
+
+
+def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Iterable[Any]:
+    """Return the values of a column, more than once if they are objects, or raise if any is of another type."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        values = column.cat.categories
+    else:
+        values = column if column.dtype == object else column.unique()  # objects may have no hash
+    if strange := [value for value in values if not isinstance(value, types)]:
+        msg = (
+            f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only."
+        )
+        raise ValueError(msg)
+    return values
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    return "truth values" if isinstance(value, bool | np.bool_) else NUMBERS
+
+
+def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> None:
+    if not isinstance(separator, str) or not separator.strip():
+        msg = f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
+        raise ValueError(msg)
+    if control is not None and not isinstance(control, str):
+        msg = f"The control value of {name!r} must be text, as its sets are, but found {control!r}."
+        raise ValueError(msg)
+    if control is not None and separator in control:
+        msg = (
+            f"The control value {control!r} of {name!r} contains the separator {separator!r}. Choose another separator."
+        )
+        raise ValueError(msg)
+    _checked_values(name, column, (str,), f"text such as 'A{separator}B'")
 
 
 def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame:
@@ -239,7 +311,7 @@ def _check_no_separator(name: str, members: Sequence[str], separator: str) -> No
 
 def _continuous(name: str, column: pd.Series) -> ContinuousKey:
     if column.dtype.kind not in "iuf":
-        msg = f"adata.obs[{name!r}] holds {column.dtype} and not numbers. Name it in `condition_keys`, or turn it into numbers."
+        msg = f"adata.obs[{name!r}] holds {column.dtype} and not numbers. Name it in `condition_keys`, or turn it into numbers: `.astype(float)`."
         raise ValueError(msg)
     values = column.to_numpy(dtype=float)
     if not np.isfinite(values).all():

@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
-from ._condition_field import WHERE, ConditionField, keys_of_state
+from ._condition_field import WHERE, ConditionField, keys_of_state, state_of_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class _KnownConditions(ConditionField):
     def register_field(self, adata: anndata.AnnData) -> dict[str, Any]:
         """Keep the keys."""
         adata.obsm[WHERE] = np.zeros((1, sum(key.n_columns for key in self.by_key)))
-        return {"keys": [key.state() for key in self.by_key]}
+        return state_of_keys(self.by_key)
 
 
 def file_registry(

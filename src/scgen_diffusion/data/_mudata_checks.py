@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from mudata import MuData
 
 from ._checks import check_counts, check_layer, check_shape, known_names, name_some
+from ._condition_setup import listed_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,10 +26,15 @@ def layer_of(adata: AnnData, layer: str | None) -> Any:
 
 
 def check_is_mudata(mdata: object) -> None:
-    """Raise TypeError for anything else than MuData."""
+    """Raise for anything else than MuData in memory."""
     if not isinstance(mdata, MuData):
         msg = f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`."
         raise TypeError(msg)
+    if mdata.isbacked:
+        msg = (
+            "`mdata` is left in its file (`backed`), but models of MuData need it in memory: `mudata.read_h5mu(path)`."
+        )
+        raise ValueError(msg)
 
 
 def resolve_modalities(
@@ -39,16 +45,14 @@ def resolve_modalities(
     Raises
     ------
     TypeError
-        For a single name.
+        For what is no list of names, and no mapping.
     KeyError
         For modalities that there are not.
     ValueError
         For no modality, a repeated one, an unknown likelihood, and MuData that share features in place of cells.
     """
-    if isinstance(modalities, str):
-        msg = f"`modalities` must be a list or a mapping, but found the string {modalities!r}. Did you mean [{modalities!r}]?"
-        raise TypeError(msg)
-    names = list(mdata.mod) if modalities is None else list(modalities)
+    given = list(modalities) if isinstance(modalities, Mapping) else modalities
+    names = list(mdata.mod) if modalities is None else listed_names(given, "modalities")
     if not names:
         msg = "`modalities` names none; a model needs one modality at least."
         raise ValueError(msg)
@@ -113,6 +117,9 @@ def check_modality(adata: AnnData, name: str, layer: str | None, likelihood: str
         msg = f"{owner}.obs_names has duplicates: {repeated}. Call {owner}.obs_names_make_unique() first."
         raise ValueError(msg)
     matrix = layer_of(adata, layer)
+    if matrix is None:
+        msg = f"{where} is empty; name the layer that holds the counts with `layers={{{name!r}: ...}}`."
+        raise ValueError(msg)
     advice = f"Name the layer that holds raw counts with `layers={{{name!r}: ...}}`; models of MuData need counts."
     totals = check_counts(matrix, where, advice)
     if not totals.any():

@@ -13,6 +13,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
+from ._checks import check_conditions
 from ._condition_field import encode_obs, keys_of_state
 from ._file_matrix import FileMatrix
 from ._windows import ToTensors, WindowLoader, read_windows, suitable_block, window_plan
@@ -74,11 +75,23 @@ class RegisteredCells:
         return digest_of_names(names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
 
     def check(self) -> None:
-        """Raise ValueError if the columns of ``obs`` were changed after they were registered."""
-        if not np.allclose(self.codes, encode_obs(self.manager.adata.obs, self.by_key)):
+        """Register the cells once more if they were set up for another model since, or raise if their conditions are not what they were.
+
+        Raises
+        ------
+        KeyError
+            If a column of ``obs`` is gone.
+        ValueError
+            If it has other values.
+        """
+        obs = self.manager.adata.obs
+        check_conditions(obs, [key.name for key in self.by_key])
+        codes = encode_obs(obs, self.by_key)
+        self.manager.validate()
+        if not np.array_equal(self.codes, codes):
             msg = (
-                "The conditions that were registered are not those of adata.obs any more: obs was changed, or the same AnnData was set up "
-                "for a model with other keys. Set it up again and build the model anew, or give every model a copy."
+                "The conditions that were registered are not those of adata.obs any more. Set the AnnData up again and build the model "
+                "anew, or give every model a copy."
             )
             raise ValueError(msg)
 

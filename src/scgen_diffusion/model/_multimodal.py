@@ -21,6 +21,7 @@ from scgen_diffusion.data import (
     check_condition_columns,
     check_is_mudata,
     check_same_features,
+    condition_names,
     guess_likelihood,
     known_names,
     modalities_of,
@@ -32,7 +33,7 @@ from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
-from ._registration import plain_columns
+from ._registration import check_arguments, check_is_no_view, plain_columns
 from ._training import TrainingMixin
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         *,
         modalities: Sequence[str] | Mapping[str, ModalityLikelihood | None] | None = None,
         layers: str | Mapping[str, str | None] | None = None,
-        condition_keys: Sequence[str] = (),
-        continuous_condition_keys: Sequence[str] = (),
-        set_condition_keys: Sequence[str] | Mapping[str, str] = (),
+        condition_keys: Sequence[str] | None = None,
+        continuous_condition_keys: Sequence[str] | None = None,
+        set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
         **kwargs: Any,
@@ -96,7 +97,7 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         Raises
         ------
         TypeError
-            For what is not MuData.
+            For what is not MuData, and for an unknown argument.
         KeyError
             For unknown modalities, layers and columns.
         ValueError
@@ -111,9 +112,15 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         >>> model = sgd.model.SCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        check_arguments(cls.setup_mudata, kwargs)
+        check_is_mudata(mdata)
+        check_is_no_view(mdata, "mdata")
+        for name, adata in mdata.mod.items():
+            check_is_no_view(adata, f"mdata.mod[{name!r}]")
+        keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
+        check_condition_columns(mdata, [name for names in keys for name in names])
         likelihoods = _likelihoods(mdata, modalities, layers, kwargs.get("source_registry"))
         layers = resolve_layers(layers, list(likelihoods))
-        check_condition_columns(mdata, [*condition_keys, *continuous_condition_keys, *set_condition_keys])
         setup = ConditionSetup.of(
             mdata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
@@ -259,7 +266,6 @@ def _likelihoods(
     source_registry: Mapping[str, Any] | None,
 ) -> dict[str, str]:
     """Say what explains each modality: as a model that is there already has it, as the user says, or guessed."""
-    check_is_mudata(mdata)
     if source_registry is not None:
         return dict(source_registry["setup_args"]["modalities"])
     chosen = resolve_modalities(mdata, modalities)
