@@ -44,7 +44,6 @@ USES = {
     ),
     "lightning: _trainer": lambda: _compat.is_attached(pl.LightningModule()),
     "lightning: _ddp_kwargs": lambda: _compat.ddp_options(DDPStrategy()),
-    "torch: _standard_gamma": lambda: _compat.standard_gamma(torch.ones(2), torch.Generator()),
     "torch: _load_from_state_dict": lambda: torch.nn.Module._load_from_state_dict,
     "scvi-tools: _get_init_params": lambda: BaseModelClass._get_init_params,
     "scvi-tools: _get_setup_method_args": lambda: BaseModelClass._get_setup_method_args,

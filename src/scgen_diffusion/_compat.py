@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from anndata import AnnData
@@ -48,8 +46,3 @@ def is_attached(module: pl.LightningModule) -> bool:
 def ddp_options(strategy: DDPStrategy) -> dict[str, Any]:
     """Return the options, to be changed in place, with which a strategy will wrap the module."""
     return strategy._ddp_kwargs
-
-
-def standard_gamma(shape: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw Gamma variables of rate 1; ``torch.distributions.Gamma`` takes no generator."""
-    return torch._standard_gamma(shape, generator=generator)
