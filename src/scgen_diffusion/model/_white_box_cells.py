@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import is_whole_number, known_names, row_numbers
+from scgen_diffusion.data import is_whole_number, known_names
 from scgen_diffusion.diffusion import SampleGenerators, VariancePreserving
 
-from ._cells import CellsMixin
+from ._cells import CellsMixin, checked_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -175,11 +175,7 @@ class NoisedCellsMixin(CellsMixin):
         """Return the cells to look at, and the numbers of the rows asked for."""
         self._check_can_read_cells()
         source = self._validated(adata)
-        rows = row_numbers(indices, source.n_obs)
-        if len(rows) == 0:
-            msg = "`indices` selects no cells."
-            raise ValueError(msg)
-        return source, rows
+        return source, checked_rows(indices, source.n_obs)
 
     def _noised(
         self, source: AnnData, rows: np.ndarray, *, conditional: bool, seed: int, batch_size: int | None = None
