@@ -151,7 +151,7 @@ def test_draws_of_the_latent_have_the_mean_and_variance_that_are_returned(traine
 
 
 def test_draws_depend_on_seed_and_row_alone(trained, monkeypatch):
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - scvi-tools' users may rely on it
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
     draw = trained.get_latent_representation
 
     one = draw(give_mean=False, seed=1)
@@ -160,7 +160,7 @@ def test_draws_depend_on_seed_and_row_alone(trained, monkeypatch):
     np.testing.assert_allclose(draw(indices=[7, 3], give_mean=False, seed=1), one[[7, 3]], **CLOSE)
     assert (draw(give_mean=False, seed=2) != one).all()
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == states[1]).all()
     monkeypatch.setattr(scvi.settings, "_seed", 1)
     np.testing.assert_array_equal(draw(give_mean=False), one)
 

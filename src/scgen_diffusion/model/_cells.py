@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scvi import REGISTRY_KEYS, settings
 
 from scgen_diffusion.data import (
@@ -72,7 +73,8 @@ class CellsMixin(RegistrationMixin):
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield what is registered of some rows of cells that are known to fit, and their numbers."""
         self.module.eval()
-        loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size)
+        own = torch.Generator()  # or the loader would draw a number from the global one
+        loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size, generator=own)
         start = 0
         for tensors in loader:
             batch = rows[start : start + len(tensors[REGISTRY_KEYS.X_KEY])]

@@ -131,7 +131,7 @@ class ReconstructionMixin(LatentMixin):
             As :meth:`get_latent_representation`, and for unknown genes and sizes.
         """
         self._check_counts_of_one_modality("get_normalized_expression")
-        columns, seed = self._columns_of(gene_list), resolve_seed(seed)
+        columns, seed = _columns_of(gene_list, self._registered_genes), resolve_seed(seed)
         scale = _checked_scale(library_size)
         keeps_samples = _checked_n_samples(n_samples) > 1 and not return_mean
         if keeps_samples and return_numpy is False:
@@ -204,7 +204,7 @@ class ReconstructionMixin(LatentMixin):
         import sparse  # here, for it takes a second
 
         self._check_counts_of_one_modality("posterior_predictive_sample")
-        columns, seed, n_samples = self._columns_of(gene_list), resolve_seed(seed), _checked_n_samples(n_samples)
+        columns, seed, n_samples = _columns_of(gene_list, self._registered_genes), resolve_seed(seed), _checked_n_samples(n_samples)
         parts = []
         for x, rows in self._expression(adata, indices, batch_size):
             generators = SampleGenerators(seed, rows.tolist(), x.device)
@@ -224,24 +224,24 @@ class ReconstructionMixin(LatentMixin):
         z = posterior.draw(generators.normal(*module.latent_shape))
         return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
 
-    def _columns_of(self, gene_list: Sequence[str] | None) -> np.ndarray:
-        """Return the columns of genes in the model's order; None: of all."""
-        genes = self._registered_genes
-        if gene_list is None:
-            return np.arange(len(genes))
-        if isinstance(gene_list, str):
-            msg = f"`gene_list` must be a list of names, but found the string {gene_list!r}. Did you mean [{gene_list!r}]?"
-            raise TypeError(msg)
-        if unknown := [gene for gene in gene_list if gene not in genes]:
-            msg = f"`gene_list` has the unknown gene {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
-            raise ValueError(msg)
-        return np.flatnonzero(genes.isin(gene_list))
-
     def _check_counts_of_one_modality(self, method: str) -> None:
         if self.modalities or not self._generates_counts:
             has = f"has the modalities {list(self.modalities)}" if self.modalities else "has a Gaussian head"
             msg = f"`{method}` is for counts of one modality, but this model {has}. Call `get_reconstruction`."
             raise NotImplementedError(msg)
+
+
+def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
+    """Return the columns of some genes, in the order of all; None means all."""
+    if gene_list is None:
+        return np.arange(len(genes))
+    if isinstance(gene_list, str):
+        msg = f"`gene_list` must be a list of names, but found the string {gene_list!r}. Did you mean [{gene_list!r}]?"
+        raise TypeError(msg)
+    if unknown := [gene for gene in gene_list if gene not in genes]:
+        msg = f"`gene_list` has the unknown gene {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
+        raise ValueError(msg)
+    return np.flatnonzero(genes.isin(gene_list))
 
 
 def _checked_n_samples(n_samples: int) -> int:
