@@ -41,7 +41,9 @@ def test_a_gene_space_model_says_what_to_call_instead(trained_gene_space, name):
         getattr(trained_gene_space, name)()
 
 
-@pytest.mark.parametrize("name", ["differential_expression", "get_marginal_ll", "differential_abundance", "minify_adata"])
+@pytest.mark.parametrize(
+    "name", ["differential_expression", "get_marginal_ll", "differential_abundance", "minify_adata"]
+)
 def test_scldm_says_what_to_call_instead(trained, name):
     with pytest.raises((AttributeError, NotImplementedError), match=f"SCLDM has no `{name}`: "):
         getattr(trained, name)()
@@ -61,9 +63,11 @@ def test_a_public_name_of_scvi_tools_works_or_says_why_not(trained, loaded, monk
     monkeypatch.setattr(SCLDM, "_setup_adata_manager_store", dict(SCLDM._setup_adata_manager_store))
     model = trained if has_cells else loaded
 
+    answers = []
     try:
         value = getattr(model, name)
         if isroutine(value):
             value(*ARGUMENTS.get(name, lambda adata: [])(trained.adata))
     except (ValueError, NotImplementedError, AssertionError) as error:
-        assert len(str(error).split()) > 5
+        answers = str(error).split()
+    assert answers == [] or len(answers) > 5

@@ -23,7 +23,9 @@ ADVICE = {
 }
 
 NO_LATENT = "the model has no latent; SCLDM has one, or embed cells with scanpy.pp.pca"
-NO_LIKELIHOOD = "the model has no likelihood; compare what `generate` returns with held-out cells: scgen_diffusion.metrics.evaluate"
+NO_LIKELIHOOD = (
+    "the model has no likelihood; compare what `generate` returns with held-out cells: scgen_diffusion.metrics.evaluate"
+)
 NO_RECONSTRUCTION = (
     "the model does not encode given cells; for new cells of their conditions call "
     "`generate(condition=adata.obs[model.conditions.keys])`, for other conditions of the same cells `predict_perturbation`"

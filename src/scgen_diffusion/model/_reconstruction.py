@@ -17,7 +17,7 @@ from ._latents import LatentMixin
 from ._request import resolve_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from sparse import GCXS
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 class ReconstructionMixin(LatentMixin):
     """Cells like given ones, and what is expected of them."""
-
-    modalities: Mapping[str, Any]
 
     @torch.inference_mode()
     def get_reconstruction(
@@ -204,7 +202,11 @@ class ReconstructionMixin(LatentMixin):
         import sparse  # here, for it takes a second
 
         self._check_counts_of_one_modality("posterior_predictive_sample")
-        columns, seed, n_samples = _columns_of(gene_list, self._registered_genes), resolve_seed(seed), _checked_n_samples(n_samples)
+        columns, seed, n_samples = (
+            _columns_of(gene_list, self._registered_genes),
+            resolve_seed(seed),
+            _checked_n_samples(n_samples),
+        )
         parts = []
         for x, rows in self._expression(adata, indices, batch_size):
             generators = SampleGenerators(seed, rows.tolist(), x.device)
@@ -251,11 +253,12 @@ def _checked_n_samples(n_samples: int) -> int:
     return int(n_samples)
 
 
-def _checked_scale(library_size: float | str) -> float | None:
+def _checked_scale(library_size: Any) -> float | None:
     """Return what frequencies are scaled to; None for each cell's own total."""
     if isinstance(library_size, str) and library_size == "latent":
         return None
-    if isinstance(library_size, bool | str) or not np.isscalar(library_size) or not 0 < library_size < np.inf:
+    is_number = isinstance(library_size, int | float | np.number) and not isinstance(library_size, bool)
+    if not is_number or not 0 < library_size < np.inf:
         msg = f"`library_size` must be a number above 0, or 'latent' for each cell's own total, but found {library_size!r}."
         raise ValueError(msg)
     return float(library_size)
