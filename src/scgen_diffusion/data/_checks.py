@@ -146,15 +146,13 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     if indices is None:
         return np.arange(n_cells)
     rows = np.asarray(indices)
-    if rows.dtype == bool and rows.shape == (n_cells,):
-        return np.flatnonzero(rows)
-    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-        msg = (
-            f"`indices` must be row numbers, or one truth value for each of the {n_cells} cells, but found {rows.dtype} of the shape "
-            f"{rows.shape}."
-        )
+    is_mask = rows.dtype == bool
+    if rows.ndim != 1 or (is_mask and len(rows) != n_cells) or (len(rows) and rows.dtype.kind not in "iub"):
+        msg = f"`indices` must be a list of whole numbers, or a mask of the {n_cells} cells, but found {rows.dtype} of shape {rows.shape}."
         raise ValueError(msg)
-    rows = rows.astype(int)  # an empty list would be one of fractions
+    if is_mask:
+        return np.flatnonzero(rows)
+    rows = rows.astype(int)
     if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
         msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
         raise ValueError(msg)

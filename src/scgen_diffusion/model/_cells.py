@@ -18,6 +18,7 @@ from scgen_diffusion.data import (
     row_numbers,
 )
 
+from ._advice import AdviceMixin
 from ._registration import RegistrationMixin
 from ._request import checked_batch_size
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.train import TrainingCells
 
 
-class CellsMixin(RegistrationMixin):
+class CellsMixin(AdviceMixin, RegistrationMixin):
     """Batches of the model's own cells or of others with the same genes."""
 
     @abstractmethod

@@ -33,8 +33,6 @@ from scgen_diffusion.data import (
 from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
-from ._advice import AdviceMixin
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.train import TrainingCells
 
 
-class RegistrationMixin(AdviceMixin):
+class RegistrationMixin(BaseModelClass):
     """``setup_anndata`` for expression and conditions, and what models know of it afterwards."""
 
     var_: pd.DataFrame
