@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import anndata
 import numpy as np
 import pytest
+import scvi
+import torch
 from scipy import stats
+from scvi.model.base import VAEMixin
+
+from scgen_diffusion.model import SCLDM
 
 # Matrix products of other shapes add in another order, in single precision.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+WITH_SCVI_NAMES = [
+    "get_latent_representation",
+    "get_elbo",
+    "get_reconstruction_error",
+    "get_normalized_expression",
+    "posterior_predictive_sample",
+]
+READERS = [*WITH_SCVI_NAMES, "get_likelihood", "get_reconstruction"]
+
+
+def divergences(model):
+    """Return the divergence of each posterior from a standard normal, by the textbook."""
+    mean, variance = model.get_latent_representation(return_dist=True)
+    return ((mean**2 + variance - 1 - np.log(variance)) / 2).sum(1)
+
+
+@pytest.mark.parametrize("name", WITH_SCVI_NAMES)
+def test_arguments_have_the_names_and_defaults_of_scvi_tools(name):
+    ours, theirs = (signature(getattr(model, name)).parameters for model in (SCLDM, scvi.model.SCVI))
+
+    for argument in set(ours) - {"seed"}:
+        assert ours[argument].default == theirs[argument].default, argument
 
 
 def test_there_is_one_row_of_all_tokens_per_cell(trained):
@@ -32,9 +61,9 @@ def test_a_latent_does_not_depend_on_batch_neighbours(trained):
 def test_genes_in_another_order_are_refused_and_can_be_put_in_order(trained):
     other = trained.adata[:, ::-1].copy()
 
-    for method in (trained.get_latent_representation, trained.get_likelihood, trained.get_reconstruction):
+    for name in READERS:
         with pytest.raises(ValueError, match="another order.*get_var_names"):
-            method(other)
+            getattr(trained, name)(other)
     ordered = other[:, trained.get_var_names()].copy()
     np.testing.assert_allclose(trained.get_latent_representation(ordered), trained.get_latent_representation(), **CLOSE)
 
@@ -42,6 +71,135 @@ def test_genes_in_another_order_are_refused_and_can_be_put_in_order(trained):
 def test_missing_genes_are_named(trained):
     with pytest.raises(ValueError, match="1 .'gene_4'. missing"):
         trained.get_latent_representation(trained.adata[:, trained.adata.var_names != "gene_4"].copy())
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_log_values_are_refused_where_the_model_learned_counts(trained, name):
+    other = trained.adata.copy()
+    other.X = np.log1p(other.X)
+
+    with pytest.raises(ValueError, match=r"adata.X holds values that are not whole numbers.*set up with counts there"):
+        getattr(trained, name)(other)
+
+
+def test_values_and_genes_that_changed_after_training_are_refused(make_trained):
+    model = make_trained()
+    counts = model.adata.X.copy()
+
+    for change in (np.log1p, lambda x: np.where(x > 3, np.nan, x), lambda x: -x):
+        model.adata.X = change(counts)
+        with pytest.raises(ValueError, match="adata.X holds"):
+            model.get_latent_representation()
+    model.adata.X = counts
+    model.adata._inplace_subset_var(np.arange(12) != 4)  # as scanpy.pp.filter_genes does
+    with pytest.raises(ValueError, match="1 .'gene_4'. missing"):
+        model.get_latent_representation()
+
+
+def test_cells_without_counts_are_named_where_they_are_asked_for(trained):
+    other = trained.adata.copy()
+    other.X[3] = 0
+
+    with pytest.raises(ValueError, match="cells without any count: 1 .'cell_3'."):
+        trained.get_latent_representation(other, batch_size=2)
+    assert len(trained.get_latent_representation(other, [2, 4])) == 2
+
+
+def test_what_other_cells_lack_is_named(make_trained, make_cells):
+    cells = make_cells()
+    cells.layers["counts"] = cells.X.copy()
+    model = make_trained(cells, setup={"layer": "counts"})
+    without_layer, without_column, unknown = make_cells(), cells.copy(), cells.copy()
+    del without_column.obs["dose"]
+    unknown.obs["cell_type"] = "B cell'"
+
+    for other, error, message in (
+        (without_layer, KeyError, "`layer` 'counts' is not in adata.layers"),
+        (without_column, KeyError, "'dose' is not a column of adata.obs"),
+        (unknown, ValueError, "B cell'.*closest first: 'B cell'"),
+    ):
+        with pytest.raises(error, match=message):
+            model.get_latent_representation(other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"indices": []}, "`indices` selects no cells"),
+        ({"indices": [0.5]}, "`indices` must be a list of whole numbers.*found float64"),
+        ({"indices": ["cell_1"]}, "`indices` must be a list of whole numbers"),
+        ({"indices": [True, False]}, "a mask of the 96 cells"),
+        ({"indices": 3}, "`indices` must be a list of whole numbers"),
+        ({"indices": [96]}, "`indices` must lie within the 96 cells"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0"),
+    ],
+)
+def test_rows_and_sizes_that_cannot_be_are_refused(trained, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trained.get_elbo(**arguments)
+
+
+def test_draws_of_the_latent_have_the_mean_and_variance_that_are_returned(trained):
+    mean, variance = trained.get_latent_representation(return_dist=True)
+    draws = np.stack([trained.get_latent_representation(give_mean=False, seed=seed) for seed in range(40)])
+
+    np.testing.assert_array_equal(mean, trained.get_latent_representation())
+    scattered = (draws - mean) / np.sqrt(variance)
+    assert abs(scattered.mean()) < 5 / np.sqrt(scattered.size)  # five standard errors
+    assert abs(scattered.var() - 1) < 5 * np.sqrt(2 / scattered.size)
+
+
+def test_draws_depend_on_seed_and_row_alone(trained, monkeypatch):
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    draw = trained.get_latent_representation
+
+    one = draw(give_mean=False, seed=1)
+
+    np.testing.assert_allclose(draw(give_mean=False, seed=1, batch_size=7), one, **CLOSE)
+    np.testing.assert_allclose(draw(indices=[7, 3], give_mean=False, seed=1), one[[7, 3]], **CLOSE)
+    assert (draw(give_mean=False, seed=2) != one).all()
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    monkeypatch.setattr(scvi.settings, "_seed", 1)
+    np.testing.assert_array_equal(draw(give_mean=False), one)
+
+
+def test_a_deterministic_latent_has_no_variance_and_no_bound(make_trained):
+    model = make_trained(latent="deterministic")
+
+    mean, variance = model.get_latent_representation(return_dist=True)
+    np.testing.assert_array_equal(model.get_latent_representation(give_mean=False), mean)
+    assert (variance == 0).all()
+    with pytest.raises(NotImplementedError, match="`latent` is 'deterministic'. Call `get_reconstruction_error`"):
+        model.get_elbo()
+    error, theirs = model.get_reconstruction_error(), VAEMixin.get_reconstruction_error(model)
+    assert error.keys() == theirs.keys()
+    assert error["reconstruction_loss"] == pytest.approx(theirs["reconstruction_loss"].item(), rel=1e-5)
+    assert error["reconstruction_loss"] == pytest.approx(-model.get_likelihood().mean(), rel=1e-5)
+
+
+def test_the_elbo_is_the_likelihood_minus_the_divergence(make_trained):
+    model = make_trained(outliers=False)
+    mu = model.get_normalized_expression(library_size="latent", seed=2, return_numpy=True).astype(float)
+    theta = model.module.likelihood.log_theta.detach().exp().numpy().astype(float)
+
+    errors = model.get_reconstruction_error(return_mean=False, seed=2)["reconstruction_loss"]
+    elbos = model.get_elbo(return_mean=False, seed=2)
+
+    expected = -stats.nbinom.logpmf(model.adata.X, theta, theta / (theta + mu)).sum(1)
+    np.testing.assert_allclose(errors, expected, rtol=1e-4)  # single precision
+    np.testing.assert_allclose(elbos, -(errors + divergences(model)), rtol=1e-4)
+    assert model.get_elbo(seed=2, batch_size=5) == pytest.approx(elbos.mean(), rel=1e-5)
+    assert model.get_elbo(seed=3) != model.get_elbo(seed=2)
+
+
+def test_scvi_tools_computes_the_same_bound_from_the_module(trained):
+    """Without noise, which its call does not know of, the module takes the mean of the posterior."""
+    expected = trained.get_likelihood() - divergences(trained)
+
+    np.testing.assert_allclose(VAEMixin.get_elbo(trained, return_mean=False).numpy(), expected, rtol=1e-4)
+    assert trained.get_elbo(seed=0) == pytest.approx(expected.mean(), rel=0.2)  # one draw in place of the mean
 
 
 def test_a_mask_selects_cells(trained):
@@ -115,9 +273,9 @@ def test_cells_are_likelier_than_their_shuffled_selves(make_trained):
 def test_an_untrained_autoencoder_says_what_to_call(make_model):
     model = make_model()
 
-    for method in (model.get_latent_representation, model.get_likelihood, model.get_reconstruction):
+    for name in READERS:
         with pytest.raises(RuntimeError, match=r"call train\(\) or train_autoencoder\(\) first"):
-            method()
+            getattr(model, name)()
 
 
 def test_a_gaussian_model_reconstructs_log_values(make_trained):

@@ -140,6 +140,19 @@ def test_latents_and_likelihoods_do_not_depend_on_neighbours(multimodal):
     np.testing.assert_allclose(multimodal.get_likelihood(indices=[70, 3], batch_size=1), likelihoods[[70, 3]], **close)
 
 
+def test_the_elbo_is_that_of_the_modalities_a_cell_has(multimodal):
+    mean, variance = multimodal.get_latent_representation(return_dist=True)
+    divergence = ((mean**2 + variance - 1 - np.log(variance)) / 2).sum(1)
+
+    elbo = multimodal.get_elbo(return_mean=False, seed=0)
+
+    error = multimodal.get_reconstruction_error(return_mean=False, seed=0)["reconstruction_loss"]
+    np.testing.assert_allclose(elbo, -(error + divergence), rtol=1e-4)
+    for method in (multimodal.get_normalized_expression, multimodal.posterior_predictive_sample):
+        with pytest.raises(NotImplementedError, match="this model has the modalities .*Call `get_reconstruction`"):
+            method()
+
+
 def test_a_cell_has_the_same_latent_whether_a_modality_lacks_it_or_is_absent(multimodal):
     cells = multimodal.adata.obs_names[-5:]  # without protein
     without = mudata.MuData({name: multimodal.adata[name][cells].copy() for name in ("rna", "atac")})
@@ -244,6 +257,9 @@ def test_a_loaded_model_reads_cells_that_lack_a_modality(multimodal, tmp_path):
     loaded = SCLDM.load(tmp_path / "model", adata=False)
     alone = rna_of(multimodal.adata)
 
+    assert {name: list(names) for name, names in loaded.get_var_names().items()} == {
+        name: list(modality.features) for name, modality in multimodal.modalities.items()
+    }
     np.testing.assert_allclose(
         loaded.get_latent_representation(alone),
         multimodal.get_latent_representation(rna_of(multimodal.adata)),

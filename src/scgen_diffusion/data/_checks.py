@@ -44,12 +44,14 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     check_not_empty(check_values(matrix, where, values), adata.obs_names, where)
 
 
-def check_values(matrix: Any, where: str, values: Literal["counts", "log1p"]) -> np.ndarray:
+def check_values(
+    matrix: Any, where: str, values: Literal["counts", "log1p"], advice: str = COUNTS_ADVICE
+) -> np.ndarray:
     """Raise unless a matrix, which is read part by part, holds what ``values`` says; return the sums of its rows, ``(cells,)``."""
     if values not in ("counts", "log1p"):
         msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
         raise ValueError(msg)
-    return check_counts(matrix, where) if values == "counts" else _check_all_log1p(matrix, where)
+    return check_counts(matrix, where, advice) if values == "counts" else _check_all_log1p(matrix, where)
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
@@ -173,8 +175,13 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     if indices is None:
         return np.arange(n_cells)
     rows = np.asarray(indices)
-    if rows.dtype == bool:
+    is_mask = rows.dtype == bool
+    if rows.ndim != 1 or (is_mask and len(rows) != n_cells) or (len(rows) and rows.dtype.kind not in "iub"):
+        msg = f"`indices` must be a list of whole numbers, or a mask of the {n_cells} cells, but found {rows.dtype} of shape {rows.shape}."
+        raise ValueError(msg)
+    if is_mask:
         return np.flatnonzero(rows)
+    rows = rows.astype(int)
     if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
         msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
         raise ValueError(msg)

@@ -24,13 +24,12 @@ from scgen_diffusion.data import (
     is_single,
     known_names,
     resolve_seed,
-    row_numbers,
 )
 from scgen_diffusion.diffusion import Generators, Guidance
 from scgen_diffusion.module import total_counts
 
 from ._blocks import rows_of, stack
-from ._cells import CellsMixin
+from ._cells import CellsMixin, checked_rows
 from ._diagnostics import check_finite
 from ._generation import GenerationMixin
 from ._guidance import GuidanceOptions
@@ -216,7 +215,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
             check_expression(adata, setup["layer"], setup["values"])
         own = self._own_codes((self.adata if adata is None else adata).obs)
         source = self._validated(adata)
-        rows = _checked_rows(indices, source.n_obs)
+        rows = checked_rows(indices, source.n_obs)
         _check_one_per_cell(condition, source.obs_names[rows])
         asked = self.conditions.encode(condition, len(rows))
         return ControlCells(source, rows, own[rows], np.where(asked == OPEN, own[rows], asked))
@@ -322,14 +321,6 @@ def _check_length(what: str, unit: str, found: int, n_cells: int) -> None:
     if found != n_cells:
         msg = f"{what} has {found} {unit} for {n_cells} cells; give one for all cells, or one for each."
         raise ValueError(msg)
-
-
-def _checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
-    rows = row_numbers(indices, n_cells)
-    if len(rows) == 0:
-        msg = "`indices` selects no cells."
-        raise ValueError(msg)
-    return rows
 
 
 def _checked_strength(strength: Any) -> float:

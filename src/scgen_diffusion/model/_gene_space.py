@@ -19,6 +19,7 @@ from scgen_diffusion.module import (
     to_counts,
 )
 
+from ._advice import ADVICE_IN_GENE_SPACE
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
@@ -54,6 +55,7 @@ class GeneSpaceModel(
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
+    _advice = ADVICE_IN_GENE_SPACE
     _family: ClassVar[str]
     architecture: GeneSpaceArchitecture
 

@@ -143,6 +143,12 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
     def _input_values(self) -> Any:
         return "counts" if self.modalities else super()._input_values
 
+    def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
+        """Return the names of the model's genes, an array; of a model of MuData, a dictionary with one array per modality."""
+        if self.modalities and not legacy_mudata_format:
+            return {name: np.array(modality.features) for name, modality in self.modalities.items()}
+        return self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+
     def _build_module(self) -> SCLDMModule:
         groups = numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys])
         options: dict[str, Any] = {"architecture": self.architecture, "key_groups": groups}

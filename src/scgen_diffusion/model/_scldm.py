@@ -11,9 +11,9 @@ from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, bu
 
 from ._guidance import GuidanceOptions
 from ._latent_counterfactual import LatentCounterfactualMixin
-from ._latents import LatentMixin
 from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
+from ._reconstruction import ReconstructionMixin
 from ._reference import load_reference
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
@@ -38,7 +38,7 @@ class SCLDM(
     MultimodalMixin,
     QueryMixin,
     TransportTrainingMixin,
-    LatentMixin,
+    ReconstructionMixin,
     LatentCounterfactualMixin,
     SamplingPathMixin,
     StreamingMixin,

@@ -288,6 +288,10 @@ class SCLDMModule(ConditionedModule):
         mean = self.likelihood.mean(**self.generative(z, totals))
         return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
 
+    def frequencies(self, z: Tensor) -> Tensor:
+        """Return the genes' shares of a cell's counts, without outliers, for latents ``(cells, tokens, n_latent)``: ``(cells, genes)``."""
+        return self.decoder(z)[..., 0].float().softmax(1)
+
     def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
 

@@ -1,0 +1,102 @@
+"""Normalised expression and posterior predictive samples of given cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import scvi
+
+
+def test_frequencies_add_up_to_the_library_size(trained):
+    frequencies = trained.get_normalized_expression(seed=0)
+    scaled = trained.get_normalized_expression(library_size=1e4, seed=0)
+
+    assert frequencies.index.equals(trained.adata.obs_names)
+    assert frequencies.columns.equals(trained.adata.var_names)
+    np.testing.assert_allclose(frequencies.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(scaled, 1e4 * frequencies, rtol=1e-5)
+
+
+def test_at_their_own_totals_cells_have_the_expected_counts_of_their_reconstruction(make_trained):
+    model = make_trained(latent="deterministic")
+
+    expected = model.get_reconstruction(sample=False).X
+
+    np.testing.assert_allclose(model.get_normalized_expression(library_size="latent"), expected, rtol=1e-4)
+
+
+def test_samples_are_draws_of_the_latent(trained):
+    samples = trained.get_normalized_expression(n_samples=3, return_mean=False, indices=[7, 3], seed=0)
+    mean = trained.get_normalized_expression(n_samples=3, indices=[7, 3], seed=0, batch_size=1)
+    first = trained.get_normalized_expression(seed=0, return_numpy=True)
+
+    assert samples.shape == (3, 2, 12)
+    assert mean.index.tolist() == ["cell_7", "cell_3"]
+    np.testing.assert_allclose(mean, samples.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(samples[0], first[[7, 3]], rtol=1e-4)
+    assert (samples[0] != samples[1]).all()
+
+
+def test_genes_are_chosen_by_name(trained):
+    chosen = ["gene_5", "gene_2"]
+    whole, part = (trained.get_normalized_expression(gene_list=genes, seed=0) for genes in (None, chosen))
+
+    assert part.columns.tolist() == ["gene_2", "gene_5"]  # in the model's order, as in scvi-tools
+    np.testing.assert_allclose(part, whole[part.columns], rtol=1e-5)
+    assert trained.posterior_predictive_sample(gene_list=chosen, n_samples=2).shape == (96, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"gene_list": ["gene_51"]}, ValueError, "unknown gene 'gene_51'.*closest first: 'gene_"),
+        ({"gene_list": "gene_5"}, TypeError, "Did you mean .'gene_5'."),
+        ({"library_size": 0}, ValueError, "`library_size` must be a number above 0, or 'latent'"),
+        ({"library_size": "own"}, ValueError, "found 'own'"),
+        ({"n_samples": 0}, ValueError, "`n_samples` must be a whole number of at least 1"),
+        ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "have three dimensions"),
+    ],
+)
+def test_what_cannot_be_normalised_is_refused(trained, arguments, error, message):
+    with pytest.raises(error, match=message):
+        trained.get_normalized_expression(**arguments)
+
+
+def test_posterior_predictive_samples_are_reconstructions(trained):
+    one = trained.posterior_predictive_sample(seed=4)
+    several = trained.posterior_predictive_sample(n_samples=3, seed=4, batch_size=10)
+
+    reconstructed = trained.get_reconstruction(seed=4).X.toarray()
+    assert one.shape == (96, 12)
+    assert several.shape == (96, 12, 3)
+    np.testing.assert_array_equal(one.todense(), reconstructed)
+    first = several.todense()[..., 0]
+    assert (first != reconstructed).sum() <= 1  # the last bit of a mean may flip a count
+    assert (several.todense()[..., 1] != first).any()
+
+
+@pytest.mark.parametrize("matrix", [np.asarray, lambda x: sp.csr_matrix(x.astype(int))])
+def test_posterior_predictive_checks_of_scvi_tools_take_the_model(make_trained, make_cells, matrix):
+    """Sparse counts must be integers: scvi-tools' own code fails for others."""
+    model = make_trained(make_cells(matrix=matrix), max_epochs=30)
+
+    check = scvi.criticism.PosteriorPredictiveCheck(model.adata, {"SCLDM": model}, n_samples=4)
+    check.coefficient_of_variation("cells")
+    check.zero_fraction()
+
+    variation, zeros = check.metrics["cv_gene"], check.metrics["zero_fraction"]
+    assert variation.index.equals(model.adata.var_names)
+    assert np.corrcoef(variation["SCLDM"], variation["Raw"])[0, 1] > 0.5
+    assert zeros["SCLDM"].mean() == pytest.approx(zeros["Raw"].mean(), abs=0.1)
+    few = scvi.criticism.PosteriorPredictiveCheck(model.adata, {"SCLDM": model}, n_samples=2, indices=[5, 1])
+    assert few.samples_dataset["SCLDM"].shape == (2, 12, 2)
+
+
+def test_a_gaussian_head_has_neither_frequencies_nor_samples(make_trained):
+    model = make_trained(likelihood="gaussian")
+
+    for method in (model.get_normalized_expression, model.posterior_predictive_sample):
+        with pytest.raises(NotImplementedError, match="this model has a Gaussian head. Call `get_reconstruction`"):
+            method()
+    assert np.isfinite(model.get_elbo())
