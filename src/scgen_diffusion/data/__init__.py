@@ -39,7 +39,7 @@ from ._mudata_checks import (
     resolve_modalities,
 )
 from ._plain import from_plain, to_plain
-from ._registered_cells import RegisteredCells, digest_of_names
+from ._registered_cells import RegisteredCells
 from ._value_summary import ValueSummary
 from ._writers import Extent, Piece, read_record, sync, write_cells
 from ._writers_claim import Turn
@@ -87,7 +87,6 @@ __all__ = [
     "check_same_registry",
     "check_writable",
     "checked_goal",
-    "digest_of_names",
     "encode_obs",
     "extend_key",
     "extended_table",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._count_draws import draw_binomial
+
 
 def carry_over_counts(parameters: Tensor, generator: torch.Generator) -> Tensor:
     r"""Draw what a cell's counts would have been under other means, given what they are.
@@ -27,7 +29,7 @@ def carry_over_counts(parameters: Tensor, generator: torch.Generator) -> Tensor:
     Pearl (2009), *Causality*, section 7.1: counterfactuals by abduction, action and prediction.
     """
     counts, mean, new_mean, theta = parameters
-    kept = torch.binomial(counts, (new_mean / mean).clamp(max=1), generator=generator)
+    kept = draw_binomial(counts, (new_mean / mean).clamp(max=1), generator)
     shape, rate = (
         (theta + counts).double(),
         (theta + mean).double(),
