@@ -147,6 +147,7 @@ OF_TRAINING = [
     ),
     Option(["--batch-size"], section=TRAINING, type=int, metavar="N", help="Cells per step."),
     Option(["--train-size"], section=TRAINING, type=float, metavar="SHARE", help="Share of cells to train on."),
+    Option(["--validation-size"], section=TRAINING, type=float, metavar="SHARE", help="Share of cells to validate on."),
     Option(
         ["--early-stopping"],
         section=TRAINING,
@@ -305,6 +306,7 @@ def _arguments_of_train(terminal: Terminal, options: Mapping[str, Any]) -> dict[
         "max_epochs",
         "batch_size",
         "train_size",
+        "validation_size",
         "early_stopping",
         "early_stopping_patience",
         "check_val_every_n_epoch",

@@ -379,7 +379,9 @@ def _check_known(method: str, given: Iterable[str], known: Sequence[str]) -> Non
         advice = (
             f"It is an option of the training plan: `plan_kwargs={{{option!r}: ...}}`."
             if name in of_recipes
-            else known_names(name, known)
+            else known_names(
+                name, [option for option in known if option != "min_epochs"]
+            )  # whoever means epochs means max_epochs
         )
         msg = f"`{method}` has no argument {name!r}. {advice}"
         raise TypeError(msg)

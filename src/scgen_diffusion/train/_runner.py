@@ -82,6 +82,7 @@ def _without_needless_warnings() -> Iterator[None]:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(lightning|torch|scvi)\b")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # no cells to validate on
         warnings.filterwarnings("ignore", message=".*available but not used")
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
