@@ -192,7 +192,7 @@ def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):
         (["--layer", "counts"], "`layer` 'counts' is not in adata.layers. Known, closest first: 'raw'"),
         (["--set", "widht=3"], "SCLDM has no option 'widht'"),
         (["--set", "width"], "'width' is not of the form KEY=VALUE"),
-        (["--prior", "lr=1"], "The recipe has no option 'lr'"),
+        (["--prior", "lr=1"], "has no option 'lr'. Did you mean 'learning_rate'"),
         (["-e", "decoder=3"], "`max_epochs` names the unknown stage 'decoder'"),
         (["-e", "many"], "'many' is not a number"),
         (["-e", "2.5"], "'2.5' is not a whole number"),

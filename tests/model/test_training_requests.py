@@ -9,7 +9,7 @@ import scanpy as sc
 import scvi
 from mudata import MuData
 
-from scgen_diffusion.model import SCLDM, SCRDIT
+from scgen_diffusion.model import SCLDM
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
 

@@ -72,7 +72,8 @@ def _next(model: TrainingMixin) -> str:
             else "model.train()"
         )
         return train if model._has_cells else f"model.adata = ..., then {train}"
-    first = model._condition_keys[0] if model._condition_keys else None
-    named = isinstance(first, CategoricalKey) and len(model.combinations_)
-    condition = f", condition={{{first.name!r}: {first.values[int(model.combinations_[0, 0])]!r}}}" if named else ""
-    return f"model.generate(1_000{condition}), model.save('my_model')"
+    match model._condition_keys[:1]:
+        case [CategoricalKey() as key] if len(model.combinations_):
+            value = key.values[int(model.combinations_[0, 0])]
+            return f"model.generate(1_000, condition={{{key.name!r}: {value!r}}}), model.save('my_model')"
+    return "model.generate(1_000), model.save('my_model')"
