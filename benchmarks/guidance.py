@@ -168,7 +168,7 @@ class Models:
             scvi.settings.seed = self.seed  # the order of batches is drawn from the global generator
             model.module.load_state_dict(self._start)
             model.module.architecture = replace(model.architecture, condition_strategy=training)
-            model.train_prior(recipe_kwargs=PRIOR, enable_progress_bar=False)
+            model.train_prior(plan_kwargs=PRIOR, enable_progress_bar=False)
             logger.info("trained the prior for %s in %.0f s", training, time.perf_counter() - started)
             self._training = training
         return self._with_autoencoder

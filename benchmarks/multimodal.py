@@ -35,7 +35,7 @@ FLOOR, TOGETHER, RNA_ONLY, RIDGE = "floor", "multimodal", "RNA only", "ridge"
 METHODS = (FLOOR, TOGETHER, RNA_ONLY, RIDGE)
 IMPUTED = "imputation"
 #: The prior's steps are as many as by default, and smaller.
-TRAINING: dict[str, Any] = {"prior_kwargs": {"batch_size": 128}, "enable_progress_bar": False}
+TRAINING: dict[str, Any] = {"plan_kwargs": {"prior": {"batch_size": 128}}, "enable_progress_bar": False}
 
 
 class Study:

@@ -61,7 +61,7 @@ class Trained:
         path = stored_path(self.folder, self.case.cell_type, self.seed, "autoencoder", ".pt")
         if path.exists():
             model.module.load_state_dict(torch.load(path, weights_only=True)["state"], strict=False)
-            model.autoencoder_is_trained_ = True
+            model.trained_stages_ = ["autoencoder"]
             model.module.eval()
             return model
         started = time.process_time()
@@ -80,7 +80,7 @@ class Trained:
 
         model = self.with_autoencoder
         scvi.settings.seed = self.seed
-        model.train_prior(accelerator="cpu", enable_progress_bar=False, recipe_kwargs=PRIOR_KWARGS)
+        model.train_prior(accelerator="cpu", enable_progress_bar=False, plan_kwargs=PRIOR_KWARGS)
         return model
 
     @cached_property

@@ -129,7 +129,7 @@ def test_a_stored_autoencoder_is_not_trained_again(trained, monkeypatch):
     monkeypatch.setattr(SCLDM, "train_autoencoder", lambda *_, **__: pytest.fail("trained again"))
     again = methods.Trained(trained.case, 0, trained.folder).with_autoencoder
 
-    assert again.autoencoder_is_trained_
+    assert again.trained_stages_ == ["autoencoder"]
 
 
 def test_judged_predictions_have_all_figures_and_references(case):

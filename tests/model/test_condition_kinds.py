@@ -32,7 +32,7 @@ def model(request, cells, tiny, tmp_path_factory):
     adata = cells.copy()
     cls.setup_anndata(adata, **SETUP, condition_embeddings={"gene": TABLE} if known else None)
     made = cls(adata, **(tiny if cls is SCLDM else {"width": 8, "n_layers": 1, "n_heads": 2}))
-    quick = {"prior_kwargs": {"smallest_epoch": 1}} if cls is SCLDM else {}
+    quick = {"plan_kwargs": {"prior": {"smallest_epoch": 1}}} if cls is SCLDM else {}
     made.train(max_epochs=2, enable_progress_bar=False, accelerator="cpu", **quick)
     stir(made)
     folder = tmp_path_factory.mktemp("saved") / "model"

@@ -65,8 +65,8 @@ def history(*losses):
 def test_a_loss_that_hardly_falls_is_warned_of_where_the_user_trains(make_gene_space, gene_space_class, quick):
     model = make_gene_space(gene_space_class)
 
-    with pytest.warns(UserWarning, match=r"loss hardly fell, from .* to .*`recipe_kwargs`") as caught:
-        model.train(10, recipe_kwargs={"learning_rate": 1e-9}, **quick)
+    with pytest.warns(UserWarning, match=r"loss hardly fell, from .* to .*`plan_kwargs`") as caught:
+        model.train(10, plan_kwargs={"learning_rate": 1e-9}, **quick)
 
     assert [w.filename for w in caught if "hardly fell" in str(w.message)] == [__file__]
     assert model.is_trained_

@@ -75,7 +75,7 @@ def learned(request, make_gene_space, quick):
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.train(60, recipe_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
+        model.train(60, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
     scvi.settings._seed = before
     return model, caught
 
@@ -210,7 +210,7 @@ def test_an_unknown_part_of_the_recipe_is_refused_before_training(make_gene_spac
     model = make_gene_space()
 
     with pytest.raises(TypeError, match="'learnig_rate'.*learning_rate"):
-        model.train(1, recipe_kwargs={"learnig_rate": 1.0}, **quick)
+        model.train(1, plan_kwargs={"learnig_rate": 1.0}, **quick)
     assert not model.is_trained_
 
 
@@ -226,7 +226,7 @@ def test_all_cells_may_be_trained_on(make_gene_space, quick):
 def test_early_stopping_ends_a_run_that_no_longer_improves(make_gene_space, quick):
     model = make_gene_space()
 
-    model.train(60, early_stopping=True, early_stopping_patience=2, recipe_kwargs={"learning_rate": 1e-12}, **quick)
+    model.train(60, early_stopping=True, early_stopping_patience=2, plan_kwargs={"learning_rate": 1e-12}, **quick)
 
     assert 2 <= len(model.history["diffusion_loss_validation"]) < 60
 
@@ -278,7 +278,7 @@ def test_training_goes_on_where_it_ended(make_trained_gene_space, make_cells, qu
     model = make_trained_gene_space(adata=make_cells(values=values), setup={"values": values})
     before = weights(model)
 
-    model.train(1, recipe_kwargs={"learning_rate": 0.0}, **quick)
+    model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
 
     changed = differing(before, weights(model))
     assert all(name.startswith(("averaged_network", "library_size.predicted")) for name in changed)
@@ -290,7 +290,7 @@ def test_training_on_does_not_warn_that_little_was_learned(make_trained_gene_spa
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "The loss hardly fell")
-        model.train(10, recipe_kwargs={"learning_rate": 1e-9}, **quick)
+        model.train(10, plan_kwargs={"learning_rate": 1e-9}, **quick)
 
 
 # --- interruption and resumption -------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_the_order_does_not_change_which_column_is_which_gene(make_gene_space, g
     order = list(adata.var_names[::-1])
     options = {"condition_keys": ["kind"], "patch_size": 4, "width": 16, "gene_order": order, "ema_decay": 0.9}
     model = make_gene_space(gene_space_class, adata, **options)
-    model.train(15, recipe_kwargs={"learning_rate": 1e-2}, **quick)
+    model.train(15, plan_kwargs={"learning_rate": 1e-2}, **quick)
     model.save(tmp_path / "m")
     loaded = gene_space_class.load(tmp_path / "m")
 
@@ -473,7 +473,7 @@ def test_a_checkpoint_of_other_values_or_settings_is_refused(make_cells, make_ge
     with pytest.raises(ValueError, match="of other cells, another split or other settings"):
         train(make_cells(seed=1))
     with pytest.raises(ValueError, match="of other cells, another split or other settings"):
-        train(make_cells(), recipe_kwargs={"learning_rate": 0.1})
+        train(make_cells(), plan_kwargs={"learning_rate": 0.1})
 
 
 def test_a_subclass_trains_like_its_parent(make_cells, tiny_gene_space, quick):

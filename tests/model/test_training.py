@@ -59,8 +59,10 @@ def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(mak
 
     with pytest.raises(RuntimeError, match=r"train\(\) or train_autoencoder\(\) first"):
         model.train_prior(1, **quick)
-    assert model.train_autoencoder(1, **quick) is False
-    assert model.train_prior(1, **quick) is False
+    model.train_autoencoder(1, **quick)
+    assert (model.trained_stages_, model.is_trained) == (["autoencoder"], False)
+    model.train_prior(1, **quick)
+    assert (model.trained_stages_, model.is_trained) == (["autoencoder", "prior"], True)
     assert model.generate(2, seed=0).n_obs == 2
 
 
@@ -125,20 +127,18 @@ def test_the_recipe_can_be_changed(make_model, quick):
     model = make_model()
     before = weights(model, of="encoder")
 
-    model.train(1, autoencoder_kwargs={"learning_rate": 0.0}, prior_kwargs={"drop_probability": 0.5}, **quick)
+    model.train(1, plan_kwargs={"autoencoder": {"learning_rate": 0.0}, "prior": {"drop_probability": 0.5}}, **quick)
 
     assert differing(before, {**before, **weights(model, of="encoder.network.attention")}) == []
     with pytest.raises(TypeError, match="learning_rates"):
-        model.train(1, autoencoder_kwargs={"learning_rates": 0.0}, **quick)
+        model.train(1, plan_kwargs={"autoencoder": {"learning_rates": 0.0}}, **quick)
 
 
 def test_early_stopping_ends_a_stage_that_no_longer_improves(make_model, quick):
     model = make_model()
     frozen = {"learning_rate": 1e-12}
 
-    model.train(
-        60, early_stopping=True, early_stopping_patience=3, autoencoder_kwargs=frozen, prior_kwargs=frozen, **quick
-    )
+    model.train(60, early_stopping=True, early_stopping_patience=3, plan_kwargs=frozen, **quick)
 
     for stage in ("autoencoder", "prior"):
         assert 3 <= len(model.history[f"{stage}_loss_validation"]) < 60
@@ -364,9 +364,9 @@ def test_a_mistake_about_the_second_stage_is_found_before_the_first(make_model, 
     model = make_model()
 
     with pytest.raises(TypeError, match="'learnig_rate'.*learning_rate"):
-        model.train(1, prior_kwargs={"learnig_rate": 1.0}, **quick)
+        model.train(1, plan_kwargs={"prior": {"learnig_rate": 1.0}}, **quick)
 
-    assert not model.autoencoder_is_trained_
+    assert model.trained_stages_ == []
 
 
 def test_cells_of_equal_totals_can_be_trained_on(make_cells, make_model, quick):
@@ -392,11 +392,11 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
 def test_a_stage_that_stopped_early_is_not_trained_again(make_model, quick, tmp_path):
     model, again = make_model(), make_model()
     stop = {"early_stopping": True, "early_stopping_patience": 1, **quick, "batch_size": 96}
-    model.train_autoencoder(200, checkpoint_dir=tmp_path, recipe_kwargs={"learning_rate": 0.3}, **stop)
+    model.train_autoencoder(200, checkpoint_dir=tmp_path, plan_kwargs={"learning_rate": 0.3}, **stop)
     n_epochs = len(model.history["autoencoder_loss_train"])
     assert n_epochs < 200
 
-    again.train_autoencoder(200, checkpoint_dir=tmp_path, recipe_kwargs={"learning_rate": 0.3}, **stop)
+    again.train_autoencoder(200, checkpoint_dir=tmp_path, plan_kwargs={"learning_rate": 0.3}, **stop)
 
     assert len(again.history["autoencoder_loss_train"]) == n_epochs
     for name, tensor in model.module.encoder.state_dict().items():

@@ -91,7 +91,7 @@ def test_control_values_of_the_setup_are_taken(make_model):
     model.train_autoencoder(1, **QUICK)
     model.train_transport(1, **QUICK)
 
-    assert model.transport_is_trained_
+    assert "transport" in model.trained_stages_
 
 
 def test_a_new_autoencoder_forgets_it(make_trained):
@@ -99,7 +99,7 @@ def test_a_new_autoencoder_forgets_it(make_trained):
     model.train_transport(1, control_values={"dose": 1}, **QUICK)
     model.train_autoencoder(1, **QUICK)
 
-    assert not model.transport_is_trained_
+    assert model.trained_stages_ == ["autoencoder"]
 
 
 def test_training_it_leaves_the_rest_of_the_model_alone(make_trained):
@@ -174,7 +174,7 @@ def test_train_goes_without_it_where_no_group_has_both_kinds_of_cells(make_cells
     adata = make_cells()
     adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")
 
-    assert not make_trained(adata, setup={"control_values": {"dose": 0}}).transport_is_trained_
+    assert make_trained(adata, setup={"control_values": {"dose": 0}}).trained_stages_ == ["autoencoder", "prior"]
 
 
 def test_the_transport_refuses_what_it_does_not_know(transported):

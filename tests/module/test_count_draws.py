@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scgen_diffusion.module import _count_draws
+from scgen_diffusion.module import _count_draws, thin
 from scgen_diffusion.module._count_draws import Stream, draw_binomial, draw_negative_binomial, draw_poisson
 
 N = 100_000
@@ -200,3 +200,12 @@ def test_neighbouring_numbers_have_streams_of_their_own():
 
     assert stats.kstest(drawn, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / 20_000**0.5
+
+
+def test_what_is_no_count_is_thinned_to_nan_and_not_drawn_for_ever():
+    counts = torch.tensor([[3.0, torch.nan, torch.inf, -2.0, 40.0]])
+
+    thinned = thin(counts, torch.tensor([[0.5]]), torch.Generator().manual_seed(0))
+
+    assert thinned.isnan().tolist() == [[False, True, True, True, False]]
+    assert (thinned[0, [0, 4]] <= counts[0, [0, 4]]).all()

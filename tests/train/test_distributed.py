@@ -25,10 +25,15 @@ def train_scldm(make_model, make_cells):
     def train(batch_size, max_epochs=3, *, n_cells=N_CELLS, transport=False, **options):
         torch.manual_seed(0)
         model = make_model(make_cells(n_cells=n_cells))
-        options = {"autoencoder_kwargs": WHOLE_CELLS, "accelerator": "cpu", "enable_progress_bar": False, **options}
+        options = {
+            "plan_kwargs": {"autoencoder": WHOLE_CELLS},
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            **options,
+        }
         model.train(max_epochs, batch_size=batch_size, **options)
         if transport:
-            del options["autoencoder_kwargs"]
+            del options["plan_kwargs"]
             model.train_transport(2, control_values={"dose": 1}, batch_size=8 * batch_size, **options)
         return model
 
@@ -106,7 +111,7 @@ def test_without_a_seed_all_processes_take_that_of_the_first(train_scldm, run_to
 
 def test_thinning_differs_among_processes_and_their_losses_are_those_of_one_on_average(train_scldm, run_together):
     """Which counts are thinned out is drawn by each process for its own cells, so that curves agree on average only."""
-    thinned = {"autoencoder_kwargs": {"keep_at_least": 0.3, "learning_rate": 1e-9}}
+    thinned = {"plan_kwargs": {"autoencoder": {"keep_at_least": 0.3, "learning_rate": 1e-9}}}
     alone, _ = described(train_scldm(32, {"autoencoder": 12, "prior": 1}, **thinned))
 
     (together, _), _ = run_together(
@@ -120,7 +125,11 @@ def test_thinning_differs_among_processes_and_their_losses_are_those_of_one_on_a
 
 
 def test_early_stopping_stops_all_processes_after_the_same_epoch(train_scldm, run_together):
-    stop = {"early_stopping": True, "early_stopping_patience": 2, "prior_kwargs": {"learning_rate": 1e-12}}
+    stop = {
+        "early_stopping": True,
+        "early_stopping_patience": 2,
+        "plan_kwargs": {"autoencoder": WHOLE_CELLS, "prior": {"learning_rate": 1e-12}},
+    }
 
     (first, _), (second, _) = run_together(
         lambda rank: described(train_scldm(48, {"autoencoder": 1, "prior": 40}, **stop, **TOGETHER))

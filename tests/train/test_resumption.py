@@ -240,7 +240,7 @@ def test_another_split_of_the_cells_is_refused(train, tmp_path):
 
 def test_sigterm_for_one_process_has_all_end_before_the_same_step_with_one_checkpoint(train, tmp_path, run_together):
     n_epochs = {"autoencoder": 60, "prior": 1, "transport": 1}
-    whole_cells = {"autoencoder_kwargs": {"keep_at_least": 1.0}}
+    whole_cells = {"plan_kwargs": {"autoencoder": {"keep_at_least": 1.0}}}
 
     def work(rank):
         callbacks = [Terminate("autoencoder", 7)] if rank else []
@@ -254,7 +254,7 @@ def test_sigterm_for_one_process_has_all_end_before_the_same_step_with_one_check
 
 def test_a_killed_process_ends_the_other_and_one_alone_can_go_on(train, tmp_path, run_together):
     """One process with the doubled batch takes the steps that are left as two would have taken them."""
-    whole_cells = {"autoencoder_kwargs": {"keep_at_least": 1.0}}
+    whole_cells = {"plan_kwargs": {"autoencoder": {"keep_at_least": 1.0}}}
     whole = train(None, {"autoencoder": 3, "prior": 1, "transport": 1}, **whole_cells)
 
     def work(rank):
@@ -321,11 +321,11 @@ def test_a_recipe_that_is_not_that_of_the_checkpoint_is_refused(train, tmp_path)
     longer = {"autoencoder": 2, "prior": 1, "transport": 1}
 
     with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1.*another `checkpoint_dir`"):
-        train(tmp_path, longer, autoencoder_kwargs={"learning_rate": 0.1})
+        train(tmp_path, longer, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
     with pytest.raises(ValueError, match="`batch_size` of 16, not 8;.*cells of all processes together count"):
         train(tmp_path, longer, batch_size=8)
     with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1"):  # of a finished stage, too
-        train(tmp_path, {"autoencoder": 1, "prior": 2}, autoencoder_kwargs={"learning_rate": 0.1})
+        train(tmp_path, {"autoencoder": 1, "prior": 2}, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
 
 
 def test_a_checkpoint_that_went_further_than_asked_for_is_refused(train, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._cells import are_paired, read_cells
-from ._checkpoints import check_same_cells, checkpoint_dir, note_cells, stamps_of
+from ._checkpoints import checkpoint_dir
 from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
@@ -147,6 +147,7 @@ OF_TRAINING = [
     ),
     Option(["--batch-size"], section=TRAINING, type=int, metavar="N", help="Cells per step."),
     Option(["--train-size"], section=TRAINING, type=float, metavar="SHARE", help="Share of cells to train on."),
+    Option(["--validation-size"], section=TRAINING, type=float, metavar="SHARE", help="Share of cells to validate on."),
     Option(
         ["--early-stopping"],
         section=TRAINING,
@@ -221,9 +222,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     out = options["out"]
     check_new(out, overwrite=options.get("overwrite", False))
-    checkpoints, stamps = checkpoint_dir(options), stamps_of(options["cells"])
-    if checkpoints is not None:
-        check_same_cells(checkpoints, stamps)
+    checkpoints = checkpoint_dir(options)
     package = terminal.libraries()
     _seed(options["seed"])
     model_class = getattr(package.model, options["model"])
@@ -235,7 +234,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     started = time.monotonic()
     if checkpoints is not None:
         terminal.on_interrupt = f"The checkpoints are in {checkpoints}; the same command goes on from there."
-        note_cells(checkpoints, stamps)
     model.train(**_arguments_of_train(terminal, options), **cells, checkpoint_dir=checkpoints)
     if terminal.signals.received:  # the stage ended in order, and the others were left out
         raise terminal.interrupted()
@@ -308,6 +306,7 @@ def _arguments_of_train(terminal: Terminal, options: Mapping[str, Any]) -> dict[
         "max_epochs",
         "batch_size",
         "train_size",
+        "validation_size",
         "early_stopping",
         "early_stopping_patience",
         "check_val_every_n_epoch",
@@ -318,9 +317,9 @@ def _arguments_of_train(terminal: Terminal, options: Mapping[str, Any]) -> dict[
         "precision",
     )
     arguments = python_options(options, *names) | options.get("trainer", {})
-    for option in ("autoencoder", "prior", "recipe"):
-        if option in options:
-            arguments[f"{option}_kwargs"] = options[option]
+    by_stage = {stage: options[stage] for stage in ("autoencoder", "prior") if stage in options}
+    if plan := options.get("recipe", {}) | by_stage:
+        arguments["plan_kwargs"] = plan
     if "devices" in options:
         arguments["devices"] = read_devices(options["devices"])
     return {

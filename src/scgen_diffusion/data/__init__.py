@@ -43,7 +43,7 @@ from ._mudata_checks import (
     resolve_modalities,
 )
 from ._plain import from_plain, to_plain
-from ._registered_cells import RegisteredCells, digest_of_names
+from ._registered_cells import RegisteredCells
 from ._value_summary import ValueSummary
 from ._writers import Extent, Piece, read_record, sync, write_cells
 from ._writers_claim import Turn
@@ -95,7 +95,6 @@ __all__ = [
     "check_writable",
     "checked_goal",
     "condition_names",
-    "digest_of_names",
     "encode_obs",
     "extend_key",
     "extended_table",

@@ -14,6 +14,7 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from ._anndata_file import open_anndata_files
+from ._cell_digest import digest_of_cells, sampled_rows
 from ._checks import (
     check_conditions,
     check_not_empty,
@@ -29,7 +30,6 @@ from ._conditions import Conditions
 from ._file_matrix import JoinedMatrix
 from ._file_obs import ReadTables, columns_of_genes, looked_up, read_columns
 from ._file_registry import CONDITIONS, file_registry
-from ._registered_cells import digest_of_names
 from ._windows import WINDOW_SIZE, Batches, ToTensors, WindowLoader, read_windows, suitable_block, window_plan
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class CellFiles:
     """Cells in one or several AnnData files, to train a model on without reading them into memory.
 
     Pass ``registry=cells.registry`` to a model, and ``datamodule=cells`` to its ``train``. What is kept of each cell in memory are its
-    conditions (8 bytes for each column) and, by the model, its number in the split (8 bytes). Expression is read in windows of cells; a
+    conditions (8 bytes for each column), its total (8 bytes) and, by the model, its number in the split (8 bytes). Expression is read in windows of cells; a
     window mixes blocks of neighbouring cells from all over the files, its cells are shuffled, and the next one is read meanwhile.
 
     Parameters
@@ -166,11 +166,13 @@ class CellFiles:
         largest = max(part.rows_per_chunk for part in self.matrix.parts)
         self.window_size = _checked_size("window_size", window_size)
         self.block_size = suitable_block(largest) if block_size is None else _checked_size("block_size", block_size)
+        self._totals = []
         for file, part in zip(self.files, self.matrix.parts, strict=True):
             check_size(part.shape, file.where(layer))
             totals = check_values(part, file.where(layer), values)
             if not totals.all():
                 check_not_empty(totals, file.all_names(), file.where(layer))
+            self._totals.append(totals)
 
     def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], obs: pd.DataFrame) -> None:
         self.by_key = list(by_key)
@@ -186,8 +188,9 @@ class CellFiles:
 
     @cached_property
     def digest(self) -> str:
-        """Tell these cells from others, by their names."""
-        return digest_of_names(chain.from_iterable(file.names() for file in self.files))
+        """Tell these cells from others, by their names and values."""
+        names = chain.from_iterable(file.names() for file in self.files)
+        return digest_of_cells(names, self._totals, self.matrix.read(sampled_rows(self.n_cells)))
 
     def check(self) -> None:
         """Nothing can have changed: conditions were read once, and files are open for reading only."""

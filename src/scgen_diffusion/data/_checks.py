@@ -232,8 +232,14 @@ def _stored(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
     return np.asarray(chunk.data if sp.issparse(chunk) else chunk)
 
 
+def row_sums(matrix: Any) -> np.ndarray:
+    """Return the sums of a matrix's rows, which is read part by part, ``(cells,)``."""
+    return np.concatenate([_sums(chunk) for chunk in _chunks(matrix)])
+
+
 def _sums(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
-    return np.asarray(chunk.sum(axis=1)).ravel()
+    """Add in double precision what models read in single: the sums are the same, however the values are stored."""
+    return np.asarray(chunk.astype(np.float32, copy=False).sum(axis=1, dtype=np.float64)).ravel()
 
 
 def _check_finite(stored: np.ndarray, where: str) -> None:

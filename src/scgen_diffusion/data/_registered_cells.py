@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from anndata.abc import CSRDataset
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
-from ._checks import check_conditions
+from ._cell_digest import digest_of_cells, sampled_rows
+from ._checks import check_conditions, check_not_empty, check_same_genes, check_values, row_sums
 from ._condition_field import encode_obs, keys_of_state
-from ._file_matrix import FileMatrix
+from ._file_matrix import FileMatrix, Rows
+from ._mudata import JOINED
 from ._windows import ToTensors, WindowLoader, read_windows, suitable_block, window_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-    import pandas as pd
     from scvi.data import AnnDataManager
     from torch import Tensor
 
@@ -70,20 +71,24 @@ class RegisteredCells:
 
     @property
     def digest(self) -> str:
-        """Tell these cells from others, by their names."""
+        """Tell these cells from others, by their names and values."""
         names = self.manager.adata.obs_names
-        return digest_of_names(names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
+        parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
+        return digest_of_cells(parts, [row_sums(self._matrix)], self._read(sampled_rows(self.n_cells)))
 
     def check(self) -> None:
-        """Register the cells once more if they were set up for another model since, or raise if their conditions are not what they were.
+        """Raise if the cells are not what they were; register them once more if they were set up for another model since.
+
+        All values in memory are looked at; of a file, which ``setup_anndata`` read to its end, those of some hundred cells.
 
         Raises
         ------
         KeyError
             If a column of ``obs`` is gone.
         ValueError
-            If it has other values.
+            If genes, values or columns of ``obs`` were changed.
         """
+        self._check_values()
         obs = self.manager.adata.obs
         check_conditions(obs, [key.name for key in self.by_key])
         codes = encode_obs(obs, self.by_key)
@@ -94,6 +99,37 @@ class RegisteredCells:
                 "anew, or give every model a copy."
             )
             raise ValueError(msg)
+
+    def _check_values(self) -> None:
+        arguments, adata = self.registry["setup_args"], self.manager.adata
+        is_joined = "modalities" in arguments
+        layer = None if is_joined else arguments["layer"]
+        where = f"mdata.obsm[{JOINED!r}]" if is_joined else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        state = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+        try:
+            if not is_joined:
+                check_same_genes(adata.var_names, pd.Index([str(name) for name in state["column_names"]]))
+            is_in_file = self._backing_file() is not None
+            values = self._read(sampled_rows(self.n_cells)) if is_in_file else self._matrix
+            totals = check_values(values, where, arguments.get("values", "counts"))
+            if not is_in_file:
+                check_not_empty(totals, adata.obs_names, where)
+        except ValueError as error:
+            msg = (
+                f"The cells are not what they were when they were set up: {error} If they were normalised, scaled or filtered "
+                "in place since, keep the values to train on in a layer, `adata.layers['counts'] = adata.X.copy()`, before "
+                "that; then set up again with `layer='counts'`, and build the model anew."
+            )
+            raise ValueError(msg) from error
+
+    @property
+    def _matrix(self) -> Any:
+        return self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+
+    def _read(self, rows: np.ndarray) -> Rows:
+        """Read cells, whose numbers ascend."""
+        matrix = self._backing_file()
+        return self._matrix[rows] if matrix is None else matrix.read(rows)
 
     def loader(
         self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
@@ -117,15 +153,7 @@ class RegisteredCells:
 
     def _backing_file(self) -> FileMatrix | None:
         """Return the matrix if it is left in a file, by rows."""
-        matrix = self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        matrix = self._matrix
         if isinstance(matrix, h5py.Dataset):
             return FileMatrix(matrix)
         return FileMatrix(matrix.group) if isinstance(matrix, CSRDataset) else None
-
-
-def digest_of_names(parts: Iterable[Sequence[str]]) -> str:
-    """Tell cells of these names, in consecutive parts, from others; it does not depend on how they are parted."""
-    digest = hashlib.sha256()
-    for names in parts:
-        digest.update("".join(f"{name}\n" for name in names).encode())
-    return digest.hexdigest()

@@ -29,9 +29,9 @@ def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> Non
     if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS[head]) * losses[0]:
         msg = (
             f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train longer, with "
-            "another learning rate (`recipe_kwargs`), or take a larger network."
+            "another learning rate (`plan_kwargs`), or take a larger network."
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warnings.warn(msg, UserWarning, stacklevel=6)
 
 
 def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_negation: bool) -> None:

@@ -88,8 +88,8 @@ class GeneSpaceModel(
         )
         self._describe_cells(adata)
         self.default_sampler = default_sampler(self.architecture)
+        self.trained_stages_ = []
         self.library_head_is_trained_ = False
-        self._model_summary_string = f"{type(self).__name__} with {self.architecture}"
         architecture = asdict(self.architecture)  # what is saved does not depend on the defaults of a later version
         self.init_params_ = self._get_init_params(locals())
 

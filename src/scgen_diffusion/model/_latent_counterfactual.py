@@ -40,7 +40,7 @@ NO_PERTURBATION = (
 class LatentCounterfactualMixin(CounterfactualMixin):
     """``predict_perturbation`` by flows of latents."""
 
-    transport_is_trained_: bool
+    trained_stages_: list[str]
 
     @property
     @abstractmethod
@@ -171,15 +171,15 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             raise ValueError(msg)
         if method == "transport":
             self._check_transport_fits(cells)
-        elif method == "inversion" or not (self.transport_is_trained_ and self._is_perturbation(cells)):
+        elif method == "inversion" or not ("transport" in self.trained_stages_ and self._is_perturbation(cells)):
             self._check_ready_to_generate()
-            if method is None and self.transport_is_trained_ and (cells.own != cells.codes).any():
+            if method is None and "transport" in self.trained_stages_ and (cells.own != cells.codes).any():
                 warnings.warn(f"Predicted by inversion. {NO_PERTURBATION}", UserWarning, stacklevel=4)
             return "inversion"
         return "transport"
 
     def _check_transport_fits(self, cells: ControlCells) -> None:
-        if not self.transport_is_trained_:
+        if "transport" not in self.trained_stages_:
             msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
             raise RuntimeError(msg)
         if not self._is_perturbation(cells):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class LatentMixin(CellsMixin):
     """Latents and likelihoods of cells."""
 
-    autoencoder_is_trained_: bool
+    trained_stages_: list[str]
 
     @torch.inference_mode()
     def get_latent_representation(
@@ -229,7 +229,7 @@ class LatentMixin(CellsMixin):
         return ((tensors[REGISTRY_KEYS.X_KEY], rows) for tensors, rows in self._batches(adata, indices, batch_size))
 
     def _check_can_read_cells(self) -> None:
-        if not self.autoencoder_is_trained_:
+        if "autoencoder" not in self.trained_stages_:
             msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
             raise RuntimeError(msg)
 

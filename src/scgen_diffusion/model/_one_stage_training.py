@@ -14,14 +14,13 @@ from scgen_diffusion.module import ProfileSummary, library_features, log_profile
 from scgen_diffusion.train import DiffusionPlan, DiffusionRecipe
 
 from ._gene_order import order_by_correlation
-from ._training import TrainingMixin, changed_recipe, checked_epochs, digest_of, gathered, stage_seed
+from ._training import RunStage, TrainingMixin, gathered, stage_seed
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
 
     from scgen_diffusion.module import GeneSpaceArchitecture
-    from scgen_diffusion.train import TrainingCells
+    from scgen_diffusion.train import Recipe, StageResult
 
 ROWS_AT_A_TIME = 1024
 N_AXES = 64
@@ -29,88 +28,38 @@ MAX_CELLS_FOR_AXES = 5000
 
 
 class OneStageTrainingMixin(TrainingMixin):
-    """``train`` for a model that diffuses profiles themselves."""
+    """The one stage of a model that diffuses profiles themselves."""
 
     architecture: GeneSpaceArchitecture
+    _stages: ClassVar[tuple[str, ...]] = ("diffusion",)
+    _stages_to_generate: ClassVar[frozenset[str]] = frozenset(_stages)
     _recipes: ClassVar[Mapping[str, DiffusionRecipe]]
 
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        datamodule: TrainingCells | None = None,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        batch_size: int | None = None,
-        train_size: float | None = None,
-        early_stopping: bool = False,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
-        compile: bool = False,
-        recipe_kwargs: Mapping[str, Any] | None = None,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train the network.
+    def _recipe(self, stage: str) -> Recipe:
+        return self._recipes[self._recipe_name]
 
-        Ctrl-C stops after the step at hand and keeps the weights; a second one aborts.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the training cells. Default: from the number of cells, see the user guide.
-        datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
-            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
-        accelerator, devices
-            Where to train; passed to Lightning.
-        batch_size
-            Cells per step.
-        train_size
-            Share of cells to train on; the rest are for validation. Default: nine tenths, or all but 2 000 cells.
-        early_stopping
-            Whether to stop when the validation loss falls no more.
-        checkpoint_dir
-            Folder for checkpoints. The same call after an interruption, in a new process too, goes on from the last one.
-        compile
-            Whether to compile the network with ``torch.compile``.
-        recipe_kwargs
-            Changes of the recipe, such as ``{"learning_rate": 1e-3}``: see
-            :class:`~scgen_diffusion.train.DiffusionRecipe`.
-        **trainer_kwargs
-            Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
-        """
-        self._take_cells(datamodule)
-        self._require_cells()
-        max_epochs = checked_epochs(max_epochs)
-        recipe = changed_recipe(self._recipes[self._recipe_name], batch_size, recipe_kwargs)
-        data = self._data_module(train_size, recipe.batch_size)
+    def _train_stage(self, stage: str, recipe: Any, run: RunStage, **of_stage: Any) -> StageResult:
+        data = self._data_module(recipe.batch_size)
         is_first = not self.is_trained_
         if is_first:
             self._start_from_data(self.train_indices_)
         self._describe_training_cells()
-        if compile:
+        if of_stage["compile"]:
             self.module.network.backbone.compile()
-        trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
-        self._run(
-            DiffusionPlan(
-                self.module, recipe, seed=stage_seed(), fingerprint=digest_of(self._fingerprint, recipe, *self._start)
-            ),
-            data,
-            max_epochs or recipe.max_epochs(len(self.train_indices_)),
-            checkpoint_dir,
-            trainer_kwargs,
-        )
-        self.is_trained_ = True
+        result = run(DiffusionPlan(self.module, recipe, seed=stage_seed()), data, recipe, *self._start)
+        self._note_trained(stage)
         if self._input_values == "counts":
             self._describe_predicted_totals()
             self.library_head_is_trained_ = True
         if is_first:  # whoever trains on starts where the loss had fallen to
             self._warn_if_nothing_was_learned()
+        return result
 
     @property
     def _start(self) -> list[np.ndarray]:
-        """What the training cells' values decided before the first step, and which cells these are."""
+        """What the training cells' values decided before the first step."""
         decided = (self.module.shift, self.module.scale, self.module.training_zeros)
-        return [self.train_indices_, *(tensor.cpu().numpy() for tensor in decided)]
+        return [tensor.cpu().numpy() for tensor in decided]
 
     @torch.no_grad()
     def _start_from_data(self, indices: np.ndarray) -> None:
@@ -154,8 +103,7 @@ class OneStageTrainingMixin(TrainingMixin):
         return (log_profile(x, self._input_values) for x in self._expression(indices))
 
     def _describe_training_cells(self) -> None:
-        """Keep what generating needs to know of the cells: conditions and library sizes."""
-        self._count_combinations(self._registered_codes)
+        """Keep what generating needs to know of the cells: library sizes."""
         if self._input_values == "counts":
             totals = gathered((total_counts(x)[:, 0] for x in self._expression(None)), self._cells.n_cells)
             self.module.library_size.fit(totals.log(), self._condition_tensor(self._registered_codes).cpu())

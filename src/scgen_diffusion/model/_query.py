@@ -30,7 +30,6 @@ class QueryMixin(SavingMixin, TrainingMixin):
     """``load_query_data`` and ``prepare_query_anndata`` of scvi-tools, for models of cells under conditions."""
 
     library_head_is_trained_: bool
-    transport_is_trained_: bool
     reference_: Mapping[str, Any] | None = None  # what a model that is fine-tuned keeps of its reference
 
     @classmethod
@@ -192,10 +191,10 @@ class QueryMixin(SavingMixin, TrainingMixin):
             lambda codes: torch.from_numpy(as_before(codes.cpu().numpy())),
         )
         self.var_ = reference.var_.copy()
-        for name in [name for name in vars(reference) if name.endswith("is_trained_")]:
-            setattr(self, name, getattr(reference, name))
-        if hasattr(self, "transport_is_trained_"):
-            self.transport_is_trained_ = False  # it is small, and learned anew from the new cells
+        self._note_trained(
+            *{*reference.trained_stages_} - {"transport"}
+        )  # which is small, and learned anew from the new cells
+        self.library_head_is_trained_ = reference.library_head_is_trained_
         if trainable == "new_conditions":
             self._check_something_is_new()
 

@@ -98,11 +98,8 @@ class SCLDM(
             raise ValueError(msg)
         self.module = self._build_module()
         self._describe_cells(adata)
-        self.autoencoder_is_trained_ = False
-        self.prior_is_trained_ = False
+        self.trained_stages_ = []
         self.library_head_is_trained_ = False
-        self.transport_is_trained_ = False
-        self._model_summary_string = f"SCLDM with {self.architecture}"
         self.init_params_ = self._get_init_params(locals())
 
     def generate(
@@ -336,8 +333,8 @@ class SCLDM(
         return self.architecture.likelihood != "gaussian"
 
     def _check_ready_to_generate(self) -> None:
-        if not self.autoencoder_is_trained_ or not self.prior_is_trained_:
-            missing = "train()" if not self.autoencoder_is_trained_ else "train_prior()"
+        if not self.is_trained_:
+            missing = "train_prior()" if "autoencoder" in self.trained_stages_ else "train()"
             msg = f"The model cannot generate yet; call {missing} first."
             raise RuntimeError(msg)
 

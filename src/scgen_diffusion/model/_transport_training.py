@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ import torch
 from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.train import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
 
-from ._training import changed_recipe, checked_epochs, digest_of, stage_seed
-from ._two_stage_training import Stage, TwoStageTrainingMixin
+from ._training import RunStage, stage_seed
+from ._two_stage_training import TwoStageTrainingMixin
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from scgen_diffusion.train import TrainingCells
+    from scgen_diffusion.train import Recipe, StageResult, TrainingCells
 
 RECIPE = TransportRecipe()
 
@@ -26,19 +26,19 @@ RECIPE = TransportRecipe()
 class TransportTrainingMixin(TwoStageTrainingMixin):
     """``train_transport`` for a model with an autoencoder."""
 
-    transport_is_trained_: bool
+    _stages: ClassVar[tuple[str, ...]] = (*TwoStageTrainingMixin._stages, "transport")
 
     def train_transport(
         self,
         max_epochs: int | None = None,
         *,
-        datamodule: TrainingCells | None = None,
         control_values: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        datamodule: TrainingCells | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        recipe_kwargs: Mapping[str, Any] | None = None,
         **trainer_kwargs: Any,
-    ) -> bool:
+    ) -> None:
         """Train what carries control cells to perturbed ones, see :meth:`predict_perturbation`; the autoencoder must be trained.
 
         Control and perturbed cells are paired by optimal transport of their latents, within groups of cells that have the same classes and
@@ -49,21 +49,13 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         ----------
         max_epochs
             Default: from the number of cells.
-        datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
-            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
         control_values
             What unperturbed cells have, a value for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
-        batch_size, checkpoint_dir, **trainer_kwargs
+        batch_size, datamodule, checkpoint_dir, **trainer_kwargs
             As in :meth:`train`.
-        recipe_kwargs
-            Changes of the :class:`~scgen_diffusion.train.TransportRecipe`.
-
-        Returns
-        -------
-        bool
-            Whether it was interrupted.
+        plan_kwargs
+            Options of the :class:`~scgen_diffusion.train.TransportRecipe`.
 
         Raises
         ------
@@ -72,47 +64,65 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
         ValueError
             Without values of unperturbed cells, for unknown ones, or without a group that has both control and perturbed cells.
         """
-        self._take_cells(datamodule)
-        self._require_cells()
-        if not self.autoencoder_is_trained_:
-            msg = "The transport works on latents; call train() or train_autoencoder() first."
-            raise RuntimeError(msg)
-        max_epochs = checked_epochs(max_epochs)
-        recipe = changed_recipe(RECIPE, batch_size, recipe_kwargs)
-        if not self._split_fits:
-            self._split(train_size=None)
+        self._check_can_read_cells()
+        self._train(
+            "train_transport",
+            ["transport"],
+            trainer_kwargs,
+            keep_split=True,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            plan_kwargs=plan_kwargs,
+            datamodule=datamodule,
+            checkpoint_dir=checkpoint_dir,
+            control_values=control_values,
+        )
+
+    @property
+    def _due_stages(self) -> list[str]:
+        control = self.registry_["setup_args"]["control_values"]
+        return super()._due_stages + (["transport"] if control and self._perturbation_groups(control) else [])
+
+    def _why_left_out(self, stage: str) -> str:
+        if stage == "transport":
+            return (
+                "It needs `control_values`, told to `setup_anndata`, and perturbed cells that have control cells with the same "
+                "values of the other keys; `train_transport` trains it alone."
+            )
+        return super()._why_left_out(stage)
+
+    def _recipe(self, stage: str) -> Recipe:
+        return RECIPE if stage == "transport" else super()._recipe(stage)
+
+    def _train_stage(self, stage: str, recipe: Any, run: RunStage, **of_stage: Any) -> StageResult:
+        if stage == "transport":
+            return self._train_transport(recipe, run, of_stage.get("control_values"))
+        return super()._train_stage(stage, recipe, run, **of_stage)
+
+    def _train_transport(
+        self, recipe: TransportRecipe, run: RunStage, control_values: Mapping[str, Any] | None
+    ) -> StageResult:
         control = self._checked_control(control_values)
         groups = self._perturbation_groups(control)
         if not groups:
             msg = f"No perturbed training cells have control cells, {control}, with the same values of the other keys."
             raise ValueError(msg)
         self._warn_of_cells_without_control(groups, control)
-        cache = self._cache_latents()
-        if not self.prior_is_trained_:
-            self._describe_training_cells(cache)
-        n_cells, seed = len(self.train_indices_), stage_seed() + 2
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # networks draw from the global state, of which a resumed run has taken another share
-            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-            transport = self.module.add_transport()
-        transport.start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
-        fingerprint = self._split_fingerprint + self._autoencoder_digest + digest_of(sorted(control.items()))
-        result = self._run(
-            TransportPlan(self.module, recipe, seed=seed, fingerprint=fingerprint),
-            PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(n_cells)),
-            max_epochs or recipe.max_epochs(n_cells),
-            checkpoint_dir,
-            trainer_kwargs,
-        )
-        self.transport_is_trained_ = self.is_trained_ = True
-        return result.was_interrupted
-
-    def _train_further(self, epochs: Mapping[Stage, int | None], options: Mapping[str, Any]) -> None:
-        """Train the transport where the cells tell what it needs."""
-        control = self.registry_["setup_args"]["control_values"]
-        if control and self._perturbation_groups(control):
-            self.train_transport(epochs.get("transport"), **options)
+        seed = stage_seed() + 2
+        with self._cache_latents() as cache:
+            if "prior" not in self.trained_stages_:
+                self._describe_training_cells(cache)
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # networks draw from the global state, of which a resumed run has taken another share
+                torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+                transport = self.module.add_transport()
+            transport.start_from(torch.from_numpy(self.conditions.encode(control, 1)[0]).to(self.device))
+            data = PairedLatentDataModule(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
+            plan = TransportPlan(self.module, recipe, seed=seed)
+            result = run(plan, data, self._autoencoder_digest, sorted(control.items()))
+        self._note_trained(*self.trained_stages_, "transport")
+        return result
 
     def _checked_control(self, control_values: Mapping[str, Any] | None) -> dict[str, Any]:
         control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
@@ -155,7 +165,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
                 f"{n_perturbed - n_paired} of {n_perturbed} perturbed cells have no control cells with the same values of the other keys, "
                 "and teach the transport nothing. If keys such as the donor go with the perturbation, leave them out of the conditions."
             )
-            warnings.warn(msg, UserWarning, stacklevel=3)
+            warnings.warn(msg, UserWarning, stacklevel=6)  # where the user trains
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)

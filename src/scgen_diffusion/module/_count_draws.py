@@ -79,6 +79,13 @@ def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
     return torch.where(p > 0.5, n - counts, counts)
 
 
+def keep_molecules(counts: Tensor, probability: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Keep each molecule with a probability; NaN for what is no count, for which torch would draw for ever."""
+    are_counts = counts.isfinite() & (counts >= 0)
+    drawn = torch.binomial(torch.where(are_counts, counts, 0), probability, generator=generator)
+    return torch.where(are_counts, drawn, torch.nan)
+
+
 def where_finite(**parameters: Tensor) -> Tensor | None:
     """Tell which of the values, all of one shape, have finite parameters; None on a CPU, where others are an error at once.
 

@@ -27,7 +27,7 @@ from scgen_diffusion.nn import DiT
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
 from ._conditioned import ConditionedModule
-from ._count_draws import only, where_finite
+from ._count_draws import keep_molecules, only, where_finite
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
@@ -336,7 +336,7 @@ class SCLDMModule(ConditionedModule):
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Keep each count with its cell's probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
-    return torch.binomial(counts, keep.expand_as(counts), generator=own_generator(generator))
+    return keep_molecules(counts, keep.expand_as(counts), own_generator(generator))
 
 
 def log_share(mean_counts: Tensor) -> Tensor:

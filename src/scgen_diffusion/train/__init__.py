@@ -16,7 +16,7 @@ from ._recipes import (
     Recipe,
     TrainingRecipe,
 )
-from ._runner import StageResult, run_stage
+from ._runner import StageResult, run_stage, trainer_options
 from ._schedules import learning_rate_factor
 from ._sharing import EpochPosition, Share, SharedBatches
 from ._stage_data import StageDataModule
@@ -56,4 +56,5 @@ __all__ = [
     "cache_latents",
     "learning_rate_factor",
     "run_stage",
+    "trainer_options",
 ]

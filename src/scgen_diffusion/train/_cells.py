@@ -98,6 +98,12 @@ class CellDataModule(StageDataModule):
             n_cells = len(self.train_indices)
             self._resident = ResidentCells.of(batches, REGISTRY_KEYS.X_KEY, device, n_cells=n_cells, limit=limit)
 
+    def teardown(self, stage: str) -> None:
+        """Free the device's memory, also where the trainer, which the model keeps, still knows its loaders."""
+        if self._resident is not None:
+            self._resident.free()
+            self._resident = None
+
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Shuffle the training cells; in a distributed run each process reads its share."""
         batches = self._shuffled(len(self.train_indices), self.batch_size)

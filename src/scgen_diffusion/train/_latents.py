@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -78,6 +78,15 @@ class LatentCache(Dataset):
     def is_memory_mapped(self) -> bool:
         """Whether the arrays live in a file."""
         return self.folder is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the arrays, which the loaders of a stage that is over still know."""
+        self.arrays, self._maps = {}, []
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def fill(self, batches: Iterator[Mapping[str, Tensor]]) -> LatentCache:
         """Write consecutive batches of rows."""

@@ -76,6 +76,10 @@ class ResidentCells(Dataset):
         joined = {name: torch.cat([part[name] for part in others]) for name in others[0]}
         return cls(expression_key, torch.cat(lengths), torch.cat(genes), torch.cat(values), x.shape[1], joined)
 
+    def free(self) -> None:
+        """Let go of the cells; there is no reading them any more."""
+        self.genes, self.values, self.others = self.genes[:0].clone(), self.values[:0].clone(), {}
+
     def __len__(self) -> int:
         return len(self.lengths)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.train import LoudEarlyStopping, Trainer
 
@@ -22,12 +26,12 @@ from ._interruption import (
     failing_when_terminated,
     stop_on_interrupt,
 )
+from ._progress import StageProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import lightning.pytorch as pl
     import pandas as pd
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.strategies import Strategy
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20
+OWN_OPTIONS = {  # which the stage decides, or which would do nothing
+    "self", "kwargs", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "simple_progress_bar",
+    "early_stopping_monitor", "early_stopping_mode", "early_stopping_warmup_epochs",
+}  # fmt: skip
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 
 
@@ -45,21 +53,44 @@ class StageResult:
 
     history: dict[str, pd.DataFrame]
     was_interrupted: bool
+    trainer: Trainer
     device: torch.device | None = None
     """Where this process trained; None if the stage was finished before."""
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the user can do nothing about.
+
+    That are Lightning's lines on devices and its advertisements, libraries' warnings of each other's old names, and what Lightning and
+    scvi-tools cannot know: that batches go on in an epoch's middle, and that all processes log the same.
+    """
+    lightning = logging.getLogger("lightning.pytorch")
+    before = lightning.level
+    if before == logging.INFO:  # Lightning's own default; another level is the user's choice
+        lightning.setLevel(logging.WARNING)
+    try:
+        with _without_needless_warnings():
+            yield
+    finally:
+        lightning.setLevel(before)
+
+
+@contextmanager
 def _without_needless_warnings() -> Iterator[None]:
-    """Silence what Lightning and scvi-tools cannot know: that batches go on in an epoch's middle, and that all processes log the same."""
     with warnings.catch_warnings():
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(lightning|torch|scvi)\b")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")  # no cells to validate on
+        warnings.filterwarnings("ignore", message=".*available but not used")
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
         warnings.filterwarnings("ignore", message="early_stopping was automatically disabled due to the use of DDP")
         yield
 
 
-@_without_needless_warnings()
+@_quiet()
 def run_stage(
     plan: StagePlan,
     data: pl.LightningDataModule,
@@ -70,10 +101,12 @@ def run_stage(
     precision: str | None = None,
     early_stopping: bool = False,
     early_stopping_patience: int = 20,
+    early_stopping_min_delta: float = 0.0,
     check_val_every_n_epoch: int | None = None,
     checkpoint_dir: Path | None = None,
     checkpoint_minutes: float = 10.0,
     callbacks: list[Callback] | None = None,
+    enable_progress_bar: bool = True,
     logger: Any = False,
     strategy: str | Strategy = "auto",
     **trainer_kwargs: Any,
@@ -94,6 +127,8 @@ def run_stage(
         Passed to Lightning; default: bfloat16 autocast on a CUDA GPU that computes in it, float32 elsewhere.
     early_stopping
         Whether to stop when the validation loss has not fallen for ``early_stopping_patience`` validations.
+    early_stopping_min_delta
+        By how much it has to fall to count as fallen.
     check_val_every_n_epoch
         Default: so that a run validates about 50 times, or every epoch with early stopping.
     checkpoint_dir
@@ -102,6 +137,8 @@ def run_stage(
         Longest time between two checkpoints: long epochs have some in the middle.
     callbacks
         Further Lightning callbacks.
+    enable_progress_bar
+        Whether to show a bar of the stage; another one may be among the callbacks.
     logger
         Passed to Lightning; default: none, since the history is recorded anyway.
     strategy
@@ -117,7 +154,10 @@ def run_stage(
         callbacks.append(StageCheckpoint(checkpoint, every, checkpoint_minutes))
     if early_stopping:  # scvi-tools' trainer would leave it out of distributed runs
         monitored = f"{plan.name}_loss_validation"
-        callbacks.append(LoudEarlyStopping(monitor=monitored, patience=early_stopping_patience, warmup_epochs=0))
+        stop = {"min_delta": early_stopping_min_delta, "patience": early_stopping_patience, "warmup_epochs": 0}
+        callbacks.append(LoudEarlyStopping(monitor=monitored, **stop))
+    if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks.append(StageProgress())
     trainer = Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
@@ -128,6 +168,8 @@ def run_stage(
         or (1 if early_stopping else max(max_epochs // N_VALIDATIONS, 1)),
         callbacks=callbacks,
         logger=logger,
+        enable_progress_bar=enable_progress_bar,
+        simple_progress_bar=False,  # which is scvi-tools'
         strategy=deepcopy(strategy),
         use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
         **trainer_kwargs,
@@ -136,13 +178,13 @@ def run_stage(
     if checkpoint is not None:  # whoever finds a finished stage would not take part in it
         check_seen_by_all(checkpoint)
     if finished := read_finished(checkpoint, max_epochs):
-        return _restore(plan, recorder, finished)
+        return _restore(plan, recorder, finished, trainer)
     keep_buffers_apart(trainer.strategy)
     plan.module.train()
     with stop_on_interrupt(interruption), failing_when_terminated():
         _fit(trainer, plan, data, _if_exists(checkpoint), interruption)
     plan.module.eval()
-    return StageResult(recorder.as_frames(), interruption.requested, trainer.strategy.root_device)
+    return StageResult(recorder.as_frames(), interruption.requested, trainer, trainer.strategy.root_device)
 
 
 def _fit(
@@ -158,7 +200,8 @@ def _fit(
     try:
         trainer.fit(plan, data, ckpt_path=checkpoint, weights_only=True)
     except StoppedByUserError:
-        plan.teardown("fit")  # which Lightning leaves out after an exception
+        for part in (plan, data):
+            part.teardown("fit")  # which Lightning leaves out after an exception
     else:
         interruption.agree()
         if interruption.terminated:
@@ -175,17 +218,23 @@ def _check_alone_or_together(trainer: Trainer) -> None:
         raise RuntimeError(msg)
 
 
-def _restore(plan: StagePlan, recorder: HistoryRecorder, checkpoint: dict[str, Any]) -> StageResult:
+def _restore(plan: StagePlan, recorder: HistoryRecorder, checkpoint: dict[str, Any], trainer: Trainer) -> StageResult:
     """Take a finished stage's weights and history as they are."""
     plan.on_load_checkpoint(checkpoint)
     plan.load_state_dict(checkpoint["state_dict"])
     recorder.load_state_dict(checkpoint["callbacks"][recorder.state_key])
     plan.module.eval()
-    return StageResult(recorder.as_frames(), was_interrupted=False)
+    return StageResult(recorder.as_frames(), was_interrupted=False, trainer=trainer)
 
 
 def _if_exists(path: Path | None) -> Path | None:
     return path if path is not None and path.exists() else None
+
+
+def trainer_options() -> list[str]:
+    """Name the options of a stage's run, those of scvi-tools' and Lightning's trainers among them."""
+    functions = (run_stage, Trainer.__init__, pl.Trainer.__init__)
+    return sorted({name for function in functions for name in inspect.signature(function).parameters} - OWN_OPTIONS)
 
 
 def _default_precision(accelerator: str) -> str:

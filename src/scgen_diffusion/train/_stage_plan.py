@@ -220,7 +220,7 @@ class StagePlan(pl.LightningModule):
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
                 f"The checkpoint of the {self.name} is of another model, of other cells, another split or other settings, or older than what it was trained on; "
-                "remove it or use another `checkpoint_dir`."
+                "remove it or use another `checkpoint_dir` (`--restart` of the command line)."
             )
             raise ValueError(msg)
         check_same_options(self.name, checkpoint["options"], self._options)

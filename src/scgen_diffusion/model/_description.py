@@ -1,0 +1,79 @@
+"""What ``print(model)`` shows: five lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgen_diffusion.data import CategoricalKey, ContinuousKey, SetKey
+
+if TYPE_CHECKING:
+    from scgen_diffusion.data import ConditionKey
+
+    from ._training import TrainingMixin
+
+N_NAMED = 6
+
+
+def describe(model: TrainingMixin) -> str:
+    """Say in five lines what a model is: cells, genes, conditions, what is trained, how to go on."""
+    lines = {
+        "genes": _genes(model),
+        "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
+        "trained": _trained(model),
+        "next": _next(model),
+    }
+    return "\n".join([f"{type(model).__name__} of {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
+
+
+def _trained(model: TrainingMixin) -> str:
+    has_control = bool(model.registry_["setup_args"]["control_values"])
+    missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
+    trained = ", ".join(model.trained_stages_) or "nothing"
+    return f"{trained}; not yet: {', '.join(missing)}" if missing else trained
+
+
+def _cells(model: TrainingMixin) -> str:
+    if not model._has_cells:
+        return f"{model.summary_stats.n_cells:,} cells, which are not loaded"
+    where = ", which are in files" if model._file_cells is not None else ""
+    return f"{model._cells.n_cells:,} cells{where}"
+
+
+def _genes(model: TrainingMixin) -> str:
+    arguments = model.registry_["setup_args"]
+    if modalities := getattr(model, "modalities", {}):
+        return _listed([f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in modalities.items()])
+    layer = "X" if arguments["layer"] is None else f"layers[{arguments['layer']!r}]"
+    return f"{model.summary_stats.n_vars:,}, with {model._input_values} in {layer}"
+
+
+def _condition(key: ConditionKey) -> str:
+    match key:
+        case CategoricalKey():
+            return f"{key.name} ({len(key.values)} classes)"
+        case SetKey():
+            return f"{key.name} (sets of {len(key.members)} members)"
+        case ContinuousKey():
+            return f"{key.name} ({key.low:g} to {key.high:g})"
+    return key.name
+
+
+def _listed(parts: list[str]) -> str:
+    more = [f"and {len(parts) - N_NAMED} more"] if len(parts) > N_NAMED else []
+    return ", ".join([*parts[:N_NAMED], *more])
+
+
+def _next(model: TrainingMixin) -> str:
+    is_query = getattr(model, "reference_", None) is not None and not model.history_
+    if not model.is_trained_ or is_query:
+        train = (
+            "model.train_prior(), then generate"
+            if "autoencoder" in model.trained_stages_ and not is_query
+            else "model.train()"
+        )
+        return train if model._has_cells else f"model.adata = ..., then {train}"
+    match model._condition_keys[:1]:
+        case [CategoricalKey() as key] if len(model.combinations_):
+            value = key.values[int(model.combinations_[0, 0])]
+            return f"model.generate(1_000, condition={{{key.name!r}: {value!r}}}), model.save('my_model')"
+    return "model.generate(1_000), model.save('my_model')"

@@ -1,0 +1,283 @@
+"""What ``train`` is asked for, and the cells that it finds: all is checked before the first stage starts."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+import scanpy as sc
+import scvi
+from mudata import MuData
+
+from scgen_diffusion.model import SCLDM
+
+BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    before, scvi.settings._seed = scvi.settings.seed, 0
+    yield
+    scvi.settings._seed = before
+
+
+# --- cells that were changed ------------------------------------------------------------------------------------------------
+
+
+def normalise(adata):
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+
+
+def break_one(adata):
+    adata.X[3, 4] = np.nan
+
+
+def empty_one(adata):
+    adata.X[3] = 0
+
+
+CHANGES = {
+    "normalised": (normalise, "not whole numbers.*set up again with `layer='counts'`"),
+    "scaled": (sc.pp.scale, "negative values"),
+    "NaN": (break_one, "NaN or infinite"),
+    "empty": (empty_one, "without any count: 1 .'cell_3'"),
+    "fewer genes": (lambda adata: adata._inplace_subset_var(adata.var_names[:9]), "3 .*missing"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("change", CHANGES)
+def test_cells_that_were_changed_since_they_were_set_up_are_refused(make, change, make_cells, quick, request):
+    adata = make_cells()
+    model = request.getfixturevalue(make)(adata=adata)
+    work, message = CHANGES[change]
+    work(adata)
+
+    with pytest.raises(ValueError, match=f"not what they were when they were set up: .*{message}"):
+        model.train(1, **quick)
+    assert model.trained_stages_ == []
+
+
+def test_changed_values_of_a_backed_file_are_refused(make_cells, make_model, quick, tmp_path):
+    make_cells().write_h5ad(tmp_path / "cells.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r+")
+    model = make_model(adata)
+    adata.X[:, :] = np.log1p(adata.X[:, :])
+
+    with pytest.raises(ValueError, match="not what they were when they were set up"):
+        model.train(1, **quick)
+
+
+# --- checkpoints of other cells -----------------------------------------------------------------------------------------------
+
+
+def shuffle_labels(adata):
+    adata.obs["dose"] = np.roll(adata.obs["dose"], 1)
+
+
+def add_a_count(adata):
+    adata.X[50, 3] += 1
+
+
+def another_layer(adata):
+    adata.layers["same"] = adata.X.copy()
+    return {"layer": "same"}
+
+
+@BOTH
+@pytest.mark.parametrize("change", [add_a_count, shuffle_labels, another_layer])
+def test_a_checkpoint_of_other_values_labels_or_layers_is_refused(make, change, make_cells, quick, tmp_path, request):
+    build = request.getfixturevalue(make)
+    build(adata=make_cells()).train(1, checkpoint_dir=tmp_path, **quick)
+    build(adata=make_cells()).train(1, checkpoint_dir=tmp_path, **quick)  # the same cells are taken for the same
+    others = make_cells()
+    setup = change(others)
+
+    with pytest.raises(ValueError, match="of other cells"):
+        build(adata=others, setup=setup).train(1, checkpoint_dir=tmp_path, **quick)
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------------------
+
+
+MISTAKES = [
+    ({"epochs": 3}, TypeError, "`train` has no argument 'epochs'. Known, closest first: 'max_epochs'"),
+    ({"n_epochs": 3}, TypeError, "closest first: 'max_epochs'"),
+    ({"lr": 1e-3}, TypeError, "plan_kwargs={'learning_rate': ...}"),
+    ({"weight_decay": 0.1}, TypeError, "plan_kwargs={'weight_decay': ...}"),
+    ({"gradient_clip_val": 1.0}, TypeError, "gradient_clip_val"),
+    ({"plan_kwargs": {"lr": 1e-3}}, TypeError, "Did you mean 'learning_rate'"),
+    ({"plan_kwargs": {"learning_rate": "high"}}, TypeError, "'learning_rate' must be a number, but found 'high'"),
+    ({"plan_kwargs": [1]}, TypeError, "`plan_kwargs` must be a mapping"),
+    (
+        {"plan_kwargs": {"decoder": {"learning_rate": 1e-3}}},
+        ValueError,
+        "`plan_kwargs` names the unknown stage 'decoder'",
+    ),
+    ({"max_epochs": {"decoder": 3}}, ValueError, "`max_epochs` names the unknown stage 'decoder'"),
+    ({"batch_size": 0}, ValueError, "`batch_size` must be a whole number of at least 1, but found 0"),
+    ({"batch_size": 2.5}, ValueError, "`batch_size`"),
+    ({"plan_kwargs": {"batch_size": -1}}, ValueError, "`batch_size`"),
+    ({"train_size": 1.5}, ValueError, "`train_size` must be a number from 0 to 1"),
+    ({"train_size": "most"}, ValueError, "`train_size` must be a number"),
+    ({"train_size": 0.8, "validation_size": 0.3}, ValueError, "must add up to at most 1"),
+    ({"validation_size": 1.0}, ValueError, "cells to train on"),
+    ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the loss of validation cells"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("mistake", "error", "message"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_is_answered_by_name_before_any_work(make, mistake, error, message, quick, request):
+    model = request.getfixturevalue(make)()
+
+    with pytest.raises(error, match=message.replace("{", r"\{").replace("(", r"\(")):
+        model.train(**{**quick, **mistake})
+    assert model.trained_stages_ == []
+
+
+LATE_MISTAKES = [
+    ({"max_epochs": {"prior": 0}}, "`max_epochs` must be a whole number"),
+    (
+        {"max_epochs": {"transport": 3}},
+        "`max_epochs` names the stage 'transport', which is not trained.*control_values",
+    ),
+    ({"plan_kwargs": {"prior": {"batch_size": 0}}}, "`batch_size`"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "message"), LATE_MISTAKES)
+def test_mistakes_about_later_stages_are_found_before_the_first(make_model, quick, mistake, message):
+    model = make_model()
+
+    with pytest.raises(ValueError, match=message):
+        model.train(**{**quick, **mistake})
+    assert model.trained_stages_ == []
+
+
+def test_a_stage_alone_says_what_it_does_not_take(make_trained, quick):
+    with pytest.raises(TypeError, match="`train_prior` has no argument 'train_size'"):
+        make_trained().train_prior(1, train_size=0.5, **quick)
+
+
+def test_options_hold_for_all_stages_or_by_stage(make_model, quick, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "scgen_diffusion.train.StagePlan.configure_optimizers",
+        lambda self: seen.update({self.name: self.recipe.learning_rate}),
+    )
+    model = make_model()
+    model.train(1, plan_kwargs={"learning_rate": 0.5}, **quick)
+    assert seen == {"autoencoder": 0.5, "prior": 0.5}
+    model.train(1, plan_kwargs={"prior": {"learning_rate": 0.25}}, **quick)
+    assert seen == {"autoencoder": 4e-3, "prior": 0.25}
+
+
+def test_sizes_split_the_cells_as_in_scvi_tools(make_model, quick):
+    model = make_model()
+
+    model.train(1, train_size=0.5, validation_size=0.25, **quick)
+
+    parts = [model.train_indices, model.validation_indices, model.test_indices]
+    assert [len(part) for part in parts] == [48, 24, 24]
+    assert len(np.unique(np.concatenate(parts))) == 96
+    model.train_prior(1, **quick)
+    assert len(model.test_indices) == 24
+    model.train(1, validation_size=0.25, **quick)
+    assert [len(model.train_indices), len(model.validation_indices), len(model.test_indices)] == [72, 24, 0]
+
+
+@BOTH
+def test_training_leaves_history_and_trainer_and_returns_nothing(make, quick, request):
+    model = request.getfixturevalue(make)()
+
+    assert model.train(1, **quick) is None
+
+    assert model.is_trained
+    assert model.trained_stages_[-1] == model.trainer.lightning_module.name
+    assert {f"{stage}_loss_train" for stage in model.trained_stages_} <= set(model.history)
+
+
+def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick, monkeypatch):
+    sizes = {}
+    for name in ("AutoencoderPlan", "PriorPlan"):
+        plan = getattr(__import__("scgen_diffusion").train, name)
+        original = plan.compute_losses
+
+        def spy(self, batch, *args, original=original, **kwargs):
+            sizes.setdefault(self.name, set()).add(len(next(iter(batch.values()))))
+            return original(self, batch, *args, **kwargs)
+
+        monkeypatch.setattr(plan, "compute_losses", spy)
+
+    make_model().train(1, train_size=1.0, **{**quick, "batch_size": 1_000_000})
+
+    assert sizes == {"autoencoder": {96}, "prior": {512}}
+
+
+# --- what the user sees --------------------------------------------------------------------------------------------------------
+
+
+def lines_of(model, capsys):
+    print(model)
+    printed = capsys.readouterr().out
+    assert printed == repr(model) + "\n"
+    lines = printed.splitlines()
+    assert len(lines) == 5
+    return lines
+
+
+def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
+    model = make_model(setup={"control_values": {"dose": 1}})
+    first, genes, conditions, trained, following = lines_of(model, capsys)
+    assert "SCLDM of 96 cells" in first
+    assert "12" in genes
+    assert "cell_type (5 classes), dose (3 classes)" in conditions
+    assert "nothing; not yet: autoencoder, prior, transport" in trained
+    assert following.endswith("model.train()")
+    model.train_autoencoder(1, **quick)
+    assert "model.train_prior()" in lines_of(model, capsys)[4]
+    model.train(1, **quick)
+    *_, trained, following = lines_of(model, capsys)
+    assert trained.endswith("autoencoder, prior, transport")
+    assert "model.generate(" in following
+
+
+def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make_cells, tiny, tmp_path, capsys):
+    trained.save(tmp_path / "model")
+    loaded = SCLDM.load(tmp_path / "model", adata=False)
+    assert "not loaded" in lines_of(loaded, capsys)[0]
+    assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
+    assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion")
+    mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
+    SCLDM.setup_mudata(mdata)
+    _, features, conditions, *_ = lines_of(SCLDM(mdata, **tiny), capsys)
+    assert "rna (12, negative_binomial), prot (5, negative_binomial)" in features
+    assert conditions.endswith("none")
+
+
+QUIET = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import conftest
+sys.stderr.write("begin\\n")
+conftest._make_model().train(2)
+"""
+
+
+def test_training_shows_a_bar_for_each_stage_and_nothing_else(run_python, monkeypatch):
+    import subprocess
+    from pathlib import Path
+
+    streams = {}
+    original = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: streams.setdefault("done", original(*a, **k)))
+
+    run_python(QUIET, Path(__file__).parents[1])
+
+    shown = streams["done"].stderr.partition("begin\n")[2].replace("\r", "\n").splitlines()
+    assert streams["done"].stdout == ""
+    assert {line.split()[2].rstrip(":") for line in shown if line} == {"autoencoder", "prior"}
+    assert all(line.startswith("Training the ") for line in shown if line)
+    assert any("epoch 2 of 2, loss " in line and "100%" in line for line in shown)
