@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RECORD = "cells.json"
+STAGES = ("autoencoder", "prior", "transport", "diffusion")
 Stamps = dict[str, list[int]]
 
 
@@ -26,8 +27,8 @@ def checkpoint_dir(options: Mapping[str, Any]) -> Path | None:
     out = options["out"].absolute()
     folder = options.get("checkpoint_dir", out.with_name(f".{out.name}.checkpoints"))
     if options.get("restart"):
-        for checkpoint in folder.glob("*.ckpt"):
-            checkpoint.unlink()
+        for stage in STAGES:  # a folder of yours may hold the checkpoints of others
+            (folder / f"{stage}.ckpt").unlink(missing_ok=True)
     return folder
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._cells import are_paired, read_cells
+from ._cells import about, are_paired, read_cells
 from ._checkpoints import check_same_cells, checkpoint_dir, note_cells, stamps_of
 from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
@@ -18,13 +20,17 @@ from ._values import Keyed, scalar, toml_value, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from ._terminal import Terminal
 
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
 OF_WINDOWS = ("shared_genes", "window_size", "block_size")
+RECIPES = ("autoencoder", "prior", "recipe")
 COMMAND_FILE = "train.toml"
+N_NAMED = 5  # how many files an error names
+FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
 
 
 def read_devices(value: Any) -> int | list[int] | str:
@@ -161,7 +167,7 @@ OF_TRAINING = [
     Option(
         ["--seed"],
         section=TRAINING,
-        type=int,
+        type=click.IntRange(0, 2**32 - 1),
         metavar="N",
         default=0,
         show_default=True,
@@ -185,7 +191,13 @@ OF_TRAINING = [
 ]
 OF_OUTPUT = [
     Option(["--out", "-o"], section=OUTPUT, type=new(file_okay=False), required=True, help="Folder of the model."),
-    Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the folder if it is there."),
+    Option(
+        ["--overwrite"],
+        section=OUTPUT,
+        is_flag=True,
+        default=None,
+        help="Replace the model if one is there; no other folder.",
+    ),
     Option(
         ["--save-cells"], section=OUTPUT, is_flag=True, default=None, help="Save the training cells with the model."
     ),
@@ -220,13 +232,15 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     scgen-diffusion train cells.h5ad --layer counts --condition cell_type --out my_model
     """
     out = options["out"]
-    check_new(out, overwrite=options.get("overwrite", False))
+    _check_out(options)
     checkpoints, stamps = checkpoint_dir(options), stamps_of(options["cells"])
     if checkpoints is not None:
         check_same_cells(checkpoints, stamps)
     package = terminal.libraries()
+    _check_replaced(package, out)
     _seed(options["seed"])
     model_class = getattr(package.model, options["model"])
+    _check_recipes(model_class, options)
     terminal.say(f"Reading {', '.join(map(str, options['cells']))}")
     model, cells = (
         _model_of_files(package, model_class, options) if _reads_windows(options) else _model(model_class, options)
@@ -240,11 +254,49 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     if terminal.signals.received:  # the stage ended in order, and the others were left out
         raise terminal.interrupted()
     if _is_first_process():
+        _check_out(options)  # hours may have passed
+        _check_replaced(package, out)
         _save(model, options)
         if checkpoints is not None and "checkpoint_dir" not in options:
             remove(checkpoints)
         terminal.say(f"Trained in {_duration(time.monotonic() - started)}. Written:")
         terminal.result(out)
+
+
+def _check_out(options: Mapping[str, Any]) -> None:
+    inputs = [*options["cells"], *python_options(options, "checkpoint_dir").values()]
+    check_new(options["out"], overwrite=options.get("overwrite", False), inputs=inputs)
+
+
+def _check_replaced(package: Any, folder: Path) -> None:
+    """Raise unless what is replaced, if anything is, is an empty folder, or a model and nothing else.
+
+    Raises
+    ------
+    click.UsageError
+        If something else is there.
+    """
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if not names:
+        return
+    if names <= FILES_OF_MODEL:
+        with suppress(OSError, ValueError):
+            package.model.load(folder, adata=False, accelerator="cpu")
+            return
+    listed = ", ".join(sorted(names)[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+    msg = (
+        f"{folder} ({listed}) is not, or not only, a model that scgen-diffusion saved, and --overwrite replaces nothing else. Choose another "
+        "name, or move it away yourself."
+    )
+    raise click.UsageError(msg)
+
+
+def _check_recipes(model_class: Any, options: Mapping[str, Any]) -> None:
+    """Raise for the recipe of a stage that other models have."""
+    known = inspect.signature(model_class.train).parameters
+    if unknown := [name for name in RECIPES if name in options and f"{name}_kwargs" not in known]:
+        msg = f"--{unknown[0]} is not an option of {model_class.__name__}."
+        raise click.UsageError(msg)
 
 
 def _seed(seed: int) -> None:
@@ -272,8 +324,10 @@ def _reads_windows(options: Mapping[str, Any]) -> bool:
 
 def _model(model_class: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return a model of cells in memory, and what its training is told of them: nothing."""
-    cells = read_cells(options["cells"][0])
-    set_up(model_class, cells, options)
+    path = options["cells"][0]
+    cells = read_cells(path)
+    with about(path):
+        set_up(model_class, cells, options)
     return model_class(cells, **_architecture(options)), {}
 
 
@@ -318,7 +372,7 @@ def _arguments_of_train(terminal: Terminal, options: Mapping[str, Any]) -> dict[
         "precision",
     )
     arguments = python_options(options, *names) | options.get("trainer", {})
-    for option in ("autoencoder", "prior", "recipe"):
+    for option in RECIPES:
         if option in options:
             arguments[f"{option}_kwargs"] = options[option]
     if "devices" in options:
