@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+COMMAND_FILE = "train.toml"
+FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
+N_NAMED = 5  # how many files an error names
 
 
 def check_new(path: Path, *, overwrite: bool, suffixes: Sequence[str] = (), inputs: Iterable[Path] = ()) -> None:
@@ -59,6 +63,29 @@ def check_place(path: Path, *, suffixes: Sequence[str] = (), inputs: Iterable[Pa
         if source.suffix == ".zarr" and place.is_relative_to(source):
             msg = f"{path} lies in {given}, which is an input; choose another folder."
             raise click.UsageError(msg)
+
+
+def check_replaced(package: Any, folder: Path) -> None:
+    """Raise unless what is replaced, if anything is, is an empty folder, or a model and nothing else.
+
+    Raises
+    ------
+    click.UsageError
+        If something else is there.
+    """
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if not names:
+        return
+    if names <= FILES_OF_MODEL:
+        with suppress(OSError, ValueError):
+            package.model.load(folder, adata=False, accelerator="cpu")
+            return
+    listed = ", ".join(sorted(names)[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+    msg = (
+        f"{folder} ({listed}) is not, or not only, a model that scgen-diffusion saved, and --overwrite replaces nothing else. Choose another "
+        "name, or move it away yourself."
+    )
+    raise click.UsageError(msg)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,13 +13,12 @@ from ._checkpoints import check_same_cells, checkpoint_dir, note_cells, stamps_o
 from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
-from ._outputs import check_new, remove, whole
+from ._outputs import COMMAND_FILE, check_new, check_replaced, remove, whole
 from ._setup import check_single_modality, conditions_of, set_up
 from ._values import Keyed, scalar, toml_value, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from ._terminal import Terminal
 
@@ -28,9 +26,6 @@ MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
 OF_WINDOWS = ("shared_genes", "window_size", "block_size")
 RECIPES = ("autoencoder", "prior", "recipe")
-COMMAND_FILE = "train.toml"
-N_NAMED = 5  # how many files an error names
-FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
 
 
 def read_devices(value: Any) -> int | list[int] | str:
@@ -237,7 +232,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     if checkpoints is not None:
         check_same_cells(checkpoints, stamps)
     package = terminal.libraries()
-    _check_replaced(package, out)
+    check_replaced(package, out)
     _seed(options["seed"])
     model_class = getattr(package.model, options["model"])
     _check_recipes(model_class, options)
@@ -255,7 +250,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         raise terminal.interrupted()
     if _is_first_process():
         _check_out(options)  # hours may have passed
-        _check_replaced(package, out)
+        check_replaced(package, out)
         _save(model, options)
         if checkpoints is not None and "checkpoint_dir" not in options:
             remove(checkpoints)
@@ -266,29 +261,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 def _check_out(options: Mapping[str, Any]) -> None:
     inputs = [*options["cells"], *python_options(options, "checkpoint_dir").values()]
     check_new(options["out"], overwrite=options.get("overwrite", False), inputs=inputs)
-
-
-def _check_replaced(package: Any, folder: Path) -> None:
-    """Raise unless what is replaced, if anything is, is an empty folder, or a model and nothing else.
-
-    Raises
-    ------
-    click.UsageError
-        If something else is there.
-    """
-    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    if not names:
-        return
-    if names <= FILES_OF_MODEL:
-        with suppress(OSError, ValueError):
-            package.model.load(folder, adata=False, accelerator="cpu")
-            return
-    listed = ", ".join(sorted(names)[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
-    msg = (
-        f"{folder} ({listed}) is not, or not only, a model that scgen-diffusion saved, and --overwrite replaces nothing else. Choose another "
-        "name, or move it away yourself."
-    )
-    raise click.UsageError(msg)
 
 
 def _check_recipes(model_class: Any, options: Mapping[str, Any]) -> None:
