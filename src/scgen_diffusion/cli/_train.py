@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
 OF_WINDOWS = ("shared_genes", "window_size", "block_size")
-RECIPES = ("autoencoder", "prior", "recipe")
 
 
 def read_devices(value: Any) -> int | list[int] | str:
@@ -235,7 +233,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     check_replaced(package, out)
     _seed(options["seed"])
     model_class = getattr(package.model, options["model"])
-    _check_recipes(model_class, options)
     terminal.say(f"Reading {', '.join(map(str, options['cells']))}")
     model, cells = (
         _model_of_files(package, model_class, options) if _reads_windows(options) else _model(model_class, options)
@@ -261,14 +258,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 def _check_out(options: Mapping[str, Any]) -> None:
     inputs = [*options["cells"], *python_options(options, "checkpoint_dir").values()]
     check_new(options["out"], overwrite=options.get("overwrite", False), inputs=inputs)
-
-
-def _check_recipes(model_class: Any, options: Mapping[str, Any]) -> None:
-    """Raise for the recipe of a stage that other models have."""
-    known = inspect.signature(model_class.train).parameters
-    if unknown := [name for name in RECIPES if name in options and f"{name}_kwargs" not in known]:
-        msg = f"--{unknown[0]} is not an option of {model_class.__name__}."
-        raise click.UsageError(msg)
 
 
 def _seed(seed: int) -> None:
@@ -344,7 +333,7 @@ def _arguments_of_train(terminal: Terminal, options: Mapping[str, Any]) -> dict[
         "precision",
     )
     arguments = python_options(options, *names) | options.get("trainer", {})
-    for option in RECIPES:
+    for option in ("autoencoder", "prior", "recipe"):
         if option in options:
             arguments[f"{option}_kwargs"] = options[option]
     if "devices" in options:
