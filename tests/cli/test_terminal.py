@@ -95,7 +95,11 @@ def test_verbose_shows_where(call_function):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(28, "No space left on device", "x.zarr"), "x.zarr: No space left on device."),
+        (
+            OSError(28, "No space left on device", "x.zarr"),
+            "x.zarr: No space left on device. Make room, and give the same command again.",
+        ),
+        (OSError(28, "Writing failed (about 1 GiB).\nand more"), "Writing failed (about 1 GiB)."),
         (PermissionError(13, "Permission denied"), "Permission denied."),
         (MemoryError(), "out of memory (--verbose shows where)"),
         (RuntimeError("CUDA error: a\nb"), "RuntimeError: CUDA error: a (--verbose shows where)"),

@@ -1,7 +1,9 @@
 """``train``: from files to a model, with the arguments of Python's interface, and stopped and gone on with."""
 
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -12,6 +14,7 @@ from mudata import MuData
 
 import scgen_diffusion as sgd
 from scgen_diffusion.cli import _progress
+from scgen_diffusion.cli._outputs import whole
 from scgen_diffusion.model import SCLDM
 
 
@@ -112,6 +115,9 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
     assert "modality prot: poisson" in call("info", out)[1]
     assert call("generate", out, cells, "-n", "4", "--n-steps", "1")[:2] == (0, f"{cells}\n")
     assert call("generate", out, cells, "-n", "4")[0] == 2
+    assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0
+    code, _, err = call("generate", out, path, "-n", "4", "--overwrite")
+    assert (code, "something other than generated cells" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "new.zarr", "-n", "4")
     assert (code, "a model of several modalities writes .h5mu" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "newer.h5mu", "-n", "4", "--rank", "1")
@@ -197,6 +203,7 @@ def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):
         (["-e", "many"], "'many' is not a number"),
         (["-e", "2.5"], "'2.5' is not a whole number"),
         (["-e", "3", "-e", "4"], "--max-epochs takes one value, or KEY=VALUE as often as needed"),
+        (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
         (["--modality", "rna"], "are for .h5mu files"),
         (["--window-size", "9"], "--window-size is for cells that stay in their files"),
         (["--backed", "--save-cells"], "--save-cells is for cells in memory"),
@@ -221,7 +228,16 @@ def test_wrong_files_are_named(call, cells_file, tmp_path):
     damaged = tmp_path / "damaged.h5ad"
     damaged.write_text("no HDF5")
     code, _, err = call("train", damaged, "-o", out)
-    assert (code, err.count("\n")) == (1, 2)
+    assert (code, f"{damaged} cannot be read; it is damaged" in err) == (2, True)
+    without, table = tmp_path / "without.h5ad", tmp_path / "table.csv"
+    cells = anndata.read_h5ad(cells_file)
+    anndata.AnnData(obs=cells.obs, var=cells.var).write_h5ad(without)
+    assert f"{without}: adata.X is empty" in call("train", without, "-o", out)[2]
+    table.write_bytes(b"\xff")
+    code, _, err = call(
+        "train", cells_file, "-o", out, "-c", "cell_type", "--condition-embedding", f"cell_type={table}"
+    )
+    assert (code, f"{table} cannot be read as a table" in err) == (2, True)
     paired = tmp_path / "cells.h5mu"
     paired.write_text("")
     assert "read into memory, and from one file" in call("train", cells_file, paired, "-o", out)[2]
@@ -241,12 +257,74 @@ def test_gene_space_models_read_no_modalities_and_have_recipes_of_their_own(call
     assert (code, "--values is for .h5ad and .zarr" in err) == (2, True)
 
 
-def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_file, small, tmp_path):
+def contents(folder):
+    """Return all files below a folder, and what they hold."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("pj", "is, or holds, pj/data/cells.h5ad"),
+        ("pj/data", "is, or holds, pj/data/cells.h5ad"),
+        ("link", "is, or holds, pj/data/cells.h5ad"),
+        ("pj/data/cells.h5ad", "is a file"),
+        ("notes", "is not, or not only, a model"),
+        ("names", "is not, or not only, a model"),
+        ("beside", "is not, or not only, a model"),
+        (".", "is the folder that you are in, or holds it"),
+        ("..", "is the folder that you are in, or holds it"),
+        ("pj/data/cells.zarr/model", "lies in pj/data/cells.zarr, which is an input"),
+    ],
+)
+def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_path, monkeypatch, out, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SCLDM, "setup_anndata", None)  # refused before any work
+    for folder in ("pj/data", "notes", "names"):
+        (tmp_path / folder).mkdir(parents=True)
+    files = Path("pj/data/cells.h5ad"), Path("pj/data/cells.zarr")
+    make_cells().write_h5ad(files[0])
+    make_cells().write_zarr(files[1])
+    (tmp_path / "link").symlink_to("pj")
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    (tmp_path / "names" / "model.pt").write_text("of another program")
+    shutil.copytree(saved_model, "beside")
+    (tmp_path / "beside" / "figure.png").write_text("mine")
+    before = contents(tmp_path)
+    code, _, err = call("train", *files, "-o", out, "--overwrite")
+    assert (code, message in err) == (2, True), err
+    assert contents(tmp_path) == before
+
+
+def test_restart_removes_no_checkpoints_of_others(call, cells_file, tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "last.ckpt").write_text("of another program")
+    call("train", cells_file, "-o", tmp_path / "model", "--checkpoint-dir", folder, "--layer", "none", "--restart")
+    assert (folder / "last.ckpt").exists()
+
+
+def test_checkpoints_do_not_lie_where_the_model_will(call, cells_file, tmp_path):
     out = tmp_path / "model"
-    out.mkdir()
-    (out / "old.txt").write_text("old")
+    code, _, err = call("train", cells_file, "-o", out, "--checkpoint-dir", out / "checkpoints")
+    assert (code, "is, or holds" in err) == (2, True)
+
+
+def test_a_model_is_kept_if_the_new_one_cannot_take_its_place(tmp_path):
+    goal = tmp_path / "model"
+    goal.mkdir()
+    (goal / "model.pt").write_text("old")
+    with pytest.raises(FileNotFoundError), whole(goal):
+        pass  # nothing was written
+    assert (goal / "model.pt").read_text() == "old"
+
+
+def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_file, small, saved_model, tmp_path):
+    out = tmp_path / "model"
+    shutil.copytree(saved_model, out)
+    before = contents(out)
     assert call("train", cells_file, "-o", out, "--overwrite", "--set", "width=0")[0] == 2
-    assert (out / "old.txt").exists()
+    assert contents(out) == before
     code, _, err = call("train", cells_file, "-o", out, "--overwrite", "--save-cells", *small)
     assert code == 0, err
     assert sorted(path.name for path in out.iterdir()) == ["adata.h5ad", "model.pt", "train.toml"]

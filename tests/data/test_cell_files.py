@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -361,6 +362,77 @@ def test_what_is_no_anndata_is_refused(adata, write, tmp_path):
         CellFiles([])
     with pytest.raises(ValueError, match="`window_size` must be a whole number of at least 1, but found 0"):
         CellFiles(write(adata), window_size=0)
+
+
+def test_the_same_file_is_not_taken_twice(adata, write, tmp_path, monkeypatch):
+    path, other = write(adata, "one.h5ad"), write(adata, "other.h5ad")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.h5ad").symlink_to("one.h5ad")
+    (tmp_path / "folder").mkdir()
+
+    for again in (path, "one.h5ad", "folder/../one.h5ad", "link.h5ad"):
+        with pytest.raises(ValueError, match=f"names the same file twice, as '.*one.h5ad' and as '{again}'"):
+            CellFiles([path, other, again])
+    assert CellFiles([path, other]).n_cells == 2 * adata.n_obs
+
+
+def without(name):
+    def remove(path):
+        with h5py.File(path, "a") as file:
+            del file[name]
+
+    return remove
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    """Change what is stored of the values, where only decompression notices."""
+    with h5py.File(path) as file:
+        data = file["X/data"] if isinstance(file["X"], h5py.Group) else file["X"]
+        start, size = data.id.get_chunk_info(0)[2:]
+    content = bytearray(path.read_bytes())
+    content[start + 2 : start + size] = bytes(size - 2)
+    path.write_bytes(content)
+
+
+def fewer_names(path):
+    with h5py.File(path, "a") as file:
+        index = file["obs/_index"]
+        names, attributes = index[:-1], dict(index.attrs)
+        del file["obs/_index"]
+        file["obs/_index"] = names
+        file["obs/_index"].attrs.update(attributes)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        empty,
+        flipped,
+        fewer_names,
+        *map(
+            without,
+            ["X", "X/data", "X/indptr", "obs", "obs/_index", "obs/cell_type", "obs/cell_type/codes", "var/_index"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(adata, write, tmp_path, damage):
+    whole = write(adata, "whole.h5ad")
+    path = tmp_path / "damaged.h5ad"
+    adata.write_h5ad(path, compression="gzip")
+    damage(path)
+
+    with pytest.raises((ValueError, KeyError), match=r"damaged\.h5ad"):
+        CellFiles([whole, path], condition_keys=["cell_type"])
 
 
 def test_files_are_not_opened_for_a_model_of_several_modalities(adata, write):

@@ -277,20 +277,6 @@ def test_what_was_begun_with_other_arguments_can_be_given_up(trained, h5ad, expe
     assert_whole(h5ad, expected)
 
 
-def test_a_file_that_is_not_ours_is_not_overwritten_unasked(trained, goal, expected):
-    if goal.suffix == ".zarr":
-        goal.mkdir()
-        (goal / "notes.txt").write_text("mine")
-    else:
-        goal.write_text("mine")
-    with pytest.raises(FileExistsError, match="what it holds"):
-        trained.generate_to(goal, **REQUEST)
-
-    trained.generate_to(goal, **REQUEST, overwrite=True)
-
-    assert_whole(goal, expected)
-
-
 def test_a_folder_that_is_missing_or_none_is_told_of_before_any_work(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(type(trained), "_rows_of", None)
     (tmp_path / "file").touch()

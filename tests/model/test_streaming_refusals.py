@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata
 import pytest
 import torch
 
@@ -70,3 +71,66 @@ def test_another_model_is_refused(trained, saved_model, finished):
 def test_bad_arguments_are_refused_by_name(trained, arguments, words):
     with pytest.raises(ValueError, match=words):
         trained.generate_to(**{"path": "cells.zarr", **REQUEST, **arguments})
+
+
+def other_cells(make_cells, path):
+    """Write cells that no model made."""
+    cells = make_cells()
+    cells.write_zarr(path) if path.suffix == ".zarr" else cells.write_h5ad(path)
+
+
+def folder_of_notes(_, path):
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+
+
+def text(_, path):
+    path.write_text("mine")
+
+
+@pytest.mark.parametrize("name", ["cells.zarr", "cells.h5ad"])
+@pytest.mark.parametrize("write", [other_cells, folder_of_notes, text])
+@pytest.mark.parametrize("link", [False, True], ids=["itself", "link"])
+def test_what_this_package_did_not_write_is_never_replaced(
+    trained, make_cells, tmp_path, monkeypatch, name, write, link
+):
+    monkeypatch.setattr(type(trained), "_rows_of", None)
+    goal = tmp_path / name
+    if link:
+        (tmp_path / "elsewhere").mkdir()
+        goal.symlink_to(tmp_path / "elsewhere" / name)
+    write(make_cells, goal.resolve())
+    before = contents(tmp_path)
+
+    with pytest.raises(FileExistsError, match=r"which is never replaced\. Choose another path"):
+        trained.generate_to(goal, **REQUEST, overwrite=True)
+
+    assert contents(tmp_path) == before
+
+
+def test_generated_cells_beside_other_files_are_not_replaced(trained, tmp_path):
+    goal = trained.generate_to(tmp_path / "cells.zarr", 3, seed=1)
+    (goal / "notes.txt").write_text("mine")
+
+    with pytest.raises(FileExistsError, match="which is never replaced"):
+        trained.generate_to(goal, **REQUEST, overwrite=True)
+
+    (goal / "notes.txt").unlink()
+    trained.generate_to(goal, **REQUEST, overwrite=True)
+    assert anndata.read_zarr(goal).n_obs == REQUEST["n_cells"]
+
+
+def test_cells_that_generate_returned_are_replaced_when_they_may_be(trained, tmp_path):
+    goal = tmp_path / "cells.h5ad"
+    trained.generate(3, seed=1).write_h5ad(goal)
+    with pytest.raises(FileExistsError, match="set overwrite=True"):
+        trained.generate_to(goal, **REQUEST)
+
+    trained.generate_to(goal, **REQUEST, overwrite=True)
+
+    assert anndata.read_h5ad(goal).n_obs == REQUEST["n_cells"]
+
+
+def contents(folder):
+    """Return all files below a folder, and what they hold."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

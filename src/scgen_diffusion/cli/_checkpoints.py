@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+STAGES = ("autoencoder", "prior", "transport", "diffusion")
+
 
 def checkpoint_dir(options: Mapping[str, Any]) -> Path | None:
     """Return the folder of checkpoints, empty if the training shall begin anew."""
@@ -21,6 +23,6 @@ def checkpoint_dir(options: Mapping[str, Any]) -> Path | None:
     out = options["out"].absolute()
     folder = options.get("checkpoint_dir", out.with_name(f".{out.name}.checkpoints"))
     if options.get("restart"):
-        for checkpoint in folder.glob("*.ckpt"):
-            checkpoint.unlink()
+        for stage in STAGES:  # a folder of yours may hold the checkpoints of others
+            (folder / f"{stage}.ckpt").unlink(missing_ok=True)
     return folder

@@ -52,7 +52,7 @@ OF_JUDGING = [
         ["--max-cells"], section=JUDGING, type=int, metavar="N", help="Cells of each side that are compared at most."
     ),
     Option(["--n-floor"], section=JUDGING, type=int, metavar="N", help="Draws for what real cells score; 0 for none."),
-    Option(["--seed"], section=JUDGING, type=int, help="Decides all draws."),
+    Option(["--seed"], section=JUDGING, type=click.IntRange(min=0), help="Decides all draws."),
 ]
 OF_THRESHOLDS = [
     Option(
@@ -219,7 +219,8 @@ def exceeded(table: pd.DataFrame, largest: Mapping[str, float], smallest: Mappin
 
 def _check_output(options: Mapping[str, Any]) -> None:
     if "out" in options:
-        check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".csv"])
+        inputs = python_options(options, "real", "synthetic", "train", "control").values()
+        check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".csv"], inputs=inputs)
 
 
 def _check_metrics(package: Any, options: Mapping[str, Any]) -> None:

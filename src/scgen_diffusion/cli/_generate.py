@@ -165,7 +165,7 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion generate my_model cells.zarr --n-cells 100000 --condition cell_type="CD4 T"
     """
-    check_place(options["out"], suffixes=SUFFIXES)
+    check_place(options["out"], suffixes=SUFFIXES, inputs=python_options(options, "model", "condition_table").values())
     if "condition" in options and "condition_table" in options:
         msg = "--condition and --condition-table exclude each other."
         raise click.UsageError(msg)
@@ -192,7 +192,12 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
 
 def _generate_paired(model: Any, options: Mapping[str, Any], arguments: dict[str, Any]) -> None:
     """Write cells with several modalities, which are made in memory."""
+    from scgen_diffusion.data import is_generated
+
     check_new(options["out"], overwrite=arguments.pop("overwrite", False))
+    if options["out"].exists() and not is_generated(options["out"]):
+        msg = f"{options['out']} holds something other than generated cells, which --overwrite does not replace; choose another name."
+        raise click.UsageError(msg)
     _check_known(model, model.generate, arguments)
     cells = model.generate(**arguments, show_progress=True)
     with whole(options["out"]) as beside:

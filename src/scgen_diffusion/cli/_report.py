@@ -11,6 +11,7 @@ from ._command import Option, command, existing, new, python_options
 from ._completion import layers_of_cells
 from ._evaluate import BACKED, CELLS, GROUPBY, TRAIN
 from ._outputs import check_new
+from ._setup import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ PAGE = "Page"
     Option(
         ["--max-cells"], section=PAGE, type=int, metavar="N", help="Cells of each kind that are compared and drawn."
     ),
-    Option(["--seed"], section=PAGE, type=int, help="Decides all draws."),
+    Option(["--seed"], section=PAGE, type=click.IntRange(min=0), help="Decides all draws."),
     Option(
         ["--out", "-o"],
         section=PAGE,
@@ -64,9 +65,9 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion report held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out report.html
     """
-    check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".html"])
-    package = terminal.libraries()
     files = python_options(options, "real", "synthetic", "train")
+    check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".html"], inputs=files.values())
+    package = terminal.libraries()
     terminal.say(f"Reading {', '.join(map(str, files.values()))}")
     cells = {name: read_cells(path, backed=options.get("backed", False)) for name, path in files.items()}
     arguments = python_options(options, "layer", "title", "max_cells", "seed") | _arguments(package, options)
@@ -81,9 +82,7 @@ def _arguments(package: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         given = options["groupby"]
         found["groupby"] = given[0] if len(given) == 1 else list(given)
     if "table" in options:
-        import pandas as pd
-
-        found["table"] = pd.read_csv(options["table"])
+        found["table"] = read_table(options["table"])
     if "model" in options:
         found["model"] = package.model.load(options["model"], adata=False)
     return found

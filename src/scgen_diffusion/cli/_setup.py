@@ -66,14 +66,18 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     Raises
     ------
     click.UsageError
-        For another suffix.
+        For another suffix, and for a file that is no such table.
     """
     import pandas as pd
 
     if path.suffix not in TABLES:
         msg = f"{path}: tables are read from {' and '.join(TABLES)}."
         raise click.UsageError(msg)
-    return pd.read_csv(path, sep=TABLES[path.suffix], **options)
+    try:
+        return pd.read_csv(path, sep=TABLES[path.suffix], **options)
+    except (OSError, ValueError) as error:  # pandas' and Unicode's own are ValueErrors
+        msg = f"{path} cannot be read as a table: {error}"
+        raise click.UsageError(msg) from error
 
 
 def _set_up_paired(model_class: Any, cells: MuData, options: Mapping[str, Any], arguments: dict[str, Any]) -> None:

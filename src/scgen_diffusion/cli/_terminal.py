@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -186,7 +187,9 @@ def describe(error: Exception) -> str:
     """Say in one line what went wrong: our messages as they are, those of others with their kind."""
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None else f"{error.filename}: "
-        return f"{where}{error.strerror}."
+        is_bare = error.strerror == os.strerror(errno.ENOSPC)  # our own errors say more
+        advice = " Make room, and give the same command again." if is_bare else ""
+        return f"{where}{error.strerror.splitlines()[0].rstrip('.')}.{advice}"
     written = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if _raised_by_us(error.__traceback__):
         return written.replace("set overwrite=True", "give --overwrite")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._cells import are_paired, read_cells
+from ._cells import about, are_paired, read_cells
 from ._checkpoints import checkpoint_dir
 from ._command import Option, command, existing, new, python_options
 from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
-from ._outputs import check_new, remove, whole
+from ._outputs import COMMAND_FILE, check_new, check_replaced, remove, whole
 from ._setup import check_single_modality, conditions_of, set_up
 from ._values import Keyed, scalar, toml_value, whole_number
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 CELLS, MODEL, TRAINING, OUTPUT = "Cells", "Model", "Training", "Output"
 OF_WINDOWS = ("shared_genes", "window_size", "block_size")
-COMMAND_FILE = "train.toml"
 
 
 def read_devices(value: Any) -> int | list[int] | str:
@@ -162,7 +161,7 @@ OF_TRAINING = [
     Option(
         ["--seed"],
         section=TRAINING,
-        type=int,
+        type=click.IntRange(0, 2**32 - 1),
         metavar="N",
         default=0,
         show_default=True,
@@ -186,7 +185,13 @@ OF_TRAINING = [
 ]
 OF_OUTPUT = [
     Option(["--out", "-o"], section=OUTPUT, type=new(file_okay=False), required=True, help="Folder of the model."),
-    Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the folder if it is there."),
+    Option(
+        ["--overwrite"],
+        section=OUTPUT,
+        is_flag=True,
+        default=None,
+        help="Replace the model if one is there; no other folder.",
+    ),
     Option(
         ["--save-cells"], section=OUTPUT, is_flag=True, default=None, help="Save the training cells with the model."
     ),
@@ -221,9 +226,10 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     scgen-diffusion train cells.h5ad --layer counts --condition cell_type --out my_model
     """
     out = options["out"]
-    check_new(out, overwrite=options.get("overwrite", False))
+    _check_out(options)
     checkpoints = checkpoint_dir(options)
     package = terminal.libraries()
+    check_replaced(package, out)
     _seed(options["seed"])
     model_class = getattr(package.model, options["model"])
     terminal.say(f"Reading {', '.join(map(str, options['cells']))}")
@@ -238,11 +244,18 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     if terminal.signals.received:  # the stage ended in order, and the others were left out
         raise terminal.interrupted()
     if _is_first_process():
+        _check_out(options)  # hours may have passed
+        check_replaced(package, out)
         _save(model, options)
         if checkpoints is not None and "checkpoint_dir" not in options:
             remove(checkpoints)
         terminal.say(f"Trained in {_duration(time.monotonic() - started)}. Written:")
         terminal.result(out)
+
+
+def _check_out(options: Mapping[str, Any]) -> None:
+    inputs = [*options["cells"], *python_options(options, "checkpoint_dir").values()]
+    check_new(options["out"], overwrite=options.get("overwrite", False), inputs=inputs)
 
 
 def _seed(seed: int) -> None:
@@ -270,8 +283,10 @@ def _reads_windows(options: Mapping[str, Any]) -> bool:
 
 def _model(model_class: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return a model of cells in memory, and what its training is told of them: nothing."""
-    cells = read_cells(options["cells"][0])
-    set_up(model_class, cells, options)
+    path = options["cells"][0]
+    cells = read_cells(path)
+    with about(path):
+        set_up(model_class, cells, options)
     return model_class(cells, **_architecture(options)), {}
 
 

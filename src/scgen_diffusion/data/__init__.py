@@ -45,7 +45,7 @@ from ._mudata_checks import (
 from ._plain import from_plain, to_plain
 from ._registered_cells import RegisteredCells
 from ._value_summary import ValueSummary
-from ._writers import Extent, Piece, read_record, sync, write_cells
+from ._writers import Extent, Piece, is_generated, read_record, sync, write_cells
 from ._writers_claim import Turn
 from ._writers_goal import check_writable, checked_goal, put_in_place, told
 from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove, remove_parts
@@ -100,6 +100,7 @@ __all__ = [
     "extended_table",
     "from_plain",
     "guess_likelihood",
+    "is_generated",
     "is_single",
     "is_whole_number",
     "join_labels",

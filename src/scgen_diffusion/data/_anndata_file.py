@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TEXTS_AT_A_TIME = 65_536
+DAMAGE = (OSError, RuntimeError, LookupError, TypeError, AttributeError)  # what h5py, zarr and anndata raise
 COLLECTION = "annbatch-preshuffled"  # what annbatch writes at the root of a collection of several AnnData
 
 
@@ -50,30 +52,34 @@ class AnnDataFile:
     @property
     def n_cells(self) -> int:
         """How many cells there are."""
-        return int(_text_array(_index_of(self.root["obs"])).shape[0])
+        return self._n_rows("obs")
 
     @property
     def var(self) -> pd.DataFrame:
         """The genes' columns."""
-        var = anndata.io.read_elem(self.root["var"])
+        with self.reading("var"):
+            var = anndata.io.read_elem(self.root["var"])
         var.index = var.index.astype(str)
         return var
 
     @property
     def columns(self) -> list[str]:
         """Names of the cells' columns."""
-        return [str(name) for name in self.root["obs"].attrs["column-order"]]
+        with self.reading("obs"):
+            return [str(name) for name in self.root["obs"].attrs["column-order"]]
 
     def column(self, name: str) -> pd.Series:
         """Read a column of the cells; text becomes classes."""
-        element = self.root["obs"][name]
-        if element.attrs["encoding-type"] == "string-array":
-            return pd.Series(_classes(element))
-        return pd.Series(anndata.io.read_elem(element))
+        with self.reading(f"obs[{name!r}]"):
+            element = self.root["obs"][name]
+            if element.attrs["encoding-type"] == "string-array":
+                return pd.Series(_classes(element))
+            return pd.Series(anndata.io.read_elem(element))
 
     def names(self) -> Iterator[list[str]]:
         """Yield the cells' names, part by part."""
-        return _texts(_index_of(self.root["obs"]))
+        with self.reading("obs"):
+            yield from _texts(_index_of(self.root["obs"]))
 
     def all_names(self) -> pd.Index:
         """Return the cells' names."""
@@ -87,7 +93,7 @@ class AnnDataFile:
         KeyError
             If there is no such layer.
         ValueError
-            If it is stored by columns.
+            If it is stored by columns, damaged, or not as large as the tables of cells and genes.
         """
         layers = list(self.root["layers"]) if "layers" in self.root else []
         if layer is not None and layer not in layers:
@@ -97,10 +103,28 @@ class AnnDataFile:
             msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', layers)}"
             raise KeyError(msg)
         try:
-            return FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
+            with self.reading("X" if layer is None else f"layers[{layer!r}]"):
+                matrix = FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
         except ValueError as error:
             msg = f"{self.where(layer)}: {error}"
             raise ValueError(msg) from error
+        if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
+            msg = f"{self.where(layer)} is {matrix.stored_shape}, but the file has {expected} cells and genes; it is damaged."
+            raise ValueError(msg)
+        return matrix
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Name the file if a part of it cannot be read, which the libraries below do not."""
+        try:
+            yield
+        except DAMAGE as error:
+            msg = f"{what} of {self.name} cannot be read; the file is damaged, or not what anndata writes: {error}"
+            raise ValueError(msg) from error
+
+    def _n_rows(self, table: str) -> int:
+        with self.reading(table):
+            return int(_text_array(_index_of(self.root[table])).shape[0])
 
     def where(self, layer: str | None) -> str:
         """Say which matrix it is."""

@@ -158,7 +158,9 @@ class CellFiles:
     ) -> None:
         """Open the files, and check every value in them, part by part."""
         self.layer, self.values = layer, values
-        self.files = list(chain.from_iterable(map(open_anndata_files, _listed(paths))))
+        listed = _listed(paths)
+        self.files = list(chain.from_iterable(map(open_anndata_files, listed)))
+        _check_distinct(listed)
         self.var, columns = columns_of_genes(self.files, genes)
         self.matrix = JoinedMatrix(
             [file.matrix(layer, places) for file, places in zip(self.files, columns, strict=True)]
@@ -169,7 +171,8 @@ class CellFiles:
         self._totals = []
         for file, part in zip(self.files, self.matrix.parts, strict=True):
             check_size(part.shape, file.where(layer))
-            totals = check_values(part, file.where(layer), values)
+            with file.reading("X" if layer is None else f"layers[{layer!r}]"):
+                totals = check_values(part, file.where(layer), values)
             if not totals.all():
                 check_not_empty(totals, file.all_names(), file.where(layer))
             self._totals.append(totals)
@@ -256,6 +259,17 @@ def _listed(paths: Paths) -> list[Path]:
         msg = "`paths` is empty; name at least one file."
         raise ValueError(msg)
     return [Path(path) for path in listed]
+
+
+def _check_distinct(paths: Sequence[Path]) -> None:
+    """Raise if two paths, which exist, lead to the same file: its cells would count twice."""
+    first: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        found = path.stat()
+        same = first.setdefault((found.st_dev, found.st_ino), path)
+        if same is not path:
+            msg = f"`paths` names the same file twice, as {str(same)!r} and as {str(path)!r}; name it once."
+            raise ValueError(msg)
 
 
 def _checked_size(name: str, size: int) -> int:

@@ -106,6 +106,13 @@ def _check_all_log1p(matrix: Any, where: str) -> np.ndarray:
 def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
     """Raise unless every key is a column of ``obs`` with a label for every cell."""
     for key in keys:
+        if "/" in str(key):
+            renamed = {key: str(key).replace("/", "_")}
+            msg = (
+                f"The condition key {key!r} has a '/' in its name, under which no .h5ad or .zarr file can hold a column. Rename it: "
+                f"adata.obs = adata.obs.rename(columns={renamed})."
+            )
+            raise ValueError(msg)
         if key not in obs:
             msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
             raise KeyError(msg)

@@ -27,7 +27,7 @@ class FileMatrix:
     Raises
     ------
     ValueError
-        For a matrix that is stored by columns.
+        For a matrix that is stored by columns, or lacks a part.
     """
 
     def __init__(self, element: Any, columns: np.ndarray | None = None) -> None:
@@ -39,6 +39,9 @@ class FileMatrix:
                 f"the matrix is stored as {element.attrs['encoding-type']!r}, of which single cells cannot be read; write it by rows: "
                 "`adata.X = adata.X.tocsr()`."
             )
+            raise ValueError(msg)
+        if self.is_sparse and (missing := {"data", "indices", "indptr"} - set(element)):
+            msg = f"the matrix has no {sorted(missing)[0]!r}; the file is damaged."
             raise ValueError(msg)
         stored = element.attrs["shape"] if self.is_sparse else element.shape
         self.stored_shape = (int(stored[0]), int(stored[1]))

@@ -19,6 +19,8 @@ import numpy as np
 import scipy.sparse as sp
 import zarr
 
+from ._anndata import PROVENANCE_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 RECORD = "scgen_diffusion_request"  # attribute of a finished file: what was asked
+NAMES_IN_ZARR = {"X", "layers", "obs", "obsm", "obsp", "uns", "var", "varm", "varp"} | {
+    "zarr.json",
+    ".zattrs",
+    ".zgroup",
+    ".zmetadata",
+}  # what anndata writes, in zarr's formats 3 and 2
 CELLS_PER_CHUNK = 64  # at least; what random access, as of annbatch, reads at once
 VALUES_PER_CHUNK = 2**16  # at least
 OBS_PER_CHUNK = 2**14
@@ -189,12 +197,22 @@ def write_cells(path: Path, form: AnnData, pieces: Iterable[Piece], extent: Exte
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return what :func:`write_cells` was told of the cells of a file, or None for a file that it did not write."""
     try:
-        if path.is_dir():
-            return json.loads(zarr.open_group(path, mode="r").attrs[RECORD])
-        with h5py.File(path, "r") as file:
-            return json.loads(file.attrs[RECORD])
+        with _opened_to_read(path) as root:
+            return json.loads(root.attrs[RECORD])
     except (OSError, KeyError, ValueError):  # no such format, no such attribute, no such value
         return None
+
+
+def is_generated(path: Path) -> bool:
+    """Tell whether a file or folder holds cells that this package generated, and nothing else."""
+    is_folder = path.suffix == ".zarr"
+    if is_folder != path.is_dir() or (is_folder and {entry.name for entry in path.iterdir()} - NAMES_IN_ZARR):
+        return False
+    try:
+        with _opened_to_read(path) as root:
+            return RECORD in root.attrs or f"uns/{PROVENANCE_KEY}" in root
+    except (OSError, ValueError):  # no such format
+        return False
 
 
 def lengthened(group: Any, name: str, length: int, cut: tuple[int, int] | None = None, dtype: Any = None) -> Column:
@@ -258,6 +276,15 @@ class _PatientFile(io.FileIO):
         """Raise what the file system said."""
         if self.refusal is not None:
             raise self.refusal
+
+
+@contextmanager
+def _opened_to_read(path: Path) -> Iterator[Any]:
+    if path.is_dir():
+        yield zarr.open_group(path, mode="r")
+        return
+    with h5py.File(path, "r") as file:
+        yield file
 
 
 @contextmanager

@@ -230,8 +230,8 @@ class SCLDM(
             finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
             another one when the call is made again.
         overwrite
-            Whether a file of other cells may be replaced, which happens at the very end; and, by a single process, whether
-            unfinished work on other cells may be removed.
+            Whether a file of other generated cells may be replaced, which happens at the very end; and, by a single process,
+            whether unfinished work on other cells may be removed. Anything else at the path is never replaced.
         show_progress
             Whether to show a progress bar; cells of an earlier call are counted.
 

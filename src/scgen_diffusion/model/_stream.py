@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scgen_diffusion.data import PartFolder, is_whole_number, read_manifest, read_record, remove_parts
+from scgen_diffusion.data import PartFolder, is_generated, is_whole_number, read_manifest, read_record, remove_parts
 
 from ._request_identity import differences
 
@@ -59,7 +59,7 @@ class Stream:
     cells_per_part
         How many cells are finished at once.
     overwrite
-        Whether other cells may lie at the goal.
+        Whether other generated cells may lie at the goal.
     """
 
     goal: Path
@@ -89,12 +89,18 @@ class Stream:
         Raises
         ------
         FileExistsError
-            If others do, which may not be overwritten.
+            If others do, which may not be overwritten, or anything else, which never is.
         """
         if not self.goal.exists():
             return False
         record = read_record(self.goal)
         differing = ["what it holds"] if record is None else differences(record, self.identity)
+        if differing and not is_generated(self.goal):
+            msg = (
+                f"{self.goal} exists already, and holds something other than cells that scgen-diffusion generated, which is never replaced. "
+                "Choose another path, or move it away yourself."
+            )
+            raise FileExistsError(msg)
         if differing and not self.overwrite:
             msg = (
                 f"{self.goal} exists already, and is not what was asked for now. What differs: {'; '.join(differing)}. "
