@@ -38,7 +38,7 @@ from ._mudata_checks import (
     resolve_layers,
     resolve_modalities,
 )
-from ._plain import from_plain, to_plain
+from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells, digest_of_names
 from ._value_summary import ValueSummary
 from ._writers import Extent, Piece, read_record, sync, write_cells
@@ -91,7 +91,6 @@ __all__ = [
     "encode_obs",
     "extend_key",
     "extended_table",
-    "from_plain",
     "guess_likelihood",
     "is_single",
     "is_whole_number",
@@ -112,9 +111,12 @@ __all__ = [
     "resolve_layers",
     "resolve_modalities",
     "row_numbers",
+    "savable_columns",
     "sync",
     "synthetic_names",
+    "to_array",
     "to_plain",
+    "to_table",
     "told",
     "with_categories",
     "write_cells",

@@ -29,6 +29,7 @@ from scgen_diffusion.data import (
     check_same_genes,
     check_same_registry,
     keys_of_state,
+    savable_columns,
 )
 from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
@@ -269,10 +270,7 @@ def _spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
 
 
 def plain_columns(var: pd.DataFrame) -> pd.DataFrame:
-    """Keep the columns that can be saved as plain values: text, numbers and truth values."""
-    plain = var.select_dtypes(include=["number", "bool", "object", "category", "string"]).copy()
-    for name in plain.select_dtypes(include=["object", "category", "string"]):
-        plain[name] = plain[name].tolist()  # the type of text is what pandas takes it for, as it will be after loading
-    plain = plain[[name for name in plain if plain[name].map(lambda v: isinstance(v, str | int | float | bool)).all()]]
+    """Keep the columns that can be saved: text, numbers, truth values and categories."""
+    plain = savable_columns(var)
     plain.index = plain.index.astype(str)
     return plain
