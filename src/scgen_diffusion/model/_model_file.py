@@ -9,7 +9,6 @@ import zipfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    import numpy as np
     from scvi.model.base import BaseModelClass
     from torch import Tensor
 
