@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -134,6 +134,15 @@ class RegistrationMixin(BaseModelClass):
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+
+    @classmethod
+    def setup_annbatch(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: what scvi-tools 1.5 sets up by this name knows no conditions."""
+        msg = (
+            "`setup_annbatch` of scvi-tools knows no conditions. Open the files, or the collection of annbatch, with "
+            f"scgen_diffusion.data.CellFiles, build {cls.__name__}(registry=cells.registry), and train(datamodule=cells)."
+        )
+        raise NotImplementedError(msg)
 
     @classmethod
     def _check_is_anndata(cls, adata: object) -> None:

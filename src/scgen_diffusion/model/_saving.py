@@ -174,9 +174,11 @@ class SavingMixin(BaseModelClass):
         AnnDataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
 
     @classmethod
-    def convert_legacy_save(cls, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: there are no models of this package in the format of scvi-tools before 0.15, which loading would execute."""
-        msg = f"{cls.__name__} was never saved in the format of scvi-tools before 0.15, and files of that format could execute code."
+    def convert_legacy_save(cls, dir_path: str | os.PathLike[str], *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: this package never wrote the format of scvi-tools before 0.15, and reading it can execute code."""
+        msg = (
+            f"{dir_path} is no model of {cls.__name__}, which was never saved in the format of scvi-tools before 0.15."
+        )
         raise NotImplementedError(msg)
 
     def view_registry(self, hide_state_registries: bool = False) -> None:
