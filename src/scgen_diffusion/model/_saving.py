@@ -84,7 +84,7 @@ class SavingMixin(BaseModelClass):
             msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
             raise ValueError(msg)
         prefix = prefix or ""
-        writers: dict[str, Callable[[Path], None]] = {f"{prefix}{MODEL_FILE}": partial(torch.save, content_of(self))}
+        writers: dict[str, Callable[[Path], None]] = {f"{prefix}{MODEL_FILE}": partial(_write_model, content_of(self))}
         if save_anndata:
             name = ADATA_FILE if isinstance(self.adata, AnnData) else MUDATA_FILE
             writers[f"{prefix}{name}"] = partial(_write_cells, self.adata, anndata_write_kwargs)
@@ -229,12 +229,20 @@ def _write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]],
 
 def _not_saved(folder: Path, error: Exception) -> OSError:
     """Say what could not be written where, and why."""
-    number = getattr(error, "errno", None)
+    cause: BaseException | None = error
+    while cause and not getattr(cause, "errno", None):  # torch covers it with an error of its own
+        cause = cause.__context__
+    number = getattr(cause, "errno", None)
     reason = os.strerror(number) if number else str(error)
     msg = f"The model could not be saved in {folder}: {reason}."
     if folder.is_dir():
         msg += f" {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there."
     return OSError(number or errno.EIO, msg)
+
+
+def _write_model(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # given the path, torch does not tell why it fails
+        torch.save(content, file)
 
 
 def _write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) -> None:
