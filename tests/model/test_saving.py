@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
 
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model import SCLDM, load
 
 
 def same_cells(one, other):
@@ -23,7 +25,7 @@ FRESH = """
 import json, sys
 import scipy.sparse as sp
 import torch
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model import SCLDM, load
 torch.set_num_threads(1)
 folder, out, requests = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 model = SCLDM.load(folder, adata=False, accelerator="cpu")
@@ -121,20 +123,62 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
     trained.save(tmp_path / "m", overwrite=True)
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_other(trained, tmp_path, monkeypatch):
-    trained.save(tmp_path / "m")
-    before = (tmp_path / "m" / "model.pt").read_bytes()
+@pytest.fixture
+def full_disk():
+    """Let no file grow beyond 10 kB, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def half_write(content, path):
-        Path(path).write_bytes(b"half")
-        raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", half_write)
-    with pytest.raises(OSError, match="disk full"):
+def test_a_save_that_fails_names_the_folder_and_leaves_no_new_one(trained, tmp_path, full_disk):
+    with pytest.raises(OSError, match=r"could not be saved in .*new: File too large.*MiB are free"):
+        trained.save(tmp_path / "new")
+
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path, request):
+    trained.save(tmp_path / "m", save_anndata=True)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()}
+
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match="could not be saved in"):
         trained.save(tmp_path / "m", overwrite=True)
 
-    assert [file.name for file in (tmp_path / "m").iterdir()] == ["model.pt"]
-    assert (tmp_path / "m" / "model.pt").read_bytes() == before
+    assert {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()} == before
+
+
+def test_cells_that_were_saved_earlier_are_not_those_of_the_model_that_replaces_it(trained, make_model, tmp_path):
+    make_model().save(tmp_path / "m", save_anndata=True)
+    (tmp_path / "m" / "README.md").write_text("mine")
+
+    trained.save(tmp_path / "m", overwrite=True)
+
+    assert sorted(file.name for file in (tmp_path / "m").iterdir()) == ["README.md", "model.pt"]
+    assert SCLDM.load(tmp_path / "m").adata is None
+
+
+def test_cells_that_a_model_has_not_cannot_be_saved(saved_model, tmp_path):
+    with pytest.raises(ValueError, match="no cells in memory"):
+        SCLDM.load(saved_model).save(tmp_path / "m", save_anndata=True)
+
+
+@pytest.mark.parametrize("load", [SCLDM.load, load])
+def test_true_for_cells_is_refused_and_says_what_is_allowed(saved_model, load):
+    with pytest.raises(TypeError, match=r"None .*False .*found True"):
+        load(saved_model, adata=True)
+
+
+def test_damaged_cells_beside_a_model_are_named(trained, tmp_path):
+    trained.save(tmp_path / "m", save_anndata=True)
+    path = tmp_path / "m" / "adata.h5ad"
+    path.write_bytes(path.read_bytes()[:2_000])
+
+    with pytest.raises(ValueError, match=r"adata\.h5ad is damaged"):
+        SCLDM.load(tmp_path / "m")
+    assert SCLDM.load(tmp_path / "m", adata=False).is_trained
 
 
 def test_a_missing_model_is_said(tmp_path):
@@ -192,7 +236,7 @@ class Canary:
     "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
 )
 @pytest.mark.parametrize(
-    "wrap", [lambda c: c, lambda c: {"format": "scgen_diffusion-1", "attr_dict": c}], ids=["bare", "inside"]
+    "wrap", [lambda c: c, lambda c: {"format": "scgen_diffusion-2", "attr_dict": c}], ids=["bare", "inside"]
 )
 def test_code_in_a_file_is_refused_and_never_runs(tmp_path, save, wrap):
     canary = tmp_path / "canary"
@@ -274,18 +318,21 @@ def test_keys_from_an_array_survive_a_file(make_cells, tiny, tmp_path):
 def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
     adata = make_cells()
     adata.var["chromosome"] = pd.Categorical(["X"] * 6 + ["Y"] * 6)
-    adata.var["start"] = np.arange(12)
+    adata.var["start"] = np.arange(12, dtype=np.int16)
     adata.var["gc"] = np.linspace(0, 1, 12, dtype=np.float32)
+    adata.var["exons"] = pd.array([1, None] * 6, dtype="Int64")
+    adata.var["coding"] = pd.array([True, None] * 6, dtype="boolean")
+    adata.var["alias"] = pd.array(["text", None] * 6, dtype="string")
     adata.var["note"] = ["text", None] * 6
     adata.var.index.name = "gene"
+    expected = adata.var.copy()
+    adata.var["found"] = pd.to_datetime(["2024-01-01"] * 12)  # cannot be kept
     model = make_trained(adata)
     model.save(tmp_path / "m")
 
-    var = SCLDM.load(tmp_path / "m").generate(2, seed=0).var
+    cells = SCLDM.load(tmp_path / "m").generate(2, seed=0)
 
-    pd.testing.assert_frame_equal(var, model.generate(2, seed=0).var)
-    for name in ("symbol", "highly_variable", "chromosome", "start", "gc"):
-        assert var[name].tolist() == adata.var[name].tolist(), name
-    assert var["gc"].dtype == np.float32
-    assert var.index.name == "gene"
-    SCLDM.load(tmp_path / "m").generate(2, seed=0).write_h5ad(tmp_path / "cells.h5ad")
+    pd.testing.assert_frame_equal(cells.var, expected)
+    pd.testing.assert_frame_equal(model.generate(2, seed=0).var, expected)
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        cells.write_h5ad(tmp_path / "cells.h5ad")

@@ -36,7 +36,7 @@ def values_of_column(path: Path, column: str) -> list[str]:
 
 def conditions_of_model(folder: Path) -> dict[str, list[str]]:
     """Return the condition keys of a saved model, and the values or members of each, without loading its weights."""
-    attributes = _plain(read_pickled(folder / MODEL_FILE)["attr_dict"])
+    attributes = read_pickled(folder / MODEL_FILE)["attr_dict"]
     states = attributes["registry_"]["field_registries"][CONDITIONS]["state_registry"]["keys"]
     return {s["name"]: [str(v) for v in s.get("values") or s.get("members") or ()] for s in states.values()}
 
@@ -44,8 +44,11 @@ def conditions_of_model(folder: Path) -> dict[str, list[str]]:
 def read_pickled(path: Path) -> Any:
     """Read the values in a file that torch saved; tensors and all other objects are left out, and nothing is executed."""
     with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(PICKLED))
-        with archive.open(name) as file:
+        part = next(part for part in archive.infolist() if part.filename.endswith(PICKLED))
+        if part.compress_type != zipfile.ZIP_STORED:
+            msg = f"{path} is compressed, as torch never does."
+            raise ValueError(msg)
+        with archive.open(part) as file:
             return _Values(file).load()
 
 
@@ -68,17 +71,6 @@ class _Values(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> None:
         """Leave every tensor out."""
-
-
-def _plain(value: Any) -> Any:
-    """Undo what :func:`scgen_diffusion.data.to_plain` does to mappings and sequences."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if not isinstance(value, dict) or "items" not in value:
-        return value
-    if value["__type__"] == "dict":
-        return {_plain(key): _plain(item) for key, item in value["items"]}
-    return [_plain(item) for item in value["items"]] if isinstance(value["items"], list) else []
 
 
 def _names(path: Path, group: str) -> list[str]:

@@ -42,7 +42,7 @@ from ._mudata_checks import (
     resolve_layers,
     resolve_modalities,
 )
-from ._plain import from_plain, to_plain
+from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells
 from ._value_summary import ValueSummary
 from ._writers import Extent, Piece, is_generated, read_record, sync, write_cells
@@ -98,7 +98,6 @@ __all__ = [
     "encode_obs",
     "extend_key",
     "extended_table",
-    "from_plain",
     "guess_likelihood",
     "is_generated",
     "is_single",
@@ -121,9 +120,12 @@ __all__ = [
     "resolve_modalities",
     "resolve_seed",
     "row_numbers",
+    "savable_columns",
     "sync",
     "synthetic_names",
+    "to_array",
     "to_plain",
+    "to_table",
     "told",
     "with_categories",
     "write_cells",

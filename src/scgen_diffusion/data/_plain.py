@@ -1,82 +1,111 @@
-"""Plain forms of Python objects: what a file may hold so that reading it never executes code."""
+"""Arrays and tables as dicts with text as keys, lists, tensors and scalars: what a file may hold so that reading it executes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-TAG = "__type__"
+MASKED = {
+    "b": pd.arrays.BooleanArray,
+    "i": pd.arrays.IntegerArray,
+    "u": pd.arrays.IntegerArray,
+    "f": pd.arrays.FloatingArray,
+}
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a value into dicts, lists, tensors, strings and numbers, from which :func:`from_plain` builds it again.
+    """Turn a value into dicts, lists, tensors and scalars. :func:`to_array` and :func:`to_table` read the latter two.
 
     Raises
     ------
     TypeError
-        For values of other kinds than mappings, sequences, arrays, tables and scalars.
+        For values of other kinds than mappings with text as keys, sequences, arrays, tables and scalars.
     """
-    if isinstance(value, np.generic):  # first, for some of them are numbers and text of Python's too
+    if isinstance(value, np.generic):
         return value.item()
-    if value is None or isinstance(value, bool | int | float | str | torch.Tensor):
+    if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, Mapping):
-        return {TAG: "dict", "items": [[to_plain(k), to_plain(v)] for k, v in value.items()]}
-    if isinstance(value, tuple):
-        return {TAG: "tuple", "items": [to_plain(v) for v in value]}
-    if isinstance(value, list):
-        return [to_plain(v) for v in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
     if isinstance(value, pd.DataFrame):
-        columns = {str(name): to_plain(value[name].to_numpy()) for name in value.columns}
-        return {TAG: "frame", "columns": columns, "index": to_plain(value.index.to_numpy()), "name": value.index.name}
-    if isinstance(value, pd.Index | pd.Series):
-        return to_plain(value.to_numpy())
-    if isinstance(value, np.ndarray):
-        return {TAG: "array", "dtype": _dtype_name(value), "shape": list(value.shape), "items": _items(value)}
-    msg = f"A {type(value).__name__} cannot be saved; only numbers, text, lists, mappings, arrays and tables can."
+        columns = {name: _column(value[name]) for name in value}
+        return {"index": _column(value.index), "index_name": value.index.name, "columns": to_plain(columns)}
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(np.array(value))  # a copy, since a view would be saved with all that it is a part of
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        return to_plain(value.tolist())
+    msg = f"A {type(value).__name__} cannot be saved; only numbers, text, lists, mappings from text, arrays and tables can."
     raise TypeError(msg)
 
 
-def from_plain(value: Any) -> Any:
-    """Undo :func:`to_plain`."""
-    if isinstance(value, list):
-        return [from_plain(v) for v in value]
-    if not isinstance(value, dict) or TAG not in value:
-        return value
-    return _BUILDERS[value[TAG]](value)
+def to_array(plain: torch.Tensor | list[Any]) -> np.ndarray:
+    """Build the array that :func:`to_plain` turned into a tensor or a list."""
+    if isinstance(plain, torch.Tensor):
+        return plain.numpy()
+    array = np.empty(len(plain), dtype=object)
+    array[:] = plain
+    return array
 
 
-def _dtype_name(array: np.ndarray) -> str:
-    return array.dtype.name if array.dtype.kind in "biuf" else "object"
+def to_table(plain: Mapping[str, Any]) -> pd.DataFrame:
+    """Build the table that :func:`to_plain` turned into a dict, with the same types of columns."""
+    values = _read_column(plain["index"])
+    index = pd.Index(values, dtype=values.dtype, name=plain["index_name"])
+    columns = {name: _read_column(column) for name, column in plain["columns"].items()}
+    return pd.DataFrame({name: pd.Series(c, index=index, dtype=c.dtype) for name, c in columns.items()}, index=index)
 
 
-def _items(array: np.ndarray) -> torch.Tensor | list:
-    if array.dtype.kind in "bif":
-        return torch.from_numpy(np.ascontiguousarray(array).reshape(-1).copy())
-    return [to_plain(item) for item in array.ravel().tolist()]
+def savable_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out columns of other kinds than text, numbers, truth values and categories of these."""
+    return table[[name for name in table if isinstance(name, str) and _is_savable(table[name])]].copy()
 
 
-def _build_array(plain: Mapping[str, Any]) -> np.ndarray:
-    items = plain["items"]
-    if isinstance(items, torch.Tensor):
-        return items.cpu().numpy().astype(plain["dtype"]).reshape(plain["shape"])
-    array = np.empty(len(items), dtype=object)
-    array[:] = [from_plain(item) for item in items]
-    return array.astype(plain["dtype"]).reshape(plain["shape"])
+def _is_savable(column: pd.Series | pd.Index) -> bool:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return _is_savable(column.dtype.categories)
+    if column.dtype == object:
+        return pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
+    try:
+        _column(column[:0])
+    except TypeError:
+        return False
+    return True
 
 
-def _build_frame(plain: Mapping[str, Any]) -> pd.DataFrame:
-    columns = {name: from_plain(column) for name, column in plain["columns"].items()}
-    return pd.DataFrame(columns, index=pd.Index(from_plain(plain["index"]), name=plain["name"]))
+def _column(values: pd.Series | pd.Index) -> Any:
+    """Return a column as a tensor, a list, or a dict for pandas' own types."""
+    dtype = values.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        codes = pd.Categorical(values).codes
+        return {"codes": to_plain(codes), "categories": _column(dtype.categories), "ordered": bool(dtype.ordered)}
+    if isinstance(dtype, pd.StringDtype):
+        text = [None if missing else str(item) for item, missing in zip(values, values.isna(), strict=True)]
+        return {"text": text, "storage": dtype.storage, "is_nan": dtype.na_value is np.nan}
+    if isinstance(values.array, tuple(MASKED.values())):
+        known = values.to_numpy(dtype=dtype.numpy_dtype, na_value=dtype.numpy_dtype.type(0))
+        return {"values": to_plain(known), "missing": to_plain(values.isna().to_numpy())}
+    return to_plain(values.to_numpy() if isinstance(dtype, np.dtype) else values.array)
 
 
-_BUILDERS = {
-    "dict": lambda plain: {from_plain(key): from_plain(item) for key, item in plain["items"]},
-    "tuple": lambda plain: tuple(from_plain(item) for item in plain["items"]),
-    "array": _build_array,
-    "frame": _build_frame,
-}
+def _read_column(plain: Any) -> Any:
+    if not isinstance(plain, Mapping):
+        return to_array(plain)
+    if "codes" in plain:
+        values = _read_column(plain["categories"])
+        categories = pd.Index(values, dtype=values.dtype)
+        return pd.Categorical.from_codes(to_array(plain["codes"]), categories, ordered=plain["ordered"])
+    if "text" in plain:
+        storage = plain["storage"] if find_spec("pyarrow") else "python"
+        options = {"na_value": np.nan} if plain["is_nan"] else {}
+        return pd.array(plain["text"], dtype=pd.StringDtype(storage, **options))
+    values = to_array(plain["values"])
+    return MASKED[values.dtype.kind](values, to_array(plain["missing"]))

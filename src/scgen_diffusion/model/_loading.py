@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from scgen_diffusion.data import known_names
 
-from ._saving import MODEL_FILE, read_plain_file, saved_class
+from ._model_file import read_model_file
+from ._saving import MODEL_FILE
 from ._scldm import SCLDM
 from ._scrdit import SCRDIT
 from ._wbdit import WBDIT
@@ -40,10 +41,10 @@ def load(
     ------
     FileNotFoundError
         If there is no such model.
-    ValueError
-        If the file is damaged, holds anything but plain values, or is of a class that the package does not have.
+    TypeError, ValueError
+        As :meth:`SCLDM.load`; and if the file is of a class that the package does not have.
     """
-    name = saved_class(read_plain_file(Path(dir_path) / f"{prefix or ''}{MODEL_FILE}"))
+    name = read_model_file(Path(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry["model_name"]
     if name not in MODELS:
         msg = f"{dir_path} holds a model of the unknown class {name!r}. {known_names(name, list(MODELS))}"
         raise ValueError(msg)

@@ -13,7 +13,8 @@ from scgen_diffusion.data import check_same_genes, extended_table, known_names, 
 from scgen_diffusion.module import TRAINABLE, Trainable, take_over, trained_masks
 from scgen_diffusion.train import TrainedRows
 
-from ._saving import SavingMixin, init_options
+from ._model_file import init_options
+from ._saving import SavingMixin
 from ._training import TrainingMixin, digest_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import Tensor
 from scgen_diffusion._compat import registered_manager
 from scgen_diffusion.module import ANY
 
-from ._saving import DAMAGE, load_plain
+from ._model_file import DAMAGE, load_plain
 
 if TYPE_CHECKING:
     import os

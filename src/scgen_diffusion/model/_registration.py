@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from scgen_diffusion.data import (
     check_same_registry,
     keys_of_state,
     known_names,
+    savable_columns,
 )
 from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
@@ -161,6 +162,15 @@ class RegistrationMixin(BaseModelClass):
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+
+    @classmethod
+    def setup_annbatch(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: what scvi-tools 1.5 sets up by this name knows no conditions."""
+        msg = (
+            "`setup_annbatch` of scvi-tools knows no conditions. Open the files, or the collection of annbatch, with "
+            f"scgen_diffusion.data.CellFiles, build {cls.__name__}(registry=cells.registry), and train(datamodule=cells)."
+        )
+        raise NotImplementedError(msg)
 
     @classmethod
     def _check_is_anndata(cls, adata: object) -> None:
@@ -350,10 +360,7 @@ def _spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
 
 
 def plain_columns(var: pd.DataFrame) -> pd.DataFrame:
-    """Keep the columns that can be saved as plain values: text, numbers and truth values."""
-    plain = var.select_dtypes(include=["number", "bool", "object", "category", "string"]).copy()
-    for name in plain.select_dtypes(include=["object", "category", "string"]):
-        plain[name] = plain[name].tolist()  # the type of text is what pandas takes it for, as it will be after loading
-    plain = plain[[name for name in plain if plain[name].map(lambda v: isinstance(v, str | int | float | bool)).all()]]
+    """Keep the columns that can be saved: text, numbers, truth values and categories."""
+    plain = savable_columns(var)
     plain.index = plain.index.astype(str)
     return plain

@@ -1,0 +1,310 @@
+"""The file of a saved model: scvi-tools' layout, made of plain values and tensors. What is read is checked, and nothing is executed."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import warnings
+import zipfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+
+from scgen_diffusion.data import (
+    CategoricalKey,
+    Conditions,
+    ContinuousKey,
+    SetKey,
+    keys_of_state,
+    to_array,
+    to_plain,
+    to_table,
+)
+from scgen_diffusion.module import CONDITIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from scvi.model.base import BaseModelClass
+    from torch import Tensor
+
+FORMAT = "scgen_diffusion-2"
+DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
+MAX_DEPTH = 12  # of containers in each other
+SCALARS = (bool, int, float, str, type(None))
+
+
+def _one_of(*types: type) -> Callable[[Any], Any]:
+    def read(plain: Any) -> Any:
+        if type(plain) not in types:
+            msg = f"a {type(plain).__name__} is in place of a {types[0].__name__}"
+            raise TypeError(msg)
+        return plain
+
+    return read
+
+
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda plain: None if plain is None else read(plain)
+
+
+def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    return {name: to_table(table) for name, table in plain.items()}
+
+
+def _row_numbers(plain: Any) -> np.ndarray:
+    numbers = to_array(plain)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        msg = "row numbers are not whole numbers in a row"
+        raise ValueError(msg)
+    return numbers
+
+
+def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("combinations", "combination_sizes")
+    return {"trainable": _one_of(str)(plain["trainable"]), **{name: to_array(plain[name]) for name in names}}
+
+
+# What is saved of a model beside its weights, its registry and its options, and how each is read. Nothing else is set on a model.
+ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
+    "autoencoder_is_trained_": _one_of(bool),
+    "prior_is_trained_": _one_of(bool),
+    "library_head_is_trained_": _one_of(bool),
+    "transport_is_trained_": _one_of(bool),
+    "is_trained_": _one_of(bool),
+    "history_": _optional(_tables),
+    "train_indices_": _optional(_row_numbers),
+    "validation_indices_": _optional(_row_numbers),
+    "test_indices_": _optional(_row_numbers),
+    "var_": to_table,
+    "modality_vars_": _tables,
+    "combinations_": to_array,
+    "combination_sizes_": to_array,
+    "reference_": _optional(_reference),
+    "run_name_": _one_of(*SCALARS),
+    "run_id_": _one_of(*SCALARS),
+    "get_normalized_function_name_": _one_of(*SCALARS),
+}
+NOT_IN_EVERY_SCVI_TOOLS = ("run_name_", "run_id_", "get_normalized_function_name_")
+
+
+class ModelFile(NamedTuple):
+    """What the file of a model holds."""
+
+    registry: dict[str, Any]
+    options: dict[str, Any]
+    weights: dict[str, Tensor]
+    attributes: dict[str, Any]
+
+
+def content_of(model: Any) -> dict[str, Any]:
+    """Return what the file of a model shall hold; ``registry_`` is JSON, so the tables of known embeddings stand beside it."""
+    registry = to_plain(model.registry_)
+    tables = registry["setup_args"]["condition_embeddings"]
+    registry["setup_args"]["condition_embeddings"] = list(tables)
+    attributes = {name: vars(model)[name] for name in ATTRIBUTES if name in vars(model)}
+    modalities = getattr(model, "modalities", {})
+    return {
+        "format": FORMAT,
+        "model_state_dict": {name: tensor.cpu() for name, tensor in model.module.state_dict().items()},
+        "var_names": {n: list(m.features) for n, m in modalities.items()} or list(model.var_.index),
+        "attr_dict": {
+            "registry_": registry,
+            "condition_embeddings_": tables,
+            "init_params_": to_plain(model.init_params_),
+            **to_plain(attributes),
+        },
+    }
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Read the file of a model.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, was changed, is not ours, or would execute code.
+    """
+    if not path.is_file():
+        msg = f"There is no saved model at {path}."
+        raise FileNotFoundError(msg)
+    content = load_plain(path, "model file")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
+        raise ValueError(msg)
+    with damage_named(path):
+        _check_plain(content, largest=2 * path.stat().st_size)  # weights of two names are in the file once
+        return _read(content)
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Raise ValueError with the name of the file, whatever its contents make fail."""
+    try:
+        yield
+    except Exception as error:
+        msg = f"{path} is damaged, or was changed after it was saved ({type(error).__name__}: {error})."
+        raise ValueError(msg) from error
+
+
+def check_fits_class(saved: ModelFile, cls: type[BaseModelClass]) -> None:
+    """Raise unless the weights are those of the model that registry and options describe, without memory for another one."""
+    layers = [value for name, value in saved.options.items() if name.endswith("n_layers")]
+    if any(number > len(saved.weights) for number in layers):
+        msg = f"there are {max(layers)} layers, but {len(saved.weights)} tensors"
+        raise ValueError(msg)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = cls(registry=saved.registry, **saved.options)
+        model.module.load_state_dict(saved.weights)
+    needed = [name for name in ATTRIBUTES if name in vars(model) and name not in NOT_IN_EVERY_SCVI_TOOLS]
+    if missing := [name for name in needed if name not in saved.attributes]:
+        msg = f"there is no {missing[0]!r}"
+        raise ValueError(msg)
+    setup = inspect.signature(getattr(cls, saved.registry["setup_method_name"])).parameters
+    if unknown := [name for name in saved.registry["setup_args"] if name not in setup]:
+        msg = f"there is the unknown argument {unknown[0]!r}"
+        raise ValueError(msg)
+
+
+def init_options(init_params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a model was constructed with."""
+    grouped = init_params["kwargs"].values()
+    return {**init_params["non_kwargs"], **{name: value for group in grouped for name, value in group.items()}}
+
+
+def load_plain(path: Path, what: str, advice: str = "") -> Any:
+    """Read what torch saved, as long as it is plain values and tensors.
+
+    Raises
+    ------
+    ValueError
+        If the file would execute code, or is damaged; ``what`` says what it should be, ``advice`` what to do.
+    """
+    try:
+        _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. "
+            f"{advice}({error})"
+        )
+        raise ValueError(msg) from error
+    except (*DAMAGE, TypeError, AttributeError, MemoryError) as error:
+        msg = f"{path} is damaged or no {what}: {error}"
+        raise ValueError(msg) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise if a zip archive, which torch writes, holds more than its size, or a part without its checksum; torch does not look."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                msg = "it is compressed, as torch never does"
+                raise zipfile.BadZipFile(msg)
+            if sum(part.file_size for part in parts) > path.stat().st_size:
+                msg = "its parts overlap"
+                raise zipfile.BadZipFile(msg)
+            if damaged := archive.testzip():
+                msg = f"the checksum of its part {damaged} is wrong"
+                raise zipfile.BadZipFile(msg)
+
+
+def _check_plain(content: Any, largest: int) -> None:
+    """Raise unless all is plain values and tensors, each dict and list occurs once, and tensors are no larger than the file."""
+    waiting, seen, size = [(content, 0)], set(), 0
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            size += value.numel() * value.element_size()
+            if value.layout != torch.strided or value.device.type != "cpu" or size > largest:
+                msg = "its tensors are larger than the file"
+                raise ValueError(msg)
+        elif isinstance(value, dict | list):
+            if id(value) in seen or depth > MAX_DEPTH:
+                msg = "lists or mappings hold each other"
+                raise ValueError(msg)
+            seen.add(id(value))
+            if isinstance(value, dict) and not all(type(key) is str for key in value):
+                msg = "a key is no text"
+                raise TypeError(msg)
+            waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
+        else:
+            _one_of(*SCALARS)(value)
+
+
+def _read(content: Mapping[str, Any]) -> ModelFile:
+    weights = content["model_state_dict"]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        msg = "not all weights are tensors"
+        raise TypeError(msg)
+    plain = dict(content["attr_dict"])
+    registry = _registry(plain.pop("registry_"), _tables(plain.pop("condition_embeddings_")))
+    options = init_options(plain.pop("init_params_"))
+    if unknown := [name for name in plain if name not in ATTRIBUTES]:
+        msg = f"there is the unknown attribute {unknown[0]!r}"
+        raise ValueError(msg)
+    attributes = {name: ATTRIBUTES[name](value) for name, value in plain.items()}
+    _check_conditions(registry, attributes, n_columns=len(weights["null_condition"]))
+    _check_genes(content["var_names"], registry, attributes["var_"])
+    return ModelFile(registry, options, weights, attributes)
+
+
+def _registry(plain: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return scvi-tools' registry, of which the setup's arguments agree with what came of them."""
+    arguments, fields = plain["setup_args"], plain["field_registries"]
+    by_key = keys_of_state(fields[CONDITIONS]["state_registry"])
+    expected = {
+        "condition_keys": [key.name for key in by_key if isinstance(key, CategoricalKey)],
+        "continuous_condition_keys": [key.name for key in by_key if isinstance(key, ContinuousKey)],
+        "set_condition_keys": {key.name: key.separator for key in by_key if isinstance(key, SetKey)},
+        "condition_embeddings": list(tables),
+    }
+    wrong = [name for name, value in expected.items() if arguments[name] != value]
+    if {key.name for key in by_key if getattr(key, "has_vectors", False)} != set(tables):
+        wrong.append("condition_embeddings")
+    if arguments.get("values", "counts") not in ("counts", "log1p"):
+        wrong.append("values")
+    if wrong:
+        msg = f"{wrong[0]!r} is not what the model was set up with"
+        raise ValueError(msg)
+    for name in ("model_name", "setup_method_name", "scvi_version"):
+        _one_of(str)(plain[name])
+    _one_of(str, type(None))(arguments.get("layer"))
+    dict(arguments["control_values"])
+    expression = fields[REGISTRY_KEYS.X_KEY]["state_registry"]
+    expression["column_names"] = to_array(expression["column_names"])
+    arguments["condition_embeddings"] = tables
+    return plain
+
+
+def _check_conditions(registry: Mapping[str, Any], attributes: Mapping[str, Any], n_columns: int) -> None:
+    by_key = keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])
+    combinations, n_cells = attributes["combinations_"], attributes["combination_sizes_"]
+    if combinations.shape != (len(n_cells), n_columns) or sum(key.n_columns for key in by_key) != n_columns:
+        msg = f"combinations of the shape {combinations.shape} do not fit {n_columns} columns of conditions"
+        raise ValueError(msg)
+    if n_cells.ndim != 1 or n_cells.dtype.kind not in "iu" or (n_cells < 0).any():
+        msg = "combinations do not have numbers of cells"
+        raise ValueError(msg)
+    Conditions(by_key, combinations, n_cells).to_obs(combinations, pd.RangeIndex(len(n_cells)))
+
+
+def _check_genes(names: Any, registry: Mapping[str, Any], var: pd.DataFrame) -> None:
+    known = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"].tolist()
+    listed = (
+        [f"{name}:{feature}" for name, features in names.items() for feature in features]
+        if isinstance(names, dict)
+        else names
+    )
+    if not listed == known == var.index.tolist():
+        msg = "the genes in `var_names`, `var_` and the registry differ"
+        raise ValueError(msg)

@@ -1,0 +1,312 @@
+"""The saved folder: scvi-tools' own layout, read by scvi-tools itself, and never executed or trusted by us."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+import json
+import operator
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, load
+
+
+@pytest.fixture(scope="module")
+def cells(make_cells):
+    """Build cells with conditions of every kind."""
+    adata = make_cells()
+    adata.obs["targets"] = np.resize(["A", "B", "A+B", "control"], adata.n_obs)
+    return adata
+
+
+EVERY_KIND = {
+    "continuous_condition_keys": ["dose"],
+    "set_condition_keys": {"targets": "+"},
+    "control_values": {"targets": "control"},
+    "condition_embeddings": {"targets": pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 0.0]}, index=["A", "B"])},
+}
+
+
+@pytest.fixture(scope="module", params=["SCLDM", "SCRDIT"])
+def folder(request, cells, make_model, make_gene_space, tmp_path_factory):
+    """Save a model of each kind with its cells."""
+    build = {"SCLDM": make_model, "SCRDIT": make_gene_space}[request.param]
+    model = build(adata=cells.copy(), condition_keys=["cell_type"], setup=EVERY_KIND)
+    where = tmp_path_factory.mktemp("saved") / "model"
+    model.save(where, save_anndata=True)
+    return where
+
+
+@pytest.fixture
+def hub():
+    """Return scvi-tools' hub, which needs a library of its own."""
+    pytest.importorskip("huggingface_hub")
+    return importlib.import_module("scvi.hub")
+
+
+def contents(folder):
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def assert_plain(value):
+    if isinstance(value, dict):
+        assert all(type(key) is str for key in value)
+        for item in value.values():
+            assert_plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            assert_plain(item)
+    else:
+        assert isinstance(value, torch.Tensor | str | int | float | None)
+
+
+# --- scvi-tools reads it ------------------------------------------------------------------------------------------------
+
+
+def test_the_file_has_the_layout_of_scvi_tools_and_holds_plain_values(folder, cells):
+    content = contents(folder)
+
+    assert {"model_state_dict", "var_names", "attr_dict"} <= set(content)
+    assert content["var_names"] == list(cells.var_names)
+    assert_plain(content["attr_dict"])
+    json.dumps([content["attr_dict"]["registry_"], content["attr_dict"]["init_params_"]])
+    assert content["attr_dict"]["registry_"]["setup_args"]["condition_keys"] == ["cell_type"]
+
+
+def test_the_hub_of_scvi_tools_reads_the_folder(folder, hub):
+    cls = load(folder).__class__
+    metadata = hub.HubMetadata.from_dir(folder, anndata_version="0.12", model_parent_module="scgen_diffusion.model")
+    metadata.save(folder / "_scvi_required_metadata.json", overwrite=True)
+    (folder / "README.md").write_text("# A model")
+
+    model = hub.HubModel(str(folder)).model
+
+    assert metadata.model_cls_name == cls.__name__
+    assert type(model) is cls
+    assert model.adata.n_obs == 96
+
+
+def test_model_cards_of_scvi_tools_can_be_made_of_what_the_folder_holds(folder, hub, tmp_path):
+    """scvi-tools makes cards for the names of its own models only; but for the name, it finds all that it needs."""
+    with pytest.raises(ValueError, match="name .* not recognized"):
+        hub.HubModelCardHelper.from_dir(folder, license_info="mit", anndata_version="0.12")
+    content = contents(folder)
+    content["attr_dict"]["registry_"]["model_name"] = "SCVI"
+    torch.save(content, tmp_path / "model.pt")
+
+    card = hub.HubModelCardHelper.from_dir(tmp_path, license_info="mit", anndata_version="0.12").model_card
+
+    for part in ("n_conditions", "condition_keys", "cell_type", "adata.X", '"size": "default"'):
+        assert part in card.content
+
+
+def test_registry_and_setup_are_shown(folder, capsys):
+    model = load(folder)
+    registry = type(model).load_registry(folder)
+    type(model).view_setup_args(folder)
+    shown = capsys.readouterr().out
+
+    assert registry["setup_args"]["condition_keys"] == ["cell_type"]
+    assert registry["field_registries"]["X"]["summary_stats"] == {"n_vars": 12, "n_cells": 96}
+    assert "condition_keys" in shown
+    type(model)(registry=registry, **model.init_params_["kwargs"]["architecture"])  # as scvi-tools' models are built
+
+    for shown_model in (model, load(folder, adata=False)):
+        shown_model.view_registry()
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in ("cell_type", "dose", "targets", "n_cells: 96"))
+        shown_model.view_registry(hide_state_registries=True)
+        assert "Condition" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["trained", "query"])
+def test_all_that_a_model_remembers_comes_back(trained, make_cells, tmp_path, what):
+    if what == "query":
+        trained = SCLDM.load_query_data(make_cells(), trained, trainable="all", accelerator="cpu")
+    trained.save(tmp_path / "m")
+    loaded = SCLDM.load(tmp_path / "m")
+    remembered = {name for name in vars(trained) if name.endswith("_")}
+
+    assert {name for name in vars(loaded) if name.endswith("_")} == remembered
+    for name in remembered - {"registry_", "var_", "history_", "reference_"}:
+        np.testing.assert_equal(getattr(loaded, name), getattr(trained, name), err_msg=name)
+    if what == "query":
+        np.testing.assert_equal(loaded.reference_, trained.reference_)
+
+
+# --- nothing is executed ------------------------------------------------------------------------------------------------
+
+
+class Canary:
+    """Writes a file where pickle runs it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+READERS = [
+    (cls, name)
+    for cls in (SCLDM, SCRDIT, WBDIT)
+    for name, method in inspect.getmembers(cls, callable)
+    if not name.startswith("_")
+    and name != "save"
+    and {"dir_path", "reference_model", "collection_path", "path"} & set(inspect.signature(method).parameters)
+    and (inspect.ismethod(method) or isinstance(inspect.getattr_static(cls, name), staticmethod))
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), [*READERS, (None, "load")])
+def test_no_method_executes_what_is_in_a_folder(cls, name, tmp_path, make_cells):
+    canary = Canary(tmp_path / "canary")
+    torch.save({"attr_dict": canary, "model_state_dict": {}, "var_names": []}, tmp_path / "model.pt")
+    for file in ("model_params.pt", "attr.pkl", "weights.ckpt"):
+        tmp_path.joinpath(file).write_bytes(pickle.dumps(canary))
+    tmp_path.joinpath("var_names.csv").write_text("gene\n")
+    method = getattr(cls, name) if cls else load
+    known = {
+        "dir_path": tmp_path,
+        "output_dir_path": tmp_path / "out",
+        "reference_model": tmp_path,
+        "adata": make_cells(),
+        "path": tmp_path / "weights.ckpt",
+        "var_names": ["gene"],
+        "categories": {},
+    }
+    parameters = inspect.signature(method).parameters.values()
+    needed = {p.name: known[p.name] for p in parameters if p.default is p.empty and p.name in known}
+
+    with pytest.raises((ValueError, NotImplementedError)):
+        method(**(needed or {"dir_path": tmp_path}))
+
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_methods_that_read_files_are_known():
+    own = {
+        "load",
+        "load_registry",
+        "view_setup_args",
+        "convert_legacy_save",
+        "load_query_data",
+        "prepare_query_anndata",
+    }
+    assert own | {"from_reference_checkpoint"} <= {name for _, name in READERS}
+
+
+# --- a changed file gives one error ---------------------------------------------------------------------------------------
+
+
+def leaves(value, path=()):
+    """Yield the paths to all that a file holds; of long lists and of weights some."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key in list(value)[:: max(len(value) // 25, 1)]:
+            yield from leaves(value[key], (*path, key))
+    elif isinstance(value, list) and value:
+        yield from leaves(value[-1], (*path, len(value) - 1))
+
+
+def nested(value):
+    for _ in range(200):
+        value = [value]
+    return value
+
+
+def containing_itself(value):
+    value = [value]
+    value.append(value)
+    return value
+
+
+CHANGES = {
+    "None": lambda _: None,
+    "a number": lambda _: 5,
+    "a large number": lambda _: 10**9,
+    "a negative number": lambda _: -1,
+    "a fraction": lambda _: 0.5,
+    "infinity": lambda _: float("inf"),
+    "text": lambda _: "text",
+    "an empty list": lambda _: [],
+    "an empty mapping": lambda _: {},
+    "a tensor": lambda _: torch.ones(3),
+    "a huge tensor": lambda _: torch.ones(1).expand(10**12),
+    "a huge empty tensor": lambda _: torch.ones(0, 10**9),
+    "in a list": lambda value: [value],
+    "in a mapping": lambda value: {"x": value},
+    "with an odd key": lambda value: {3: value},
+    "twice": lambda value: [value, value],
+    "in 200 lists": nested,
+    "in itself": containing_itself,
+}
+
+
+def changed(content, path, change):
+    content = copy.deepcopy(content)
+    target = functools.reduce(operator.getitem, path[:-1], content)
+    if change == "dropped":
+        del target[path[-1]]
+    else:
+        target[path[-1]] = CHANGES[change](target[path[-1]])
+    return content
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_changed_file_loads_or_gives_one_error_that_names_it(folder, tmp_path_factory, data):
+    content = contents(folder)
+    path = data.draw(st.sampled_from(list(leaves(content))))
+    change = data.draw(st.sampled_from([*CHANGES, "dropped"]))
+    where = tmp_path_factory.mktemp("changed")
+    torch.save(changed(content, path, change), where / "model.pt")
+    for read in (load, SCLDM.load_registry):
+        try:
+            read(where)
+        except ValueError as error:
+            assert "model.pt" in str(error) or "holds a model of" in str(error), (path, change)  # noqa: PT017
+
+
+def test_a_latent_of_a_billion_dimensions_takes_no_memory(folder, tmp_path):
+    content = contents(folder)
+    for options in ({"n_latent": 10**9, "width": 2**30}, {"n_layers": 10**9}, {"prior_n_layers": 10**9}):
+        known = content["attr_dict"]["init_params_"]["kwargs"]["architecture"]
+        altered = copy.deepcopy(content)
+        altered["attr_dict"]["init_params_"]["kwargs"]["architecture"] = known | options
+        torch.save(altered, tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=r"model\.pt is damaged, or was changed"):
+            load(tmp_path)
+
+
+def test_attributes_that_no_model_has_are_refused(folder, tmp_path):
+    content = contents(folder)
+    content["attr_dict"]["train"] = "not a method"
+    torch.save(content, tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match=r"model\.pt .*unknown attribute 'train'"):
+        load(tmp_path)
+
+
+def test_a_compressed_archive_is_refused_before_it_is_read(folder, tmp_path):
+    with (
+        zipfile.ZipFile(folder / "model.pt") as stored,
+        zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+
+    with pytest.raises(ValueError, match=r"model\.pt is damaged.*compressed"):
+        load(tmp_path)
