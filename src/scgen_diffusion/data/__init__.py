@@ -1,7 +1,8 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
 from ._annbatch import AnnbatchCells
-from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
+from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic
+from ._argument_names import answers_to, check_argument_names
 from ._cell_files import CellFiles
 from ._checks import (
     check_conditions,
@@ -11,6 +12,7 @@ from ._checks import (
     known_names,
     layer_names,
     row_numbers,
+    warn_user,
 )
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
@@ -47,6 +49,12 @@ from ._writers_goal import check_writable, checked_goal, put_in_place, told
 from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove, remove_parts
 
 __all__ = [
+    "JOIN",
+    "JOINED",
+    "MODALITY_LIKELIHOODS",
+    "OPEN",
+    "PROVENANCE_KEY",
+    "SYNTHETIC",
     "AnnbatchCells",
     "CategoricalKey",
     "CellFiles",
@@ -58,14 +66,9 @@ __all__ = [
     "ContinuousKey",
     "DamagedPartError",
     "Extent",
-    "JOIN",
-    "JOINED",
-    "MODALITY_LIKELIHOODS",
     "ModalitiesField",
     "Modality",
     "ModalityLikelihood",
-    "OPEN",
-    "PROVENANCE_KEY",
     "Part",
     "PartFolder",
     "Piece",
@@ -75,9 +78,11 @@ __all__ = [
     "SetKey",
     "Turn",
     "ValueSummary",
+    "answers_to",
     "build_anndata",
     "build_mudata",
     "categorical_keys",
+    "check_argument_names",
     "check_condition_columns",
     "check_conditions",
     "check_expression",
@@ -99,6 +104,7 @@ __all__ = [
     "keys_of_state",
     "known_names",
     "layer_names",
+    "mark_synthetic",
     "modalities_of",
     "mudata_of",
     "occurring",
@@ -113,9 +119,9 @@ __all__ = [
     "resolve_modalities",
     "row_numbers",
     "sync",
-    "synthetic_names",
     "to_plain",
     "told",
+    "warn_user",
     "with_categories",
     "write_cells",
 ]

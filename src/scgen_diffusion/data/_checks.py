@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,8 +146,13 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     if indices is None:
         return np.arange(n_cells)
     rows = np.asarray(indices)
-    if rows.dtype == bool:
+    is_mask = rows.dtype == bool
+    if rows.ndim != 1 or (is_mask and len(rows) != n_cells) or (len(rows) and rows.dtype.kind not in "iub"):
+        msg = f"`indices` must be a list of whole numbers, or a mask of the {n_cells} cells, but found {rows.dtype} of shape {rows.shape}."
+        raise ValueError(msg)
+    if is_mask:
         return np.flatnonzero(rows)
+    rows = rows.astype(int)
     if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
         msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
         raise ValueError(msg)
@@ -240,3 +247,11 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
             "scanpy.pp.filter_cells(adata, min_counts=1)."
         )
         raise ValueError(msg)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line outside of this package that led here."""
+    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level + 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ._anndata import SYNTHETIC
 from ._checks import check_conditions, known_names
 from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, split_set
 
@@ -76,6 +77,9 @@ class ConditionSetup:
             *listed_names(continuous, "continuous_condition_keys"),
             *separators,
         ]
+        if SYNTHETIC in listed:
+            msg = f"{SYNTHETIC!r} cannot be a condition key: generated cells have a column of that name. Rename adata.obs[{SYNTHETIC!r}]."
+            raise ValueError(msg)
         check_conditions(adata.obs, listed)
         _check_separators(separators)
         for name in {**(controls or {}), **(embeddings or {})}:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 import torch
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion.data import answers_to, known_names, warn_user
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import GuidanceOptions
+from ._request import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +47,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
     def _generates_counts(self) -> bool:
         """Whether cells come out as counts."""
 
+    @answers_to(ELSEWHERE)
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,
@@ -174,7 +175,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         elif method == "inversion" or not (self.transport_is_trained_ and self._is_perturbation(cells)):
             self._check_ready_to_generate()
             if method is None and self.transport_is_trained_ and (cells.own != cells.codes).any():
-                warnings.warn(f"Predicted by inversion. {NO_PERTURBATION}", UserWarning, stacklevel=4)
+                warn_user(f"Predicted by inversion. {NO_PERTURBATION}")
             return "inversion"
         return "transport"
 

@@ -26,14 +26,18 @@ class LibrarySizeMixin(BaseModelClass):
         """Resolve a user's library size: the name of a distribution, or one total per cell."""
         if library_size is None or isinstance(library_size, str):
             return self._checked_library_kind(library_size or self.architecture.library_size)
-        totals = np.asarray(library_size, dtype=np.float32)
+        try:
+            totals = np.asarray(library_size, dtype=float)
+        except (TypeError, ValueError) as error:
+            msg = f"`library_size` must be one number, one per cell, or the name of a distribution, but found {library_size!r}."
+            raise TypeError(msg) from error
         if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
             msg = f"`library_size` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
             raise ValueError(msg)
         if not np.isfinite(totals).all() or (totals < 1).any():
             msg = f"`library_size` must be at least 1 and finite, but found {totals.min()}."
             raise ValueError(msg)
-        return np.broadcast_to(totals, n_cells)
+        return np.broadcast_to(totals.astype(np.float32), n_cells)
 
     def _checked_library_kind(self, kind: str) -> LibrarySizeKind:
         if kind not in LIBRARY_SIZE_KINDS:
