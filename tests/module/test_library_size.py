@@ -297,16 +297,16 @@ def test_a_set_that_does_not_occur_adds_up_what_its_members_do(of_sets):
 
 
 def test_a_new_set_beside_another_key_has_the_effects_of_its_members():
-    """The other key's values 0 and 1 go with other sets, of which {0, 1} does more than its members."""
-    effects, of_key, beyond = torch.tensor([0.5, 1.0, -1.0, 0.0]), torch.tensor([0.0, 0.8]), 0.3
-    rows = [[0, 3, 3], [0, 0, 3], [0, 1, 3], [1, 3, 3], [1, 2, 3], [1, 0, 1], [1, 0, 3]]
-    condition = torch.tensor(rows).repeat_interleave(torch.tensor([200, 900, 900, 50, 400, 300, 900]), 0)
-    both = (condition[:, 1] == 0) & (condition[:, 2] == 1)
+    """The other key's values 0 and 1 go with other sets."""
+    effects, of_key = torch.tensor([0.5, 1.0, -1.0, 0.0]), torch.tensor([0.0, 0.8])
+    rows = [[0, 3, 3], [0, 0, 3], [0, 1, 3], [1, 3, 3], [1, 2, 3], [1, 0, 1]]
+    condition = torch.tensor(rows).repeat_interleave(torch.tensor([200, 20, 300, 50, 400, 300]), 0)
     model = LibrarySizeModel((2, Members(3, largest=2)), 6)
-    model.fit(7 + of_key[condition[:, 0]] + effects[condition[:, 1:]].sum(1) + beyond * both, condition)
+    model.fit(7 + of_key[condition[:, 0]] + effects[condition[:, 1:]].sum(1), condition)
 
-    for asked, expected in [([0, 0, 2], 7 + 0.5 - 1), ([0, 2, 3], 7 - 1.0), ([0, 0, 1], 7 + 1.5 + beyond)]:
-        assert draw(model, "normal", asked).log().mean().item() == pytest.approx(expected, abs=0.05), asked
+    for asked, expected in [([0, 0, 2], 6.5), ([0, 2, 3], 6.0), ([0, 0, 1], 8.5), ([1, 1, 2], 7.8)]:
+        drawn = draw(model, "normal", asked).log()
+        assert drawn.mean().item() == pytest.approx(expected, abs=0.02), asked  # effects are shrunk a little
 
 
 def test_a_member_never_seen_leaves_totals_alone():
