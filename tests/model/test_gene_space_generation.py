@@ -74,7 +74,7 @@ def test_log_values_come_back_sparse_with_exact_zeros(cells):
     assert 0 < cells.X.nnz < 60 * N_GENES
     assert (cells.X.data > 0).all()
     assert cells.obs_names.is_unique
-    assert cells.obs_names.str.startswith("synthetic").all()
+    assert cells.obs_names.str.contains("^(SCRDIT|WBDIT)-").all()
 
 
 def test_scanpy_knows_that_the_values_are_logarithms(cells):
@@ -98,7 +98,7 @@ def test_cells_can_be_written_and_read(cells, tmp_path):
 
 def test_genes_and_classes_are_those_of_training(trained_gene_space, cells):
     pd.testing.assert_frame_equal(cells.var, trained_gene_space.adata.var, check_dtype=False)
-    assert list(cells.obs) == ["cell_type", "dose"]
+    assert list(cells.obs) == ["cell_type", "dose", "synthetic"]
     assert cells.obs["dose"].cat.categories.tolist() == [1, 10, 100]
 
 
@@ -288,7 +288,7 @@ def test_any_number_of_keys_works(make_trained_gene_space, keys, strategy):
     cells = model.generate(5, seed=0, guidance_scale=2.0 if keys else 1.0)
     counts = model.generate(5, seed=0, counts=True)
 
-    assert list(cells.obs) == list(counts.obs) == keys
+    assert list(cells.obs) == list(counts.obs) == [*keys, "synthetic"]
     assert cells.X.nnz
     assert counts.X.nnz
 

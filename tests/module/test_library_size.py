@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from scgen_diffusion.module import ANY, LibrarySizeModel
-from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
 from scgen_diffusion.module._condition_groups import ConditionGroups
+from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
 from scgen_diffusion.nn import Members, Number
 
 Z = torch.zeros(1, 2, 3)
@@ -293,7 +293,9 @@ def test_sets_that_occur_have_their_own_totals(of_sets, condition, mean):
 
 
 def test_a_set_that_does_not_occur_adds_up_what_its_members_do(of_sets):
-    assert draw(of_sets, "normal", [0, 1]).log().mean().item() == pytest.approx(7 + 0.5 + 1.0, abs=5e-3)  # effects are shrunk a little
+    assert draw(of_sets, "normal", [0, 1]).log().mean().item() == pytest.approx(
+        7 + 0.5 + 1.0, abs=5e-3
+    )  # effects are shrunk a little
 
 
 def test_a_new_set_beside_another_key_has_the_effects_of_its_members():

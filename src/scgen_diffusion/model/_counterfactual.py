@@ -274,7 +274,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         asked = self.conditions.request(condition, len(cells.rows))
         told = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
         identity = identity_of(self, asked, options.sampling, options.library_size, provenance) | told
-        name = name_of(identity, seed, None if asked.is_uniform else len(cells.rows))
+        name = name_of(identity, options.sampling.guidance, seed, None if asked.is_uniform else len(cells.rows))
         return pd.Index([f"{name}-{cell}" for cell in cells.source.obs_names[cells.rows]])
 
     def _control_blocks(self, cells: ControlCells, seed: int, chunk: int) -> Iterator[ControlBlock]:

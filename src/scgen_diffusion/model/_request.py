@@ -104,7 +104,7 @@ class CellRequest:
 
     def names(self, start: int, stop: int) -> pd.Index:
         """Name cells of a range: other requests have other names, and the first cells of a longer request the same."""
-        name = name_of(self.identity, self.seed, None if self.codes.is_uniform else self.n_cells)
+        name = name_of(self.identity, self.options.guidance, self.seed, None if self.codes.is_uniform else self.n_cells)
         return pd.Index([f"{name}-{number}" for number in range(start, stop)])
 
     def with_seed(self, seed: int) -> CellRequest:

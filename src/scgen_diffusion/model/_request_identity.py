@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scvi.model.base import BaseModelClass
 
     from scgen_diffusion.data import RequestedCodes
+    from scgen_diffusion.diffusion import Guidance
 
     from ._request import SamplingOptions
 
@@ -64,9 +65,10 @@ def identity_of(
     }
 
 
-def name_of(identity: Mapping[str, Any], seed: int, n_cells: int | None) -> str:
+def name_of(identity: Mapping[str, Any], guidance: Guidance, seed: int, n_cells: int | None) -> str:
     """Name a request by its model and by a digest of what its cells depend on: the number of cells too, unless it is None."""
-    told = json.dumps({**identity, "seed": seed, "n_cells": n_cells}, sort_keys=True, default=str)
+    depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
+    told = json.dumps(depends_on, sort_keys=True, default=str)
     return f"{identity['model']}-{hashlib.sha256(told.encode()).hexdigest()[:N_DIGITS]}"
 
 
