@@ -162,6 +162,7 @@ class GeneSpaceModel(
         AnnData
             Log-normalised values in ``X`` (CSR where zeros are exact; ``uns["log1p"]`` is set), or counts; conditions in
             ``obs``, ``var`` as in training, and how the cells were made in ``uns["scgen_diffusion"]``.
+            ``obs["synthetic"]`` names the model, as do the cells' names, which no other request shares.
 
         Raises
         ------

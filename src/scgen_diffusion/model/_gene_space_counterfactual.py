@@ -103,8 +103,8 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
         Returns
         -------
         AnnData
-            One cell per given cell, in the same order, with its name and ``obs``: the keys asked for have the new values, and
-            ``obs["<key>_of_control"]`` those before. Values in ``X`` as :meth:`generate` gives them. How they were made is in
+            One cell per given cell, in the same order, with its ``obs``: the keys asked for have the new values, and
+            ``obs["<key>_of_control"]`` those before. Its name is that of the given cell behind one of model and request. Values in ``X`` as :meth:`generate` gives them. How they were made is in
             ``uns["scgen_diffusion"]``.
 
         Raises

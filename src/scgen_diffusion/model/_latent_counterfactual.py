@@ -109,7 +109,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         guidance_scale, composition, guidance_interval, guidance_rescale
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back has none, nor has the transport.
         sampler
-            ``"euler"``, ``"midpoint"`` or ``"heun"``.
+            ``"euler"``, ``"midpoint"`` or ``"heun"``; of the transport also ``"dopri5"``.
         n_steps
             Steps of the sampler, each way.
         library_size
@@ -128,8 +128,8 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         Returns
         -------
         AnnData
-            One cell per given cell, in the same order, with its name and ``obs``: the keys asked for have the new values, and
-            ``obs["<key>_of_control"]`` those before. Counts (CSR) in ``X``, expected ones dense; with a Gaussian head,
+            One cell per given cell, in the same order, with its ``obs``: the keys asked for have the new values, and
+            ``obs["<key>_of_control"]`` those before. Its name is that of the given cell behind one of model and request. Counts (CSR) in ``X``, expected ones dense; with a Gaussian head,
             log-normalised values. How they were made is in ``uns["scgen_diffusion"]``.
 
         Raises

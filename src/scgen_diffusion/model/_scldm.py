@@ -172,7 +172,7 @@ class SCLDM(
         -------
         AnnData
             Counts (CSR) in ``X``, conditions in ``obs``, ``var`` as in training, and how the cells were made in
-            ``uns["scgen_diffusion"]``. With a Gaussian head, log-normalised values in place of counts. From a model of MuData,
+            ``uns["scgen_diffusion"]``. ``obs["synthetic"]`` names the model, as do the cells' names, which no other request shares. With a Gaussian head, log-normalised values in place of counts. From a model of MuData,
             MuData: each cell has all modalities.
 
         Raises
