@@ -297,6 +297,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
 
     def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
         """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
+        assert options.transport is not None
         guidance = options.sampling.guidance
         own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
         return options.transport(

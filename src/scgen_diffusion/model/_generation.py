@@ -211,7 +211,7 @@ class GenerationMixin(BaseModelClass):
         options = self._sampling_options(sampler, n_steps, guidance, output)
         seed = resolve_seed(seed)
         provenance = self._provenance(condition, options, sizes, seed) | {"outside_training": outside}
-        identity = identity_of(self, codes, options, None if library_size is None else sizes, provenance)
+        identity = identity_of(self, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
     def _rows_of(self, request: CellRequest, start: int, stop: int) -> tuple[Rows, np.ndarray]:

@@ -44,7 +44,7 @@ def identity_of(
     options
         How the cells are sampled.
     library_size
-        Name of a distribution, totals ``(cells, ...)``, or None for the model's default.
+        Name of a distribution, totals ``(cells, ...)``, or None for those of given cells.
     provenance
         What is told of the request.
     """

@@ -47,6 +47,8 @@ class SamplingPathMixin(GenerationMixin):
     A subclass says how a state reads as a profile (:meth:`_profiles_of`); its module has ``denoiser`` and ``draw_noise``.
     """
 
+    architecture: Any
+
     @abstractmethod
     def _profiles_of(self, states: Tensor) -> Tensor:
         """Read states ``(cells, ...)`` as log-normalised profiles ``(cells, genes)``."""
@@ -148,7 +150,10 @@ class SamplingPathMixin(GenerationMixin):
         times = parts[0].times
         states, estimates = (np.concatenate(blocks, axis=1) for blocks in list(zip(*parts, strict=True))[1:])
         self._check_result(ValueSummary.of(states[-1]), "log1p")
-        generated = replace(request, identity={**request.identity, "values": self._default_output})
+        identity = {**request.identity, "values": self._default_output}
+        if self._default_output == "counts":
+            identity["library_size"] = self.architecture.library_size
+        generated = replace(request, identity=identity)  # what `generate` makes of the same arguments
         cells = self.conditions.to_obs(np.concatenate(codes), generated.names(0, request.n_cells))
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
         obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())
