@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.data import PROVENANCE_KEY, build_anndata, synthetic_names
+from scgen_diffusion.data import PROVENANCE_KEY, build_anndata
 
 
 @pytest.fixture
@@ -15,23 +15,19 @@ def parts():
 
 
 def test_provenance_is_kept_under_the_package_name(parts):
-    adata = build_anndata(*parts, {"seed": 3}, is_log1p=False)
+    adata = build_anndata(*parts, {"model": "SCLDM", "seed": 3}, is_log1p=False)
 
-    assert adata.uns[PROVENANCE_KEY] == {"seed": 3}
+    assert adata.uns[PROVENANCE_KEY] == {"model": "SCLDM", "seed": 3}
     assert "log1p" not in adata.uns
 
 
 def test_logarithms_are_announced_to_scanpy(parts):
-    assert "log1p" in build_anndata(*parts, {}, is_log1p=True).uns
+    assert "log1p" in build_anndata(*parts, {"model": "SCLDM"}, is_log1p=True).uns
 
 
 def test_the_result_does_not_share_its_var_with_the_model(parts):
-    adata = build_anndata(*parts, {}, is_log1p=False)
+    adata = build_anndata(*parts, {"model": "SCLDM"}, is_log1p=False)
 
     adata.var["new"] = 1
 
     assert "new" not in parts[2]
-
-
-def test_names_are_unique_and_prefixed():
-    assert synthetic_names(3).tolist() == ["synthetic_0", "synthetic_1", "synthetic_2"]

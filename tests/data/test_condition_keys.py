@@ -204,3 +204,20 @@ def test_numbers_may_come_as_any_scalar(conditions, value):
     assert conditions.to_obs(conditions.encode({"d": value, "c": "x", "p": "A"}, 2), pd.RangeIndex(2))[
         "d"
     ].tolist() == [8, 8]
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 3e5])
+def test_numbers_keep_all_their_digits(scale):
+    values = np.array([0.1, 1 / 3, 2.5e-9, 7.123456789012345, 1e3, 0.0]) * scale
+    key = ContinuousKey.of("d", values)
+
+    found = key.decode(key.encode(values))
+
+    np.testing.assert_allclose(found, values, rtol=1e-15, atol=1e-16 * values.max())  # one unit in the last place
+    assert key.encode(found).tolist() == key.encode(values).tolist()
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e12])
+def test_absurd_numbers_are_refused(conditions, value):
+    with pytest.raises(ValueError, match="for 'd', which is absurdly far from"):
+        conditions.encode({"d": value}, 2)

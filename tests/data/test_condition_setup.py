@@ -194,3 +194,10 @@ def test_classes_that_could_not_be_saved_are_refused(adata):
     adata.obs["type"] = pd.cut(np.arange(N), 3)
     with pytest.raises(ValueError, match="of type Interval; it may hold text, numbers or truth values only"):
         make(categorical=["type"])(adata)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "continuous", "sets"])
+def test_the_name_of_the_column_of_synthetic_cells_is_taken(adata, kind):
+    adata.obs["synthetic"] = adata.obs["dose" if kind == "continuous" else "gene"]
+    with pytest.raises(ValueError, match="'synthetic' cannot be a condition key"):
+        setup(adata, **{kind: ["synthetic"]})

@@ -69,13 +69,16 @@ def test_built_cells_are_paired_and_split_by_modality():
     obs = pd.DataFrame({"cell_type": ["B", "T"]}, index=["x", "y"])
     variables = {"rna": pd.DataFrame(index=["CD4", "ACTB"]), "prot": pd.DataFrame(index=["CD4"])}
 
-    built = build_mudata(sp.csr_matrix(np.array([[1, 2, 3], [4, 5, 6]])), obs, variables, {"seed": 1}, is_log1p=False)
+    built = build_mudata(
+        sp.csr_matrix(np.array([[1, 2, 3], [4, 5, 6]])), obs, variables, {"model": "SCLDM"}, is_log1p=False
+    )
 
     assert built["rna"].X.toarray().tolist() == [[1, 2], [4, 5]]
     assert built["prot"].X.toarray().tolist() == [[3], [6]]
     for part in (built, built["rna"], built["prot"]):
         assert part.obs["cell_type"].tolist() == ["B", "T"]
-        assert part.uns["scgen_diffusion"] == {"seed": 1}
+        assert part.obs["synthetic"].str.startswith("SCLDM ").all()
+        assert part.uns["scgen_diffusion"] == {"model": "SCLDM"}
 
 
 def test_layers_are_split_with_the_values():
@@ -83,7 +86,12 @@ def test_layers_are_split_with_the_values():
     variables = {"rna": pd.DataFrame(index=["a"]), "prot": pd.DataFrame(index=["b"])}
 
     built = build_mudata(
-        np.array([[1.0, 2.0]]), obs, variables, {}, is_log1p=True, layers={"estimate": np.array([[3.0, 4.0]])}
+        np.array([[1.0, 2.0]]),
+        obs,
+        variables,
+        {"model": "SCLDM"},
+        is_log1p=True,
+        layers={"estimate": np.array([[3.0, 4.0]])},
     )
 
     assert built["rna"].layers["estimate"].tolist() == [[3.0]]

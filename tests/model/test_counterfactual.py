@@ -115,14 +115,28 @@ def test_rows_names_and_obs_are_those_of_the_control_cells(trained):
 
     cells = trained.predict_perturbation(condition={"cell_type": "NK"}, indices=rows, seed=0)
 
-    assert cells.obs_names.tolist() == ["cell_7", "cell_3", "cell_90"]
-    assert list(cells.obs) == ["cell_type", "dose", "treated", "cell_type_of_control"]
+    assert cells.obs_names.str.replace(r"^SCLDM-[0-9a-f]{10}-", "", regex=True).tolist() == [
+        "cell_7",
+        "cell_3",
+        "cell_90",
+    ]
+    assert list(cells.obs) == ["cell_type", "dose", "treated", "cell_type_of_control", "synthetic"]
     assert set(cells.obs["cell_type"]) == {"NK"}
     assert cells.obs["cell_type_of_control"].tolist() == given["cell_type"].tolist()
     assert cells.obs["dose"].tolist() == given["dose"].tolist()
     assert cells.obs["treated"].tolist() == given["treated"].tolist()
     assert trained.adata.obs.columns.tolist() == ["cell_type", "dose", "treated"]  # given cells stay as they were
     pd.testing.assert_frame_equal(cells.var, trained.adata.var, check_dtype=False)
+
+
+def test_predictions_are_named_by_the_request_and_the_cell(trained):
+    request = {"condition": {"cell_type": "NK"}, "seed": 0}
+    names = trained.predict_perturbation(**request, indices=[7, 3]).obs_names
+
+    assert trained.predict_perturbation(**request, indices=[3]).obs_names.tolist() == [names[1]]
+    for other in ({"seed": 1}, {"strength": 0.5}, {"condition": {"dose": 1}}, {"sample": False}, {"residuals": "new"}):
+        others = trained.predict_perturbation(**request | other, indices=[7, 3]).obs_names
+        assert not set(names) & set(others), other
 
 
 def test_counts_are_drawn_or_expected(trained):
@@ -294,6 +308,11 @@ BAD_REQUESTS = {
     "rows beyond": ({"indices": [96]}, "must lie within the 96 cells"),
     "totals": ({"library_size": [1, 2]}, "one per cell .96."),
     "batch size": ({"batch_size": 0}, "`batch_size` must be"),
+    "fractional rows": ({"indices": [0.5]}, "`indices` must be a list of whole numbers.*float64"),
+    "mask of other cells": ({"indices": [True] * 5}, "`indices` must be .* a mask of the 96 cells"),
+    "one row": ({"indices": 3}, "`indices` must be a list of whole numbers"),
+    "number of keys": ({"given_keys": 3}, "`given_keys` must be a list of names.*3"),
+    "no number": ({"strength": np.nan}, "`strength` must be a number above 0"),
 }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from importlib.metadata import version
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import scvi
+
+from scgen_diffusion.diffusion import FixedStepSampler
 
 SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
 
@@ -26,7 +29,7 @@ def test_counts_come_back_sparse_whole_and_named(trained):
     assert (cells.X.data > 0).all()
     assert (cells.X.data == cells.X.data.round()).all()
     assert cells.obs_names.is_unique
-    assert cells.obs_names.str.startswith("synthetic").all()
+    assert cells.obs_names.str.startswith("SCLDM-").all()
     assert "log1p" not in cells.uns
 
 
@@ -37,7 +40,7 @@ def test_the_genes_are_those_of_training_with_their_columns(trained):
 def test_conditions_are_categorical_with_the_training_categories(trained):
     obs = trained.generate(20, seed=0).obs
 
-    assert list(obs) == ["cell_type", "dose"]
+    assert list(obs) == ["cell_type", "dose", "synthetic"]
     assert obs["cell_type"].cat.categories.tolist() == trained.adata.obs["cell_type"].cat.categories.tolist()
     assert obs["dose"].cat.categories.tolist() == [1, 10, 100]
 
@@ -202,10 +205,59 @@ def test_provenance_says_what_was_asked(trained):
     assert provenance["condition"] == {"cell_type": "NK"}
 
 
-def test_generated_cells_concatenate_with_real_ones(trained):
-    both = anndata.concat({"real": trained.adata, "synthetic": trained.generate(4, seed=0)}, label="source")
+@pytest.mark.parametrize("join", ["inner", "outer"])
+def test_cells_are_still_known_as_synthetic_beside_real_ones(trained, join):
+    made = [trained.generate(4, seed=seed) for seed in (0, 1)]
+    both = anndata.concat([trained.adata, *made], join=join)
 
-    assert both.shape == (100, 12)
+    assert both.shape == (104, 12)
+    assert both.obs_names.is_unique
+    assert both.obs_names.str.startswith("SCLDM-").tolist() == [False] * 96 + [True] * 8
+    assert made[0].obs["synthetic"].cat.categories.tolist() == [f"SCLDM {version('scgen-diffusion')}"]
+    if join == "outer":  # an inner join drops columns that real cells lack
+        assert both.obs["synthetic"].notna().tolist() == [False] * 96 + [True] * 8
+
+
+NAMED_OTHERWISE = {
+    "seed": {"seed": 1},
+    "condition": {"condition": {"cell_type": "B cell"}},
+    "no condition": {"condition": None},
+    "shares": {"condition": {"cell_type": ["NK", "B cell"]}},
+    "guidance": {"guidance_scale": 2.0},
+    "interval": {"guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)},
+    "sampler": {"sampler": "euler"},
+    "steps": {"n_steps": 3},
+    "library size": {"library_size": 100},
+    "totals": {"library_size": [100, 200, 300]},
+}
+
+
+@pytest.mark.parametrize("other", NAMED_OTHERWISE.values(), ids=NAMED_OTHERWISE)
+def test_other_requests_have_other_names(trained, other):
+    request = {"n_cells": 3, "condition": {"cell_type": "NK"}, "seed": 0}
+
+    assert not set(trained.generate(**request).obs_names) & set(trained.generate(**request | other).obs_names)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"condition": {"cell_type": "NK"}, "library_size": 100, "guidance_scale": 2}], ids=str
+)
+def test_the_first_cells_of_more_have_the_same_names(trained, how):
+    names = trained.generate(7, seed=0, **how).obs_names
+
+    assert trained.generate(3, seed=0, batch_size=1, **how).obs_names.equals(names[:3])
+
+
+def test_cells_that_a_share_gives_another_condition_have_other_names(trained):
+    few, many = (trained.generate(n, {"cell_type": ["NK", "B cell"]}, seed=0) for n in (4, 8))
+
+    assert not set(few.obs_names) & set(many.obs_names)
+
+
+def test_another_model_gives_other_names(trained, make_trained):
+    names = [model.generate(3, seed=0).obs_names for model in (trained, make_trained())]
+
+    assert not set(names[0]) & set(names[1])
 
 
 @pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
@@ -244,7 +296,7 @@ def test_any_number_of_keys_works(make_trained, keys, strategy):
 
     cells = model.generate(5, seed=0, guidance_scale=2.0 if keys else 1.0)
 
-    assert list(cells.obs) == keys
+    assert list(cells.obs) == [*keys, "synthetic"]
     assert cells.X.sum() > 0
 
 
@@ -306,14 +358,28 @@ def test_the_number_of_steps_is_honoured(trained):
         ({"n_steps": 2.0}, "`n_steps`"),
         ({"sampler": "dopri5", "n_steps": 5}, "'dopri5' chooses its own steps"),
         ({"guidance_scale": {"celltype": 2}}, "`guidance_scale`.*'celltype'.*closest first: 'cell_type'"),
-        ({"guidance_scale": np.nan}, "`guidance_scale` must be finite"),
-        ({"guidance_scale": {"dose": np.inf}}, "`guidance_scale` must be finite"),
+        ({"guidance_scale": np.nan}, "`guidance_scale` must be a finite number"),
+        ({"guidance_scale": {"dose": np.inf}}, "`guidance_scale` must be a finite number"),
         ({"library_size": "normals"}, "`library_size` 'normals'.*closest first: 'normal'"),
         ({"library_size": [10, 20]}, r"one per cell \(3\).*\(2,\)"),
         ({"library_size": np.ones((3, 1))}, r"\(3, 1\)"),
         ({"library_size": 0}, "`library_size` must be at least 1"),
-        ({"library_size": [10, np.nan, 3]}, "`library_size` must be at least 1 and finite"),
+        ({"library_size": [10, np.nan, 3]}, "`library_size` must be at least 1 and at most.*nan"),
         ({"library_size": -5.0}, "`library_size` must be at least 1"),
+        ({"library_size": 1e300}, "`library_size` must be at least 1 and at most"),
+        ({"library_size": np.inf}, "`library_size` must be at least 1 and at most"),
+        ({"library_size": []}, r"one per cell \(3\).*\(0,\)"),
+        ({"n_steps": "many"}, "`n_steps`.*'many'"),
+        ({"guidance_scale": "2"}, "`guidance_scale` must be a finite number.*'2'"),
+        ({"guidance_scale": True}, "`guidance_scale` must be a finite number.*True"),
+        ({"composition": ["joint"]}, "`composition`.*is not known"),
+        ({"n_cells": True}, "`n_cells`.*True"),
+        ({"n_cells": None, "condition": {"dose": []}}, "`condition` has no rows"),
+        ({"condition": {"dose": []}}, "has 0 values for 3 cells"),
+        ({"condition": pd.DataFrame({"dose": []})}, "`condition`"),
+        ({"condition": pd.DataFrame([[1, 1]] * 3, columns=["dose", "dose"])}, "two columns of the name 'dose'"),
+        ({"seed": 2**64}, "`seed` must be a whole number from 0 to"),
+        ({"seed": True}, "`seed`.*True"),
         ({"batch_size": 0}, "`batch_size`.*0"),
         ({"seed": -1}, "`seed`.*-1"),
         ({"seed": 1.5}, "`seed`"),
@@ -323,6 +389,44 @@ def test_the_number_of_steps_is_honoured(trained):
 def test_a_bad_request_is_refused_by_name(trained, request_, words):
     with pytest.raises(ValueError, match=words):
         trained.generate(**{"n_cells": 3, **request_})
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"condition": {"cell_type": {"NK"}}}, r"{'NK'} for 'cell_type'; give one value .*, or a list"),
+        ({"condition": {"cell_type": {"NK": 0.5, "B cell": 0.5}}}, "for 'cell_type'; give one value .*equal share"),
+        ({"condition": [("cell_type", "NK")]}, "`condition` must be a mapping, a DataFrame or None.*list"),
+        ({"condition": pd.Series({"cell_type": "NK"})}, "`condition` must be a mapping.*Series"),
+        ({"sampler": 3}, "`sampler` must be a name or a sampler.*3.*closest first"),
+        ({"sampler": ["euler"]}, "`sampler` must be a name or a sampler"),
+        ({"sampler": FixedStepSampler}, "`sampler` must be a name or a sampler"),
+        ({"library_size": {}}, r"`library_size` must be one number, one per cell, or the name of a distribution.*{}"),
+        ({"library_size": {"rna": 500}}, "`library_size` must be one number.*'rna'"),
+        ({"library_size": ["many"] * 3}, "`library_size` must be one number"),
+        ({"library_size": True}, "`library_size` must be one number.*True"),
+        ({"n": 3}, "`generate` has no argument 'n'. Use `n_cells`"),
+        ({"num_cells": 3}, "Use `n_cells`"),
+        ({"conditions": {}}, "Use `condition`"),
+        ({"scale": 2}, "Use `guidance_scale`"),
+        ({"steps": 2}, "Use `n_steps`"),
+        ({"random_state": 2}, "Use `seed`"),
+        ({"guidence_scale": 2}, "Known, closest first: 'guidance_scale'"),
+    ],
+    ids=str,
+)
+def test_what_is_of_another_kind_is_refused_by_name(trained, request_, words):
+    with pytest.raises(TypeError, match=words):
+        trained.generate(**{"n_cells": 3, **request_})
+
+
+@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1, np.uint64(7)])
+def test_every_seed_that_files_can_hold_makes_cells_of_its_own(trained, seed, tmp_path):
+    cells = trained.generate(3, seed=seed)
+
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    assert int(anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]["seed"]) == seed
+    assert not same_cells(cells, trained.generate(3, seed=seed + 1 if seed < 2**40 else 1))
 
 
 def test_steps_may_be_a_numpy_integer(trained):

@@ -222,7 +222,7 @@ def test_by_default_there_are_eleven_frames_and_a_model_without_conditions_works
     path = make_trained(condition_keys=()).get_sampling_path(2, seed=0)
 
     assert path.obs["frame"].nunique() == 11
-    assert list(path.obs) == ["cell", "frame", "time", "noise_level"]
+    assert list(path.obs) == ["cell", "frame", "time", "noise_level", "synthetic"]
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------

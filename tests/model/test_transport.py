@@ -32,6 +32,15 @@ def test_latents_move_and_the_cells_with_them(transported):
     assert new.uns["scgen_diffusion"]["method"] == "transport"
 
 
+def test_an_adaptive_sampler_follows_the_transport_too(transported):
+    rows, request = controls(transported), {"condition": PERTURBED, "method": "transport", "sample": False}
+
+    fixed = transported.predict_perturbation(**request, indices=rows, n_steps=100)
+    adaptive = transported.predict_perturbation(**request, indices=rows, sampler="dopri5")
+
+    np.testing.assert_allclose(adaptive.X, fixed.X, rtol=1e-3)  # errors of 100 midpoint steps
+
+
 def test_it_is_the_default_where_it_fits(transported):
     rows = controls(transported)
 

@@ -10,6 +10,7 @@ from scipy import stats
 
 from scgen_diffusion.module import ANY, LibrarySizeModel
 from scgen_diffusion.module._condition_groups import ConditionGroups
+from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
 from scgen_diffusion.nn import Members, Number
 
 Z = torch.zeros(1, 2, 3)
@@ -69,14 +70,41 @@ def test_normal_draws_have_the_mean_and_deviation_of_the_group(fitted, cells):
     assert stats.kstest(drawn, stats.norm(drawn.mean().item(), drawn.std().item()).cdf).statistic < 0.01
 
 
-def test_a_combination_that_never_occurs_is_extrapolated_additively(fitted, cells):
-    log_totals, condition = cells
-    overall = log_totals.mean()
-    first, second = log_totals[condition[:, 0] == 1].mean(), log_totals[condition[:, 1] == 1].mean()
+def test_a_combination_that_never_occurs_has_the_effects_of_both_conditions(fitted, cells):
+    means = [cells[0][start : start + 400].mean().item() for start in (0, 400, 800)]
 
     drawn = draw(fitted, "normal", [1, 1]).log()
 
-    assert drawn.mean().item() == pytest.approx((first + second - overall).item(), abs=1e-3)
+    assert drawn.mean().item() == pytest.approx(means[1] + means[2] - means[0], abs=5e-3)  # effects are shrunk a little
+
+
+@pytest.mark.parametrize("kind", ["empirical", "normal"])
+@pytest.mark.parametrize("n_modalities", [None, 2])
+def test_confounded_conditions_do_not_count_twice(kind, n_modalities):
+    """Value 0 of one key goes with value 0 of the other in nearly all cells; both have effects on totals."""
+    first, second, spread = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, -0.5]), 0.3
+    sizes = {(0, 0): 900, (0, 1): 60, (1, 1): 900, (1, 2): 60, (2, 2): 900}
+    condition = torch.tensor(list(sizes)).repeat_interleave(torch.tensor(list(sizes.values())), 0)
+    noise = torch.cat([torch.special.ndtri(evenly(n)) for n in sizes.values()])
+    log_totals = 7 + first[condition[:, 0]] + second[condition[:, 1]] + spread * noise
+    model = LibrarySizeModel((3, 3), 6) if n_modalities is None else MultimodalLibrarySize(n_modalities, (3, 3), 6)
+    model.fit(log_totals if n_modalities is None else log_totals[:, None].expand(-1, n_modalities), condition)
+
+    for asked in [(0, 2), (1, 0), (2, 0), (2, 1)]:
+        uniform = evenly(1000) if n_modalities is None else evenly(1000)[:, None].expand(-1, n_modalities)
+        drawn = model.draw(kind, torch.tensor([asked]).expand(1000, -1), Z.expand(1000, -1, -1), uniform).log()
+        expected = 7 + first[asked[0]] + second[asked[1]]
+        torch.testing.assert_close(drawn.mean(0), expected.expand(drawn.shape[1:]), rtol=0, atol=0.01)
+        assert drawn.std(0).max().item() == pytest.approx(spread, rel=0.03)
+
+
+def test_conditions_that_always_go_together_share_their_effect():
+    condition = torch.tensor([[0, 0], [1, 1]]).repeat_interleave(100, 0)
+    model = LibrarySizeModel((2, 2), 6)
+    model.fit(6.0 + 2 * condition[:, 0], condition)
+
+    assert draw(model, "normal", [0, 1]).log().mean().item() == pytest.approx(7.0, abs=1e-2)
+    assert draw(model, "normal", [1, 1]).log().mean().item() == pytest.approx(8.0, abs=1e-3)
 
 
 def test_quantiles_of_an_unseen_combination_are_extrapolated_additively_and_stay_in_order():
@@ -216,8 +244,11 @@ def test_groups_that_are_kept_stay_and_new_ones_are_added():
     for name in ("codes", "quantiles", "predicted_quantiles", "means", "stds"):
         assert torch.equal(getattr(model, name)[: len(before[name])], before[name])
     assert model.codes[len(before["codes"]) :].tolist() == [[ANY, 2], [1, 2]]  # the number 5 has a place of its own
-    assert model.means[-2:].tolist() == [9.0, 9.0]
+    assert model.means[-1] == 9.0
     assert model.predicted_quantiles[-1].unique().tolist() == [9.5]
+    number_5 = model.means[-2] - model.means[1]  # in terms of which [1, 2] is what both values do
+    has_value_1 = model.means[(model.codes == torch.tensor([1, ANY])).all(1)] - model.means[1]
+    assert (model.means[1] + number_5 + has_value_1).item() == pytest.approx(9.0)
     assert model.centres[0, :3].tolist() == [0.0, 1.0, 5.0]
     assert draw(model, "empirical", [0, 0.0]).unique().tolist() == [round(math.e)]
 
@@ -262,11 +293,22 @@ def test_sets_that_occur_have_their_own_totals(of_sets, condition, mean):
 
 
 def test_a_set_that_does_not_occur_adds_up_what_its_members_do(of_sets):
-    overall = 7.1  # mean over all five sets
-    with_0, with_1 = 7.5, (8.0 + 7.0) / 2  # mean over the sets that have the member
-    expected = overall + (with_0 - overall) + (with_1 - overall)
+    assert draw(of_sets, "normal", [0, 1]).log().mean().item() == pytest.approx(
+        7 + 0.5 + 1.0, abs=5e-3
+    )  # effects are shrunk a little
 
-    assert draw(of_sets, "normal", [0, 1]).log().mean().item() == pytest.approx(expected, abs=2e-3)  # whole counts
+
+def test_a_new_set_beside_another_key_has_the_effects_of_its_members():
+    """The other key's values 0 and 1 go with other sets."""
+    effects, of_key = torch.tensor([0.5, 1.0, -1.0, 0.0]), torch.tensor([0.0, 0.8])
+    rows = [[0, 3, 3], [0, 0, 3], [0, 1, 3], [1, 3, 3], [1, 2, 3], [1, 0, 1]]
+    condition = torch.tensor(rows).repeat_interleave(torch.tensor([200, 20, 300, 50, 400, 300]), 0)
+    model = LibrarySizeModel((2, Members(3, largest=2)), 6)
+    model.fit(7 + of_key[condition[:, 0]] + effects[condition[:, 1:]].sum(1), condition)
+
+    for asked, expected in [([0, 0, 2], 6.5), ([0, 2, 3], 6.0), ([0, 0, 1], 8.5), ([1, 1, 2], 7.8)]:
+        drawn = draw(model, "normal", asked).log()
+        assert drawn.mean().item() == pytest.approx(expected, abs=0.02), asked  # effects are shrunk a little
 
 
 def test_a_member_never_seen_leaves_totals_alone():
@@ -291,7 +333,7 @@ def test_many_values_of_a_number_form_few_groups():
     model = LibrarySizeModel((Number(), 2), 6)
     model.fit(7 + numbers[:, 0], torch.cat([numbers, torch.zeros(5000, 1)], 1))
 
-    assert len(model.codes) <= 1 + 16 + 1 + 16
+    assert len(model.codes) <= 2 + 16 + 1 + 16
     assert draw(model, "empirical", [1.0, 0.0]).log().mean().item() == pytest.approx(8.0, abs=0.2)
 
 

@@ -1,7 +1,8 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
 from ._annbatch import AnnbatchCells
-from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
+from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic
+from ._argument_names import answers_to, check_argument_names
 from ._cell_files import CellFiles
 from ._checks import (
     check_conditions,
@@ -15,6 +16,7 @@ from ._checks import (
     layer_names,
     resolve_seed,
     row_numbers,
+    warn_user,
 )
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
@@ -56,6 +58,7 @@ __all__ = [
     "MODALITY_LIKELIHOODS",
     "OPEN",
     "PROVENANCE_KEY",
+    "SYNTHETIC",
     "AnnbatchCells",
     "CategoricalKey",
     "CellFiles",
@@ -79,9 +82,11 @@ __all__ = [
     "SetKey",
     "Turn",
     "ValueSummary",
+    "answers_to",
     "build_anndata",
     "build_mudata",
     "categorical_keys",
+    "check_argument_names",
     "check_condition_columns",
     "check_conditions",
     "check_expression",
@@ -106,6 +111,7 @@ __all__ = [
     "keys_of_state",
     "known_names",
     "layer_names",
+    "mark_synthetic",
     "modalities_of",
     "mudata_of",
     "occurring",
@@ -122,11 +128,11 @@ __all__ = [
     "row_numbers",
     "savable_columns",
     "sync",
-    "synthetic_names",
     "to_array",
     "to_plain",
     "to_table",
     "told",
+    "warn_user",
     "with_categories",
     "write_cells",
 ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     import scipy.sparse as sp
 
 PROVENANCE_KEY = "scgen_diffusion"
+SYNTHETIC = "synthetic"
 JOIN = "|"
 
 
@@ -26,18 +28,19 @@ def build_anndata(
     is_log1p: bool,
     layers: Mapping[str, np.ndarray] | None = None,
 ) -> AnnData:
-    """Assemble generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
+    """Assemble the cells of a model, which provenance names; ``uns["log1p"]`` tells scanpy that values are logarithms."""
     uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
     if is_log1p:
         uns["log1p"] = {}
-    return AnnData(X=x, obs=obs, var=var.copy(), uns=uns, layers=layers)
+    return AnnData(X=x, obs=mark_synthetic(obs, provenance), var=var.copy(), uns=uns, layers=layers)
+
+
+def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataFrame:
+    """Add the column that says that cells are synthetic, and which model made them."""
+    maker = f"{provenance['model']} {version('scgen-diffusion')}"
+    return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
 
 
 def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
     """Return one label per cell, `(cells,)`: the values of several columns as text, joined by ``|``."""
     return obs[list(keys)].astype(str).agg(JOIN.join, axis=1).to_numpy(dtype=str)
-
-
-def synthetic_names(n_cells: int, prefix: str = "synthetic", first: int = 0) -> pd.Index:
-    """Name cells by a prefix and their number, from ``first``."""
-    return pd.Index([f"{prefix}_{number}" for number in range(first, first + n_cells)])

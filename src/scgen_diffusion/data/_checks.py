@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 CHUNK = 4096  # rows looked at together, so that backed files are never read whole
 LARGEST_LOG1P = 20.0  # log1p of half a billion; no normalisation in use gives as much
+LARGEST_SEED = 2**63 - 1  # which files can hold
 N_NAMED = 5  # how many offenders an error names
 COUNTS_ADVICE = (
     "Name the layer that holds raw counts with `layer=...`. For log-normalised values set "
@@ -171,8 +174,8 @@ def resolve_seed(seed: int | None) -> int:
         seed = settings.seed
     if seed is None:
         return int(np.random.default_rng().integers(2**31))
-    if not is_whole_number(seed) or seed < 0:
-        msg = f"`seed` must be a whole number of at least 0, but found {seed!r}."
+    if not is_whole_number(seed) or not 0 <= seed <= LARGEST_SEED:
+        msg = f"`seed` must be a whole number from 0 to 2**63 - 1, but found {seed!r}."
         raise ValueError(msg)
     return int(seed)
 
@@ -293,3 +296,11 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
             "scanpy.pp.filter_cells(adata, min_counts=1)."
         )
         raise ValueError(msg)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line outside of this package that led here."""
+    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level + 1)

@@ -18,7 +18,8 @@ from ._plain import to_plain
 
 OPEN = -np.inf  # in the columns of a condition that is still to be drawn
 REQUEST = "`condition`"
-N_DIGITS = 10  # to which a number is the same after being standardised and back
+FEWEST_DIGITS, MOST_DIGITS = 10, 17  # that a number may need to be the same after being standardised and back
+LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,15 @@ class CategoricalKey(ConditionKey):
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look classes up."""
-        codes = self._index.get_indexer(pd.Index(np.asarray(values, dtype=object)))
+        try:
+            codes = self._index.get_indexer(pd.Index(np.asarray(values, dtype=object)))
+        except (TypeError, ValueError) as error:
+            value = next(value for value in values if not np.isscalar(value))
+            msg = (
+                f"{source} has {value!r} for {self.name!r}; give one value for all cells, or a list with one value per cell or fewer, "
+                "each of which an equal share of the cells gets."
+            )
+            raise TypeError(msg) from error
         if (codes < 0).any():
             raise ValueError(_unknown(source, self.name, list(values)[int(np.argmin(codes))], self.values))
         return codes[:, None].astype(float)
@@ -145,12 +154,24 @@ class ContinuousKey(ConditionKey):
             value = list(values)[int(np.argmin(np.isfinite(numbers)))]
             msg = f"{source} has the value {value!r} for {self.name!r}; a finite number is needed."
             raise ValueError(msg)
-        return ((numbers - self.mean) / self.std)[:, None]
+        codes = (numbers - self.mean) / self.std
+        if (np.abs(codes) > LARGEST_NUMBER).any():
+            value = list(values)[int(np.argmax(np.abs(codes)))]
+            msg = f"{source} has the value {value!r} for {self.name!r}, which is absurdly far from {self.low:g} to {self.high:g} of the training cells."
+            raise ValueError(msg)
+        return codes[:, None]
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Return numbers on their own scale."""
-        decimals = N_DIGITS - int(np.ceil(np.log10(max(self.std, abs(self.mean)))))
-        return np.round(codes[:, 0] * self.std + self.mean, decimals) + 0.0  # no negative zero
+        """Return numbers on their own scale: those with the fewest digits that have these codes."""
+        distinct, which = np.unique(codes[:, 0], return_inverse=True)
+        numbers = distinct * self.std + self.mean
+        is_found = np.zeros(len(distinct), dtype=bool)
+        most = -int(np.ceil(np.log10(max(self.std, abs(self.mean)))))
+        for n_digits in range(FEWEST_DIGITS, MOST_DIGITS + 1):
+            rounded = np.round(numbers, n_digits + most)
+            is_new = ~is_found & ((rounded - self.mean) / self.std == distinct)
+            numbers, is_found = np.where(is_new, rounded, numbers), is_found | is_new
+        return numbers[which] + 0.0  # no negative zero
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Allow every number: what lies between or beyond those of training is inter- or extrapolated."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ._anndata import SYNTHETIC
 from ._checks import check_conditions, known_names
 from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, split_set
 
@@ -79,6 +80,9 @@ class ConditionSetup:
         categorical, continuous, listed_sets = condition_names(categorical, continuous, sets)
         listed = [*categorical, *continuous, *listed_sets]
         separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
+        if SYNTHETIC in listed:
+            msg = f"{SYNTHETIC!r} cannot be a condition key: generated cells have a column of that name. Rename adata.obs[{SYNTHETIC!r}]."
+            raise ValueError(msg)
         check_conditions(adata.obs, listed)
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = (

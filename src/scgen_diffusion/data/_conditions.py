@@ -211,6 +211,9 @@ class Conditions:
         if not isinstance(request, Mapping | pd.DataFrame):
             msg = f"`condition` must be a mapping, a DataFrame or None, but found {type(request).__name__}."
             raise TypeError(msg)
+        if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
+            msg = f"`condition` has two columns of the name {request.columns[request.columns.duplicated()][0]!r}."
+            raise ValueError(msg)
         for name in request:
             if name not in self.keys:
                 msg = f"`condition` has the unknown key {name!r}. {known_names(name, self.keys)}"

@@ -53,6 +53,11 @@ class RequestedCodes:
         return self[np.unique(np.concatenate([np.zeros(1, int), *first]))]
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether all cells were asked for alike."""
+        return all(len(values) == 1 for _, values in self.given)
+
+    @property
     def digest(self) -> str:
         """Tell what was asked for from other things, for however many cells.
 

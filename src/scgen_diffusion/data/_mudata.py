@@ -15,7 +15,7 @@ from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import BaseAnnDataField
 
-from ._anndata import PROVENANCE_KEY, build_anndata
+from ._anndata import PROVENANCE_KEY, build_anndata, mark_synthetic
 from ._checks import check_same_genes
 from ._mudata_checks import check_modalities, check_modality, layer_of
 
@@ -187,7 +187,7 @@ def build_mudata(
 
 def _paired(parts: Mapping[str, AnnData], obs: pd.DataFrame, provenance: Mapping[str, Any]) -> MuData:
     mdata = mudata_of(parts)
-    mdata.obs = obs.copy()
+    mdata.obs = mark_synthetic(obs, provenance)
     mdata.uns[PROVENANCE_KEY] = dict(provenance)
     return mdata
 

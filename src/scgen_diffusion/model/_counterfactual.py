@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from ._diagnostics import check_finite
 from ._generation import GenerationMixin
 from ._guidance import GuidanceOptions
 from ._request import SamplingOptions, checked_batch_size
+from ._request_identity import identity_of, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,7 +60,7 @@ class CounterfactualOptions:
     sampling
         The sampler, its steps and guidance on the way to the new condition.
     transport
-        The way there and back.
+        The way to noise and back; None for a trained transport, which goes to the new condition directly.
     given
         Numbers of the condition keys that the model is told of.
     strength
@@ -75,7 +76,7 @@ class CounterfactualOptions:
     """
 
     sampling: SamplingOptions
-    transport: Transport
+    transport: Transport | None
     given: Sequence[int]
     strength: float
     sample: bool
@@ -170,9 +171,9 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         residuals: str = "new",
     ) -> AnnData:
         sampling = self._sampling_options(sampler, n_steps, guidance, output)
-        transport = self._transport_of(sampling.sampler)
         cells = self._control_cells(adata, indices, condition)
         method = self._method_for(cells, method)
+        transport = None if method == "transport" else self._transport_of(sampling.sampler)
         if method == "transport" and (guidance != GuidanceOptions() or given_keys is not None):
             msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
@@ -195,6 +196,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         provenance |= _describe_counterfactual(condition, library_size, options)
         provenance |= {"given_keys": [self.conditions.keys[key] for key in given], "outside_training": outside}
         obs = self._counterfactual_obs(cells, [] if condition is None else list(condition))
+        obs.index = self._counterfactual_names(cells, condition, options, provenance, seed)
         return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
 
     @torch.inference_mode()
@@ -233,7 +235,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
     def _checked_given_keys(self, given_keys: Sequence[str] | None, asked: list[str]) -> list[int]:
         """Return the numbers of the keys that the model is told of, which it must have learned without the others."""
         keys, strategy = self.conditions.keys, self.module.strategy
-        if isinstance(given_keys, str):
+        if isinstance(given_keys, str) or not isinstance(given_keys, Iterable | None):
             msg = f"`given_keys` must be a list of names, but found {given_keys!r}."
             raise ValueError(msg)
         given = keys if given_keys is None else list(given_keys)
@@ -260,6 +262,21 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         own = {f"{key}{SUFFIX}": obs[key] for key in asked}
         return obs.assign(**own, **{key: new[key] for key in asked})
 
+    def _counterfactual_names(
+        self,
+        cells: ControlCells,
+        condition: ConditionRequest,
+        options: CounterfactualOptions,
+        provenance: Mapping[str, Any],
+        seed: int,
+    ) -> pd.Index:
+        """Name cells by what was asked, and by the given cells that they were."""
+        asked = self.conditions.request(condition, len(cells.rows))
+        told = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
+        identity = identity_of(self, asked, options.sampling, options.library_size, provenance) | told
+        name = name_of(identity, options.sampling.guidance, seed, None if asked.is_uniform else len(cells.rows))
+        return pd.Index([f"{name}-{cell}" for cell in cells.source.obs_names[cells.rows]])
+
     def _control_blocks(self, cells: ControlCells, seed: int, chunk: int) -> Iterator[ControlBlock]:
         """Yield cells in whole blocks, read ``chunk`` of them, a multiple of a block, at a time."""
         start = 0
@@ -280,6 +297,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
 
     def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
         """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
+        assert options.transport is not None
         guidance = options.sampling.guidance
         own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
         return options.transport(

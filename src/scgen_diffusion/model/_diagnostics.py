@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from scgen_diffusion.data import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,7 @@ def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> Non
             f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train longer, with "
             "another learning rate (`plan_kwargs`), or take a larger network."
         )
-        warnings.warn(msg, UserWarning, stacklevel=6)
+        warn_user(msg)
 
 
 def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_negation: bool) -> None:
@@ -45,7 +46,7 @@ def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_
             f"{values.zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. To get zeros, "
             f"{advice}."
         )
-        warnings.warn(msg, UserWarning, stacklevel=5)
+        warn_user(msg)
 
 
 def check_finite(rows: Rows) -> None:
@@ -95,4 +96,4 @@ def check_not_diverged(values: ValueSummary, largest_training_value: float) -> N
             f"Sampling seems to have diverged: the largest generated value is {values.largest:.3g}, the largest training value "
             f"{largest_training_value:.3g}. {advice}"
         )
-        warnings.warn(msg, UserWarning, stacklevel=5)
+        warn_user(msg)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from scgen_diffusion.data import answers_to
 from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, FixedStepSampler, FlowTransport, NoiseTransport
 from scgen_diffusion.module import library_features, to_counts
 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import GuidanceOptions
+from ._request import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,7 @@ DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)
 class GeneSpaceCounterfactualMixin(CounterfactualMixin):
     """``predict_perturbation`` by the noise that leads to given profiles."""
 
+    @answers_to(ELSEWHERE)
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,
@@ -100,8 +103,8 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
         Returns
         -------
         AnnData
-            One cell per given cell, in the same order, with its name and ``obs``: the keys asked for have the new values, and
-            ``obs["<key>_of_control"]`` those before. Values in ``X`` as :meth:`generate` gives them. How they were made is in
+            One cell per given cell, in the same order, with its ``obs``: the keys asked for have the new values, and
+            ``obs["<key>_of_control"]`` those before. Its name is that of the given cell behind one of model and request. Values in ``X`` as :meth:`generate` gives them. How they were made is in
             ``uns["scgen_diffusion"]``.
 
         Raises

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from scgen_diffusion.data import (
     is_whole_number,
     known_names,
     resolve_seed,
-    synthetic_names,
+    warn_user,
 )
 from scgen_diffusion.diffusion import Generators, Sampler, block_size
 
@@ -36,6 +35,7 @@ from ._request import (
     describe_condition,
     describe_library_size,
 )
+from ._request_identity import identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,6 +84,11 @@ class GenerationMixin(BaseModelClass):
     default_sampler: str | Sampler = "midpoint"
 
     @property
+    def _default_output(self) -> InputValues:
+        """What the cells of ``generate`` hold unless something else is asked for."""
+        return "log1p"
+
+    @property
     @abstractmethod
     def conditions(self) -> Conditions:
         """Condition keys, their classes, and their joint distribution in the training cells."""
@@ -119,7 +124,7 @@ class GenerationMixin(BaseModelClass):
     def _check_ready_to_generate(self) -> None:
         """Raise unless the model can generate."""
 
-    def _check_request(self, codes: np.ndarray, stacklevel: int = 4) -> list[str]:
+    def _check_request(self, codes: np.ndarray) -> list[str]:
         """Warn of what lies outside the training cells, and name it for the provenance."""
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         if unseen:
@@ -128,14 +133,12 @@ class GenerationMixin(BaseModelClass):
                 if len(unseen) == 1
                 else f"{len(unseen)} requested combinations, for example {unseen[0]}, do"
             )
-            msg = (
+            warn_user(
                 f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
                 "and conditions that were not given are drawn regardless of those that were."
             )
-            warnings.warn(msg, UserWarning, stacklevel=stacklevel)
         if extrapolated:
-            msg = f"Numbers outside the range of the training cells were asked for: {', '.join(extrapolated)}."
-            warnings.warn(msg, UserWarning, stacklevel=stacklevel)
+            warn_user(f"Numbers outside the range of the training cells were asked for: {', '.join(extrapolated)}.")
         return [*unseen[:N_UNSEEN], *extrapolated]
 
     @abstractmethod
@@ -182,7 +185,7 @@ class GenerationMixin(BaseModelClass):
                     progress.update(len(part[1]))
         x, codes = stack([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
         self._check_result(ValueSummary.of(x), request.output)
-        obs = self.conditions.to_obs(codes, synthetic_names(request.n_cells))
+        obs = self.conditions.to_obs(codes, request.names(0, request.n_cells))
         return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
 
     def _request(
@@ -197,15 +200,16 @@ class GenerationMixin(BaseModelClass):
         seed: int | None,
         output: InputValues,
     ) -> CellRequest:
-        """Check what a user asks for, and resolve it. To be called two calls below the user's."""
+        """Check what a user asks for, and resolve it."""
         self._check_ready_to_generate()
         codes = self.conditions.request(condition, n_cells)
-        outside = self._check_request(codes.distinct(), stacklevel=5)
-        library_size = self._checked_library_size(library_size, len(codes), output)
+        outside = self._check_request(codes.distinct())
+        sizes = self._checked_library_size(library_size, len(codes), output)
         options = self._sampling_options(sampler, n_steps, guidance, output)
         seed = resolve_seed(seed)
-        provenance = self._provenance(condition, options, library_size, seed) | {"outside_training": outside}
-        return CellRequest(codes, options, library_size, seed, provenance)
+        provenance = self._provenance(condition, options, sizes, seed) | {"outside_training": outside}
+        identity = identity_of(self, codes, options, sizes, provenance)
+        return CellRequest(codes, options, sizes, seed, identity, provenance)
 
     def _rows_of(self, request: CellRequest, start: int, stop: int) -> tuple[Rows, np.ndarray]:
         """Make the cells of a range, which starts with a block, and say which codes they got."""
@@ -247,12 +251,16 @@ class GenerationMixin(BaseModelClass):
     def _resolve_sampler(self, sampler: str | Sampler | None) -> tuple[str, Sampler]:
         """Return a sampler and its name."""
         chosen = self.default_sampler if sampler is None else sampler
-        if not isinstance(chosen, str):
-            return repr(chosen), chosen
-        if chosen not in self._samplers:
-            msg = f"`sampler` {chosen!r} is not known. {known_names(chosen, list(self._samplers))}"
+        if isinstance(chosen, str) and chosen in self._samplers:
+            return chosen, self._samplers[chosen]
+        known = known_names(chosen, list(self._samplers))
+        if isinstance(chosen, str):
+            msg = f"`sampler` {chosen!r} is not known. {known}"
             raise ValueError(msg)
-        return chosen, self._samplers[chosen]
+        if not callable(chosen) or isinstance(chosen, type):
+            msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {chosen!r}. {known}"
+            raise TypeError(msg)
+        return repr(chosen), chosen
 
     def _sampling_options(
         self,

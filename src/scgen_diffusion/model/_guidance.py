@@ -77,7 +77,7 @@ class GuidanceOptions:
     def _composed_by(self, trained: ConditionStrategy) -> ConditionStrategy:
         if self.composition is None or self.composition == trained.name:
             return trained
-        if self.composition not in CONDITION_STRATEGIES:
+        if not isinstance(self.composition, str) or self.composition not in CONDITION_STRATEGIES:
             known = known_names(self.composition, list(CONDITION_STRATEGIES))
             msg = f"`composition` {self.composition!r} is not known. {known}"
             raise ValueError(msg)
@@ -168,6 +168,6 @@ def _check_key(key: Any, keys: Sequence[str]) -> None:
 
 
 def _check_scale(value: Any) -> None:
-    if not isinstance(value, Real) or not np.isfinite(value):  # type: ignore[call-overload]
-        msg = f"`guidance_scale` must be finite, but found {value!r}."
+    if not isinstance(value, Real) or isinstance(value, bool) or not np.isfinite(value):  # type: ignore[call-overload]
+        msg = f"`guidance_scale` must be a finite number, one per key, or one per subset of keys, but found {value!r}."
         raise ValueError(msg)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 import torch
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion.data import answers_to, known_names, warn_user
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import GuidanceOptions
+from ._request import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +47,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
     def _generates_counts(self) -> bool:
         """Whether cells come out as counts."""
 
+    @answers_to(ELSEWHERE)
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,
@@ -108,7 +109,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         guidance_scale, composition, guidance_interval, guidance_rescale
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back has none, nor has the transport.
         sampler
-            ``"euler"``, ``"midpoint"`` or ``"heun"``.
+            ``"euler"``, ``"midpoint"`` or ``"heun"``; of the transport also ``"dopri5"``.
         n_steps
             Steps of the sampler, each way.
         library_size
@@ -127,8 +128,8 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         Returns
         -------
         AnnData
-            One cell per given cell, in the same order, with its name and ``obs``: the keys asked for have the new values, and
-            ``obs["<key>_of_control"]`` those before. Counts (CSR) in ``X``, expected ones dense; with a Gaussian head,
+            One cell per given cell, in the same order, with its ``obs``: the keys asked for have the new values, and
+            ``obs["<key>_of_control"]`` those before. Its name is that of the given cell behind one of model and request. Counts (CSR) in ``X``, expected ones dense; with a Gaussian head,
             log-normalised values. How they were made is in ``uns["scgen_diffusion"]``.
 
         Raises
@@ -174,7 +175,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         elif method == "inversion" or not ("transport" in self.trained_stages_ and self._is_perturbation(cells)):
             self._check_ready_to_generate()
             if method is None and "transport" in self.trained_stages_ and (cells.own != cells.codes).any():
-                warnings.warn(f"Predicted by inversion. {NO_PERTURBATION}", UserWarning, stacklevel=4)
+                warn_user(f"Predicted by inversion. {NO_PERTURBATION}")
             return "inversion"
         return "transport"
 

@@ -15,6 +15,8 @@ from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
 if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Generators
 
+LARGEST_TOTAL = 10**9  # no cell has as many; far beyond, sums are infinite in single precision
+
 
 class LibrarySizeMixin(BaseModelClass):
     """Total counts of generated cells: drawn from a distribution, or given by the user."""
@@ -26,14 +28,21 @@ class LibrarySizeMixin(BaseModelClass):
         """Resolve a user's library size: the name of a distribution, or one total per cell."""
         if library_size is None or isinstance(library_size, str):
             return self._checked_library_kind(library_size or self.architecture.library_size)
-        totals = np.asarray(library_size, dtype=np.float32)
+        try:
+            totals = np.asarray(library_size, dtype=float)
+        except (TypeError, ValueError):
+            totals = None
+        if totals is None or isinstance(library_size, bool):
+            msg = f"`library_size` must be one number, one per cell, or the name of a distribution, but found {library_size!r}."
+            raise TypeError(msg)
         if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
             msg = f"`library_size` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
             raise ValueError(msg)
-        if not np.isfinite(totals).all() or (totals < 1).any():
-            msg = f"`library_size` must be at least 1 and finite, but found {totals.min()}."
+        is_allowed = (totals >= 1) & (totals <= LARGEST_TOTAL)
+        if not is_allowed.all():
+            msg = f"`library_size` must be at least 1 and at most {LARGEST_TOTAL}, but found {totals[~is_allowed][0]}."
             raise ValueError(msg)
-        return np.broadcast_to(totals, n_cells)
+        return np.broadcast_to(totals.astype(np.float32), n_cells)
 
     def _checked_library_kind(self, kind: str) -> LibrarySizeKind:
         if kind not in LIBRARY_SIZE_KINDS:

@@ -72,10 +72,8 @@ def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 # What is saved of a model beside its weights, its registry and its options, and how each is read. Nothing else is set on a model.
 ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
-    "autoencoder_is_trained_": _one_of(bool),
-    "prior_is_trained_": _one_of(bool),
+    "trained_stages_": lambda plain: [_one_of(str)(stage) for stage in plain],
     "library_head_is_trained_": _one_of(bool),
-    "transport_is_trained_": _one_of(bool),
     "is_trained_": _one_of(bool),
     "history_": _optional(_tables),
     "train_indices_": _optional(_row_numbers),

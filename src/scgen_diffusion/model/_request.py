@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scgen_diffusion.data import ConditionRequest, is_whole_number
+
+from ._request_identity import name_of
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import RequestedCodes
@@ -17,6 +20,20 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
+ELSEWHERE = {
+    **dict.fromkeys(("n", "n_samples", "num_samples", "num_cells", "n_obs", "size"), "n_cells"),
+    **dict.fromkeys(("conditions", "cond", "labels", "labels_key", "y", "cell_type"), "condition"),
+    **dict.fromkeys(("scale", "guidance", "cfg_scale", "guidance_strength", "w"), "guidance_scale"),
+    **dict.fromkeys(("steps", "num_steps", "num_inference_steps"), "n_steps"),
+    **dict.fromkeys(("random_state", "random_seed", "rng", "generator"), "seed"),
+    **dict.fromkeys(("method", "solver", "scheduler"), "sampler"),
+    **dict.fromkeys(("library_sizes", "total_counts", "size_factor"), "library_size"),
+    **dict.fromkeys(("filename", "file", "out", "output"), "path"),
+    **dict.fromkeys(("adata", "control", "control_cells"), "adata_control"),
+    **dict.fromkeys(("progress", "progress_bar", "verbose"), "show_progress"),
+    "frames": "n_frames",
+}
+"""What other packages call the arguments of methods that generate."""
 N_NAMED = 1000  # values of a list that provenance names at most
 
 
@@ -60,6 +77,8 @@ class CellRequest:
         Name of a distribution, or totals ``(cells, ...)``.
     seed
         Seed of all draws.
+    identity
+        What the cells depend on, see :func:`identity_of`.
     provenance
         What is told of the request in ``uns``.
     """
@@ -68,6 +87,7 @@ class CellRequest:
     options: SamplingOptions
     library_size: Any
     seed: int
+    identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
     @property
@@ -79,6 +99,11 @@ class CellRequest:
     def output(self) -> InputValues:
         """What the cells hold."""
         return self.options.output
+
+    def names(self, start: int, stop: int) -> pd.Index:
+        """Name cells of a range: other requests have other names, and the first cells of a longer request the same."""
+        name = name_of(self.identity, self.options.guidance, self.seed, None if self.codes.is_uniform else self.n_cells)
+        return pd.Index([f"{name}-{number}" for number in range(start, stop)])
 
     def with_seed(self, seed: int) -> CellRequest:
         """Return the same request with another seed."""

@@ -15,45 +15,61 @@ if TYPE_CHECKING:
 
     from scvi.model.base import BaseModelClass
 
-    from ._request import CellRequest
+    from scgen_diffusion.data import RequestedCodes
+    from scgen_diffusion.diffusion import Guidance
+
+    from ._request import SamplingOptions
 
 DIGEST = "sha256:"
 ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
+N_DIGITS = 10  # of names: two of ten thousand requests share one with a probability of 1 in 20 000
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, which differs from process to process
 
 
-def identity_of(model: BaseModelClass, request: CellRequest, seed: int | None, shard_size: int) -> dict[str, Any]:
-    """Return all that the cells depend on, in plain values; what is long as a digest.
+def identity_of(
+    model: BaseModelClass,
+    codes: RequestedCodes,
+    options: SamplingOptions,
+    library_size: Any,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return all that cells depend on, apart from the seed and how many they are, in plain values; what is long as a digest.
 
     Parameters
     ----------
     model
         The model.
-    request
-        The cells.
-    seed
-        Seed that the user gave, None for any.
-    shard_size
-        Cells that are finished together.
+    codes
+        Conditions that were asked for.
+    options
+        How the cells are sampled.
+    library_size
+        Name of a distribution, totals ``(cells, ...)``, or None for those of given cells.
+    provenance
+        What is told of the request.
     """
-    provenance = request.provenance
-    size = request.library_size
     return {
         "model": provenance["model"],
         "weights": _digest_of_model(model),
         "version": provenance["version"],
         "torch": str(torch.__version__),
         "device": torch.device(model.device).type,
-        "n_cells": request.n_cells,
-        "seed": None if seed is None else int(seed),
-        "shard_size": shard_size,
-        "sampler": ADDRESS.sub("", request.options.sampler_name),
+        "sampler": ADDRESS.sub("", options.sampler_name),
         "n_steps": provenance["n_steps"],
-        "condition": DIGEST + request.codes.digest,
-        "library_size": DIGEST + _digest_of_array(size) if isinstance(size, np.ndarray) else size,
-        "guidance": json.loads(json.dumps(request.options.guidance_record, default=str)),
-        "values": request.output,
+        "condition": DIGEST + codes.digest,
+        "library_size": DIGEST + _digest_of_array(library_size)
+        if isinstance(library_size, np.ndarray)
+        else library_size,
+        "guidance": json.loads(json.dumps(options.guidance_record, default=str)),
+        "values": options.output,
     }
+
+
+def name_of(identity: Mapping[str, Any], guidance: Guidance, seed: int, n_cells: int | None) -> str:
+    """Name a request by its model and by a digest of what its cells depend on: the number of cells too, unless it is None."""
+    depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
+    told = json.dumps(depends_on, sort_keys=True, default=str)
+    return f"{identity['model']}-{hashlib.sha256(told.encode()).hexdigest()[:N_DIGITS]}"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -87,6 +103,6 @@ def _digest_of_model(model: BaseModelClass) -> str:
 def _digest_of_array(values: np.ndarray) -> str:
     """Tell totals from others; one for all is looked at once."""
     distinct = values[:1] if values.strides[0] == 0 else values
-    digest = hashlib.sha256(str(values.shape).encode())
+    digest = hashlib.sha256(str(distinct.shape).encode())
     digest.update(np.ascontiguousarray(distinct).tobytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scgen_diffusion.data import ValueSummary, is_whole_number, synthetic_names
+from scgen_diffusion.data import ValueSummary, answers_to, is_whole_number
 from scgen_diffusion.diffusion import TracingSampler
 
 from ._generation import Block, GenerationMixin
 from ._guidance import GuidanceOptions
+from ._request import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,10 +47,13 @@ class SamplingPathMixin(GenerationMixin):
     A subclass says how a state reads as a profile (:meth:`_profiles_of`); its module has ``denoiser`` and ``draw_noise``.
     """
 
+    architecture: Any
+
     @abstractmethod
     def _profiles_of(self, states: Tensor) -> Tensor:
         """Read states ``(cells, ...)`` as log-normalised profiles ``(cells, genes)``."""
 
+    @answers_to(ELSEWHERE)
     def get_sampling_path(
         self,
         n_cells: int | None = None,
@@ -145,7 +150,11 @@ class SamplingPathMixin(GenerationMixin):
         times = parts[0].times
         states, estimates = (np.concatenate(blocks, axis=1) for blocks in list(zip(*parts, strict=True))[1:])
         self._check_result(ValueSummary.of(states[-1]), "log1p")
-        cells = self.conditions.to_obs(np.concatenate(codes), synthetic_names(request.n_cells))
+        identity = {**request.identity, "values": self._default_output}
+        if self._default_output == "counts":
+            identity["library_size"] = self.architecture.library_size
+        generated = replace(request, identity=identity)  # what `generate` makes of the same arguments
+        cells = self.conditions.to_obs(np.concatenate(codes), generated.names(0, request.n_cells))
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
         obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())
         layers = {"estimate": np.concatenate(estimates)}

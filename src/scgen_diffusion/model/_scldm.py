@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from scgen_diffusion.data import answers_to
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
@@ -15,6 +16,7 @@ from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
 from ._reconstruction import ReconstructionMixin
 from ._reference import load_reference
+from ._request import ELSEWHERE
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 from ._transport_training import TransportTrainingMixin
@@ -102,6 +104,7 @@ class SCLDM(
         self.library_head_is_trained_ = False
         self.init_params_ = self._get_init_params(locals())
 
+    @answers_to(ELSEWHERE)
     def generate(
         self,
         n_cells: int | None = None,
@@ -166,7 +169,7 @@ class SCLDM(
         -------
         AnnData
             Counts (CSR) in ``X``, conditions in ``obs``, ``var`` as in training, and how the cells were made in
-            ``uns["scgen_diffusion"]``. With a Gaussian head, log-normalised values in place of counts. From a model of MuData,
+            ``uns["scgen_diffusion"]``. ``obs["synthetic"]`` names the model, as do the cells' names, which no other request shares. With a Gaussian head, log-normalised values in place of counts. From a model of MuData,
             MuData: each cell has all modalities.
 
         Raises
@@ -186,9 +189,10 @@ class SCLDM(
             batch_size=batch_size,
             seed=seed,
             show_progress=show_progress,
-            output="counts" if self._generates_counts else "log1p",
+            output=self._default_output,
         )
 
+    @answers_to(ELSEWHERE)
     def generate_to(
         self,
         path: str | os.PathLike[str],
@@ -260,7 +264,7 @@ class SCLDM(
             batch_size=batch_size,
             seed=seed,
             show_progress=show_progress,
-            output="counts" if self._generates_counts else "log1p",
+            output=self._default_output,
             shard_size=shard_size,
             rank=rank,
             n_ranks=n_ranks,
@@ -327,6 +331,10 @@ class SCLDM(
     @property
     def _samplers(self) -> Mapping[str, Sampler]:
         return FLOW_SAMPLERS
+
+    @property
+    def _default_output(self) -> InputValues:
+        return "counts" if self._generates_counts else "log1p"
 
     @property
     def _generates_counts(self) -> bool:

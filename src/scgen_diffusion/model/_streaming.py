@@ -21,11 +21,11 @@ from scgen_diffusion.data import (
     check_writable,
     checked_goal,
     is_whole_number,
+    mark_synthetic,
     put_in_place,
     remove,
     remove_parts,
     sync,
-    synthetic_names,
     told,
     with_categories,
     write_cells,
@@ -34,7 +34,6 @@ from scgen_diffusion.data import (
 from ._blocks import stack
 from ._generation import GenerationMixin
 from ._request import checked_batch_size
-from ._request_identity import identity_of
 from ._stream import Share, Stream
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, PartFolder, Turn
     from scgen_diffusion.module import InputValues
+
+    from ._request import CellRequest
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,12 @@ class StreamingMixin(GenerationMixin):
         cells_per_part = self._cells_per_part(shard_size)
         request = self._request(n_cells, condition, **options)
         seed = settings.seed if options["seed"] is None else options["seed"]
-        identity = identity_of(self, request, seed, cells_per_part)
+        identity = {
+            **request.identity,
+            "n_cells": request.n_cells,
+            "seed": None if seed is None else int(seed),
+            "shard_size": cells_per_part,
+        }
         stream = Stream(goal, request, identity, cells_per_part, overwrite)
         if stream.is_finished():
             remove_parts(stream.folder)
@@ -202,7 +208,7 @@ class StreamingMixin(GenerationMixin):
         request, dtypes = stream.request, seen.dtypes
         none = Part(self._no_cells(request.output), codes[:0])
         form = self._assemble(
-            none.x, self._obs(none, range(0), dtypes), request.provenance, is_log1p=request.output == "log1p"
+            none.x, self._obs(request, none, range(0), dtypes), request.provenance, is_log1p=request.output == "log1p"
         )
         extent = Extent(request.n_cells, values.n_stored, stream.cells_per_part)
         write_cells(place, form, self._pieces(stream, folder, dtypes), extent, stream.identity)
@@ -215,8 +221,10 @@ class StreamingMixin(GenerationMixin):
     def _pieces(self, stream: Stream, folder: PartFolder, dtypes: Mapping[str, pd.CategoricalDtype]) -> Iterator[Piece]:
         for number in range(stream.n_parts):
             part = folder.read(number)
-            yield Piece(part.x, self._obs(part, stream.rows(number), dtypes))
+            yield Piece(part.x, self._obs(stream.request, part, stream.rows(number), dtypes))
 
-    def _obs(self, part: Part, rows: range, dtypes: Mapping[str, pd.CategoricalDtype]) -> pd.DataFrame:
-        names = synthetic_names(len(rows), first=rows.start)
-        return with_categories(self.conditions.to_obs(part.codes, names), dtypes)
+    def _obs(
+        self, request: CellRequest, part: Part, rows: range, dtypes: Mapping[str, pd.CategoricalDtype]
+    ) -> pd.DataFrame:
+        obs = self.conditions.to_obs(part.codes, request.names(rows.start, rows.stop))
+        return mark_synthetic(with_categories(obs, dtypes), request.provenance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,15 +16,34 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import ConditionSpec
 
 ANY = -1
+BASELINE = -2
 N_CENTRES = 16  # of the values of a number
 CELLS_AT_A_TIME = 1 << 16
 
 
-class ConditionGroups:
-    """Groups of cells with equal conditions.
+class Group(NamedTuple):
+    """Cells that have something in common.
 
-    A group is a row of codes ``(columns,)`` with :data:`ANY` for what its cells may differ in. Numbers are replaced by that of
-    the nearest of a few centres.
+    Parameters
+    ----------
+    kind
+        All cells; all cells as the baseline to which conditions add; those with a value of a key, a whole set or a member in a set; those of a combination.
+    codes
+        Codes ``(columns,)`` with :data:`ANY` for what the cells may differ in; those of the baseline are :data:`BASELINE`.
+    cells
+        Numbers of the cells.
+    key
+        Number of the key of a value, set or member.
+    """
+
+    kind: Literal["all", "baseline", "value", "set", "member", "combination"]
+    codes: Tensor
+    cells: Tensor
+    key: int = -1
+
+
+class ConditionGroups:
+    """Groups of cells with equal conditions. Numbers are replaced by that of the nearest of a few centres.
 
     Parameters
     ----------
@@ -65,20 +84,19 @@ class ConditionGroups:
                 codes[part, column] = (condition[part, column, None] - centres[row]).abs().argmin(1).to(codes)
         return codes.long()
 
-    def split(self, codes: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Group cells with codes ``(cells, columns)``: all, those of each value of a key or member of a set, of each combination.
+    @property
+    def add_up(self) -> bool:
+        """Whether combinations can be new that consist of what is known."""
+        return len(self.keys) > 1 or bool(self.sets)
 
-        Returns
-        -------
-        tuple
-            Codes of the groups ``(groups, columns)``, and the numbers of each group's cells.
-        """
-        groups = [torch.full((1, self.n_columns), ANY, device=codes.device)]
-        members = [torch.arange(len(codes), device=codes.device)]
-        for group, rows in self._parts(codes):
-            groups.append(group)
-            members += rows
-        return torch.cat(groups), members
+    def split(self, codes: Tensor) -> list[Group]:
+        """Group cells with codes ``(cells, columns)``: all, those of each value of a key or member of a set, of each combination."""
+        everyone = torch.arange(len(codes), device=codes.device)
+        whole = codes.new_empty(self.n_columns)
+        groups = [Group("all", torch.full_like(whole, ANY), everyone)]
+        if self.add_up:
+            groups.append(Group("baseline", torch.full_like(whole, BASELINE), everyone))
+        return [*groups, *self._parts(codes)]
 
     def only(self, codes: Tensor, key: int) -> Tensor:
         """Open all keys of codes ``(n, columns)`` but one."""
@@ -89,16 +107,19 @@ class ConditionGroups:
         for column in range(self.keys[key].start, self.keys[key].stop):
             yield self._having(codes[:, column], key), codes[:, column] < self.sets[key]
 
-    def _parts(self, codes: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def _parts(self, codes: Tensor) -> Iterator[Group]:
         for key, columns in enumerate(self.keys):
-            yield _distinct(_open_all_but(codes, columns))
+            kind = "combination" if len(self.keys) == 1 else "set" if key in self.sets else "value"
+            for group, cells in _distinct(_open_all_but(codes, columns)):
+                yield Group(kind, group, cells, key)
             if key in self.sets:
                 places = codes[:, columns]
                 cells, place = (places < self.sets[key]).nonzero(as_tuple=True)
-                groups, rows = _distinct(self._having(places[cells, place], key))
-                yield groups, [cells[numbers] for numbers in rows]
+                for group, numbers in _distinct(self._having(places[cells, place], key)):
+                    yield Group("member", group, cells[numbers], key)
         if len(self.keys) > 1:
-            yield _distinct(codes)
+            for group, cells in _distinct(codes):
+                yield Group("combination", group, cells)
 
     def _having(self, member: Tensor, key: int) -> Tensor:
         """Return codes of the cells with a member in their set, whatever else is in it."""
@@ -113,8 +134,8 @@ def _open_all_but(codes: Tensor, columns: slice) -> Tensor:
     return opened
 
 
-def _distinct(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return the distinct codes, in lexicographic order, and the numbers of the rows with each.
+def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the distinct codes, in lexicographic order, each with the numbers of its rows.
 
     ``unique(dim=0)`` does the same, but makes a tensor of each row, of some 300 bytes.
     """
@@ -128,7 +149,8 @@ def _distinct(codes: Tensor) -> tuple[Tensor, list[Tensor]]:
         n_numbers = int(number.max()) + 1
     groups = codes.new_empty(int(number.max()) + 1 if len(codes) else 0, codes.shape[1])
     groups[number] = codes
-    return groups, list(number.argsort(stable=True).split(number.bincount(minlength=len(groups)).tolist()))
+    rows = number.argsort(stable=True).split(number.bincount(minlength=len(groups)).tolist())
+    return zip(groups, rows, strict=True)
 
 
 def _renumbered(numbers: Tensor, size: int) -> Tensor:

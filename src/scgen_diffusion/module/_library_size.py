@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ._condition_groups import ANY, N_CENTRES, ConditionGroups
+from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
+from ._main_effects import without_other_effects
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from scgen_diffusion.nn import ConditionSpec
 
@@ -23,10 +24,12 @@ TABLES = ("codes", "quantiles", "means", "stds")  # with one row per group
 class LibrarySizeModel(nn.Module):
     r"""Distributions of the logarithm of a cell's total counts.
 
-    Groups of training cells are kept as a table of quantiles with their mean and standard deviation: all cells, the cells
-    of each value of each key, with each member in a set, and of each combination that occurs. Numbers belong to the nearest of a
-    few values. A combination that does not occur is extrapolated additively, quantile by quantile:
-    :math:`q = q_{all} + \sum_k (q_k - q_{all})`; and so is a set that does not occur, from the sets with each of its members.
+    Groups of training cells are kept as a table of quantiles with their mean and standard deviation: all cells, and the cells
+    of each combination that occurs. Numbers belong to the nearest of a few values. A combination that does not occur is
+    extrapolated by main effects, quantile by quantile: :math:`q = q_0 + \sum_k (q_k - q_0)`. Here :math:`q_k` belongs to all cells
+    with the value of key :math:`k`, without what their other keys do, and :math:`q_0` to all cells, without what any key does. What
+    keys do is fitted jointly, so that keys that go together in the training cells do not count twice. A set that does not
+    occur does what its members do.
 
     Three ways to draw:
 
@@ -79,12 +82,12 @@ class LibrarySizeModel(nn.Module):
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by the groups of conditions ``(cells, columns)``; groups that are kept stay."""
         self.centres = self._find_centres(condition).to(self.means.device)
-        groups, members = self._split(condition)
-        summaries = [_summary(log_totals[rows].double()) for rows in members]  # one after the other takes less memory
-        predicted = self.predicted_quantiles[: self.n_kept]
         kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
+        predicted = self.predicted_quantiles[: self.n_kept]
+        codes, totals = self._new_groups(log_totals, condition, kept["means"])
+        summaries = [_summary(values) for values in totals]  # one after the other takes less memory
         self.set_groups(
-            torch.cat([kept["codes"].to(groups), groups]),
+            torch.cat([kept["codes"].to(codes), codes]),
             means=torch.stack([*kept["means"].double(), *(each[0] for each in summaries)]),
             stds=torch.stack([*kept["stds"].double(), *(each[1] for each in summaries)]),
             quantiles=torch.stack([*kept["quantiles"].double(), *(each[2] for each in summaries)]),
@@ -93,9 +96,9 @@ class LibrarySizeModel(nn.Module):
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` that were drawn from :meth:`predict` for the training cells."""
-        _, members = self._split(condition)
-        kept = self.predicted_quantiles[: self.n_kept].to(drawn.device).double()
-        quantiles = torch.stack([*kept, *(_quantiles(drawn[rows].double()) for rows in members)])
+        kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
+        _, totals = self._new_groups(drawn, condition, kept.mean(1))
+        quantiles = torch.stack([*kept.double(), *(_quantiles(values) for values in totals)])
         self.predicted_quantiles = quantiles.float().to(self.means.device)
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
@@ -156,12 +159,25 @@ class LibrarySizeModel(nn.Module):
         mean, std = self.predict(z)
         return ((log_totals - mean) / std).square() / 2 + std.log()
 
-    def _split(self, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Group cells, without the groups that are kept."""
-        groups, members = self.groups.split(self.groups.discretise(condition, self.centres.to(condition.device)))
-        kept = self.codes[: self.n_kept].to(groups.device)
-        is_new = ~(groups[:, None] == kept).all(2).any(1)
-        return groups[is_new], [rows for rows, new in zip(members, is_new.tolist(), strict=True) if new]
+    def _new_groups(self, log_totals: Tensor, condition: Tensor, kept: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+        """Return the codes of the groups that are not kept, and each one's log totals; ``kept`` are the means of those that are."""
+        codes = self.groups.discretise(condition, self.centres.to(condition.device))
+        groups = self.groups.split(codes)
+        of_groups = torch.stack([group.codes for group in groups])
+        is_new = ~(of_groups[:, None] == self.codes[: self.n_kept].to(of_groups.device)).all(2).any(1)
+        if len(kept):
+            is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
+        new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
+        values = log_totals.double()
+        if not self.groups.add_up:
+            return of_groups[is_new], (values[group.cells] for group in new)
+        combinations = [group for group in groups if group.kind == "combination"]
+        known, baseline = torch.zeros(len(combinations), len(self.groups.keys), dtype=torch.double), None
+        if len(kept):
+            table, asked = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
+            effects = [self._effect(table, asked.to(table.device), key) for key in range(len(self.groups.keys))]
+            known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
+        return of_groups[is_new], without_other_effects(values, new, combinations, known, baseline)
 
     def _find_centres(self, condition: Tensor) -> Tensor:
         if self.n_kept:
@@ -175,12 +191,12 @@ class LibrarySizeModel(nn.Module):
         return torch.where(occurs, exact, self._additive(table, codes))
 
     def _additive(self, table: Tensor, codes: Tensor) -> Tensor:
-        overall = table[0].expand(len(codes), *table.shape[1:])
-        total = overall + sum(self._effect(table, codes, key) for key in range(len(self.groups.keys)))
+        baseline = self._baseline(table).expand(len(codes), *table.shape[1:])
+        total = baseline + sum(self._effect(table, codes, key) for key in range(len(self.groups.keys)))
         return total if total.ndim == 1 else total.sort(dim=1).values
 
     def _effect(self, table: Tensor, codes: Tensor, key: int) -> Tensor:
-        """Return by how much the cells with a key's value differ from all; for a set that does not occur the sum over members."""
+        """Return what a key's value does; for a set that does not occur the sum over its members."""
         of_value, occurs = self._difference(table, self.groups.only(codes, key))
         if key not in self.groups.sets:
             return of_value
@@ -190,11 +206,19 @@ class LibrarySizeModel(nn.Module):
 
     def _difference(self, table: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         rows, occurs = self._rows_of(table, codes)
-        return torch.where(occurs, rows - table[0], 0), occurs
+        return torch.where(occurs, rows - self._baseline(table), 0), occurs
+
+    def _baseline(self, table: Tensor) -> Tensor:
+        """Return the row of cells without any effect; tables that have none, such as published ones, add to that of all cells."""
+        row, occurs = self._rows_of(table, torch.full_like(self.codes[:1], BASELINE))
+        return torch.where(occurs, row, table[:1])[0]
 
     def _rows_of(self, table: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows of the groups with these codes, and whether there is such a group, to broadcast against them."""
-        matches = (codes[:, None] == self.codes).all(2)
+        """Return the rows of the groups with these codes, and whether there is such a group, to broadcast against them.
+
+        The table may end before the last group.
+        """
+        matches = (codes[:, None] == self.codes[: len(table)]).all(2)
         rows = table[matches.int().argmax(1)]
         return rows, _like(matches.any(1), rows)
 

@@ -1,0 +1,84 @@
+"""What single conditions do to log totals, told apart from what the other conditions of the same cells do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.sparse.linalg import lsqr
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from ._condition_groups import Group
+
+RIDGE = 0.1  # cells at which an effect is shrunk to half
+BASELINE_SCALE, SET_SCALE = 10.0, 0.03  # prior standard deviations, in those of the effect of a value or member
+
+
+def without_other_effects(
+    log_totals: Tensor,
+    groups: Sequence[Group],
+    combinations: Sequence[Group],
+    known: Tensor,
+    baseline: Tensor | None,
+) -> Iterator[Tensor]:
+    r"""Yield the log totals of each group's cells, those of a value or member without the effects of the cells' other conditions.
+
+    The mean of a combination is taken for :math:`\mu + \sum_k e_k`, with one effect per value of a key and per member of a set, and
+    one per set for what it does beyond its members. All are fitted at once, by ridge regression weighted by numbers of cells.
+
+    Parameters
+    ----------
+    log_totals
+        ``(cells,)``.
+    groups
+        Groups whose totals are wanted, and whose effects are to be found.
+    combinations
+        All combinations, which together hold every cell once.
+    known
+        Effects of each combination that are known already, ``(combinations, keys)``; zero where they are to be found.
+    baseline
+        The mean :math:`\mu` to which known effects add; None if it is to be found.
+    """
+    number = torch.empty(len(log_totals), dtype=torch.long, device=log_totals.device)
+    for n, combination in enumerate(combinations):
+        number[combination.cells] = n
+    means = torch.stack([log_totals[combination.cells].mean() for combination in combinations]).cpu()
+    n_cells = torch.tensor([len(combination.cells) for combination in combinations])
+    single = [group for group in groups if group.kind in ("value", "set", "member")]
+    having = [number[group.cells].unique().cpu() for group in single]
+    scales = [BASELINE_SCALE if baseline is None else 0.0, *(SET_SCALE if g.kind == "set" else 1.0 for g in single)]
+    rest = means - (log_totals.mean().cpu() if baseline is None else baseline) - known.sum(1)
+    fitted, effects = _fit(having, rest, n_cells, scales), known.clone()
+    for group, rows, effect in zip(single, having, fitted, strict=True):
+        effects[rows, group.key] += effect
+    own_of_member = {id(group): effect for group, effect in zip(single, fitted, strict=True) if group.kind == "member"}
+    total = effects.sum(1)
+    for group in groups:
+        values = log_totals[group.cells]
+        match group.kind:
+            case "all" | "combination":
+                yield values
+                continue
+            case "value" | "set":
+                others = total - effects[:, group.key]
+            case "member":
+                others = total - own_of_member[id(group)]
+            case _:
+                others = total
+        yield values - others.to(values)[number[group.cells]]
+
+
+def _fit(having: Sequence[Tensor], means: Tensor, n_cells: Tensor, scales: Sequence[float]) -> list[float]:
+    """Fit a baseline and effects to the means ``(combinations,)``; ``having`` says which combinations have each effect."""
+    rows = np.concatenate([np.arange(len(means)), *(column.numpy() for column in having)])
+    columns = np.repeat(np.arange(1 + len(having)), [len(means), *map(len, having)])
+    weights, scale = np.sqrt(n_cells.numpy()), np.asarray(scales)
+    design = sp.csr_matrix((weights[rows] * scale[columns], (rows, columns)), shape=(len(means), len(scale)))
+    solution = lsqr(design, weights * means.numpy(), damp=RIDGE**0.5, atol=1e-10, btol=1e-10, conlim=0)[0]
+    return (solution * scale)[1:].tolist()
