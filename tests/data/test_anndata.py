@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.data import PROVENANCE_KEY, build_anndata, synthetic_names
+from scgen_diffusion.data import PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 
 
 @pytest.fixture
@@ -35,3 +35,11 @@ def test_the_result_does_not_share_its_var_with_the_model(parts):
 
 def test_names_are_unique_and_prefixed():
     assert synthetic_names(3).tolist() == ["synthetic_0", "synthetic_1", "synthetic_2"]
+
+
+def test_labels_of_several_columns_never_merge():
+    values = ["x", "x|y", "y|z", "z", "\\", "x\\", "|z"]
+    obs = pd.DataFrame([(first, second) for first in values for second in values], columns=["one", "two"])
+    assert len(set(join_labels(obs, ["one", "two"]))) == len(values) ** 2
+    assert join_labels(obs, ["one"]).tolist() == obs["one"].tolist()
+    assert join_labels(pd.DataFrame({"one": ["B"], "two": pd.Categorical([1])}), ["one", "two"]).tolist() == ["B|1"]
