@@ -4,6 +4,7 @@ from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, build_anndata, join_labels, synthetic_names
 from ._cell_files import CellFiles
 from ._checks import (
+    LARGEST_LOG1P,
     check_conditions,
     check_expression,
     check_same_genes,
@@ -60,6 +61,7 @@ __all__ = [
     "Extent",
     "JOIN",
     "JOINED",
+    "LARGEST_LOG1P",
     "MODALITY_LIKELIHOODS",
     "ModalitiesField",
     "Modality",
