@@ -26,7 +26,14 @@ FAMILIES = {
         *("group_share_difference", "marker_overlap", "marker_slope", "label_fidelity", "transfer_f1"),
     ],
     "Memorisation": [
-        *("nearest_train_ratio", "nearer_than_held_out", "copied_cells", "duplicate_share", "membership_auc"),
+        *(
+            "nearest_train_ratio",
+            "nearer_than_held_out",
+            "copied_cells",
+            "duplicate_share",
+            "membership_auc",
+            "copied_test_cells",
+        ),
     ],
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinx.ext.napoleon import NumpyDocstring
@@ -31,6 +32,11 @@ templates_path = ["_templates"]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}  # rst first: autosummary writes it
 default_role = "literal"
 suppress_warnings = ["ref.footnote"]  # a docstring may list a paper without pointing to it
+
+# The notebooks stand at the top of the repository, where users look for them; a link, which git ignores, shows them here.
+TUTORIALS = Path(__file__).parent / "tutorials"
+if not TUTORIALS.is_symlink():
+    TUTORIALS.symlink_to(Path("..", "tutorials"), target_is_directory=True)
 
 # Docstrings
 autosummary_generate = True

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.data import PROVENANCE_KEY, build_anndata
+from scgen_diffusion.data import PROVENANCE_KEY, build_anndata, join_labels
 
 
 @pytest.fixture
@@ -31,3 +31,11 @@ def test_the_result_does_not_share_its_var_with_the_model(parts):
     adata.var["new"] = 1
 
     assert "new" not in parts[2]
+
+
+def test_labels_of_several_columns_never_merge():
+    values = ["x", "x|y", "y|z", "z", "\\", "x\\", "|z"]
+    obs = pd.DataFrame([(first, second) for first in values for second in values], columns=["one", "two"])
+    assert len(set(join_labels(obs, ["one", "two"]))) == len(values) ** 2
+    assert join_labels(obs, ["one"]).tolist() == obs["one"].tolist()
+    assert join_labels(pd.DataFrame({"one": ["B"], "two": pd.Categorical([1])}), ["one", "two"]).tolist() == ["B|1"]

@@ -102,7 +102,7 @@ def test_a_reference_donor_with_one_label_labels_all_cells_so():
 
 def test_missing_names_are_listed():
     adata = make_adata()
-    with pytest.raises(KeyError, match="'X_claer', which is not in adata.obsm.*closest first: 'X_clear'"):
+    with pytest.raises(KeyError, match="'X_claer', which `adata.obsm` lacks.*closest first: 'X_clear'"):
         evaluate_embeddings(adata, ["X_claer"], "cell_type")
     with pytest.raises(KeyError, match="no column 'type'"):
         evaluate_embeddings(adata, ["X_clear"], "type")

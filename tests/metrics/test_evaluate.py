@@ -4,9 +4,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate, verdict
 from scgen_diffusion.metrics._comparison import Sample
 from scgen_diffusion.metrics._evaluate_checks import choose_metrics
 from scgen_diffusion.metrics._resampling import interval, shuffle_genes
@@ -133,6 +134,53 @@ def test_log_normalised_cells_have_no_metrics_of_counts():
         table(real, cells(121, seed=2), train=train, metrics="copied_cells")
 
 
+def in_logarithms(adata, base):
+    """Return the cells log-normalised, as scanpy leaves them."""
+    logged = adata.copy()
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged, base=base)
+    return logged
+
+
+@pytest.mark.parametrize("base", [2, 10])
+def test_logarithms_to_another_base_give_the_same_table(base):
+    sets = [cells(n, seed=n) for n in (120, 121, 240)]
+    metrics = ["w2", "gene_mean_error", "gene_variance_error", "nearest_train_ratio"]
+    real, synthetic, train = (in_logarithms(adata, base) for adata in sets)
+    expected = table(*sets[:2], train=sets[2], metrics=metrics)
+    # single precision of the logarithms
+    pd.testing.assert_frame_equal(table(real, synthetic, train=train, metrics=metrics), expected, rtol=1e-3)
+    pd.testing.assert_frame_equal(table(real, sets[1], train=sets[2], metrics=metrics), expected, rtol=1e-3)
+
+
+def test_counts_beside_a_left_over_entry_of_logarithms_are_counts():
+    real, synthetic, train = (cells(n, seed=n) for n in (120, 121, 240))
+    expected = table(real, synthetic, train=train, metrics=None, n_bootstrap=0)
+    for adata in (real, synthetic, train):
+        adata.uns["log1p"] = {"base": None}
+    with pytest.warns(
+        UserWarning, match=r"`synthetic.uns\['log1p'\]` says .* but these are whole numbers, and taken as counts"
+    ):
+        found = table(real, synthetic, train=train, metrics=None, n_bootstrap=0)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "entry", "message"),
+    [
+        (lambda x: x * 1000.5, {}, "it has values up to .* which are none"),
+        (lambda x: x.log1p(), {"base": "two"}, "it must be a number above 1, or None"),
+        (lambda x: x.log1p(), {"base": 1}, "it must be a number above 1, or None"),
+        (lambda x: -x.log1p(), {}, "must not hold negative"),
+    ],
+)
+def test_what_is_no_logarithm_is_refused(values, entry, message):
+    real = cells(120, seed=1)
+    real.X, real.uns["log1p"] = values(real.X), entry
+    with pytest.raises(ValueError, match=message):
+        table(real)
+
+
 # --- what the figures see ---------------------------------------------------------------------------------------------
 
 
@@ -163,6 +211,34 @@ def test_groups_with_few_real_cells_have_no_rows():
 def test_several_columns_are_joined():
     found = table(groupby=["type", "batch"], metrics=["w2"])
     assert set(found["group"]) == {"all", "a|y", "b|x"}
+
+
+def test_values_with_the_sign_that_joins_columns_stay_apart():
+    sets = [cells(n, seed=seed) for n, seed in ((120, 1), (120, 2), (240, 3))]
+    for adata in sets:
+        first = (adata.obs["type"] == "a").to_numpy()
+        adata.obs["one"], adata.obs["two"] = np.where(first, "x|y", "x"), np.where(first, "z", "y|z")
+    found = table(*sets[:2], train=sets[2], groupby=["one", "two"], metrics=["w2", "group_share_difference"])
+    assert set(found["group"]) == {"all", r"x\|y|z", r"x|y\|z"}
+    assert set(table(*sets[:2], train=sets[2], groupby="one", metrics=["w2"])["group"]) == {"all", "x|y", "x"}
+
+
+@pytest.mark.parametrize("train", [None, "own"])
+def test_held_out_cells_that_are_given_as_synthetic_ones_are_noticed(train):
+    real = cells(160, seed=1)
+    repeated = ad.concat([real, real], index_unique="-copy")
+    with pytest.warns(UserWarning, match="of the cells in `synthetic` .* are cells of `real_test`"):
+        found = table(real, repeated, train=train, metrics=["w2", "copied_test_cells"])
+    assert figure(found, "copied_test_cells") > 0.3  # without `train`, a third of the real cells is compared
+    assert figure(found, "copied_test_cells", "floor") == 0
+    assert [finding.topic for finding in verdict(found).warnings] == ["held-out copies"]
+
+
+def test_training_cells_that_are_held_out_under_other_names_are_noticed():
+    real = cells(120, seed=1)
+    train = ad.concat([real, cells(120, seed=3)], index_unique="-")
+    found = verdict(table(real, train=train, metrics=["copied_cells"]))
+    assert "The held-out cells are training cells" in found.warnings[0].message
 
 
 def test_copies_of_training_cells_are_seen():
@@ -257,9 +333,11 @@ def test_only_drawn_cells_are_normalised(monkeypatch):
     from scgen_diffusion.metrics import _drawing
 
     read = []
-    expression_of = _drawing.expression_of
+    on_scale = _drawing.on_scale
     monkeypatch.setattr(
-        _drawing, "expression_of", lambda cells, **options: read.append(cells.n_obs) or expression_of(cells, **options)
+        _drawing,
+        "on_scale",
+        lambda values, *args, **options: read.append(values.shape[0]) or on_scale(values, *args, **options),
     )
     big = [cells(3000, seed=seed) for seed in (1, 2)]
     evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_floor=2, n_bootstrap=2)
@@ -351,7 +429,8 @@ def test_shuffling_stays_within_groups_and_keeps_every_genes_values():
         ({"metrics": ["w3"]}, ValueError, "`metrics` has the unknown name 'w3'. Known, closest first: 'w2'"),
         ({"metrics": "marker_slope"}, ValueError, "'marker_slope', which needs `groupby`"),
         ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "which needs `train`"),
-        ({"groupby": "typ"}, KeyError, "'typ', which `real_test.obs` lacks. Known, closest first: 'type'"),
+        ({"groupby": "typ"}, KeyError, "`real_test.obs` has no column 'typ'. Known, closest first: 'type'"),
+        ({"groupby": []}, ValueError, "`groupby` is empty"),
         ({"layer": "raw"}, KeyError, "`real_test` has no layer 'raw'"),
         ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells; there must be 50 or more"),
         (
@@ -363,6 +442,18 @@ def test_shuffling_stays_within_groups_and_keeps_every_genes_values():
         ({"train": cells(99, seed=3)}, ValueError, "`train` has 99 cells; there must be 100 or more"),
         ({"synthetic": cells(60, seed=2)[:, :30]}, ValueError, "`synthetic` lacks 10 of the 40 genes"),
         ({"max_cells": 10}, ValueError, "`max_cells` is 10; it must be 50 or more"),
+        ({"max_cells": None}, ValueError, "`max_cells` is None; it must be 50 or more, a whole number"),
+        ({"seed": -1}, ValueError, "`seed` is -1"),
+        (
+            {"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))},
+            ValueError,
+            "The cells have 40 genes, but the space",
+        ),
+        (
+            {"synthetic": pd.DataFrame(np.ones((60, N_GENES)))},
+            TypeError,
+            "`synthetic` must be AnnData or counts .* but is DataFrame",
+        ),
         ({"n_bootstrap": 1}, ValueError, "`n_bootstrap` is 1"),
         ({"n_floor": -1}, ValueError, "`n_floor` is -1"),
     ],
@@ -382,14 +473,14 @@ def test_other_names_of_genes_are_refused():
 def test_a_column_that_synthetic_cells_lack_is_named():
     synthetic = cells(60, seed=2)
     del synthetic.obs["type"]
-    with pytest.raises(KeyError, match="'type', which `synthetic.obs` lacks"):
+    with pytest.raises(KeyError, match="`synthetic.obs` has no column 'type'"):
         table(synthetic=synthetic, groupby="type")
 
 
 def test_cells_without_a_label_are_refused():
     real = cells(60, seed=1)
     real.obs.loc[real.obs_names[:3], "type"] = None
-    with pytest.raises(ValueError, match="'type', of which 3 cells of `real_test` have no value"):
+    with pytest.raises(ValueError, match=r"`real_test.obs\['type'\]` has no label for 3 of 60 cells"):
         table(real, groupby="type")
 
 

@@ -140,3 +140,33 @@ def test_what_is_wrong_with_the_arguments_is_said(judge, cells):
         judge(cells(1), metrics="w3")
     with pytest.raises(KeyError, match="has no column 'type', nor has a modality"):
         judge(cells(1), groupby="type")
+
+
+def test_logarithms_to_any_base_beside_counts_give_the_same_figures(judge, cells):
+    def logarithms(mdata):
+        rna = mdata["rna"].copy()
+        rna.X, rna.uns["log1p"] = np.log2(1 + rna.X), {"base": 2}
+        return md.MuData({"rna": rna, "prot": mdata["prot"]})
+
+    sets = [cells(0, 120), cells(1, 120), cells(2, 240)]
+    options = {"metrics": ["w2", "cross_correlation_similarity"], "scales": {"rna": "log_normalised"}, **QUICK}
+    expected = evaluate_modalities(*sets[:2], train=sets[2], **options)
+    sets = [logarithms(mdata) for mdata in sets]
+    found = evaluate_modalities(*sets[:2], train=sets[2], **options)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-3)  # single precision of the logarithms
+
+
+def test_three_modalities_are_compared_in_pairs(cells):
+    def with_third(mdata):
+        third = mdata["prot"].copy()
+        third.var_names = [f"t{n}" for n in range(third.n_vars)]
+        return md.MuData({"rna": mdata["rna"], "prot": mdata["prot"], "third": third})
+
+    real, synthetic = (with_third(cells(seed, 200)) for seed in (0, 1))
+    found = evaluate_modalities(real, synthetic, metrics="cross_correlation_error", n_floor=1)
+    assert found["modality"].tolist() == ["rna+prot", "rna+third", "prot+third"]
+
+
+def test_a_layer_of_an_unknown_modality_is_refused(judge, cells):
+    with pytest.raises(KeyError, match="`layers` names the unknown modality 'adt'"):
+        judge(cells(1, 120), layers={"adt": "raw"})

@@ -71,6 +71,65 @@ def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():
     assert energy["mean_shift"] < energy["no_change"]
 
 
+def test_real_cells_that_are_given_as_predictions_are_warned_of():
+    real = cells("A", "B", seed=1)
+    with pytest.warns(UserWarning, match="100% of the cells in `predicted` are cells of `real_test`"):
+        judge(real, ad.concat([real, real], index_unique="-"))
+
+
+def test_logarithms_to_another_base_give_the_same_table():
+    def logarithms(adata):
+        logged = adata.copy()
+        logged.X, logged.uns["log1p"] = np.log2(1 + adata.X), {"base": 2}
+        return logged
+
+    sets = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
+    found = judge(*map(logarithms, sets[:2]), control=logarithms(sets[2]))
+    pd.testing.assert_frame_equal(found, judge(*sets[:2], control=sets[2]), rtol=1e-3)  # single precision
+
+
+def test_counts_may_lie_in_a_layer_that_predicted_cells_lack():
+    real, predicted, control = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
+    expected = judge(real, predicted, control=control)
+    for adata in (real, control):
+        adata.layers["raw"], adata.X = adata.X, adata.X / 3
+    pd.testing.assert_frame_equal(judge(real, predicted, control=control, layer="raw"), expected)
+    with pytest.raises(KeyError, match="`control` has no layer 'raw'"):
+        judge(real, predicted, control=cells("ctrl", seed=9), layer="raw")
+
+
+def test_groups_may_be_of_several_columns():
+    sets = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
+    for adata in sets:
+        half = np.arange(adata.n_obs) % 2 == 0
+        adata.obs["one"], adata.obs["two"] = np.where(half, "x|y", "x"), np.where(half, "z", "y|z")
+    assert set(judge(*sets[:2], control=sets[2], groupby=["one", "two"])["group"]) == {r"x\|y|z", r"x|y\|z"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"predicted": np.ones((5, 40))}, TypeError, "`predicted` must be an AnnData, but is ndarray"),
+        ({"train": "cells"}, TypeError, "`train` must be an AnnData, but is str"),
+        ({"groupby": "type"}, KeyError, "`real_test.obs` has no column 'type'"),
+        ({"max_cells": None}, ValueError, "`max_cells` is None; it must be 2 or more"),
+        ({"n_floor": -1}, ValueError, "`n_floor` is -1"),
+        ({"predicted": cells("A")[:0]}, ValueError, "`predicted` must have cells and genes"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change, error, message):
+    sets = {"real_test": cells("A", seed=1), "predicted": cells("A", seed=2), "control": cells("ctrl", seed=9)}
+    with pytest.raises(error, match=message):
+        evaluate_perturbation(**{**sets, "perturbation_key": "gene", **change})
+
+
+def test_a_cell_without_a_perturbation_is_refused():
+    real = cells("A", seed=1)
+    real.obs.loc[real.obs_names[:2], "gene"] = None
+    with pytest.raises(ValueError, match=r"`real_test.obs\['gene'\]` has no label for 2 of 120 cells"):
+        judge(real, cells("A", seed=2))
+
+
 def test_true_cells_reach_the_floor_and_control_cells_score_as_no_change():
     control = cells("ctrl", seed=9)
     true = judge(cells("A+B", seed=1), cells("A+B", seed=2), control=control)

@@ -52,7 +52,7 @@ def test_blocks_put_each_modality_on_its_scale_and_weigh_it():
         (np.eye(14), {}, "tf_idf"),
         (np.eye(600), {}, "tf_idf"),
         (np.zeros((3, 600)), {}, "log_normalised"),
-        (np.eye(600), {"log1p": {}}, "log_normalised"),
+        (np.eye(600) * 0.5, {"log1p": {}}, "log_normalised"),
     ],
 )
 def test_the_default_is_chosen_by_the_values_and_the_number_of_features(counts, uns, expected):

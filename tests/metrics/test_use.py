@@ -57,6 +57,10 @@ def test_an_unknown_classifier_is_an_error():
 
 def test_labels_must_be_one_per_cell():
     values, labels = clear_cells()
+    with pytest.raises(ValueError, match="`test_values` has 1 features and `train_values` [2-9]"):
+        transfer_f1(values, labels, values[:, :1], labels)
+    with pytest.raises(ValueError, match="`train_values` must not hold infinite or missing values"):
+        transfer_f1(values * np.nan, labels, values, labels)
     with pytest.raises(ValueError, match="`test_labels` must have one label for each of 180 cells"):
         transfer_f1(values, labels, values, labels[1:])
     with pytest.raises(ValueError, match="`train_labels` has no label for 180 of 180"):

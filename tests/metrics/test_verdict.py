@@ -34,6 +34,7 @@ GOOD = {
     "copied_cells": (0.0, 0.0, 0.0, "lower"),
     "duplicate_share": (0.0, 0.0, 0.0, "lower"),
     "membership_auc": (0.5, 0.5, 0.02, "lower"),
+    "copied_test_cells": (0.0, 0.0, 0.0, "lower"),
 }
 
 
@@ -62,13 +63,14 @@ def message_of(result, topic):
 def test_cells_that_score_like_real_ones_get_no_complaint():
     result = verdict(table())
     assert {finding.level for finding in result.findings} == {"ok"}
-    assert "like real ones in all of the 17 respects" in result.summary
+    assert "like real ones in all of the 18 respects" in result.summary
 
 
 @pytest.mark.parametrize(
     ("metric", "value", "topic"),
     [
         ("copied_cells", 0.01, "copies"),
+        ("copied_test_cells", 0.3, "held-out copies"),
         ("duplicate_share", 0.02, "duplicates"),
         ("membership_auc", 0.65, "memorisation"),
         ("nearer_than_held_out", 0.5, "memorisation"),
@@ -221,6 +223,13 @@ def test_a_table_without_floors_cannot_be_judged():
 def test_a_table_of_another_kind_is_refused():
     with pytest.raises(ValueError, match=r"lacks the columns \['shuffled'"):
         verdict(table().drop(columns=["shuffled", "better"]))
+
+
+def test_a_table_of_several_modalities_is_refused():
+    with pytest.raises(ValueError, match="several rows of the metric 'w2' and the group 'all'; judge one"):
+        verdict(pd.concat([table(), table()]))
+    with pytest.raises(TypeError, match="must be what `evaluate` returns, a DataFrame, but is dict"):
+        verdict({})
 
 
 def test_a_table_that_was_written_and_read_gives_the_same_verdict(tmp_path):

@@ -180,6 +180,11 @@ def test_other_endings_are_refused_before_any_work(tmp_path):
         sgd.report(None, None, tmp_path / "report.pdf")
 
 
+def test_arrays_are_refused_before_any_work(tmp_path):
+    with pytest.raises(TypeError, match="`synthetic` must be an AnnData, but is ndarray"):
+        sgd.report(cells(1), cells(2).X.toarray(), tmp_path / "report.html")
+
+
 def test_an_absent_folder_is_named_before_any_work(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
         sgd.report(None, None, tmp_path / "absent" / "report.html")

@@ -5,6 +5,7 @@ from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_label
 from ._argument_names import answers_to, check_argument_names
 from ._cell_files import CellFiles
 from ._checks import (
+    LARGEST_LOG1P,
     check_conditions,
     check_expression,
     check_layer,
@@ -55,6 +56,7 @@ from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, r
 __all__ = [
     "JOIN",
     "JOINED",
+    "LARGEST_LOG1P",
     "MODALITY_LIKELIHOODS",
     "OPEN",
     "PROVENANCE_KEY",

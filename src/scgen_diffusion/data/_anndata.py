@@ -42,5 +42,11 @@ def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataF
 
 
 def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
-    """Return one label per cell, `(cells,)`: the values of several columns as text, joined by ``|``."""
-    return obs[list(keys)].astype(str).agg(JOIN.join, axis=1).to_numpy(dtype=str)
+    r"""Return one label per cell, `(cells,)`: the values of several columns as text, joined by ``|``.
+
+    A ``|`` or ``\`` within the value of one of several columns gets a ``\`` before it, so that other values never give the same label.
+    """
+    columns = [obs[key].astype(str) for key in keys]
+    if len(columns) > 1:
+        columns = [column.str.replace(r"([|\\])", r"\\\1", regex=True) for column in columns]
+    return np.array([JOIN.join(values) for values in zip(*columns, strict=True)], dtype=str)

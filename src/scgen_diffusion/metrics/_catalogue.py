@@ -19,7 +19,7 @@ from ._distribution import (
 )
 from ._genes import gene_correlation_similarity, gene_profile_errors, library_size_ks, mean_variance_error
 from ._markers import compare_markers, group_differences
-from ._safety import duplicate_share, fingerprints_of, membership_inference, memorisation
+from ._safety import copied_cells, duplicate_share, fingerprints_of, membership_inference, memorisation
 from ._two_sample import Classifier, Scores, auc_of_scores, classifier_scores, ilisi
 from ._use import label_fidelity, transfer_f1
 
@@ -186,6 +186,10 @@ def _copied_cells(comparison: Comparison) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
+def _copied_test_cells(comparison: Comparison) -> float:
+    return copied_cells(comparison.synthetic.expression, comparison.real.expression)
+
+
 def _membership_auc(comparison: Comparison) -> float:
     sets = comparison.synthetic.pcs, comparison.real.pcs, comparison.training.members
     return membership_inference(*sets, seed=comparison.seed).auc
@@ -254,6 +258,7 @@ _ENTRIES = (
         bounds=SHARE,
     ),
     Metric("membership_auc", "lower", _membership_auc, ("train",), bounds=SHARE),
+    Metric("copied_test_cells", "lower", _copied_test_cells, bounds=SHARE),
 )
 
 #: All metrics by name, in the order of the table.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scgen_diffusion.data import join_labels, known_names
+from scgen_diffusion.data import known_names
 
 from ._expression import expression_of
 from ._genes import correlation
@@ -154,9 +154,7 @@ class _Paired:
         if cells.n_obs < MIN_CELLS:
             msg = f"`{name}` must have at least {MIN_CELLS} cells with both of {list(parts)}, but has {cells.n_obs}."
             raise ValueError(msg)
-        for key in keys:
-            labels_of(cells, key, name=name)  # raises where a cell has none
-        labels = join_labels(cells.obs, keys) if keys else np.zeros(cells.n_obs, int)
+        labels = labels_of(cells, keys, name=name) if keys else np.zeros(cells.n_obs, int)
         values = tuple(
             expression_of(part, layer=layer_of(part, layers.get(modality)), name=name, scale=scales[modality]).values
             for modality, part in parts.items()

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 
 from ._comparison import Sample, Training
-from ._expression import Expression, expression_of, matrix_of
+from ._expression import Expression, matrix_of, on_scale
 from ._safety import fingerprints_of
 from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from ._scales import Scale
@@ -65,17 +65,16 @@ class Source:
     @property
     def are_counts(self) -> bool:
         """Whether the cells come as counts, not log-normalised."""
-        return not self._matrix[1]
+        return self._matrix[1] is None
 
     def expression(self, rows: NDArray) -> Expression:
         """Return some of the cells on their scale, in the order given."""
-        matrix, is_log1p = self._matrix
+        matrix, log_base = self._matrix
         ascending = np.argsort(rows, kind="stable")
         values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
         if self._columns is not None:
             values = values[:, self._columns]
-        cells = AnnData(values, uns={"log1p": {}} if is_log1p else {})
-        return expression_of(cells, name=self.name, scale=self.scale)
+        return on_scale(values, log_base, name=self.name, scale=self.scale)
 
     def chunks(self, rows: NDArray) -> Iterator[Expression]:
         """Return the same in parts, which bounds the memory of what lies between."""
@@ -83,7 +82,7 @@ class Source:
             yield self.expression(rows[start : start + CHUNK])
 
     @cached_property
-    def _matrix(self) -> tuple[sp.spmatrix | NDArray, bool]:
+    def _matrix(self) -> tuple[sp.spmatrix | NDArray, float | None]:
         # kept, since a view of an AnnData copies its values on every access
         return matrix_of(self.cells, self.layer, self.name)
 

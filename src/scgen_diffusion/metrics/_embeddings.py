@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedKFold
@@ -13,14 +14,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scgen_diffusion.data import known_names
-
 from ._labels import labels_of
+from ._representation import representation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
     from sklearn.base import ClassifierMixin
 
@@ -83,18 +82,25 @@ def evaluate_embeddings(
     Alain and Bengio 2016, Understanding intermediate layers using linear classifier probes. Luecken et al. 2022, Benchmarking
     atlas-level data integration in single-cell genomics.
     """
+    if not isinstance(adata, AnnData):
+        msg = f"`adata` must be an AnnData with embeddings in `obsm`, but is {type(adata).__name__}."
+        raise TypeError(msg)
+    if not len(use_reps):
+        msg = "`use_reps` is empty; name entries of `adata.obsm`."
+        raise ValueError(msg)
     if isinstance(use_reps, str):
         msg = f"`use_reps` must be a list of names, but is the string {use_reps!r}. Did you mean [{use_reps!r}]?"
         raise TypeError(msg)
     labels = labels_of(adata, label_key)
     kept = _of_common_labels(labels, label_key)
     labels = labels[kept]
+    features = {name: representation(adata, name, "adata")[kept] for name in use_reps}
     splits = _splits(labels, None if donor_key is None else _donors_of(adata, donor_key)[kept], seed)
     rows = [
         {"embedding": name, "task": task, "split": split, **score}
         for name in use_reps
         for (task, split), pairs in splits.items()
-        for score in _scores(_features(adata, name)[kept], labels, task, pairs)
+        for score in _scores(features[name], labels, task, pairs)
     ]
     return pd.DataFrame(rows, columns=["embedding", "task", "split", "score", "value", "n_cells"])
 
@@ -114,17 +120,6 @@ def _donors_of(adata: AnnData, key: str) -> NDArray[np.str_]:
         msg = f"`donor_key` {key!r} must name two donors or more, but all cells are of {str(donors[0])!r}."
         raise ValueError(msg)
     return donors
-
-
-def _features(adata: AnnData, name: str) -> NDArray[np.float64]:
-    if name not in adata.obsm:
-        msg = f"`use_reps` names {name!r}, which is not in adata.obsm. {known_names(name, list(adata.obsm))}"
-        raise KeyError(msg)
-    values = np.asarray(adata.obsm[name], dtype=np.float64)
-    if not np.isfinite(values).all():
-        msg = f"adata.obsm[{name!r}] must not hold infinite or missing values."
-        raise ValueError(msg)
-    return values
 
 
 def _splits(labels: NDArray, donors: NDArray | None, seed: int) -> dict[tuple[str, str], list[Split]]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._catalogue import CATALOGUE
 from ._drawing import draw_pools
-from ._evaluate_checks import as_adata, check_arrays, check_names, check_numbers, choose_metrics, make_sources
+from ._evaluate_checks import (
+    as_adata,
+    check_arrays,
+    check_names,
+    check_numbers,
+    check_space,
+    choose_metrics,
+    make_sources,
+)
 from ._resampling import Plan, make_trial
 from ._table import ALL, as_table, rows_by_group, rows_of_all, rows_of_group
 
@@ -20,10 +30,12 @@ if TYPE_CHECKING:
     from ._catalogue import Metric
     from ._drawing import Pools
     from ._expression import Cells
+    from ._resampling import Trial
     from ._scales import Scale
     from ._space import ComparisonSpace
 
 MIN_CELLS_PER_GROUP = 30
+MANY_COPIES = 0.2  # without `train`, a third of `real_test` is compared
 
 
 def evaluate(
@@ -50,15 +62,15 @@ def evaluate(
     ----------
     real_test
         Real cells that the model has not learned from, 50 or more (150 without ``train``); counts in ``layers["counts"]`` or `X`, or
-        log-normalised values in `X` and ``uns["log1p"]``. An array is taken as counts.
+        log-normalised values in `X` and ``uns["log1p"]`` (whose ``base`` is respected). Whole numbers are counts, whatever ``uns`` says. An array is taken as counts.
     synthetic
         Cells to judge, 50 or more, with these genes in any order. Where both come as arrays, the genes are taken to be the same.
     train
         Cells that the model has learned from, 100 or more. Without them there are no figures of memorisation. These take ``train`` and
         ``real_test`` for draws from one distribution: with held-out donors or batches they see the difference between donors, not a leak.
     groupby
-        Column of `obs`, or several (joined by ``|``), which all sets have: the label that each synthetic cell was asked to have. Adds
-        metrics of labels, and rows for every label that 30 or more of the real cells have.
+        Column of `obs`, or several (joined by ``|``; within a value it becomes ``\|``), which all sets have: the label that each synthetic cell was asked to
+        have. Adds metrics of labels, and rows for every label that 30 or more of the real cells have.
     metrics
         Names of metrics; all that have what they need if None.
     layer
@@ -154,8 +166,9 @@ def evaluate_on_scale(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return the table of :func:`evaluate`, with the values on another scale (None is the common one), and without some metrics."""
-    check_numbers(max_cells=max_cells, n_floor=n_floor, n_bootstrap=n_bootstrap)
+    check_numbers(max_cells=max_cells, n_floor=n_floor, n_bootstrap=n_bootstrap, seed=seed)
     check_names(metrics)
+    check_space(space)
     sets = {"real_test": real_test, "synthetic": synthetic} | ({} if train is None else {"train": train})
     adatas = {name: as_adata(cells, name) for name, cells in sets.items()}
     check_arrays(sets)
@@ -183,6 +196,10 @@ def evaluate_on_scale(
 
 def _tabulate(metrics: list[Metric], pools: Pools, plan: Plan) -> pd.DataFrame:
     of_all = make_trial(pools, None, plan)
+    if not np.ptp(of_all.value.real.pcs, axis=0).any():
+        msg = "The cells of `real_test` are all the same; there is nothing to compare with."
+        raise ValueError(msg)
+    _warn_of_real_cells(of_all)
     real_groups, groups = _groups(pools)
     rows = rows_of_all(metrics, of_all) + rows_by_group(metrics, groups, of_all)
     n_cells = {ALL: pools.n_cells}
@@ -193,6 +210,17 @@ def _tabulate(metrics: list[Metric], pools: Pools, plan: Plan) -> pd.DataFrame:
     table = as_table(rows, metrics)
     table.attrs["n_cells"] = n_cells
     return table
+
+
+def _warn_of_real_cells(trial: Trial) -> None:
+    """Warn where synthetic cells are the held-out ones; cells with hardly any counts are equal by chance, as the floor says."""
+    share, *usual = (CATALOGUE["copied_test_cells"].measure(part) for part in (trial.value, *trial.floors[:1]))
+    if share - sum(usual) > MANY_COPIES:
+        msg = (
+            f"{share:.0%} of the cells in `synthetic` that were compared are cells of `real_test`, count by count: these figures say nothing of a model. "
+            "Were files mixed up?"
+        )
+        warnings.warn(msg, UserWarning, stacklevel=5)
 
 
 def _groups(pools: Pools) -> tuple[list[str], list[str]]:

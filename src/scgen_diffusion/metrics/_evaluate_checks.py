@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
+from mudata import MuData
 
-from scgen_diffusion.data import join_labels, known_names
+from scgen_diffusion.data import is_whole_number, known_names
 
 from ._catalogue import CATALOGUE, Metric
 from ._drawing import Source
-from ._expression import COUNTS_LAYER, Cells, align_genes, matrix_of
+from ._expression import COUNTS_LAYER, Cells, check_has_genes
+from ._labels import labels_of
 from ._pairs import check_same_number_of_genes
+from ._space import ComparisonSpace
 from ._table import ALL
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from ._scales import Scale
 
 MIN_CELLS = 50
+REAL = ("real_test", "train", "control")  # names of sets of real cells
 N_CELLS_LOOKED_AT = 20
 N_SHARED_LOOKED_AT = 500
 N_LABELS_NAMED = 5
@@ -35,8 +40,9 @@ def as_adata(cells: Cells, name: str) -> AnnData:
     """Return cells as AnnData, arrays as counts."""
     if isinstance(cells, AnnData):
         return cells
-    if not sp.issparse(cells) and np.ndim(cells) != 2:
-        msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}."
+    if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
+        advice = " For several modalities, there is `evaluate_modalities`." if isinstance(cells, MuData) else ""
+        msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}.{advice}"
         raise TypeError(msg)
     return AnnData(sp.csr_matrix(cells))
 
@@ -49,17 +55,26 @@ def check_arrays(sets: Mapping[str, Cells]) -> None:
             check_same_number_of_genes(real.shape[1], cells.shape[1], (first, name))
 
 
-def check_numbers(*, max_cells: int, n_floor: int, n_bootstrap: int) -> None:
+def check_numbers(*, max_cells: int, n_floor: int, seed: int, n_bootstrap: int = 0, min_cells: int = MIN_CELLS) -> None:
     """Raise where a number of draws or cells makes no sense."""
-    if max_cells < MIN_CELLS:
-        msg = f"`max_cells` is {max_cells}; it must be {MIN_CELLS} or more."
-        raise ValueError(msg)
-    if n_floor < 0:
-        msg = f"`n_floor` is {n_floor}; it must be 0 (no floor) or more."
-        raise ValueError(msg)
-    if n_bootstrap < 0 or n_bootstrap == 1:
-        msg = f"`n_bootstrap` is {n_bootstrap}; it must be 0 (no interval), or 2 or more."
-        raise ValueError(msg)
+    numbers = {
+        "max_cells": (max_cells, min_cells, f"{min_cells} or more"),
+        "n_floor": (n_floor, 0, "0 (no floor) or more"),
+        "n_bootstrap": (n_bootstrap, 0, "0 (no interval), or 2 or more"),
+        "seed": (seed, 0, "0 to 2**32 - 1"),  # as scikit-learn takes it
+    }
+    for name, (number, least, allowed) in numbers.items():
+        unfit = {"n_bootstrap": number == 1, "seed": is_whole_number(number) and number >= 2**32}
+        if not is_whole_number(number) or number < least or unfit.get(name):
+            msg = f"`{name}` is {number!r}; it must be {allowed}, a whole number."
+            raise ValueError(msg)
+
+
+def check_space(space: object) -> None:
+    """Raise TypeError for anything but a space or None."""
+    if not isinstance(space, ComparisonSpace | None):
+        msg = f"`space` must be a ComparisonSpace, but is {space!r}."
+        raise TypeError(msg)
 
 
 def make_sources(
@@ -74,9 +89,9 @@ def make_sources(
     given = {"real_test": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
     for name, cells in given.items():
         _check_size(name, cells, needed=_n_needed(name, has_train=train is not None))
-        _check_genes(name, cells, real.var_names)
+        check_genes(name, cells, real.var_names)
     sources = [
-        Source(name, cells, real.var_names, _labels(name, cells, groupby), _layer(name, cells, layer), scale)
+        Source(name, cells, real.var_names, _labels(name, cells, groupby), layer_to_read(name, cells, layer), scale)
         for name, cells in given.items()
     ]
     for source in sources:
@@ -111,6 +126,9 @@ def choose_metrics(
 
 def check_names(names: str | Sequence[str] | None) -> None:
     """Raise where a metric is unknown."""
+    if not isinstance(names, str | Collection | None):
+        msg = f"`metrics` must be a list of names, but is {names!r}."
+        raise TypeError(msg)
     for name in [names] if isinstance(names, str) else names or []:
         if name not in CATALOGUE:
             msg = f"`metrics` has the unknown name {name!r}. {known_names(name, list(CATALOGUE))}"
@@ -138,39 +156,28 @@ def _check_size(name: str, cells: AnnData, *, needed: int) -> None:
         raise ValueError(msg)
 
 
-def _check_genes(name: str, cells: AnnData, genes: pd.Index) -> None:
-    if not len(cells.var_names.intersection(genes)):
+def check_genes(name: str, cells: AnnData, genes: pd.Index) -> None:
+    """Raise unless cells have these genes, in any order."""
+    if len(genes) and not len(cells.var_names.intersection(genes)):
         msg = (
             f"`{name}` and `real_test` have no gene in common: {list(cells.var_names[:3])} and {list(genes[:3])}. "
             "Bring both to the same kind of name in `var_names`."
         )
         raise ValueError(msg)
-    align_genes(cells[:0], genes, name=name)
+    check_has_genes(cells, genes, name)
 
 
-def _layer(name: str, cells: AnnData, layer: str | None) -> str | None:
+def layer_to_read(name: str, cells: AnnData, layer: str | None) -> str | None:
     """Return the layer to read; synthetic cells keep counts in `X` where they lack the real cells' layer."""
-    if layer is None or (name == "synthetic" and layer not in cells.layers):
+    if layer is None or (name not in REAL and layer not in cells.layers):
         return COUNTS_LAYER if COUNTS_LAYER in cells.layers else None
-    matrix_of(cells[:0], layer, name)
     return layer
 
 
 def _labels(name: str, cells: AnnData, groupby: str | Sequence[str] | None) -> NDArray[np.str_] | None:
     if groupby is None:
         return None
-    columns = [groupby] if isinstance(groupby, str) else list(groupby)
-    for column in columns:
-        if column not in cells.obs:
-            msg = (
-                f"`groupby` is {column!r}, which `{name}.obs` lacks. {known_names(column, list(cells.obs.columns))} "
-                "Synthetic cells need the label that each was asked to have."
-            )
-            raise KeyError(msg)
-        if n_missing := int(cells.obs[column].isna().sum()):
-            msg = f"`groupby` is {column!r}, of which {n_missing} cells of `{name}` have no value."
-            raise ValueError(msg)
-    labels = join_labels(cells.obs, columns)
+    labels = labels_of(cells, groupby, name=name)
     if (labels == ALL).any():
         msg = f"`groupby` gives the label {ALL!r} to cells of `{name}`, which is what the table calls all cells; rename it."
         raise ValueError(msg)

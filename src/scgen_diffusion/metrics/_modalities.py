@@ -249,8 +249,8 @@ class _Evaluation:
                 [],
                 modalities=pair,
                 groupby=self.keys or None,
-                scales=self.scale_names,
-                layers=self.layers,
+                scales={modality: self.scale_names[modality] for modality in pair},
+                layers={modality: layer for modality, layer in self.layers.items() if modality in pair},
                 n_floor=n_floor,
                 seed=seed,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
@@ -47,6 +48,9 @@ def common_modalities(sets: Mapping[str, MuData], wanted: Sequence[str] | None =
 def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str) -> AnnData:
     """Return the cells that have a modality, with these columns of `obs`; values are shared with the MuData."""
     adata = cells.mod[modality]
+    if not adata.obs_names.is_unique:
+        msg = f"Modality {modality!r} of `{name}` has several cells of one name; call `obs_names_make_unique()`."
+        raise ValueError(msg)
     obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
     return AnnData(
         adata.X,
@@ -69,14 +73,16 @@ def paired_cells(
 
 
 def side_by_side(parts: Mapping[str, AnnData], layers: Mapping[str, str]) -> AnnData:
-    """Return the counts of several modalities of the same cells as one AnnData, features named ``modality:feature``."""
-    blocks = [
-        sp.csr_matrix(matrix_of(cells, layer_of(cells, layers.get(modality)), modality)[0])
-        for modality, cells in parts.items()
-    ]
+    """Return several modalities of the same cells as one AnnData, features named ``modality:feature``: counts, or natural logarithms if one has logarithms."""
+    found = [matrix_of(cells, layer_of(cells, layers.get(modality)), modality) for modality, cells in parts.items()]
+    blocks = [sp.csr_matrix(matrix) for matrix, _ in found]
+    is_log1p = any(log_base is not None for _, log_base in found)
+    if is_log1p:
+        blocks = [x.log1p() if b is None else x * np.log(b) for x, (_, b) in zip(blocks, found, strict=True)]
     var_names = [f"{modality}:{feature}" for modality, cells in parts.items() for feature in cells.var_names]
     obs = next(iter(parts.values())).obs.copy()
-    return AnnData(sp.hstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=var_names))
+    uns = {"log1p": {}} if is_log1p else {}
+    return AnnData(sp.hstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=var_names), uns=uns)
 
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:
@@ -89,10 +95,11 @@ def choose_scales(
 ) -> dict[str, ScaleName]:
     """Return the name of each modality's scale: the one given, or the one that suits the real cells."""
     given = dict(scales or {})
-    for modality in given:
-        if modality not in real:
-            msg = f"`scales` names the unknown modality {modality!r}. {known_names(modality, list(real))}"
-            raise KeyError(msg)
+    for argument, names in (("scales", given), ("layers", layers)):
+        for modality in names:
+            if modality not in real:
+                msg = f"`{argument}` names the unknown modality {modality!r}. {known_names(modality, list(real))}"
+                raise KeyError(msg)
     return {
         modality: given.get(modality) or default_scale(cells, layers.get(modality), modality)
         for modality, cells in real.items()
@@ -102,7 +109,7 @@ def choose_scales(
 def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
     """Look a column up in the global `obs`, else in a modality that has it for all of these cells."""
     for obs in (cells.obs, *(adata.obs for adata in cells.mod.values())):
-        if key in obs and names.isin(obs.index).all():
+        if key in obs and obs[key].ndim == 1 and names.isin(obs.index).all():
             return obs.loc[names, key]
     known = {*cells.obs, *(column for adata in cells.mod.values() for column in adata.obs)}
     msg = f"`{name}.obs` has no column {key!r}, nor has a modality. {known_names(key, sorted(known))}"

@@ -62,7 +62,7 @@ class PerturbedCells:
     def contexts(self) -> dict[tuple[tuple[str, ...], str], NDArray[np.intp]]:
         """The cells of each pair of perturbation and group, by position."""
         found: dict[tuple[tuple[str, ...], str], list[int]] = {}
-        for position, context in enumerate(zip(self.parts, self.groups, strict=True)):
+        for position, context in enumerate(zip(self.parts, self.groups.tolist(), strict=True)):
             found.setdefault(context, []).append(position)
         return {context: np.array(found[context]) for context in sorted(found)}
 

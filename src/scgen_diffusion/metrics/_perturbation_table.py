@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
+from scgen_diffusion.data import is_whole_number
+
+from ._evaluate_checks import check_genes, check_numbers, check_space, layer_to_read
 from ._expression import align_genes, expression_of
+from ._labels import labels_of
 from ._perturbation_baselines import SEPARATOR, parts_of
 from ._perturbation_cases import ALL, FIGURES, PerturbedCells, Sets
 from ._perturbation_measures import Settings
+from ._safety import copied_cells
 from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from ._perturbation_effects import Ranking
 
 N_TOP = (20, 100)
 NAMES = ("metric", "perturbation", "group")
+MANY = 0.2  # of the predicted cells: more copies than this are no accident
 
 
 def evaluate_perturbation(
@@ -34,7 +42,7 @@ def evaluate_perturbation(
     perturbation_key: str,
     train: AnnData | None = None,
     others: Mapping[str, AnnData] | None = None,
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     separator: str = SEPARATOR,
     n_top: int | Sequence[int] = N_TOP,
     ranking: Ranking = "welch",
@@ -66,14 +74,14 @@ def evaluate_perturbation(
     others
         Cells that other methods predict, by the name of the method, such as ``{"latent_arithmetic": cells}``. Each gets a column, measured as `predicted` is.
     groupby
-        Column of `obs` such as the cell type or cell line. Changes are then taken against the control cells of the same group;
+        Column of `obs` such as the cell type or cell line, or several. Changes are then taken against the control cells of the same group;
         the mean shift is that of all training perturbations in all groups, the additive baseline that of parts in the same group.
     separator
         What stands between the names of the parts of a combination. Their order does not matter.
     n_top, ranking
         How many genes are the most changed ones, one number or several, and by what (:func:`mean_change_correlation`).
     layer
-        Layer with the counts.
+        Layer with the counts of real cells, and of predicted cells if they have it.
     space
         Space of the distances, in place of the one fitted on `train`. With neither, it is that of all genes.
     max_cells
@@ -119,8 +127,10 @@ def evaluate_perturbation(
     ------
     KeyError
         If a column is not in `obs`.
+    TypeError
+        If a set is no AnnData.
     ValueError
-        If a perturbation has not been predicted, a group has no control cells, a set has fewer than two cells, or a name of `others` is that of
+        If a cell has no perturbation or group, a perturbation has not been predicted, a group has no control cells, a set has fewer than two cells, or a name of `others` is that of
         another column.
 
     Notes
@@ -141,14 +151,26 @@ def evaluate_perturbation(
     >>> bool((table.query("metric == 'energy_distance'").value < 1e-6).all())
     True
     """
+    check_numbers(max_cells=max_cells, n_floor=n_floor, seed=seed, min_cells=2)
+    check_space(space)
+    if not (isinstance(perturbation_key, str) and separator and isinstance(separator, str)):
+        msg = f"`perturbation_key` must name a column of `obs` and `separator` be a text, but they are {perturbation_key!r} and {separator!r}."
+        raise TypeError(msg)
+    if not isinstance(others, Mapping | None):
+        msg = f"`others` must be a dict of AnnData by the name of the method, but is {type(others).__name__}."
+        raise TypeError(msg)
     others = dict(others or {})
     columns = _figure_columns(others)
+    given = {"real_test": real_test, "predicted": predicted, "control": control} | others
+    given |= {} if train is None else {"train": train}
+    for name, cells in given.items():
+        if not isinstance(cells, AnnData):
+            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
+            raise TypeError(msg)
+        check_genes(name, cells, real_test.var_names)
     reader = _Reader(
         real_test.var_names, perturbation_key, groupby, separator, _names_of_control(control, perturbation_key), layer
     )
-    given = {"real_test": real_test, "predicted": predicted, "control": control, "train": train} | others
-    for name, cells in given.items():
-        reader.check_columns(cells, name)
     trained = None if train is None else reader.perturbed(train, "train").treated()
     if space is None and trained is not None:
         space = ComparisonSpace.fit(trained.expression, seed=seed)
@@ -160,10 +182,19 @@ def evaluate_perturbation(
         trained,
         {name: reader.perturbed(cells, name) for name, cells in others.items()},
     )
-    names = {parts: name for name, parts in reader.parts_by_name(real_test).items()}
+    _warn_of_real_cells(sets)
+    names = {parts: name for name, parts in reader.parts_by_name(real_test, "real_test").items()}
     return pd.DataFrame(
         {"perturbation": names[case.parts], **row} for case in sets.cases() for row in case.rows(settings, columns)
     )[[*NAMES, *columns, "better"]]
+
+
+def _warn_of_real_cells(sets: Sets) -> None:
+    """Warn where the predicted cells are the real ones, which no two measured cells are but in data with hardly any counts."""
+    found, usual = (copied_cells(cells.expression, sets.real.expression) for cells in (sets.predicted, sets.control))
+    if found - usual > MANY:
+        msg = f"{found:.0%} of the cells in `predicted` are cells of `real_test`, count by count: these figures say nothing of a model."
+        warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -172,36 +203,29 @@ class _Reader:
 
     genes: pd.Index
     perturbation_key: str
-    groupby: str | None
+    groupby: str | Sequence[str] | None
     separator: str
     controls: set[str]
     layer: str | None
 
-    def check_columns(self, cells: AnnData | None, name: str) -> None:
-        """Raise unless the cells have the columns; unperturbed ones need not say so."""
-        keys = [self.groupby] if name == "control" else [self.perturbation_key, self.groupby]
-        missing = [] if cells is None else [key for key in keys if key is not None and key not in cells.obs]
-        if missing:
-            msg = f"`{name}.obs` has no column {missing[0]!r}; there are {list(cells.obs.columns)}."
-            raise KeyError(msg)
-
     def perturbed(self, cells: AnnData, name: str) -> PerturbedCells:
         """Read cells with the perturbation that each names."""
-        by_name = self.parts_by_name(cells)
-        return self._read(cells, [by_name[own] for own in cells.obs[self.perturbation_key].astype(str)], name)
+        by_name = self.parts_by_name(cells, name)
+        return self._read(cells, [by_name[own] for own in labels_of(cells, self.perturbation_key, name=name)], name)
 
     def unperturbed(self, cells: AnnData, name: str) -> PerturbedCells:
         """Read cells as unperturbed ones, whatever they name."""
         return self._read(cells, [()] * cells.n_obs, name)
 
-    def parts_by_name(self, cells: AnnData) -> dict[str, tuple[str, ...]]:
+    def parts_by_name(self, cells: AnnData, name: str) -> dict[str, tuple[str, ...]]:
         """Return the single perturbations of every name."""
-        names = cells.obs[self.perturbation_key].astype(str).unique()
+        names = np.unique(labels_of(cells, self.perturbation_key, name=name)).tolist()
         return {name: parts_of(name, separator=self.separator, ignored=self.controls) for name in names}
 
     def _read(self, cells: AnnData, parts: list[tuple[str, ...]], name: str) -> PerturbedCells:
-        expression = expression_of(align_genes(cells, self.genes, name=name), layer=self.layer, name=name)
-        groups = np.full(cells.n_obs, ALL) if self.groupby is None else cells.obs[self.groupby].astype(str).to_numpy()
+        layer = layer_to_read(name, cells, self.layer)
+        expression = expression_of(align_genes(cells, self.genes, name=name), layer=layer, name=name)
+        groups = np.full(cells.n_obs, ALL) if self.groupby is None else labels_of(cells, self.groupby, name=name)
         return PerturbedCells(expression, _object_array(parts), groups)
 
 
@@ -214,8 +238,8 @@ def _figure_columns(others: Mapping[str, AnnData]) -> tuple[str, ...]:
 
 
 def _numbers_of_genes(n_top: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = tuple(np.unique(np.atleast_1d(np.asarray(n_top, dtype=int))).tolist())
-    if not numbers or min(numbers) < 2:
+    numbers = tuple(np.unique(np.atleast_1d(n_top)).tolist())
+    if not numbers or not all(is_whole_number(number) and number >= 2 for number in numbers):
         msg = f"`n_top` must be at least 2 genes, or several such numbers, but is {n_top}."
         raise ValueError(msg)
     return numbers

@@ -45,7 +45,10 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
     >>> representation([[1, 2], [3, 4]]).shape
     (2, 2)
     """
-    values = _entry(cells, use_rep, name) if isinstance(cells, AnnData) else cells
+    if isinstance(cells, AnnData):
+        values, name = _entry(cells, use_rep, name), f"{name}.obsm[{use_rep!r}]"
+    else:
+        values = cells
     values = values.toarray() if sp.issparse(values) else np.asarray(values)
     if not np.issubdtype(values.dtype, np.floating):
         values = values.astype(np.float64)

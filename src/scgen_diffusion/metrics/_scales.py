@@ -96,9 +96,9 @@ def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 def default_scale(cells: AnnData, layer: str | None, name: str) -> ScaleName:
     """Return the name of the scale that suits some cells: by whether values are 0 and 1 only, and by the number of features."""
-    matrix, is_log1p = matrix_of(cells, layer, name)
+    matrix, log_base = matrix_of(cells, layer, name)
     values = sp.csr_matrix(matrix[:]).data
-    if not is_log1p and len(values) and values.max() <= 1:
+    if log_base is None and len(values) and values.max() <= 1:
         return "tf_idf"
     return "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
 

@@ -72,7 +72,14 @@ class ComparisonSpace:
             Decides the randomised decomposition, and which 10 000 cells it sees where there are more.
         """
         expression = train if isinstance(train, Expression) else expression_of(train, layer=layer, name="train")
-        genes = np.sort(np.argsort(-variances(expression.values), kind="stable")[:n_genes])
+        of_genes = variances(expression.values)
+        if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
+            msg = (
+                f"Principal components need cells that differ, two or more, in two genes or more, but `train` has {len(expression)} cells and "
+                f"{len(of_genes)} genes{'' if of_genes.any() else ', none of which varies'}."
+            )
+            raise ValueError(msg)
+        genes = np.sort(np.argsort(-of_genes, kind="stable")[:n_genes])
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(expression))[:MAX_CELLS])
         values = expression.values[rows][:, genes].toarray()
@@ -82,6 +89,9 @@ class ComparisonSpace:
     def select(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the log-normalised values of the chosen genes, dense, `(cells, genes)`."""
         expression = cells if isinstance(cells, Expression) else expression_of(cells, layer=layer)
+        if (n_genes := expression.values.shape[1]) <= self.genes.max():
+            msg = f"The cells have {n_genes} genes, but the space was fitted to cells with more. They must have the same genes in the same order."
+            raise ValueError(msg)
         return expression.values[:, self.genes].toarray()
 
     def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:

@@ -11,10 +11,13 @@ from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from ._labels import check_labels
+from ._representation import representation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from sklearn.base import ClassifierMixin
+
+    from ._representation import Points
 
 LabelClassifier: TypeAlias = Literal["logistic", "neighbours"]
 
@@ -58,11 +61,12 @@ def transfer_f1(
     ----------
     Esteban et al. 2017, Real-valued (medical) time series generation with recurrent conditional GANs ("TSTR").
     """
+    train_values, test_values = _points(train_values=train_values, test_values=test_values)
     train_labels = check_labels(train_labels, len(train_values), "train_labels")
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
     if len(np.unique(train_labels)) < 2:
         return float("nan")
-    predicted = _fit(classifier, train_values, train_labels).predict(np.asarray(test_values, np.float64))
+    predicted = _fit(classifier, train_values, train_labels).predict(test_values)
     return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
 
 
@@ -102,13 +106,14 @@ def label_fidelity(
     ----------
     Ravuri and Vinyals 2019, Classification accuracy score for conditional generative models (for its counterpart).
     """
+    real_values, synthetic_values = _points(real_values=real_values, synthetic_values=synthetic_values)
     real_labels = check_labels(real_labels, len(real_values), "real_labels")
     requested = check_labels(requested_labels, len(synthetic_values), "requested_labels")
     known = np.isin(requested, real_labels)
     if len(np.unique(real_labels)) < 2 or not known.any():
         return float("nan")
     fitted = _fit(classifier, real_values, real_labels)
-    agrees = fitted.predict(np.asarray(synthetic_values, np.float64)[known]) == requested[known]
+    agrees = fitted.predict(synthetic_values[known]) == requested[known]
     return float(pd.Series(agrees).groupby(requested[known]).mean().mean())
 
 
@@ -158,10 +163,12 @@ def augmentation_gain(
     ----------
     Marouf et al. 2020, Realistic in silico generation and augmentation of single-cell RNA-seq data using generative adversarial networks.
     """
+    train_values, synthetic_values, test_values = _points(
+        train_values=train_values, synthetic_values=synthetic_values, test_values=test_values
+    )
     train_labels = check_labels(train_labels, len(train_values), "train_labels")
     synthetic_labels = check_labels(synthetic_labels, len(synthetic_values), "synthetic_labels")
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
-    test_values = np.asarray(test_values, np.float64)
     both = np.concatenate([train_values, synthetic_values]), np.concatenate([train_labels, synthetic_labels])
     of_real = _predict(classifier, train_values, train_labels, test_values)
     of_both = _predict(classifier, *both, test_values)
@@ -181,6 +188,16 @@ def augmentation_gain(
     return pd.DataFrame({**sizes, **scores, "low": low, "high": high}, index=index)
 
 
+def _points(**given: Points) -> list[NDArray[np.float64]]:
+    """Return sets of cells as points with the same features."""
+    values = [representation(cells, name=name).astype(np.float64) for name, cells in given.items()]
+    for name, own in zip(given, values, strict=True):
+        if own.shape[1] != values[0].shape[1]:
+            msg = f"`{name}` has {own.shape[1]} features and `{next(iter(given))}` {values[0].shape[1]}; they must be the same."
+            raise ValueError(msg)
+    return values
+
+
 def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> ClassifierMixin:
     if classifier == "logistic":
         model = LogisticRegression(max_iter=2_000, C=0.1)
@@ -189,7 +206,7 @@ def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> Class
     else:
         msg = f"`classifier` must be 'logistic' or 'neighbours', but is {classifier!r}."
         raise ValueError(msg)
-    return model.fit(np.asarray(values, np.float64), labels)
+    return model.fit(values, labels)
 
 
 def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:

@@ -68,8 +68,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
 
     Raises
     ------
+    TypeError
+        If it is no table.
     ValueError
-        If the columns are others.
+        If the columns are others, or a metric has several rows of a group, as in the table of several modalities.
 
     Examples
     --------

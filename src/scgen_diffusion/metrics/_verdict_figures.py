@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from ._table import ALL, COLUMNS
 
-if TYPE_CHECKING:
-    import pandas as pd
+FIGURES = ["value", "floor", "shuffled", "low", "high"]
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
@@ -89,14 +90,29 @@ class Figures:
 
     Raises
     ------
+    TypeError
+        If it is no table.
     ValueError
-        If the table has other columns.
+        If the table has other columns, figures that are no numbers, rows without a group, or several rows of a metric and group.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
+        if not isinstance(table, pd.DataFrame):
+            msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
+            raise TypeError(msg)
         missing = [column for column in COLUMNS if column not in table]
         if missing:
             msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; there are {list(table.columns)}."
+            raise ValueError(msg)
+        if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
+            msg = f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a group is called 'NA' or 'nan'?"
+            raise ValueError(msg)
+        if (repeated := table.duplicated(["metric", "group"])).any():
+            first = table[repeated].iloc[0]
+            msg = (
+                f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; judge one evaluation at a time, "
+                "of several modalities one: table[table['modality'] == ...]."
+            )
             raise ValueError(msg)
         rows = table[COLUMNS].to_dict("records")
         self._all = {(row["group"], row["metric"]): Figure(**row) for row in rows}

@@ -108,7 +108,8 @@ def markers_of(real: AnnData, labels: pd.Series, order: Sequence[str], n_genes: 
     ValueError
         If there are none, for lack of cells or of labels.
     """
-    labelled = real[(labels != MISSING).to_numpy()]
+    is_labelled = (labels != MISSING).to_numpy()
+    labelled = real if is_labelled.all() else real[is_labelled]
     table = marker_genes(labelled, labels.name, n_genes=n_genes, layer=layer)
     of_label = {label: list(rows) for label, rows in table.groupby("label")["gene"]}
     genes = list(dict.fromkeys(gene for label in order for gene in of_label.get(label, [])))

@@ -10,7 +10,7 @@ from scgen_diffusion.data import known_names
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._figures import chosen, finish, own_panels
-from ._pairs import SOURCES, labels_of, without_frame
+from ._pairs import SOURCES, check_is_anndata, labels_of, without_frame
 
 if TYPE_CHECKING:
     import os
@@ -86,6 +86,8 @@ def mean_change(
     scgen_diffusion.metrics.mean_change_correlation : The correlations.
     """
     sets = {"real": real, "predicted": predicted, "control": control}
+    for name, cells in sets.items():
+        check_is_anndata(cells, name)
     panels = {"": sets} if groupby is None else sets_of_groups(sets, groupby, groups)
     axes = own_panels(len(panels), axs, size=(3.9, 3.7))
     for ax, (title, cells) in zip(axes, panels.items(), strict=True):

@@ -12,7 +12,7 @@ from anndata import AnnData
 from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion.data import is_whole_number, known_names
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def pair_of(real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells: 
 
     A layer is read of the synthetic cells if they have it; cells that a model generated have their counts in `X`.
     """
-    if max_cells < 2:
-        msg = f"`max_cells` must be at least 2, but found {max_cells}."
+    if not is_whole_number(max_cells) or max_cells < 2:
+        msg = f"`max_cells` must be at least 2, a whole number, but found {max_cells!r}."
         raise ValueError(msg)
     real = drawn(real, "real", max_cells, seed)
     synthetic = align_genes(drawn(synthetic, "synthetic", max_cells, seed), real.var_names)
@@ -52,11 +52,16 @@ def pair_of(real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells: 
     )
 
 
-def drawn(cells: AnnData, name: str, max_cells: int, seed: int) -> AnnData:
-    """Return the cells, or a random part of them in their order."""
+def check_is_anndata(cells: object, name: str) -> None:
+    """Raise TypeError for anything else."""
     if not isinstance(cells, AnnData):
         msg = f"`{name}` must be an AnnData, but found {type(cells).__name__}."
         raise TypeError(msg)
+
+
+def drawn(cells: AnnData, name: str, max_cells: int, seed: int) -> AnnData:
+    """Return the cells, or a random part of them in their order."""
+    check_is_anndata(cells, name)
     if cells.n_obs <= max_cells:
         return cells
     return cells[np.sort(np.random.default_rng(seed).choice(cells.n_obs, max_cells, replace=False))]
@@ -67,13 +72,21 @@ def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
 
     Raises
     ------
+    TypeError
+        If several columns are named.
     KeyError
         If there is no such column.
     """
+    if not isinstance(key, str):
+        msg = f"Cells are grouped by one column of `obs` here, but found {key!r}. Join several to one first."
+        raise TypeError(msg)
     if key not in cells.obs:
         msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
         raise KeyError(msg)
     column = cells.obs[key]
+    if column.ndim > 1:
+        msg = f"`{name}.obs` has {column.shape[1]} columns {key!r}; rename all but one."
+        raise ValueError(msg)
     return column.astype(object).where(column.notna(), MISSING).astype(str)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.colors import Normalize
 
 from ._figures import chosen, finish, one_axis
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "better"}
 SIGNS = {"lower": "↓", "higher": "↑", "floor": "="}
 KEY = "↓ lower is better   ↑ higher is better   = best at the floor\ngrey: too few cells for a floor, or no value"
 COLORS = "YlOrBr"
@@ -68,6 +69,9 @@ def scores(
     ValueError
         For unknown metrics and groups, and if the table has several rows for one of each.
     """
+    if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
+        msg = f"`table` must be what `evaluate` returns, with the columns {sorted(COLUMNS)}."
+        raise ValueError(msg)
     metrics = chosen("metrics", metrics, list(table["metric"].unique()))
     groups = chosen("groups", groups, list(table["group"].unique()))
     check_single_rows(table)

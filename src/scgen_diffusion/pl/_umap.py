@@ -143,6 +143,9 @@ def umap(
 
 def coloring_of(real: Side, synthetic: Side, color: str, palette: Mapping[str, str] | Sequence[str] | None) -> Coloring:
     """Colour both sets by a column of `obs` or a gene, on one scale."""
+    if not isinstance(color, str):
+        msg = f"`color` must be the name of one column of `obs` or of a gene, but found {color!r}."
+        raise TypeError(msg)
     sides = {"real": real, "synthetic": synthetic}
     lacking = [name for name, side in sides.items() if color not in side.cells.obs]
     if len(lacking) == 2 and color in real.cells.var_names:

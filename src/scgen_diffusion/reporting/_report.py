@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
 from scgen_diffusion.metrics import evaluate, verdict
@@ -19,8 +20,6 @@ from ._sections import Shown, draw_sections
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
-
-    from anndata import AnnData
 
 SUFFIX = ".html"
 
@@ -75,6 +74,8 @@ def report(
 
     Raises
     ------
+    TypeError
+        If a set is no AnnData.
     ValueError
         If ``path`` does not end in ``.html``, and what :func:`~scgen_diffusion.metrics.evaluate` raises.
     FileNotFoundError
@@ -87,10 +88,15 @@ def report(
     >>> path = sgd.report(cells[:200], cells[200:400], "report.html", train=cells[400:])  # doctest: +SKIP
     """
     path = _checked_path(path)
+    for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
+        if not isinstance(cells, AnnData):
+            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}; a report of one modality takes `mdata[modality]`."
+            raise TypeError(msg)
     if table is None:
         table = evaluate(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
+    judged = verdict(table)
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, groupby, max_cells, rng) for cells in (real_test, synthetic))
     label = None if groupby is None else _label_name(groupby)
@@ -98,7 +104,7 @@ def report(
     page = render(
         title=title,
         subtitle=_subtitle(real_test, synthetic, train),
-        verdict=verdict(table),
+        verdict=judged,
         table=table,
         sections=sections,
         settings=_settings(synthetic, label, layer, max_cells, seed),
@@ -114,6 +120,9 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     if path.suffix.lower() != SUFFIX:
         msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
         raise ValueError(msg)
+    if path.is_dir():
+        msg = f"`path` {str(path)!r} is a folder; name the file to write."
+        raise IsADirectoryError(msg)
     if not path.parent.is_dir():
         msg = f"There is no folder {str(path.parent)!r} for the report; make it first."
         raise FileNotFoundError(msg)
