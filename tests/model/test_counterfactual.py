@@ -231,8 +231,8 @@ def test_cells_do_not_depend_on_which_others_are_there(gaussian):
 def test_many_blocks_are_one(gaussian, monkeypatch):
     from scgen_diffusion.diffusion import _random
 
-    whole = gaussian.predict_perturbation(condition={"dose": 1}, seed=5)
     monkeypatch.setitem(_random.BLOCK_SIZES, "cpu", 20)
+    whole = gaussian.predict_perturbation(condition={"dose": 1}, seed=5)
 
     other = gaussian.predict_perturbation(condition={"dose": 1}, seed=5, batch_size=50)
 

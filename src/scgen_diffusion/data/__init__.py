@@ -2,7 +2,7 @@
 
 from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic
-from ._argument_names import answers_to, check_argument_names
+from ._argument_names import check_argument_names, suggests_arguments
 from ._cell_files import CellFiles
 from ._checks import (
     LARGEST_LOG1P,
@@ -84,7 +84,6 @@ __all__ = [
     "SetKey",
     "Turn",
     "ValueSummary",
-    "answers_to",
     "build_anndata",
     "build_mudata",
     "categorical_keys",
@@ -129,6 +128,7 @@ __all__ = [
     "resolve_seed",
     "row_numbers",
     "savable_columns",
+    "suggests_arguments",
     "sync",
     "to_array",
     "to_plain",

@@ -16,9 +16,9 @@ R = TypeVar("R")
 
 
 def check_argument_names(
-    function: str, given: Iterable[str], known: Sequence[str], elsewhere: Mapping[str, str]
+    function: str, given: Iterable[str], known: Sequence[str], other_names: Mapping[str, str]
 ) -> None:
-    """Raise TypeError for an argument that a function does not have.
+    """Raise TypeError for arguments that a function does not have, and say for each what to write instead.
 
     Parameters
     ----------
@@ -28,17 +28,24 @@ def check_argument_names(
         Names of the arguments in the call.
     known
         Names of the arguments that the function has.
-    elsewhere
-        What other packages call some of them: a mapping from that name to the function's own.
+    other_names
+        Names by which other packages call them: a mapping to the function's own name, or to a sentence that says what to do.
     """
-    for name in given:
-        if name not in known:
-            advice = f"Use `{elsewhere[name]}`." if elsewhere.get(name) in known else known_names(name, known)
-            msg = f"`{function}` has no argument {name!r}. {advice}"
-            raise TypeError(msg)
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return
+    answers = []
+    for name in unknown:
+        advice = other_names.get(name, "")
+        if advice in known:
+            advice = f"Use `{advice}`."
+        elif " " not in advice:  # a name that this function does not have either
+            advice = known_names(name, known)
+        answers.append(f"`{function}` has no argument {name!r}. {advice}")
+    raise TypeError(" ".join(answers))
 
 
-def answers_to(elsewhere: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def suggests_arguments(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a method refuse arguments that it does not have as :func:`check_argument_names` does."""
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
@@ -46,7 +53,7 @@ def answers_to(elsewhere: Mapping[str, str]) -> Callable[[Callable[P, R]], Calla
 
         @wraps(method)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            check_argument_names(method.__name__, kwargs, known, elsewhere)
+            check_argument_names(method.__name__, kwargs, known, other_names)
             return method(*args, **kwargs)
 
         return call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ._anndata import SYNTHETIC
-from ._checks import check_conditions, known_names
+from ._checks import check_conditions, known_names, warn_user
 from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, split_set
 
 if TYPE_CHECKING:
@@ -224,13 +223,13 @@ def _check_classes(name: str, column: pd.Series) -> None:
         msg = (
             f"adata.obs[{name!r}] has {n_classes} distinct numbers, each of which becomes a class of its own. {advice}"
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warn_user(msg)
     elif n_classes > max(MANY_CLASSES, n_cells / 2):
         advice = "Leave it out, or, if they are amounts, name it in `continuous_condition_keys` as numbers."
         msg = (
             f"adata.obs[{name!r}] has {n_classes} classes for {n_cells} cells, too few to learn a class from. {advice}"
         )
-        warnings.warn(msg, UserWarning, stacklevel=4)
+        warn_user(msg)
 
 
 def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Iterable[Any]:

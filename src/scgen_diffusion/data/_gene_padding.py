@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ._checks import layer_names
+from ._checks import layer_names, warn_user
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +65,7 @@ def _report(n_shared: int, n_wanted: int, n_found: int) -> None:
     msg = f"{said}, and {n_found - n_shared} genes that the model does not know were left out."
     logger.info(msg)
     if n_shared < SMALLEST_SHARE * n_wanted:
-        warnings.warn(f"{msg} Below {SMALLEST_SHARE:.0%} the results may be poor.", UserWarning, stacklevel=4)
+        warn_user(f"{msg} Below {SMALLEST_SHARE:.0%} the results may be poor.")
 
 
 def _selected(matrix: Any, selection: sp.csr_matrix) -> np.ndarray | sp.csr_matrix:

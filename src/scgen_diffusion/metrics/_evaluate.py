@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from scgen_diffusion.data import warn_user
 
 from ._catalogue import CATALOGUE
 from ._drawing import draw_pools
@@ -220,7 +221,7 @@ def _warn_of_real_cells(trial: Trial) -> None:
             f"{share:.0%} of the cells in `synthetic` that were compared are cells of `real_test`, count by count: these figures say nothing of a model. "
             "Were files mixed up?"
         )
-        warnings.warn(msg, UserWarning, stacklevel=5)
+        warn_user(msg)
 
 
 def _groups(pools: Pools) -> tuple[list[str], list[str]]:

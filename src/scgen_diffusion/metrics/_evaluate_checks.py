@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import is_whole_number, known_names, warn_user
 
 from ._catalogue import CATALOGUE, Metric
 from ._drawing import Source
@@ -204,7 +203,7 @@ def _check_overlap(train: Source, real: Source, synthetic: Source) -> None:
             "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
             "Figures of their quality say nothing; those of memorisation will show it."
         )
-        warnings.warn(msg, stacklevel=4)
+        warn_user(msg)
 
 
 def _share_of_same_cells(first: Source, second: Source) -> float:

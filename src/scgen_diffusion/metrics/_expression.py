@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 
-from scgen_diffusion.data import LARGEST_LOG1P, layer_names
+from scgen_diffusion.data import LARGEST_LOG1P, layer_names, warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,7 +167,7 @@ def _log_base(cells: AnnData, name: str) -> float | None:
             f"`{name}.uns['log1p']` says that `X` holds logarithms, but these are whole numbers, and taken as counts. "
             "Delete `uns['log1p']` if they are."
         )
-        warnings.warn(msg, UserWarning, stacklevel=2)
+        warn_user(msg)
         return None
     entry = cells.uns["log1p"]
     base = entry.get("base") if isinstance(entry, Mapping) else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+from scgen_diffusion.data import warn_user
 
 from ._catalogue import CATALOGUE
 from ._cross_modality import CROSS_METRICS, cross_modality_correlation
@@ -232,7 +233,7 @@ class _Evaluation:
         n_cells = min(next(iter(parts.values())).n_obs for parts in paired.values())
         if n_cells < MIN_CELLS:
             msg = f"Modalities are not judged together: {n_cells} cells of a set have all of {self.modalities}; there must be {MIN_CELLS} or more."
-            warnings.warn(msg, stacklevel=3)
+            warn_user(msg)
             return {}
         name = JOIN.join(self.modalities)
         sides = {name: side_by_side(parts, self.layers) for name, parts in paired.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scgen_diffusion.data import is_whole_number
+from scgen_diffusion.data import is_whole_number, warn_user
 
 from ._evaluate_checks import check_genes, check_numbers, check_space, layer_to_read
 from ._expression import align_genes, expression_of
@@ -194,7 +193,7 @@ def _warn_of_real_cells(sets: Sets) -> None:
     found, usual = (copied_cells(cells.expression, sets.real.expression) for cells in (sets.predicted, sets.control))
     if found - usual > MANY:
         msg = f"{found:.0%} of the cells in `predicted` are cells of `real_test`, count by count: these figures say nothing of a model."
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warn_user(msg)
 
 
 @dataclass(frozen=True)

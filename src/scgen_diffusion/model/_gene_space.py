@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from scgen_diffusion.data import answers_to
+from scgen_diffusion.data import suggests_arguments
 from scgen_diffusion.diffusion import Generators, Sampler, samplers_for
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
@@ -28,7 +28,7 @@ from ._guidance import GuidanceOptions, numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
 from ._query import QueryMixin
-from ._request import ELSEWHERE
+from ._request import OTHER_NAMES
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 
@@ -95,7 +95,7 @@ class GeneSpaceModel(
         architecture = asdict(self.architecture)  # what is saved does not depend on the defaults of a later version
         self.init_params_ = self._get_init_params(locals())
 
-    @answers_to(ELSEWHERE)
+    @suggests_arguments(OTHER_NAMES)
     def generate(
         self,
         n_cells: int | None = None,
@@ -188,7 +188,7 @@ class GeneSpaceModel(
             output="counts" if counts else "log1p",
         )
 
-    @answers_to(ELSEWHERE)
+    @suggests_arguments(OTHER_NAMES)
     def generate_to(
         self,
         path: str | os.PathLike[str],

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from scgen_diffusion.data import answers_to
+from scgen_diffusion.data import suggests_arguments
 from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, FixedStepSampler, FlowTransport, NoiseTransport
 from scgen_diffusion.module import library_features, to_counts
 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import GuidanceOptions
-from ._request import ELSEWHERE
+from ._request import OTHER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)
 class GeneSpaceCounterfactualMixin(CounterfactualMixin):
     """``predict_perturbation`` by the noise that leads to given profiles."""
 
-    @answers_to(ELSEWHERE)
+    @suggests_arguments(OTHER_NAMES)
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,

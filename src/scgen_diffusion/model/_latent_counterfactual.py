@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 import torch
 
-from scgen_diffusion.data import answers_to, known_names, warn_user
+from scgen_diffusion.data import known_names, suggests_arguments, warn_user
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import GuidanceOptions
-from ._request import ELSEWHERE
+from ._request import OTHER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
     def _generates_counts(self) -> bool:
         """Whether cells come out as counts."""
 
-    @answers_to(ELSEWHERE)
+    @suggests_arguments(OTHER_NAMES)
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,

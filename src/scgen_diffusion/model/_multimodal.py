@@ -33,7 +33,7 @@ from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, 
 from ._counterfactual import CounterfactualMixin
 from ._guidance import numbers_of_groups
 from ._library_sizes import LibrarySizeMixin
-from ._registration import check_arguments, check_is_no_view, plain_columns
+from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._training import TrainingMixin
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
         >>> model = sgd.model.SCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_arguments(cls.setup_mudata, kwargs)
+        check_setup_arguments(cls.setup_mudata, kwargs)
         check_is_mudata(mdata)
         check_is_no_view(mdata, "mdata")
         for name, adata in mdata.mod.items():

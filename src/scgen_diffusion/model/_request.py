@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
-ELSEWHERE = {
+OTHER_NAMES = {
     **dict.fromkeys(("n", "n_samples", "num_samples", "num_cells", "n_obs", "size"), "n_cells"),
     **dict.fromkeys(("conditions", "cond", "labels", "labels_key", "y", "cell_type"), "condition"),
     **dict.fromkeys(("scale", "guidance", "cfg_scale", "guidance_strength", "w"), "guidance_scale"),

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scgen_diffusion.data import ValueSummary, answers_to, is_whole_number
+from scgen_diffusion.data import ValueSummary, is_whole_number, suggests_arguments
 from scgen_diffusion.diffusion import TracingSampler
 
 from ._generation import Block, GenerationMixin
 from ._guidance import GuidanceOptions
-from ._request import ELSEWHERE
+from ._request import OTHER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ class SamplingPathMixin(GenerationMixin):
     def _profiles_of(self, states: Tensor) -> Tensor:
         """Read states ``(cells, ...)`` as log-normalised profiles ``(cells, genes)``."""
 
-    @answers_to(ELSEWHERE)
+    @suggests_arguments(OTHER_NAMES)
     def get_sampling_path(
         self,
         n_cells: int | None = None,

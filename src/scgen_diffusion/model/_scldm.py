@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from scgen_diffusion.data import answers_to
+from scgen_diffusion.data import suggests_arguments
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Sampler
 from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
 
@@ -16,7 +16,7 @@ from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
 from ._reconstruction import ReconstructionMixin
 from ._reference import load_reference
-from ._request import ELSEWHERE
+from ._request import OTHER_NAMES
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 from ._transport_training import TransportTrainingMixin
@@ -104,7 +104,7 @@ class SCLDM(
         self.library_head_is_trained_ = False
         self.init_params_ = self._get_init_params(locals())
 
-    @answers_to(ELSEWHERE)
+    @suggests_arguments(OTHER_NAMES)
     def generate(
         self,
         n_cells: int | None = None,
@@ -192,7 +192,7 @@ class SCLDM(
             output=self._default_output,
         )
 
-    @answers_to(ELSEWHERE)
+    @suggests_arguments(OTHER_NAMES)
     def generate_to(
         self,
         path: str | os.PathLike[str],

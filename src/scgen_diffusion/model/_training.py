@@ -17,7 +17,7 @@ import torch
 from scvi import settings
 
 from scgen_diffusion._compat import parse_device_args
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import check_argument_names, is_whole_number, known_names
 from scgen_diffusion.train import (
     CellDataModule,
     Recipe,
@@ -44,7 +44,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_VALIDATION_CELLS = 2000
-OTHER_NAMES = {"lr": "learning_rate"}  # what scvi-tools calls an option of a recipe
+LEARNING_RATE = "learning_rate"
+OTHER_NAMES = {
+    **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
+    **{
+        name: f"It is an option of the training plan: `plan_kwargs={{{option!r}: ...}}`."
+        for name, option in {"lr": LEARNING_RATE, **{field.name: field.name for field in fields(Recipe)}}.items()
+        if name not in ("batch_size", "n_epochs")
+    },
+}
+"""What other packages call the arguments of ``train``, and the options that it takes elsewhere."""
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 RunStage: TypeAlias = Callable[..., StageResult]
 
@@ -160,7 +169,8 @@ class TrainingMixin(RegistrationMixin):
     ) -> None:
         """Check all that is asked for, and train the stages (None: those that are due) until the user stops one."""
         trainer_kwargs = dict(trainer_kwargs)
-        _check_known(method, trainer_kwargs, [*inspect.signature(getattr(self, method)).parameters, *trainer_options()])
+        known = {*inspect.signature(getattr(self, method)).parameters, *trainer_options()} - {"trainer_kwargs"}
+        check_argument_names(method, trainer_kwargs, sorted(known), OTHER_NAMES)
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         self._take_cells(datamodule)
         self._cells.check()
@@ -355,7 +365,7 @@ def changed_recipe(
     known = [field.name for field in fields(recipe)]
     for name, value in changes.items():
         if name not in known:
-            advice = f"Did you mean {OTHER_NAMES[name]!r}?" if name in OTHER_NAMES else known_names(name, known)
+            advice = f"Did you mean {LEARNING_RATE!r}?" if name == "lr" else known_names(name, known)
             msg = f"`plan_kwargs`: the {stage} has no option {name!r}. {advice}"
             raise TypeError(msg)
         if isinstance(getattr(recipe, name), Real) and not isinstance(value, Real):
@@ -366,25 +376,6 @@ def changed_recipe(
         msg = f"`batch_size` must be a whole number of at least 1, but found {size!r}."
         raise ValueError(msg)
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
-
-
-def _check_known(method: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise TypeError for an argument that neither ``train`` nor the trainer has, and say what to use."""
-    of_recipes = {*OTHER_NAMES, *(field.name for field in fields(Recipe))} - {"n_epochs"}
-    known = sorted({*known} - {"trainer_kwargs"})
-    for name in given:
-        if name in known:
-            continue
-        option = OTHER_NAMES.get(name, name)
-        advice = (
-            f"It is an option of the training plan: `plan_kwargs={{{option!r}: ...}}`."
-            if name in of_recipes
-            else known_names(
-                name, [option for option in known if option != "min_epochs"]
-            )  # whoever means epochs means max_epochs
-        )
-        msg = f"`{method}` has no argument {name!r}. {advice}"
-        raise TypeError(msg)
 
 
 def stage_seed() -> int:

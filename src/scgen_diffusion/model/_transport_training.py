@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
-from scgen_diffusion.data import ContinuousKey
+from scgen_diffusion.data import ContinuousKey, warn_user
 from scgen_diffusion.train import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
 
 from ._training import RunStage, stage_seed
@@ -165,7 +164,7 @@ class TransportTrainingMixin(TwoStageTrainingMixin):
                 f"{n_perturbed - n_paired} of {n_perturbed} perturbed cells have no control cells with the same values of the other keys, "
                 "and teach the transport nothing. If keys such as the donor go with the perturbation, leave them out of the conditions."
             )
-            warnings.warn(msg, UserWarning, stacklevel=6)  # where the user trains
+            warn_user(msg)
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)
