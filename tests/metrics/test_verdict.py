@@ -6,7 +6,7 @@ import pytest
 
 from scgen_diffusion import datasets
 from scgen_diffusion.metrics import evaluate, verdict
-from scgen_diffusion.metrics._verdict_figures import Figure, Limits
+from scgen_diffusion.metrics._verdict import Figure, Limits
 
 COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,21 +13,34 @@ from anndata import AnnData
 
 from scgen_diffusion.data import is_whole_number, warn_user
 
-from ._evaluate_checks import check_genes, check_numbers, check_space, layer_to_read
-from ._expression import align_genes, expression_of
-from ._labels import labels_of
-from ._perturbation_baselines import SEPARATOR, parts_of
-from ._perturbation_cases import ALL, FIGURES, PerturbedCells, Sets
-from ._perturbation_measures import Settings
+from ._cells import align_genes, expression_of, labels_of
+from ._distribution import wasserstein_2
+from ._evaluate import check_genes, check_numbers, check_space, layer_to_read
+from ._perturbation import (
+    SEPARATOR,
+    Effect,
+    GeneMoments,
+    Ranking,
+    correlation_of_changes,
+    direction_of_effects,
+    energy_distance,
+    error_of_variances,
+    jaccard_of_effects,
+    mean_of,
+    overlap_of_effects,
+    parts_of,
+    predicted_effect,
+    sum_of,
+)
 from ._safety import copied_cells
-from ._space import ComparisonSpace
+from ._space import ComparisonSpace, means
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from ._perturbation_effects import Ranking
+    from ._cells import Expression
 
 N_TOP = (20, 100)
 NAMES = ("metric", "perturbation", "group")
@@ -252,3 +266,341 @@ def _object_array(items: list[tuple[str, ...]]) -> NDArray:
 
 def _names_of_control(control: AnnData, perturbation_key: str) -> set[str]:
     return set(control.obs[perturbation_key].astype(str)) if perturbation_key in control.obs else set()
+
+
+#: What stands in the column `group` where cells are not grouped.
+ALL = "all"
+MIN_CELLS = 2
+
+#: Columns that every table has; those of other predictions follow.
+FIGURES = ("value", "floor", "no_change", "mean_shift", "additive")
+
+
+@dataclass(frozen=True)
+class PerturbedCells:
+    """Some cells, and what was done to each.
+
+    Attributes
+    ----------
+    expression
+        Log-normalised values.
+    parts
+        The single perturbations of each cell, `(cells,)` of tuples; empty ones for unperturbed cells.
+    groups
+        Group of each cell, `(cells,)`.
+    """
+
+    expression: Expression
+    parts: NDArray
+    groups: NDArray
+
+    def __getitem__(self, rows: NDArray) -> PerturbedCells:
+        """Return some of the cells, by position or mask."""
+        return PerturbedCells(self.expression[rows], self.parts[rows], self.groups[rows])
+
+    def treated(self) -> PerturbedCells:
+        """Leave unperturbed cells out."""
+        is_perturbed = np.array([bool(parts) for parts in self.parts])
+        if not is_perturbed.any():
+            msg = "`real_test` and `train` must have perturbed cells, but all of theirs are named as `control` is."
+            raise ValueError(msg)
+        return self[is_perturbed]
+
+    @cached_property
+    def contexts(self) -> dict[tuple[tuple[str, ...], str], NDArray[np.intp]]:
+        """The cells of each pair of perturbation and group, by position."""
+        found: dict[tuple[tuple[str, ...], str], list[int]] = {}
+        for position, context in enumerate(zip(self.parts, self.groups.tolist(), strict=True)):
+            found.setdefault(context, []).append(position)
+        return {context: np.array(found[context]) for context in sorted(found)}
+
+    def of(self, parts: tuple[str, ...], group: str) -> Expression:
+        """Return the cells of one perturbation in one group."""
+        return self.expression[self.contexts.get((parts, group), np.array([], dtype=np.intp))]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """All cells that a table is made of.
+
+    Attributes
+    ----------
+    real, predicted, control
+        Perturbed cells, real and predicted, and real unperturbed ones.
+    train
+        Perturbed cells that the model was trained on; None without the baselines that need them.
+    others
+        Cells that other methods predict, by the name of the method.
+    """
+
+    real: PerturbedCells
+    predicted: PerturbedCells
+    control: PerturbedCells
+    train: PerturbedCells | None
+    others: Mapping[str, PerturbedCells]
+
+    def cases(self) -> Iterator[Case]:
+        """Gather what belongs to each perturbation in each group."""
+        changes = self._changes()
+        for parts, group in self.real.contexts:
+            others = {name: cells.of(parts, group) for name, cells in self.others.items()}
+            yield Case(
+                parts,
+                group,
+                real=_at_least_two(self.real.of(parts, group), "real_test", parts, group),
+                predicted=_at_least_two(self.predicted.of(parts, group), "predicted", parts, group),
+                control=_at_least_two(self.control.of((), group), "control", parts, group),
+                others={name: cells for name, cells in others.items() if len(cells) >= MIN_CELLS},
+                changes=changes,
+            )
+
+    def _changes(self) -> dict[tuple[tuple[str, ...], str], NDArray]:
+        """Return the mean change of every training perturbation in every group that has control cells."""
+        if self.train is None:
+            return {}
+        controls = {group: means(self.control.of((), group).values) for group in np.unique(self.control.groups)}
+        return {
+            (parts, group): means(self.train.of(parts, group).values) - controls[group]
+            for parts, group in self.train.contexts
+            if group in controls
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """One perturbation in one group.
+
+    Attributes
+    ----------
+    parts, group
+        What is predicted.
+    real, predicted, control
+        Its cells.
+    others
+        Cells that other methods predict of it, of the methods that do.
+    changes
+        Mean change of every training perturbation in every group.
+    """
+
+    parts: tuple[str, ...]
+    group: str
+    real: Expression
+    predicted: Expression
+    control: Expression
+    others: dict[str, Expression]
+    changes: dict[tuple[tuple[str, ...], str], NDArray]
+
+    def rows(self, settings: Settings, columns: tuple[str, ...]) -> list[dict]:
+        """Return one row per metric, with a figure for each of the columns; NaN for what was not predicted."""
+        figures = self._figures(settings)
+        return [
+            {
+                "metric": metric,
+                "group": self.group,
+                "better": better,
+                **{name: figures.get(name, {}).get(metric, np.nan) for name in columns},
+            }
+            for metric, better in settings.better.items()
+        ]
+
+    def _figures(self, settings: Settings) -> dict[str, dict[str, float]]:
+        control, real = Profile.of(self.control, settings), Profile.of(self.real, settings)
+        truth = Truth(real, control)
+        predictions = {
+            "value": Profile.of(self.predicted, settings),
+            "no_change": control,
+            **{name: control.moved(change, settings) for name, change in self._baseline_changes().items()},
+            **{name: Profile.of(cells, settings) for name, cells in self.others.items()},
+        }
+        figures = {name: truth.measure(prediction, settings) for name, prediction in predictions.items()}
+        figures["floor"] = self._floor(control, settings)
+        distances = wasserstein_of_equally_many(
+            real.coordinates,
+            {name: prediction.coordinates for name, prediction in predictions.items()},
+            n_splits=max(settings.n_floor, 1),
+            seed=settings.seed,
+        )
+        return {name: found | ({"w2": distances[name]} if found else {}) for name, found in figures.items()}
+
+    def _baseline_changes(self) -> dict[str, NDArray]:
+        """Return the changes that the baselines predict, those for which there are training perturbations."""
+        parts = [((part,), self.group) for part in self.parts]
+        found = {"mean_shift": mean_of(self.changes)} if self.changes else {}
+        return found | ({"additive": sum_of(self.changes, parts)} if set(parts) <= set(self.changes) else {})
+
+    def _floor(self, control: Profile, settings: Settings) -> dict[str, float]:
+        """Return what one half of the real cells scores as prediction of the other."""
+        n_cells = len(self.real)
+        if n_cells < 2 * MIN_CELLS or settings.n_floor < 1:
+            return {}
+        rng = np.random.default_rng(settings.seed)
+        halves = [np.array_split(rng.permutation(n_cells), 2) for _ in range(settings.n_floor)]
+        profiles = [[Profile.of(self.real[half], settings) for half in pair] for pair in halves]
+        return (
+            pd.DataFrame([Truth(real, control).measure(other, settings) for real, other in profiles]).mean().to_dict()
+        )
+
+
+def _at_least_two(cells: Expression, name: str, parts: tuple[str, ...], group: str) -> Expression:
+    if len(cells) < MIN_CELLS:
+        where = f"perturbation {'+'.join(parts)!r}" + ("" if group == ALL else f" in group {group!r}")
+        msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {len(cells)}."
+        raise ValueError(msg)
+    return cells
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Attributes
+    ----------
+    n_top
+        Numbers of most changed genes.
+    ranking
+        By what genes change most.
+    space
+        Space of the distances; None is that of all genes.
+    max_cells
+        Largest number of cells of each kind in a distance.
+    n_floor
+        How often the real cells are split in two halves.
+    seed
+        Decides the draws.
+    """
+
+    n_top: tuple[int, ...]
+    ranking: Ranking
+    space: ComparisonSpace | None
+    max_cells: int
+    n_floor: int
+    seed: int
+
+    def project(self, cells: Expression) -> NDArray:
+        """Return a draw of the cells in the space of the distances."""
+        if len(cells) > self.max_cells:
+            cells = cells[np.sort(np.random.default_rng(self.seed).permutation(len(cells))[: self.max_cells])]
+        return cells.values.toarray() if self.space is None else self.space.project(cells)
+
+    def project_change(self, change: NDArray) -> NDArray:
+        """Return where a change of all cells moves them in that space; the projection is linear."""
+        return change if self.space is None else self.space.pca.components_ @ change[self.space.genes]
+
+    @cached_property
+    def better(self) -> dict[str, str]:
+        """Which way is better, by metric, in the order of the table."""
+        tops = [f"top_{n_top}" for n_top in self.n_top]
+        return {
+            "energy_distance": "lower",
+            "w2": "lower",
+            "mean_change_error": "lower",
+            "mean_change_correlation": "higher",
+            **{f"mean_change_correlation_{top}": "higher" for top in tops},
+            **{f"de_overlap_{top}": "higher" for top in tops},
+            "de_jaccard": "higher",
+            "de_direction": "higher",
+            "variance_error": "lower",
+            **{f"variance_error_{top}": "lower" for top in tops},
+        }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What of some cells is compared.
+
+    Attributes
+    ----------
+    moments
+        Of all genes.
+    coordinates
+        The cells in the space of the distances, `(cells, dimensions)`.
+    """
+
+    moments: GeneMoments
+    coordinates: NDArray
+
+    @classmethod
+    def of(cls, cells: Expression, settings: Settings) -> Profile:
+        """Take the profile of some cells."""
+        return cls(GeneMoments.of(cells), settings.project(cells))
+
+    def moved(self, change: NDArray, settings: Settings) -> Profile:
+        """Return the profile of the same cells, each moved by a change of the genes."""
+        moments = replace(self.moments, mean=self.moments.mean + change)
+        return Profile(moments, self.coordinates + settings.project_change(change))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Real perturbed cells and their control, against which predictions are measured.
+
+    Attributes
+    ----------
+    real, control
+        Profiles of both.
+    """
+
+    real: Profile
+    control: Profile
+
+    @cached_property
+    def effect(self) -> Effect:
+        """How the real cells differ from control."""
+        return Effect(self.real.moments, self.control.moments)
+
+    def measure(self, predicted: Profile, settings: Settings) -> dict[str, float]:
+        """Return all figures of a prediction but `w2`, which needs as many cells of every prediction."""
+        real = self.effect
+        moments = predicted.moments
+        effect = predicted_effect(moments, self.real.moments, self.control.moments)
+        figures = {
+            "energy_distance": energy_distance(self.real.coordinates, predicted.coordinates),
+            "mean_change_error": float(np.abs(real.change - effect.change).mean()),
+            "mean_change_correlation": correlation_of_changes(real, effect),
+            "de_jaccard": jaccard_of_effects(real, effect),
+            "de_direction": direction_of_effects(real, effect),
+            "variance_error": error_of_variances(real.cells, moments),
+        }
+        for n_top in settings.n_top:
+            top = real.top_genes(n_top, settings.ranking)
+            figures |= {
+                f"mean_change_correlation_top_{n_top}": correlation_of_changes(
+                    real, effect, n_top=n_top, ranking=settings.ranking
+                ),
+                f"de_overlap_top_{n_top}": overlap_of_effects(real, effect, n_top, settings.ranking),
+                f"variance_error_top_{n_top}": error_of_variances(real.cells, moments, top),
+            }
+        return figures
+
+
+def wasserstein_of_equally_many(
+    real: NDArray, predictions: Mapping[str, NDArray], *, n_splits: int, seed: int
+) -> dict[str, float]:
+    """Return the 2-Wasserstein distance of one half of the real cells to every prediction and to the other half (`floor`), the mean over splits.
+
+    The distance of equal distributions falls with the number of cells, so that only figures of equally many cells can stand side by side: all
+    sides have as many as the smallest allows.
+
+    Parameters
+    ----------
+    real
+        Real cells, `(cells, dimensions)`.
+    predictions
+        Predicted cells by name, each `(cells, dimensions)`.
+    n_splits
+        Number of splits.
+    seed
+        Decides the splits and draws, the same for predictions of equally many cells.
+    """
+    n_cells = min(len(real) // 2, *map(len, predictions.values()))
+    found: dict[str, list[float]] = {name: [] for name in ("floor", *predictions)}
+    for split in range(n_splits):
+        drawn, other = np.split(_draw(real, 2 * n_cells, [seed, split]), 2)
+        found["floor"].append(wasserstein_2(drawn, other))
+        for name, values in predictions.items():
+            found[name].append(wasserstein_2(drawn, _draw(values, n_cells, [seed, split, 1])))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _draw(values: NDArray, n_cells: int, seed: list[int]) -> NDArray:
+    return values[np.random.default_rng(seed).permutation(len(values))[:n_cells]]

@@ -10,15 +10,14 @@ import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from ._pairs import as_expression, pair_of_expressions
-from ._representation import USE_REP, Points, representation
+from ._cells import USE_REP, Points, as_expression, pair_of_expressions, representation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from ._expression import Cells, Expression
+    from ._cells import Cells, Expression
 
 NEAREST_SHARE = 0.01  # of held-out cells, whose distance marks a synthetic cell as near
 N_CANDIDATES = 3  # neighbours looked up beyond those asked for, and measured again
