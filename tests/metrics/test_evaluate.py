@@ -10,7 +10,8 @@ import scipy.sparse as sp
 from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate, verdict
 from scgen_diffusion.metrics._catalogue import Sample
 from scgen_diffusion.metrics._distribution import auc_of_scores
-from scgen_diffusion.metrics._evaluate import choose_metrics, interval, shuffle_genes
+from scgen_diffusion.metrics._evaluate import choose_metrics, shuffle_genes
+from scgen_diffusion.metrics._table import interval
 
 N_GENES = 40
 QUICK = ["w2", "mmd2", "recall", "gene_mean_error", "library_size_ks"]
@@ -329,12 +330,12 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
 
 
 def test_only_drawn_cells_are_normalised(monkeypatch):
-    from scgen_diffusion.metrics import _evaluate
+    from scgen_diffusion.metrics import _cells
 
     read = []
-    on_scale = _evaluate.on_scale
+    on_scale = _cells.on_scale
     monkeypatch.setattr(
-        _evaluate,
+        _cells,
         "on_scale",
         lambda values, *args, **options: read.append(values.shape[0]) or on_scale(values, *args, **options),
     )

@@ -93,7 +93,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Equally many real and synthetic cells, or real cells that play the synthetic ones.
+    """Real and synthetic cells, or what plays the synthetic ones.
 
     Attributes
     ----------
@@ -105,16 +105,19 @@ class Comparison:
         Unit of kernel widths, the same for value, floor and shuffled cells.
     training
         What synthetic cells may have been copied from; None without ``train``.
+    control
+        Unperturbed cells, where the sides are perturbed ones.
     seed
         For metrics that draw.
     """
 
     real: Sample
     synthetic: Sample
-    genes: NDArray[np.intp]
-    squared_scale: float
-    training: Training | None
-    seed: int
+    genes: NDArray[np.intp] | None = None
+    squared_scale: float = float("nan")
+    training: Training | None = None
+    control: Sample | None = None
+    seed: int = 0
     _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, function: Callable[[Comparison], T]) -> T:
@@ -175,6 +178,8 @@ class Metric:
         Whether an interval makes sense.
     slow
         The floor comes from one draw instead of several.
+    equal_cells
+        Depends on the number of cells, so that all players must have equally many.
     """
 
     name: str
@@ -188,6 +193,7 @@ class Metric:
     bounds: tuple[float, float] = POSITIVE
     has_interval: bool = True
     slow: bool = False
+    equal_cells: bool = False
 
     @property
     def against_training(self) -> bool:

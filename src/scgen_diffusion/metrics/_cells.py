@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scgen_diffusion.data import LARGEST_LOG1P, join_labels, known_names, layer_names, warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ._space import Scale
 
@@ -28,6 +28,10 @@ Cells: TypeAlias = AnnData | np.ndarray | sp.spmatrix | sp.sparray
 TARGET_SUM = 1e4
 COUNTS_LAYER = "counts"
 N_LOOKED_AT = 2_000  # cells that tell counts from logarithms
+
+
+REAL = ("real_test", "train", "control")  # names of sets of real cells
+CHUNK = 2_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Expression:
 
 
 def expression_of(
-    cells: Cells, *, layer: str | None = None, name: str = "cells", scale: Scale | None = None
+    cells: Cells | Expression, *, layer: str | None = None, name: str = "cells", scale: Scale | None = None
 ) -> Expression:
     """Return cells on the common scale: `log1p` of values that sum to 10 000 per cell over the genes given.
 
@@ -63,7 +67,7 @@ def expression_of(
     ----------
     cells
         Counts, or, where ``uns["log1p"]`` says so, `log1p` values of any scale, to the base that it names (natural by default). Of an AnnData the
-        layer is read, else ``layers["counts"]`` if there is one, else `X`. An array is taken as counts. Whole numbers in `X` are counts whatever ``uns`` says,
+        layer is read, else ``layers["counts"]`` if there is one, else `X`. An array is taken as counts, and an :class:`Expression` as it is. Whole numbers in `X` are counts whatever ``uns`` says,
         with a warning.
     layer
         Layer with the counts.
@@ -79,6 +83,8 @@ def expression_of(
     ValueError
         If there is no cell or gene, or if values are negative, not finite, or neither integers nor said to be logarithms.
     """
+    if isinstance(cells, Expression):
+        return cells
     matrix, log_base = matrix_of(cells, layer, name)
     if isinstance(matrix, (CSRDataset, CSCDataset)):  # of an AnnData in backed mode
         matrix = matrix.to_memory()
@@ -113,7 +119,7 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     ValueError
         If a gene is absent, or occurs twice.
     """
-    check_has_genes(synthetic, genes, name)
+    check_genes(synthetic, genes, name)
     if synthetic.var_names.equals(genes):
         return synthetic
     if synthetic.isbacked and synthetic.is_view:  # of which anndata makes no other view
@@ -121,18 +127,23 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     return synthetic[:, genes]
 
 
-def check_has_genes(synthetic: AnnData, genes: pd.Index, name: str) -> None:
-    """Raise as :func:`align_genes` does."""
-    if synthetic.var_names.equals(genes):
+def check_genes(cells: AnnData, genes: pd.Index, name: str) -> None:
+    """Raise unless cells have these genes, in any order."""
+    if cells.var_names.equals(genes):
         return
-    missing = genes.difference(synthetic.var_names)
+    missing = genes.difference(cells.var_names)
     if len(missing):
         msg = (
             f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}; "
             f"compare on the common genes: real[:, common], {name}[:, common]."
         )
+        if len(missing) == len(genes):
+            msg = (
+                f"`{name}` and `real_test` have no gene in common: {list(cells.var_names[:3])} and {list(genes[:3])}. "
+                "Bring both to the same kind of name in `var_names`."
+            )
         raise ValueError(msg)
-    if not (synthetic.var_names.is_unique and genes.is_unique):
+    if not (cells.var_names.is_unique and genes.is_unique):
         msg = (
             f"`{name}` and the real cells have their genes in another order, and some genes twice, so that it is not clear which belong "
             "together. Make `var_names` unique, or bring the genes into one order."
@@ -204,6 +215,102 @@ def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> N
             f"Name the layer with counts, or, if X holds log1p values, set uns['log1p'] = {{}}."
         )
         raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the sets given, untouched.
+
+    Attributes
+    ----------
+    name
+        What errors call it.
+    cells
+        As given.
+    genes
+        Genes of the real cells, in whose order values are read.
+    labels
+        Groups, `(cells,)`; None without ``groupby``.
+    layer
+        Layer with the counts.
+    scale
+        What the counts are compared on; None is the common scale.
+    """
+
+    name: str
+    cells: AnnData
+    genes: pd.Index
+    labels: NDArray[np.str_] | None
+    layer: str | None
+    scale: Scale | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cells: AnnData,
+        name: str,
+        genes: pd.Index,
+        *,
+        groupby: str | Sequence[str] | None = None,
+        layer: str | None = None,
+        scale: Scale | None = None,
+    ) -> Source:
+        """Check genes and labels; real cells must have the layer."""
+        check_genes(cells, genes, name)
+        labels = None if groupby is None else labels_of(cells, groupby, name=name)
+        return cls(name, cells, genes, labels, layer if name in REAL else layer_of(cells, layer), scale)
+
+    def __len__(self) -> int:
+        return self.cells.n_obs
+
+    @property
+    def are_counts(self) -> bool:
+        """Whether the cells come as counts, not log-normalised."""
+        return self._matrix[1] is None
+
+    def expression(self, rows: NDArray | None = None) -> Expression:
+        """Return some of the cells on their scale, in the order given; all if None."""
+        matrix, log_base = self._matrix
+        rows = np.arange(len(self)) if rows is None else rows
+        ascending = np.argsort(rows, kind="stable")
+        values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
+        if self._columns is not None:
+            values = values[:, self._columns]
+        return on_scale(values, log_base, name=self.name, scale=self.scale)
+
+    def chunks(self, rows: NDArray) -> Iterator[Expression]:
+        """Return the same in parts, which bounds the memory of what lies between."""
+        for start in range(0, len(rows), CHUNK):
+            yield self.expression(rows[start : start + CHUNK])
+
+    @cached_property
+    def _matrix(self) -> tuple[sp.spmatrix | NDArray, float | None]:
+        # kept, since a view of an AnnData copies its values on every access
+        return matrix_of(self.cells, self.layer, self.name)
+
+    @cached_property
+    def _columns(self) -> NDArray[np.intp] | None:
+        same = self.cells.var_names.equals(self.genes)
+        return None if same else self.cells.var_names.get_indexer(self.genes)
+
+
+def as_adata(cells: Cells, name: str) -> AnnData:
+    """Return cells as AnnData, arrays as counts."""
+    if isinstance(cells, AnnData):
+        return cells
+    if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
+        advice = " For several modalities, there is `evaluate_modalities`." if isinstance(cells, MuData) else ""
+        msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}.{advice}"
+        raise TypeError(msg)
+    return AnnData(sp.csr_matrix(cells))
+
+
+def check_arrays(sets: Mapping[str, Cells]) -> None:
+    """Raise unless arrays, whose genes have no names, have as many genes as the first set."""
+    first, real = next(iter(sets.items()))
+    for name, cells in sets.items():
+        if not isinstance(cells, AnnData):
+            check_same_number_of_genes(real.shape[1], cells.shape[1], (first, name))
 
 
 def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adata") -> NDArray[np.str_]:
@@ -292,10 +399,14 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
     (2, 2)
     """
     if isinstance(cells, AnnData):
-        values, name = _entry(cells, use_rep, name), f"{name}.obsm[{use_rep!r}]"
-    else:
-        values = cells
-    values = values.toarray() if sp.issparse(values) else np.asarray(values)
+        if use_rep not in cells.obsm:
+            msg = (
+                f"`use_rep` is {use_rep!r}, which `{name}.obsm` lacks. {known_names(use_rep, list(cells.obsm))} "
+                f"`ComparisonSpace.write(real, synthetic)` puts principal components there."
+            )
+            raise KeyError(msg)
+        cells, name = cells.obsm[use_rep], f"{name}.obsm[{use_rep!r}]"
+    values = cells.toarray() if sp.issparse(cells) else np.asarray(cells)
     if not np.issubdtype(values.dtype, np.floating):
         values = values.astype(np.float64)
     if values.ndim != 2 or 0 in values.shape:
@@ -317,21 +428,6 @@ def two_representations(real: Points, synthetic: Points, use_rep: str = USE_REP)
     return values
 
 
-def _entry(cells: AnnData, use_rep: str, name: str) -> ArrayLike | sp.spmatrix:
-    if use_rep not in cells.obsm:
-        msg = (
-            f"`use_rep` is {use_rep!r}, which `{name}.obsm` lacks. {known_names(use_rep, list(cells.obsm))} "
-            f"`ComparisonSpace.write(real, synthetic)` puts principal components there."
-        )
-        raise KeyError(msg)
-    return cells.obsm[use_rep]
-
-
-def as_expression(cells: Cells | Expression, layer: str | None, name: str) -> Expression:
-    """Return cells on the common scale; what is there already is taken as it is."""
-    return cells if isinstance(cells, Expression) else expression_of(cells, layer=layer, name=name)
-
-
 def pair_of_expressions(
     real: Cells | Expression,
     synthetic: Cells | Expression,
@@ -347,7 +443,10 @@ def pair_of_expressions(
     """
     if isinstance(real, AnnData) and isinstance(synthetic, AnnData):
         synthetic = align_genes(synthetic, real.var_names, name=names[1])
-    first, second = as_expression(real, layer, names[0]), as_expression(synthetic, layer, names[1])
+    first, second = (
+        expression_of(real, layer=layer, name=names[0]),
+        expression_of(synthetic, layer=layer, name=names[1]),
+    )
     check_same_number_of_genes(first.values.shape[1], second.values.shape[1], names)
     return first, second
 
@@ -427,7 +526,7 @@ def side_by_side(parts: Mapping[str, AnnData], layers: Mapping[str, str]) -> Ann
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:
     """Return a layer if the cells have it; generated cells have their counts in `X`."""
-    return layer if layer in cells.layers else None
+    return layer if layer is not None and layer in cells.layers else None
 
 
 def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:

@@ -1,45 +1,49 @@
-"""All metrics in one tidy table, every figure beside its floor: check, draw cells, compare, lay out rows."""
+"""All metrics in one tidy table, every figure beside its floor: check, draw cells, compare, lay out rows.
+
+Cells are drawn first and put on their scale then, so that nothing is normalised or projected in vain.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
-from mudata import MuData
 
 from scgen_diffusion.data import is_whole_number, known_names, warn_user
 
 from ._catalogue import CATALOGUE, Comparison, Metric, Sample, Training
-from ._cells import (
-    COUNTS_LAYER,
-    Cells,
-    Expression,
-    check_has_genes,
-    check_same_number_of_genes,
-    labels_of,
-    matrix_of,
-    on_scale,
-)
+from ._cells import Cells, Expression, Source, as_adata, check_arrays
 from ._distribution import median_squared_distance
 from ._safety import fingerprints_of
 from ._space import ComparisonSpace
+from ._table import ALL, Context, Half
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from ._space import Scale
 
+logger = logging.getLogger(__name__)
+
+COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+MIN_CELLS = 50
 MIN_CELLS_PER_GROUP = 30
 MANY_COPIES = 0.2  # without `train`, a third of `real_test` is compared
+N_CELLS_LOOKED_AT = 20
+N_SHARED_LOOKED_AT = 500
+N_LABELS_NAMED = 5
+FIT_CELLS = 10_000
+CELLS_PER_GROUP = 500
+POOL_FACTOR = 2  # so many times the cells of a comparison are kept of real cells, for draws that differ
+GENES_AT_ONCE = 1_000
 
 
 def evaluate(
@@ -139,9 +143,7 @@ def evaluate(
     True
     """
     return evaluate_on_scale(
-        real_test,
-        synthetic,
-        train=train,
+        {"real_test": real_test, "synthetic": synthetic, "train": train},
         groupby=groupby,
         metrics=metrics,
         layer=layer,
@@ -154,71 +156,70 @@ def evaluate(
 
 
 def evaluate_on_scale(
-    real_test: Cells,
-    synthetic: Cells,
+    sets: Mapping[str, Cells | None],
     *,
+    groupby: str | Sequence[str] | None,
+    metrics: str | Sequence[str] | None,
+    layer: str | None,
+    max_cells: int,
+    n_floor: int,
+    n_bootstrap: int,
+    seed: int,
+    space: ComparisonSpace | None = None,
     scale: Scale | None = None,
     without: Collection[str] = (),
-    train: Cells | None = None,
-    groupby: str | Sequence[str] | None = None,
-    metrics: str | Sequence[str] | None = None,
-    layer: str | None = None,
-    space: ComparisonSpace | None = None,
-    max_cells: int = 2_000,
-    n_floor: int = 5,
-    n_bootstrap: int = 10,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Return the table of :func:`evaluate`, with the values on another scale (None is the common one), and without some metrics."""
     check_numbers(max_cells=max_cells, n_floor=n_floor, n_bootstrap=n_bootstrap, seed=seed)
     check_names(metrics)
     check_space(space)
-    sets = {"real_test": real_test, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    adatas = {name: as_adata(cells, name) for name, cells in sets.items()}
-    check_arrays(sets)
-    real, drawn_from, trained_on = make_sources(
-        adatas["real_test"], adatas["synthetic"], adatas.get("train"), groupby, layer, scale
-    )
+    sources = _read({name: cells for name, cells in sets.items() if cells is not None}, groupby, layer, scale)
+    real, synthetic, train = sources["real_test"], sources["synthetic"], sources.get("train")
     wanted = choose_metrics(
         metrics,
         has_train=train is not None,
         has_groups=groupby is not None,
-        has_counts=all(source.are_counts for source in (real, drawn_from, trained_on) if source is not None),
+        has_counts=all(source.are_counts for source in sources.values()),
     )
     wanted = [metric for metric in wanted if metric.name not in without]
-    pools = draw_pools(
-        real,
-        drawn_from,
-        trained_on,
-        space,
-        max_cells=max_cells,
-        seed=seed,
-        with_training=any(metric.against_training for metric in wanted),
-    )
-    return _tabulate(wanted, pools, Plan(MIN_CELLS_PER_GROUP, n_floor=n_floor, n_bootstrap=n_bootstrap, seed=seed))
+    with_training = any(metric.against_training for metric in wanted)
+    pools = draw_pools(real, synthetic, train, space, max_cells=max_cells, seed=seed, with_training=with_training)
 
-
-def _tabulate(metrics: list[Metric], pools: Pools, plan: Plan) -> pd.DataFrame:
-    of_all = make_trial(pools, None, plan)
-    if not np.ptp(of_all.value.real.pcs, axis=0).any():
+    make = partial(make_context, pools, n_floor=n_floor, n_bootstrap=n_bootstrap, seed=seed)
+    of_all = make(None)
+    if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
         msg = "The cells of `real_test` are all the same; there is nothing to compare with."
         raise ValueError(msg)
     _warn_of_real_cells(of_all)
-    real_groups, groups = _groups(pools)
-    rows = rows_of_all(metrics, of_all) + rows_by_group(metrics, groups, of_all)
-    n_cells = {ALL: pools.n_cells}
-    for group in real_groups:
-        trial = make_trial(pools, group, plan)
-        rows += rows_of_group(metrics, group, trial)
-        n_cells[group] = 0 if trial is None else len(trial.value.real)
-    table = as_table(rows, metrics)
-    table.attrs["n_cells"] = n_cells
+    n_sides = 2 if pools.floor is None else 1  # of real cells, where one half plays the synthetic ones
+    groups = _frequent(pools.real, n_sides * MIN_CELLS_PER_GROUP)
+    contexts = {group: make(group) for group in groups}
+    groups_of_either = {*groups, *_frequent(pools.synthetic, MIN_CELLS_PER_GROUP)}
+    rows = []
+    for metric in wanted:
+        rows.append(of_all.row(metric))
+        if metric.by_group is not None:
+            rows += [of_all.row(metric, group) for group in groups_of_either]
+        if metric.per_group:
+            unknown = {"metric": metric.name, "better": metric.better}
+            rows += [
+                {**unknown, "group": group} if context is None else context.row(metric)
+                for group, context in contexts.items()
+            ]
+    place = {metric.name: position for position, metric in enumerate(wanted)}
+    # all cells first, then group by group, metrics in the order of the catalogue
+    rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[2:-1], float))
+    table.attrs["n_cells"] = {ALL: pools.n_cells} | {
+        group: 0 if context is None else len(context.players["value"][0].real) for group, context in contexts.items()
+    }
     return table
 
 
-def _warn_of_real_cells(trial: Trial) -> None:
+def _warn_of_real_cells(context: Context) -> None:
     """Warn where synthetic cells are the held-out ones; cells with hardly any counts are equal by chance, as the floor says."""
-    share, *usual = (CATALOGUE["copied_test_cells"].measure(part) for part in (trial.value, *trial.floors[:1]))
+    compared = [*context.players["value"], *context.players["floor"][:1]]
+    share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
     if share - sum(usual) > MANY_COPIES:
         msg = (
             f"{share:.0%} of the cells in `synthetic` that were compared are cells of `real_test`, count by count: these figures say nothing of a model. "
@@ -227,44 +228,14 @@ def _warn_of_real_cells(trial: Trial) -> None:
         warn_user(msg)
 
 
-def _groups(pools: Pools) -> tuple[list[str], list[str]]:
-    """Return the groups with enough real cells, and with them those with enough synthetic cells only."""
-    n_sides = 2 if pools.floor is None else 1  # of real cells, where one half plays the synthetic ones
-    real = _frequent(pools.real.sample.labels, n_sides * MIN_CELLS_PER_GROUP)
-    return real, sorted({*real, *_frequent(pools.synthetic.sample.labels, MIN_CELLS_PER_GROUP)})
-
-
-def _frequent(labels: NDArray | None, n_cells: int) -> list[str]:
-    if labels is None:
+def _frequent(pool: Pool, n_cells: int) -> list[str]:
+    if pool.sample.labels is None:
         return []
-    names, sizes = np.unique(labels, return_counts=True)
+    names, sizes = np.unique(pool.sample.labels, return_counts=True)
     return names[sizes >= n_cells].tolist()
 
 
-MIN_CELLS = 50
-REAL = ("real_test", "train", "control")  # names of sets of real cells
-N_CELLS_LOOKED_AT = 20
-N_SHARED_LOOKED_AT = 500
-N_LABELS_NAMED = 5
-
-
-def as_adata(cells: Cells, name: str) -> AnnData:
-    """Return cells as AnnData, arrays as counts."""
-    if isinstance(cells, AnnData):
-        return cells
-    if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
-        advice = " For several modalities, there is `evaluate_modalities`." if isinstance(cells, MuData) else ""
-        msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}.{advice}"
-        raise TypeError(msg)
-    return AnnData(sp.csr_matrix(cells))
-
-
-def check_arrays(sets: Mapping[str, Cells]) -> None:
-    """Raise unless arrays, whose genes have no names, have as many genes as the first set."""
-    first, real = next(iter(sets.items()))
-    for name, cells in sets.items():
-        if not isinstance(cells, AnnData):
-            check_same_number_of_genes(real.shape[1], cells.shape[1], (first, name))
+# --- what is asked of the arguments, before any long work -------------------------------------------------------------
 
 
 def check_numbers(*, max_cells: int, n_floor: int, seed: int, n_bootstrap: int = 0, min_cells: int = MIN_CELLS) -> None:
@@ -287,31 +258,6 @@ def check_space(space: object) -> None:
     if not isinstance(space, ComparisonSpace | None):
         msg = f"`space` must be a ComparisonSpace, but is {space!r}."
         raise TypeError(msg)
-
-
-def make_sources(
-    real: AnnData,
-    synthetic: AnnData,
-    train: AnnData | None,
-    groupby: str | Sequence[str] | None,
-    layer: str | None,
-    scale: Scale | None,
-) -> tuple[Source, Source, Source | None]:
-    """Check the sets against each other."""
-    given = {"real_test": real, "synthetic": synthetic} | ({} if train is None else {"train": train})
-    for name, cells in given.items():
-        _check_size(name, cells, needed=_n_needed(name, has_train=train is not None))
-        check_genes(name, cells, real.var_names)
-    sources = [
-        Source(name, cells, real.var_names, _labels(name, cells, groupby), layer_to_read(name, cells, layer), scale)
-        for name, cells in given.items()
-    ]
-    for source in sources:
-        source.expression(np.arange(N_CELLS_LOOKED_AT))  # raises where values are not what they should be
-        _check_some_labels_shared(sources[0], source)
-    if train is not None:
-        _check_overlap(sources[2], sources[0], sources[1])
-    return sources[0], sources[1], sources[2] if train is not None else None
 
 
 def choose_metrics(
@@ -354,69 +300,47 @@ _NEEDS = {
 }
 
 
-def _n_needed(name: str, *, has_train: bool) -> int:
-    """One half of `train` fits the space, the other plays the synthetic cells; without it `real_test` does all three."""
-    if name == "train":
-        return 2 * MIN_CELLS
-    return MIN_CELLS if has_train or name == "synthetic" else 3 * MIN_CELLS
-
-
-def _check_size(name: str, cells: AnnData, *, needed: int) -> None:
-    if cells.n_obs < needed:
-        hint = "; it is split in three where there is no `train`" if needed == 3 * MIN_CELLS else ""
-        msg = f"`{name}` has {cells.n_obs} cells; there must be {needed} or more{hint}."
-        raise ValueError(msg)
-
-
-def check_genes(name: str, cells: AnnData, genes: pd.Index) -> None:
-    """Raise unless cells have these genes, in any order."""
-    if len(genes) and not len(cells.var_names.intersection(genes)):
-        msg = (
-            f"`{name}` and `real_test` have no gene in common: {list(cells.var_names[:3])} and {list(genes[:3])}. "
-            "Bring both to the same kind of name in `var_names`."
-        )
-        raise ValueError(msg)
-    check_has_genes(cells, genes, name)
-
-
-def layer_to_read(name: str, cells: AnnData, layer: str | None) -> str | None:
-    """Return the layer to read; synthetic cells keep counts in `X` where they lack the real cells' layer."""
-    if layer is None or (name not in REAL and layer not in cells.layers):
-        return COUNTS_LAYER if COUNTS_LAYER in cells.layers else None
-    return layer
-
-
-def _labels(name: str, cells: AnnData, groupby: str | Sequence[str] | None) -> NDArray[np.str_] | None:
-    if groupby is None:
-        return None
-    labels = labels_of(cells, groupby, name=name)
-    if (labels == ALL).any():
-        msg = f"`groupby` gives the label {ALL!r} to cells of `{name}`, which is what the table calls all cells; rename it."
-        raise ValueError(msg)
-    return labels
-
-
-def _check_some_labels_shared(real: Source, other: Source) -> None:
-    if real.labels is None or np.isin(other.labels, real.labels).any():
-        return
-    found, known = (np.unique(source.labels)[:N_LABELS_NAMED].tolist() for source in (other, real))
-    msg = f"No cell of `{other.name}` has a label that a cell of `{real.name}` has: {found} and {known}. Bring both to the same names."
-    raise ValueError(msg)
-
-
-def _check_overlap(train: Source, real: Source, synthetic: Source) -> None:
-    if _share_of_same_cells(train, real) > 0.5:
+def _read(
+    sets: Mapping[str, Cells], groupby: str | Sequence[str] | None, layer: str | None, scale: Scale | None
+) -> dict[str, Source]:
+    """Check the sets one by one, and against each other."""
+    adatas = {name: as_adata(cells, name) for name, cells in sets.items()}
+    check_arrays(sets)
+    sources = {}
+    for name, cells in adatas.items():
+        # one half of `train` fits the space, the other plays the synthetic cells; without it `real_test` does all three
+        n_parts = {"train": 2, "synthetic": 1}.get(name, 1 if "train" in sets else 3)
+        if cells.n_obs < n_parts * MIN_CELLS:
+            hint = "; it is split in three where there is no `train`" if n_parts == 3 else ""
+            msg = f"`{name}` has {cells.n_obs} cells; there must be {n_parts * MIN_CELLS} or more{hint}."
+            raise ValueError(msg)
+        genes = adatas["real_test"].var_names
+        sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
+    real = sources["real_test"]
+    for name, source in sources.items():
+        source.expression(np.arange(N_CELLS_LOOKED_AT))  # raises where values are not what they should be
+        if groupby is not None and (source.labels == ALL).any():
+            msg = f"`groupby` gives the label {ALL!r} to cells of `{name}`, which is what the table calls all cells; rename it."
+            raise ValueError(msg)
+        if groupby is not None and not np.isin(source.labels, real.labels).any():
+            found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
+            msg = f"No cell of `{name}` has a label that a cell of `real_test` has: {found} and {known}. Bring both to the same names."
+            raise ValueError(msg)
+    if "train" not in sources:
+        return sources
+    if _share_of_same_cells(sources["train"], real) > 0.5:
         msg = (
             "`real_test` has cells of `train`: the same `obs_names` with the same values. "
             "Give cells that the model has not learned from, or leave `train` out."
         )
         raise ValueError(msg)
-    if _share_of_same_cells(train, synthetic) > 0.5:
+    if _share_of_same_cells(sources["train"], sources["synthetic"]) > 0.5:
         msg = (
             "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
             "Figures of their quality say nothing; those of memorisation will show it."
         )
         warn_user(msg)
+    return sources
 
 
 def _share_of_same_cells(first: Source, second: Source) -> float:
@@ -433,72 +357,7 @@ def _share_of_same_cells(first: Source, second: Source) -> float:
     return float((n_different == 0).mean())
 
 
-logger = logging.getLogger(__name__)
-
-CHUNK = 2_000
-FIT_CELLS = 10_000
-CELLS_PER_GROUP = 500
-POOL_FACTOR = 2  # so many times the cells of a comparison are kept of real cells, for draws that differ
-
-
-@dataclass(frozen=True)
-class Source:
-    """One of the sets given, untouched.
-
-    Attributes
-    ----------
-    name
-        What errors call it.
-    cells
-        As given.
-    genes
-        Genes of the real cells, in whose order values are read.
-    labels
-        Groups, `(cells,)`; None without ``groupby``.
-    layer
-        Layer with the counts.
-    scale
-        What the counts are compared on; None is the common scale.
-    """
-
-    name: str
-    cells: AnnData
-    genes: pd.Index
-    labels: NDArray[np.str_] | None
-    layer: str | None
-    scale: Scale | None = None
-
-    def __len__(self) -> int:
-        return self.cells.n_obs
-
-    @property
-    def are_counts(self) -> bool:
-        """Whether the cells come as counts, not log-normalised."""
-        return self._matrix[1] is None
-
-    def expression(self, rows: NDArray) -> Expression:
-        """Return some of the cells on their scale, in the order given."""
-        matrix, log_base = self._matrix
-        ascending = np.argsort(rows, kind="stable")
-        values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
-        if self._columns is not None:
-            values = values[:, self._columns]
-        return on_scale(values, log_base, name=self.name, scale=self.scale)
-
-    def chunks(self, rows: NDArray) -> Iterator[Expression]:
-        """Return the same in parts, which bounds the memory of what lies between."""
-        for start in range(0, len(rows), CHUNK):
-            yield self.expression(rows[start : start + CHUNK])
-
-    @cached_property
-    def _matrix(self) -> tuple[sp.spmatrix | NDArray, float | None]:
-        # kept, since a view of an AnnData copies its values on every access
-        return matrix_of(self.cells, self.layer, self.name)
-
-    @cached_property
-    def _columns(self) -> NDArray[np.intp] | None:
-        same = self.cells.var_names.equals(self.genes)
-        return None if same else self.cells.var_names.get_indexer(self.genes)
+# --- which cells are compared -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -547,12 +406,6 @@ class Pools:
     space: ComparisonSpace
     training: Training | None
     n_cells: int
-
-    @property
-    def have_counts(self) -> bool:
-        """Whether both real and synthetic cells came as counts."""
-        pools = [self.real, self.synthetic] + ([] if self.floor is None else [self.floor])
-        return all(pool.sample.expression.library_sizes is not None for pool in pools)
 
 
 def draw_pools(
@@ -631,161 +484,45 @@ def _stacked(parts: list[Expression]) -> Expression:
     return Expression(values, None if any(size is None for size in sizes) else np.concatenate(sizes))
 
 
-GENES_AT_ONCE = 1_000
-QUANTILE = 1.959964  # of the normal distribution, for 95 %
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is drawn.
-
-    Attributes
-    ----------
-    min_cells
-        A side with fewer cells is not compared.
-    n_floor
-        Draws of the floor.
-    n_bootstrap
-        Half-samples.
-    seed
-        Decides all draws.
-    """
-
-    min_cells: int
-    n_floor: int
-    n_bootstrap: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Half:
-    """Half of the cells of both sides.
-
-    Attributes
-    ----------
-    real_rows, synthetic_rows
-        Positions of the cells.
-    comparison
-        Their comparison.
-    """
-
-    real_rows: NDArray[np.intp]
-    synthetic_rows: NDArray[np.intp]
-    comparison: Comparison
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The comparisons of one group, or of all cells.
-
-    Attributes
-    ----------
-    value
-        Synthetic against real cells.
-    floors
-        Other real cells in their place, resampled.
-    held_out_floors
-        The same where both sides are cells that no model has learned from, for metrics of memorisation.
-    shuffled
-        Real cells with every gene's values shuffled in their place; None where there are too few cells.
-    halves
-        Half-samples of `value`.
-    """
-
-    value: Comparison
-    floors: tuple[Comparison, ...]
-    held_out_floors: tuple[Comparison, ...]
-    shuffled: Comparison | None
-    halves: tuple[Half, ...]
-
-
-def make_trial(pools: Pools, group: str | None, plan: Plan) -> Trial | None:
+def make_context(pools: Pools, group: str | None, *, n_floor: int, n_bootstrap: int, seed: int) -> Context | None:
     """Draw the comparisons of a group (None: of all cells); None where a side has too few cells."""
     real, synthetic = pools.real.positions(group), pools.synthetic.positions(group)
     others = real[len(real) // 2 :] if pools.floor is None else pools.floor.positions(group)
-    has_others = len(others) >= plan.min_cells
+    has_others = len(others) >= MIN_CELLS_PER_GROUP
     n_real = len(real) - len(others) if pools.floor is None else len(real)
     n_cells = min([n_real, len(synthetic), pools.n_cells] + [len(others)] * has_others)
-    if n_cells < plan.min_cells:
+    if n_cells < MIN_CELLS_PER_GROUP:
         return None
-    draws = _Draws(pools, real, others, n_cells, np.random.default_rng([plan.seed, 1]), plan.seed)
-    value = draws.compare(draws.first_real, pools.synthetic.sample[synthetic[:n_cells]])
-    return Trial(
-        value=value,
-        floors=tuple(draws.floor() for _ in range(plan.n_floor if has_others else 0)),
-        held_out_floors=tuple(draws.split() for _ in range(plan.n_floor if pools.training is not None else 0)),
-        shuffled=draws.shuffled() if has_others else None,
-        halves=tuple(_half(value, draws.rng) for _ in range(plan.n_bootstrap)),
+    rng = np.random.default_rng([seed, 1])
+    cells, other_cells = pools.real.sample, (pools.real if pools.floor is None else pools.floor).sample
+    first = cells[real[:n_cells]]
+    compare = partial(
+        Comparison,
+        genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
+        squared_scale=median_squared_distance(first.pcs),
+        training=pools.training,
+        seed=seed,
     )
 
+    def draw_others() -> Sample:
+        return other_cells[rng.choice(others, n_cells, replace=False)]
 
-def interval(value: float, halves: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return `value` -/+ 1.96 standard deviations of the half-samples around their mean, within the bounds."""
-    known = np.asarray(halves, dtype=float)
-    known = known[np.isfinite(known)]
-    if len(known) < 2 or not np.isfinite(value):
-        return float("nan"), float("nan")
-    reach = QUANTILE * known.std(ddof=1)
-    return float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1]))
+    def split_real() -> Comparison:
+        order = rng.permutation(real)
+        n_half = min(n_cells, len(order) // 2)
+        return compare(cells[order[:n_half]], cells[order[n_half : 2 * n_half]])
 
-
-def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:
-    """Shuffle every gene's values among the cells of a group, or among all cells without groups: right margins, no correlation."""
-    values = sample.expression.values
-    groups = [np.arange(len(sample))] if sample.labels is None else _positions_by_label(sample.labels)
-    parts = [
-        _shuffled(values[:, start : start + GENES_AT_ONCE], groups, rng)
-        for start in range(0, values.shape[1], GENES_AT_ONCE)
-    ]
-    expression = Expression(sp.hstack(parts, format="csr"), sample.expression.library_sizes)
-    return Sample(expression, project(expression), sample.labels)
-
-
-@dataclass(frozen=True)
-class _Draws:
-    pools: Pools
-    real: NDArray[np.intp]
-    others: NDArray[np.intp]
-    n_cells: int
-    rng: np.random.Generator
-    seed: int
-
-    @cached_property
-    def first_real(self) -> Sample:
-        return self.pools.real.sample[self.real[: self.n_cells]]
-
-    @cached_property
-    def squared_scale(self) -> float:
-        return median_squared_distance(self.first_real.pcs)
-
-    def compare(self, real: Sample, synthetic: Sample) -> Comparison:
-        space = self.pools.space
-        return Comparison(
-            real=real,
-            synthetic=synthetic,
-            genes=space.genes[np.argsort(-space.pca.mean_, kind="stable")],
-            squared_scale=self.squared_scale,
-            training=self.pools.training,
-            seed=self.seed,
-        )
-
-    def floor(self) -> Comparison:
-        if self.pools.floor is None:
-            return self.split()
-        return self.compare(self.first_real, self.other_real())
-
-    def other_real(self) -> Sample:
-        pool = self.pools.real if self.pools.floor is None else self.pools.floor
-        return pool.sample[self.rng.choice(self.others, self.n_cells, replace=False)]
-
-    def split(self) -> Comparison:
-        """Compare real cells with others of the same pool."""
-        order, cells = self.rng.permutation(self.real), self.pools.real.sample
-        n_cells = min(self.n_cells, len(order) // 2)
-        return self.compare(cells[order[:n_cells]], cells[order[n_cells : 2 * n_cells]])
-
-    def shuffled(self) -> Comparison:
-        return self.compare(self.first_real, shuffle_genes(self.other_real(), self.pools.space.project, self.rng))
+    value = compare(first, pools.synthetic.sample[synthetic[:n_cells]])
+    draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
+    floors = [draw_floor() for _ in range(n_floor if has_others else 0)]
+    held_out_floors = [split_real() for _ in range(n_floor if pools.training is not None else 0)]
+    shuffled = [compare(first, shuffle_genes(draw_others(), pools.space.project, rng))] if has_others else []
+    return Context(
+        {"group": ALL if group is None else group},
+        {"value": [value], "floor": floors, "shuffled": shuffled},
+        held_out_floors=held_out_floors,
+        halves=[_half(value, rng) for _ in range(n_bootstrap)],
+    )
 
 
 def _half(comparison: Comparison, rng: np.random.Generator) -> Half:
@@ -795,107 +532,16 @@ def _half(comparison: Comparison, rng: np.random.Generator) -> Half:
     return Half(real_rows, synthetic_rows, comparison.at(real_rows, synthetic_rows))
 
 
-def _positions_by_label(labels: NDArray) -> list[NDArray]:
-    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
-
-
-def _shuffled(values: sp.csr_matrix, groups: list[NDArray], rng: np.random.Generator) -> sp.csr_matrix:
-    by_gene = np.ascontiguousarray(values.toarray().T)
-    for cells in groups:
-        by_gene[:, cells] = rng.permuted(by_gene[:, cells], axis=1)
-    return sp.csr_matrix(by_gene.T)
-
-
-COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
-ALL = "all"
-UNKNOWN = float("nan")
-
-
-def rows_of_all(metrics: Sequence[Metric], trial: Trial) -> list[dict[str, object]]:
-    """Return one row per metric for all cells."""
-    return [_named(metric, ALL, _row(metric, trial)) for metric in metrics]
-
-
-def rows_of_group(metrics: Sequence[Metric], group: str, trial: Trial | None) -> list[dict[str, object]]:
-    """Return one row per metric that is measured in a group alone; without figures where there are too few cells."""
-    return [
-        _named(metric, group, {} if trial is None else _row(metric, trial)) for metric in metrics if metric.per_group
-    ]
-
-
-def rows_by_group(metrics: Sequence[Metric], groups: Sequence[str], trial: Trial) -> list[dict[str, object]]:
-    """Return a row per group for the metrics that measure each group among all others."""
-    return [
-        _named(metric, group, row)
-        for metric in metrics
-        if metric.by_group is not None
-        for group, row in _rows_by_group(metric, groups, trial).items()
-    ]
-
-
-def as_table(rows: list[dict[str, object]], metrics: Sequence[Metric]) -> pd.DataFrame:
-    """Lay rows out: all cells first, then group by group, metrics in the order of the catalogue."""
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    group_order = {
-        group: place for place, group in enumerate(dict.fromkeys([ALL, *sorted(set(table["group"]) - {ALL})]))
-    }
-    metric_order = {metric.name: place for place, metric in enumerate(metrics)}
-    order = np.lexsort([table["metric"].map(metric_order), table["group"].map(group_order)])
-    return table.iloc[order].reset_index(drop=True)
-
-
-def _named(metric: Metric, group: str, figures: Mapping[str, float]) -> dict[str, object]:
-    nothing = dict.fromkeys(COLUMNS[2:-1], UNKNOWN)
-    return {"metric": metric.name, "group": group, **nothing, **figures, "better": metric.better}
-
-
-def _row(metric: Metric, trial: Trial) -> dict[str, float]:
-    value = metric.measure(trial.value)
-    floors = trial.held_out_floors if metric.against_training else trial.floors
-    low, high = interval(value, _half_values(metric, trial), metric.bounds)
-    return {
-        "value": value,
-        "floor": _mean([metric.measure(floor) for floor in floors[: 1 if metric.slow else None]]),
-        "shuffled": UNKNOWN if trial.shuffled is None else metric.measure(trial.shuffled),
-        "low": low,
-        "high": high,
-    }
-
-
-def _half_values(metric: Metric, trial: Trial) -> list[float]:
-    if not metric.has_interval:
-        return []
-    if metric.scores is None:
-        return [metric.measure(half.comparison) for half in trial.halves]
-    scores = trial.value.once(metric.scores)
-    return [metric.summary(scores.real[half.real_rows], scores.synthetic[half.synthetic_rows]) for half in trial.halves]
-
-
-def _rows_by_group(metric: Metric, groups: Sequence[str], trial: Trial) -> dict[str, dict[str, float]]:
-    value, *halves = _figures(metric.by_group, [trial.value, *(half.comparison for half in trial.halves)], groups)
-    floors = _figures(metric.by_group, trial.floors, groups)
-    shuffled = _figures(metric.by_group, [] if trial.shuffled is None else [trial.shuffled], groups)
-    rows = {}
-    for group in groups:
-        low, high = interval(value[group], [half[group] for half in halves], metric.bounds)
-        rows[group] = {
-            "value": value[group],
-            "floor": _mean([floor[group] for floor in floors]),
-            "shuffled": _mean([figures[group] for figures in shuffled]),
-            "low": low,
-            "high": high,
-        }
-    return rows
-
-
-def _figures(
-    by_group: Callable[[Comparison], Mapping[str, float]], comparisons: Sequence[Comparison], groups: Sequence[str]
-) -> list[dict[str, float]]:
-    found = [comparison.once(by_group) for comparison in comparisons]
-    return [{group: figures.get(group, UNKNOWN) for group in groups} for figures in found]
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    return float(known.mean()) if len(known) else UNKNOWN
+def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:
+    """Shuffle every gene's values among the cells of a group, or among all cells without groups: right margins, no correlation."""
+    values = sample.expression.values
+    labels = np.zeros(len(sample)) if sample.labels is None else sample.labels
+    parts = []
+    for start in range(0, values.shape[1], GENES_AT_ONCE):
+        by_gene = np.ascontiguousarray(values[:, start : start + GENES_AT_ONCE].toarray().T)
+        for label in np.unique(labels):
+            cells = np.flatnonzero(labels == label)
+            by_gene[:, cells] = rng.permuted(by_gene[:, cells], axis=1)
+        parts.append(sp.csr_matrix(by_gene.T))
+    expression = Expression(sp.hstack(parts, format="csr"), sample.expression.library_sizes)
+    return Sample(expression, project(expression), sample.labels)

@@ -16,7 +16,6 @@ from ._cells import (
     Cells,
     Expression,
     align_genes,
-    as_expression,
     check_labels,
     check_same_number_of_genes,
     expression_of,
@@ -51,7 +50,7 @@ def gene_statistics(cells: Cells | Expression, *, layer: str | None = None) -> p
     A row per gene, with the columns `mean` and `variance` of log-normalised values (natural logarithms; their square) and
     `zero_fraction`, from 0 to 1. The index holds the genes' names, or their positions where the cells have no names.
     """
-    values = as_expression(cells, layer, "cells").values
+    values = expression_of(cells, layer=layer).values
     names = cells.var_names if isinstance(cells, AnnData) else pd.RangeIndex(values.shape[1])
     mean, mean_square, expressed = (_sums(values, power) / values.shape[0] for power in (1, 2, 0))
     columns = {"mean": mean, "variance": np.maximum(mean_square - mean**2, 0), "zero_fraction": 1 - expressed}
@@ -264,7 +263,7 @@ def _mean_variance_trend(statistics: pd.DataFrame) -> tuple[NDArray[np.float64],
 
 def _library_sizes(cells: Cells | Expression | ArrayLike, layer: str | None, name: str) -> NDArray | None:
     if isinstance(cells, (AnnData, Expression)) or np.ndim(cells) == 2:
-        return as_expression(cells, layer, name).library_sizes
+        return expression_of(cells, layer=layer, name=name).library_sizes
     return np.asarray(cells)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from ._cells import USE_REP, Points, as_expression, pair_of_expressions, representation
+from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,7 +160,7 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
     -------
     The share; NaN where all cells are empty.
     """
-    n_equal = Counter(fingerprints_of(as_expression(synthetic, layer, "synthetic")))
+    n_equal = Counter(fingerprints_of(expression_of(synthetic, layer=layer, name="synthetic")))
     if not n_equal:
         return float("nan")
     return sum(n for n in n_equal.values() if n > 1) / n_equal.total()

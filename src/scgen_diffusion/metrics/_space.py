@@ -189,7 +189,7 @@ class ComparisonSpace:
         seed
             Decides the randomised decomposition, and which 10 000 cells it sees where there are more.
         """
-        expression = train if isinstance(train, Expression) else expression_of(train, layer=layer, name="train")
+        expression = expression_of(train, layer=layer, name="train")
         of_genes = variances(expression.values)
         if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
             msg = (
@@ -206,7 +206,7 @@ class ComparisonSpace:
 
     def select(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the log-normalised values of the chosen genes, dense, `(cells, genes)`."""
-        expression = cells if isinstance(cells, Expression) else expression_of(cells, layer=layer)
+        expression = expression_of(cells, layer=layer)
         if (n_genes := expression.values.shape[1]) <= self.genes.max():
             msg = f"The cells have {n_genes} genes, but the space was fitted to cells with more. They must have the same genes in the same order."
             raise ValueError(msg)

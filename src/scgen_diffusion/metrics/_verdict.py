@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from ._evaluate import ALL, COLUMNS, QUANTILE
+from ._evaluate import COLUMNS
+from ._table import ALL, QUANTILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
