@@ -170,3 +170,11 @@ def test_three_modalities_are_compared_in_pairs(cells):
 def test_a_layer_of_an_unknown_modality_is_refused(judge, cells):
     with pytest.raises(KeyError, match="`layers` names the unknown modality 'adt'"):
         judge(cells(1, 120), layers={"adt": "raw"})
+
+
+def test_training_cells_may_have_their_features_in_another_order(judge, cells):
+    train = cells(2, 240)
+    turned = md.MuData({name: train[name][:, ::-1].copy() for name in train.mod})
+    arguments = {"metrics": ["gene_mean_error", "w2"], "scales": {"rna": "tf_idf"}}
+    same, other = (judge(cells(1, 120), train=each, **arguments) for each in (train, turned))
+    pd.testing.assert_frame_equal(same, other, rtol=1e-4)

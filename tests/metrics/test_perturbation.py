@@ -46,7 +46,7 @@ def test_energy_distance_sees_a_spread_that_means_do_not():
 
 
 def test_energy_distance_needs_two_cells_of_the_same_features():
-    with pytest.raises(ValueError, match="at least two cells"):
+    with pytest.raises(ValueError, match="there must be 2 or more"):
         energy_distance(np.ones((1, 3)), np.ones((4, 3)))
     with pytest.raises(ValueError, match="3 features and `synthetic` 2"):
         energy_distance(np.ones((4, 3)), np.ones((4, 2)))

@@ -57,7 +57,7 @@ def test_an_unknown_classifier_is_an_error():
 
 def test_labels_must_be_one_per_cell():
     values, labels = clear_cells()
-    with pytest.raises(ValueError, match="`test_values` has 1 features and `train_values` [2-9]"):
+    with pytest.raises(ValueError, match="`train_values` has [2-9] features and `test_values` 1"):
         transfer_f1(values, labels, values[:, :1], labels)
     with pytest.raises(ValueError, match="`train_values` must not hold infinite or missing values"):
         transfer_f1(values * np.nan, labels, values, labels)
