@@ -14,6 +14,7 @@ import argparse
 import logging
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,13 @@ import anndata as ad
 import pandas as pd
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.drawing import COSTS_KEY, LABEL, cells_path, load_split
-from benchmarks.quality.goals import MODELS
+from benchmarks.quality.drawing import COSTS_KEY, LABEL, MODELS
 from benchmarks.quality.report import draw_comparison, summarise
-from benchmarks.quality.splits import CONDITION_KEYS
+from benchmarks.quality.splits import CONDITION_KEYS, load, split_cells
 from benchmarks.tables import ROOT, read_table, store_rows, write_text
 from scgen_diffusion import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
 
     from benchmarks.quality.splits import Split
@@ -46,6 +44,11 @@ KEYS = ("dataset", "seed", "method")
 MAX_CELLS = 1_000
 COSTS = ("wall_minutes", "cpu_minutes", "peak_memory_gib")
 SOURCE = ("machine", "versions", "date")
+
+
+def cells_path(folder: Path, dataset: str, seed: int, method: str) -> Path:
+    """Return where the cells of a method are stored."""
+    return folder / f"{dataset}-{seed}-{method}.h5ad"
 
 
 def draw_cells(folder: Path, dataset: str, seed: int, method: str) -> ad.AnnData:
@@ -74,24 +77,19 @@ def _labelled(cells: ad.AnnData, labels: np.ndarray) -> ad.AnnData:
     return ad.AnnData(cells.layers["counts"], obs=cells.obs.assign(**{LABEL: labels})[[LABEL]], var=cells.var[[]])
 
 
-def pending(path: Path, datasets: list[str], seeds: list[int], methods: list[str]) -> Iterator[tuple[str, int, str]]:
-    """Yield what has no stored figures, seed by seed, so that every data set has some figures early."""
-    table = read_table(path)
-    stored = set() if table.empty else set(table[list(KEYS)].itertuples(index=False, name=None))
-    for seed in seeds:
-        for dataset in datasets:
-            yield from ((dataset, seed, method) for method in methods if (dataset, seed, method) not in stored)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Judge what is not stored, then write the summary and the picture."""
     path, splits = arguments.results / "compare.csv", {}
-    for dataset, seed, method in pending(path, arguments.datasets, arguments.seeds, arguments.methods):
+    table = read_table(path)
+    stored = set() if table.empty else set(table[list(KEYS)].itertuples(index=False, name=None))
+    for seed, dataset, method in product(arguments.seeds, arguments.datasets, arguments.methods):
+        if (dataset, seed, method) in stored:
+            continue
         if arguments.only_drawn and not cells_path(arguments.cells, dataset, seed, method).exists():
             continue
         cells = draw_cells(arguments.cells, dataset, seed, method)
         if (dataset, seed) not in splits:
-            splits = {(dataset, seed): load_split(dataset, seed)}
+            splits = {(dataset, seed): split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)}
         logger.info("%s, seed %d: judging %s", dataset, seed, method)
         table = judge(splits[dataset, seed], cells, seed)
         store_rows(path, table.assign(dataset=dataset, seed=seed, method=method), KEYS)

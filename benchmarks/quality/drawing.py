@@ -1,4 +1,4 @@
-"""Draw one method's cells for the held-out labels of a split, in a process of its own, and store them with what they cost.
+"""Train a method on one split and draw a cell for every held-out cell; as a command, in a process of its own, with what that cost.
 
 python -m benchmarks.quality.drawing pbmc3k 0 SCLDM cells/pbmc3k-0-SCLDM.h5ad
 """
@@ -9,74 +9,98 @@ import argparse
 import resource
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import numpy as np
 import scipy.sparse as sp
+import torch
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.goals import Variant, train_model
 from benchmarks.quality.splits import CONDITION_KEYS, Split, load, split_cells
+from benchmarks.speed.meters import clock
 from benchmarks.tables import describe_machine, describe_versions, today
+from scgen_diffusion.data import join_labels
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
 LABEL = "label"
-N_GENES = 2_000
 
 
-def cells_path(folder: Path, dataset: str, seed: int, method: str) -> Path:
-    """Return where the cells of a method are stored."""
-    return folder / f"{dataset}-{seed}-{method}.h5ad"
+def train_model(split: Split, model_class: str, seed: int, **arguments: dict[str, Any]) -> tuple[Any, float]:
+    """Return a trained model and the seconds that training took; ``model`` and ``train`` are further arguments of both."""
+    import scvi
+
+    from scgen_diffusion import model as models
+
+    scvi.settings.seed = seed
+    chosen, adata = getattr(models, model_class), split.train.copy()
+    chosen.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
+    started = clock("cpu")
+    model = chosen(adata, **arguments.get("model", {}))
+    model.train(**arguments.get("train", {}))
+    return model, clock("cpu") - started
 
 
-def load_split(dataset: str, seed: int) -> Split:
-    """Return the training and the held-out cells of one seed, the same in every process."""
-    return split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed, n_genes=N_GENES)
+def held_out_conditions(split: Split) -> pd.DataFrame:
+    """Return the conditions of the held-out cells, one row per cell."""
+    obs = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
+    obs.index = obs.index.astype(str)
+    return obs
+
+
+def generate(model: Any, split: Split, seed: int, **options: Any) -> ad.AnnData:
+    """Draw a cell with counts for every held-out cell, with its conditions.
+
+    Raises
+    ------
+    ValueError
+        If the cells do not have the genes or the labels that were asked for.
+    """
+    counts = {} if type(model).__name__ == "SCLDM" else {"counts": True}
+    cells = model.generate(condition=held_out_conditions(split), seed=seed, **counts, **options)
+    labels = join_labels(cells.obs, split.condition_keys)
+    if not cells.var_names.equals(split.train.var_names) or (labels != split.held_out_labels).any():
+        msg = "The generated cells do not have the genes and labels that were asked for, in their order."
+        raise ValueError(msg)
+    return cells
+
+
+def draw_matching(labels: np.ndarray, requested: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return, per requested label, the index of a random cell that has it; no cell twice unless there are too few."""
+    drawn = np.empty(len(requested), dtype=np.intp)
+    for label in np.unique(requested):
+        rows, candidates = requested == label, np.flatnonzero(labels == label)
+        drawn[rows] = rng.choice(candidates, rows.sum(), replace=rows.sum() > len(candidates))
+    return drawn
 
 
 def draw(dataset: str, seed: int, method: str) -> ad.AnnData:
-    """Train a method and draw a cell for every held-out cell, with its labels."""
-    split = load_split(dataset, seed)
+    """Train a method, draw, and note what that cost."""
+    split = split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)
     started, started_cpu = time.perf_counter(), time.process_time()
-    counts, train_minutes = (
-        _draw_baseline(split, method, seed) if method in BASELINES else _draw_model(split, method, seed)
-    )
-    cells = ad.AnnData(counts, obs=_held_out_conditions(split), var=split.train.var[[]].copy())
+    if method in BASELINES:
+        counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
+        trained = time.process_time()
+    else:
+        model, _ = train_model(split, method, seed)
+        trained = time.process_time()
+        counts = sp.csr_matrix(generate(model, split, seed).X)
+    obs = held_out_conditions(split).assign(**{LABEL: split.held_out_labels})
+    cells = ad.AnnData(counts, obs=obs, var=split.train.var[[]].copy())
     cells.uns[COSTS_KEY] = {
         "wall_minutes": (time.perf_counter() - started) / 60,
         "cpu_minutes": (time.process_time() - started_cpu) / 60,
-        "train_minutes": train_minutes,
+        "train_minutes": (trained - started_cpu) / 60,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "machine": describe_machine(),
         "versions": describe_versions("torch", "scvi-tools", "scgen-diffusion"),
         "date": today(),
     }
     return cells
-
-
-def _held_out_conditions(split: Split) -> pd.DataFrame:
-    obs = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
-    obs.index = obs.index.astype(str)
-    return obs.assign(**{LABEL: split.held_out_labels})
-
-
-def _draw_baseline(split: Split, method: str, seed: int) -> tuple[sp.csr_matrix, float]:
-    started = time.process_time()
-    counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
-    return counts, (time.process_time() - started) / 60
-
-
-def _draw_model(split: Split, method: str, seed: int) -> tuple[sp.csr_matrix, float]:
-    variant = Variant(model_class=method)
-    started = time.process_time()
-    model, _ = train_model(split, variant, seed)
-    minutes = (time.process_time() - started) / 60
-    condition = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
-    synthetic = model.generate(condition=condition, seed=seed, **variant.output)
-    return sp.csr_matrix(synthetic.X), minutes
 
 
 def write_cells(cells: ad.AnnData, path: Path) -> None:
@@ -94,11 +118,8 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("method")
     parser.add_argument("path", type=Path)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     write_cells(draw(arguments.dataset, arguments.seed, arguments.method), arguments.path)
 
 

@@ -7,6 +7,7 @@ real cells that no model has touched would score. (A PCA fitted on the very cell
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 
-from benchmarks.quality.splits import log_normalise, to_dense
+from benchmarks.quality.splits import Split, log_normalise, to_dense
 from scgen_diffusion.metrics import (
     Expression,
     classifier_auc,
@@ -145,6 +146,12 @@ class Judge:
         self.held_out_pcs = self.pca.transform(log_normalise(self.held_out_counts))
         self.squared_scale = median_squared_distance(self.held_out_pcs)
         self.correlated_genes = np.argsort(-train.mean(axis=0))[:N_CORRELATED_GENES]
+
+    @classmethod
+    def of(cls, split: Split, seed: int) -> Self:
+        """Return the judge of a split."""
+        train, held_out = split.train.layers["counts"], split.held_out.layers["counts"]
+        return cls(train, split.train_labels, held_out, split.held_out_labels, seed=seed)
 
     def measure(self, counts: Counts, labels: ArrayLike) -> dict[str, float]:
         """Return every figure of these cells against the held-out cells.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from benchmarks.quality.goals import Variant, train_model
+from benchmarks.quality.drawing import generate, train_model
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.splits import CONDITION_KEYS, Split, load, split_cells
 from benchmarks.tables import describe_machine, markdown_table, read_table, store_rows, today, write_text
@@ -35,8 +35,7 @@ KEYS = ("dataset", "seed", "model", "sampler", "n_steps", "drawing")
 
 def study(split: Split, dataset: str, seed: int, models: list[str]) -> pd.DataFrame:
     """Train each model once, and measure every way twice."""
-    train, held_out = split.train.layers["counts"], split.held_out.layers["counts"]
-    judge = Judge(train, split.train_labels, held_out, split.held_out_labels, seed=seed)
+    judge = Judge.of(split, seed)
     floor = {"model": "real cells", "sampler": "floor", "n_steps": 0, "drawing": 0, **judge.floor()}
     rows = [floor, *(row for model in models for row in _measure(split, judge, model, seed))]
     table = pd.DataFrame(rows)[[*KEYS[2:], *FIGURES, "cpu_seconds"]]
@@ -44,12 +43,11 @@ def study(split: Split, dataset: str, seed: int, models: list[str]) -> pd.DataFr
 
 
 def _measure(split: Split, judge: Judge, name: str, seed: int) -> Iterator[dict[str, object]]:
-    model, _ = train_model(split, Variant(model_class=name), seed)
-    condition = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
+    model, _ = train_model(split, name, seed)
     for sampler, n_steps in WAYS:
         for drawing in DRAWINGS:
             started = time.process_time()
-            cells = model.generate(condition=condition, sampler=sampler, n_steps=n_steps, counts=True, seed=drawing)
+            cells = generate(model, split, drawing, sampler=sampler, n_steps=n_steps)
             row = {"model": name, "sampler": sampler, "n_steps": n_steps, "drawing": drawing}
             row |= {"cpu_seconds": time.process_time() - started}
             row |= judge.measure(cells.X.toarray(), split.held_out_labels)

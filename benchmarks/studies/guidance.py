@@ -109,13 +109,7 @@ class Figures:
 
     def __init__(self, split: Split, seed: int) -> None:
         self.split = split
-        self.judge = Judge(
-            split.train.layers["counts"],
-            split.train_labels,
-            split.held_out.layers["counts"],
-            split.held_out_labels,
-            seed=seed,
-        )
+        self.judge = Judge.of(split, seed)
 
     def measure(self, counts: NDArray, asked: pd.DataFrame) -> dict[str, float]:
         """Measure cells ``(cells, genes)`` that were asked to have these conditions, one row per cell."""

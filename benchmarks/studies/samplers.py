@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.quality.goals import Variant, train_model
+from benchmarks.quality.drawing import held_out_conditions, train_model
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.splits import CONDITION_KEYS, Split, load, log_normalise, split_cells
 from benchmarks.tables import describe_machine, markdown_table, store_rows, today, write_text
@@ -62,15 +62,9 @@ def integration_error(model: object, codes: torch.Tensor, sampler: str, n_steps:
 
 def study(split: Split, dataset: str, seed: int) -> pd.DataFrame:
     """Train once, and measure every sampler and number of steps."""
-    model, _ = train_model(split, Variant(), seed)
-    judge = Judge(
-        split.train.layers["counts"],
-        split.train_labels,
-        split.held_out.layers["counts"],
-        split.held_out_labels,
-        seed=seed,
-    )
-    condition = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
+    model, _ = train_model(split, "SCLDM", seed)
+    judge = Judge.of(split, seed)
+    condition = held_out_conditions(split)
     codes = model._condition_tensor(model.conditions.encode(condition, None))
     floor = {"sampler": "floor", **{name: judge.floor()[name] for name in FIGURES}}
     rows = [floor]
