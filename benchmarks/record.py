@@ -25,11 +25,10 @@ from benchmarks.tables import (
     ROOT,
     describe_commit,
     describe_processor,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
     write_text,
 )
 
@@ -151,8 +150,7 @@ def main() -> None:
         if not arguments.collect:
             run(part, folder)
         if (folder / f"{part}-0.done").exists():
-            versions = describe_versions("torch", "scvi-tools", "anndata")
-            about = {"machine": describe_processor(), "versions": versions, "date": today()}
+            about = describe_source("torch", "scvi-tools", "anndata") | {"machine": describe_processor()}
             rows = condense(part, folder).assign(**about)
             rows.insert(0, "label", arguments.label)
             rows.insert(1, "part", part)

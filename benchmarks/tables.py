@@ -26,6 +26,12 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
+def stored_keys(path: Path, keys: Sequence[str]) -> set[tuple[object, ...]]:
+    """Return what the stored table has rows of."""
+    table = read_table(path)
+    return set() if table.empty else set(table[list(keys)].itertuples(index=False, name=None))
+
+
 def store_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str] = ()) -> None:
     """Append rows, in place of stored ones that have the same ``keys``; other processes may do so at the same time.
 
@@ -93,6 +99,11 @@ def _git(*arguments: str) -> str:
     except FileNotFoundError:
         return ""
     return done.stdout.strip()
+
+
+def describe_source(*packages: str, device: str = "cpu") -> dict[str, str]:
+    """Return the columns that say where, with what and when a figure was measured."""
+    return {"machine": describe_machine(device), "versions": describe_versions(*packages), "date": today()}
 
 
 def today() -> str:

@@ -25,7 +25,7 @@ from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.drawing import COSTS_KEY, LABEL, MODELS
 from benchmarks.quality.report import draw_comparison, summarise
 from benchmarks.quality.splits import CONDITION_KEYS, load, split_cells
-from benchmarks.tables import ROOT, read_table, store_rows, write_text
+from benchmarks.tables import ROOT, read_table, store_rows, stored_keys, write_text
 from scgen_diffusion import metrics
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def _labelled(cells: ad.AnnData, labels: np.ndarray) -> ad.AnnData:
 def run(arguments: argparse.Namespace) -> None:
     """Judge what is not stored, then write the summary and the picture."""
     path, splits = arguments.results / "compare.csv", {}
-    table = read_table(path)
-    stored = set() if table.empty else set(table[list(KEYS)].itertuples(index=False, name=None))
+    stored = stored_keys(path, KEYS)
     for seed, dataset, method in product(arguments.seeds, arguments.datasets, arguments.methods):
         if (dataset, seed, method) in stored:
             continue

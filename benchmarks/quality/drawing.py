@@ -19,7 +19,7 @@ import torch
 from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.splits import CONDITION_KEYS, Split, load, split_cells
 from benchmarks.speed.meters import clock
-from benchmarks.tables import describe_machine, describe_versions, today
+from benchmarks.tables import describe_source
 from scgen_diffusion.data import join_labels
 
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ def draw(dataset: str, seed: int, method: str) -> ad.AnnData:
         "cpu_minutes": (time.process_time() - started_cpu) / 60,
         "train_minutes": (trained - started_cpu) / 60,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "machine": describe_machine(),
-        "versions": describe_versions("torch", "scvi-tools", "scgen-diffusion"),
-        "date": today(),
+        **describe_source("torch", "scvi-tools", "scgen-diffusion"),
     }
     return cells
 

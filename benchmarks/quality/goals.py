@@ -24,12 +24,11 @@ from benchmarks.quality.judge import GOALS, Judge, judgement_table
 from benchmarks.quality.splits import CONDITION_KEYS, Split, load, split_cells, to_dense
 from benchmarks.speed.meters import clock
 from benchmarks.tables import (
-    describe_machine,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
+    stored_keys,
     write_text,
 )
 
@@ -88,9 +87,8 @@ def study(path: Path, dataset: str, seed: int, methods: dict[str, tuple[Variant 
 
     def store(method: str, figures: dict[str, float], settings: str = "") -> None:
         table = judgement_table(figures, floor, dataset=dataset, seed=seed, method=method)
-        versions = describe_versions("torch", "scvi-tools", "scikit-learn", "scgen-diffusion")
-        table = table.assign(settings=settings, machine=describe_machine(), versions=versions, date=today())
-        store_rows(path, table, KEYS)
+        source = describe_source("torch", "scvi-tools", "scikit-learn", "scgen-diffusion")
+        store_rows(path, table.assign(settings=settings, **source), KEYS)
 
     stored = read_table(path)
     if not stored.empty:
@@ -175,10 +173,7 @@ def run(arguments: argparse.Namespace) -> None:
     path = arguments.results / "quality.csv"
     for dataset in arguments.datasets:
         for seed in arguments.seeds:
-            table = read_table(path)
-            done = (
-                set() if table.empty or arguments.force else set(table[list(KEYS)].itertuples(index=False, name=None))
-            )
+            done = set() if arguments.force else stored_keys(path, KEYS)
             wanted = {method: known[method] for method in methods if (dataset, seed, method) not in done}
             if wanted:
                 study(path, dataset, seed, wanted, arguments.n_genes)

@@ -32,12 +32,11 @@ from benchmarks.speed.meters import clock
 from benchmarks.studies.quick_judge import QuickJudge, ZerosJudge
 from benchmarks.tables import (
     ROOT,
-    describe_machine,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
+    stored_keys,
     write_text,
 )
 from scgen_diffusion.diffusion import DDIMSampler
@@ -332,12 +331,8 @@ def run(options: argparse.Namespace) -> None:
         kept: tuple[Training, Trained] | None = None  # several configurations in a row draw from one model
         for experiment in options.experiments:
             for configuration in experiments(options)[experiment]:
-                key, stored, training = (
-                    (options.dataset, seed, experiment, configuration.name),
-                    read_table(path),
-                    configuration.training,
-                )
-                if not stored.empty and key in set(stored[list(KEYS)].itertuples(index=False, name=None)):
+                key, training = (options.dataset, seed, experiment, configuration.name), configuration.training
+                if key in stored_keys(path, KEYS):
                     continue
                 logger.info("%s, seed %d, %s: %s", *key)
                 split = split_cells(adata, CONDITION_KEYS[options.dataset], seed=seed, n_genes=training.n_genes)
@@ -353,9 +348,7 @@ def run(options: argparse.Namespace) -> None:
                     floor=floor,
                     judged_on=comparison.description,
                     settings=configuration.describe(),
-                    machine=describe_machine(DEVICE),
-                    versions=describe_versions("torch", "scvi-tools", "scgen-diffusion"),
-                    date=today(),
+                    **describe_source("torch", "scvi-tools", "scgen-diffusion", device=DEVICE),
                 )
                 store_rows(path, table, KEYS)
 

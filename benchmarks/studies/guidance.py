@@ -15,6 +15,7 @@ import time
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,22 +24,22 @@ import numpy as np
 import pandas as pd
 import scvi
 
+from benchmarks.quality.drawing import held_out_conditions
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.splits import CONDITION_KEYS, Split, load, log_normalise, split_cells, to_dense
 from benchmarks.tables import (
-    describe_machine,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
+    stored_keys,
     write_text,
 )
 from scgen_diffusion.metrics import precision_recall_density_coverage, squared_mmd, transfer_f1, wasserstein_2
 from scgen_diffusion.model import SCLDM
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -189,86 +190,32 @@ class Models:
         return deepcopy(self._with_autoencoder.module.state_dict())
 
 
-class Study:
-    """Measures ways of generating on one data set and seed, and stores each as soon as it is done."""
-
-    def __init__(self, path: Path, dataset: str, seed: int, n_genes: int) -> None:
-        self.path, self.dataset, self.seed = path, dataset, seed
-        self.split = split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed, n_genes=n_genes)
-        self.figures = Figures(self.split, seed)
-        self.models = Models(self.split, seed)
-
-    def measure_floor(self) -> None:
-        """Measure and store the floor."""
-        self._store(FLOOR, FLOOR, self.figures.floor(), "")
-
-    def measure(self, guided: Guided) -> None:
-        """Generate as told, measure and store."""
-        model = self.models.trained_by(guided.training)
-        asked = self.split.held_out.obs[list(self.split.condition_keys)].reset_index(drop=True)
-        started = time.perf_counter()
-        synthetic = model.generate(condition=asked, seed=self.seed, **guided.how)
-        seconds = time.perf_counter() - started
-        figures = self.figures.measure(to_dense(synthetic.X), asked)
-        self._store(guided.training, guided.name, figures | {"seconds": seconds}, describe(guided))
-        logger.info("%s, seed %d, %s, %s: %s", self.dataset, self.seed, guided.training, guided.name, figures)
-
-    def _store(self, training: str, guidance: str, figures: Mapping[str, float], settings: str) -> None:
-        table = pd.DataFrame({"metric": list(figures), "value": list(figures.values())}).assign(
-            dataset=self.dataset,
-            seed=self.seed,
-            training=training,
-            guidance=guidance,
-            settings=settings,
-            machine=describe_machine(),
-            versions=describe_versions("torch", "scvi-tools", "scgen-diffusion"),
-            date=today(),
-        )
-        store_rows(self.path, table[[*KEYS, *(name for name in table if name not in KEYS)]], KEYS)
-
-
-def describe(guided: Guided) -> str:
-    """Return the arguments as text, the same for the same arguments."""
-    return repr({"prior": PRIOR} | {name: guided.how[name] for name in sorted(guided.how)})
-
-
-def pending(path: Path, dataset: str, seed: int, ways: Sequence[Guided]) -> list[Guided]:
-    """Return the ways that have no stored result for this data set and seed.
-
-    Raises
-    ------
-    ValueError
-        If a stored result has the same name, but other settings.
-    """
-    rows = stored_rows(path, dataset, seed)
-    stored = {(row["training"], row["guidance"]): row["settings"] for _, row in rows.iterrows()}
-    for guided in ways:
-        settings = stored.get((guided.training, guided.name), describe(guided))
-        if settings != describe(guided):
-            msg = f"`{guided.name}` is stored with the settings {settings}, not {describe(guided)}: take another folder (--results)."
-            raise ValueError(msg)
-    return [guided for guided in ways if (guided.training, guided.name) not in stored]
-
-
-def stored_rows(path: Path, dataset: str, seed: int) -> pd.DataFrame:
-    """Return the stored rows of one data set and seed."""
-    table = read_table(path)
-    return table if table.empty else table[(table["dataset"] == dataset) & (table["seed"] == seed)]
-
-
 def run(path: Path, datasets: Sequence[str], seeds: Sequence[int], n_genes: int) -> None:
-    """Measure what is not stored."""
-    for dataset in datasets:
-        for seed in seeds:
-            ways = sorted(pending(path, dataset, seed, ways_of(dataset)), key=attrgetter("training"))
-            if not ways:
-                continue
-            study = Study(path, dataset, seed, n_genes)
-            rows = stored_rows(path, dataset, seed)
-            if rows.empty or FLOOR not in set(rows["guidance"]):
-                study.measure_floor()
-            for guided in ways:
-                study.measure(guided)
+    """Measure what is not stored, and store each way of generating as soon as it is measured."""
+    for dataset, seed in product(datasets, seeds):
+        done = stored_keys(path, KEYS)
+        ways = [guided for guided in ways_of(dataset) if (dataset, seed, guided.training, guided.name) not in done]
+        if not ways:
+            continue
+        split = split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed, n_genes=n_genes)
+        figures, models = Figures(split, seed), Models(split, seed)
+
+        def store(training: str, guidance: str, found: dict[str, float], settings: str) -> None:
+            table = pd.DataFrame({"metric": list(found), "value": list(found.values())})
+            keys = dict(zip(KEYS, (dataset, seed, training, guidance), strict=True))  # noqa: B023  called within the loop
+            table = table.assign(**keys, settings=settings, **describe_source("torch", "scvi-tools", "scgen-diffusion"))
+            store_rows(path, table[[*KEYS, *(name for name in table if name not in KEYS)]], KEYS)
+
+        if (dataset, seed, FLOOR, FLOOR) not in done:
+            store(FLOOR, FLOOR, figures.floor(), "")
+        for guided in sorted(ways, key=attrgetter("training")):
+            model, asked = models.trained_by(guided.training), held_out_conditions(split)
+            started = time.perf_counter()
+            cells = model.generate(condition=asked, seed=seed, **guided.how)
+            seconds = {"seconds": time.perf_counter() - started}
+            found = figures.measure(to_dense(cells.X), asked) | seconds
+            store(guided.training, guided.name, found, repr({"prior": PRIOR} | dict(sorted(guided.how.items()))))
+            logger.info("%s, seed %d, %s, %s: %s", dataset, seed, guided.training, guided.name, found)
 
 
 def summarise(table: pd.DataFrame) -> str:

@@ -30,12 +30,10 @@ import pandas as pd
 
 from benchmarks.tables import (
     ROOT,
-    describe_machine,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
     write_text,
 )
 
@@ -250,8 +248,7 @@ def _in_own_process(system: str, source: str, path: Path) -> list[dict[str, Any]
 
 def store(rows: list[dict[str, Any]], folder: Path) -> None:
     """Add rows to the table, in place of older ones of the same measurement."""
-    versions = describe_versions("scgen-diffusion", "torch", "scvi-tools", "anndata")
-    where = {"date": today(), "machine": describe_machine(), "versions": versions}
+    where = describe_source("scgen-diffusion", "torch", "scvi-tools", "anndata")
     store_rows(folder / "memory.csv", pd.DataFrame([row | where for row in rows]), KEYS)
 
 

@@ -30,12 +30,11 @@ from benchmarks.quality.splits import log_normalise, split_cells, to_dense
 from benchmarks.studies.quick_judge import QuickJudge
 from benchmarks.tables import (
     ROOT,
-    describe_machine,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
+    stored_keys,
     write_text,
 )
 from scgen_diffusion.metrics import classifier_auc, library_size_ks
@@ -451,28 +450,18 @@ def train(split: PairedSplit, method: str, seed: int, path: Path) -> None:
     (path / "seconds.txt").write_text(str(time.process_time() - started))
 
 
-def pending(path: Path, dataset: str, seed: int, methods: list[str]) -> list[str]:
-    """Return the methods that have no stored figures."""
-    table = read_table(path)
-    stored = set() if table.empty else set(table[list(KEYS)].itertuples(index=False, name=None))
-    return [method for method in methods if (dataset, seed, method) not in stored]
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Measure what is not stored, then write the summary."""
     path = arguments.results / "multimodal.csv"
     for dataset in arguments.datasets:
         for seed in arguments.seeds:
-            if not (methods := pending(path, dataset, seed, arguments.methods)):
+            done = stored_keys(path, KEYS)
+            if not (methods := [method for method in arguments.methods if (dataset, seed, method) not in done]):
                 continue
             study = Study(dataset, seed, arguments.folder, arguments.models)
             for method in methods:
                 logger.info("%s, seed %d: %s", dataset, seed, method)
-                source = {
-                    "machine": describe_machine(),
-                    "versions": describe_versions("torch", "scvi-tools", "scgen-diffusion"),
-                    "date": today(),
-                }
+                source = describe_source("torch", "scvi-tools", "scgen-diffusion")
                 table = study.figures(method).assign(dataset=dataset, seed=seed, method=method, **source)
                 store_rows(path, table, KEYS)
     write_text(arguments.results / "multimodal.md", summarise(read_table(path), METHODS))

@@ -17,6 +17,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,19 +32,18 @@ from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.splits import load, log_normalise
 from benchmarks.tables import (
     ROOT,
-    describe_machine,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
+    stored_keys,
     write_text,
 )
 from scgen_diffusion import metrics, pl
 from scgen_diffusion.diffusion import Generators
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -599,33 +599,23 @@ def judge(case: Case, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFra
         id_vars=["metric", "better"], value_vars=columns, var_name="method", value_name="value"
     )
     return long.assign(
-        cell_type=case.cell_type, seed=seed, n_control=case.control.n_obs, n_real=case.real.n_obs, **_source()
+        cell_type=case.cell_type,
+        seed=seed,
+        n_control=case.control.n_obs,
+        n_real=case.real.n_obs,
+        **describe_source("torch", "scvi-tools", "scgen-diffusion"),
     )
-
-
-def _source() -> dict[str, str]:
-    versions = describe_versions("torch", "scvi-tools", "scgen-diffusion")
-    return {"machine": describe_machine(), "versions": versions, "date": today()}
-
-
-def pending(path: Path, types: list[str], seeds: list[int], methods: list[str]) -> Iterator[tuple[str, int, list[str]]]:
-    """Yield the methods of each cell type and seed that have no stored figures, seed by seed."""
-    table = read_table(path)
-    stored = set() if table.empty else set(table[list(KEYS)].itertuples(index=False, name=None))
-    for seed in seeds:
-        for cell_type in types:
-            missing = [method for method in methods if (cell_type, seed, method) not in stored]
-            if missing:
-                yield cell_type, seed, missing
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Predict and judge what is not stored, then write the summary and the pictures."""
     adata = load(DATASET)
     path = arguments.results / "perturbation.csv"
-    for cell_type, seed, methods in pending(
-        path, arguments.types or judged_types(adata), arguments.seeds, arguments.methods
-    ):
+    for seed, cell_type in product(arguments.seeds, arguments.types or judged_types(adata)):
+        done = stored_keys(path, KEYS)
+        methods = [method for method in arguments.methods if (cell_type, seed, method) not in done]
+        if not methods:
+            continue
         case = leave_out(adata, cell_type)
         trained = Trained(case, seed, arguments.cells)
         predicted = {method: predict(trained, method) for method in methods}

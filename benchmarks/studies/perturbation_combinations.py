@@ -18,12 +18,10 @@ import scipy.sparse as sp
 import torch
 
 from benchmarks.tables import (
-    describe_machine,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
     write_text,
 )
 from scgen_diffusion import datasets, metrics
@@ -91,8 +89,7 @@ def judge(train: ad.AnnData, real: ad.AnnData, predicted: dict[str, ad.AnnData],
     )
     names = ["metric", "perturbation", "better"]
     long = table.drop(columns="value").melt(names, METHODS, var_name="method", value_name="value")
-    versions = describe_versions("torch", "scvi-tools", "scgen-diffusion")
-    return long.assign(seed=seed, machine=describe_machine(), versions=versions, date=today())
+    return long.assign(seed=seed, **describe_source("torch", "scvi-tools", "scgen-diffusion"))
 
 
 def summarise(table: pd.DataFrame) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from benchmarks.tables import describe_machine, describe_versions, store_rows, today
+from benchmarks.tables import describe_source, store_rows
 from scgen_diffusion.model import SCLDM
 
 logger = logging.getLogger("benchmarks.streaming")
@@ -89,9 +89,7 @@ def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
         "wall_seconds": round(time.perf_counter() - started, 1),
         "size_mib": round(size / 2**20, 1),
         "shard_size": SHARD_SIZE,
-        "machine": describe_machine(),
-        "versions": describe_versions("anndata", "zarr", "h5py", "torch", "scgen-diffusion"),
-        "date": today(),
+        **describe_source("anndata", "zarr", "h5py", "torch", "scgen-diffusion"),
     }
 
 
