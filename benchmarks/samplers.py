@@ -71,7 +71,7 @@ def study(split: Split, dataset: str, seed: int) -> pd.DataFrame:
         seed=seed,
     )
     condition = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
-    codes = model._condition_tensor(model.conditions.encode(condition, None))
+    codes = model.module.condition_tensor(model.conditions.encode(condition, None))
     floor = {"sampler": "floor", **{name: judge.floor()[name] for name in FIGURES}}
     rows = [floor]
     for sampler, many in STEPS.items():

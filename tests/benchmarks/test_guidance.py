@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES
-from scgen_diffusion.model._guidance import GuidanceOptions
+from scgen_diffusion.generation import GuidanceOptions
 
 study = pytest.importorskip("guidance")
 

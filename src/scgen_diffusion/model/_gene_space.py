@@ -5,51 +5,42 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 
 from scgen_diffusion.data import suggests_arguments
-from scgen_diffusion.diffusion import Generators, Sampler, samplers_for
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions, numbers_of_groups
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
     InputValues,
-    LibrarySizeKind,
     build_gene_space_architecture,
-    library_features,
-    to_counts,
 )
 
 from ._advice import ADVICE_IN_GENE_SPACE
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
-from ._guidance import GuidanceOptions, numbers_of_groups
-from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
 from ._query import QueryMixin
-from ._request import OTHER_NAMES
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
-    from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, ValueSummary
-
-    from ._guidance import Composition, GuidanceScale
-    from ._request import SamplingOptions
+    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.generation import Composition, GuidanceScale
+    from scgen_diffusion.module import LibrarySizeKind
 
 
 class GeneSpaceModel(
     QueryMixin,
     OneStageTrainingMixin,
-    LibrarySizeMixin,
     GeneSpaceCounterfactualMixin,
     SamplingPathMixin,
     StreamingMixin,
@@ -297,13 +288,6 @@ class GeneSpaceModel(
         """
         return load_gene_space_reference(cls, path, var_names=var_names, n_heads=n_heads, zero_value=zero_value)
 
-    @property
-    def _samplers(self) -> Mapping[str, Sampler]:
-        return samplers_for(self.module.path)
-
-    def _is_sparse(self, output: InputValues) -> bool:
-        return output == "counts" or self.architecture.clamp
-
     def _check_fits_genes(self) -> None:
         """Raise if patches or a list of genes do not fit the registered genes."""
         a, genes = self.architecture, self._registered_genes
@@ -337,39 +321,6 @@ class GeneSpaceModel(
             msg = "`library_size` was given, but log-normalised values have none; set `counts=True`, or leave it out."
             raise ValueError(msg)
         return library_size
-
-    def _checked_library_size(
-        self, library_size: Any, n_cells: int, output: InputValues
-    ) -> LibrarySizeKind | np.ndarray:
-        return (
-            self._checked_totals(library_size, n_cells)
-            if output == "counts"
-            else np.broadcast_to(np.float32(1), n_cells)
-        )
-
-    def _generate_block(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        options: SamplingOptions,
-        library_size: LibrarySizeKind | np.ndarray,
-        n_wanted: int,
-    ) -> Tensor:
-        profile = self.module.sample_profiles(
-            condition,
-            generators,
-            guidance=options.guidance,
-            sampler=options.sampler,
-            n_steps=options.n_steps,
-        )
-        if options.output == "log1p":
-            return profile[:n_wanted]
-        profile = self.module.cut_zeros(profile)
-        totals = self._draw_totals(library_size, condition, library_features(profile), generators)
-        return to_counts(profile, totals)[:n_wanted]
-
-    def _profiles_of(self, states: Tensor) -> Tensor:
-        return self.module.decode(states)
 
     def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion.data import suggests_arguments
 from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, FixedStepSampler, FlowTransport, NoiseTransport
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
 from scgen_diffusion.module import library_features, to_counts
 
 from ._counterfactual import CounterfactualMixin
-from ._guidance import GuidanceOptions
-from ._request import OTHER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.generation import Composition, GuidanceScale
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, CounterfactualOptions
-    from ._guidance import Composition, GuidanceScale
 
 DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)
 

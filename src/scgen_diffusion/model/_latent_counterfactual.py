@@ -9,10 +9,9 @@ import torch
 
 from scgen_diffusion.data import known_names, suggests_arguments, warn_user
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
 
 from ._counterfactual import CounterfactualMixin
-from ._guidance import GuidanceOptions
-from ._request import OTHER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.generation import Composition, GuidanceScale
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, ControlCells, CounterfactualOptions
-    from ._guidance import Composition, GuidanceScale
 
 CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
 Residuals: TypeAlias = Literal["own", "new"]
@@ -189,7 +188,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
 
     def _is_perturbation(self, cells: ControlCells) -> bool:
         """Tell whether all cells are unperturbed, and asked to change by a perturbation alone."""
-        own, codes = self._condition_tensor(cells.own), self._condition_tensor(cells.codes)
+        own, codes = self.module.condition_tensor(cells.own), self.module.condition_tensor(cells.codes)
         return self.module.transport.explains(own, codes)
 
     def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-
 from scgen_diffusion.data import suggests_arguments
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Sampler
-from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
+from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 
-from ._guidance import GuidanceOptions
 from ._latent_counterfactual import LatentCounterfactualMixin
 from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
 from ._reconstruction import ReconstructionMixin
 from ._reference import load_reference
-from ._request import OTHER_NAMES
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 from ._transport_training import TransportTrainingMixin
@@ -28,12 +24,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
-    from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-
-    from ._guidance import Composition, GuidanceScale
-    from ._request import SamplingOptions
+    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.generation import Composition, GuidanceScale
+    from scgen_diffusion.module import LibrarySizeKind
 
 
 class SCLDM(
@@ -329,10 +324,6 @@ class SCLDM(
         )
 
     @property
-    def _samplers(self) -> Mapping[str, Sampler]:
-        return FLOW_SAMPLERS
-
-    @property
     def _default_output(self) -> InputValues:
         return "counts" if self._generates_counts else "log1p"
 
@@ -345,35 +336,3 @@ class SCLDM(
             missing = "train_prior()" if "autoencoder" in self.trained_stages_ else "train()"
             msg = f"The model cannot generate yet; call {missing} first."
             raise RuntimeError(msg)
-
-    def _checked_library_size(
-        self, library_size: Any, n_cells: int, output: InputValues
-    ) -> LibrarySizeKind | np.ndarray:
-        if output == "counts":
-            return self._checked_totals(library_size, n_cells)
-        if library_size is not None:
-            msg = "`library_size` was given, but log-normalised values have none; leave it out."
-            raise ValueError(msg)
-        return np.broadcast_to(np.float32(1), n_cells)
-
-    def _generate_block(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        options: SamplingOptions,
-        library_size: LibrarySizeKind | np.ndarray,
-        n_wanted: int,
-    ) -> Tensor:
-        module = self.module
-        z = module.sample_latents(
-            module.draw_noise(generators),
-            condition,
-            guidance=options.guidance,
-            sampler=options.sampler,
-            n_steps=options.n_steps,
-        )
-        totals = self._draw_totals(library_size, condition, z, generators)
-        return module.draw_cells(z, totals, generators.first(n_wanted))
-
-    def _profiles_of(self, states: Tensor) -> Tensor:
-        return self.module.expected_profiles(self.module.unstandardise(states))
