@@ -97,12 +97,12 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     import torch
     from scvi.dataloaders import AnnDataLoader
 
-    import scgen_diffusion as sgd
+    import scgen_diffusion as scgd
     from scgen_diffusion.train import SharedBatches
 
     torch.set_num_threads(1)
     scvi.settings.seed = 0
-    model_class = getattr(sgd.model, system)
+    model_class = getattr(scgd.model, system)
     meter = Meter()
     with meter.stage("import"):
         pass
@@ -161,9 +161,9 @@ class Meter:
 
 
 def _open_cells(source: str, path: Path) -> Any:
-    import scgen_diffusion as sgd
+    import scgen_diffusion as scgd
 
-    reader = sgd.data.AnnbatchCells if source == "annbatch" else sgd.data.CellFiles
+    reader = scgd.data.AnnbatchCells if source == "annbatch" else scgd.data.CellFiles
     return reader(path, condition_keys=CONDITIONS)
 
 
@@ -213,9 +213,9 @@ def _pbmc3k() -> anndata.AnnData:
     """Return the cells that are repeated, with the 2 000 genes that vary most among them (by a robust ranking that needs nothing else)."""
     import scanpy as sc
 
-    import scgen_diffusion as sgd
+    import scgen_diffusion as scgd
 
-    adata = sgd.datasets.pbmc3k()
+    adata = scgd.datasets.pbmc3k()
     sc.pp.highly_variable_genes(adata, n_top_genes=2000)
     adata = adata[:, adata.var["highly_variable"]]
     return anndata.AnnData(adata.layers["counts"].copy(), obs=adata.obs[["cell_type"]].copy(), var=adata.var[[]].copy())

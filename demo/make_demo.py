@@ -13,7 +13,7 @@ import numpy as np
 import scvi
 from sklearn.model_selection import train_test_split
 
-import scgen_diffusion as sgd
+import scgen_diffusion as scgd
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,7 +36,7 @@ def split(adata: AnnData) -> tuple[AnnData, AnnData]:
 
 def train(cells: AnnData, name: str) -> Any:
     """Train with default settings."""
-    model_class = getattr(sgd.model, name)
+    model_class = getattr(scgd.model, name)
     model_class.setup_anndata(cells, layer="counts", condition_keys=[KEY])
     model = model_class(cells)
     model.train()
@@ -45,7 +45,7 @@ def train(cells: AnnData, name: str) -> Any:
 
 def generate(model: Any, **request: Any) -> AnnData:
     """Generate counts, which SCLDM always gives and the others when asked."""
-    if not isinstance(model, sgd.model.SCLDM):
+    if not isinstance(model, scgd.model.SCLDM):
         request["counts"] = True
     return model.generate(seed=SEED, **request)
 
@@ -62,23 +62,23 @@ def main() -> None:
     start = time.perf_counter()
     scvi.settings.seed = SEED
 
-    training, held_out = split(sgd.datasets.pbmc68k_reduced())
+    training, held_out = split(scgd.datasets.pbmc68k_reduced())
     logger.info("Training %s on %d cells, %d held out ...", name, training.n_obs, held_out.n_obs)
     model = train(training, name)
     synthetic = generate(model, condition=held_out.obs[[KEY]], show_progress=True)
     synthetic.write_h5ad(FOLDER / "synthetic.h5ad")
 
     logger.info("Judging the cells ...")
-    table = sgd.metrics.evaluate(held_out, synthetic, train=training, groupby=KEY, seed=SEED)
+    table = scgd.metrics.evaluate(held_out, synthetic, train=training, groupby=KEY, seed=SEED)
     table.to_csv(FOLDER / "quality.csv", index=False)
-    sgd.report(held_out, synthetic, FOLDER / "report.html", train=training, groupby=KEY, table=table, model=model)
+    scgd.report(held_out, synthetic, FOLDER / "report.html", train=training, groupby=KEY, table=table, model=model)
     many = generate(model, n_cells=training.n_obs)
-    sgd.pl.umap(training, many, color=KEY, fit="both", seed=SEED, show=False, save=FOLDER / "umap.png")
+    scgd.pl.umap(training, many, color=KEY, fit="both", seed=SEED, show=False, save=FOLDER / "umap.png")
 
     columns = ["metric", "value", "floor", "shuffled", "low", "high", "better"]
     of_all = table.loc[table["group"] == "all", columns]
     logger.info("\n%s\n", of_all.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
-    logger.info("%s\n", sgd.metrics.verdict(table).summary)
+    logger.info("%s\n", scgd.metrics.verdict(table).summary)
     results = {"synthetic.h5ad": "cells", "umap.png": "picture", "quality.csv": "figures", "report.html": "report"}
     for file, what in results.items():
         logger.info("%-8s %s", what, FOLDER / file)

@@ -115,7 +115,9 @@ def test_a_key_error_of_ours_is_shown_without_its_quotation_marks(call_function,
 
     code, _, err = call_function(lambda terminal, options: SCLDM.setup_anndata(make_cells(), layer="x"))
     assert code == 2
-    assert err == "scgen-diffusion: error: `layer` 'x' is not in adata.layers. There are none.\n"
+    assert (
+        err == "scgen-diffusion: error: `layer` 'x' is not in adata.layers. There are none. Leave it out for adata.X.\n"
+    )
 
 
 def test_a_threshold_has_an_exit_code_of_its_own(call_function):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 
-import scgen_diffusion as sgd
+import scgen_diffusion as scgd
 
 
 def arguments() -> argparse.Namespace:
@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     asked = arguments()
-    model = sgd.model.SCLDM.load(asked.model, adata=False, accelerator=asked.accelerator)
+    model = scgd.model.SCLDM.load(asked.model, adata=False, accelerator=asked.accelerator)
     model.generate_to(
         asked.cells,
         asked.n_cells,

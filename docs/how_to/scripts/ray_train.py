@@ -22,12 +22,12 @@ def train(asked: dict[str, Any]) -> None:
     import ray.train.lightning
     import scvi
 
-    import scgen_diffusion as sgd
+    import scgen_diffusion as scgd
 
     scvi.settings.seed = 0
-    adata = anndata.read_h5ad(asked["cells"]) if asked["cells"] else sgd.datasets.pbmc68k_reduced()
-    sgd.model.SCLDM.setup_anndata(adata, layer="counts", condition_keys=asked["condition_keys"])
-    model = sgd.model.SCLDM(adata)
+    adata = anndata.read_h5ad(asked["cells"]) if asked["cells"] else scgd.datasets.pbmc68k_reduced()
+    scgd.model.SCLDM.setup_anndata(adata, layer="counts", condition_keys=asked["condition_keys"])
+    model = scgd.model.SCLDM(adata)
     model.train(
         asked["max_epochs"],
         accelerator="gpu" if asked["gpu"] else "cpu",

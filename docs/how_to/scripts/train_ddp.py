@@ -16,7 +16,7 @@ import os
 import anndata
 import scvi
 
-import scgen_diffusion as sgd
+import scgen_diffusion as scgd
 
 
 def arguments() -> argparse.Namespace:
@@ -36,10 +36,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     asked = arguments()
     scvi.settings.seed = 0  # the same in all processes; without one, they take the first one's
-    adata = anndata.read_h5ad(asked.cells) if asked.cells else sgd.datasets.pbmc68k_reduced()
+    adata = anndata.read_h5ad(asked.cells) if asked.cells else scgd.datasets.pbmc68k_reduced()
     layer = None if asked.layer == "X" else asked.layer
-    sgd.model.SCLDM.setup_anndata(adata, layer=layer, condition_keys=asked.condition_keys)
-    model = sgd.model.SCLDM(adata)
+    scgd.model.SCLDM.setup_anndata(adata, layer=layer, condition_keys=asked.condition_keys)
+    model = scgd.model.SCLDM(adata)
     model.train(
         asked.max_epochs,
         batch_size=asked.batch_size,

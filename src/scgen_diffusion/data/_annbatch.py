@@ -35,9 +35,9 @@ class AnnbatchCells(CellFiles):
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> cells = sgd.data.AnnbatchCells("collection.zarr", condition_keys=["cell_type"])  # doctest: +SKIP
-    >>> model = sgd.model.SCLDM(registry=cells.registry)  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> cells = scgd.data.AnnbatchCells("collection.zarr", condition_keys=["cell_type"])  # doctest: +SKIP
+    >>> model = scgd.model.SCLDM(registry=cells.registry)  # doctest: +SKIP
     >>> model.train(datamodule=cells)  # doctest: +SKIP
     """
 

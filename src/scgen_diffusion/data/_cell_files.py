@@ -78,10 +78,10 @@ class CellFiles:
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> sgd.datasets.pbmc68k_reduced().write_h5ad("cells.h5ad")
-    >>> cells = sgd.data.CellFiles("cells.h5ad", layer="counts", condition_keys=["cell_type"])
-    >>> model = sgd.model.SCLDM(registry=cells.registry)
+    >>> import scgen_diffusion as scgd
+    >>> scgd.datasets.pbmc68k_reduced().write_h5ad("cells.h5ad")
+    >>> cells = scgd.data.CellFiles("cells.h5ad", layer="counts", condition_keys=["cell_type"])
+    >>> model = scgd.model.SCLDM(registry=cells.registry)
     >>> model.train(datamodule=cells)  # doctest: +SKIP
     """
 

@@ -113,9 +113,9 @@ def read_gse103322(path: str | os.PathLike[str]) -> AnnData:
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> adata = sgd.datasets.read_gse103322("GSE103322_HNSCC_all_data.txt.gz")  # doctest: +SKIP
-    >>> sgd.model.SCLDM.setup_anndata(adata, values="log1p", condition_keys=["cell_type"])  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.read_gse103322("GSE103322_HNSCC_all_data.txt.gz")  # doctest: +SKIP
+    >>> scgd.model.SCLDM.setup_anndata(adata, values="log1p", condition_keys=["cell_type"])  # doctest: +SKIP
     """
     path = Path(path)
     if not path.is_file():

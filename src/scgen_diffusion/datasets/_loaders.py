@@ -59,8 +59,8 @@ def pbmc68k_reduced() -> AnnData:
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> adata = sgd.datasets.pbmc68k_reduced()
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
     >>> adata.shape
     (700, 765)
     >>> int(adata.layers["counts"].sum(axis=1).min())
@@ -90,8 +90,8 @@ def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> sgd.datasets.pbmc3k().obs["cell_type"].nunique()  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> scgd.datasets.pbmc3k().obs["cell_type"].nunique()  # doctest: +SKIP
     9
     """
     published = read_r(originals.fetch(originals.PBMC3K_MATRIX, data_dir))
@@ -119,8 +119,8 @@ def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> list(sgd.datasets.kang_ifnb().obs["condition"].cat.categories)  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> list(scgd.datasets.kang_ifnb().obs["condition"].cat.categories)  # doctest: +SKIP
     ['control', 'stimulated']
     """
     published = read_r(originals.fetch(originals.KANG, data_dir))
@@ -148,8 +148,8 @@ def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> sgd.datasets.paul15().shape  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> scgd.datasets.paul15().shape  # doctest: +SKIP
     (2660, 3004)
     """
     published = read_r(originals.fetch(originals.PAUL15_COUNTS, data_dir))
@@ -179,8 +179,8 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> sgd.datasets.norman_mcfaline_devel().obs["condition"].nunique()  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> scgd.datasets.norman_mcfaline_devel().obs["condition"].nunique()  # doctest: +SKIP
     34
     """
     published = anndata.read_h5ad(originals.fetch(originals.NORMAN_MCFALINE, data_dir))
@@ -217,8 +217,8 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> mdata = sgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
     >>> mdata["prot"].n_vars  # doctest: +SKIP
     14
     """

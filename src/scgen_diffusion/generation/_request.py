@@ -7,13 +7,13 @@ import json
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from scgen_diffusion.data import ConditionRequest, is_whole_number
+from scgen_diffusion.data import ConditionRequest, is_whole_number, to_plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -233,12 +233,8 @@ def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    for known in (
-        conditions.by_key,
-        conditions.combinations.tolist(),
-        conditions.n_cells.tolist(),
-        module.architecture,
-    ):
+    architecture = to_plain(asdict(module.architecture))  # NumPy's numbers are Python's after loading
+    for known in (conditions.by_key, conditions.combinations.tolist(), conditions.n_cells.tolist(), architecture):
         digest.update(repr(known).encode())
     return DIGEST + digest.hexdigest()
 

@@ -104,10 +104,10 @@ class MultimodalMixin(CounterfactualMixin, TrainingMixin):
 
         Examples
         --------
-        >>> import scgen_diffusion as sgd
-        >>> mdata = sgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
-        >>> sgd.model.SCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
-        >>> model = sgd.model.SCLDM(mdata)  # doctest: +SKIP
+        >>> import scgen_diffusion as scgd
+        >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
+        >>> scgd.model.SCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
+        >>> model = scgd.model.SCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_mudata, kwargs)

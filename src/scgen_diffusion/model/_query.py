@@ -91,14 +91,14 @@ class QueryMixin(SavingMixin, TrainingMixin):
 
         Examples
         --------
-        >>> import scgen_diffusion as sgd
-        >>> adata = sgd.datasets.pbmc68k_reduced()
+        >>> import scgen_diffusion as scgd
+        >>> adata = scgd.datasets.pbmc68k_reduced()
         >>> is_new = adata.obs["cell_type"] == "CD34+"
         >>> old, new = adata[~is_new].copy(), adata[is_new].copy()
-        >>> sgd.model.SCLDM.setup_anndata(old, layer="counts", condition_keys=["cell_type"])
-        >>> reference = sgd.model.SCLDM(old)
+        >>> scgd.model.SCLDM.setup_anndata(old, layer="counts", condition_keys=["cell_type"])
+        >>> reference = scgd.model.SCLDM(old)
         >>> reference.train()  # doctest: +SKIP
-        >>> model = sgd.model.SCLDM.load_query_data(new, reference)  # doctest: +SKIP
+        >>> model = scgd.model.SCLDM.load_query_data(new, reference)  # doctest: +SKIP
         >>> model.train()  # doctest: +SKIP
         >>> synthetic = model.generate(1_000, condition={"cell_type": "CD34+"})  # doctest: +SKIP
         """

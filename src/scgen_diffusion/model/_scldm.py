@@ -70,10 +70,10 @@ class SCLDM(
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> adata = sgd.datasets.pbmc68k_reduced()
-    >>> sgd.model.SCLDM.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
-    >>> model = sgd.model.SCLDM(adata)
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
+    >>> scgd.model.SCLDM.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
+    >>> model = scgd.model.SCLDM(adata)
     >>> model.train()  # doctest: +SKIP
     >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
     """

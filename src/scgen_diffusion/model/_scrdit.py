@@ -38,10 +38,10 @@ class SCRDIT(GeneSpaceModel):
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> adata = sgd.datasets.pbmc68k_reduced()
-    >>> sgd.model.SCRDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
-    >>> model = sgd.model.SCRDIT(adata)
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
+    >>> scgd.model.SCRDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
+    >>> model = scgd.model.SCRDIT(adata)
     >>> model.train()  # doctest: +SKIP
     >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
     """

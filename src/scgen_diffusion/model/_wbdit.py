@@ -39,10 +39,10 @@ class WBDIT(GeneSpaceModel):
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> adata = sgd.datasets.pbmc68k_reduced()
-    >>> sgd.model.WBDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
-    >>> model = sgd.model.WBDIT(adata)
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
+    >>> scgd.model.WBDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
+    >>> model = scgd.model.WBDIT(adata)
     >>> model.train()  # doctest: +SKIP
     >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
     """

@@ -73,10 +73,10 @@ def perturbation_scores(
 
     Examples
     --------
-    >>> import pandas as pd, scgen_diffusion as sgd
+    >>> import pandas as pd, scgen_diffusion as scgd
     >>> row = {"metric": "w2", "perturbation": "IFNB", "group": "B", "better": "lower"}
     >>> table = pd.DataFrame([{**row, "value": 8.5, "floor": 8.0, "no_change": 13.8}])
-    >>> axes = sgd.pl.perturbation_scores(table, show=False)
+    >>> axes = scgd.pl.perturbation_scores(table, show=False)
     """
     known = list(table["metric"].unique())
     metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics

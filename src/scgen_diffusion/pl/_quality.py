@@ -75,10 +75,10 @@ def quality_curve(
 
     Examples
     --------
-    >>> import pandas as pd, scgen_diffusion as sgd
+    >>> import pandas as pd, scgen_diffusion as scgd
     >>> row = {"metric": "recall", "group": "all", "floor": 0.9, "shuffled": 0.2, "better": "higher"}
     >>> table = pd.DataFrame([{**row, "n_steps": 5, "value": 0.7, "low": 0.6, "high": 0.8}])
-    >>> axes = sgd.pl.quality_curve(table, x="n_steps", show=False)
+    >>> axes = scgd.pl.quality_curve(table, x="n_steps", show=False)
     """
     for name, column in {"x": x, "hue": hue}.items():
         chosen(name, [] if column is None else [column], list(table))

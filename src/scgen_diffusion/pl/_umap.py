@@ -119,9 +119,9 @@ def umap(
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> adata = sgd.datasets.pbmc68k_reduced()
-    >>> axes = sgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
+    >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
     """
     chosen("fit", [fit], ["real", "both"])
     a, b = pair_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)

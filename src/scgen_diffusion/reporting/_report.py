@@ -83,9 +83,9 @@ def report(
 
     Examples
     --------
-    >>> import scgen_diffusion as sgd
-    >>> cells = sgd.datasets.pbmc68k_reduced()
-    >>> path = sgd.report(cells[:200], cells[200:400], "report.html", train=cells[400:])  # doctest: +SKIP
+    >>> import scgen_diffusion as scgd
+    >>> cells = scgd.datasets.pbmc68k_reduced()
+    >>> path = scgd.report(cells[:200], cells[200:400], "report.html", train=cells[400:])  # doctest: +SKIP
     """
     path = _checked_path(path)
     for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
