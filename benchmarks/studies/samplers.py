@@ -65,7 +65,7 @@ def study(split: Split, dataset: str, seed: int) -> pd.DataFrame:
     model, _ = train_model(split, "SCLDM", seed)
     judge = Judge.of(split, seed)
     condition = held_out_conditions(split)
-    codes = model._condition_tensor(model.conditions.encode(condition, None))
+    codes = model.module.condition_tensor(model.conditions.encode(condition, None))
     floor = {"sampler": "floor", **{name: judge.floor()[name] for name in FIGURES}}
     rows = [floor]
     for sampler, many in STEPS.items():

@@ -1,54 +1,16 @@
-"""Blocks of cells in parallel, and their way to the host."""
+"""Cells on the host: rows of a matrix, dense or sparse."""
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
-
     from torch import Tensor
 
 Rows: TypeAlias = sp.csr_matrix | np.ndarray
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-N_GPU_WORKERS = 2
-"""So that one block is put together on the host while the GPU computes the next."""
-
-
-def in_parallel(make: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
-    """Yield ``make(item)`` of every item in their order; several are made at a time, each by one thread of torch.
-
-    On a CPU as many as torch has threads. So results do not depend on the number of threads, as sums that threads share do, and
-    threads do not wait for each other, not even where other processes take the processor away.
-    """
-    n_threads = torch.get_num_threads()
-    workers = {"cpu": n_threads, "cuda": N_GPU_WORKERS}.get(device.type, 1)
-    if workers == 1:
-        yield from map(make, items)
-        return
-    with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
-        pending: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(make, item))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-            torch.set_num_threads(n_threads)
 
 
 def rows_of(values: Tensor, *, sparse: bool) -> Rows:
@@ -87,3 +49,19 @@ def stack(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
+
+
+def check_finite(rows: Rows) -> None:
+    """Raise if any value of cells ``(cells, genes)`` is not finite.
+
+    Raises
+    ------
+    FloatingPointError
+        For values that are NaN or infinite.
+    """
+    if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
+        msg = (
+            "Sampling diverged: the generated values are not finite. Take more steps, another sampler, or less guidance. If that does not "
+            "help, the model itself has diverged: train anew, with a lower learning rate."
+        )
+        raise FloatingPointError(msg)

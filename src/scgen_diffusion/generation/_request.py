@@ -1,21 +1,24 @@
-"""What cells are asked for: a request, checked and resolved, and how provenance tells of it."""
+"""What cells are asked for: a request, checked and resolved, how provenance tells of it, and what tells it from others."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+import torch
 
-from scgen_diffusion.data import ConditionRequest, is_whole_number
-
-from ._request_identity import name_of
+from scgen_diffusion.data import ConditionRequest, is_whole_number, to_plain
 
 if TYPE_CHECKING:
-    from scgen_diffusion.data import RequestedCodes
+    from torch import nn
+
+    from scgen_diffusion.data import Conditions, RequestedCodes
     from scgen_diffusion.diffusion import Guidance, Sampler
     from scgen_diffusion.module import InputValues
 
@@ -35,6 +38,10 @@ OTHER_NAMES = {
 }
 """What other packages call the arguments of methods that generate."""
 N_NAMED = 1000  # values of a list that provenance names at most
+DIGEST = "sha256:"
+ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
+N_DIGITS = 10  # of names: two of ten thousand requests share one with a probability of 1 in 20 000
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, which differs from process to process
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,10 @@ class CellRequest:
         """What the cells hold."""
         return self.options.output
 
-    def names(self, start: int, stop: int) -> pd.Index:
+    def names(self, start: int, stop: int) -> list[str]:
         """Name cells of a range: other requests have other names, and the first cells of a longer request the same."""
         name = name_of(self.identity, self.options.guidance, self.seed, None if self.codes.is_uniform else self.n_cells)
-        return pd.Index([f"{name}-{number}" for number in range(start, stop)])
+        return [f"{name}-{number}" for number in range(start, stop)]
 
     def with_seed(self, seed: int) -> CellRequest:
         """Return the same request with another seed."""
@@ -152,3 +159,89 @@ def _describe_values(values: Any) -> Any:
     if len(values) > N_NAMED:
         return f"{len(values)} values"  # `obs` has them
     return [str(_describe_values(value)) for value in values]
+
+
+# --- what tells a request from others, so that another process, or a later one, goes on with the same ----------------------
+
+
+def identity_of(
+    module: nn.Module,
+    conditions: Conditions,
+    codes: RequestedCodes,
+    options: SamplingOptions,
+    library_size: Any,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return all that cells depend on, apart from the seed and how many they are, in plain values; what is long as a digest.
+
+    Parameters
+    ----------
+    module, conditions
+        What makes the cells.
+    codes
+        Conditions that were asked for.
+    options
+        How the cells are sampled.
+    library_size
+        Name of a distribution, totals ``(cells, ...)``, or None for those of given cells.
+    provenance
+        What is told of the request.
+    """
+    return {
+        "model": provenance["model"],
+        "weights": _digest_of_model(module, conditions),
+        "version": provenance["version"],
+        "torch": str(torch.__version__),
+        "device": torch.device(module.device).type,
+        "sampler": ADDRESS.sub("", options.sampler_name),
+        "n_steps": provenance["n_steps"],
+        "condition": DIGEST + codes.digest,
+        "library_size": DIGEST + _digest_of_array(library_size)
+        if isinstance(library_size, np.ndarray)
+        else library_size,
+        "guidance": json.loads(json.dumps(options.guidance_record, default=str)),
+        "values": options.output,
+    }
+
+
+def name_of(identity: Mapping[str, Any], guidance: Guidance, seed: int, n_cells: int | None) -> str:
+    """Name a request by its model and by a digest of what its cells depend on: the number of cells too, unless it is None."""
+    depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
+    told = json.dumps(depends_on, sort_keys=True, default=str)
+    return f"{identity['model']}-{hashlib.sha256(told.encode()).hexdigest()[:N_DIGITS]}"
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Say in what the first request differs from the second."""
+    return [
+        _difference(name, one.get(name), other.get(name))
+        for name in dict.fromkeys([*one, *other])
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _difference(name: str, one: Any, other: Any) -> str:
+    shown = f"`{name}`" if name in ARGUMENTS else f"the {name}"
+    if any(str(value).startswith(DIGEST) for value in (one, other)):
+        return shown
+    return f"{shown} ({one} there, {other} now)"
+
+
+def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
+    """Tell weights, genes and conditions from others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    architecture = to_plain(asdict(module.architecture))  # NumPy's numbers are Python's after loading
+    for known in (conditions.by_key, conditions.combinations.tolist(), conditions.n_cells.tolist(), architecture):
+        digest.update(repr(known).encode())
+    return DIGEST + digest.hexdigest()
+
+
+def _digest_of_array(values: np.ndarray) -> str:
+    """Tell totals from others; one for all is looked at once."""
+    distinct = values[:1] if values.strides[0] == 0 else values
+    digest = hashlib.sha256(str(distinct.shape).encode())
+    digest.update(np.ascontiguousarray(distinct).tobytes())
+    return digest.hexdigest()

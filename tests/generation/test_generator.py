@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from scgen_diffusion.model._blocks import csr_of, in_parallel, rows_of, stack
+from scgen_diffusion.generation._generator import in_parallel
+from scgen_diffusion.generation._rows import csr_of, rows_of, stack
 
 CPU = torch.device("cpu")
 
