@@ -11,7 +11,6 @@ import click
 
 from ._cells import are_paired, read_cells
 from ._command import Option, command, existing, new, python_options
-from ._completion import columns_of_cells, layers_of_cells
 from ._config import closest_names
 from ._outputs import check_new, whole
 from ._terminal import ExitCode, Stop, Terminal
@@ -30,14 +29,12 @@ GROUPBY = Option(
     section=CELLS,
     multiple=True,
     metavar="COLUMN",
-    shell_complete=columns_of_cells,
     help="Column of obs with the label; several are joined.",
 )
 LAYER = Option(
     ["--layer", "-l"],
     section=CELLS,
     type=Keyed(key="MODALITY", value="NAME", alone=True),
-    shell_complete=layers_of_cells,
     help="Layer with the counts of the real cells.",
 )
 BACKED = Option(
@@ -133,7 +130,6 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
         section=CELLS,
         metavar="COLUMN",
         required=True,
-        shell_complete=columns_of_cells,
         help="Column of obs with the perturbation.",
     ),
     Option(
@@ -152,12 +148,11 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
         ["--groupby", "-g"],
         section=CELLS,
         metavar="COLUMN",
-        shell_complete=columns_of_cells,
         help="Column such as the cell type.",
     ),
     Option(["--separator"], section=CELLS, metavar="TEXT", help="What stands between the parts of a combination."),
     Option(
-        ["--layer", "-l"], section=CELLS, metavar="NAME", shell_complete=layers_of_cells, help="Layer with the counts."
+        ["--layer", "-l"], section=CELLS, metavar="NAME", help="Layer with the counts."
     ),
     Option(
         ["--n-top"], section=JUDGING, type=int, multiple=True, metavar="N", help="How many genes are the most changed."

@@ -10,7 +10,6 @@ import click
 
 from ._cells import are_paired
 from ._command import Option, command, existing, new, python_options
-from ._completion import conditions_of
 from ._outputs import check_new, check_place, whole
 from ._progress_lines import bars_as_lines
 from ._setup import read_table
@@ -60,7 +59,6 @@ OF_REQUEST = [
         ["--condition", "-c"],
         section=REQUEST,
         type=Keyed(repeats=True),
-        shell_complete=conditions_of,
         help="What the cells shall be, such as cell_type=NK. Several values of a key get equal shares of the cells; keys left out are drawn as "
         "they occur in training.",
     ),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._completion_command import completion
 from ._evaluate import evaluate, evaluate_perturbation
 from ._generate import generate
 from ._info import info
@@ -33,7 +32,7 @@ Results go to files and stdout, messages to stderr."""
 
 @click.group(
     PROGRAM,
-    commands=[train, generate, evaluate, evaluate_perturbation, report, info, completion],
+    commands=[train, generate, evaluate, evaluate_perturbation, report, info],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
     no_args_is_help=True,

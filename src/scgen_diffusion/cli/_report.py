@@ -8,7 +8,6 @@ import click
 
 from ._cells import read_cells
 from ._command import Option, command, existing, new, python_options
-from ._completion import layers_of_cells
 from ._evaluate import BACKED, CELLS, GROUPBY, TRAIN
 from ._outputs import check_new
 from ._setup import read_table
@@ -31,7 +30,6 @@ PAGE = "Page"
         ["--layer", "-l"],
         section=CELLS,
         metavar="NAME",
-        shell_complete=layers_of_cells,
         help="Layer with the counts of the real cells.",
     ),
     BACKED,

@@ -10,7 +10,6 @@ import click
 from ._cells import about, are_paired, read_cells
 from ._checkpoints import checkpoint_dir
 from ._command import Option, command, existing, new, python_options
-from ._completion import columns_of_cells, layers_of_cells
 from ._config import resolved_config
 from ._outputs import COMMAND_FILE, check_new, check_replaced, remove, whole
 from ._setup import check_single_modality, conditions_of, set_up
@@ -40,7 +39,6 @@ OF_CELLS = [
         ["--layer", "-l"],
         section=CELLS,
         type=Keyed(key="MODALITY", value="NAME", alone=True),
-        shell_complete=layers_of_cells,
         help="Layer that holds the values; X by default.",
     ),
     Option(
@@ -48,7 +46,6 @@ OF_CELLS = [
         section=CELLS,
         multiple=True,
         metavar="COLUMN",
-        shell_complete=columns_of_cells,
         help="Column of obs with classes to generate by. As often as needed.",
     ),
     Option(
@@ -56,28 +53,24 @@ OF_CELLS = [
         section=CELLS,
         multiple=True,
         metavar="COLUMN",
-        shell_complete=columns_of_cells,
         help="Column of numbers to generate by: dose, time, age.",
     ),
     Option(
         ["--set-condition"],
         section=CELLS,
         type=Keyed(key="COLUMN", value="SEPARATOR", bare=True),
-        shell_complete=columns_of_cells,
         help='Column of sets such as "A+B", such as combined perturbations; the separator is + if none is given.',
     ),
     Option(
         ["--control"],
         section=CELLS,
         type=Keyed(scalar, key="COLUMN"),
-        shell_complete=columns_of_cells,
         help="What is written for unperturbed cells in a column.",
     ),
     Option(
         ["--condition-embedding"],
         section=CELLS,
         type=Keyed(key="COLUMN", value="TABLE"),
-        shell_complete=columns_of_cells,
         help="Known vectors of the values of a column: a .csv or .tsv file, its first column the values, or an entry of uns.",
     ),
     Option(
