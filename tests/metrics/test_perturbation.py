@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy.stats import norm
 
 from scgen_diffusion.metrics import energy_distance, mean_change_correlation
-from scgen_diffusion.metrics._perturbation_effects import Effect, GeneMoments
+from scgen_diffusion.metrics._perturbation import Effect, GeneMoments
 
 
 def rng(seed=0):

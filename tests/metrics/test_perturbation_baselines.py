@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scgen_diffusion.metrics import mean_changes, predict_additive, predict_mean_shift, predict_no_change
-from scgen_diffusion.metrics._perturbation_baselines import parts_of
+from scgen_diffusion.metrics._perturbation import parts_of
 
 CONTROL = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
 CHANGES = {"A": np.array([1.0, 0.0, 0.0]), "B": np.array([0.0, -2.0, 0.0])}

@@ -14,12 +14,14 @@ from scgen_diffusion.metrics import (
     mean_change_correlation,
     variance_error,
 )
-from scgen_diffusion.metrics._perturbation_differential import (
+from scgen_diffusion.metrics._perturbation import (
+    Effect,
+    GeneMoments,
     direction_of_effects,
     jaccard_of_effects,
     overlap_of_effects,
+    predicted_effect,
 )
-from scgen_diffusion.metrics._perturbation_effects import Effect, GeneMoments, predicted_effect
 
 N_GENES = 40
 UP, DOWN = 2.0, -2.0

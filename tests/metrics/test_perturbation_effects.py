@@ -6,7 +6,7 @@ from anndata import AnnData
 from scipy.stats import false_discovery_control, ttest_ind
 
 from scgen_diffusion.metrics import expression_of
-from scgen_diffusion.metrics._perturbation_effects import Effect, GeneMoments, predicted_effect
+from scgen_diffusion.metrics._perturbation import Effect, GeneMoments, predicted_effect
 
 
 def expression(rate, seed, n_cells=60, n_genes=30):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from scgen_diffusion.metrics import expression_of, log_normalise
-from scgen_diffusion.metrics._scales import Blocks, TfIdf, default_scale, log1p_of_counts, make_scale
+from scgen_diffusion.metrics._space import Blocks, TfIdf, default_scale, log1p_of_counts, make_scale
 
 
 def test_tf_idf_by_hand():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scgen_diffusion.metrics import classifier_auc, ilisi
-from scgen_diffusion.metrics._two_sample import auc_of_scores, classifier_scores, mixing_scores
+from scgen_diffusion.metrics._distribution import auc_of_scores, classifier_scores, mixing_scores
 
 CLASSIFIERS = ["boosting", "quick_boosting", "logistic", "neighbours"]
 

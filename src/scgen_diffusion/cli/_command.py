@@ -259,7 +259,9 @@ def command(name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[[Termina
 
 def to_toml(name: str, values: Mapping[str, Any]) -> str:
     """Write a table of plain values, lists, and tables of these, which come last; Python itself only reads TOML."""
-    tables = {name: {key: value for key, value in values.items() if not isinstance(value, Mapping)}}
+    tables: dict[str, Mapping[str, Any]] = {
+        name: {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    }
     tables |= {f"{name}.{_key(key)}": value for key, value in values.items() if isinstance(value, Mapping)}
     return "\n".join(
         "".join([f"[{header}]\n", *(f"{_key(key)} = {_value(value)}\n" for key, value in table.items())])

@@ -86,8 +86,7 @@ def about(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         stop = Stop.of(error)
-        stop.message = f"{path}: {stop.message}"
-        raise stop from error
+        raise Stop(f"{path}: {stop.message}", stop.exit_code, is_bug=stop.is_bug) from error
 
 
 def check_place(

@@ -44,7 +44,7 @@ class ExitCode(IntEnum):
 class Stop(click.ClickException):
     """The end of a command, with a message and an exit code; a bug of this package is shown with its traceback."""
 
-    def __init__(self, message: str, code: ExitCode, *, is_bug: bool = False) -> None:
+    def __init__(self, message: str, code: int, *, is_bug: bool = False) -> None:
         super().__init__(message)
         self.exit_code = int(code)  # type: ignore[misc]  # click's own exceptions do so, too
         self.is_bug = is_bug
@@ -139,8 +139,8 @@ class Terminal:
             if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an exit
                 raise self.stopped(ExitCode.INTERRUPTED) from error
             raise
-        except click.ClickException as stop:
-            self._show_cause(stop, stop.__cause__)
+        except click.ClickException as error:
+            self._show_cause(error, error.__cause__)
             raise
         except Exception as error:
             self._show_cause(stop := Stop.of(error), error)

@@ -10,15 +10,14 @@ import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from ._pairs import as_expression, pair_of_expressions
-from ._representation import USE_REP, Points, representation
+from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from ._expression import Cells, Expression
+    from ._cells import Cells, Expression
 
 NEAREST_SHARE = 0.01  # of held-out cells, whose distance marks a synthetic cell as near
 N_CANDIDATES = 3  # neighbours looked up beyond those asked for, and measured again
@@ -161,7 +160,7 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
     -------
     The share; NaN where all cells are empty.
     """
-    n_equal = Counter(fingerprints_of(as_expression(synthetic, layer, "synthetic")))
+    n_equal = Counter(fingerprints_of(expression_of(synthetic, layer=layer, name="synthetic")))
     if not n_equal:
         return float("nan")
     return sum(n for n in n_equal.values() if n > 1) / n_equal.total()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from scgen_diffusion.data import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +98,8 @@ def _digest_of_model(model: BaseModelClass) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     conditions = model.conditions
-    for known in (conditions.by_key, conditions.combinations.tolist(), conditions.n_cells.tolist(), model.architecture):
+    architecture = to_plain(asdict(model.architecture))  # NumPy's numbers are Python's after loading
+    for known in (conditions.by_key, conditions.combinations.tolist(), conditions.n_cells.tolist(), architecture):
         digest.update(repr(known).encode())
     return DIGEST + digest.hexdigest()
 
