@@ -8,10 +8,10 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate, verdict
-from scgen_diffusion.metrics._comparison import Sample
-from scgen_diffusion.metrics._evaluate_checks import choose_metrics
-from scgen_diffusion.metrics._resampling import interval, shuffle_genes
-from scgen_diffusion.metrics._two_sample import auc_of_scores
+from scgen_diffusion.metrics._catalogue import Sample
+from scgen_diffusion.metrics._distribution import auc_of_scores
+from scgen_diffusion.metrics._evaluate import choose_metrics, shuffle_genes
+from scgen_diffusion.metrics._table import interval
 
 N_GENES = 40
 QUICK = ["w2", "mmd2", "recall", "gene_mean_error", "library_size_ks"]
@@ -330,12 +330,12 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
 
 
 def test_only_drawn_cells_are_normalised(monkeypatch):
-    from scgen_diffusion.metrics import _drawing
+    from scgen_diffusion.metrics import _cells
 
     read = []
-    on_scale = _drawing.on_scale
+    on_scale = _cells.on_scale
     monkeypatch.setattr(
-        _drawing,
+        _cells,
         "on_scale",
         lambda values, *args, **options: read.append(values.shape[0]) or on_scale(values, *args, **options),
     )

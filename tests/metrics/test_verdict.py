@@ -6,7 +6,7 @@ import pytest
 
 from scgen_diffusion import datasets
 from scgen_diffusion.metrics import evaluate, verdict
-from scgen_diffusion.metrics._verdict_figures import Figure, Limits
+from scgen_diffusion.metrics._verdict import Figure, Limits
 
 COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
 
@@ -253,7 +253,7 @@ def test_the_longer_side_of_an_interval_counts_where_a_bound_cuts_the_other():
 
 def test_limits_can_be_multiples_of_the_floor():
     figure = Figure("gene_zero_error", "all", 0.03, 0.02, 0.02, 0.03, 0.03, "lower")
-    assert figure.level(Limits(0.25, 0.75, relative=True)) == "note"
+    assert figure.level(Limits(0.25, 0.75, of="floor")) == "note"
     assert figure.level(Limits(0.001, 0.005)) == "warning"
 
 

@@ -132,7 +132,7 @@ def test_what_other_cells_lack_is_named(make_trained, make_cells):
         ({"indices": 3}, "`indices` must be a list of whole numbers"),
         ({"indices": [96]}, "`indices` must lie within the 96 cells"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
-        ({"seed": -1}, "`seed` must be a whole number of at least 0"),
+        ({"seed": -1}, "`seed` must be a whole number from 0"),
     ],
 )
 def test_rows_and_sizes_that_cannot_be_are_refused(trained, arguments, message):

@@ -103,7 +103,7 @@ def test_a_checkpoint_of_other_values_labels_or_layers_is_refused(make, change, 
 
 MISTAKES = [
     ({"epochs": 3}, TypeError, "`train` has no argument 'epochs'. Use `max_epochs`"),
-    ({"n_epochs": 3}, TypeError, "closest first: 'max_epochs'"),
+    ({"n_epochs": 3}, TypeError, "Use `max_epochs`"),
     ({"lr": 1e-3}, TypeError, "plan_kwargs={'learning_rate': ...}"),
     ({"weight_decay": 0.1}, TypeError, "plan_kwargs={'weight_decay': ...}"),
     ({"gradient_clip_val": 1.0}, TypeError, "gradient_clip_val"),

@@ -5,11 +5,14 @@ cells (:class:`ComparisonSpace`), so that figures of different models can stand 
 """
 
 from ._catalogue import CATALOGUE, Metric
-from ._cross_modality import CrossModalityCorrelation, cross_modality_correlation
+from ._cells import Expression, align_genes, expression_of, log_normalise, representation
 from ._distribution import (
     MMDTest,
     Neighbourhoods,
+    classifier_auc,
+    energy_distance,
     frechet_distance,
+    ilisi,
     median_squared_distance,
     mmd_test,
     precision_recall_density_coverage,
@@ -17,9 +20,7 @@ from ._distribution import (
     squared_mmd,
     wasserstein_2,
 )
-from ._embeddings import evaluate_embeddings
 from ._evaluate import evaluate
-from ._expression import Expression, align_genes, expression_of, log_normalise
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -27,15 +28,24 @@ from ._genes import (
     gene_profile_errors,
     gene_statistics,
     library_size_ks,
+    marker_agreement,
+    marker_genes,
     mean_variance_error,
 )
-from ._markers import marker_agreement, marker_genes
-from ._modalities import evaluate_modalities
-from ._perturbation import energy_distance, mean_change_correlation, variance_error
-from ._perturbation_baselines import mean_changes, predict_additive, predict_mean_shift, predict_no_change
-from ._perturbation_differential import de_direction, de_jaccard, de_overlap, gene_changes
+from ._modalities import CrossModalityCorrelation, cross_modality_correlation, evaluate_modalities
+from ._perturbation import (
+    de_direction,
+    de_jaccard,
+    de_overlap,
+    gene_changes,
+    mean_change_correlation,
+    mean_changes,
+    predict_additive,
+    predict_mean_shift,
+    predict_no_change,
+    variance_error,
+)
 from ._perturbation_table import evaluate_perturbation
-from ._representation import representation
 from ._safety import (
     MembershipInference,
     copied_cells,
@@ -45,10 +55,8 @@ from ._safety import (
     nearest_distances,
 )
 from ._space import ComparisonSpace
-from ._two_sample import classifier_auc, ilisi
-from ._use import augmentation_gain, label_fidelity, transfer_f1
-from ._verdict import Verdict, verdict
-from ._verdict_checks import Finding
+from ._use import augmentation_gain, evaluate_embeddings, label_fidelity, transfer_f1
+from ._verdict import Finding, Verdict, verdict
 
 __all__ = [
     "CATALOGUE",

@@ -1,26 +1,36 @@
-"""The metrics of the table: one entry each."""
+"""The metrics of the table, one entry each, and the comparison of two samples of cells that each measures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from ._distribution import (
+    Classifier,
+    Scores,
+    auc_of_scores,
+    classifier_scores,
     frechet_distance,
+    ilisi,
     mmd_test,
     precision_recall_density_coverage,
     sliced_wasserstein_2,
     squared_mmd,
     wasserstein_2,
 )
-from ._genes import gene_correlation_similarity, gene_profile_errors, library_size_ks, mean_variance_error
-from ._markers import compare_markers, group_differences
+from ._genes import (
+    compare_markers,
+    gene_correlation_similarity,
+    gene_profile_errors,
+    group_differences,
+    library_size_ks,
+    mean_variance_error,
+)
 from ._safety import copied_cells, duplicate_share, fingerprints_of, membership_inference, memorisation
-from ._two_sample import Classifier, Scores, auc_of_scores, classifier_scores, ilisi
 from ._use import label_fidelity, transfer_f1
 
 if TYPE_CHECKING:
@@ -28,7 +38,108 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._comparison import Comparison
+    from ._cells import Expression
+
+T = TypeVar("T")
+
+N_CORRELATED_GENES = 100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Cells of one side.
+
+    Attributes
+    ----------
+    expression
+        All genes on the common scale, with total counts where the cells came as counts.
+    pcs
+        Principal components, `(cells, components)`.
+    labels
+        Groups, `(cells,)`; None without ``groupby``.
+    """
+
+    expression: Expression
+    pcs: NDArray[np.float32]
+    labels: NDArray[np.str_] | None
+
+    def __len__(self) -> int:
+        return len(self.pcs)
+
+    def __getitem__(self, rows: NDArray) -> Sample:
+        """Return some of the cells, by position or mask."""
+        return Sample(self.expression[rows], self.pcs[rows], None if self.labels is None else self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Training:
+    """All cells that a model has learned from, as far as memorisation is concerned.
+
+    Attributes
+    ----------
+    pcs
+        Principal components, `(cells, components)`.
+    members
+        Principal components of those cells that the components were not chosen on. The others lie further out than cells that a PCA has not
+        seen, which would tell them from held-out cells without any synthetic one.
+    fingerprints
+        Hashes of the cells' counts.
+    """
+
+    pcs: NDArray[np.float32]
+    members: NDArray[np.float32]
+    fingerprints: frozenset[bytes]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Real and synthetic cells, or what plays the synthetic ones.
+
+    Attributes
+    ----------
+    real, synthetic
+        The two sides: samples, or what the metrics of perturbations and of pairs of modalities look at.
+    genes
+        Positions of the space's genes, by mean expression in the cells that the space was fitted to, highest first.
+    squared_scale
+        Unit of kernel widths, the same for value, floor and shuffled cells.
+    training
+        What synthetic cells may have been copied from; None without ``train``.
+    control
+        Unperturbed cells, where the sides are perturbed ones.
+    seed
+        For metrics that draw.
+    """
+
+    real: Sample
+    synthetic: Sample
+    genes: NDArray[np.intp] | None = None
+    squared_scale: float = float("nan")
+    training: Training | None = None
+    control: Sample | None = None
+    seed: int = 0
+    _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, function: Callable[[Comparison], T]) -> T:
+        """Return what a function says of this comparison, computed once for all metrics that share it."""
+        if function not in self._results:
+            self._results[function] = function(self)
+        return self._results[function]
+
+    def at(self, real_rows: NDArray, synthetic_rows: NDArray) -> Comparison:
+        """Return the comparison of some of the cells."""
+        return replace(self, real=self.real[real_rows], synthetic=self.synthetic[synthetic_rows], _results={})
+
+    def gene_values(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return log-normalised values of the space's genes on both sides, dense, `(cells, genes)`."""
+        genes = np.sort(self.genes)
+        return self.real.expression.values[:, genes].toarray(), self.synthetic.expression.values[:, genes].toarray()
+
+    def correlated_values(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return those of the 100 most expressed of the space's genes."""
+        genes = self.genes[:N_CORRELATED_GENES]
+        return self.real.expression.values[:, genes].toarray(), self.synthetic.expression.values[:, genes].toarray()
+
 
 #: Which values are good: small ones, large ones, or those near the floor.
 Better: TypeAlias = Literal["lower", "higher", "floor"]
@@ -67,6 +178,8 @@ class Metric:
         Whether an interval makes sense.
     slow
         The floor comes from one draw instead of several.
+    equal_cells
+        Depends on the number of cells, so that all players must have equally many.
     """
 
     name: str
@@ -80,6 +193,7 @@ class Metric:
     bounds: tuple[float, float] = POSITIVE
     has_interval: bool = True
     slow: bool = False
+    equal_cells: bool = False
 
     @property
     def against_training(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,25 +13,44 @@ from anndata import AnnData
 
 from scgen_diffusion.data import is_whole_number, warn_user
 
-from ._evaluate_checks import check_genes, check_numbers, check_space, layer_to_read
-from ._expression import align_genes, expression_of
-from ._labels import labels_of
-from ._perturbation_baselines import SEPARATOR, parts_of
-from ._perturbation_cases import ALL, FIGURES, PerturbedCells, Sets
-from ._perturbation_measures import Settings
+from ._catalogue import Comparison, Metric
+from ._cells import Expression, Source, labels_of
+from ._distribution import energy_distance, wasserstein_2
+from ._evaluate import check_numbers, check_space
+from ._perturbation import (
+    SEPARATOR,
+    Effect,
+    GeneMoments,
+    correlation_of_changes,
+    direction_of_effects,
+    error_of_variances,
+    jaccard_of_effects,
+    mean_of,
+    overlap_of_effects,
+    parts_of,
+    predicted_effect,
+    sum_of,
+)
 from ._safety import copied_cells
-from ._space import ComparisonSpace
+from ._space import ComparisonSpace, means
+from ._table import ALL, Context
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from ._perturbation_effects import Ranking
+    from ._perturbation import Ranking
+
+    #: The single perturbations of a cell, sorted; none for unperturbed cells.
+    Parts = tuple[str, ...]
 
 N_TOP = (20, 100)
-NAMES = ("metric", "perturbation", "group")
+MIN_CELLS = 2
 MANY = 0.2  # of the predicted cells: more copies than this are no accident
+NAMES = ("metric", "perturbation", "group")
+#: Columns that every table has; those of other predictions follow.
+FIGURES = ("value", "floor", "no_change", "mean_shift", "additive")
 
 
 def evaluate_perturbation(
@@ -150,7 +170,7 @@ def evaluate_perturbation(
     >>> bool((table.query("metric == 'energy_distance'").value < 1e-6).all())
     True
     """
-    check_numbers(max_cells=max_cells, n_floor=n_floor, seed=seed, min_cells=2)
+    check_numbers(max_cells=max_cells, n_floor=n_floor, seed=seed, min_cells=MIN_CELLS)
     check_space(space)
     if not (isinstance(perturbation_key, str) and separator and isinstance(separator, str)):
         msg = f"`perturbation_key` must name a column of `obs` and `separator` be a text, but they are {perturbation_key!r} and {separator!r}."
@@ -159,96 +179,278 @@ def evaluate_perturbation(
         msg = f"`others` must be a dict of AnnData by the name of the method, but is {type(others).__name__}."
         raise TypeError(msg)
     others = dict(others or {})
-    columns = _figure_columns(others)
-    given = {"real_test": real_test, "predicted": predicted, "control": control} | others
-    given |= {} if train is None else {"train": train}
+    for name in others:
+        if name in {*NAMES, *FIGURES, "better", "real_test", "predicted", "control", "train"}:
+            msg = f"`others` has the name {name!r}, which is a name of the table or of another set of cells; choose another one."
+            raise ValueError(msg)
+    numbers = np.unique(np.atleast_1d(n_top)).tolist()
+    if not numbers or not all(is_whole_number(number) and number >= 2 for number in numbers):
+        msg = f"`n_top` must be at least 2 genes, or several such numbers, but is {n_top}."
+        raise ValueError(msg)
+    given = {"real_test": real_test, "predicted": predicted, "control": control, "train": train} | others
+    sources = {}
     for name, cells in given.items():
+        if name == "train" and cells is None:
+            continue
         if not isinstance(cells, AnnData):
             msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
             raise TypeError(msg)
-        check_genes(name, cells, real_test.var_names)
-    reader = _Reader(
-        real_test.var_names, perturbation_key, groupby, separator, _names_of_control(control, perturbation_key), layer
-    )
-    trained = None if train is None else reader.perturbed(train, "train").treated()
-    if space is None and trained is not None:
-        space = ComparisonSpace.fit(trained.expression, seed=seed)
-    settings = Settings(_numbers_of_genes(n_top), ranking, space, max_cells, n_floor, seed)
-    sets = Sets(
-        reader.perturbed(real_test, "real_test").treated(),
-        reader.perturbed(predicted, "predicted"),
-        reader.unperturbed(control, "control"),
-        trained,
-        {name: reader.perturbed(cells, name) for name, cells in others.items()},
-    )
+        sources[name] = Source.of(cells, name, real_test.var_names, groupby=groupby, layer=layer)
+    has_names = perturbation_key in control.obs
+    controls = set(control.obs[perturbation_key].astype(str)) if has_names else set()
+    split_name = partial(parts_of, separator=separator, ignored=controls)
+    sets = {
+        name: PerturbedCells.read(source, None if name == "control" else perturbation_key, split_name)
+        for name, source in sources.items()
+    }
+    sets["real_test"] = sets["real_test"].treated()
+    if train is not None:
+        sets["train"] = sets["train"].treated()
+        space = ComparisonSpace.fit(sets["train"].expression, seed=seed) if space is None else space
     _warn_of_real_cells(sets)
-    names = {parts: name for name, parts in reader.parts_by_name(real_test, "real_test").items()}
-    return pd.DataFrame(
-        {"perturbation": names[case.parts], **row} for case in sets.cases() for row in case.rows(settings, columns)
-    )[[*NAMES, *columns, "better"]]
+    names = {split_name(name): name for name in np.unique(labels_of(real_test, perturbation_key)).tolist()}
+    contexts = _contexts(sets, list(others), names, Profiles(space, max_cells, seed), n_floor=n_floor)
+    metrics = _metrics(numbers, ranking)
+    rows = [context.row(metric) for context in contexts for metric in metrics]
+    columns = [*FIGURES, *others]
+    return pd.DataFrame(rows, columns=[*NAMES, *columns, "better"]).astype(dict.fromkeys(columns, float))
 
 
-def _warn_of_real_cells(sets: Sets) -> None:
+def _warn_of_real_cells(sets: Mapping[str, PerturbedCells]) -> None:
     """Warn where the predicted cells are the real ones, which no two measured cells are but in data with hardly any counts."""
-    found, usual = (copied_cells(cells.expression, sets.real.expression) for cells in (sets.predicted, sets.control))
+    real = sets["real_test"].expression
+    found, usual = (copied_cells(sets[name].expression, real) for name in ("predicted", "control"))
     if found - usual > MANY:
         msg = f"{found:.0%} of the cells in `predicted` are cells of `real_test`, count by count: these figures say nothing of a model."
         warn_user(msg)
 
 
+# --- the cells of each perturbation in each group ---------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class _Reader:
-    """Which genes and columns are read, and how names are taken apart."""
+class PerturbedCells:
+    """Some cells, and what was done to each.
 
-    genes: pd.Index
-    perturbation_key: str
-    groupby: str | Sequence[str] | None
-    separator: str
-    controls: set[str]
-    layer: str | None
+    Attributes
+    ----------
+    name
+        What errors call them.
+    expression
+        Log-normalised values.
+    parts
+        The single perturbations of each cell, `(cells,)` of tuples; empty ones for unperturbed cells.
+    groups
+        Group of each cell, `(cells,)`.
+    """
 
-    def perturbed(self, cells: AnnData, name: str) -> PerturbedCells:
-        """Read cells with the perturbation that each names."""
-        by_name = self.parts_by_name(cells, name)
-        return self._read(cells, [by_name[own] for own in labels_of(cells, self.perturbation_key, name=name)], name)
+    name: str
+    expression: Expression
+    parts: NDArray
+    groups: NDArray
 
-    def unperturbed(self, cells: AnnData, name: str) -> PerturbedCells:
-        """Read cells as unperturbed ones, whatever they name."""
-        return self._read(cells, [()] * cells.n_obs, name)
+    @classmethod
+    def read(cls, source: Source, key: str | None, split_name: Callable[[str], Parts]) -> PerturbedCells:
+        """Read cells with the perturbation that each names in a column of `obs`; unperturbed ones without a column."""
+        parts = np.empty(len(source), dtype=object)
+        if key is None:
+            parts[:] = [()] * len(source)
+        else:
+            named = labels_of(source.cells, key, name=source.name)
+            by_name = {name: split_name(name) for name in np.unique(named).tolist()}
+            parts[:] = [by_name[name] for name in named]
+        groups = np.full(len(source), ALL) if source.labels is None else source.labels
+        return cls(source.name, source.expression(), parts, groups)
 
-    def parts_by_name(self, cells: AnnData, name: str) -> dict[str, tuple[str, ...]]:
-        """Return the single perturbations of every name."""
-        names = np.unique(labels_of(cells, self.perturbation_key, name=name)).tolist()
-        return {name: parts_of(name, separator=self.separator, ignored=self.controls) for name in names}
-
-    def _read(self, cells: AnnData, parts: list[tuple[str, ...]], name: str) -> PerturbedCells:
-        layer = layer_to_read(name, cells, self.layer)
-        expression = expression_of(align_genes(cells, self.genes, name=name), layer=layer, name=name)
-        groups = np.full(cells.n_obs, ALL) if self.groupby is None else labels_of(cells, self.groupby, name=name)
-        return PerturbedCells(expression, _object_array(parts), groups)
-
-
-def _figure_columns(others: Mapping[str, AnnData]) -> tuple[str, ...]:
-    for name in others:
-        if name in {*NAMES, *FIGURES, "better", "real_test", "predicted", "control", "train"}:
-            msg = f"`others` has the name {name!r}, which is a name of the table or of another set of cells; choose another one."
+    def treated(self) -> PerturbedCells:
+        """Leave unperturbed cells out."""
+        rows = np.array([bool(parts) for parts in self.parts])
+        if not rows.any():
+            msg = "`real_test` and `train` must have perturbed cells, but all of theirs are named as `control` is."
             raise ValueError(msg)
-    return (*FIGURES, *others)
+        return PerturbedCells(self.name, self.expression[rows], self.parts[rows], self.groups[rows])
+
+    @cached_property
+    def positions(self) -> dict[tuple[Parts, str], NDArray[np.intp]]:
+        """The cells of each pair of perturbation and group, by position."""
+        found: dict[tuple[Parts, str], list[int]] = {}
+        for position, pair in enumerate(zip(self.parts, self.groups.tolist(), strict=True)):
+            found.setdefault(pair, []).append(position)
+        return {pair: np.array(found[pair]) for pair in sorted(found)}
+
+    def of(self, parts: Parts, group: str) -> Expression:
+        """Return the cells of one perturbation in one group."""
+        return self.expression[self.positions.get((parts, group), np.array([], dtype=np.intp))]
+
+    def enough_of(self, cells: Parts, parts: Parts, group: str) -> Expression:
+        """Return the cells of one perturbation, none for control, that the context of another needs: at least two."""
+        found = self.of(cells, group)
+        if len(found) < MIN_CELLS:
+            where = f"perturbation {'+'.join(parts)!r}" + ("" if group == ALL else f" in group {group!r}")
+            msg = f"`{self.name}` must have at least {MIN_CELLS} cells for {where}, but has {len(found)}."
+            raise ValueError(msg)
+        return found
 
 
-def _numbers_of_genes(n_top: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = tuple(np.unique(np.atleast_1d(n_top)).tolist())
-    if not numbers or not all(is_whole_number(number) and number >= 2 for number in numbers):
-        msg = f"`n_top` must be at least 2 genes, or several such numbers, but is {n_top}."
-        raise ValueError(msg)
-    return numbers
+@dataclass(frozen=True)
+class Profile:
+    """What of some cells is compared.
+
+    Attributes
+    ----------
+    moments
+        Of all genes.
+    pcs
+        The cells in the space of the distances, `(cells, dimensions)`.
+    """
+
+    moments: GeneMoments
+    pcs: NDArray
 
 
-def _object_array(items: list[tuple[str, ...]]) -> NDArray:
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return array
+@dataclass(frozen=True)
+class Profiles:
+    """Take profiles of cells.
+
+    Attributes
+    ----------
+    space
+        Space of the distances; None is that of all genes.
+    max_cells
+        Largest number of cells of each kind in a distance.
+    seed
+        Decides the draws.
+    """
+
+    space: ComparisonSpace | None
+    max_cells: int
+    seed: int
+
+    def of(self, cells: Expression) -> Profile:
+        """Return the profile of some cells: all of them for moments, a draw for distances."""
+        drawn = cells
+        if len(cells) > self.max_cells:
+            drawn = cells[np.sort(np.random.default_rng(self.seed).permutation(len(cells))[: self.max_cells])]
+        pcs = drawn.values.toarray() if self.space is None else self.space.project(drawn)
+        return Profile(GeneMoments.of(cells), pcs)
+
+    def moved(self, profile: Profile, change: NDArray) -> Profile:
+        """Return the profile of the same cells, each moved by a change of the genes; the projection is linear."""
+        step = change if self.space is None else self.space.pca.components_ @ change[self.space.genes]
+        return Profile(replace(profile.moments, mean=profile.moments.mean + change), profile.pcs + step)
 
 
-def _names_of_control(control: AnnData, perturbation_key: str) -> set[str]:
-    return set(control.obs[perturbation_key].astype(str)) if perturbation_key in control.obs else set()
+def _contexts(
+    sets: Mapping[str, PerturbedCells],
+    others: Sequence[str],
+    names: Mapping[Parts, str],
+    profiles: Profiles,
+    *,
+    n_floor: int,
+) -> Iterator[Context]:
+    """Gather what belongs to each perturbation in each group: its cells, and all who predict them."""
+    changes = _changes(sets)
+    for parts, group in sets["real_test"].positions:
+        cells = sets["real_test"].enough_of(parts, parts, group)
+        predicted = sets["predicted"].enough_of(parts, parts, group)
+        control = profiles.of(sets["control"].enough_of((), parts, group))
+        by_others = {name: sets[name].of(parts, group) for name in others}
+        predictions = {"value": profiles.of(predicted), "no_change": control}
+        if changes:
+            predictions["mean_shift"] = profiles.moved(control, mean_of(changes))
+        single = [((part,), group) for part in parts]
+        if set(single) <= set(changes):
+            predictions["additive"] = profiles.moved(control, sum_of(changes, single))
+        predictions |= {name: profiles.of(own) for name, own in by_others.items() if len(own) >= MIN_CELLS}
+
+        real = profiles.of(cells)
+        players = {name: [Comparison(real, own, control=control)] for name, own in predictions.items()}
+        rng = np.random.default_rng(profiles.seed)
+        if len(cells) >= 2 * MIN_CELLS and n_floor:
+            halves = [np.array_split(rng.permutation(len(cells)), 2) for _ in range(n_floor)]
+            pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves]
+            players["floor"] = [Comparison(*pair, control=control) for pair in pairs]
+        equal = _equal_players(real, predictions, n_splits=max(n_floor, 1), seed=profiles.seed)
+        yield Context(
+            {"perturbation": names[parts], "group": group},
+            players,
+            equal_players={name: comparisons for name, comparisons in equal.items() if name in players},
+        )
+
+
+def _changes(sets: Mapping[str, PerturbedCells]) -> dict[tuple[Parts, str], NDArray]:
+    """Return the mean change of every training perturbation in every group that has control cells."""
+    if "train" not in sets:
+        return {}
+    train, control = sets["train"], sets["control"]
+    controls = {group: means(control.of((), group).values) for group in np.unique(control.groups)}
+    return {
+        (parts, group): means(train.of(parts, group).values) - controls[group]
+        for parts, group in train.positions
+        if group in controls
+    }
+
+
+def _equal_players(
+    real: Profile, predictions: Mapping[str, Profile], *, n_splits: int, seed: int
+) -> dict[str, list[Comparison]]:
+    """Compare one half of the real cells with every prediction and with the other half (`floor`), several times.
+
+    The distance of equal distributions falls with the number of cells, so that only figures of equally many cells can stand side by side: all
+    sides have as many as the smallest allows. Predictions of equally many cells are drawn from in the same way.
+    """
+    n_cells = min(len(real.pcs) // 2, *(len(own.pcs) for own in predictions.values()))
+
+    def draw(profile: Profile, n_cells: int, seed: list[int]) -> Profile:
+        order = np.random.default_rng(seed).permutation(len(profile.pcs))
+        return replace(profile, pcs=profile.pcs[order[:n_cells]])
+
+    players: dict[str, list[Comparison]] = {name: [] for name in ("floor", *predictions)}
+    for split in range(n_splits):
+        both = draw(real, 2 * n_cells, [seed, split])
+        first, second = (replace(real, pcs=half) for half in np.split(both.pcs, 2))
+        players["floor"].append(Comparison(first, second))
+        for name, own in predictions.items():
+            players[name].append(Comparison(first, draw(own, n_cells, [seed, split, 1])))
+    return players
+
+
+# --- the metrics ------------------------------------------------------------------------------------------------------
+
+
+def _metrics(n_top: Sequence[int], ranking: Ranking) -> list[Metric]:
+    """Return the metrics in the order of the table."""
+    by_top = {f"top_{n}": {"n_top": n, "ranking": ranking} for n in n_top}
+    on_pcs = lambda function: lambda c: float(function(c.real.pcs, c.synthetic.pcs))
+    on_effects = lambda function, **options: lambda c: function(*c.once(_effects), **options)
+    return [
+        Metric("energy_distance", "lower", on_pcs(energy_distance)),
+        Metric("w2", "lower", on_pcs(wasserstein_2), equal_cells=True),
+        Metric("mean_change_error", "lower", on_effects(_error_of_changes)),
+        Metric("mean_change_correlation", "higher", on_effects(correlation_of_changes)),
+        *(
+            Metric(f"mean_change_correlation_{top}", "higher", on_effects(correlation_of_changes, **options))
+            for top, options in by_top.items()
+        ),
+        *(Metric(f"de_overlap_{top}", "higher", on_effects(overlap_of_effects, **own)) for top, own in by_top.items()),
+        Metric("de_jaccard", "higher", on_effects(jaccard_of_effects)),
+        Metric("de_direction", "higher", on_effects(direction_of_effects)),
+        Metric("variance_error", "lower", on_effects(_error_of_variances)),
+        *(
+            Metric(f"variance_error_{top}", "lower", on_effects(_error_of_variances, **options))
+            for top, options in by_top.items()
+        ),
+    ]
+
+
+def _effects(comparison: Comparison) -> tuple[Effect, Effect]:
+    real, predicted, control = (side.moments for side in (comparison.real, comparison.synthetic, comparison.control))
+    return Effect(real, control), predicted_effect(predicted, real, control)
+
+
+def _error_of_changes(real: Effect, predicted: Effect) -> float:
+    return float(np.abs(real.change - predicted.change).mean())
+
+
+def _error_of_variances(real: Effect, predicted: Effect, **top: object) -> float:
+    return error_of_variances(real.cells, predicted.cells, real.top_genes(**top) if top else slice(None))

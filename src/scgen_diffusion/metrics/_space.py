@@ -1,24 +1,142 @@
-"""The space in which cells are compared: genes and principal components of real training cells."""
+"""The space in which cells are compared: a scale for the features of each modality, then genes and principal components of real training cells."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, get_args
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
-from ._expression import Cells, Expression, expression_of
-from ._representation import USE_REP
+from scgen_diffusion.data import known_names
+
+from ._cells import TARGET_SUM, USE_REP, Cells, Expression, expression_of, log_normalise, matrix_of
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
+    from collections.abc import Callable, Mapping, Sequence
+
     from anndata import AnnData
     from numpy.typing import NDArray
+
+#: What turns counts `(cells, features)` into values that are compared; zeros stay zeros.
+Scale: TypeAlias = "Callable[[sp.csr_matrix], sp.csr_matrix]"
+
+ScaleName: TypeAlias = Literal["log_normalised", "log1p", "tf_idf"]
+
+#: Below so many features, one of them is a large part of a cell's total, and dividing by the total would let its rise be the fall of all others.
+FEW_FEATURES = 500
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    r"""Term frequency, inverse document frequency: the scale of open chromatin.
+
+    .. math:: y_{if} = \log\Bigl(1 + 10^4\, \frac{x_{if}}{\sum_h x_{ih}} \cdot \frac{n}{n_f}\Bigr)
+
+    with the number :math:`n_f` of the :math:`n` reference cells that have feature :math:`f`, at least 1.
+
+    Attributes
+    ----------
+    inverse_frequencies
+        :math:`n / n_f`, `(features,)`.
+
+    References
+    ----------
+    Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Nat Methods 18:1333 (`RunTFIDF`, its first method).
+    """
+
+    inverse_frequencies: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, reference: sp.csr_matrix) -> TfIdf:
+        """Count in how many reference cells each feature is found."""
+        n_found = np.asarray((reference != 0).sum(axis=0)).ravel()
+        return cls(reference.shape[0] / np.maximum(n_found, 1))
+
+    def __call__(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Put cells on this scale, CSR, float32."""
+        counts = sp.csr_matrix(counts, dtype=np.float64, copy=True)
+        totals = np.asarray(counts.sum(axis=1)).ravel()
+        counts.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(counts.indptr))
+        counts.data *= self.inverse_frequencies[counts.indices]
+        return counts.log1p().astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Several modalities side by side, each on its own scale, and weighted.
+
+    Attributes
+    ----------
+    scales
+        Scale of each.
+    n_features
+        Number of features of each.
+    weights
+        What the values of each are multiplied by.
+    """
+
+    scales: Sequence[Scale]
+    n_features: Sequence[int]
+    weights: Sequence[float]
+
+    def __call__(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Put cells on these scales, CSR, float32."""
+        counts = sp.csc_matrix(counts)
+        ends = np.cumsum(self.n_features)
+        parts = [
+            scale(sp.csr_matrix(counts[:, end - n : end])) * np.float32(weight)
+            for scale, n, end, weight in zip(self.scales, self.n_features, ends, self.weights, strict=True)
+        ]
+        return sp.hstack(parts, format="csr", dtype=np.float32)
+
+
+def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Take `log1p` of counts as they are: the scale of a panel of proteins. CSR, float32."""
+    return sp.csr_matrix(counts, dtype=np.float64).log1p().astype(np.float32)
+
+
+def default_scale(cells: AnnData, layer: str | None, name: str) -> ScaleName:
+    """Return the name of the scale that suits some cells: by whether values are 0 and 1 only, and by the number of features."""
+    matrix, log_base = matrix_of(cells, layer, name)
+    values = sp.csr_matrix(matrix[:]).data
+    if log_base is None and len(values) and values.max() <= 1:
+        return "tf_idf"
+    return "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
+
+
+def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
+    """Return a scale, fitted to reference cells where it needs some."""
+    if name == "log_normalised":
+        return log_normalise
+    if name == "log1p":
+        return log1p_of_counts
+    if name == "tf_idf":
+        return TfIdf.fit(sp.csr_matrix(matrix_of(reference, layer, "train")[0][:]))
+    msg = f"`scales` names {name!r}; a scale must be one of {list(get_args(ScaleName))}."
+    raise ValueError(msg)
+
 
 N_GENES = 2_000
 N_COMPONENTS = 30
 MAX_CELLS = 10_000
+
+
+def choose_scales(
+    real: Mapping[str, AnnData], scales: Mapping[str, ScaleName] | None, layers: Mapping[str, str]
+) -> dict[str, ScaleName]:
+    """Return the name of each modality's scale: the one given, or the one that suits the real cells."""
+    given = dict(scales or {})
+    for argument, names in (("scales", given), ("layers", layers)):
+        for modality in names:
+            if modality not in real:
+                msg = f"`{argument}` names the unknown modality {modality!r}. {known_names(modality, list(real))}"
+                raise KeyError(msg)
+    return {
+        modality: given.get(modality) or default_scale(cells, layers.get(modality), modality)
+        for modality, cells in real.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -71,7 +189,7 @@ class ComparisonSpace:
         seed
             Decides the randomised decomposition, and which 10 000 cells it sees where there are more.
         """
-        expression = train if isinstance(train, Expression) else expression_of(train, layer=layer, name="train")
+        expression = expression_of(train, layer=layer, name="train")
         of_genes = variances(expression.values)
         if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
             msg = (
@@ -88,7 +206,7 @@ class ComparisonSpace:
 
     def select(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the log-normalised values of the chosen genes, dense, `(cells, genes)`."""
-        expression = cells if isinstance(cells, Expression) else expression_of(cells, layer=layer)
+        expression = expression_of(cells, layer=layer)
         if (n_genes := expression.values.shape[1]) <= self.genes.max():
             msg = f"The cells have {n_genes} genes, but the space was fitted to cells with more. They must have the same genes in the same order."
             raise ValueError(msg)

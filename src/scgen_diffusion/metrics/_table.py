@@ -1,108 +1,95 @@
-"""Rows of the table, from the comparisons of all cells and of every group."""
+"""Rows of a table, from contexts: who is compared with whom, and what each metric says of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-
-from ._resampling import interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ._catalogue import Metric
-    from ._comparison import Comparison
-    from ._resampling import Trial
+    from numpy.typing import NDArray
 
-COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+    from ._catalogue import Comparison, Metric
+
 ALL = "all"
 UNKNOWN = float("nan")
+QUANTILE = 1.959964  # of the normal distribution, for 95 %
 
 
-def rows_of_all(metrics: Sequence[Metric], trial: Trial) -> list[dict[str, object]]:
-    """Return one row per metric for all cells."""
-    return [_named(metric, ALL, _row(metric, trial)) for metric in metrics]
+@dataclass(frozen=True)
+class Half:
+    """Half of the cells of both sides.
+
+    Attributes
+    ----------
+    real_rows, synthetic_rows
+        Positions of the cells.
+    comparison
+        Their comparison.
+    """
+
+    real_rows: NDArray[np.intp]
+    synthetic_rows: NDArray[np.intp]
+    comparison: Comparison
 
 
-def rows_of_group(metrics: Sequence[Metric], group: str, trial: Trial | None) -> list[dict[str, object]]:
-    """Return one row per metric that is measured in a group alone; without figures where there are too few cells."""
-    return [
-        _named(metric, group, {} if trial is None else _row(metric, trial)) for metric in metrics if metric.per_group
-    ]
+@dataclass(frozen=True)
+class Context:
+    """A group, a perturbation, a pair of modalities, or all cells: who plays the synthetic cells there.
 
+    Attributes
+    ----------
+    names
+        Columns that say what a row is of, such as the group.
+    players
+        By column of the table, the comparisons of which the mean stands there: ``value`` for synthetic cells, ``floor`` for other real ones, and so on.
+    held_out_floors
+        The floors of metrics that look at training cells: both sides are cells that no model has learned from.
+    equal_players
+        The players of metrics that depend on the number of cells, with equally many cells each, where `players` have not.
+    halves
+        Half-samples of ``value``, for the interval.
+    """
 
-def rows_by_group(metrics: Sequence[Metric], groups: Sequence[str], trial: Trial) -> list[dict[str, object]]:
-    """Return a row per group for the metrics that measure each group among all others."""
-    return [
-        _named(metric, group, row)
-        for metric in metrics
-        if metric.by_group is not None
-        for group, row in _rows_by_group(metric, groups, trial).items()
-    ]
+    names: Mapping[str, str]
+    players: Mapping[str, Sequence[Comparison]]
+    held_out_floors: Sequence[Comparison] = ()
+    equal_players: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
+    halves: Sequence[Half] = ()
 
-
-def as_table(rows: list[dict[str, object]], metrics: Sequence[Metric]) -> pd.DataFrame:
-    """Lay rows out: all cells first, then group by group, metrics in the order of the catalogue."""
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    group_order = {
-        group: place for place, group in enumerate(dict.fromkeys([ALL, *sorted(set(table["group"]) - {ALL})]))
-    }
-    metric_order = {metric.name: place for place, metric in enumerate(metrics)}
-    order = np.lexsort([table["metric"].map(metric_order), table["group"].map(group_order)])
-    return table.iloc[order].reset_index(drop=True)
-
-
-def _named(metric: Metric, group: str, figures: Mapping[str, float]) -> dict[str, object]:
-    nothing = dict.fromkeys(COLUMNS[2:-1], UNKNOWN)
-    return {"metric": metric.name, "group": group, **nothing, **figures, "better": metric.better}
-
-
-def _row(metric: Metric, trial: Trial) -> dict[str, float]:
-    value = metric.measure(trial.value)
-    floors = trial.held_out_floors if metric.against_training else trial.floors
-    low, high = interval(value, _half_values(metric, trial), metric.bounds)
-    return {
-        "value": value,
-        "floor": _mean([metric.measure(floor) for floor in floors[: 1 if metric.slow else None]]),
-        "shuffled": UNKNOWN if trial.shuffled is None else metric.measure(trial.shuffled),
-        "low": low,
-        "high": high,
-    }
-
-
-def _half_values(metric: Metric, trial: Trial) -> list[float]:
-    if not metric.has_interval:
-        return []
-    if metric.scores is None:
-        return [metric.measure(half.comparison) for half in trial.halves]
-    scores = trial.value.once(metric.scores)
-    return [metric.summary(scores.real[half.real_rows], scores.synthetic[half.synthetic_rows]) for half in trial.halves]
-
-
-def _rows_by_group(metric: Metric, groups: Sequence[str], trial: Trial) -> dict[str, dict[str, float]]:
-    value, *halves = _figures(metric.by_group, [trial.value, *(half.comparison for half in trial.halves)], groups)
-    floors = _figures(metric.by_group, trial.floors, groups)
-    shuffled = _figures(metric.by_group, [] if trial.shuffled is None else [trial.shuffled], groups)
-    rows = {}
-    for group in groups:
-        low, high = interval(value[group], [half[group] for half in halves], metric.bounds)
-        rows[group] = {
-            "value": value[group],
-            "floor": _mean([floor[group] for floor in floors]),
-            "shuffled": _mean([figures[group] for figures in shuffled]),
-            "low": low,
-            "high": high,
+    def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
+        """Return the row of a metric, or that of one group by a metric that measures each group among all others."""
+        players = self.equal_players if metric.equal_cells else self.players
+        if metric.against_training:
+            players = {**players, "floor": self.held_out_floors}
+        measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, UNKNOWN)
+        figures = {
+            player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
+            for player, comparisons in players.items()
         }
-    return rows
+        if not metric.has_interval:
+            halves = []
+        elif metric.scores is None:
+            halves = [measure(half.comparison) for half in self.halves]
+        else:
+            scores = self.players["value"][0].once(metric.scores)
+            halves = [metric.summary(scores.real[h.real_rows], scores.synthetic[h.synthetic_rows]) for h in self.halves]
+        low, high = interval(figures["value"], halves, metric.bounds)
+        names = self.names if group is None else {**self.names, "group": group}
+        return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
 
 
-def _figures(
-    by_group: Callable[[Comparison], Mapping[str, float]], comparisons: Sequence[Comparison], groups: Sequence[str]
-) -> list[dict[str, float]]:
-    found = [comparison.once(by_group) for comparison in comparisons]
-    return [{group: figures.get(group, UNKNOWN) for group in groups} for figures in found]
+def interval(value: float, halves: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return `value` -/+ 1.96 standard deviations of the half-samples around their mean, within the bounds."""
+    known = np.asarray(halves, dtype=float)
+    known = known[np.isfinite(known)]
+    if len(known) < 2 or not np.isfinite(value):
+        return UNKNOWN, UNKNOWN
+    reach = QUANTILE * known.std(ddof=1)
+    return float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1]))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Use: what a classifier that learned from synthetic cells knows of real ones, and the other way round."""
+"""Use: what a classifier learns from synthetic cells about real ones and the other way round, and what embeddings are worth."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from ._labels import check_labels
-from ._representation import representation
+from ._cells import check_labels, labels_of, representation, representations
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
     from sklearn.base import ClassifierMixin
 
-    from ._representation import Points
+    from ._cells import Points
+
 
 LabelClassifier: TypeAlias = Literal["logistic", "neighbours"]
 
@@ -61,7 +67,7 @@ def transfer_f1(
     ----------
     Esteban et al. 2017, Real-valued (medical) time series generation with recurrent conditional GANs ("TSTR").
     """
-    train_values, test_values = _points(train_values=train_values, test_values=test_values)
+    train_values, test_values = _doubles(train_values=train_values, test_values=test_values)
     train_labels = check_labels(train_labels, len(train_values), "train_labels")
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
     if len(np.unique(train_labels)) < 2:
@@ -106,7 +112,7 @@ def label_fidelity(
     ----------
     Ravuri and Vinyals 2019, Classification accuracy score for conditional generative models (for its counterpart).
     """
-    real_values, synthetic_values = _points(real_values=real_values, synthetic_values=synthetic_values)
+    real_values, synthetic_values = _doubles(real_values=real_values, synthetic_values=synthetic_values)
     real_labels = check_labels(real_labels, len(real_values), "real_labels")
     requested = check_labels(requested_labels, len(synthetic_values), "requested_labels")
     known = np.isin(requested, real_labels)
@@ -163,7 +169,7 @@ def augmentation_gain(
     ----------
     Marouf et al. 2020, Realistic in silico generation and augmentation of single-cell RNA-seq data using generative adversarial networks.
     """
-    train_values, synthetic_values, test_values = _points(
+    train_values, synthetic_values, test_values = _doubles(
         train_values=train_values, synthetic_values=synthetic_values, test_values=test_values
     )
     train_labels = check_labels(train_labels, len(train_values), "train_labels")
@@ -177,10 +183,10 @@ def augmentation_gain(
     n_test = len(test_labels)
     draws = np.random.default_rng(seed).multinomial(n_test, np.full(n_test, 1 / n_test), N_RESAMPLES)
     weights = np.vstack([np.ones(n_test, int), draws])  # the cells as they are, then resampled
-    f1_real, f1_both = (_with_macro(_weighted_f1(test_labels, found, names, weights)) for found in (of_real, of_both))
+    f1_real, f1_both = (_weighted_f1(test_labels, found, names, weights) for found in (of_real, of_both))
     low, high = np.nanquantile((f1_both - f1_real)[1:], INTERVAL, axis=0)
     sizes = {
-        f"n_{side}": _with_sum([np.sum(labels == name) for name in names])
+        f"n_{side}": [*(np.sum(labels == name) for name in names), np.isin(labels, names).sum()]
         for side, labels in (("train", train_labels), ("synthetic", synthetic_labels), ("test", test_labels))
     }
     scores = {"f1_real": f1_real[0], "f1_augmented": f1_both[0], "gain": f1_both[0] - f1_real[0]}
@@ -188,18 +194,15 @@ def augmentation_gain(
     return pd.DataFrame({**sizes, **scores, "low": low, "high": high}, index=index)
 
 
-def _points(**given: Points) -> list[NDArray[np.float64]]:
-    """Return sets of cells as points with the same features."""
-    values = [representation(cells, name=name).astype(np.float64) for name, cells in given.items()]
-    for name, own in zip(given, values, strict=True):
-        if own.shape[1] != values[0].shape[1]:
-            msg = f"`{name}` has {own.shape[1]} features and `{next(iter(given))}` {values[0].shape[1]}; they must be the same."
-            raise ValueError(msg)
-    return values
+def _doubles(**given: Points) -> list[NDArray[np.float64]]:
+    """Return sets of cells as points with the same features, in double precision."""
+    return [values.astype(np.float64) for values in representations(**given)]
 
 
-def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> ClassifierMixin:
-    if classifier == "logistic":
+def _fit(classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray) -> ClassifierMixin:
+    if classifier == "linear_probe":
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2_000))
+    elif classifier == "logistic":
         model = LogisticRegression(max_iter=2_000, C=0.1)
     elif classifier == "neighbours":
         model = KNeighborsClassifier(min(N_NEIGHBOURS, len(values)))
@@ -209,22 +212,143 @@ def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> Class
     return model.fit(values, labels)
 
 
-def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:
+def _predict(
+    classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray, test_values: NDArray
+) -> NDArray:
     if len(names := np.unique(labels)) < 2:
         return np.repeat(names, len(test_values))  # there is nothing to choose
     return _fit(classifier, values, labels).predict(test_values)
 
 
 def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Return F1 with cells counted as often as each row of weights says, `(rows, names)`; NaN for a label that is not there."""
+    """Return F1 with cells counted as often as each row of weights says, and the mean, `(rows, names + 1)`; NaN for a label that is not there."""
     is_label, is_predicted = labels[:, None] == names, predicted[:, None] == names
     hits, n_true, n_predicted = (weights @ table for table in (is_label & is_predicted, is_label, is_predicted))
-    return np.where(n_true > 0, 2 * hits / np.maximum(n_true + n_predicted, 1), np.nan)
-
-
-def _with_macro(scores: NDArray) -> NDArray:
+    scores = np.where(n_true > 0, 2 * hits / np.maximum(n_true + n_predicted, 1), np.nan)
     return np.column_stack([scores, np.nanmean(scores, axis=1)])
 
 
-def _with_sum(sizes: list[int]) -> NDArray:
-    return np.array([*sizes, sum(sizes)])
+#: Positions of training cells and of test cells.
+Split: TypeAlias = "tuple[NDArray[np.intp], NDArray[np.intp]]"
+
+N_FOLDS = 5
+
+
+def evaluate_embeddings(
+    adata: AnnData, use_reps: Sequence[str], label_key: str, *, donor_key: str | None = None, seed: int = 0
+) -> pd.DataFrame:
+    r"""Return how well labels of held-out cells, and of held-out donors, can be told from embeddings.
+
+    .. math:: \text{accuracy} = \frac{1}{n} \sum_i [\hat l_i = l_i], \qquad \text{macro } F_1 =
+        \frac{1}{K} \sum_k \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
+
+    over all test cells of a split, each labelled by a classifier that has not seen it. Both from 0 to 1; higher is better. Compare
+    embeddings with each other, `X_pca` among them: what is good enough depends on the labels.
+
+    - `linear_probe`: logistic regression on standardised features; what the embedding says along straight lines.
+    - `knn`: the vote of the 15 nearest neighbours; whether neighbours in the embedding are alike.
+    - `label_transfer`: the same vote, with one donor as the reference for all the others, every donor in turn.
+
+    The split `cells` is five stratified folds; `donors` holds out one donor after the other (for `label_transfer`, all but one).
+
+    *Catches* embeddings that lose types, above all rare ones (macro F1), and embeddings whose neighbours are of one donor rather than of one type.
+    *Misses* what the labels do not name: states, gradients, how well cells can be generated. Labels that were clustered from one of the
+    embeddings favour it. Embeddings learned with the test cells, even without their labels, have seen them: learn them on other cells
+    where the claim is about new ones.
+
+    Parameters
+    ----------
+    adata
+        Cells with embeddings in `obsm`, each `(cells, features)`.
+    use_reps
+        Names of the embeddings, such as `["X_scldm", "X_pca", "X_scVI"]`.
+    label_key
+        Column of `obs` with the labels to tell. Labels of fewer than five cells are left out.
+    donor_key
+        Column of `obs` with the donors (or batches); None tests on held-out cells only.
+    seed
+        Decides the folds.
+
+    Returns
+    -------
+    A row for each `embedding`, `task`, `split` and `score` (`accuracy`, `macro_f1`), with its `value`, and `n_cells`, the number of
+    test cells.
+
+    Raises
+    ------
+    KeyError
+        If `obsm` or `obs` lacks a name.
+    ValueError
+        If a cell has no label or donor, if there are less than two labels to tell or donors to hold out, or if an embedding is not finite.
+
+    References
+    ----------
+    Alain and Bengio 2016, Understanding intermediate layers using linear classifier probes. Luecken et al. 2022, Benchmarking
+    atlas-level data integration in single-cell genomics.
+    """
+    if not isinstance(adata, AnnData):
+        msg = f"`adata` must be an AnnData with embeddings in `obsm`, but is {type(adata).__name__}."
+        raise TypeError(msg)
+    if not len(use_reps):
+        msg = "`use_reps` is empty; name entries of `adata.obsm`."
+        raise ValueError(msg)
+    if isinstance(use_reps, str):
+        msg = f"`use_reps` must be a list of names, but is the string {use_reps!r}. Did you mean [{use_reps!r}]?"
+        raise TypeError(msg)
+    labels = labels_of(adata, label_key)
+    kept = _of_common_labels(labels, label_key)
+    labels = labels[kept]
+    features = {name: representation(adata, name, "adata")[kept] for name in use_reps}
+    splits = _splits(labels, None if donor_key is None else _donors_of(adata, donor_key)[kept], seed)
+    rows = [
+        {"embedding": name, "task": task, "split": split, **score}
+        for name in use_reps
+        for (task, split), pairs in splits.items()
+        for score in _scores(features[name], labels, task, pairs)
+    ]
+    return pd.DataFrame(rows, columns=["embedding", "task", "split", "score", "value", "n_cells"])
+
+
+def _of_common_labels(labels: NDArray, key: str) -> NDArray[np.bool_]:
+    names, sizes = np.unique(labels, return_counts=True)
+    common = names[sizes >= N_FOLDS]
+    if len(common) < 2:
+        msg = f"`label_key` {key!r} must have two labels or more with at least {N_FOLDS} cells, but has {len(common)}."
+        raise ValueError(msg)
+    return np.isin(labels, common)
+
+
+def _donors_of(adata: AnnData, key: str) -> NDArray[np.str_]:
+    donors = labels_of(adata, key)
+    if len(np.unique(donors)) < 2:
+        msg = f"`donor_key` {key!r} must name two donors or more, but all cells are of {str(donors[0])!r}."
+        raise ValueError(msg)
+    return donors
+
+
+def _splits(labels: NDArray, donors: NDArray | None, seed: int) -> dict[tuple[str, str], list[Split]]:
+    """Return the train and test cells of every task and split."""
+    folds = list(StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
+    splits = {("linear_probe", "cells"): folds, ("knn", "cells"): folds}
+    if donors is None:
+        return splits
+    others_to_one = [(np.flatnonzero(donors != donor), np.flatnonzero(donors == donor)) for donor in np.unique(donors)]
+    one_to_others = [(test, train) for train, test in others_to_one]
+    return splits | {
+        ("linear_probe", "donors"): others_to_one,
+        ("knn", "donors"): others_to_one,
+        ("label_transfer", "donors"): one_to_others,
+    }
+
+
+def _scores(values: NDArray, labels: NDArray, task: str, splits: list[Split]) -> list[dict[str, object]]:
+    classifier = task if task == "linear_probe" else "neighbours"
+    predicted = np.concatenate(
+        [_predict(classifier, values[train], labels[train], values[test]) for train, test in splits]
+    )
+    truth = np.concatenate([labels[test] for _, test in splits])
+    macro_f1 = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
+    return [
+        {"score": "accuracy", "value": float(accuracy_score(truth, predicted)), "n_cells": len(truth)},
+        {"score": "macro_f1", "value": float(macro_f1), "n_cells": len(truth)},
+    ]

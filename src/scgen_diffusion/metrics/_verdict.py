@@ -3,13 +3,478 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ._verdict_checks import CHECKS, Finding
-from ._verdict_figures import LEVELS, Figures
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from ._evaluate import COLUMNS
+from ._table import ALL, QUANTILE
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Callable
+
+FIGURES = ["value", "floor", "shuffled", "low", "high"]
+
+Level: TypeAlias = Literal["ok", "note", "warning"]
+LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
+
+#: So many standard deviations must lie between value and floor. The floor varies about as the value does, so that this is two standard
+#: deviations of their difference; and what matters has to be large besides, so that 20 topics seldom raise a false alarm.
+N_DEVIATIONS = 3.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """By how much a figure may be worse than the floor.
+
+    Attributes
+    ----------
+    note, warning
+        From where it is worth a note or a warning.
+    of
+        What these are multiples of: an absolute number, the floor, or what lies between shuffled genes and the floor.
+    """
+
+    note: float
+    warning: float
+    of: Literal["one", "floor", "structure"] = "one"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the table."""
+
+    metric: str
+    group: str
+    value: float
+    floor: float
+    shuffled: float
+    low: float
+    high: float
+    better: str
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation that the interval stands for; the longer side, as bounds cut the other. 0 without an interval."""
+        reach = max(self.high - self.value, self.value - self.low)
+        return reach / QUANTILE if np.isfinite(reach) else 0.0
+
+    @property
+    def excess(self) -> float:
+        """By how much it is worse than the floor; negative if it is better."""
+        if self.better == "floor":
+            return abs(self.value - self.floor)
+        return self.value - self.floor if self.better == "lower" else self.floor - self.value
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is worse than the floor by more than chance. Where real cells score exactly 0 (copies), chance gives none."""
+        return self.excess > (0 if self.floor == 0 else N_DEVIATIONS * self.deviation)
+
+    @property
+    def structure(self) -> float:
+        """What lies between shuffled genes and real cells; NaN where nothing was shuffled."""
+        return self.floor - self.shuffled
+
+    @property
+    def kept(self) -> float:
+        """Share of the way from shuffled genes to real cells, 0 or more."""
+        return max((self.value - self.shuffled) / self.structure, 0.0)
+
+    def level(self, limits: Limits | None = None) -> Level:
+        """Judge the excess: it must be clear, and large enough; by the metric's own limits if none are given."""
+        if not self.is_clear:
+            return "ok"
+        limits = LIMITS[self.metric] if limits is None else limits
+        unit = {"one": 1.0, "floor": abs(self.floor), "structure": self.structure}[limits.of]
+        if self.excess > limits.warning * unit:
+            return "warning"
+        return "note" if self.excess > limits.note * unit else "ok"
+
+
+class Figures:
+    """The rows of a table that have a value and a floor.
+
+    Parameters
+    ----------
+    table
+        As `evaluate` returns it, or read from a file.
+
+    Raises
+    ------
+    TypeError
+        If it is no table.
+    ValueError
+        If the table has other columns, figures that are no numbers, rows without a group, or several rows of a metric and group.
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        if not isinstance(table, pd.DataFrame):
+            msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
+            raise TypeError(msg)
+        missing = [column for column in COLUMNS if column not in table]
+        if missing:
+            msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; there are {list(table.columns)}."
+            raise ValueError(msg)
+        if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
+            msg = f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a group is called 'NA' or 'nan'?"
+            raise ValueError(msg)
+        if (repeated := table.duplicated(["metric", "group"])).any():
+            first = table[repeated].iloc[0]
+            msg = (
+                f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; judge one evaluation at a time, "
+                "of several modalities one: table[table['modality'] == ...]."
+            )
+            raise ValueError(msg)
+        rows = table[COLUMNS].to_dict("records")
+        self._all = {(row["group"], row["metric"]): Figure(**row) for row in rows}
+
+    def get(self, metric: str, group: str = ALL) -> Figure | None:
+        """Return a figure; None where it was not measured, or has no floor to stand beside."""
+        figure = self._all.get((group, metric))
+        known = figure is not None and np.isfinite(figure.value) and np.isfinite(figure.floor)
+        return figure if known else None
+
+    def was_asked_for(self, metric: str, group: str = ALL) -> bool:
+        """Say whether there is a row, with a value or without."""
+        return (group, metric) in self._all
+
+    def lacks_value(self, metric: str, group: str) -> bool:
+        """Say whether there is a row without a value: enough real cells and too few synthetic ones."""
+        figure = self._all.get((group, metric))
+        return figure is not None and not np.isfinite(figure.value)
+
+    @property
+    def groups(self) -> list[str]:
+        """All groups but that of all cells."""
+        return sorted({group for group, _ in self._all} - {ALL})
+
+
+def worst(levels: list[Level]) -> Level:
+    """Return the most severe level."""
+    return max(levels, key=LEVELS.index)
+
+
+#: By how much the figures of all cells may be worse than the floor.
+LIMITS = {
+    # An AUC of 0.6 is hardly better than guessing; at 0.75 three of four pairs of a real and a synthetic cell are ordered right.
+    **dict.fromkeys(("auc_boosting", "auc_logistic", "auc_neighbours", "auc_genes"), Limits(0.10, 0.25)),
+    # Distances between samples are large even for real cells (their floor), so that a small excess means much.
+    "w2": Limits(0.06, 0.15, of="floor"),
+    # One cell in 15, or one in 7, where real cells do not go, or one that the synthetic ones do not reach.
+    **dict.fromkeys(("precision", "recall", "coverage"), Limits(0.07, 0.15)),
+    # Sampling of the cells alone gives the floor: a quarter more is visible, at 75 % more the model's own error is as large.
+    **dict.fromkeys(("gene_mean_error", "gene_variance_error", "gene_zero_error"), Limits(0.25, 0.75, of="floor")),
+    # In powers of ten: the variance of a typical gene, which is a sparse one, is off by 7 % or by 15 % more than by chance.
+    "mean_variance_error": Limits(0.03, 0.06),
+    # A quarter, or half, of what the correlations of real cells are above those of shuffled genes.
+    "within_label_correlation": Limits(0.25, 0.50, of="structure"),
+    # Largest difference of the cumulative distributions: totals 5 % off give about 0.1 in homogeneous cells, a third off 0.4.
+    "library_size_ks": Limits(0.08, 0.20),
+    # Share of what real cells of another sample reach.
+    **dict.fromkeys(("label_fidelity", "transfer_f1"), Limits(0.05, 0.15, of="floor")),
+    "marker_overlap": Limits(0.15, 0.35, of="floor"),
+    "marker_slope": Limits(0.15, 0.35),
+    # One cell in ten carries another label than in real data. Often on purpose, hence never a warning.
+    "group_share_difference": Limits(0.10, np.inf),
+    # New real cells have 1 % by construction.
+    "nearer_than_held_out": Limits(0.02, 0.05),
+    "nearest_train_ratio": Limits(0.10, 0.25),
+    "membership_auc": Limits(0.03, 0.08),
+    # Any copy of a training cell counts, beyond those that unseen real cells are by chance (in very sparse data).
+    "copied_cells": Limits(0.0, 0.0),
+    # No model has seen the held-out cells: copies of these are a mistake in the files, and only some of these cells are compared.
+    "copied_test_cells": Limits(0.001, 0.01),
+    # A twin here and there harms nobody; more than half a per cent is no accident.
+    "duplicate_share": Limits(0.0, 0.005),
+}
+SHARE_OF_GROUP = Limits(0.02, np.inf)
+#: In a group there are few cells; only what is far off can be told.
+IN_A_GROUP = Limits(0.25, 0.50)
+#: With less between real and shuffled cells there is no structure to judge.
+MIN_STRUCTURE = 0.10
+#: Of held-out cells that are training cells, count by count.
+MANY_COPIES = 0.5
+N_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a verdict says.
+
+    Attributes
+    ----------
+    level
+        ``"ok"``, ``"note"`` (worth a look) or ``"warning"`` (deal with it before the cells are used).
+    topic
+        What it is about, in a word or two.
+    message
+        What was seen, beside what real cells score, and what to do about it.
+    """
+
+    level: Level
+    topic: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A topic judged by metrics of all cells.
+
+    Attributes
+    ----------
+    topic
+        Its name.
+    seen
+        By metric, what its figure means; formatted with the :class:`Figure` as `f`.
+    advice
+        What to do if it is bad; formatted with the first figure that speaks.
+    speaks
+        Which metrics do: all that are as bad as the worst, or the one farthest off.
+    """
+
+    topic: str
+    seen: dict[str, str]
+    advice: str
+    speaks: Literal["all", "one"] = "all"
+
+    def __call__(self, figures: Figures) -> list[Finding]:
+        """Return the finding, or none where no metric of the topic was measured, or there is no structure to judge."""
+        known = [figure for metric in self.seen if (figure := figures.get(metric)) is not None]
+        known = [f for f in known if LIMITS[f.metric].of != "structure" or f.structure >= MIN_STRUCTURE]
+        if not known:
+            return []
+        levels = [figure.level() for figure in known]
+        level = worst(levels)
+        spoken = [figure for figure, own in zip(known, levels, strict=True) if own == level]
+        if self.speaks == "one":
+            spoken = [max(spoken, key=lambda figure: figure.excess)]
+        sentences = [self.seen[figure.metric].format(f=figure) for figure in spoken]
+        return [finding(level, self.topic, " ".join(sentences), self.advice.format(f=spoken[0]))]
+
+
+def finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
+    """Say what was seen, and what to do about it where that is not well."""
+    return Finding(level, topic, seen if level == "ok" else f"{seen} {advice}")
+
+
+def _missing_groups(figures: Figures) -> list[Finding]:
+    """Name groups with a share in real cells and too few synthetic ones to compare."""
+    if not figures.groups or not figures.was_asked_for("group_share_difference"):
+        return []
+    shares = {group: figures.get("group_share_difference", group) for group in figures.groups}
+    shares = {group: figure for group, figure in shares.items() if figure is not None}
+    compared = [metric for metric in ("precision", "recall", "w2") if figures.was_asked_for(metric)]
+    empty = [group for group in shares if compared and all(figures.lacks_value(metric, group) for metric in compared)]
+    missing = [group for group in empty if shares[group].is_clear]
+    if missing:
+        message = (
+            f"Hardly any or no synthetic cells for {_named(missing)}, which the real cells have. If they were asked for, the model "
+            "has dropped these cells; else ask for them by their condition."
+        )
+        return [Finding("warning", "missing groups", message)]
+    return [Finding("ok", "missing groups", "Every group of the real cells that is large enough has synthetic cells.")]
+
+
+def _group_shares(figures: Figures) -> list[Finding]:
+    total = figures.get("group_share_difference")
+    if total is None:
+        return []
+    seen = (
+        f"{total.value:.0%} of the cells would need another label for the groups to have the shares of the real cells "
+        f"(real against real: {total.floor:.0%})."
+    )
+    found = [figure for group in figures.groups if (figure := figures.get("group_share_difference", group)) is not None]
+    off = sorted((f for f in found if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
+    most = f"Most of it is {_named([f.group for f in off])}. " if off else ""
+    advice = "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer from it."
+    return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
+
+
+def _weak_groups(figures: Figures) -> list[Finding]:
+    """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine."""
+    kinds = {"precision": "do not look like real cells of that group", "recall": "cover only a part of that group"}
+    levels: list[Level] = []
+    sentences, n_judged = [], 0
+    for metric, meaning in kinds.items():
+        known = [figure for group in figures.groups if (figure := figures.get(metric, group)) is not None]
+        n_judged += len(known)
+        off = sorted((f for f in known if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess)
+        levels += [f.level(IN_A_GROUP) for f in off]
+        if off:
+            figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
+            sentences.append(f"Synthetic cells {meaning}: {metric} of {_named(figures_of)}.")
+    if not n_judged:
+        return []
+    if not levels:
+        return [Finding("ok", "groups", "No group is far worse than real cells of that group.")]
+    advice = "Check the labels of the training cells; give small groups more training, or more guidance towards the condition."
+    return [Finding(worst(levels), "groups", " ".join([*sentences, advice]))]
+
+
+def _copies(figures: Figures) -> list[Finding]:
+    figure = figures.get("copied_cells")
+    if figure is None:
+        return []
+    seen = f"{figure.value:.2%} of the synthetic cells have exactly the counts of a training cell (unseen real cells: {figure.floor:.2%})."
+    if figure.floor > MANY_COPIES:
+        advice = "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. Hold other cells out."
+        return [finding("warning", "copies", seen, advice)]
+    advice = "The model repeats training cells: do not publish these cells as private; train shorter, with more cells or a smaller model."
+    return [finding(figure.level(), "copies", seen, advice)]
+
+
+def _memorisation(figures: Figures) -> list[Finding]:
+    """Judge nearness to training cells. Smooth cells lie near everything: only nearness to *training* cells in particular is a leak."""
+    known = {name: figure for name in _NEARNESS if (figure := figures.get(name)) is not None}
+    if not known:
+        return []
+    levels = {name: figure.level() for name, figure in known.items()}
+    ratio = known.get("nearest_train_ratio")
+    if ratio is not None and ratio.value > ratio.floor:
+        levels["nearest_train_ratio"] = "ok"
+    seen = " ".join(_NEARNESS[name].format(f=figure) for name, figure in known.items())
+    advice = (
+        "Training cells leak: do not publish these cells as private; train shorter, with more cells or a smaller model."
+    )
+    if levels.get("membership_auc", "ok") == "ok" and levels.get("nearest_train_ratio", "ok") != "ok":
+        advice = (
+            "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and diversity are fine, it "
+            "is memorisation: train shorter, with more cells or a smaller model."
+        )
+    return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
+
+
+_NEARNESS = {
+    "membership_auc": "Whether a real cell was used in training can be told from the synthetic cells with an AUC of {f.value:.2f} "
+    "(0.5 is guessing; unseen cells: {f.floor:.2f}).",
+    "nearer_than_held_out": "{f.value:.1%} of the synthetic cells lie nearer to a training cell than nearly all unseen real cells do "
+    "(unseen real cells: {f.floor:.1%}).",
+    "nearest_train_ratio": "The nearest training cell is {f.value:.2f} times as far as from unseen real cells.",
+}
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
+    return ", ".join(names[:N_NAMED]) + more
+
+
+_AUC = "The best classifier, {name}, tells synthetic from real cells with an AUC of {{f.value:.2f}} (0.5 is guessing; real from real cells: {{f.floor:.2f}})."
+_CLASSIFIERS = {
+    "auc_boosting": "gradient boosting on principal components",
+    "auc_logistic": "a linear classifier on principal components",
+    "auc_neighbours": "nearest neighbours",
+    "auc_genes": "gradient boosting on genes",
+}
+
+#: All checks, in the order of the report.
+CHECKS: tuple[Callable[[Figures], list[Finding]], ...] = (
+    Check(
+        "held-out copies",
+        {
+            "copied_test_cells": "{f.value:.2%} of the synthetic cells have exactly the counts of one of the held-out cells that they were compared with "
+            "(real cells: {f.floor:.2%})."
+        },
+        "The held-out cells themselves are judged here, not cells of a model: were files mixed up?",
+    ),
+    _copies,
+    _memorisation,
+    Check(
+        "duplicates",
+        {
+            "duplicate_share": "{f.value:.2%} of the synthetic cells have a twin with the same counts (real cells: {f.floor:.2%})."
+        },
+        "A seed was used twice, or the model knows few cells only: draw each batch with another seed, and look at diversity.",
+    ),
+    _missing_groups,
+    Check(
+        "diversity",
+        {
+            "recall": "Synthetic cells reach {f.value:.0%} of the real cells (real cells: {f.floor:.0%}).",
+            "coverage": "{f.value:.0%} of the real cells have a synthetic cell close by (real cells: {f.floor:.0%}).",
+        },
+        "A part of the real cells is missing: look at missing groups and shares, use less guidance, train longer.",
+    ),
+    Check(
+        "realism",
+        {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
+        "The others are like no real cell: more steps of the sampler, less guidance, or longer training.",
+    ),
+    Check(
+        "told apart",
+        {metric: _AUC.format(name=name) for metric, name in _CLASSIFIERS.items()},
+        "Look in the other findings for what gives them away; if there is nothing, train longer or compare the genes "
+        "that differ most between real and synthetic cells.",
+        speaks="one",
+    ),
+    Check(
+        "distribution",
+        {
+            "w2": "The distance between the two sets of cells (Wasserstein) is {f.value:.3g}; between two sets of real cells it is {f.floor:.3g}."
+        },
+        "The other findings say in what they differ.",
+    ),
+    Check(
+        "means",
+        {
+            "gene_mean_error": "The mean of a gene is off by {f.value:.3f} on average, in log-normalised units (real cells: {f.floor:.3f})."
+        },
+        "Check that synthetic and real cells have the same genes, the same mixture of types and the same kind of counts; train longer.",
+    ),
+    Check(
+        "spread",
+        {
+            "gene_variance_error": "The variance of a gene is off by {f.value:.3f} on average (real cells: {f.floor:.3f}).",
+            "mean_variance_error": "At equal mean, a typical gene's variance is off by {f.value:.2f} powers of ten (real cells: {f.floor:.2f}).",
+        },
+        "Too little: cells are means instead of draws, or guidance is too strong. Too much: noise is left over (more steps of the sampler).",
+    ),
+    Check(
+        "zeros",
+        {
+            "gene_zero_error": "The share of zeros of a gene is off by {f.value:.1%} on average (real cells: {f.floor:.1%})."
+        },
+        "Compare counts with counts: cells must be drawn as counts, not decoded as means or denoised; and look at the library size, which "
+        "changes zeros as well.",
+    ),
+    Check(
+        "library size",
+        {
+            "library_size_ks": "Total counts per cell differ by {f.value:.2f} (largest gap of the cumulative shares, 0 to 1; real cells: {f.floor:.2f})."
+        },
+        "Draw library sizes from the training cells of the same condition, and check that both sides hold raw counts of the same genes.",
+    ),
+    Check(
+        "gene-gene structure",
+        {
+            "within_label_correlation": "Gene-gene correlations agree with the real ones to {f.value:.2f} (other real cells: {f.floor:.2f}; "
+            "genes shuffled: {f.shuffled:.2f})."
+        },
+        "Only {f.kept:.0%} of the structure between genes is there: train longer or use a larger latent, and do not use these "
+        "cells for networks of genes.",
+    ),
+    Check(
+        "labels",
+        {
+            "label_fidelity": "A classifier trained on real cells finds the label that was asked for in {f.value:.0%} of the synthetic cells (real cells: {f.floor:.0%}).",
+            "transfer_f1": "A classifier trained on synthetic cells labels real ones with an F1 of {f.value:.2f} (trained on real cells: {f.floor:.2f}).",
+        },
+        "Cells do not follow their label well enough: use more guidance, train longer, and check that labels were not mixed up.",
+    ),
+    Check(
+        "markers",
+        {
+            "marker_overlap": "{f.value:.0%} of the marker genes of the groups are found again (real cells: {f.floor:.0%}).",
+            "marker_slope": "Differences between groups are {f.value:.2f} times the real ones (real cells: {f.floor:.2f}).",
+        },
+        "Differences between groups are not the real ones: below 1, use more guidance; above 1, use less.",
+    ),
+    _group_shares,
+    _weak_groups,
+)
+
 
 NOT_LOOKED_AT = {
     "memorisation": ("membership_auc", "give `train`"),
@@ -53,8 +518,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """Say in plain words what the table of :func:`evaluate` shows.
 
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an excess of more than three standard
-    deviations of the value (from the table's interval), *and* one that is large enough to matter; both limits are constants of the modules
-    ``_verdict_figures`` and ``_verdict_checks``, calibrated so that unseen real cells get no warning. Topics whose metrics the table lacks are left out.
+    deviations of the value (from the table's interval), *and* one that is large enough to matter; both limits are constants of the module
+    ``_verdict``, calibrated so that unseen real cells get no warning. Topics whose metrics the table lacks are left out.
     A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
@@ -90,22 +555,20 @@ def verdict(table: pd.DataFrame) -> Verdict:
 def _summary(findings: tuple[Finding, ...], figures: Figures) -> str:
     if not findings:
         return "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0)."
-    topics = {level: [finding.topic for finding in findings if finding.level == level] for level in LEVELS}
-    unseen = [f"{topic} ({how})" for topic, (metric, how) in NOT_LOOKED_AT.items() if not figures.was_asked_for(metric)]
-    sentences = [_headline(topics["warning"], topics["note"], len(findings))]
-    if topics["warning"] and topics["note"]:
-        sentences.append(f"Worth a look, too: {_listed(topics['note'])}.")
-    if unseen:
-        sentences.append(f"Not looked at: {_listed(unseen)}.")
-    return " ".join(sentences)
-
-
-def _headline(warnings: list[str], notes: list[str], n_topics: int) -> str:
+    warnings, notes = (
+        [finding.topic for finding in findings if finding.level == level] for level in ("warning", "note")
+    )
     if warnings:
-        return f"{len(warnings)} warning{'s' * (len(warnings) > 1)}: {_listed(warnings)}."
-    if notes:
-        return f"No warnings. Worth a look: {_listed(notes)}."
-    return f"The synthetic cells score like real ones in all of the {n_topics} respects that were looked at."
+        sentences = [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}: {_listed(warnings)}."]
+        sentences += [f"Worth a look, too: {_listed(notes)}."] if notes else []
+    elif notes:
+        sentences = [f"No warnings. Worth a look: {_listed(notes)}."]
+    else:
+        sentences = [
+            f"The synthetic cells score like real ones in all of the {len(findings)} respects that were looked at."
+        ]
+    unseen = [f"{topic} ({how})" for topic, (metric, how) in NOT_LOOKED_AT.items() if not figures.was_asked_for(metric)]
+    return " ".join([*sentences, f"Not looked at: {_listed(unseen)}."] if unseen else sentences)
 
 
 def _listed(names: list[str]) -> str:

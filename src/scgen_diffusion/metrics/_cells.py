@@ -1,0 +1,540 @@
+"""Reading cells: expression on a common scale, labels, points; aligned and checked, from AnnData, arrays or MuData."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from mudata import MuData
+from numpy.typing import ArrayLike, NDArray
+
+from scgen_diffusion.data import LARGEST_LOG1P, join_labels, known_names, layer_names, warn_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ._space import Scale
+
+#: Cells as AnnData, or as an array or sparse matrix `(cells, genes)`.
+Cells: TypeAlias = AnnData | np.ndarray | sp.spmatrix | sp.sparray
+
+TARGET_SUM = 1e4
+COUNTS_LAYER = "counts"
+N_LOOKED_AT = 2_000  # cells that tell counts from logarithms
+
+
+REAL = ("real_test", "train", "control")  # names of sets of real cells
+CHUNK = 2_000
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Expression of some cells on the common scale of all metrics.
+
+    Attributes
+    ----------
+    values
+        `log1p` of what sums to 10 000 per cell, CSR, float32, `(cells, genes)`. A cell without counts stays zero.
+    library_sizes
+        Total counts `(cells,)`; None for cells that came log-normalised.
+    """
+
+    values: sp.csr_matrix
+    library_sizes: NDArray[np.float64] | None
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def __getitem__(self, rows: NDArray) -> Expression:
+        """Return some of the cells, by position or mask."""
+        sizes = None if self.library_sizes is None else self.library_sizes[rows]
+        return Expression(self.values[rows], sizes)
+
+
+def expression_of(
+    cells: Cells | Expression, *, layer: str | None = None, name: str = "cells", scale: Scale | None = None
+) -> Expression:
+    """Return cells on the common scale: `log1p` of values that sum to 10 000 per cell over the genes given.
+
+    Parameters
+    ----------
+    cells
+        Counts, or, where ``uns["log1p"]`` says so, `log1p` values of any scale, to the base that it names (natural by default). Of an AnnData the
+        layer is read, else ``layers["counts"]`` if there is one, else `X`. An array is taken as counts, and an :class:`Expression` as it is. Whole numbers in `X` are counts whatever ``uns`` says,
+        with a warning.
+    layer
+        Layer with the counts.
+    name
+        What errors call the cells.
+    scale
+        Another scale for counts, such as one for proteins; a function of a CSR matrix.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    ValueError
+        If there is no cell or gene, or if values are negative, not finite, or neither integers nor said to be logarithms.
+    """
+    if isinstance(cells, Expression):
+        return cells
+    matrix, log_base = matrix_of(cells, layer, name)
+    if isinstance(matrix, (CSRDataset, CSCDataset)):  # of an AnnData in backed mode
+        matrix = matrix.to_memory()
+    return on_scale(matrix, log_base, name=name, scale=scale)
+
+
+def on_scale(
+    matrix: sp.spmatrix | NDArray, log_base: float | None, *, name: str, scale: Scale | None = None
+) -> Expression:
+    """Return values on a scale, from what :func:`matrix_of` says of them."""
+    matrix = sp.csr_matrix(matrix, dtype=np.float64)
+    _check_values(matrix, log_base, name)
+    scale = log_normalise if scale is None else scale
+    if log_base is not None:
+        return Expression(scale((matrix * np.log(log_base)).expm1()), None)
+    return Expression(scale(matrix), np.asarray(matrix.sum(axis=1)).ravel())
+
+
+def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
+    """Scale every cell to 10 000 and take `log1p`; a cell without counts stays zero. CSR, float32."""
+    values = sp.csr_matrix(values, dtype=np.float64, copy=True)
+    totals = np.asarray(values.sum(axis=1)).ravel()
+    values.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(values.indptr))
+    return values.log1p().astype(np.float32)
+
+
+def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic") -> AnnData:
+    """Return the cells with these genes in this order.
+
+    Raises
+    ------
+    ValueError
+        If a gene is absent, or occurs twice.
+    """
+    check_genes(synthetic, genes, name)
+    if synthetic.var_names.equals(genes):
+        return synthetic
+    if synthetic.isbacked and synthetic.is_view:  # of which anndata makes no other view
+        synthetic = synthetic.to_memory()
+    return synthetic[:, genes]
+
+
+def check_genes(cells: AnnData, genes: pd.Index, name: str) -> None:
+    """Raise unless cells have these genes, in any order."""
+    if cells.var_names.equals(genes):
+        return
+    missing = genes.difference(cells.var_names)
+    if len(missing):
+        msg = (
+            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}; "
+            f"compare on the common genes: real[:, common], {name}[:, common]."
+        )
+        if len(missing) == len(genes):
+            msg = (
+                f"`{name}` and `real_test` have no gene in common: {list(cells.var_names[:3])} and {list(genes[:3])}. "
+                "Bring both to the same kind of name in `var_names`."
+            )
+        raise ValueError(msg)
+    if not (cells.var_names.is_unique and genes.is_unique):
+        msg = (
+            f"`{name}` and the real cells have their genes in another order, and some genes twice, so that it is not clear which belong "
+            "together. Make `var_names` unique, or bring the genes into one order."
+        )
+        raise ValueError(msg)
+
+
+def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix | NDArray, float | None]:
+    """Return the values, and the base of their logarithms: None for counts."""
+    if not isinstance(cells, AnnData):
+        if layer is not None:
+            msg = f"`layer` is {layer!r}, but `{name}` is an array, which has no layers."
+            raise ValueError(msg)
+        return cells, None
+    if layer is None:
+        layer = COUNTS_LAYER if COUNTS_LAYER in cells.layers else None
+    elif layer not in cells.layers:
+        msg = f"`{name}` has no layer {layer!r}; there are {layer_names(cells)}."
+        raise KeyError(msg)
+    if layer is not None:
+        return cells.layers[layer], None
+    if cells.X is None:
+        msg = f"`{name}.X` is empty, and there is no layer {COUNTS_LAYER!r}; name the layer with counts: there are {layer_names(cells)}."
+        raise ValueError(msg)
+    return cells.X, _log_base(cells, name)
+
+
+def _log_base(cells: AnnData, name: str) -> float | None:
+    """Return the base of the logarithms in `X`; None for counts, which whole numbers are whatever ``uns`` says."""
+    if "log1p" not in cells.uns:
+        return None
+    found = sp.csr_matrix(cells.X[:N_LOOKED_AT]).data
+    if len(found) and not (found % 1).any():
+        msg = (
+            f"`{name}.uns['log1p']` says that `X` holds logarithms, but these are whole numbers, and taken as counts. "
+            "Delete `uns['log1p']` if they are."
+        )
+        warn_user(msg)
+        return None
+    entry = cells.uns["log1p"]
+    base = entry.get("base") if isinstance(entry, Mapping) else None
+    if base is None:
+        return np.e
+    if not isinstance(base, int | float | np.number) or not 1 < base < np.inf:
+        msg = f"`{name}.uns['log1p']['base']` is {base!r}; it must be a number above 1, or None for natural logarithms."
+        raise ValueError(msg)
+    return float(base)
+
+
+def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> None:
+    if 0 in matrix.shape:
+        msg = f"`{name}` must have cells and genes, but its shape is {matrix.shape}."
+        raise ValueError(msg)
+    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
+        msg = (
+            f"`{name}` must not hold negative, infinite or missing values. Scaled values (scanpy.pp.scale) do not serve; "
+            "name the layer with counts."
+        )
+        raise ValueError(msg)
+    if log_base is not None and (largest := matrix.data.max(initial=0)) * np.log(log_base) > LARGEST_LOG1P:
+        msg = (
+            f"`{name}.uns['log1p']` says that `X` holds logarithms, but it has values up to {largest:.4g}, which are none. "
+            "Name the layer with counts, or take the logarithm."
+        )
+        raise ValueError(msg)
+    if log_base is None and (matrix.data % 1).any():
+        msg = (
+            f"`{name}` must hold counts (integers), but has values such as {matrix.data[matrix.data % 1 > 0][0]:.4g}. "
+            f"Name the layer with counts, or, if X holds log1p values, set uns['log1p'] = {{}}."
+        )
+        raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the sets given, untouched.
+
+    Attributes
+    ----------
+    name
+        What errors call it.
+    cells
+        As given.
+    genes
+        Genes of the real cells, in whose order values are read.
+    labels
+        Groups, `(cells,)`; None without ``groupby``.
+    layer
+        Layer with the counts.
+    scale
+        What the counts are compared on; None is the common scale.
+    """
+
+    name: str
+    cells: AnnData
+    genes: pd.Index
+    labels: NDArray[np.str_] | None
+    layer: str | None
+    scale: Scale | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cells: AnnData,
+        name: str,
+        genes: pd.Index,
+        *,
+        groupby: str | Sequence[str] | None = None,
+        layer: str | None = None,
+        scale: Scale | None = None,
+    ) -> Source:
+        """Check genes and labels; real cells must have the layer."""
+        check_genes(cells, genes, name)
+        labels = None if groupby is None else labels_of(cells, groupby, name=name)
+        return cls(name, cells, genes, labels, layer if name in REAL else layer_of(cells, layer), scale)
+
+    def __len__(self) -> int:
+        return self.cells.n_obs
+
+    @property
+    def are_counts(self) -> bool:
+        """Whether the cells come as counts, not log-normalised."""
+        return self._matrix[1] is None
+
+    def expression(self, rows: NDArray | None = None) -> Expression:
+        """Return some of the cells on their scale, in the order given; all if None."""
+        matrix, log_base = self._matrix
+        rows = np.arange(len(self)) if rows is None else rows
+        ascending = np.argsort(rows, kind="stable")
+        values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
+        if self._columns is not None:
+            values = values[:, self._columns]
+        return on_scale(values, log_base, name=self.name, scale=self.scale)
+
+    def chunks(self, rows: NDArray) -> Iterator[Expression]:
+        """Return the same in parts, which bounds the memory of what lies between."""
+        for start in range(0, len(rows), CHUNK):
+            yield self.expression(rows[start : start + CHUNK])
+
+    @cached_property
+    def _matrix(self) -> tuple[sp.spmatrix | NDArray, float | None]:
+        # kept, since a view of an AnnData copies its values on every access
+        return matrix_of(self.cells, self.layer, self.name)
+
+    @cached_property
+    def _columns(self) -> NDArray[np.intp] | None:
+        same = self.cells.var_names.equals(self.genes)
+        return None if same else self.cells.var_names.get_indexer(self.genes)
+
+
+def as_adata(cells: Cells, name: str) -> AnnData:
+    """Return cells as AnnData, arrays as counts."""
+    if isinstance(cells, AnnData):
+        return cells
+    if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
+        advice = " For several modalities, there is `evaluate_modalities`." if isinstance(cells, MuData) else ""
+        msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}.{advice}"
+        raise TypeError(msg)
+    return AnnData(sp.csr_matrix(cells))
+
+
+def check_arrays(sets: Mapping[str, Cells]) -> None:
+    """Raise unless arrays, whose genes have no names, have as many genes as the first set."""
+    first, real = next(iter(sets.items()))
+    for name, cells in sets.items():
+        if not isinstance(cells, AnnData):
+            check_same_number_of_genes(real.shape[1], cells.shape[1], (first, name))
+
+
+def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adata") -> NDArray[np.str_]:
+    """Return a column of `obs` as text, or several joined, one label per cell, `(cells,)`.
+
+    Raises
+    ------
+    TypeError
+        If no column is named.
+    KeyError
+        If there is no such column.
+    ValueError
+        If a cell has no label, if `obs` has several columns of this name, or none is named.
+    """
+    if not isinstance(groupby, str | Collection):
+        msg = f"`groupby` must name a column of `obs` or several, but is {groupby!r}."
+        raise TypeError(msg)
+    keys = [groupby] if isinstance(groupby, str) else list(groupby)
+    if not keys:
+        msg = "`groupby` is empty; name one column of `obs` or several."
+        raise ValueError(msg)
+    for key in keys:
+        if key not in adata.obs:
+            msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(adata.obs.columns))}"
+            raise KeyError(msg)
+        column = adata.obs[key]
+        if column.ndim > 1:
+            msg = f"`{name}.obs` has {column.shape[1]} columns {key!r}; rename all but one."
+            raise ValueError(msg)
+        if n_missing := int(column.isna().sum()):
+            msg = f"`{name}.obs[{key!r}]` has no label for {n_missing} of {adata.n_obs} cells; leave these cells out."
+            raise ValueError(msg)
+    return join_labels(adata.obs, keys)
+
+
+def check_labels(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.str_]:
+    """Return the labels as text.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label per cell.
+    """
+    labels = np.asarray(labels, dtype=object)  # in an array of text, a missing value would be the text "nan"
+    if labels.shape != (n_cells,):
+        msg = f"`{name}` must have one label for each of {n_cells} cells, but its shape is {labels.shape}."
+        raise ValueError(msg)
+    if (missing := pd.isna(labels)).any():
+        msg = f"`{name}` has no label for {missing.sum()} of {n_cells} cells; leave these cells out."
+        raise ValueError(msg)
+    return labels.astype(str)
+
+
+#: Points `(cells, features)`, or an AnnData that has them in `obsm`.
+Points: TypeAlias = AnnData | ArrayLike
+
+USE_REP = "X_pca"
+
+
+def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -> NDArray:
+    """Return cells as an array of points.
+
+    Parameters
+    ----------
+    cells
+        `(cells, features)`, or AnnData with such an array in `obsm`.
+    use_rep
+        Name in `obsm`; not used for an array.
+    name
+        What errors call the cells.
+
+    Returns
+    -------
+    Floating-point values `(cells, features)`.
+
+    Raises
+    ------
+    KeyError
+        If `obsm` has no such entry.
+    ValueError
+        If there is no cell or feature, or if a value is infinite or missing.
+
+    Examples
+    --------
+    >>> representation([[1, 2], [3, 4]]).shape
+    (2, 2)
+    """
+    if isinstance(cells, AnnData):
+        if use_rep not in cells.obsm:
+            msg = (
+                f"`use_rep` is {use_rep!r}, which `{name}.obsm` lacks. {known_names(use_rep, list(cells.obsm))} "
+                f"`ComparisonSpace.write(real, synthetic)` puts principal components there."
+            )
+            raise KeyError(msg)
+        cells, name = cells.obsm[use_rep], f"{name}.obsm[{use_rep!r}]"
+    values = cells.toarray() if sp.issparse(cells) else np.asarray(cells)
+    if not np.issubdtype(values.dtype, np.floating):
+        values = values.astype(np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        msg = f"`{name}` must be points of shape (cells, features), but its shape is {values.shape}."
+        raise ValueError(msg)
+    if not np.isfinite(values).all():
+        msg = f"`{name}` must not hold infinite or missing values."
+        raise ValueError(msg)
+    return values
+
+
+def representations(use_rep: str = USE_REP, **given: Points) -> list[NDArray]:
+    """Return sets of cells, given by what errors call them, as points with the same features."""
+    values = {name: representation(cells, use_rep, name) for name, cells in given.items()}
+    first, *others = values
+    for name in others:
+        if values[name].shape[1] != values[first].shape[1]:
+            msg = f"`{first}` has {values[first].shape[1]} features and `{name}` {values[name].shape[1]}; they must be the same."
+            raise ValueError(msg)
+    return list(values.values())
+
+
+def pair_of_expressions(
+    real: Cells | Expression,
+    synthetic: Cells | Expression,
+    layer: str | None,
+    names: tuple[str, str] = ("real", "synthetic"),
+) -> tuple[Expression, Expression]:
+    """Return both sets with the genes of the first in its order.
+
+    Raises
+    ------
+    ValueError
+        If the genes are not the same; those of arrays and :class:`Expression` can only be counted.
+    """
+    if isinstance(real, AnnData) and isinstance(synthetic, AnnData):
+        synthetic = align_genes(synthetic, real.var_names, name=names[1])
+    first, second = (
+        expression_of(real, layer=layer, name=names[0]),
+        expression_of(synthetic, layer=layer, name=names[1]),
+    )
+    check_same_number_of_genes(first.values.shape[1], second.values.shape[1], names)
+    return first, second
+
+
+def check_same_number_of_genes(n_first: int, n_second: int, names: tuple[str, str] = ("real", "synthetic")) -> None:
+    """Raise unless both sets have as many genes."""
+    if n_first != n_second:
+        msg = (
+            f"`{names[0]}` has {n_first} genes and `{names[1]}` {n_second}; "
+            "both must have the same genes in the same order."
+        )
+        raise ValueError(msg)
+
+
+def common_modalities(sets: Mapping[str, MuData], wanted: Sequence[str] | None = None) -> list[str]:
+    """Return the names of the modalities, those wanted or those of the first set, that all sets must have.
+
+    Raises
+    ------
+    TypeError
+        If a set is no MuData.
+    KeyError
+        If a set lacks one of them.
+    """
+    for name, cells in sets.items():
+        if not isinstance(cells, MuData):
+            msg = f"`{name}` must be a MuData, but is {type(cells).__name__}. For one modality, there is `evaluate`."
+            raise TypeError(msg)
+    names = list(next(iter(sets.values())).mod if wanted is None else wanted)
+    for name, cells in sets.items():
+        for modality in names:
+            if modality not in cells.mod:
+                msg = f"`{name}` has no modality {modality!r}. {known_names(modality, list(cells.mod))}"
+                raise KeyError(msg)
+    return names
+
+
+def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str) -> AnnData:
+    """Return the cells that have a modality, with these columns of `obs`; values are shared with the MuData."""
+    adata = cells.mod[modality]
+    if not adata.obs_names.is_unique:
+        msg = f"Modality {modality!r} of `{name}` has several cells of one name; call `obs_names_make_unique()`."
+        raise ValueError(msg)
+    obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
+    return AnnData(
+        adata.X,
+        obs=obs,
+        var=pd.DataFrame(index=adata.var_names),
+        layers={name: adata.layers[name] for name in layer_names(adata)},
+        uns=adata.uns,
+    )
+
+
+def paired_cells(
+    cells: MuData, modalities: Sequence[str], keys: Sequence[str], name: str, genes: Mapping[str, pd.Index]
+) -> dict[str, AnnData]:
+    """Return the cells that have all of these modalities, in one order, each with these features in their order."""
+    names = reduce(pd.Index.intersection, [cells.mod[modality].obs_names for modality in modalities])
+    return {
+        modality: align_genes(modality_cells(cells, modality, keys, name)[names], genes[modality], name=name)
+        for modality in modalities
+    }
+
+
+def side_by_side(parts: Mapping[str, AnnData], layers: Mapping[str, str]) -> AnnData:
+    """Return several modalities of the same cells as one AnnData, features named ``modality:feature``: counts, or natural logarithms if one has logarithms."""
+    found = [matrix_of(cells, layer_of(cells, layers.get(modality)), modality) for modality, cells in parts.items()]
+    blocks = [sp.csr_matrix(matrix) for matrix, _ in found]
+    is_log1p = any(log_base is not None for _, log_base in found)
+    if is_log1p:
+        blocks = [x.log1p() if b is None else x * np.log(b) for x, (_, b) in zip(blocks, found, strict=True)]
+    var_names = [f"{modality}:{feature}" for modality, cells in parts.items() for feature in cells.var_names]
+    obs = next(iter(parts.values())).obs.copy()
+    uns = {"log1p": {}} if is_log1p else {}
+    return AnnData(sp.hstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=var_names), uns=uns)
+
+
+def layer_of(cells: AnnData, layer: str | None) -> str | None:
+    """Return a layer if the cells have it; generated cells have their counts in `X`."""
+    return layer if layer is not None and layer in cells.layers else None
+
+
+def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
+    """Look a column up in the global `obs`, else in a modality that has it for all of these cells."""
+    for obs in (cells.obs, *(adata.obs for adata in cells.mod.values())):
+        if key in obs and obs[key].ndim == 1 and names.isin(obs.index).all():
+            return obs.loc[names, key]
+    known = {*cells.obs, *(column for adata in cells.mod.values() for column in adata.obs)}
+    msg = f"`{name}.obs` has no column {key!r}, nor has a modality. {known_names(key, sorted(known))}"
+    raise KeyError(msg)
