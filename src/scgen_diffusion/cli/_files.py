@@ -86,7 +86,8 @@ def about(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         stop = Stop.of(error)
-        raise Stop(f"{path}: {stop.message}", stop.exit_code, is_bug=stop.is_bug) from error
+        msg = f"{path}: {stop.message}"
+        raise Stop(msg, stop.exit_code, is_bug=stop.is_bug) from error
 
 
 def check_place(
