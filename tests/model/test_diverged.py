@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.model import _diagnostics
+from scgen_diffusion.generation import check_finite
 from scgen_diffusion.module import _count_draws
 
 NOT_FINITE = [float("nan"), float("inf")]
@@ -89,6 +89,6 @@ def test_dense_and_sparse_cells_are_looked_at(value):
     import scipy.sparse as sp
 
     for kind in (np.asarray, sp.csr_matrix):
-        _diagnostics.check_finite(kind([[0.0, 1.0]]))
+        check_finite(kind([[0.0, 1.0]]))
         with pytest.raises(FloatingPointError, match="not finite"):
-            _diagnostics.check_finite(kind([[0.0, value]]))
+            check_finite(kind([[0.0, value]]))

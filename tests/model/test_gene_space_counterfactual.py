@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pytest
 
-from scgen_diffusion.diffusion import DDIMSampler, FixedStepSampler, _random
+from scgen_diffusion.diffusion import DDIMSampler, FixedStepSampler, _random, samplers_for
 from scgen_diffusion.model import SCRDIT, WBDIT
 
 SPIKE_AND_SLAB = {"path": "vp_cosine", "target": "data", "head": "spike_and_slab", "scaling": "gene"}
@@ -135,7 +135,7 @@ def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained_gene_spa
 
 @pytest.mark.parametrize("sampler", ["dpm_solver", "heun"])
 def test_samplers_that_cannot_be_led_are_refused(trained_gene_space, sampler):
-    assert not isinstance(trained_gene_space._samplers[sampler], FixedStepSampler)
+    assert not isinstance(samplers_for(trained_gene_space.module.path)[sampler], FixedStepSampler)
     with pytest.raises(ValueError, match="cannot be led by given cells.*'ddpm', 'ddim'"):
         trained_gene_space.predict_perturbation(condition=CONDITION, sampler=sampler)
 

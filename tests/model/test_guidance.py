@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Additive, Guidance, GuidanceTerm
+from scgen_diffusion.generation import GuidanceOptions, numbers_of_groups
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
-from scgen_diffusion.model._guidance import GuidanceOptions, numbers_of_groups
 
 KEYS = ["cell_type", "dose", "treated"]
 REQUEST = {"n_cells": 12, "condition": {"cell_type": "NK", "dose": 10, "treated": True}, "seed": 0}

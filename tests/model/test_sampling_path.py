@@ -17,6 +17,7 @@ from scgen_diffusion.diffusion import (
     Guidance,
     _random,
     published_timesteps,
+    samplers_for,
 )
 from scgen_diffusion.model import SCRDIT
 
@@ -116,15 +117,16 @@ def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
     module = trained.module
 
     with torch.inference_mode():
-        block = next(trained._blocks(trained.conditions.encode(B_CELLS, 1), 0, 1, 0))
+        generators = Generators(0, range(16))
+        codes = trained.conditions.fill(trained.conditions.encode(B_CELLS, 1), generators.uniform().numpy()[:1])
         z = module.sample_latents(
-            module.draw_noise(block.generators),
-            torch.from_numpy(block.codes),
+            module.draw_noise(generators)[:1],
+            torch.from_numpy(codes),
             guidance=Guidance.of(module.strategy, (1.0, 1.0)),
-            sampler=trained._samplers["midpoint"],
+            sampler=samplers_for(module.path)["midpoint"],
         )
         generators = Generators(1, range(4000))
-        draws = module.draw_cells(z[:1].expand(4000, -1, -1), torch.full((4000,), 1e4), generators)
+        draws = module.draw_cells(z.expand(4000, -1, -1), torch.full((4000,), 1e4), generators)
 
     np.testing.assert_allclose(np.expm1(last.X).sum(), 1e4, rtol=1e-4)
     # The mean of 4 000 draws has an error of some per cent for genes whose deviation is about their mean.

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from scgen_diffusion.data import PartFolder
+from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import _streaming
 
 GENERATE = {"n_cells": 600, "seed": 5, "sampler": "euler", "n_steps": 1}
@@ -229,7 +230,7 @@ def test_two_processes_at_once_put_the_file_together_exactly_once(trained, goal,
 
 def test_a_rank_whose_work_is_done_returns_at_once(trained, h5ad, expected, monkeypatch):
     trained.generate_to(h5ad, **REQUEST)
-    monkeypatch.setattr(type(trained), "_rows_of", None)
+    monkeypatch.setattr(CellGenerator, "cells", None)
 
     for rank in range(3):
         assert trained.generate_to(h5ad, **REQUEST, rank=rank, n_ranks=3) == h5ad
@@ -278,7 +279,7 @@ def test_what_was_begun_with_other_arguments_can_be_given_up(trained, h5ad, expe
 
 
 def test_a_folder_that_is_missing_or_none_is_told_of_before_any_work(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(trained), "_rows_of", None)
+    monkeypatch.setattr(CellGenerator, "cells", None)
     (tmp_path / "file").touch()
 
     with pytest.raises(FileNotFoundError, match="The folder .*missing of `path` does not exist"):
@@ -288,13 +289,13 @@ def test_a_folder_that_is_missing_or_none_is_told_of_before_any_work(trained, tm
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_of_before_any_work(trained, goal, monkeypatch):
-    monkeypatch.setattr(type(trained), "_rows_of", None)
+    monkeypatch.setattr(CellGenerator, "cells", None)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(PermissionError, match="cannot be written to; choose another"):
         trained.generate_to(goal, **REQUEST)
     monkeypatch.undo()
 
-    monkeypatch.setattr(type(trained), "_rows_of", None)
+    monkeypatch.setattr(CellGenerator, "cells", None)
     monkeypatch.setattr(Path, "mkdir", refused(errno.EACCES))
     with pytest.raises(PermissionError, match="Making a folder for finished cells in .* Permission denied"):
         trained.generate_to(goal, **REQUEST)

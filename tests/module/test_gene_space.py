@@ -225,8 +225,8 @@ def test_a_network_that_knows_the_data_samples_it(profiles, path, sampler):
             return known.expand_as(x_t)
 
     module.averaged_network = Oracle()
-    sampled = module.sample_profiles(
-        torch.zeros(5, 0).long(), Generators(0, range(5)), guidance=Guidance(), sampler=sampler, n_steps=20
+    sampled = module.sample_cells(
+        torch.zeros(5, 0).long(), Generators(0, range(5)), guidance=Guidance(), sampler=sampler, n_steps=20, n_wanted=5
     )
 
     assert torch.equal(sampled == 0, (profiles[:1] == 0).expand(5, -1))
@@ -251,12 +251,13 @@ def test_the_order_of_genes_is_set_for_both_networks(backbone):
 def test_any_number_of_genes_fits(backbone, n_genes):
     module = build(n_genes=n_genes, patch_size=min(4, n_genes), backbone=backbone)
 
-    profile = module.sample_profiles(
+    profile = module.sample_cells(
         torch.zeros(2, 0).long(),
         Generators(0, range(2)),
         guidance=Guidance(),
         sampler=DPMSolverSampler(),
         n_steps=2,
+        n_wanted=2,
     )
 
     assert profile.shape == (2, n_genes)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 
@@ -132,16 +132,16 @@ class GuidedField:
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided prediction at ``x_t (n, ...)`` and a scalar time or times ``(n,)``."""
         t = t.expand(len(x_t))
-        if self.guidance.covers_path or (is_inside := self._is_inside(t)).all():
-            return self._guided(x_t, t)
-        (plain,) = self._plain_mixture(self.network, x_t, t)
-        if not is_inside.any():
-            return plain
-        return torch.where(_expand(is_inside, x_t), self._guided(x_t, t), plain)
-
-    def _guided(self, x_t: Tensor, t: Tensor) -> Tensor:
-        guided, *plain = self._guided_mixture(self.network, x_t, t)
-        return rescale_to(guided, plain[0], self.guidance.rescale) if plain else guided
+        mixtures, is_inside = [self._guided_mixture], None
+        if not self.guidance.covers_path and not (is_inside := self._is_inside(t)).all():
+            mixtures = [self._guided_mixture, self._plain_mixture] if is_inside.any() else [self._plain_mixture]
+        predictions = []
+        for conditions, weights in mixtures:
+            repeats = len(weights[0])
+            stacked = self.network(_tile(x_t, repeats), t.repeat(repeats), conditions).chunk(repeats)
+            mixed, *plain = (_weighted_sum(each, stacked) for each in weights)
+            predictions.append(rescale_to(mixed, plain[0], self.guidance.rescale) if plain else mixed)
+        return predictions[0] if len(mixtures) == 1 else torch.where(_expand(is_inside, x_t), *predictions)
 
     def _is_inside(self, t: Tensor) -> Tensor:
         """Tell which of the network's times ``(n,)`` are in the interval."""
@@ -158,8 +158,7 @@ class GuidedField:
         return _Mixtures.of(self.condition, self.columns, self.guidance.plain)
 
 
-@dataclass(frozen=True, eq=False)
-class _Mixtures:
+class _Mixtures(NamedTuple):
     """Mixtures of predictions, each of which is made once; conditions and weights are the same along the whole path.
 
     Parameters
@@ -180,12 +179,6 @@ class _Mixtures:
         weights_of = [{term.keys: term.weight for term in terms} for terms in mixtures]
         conditions = torch.cat([columns.keep(condition, keys) for keys in subsets])
         return cls(conditions, [[weights.get(keys, 0.0) for keys in subsets] for weights in weights_of])
-
-    def __call__(self, network: Network, x_t: Tensor, t: Tensor) -> list[Tensor]:
-        """Return every mixture at ``x_t (n, ...)`` and times ``(n,)``, from one batch."""
-        repeats = len(self.weights[0])
-        stacked = network(_tile(x_t, repeats), t.repeat(repeats), self.conditions).chunk(repeats)
-        return [_weighted_sum(weights, stacked) for weights in self.weights]
 
 
 def rescale_to(guided: Tensor, plain: Tensor, share: float) -> Tensor:

@@ -228,7 +228,7 @@ def sampling_statistics(
     if groupby is not None and groupby not in keys:
         msg = f"`groupby` {groupby!r} is not a condition key. {known_names(groupby, list(keys))}"
         raise ValueError(msg)
-    _, sampler = model._resolve_sampler(sampler)
+    _, sampler = model._engine.sampler(sampler)
     if isinstance(sampler, DormandPrinceSampler):
         msg = (
             "The steps of 'dopri5' differ from block to block of cells, so that they cannot be averaged; choose a sampler with "

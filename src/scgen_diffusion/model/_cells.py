@@ -17,10 +17,10 @@ from scgen_diffusion.data import (
     check_values,
     row_numbers,
 )
+from scgen_diffusion.generation import checked_batch_size
 
 from ._advice import AdviceMixin
 from ._registration import RegistrationMixin
-from ._request import checked_batch_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

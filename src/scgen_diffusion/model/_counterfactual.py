@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scvi import REGISTRY_KEYS
 from tqdm.auto import tqdm
 
@@ -26,25 +26,30 @@ from scgen_diffusion.data import (
     resolve_seed,
 )
 from scgen_diffusion.diffusion import Generators, Guidance
+from scgen_diffusion.generation import (
+    GuidanceOptions,
+    SamplingOptions,
+    check_finite,
+    checked_batch_size,
+    identity_of,
+    name_of,
+    rows_of,
+    stack,
+)
 from scgen_diffusion.module import total_counts
 
-from ._blocks import rows_of, stack
 from ._cells import CellsMixin, checked_rows
-from ._diagnostics import check_finite
 from ._generation import GenerationMixin
-from ._guidance import GuidanceOptions
-from ._request import SamplingOptions, checked_batch_size
-from ._request_identity import identity_of, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import scipy.sparse as sp
     from anndata import AnnData
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.generation import Rows
     from scgen_diffusion.module import InputValues
 
 
@@ -170,38 +175,39 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         method: str | None = None,
         residuals: str = "new",
     ) -> AnnData:
-        sampling = self._sampling_options(sampler, n_steps, guidance, output)
+        engine = self._engine
+        sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = self._control_cells(adata, indices, condition)
         method = self._method_for(cells, method)
         transport = None if method == "transport" else self._transport_of(sampling.sampler)
         if method == "transport" and (guidance != GuidanceOptions() or given_keys is not None):
             msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
-        outside = self._check_request(np.concatenate([cells.codes, cells.own]))
-        totals = None if library_size is None else self._checked_library_size(library_size, len(cells.rows), output)
+        outside = engine.warn_of_what_lies_outside(np.concatenate([cells.codes, cells.own]))
+        totals = None if library_size is None else engine.totals(library_size, len(cells.rows), output)
         given = self._checked_given_keys(given_keys, [] if condition is None else list(condition))
         options = CounterfactualOptions(
             sampling, transport, given, _checked_strength(strength), sample, totals, method, residuals
         )
         seed = resolve_seed(seed)
-        chunk = self._round_to_blocks(checked_batch_size(batch_size))
+        chunk = engine.round_to_blocks(checked_batch_size(batch_size))
         parts = []
         with tqdm(total=len(cells.rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
-            for block in self._control_blocks(cells, seed, chunk):
-                parts.append(self._carry_over(block, options))
-                progress.update(block.n_wanted)
+            carry_over = partial(self._carry_over, options)
+            for rows in engine.in_parallel(carry_over, self._control_blocks(cells, seed, chunk), chunk):
+                parts.append(rows)
+                progress.update(rows.shape[0])
         x = stack(parts)
         self._check_result(ValueSummary.of(x), output)
-        provenance = self._provenance(condition, sampling, library_size, seed)
+        provenance = engine.provenance(condition, sampling, library_size, seed)
         provenance |= _describe_counterfactual(condition, library_size, options)
         provenance |= {"given_keys": [self.conditions.keys[key] for key in given], "outside_training": outside}
         obs = self._counterfactual_obs(cells, [] if condition is None else list(condition))
         obs.index = self._counterfactual_names(cells, condition, options, provenance, seed)
         return build_anndata(x, obs, self.var_, provenance, is_log1p=output == "log1p")
 
-    @torch.inference_mode()
-    def _carry_over(self, block: ControlBlock, options: CounterfactualOptions) -> sp.csr_matrix | np.ndarray:
-        sparse = options.sample and self._is_sparse(options.sampling.output)
+    def _carry_over(self, options: CounterfactualOptions, block: ControlBlock) -> Rows:
+        sparse = options.sample and self.module.has_zeros(options.sampling.output)
         rows = rows_of(self._counterfactual_block(block, options), sparse=sparse)
         check_finite(rows)
         return rows
@@ -273,24 +279,24 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         """Name cells by what was asked, and by the given cells that they were."""
         asked = self.conditions.request(condition, len(cells.rows))
         told = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
-        identity = identity_of(self, asked, options.sampling, options.library_size, provenance) | told
-        name = name_of(identity, options.sampling.guidance, seed, None if asked.is_uniform else len(cells.rows))
+        identity = identity_of(self.module, self.conditions, asked, options.sampling, options.library_size, provenance)
+        name = name_of(identity | told, options.sampling.guidance, seed, None if asked.is_uniform else len(cells.rows))
         return pd.Index([f"{name}-{cell}" for cell in cells.source.obs_names[cells.rows]])
 
     def _control_blocks(self, cells: ControlCells, seed: int, chunk: int) -> Iterator[ControlBlock]:
         """Yield cells in whole blocks, read ``chunk`` of them, a multiple of a block, at a time."""
-        start = 0
+        start, size = 0, self._engine.block_size
         for tensors, read in self._read(cells.source, cells.rows, chunk):
             x = tensors[REGISTRY_KEYS.X_KEY]
-            for first in range(0, len(read), self._block_size):
-                picked = np.minimum(np.arange(first, first + self._block_size), len(read) - 1)
+            for first in range(0, len(read), size):
+                picked = np.minimum(np.arange(first, first + size), len(read) - 1)
                 positions = start + picked
                 yield ControlBlock(
                     x[picked],
-                    self._condition_tensor(cells.own[positions]),
-                    self._condition_tensor(cells.codes[positions]),
+                    self.module.condition_tensor(cells.own[positions]),
+                    self.module.condition_tensor(cells.codes[positions]),
                     positions,
-                    min(len(read) - first, self._block_size),
+                    min(len(read) - first, size),
                     Generators(seed, cells.rows[positions].tolist(), self.device),
                 )
             start += len(read)
@@ -315,7 +321,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
             return total_counts(block.x)[:, 0]
         sizes = options.library_size
         chosen = sizes[block.positions] if isinstance(sizes, np.ndarray) else sizes
-        return self._draw_totals(chosen, block.new, features, block.generators)
+        return self.module.draw_totals(chosen, block.new, features, block.generators)
 
 
 def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:

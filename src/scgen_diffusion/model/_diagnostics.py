@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scgen_diffusion.data import warn_user
+from scgen_diffusion.generation import check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgen_diffusion.data import ValueSummary
-
-    from ._blocks import Rows
 
 LEAST_PROGRESS = {"regression": 0.1, "spike_and_slab": 0.02}  # share of its first value that the loss must fall by
 FEWEST_ZEROS = 0.5  # share of the training cells' zeros that generated cells must have at least
@@ -49,18 +48,6 @@ def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_
         warn_user(msg)
 
 
-def check_finite(rows: Rows) -> None:
-    """Raise if any value of cells ``(cells, genes)`` on the host is not finite.
-
-    Raises
-    ------
-    FloatingPointError
-        For values that are NaN or infinite.
-    """
-    if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
-        raise _not_finite()
-
-
 def check_summary_finite(values: ValueSummary) -> None:
     """Raise if any of the values that were summed up is not finite.
 
@@ -69,16 +56,7 @@ def check_summary_finite(values: ValueSummary) -> None:
     FloatingPointError
         For values that are NaN or infinite.
     """
-    if np.isnan(values.largest):
-        raise _not_finite()
-
-
-def _not_finite() -> FloatingPointError:
-    msg = (
-        "Sampling diverged: the generated values are not finite. Take more steps, another sampler, or less guidance. If that does not "
-        "help, the model itself has diverged: train anew, with a lower learning rate."
-    )
-    return FloatingPointError(msg)
+    check_finite(np.array(values.largest))
 
 
 def check_not_diverged(values: ValueSummary, largest_training_value: float) -> None:

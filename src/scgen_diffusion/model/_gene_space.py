@@ -5,51 +5,43 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 
 from scgen_diffusion.data import suggests_arguments
-from scgen_diffusion.diffusion import Generators, Sampler, samplers_for
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions, numbers_of_groups
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
     InputValues,
-    LibrarySizeKind,
     build_gene_space_architecture,
-    library_features,
-    to_counts,
 )
 
 from ._advice import ADVICE_IN_GENE_SPACE
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from ._docs import with_shared_texts
 from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
-from ._guidance import GuidanceOptions, numbers_of_groups
-from ._library_sizes import LibrarySizeMixin
 from ._one_stage_training import OneStageTrainingMixin
 from ._query import QueryMixin
-from ._request import OTHER_NAMES
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
-    from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, ValueSummary
-
-    from ._guidance import Composition, GuidanceScale
-    from ._request import SamplingOptions
+    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.generation import Composition, GuidanceScale
+    from scgen_diffusion.module import LibrarySizeKind
 
 
 class GeneSpaceModel(
     QueryMixin,
     OneStageTrainingMixin,
-    LibrarySizeMixin,
     GeneSpaceCounterfactualMixin,
     SamplingPathMixin,
     StreamingMixin,
@@ -96,6 +88,7 @@ class GeneSpaceModel(
         self.init_params_ = self._get_init_params(locals())
 
     @suggests_arguments(OTHER_NAMES)
+    @with_shared_texts
     def generate(
         self,
         n_cells: int | None = None,
@@ -117,29 +110,7 @@ class GeneSpaceModel(
 
         Parameters
         ----------
-        n_cells
-            Number of cells; may be left out when ``condition`` gives one row or value per cell.
-        condition
-            What the cells shall be.
-
-            - None: conditions are drawn from their joint distribution in the training cells.
-            - A mapping from key to a value for all cells, or to a list: one value per cell, or fewer, of which each is then
-              given to an equal share of consecutive cells. Keys left out are drawn given the others.
-            - A table with one row per cell and keys as columns.
-
-            A combination that never occurred in training can be asked for when every key is given.
-        guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
-            from key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which adds up
-            what each of these subsets changes in the unconditional prediction. See the user guide, "Guidance".
-        composition
-            How scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
-            influence given all others). Default: as the model was trained; others need what training showed it.
-        guidance_interval
-            Times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside. Default: everywhere.
-        guidance_rescale
-            From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
-            conditional ones.
+        %(request)s
         sampler
             ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
             or ``"dopri5"``; or a sampler of :mod:`scgen_diffusion.diffusion`, such as ``DDIMSampler(eta=1.0)``.
@@ -150,14 +121,7 @@ class GeneSpaceModel(
         library_size
             Total counts of the cells, if ``counts`` are asked for: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution
             (default: as the model was constructed), one number, or one number per cell.
-        batch_size
-            Cells in the works at most, rounded up to whole blocks (of 128 on a CPU), in which cells are made, several blocks at a
-            time. Does not change the cells.
-        seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
-            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
-        show_progress
-            Whether to show a progress bar.
+        %(work)s
 
         Returns
         -------
@@ -168,10 +132,7 @@ class GeneSpaceModel(
 
         Raises
         ------
-        RuntimeError
-            If the model is not trained.
-        ValueError
-            For unknown keys, values, samplers and sizes, and lengths that do not fit.
+        %(refused)s
         FloatingPointError
             If sampling diverges to values that are no numbers.
         """
@@ -189,6 +150,7 @@ class GeneSpaceModel(
         )
 
     @suggests_arguments(OTHER_NAMES)
+    @with_shared_texts
     def generate_to(
         self,
         path: str | os.PathLike[str],
@@ -213,42 +175,9 @@ class GeneSpaceModel(
     ) -> Path:
         """Generate cells to a file: any number of them in the same memory, and by as many processes as there are.
 
-        A call that was killed goes on where it stopped when it is made again with the same arguments; a finished one returns
-        at once. The cells are those of :meth:`generate`, whatever the shards and the ranks are.
-
-        Parameters
-        ----------
-        path
-            Where to: ``.zarr`` (sharded, of zarr's version 3) or ``.h5ad``. Until all is done, what is finished lies in a hidden
-            folder beside it, which needs about as much space as the file.
+        %(to_file)s
         n_cells, condition, guidance_scale, composition, guidance_interval, guidance_rescale, sampler, n_steps, counts, library_size, batch_size, seed
-            See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
-        shard_size
-            Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
-        rank, n_ranks
-            Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
-            finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
-            another one when the call is made again.
-        overwrite
-            Whether a file of other generated cells may be replaced, which happens at the very end; and, by a single process,
-            whether unfinished work on other cells may be removed. Anything else at the path is never replaced.
-        show_progress
-            Whether to show a progress bar; cells of an earlier call are counted.
-
-        Returns
-        -------
-        pathlib.Path
-            The path. As long as other ranks are still at work there is no file.
-
-        Raises
-        ------
-        FileExistsError
-            If there is a file of other cells.
-        ValueError
-            If unfinished cells of another request are there, and for what :meth:`generate` refuses.
-        OSError
-            If the folder does not exist or cannot be written to, or no space is left.
+        %(to_file_rest)s
         """
         return self._generate_to(
             path,
@@ -297,13 +226,6 @@ class GeneSpaceModel(
         """
         return load_gene_space_reference(cls, path, var_names=var_names, n_heads=n_heads, zero_value=zero_value)
 
-    @property
-    def _samplers(self) -> Mapping[str, Sampler]:
-        return samplers_for(self.module.path)
-
-    def _is_sparse(self, output: InputValues) -> bool:
-        return output == "counts" or self.architecture.clamp
-
     def _check_fits_genes(self) -> None:
         """Raise if patches or a list of genes do not fit the registered genes."""
         a, genes = self.architecture, self._registered_genes
@@ -337,39 +259,6 @@ class GeneSpaceModel(
             msg = "`library_size` was given, but log-normalised values have none; set `counts=True`, or leave it out."
             raise ValueError(msg)
         return library_size
-
-    def _checked_library_size(
-        self, library_size: Any, n_cells: int, output: InputValues
-    ) -> LibrarySizeKind | np.ndarray:
-        return (
-            self._checked_totals(library_size, n_cells)
-            if output == "counts"
-            else np.broadcast_to(np.float32(1), n_cells)
-        )
-
-    def _generate_block(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        options: SamplingOptions,
-        library_size: LibrarySizeKind | np.ndarray,
-        n_wanted: int,
-    ) -> Tensor:
-        profile = self.module.sample_profiles(
-            condition,
-            generators,
-            guidance=options.guidance,
-            sampler=options.sampler,
-            n_steps=options.n_steps,
-        )
-        if options.output == "log1p":
-            return profile[:n_wanted]
-        profile = self.module.cut_zeros(profile)
-        totals = self._draw_totals(library_size, condition, library_features(profile), generators)
-        return to_counts(profile, totals)[:n_wanted]
-
-    def _profiles_of(self, states: Tensor) -> Tensor:
-        return self.module.decode(states)
 
     def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion.data import suggests_arguments
 from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, FixedStepSampler, FlowTransport, NoiseTransport
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
 from scgen_diffusion.module import library_features, to_counts
 
 from ._counterfactual import CounterfactualMixin
-from ._guidance import GuidanceOptions
-from ._request import OTHER_NAMES
+from ._docs import with_shared_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.generation import Composition, GuidanceScale
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, CounterfactualOptions
-    from ._guidance import Composition, GuidanceScale
 
 DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)
 
@@ -33,6 +33,7 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
     """``predict_perturbation`` by the noise that leads to given profiles."""
 
     @suggests_arguments(OTHER_NAMES)
+    @with_shared_texts
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,
@@ -62,22 +63,8 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
 
         Parameters
         ----------
-        adata_control
-            Cells with values of all condition keys in ``obs``; default: those of the model.
-        condition
-            What the cells shall become.
-
-            - A mapping from key to a value for all cells, or to a list with one value per cell. Of keys left out every cell keeps
-              its own value.
-            - A table with one row per cell and keys as columns.
-            - None: every cell's own condition.
-        indices
-            Which of the cells; default: all.
-        given_keys
-            Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type, can
-            be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never seen. Only
-            for models that learned these keys without the others, with
-            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
+        %(control)s
+        %(control_kept)s
         strength
             How far back to go, from just above 0 (cells hardly change) to 1 (all the way to noise).
         guidance_scale, composition, guidance_interval, guidance_rescale
@@ -92,29 +79,17 @@ class GeneSpaceCounterfactualMixin(CounterfactualMixin):
         library_size
             Total counts of the predicted cells, if ``counts`` are asked for, as in :meth:`generate`; default: every cell keeps
             its own.
-        batch_size
-            Cells read at a time, rounded up to whole blocks (of 128 on a CPU). Does not change the result.
-        seed
-            Seed of the draws; default ``scvi.settings.seed``, or else a random one. What is drawn for a cell depends on it and
-            on the cell's row number alone.
-        show_progress
-            Whether to show a progress bar.
+        %(control_work)s
 
         Returns
         -------
         AnnData
-            One cell per given cell, in the same order, with its ``obs``: the keys asked for have the new values, and
-            ``obs["<key>_of_control"]`` those before. Its name is that of the given cell behind one of model and request. Values in ``X`` as :meth:`generate` gives them. How they were made is in
+            %(counterpart)s Values in ``X`` as :meth:`generate` gives them. How they were made is in
             ``uns["scgen_diffusion"]``.
 
         Raises
         ------
-        RuntimeError
-            If the model is not trained.
-        KeyError
-            For cells without a column that the model has as a condition, or without the layer.
-        ValueError
-            For unknown keys and values, cells without a value, other genes or kinds of values, and lengths that do not fit.
+        %(control_refused)s
         """
         return self._predict_perturbation(
             adata_control,

@@ -9,10 +9,10 @@ import torch
 
 from scgen_diffusion.data import known_names, suggests_arguments, warn_user
 from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
 
 from ._counterfactual import CounterfactualMixin
-from ._guidance import GuidanceOptions
-from ._request import OTHER_NAMES
+from ._docs import with_shared_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.generation import Composition, GuidanceScale
     from scgen_diffusion.module import LibrarySizeKind
 
     from ._counterfactual import ControlBlock, ControlCells, CounterfactualOptions
-    from ._guidance import Composition, GuidanceScale
 
 CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
 Residuals: TypeAlias = Literal["own", "new"]
@@ -48,6 +48,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         """Whether cells come out as counts."""
 
     @suggests_arguments(OTHER_NAMES)
+    @with_shared_texts
     def predict_perturbation(
         self,
         adata_control: AnnData | None = None,
@@ -78,15 +79,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
 
         Parameters
         ----------
-        adata_control
-            Cells with values of all condition keys in ``obs``; default: those of the model.
-        condition
-            What the cells shall become.
-
-            - A mapping from key to a value for all cells, or to a list with one value per cell. Of keys left out every cell keeps
-              its own value.
-            - A table with one row per cell and keys as columns.
-            - None: every cell's own condition.
+        %(control)s
         method
             - ``"transport"``: a flow that was trained to start at control cells (:meth:`train_transport`) goes from the cell's latent
               to the perturbed one. The cells must be unperturbed, and keep their values of all keys that do not perturb.
@@ -97,13 +90,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         residuals
             What the latent does not explain of a cell. ``"own"``: kept; molecules are taken away from the cell or added to it as the
             means of the genes fall or rise. ``"new"``: drawn anew with all counts.
-        indices
-            Which of the cells; default: all.
-        given_keys
-            Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type, can
-            be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never seen. Only
-            for models that learned these keys without the others, with
-            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
+        %(control_kept)s
         strength
             How far to go, from just above 0 (cells hardly change) to 1: on the way to the perturbed cells, or back to noise.
         guidance_scale, composition, guidance_interval, guidance_rescale
@@ -117,29 +104,17 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         sample
             True: start from a latent drawn from the cell's posterior, and draw counts. False: expected counts, starting from the
             posterior's mean.
-        batch_size
-            Cells read at a time, rounded up to whole blocks (of 128 on a CPU). Does not change the result.
-        seed
-            Seed of the draws; default ``scvi.settings.seed``, or else a random one. What is drawn for a cell depends on it and
-            on the cell's row number alone.
-        show_progress
-            Whether to show a progress bar.
+        %(control_work)s
 
         Returns
         -------
         AnnData
-            One cell per given cell, in the same order, with its ``obs``: the keys asked for have the new values, and
-            ``obs["<key>_of_control"]`` those before. Its name is that of the given cell behind one of model and request. Counts (CSR) in ``X``, expected ones dense; with a Gaussian head,
+            %(counterpart)s Counts (CSR) in ``X``, expected ones dense; with a Gaussian head,
             log-normalised values. How they were made is in ``uns["scgen_diffusion"]``.
 
         Raises
         ------
-        RuntimeError
-            If the model is not trained.
-        KeyError
-            For cells without a column that the model has as a condition, or without the layer.
-        ValueError
-            For unknown keys and values, cells without a value, other genes or kinds of values, and lengths that do not fit.
+        %(control_refused)s
         """
         return self._predict_perturbation(
             adata_control,
@@ -189,7 +164,7 @@ class LatentCounterfactualMixin(CounterfactualMixin):
 
     def _is_perturbation(self, cells: ControlCells) -> bool:
         """Tell whether all cells are unperturbed, and asked to change by a perturbation alone."""
-        own, codes = self._condition_tensor(cells.own), self._condition_tensor(cells.codes)
+        own, codes = self.module.condition_tensor(cells.own), self.module.condition_tensor(cells.codes)
         return self.module.transport.explains(own, codes)
 
     def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:

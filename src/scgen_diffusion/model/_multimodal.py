@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
@@ -23,32 +22,31 @@ from scgen_diffusion.data import (
     check_same_features,
     condition_names,
     guess_likelihood,
-    known_names,
     modalities_of,
     resolve_layers,
     resolve_modalities,
 )
+from scgen_diffusion.generation import numbers_of_groups
 from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, SCLDMModule
 
 from ._counterfactual import CounterfactualMixin
-from ._guidance import numbers_of_groups
-from ._library_sizes import LibrarySizeMixin
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._training import TrainingMixin
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import scipy.sparse as sp
     from anndata import AnnData
     from mudata import MuData
-    from torch import Tensor
 
-    from scgen_diffusion.diffusion import Generators
-    from scgen_diffusion.module import LibrarySizeKind, SCLDMArchitecture
+    from scgen_diffusion.generation import LibrarySizes
+    from scgen_diffusion.module import SCLDMArchitecture
 
     from ._counterfactual import ControlCells
 
 
-class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
+class MultimodalMixin(CounterfactualMixin, TrainingMixin):
     """``setup_mudata``, and what differs for cells with several modalities from cells with one."""
 
     architecture: SCLDMArchitecture
@@ -219,50 +217,13 @@ class MultimodalMixin(CounterfactualMixin, LibrarySizeMixin, TrainingMixin):
             )
             raise NotImplementedError(msg)
 
-    # --- library sizes ---------------------------------------------------------------------------------------------
-
-    def _checked_totals(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
-        """Resolve library sizes: the name of a distribution, or ``(cells, modalities)`` with NaN where they are to be drawn."""
-        if not self.modalities or library_size is None or isinstance(library_size, str):
-            return super()._checked_totals(library_size, n_cells)
-        if not isinstance(library_size, Mapping):
-            msg = (
-                f"`library_size` of a model with the modalities {list(self.modalities)} must be a mapping from modality to "
-                f"numbers, or the name of a distribution, but found {type(library_size).__name__}."
-            )
-            raise TypeError(msg)
-        self._checked_library_kind(self.architecture.library_size)  # by which the others are drawn
-        totals = np.full((n_cells, len(self.modalities)), np.nan, dtype=np.float32)
-        for name, sizes in library_size.items():
-            if name not in self.modalities:
-                msg = f"`library_size` names the modality {name!r}. {known_names(name, list(self.modalities))}"
-                raise ValueError(msg)
-            totals[:, list(self.modalities).index(name)] = self._checked_sizes(name, sizes, n_cells)
-        return totals
-
-    def _checked_sizes(self, name: str, sizes: Any, n_cells: int) -> np.ndarray:
-        """Return one modality's totals, one per cell."""
-        if isinstance(sizes, str):
-            msg = f"`library_size[{name!r}]` must be numbers, but found {sizes!r}; a distribution is named for all modalities."
-            raise TypeError(msg)
-        checked = np.asarray(super()._checked_totals(sizes, n_cells))
-        modality = self.modalities[name]
-        if modality.likelihood == "bernoulli" and np.max(checked) >= len(modality.features):
-            msg = (
-                f"`library_size[{name!r}]` must be below the number of features ({len(modality.features)}), which are 0 or "
-                f"1, but found {np.max(checked):g}."
-            )
-            raise ValueError(msg)
-        return checked
-
-    def _draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, z: Tensor, generators: Generators
-    ) -> Tensor:
-        if not self.modalities or isinstance(library_size, str):
-            return super()._draw_totals(library_size, condition, z, generators)
-        drawn = super()._draw_totals(self.architecture.library_size, condition, z, generators)
-        given = torch.from_numpy(library_size).to(z.device)
-        return torch.where(given.isnan(), drawn, given)
+    @property
+    def _library_sizes(self) -> LibrarySizes:
+        largest = {
+            name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
+            for name, modality in self.modalities.items()
+        }
+        return replace(super()._library_sizes, largest=largest)
 
 
 def _likelihoods(

@@ -106,7 +106,7 @@ class OneStageTrainingMixin(TrainingMixin):
         """Keep what generating needs to know of the cells: library sizes."""
         if self._input_values == "counts":
             totals = gathered((total_counts(x)[:, 0] for x in self._expression(None)), self._cells.n_cells)
-            self.module.library_size.fit(totals.log(), self._condition_tensor(self._registered_codes).cpu())
+            self.module.library_size.fit(totals.log(), self.module.condition_tensor(self._registered_codes).cpu())
 
     @torch.no_grad()
     def _describe_predicted_totals(self) -> None:
@@ -115,5 +115,5 @@ class OneStageTrainingMixin(TrainingMixin):
         predicted = (self.module.library_size.predict(library_features(profile)) for profile in self._profiles(None))
         drawn = (mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator) for mean, std in predicted)
         self.module.library_size.fit_predicted(
-            gathered(drawn, self._cells.n_cells), self._condition_tensor(self._registered_codes).cpu()
+            gathered(drawn, self._cells.n_cells), self.module.condition_tensor(self._registered_codes).cpu()
         )

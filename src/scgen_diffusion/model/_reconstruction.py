@@ -10,9 +10,8 @@ import torch
 
 from scgen_diffusion.data import is_whole_number, known_names, resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators
+from scgen_diffusion.generation import check_finite, rows_of, stack
 
-from ._blocks import rows_of, stack
-from ._diagnostics import check_finite
 from ._latents import LatentMixin
 
 if TYPE_CHECKING:

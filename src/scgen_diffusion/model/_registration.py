@@ -297,11 +297,6 @@ class RegistrationMixin(BaseModelClass):
             raise ValueError(msg)
         return self._file_cells or RegisteredCells(self.adata_manager, CONDITIONS)
 
-    def _condition_tensor(self, codes: np.ndarray) -> torch.Tensor:
-        """Turn codes ``(n, columns)``, none of them open, into what the module takes."""
-        null = self.module.null_condition
-        return torch.from_numpy(codes).to(null.device, null.dtype)
-
     @property
     def _registered_genes(self) -> pd.Index:
         state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]

@@ -2,56 +2,45 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from scgen_diffusion.data import ValueSummary, is_whole_number, suggests_arguments
 from scgen_diffusion.diffusion import TracingSampler
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
 
-from ._generation import Block, GenerationMixin
-from ._guidance import GuidanceOptions
-from ._request import OTHER_NAMES
+from ._generation import GenerationMixin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler
-
-    from ._guidance import Composition, GuidanceScale
-    from ._request import SamplingOptions
+    from scgen_diffusion.generation import CellGenerator, CellRequest, Composition, GuidanceScale
 
 COLUMNS = ("cell", "frame", "time", "noise_level")
 
 
 class Frames(NamedTuple):
-    """Some cells on their way: times ``(frames,)``, and profiles of states and of estimates, ``(frames, cells, genes)``."""
+    """Some cells on their way: times ``(frames,)``, profiles of states and of estimates ``(frames, cells, genes)``, and condition codes."""
 
     times: Tensor
     states: np.ndarray
     estimates: np.ndarray
+    codes: np.ndarray
 
 
 class SamplingPathMixin(GenerationMixin):
-    """``get_sampling_path`` for models that generate by a sampler.
-
-    A subclass says how a state reads as a profile (:meth:`_profiles_of`); its module has ``denoiser`` and ``draw_noise``.
-    """
-
-    architecture: Any
-
-    @abstractmethod
-    def _profiles_of(self, states: Tensor) -> Tensor:
-        """Read states ``(cells, ...)`` as log-normalised profiles ``(cells, genes)``."""
+    """``get_sampling_path`` for models that generate by a sampler."""
 
     @suggests_arguments(OTHER_NAMES)
     def get_sampling_path(
@@ -140,46 +129,44 @@ class SamplingPathMixin(GenerationMixin):
             seed=seed,
             output="log1p",
         )
-        watched = watchable(request.options.sampler)
-        parts, codes = [], []
+        watched, engine, parts = watchable(request.options.sampler), self._engine, []
+        watch = partial(frames_of_block, engine, request, sampler=watched, n_frames=n_frames)
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            for block in self._blocks(request.codes, 0, request.n_cells, request.seed):
-                parts.append(self._frames_of(block, watched, request.options, n_frames))
-                codes.append(block.codes[: block.n_wanted])
-                progress.update(block.n_wanted)
-        times = parts[0].times
-        states, estimates = (np.concatenate(blocks, axis=1) for blocks in list(zip(*parts, strict=True))[1:])
+            for frames in engine.in_parallel(watch, range(0, request.n_cells, engine.block_size)):
+                parts.append(frames)
+                progress.update(len(frames.codes))
+        times, codes = parts[0].times, np.concatenate([part.codes for part in parts])
+        states = np.concatenate([part.states for part in parts], axis=1)
+        estimates = np.concatenate([part.estimates for part in parts], axis=1)
         self._check_result(ValueSummary.of(states[-1]), "log1p")
         identity = {**request.identity, "values": self._default_output}
         if self._default_output == "counts":
             identity["library_size"] = self.architecture.library_size
         generated = replace(request, identity=identity)  # what `generate` makes of the same arguments
-        cells = self.conditions.to_obs(np.concatenate(codes), generated.names(0, request.n_cells))
+        cells = self.conditions.to_obs(codes, generated.names(0, request.n_cells))
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
         obs = obs_of_frames(cells, times.float().cpu().numpy(), levels.float().cpu().numpy())
-        layers = {"estimate": np.concatenate(estimates)}
+        layers = {"estimate": np.concatenate(estimates)}  # frame by frame, below each other
         provenance = {**request.provenance, "n_frames": int(n_frames)}
         return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers)
 
-    @torch.inference_mode()
-    def _frames_of(self, block: Block, sampler: TracingSampler, options: SamplingOptions, n_frames: int) -> Frames:
-        """Watch a block of cells."""
-        denoiser = self.module.denoiser(self._condition_tensor(block.codes), options.guidance)
-        trace = sampler.trace(
-            denoiser,
-            self.module.draw_noise(block.generators),
-            n_frames=n_frames,
-            n_steps=options.n_steps,
-            generators=block.generators,
-        )
-        estimates = [denoiser.estimate(x, t).data for t, x in zip(trace.times[:-1], trace.states[:-1], strict=True)]
-        estimates.append(trace.states[-1])  # nothing is left to be estimated
-        return Frames(trace.times, *(self._read_frames(states, block.n_wanted) for states in (trace.states, estimates)))
 
-    def _read_frames(self, frames: Tensor | list[Tensor], n_wanted: int) -> np.ndarray:
-        """Read the states of the first cells of a block as profiles, frame by frame."""
-        profiles = [self._profiles_of(states)[:n_wanted].float().cpu() for states in frames]
-        return torch.stack(profiles).numpy()
+def frames_of_block(
+    engine: CellGenerator, request: CellRequest, first: int, *, sampler: TracingSampler, n_frames: int
+) -> Frames:
+    """Watch a block of cells, and read their states, and what the model takes the finished cells to be, as profiles."""
+    block, module = engine.block(request, first, request.n_cells), engine.module
+    denoiser, noise = module.denoiser(block.condition, request.options.guidance), module.draw_noise(block.generators)
+    times, states = sampler.trace(
+        denoiser, noise, n_frames=n_frames, n_steps=request.options.n_steps, generators=block.generators
+    )
+    estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
+    estimates.append(states[-1])  # nothing is left to be estimated
+
+    def read(frames: Sequence[Tensor]) -> np.ndarray:
+        return torch.stack([module.profiles_of(x)[: block.n_wanted].float().cpu() for x in frames]).numpy()
+
+    return Frames(times, read(states), read(estimates), block.codes[: block.n_wanted])
 
 
 def check_n_frames(n_frames: Any) -> None:

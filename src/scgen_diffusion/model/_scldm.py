@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
-
 from scgen_diffusion.data import suggests_arguments
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Sampler
-from scgen_diffusion.module import InputValues, LibrarySizeKind, SCLDMModule, build_architecture
+from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
+from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 
-from ._guidance import GuidanceOptions
+from ._docs import with_shared_texts
 from ._latent_counterfactual import LatentCounterfactualMixin
 from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
 from ._reconstruction import ReconstructionMixin
 from ._reference import load_reference
-from ._request import OTHER_NAMES
 from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 from ._transport_training import TransportTrainingMixin
@@ -28,12 +25,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
-    from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-
-    from ._guidance import Composition, GuidanceScale
-    from ._request import SamplingOptions
+    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.generation import Composition, GuidanceScale
+    from scgen_diffusion.module import LibrarySizeKind
 
 
 class SCLDM(
@@ -105,6 +101,7 @@ class SCLDM(
         self.init_params_ = self._get_init_params(locals())
 
     @suggests_arguments(OTHER_NAMES)
+    @with_shared_texts
     def generate(
         self,
         n_cells: int | None = None,
@@ -125,29 +122,7 @@ class SCLDM(
 
         Parameters
         ----------
-        n_cells
-            Number of cells; may be left out when ``condition`` gives one row or value per cell.
-        condition
-            What the cells shall be.
-
-            - None: conditions are drawn from their joint distribution in the training cells.
-            - A mapping from key to a value for all cells, or to a list: one value per cell, or fewer, of which each is then
-              given to an equal share of consecutive cells. Keys left out are drawn given the others.
-            - A table with one row per cell and keys as columns.
-
-            A combination that never occurred in training can be asked for when every key is given.
-        guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
-            from key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which adds up
-            what each of these subsets changes in the unconditional prediction. See the user guide, "Guidance".
-        composition
-            How scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
-            influence given all others). Default: as the model was trained; others need what training showed it.
-        guidance_interval
-            Times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside. Default: everywhere.
-        guidance_rescale
-            From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
-            conditional ones.
+        %(request)s
         sampler
             ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"dopri5"``, or a sampler of :mod:`scgen_diffusion.diffusion`.
         n_steps
@@ -156,14 +131,7 @@ class SCLDM(
             Total counts of the cells: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution (default: as the model was
             constructed), one number, or one number per cell. For several modalities a mapping from modality to numbers,
             ``{"prot": 3_000}``; those of the others are drawn.
-        batch_size
-            Cells in the works at most, rounded up to whole blocks (of 128 on a CPU), in which cells are made, several blocks at a
-            time. Does not change the cells.
-        seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of one
-            seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
-        show_progress
-            Whether to show a progress bar.
+        %(work)s
 
         Returns
         -------
@@ -174,10 +142,7 @@ class SCLDM(
 
         Raises
         ------
-        RuntimeError
-            If the model is not trained.
-        ValueError
-            For unknown keys, values, samplers and sizes, and lengths that do not fit.
+        %(refused)s
         """
         return self._generate(
             n_cells,
@@ -193,6 +158,7 @@ class SCLDM(
         )
 
     @suggests_arguments(OTHER_NAMES)
+    @with_shared_texts
     def generate_to(
         self,
         path: str | os.PathLike[str],
@@ -216,42 +182,9 @@ class SCLDM(
     ) -> Path:
         """Generate cells to a file: any number of them in the same memory, and by as many processes as there are.
 
-        A call that was killed goes on where it stopped when it is made again with the same arguments; a finished one returns
-        at once. The cells are those of :meth:`generate`, whatever the shards and the ranks are.
-
-        Parameters
-        ----------
-        path
-            Where to: ``.zarr`` (sharded, of zarr's version 3) or ``.h5ad``. Until all is done, what is finished lies in a hidden
-            folder beside it, which needs about as much space as the file.
+        %(to_file)s
         n_cells, condition, guidance_scale, composition, guidance_interval, guidance_rescale, sampler, n_steps, library_size, batch_size, seed
-            See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
-        shard_size
-            Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
-        rank, n_ranks
-            Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
-            finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
-            another one when the call is made again.
-        overwrite
-            Whether a file of other generated cells may be replaced, which happens at the very end; and, by a single process,
-            whether unfinished work on other cells may be removed. Anything else at the path is never replaced.
-        show_progress
-            Whether to show a progress bar; cells of an earlier call are counted.
-
-        Returns
-        -------
-        pathlib.Path
-            The path. As long as other ranks are still at work there is no file.
-
-        Raises
-        ------
-        FileExistsError
-            If there is a file of other cells.
-        ValueError
-            If unfinished cells of another request are there, and for what :meth:`generate` refuses.
-        OSError
-            If the folder does not exist or cannot be written to, or no space is left.
+        %(to_file_rest)s
         """
         return self._generate_to(
             path,
@@ -329,10 +262,6 @@ class SCLDM(
         )
 
     @property
-    def _samplers(self) -> Mapping[str, Sampler]:
-        return FLOW_SAMPLERS
-
-    @property
     def _default_output(self) -> InputValues:
         return "counts" if self._generates_counts else "log1p"
 
@@ -345,35 +274,3 @@ class SCLDM(
             missing = "train_prior()" if "autoencoder" in self.trained_stages_ else "train()"
             msg = f"The model cannot generate yet; call {missing} first."
             raise RuntimeError(msg)
-
-    def _checked_library_size(
-        self, library_size: Any, n_cells: int, output: InputValues
-    ) -> LibrarySizeKind | np.ndarray:
-        if output == "counts":
-            return self._checked_totals(library_size, n_cells)
-        if library_size is not None:
-            msg = "`library_size` was given, but log-normalised values have none; leave it out."
-            raise ValueError(msg)
-        return np.broadcast_to(np.float32(1), n_cells)
-
-    def _generate_block(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        options: SamplingOptions,
-        library_size: LibrarySizeKind | np.ndarray,
-        n_wanted: int,
-    ) -> Tensor:
-        module = self.module
-        z = module.sample_latents(
-            module.draw_noise(generators),
-            condition,
-            guidance=options.guidance,
-            sampler=options.sampler,
-            n_steps=options.n_steps,
-        )
-        totals = self._draw_totals(library_size, condition, z, generators)
-        return module.draw_cells(z, totals, generators.first(n_wanted))
-
-    def _profiles_of(self, states: Tensor) -> Tensor:
-        return self.module.expected_profiles(self.module.unstandardise(states))

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion.data import PartFolder, is_generated, is_whole_number, read_manifest, read_record, remove_parts
-
-from ._request_identity import differences
+from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ._request import CellRequest
+    from scgen_diffusion.generation import CellRequest
 
 
 @dataclass(frozen=True)

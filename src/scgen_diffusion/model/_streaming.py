@@ -30,10 +30,9 @@ from scgen_diffusion.data import (
     with_categories,
     write_cells,
 )
+from scgen_diffusion.generation import checked_batch_size, stack
 
-from ._blocks import stack
 from ._generation import GenerationMixin
-from ._request import checked_batch_size
 from ._stream import Share, Stream
 
 if TYPE_CHECKING:
@@ -44,9 +43,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgen_diffusion.data import ConditionRequest, PartFolder, Turn
+    from scgen_diffusion.generation import CellRequest
     from scgen_diffusion.module import InputValues
-
-    from ._request import CellRequest
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +74,7 @@ class StreamingMixin(GenerationMixin):
         """Make this process' share of a request, and put all together if no other share is missing."""
         self._check_can_stream()
         share, goal = Share(rank, n_ranks), checked_goal(path, SUFFIXES)
-        step = self._round_to_blocks(checked_batch_size(batch_size))
+        batch_size = checked_batch_size(batch_size)
         cells_per_part = self._cells_per_part(shard_size)
         request = self._request(n_cells, condition, **options)
         seed = settings.seed if options["seed"] is None else options["seed"]
@@ -97,7 +95,7 @@ class StreamingMixin(GenerationMixin):
             remove_parts(stream.folder)
             return goal
         try:
-            self._make_parts(stream, folder, share, step, show_progress=show_progress)
+            self._make_parts(stream, folder, share, batch_size, show_progress=show_progress)
             values = self._put_together(stream, folder, share)
         except OSError:
             if not stream.is_finished():
@@ -118,9 +116,11 @@ class StreamingMixin(GenerationMixin):
         elif not is_whole_number(shard_size) or shard_size < 1:
             msg = f"`shard_size` must be a whole number of at least 1, but found {shard_size!r}."
             raise ValueError(msg)
-        return self._round_to_blocks(int(shard_size))
+        return self._engine.round_to_blocks(int(shard_size))
 
-    def _make_parts(self, stream: Stream, folder: PartFolder, share: Share, step: int, *, show_progress: bool) -> None:
+    def _make_parts(
+        self, stream: Stream, folder: PartFolder, share: Share, batch_size: int, *, show_progress: bool
+    ) -> None:
         """Make the parts of a share that are not there yet."""
         numbers, finished = share.of(stream.n_parts), folder.finished
         n_cells = {number: len(stream.rows(number)) for number in numbers}
@@ -133,15 +133,14 @@ class StreamingMixin(GenerationMixin):
         ) as progress:
             for number in numbers:
                 if number not in finished:
-                    self._make_part(stream, folder, number, step, progress)
+                    self._make_part(stream, folder, number, batch_size, progress)
 
-    def _make_part(self, stream: Stream, folder: PartFolder, number: int, step: int, progress: Any) -> None:
+    def _make_part(self, stream: Stream, folder: PartFolder, number: int, batch_size: int, progress: Any) -> None:
         rows, pieces = stream.rows(number), []
-        for start in range(rows.start, rows.stop, step):
-            stop = min(start + step, rows.stop)
-            pieces.append(self._rows_of(stream.request, start, stop))
-            progress.update(stop - start)
-        part = Part(stack([x for x, _ in pieces]), np.concatenate([codes for _, codes in pieces]))
+        for cells in self._engine.cells(stream.request, rows.start, rows.stop, batch_size=batch_size):
+            pieces.append(cells)
+            progress.update(len(cells.codes))
+        part = Part(stack([piece.x for piece in pieces]), np.concatenate([piece.codes for piece in pieces]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what all cells together may not have
             self._check_result(ValueSummary.of(part.x), stream.request.output)
@@ -191,7 +190,7 @@ class StreamingMixin(GenerationMixin):
         except DamagedPartError as damage:
             remove(place)
             folder.discard(damage.number)
-            self._make_part(stream, folder, damage.number, self._block_size, tqdm(disable=True))
+            self._make_part(stream, folder, damage.number, 1, tqdm(disable=True))
             return self._write_whole(stream, folder, turn)
         except BaseException:
             remove(place)
@@ -216,7 +215,7 @@ class StreamingMixin(GenerationMixin):
 
     def _no_cells(self, output: InputValues) -> sp.csr_matrix | np.ndarray:
         x = np.zeros((0, len(self.var_)), dtype=np.float32)
-        return sp.csr_matrix(x) if self._is_sparse(output) else x
+        return sp.csr_matrix(x) if self.module.has_zeros(output) else x
 
     def _pieces(self, stream: Stream, folder: PartFolder, dtypes: Mapping[str, pd.CategoricalDtype]) -> Iterator[Piece]:
         for number in range(stream.n_parts):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from scvi.module.base import BaseModuleClass
 
 from scgen_diffusion.diffusion import ConditionColumns, condition_strategy
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import ConditionStrategy
+    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler
     from scgen_diffusion.nn import ConditionSpec
+
+    from ._expression import InputValues
+    from ._library_size import LibrarySizeKind
 
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches."""
@@ -59,3 +64,70 @@ class ConditionedModule(BaseModuleClass):
             n_cells = len(next(iter(tensors.values())))
             return null.new_zeros(n_cells, 0)
         return tensors[CONDITIONS].to(null.dtype)
+
+    def condition_tensor(self, codes: np.ndarray) -> Tensor:
+        """Turn condition codes ``(n, columns)``, none of them open, into what the module takes."""
+        return torch.from_numpy(codes).to(self.null_condition.device, self.null_condition.dtype)
+
+    # --- generation ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def draw_noise(self, generators: Generators) -> Tensor:
+        """Draw what generation starts from, ``(cells, ...)``."""
+
+    @abstractmethod
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
+        """Return what samplers follow under ``condition (cells, columns)`` and guidance."""
+
+    @abstractmethod
+    def sample_cells(
+        self,
+        condition: Tensor,
+        generators: Generators,
+        *,
+        guidance: Guidance,
+        sampler: Sampler,
+        n_steps: int | None = None,
+        library_size: LibrarySizeKind | np.ndarray = "empirical",
+        output: InputValues,
+        n_wanted: int,
+    ) -> Tensor:
+        """Make cells.
+
+        Parameters
+        ----------
+        condition
+            ``(block, columns)``.
+        generators
+            Random numbers of the cells.
+        guidance, sampler, n_steps
+            How they are sampled.
+        library_size
+            Name of the distribution of total counts, or the totals ``(block, ...)``.
+        output
+            ``"counts"`` or ``"log1p"``, where the module has a choice.
+        n_wanted
+            How many of them, the first, are asked for.
+
+        Returns
+        -------
+        Tensor
+            ``(n_wanted, genes)``.
+        """
+
+    @abstractmethod
+    def profiles_of(self, states: Tensor) -> Tensor:
+        """Read states on the way from noise to cells, ``(cells, ...)``, as log-normalised profiles ``(cells, genes)``."""
+
+    def draw_totals(
+        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators
+    ) -> Tensor:
+        """Draw total counts ``(cells, ...)`` given conditions ``(cells, columns)`` and what tells totals; given ones stay."""
+        uniform = generators.uniform(*self.library_size.shape)
+        if isinstance(library_size, np.ndarray):
+            return torch.tensor(library_size, device=features.device)
+        return self.library_size.draw(library_size, condition, features, uniform)
+
+    def has_zeros(self, output: InputValues) -> bool:
+        """Tell whether cells hold so many zeros that they are kept sparse."""
+        return output == "counts"

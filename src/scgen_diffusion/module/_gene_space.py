@@ -25,7 +25,7 @@ from scgen_diffusion.nn import GeneDiT
 from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import InputValues, log_profile, total_counts
-from ._library_size import LibrarySizeModel
+from ._library_size import LibrarySizeKind, LibrarySizeModel
 from ._profile_networks import build_network
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class GeneSpaceModule(ConditionedModule):
         field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, self.target)
 
-    def sample_profiles(
+    def sample_cells(
         self,
         condition: Tensor,
         generators: Generators,
@@ -254,10 +254,26 @@ class GeneSpaceModule(ConditionedModule):
         guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
+        library_size: LibrarySizeKind | np.ndarray = "empirical",
+        output: InputValues = "log1p",
+        n_wanted: int,
     ) -> Tensor:
-        """Carry noise to profiles ``(cells, genes)`` under ``condition (cells, columns)`` and guidance."""
-        denoiser = self.denoiser(condition, guidance)
-        return self.decode(sampler(denoiser, self.draw_noise(generators), n_steps=n_steps, generators=generators))
+        """Make profiles or counts ``(n_wanted, genes)`` under ``condition (block, columns)``."""
+        denoiser, noise = self.denoiser(condition, guidance), self.draw_noise(generators)
+        profile = self.decode(sampler(denoiser, noise, n_steps=n_steps, generators=generators))
+        if output == "log1p":
+            return profile[:n_wanted]
+        profile = self.cut_zeros(profile)
+        totals = self.draw_totals(library_size, condition, library_features(profile), generators)
+        return to_counts(profile, totals)[:n_wanted]
+
+    def profiles_of(self, states: Tensor) -> Tensor:
+        """Read states ``(cells, genes)`` as profiles."""
+        return self.decode(states)
+
+    def has_zeros(self, output: InputValues) -> bool:
+        """Tell whether cells hold so many zeros that they are kept sparse."""
+        return output == "counts" or self.architecture.clamp
 
 
 def to_counts(profile: Tensor, totals: Tensor) -> Tensor:

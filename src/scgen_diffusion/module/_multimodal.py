@@ -26,12 +26,14 @@ from ._scldm import SCLDMModule, log_share
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     from scvi.module.base import LossOutput
 
     from scgen_diffusion.diffusion import Generators
     from scgen_diffusion.nn import ConditionSpec
 
     from ._architecture import SCLDMArchitecture
+    from ._library_size import LibrarySizeKind
     from ._likelihoods import Likelihood
 
 LARGE_PANEL = 500
@@ -196,6 +198,16 @@ class MultimodalModule(SCLDMModule):
     def predict_log_totals(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
         """Read mean and standard deviation of log totals off latents, and off the totals of earlier modalities."""
         return self.library_size.predict(z, log_totals)
+
+    def draw_totals(
+        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators
+    ) -> Tensor:
+        """Draw total counts ``(cells, modalities)``; given ones stay, and where they are NaN they are drawn."""
+        if isinstance(library_size, str):
+            return super().draw_totals(library_size, condition, features, generators)
+        drawn = super().draw_totals(self.architecture.library_size, condition, features, generators)
+        given = torch.from_numpy(library_size).to(features.device)
+        return torch.where(given.isnan(), drawn, given)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals to decode latents ``z`` of cells ``x`` with; those of lacking modalities are predicted.

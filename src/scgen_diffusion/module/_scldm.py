@@ -30,13 +30,14 @@ from ._conditioned import ConditionedModule
 from ._count_draws import keep_molecules, only, where_finite
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
-from ._library_size import LibrarySizeModel
+from ._library_size import LibrarySizeKind, LibrarySizeModel
 from ._residuals import carry_over_counts
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.nn import ConditionSpec
@@ -259,6 +260,28 @@ class SCLDMModule(ConditionedModule):
         network = self.averaged_prior if averaged else self.prior
         field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
+
+    def sample_cells(
+        self,
+        condition: Tensor,
+        generators: Generators,
+        *,
+        guidance: Guidance,
+        sampler: Sampler,
+        n_steps: int | None = None,
+        library_size: LibrarySizeKind | np.ndarray = "empirical",
+        output: InputValues = "counts",
+        n_wanted: int,
+    ) -> Tensor:
+        """Make cells ``(n_wanted, genes)`` under ``condition (block, columns)``; they hold what the likelihood explains."""
+        states = sampler(self.denoiser(condition, guidance), self.draw_noise(generators), n_steps=n_steps)
+        z = self.unstandardise(states)
+        totals = self.draw_totals(library_size, condition, z, generators)
+        return self.draw_cells(z, totals, generators.first(n_wanted))
+
+    def profiles_of(self, states: Tensor) -> Tensor:
+        """Read standardised latents ``(cells, tokens, n_latent)`` as the profiles of expected values, ``(cells, genes)``."""
+        return self.expected_profiles(self.unstandardise(states))
 
     def sample_latents(
         self,

@@ -1,0 +1,37 @@
+"""Everything between a request of cells and the network: torch and numpy only, no AnnData and no files."""
+
+from ._generator import Block, CellGenerator, Cells
+from ._guidance import Composition, GuidanceOptions, GuidanceScale, numbers_of_groups
+from ._library_sizes import LibrarySizes
+from ._request import (
+    OTHER_NAMES,
+    CellRequest,
+    SamplingOptions,
+    checked_batch_size,
+    differences,
+    identity_of,
+    name_of,
+)
+from ._rows import Rows, check_finite, rows_of, stack
+
+__all__ = [
+    "OTHER_NAMES",
+    "Block",
+    "CellGenerator",
+    "CellRequest",
+    "Cells",
+    "Composition",
+    "GuidanceOptions",
+    "GuidanceScale",
+    "LibrarySizes",
+    "Rows",
+    "SamplingOptions",
+    "check_finite",
+    "checked_batch_size",
+    "differences",
+    "identity_of",
+    "name_of",
+    "numbers_of_groups",
+    "rows_of",
+    "stack",
+]

@@ -1,0 +1,296 @@
+"""From a request to cells: the one engine that every method that generates is a source or a sink of."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from scgen_diffusion.data import is_whole_number, known_names, warn_user
+from scgen_diffusion.diffusion import Generators, block_size, samplers_for
+
+from ._request import (
+    CellRequest,
+    SamplingOptions,
+    checked_batch_size,
+    default_steps,
+    describe_condition,
+    describe_library_size,
+    identity_of,
+)
+from ._rows import check_finite, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
+    from scgen_diffusion.data import ConditionRequest, Conditions
+    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
+
+    from ._guidance import GuidanceOptions
+    from ._library_sizes import LibrarySizes
+    from ._rows import Rows
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+N_GPU_WORKERS = 2
+"""So that one block is put together on the host while the GPU computes the next."""
+N_UNSEEN = 20  # combinations that provenance names at most
+
+
+class Cells(NamedTuple):
+    """Finished cells of a block: their values ``(cells, genes)``, and their condition codes ``(cells, columns)``."""
+
+    x: Rows
+    codes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Block:
+    """Cells that the network sees together.
+
+    Parameters
+    ----------
+    rows
+        Row of each cell in the request. The last block is filled up with cells that nobody asked for.
+    n_wanted
+        How many cells, the first of the block, were asked for.
+    codes
+        Condition codes, ``(block, columns)``.
+    condition
+        The same as the module takes them.
+    generators
+        Random numbers of the cells.
+    """
+
+    rows: np.ndarray
+    n_wanted: int
+    codes: np.ndarray
+    condition: Tensor
+    generators: Generators
+
+
+@dataclass(frozen=True)
+class CellGenerator:
+    """Turns requests of cells into cells, block by block. Blocks lie at fixed positions, so any range comes out the same.
+
+    Parameters
+    ----------
+    module
+        The trained module.
+    conditions
+        Condition keys, their classes, and their joint distribution in the training cells.
+    library_sizes
+        What total counts may be asked for.
+    name
+        Name of the model.
+    default_sampler
+        Name of the sampler that is taken unless another is asked for.
+    """
+
+    module: SCLDMModule | GeneSpaceModule
+    conditions: Conditions
+    library_sizes: LibrarySizes
+    name: str
+    default_sampler: str
+
+    # --- what is asked for -----------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        n_cells: int | None,
+        condition: ConditionRequest,
+        *,
+        guidance: GuidanceOptions,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        library_size: Any,
+        seed: int,
+        output: InputValues,
+    ) -> CellRequest:
+        """Check what a user asks for, and resolve it; warn of what lies outside the training cells."""
+        codes = self.conditions.request(condition, n_cells)
+        outside = self.warn_of_what_lies_outside(codes.distinct())
+        sizes = self.totals(library_size, len(codes), output)
+        options = self.sampling(sampler, n_steps, guidance, output)
+        provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
+        identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
+        return CellRequest(codes, options, sizes, seed, identity, provenance)
+
+    def warn_of_what_lies_outside(self, codes: np.ndarray) -> list[str]:
+        """Warn of conditions ``(n, columns)`` that lie outside the training cells, and name them for the provenance."""
+        unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
+        if unseen:
+            combinations = (
+                f"The combination {unseen[0]} does"
+                if len(unseen) == 1
+                else f"{len(unseen)} requested combinations, for example {unseen[0]}, do"
+            )
+            warn_user(
+                f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
+                "and conditions that were not given are drawn regardless of those that were."
+            )
+        if extrapolated:
+            warn_user(f"Numbers outside the range of the training cells were asked for: {', '.join(extrapolated)}.")
+        return [*unseen[:N_UNSEEN], *extrapolated]
+
+    def sampling(
+        self, sampler: str | Sampler | None, n_steps: int | None, guidance: GuidanceOptions, output: InputValues
+    ) -> SamplingOptions:
+        """Check how cells shall be sampled, and resolve it."""
+        name, chosen = self.sampler(sampler)
+        if n_steps is not None and (not is_whole_number(n_steps) or n_steps < 1):
+            msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
+            raise ValueError(msg)
+        trained = self.module.strategy
+        resolved = guidance.resolve(trained, self.conditions.keys)
+        n_steps = None if n_steps is None else int(n_steps)  # numpy's cannot be written as JSON
+        return SamplingOptions(name, chosen, n_steps, resolved, guidance.describe(trained), output)
+
+    def sampler(self, sampler: str | Sampler | None) -> tuple[str, Sampler]:
+        """Return the name of a sampler that the module's path admits, and the sampler."""
+        chosen, samplers = self.default_sampler if sampler is None else sampler, samplers_for(self.module.path)
+        if isinstance(chosen, str) and chosen in samplers:
+            return chosen, samplers[chosen]
+        known = known_names(chosen, list(samplers))
+        if isinstance(chosen, str):
+            msg = f"`sampler` {chosen!r} is not known. {known}"
+            raise ValueError(msg)
+        if not callable(chosen) or isinstance(chosen, type):
+            msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {chosen!r}. {known}"
+            raise TypeError(msg)
+        return repr(chosen), chosen
+
+    def totals(self, library_size: Any, n_cells: int, output: InputValues) -> str | np.ndarray:
+        """Resolve a library size: the name of a distribution, or totals ``(cells, ...)``; ones where values have none."""
+        if output == "counts":
+            return self.library_sizes.check(library_size, n_cells)
+        if library_size is not None:
+            msg = "`library_size` was given, but log-normalised values have none; leave it out."
+            raise ValueError(msg)
+        return np.broadcast_to(np.float32(1), n_cells)
+
+    def provenance(
+        self, condition: ConditionRequest, options: SamplingOptions, library_size: Any, seed: int
+    ) -> dict[str, Any]:
+        """Return what is told of a request in ``uns``."""
+        return {
+            "model": self.name,
+            "version": version("scgen-diffusion"),
+            "sampler": options.sampler_name,
+            "n_steps": options.n_steps or default_steps(options.sampler),
+            **options.guidance_record,
+            "values": options.output,
+            "library_size": describe_library_size(library_size, options.output),
+            "condition": describe_condition(condition),
+            "seed": seed,
+        }
+
+    # --- how it is made --------------------------------------------------------------------------------------------
+
+    @property
+    def block_size(self) -> int:
+        """Number of cells that the network sees together."""
+        return block_size(self.module.device)
+
+    def round_to_blocks(self, n_cells: int) -> int:
+        """Round a number of cells up to whole blocks."""
+        return self.block_size * -(-n_cells // self.block_size)
+
+    def cells(
+        self, request: CellRequest, start: int = 0, stop: int | None = None, *, batch_size: int | None = None
+    ) -> Iterator[Cells]:
+        """Make the cells of a range, which starts with a block.
+
+        Parameters
+        ----------
+        request
+            What is asked for.
+        start, stop
+            First row, and the one behind the last; default: all.
+        batch_size
+            Cells in the works at most, rounded up to whole blocks.
+
+        Yields
+        ------
+        Cells
+            Cells of a block, in order.
+        """
+        stop = request.n_cells if stop is None else stop
+        firsts = range(start, stop, self.block_size)
+        return self.in_parallel(partial(self._cells_of_block, request, stop=stop), firsts, batch_size)
+
+    def in_parallel(
+        self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
+    ) -> Iterator[Result]:
+        """Yield ``make(item)`` of every item, of one block each; as many are in the works as ``batch_size`` cells are."""
+        self.module.eval()
+        n_at_once = self.round_to_blocks(checked_batch_size(batch_size)) // self.block_size
+        return in_parallel(torch.inference_mode()(make), items, self.module.device, n_at_once)
+
+    def block(self, request: CellRequest, first: int, stop: int) -> Block:
+        """Return a whole block of cells, of which those before ``stop`` are wanted, and draw the conditions left open."""
+        cells = np.arange(first, first + self.block_size)
+        generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
+        rows = np.minimum(cells, request.n_cells - 1)
+        codes = self.conditions.fill(request.codes[rows], generators.uniform().cpu().numpy())
+        return Block(rows, min(stop - first, len(cells)), codes, self.module.condition_tensor(codes), generators)
+
+    def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> Cells:
+        block, options, sizes = self.block(request, first, stop), request.options, request.library_size
+        values = self.module.sample_cells(
+            block.condition,
+            block.generators,
+            guidance=options.guidance,
+            sampler=options.sampler,
+            n_steps=options.n_steps,
+            library_size=sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes,
+            output=options.output,
+            n_wanted=block.n_wanted,
+        )
+        x = rows_of(values, sparse=self.module.has_zeros(options.output))
+        check_finite(x)  # here, for the device has been waited for, and later blocks would be made in vain
+        return Cells(x, block.codes[: block.n_wanted])
+
+
+def in_parallel(
+    make: Callable[[Item], Result], items: Iterable[Item], device: torch.device, n_at_once: int | None = None
+) -> Iterator[Result]:
+    """Yield ``make(item)`` of every item in their order; several are made at a time, each by one thread of torch.
+
+    On a CPU as many as torch has threads. So results do not depend on the number of threads, as sums that threads share do, and
+    threads do not wait for each other, not even where other processes take the processor away.
+    """
+    workers = {"cpu": torch.get_num_threads(), "cuda": N_GPU_WORKERS}.get(device.type, 1)
+    if workers == 1:
+        return map(make, items)
+    return _in_threads(make, items, workers, workers + 1 if n_at_once is None else min(n_at_once, workers + 1))
+
+
+def _in_threads(
+    make: Callable[[Item], Result], items: Iterable[Item], workers: int, n_at_once: int
+) -> Iterator[Result]:
+    n_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(make, item))
+                if len(pending) >= n_at_once:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            torch.set_num_threads(n_threads)

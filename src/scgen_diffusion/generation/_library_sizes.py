@@ -1,0 +1,105 @@
+"""What may be asked of the cells' total counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from scgen_diffusion.data import known_names
+from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
+
+LARGEST_TOTAL = 10**9  # no cell has as many; far beyond, sums are infinite in single precision
+
+
+@dataclass(frozen=True)
+class LibrarySizes:
+    """The library sizes that a model can give its cells.
+
+    Parameters
+    ----------
+    default
+        Distribution that they are drawn from unless something else is asked for.
+    is_fitted
+        Whether there are statistics to draw from.
+    head_is_trained
+        Whether they can be read off the latent.
+    largest
+        Of a model of several modalities, each modality's name, and the total that its cells stay below.
+    """
+
+    default: LibrarySizeKind
+    is_fitted: bool
+    head_is_trained: bool
+    largest: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
+        """Resolve what a user asks for.
+
+        Returns
+        -------
+        str or numpy.ndarray
+            The name of a distribution, or totals ``(cells,)``; of several modalities ``(cells, modalities)``, NaN where they are
+            to be drawn.
+        """
+        if library_size is None or isinstance(library_size, str):
+            return self._check_kind(library_size or self.default)
+        if not self.largest:
+            return _check_totals(library_size, n_cells)
+        if not isinstance(library_size, Mapping):
+            msg = (
+                f"`library_size` of a model with the modalities {list(self.largest)} must be a mapping from modality to "
+                f"numbers, or the name of a distribution, but found {type(library_size).__name__}."
+            )
+            raise TypeError(msg)
+        self._check_kind(self.default)  # by which the others are drawn
+        totals = np.full((n_cells, len(self.largest)), np.nan, dtype=np.float32)
+        for name, sizes in library_size.items():
+            if name not in self.largest:
+                msg = f"`library_size` names the modality {name!r}. {known_names(name, list(self.largest))}"
+                raise ValueError(msg)
+            if isinstance(sizes, str):
+                msg = f"`library_size[{name!r}]` must be numbers, but found {sizes!r}; a distribution is named for all modalities."
+                raise TypeError(msg)
+            checked = _check_totals(sizes, n_cells)
+            if np.max(checked) >= self.largest[name]:
+                msg = (
+                    f"`library_size[{name!r}]` must be below the number of features ({self.largest[name]}), which are 0 or "
+                    f"1, but found {np.max(checked):g}."
+                )
+                raise ValueError(msg)
+            totals[:, list(self.largest).index(name)] = checked
+        return totals
+
+    def _check_kind(self, kind: str) -> LibrarySizeKind:
+        if kind not in LIBRARY_SIZE_KINDS:
+            msg = f"`library_size` {kind!r} is not known. {known_names(kind, LIBRARY_SIZE_KINDS)}"
+            raise ValueError(msg)
+        if not self.is_fitted:
+            msg = "The model has no library-size statistics; give `library_size` as one number or one per cell."
+            raise ValueError(msg)
+        if kind == "latent" and not self.head_is_trained:
+            msg = "`library_size='latent'` needs a model that was trained here; published weights have no such head."
+            raise ValueError(msg)
+        return cast("LibrarySizeKind", kind)
+
+
+def _check_totals(library_size: Any, n_cells: int) -> np.ndarray:
+    """Return one total per cell."""
+    try:
+        totals = np.asarray(library_size, dtype=float)
+    except (TypeError, ValueError):
+        totals = None
+    if totals is None or isinstance(library_size, bool):
+        msg = f"`library_size` must be one number, one per cell, or the name of a distribution, but found {library_size!r}."
+        raise TypeError(msg)
+    if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
+        msg = f"`library_size` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
+        raise ValueError(msg)
+    is_allowed = (totals >= 1) & (totals <= LARGEST_TOTAL)
+    if not is_allowed.all():
+        msg = f"`library_size` must be at least 1 and at most {LARGEST_TOTAL}, but found {totals[~is_allowed][0]}."
+        raise ValueError(msg)
+    return np.broadcast_to(totals.astype(np.float32), n_cells)

@@ -1,0 +1,247 @@
+"""What cells are asked for: a request, checked and resolved, how provenance tells of it, and what tells it from others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scgen_diffusion.data import ConditionRequest, is_whole_number, to_plain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scgen_diffusion.data import Conditions, RequestedCodes
+    from scgen_diffusion.diffusion import Guidance, Sampler
+    from scgen_diffusion.module import InputValues
+
+DEFAULT_BATCH_SIZE = 2048
+OTHER_NAMES = {
+    **dict.fromkeys(("n", "n_samples", "num_samples", "num_cells", "n_obs", "size"), "n_cells"),
+    **dict.fromkeys(("conditions", "cond", "labels", "labels_key", "y", "cell_type"), "condition"),
+    **dict.fromkeys(("scale", "guidance", "cfg_scale", "guidance_strength", "w"), "guidance_scale"),
+    **dict.fromkeys(("steps", "num_steps", "num_inference_steps"), "n_steps"),
+    **dict.fromkeys(("random_state", "random_seed", "rng", "generator"), "seed"),
+    **dict.fromkeys(("method", "solver", "scheduler"), "sampler"),
+    **dict.fromkeys(("library_sizes", "total_counts", "size_factor"), "library_size"),
+    **dict.fromkeys(("filename", "file", "out", "output"), "path"),
+    **dict.fromkeys(("adata", "control", "control_cells"), "adata_control"),
+    **dict.fromkeys(("progress", "progress_bar", "verbose"), "show_progress"),
+    "frames": "n_frames",
+}
+"""What other packages call the arguments of methods that generate."""
+N_NAMED = 1000  # values of a list that provenance names at most
+DIGEST = "sha256:"
+ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
+N_DIGITS = 10  # of names: two of ten thousand requests share one with a probability of 1 in 20 000
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, which differs from process to process
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a request is sampled, checked and resolved.
+
+    Parameters
+    ----------
+    sampler_name, sampler
+        Way from noise to data.
+    n_steps
+        Its number of steps, None for its default.
+    guidance
+        How predictions are mixed, and where on the path.
+    guidance_record
+        What provenance tells of it.
+    output
+        What the cells hold.
+    """
+
+    sampler_name: str
+    sampler: Sampler
+    n_steps: int | None
+    guidance: Guidance
+    guidance_record: Mapping[str, Any]
+    output: InputValues
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """Cells that were asked for. Any range of them can be made on its own, and comes out the same.
+
+    Parameters
+    ----------
+    codes
+        Condition codes ``(cells, columns)``, open where nothing was asked.
+    options
+        How they are sampled.
+    library_size
+        Name of a distribution, or totals ``(cells, ...)``.
+    seed
+        Seed of all draws.
+    identity
+        What the cells depend on, see :func:`identity_of`.
+    provenance
+        What is told of the request in ``uns``.
+    """
+
+    codes: RequestedCodes
+    options: SamplingOptions
+    library_size: Any
+    seed: int
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.codes)
+
+    @property
+    def output(self) -> InputValues:
+        """What the cells hold."""
+        return self.options.output
+
+    def names(self, start: int, stop: int) -> list[str]:
+        """Name cells of a range: other requests have other names, and the first cells of a longer request the same."""
+        name = name_of(self.identity, self.options.guidance, self.seed, None if self.codes.is_uniform else self.n_cells)
+        return [f"{name}-{number}" for number in range(start, stop)]
+
+    def with_seed(self, seed: int) -> CellRequest:
+        """Return the same request with another seed."""
+        return replace(self, seed=seed, provenance={**self.provenance, "seed": seed})
+
+
+def checked_batch_size(batch_size: int | None) -> int:
+    """Return a number of cells, or the default, unless it is no such number."""
+    if batch_size is None:
+        return DEFAULT_BATCH_SIZE
+    if not is_whole_number(batch_size) or batch_size < 1:
+        msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
+        raise ValueError(msg)
+    return int(batch_size)
+
+
+def default_steps(sampler: Sampler) -> int | str:
+    """Return how many steps a sampler takes when none are asked for."""
+    if timesteps := getattr(sampler, "timesteps", None):
+        return len(timesteps) - 1
+    return getattr(sampler, "default_n_steps", "adaptive")
+
+
+def describe_library_size(library_size: Any, output: InputValues) -> str:
+    """Say in a word where total counts come from."""
+    if output == "log1p":
+        return "none"
+    return library_size if isinstance(library_size, str) else "given"
+
+
+def describe_condition(condition: ConditionRequest) -> Any:
+    """Return the conditions that were asked for in a form that can be written to files."""
+    if condition is None:
+        return "drawn from the training distribution"
+    if isinstance(condition, Mapping):
+        return {key: _describe_values(values) for key, values in condition.items()}
+    return f"a table with the columns {', '.join(condition.columns)}"
+
+
+def _describe_values(values: Any) -> Any:
+    """Return one value as it is, a set as text, and a list as a list of texts, or its length if it is long."""
+    if isinstance(values, AbstractSet):
+        return ", ".join(sorted(map(str, values)))
+    if np.ndim(values) == 0:
+        return values
+    if len(values) > N_NAMED:
+        return f"{len(values)} values"  # `obs` has them
+    return [str(_describe_values(value)) for value in values]
+
+
+# --- what tells a request from others, so that another process, or a later one, goes on with the same ----------------------
+
+
+def identity_of(
+    module: nn.Module,
+    conditions: Conditions,
+    codes: RequestedCodes,
+    options: SamplingOptions,
+    library_size: Any,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return all that cells depend on, apart from the seed and how many they are, in plain values; what is long as a digest.
+
+    Parameters
+    ----------
+    module, conditions
+        What makes the cells.
+    codes
+        Conditions that were asked for.
+    options
+        How the cells are sampled.
+    library_size
+        Name of a distribution, totals ``(cells, ...)``, or None for those of given cells.
+    provenance
+        What is told of the request.
+    """
+    return {
+        "model": provenance["model"],
+        "weights": _digest_of_model(module, conditions),
+        "version": provenance["version"],
+        "torch": str(torch.__version__),
+        "device": torch.device(module.device).type,
+        "sampler": ADDRESS.sub("", options.sampler_name),
+        "n_steps": provenance["n_steps"],
+        "condition": DIGEST + codes.digest,
+        "library_size": DIGEST + _digest_of_array(library_size)
+        if isinstance(library_size, np.ndarray)
+        else library_size,
+        "guidance": json.loads(json.dumps(options.guidance_record, default=str)),
+        "values": options.output,
+    }
+
+
+def name_of(identity: Mapping[str, Any], guidance: Guidance, seed: int, n_cells: int | None) -> str:
+    """Name a request by its model and by a digest of what its cells depend on: the number of cells too, unless it is None."""
+    depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
+    told = json.dumps(depends_on, sort_keys=True, default=str)
+    return f"{identity['model']}-{hashlib.sha256(told.encode()).hexdigest()[:N_DIGITS]}"
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Say in what the first request differs from the second."""
+    return [
+        _difference(name, one.get(name), other.get(name))
+        for name in dict.fromkeys([*one, *other])
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _difference(name: str, one: Any, other: Any) -> str:
+    shown = f"`{name}`" if name in ARGUMENTS else f"the {name}"
+    if any(str(value).startswith(DIGEST) for value in (one, other)):
+        return shown
+    return f"{shown} ({one} there, {other} now)"
+
+
+def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
+    """Tell weights, genes and conditions from others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    architecture = to_plain(asdict(module.architecture))  # NumPy's numbers are Python's after loading
+    for known in (conditions.by_key, conditions.combinations.tolist(), conditions.n_cells.tolist(), architecture):
+        digest.update(repr(known).encode())
+    return DIGEST + digest.hexdigest()
+
+
+def _digest_of_array(values: np.ndarray) -> str:
+    """Tell totals from others; one for all is looked at once."""
+    distinct = values[:1] if values.strides[0] == 0 else values
+    digest = hashlib.sha256(str(distinct.shape).encode())
+    digest.update(np.ascontiguousarray(distinct).tobytes())
+    return digest.hexdigest()

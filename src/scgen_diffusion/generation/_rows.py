@@ -1,0 +1,67 @@
+"""Cells on the host: rows of a matrix, dense or sparse."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows: TypeAlias = sp.csr_matrix | np.ndarray
+
+
+def rows_of(values: Tensor, *, sparse: bool) -> Rows:
+    """Bring cells ``(cells, genes)`` to the host; of sparse ones their non-zero values only."""
+    values = values.float()
+    if not sparse:
+        return values.cpu().numpy()
+    if values.device.type == "cpu":
+        return csr_of(values.numpy())
+    n_genes = values.shape[1]
+    found = values != 0
+    flat = found.view(-1).nonzero().view(-1)
+    data, columns, counts = values.reshape(-1)[flat], (flat % n_genes).int(), found.sum(1)
+    return _assemble(data.cpu().numpy(), columns.cpu().numpy(), counts.cpu().numpy(), n_genes)
+
+
+def csr_of(values: np.ndarray) -> sp.csr_matrix:
+    """Return dense cells ``(cells, genes)`` as CSR, five times as fast as by SciPy."""
+    n_cells, n_genes = values.shape
+    values = np.ascontiguousarray(values)
+    found = values != 0
+    flat, counts = np.flatnonzero(found), np.count_nonzero(found, axis=1)
+    columns = (flat - np.repeat(np.arange(n_cells) * n_genes, counts)).astype(np.int32)
+    return _assemble(values.reshape(-1)[flat], columns, counts, n_genes)
+
+
+def _assemble(data: np.ndarray, columns: np.ndarray, counts: np.ndarray, n_genes: int) -> sp.csr_matrix:
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    matrix = sp.csr_matrix((data, columns, starts), shape=(len(counts), n_genes))
+    matrix.has_canonical_format = True
+    return matrix
+
+
+def stack(parts: list[Rows]) -> Rows:
+    """Put rows below each other, sparse or not."""
+    if len(parts) == 1:
+        return parts[0]
+    return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
+
+
+def check_finite(rows: Rows) -> None:
+    """Raise if any value of cells ``(cells, genes)`` is not finite.
+
+    Raises
+    ------
+    FloatingPointError
+        For values that are NaN or infinite.
+    """
+    if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
+        msg = (
+            "Sampling diverged: the generated values are not finite. Take more steps, another sampler, or less guidance. If that does not "
+            "help, the model itself has diverged: train anew, with a lower learning rate."
+        )
+        raise FloatingPointError(msg)
