@@ -45,14 +45,13 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
 
 def describe(model: Any) -> dict[str, Any]:
     """Return plain values that say what a model is."""
-    conditions = {}
+    conditions: dict[str, dict[str, Any]] = {}
     for key in model.conditions.by_key:
         parts = {
             name: getattr(key, name, None) for name in ("values", "members", "low", "high", "separator", "control")
         }
-        known = {name: value for name, value in parts.items() if value is not None}
-        lists = {name: list(known[name]) for name in ("values", "members") if name in known}
-        conditions[key.name] = {"kind": key.kind, **known, **lists}
+        known: dict[str, Any] = {name: value for name, value in parts.items() if value is not None}
+        conditions[key.name] = {"kind": key.kind, **known}
     histories = (model.history_ or {}).items()
     return {
         "class": type(model).__name__,
