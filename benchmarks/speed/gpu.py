@@ -77,18 +77,6 @@ COLUMNS = ("system", "stage", "precision", "compile", "cells_per_second", "peak_
 PROFILED = {"package": ("autoencoder_step", "prior_step", "generate"), "SCRDIT-published-size": ("training_step",)}
 
 
-class Deadline:
-    """Time that is left."""
-
-    def __init__(self, minutes: float) -> None:
-        self._end = time.monotonic() + 60 * minutes
-
-    @property
-    def is_past(self) -> bool:
-        """Whether nothing new shall be begun."""
-        return time.monotonic() > self._end
-
-
 # --- the same as on the CPU? --------------------------------------------------------------------------------
 
 #: Largest relative difference that passes. Sums over thousands of genes in another order, and a sampler of twenty steps, carry float32's 1e-7 up to here;
@@ -214,64 +202,40 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
 # --- goals ----------------------------------------------------------------------------------------------------
 
 
-def measure_goals(setting: Setting, arguments: argparse.Namespace, deadline: Deadline) -> pd.DataFrame:
-    """Measure all that has a goal in all ways of computing."""
+def measure_goals(setting: Setting, arguments: argparse.Namespace, ends: float) -> pd.DataFrame:
+    """Measure all that has a goal in all ways of computing, and set the figures beside their goals; ``met`` is empty where there is none."""
     rows: list[dict[str, Any]] = []
     for precision, compile in WAYS:
         if compile and not arguments.compile:
             continue
         way = replace(setting, precision=precision, compile=compile)
         for system in dict.fromkeys(goal.system for goal in GOALS):
-            if deadline.is_past:
+            if time.monotonic() > ends:
                 logger.info("No time left for %s, %s, %s", system, precision, "compiled" if compile else "eager")
                 continue
-            rows += _measure(system, [goal.stage for goal in GOALS if goal.system == system], way, arguments)
-    return judged(pd.DataFrame(rows, columns=None if rows else COLUMNS))
+            rows += _measure(system, [goal.stage for goal in GOALS if goal.system == system], way, arguments.seconds)
+    goals = {(goal.system, goal.stage): goal for goal in GOALS}
+    for row in rows:
+        goal = goals[row["system"], row["stage"]]
+        fits = goal.peak_gib is None or row["peak_gib"] <= goal.peak_gib
+        met = None if goal.cells_per_second is None else bool(row["cells_per_second"] >= goal.cells_per_second and fits)
+        row |= {"goal": goal.cells_per_second, "goal_gib": goal.peak_gib, "met": met}
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
 
 
-def _measure(
-    system: str, stages: Sequence[str], setting: Setting, arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+def _measure(system: str, stages: Sequence[str], setting: Setting, seconds: float) -> list[dict[str, Any]]:
     def failed(stage: str, error: Exception) -> dict[str, Any]:
         logger.info("%s", "".join(traceback.format_exception(error)))
-        return _failure(system, stage, setting, error)
+        how = f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
+        row = {"system": system, "stage": stage, "how": how, "precision": setting.precision, "compile": setting.compile}
+        return row | {"cells_per_second": float("nan"), "peak_gib": float("nan")}
 
     try:  # one failure must not cost the other figures of a machine that was lent
-        rows = measure_system(system, setting, stages, seconds=arguments.seconds, on_failure=failed)
+        rows = measure_system(system, setting, stages, seconds=seconds, on_failure=failed)
     except Exception as error:  # noqa: BLE001  as above: the system could not be built
         rows = [failed(stage, error) for stage in stages]
     release_memory()
     return rows
-
-
-def _failure(system: str, stage: str, setting: Setting, error: Exception) -> dict[str, Any]:
-    how = f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
-    return {
-        "system": system,
-        "stage": stage,
-        "how": how,
-        "precision": setting.precision,
-        "compile": setting.compile,
-        "cells_per_second": float("nan"),
-        "peak_gib": float("nan"),
-    }
-
-
-def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Set the figures beside their goals; ``met`` is empty where there is none."""
-    goals = {(goal.system, goal.stage): goal for goal in GOALS}
-    found = [goals[key] for key in rows[["system", "stage"]].itertuples(index=False, name=None)]
-    met = [_is_met(goal, row) for goal, row in zip(found, rows.to_dict("records"), strict=True)]
-    return rows.assign(
-        goal=[goal.cells_per_second for goal in found], goal_gib=[goal.peak_gib for goal in found], met=met
-    )
-
-
-def _is_met(goal: Goal, row: dict[str, Any]) -> bool | None:
-    if goal.cells_per_second is None:
-        return None
-    fits = goal.peak_gib is None or row["peak_gib"] <= goal.peak_gib
-    return bool(row["cells_per_second"] >= goal.cells_per_second and fits)
 
 
 def profiles(setting: Setting) -> Iterator[tuple[str, str]]:
@@ -289,21 +253,7 @@ def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict
     """Write all of it as markdown."""
     rates = machine_rates(setting.device)
     flops = ", ".join(f"{name} {value / 1e12:,.1f}" for name, value in rates.flops_per_second.items())
-    parts = [
-        f"{describe_machine(setting.device)}; {describe_versions('torch', 'scvi-tools', 'anndata')}; commit {describe_commit()}; {today()}. "
-        f"{setting.n_genes:,} genes, {setting.n_expressed:,} expressed, batches of {setting.batch_size}. "
-        f"Matrix product, TFLOP/s: {flops}; copy: {rates.bytes_per_second / 1e12:.2f} TB/s. Written by `python -m benchmarks.speed.gpu`.",
-        _goal_table(rows),
-        "## The same as on the CPU?",
-        _comparison_table(comparisons),
-        "## Where the time goes (bf16, not compiled)",
-        *(f"{name}\n\n```text\n{table}\n```" for name, table in profiled.items()),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _goal_table(rows: pd.DataFrame) -> str:
-    lines = [
+    goals = [
         [
             f"{row.stage}, {row.system}, {row.precision}, {'compiled' if row.compile else 'eager'}",
             f"{row.cells_per_second:,.0f}",
@@ -315,15 +265,21 @@ def _goal_table(rows: pd.DataFrame) -> str:
         ]
         for row in rows.itertuples()
     ]
-    return markdown_table(["", "cells/s", "goal", "GiB", "goal", "met", "how"], lines)
-
-
-def _comparison_table(comparisons: Sequence[Comparison]) -> str:
-    lines = [
+    compared = [
         [f"{each.name}, {each.precision}", f"{each.difference:.1e}", "yes" if each.passes else "**no**"]
         for each in comparisons
     ]
-    return markdown_table(["", "relative difference", "within tolerance"], lines)
+    parts = [
+        f"{describe_machine(setting.device)}; {describe_versions('torch', 'scvi-tools', 'anndata')}; commit {describe_commit()}; {today()}. "
+        f"{setting.n_genes:,} genes, {setting.n_expressed:,} expressed, batches of {setting.batch_size}. "
+        f"Matrix product, TFLOP/s: {flops}; copy: {rates.bytes_per_second / 1e12:.2f} TB/s. Written by `python -m benchmarks.speed.gpu`.",
+        markdown_table(["", "cells/s", "goal", "GiB", "goal", "met", "how"], goals),
+        "## The same as on the CPU?",
+        markdown_table(["", "relative difference", "within tolerance"], compared),
+        "## Where the time goes (bf16, not compiled)",
+        *(f"{name}\n\n```text\n{table}\n```" for name, table in profiled.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def attempt(what: str, work: Callable[[], Any], otherwise: Any) -> Any:
@@ -339,14 +295,14 @@ def run(arguments: argparse.Namespace) -> bool:
     """Measure, compare, profile and write; say whether the device computes what the CPU computes."""
     setting = replace(TINY if arguments.tiny else FULL, device=arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = False
-    deadline = Deadline(arguments.minutes)
+    ends = time.monotonic() + 60 * arguments.minutes
     comparisons: list[Comparison] = []
     for precision in ("float32", "bf16"):
         small = replace(setting, n_genes=min(setting.n_genes, 2_000), n_expressed=min(setting.n_expressed, 720))
         comparisons += attempt("The comparison", lambda s=small, p=precision: compare_devices(s, p), [])
-    rows = measure_goals(setting, arguments, deadline)
+    rows = measure_goals(setting, arguments, ends)
     store_rows(arguments.results / "speed_gpu.csv", rows)
-    profiled = {} if deadline.is_past else attempt("The profile", lambda: dict(profiles(setting)), {})
+    profiled = {} if time.monotonic() > ends else attempt("The profile", lambda: dict(profiles(setting)), {})
     text = report(rows, comparisons, profiled, setting)
     write_text(arguments.results / "speed_gpu.md", text)
     logger.info("%s", text)

@@ -15,7 +15,6 @@ from scipy.stats import ks_2samp
 from ._cells import (
     Cells,
     Expression,
-    align_genes,
     check_labels,
     check_same_number_of_genes,
     expression_of,
@@ -401,13 +400,9 @@ def marker_agreement(
     ----------
     Soneson and Robinson 2018, Bias, robustness and scalability in single-cell differential expression analysis.
     """
-    synthetic = align_genes(synthetic, real.var_names)
+    labels = labels_of(real, groupby, name="real"), labels_of(synthetic, groupby, name="synthetic")
     return compare_markers(
-        group_differences(expression_of(real, layer=layer, name="real"), labels_of(real, groupby, name="real")),
-        group_differences(
-            expression_of(synthetic, layer=layer, name="synthetic"), labels_of(synthetic, groupby, name="synthetic")
-        ),
-        n_genes=n_genes,
+        *map(group_differences, pair_of_expressions(real, synthetic, layer), labels), n_genes=n_genes
     )
 
 
