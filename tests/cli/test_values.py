@@ -73,13 +73,13 @@ def test_the_first_equals_sign_separates_key_and_value():
 
 
 def test_a_value_alone_needs_an_option_that_allows_it():
-    assert Keyed(number, alone=True).convert("2", None, None) == (None, 2)
+    assert Keyed("[KEY=]VALUE", number).convert("2", None, None) == (None, 2)
     with pytest.raises(click.BadParameter, match="'2' is not of the form KEY=VALUE"):
-        Keyed(number).convert("2", None, None)
+        Keyed("KEY=VALUE", number).convert("2", None, None)
 
 
 def test_a_key_alone_needs_an_option_that_allows_it():
-    assert Keyed(bare=True).convert("perturbation", None, None) == ("perturbation", None)
+    assert Keyed("KEY[=VALUE]").convert("perturbation", None, None) == ("perturbation", None)
 
 
 def test_an_empty_key_is_refused():
@@ -87,8 +87,8 @@ def test_an_empty_key_is_refused():
         Keyed().convert("=3", None, None)
 
 
-def collected(pairs, **kinds):
-    kind = Keyed(**kinds)
+def collected(pairs, **options):
+    kind = Keyed(**options)
     return kind.collect(None, option("--x", "", kind), pairs)
 
 

@@ -75,38 +75,24 @@ class Keyed(click.ParamType):
 
     Parameters
     ----------
+    form
+        How it is written, for the help: ``[KEY=]VALUE`` if a value may stand without a key, and is then all that is given;
+        ``KEY[=VALUE]`` if a key may stand without a value, which is then None.
     read
         Turns what is written into the value, or raises ValueError.
-    key, value
-        What they are, for the help.
-    alone
-        Whether a value may stand without a key; the option is then that value.
-    bare
-        Whether a key may stand without a value, which is then None.
     repeats
         Whether a key may be given several times, which makes a list.
     """
 
     name = "key=value"
 
-    def __init__(
-        self,
-        read: Callable[[Any], Any] = str,
-        key: str = "KEY",
-        value: str = "VALUE",
-        *,
-        alone: bool = False,
-        bare: bool = False,
-        repeats: bool = False,
-    ) -> None:
-        self.read, self.key, self.value = read, key, value
-        self.alone, self.bare, self.repeats = alone, bare, repeats
+    def __init__(self, form: str = "KEY=VALUE", read: Callable[[Any], Any] = str, *, repeats: bool = False) -> None:
+        self.form, self.read, self.repeats = form, read, repeats
+        self.alone, self.bare = form.startswith("["), form.endswith("]")
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """Say how the option is written."""
-        if self.alone:
-            return f"[{self.key}=]{self.value}"
-        return f"{self.key}[={self.value}]" if self.bare else f"{self.key}={self.value}"
+        return self.form
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, Any]:
         """Split and convert one value."""
@@ -116,7 +102,7 @@ class Keyed(click.ParamType):
             before, separator, after = str(value).partition("=")
             key, found = (before, after) if separator else (before, None) if self.bare else (None, before)
         if (key is None and not self.alone) or key == "":
-            self.fail(f"{value!r} is not of the form {self.key}={self.value}.", param, ctx)
+            self.fail(f"{value!r} is not of the form {self.form}.", param, ctx)
         try:
             return key, None if found is None else self.read(found)
         except ValueError as error:
@@ -153,12 +139,18 @@ def option(names: str, help: str, kind: Any = None, metavar: str | None = None, 
     """Make an option of one or several names; what is not given is None or empty, so that Python's default holds."""
     if isinstance(kind, Keyed):
         kwargs |= {"multiple": True, "callback": kind.collect}
-    return click.Option(names.split(), help=help, type=kind, metavar="N" if kind is int else metavar, **kwargs)
+    kwargs |= {"metavar": "N" if kind is int else metavar, "show_default": "default" in kwargs}
+    return click.Option(names.split(), help=help, type=kind, **kwargs)
 
 
 def flag(names: str, help: str) -> click.Option:
     """Make an option without a value."""
-    return option(names, help, is_flag=True, default=None)
+    return click.Option(names.split(), help=help, is_flag=True, default=None)
+
+
+def columns(names: str, help: str) -> click.Option:
+    """Make an option that names columns of obs, as often as needed."""
+    return option(names, help, metavar="COLUMN", multiple=True)
 
 
 def existing(**kwargs: Any) -> click.Path:

@@ -11,7 +11,7 @@ import click
 
 from scgen_diffusion._names import known_names
 
-from ._command import Keyed, command, existing, flag, given, new, number, option
+from ._command import Keyed, columns, command, existing, flag, given, new, number, option
 from ._files import MUDATA, check_place, read_cells, read_table, whole
 from ._terminal import ExitCode, Stop, Terminal
 
@@ -24,7 +24,7 @@ LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
 ARGUMENTS = [click.Argument(["real"], type=existing()), click.Argument(["synthetic"], type=existing())]
 TRAIN = option("--train -t", "Real cells that the model was trained on.", existing())
-GROUPBY = option("--groupby -g", "Column of obs with the label; several are joined.", metavar="COLUMN", multiple=True)
+GROUPBY = columns("--groupby -g", "Column of obs with the label; several are joined.")
 BACKED = flag("--backed", "Leave the values of .h5ad in the files; only what is compared is read.")
 SEED = option("--seed", "Decides all draws.", click.IntRange(min=0))
 OVERWRITE = flag("--overwrite", "Replace the file if it is there.")
@@ -34,8 +34,8 @@ OF_JUDGING = [
     SEED,
 ]
 OF_THRESHOLDS = [
-    option("--max", "Largest value of a metric that is good enough.", Keyed(number, key="METRIC", value="NUMBER")),
-    option("--min", "Smallest value of a metric that is good enough.", Keyed(number, key="METRIC", value="NUMBER")),
+    option("--max", "Largest value of a metric that is good enough.", Keyed("METRIC=NUMBER", number)),
+    option("--min", "Smallest value of a metric that is good enough.", Keyed("METRIC=NUMBER", number)),
 ]
 OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(dir_okay=False), "FILE.csv"), OVERWRITE]
 
@@ -47,11 +47,7 @@ OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(
         CELLS: [
             TRAIN,
             GROUPBY,
-            option(
-                "--layer -l",
-                "Layer with the counts of the real cells.",
-                Keyed(key="MODALITY", value="NAME", alone=True),
-            ),
+            option("--layer -l", "Layer with the counts of the real cells.", Keyed("[MODALITY=]NAME")),
             BACKED,
         ],
         JUDGING: [
@@ -110,11 +106,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--control", "Real unperturbed cells.", existing(), required=True),
             option("--perturbation-key -p", "Column of obs with the perturbation.", metavar="COLUMN", required=True),
             option("--train -t", "Real cells that the model was trained on, for baselines.", existing()),
-            option(
-                "--other",
-                "Cells that another method predicts; a column of its own.",
-                Keyed(Path, key="NAME", value="FILE"),
-            ),
+            option("--other", "Cells that another method predicts; a column of its own.", Keyed("NAME=FILE", Path)),
             option("--groupby -g", "Column such as the cell type.", metavar="COLUMN"),
             option("--separator", "What stands between the parts of a combination.", metavar="TEXT"),
             option("--layer -l", "Layer with the counts.", metavar="NAME"),

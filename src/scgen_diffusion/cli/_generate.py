@@ -37,7 +37,7 @@ SECTIONS = {
         option(
             "--library-size",
             "Total counts of every cell, or a distribution: empirical, normal, latent.",
-            Keyed(number_or_text, key="MODALITY", value="N|NAME", alone=True),
+            Keyed("[MODALITY=]N|NAME", number_or_text),
         ),
         option("--library-size-column", "Column of the table with total counts, cell by cell.", metavar="NAME"),
         flag("--counts", "Counts from SCRDIT and WBDIT, not log-normalised values."),
@@ -46,7 +46,7 @@ SECTIONS = {
         option(
             "--guidance-scale -g",
             "1: conditional; more: more typical of the condition; one number, or one per key or subset of keys (KEY,KEY=NUMBER).",
-            Keyed(number, value="NUMBER", alone=True),
+            Keyed("[KEY=]NUMBER", number),
         ),
         option("--composition", "joint, mutually_exclusive or additive guidance.", metavar="NAME"),
         option("--guidance-interval", "Times of guidance.", float, "FROM TO", nargs=2),
@@ -54,7 +54,7 @@ SECTIONS = {
         option("--sampler", "euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
         option("--n-steps", "Steps of the sampler.", int),
         option("--batch-size", "Cells at a time. Does not change the cells.", int),
-        option("--seed", "The same seed, the same cells.", int, default=0, show_default=True),
+        option("--seed", "The same seed, the same cells.", int, default=0),
         option("--accelerator", "auto, cpu, gpu ... of Lightning.", metavar="NAME"),
         option("--device", "Which device.", metavar="N"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,20 +26,33 @@ N_NAMED = 20
 )
 def info(terminal: Terminal, options: dict[str, Any]) -> None:
     """Say what the model in a folder is: class, genes, conditions and their values, architecture, training."""
-    package = terminal.libraries()
-    described = describe(package.model.load(options["model"], adata=False, accelerator="cpu"))
+    described = describe(terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu"))
     if options.get("json"):
         terminal.result(json.dumps(described, indent=2, default=str))
         return
-    for line in _lines(described):
-        terminal.result(line)
+    state = "trained" if described["trained"] else "not trained"
+    size = f"{described['n_cells']:,} cells and {described['n_genes']:,} genes ({described['values']})"
+    terminal.result(f"{described['class']}, {state} on {size}")
+    for name, likelihood in described["modalities"].items():
+        terminal.result(f"modality {name}: {likelihood}")
+    for name, key in described["conditions"].items():
+        terminal.result(f"condition {name}: {_in_words(key)}")
+    if described["conditions"]:
+        terminal.result(f"{described['n_combinations']} combinations of conditions occur")
+    for name, loss in described["final_losses"].items():
+        terminal.result(f"{name}: {loss:.4g}")
 
 
 def describe(model: Any) -> dict[str, Any]:
     """Return plain values that say what a model is."""
-    from dataclasses import asdict
-
-    conditions = model.conditions
+    conditions: dict[str, dict[str, Any]] = {}
+    for key in model.conditions.by_key:
+        parts = {
+            name: getattr(key, name, None) for name in ("values", "members", "low", "high", "separator", "control")
+        }
+        known: dict[str, Any] = {name: value for name, value in parts.items() if value is not None}
+        conditions[key.name] = {"kind": key.kind, **known}
+    histories = (model.history_ or {}).items()
     return {
         "class": type(model).__name__,
         "trained": bool(model.is_trained_),
@@ -46,42 +60,19 @@ def describe(model: Any) -> dict[str, Any]:
         "n_cells": int(model.summary_stats.n_cells),
         "values": model.registry_["setup_args"].get("values", "counts"),
         "modalities": {name: m.likelihood for name, m in getattr(model, "modalities", {}).items()},
-        "conditions": {key.name: _of_key(key) for key in conditions.by_key},
-        "n_combinations": len(conditions.combinations),
+        "conditions": conditions,
+        "n_combinations": len(model.conditions.combinations),
         "architecture": asdict(model.architecture),
         "final_losses": {
-            name: float(frame.iloc[-1, 0])
-            for name, frame in (model.history_ or {}).items()
-            if name.split("_")[1:-1] == ["loss"]
+            name: float(frame.iloc[-1, 0]) for name, frame in histories if name.split("_")[1:-1] == ["loss"]
         },
     }
 
 
-def _of_key(key: Any) -> dict[str, Any]:
-    described: dict[str, Any] = {"kind": key.kind}
-    for name in ("values", "members", "low", "high", "separator", "control"):
-        value = getattr(key, name, None)
-        if value is not None:
-            described[name] = list(value) if name in ("values", "members") else value
-    return described
-
-
-def _lines(described: Mapping[str, Any]) -> list[str]:
-    state = "trained" if described["trained"] else "not trained"
-    lines = [
-        f"{described['class']}, {state} on {described['n_cells']:,} cells and {described['n_genes']:,} genes ({described['values']})"
-    ]
-    lines += [f"modality {name}: {likelihood}" for name, likelihood in described["modalities"].items()]
-    lines += [f"condition {name}: {_values(key)}" for name, key in described["conditions"].items()]
-    lines += [f"{described['n_combinations']} combinations of conditions occur"] if described["conditions"] else []
-    lines += [f"{name}: {value:.4g}" for name, value in described["final_losses"].items()]
-    return lines
-
-
-def _values(key: Mapping[str, Any]) -> str:
+def _in_words(key: Mapping[str, Any]) -> str:
     if key["kind"] == "continuous":
         return f"numbers from {key['low']:g} to {key['high']:g}"
-    values = [str(value) for value in key.get("values") or key.get("members") or []]
-    listed = ", ".join(values[:N_NAMED]) + (", ..." if len(values) > N_NAMED else "")
+    values = key.get("values") or key.get("members") or []
+    listed = ", ".join(map(str, values[:N_NAMED])) + (", ..." if len(values) > N_NAMED else "")
     what = "classes" if key["kind"] == "categorical" else f"members of sets (separator {key.get('separator')})"
     return f"{len(values)} {what}: {listed}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._command import Keyed, command, existing, flag, given, new, option, scalar, toml_value, whole_number
+from ._command import Keyed, columns, command, existing, flag, given, new, option, scalar, toml_value, whole_number
 from ._files import (
     COMMAND_FILE,
     MUDATA,
@@ -56,37 +56,25 @@ def read_devices(value: Any) -> int | list[int] | str:
 
 SECTIONS = {
     "Cells": [
-        option(
-            "--layer -l", "Layer that holds the values; X by default.", Keyed(key="MODALITY", value="NAME", alone=True)
-        ),
-        option(
-            "--condition -c",
-            "Column of obs with classes to generate by. As often as needed.",
-            metavar="COLUMN",
-            multiple=True,
-        ),
-        option(
-            "--continuous-condition",
-            "Column of numbers to generate by: dose, time, age.",
-            metavar="COLUMN",
-            multiple=True,
-        ),
+        option("--layer -l", "Layer that holds the values; X by default.", Keyed("[MODALITY=]NAME")),
+        columns("--condition -c", "Column of obs with classes to generate by. As often as needed."),
+        columns("--continuous-condition", "Column of numbers to generate by: dose, time, age."),
         option(
             "--set-condition",
             'Column of sets such as "A+B", such as combined perturbations; the separator is + if none is given.',
-            Keyed(key="COLUMN", value="SEPARATOR", bare=True),
+            Keyed("COLUMN[=SEPARATOR]"),
         ),
-        option("--control", "What is written for unperturbed cells in a column.", Keyed(scalar, key="COLUMN")),
+        option("--control", "What is written for unperturbed cells in a column.", Keyed("COLUMN=VALUE", scalar)),
         option(
             "--condition-embedding",
             "Known vectors of the values of a column: a .csv or .tsv file, its first column the values, or an entry of uns.",
-            Keyed(key="COLUMN", value="TABLE"),
+            Keyed("COLUMN=TABLE"),
         ),
         option("--values", "What the layer holds; counts by default.", click.Choice(["counts", "log1p"])),
         option(
             "--modality",
             "Modality of .h5mu to train on, and what explains its values; all by default.",
-            Keyed(key="NAME", value="LIKELIHOOD", bare=True),
+            Keyed("NAME[=LIKELIHOOD]"),
         ),
         flag(
             "--backed",
@@ -97,15 +85,19 @@ SECTIONS = {
         option("--block-size", "Neighbouring cells that are read together.", int),
     ],
     "Model": [
-        option("--model -m", "Class of the model.", click.Choice(MODELS), default=MODELS[0], show_default=True),
+        option("--model -m", "Class of the model.", click.Choice(MODELS), default=MODELS[0]),
         option("--size", "Architecture: ours, or the paper's.", click.Choice(["default", "published"])),
-        option("--set architecture", "One part or size of the architecture, such as n_latent=16.", Keyed(toml_value)),
+        option(
+            "--set architecture",
+            "One part or size of the architecture, such as n_latent=16.",
+            Keyed("KEY=VALUE", toml_value),
+        ),
     ],
     "Training": [
         option(
             "--max-epochs -e",
             "Epochs of all stages, or of one (autoencoder, prior, transport); from the number of cells by default.",
-            Keyed(whole_number, key="STAGE", value="N", alone=True),
+            Keyed("[STAGE=]N", whole_number),
         ),
         option("--batch-size", "Cells per step.", int),
         option("--train-size", "Share of cells to train on.", float, "SHARE"),
@@ -113,14 +105,7 @@ SECTIONS = {
         flag("--early-stopping", "Stop a stage when its validation loss falls no more."),
         option("--early-stopping-patience", "Validations to wait for that.", int),
         option("--check-val-every-n-epoch", "Epochs between validations.", int),
-        option(
-            "--seed",
-            "Decides the split and all random draws.",
-            click.IntRange(0, LARGEST_SEED),
-            "N",
-            default=0,
-            show_default=True,
-        ),
+        option("--seed", "Decides the split and all random draws.", click.IntRange(0, LARGEST_SEED), "N", default=0),
         flag("--compile", "Compile the networks (torch.compile)."),
         option("--accelerator", "auto, cpu, gpu ... of Lightning.", metavar="NAME"),
         option("--devices", "How many devices, or which.", metavar="N|I,J"),
@@ -130,11 +115,11 @@ SECTIONS = {
         option(
             "--autoencoder",
             "Change of the autoencoder's recipe (SCLDM), such as learning_rate=1e-3.",
-            Keyed(toml_value),
+            Keyed("KEY=VALUE", toml_value),
         ),
-        option("--prior", "Change of the prior's recipe (SCLDM).", Keyed(toml_value)),
-        option("--recipe", "Change of the recipe (SCRDIT, WBDIT).", Keyed(toml_value)),
-        option("--trainer", "Further option of Lightning's trainer.", Keyed(toml_value)),
+        option("--prior", "Change of the prior's recipe (SCLDM).", Keyed("KEY=VALUE", toml_value)),
+        option("--recipe", "Change of the recipe (SCRDIT, WBDIT).", Keyed("KEY=VALUE", toml_value)),
+        option("--trainer", "Further option of Lightning's trainer.", Keyed("KEY=VALUE", toml_value)),
     ],
     "Output": [
         option("--out -o", "Folder of the model.", new(file_okay=False), required=True),
@@ -169,16 +154,15 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     check_place(out, overwrite=options.get("overwrite", False), inputs=needed)
     checkpoints = _checkpoint_dir(options)
     package = terminal.libraries()
+
     from lightning.pytorch.utilities import rank_zero_only
     from scvi import settings
 
     check_replaced(package, out)
     settings.seed = options["seed"]
     terminal.say(f"Reading {', '.join(map(str, paths))}")
-    model_class, architecture = (
-        getattr(package.model, options["model"]),
-        given(options, "size") | options.get("architecture", {}),
-    )
+    model_class = getattr(package.model, options["model"])
+    architecture = given(options, "size") | options.get("architecture", {})
     if _reads_windows(options):
         _check_single_modality(options)
         windows = given(options, "layer", "values", "window_size", "block_size")
