@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import os
 import shutil
@@ -182,8 +183,10 @@ class Terminal:
         if self.verbose:
             self.say(warnings.formatwarning(message, category, filename, line).strip())
             return
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_globals.get("__name__") == "warnings":
+        frame = inspect.currentframe()
+        while frame is not None and (
+            frame.f_code.co_name == "_show_warning" or frame.f_globals.get("__name__") == "warnings"
+        ):
             frame = frame.f_back
-        if frame.f_globals.get("__name__", "").startswith(PACKAGE):
+        if frame is not None and frame.f_globals.get("__name__", "").startswith(PACKAGE):
             self.say(f"{PROGRAM}: warning: {message}")

@@ -37,7 +37,7 @@ def digest_of_cells(names: Iterable[Sequence[str]], totals: Iterable[np.ndarray]
     digest = hashlib.sha256()
     for part in names:
         digest.update("".join(f"{name}\n" for name in part).encode())
-    for part in totals:
-        digest.update(part.tobytes())
+    for sums in totals:
+        digest.update(sums.tobytes())
     digest.update(np.ascontiguousarray(dense(sampled)).tobytes())
     return digest.hexdigest()
