@@ -23,7 +23,6 @@ from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
 from ._one_stage_training import OneStageTrainingMixin
 from ._query import QueryMixin
-from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ class GeneSpaceModel(
     QueryMixin,
     OneStageTrainingMixin,
     GeneSpaceCounterfactualMixin,
-    SamplingPathMixin,
     StreamingMixin,
 ):
     """A diffusion model of profiles; its subclasses differ in the network."""
