@@ -34,19 +34,19 @@ lint: $(VENV)/.lint ## check style, format, what imports what, and the types of 
 	$(PY) -m mypy
 
 benchmark-quality: $(VENV)/.package ## how good the cells are, against floors and simple baselines
-	$(PY) benchmarks/quality.py
+	$(PY) -m benchmarks.quality.goals
 
 benchmark-compare: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics; hours
-	$(PY) benchmarks/compare.py
+	$(PY) -m benchmarks.quality
 
 benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
-	$(PY) benchmarks/sensitivity.py
+	$(PY) -m benchmarks.studies.sensitivity
 
-benchmark-speed: $(VENV)/.package ## speed and memory of everything on this processor, tables and pictures; 20 minutes on two quiet cores
-	$(PY) benchmarks/speed_report.py
+benchmark-speed: $(VENV)/.package ## speed and memory of everything on this processor, and the tables of the guide; 10 minutes on two quiet cores
+	$(PY) -m benchmarks.speed
 
 benchmark-gpu: $(VENV)/.package ## speed and memory on a CUDA device, beside the goals and the CPU; 10 minutes
-	$(PY) benchmarks/gpu.py
+	$(PY) -m benchmarks.speed.gpu
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) docs/_build docs/generated docs/tutorials build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html

@@ -1,9 +1,9 @@
 """What a redesign must not lose: the cells' quality, held-out perturbations, speed, memory and the tests' time of one commit beside those of others.
 
-    python benchmarks/record.py --label v2                              # everything that is not there yet; two hours of one core
-    python benchmarks/record.py --label v2 --parts speed tests          # part of it: these on a quiet machine
-    PYTHONPATH=elsewhere/src python benchmarks/record.py --label v1     # of the package in another tree, with the studies of this one
-    python benchmarks/record.py --label v2 --collect                    # take what is there into the tables, and measure nothing
+    python -m benchmarks.record --label v2                              # everything that is not there yet; two hours of one core
+    python -m benchmarks.record --label v2 --parts speed tests          # part of it: these on a quiet machine
+    PYTHONPATH=elsewhere/src python -m benchmarks.record --label v1     # of the package in another tree, with the studies of this one
+    python -m benchmarks.record --label v2 --collect                    # take what is there into the tables, and measure nothing
 
 Calls the other studies, whose tables go to a folder of the label, and condenses them to ``results/record.csv``, a row per figure, and ``results/record.md``, the
 labels beside each other. Without ``PYTHONPATH`` it measures the package of the tree it lies in.
@@ -20,26 +20,28 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from results import (
+
+from benchmarks.tables import (
+    ROOT,
     describe_commit,
     describe_processor,
-    describe_versions,
+    describe_source,
     markdown_table,
     read_table,
     store_rows,
-    today,
     write_text,
 )
 
 logger = logging.getLogger("benchmarks.record")
 
-HERE = Path(__file__).parent
-SPEED = "speed.py --device cpu --seconds 2 --systems"
+SPEED = "-m benchmarks.speed --device cpu --seconds 2 --systems"
 #: What each part runs; speed three times, of which the medians count.
 COMMANDS = {
-    "quality": ["quality.py --threads 1 --datasets pbmc3k kang_ifnb --seeds 0 1 --methods SCLDM SCRDIT WBDIT"],
+    "quality": [
+        "-m benchmarks.quality.goals --threads 1 --datasets pbmc3k kang_ifnb --seeds 0 1 --methods SCLDM SCRDIT WBDIT"
+    ],
     "perturbation": [
-        "perturbation.py --threads 1 --cells {folder} --pictures {folder} --seeds 0 --methods scldm_transport latent_arithmetic"
+        "-m benchmarks.studies.perturbation --threads 1 --cells {folder} --pictures {folder} --seeds 0 --methods scldm_transport latent_arithmetic"
     ],
     "speed": 3
     * [
@@ -49,10 +51,10 @@ COMMANDS = {
         f"{SPEED} calls-SCLDM calls-SCRDIT calls-WBDIT --threads 2",
     ],
     "memory": [
-        "memory.py --cells 100000 --sources memory h5ad --systems SCLDM",
-        "memory.py --cells 100000 --sources h5ad --systems SCRDIT",
+        "-m benchmarks.studies.memory --cells 100000 --sources memory h5ad --systems SCLDM",
+        "-m benchmarks.studies.memory --cells 100000 --sources h5ad --systems SCRDIT",
     ],
-    "streaming": ["streaming.py --cells 100000 --ways zarr h5ad"],
+    "streaming": ["-m benchmarks.studies.streaming --cells 100000 --ways zarr h5ad"],
     "tests": ["-m pytest -q"],
 }
 #: How the columns of each study's table become a data set, a method, and metrics (none: it has a column of them).
@@ -69,7 +71,7 @@ BY_DIFFERENCE = ("quality", "perturbation")  # the other parts are compared by r
 
 def run(part: str, folder: Path) -> None:
     """Run the commands of a part that have not come to their end yet."""
-    environment = {"PYTHONPATH": str(HERE.parent / "src")} | os.environ
+    environment = {"PYTHONPATH": str(ROOT / "src")} | os.environ
     if part not in ("speed", "tests"):
         environment["OMP_NUM_THREADS"] = "1"
     for number, command in enumerate(COMMANDS[part]):
@@ -77,10 +79,10 @@ def run(part: str, folder: Path) -> None:
         if done.exists():
             continue
         logger.info("%s", command)
-        goal, where = ("", HERE.parent) if part == "tests" else (f" --results {folder}", HERE)
+        goal = "" if part == "tests" else f" --results {folder}"
         arguments = [sys.executable, *(command.format(folder=folder) + goal).split()]
         with (folder / f"{part}.log").open("a") as log:
-            subprocess.run(arguments, check=True, cwd=where, env=environment, stdout=log, stderr=log)
+            subprocess.run(arguments, check=True, cwd=ROOT, env=environment, stdout=log, stderr=log)
         done.touch()
 
 
@@ -108,7 +110,7 @@ def report(table: pd.DataFrame) -> str:
     about = table[["label", "machine", "versions", "date"]].drop_duplicates().to_numpy()
     parts = ["# What a redesign must not lose", "\n".join(f"- {'; '.join(row)}" for row in about)]
     parts.append(
-        "Means over seeds ± half their range, and over left-out cell types. Written by `benchmarks/record.py`."
+        "Means over seeds ± half their range, and over left-out cell types. Written by `python -m benchmarks.record`."
     )
     for part in [part for part in COMMANDS if (table["part"] == part).any()]:
         parts += [f"## {part}", _compare(table[table["part"] == part], by_difference=part in BY_DIFFERENCE)]
@@ -137,8 +139,10 @@ def main() -> None:
     parser.add_argument("--label", default=describe_commit(), help="name of what is measured; default: the commit")
     parser.add_argument("--parts", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--collect", action="store_true", help="measure nothing")
-    parser.add_argument("--work", type=Path, default=HERE / "cells" / "record", help="folder of the labels' folders")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "benchmarks" / "cells" / "record", help="folder of the labels' folders"
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     folder, path = arguments.work.resolve() / arguments.label, arguments.results / "record.csv"
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,8 +150,7 @@ def main() -> None:
         if not arguments.collect:
             run(part, folder)
         if (folder / f"{part}-0.done").exists():
-            versions = describe_versions("torch", "scvi-tools", "anndata")
-            about = {"machine": describe_processor(), "versions": versions, "date": today()}
+            about = describe_source("torch", "scvi-tools", "anndata") | {"machine": describe_processor()}
             rows = condense(part, folder).assign(**about)
             rows.insert(0, "label", arguments.label)
             rows.insert(1, "part", part)

@@ -1,6 +1,6 @@
-"""Put the scripts of `benchmarks/`, which import each other by name, on the path."""
+"""Put the package `benchmarks` on the path: it is not installed."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2]))

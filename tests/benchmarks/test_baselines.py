@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-baselines = pytest.importorskip("baselines")
+baselines = pytest.importorskip("benchmarks.quality.baselines")
 
 QUICK = [name for name in baselines.BASELINES if name != "scVI"]
 

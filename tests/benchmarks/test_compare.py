@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-compare = pytest.importorskip("compare")
-compare_report = pytest.importorskip("compare_report")
-splits = pytest.importorskip("splits")
+compare = pytest.importorskip("benchmarks.quality.__main__")
+compare_report = pytest.importorskip("benchmarks.quality.report")
+splits = pytest.importorskip("benchmarks.quality.splits")
 
 
 def figures(better, floor, **values):
@@ -49,12 +49,6 @@ def test_means_and_errors_are_over_seeds():
 def test_summary_marks_the_first_in_bold():
     text = compare_report.summarise(stored(a=2.0, b=30.0), ["a", "b"])
     assert "| w2 | lower | 1 | 9 | **2.5** | 30.5 |" in text
-
-
-def test_what_is_stored_is_not_judged_again(tmp_path):
-    stored(SCLDM=1.0).to_csv(tmp_path / "compare.csv", index=False)
-    wanted = list(compare.pending(tmp_path / "compare.csv", ["d"], [0, 1, 2], ["SCLDM", "scVI"]))
-    assert wanted == [("d", 0, "scVI"), ("d", 1, "scVI"), ("d", 2, "SCLDM"), ("d", 2, "scVI")]
 
 
 def test_cells_are_judged_with_their_costs():

@@ -6,8 +6,8 @@ import pytest
 
 from scgen_diffusion.metrics import transfer_f1
 
-splits = pytest.importorskip("splits")
-judge_module = pytest.importorskip("judge")
+splits = pytest.importorskip("benchmarks.quality.splits")
+judge_module = pytest.importorskip("benchmarks.quality.judge")
 
 Judge, GOALS, judgement_table = judge_module.Judge, judge_module.GOALS, judge_module.judgement_table
 per_label_mmd = judge_module.per_label_mmd

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-published = pytest.importorskip("published")
+published = pytest.importorskip("benchmarks.speed.published")
 
 PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).parents[1] / "parity"))
 

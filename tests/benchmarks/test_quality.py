@@ -1,4 +1,4 @@
-"""The study's bookkeeping: splits, variants, resuming, storing."""
+"""The quality study: what is held out, what is trained, what is stored."""
 
 import anndata as ad
 import numpy as np
@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-quality = pytest.importorskip("quality")
-results = pytest.importorskip("results")
-splits = pytest.importorskip("splits")
+drawing = pytest.importorskip("benchmarks.quality.drawing")
+quality = pytest.importorskip("benchmarks.quality.goals")
+tables = pytest.importorskip("benchmarks.tables")
+splits = pytest.importorskip("benchmarks.quality.splits")
 
 
 def labelled_cells(n_cells=200, n_genes=30):
@@ -57,101 +58,16 @@ def test_labels_join_all_condition_keys():
     assert set(split().held_out_labels) == {"a|x", "b|x", "a|y", "b|y"}
 
 
-def test_variant_arguments_go_to_the_model_unless_told_otherwise():
-    name, variant = quality.Variant.parse('small={"n_latent": 4, "train": {"max_epochs": 2}}')
-    assert name == "small"
-    assert variant == quality.Variant(model={"n_latent": 4}, train={"max_epochs": 2})
-
-
-def test_settings_of_scldm_variants_are_what_older_rows_hold():
-    settings = quality.Variant(model={"n_latent": 4}).describe()
-    assert settings == '{"generate": {}, "model": {"n_latent": 4}, "train": {}}'
-
-
-def test_a_variant_may_name_the_class_of_its_model():
-    _, variant = quality.Variant.parse('wide={"class": "WBDIT", "width": 256}')
-    assert variant == quality.Variant(model={"width": 256}, model_class="WBDIT")
-    assert '"class": "WBDIT"' in variant.describe()
-
-
-def test_a_class_that_is_no_model_is_refused():
-    with pytest.raises(ValueError, match="SCRDIT"):
-        quality.Variant.parse('wide={"class": "DIT"}')
-
-
-def test_gene_space_models_are_asked_for_counts():
-    assert quality.Variant(model_class="SCRDIT").output == {"counts": True}
-    assert quality.Variant().output == {}
-
-
-def test_only_a_model_with_an_autoencoder_reconstructs():
-    variants = {name: quality.Variant(model_class=name) for name in quality.MODELS}
-    quality.check_methods(["SCLDM-reconstruction", "SCRDIT", "copula"], variants)
-    with pytest.raises(ValueError, match="WBDIT.*only SCLDM"):
-        quality.check_methods(["WBDIT-ideal-prior"], variants)
-
-
-def test_a_gene_space_model_is_trained_and_drawn_from():
-    parts = splits.split_cells(labelled_cells(n_genes=220), ("cell_type",), seed=0, n_genes=210)
-    quick = quality.Variant(model_class="WBDIT", train={"max_epochs": 1, "enable_progress_bar": False})
-    sampled = quality.ModelRuns(parts, 0, {"WBDIT": quick}).sample("WBDIT")
-    assert sampled.counts.shape == parts.held_out.shape
-    np.testing.assert_array_equal(sampled.counts % 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("method", "parts"),
-    [
-        ("SCLDM", ("SCLDM", "")),
-        ("no-pooling-reconstruction", ("no-pooling", "-reconstruction")),
-        ("SCLDM-ideal-prior", ("SCLDM", "-ideal-prior")),
-    ],
-)
-def test_a_methods_name_says_variant_and_part(method, parts):
-    assert quality.split_method(method) == parts
-
-
-def test_an_unknown_method_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"scvi.*copula.*SCLDM-ideal-prior"):
-        quality.check_methods(["scvi"], {"SCLDM": quality.Variant()})
-
-
-def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
-    labels = np.array(["a", "a", "a", "b"])
-    drawn = quality.draw_matching(labels, np.array(["b", "a", "a", "b", "a"]), np.random.default_rng(0))
-    assert labels[drawn].tolist() == ["b", "a", "a", "b", "a"]
-    assert sorted(drawn.tolist()) == [0, 1, 2, 3, 3]
-
-
 def test_stored_rows_are_added_and_replaced_by_key(tmp_path):
     path = tmp_path / "new" / "table.csv"
     for table in (rows("one", 1.0), rows("two", 2.0), rows("one", 3.0), rows("one", 4.0, seed=1)):
-        results.store_rows(path, table, ("dataset", "seed", "method"))
-    stored = results.read_table(path)
+        tables.store_rows(path, table, ("dataset", "seed", "method"))
+    stored = tables.read_table(path)
     assert stored.groupby(["method", "seed"])["value"].agg(list).to_dict() == {
         ("one", 0): [3.0, 3.0],
         ("one", 1): [4.0, 4.0],
         ("two", 0): [2.0, 2.0],
     }
-
-
-def test_storing_leaves_no_partial_file(tmp_path):
-    results.store_rows(tmp_path / "table.csv", rows("one", 1.0))
-    assert {file.name for file in tmp_path.iterdir()} == {"table.csv", ".table.csv.lock"}
-
-
-def test_done_methods_are_not_pending(tmp_path):
-    path, variants = tmp_path / "quality.csv", {"SCLDM": quality.Variant()}
-    results.store_rows(path, rows("copula", 1.0).assign(settings=""))
-    assert quality.pending(path, "d", 0, ["copula", "SCLDM"], variants) == ["SCLDM"]
-    assert quality.pending(path, "d", 1, ["copula", "SCLDM"], variants) == ["copula", "SCLDM"]
-
-
-def test_a_variant_that_changed_under_its_name_is_refused(tmp_path):
-    path = tmp_path / "quality.csv"
-    results.store_rows(path, rows("small", 1.0).assign(settings=quality.Variant(model={"n_latent": 4}).describe()))
-    with pytest.raises(ValueError, match="name it otherwise"):
-        quality.pending(path, "d", 0, ["small"], {"small": quality.Variant(model={"n_latent": 2})})
 
 
 def test_summary_marks_goals_by_means_over_seeds():
@@ -169,3 +85,45 @@ def test_summary_marks_goals_by_means_over_seeds():
     summary = quality.summarise(table)
     assert "| recall | 0.900 | >= 0.855 | **0.875** |" in summary
     assert "| goals met |  | 1 | 1 |" in summary
+
+
+def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
+    labels = np.array(["a", "a", "a", "b"])
+    drawn = drawing.draw_matching(labels, np.array(["b", "a", "a", "b", "a"]), np.random.default_rng(0))
+    assert labels[drawn].tolist() == ["b", "a", "a", "b", "a"]
+    assert sorted(drawn.tolist()) == [0, 1, 2, 3, 3]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the very command on made-up cells."""
+    monkeypatch.setattr(quality, "load", lambda _: labelled_cells(n_genes=220))
+
+    def run(*options):
+        monkeypatch.setattr(
+            "sys.argv", ["goals", "--datasets", "pbmc3k", "--seeds", "0", "--results", str(tmp_path), *options]
+        )
+        quality.main()
+        return pd.read_csv(tmp_path / "quality.csv")
+
+    return run
+
+
+def test_methods_and_variants_are_trained_drawn_from_and_judged_once(run):
+    quick = 'quick={"class": "WBDIT", "train": {"max_epochs": 1, "enable_progress_bar": false}}'
+    rows = run("--methods", "shuffled", "--variants", quick)
+    assert list(rows["method"].unique()) == ["floor", "shuffled", "quick"]
+    assert rows.set_index(["method", "metric"])["value"]["quick", "train_minutes"] > 0
+    pd.testing.assert_frame_equal(run("--methods", "shuffled"), rows)  # what is stored is not measured again
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--methods", "WBDIT-ideal-prior"], r"WBDIT-ideal-prior.*known.*SCLDM-ideal-prior"),
+        (["--methods", "--variants", 'wide={"class": "DIT"}'], "SCRDIT"),
+    ],
+)
+def test_unknown_methods_and_models_are_errors_that_list_the_known_ones(run, options, match):
+    with pytest.raises(ValueError, match=match):
+        run(*options)

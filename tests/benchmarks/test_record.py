@@ -5,7 +5,7 @@ import sys
 import pandas as pd
 import pytest
 
-record = pytest.importorskip("record")
+record = pytest.importorskip("benchmarks.record")
 
 SPEEDS = {"system": "package", "stage": "generate", "batch": 128, "threads": 2, "fixed_seconds": None, "peak_gib": 0.5}
 

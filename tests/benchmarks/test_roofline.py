@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
-roofline = pytest.importorskip("roofline")
+roofline = pytest.importorskip("benchmarks.speed.roofline")
 
 N, WIDTH, HIDDEN = 8, 16, 32
 FLOAT = 4  # bytes

@@ -87,11 +87,13 @@ def test_cells_above_the_threshold_are_good_enough(judge):
     assert judge("--max", "copied_cells=0", "--min", "copied_cells=0")[0] == 0
 
 
-def test_a_figure_that_is_no_number_is_not_good_enough():
-    from scgen_diffusion.cli._evaluate import exceeded
-
-    table = pd.DataFrame({"metric": ["w2"], "group": ["all"], "value": [np.nan]})
-    assert exceeded(table, {"w2": 3}, {}) == ["w2 is nan, above 3"]
+def test_a_figure_that_is_no_number_is_not_good_enough(judge, monkeypatch):
+    evaluate = sgd.metrics.evaluate
+    monkeypatch.setattr(
+        sgd.metrics, "evaluate", lambda *cells, **options: evaluate(*cells, **options).assign(value=np.nan)
+    )
+    code, _, err = judge("--max", "gene_mean_error=3")
+    assert (code, "gene_mean_error is nan, above 3" in err) == (3, True)
 
 
 def test_wrong_metrics_are_named_before_the_work(judge, files, call):

@@ -1,6 +1,5 @@
 """``generate`` and ``info``: the cells of Python's interface, in a file."""
 
-import io
 import json
 
 import anndata
@@ -9,7 +8,6 @@ import pandas as pd
 import pytest
 
 import scgen_diffusion as sgd
-from scgen_diffusion.cli._progress_lines import BarsAsLines
 from scgen_diffusion.model import SCLDM
 
 
@@ -161,14 +159,3 @@ def test_a_model_of_an_unknown_class_is_refused(make_model, tmp_path, monkeypatc
     monkeypatch.delitem(sgd.model._loading.MODELS, "SCLDM")
     with pytest.raises(ValueError, match="holds a model of the unknown class 'SCLDM'. Known, closest first: 'SCRDIT'"):
         sgd.model.load(tmp_path / "model")
-
-
-def test_bars_become_lines_at_intervals_and_a_last_one(monkeypatch):
-    clock = iter([0.0, 10.0, 40.0, 40.0, 50.0, 60.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    written = io.StringIO()
-    stream = BarsAsLines(written)
-    for text in ("\r10%", "\r50%", "\r90%", "\n", "other\n"):
-        stream.write(text)
-    stream.flush()
-    assert written.getvalue() == "50%\n90%\nother\n"

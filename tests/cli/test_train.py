@@ -13,8 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 import scgen_diffusion as sgd
-from scgen_diffusion.cli import _progress
-from scgen_diffusion.cli._outputs import whole
+from scgen_diffusion.cli._files import whole
 from scgen_diffusion.model import SCLDM
 
 
@@ -42,7 +41,7 @@ def test_a_model_is_trained_and_saved_with_the_command_that_made_it(call, cells_
     code, printed, err = call("train", cells_file, "-c", "cell_type", "--layer", "raw", "-o", out, *small)
     assert (code, printed) == (0, f"{out}\n"), err
     assert "SCLDM of 96 cells and 12 genes; conditions: cell_type (5)" in err
-    assert "prior: epoch 1/1, loss" in err
+    assert "Training the prior: epoch 1 of 1, loss" in err
     assert sorted(path.name for path in out.iterdir()) == ["model.pt", "train.toml"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     model = sgd.model.load(out)
@@ -135,6 +134,11 @@ class Sender(Callback):
             os.kill(os.getpid(), self.number)
 
 
+def send_while_training(patch, sender):
+    original = SCLDM.train
+    patch.setattr(SCLDM, "train", lambda self, **kw: original(self, **kw | {"callbacks": [*kw["callbacks"], sender]}))
+
+
 @pytest.mark.parametrize(
     ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
 )
@@ -143,9 +147,8 @@ def test_a_signal_stops_training_in_order_and_the_same_command_goes_on(
 ):
     out, command = tmp_path / "model", ["train", cells_file, "-o", tmp_path / "model", *small]
     command[command.index("--max-epochs") + 1] = "3"
-    original = _progress.callbacks
     with monkeypatch.context() as patch:
-        patch.setattr(_progress, "callbacks", lambda terminal: [*original(terminal), Sender(number, stage, 0)])
+        send_while_training(patch, Sender(number, stage, 0))
         found, printed, err = call(*command)
     assert (found, printed) == (code, "")
     assert "the same command goes on from there" in err
@@ -163,10 +166,8 @@ def test_checkpoints_of_cells_that_have_changed_since_are_refused(
 ):
     command = ["train", cells_file, "-o", tmp_path / "model", *small]
     command[command.index("--max-epochs") + 1] = "3"
-    original = _progress.callbacks
     with monkeypatch.context() as patch:
-        sender = Sender(signal.SIGTERM, "autoencoder", 0)
-        patch.setattr(_progress, "callbacks", lambda terminal: [*original(terminal), sender])
+        send_while_training(patch, Sender(signal.SIGTERM, "autoencoder", 0))
         assert call(*command)[0] == 143
     make_cells(seed=1).write_h5ad(cells_file)  # other values under the same names
     code, _, err = call(*command)
@@ -330,24 +331,3 @@ def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_fil
     assert sorted(path.name for path in out.iterdir()) == ["adata.h5ad", "model.pt", "train.toml"]
     assert anndata.read_h5ad(out / "adata.h5ad").n_obs == 96
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-def test_lines_tell_progress_only_when_it_is_time(monkeypatch):
-    class Terminal:
-        def __init__(self):
-            self.lines = []
-            self.say = self.lines.append
-
-    class Trainer:
-        current_epoch, max_epochs, is_global_zero = 0, 10, True
-        callback_metrics = {"prior_loss_train": 1.5}
-        lightning_module = type("Plan", (), {"name": "prior"})()
-
-    clock = iter([0.0, 10.0, 40.0, 50.0, 60.0])
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock))
-    terminal, trainer = Terminal(), Trainer()
-    lines = _progress.Lines(terminal)
-    lines.on_train_start(trainer, None)
-    for trainer.current_epoch in (0, 1, 2, 9):
-        lines.on_train_epoch_end(trainer, None)
-    assert terminal.lines == ["prior: epoch 2/10, loss 1.5, 40 s, 160 s left", "prior: epoch 10/10, loss 1.5, 60 s"]

@@ -1,14 +1,37 @@
-"""Energy distance and correlation of mean changes: closed forms."""
+"""Effects of perturbations: shares that can be counted by hand, moments, baselines, and what holds whatever the cells are."""
 
 import math
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from anndata import AnnData
-from scipy.stats import norm
+from hypothesis import given, settings
+from scipy.stats import false_discovery_control, norm, ttest_ind
 
-from scgen_diffusion.metrics import energy_distance, mean_change_correlation
-from scgen_diffusion.metrics._perturbation import Effect, GeneMoments
+from scgen_diffusion.metrics import (
+    de_direction,
+    de_jaccard,
+    de_overlap,
+    energy_distance,
+    expression_of,
+    gene_changes,
+    mean_change_correlation,
+    mean_changes,
+    predict_additive,
+    predict_mean_shift,
+    predict_no_change,
+    variance_error,
+)
+from scgen_diffusion.metrics._perturbation import (
+    Effect,
+    GeneMoments,
+    direction_of_effects,
+    jaccard_of_effects,
+    overlap_of_effects,
+    parts_of,
+    predicted_effect,
+)
 
 
 def rng(seed=0):
@@ -46,7 +69,7 @@ def test_energy_distance_sees_a_spread_that_means_do_not():
 
 
 def test_energy_distance_needs_two_cells_of_the_same_features():
-    with pytest.raises(ValueError, match="at least two cells"):
+    with pytest.raises(ValueError, match="there must be 2 or more"):
         energy_distance(np.ones((1, 3)), np.ones((4, 3)))
     with pytest.raises(ValueError, match="3 features and `synthetic` 2"):
         energy_distance(np.ones((4, 3)), np.ones((4, 2)))
@@ -127,3 +150,234 @@ def test_arrays_of_other_genes_are_refused():
     counts = np.ones((4, 3))
     with pytest.raises(ValueError, match="`real` has 3 genes and `control` 2"):
         mean_change_correlation(counts, counts, np.ones((4, 2)))
+
+
+def expression(rate, seed, n_cells=60, n_genes=30):
+    counts = np.random.default_rng(seed).poisson(rate, (n_cells, n_genes))
+    return expression_of(AnnData(counts.astype(np.float32)))
+
+
+def test_statistics_and_calls_are_those_of_scipy():
+    rate = np.where(np.arange(30) < 6, 3.0, 2.0)
+    cells, control = expression(rate, 1), expression(2.0, 2, n_cells=90)
+    effect = Effect(GeneMoments.of(cells), GeneMoments.of(control))
+    expected = ttest_ind(cells.values.toarray(), control.values.toarray(), equal_var=False)
+    np.testing.assert_allclose(effect.welch_t, expected.statistic, atol=1e-4)  # values are stored in float32
+    np.testing.assert_array_equal(effect.is_significant, false_discovery_control(expected.pvalue) <= 0.05)
+    assert effect.is_significant.sum() in range(1, 30)
+
+
+def test_cells_of_one_kind_have_hardly_any_differential_gene():
+    n_found = [
+        Effect(GeneMoments.of(expression(2.0, [1, i])), GeneMoments.of(expression(2.0, [2, i]))).is_significant.any()
+        for i in range(200)
+    ]
+    assert np.mean(n_found) < 0.11  # 0.05 is expected; this is four standard errors of 200 trials above it
+
+
+def test_a_gene_without_variance_is_not_ranked_by_rounding():
+    n_genes, n_cells = 10, 50
+    real = GeneMoments(np.r_[1.0, np.zeros(n_genes - 1)], np.full(n_genes, 0.5), n_cells)
+    control = GeneMoments(np.zeros(n_genes), np.zeros(n_genes), n_cells)
+    moved = predicted_effect(GeneMoments(np.r_[1.0, np.full(9, 1e-5)], np.zeros(n_genes), 10_000), real, control)
+    assert moved.top_genes(2)[0] == 0
+    np.testing.assert_array_equal(moved.is_significant, np.arange(n_genes) == 0)
+
+
+def test_more_predicted_cells_do_not_make_more_differential_genes():
+    rate = np.where(np.arange(30) < 6, 2.8, 2.0)
+    real, control = GeneMoments.of(expression(rate, 1)), GeneMoments.of(expression(2.0, 2, n_cells=1_000))
+    predicted = GeneMoments.of(expression(rate, 3, n_cells=3_000))
+    assert (
+        predicted_effect(predicted, real, control).is_significant.sum()
+        < Effect(predicted, control).is_significant.sum()
+    )
+
+
+@pytest.mark.parametrize(("arguments", "name"), [((1,), "n_top"), ((3, "p"), "ranking")])
+def test_a_bad_number_or_ranking_of_genes_is_named(arguments, name):
+    moments = GeneMoments.of(expression(2.0, 1))
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        Effect(moments, moments).top_genes(*arguments)
+
+
+N_GENES = 40
+UP, DOWN = 2.0, -2.0
+
+
+def moments(changes, variance=0.5, n_cells=100):
+    """Moments of cells whose genes have 3 as mean, and some of them a change: 20 standard errors of the difference for 2.0."""
+    mean = np.full(N_GENES, 3.0)
+    mean[list(changes)] += list(changes.values())
+    return GeneMoments(mean, np.full(N_GENES, variance), n_cells)
+
+
+def effects(real, predicted):
+    real, predicted, control = moments(real), moments(predicted), moments({})
+    return Effect(real, control), predicted_effect(predicted, real, control)
+
+
+TRUTH = {0: UP, 1: UP, 2: DOWN, 3: DOWN}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "overlap", "jaccard", "direction"),
+    [
+        (TRUTH, 1, 1, 1),
+        ({0: 0.9, 1: 0.8, 2: -0.7, 3: -0.6}, 1, 1, 1),  # smaller, and differential still
+        ({gene: -change for gene, change in TRUTH.items()}, 1, 1, 0),
+        ({0: UP, 1: UP}, 0.5, 0.5, 0.5),
+        ({0: UP, 2: UP, 10: UP, 11: DOWN}, 0.5, 2 / 6, 0.25),
+        ({10: UP, 11: UP, 12: UP, 13: UP}, 0, 0, 0),
+        ({}, 0, 0, 0),
+    ],
+)
+def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction):
+    pair = effects(TRUTH, predicted)
+    assert overlap_of_effects(*pair, 4) == overlap
+    assert jaccard_of_effects(*pair) == pytest.approx(jaccard)
+    assert direction_of_effects(*pair) == direction
+
+
+def test_lists_of_equal_length_have_one_precision_recall_and_jaccard():
+    overlap = overlap_of_effects(*effects(TRUTH, {0: UP, 1: UP, 2: DOWN, 9: UP}), 4)
+    assert overlap == 3 / 4
+    assert overlap / (2 - overlap) == pytest.approx(3 / 5)
+
+
+def test_without_an_effect_in_real_cells_nothing_can_be_said():
+    pair = effects({}, TRUTH)
+    assert np.isnan([overlap_of_effects(*pair, 4), jaccard_of_effects(*pair), direction_of_effects(*pair)]).all()
+
+
+def test_cells_without_their_spread_have_too_many_differential_genes():
+    slight = dict.fromkeys(range(4, N_GENES), 0.12)  # 1.2 standard errors of real cells
+    real, control = moments(TRUTH), moments({})
+    right, smooth = (predicted_effect(moments(TRUTH | slight, variance), real, control) for variance in (0.5, 0.01))
+    truth = Effect(real, control)
+    control_only = Effect(real, moments({}, variance=0.01))
+    assert jaccard_of_effects(truth, right) == 1
+    assert jaccard_of_effects(control_only, predicted_effect(smooth.cells, real, control_only.control)) < 0.2
+
+
+counts = st.integers(0, 2**32 - 1).map(
+    lambda seed: [
+        np.random.default_rng([seed, i]).poisson(rate, (12, 8)) + (rate == 0) for i, rate in enumerate((1.0, 2.0, 0.7))
+    ]
+)
+
+
+@given(counts, st.integers(2, 20))
+@settings(max_examples=40, deadline=None)
+def test_shares_stay_within_zero_and_one_and_a_perfect_prediction_has_all(cells, n_top):
+    real, predicted, control = cells
+    figures = [
+        de_overlap(real, predicted, control, n_top=n_top),
+        de_jaccard(real, predicted, control),
+        de_direction(real, predicted, control),
+    ]
+    assert all(np.isnan(figure) or 0 <= figure <= 1 for figure in figures)
+    assert de_overlap(real, real, control, n_top=n_top) in {1.0}
+    for perfect in (de_jaccard(real, real, control), de_direction(real, real, control)):
+        assert np.isnan(perfect) or perfect == 1
+
+
+@given(counts)
+@settings(max_examples=40, deadline=None)
+def test_the_variance_error_is_a_distance(cells):
+    first, second, third = cells
+    assert variance_error(first, first) == 0
+    assert variance_error(first, second) == pytest.approx(variance_error(second, first))
+    assert variance_error(first, third) <= variance_error(first, second) + variance_error(second, third) + 1e-9
+
+
+def test_the_variance_error_by_hand():
+    def cells(first):
+        return AnnData(np.array(first, dtype=np.float32))
+
+    # cells (1, 3), (3, 1) have log1p values 2500 and 7500 of 10 000; cells that are all (2, 2) have no variance
+    spread, none = cells([[1, 3], [3, 1]]), cells([[2, 2], [2, 2]])
+    expected = (np.log1p(7_500) - np.log1p(2_500)) ** 2 / 2
+    assert variance_error(spread, none) == pytest.approx(expected, rel=1e-4)  # squares of float32 values near 9
+
+
+def test_the_variance_of_the_top_genes_needs_control():
+    cells = AnnData(np.ones((4, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match="`n_top` needs `control`"):
+        variance_error(cells, cells, n_top=2)
+
+
+def test_the_table_of_genes_holds_what_the_figures_are_made_of():
+    rng = np.random.default_rng(0)
+    rates = np.where(np.arange(20) < 4, [[30.0], [25.0], [10.0]], 10.0)
+    real, predicted, control = (AnnData(rng.poisson(rate, (60, 20)).astype(np.float32)) for rate in rates)
+    table = gene_changes(real, predicted, control)
+    assert set(table.index[:4]) == {"0", "1", "2", "3"}
+    assert (table["real_t"].abs().diff()[1:] <= 0).all()
+    calls = table["real_is_differential"], table["predicted_is_differential"]
+    assert (calls[0] & calls[1]).sum() / (calls[0] | calls[1]).sum() == de_jaccard(real, predicted, control)
+    signs = np.sign(table.loc[calls[0], ["real", "predicted"]])
+    assert (signs["real"] == signs["predicted"]).mean() == de_direction(real, predicted, control)
+    assert np.corrcoef(table["real"], table["predicted"])[0, 1] == pytest.approx(
+        mean_change_correlation(real, predicted, control)
+    )
+
+
+def test_genes_of_changes_are_aligned_by_name():
+    rng = np.random.default_rng(0)
+    real, predicted, control = (AnnData(rng.poisson(rate, (50, 9)).astype(np.float32)) for rate in (2.0, 3.0, 1.0))
+    turned = predicted[:, ::-1].copy()
+    for metric in (de_overlap, de_jaccard, de_direction):
+        assert metric(real, predicted, control) == pytest.approx(metric(real, turned, control), nan_ok=True)
+    assert variance_error(real, predicted) == pytest.approx(variance_error(real, turned))
+
+
+CONTROL = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+CHANGES = {"A": np.array([1.0, 0.0, 0.0]), "B": np.array([0.0, -2.0, 0.0])}
+
+
+def test_mean_changes_are_differences_of_means():
+    values = np.array([[3.0, 2.0, 2.0], [5.0, 2.0, 2.0], [2.0, 0.0, 2.0]])
+    changes = mean_changes(values, ["A", "A", "B"], CONTROL)
+    np.testing.assert_allclose(changes["A"], [2, 0, 0])
+    np.testing.assert_allclose(changes["B"], [0, -2, 0])
+
+
+def test_no_change_is_the_control_cells():
+    np.testing.assert_array_equal(predict_no_change(CONTROL), CONTROL)
+
+
+def test_the_mean_shift_moves_every_control_cell_by_the_mean_change():
+    np.testing.assert_allclose(predict_mean_shift(CONTROL, CHANGES), CONTROL + [0.5, -1, 0])
+
+
+def test_the_additive_baseline_is_exact_where_effects_add_up():
+    np.testing.assert_allclose(predict_additive(CONTROL, CHANGES, "B+A"), CONTROL + [1, -2, 0])
+
+
+def test_the_additive_baseline_of_a_single_perturbation_is_its_own_change():
+    np.testing.assert_allclose(predict_additive(CONTROL, CHANGES, "A"), CONTROL + CHANGES["A"])
+
+
+def test_another_separator_can_stand_between_parts():
+    np.testing.assert_allclose(predict_additive(CONTROL, CHANGES, "A_B", separator="_"), CONTROL + [1, -2, 0])
+
+
+def test_an_unknown_part_is_named():
+    with pytest.raises(KeyError, match=r"\['C'\]"):
+        predict_additive(CONTROL, CHANGES, "A+C")
+
+
+def test_a_mean_shift_needs_a_training_perturbation():
+    with pytest.raises(ValueError, match="`changes` is empty"):
+        predict_mean_shift(CONTROL, {})
+
+
+def test_every_cell_needs_a_perturbation():
+    with pytest.raises(ValueError, match="2 cells and `perturbations` 1"):
+        mean_changes(CONTROL, ["A"], CONTROL)
+
+
+def test_parts_have_no_order_and_leave_the_control_out():
+    assert parts_of("B+A") == parts_of("A+B") == ("A", "B")
+    assert parts_of("B+ctrl", ignored={"ctrl"}) == ("B",)

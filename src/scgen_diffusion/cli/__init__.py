@@ -3,6 +3,106 @@
 Nothing here imports PyTorch before a command is at work, so that help and completion are quick.
 """
 
-from ._main import cli, main, run
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ._evaluate import evaluate, evaluate_perturbation, report
+from ._generate import generate
+from ._info import info
+from ._terminal import PROGRAM, ExitCode
+from ._train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["cli", "main", "run"]
+
+SECONDS_BETWEEN_LINES = "30"  # of progress, where there is no terminal, but a log
+EPILOG = """\b
+Exit codes:
+  0    done
+  1    the work failed; --verbose shows where
+  2    what was asked for cannot be: options, files, names or values
+  3    evaluate: the cells are not as good as was asked for
+  130  interrupted by Ctrl-C; 143: by SIGTERM. The same command goes on.
+
+Results go to files and stdout, messages to stderr."""
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import scgen_diffusion
+
+        click.echo(f"{PROGRAM} {scgen_diffusion.__version__}")
+        ctx.exit()
+
+
+@click.group(
+    PROGRAM,
+    commands=[train, generate, evaluate, evaluate_perturbation, report, info],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+    no_args_is_help=True,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Conditional diffusion models that generate single cells: train on files, generate into files, judge."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments
+        What stands behind the program's name; default: that of this process.
+
+    Returns
+    -------
+    The exit code: 0 done, 1 the work failed, 2 a wrong request, 3 cells below the threshold, 130 and 143 stopped by a signal.
+    """
+    try:
+        cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return ExitCode.WRONG_REQUEST
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else PROGRAM
+        word = "" if error.exit_code >= ExitCode.BELOW_THRESHOLD else "error: "
+        click.echo(f"{where}: {word}{error.format_message()}", err=True)
+        if isinstance(error, click.UsageError):
+            click.echo(f"Try '{where} --help'.", err=True)
+        return error.exit_code
+    except click.Abort:
+        click.echo(f"{PROGRAM}: Interrupted.", err=True)
+        return ExitCode.INTERRUPTED
+    return ExitCode.DONE
+
+
+def run() -> None:
+    """Run the command line and end the process.
+
+    SIGTERM, by which schedulers end a job, stops the work in order. Bars tell a log every half minute how far they are. And numba, by which
+    scanpy computes, is held to ``OMP_NUM_THREADS``: where it starts, PyTorch takes its number of threads, which is that of all cores.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
+    if not sys.stderr.isatty():
+        for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
+            os.environ.setdefault(name, SECONDS_BETWEEN_LINES)
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        os.environ.setdefault("NUMBA_NUM_THREADS", threads.split(",")[0])
+    sys.exit(main())

@@ -2,116 +2,163 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from ._config import read_config, resolved_config
+from scgen_diffusion._names import known_names
+
 from ._terminal import Terminal
-from ._values import Keyed, collected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-CONFIG, PRINT_CONFIG = "config", "print_config"
-OWN = (CONFIG, PRINT_CONFIG, "help", "quiet", "verbose")  # what a configuration does not hold
-GENERAL = "General"
+OWN = ("config", "print_config", "help", "quiet", "verbose")  # what a configuration does not hold
+NONE = "none"  # how None is written, which TOML lacks
 
 
-class Option(click.Option):
-    """An option under a heading of the help. What is not given is None or empty, so that Python's default holds."""
+def number(value: Any) -> int | float:
+    """Take a value as a number, whole if it is written so."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    try:
+        return int(value) if str(value).strip().lstrip("+-").isdecimal() else float(value)
+    except (TypeError, ValueError):
+        msg = f"{value!r} is not a number"
+        raise ValueError(msg) from None
 
-    def __init__(self, *args: Any, section: str = GENERAL, **kwargs: Any) -> None:
-        kind = kwargs.get("type")
-        if isinstance(kind, Keyed):
-            kwargs.setdefault("multiple", True)
-        super().__init__(*args, **kwargs)
-        self.section = section
 
-    def process_value(self, ctx: click.Context, value: Any) -> Any:
-        """Put the values of a repeated ``KEY=VALUE`` together."""
-        value = super().process_value(ctx, value)
-        if isinstance(self.type, Keyed) and value is not None:
-            return collected(value, self.opts[0], repeats=self.type.repeats)
+def whole_number(value: Any) -> int:
+    """Take a value as a whole number."""
+    if isinstance(found := number(value), int):
+        return found
+    msg = f"{value!r} is not a whole number"
+    raise ValueError(msg)
+
+
+def number_or_text(value: Any) -> Any:
+    """Take a value as a number if it is one, and as it is otherwise."""
+    try:
+        return number(value)
+    except ValueError:
         return value
 
 
-class Command(click.Command):
-    """A command that takes ``--config`` and ``--print-config``, and calls its function with what was given.
+def toml_value(value: Any) -> Any:
+    """Read text as TOML does (``true``, ``1e-3``, ``[1, 2]``), ``none`` as None, and take it as it is where that fails."""
+    if not isinstance(value, str):
+        return value
+    if value == NONE:
+        return None
+    try:
+        found = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return value
+    is_plain = list(found) == ["value"] and isinstance(found["value"], bool | int | float | str | list)
+    return found["value"] if is_plain else value
 
-    Of options that exclude each other, ``excluding`` by their names, one on the command line wins over another in the file.
+
+def scalar(value: Any) -> Any:
+    """Take a number or truth value as what it is, and everything else as it is written."""
+    found = toml_value(value)
+    return found if isinstance(found, bool | int | float) else value
+
+
+class Keyed(click.ParamType):
+    """``KEY=VALUE``, as often as needed: a mapping.
+
+    Parameters
+    ----------
+    read
+        Turns what is written into the value, or raises ValueError.
+    key, value
+        What they are, for the help.
+    alone
+        Whether a value may stand without a key; the option is then that value.
+    bare
+        Whether a key may stand without a value, which is then None.
+    repeats
+        Whether a key may be given several times, which makes a list.
     """
+
+    name = "key=value"
 
     def __init__(
         self,
-        name: str,
-        function: Callable[[Terminal, dict[str, Any]], None],
-        excluding: Sequence[tuple[str, str]] = (),
-        **kwargs: Any,
+        read: Callable[[Any], Any] = str,
+        key: str = "KEY",
+        value: str = "VALUE",
+        *,
+        alone: bool = False,
+        bare: bool = False,
+        repeats: bool = False,
     ) -> None:
-        super().__init__(name, callback=function, **kwargs)
-        self.function, self.excluding = function, excluding
-        self.params += _own_options()
+        self.read, self.key, self.value = read, key, value
+        self.alone, self.bare, self.repeats = alone, bare, repeats
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Print the configuration, or run the command."""
-        beaten = self._beaten(ctx)
-        given = {
-            name: value
-            for name, value in ctx.params.items()
-            if value is not None and value != () and name not in beaten
-        }
-        options = {name: value for name, value in given.items() if name not in OWN}
-        if given.get(PRINT_CONFIG):
-            click.echo(resolved_config(self, options), nl=False)
-            return None
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Say how the option is written."""
+        if self.alone:
+            return f"[{self.key}=]{self.value}"
+        return f"{self.key}[={self.value}]" if self.bare else f"{self.key}={self.value}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, Any]:
+        """Split and convert one value."""
+        if isinstance(value, tuple):  # of a file
+            key, found = value
+        else:
+            before, separator, after = str(value).partition("=")
+            key, found = (before, after) if separator else (before, None) if self.bare else (None, before)
+        if (key is None and not self.alone) or key == "":
+            self.fail(f"{value!r} is not of the form {self.key}={self.value}.", param, ctx)
         try:
-            terminal = Terminal.of(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
-            with terminal.at_work():
-                return self.function(terminal, options)
-        except click.UsageError as error:
-            error.ctx = error.ctx or ctx
-            raise
+            return key, None if found is None else self.read(found)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
 
-    def _beaten(self, ctx: click.Context) -> set[str]:
-        """Name the options of the file that give way to others on the command line."""
-        sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-        on_line, in_file = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
-        return {
-            other
-            for one, two in self.excluding
-            for winner, other in ((one, two), (two, one))
-            if sources.get(winner) == on_line and sources.get(other) == in_file
-        }
+    def pairs(self, value: Any) -> list[tuple[str | None, Any]]:
+        """Spell out what stands in a TOML file: a table, a list of keys or values, or one of these."""
+        if isinstance(value, Mapping):
+            lists = {key: item if self.repeats and isinstance(item, list) else [item] for key, item in value.items()}
+            return [(key, item) for key, items in lists.items() for item in items]
+        if isinstance(value, list):
+            return [pair for item in value for pair in self.pairs(item)]
+        return [(str(value), None)] if self.bare else [(None, value)]
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the headings of their sections."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
-                sections.setdefault(getattr(param, "section", GENERAL), []).append(record)
-        for name in sorted(sections, key=lambda name: name == GENERAL):
-            with formatter.section(name):
-                formatter.write_dl(sections[name], col_max=34)
+    def collect(self, ctx: click.Context, param: click.Parameter, pairs: Sequence[tuple[str | None, Any]]) -> Any:
+        """Put the values of an option together: one value, or a mapping; None where there are none."""
+        if not pairs:
+            return None
+        if len(pairs) == 1 and pairs[0][0] is None:
+            return pairs[0][1]
+        found: dict[str, list[Any]] = {}
+        for key, value in pairs:
+            if key is None:
+                msg = f"{param.opts[0]} takes one value, or KEY=VALUE as often as needed, but not {value!r} beside others."
+                raise click.UsageError(msg)
+            found.setdefault(key, []).append(value)
+        if not self.repeats and (twice := [key for key, values in found.items() if len(values) > 1]):
+            msg = f"{param.opts[0]} gives {twice[0]!r} more than once."
+            raise click.UsageError(msg)
+        return {key: values if len(values) > 1 else values[0] for key, values in found.items()}
 
 
-def command(
-    name: str,
-    *params: click.Parameter,
-    short_help: str,
-    epilog: str | None = None,
-    excluding: Sequence[tuple[str, str]] = (),
-) -> Callable[[Callable[..., Any]], Command]:
-    """Make a command of a function that takes a terminal and the options given; its docstring is the help."""
+def option(names: str, help: str, kind: Any = None, metavar: str | None = None, **kwargs: Any) -> click.Option:
+    """Make an option of one or several names; what is not given is None or empty, so that Python's default holds."""
+    if isinstance(kind, Keyed):
+        kwargs |= {"multiple": True, "callback": kind.collect}
+    return click.Option(names.split(), help=help, type=kind, metavar="N" if kind is int else metavar, **kwargs)
 
-    def decorate(function: Callable[..., Any]) -> Command:
-        summary = (function.__doc__ or "").strip()
-        words = {"help": summary, "short_help": short_help, "epilog": epilog}
-        return Command(name, function, excluding, params=list(params), **words)
 
-    return decorate
+def flag(names: str, help: str) -> click.Option:
+    """Make an option without a value."""
+    return option(names, help, is_flag=True, default=None)
 
 
 def existing(**kwargs: Any) -> click.Path:
@@ -124,31 +171,163 @@ def new(**kwargs: Any) -> click.Path:
     return click.Path(path_type=Path, **kwargs)
 
 
-def python_options(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return those of the options, by name, that were given."""
     return {name: options[name] for name in names if name in options}
 
 
-def _own_options() -> list[click.Parameter]:
-    return [
-        Option(
-            ["--config"],
-            type=existing(dir_okay=False),
-            is_eager=True,
-            expose_value=True,
-            callback=_use_config,
-            metavar="FILE.toml",
-            help="Take options from this file; those on the command line win.",
-        ),
-        Option(
-            ["--print-config"], is_flag=True, help="Write what was asked for as TOML to stdout, and do nothing else."
-        ),
-        Option(["-q", "--quiet"], is_flag=True, help="Errors only."),
-        Option(["-v", "--verbose"], is_flag=True, help="All messages, of libraries too, and tracebacks of errors."),
-    ]
+class Command(click.Command):
+    """A command that takes ``--config`` and ``--print-config``, and calls its function with a terminal and what was given.
+
+    Parameters
+    ----------
+    name
+        Name of the command.
+    function
+        What to call; its docstring is the help.
+    arguments
+        Names of the arguments and their kinds.
+    sections
+        Headings of the help and the options under each.
+    excluding
+        Pairs of options that exclude each other: one on the command line wins over another in the file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Terminal, dict[str, Any]], None],
+        arguments: Sequence[click.Argument],
+        sections: Mapping[str, Sequence[click.Option]],
+        excluding: Sequence[tuple[str, str]] = (),
+        **kwargs: Any,
+    ) -> None:
+        kind = existing(dir_okay=False)
+        general = [
+            option("--config", "Take options from this file; those on the command line win.", kind, "FILE.toml", is_eager=True, callback=_use_config),
+            flag("--print-config", "Write what was asked for as TOML to stdout, and do nothing else."),
+            flag("-q --quiet", "Errors only."),
+            flag("-v --verbose", "All messages, of libraries too, and tracebacks of errors."),
+        ]  # fmt: skip
+        self.function, self.excluding = function, excluding
+        self.sections = {**sections, "General": general}
+        params = [*arguments, *(param for options in self.sections.values() for param in options)]
+        super().__init__(name, params=params, help=(function.__doc__ or "").strip(), **kwargs)
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Print the configuration, or run the command."""
+        sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+        beaten = {
+            other
+            for one, two in self.excluding
+            for winner, other in ((one, two), (two, one))
+            if (sources[winner], sources[other]) == (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+        }
+        options = {
+            name: value
+            for name, value in ctx.params.items()
+            if name not in (*OWN, *beaten) and value is not None and value != ()
+        }
+        if ctx.params["print_config"]:
+            click.echo(self.as_toml(options), nl=False)
+            return
+        try:
+            terminal = Terminal(quiet=bool(ctx.params["quiet"]), verbose=bool(ctx.params["verbose"]))
+            with terminal.at_work():
+                self.function(terminal, options)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+    def as_toml(self, options: Mapping[str, Any]) -> str:
+        """Write options as a configuration, in the order of the help."""
+        return to_toml(self.name or "", {p.name: options[p.name] for p in self.params if p.name in options})
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of their sections."""
+        general = [*self.sections["General"], self.get_help_option(ctx)]
+        for name, options in {**self.sections, "General": general}.items():
+            with formatter.section(name):
+                records = [record for param in options if param and (record := param.get_help_record(ctx))]
+                formatter.write_dl(records, col_max=34)
 
 
-def _use_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None:
-        ctx.default_map = read_config(path, ctx.command, ctx.parent.command if ctx.parent else None)
-    return path
+def command(name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[[Terminal, dict[str, Any]], None]], Command]:
+    """Make a command of a function; the arguments are those of :class:`Command`."""
+    return lambda function: Command(name, function, *args, **kwargs)
+
+
+def to_toml(name: str, values: Mapping[str, Any]) -> str:
+    """Write a table of plain values, lists, and tables of these, which come last; Python itself only reads TOML."""
+    tables: dict[str, Mapping[str, Any]] = {
+        name: {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    }
+    tables |= {f"{name}.{_key(key)}": value for key, value in values.items() if isinstance(value, Mapping)}
+    return "\n".join(
+        "".join([f"[{header}]\n", *(f"{_key(key)} = {_value(value)}\n" for key, value in table.items())])
+        for header, table in tables.items()
+    )
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool | int | float):
+        return repr(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    text = NONE if value is None else str(value)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # which only TOML escapes
+
+
+def _use_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take what a file has for the command as defaults.
+
+    Raises
+    ------
+    click.UsageError
+        If the file is no TOML, or names a section or an option that does not exist, or an option has a value of the wrong kind.
+    """
+    if path is None:
+        return
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is no TOML file: {error}."
+        raise click.UsageError(msg) from error
+    group = ctx.parent.command if ctx.parent else None
+    sections = list(group.commands) if isinstance(group, click.Group) else [ctx.command.name]
+    for name in content:
+        if name not in sections:
+            msg = f"{path} has the unknown section {name!r}. {known_names(name, sections)}"
+            raise click.UsageError(msg)
+    section = content.get(ctx.command.name or "", {})
+    if not isinstance(section, Mapping):
+        msg = f"{path}: {ctx.command.name!r} must be a table, [{ctx.command.name}]."
+        raise click.UsageError(msg)
+    params, ctx.default_map = {param.name: param for param in ctx.command.params if param.name not in OWN}, {}
+    for written, value in section.items():
+        name = written.replace("-", "_")
+        if name not in params:
+            msg = f"{path}: [{ctx.command.name}] has the unknown key {written!r}. {known_names(name, list(params))}"
+            raise click.UsageError(msg)
+        ctx.default_map[name] = _for_click(value, params[name], f"{path}: [{ctx.command.name}] {written}")
+
+
+def _for_click(value: Any, param: click.Parameter, where: str) -> Any:
+    """Return a value of a file in the form that click takes."""
+    if isinstance(param.type, Keyed):
+        return param.type.pairs(value)
+    takes_many = param.nargs != 1 or getattr(param, "multiple", False)
+    if isinstance(value, Mapping) or (isinstance(value, list) and not takes_many):
+        msg = f"{where}: one value was expected, but found {value!r}."
+        raise click.UsageError(msg)
+    values = value if isinstance(value, list) else [value]
+    if isinstance(param.type, click.types.IntParamType):
+        for found in values:
+            if isinstance(found, bool | float):  # which click would cut off, or count
+                msg = f"{where}: a whole number was expected, but found {str(found).lower()}."
+                raise click.UsageError(msg)
+    return values if takes_many else value

@@ -1,104 +1,70 @@
-"""``scgen-diffusion evaluate`` and ``evaluate-perturbation``: from files with cells to a table."""
+"""``scgen-diffusion evaluate``, ``evaluate-perturbation`` and ``report``: from files with cells to a table or a page."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._cells import are_paired, read_cells
-from ._command import Option, command, existing, new, python_options
-from ._completion import columns_of_cells, layers_of_cells
-from ._config import closest_names
-from ._outputs import check_new, whole
+from scgen_diffusion._names import known_names
+
+from ._command import Keyed, command, existing, flag, given, new, number, option
+from ._files import MUDATA, check_place, read_cells, read_table, whole
 from ._terminal import ExitCode, Stop, Terminal
-from ._values import Keyed, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
 CROSS_METRICS = ("cross_correlation_similarity", "cross_correlation_error")  # of several modalities
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 
-TRAIN = Option(["--train", "-t"], section=CELLS, type=existing(), help="Real cells that the model was trained on.")
-GROUPBY = Option(
-    ["--groupby", "-g"],
-    section=CELLS,
-    multiple=True,
-    metavar="COLUMN",
-    shell_complete=columns_of_cells,
-    help="Column of obs with the label; several are joined.",
-)
-LAYER = Option(
-    ["--layer", "-l"],
-    section=CELLS,
-    type=Keyed(key="MODALITY", value="NAME", alone=True),
-    shell_complete=layers_of_cells,
-    help="Layer with the counts of the real cells.",
-)
-BACKED = Option(
-    ["--backed"],
-    section=CELLS,
-    is_flag=True,
-    default=None,
-    help="Leave the values of .h5ad in the files; only what is compared is read.",
-)
+CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
+ARGUMENTS = [click.Argument(["real"], type=existing()), click.Argument(["synthetic"], type=existing())]
+TRAIN = option("--train -t", "Real cells that the model was trained on.", existing())
+GROUPBY = option("--groupby -g", "Column of obs with the label; several are joined.", metavar="COLUMN", multiple=True)
+BACKED = flag("--backed", "Leave the values of .h5ad in the files; only what is compared is read.")
+SEED = option("--seed", "Decides all draws.", click.IntRange(min=0))
+OVERWRITE = flag("--overwrite", "Replace the file if it is there.")
 OF_JUDGING = [
-    Option(
-        ["--max-cells"], section=JUDGING, type=int, metavar="N", help="Cells of each side that are compared at most."
-    ),
-    Option(["--n-floor"], section=JUDGING, type=int, metavar="N", help="Draws for what real cells score; 0 for none."),
-    Option(["--seed"], section=JUDGING, type=click.IntRange(min=0), help="Decides all draws."),
+    option("--max-cells", "Cells of each side that are compared at most.", int),
+    option("--n-floor", "Draws for what real cells score; 0 for none.", int),
+    SEED,
 ]
 OF_THRESHOLDS = [
-    Option(
-        ["--max"],
-        section=THRESHOLDS,
-        type=Keyed(number, key="METRIC", value="NUMBER"),
-        help="Largest value of a metric that is good enough.",
-    ),
-    Option(
-        ["--min"],
-        section=THRESHOLDS,
-        type=Keyed(number, key="METRIC", value="NUMBER"),
-        help="Smallest value of a metric that is good enough.",
-    ),
+    option("--max", "Largest value of a metric that is good enough.", Keyed(number, key="METRIC", value="NUMBER")),
+    option("--min", "Smallest value of a metric that is good enough.", Keyed(number, key="METRIC", value="NUMBER")),
 ]
-OF_OUTPUT = [
-    Option(
-        ["--out", "-o"],
-        section=OUTPUT,
-        type=new(dir_okay=False),
-        metavar="FILE.csv",
-        help="Where the table goes; stdout by default.",
-    ),
-    Option(["--overwrite"], section=OUTPUT, is_flag=True, default=None, help="Replace the file if it is there."),
-]
+OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(dir_okay=False), "FILE.csv"), OVERWRITE]
 
 
 @command(
     "evaluate",
-    click.Argument(["real"], type=existing()),
-    click.Argument(["synthetic"], type=existing()),
-    TRAIN,
-    GROUPBY,
-    LAYER,
-    BACKED,
-    Option(["--metric"], section=JUDGING, multiple=True, metavar="NAME", help="Only this metric, as often as needed."),
-    *OF_JUDGING,
-    Option(["--n-bootstrap"], section=JUDGING, type=int, metavar="N", help="Half-samples for intervals; 0 for none."),
-    Option(
-        ["--fail-on"],
-        section=THRESHOLDS,
-        type=click.Choice(list(LEVELS)),
-        help="Fail if the verdict has warnings, or warnings or notes.",
-    ),
-    *OF_THRESHOLDS,
-    *OF_OUTPUT,
+    ARGUMENTS,
+    {
+        CELLS: [
+            TRAIN,
+            GROUPBY,
+            option(
+                "--layer -l",
+                "Layer with the counts of the real cells.",
+                Keyed(key="MODALITY", value="NAME", alone=True),
+            ),
+            BACKED,
+        ],
+        JUDGING: [
+            option("--metric", "Only this metric, as often as needed.", metavar="NAME", multiple=True),
+            *OF_JUDGING,
+            option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int),
+        ],
+        THRESHOLDS: [
+            option("--fail-on", "Fail if the verdict has warnings, or warnings or notes.", click.Choice(list(LEVELS))),
+            *OF_THRESHOLDS,
+        ],
+        OUTPUT: OF_OUTPUT,
+    },
     short_help="Judge synthetic cells beside real ones.",
 )
 def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
@@ -106,66 +72,61 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out table.csv
     """
-    _check_output(options)
+    files = given(options, "real", "synthetic", "train")
+    _check_output(options, files, ".csv")
     package = terminal.libraries()
-    _check_metrics(package, options)
-    files = python_options(options, "real", "synthetic", "train")
-    function = package.metrics.evaluate_modalities if _all_paired(files) else package.metrics.evaluate
+    known = [*package.metrics.CATALOGUE, *CROSS_METRICS]
+    for metric in [*options.get("max", {}), *options.get("min", {})]:
+        if metric not in known:  # said before minutes of work
+            msg = f"There is no metric {metric!r}. {known_names(metric, known)}"
+            raise click.UsageError(msg)
+    arguments = given(options, "max_cells", "n_floor", "n_bootstrap", "seed")
+    paired = {path.suffix == MUDATA for path in files.values()}
+    if len(paired) > 1:
+        msg = "Either all files are .h5mu, or none is."
+        raise click.UsageError(msg)
+    function = package.metrics.evaluate_modalities if True in paired else package.metrics.evaluate
     cells = _read(terminal, files, backed=options.get("backed", False))
-    arguments = python_options(options, "max_cells", "n_floor", "n_bootstrap", "seed") | _layers(options, files)
-    for option, argument in (("groupby", "groupby"), ("metric", "metrics")):
-        if option in options:
-            arguments[argument] = list(options[option])
-    table = function(cells["real"], cells["synthetic"], train=cells.get("train"), **arguments)
+    if (layer := options.get("layer")) is not None:
+        if isinstance(layer, Mapping) is not (True in paired):
+            msg = "--layer takes MODALITY=NAME for .h5mu, and NAME for other files."
+            raise click.UsageError(msg)
+        arguments["layers" if isinstance(layer, Mapping) else "layer"] = layer
+    for name, argument in (("groupby", "groupby"), ("metric", "metrics")):
+        if name in options:
+            arguments[argument] = list(options[name])
+    table = function(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
     levels = _tell_verdict(terminal, package, table)
     _write(terminal, table, options)
     failed = [f"the verdict has {level}s" for level in LEVELS.get(options.get("fail_on", ""), ()) if level in levels]
-    _judge(failed + exceeded(table, options.get("max", {}), options.get("min", {})))
+    _judge(table, options, failed)
 
 
 @command(
     "evaluate-perturbation",
-    click.Argument(["real"], type=existing()),
-    click.Argument(["synthetic"], type=existing()),
-    Option(["--control"], section=CELLS, type=existing(), required=True, help="Real unperturbed cells."),
-    Option(
-        ["--perturbation-key", "-p"],
-        section=CELLS,
-        metavar="COLUMN",
-        required=True,
-        shell_complete=columns_of_cells,
-        help="Column of obs with the perturbation.",
-    ),
-    Option(
-        ["--train", "-t"],
-        section=CELLS,
-        type=existing(),
-        help="Real cells that the model was trained on, for baselines.",
-    ),
-    Option(
-        ["--other"],
-        section=CELLS,
-        type=Keyed(key="NAME", value="FILE"),
-        help="Cells that another method predicts; a column of its own.",
-    ),
-    Option(
-        ["--groupby", "-g"],
-        section=CELLS,
-        metavar="COLUMN",
-        shell_complete=columns_of_cells,
-        help="Column such as the cell type.",
-    ),
-    Option(["--separator"], section=CELLS, metavar="TEXT", help="What stands between the parts of a combination."),
-    Option(
-        ["--layer", "-l"], section=CELLS, metavar="NAME", shell_complete=layers_of_cells, help="Layer with the counts."
-    ),
-    Option(
-        ["--n-top"], section=JUDGING, type=int, multiple=True, metavar="N", help="How many genes are the most changed."
-    ),
-    Option(["--ranking"], section=JUDGING, metavar="NAME", help="By what genes are ranked."),
-    *OF_JUDGING,
-    *OF_THRESHOLDS,
-    *OF_OUTPUT,
+    ARGUMENTS,
+    {
+        CELLS: [
+            option("--control", "Real unperturbed cells.", existing(), required=True),
+            option("--perturbation-key -p", "Column of obs with the perturbation.", metavar="COLUMN", required=True),
+            option("--train -t", "Real cells that the model was trained on, for baselines.", existing()),
+            option(
+                "--other",
+                "Cells that another method predicts; a column of its own.",
+                Keyed(Path, key="NAME", value="FILE"),
+            ),
+            option("--groupby -g", "Column such as the cell type.", metavar="COLUMN"),
+            option("--separator", "What stands between the parts of a combination.", metavar="TEXT"),
+            option("--layer -l", "Layer with the counts.", metavar="NAME"),
+        ],
+        JUDGING: [
+            option("--n-top", "How many genes are the most changed.", int, multiple=True),
+            option("--ranking", "By what genes are ranked.", metavar="NAME"),
+            *OF_JUDGING,
+        ],
+        THRESHOLDS: OF_THRESHOLDS,
+        OUTPUT: OF_OUTPUT,
+    },
     short_help="Judge predicted perturbations.",
 )
 def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
@@ -175,95 +136,76 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate-perturbation real.h5ad predicted.h5ad --control control.h5ad -p perturbation -o table.csv
     """
-    _check_output(options)
+    files, others = given(options, "real", "synthetic", "control", "train"), options.get("other", {})
+    _check_output(options, {**others, **files}, ".csv")
     package = terminal.libraries()
-    files = python_options(options, "real", "synthetic", "control", "train")
+    names = ("perturbation_key", "groupby", "separator", "layer", "ranking", "max_cells", "n_floor", "seed")
+    arguments = given(options, *names) | {name: list(value) for name, value in given(options, "n_top").items()}
     cells = _read(terminal, files)
-    arguments = python_options(
-        options, "perturbation_key", "groupby", "separator", "layer", "ranking", "max_cells", "n_floor", "seed"
-    )
-    if "n_top" in options:
-        arguments["n_top"] = list(options["n_top"])
-    if "other" in options:
-        from pathlib import Path
-
-        arguments["others"] = _read(terminal, {name: Path(path) for name, path in options["other"].items()})
-    real, predicted = cells.pop("real"), cells.pop("synthetic")
-    table = package.metrics.evaluate_perturbation(real, predicted, **cells, **arguments)
+    if others:
+        arguments["others"] = _read(terminal, others)
+    table = package.metrics.evaluate_perturbation(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
     means = table.groupby("metric", sort=False)["value"].mean().reset_index().assign(group="all")
     terminal.say(means[["metric", "value"]].to_string(index=False, float_format="{:.4g}".format))
     _write(terminal, table, options)
-    _judge(exceeded(means, options.get("max", {}), options.get("min", {})))
+    _judge(means, options)
 
 
-def exceeded(table: pd.DataFrame, largest: Mapping[str, float], smallest: Mapping[str, float]) -> list[str]:
-    """Name the metrics, of all cells, whose values are beyond the limits, or are no numbers.
+@command(
+    "report",
+    ARGUMENTS,
+    {
+        CELLS: [
+            TRAIN,
+            GROUPBY,
+            option("--layer -l", "Layer with the counts of the real cells.", metavar="NAME"),
+            BACKED,
+        ],
+        "Page": [
+            option(
+                "--table",
+                "What evaluate wrote for these cells, so that nothing is computed twice.",
+                existing(dir_okay=False),
+            ),
+            option("--model", "Folder of the model, whose training is shown.", existing(file_okay=False)),
+            option("--title", "Heading.", metavar="TEXT"),
+            option("--max-cells", "Cells of each kind that are compared and drawn.", int),
+            SEED,
+            option("--out -o", "The file to write.", new(dir_okay=False), "FILE.html", required=True),
+            OVERWRITE,
+        ],
+    },
+    short_help="Write an HTML report of synthetic cells.",
+)
+def report(terminal: Terminal, options: dict[str, Any]) -> None:
+    """Write one HTML file with the verdict, all figures and plots of synthetic cells beside real ones.
 
-    Raises
-    ------
-    click.UsageError
-        For a metric that the table does not have.
+    scgen-diffusion report held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out report.html
     """
-    rows = table[table["group"] == "all"]
-    found = []
-    for limits, word, is_beyond in ((largest, "above", float.__gt__), (smallest, "below", float.__lt__)):
-        for metric, limit in limits.items():
-            values = rows.loc[rows["metric"] == metric, "value"].astype(float)
-            if values.empty:
-                msg = f"There is no metric {metric!r} in the table. {closest_names(metric, list(dict.fromkeys(rows['metric'])))}"
-                raise click.UsageError(msg)
-            beyond = [value for value in values if math.isnan(value) or is_beyond(value, float(limit))]
-            found += [f"{metric} is {value:.4g}, {word} {limit:g}" for value in beyond]
-    return found
+    files = given(options, "real", "synthetic", "train")
+    _check_output(options, {**files, **given(options, "table", "model")}, ".html")
+    package = terminal.libraries()
+    cells = _read(terminal, files, backed=options.get("backed", False))
+    arguments = given(options, "layer", "title", "max_cells", "seed")
+    if labels := options.get("groupby"):
+        arguments["groupby"] = labels[0] if len(labels) == 1 else list(labels)
+    if "table" in options:
+        arguments["table"] = read_table(options["table"])
+    if "model" in options:
+        arguments["model"] = package.model.load(options["model"], adata=False)
+    terminal.say("Judging and drawing")
+    terminal.result(package.report(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments))
 
 
-def _check_output(options: Mapping[str, Any]) -> None:
+def _check_output(options: Mapping[str, Any], inputs: Mapping[str, Path], suffix: str) -> None:
     if "out" in options:
-        inputs = python_options(options, "real", "synthetic", "train", "control").values()
-        check_new(options["out"], overwrite=options.get("overwrite", False), suffixes=[".csv"], inputs=inputs)
+        overwrite = options.get("overwrite", False)
+        check_place(options["out"], overwrite=overwrite, suffixes=[suffix], inputs=inputs.values())
 
 
-def _check_metrics(package: Any, options: Mapping[str, Any]) -> None:
-    """Raise for a threshold that no metric has, before minutes of work."""
-    known = [*package.metrics.CATALOGUE, *CROSS_METRICS]
-    for metric in [*options.get("max", {}), *options.get("min", {})]:
-        if metric not in known:
-            msg = f"There is no metric {metric!r}. {closest_names(metric, known)}"
-            raise click.UsageError(msg)
-
-
-def _read(terminal: Terminal, files: Mapping[str, Any], *, backed: bool = False) -> dict[str, Any]:
+def _read(terminal: Terminal, files: Mapping[str, Path], *, backed: bool = False) -> dict[str, Any]:
     terminal.say(f"Reading {', '.join(map(str, files.values()))}")
     return {name: read_cells(path, backed=backed) for name, path in files.items()}
-
-
-def _all_paired(files: Mapping[str, Any]) -> bool:
-    paired = [are_paired(path) for path in files.values()]
-    if any(paired) and not all(paired):
-        msg = "Either all files are .h5mu, or none is."
-        raise click.UsageError(msg)
-    return all(paired)
-
-
-def _layers(options: Mapping[str, Any], files: Mapping[str, Any]) -> dict[str, Any]:
-    layer = options.get("layer")
-    if layer is None:
-        return {}
-    if isinstance(layer, Mapping) != _all_paired(files):
-        msg = "--layer takes MODALITY=NAME for .h5mu, and NAME for other files."
-        raise click.UsageError(msg)
-    return {"layers" if isinstance(layer, Mapping) else "layer": layer}
-
-
-def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) -> None:
-    if "out" not in options:
-        written = io.StringIO()
-        table.to_csv(written, index=False)
-        terminal.result(written.getvalue().rstrip("\n"))
-        return
-    with whole(options["out"]) as beside:
-        table.to_csv(beside, index=False)
-    terminal.result(options["out"])
 
 
 def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[str]:
@@ -272,14 +214,43 @@ def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
         verdict = package.metrics.verdict(part)
-        terminal.say_wrapped(f"{name}{verdict.summary}")
+        terminal.say(f"{name}{verdict.summary}", wrap=True)
         for finding in verdict.findings:
-            terminal.say_wrapped(f"{finding.topic}: {finding.message}", label=f"[{finding.level}]")
+            terminal.say(f"{finding.topic}: {finding.message}", label=f"[{finding.level}]", wrap=True)
         levels |= {finding.level for finding in verdict.findings}
     return levels
 
 
-def _judge(failed: list[str]) -> None:
+def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) -> None:
+    if "out" not in options:
+        terminal.result(table.to_csv(index=False).rstrip("\n"))
+        return
+    with whole(options["out"]) as beside:
+        table.to_csv(beside, index=False)
+    terminal.result(options["out"])
+
+
+def _judge(table: pd.DataFrame, options: Mapping[str, Any], failed: list[str] | None = None) -> None:
+    """Raise if metrics, of all cells, are beyond the limits, or are no numbers, or anything else ``failed``.
+
+    Raises
+    ------
+    Stop
+        With an exit code of its own.
+    click.UsageError
+        For a metric that the table does not have.
+    """
+    rows, failed = table[table["group"] == "all"], failed or []
+    for name, word, is_beyond in (("max", "above", float.__gt__), ("min", "below", float.__lt__)):
+        for metric, limit in options.get(name, {}).items():
+            values = rows.loc[rows["metric"] == metric, "value"].astype(float)
+            if values.empty:
+                msg = (
+                    f"There is no metric {metric!r} in the table. {known_names(metric, list(rows['metric'].unique()))}"
+                )
+                raise click.UsageError(msg)
+            beyond = [value for value in values if math.isnan(value) or is_beyond(value, float(limit))]
+            failed += [f"{metric} is {value:.4g}, {word} {limit:g}" for value in beyond]
     if failed:
         msg = f"Not good enough: {'; '.join(failed)}."
         raise Stop(msg, ExitCode.BELOW_THRESHOLD)

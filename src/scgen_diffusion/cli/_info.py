@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._command import Option, command, existing
+from ._command import command, existing, flag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +19,8 @@ N_NAMED = 20
 
 @command(
     "info",
-    click.Argument(["model"], type=existing(file_okay=False)),
-    Option(["--json"], is_flag=True, default=None, help="For scripts: everything, as JSON."),
+    [click.Argument(["model"], type=existing(file_okay=False))],
+    {"Output": [flag("--json", "For scripts: everything, as JSON.")]},
     short_help="Say what a model is.",
 )
 def info(terminal: Terminal, options: dict[str, Any]) -> None:

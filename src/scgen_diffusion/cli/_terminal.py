@@ -7,20 +7,18 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager
-from dis import opmap
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._signals import Signals
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import ModuleType, TracebackType
+    from types import ModuleType
 
 PROGRAM = "scgen-diffusion"
 PACKAGE = __name__.partition(".")[0]
@@ -28,7 +26,8 @@ FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 WIDTH = 120  # of wrapped text at most
 COLOURS = {"[warning]": "red", "[note]": "yellow", "[ok]": "green"}
-OF_REQUESTS = (ValueError, LookupError, TypeError, FileNotFoundError, FileExistsError)
+OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
+OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # PyTorch's errors of devices are RuntimeErrors
 
 
 class ExitCode(IntEnum):
@@ -43,11 +42,35 @@ class ExitCode(IntEnum):
 
 
 class Stop(click.ClickException):
-    """The end of a command, with a message and an exit code."""
+    """The end of a command, with a message and an exit code; a bug of this package is shown with its traceback."""
 
-    def __init__(self, message: str, code: ExitCode) -> None:
+    def __init__(self, message: str, code: int, *, is_bug: bool = False) -> None:
         super().__init__(message)
         self.exit_code = int(code)  # type: ignore[misc]  # click's own exceptions do so, too
+        self.is_bug = is_bug
+
+    @classmethod
+    def of(cls, error: Exception) -> Stop:
+        """Tell what cannot be done as it was asked for from what failed, and both from a bug of this package."""
+        frames = traceback.extract_tb(error.__traceback__)
+        is_ours = bool(frames) and frames[-1].filename.startswith(FOLDER)
+        is_check = is_ours and (frames[-1].line or "").startswith("raise")  # with a message for users
+        code = ExitCode.WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else ExitCode.FAILED
+        if isinstance(error, OSError) and error.strerror:
+            where = "" if error.filename is None else f"{error.filename}: "
+            is_bare = error.strerror == os.strerror(errno.ENOSPC)  # our own errors say more
+            advice = " Make room, and give the same command again." if is_bare else ""
+            return cls(f"{where}{error.strerror.splitlines()[0].rstrip('.')}.{advice}", code)
+        if is_check:
+            message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+            return cls(message.replace("set overwrite=True", "give --overwrite"), code)
+        kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+        first = next(iter(str(error).strip().splitlines()), "")
+        message = f"{kind}: {first}" if first else kind
+        if is_ours and not isinstance(error, OF_SYSTEM):
+            advice = f"This is a bug in {PROGRAM}; please report it, with the lines above."
+            return cls(f"{message}. {advice}", ExitCode.FAILED, is_bug=True)
+        return cls(f"{message} (--verbose shows where)", ExitCode.FAILED)
 
 
 class Terminal:
@@ -59,37 +82,31 @@ class Terminal:
         Whether to keep back everything but errors.
     verbose
         Whether to show the messages of libraries, and tracebacks.
+
+    Raises
+    ------
+    click.UsageError
+        If both are asked for.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        self.quiet, self.verbose = quiet, verbose
-        self.signals = Signals()
-        self.on_interrupt = ""
-
-    @classmethod
-    def of(cls, *, quiet: bool, verbose: bool) -> Terminal:
-        """Make a terminal, unless the wishes contradict each other."""
         if quiet and verbose:
             msg = "--quiet and --verbose exclude each other."
             raise click.UsageError(msg)
-        return cls(quiet=quiet, verbose=verbose)
+        self.quiet, self.verbose = quiet, verbose
+        self.on_interrupt = ""
 
-    @property
-    def has_bars(self) -> bool:
-        """Whether progress is shown as bars; elsewhere it is told in lines."""
-        return not self.quiet and sys.stderr.isatty()
+    def say(self, message: str, label: str = "", *, wrap: bool = False) -> None:
+        """Tell the user something; once, where Lightning starts this very command for each device.
 
-    def say(self, message: str) -> None:
-        """Tell the user something; once, where Lightning starts this very command for each device."""
-        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
-            click.echo(message, err=True)
-
-    def say_wrapped(self, message: str, label: str = "") -> None:
-        """Tell something long, wrapped where a person reads it; ``label`` stands before it, coloured."""
-        if self.has_bars:
+        ``wrap`` breaks lines where a person reads them; ``label`` stands before the message, coloured.
+        """
+        if self.quiet or os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        if wrap and sys.stderr.isatty():
             indent = " " * (len(label) + bool(label))
             message = click.wrap_text(message, min(shutil.get_terminal_size().columns, WIDTH), indent, indent).lstrip()
-        self.say(f"{click.style(label, fg=COLOURS.get(label))} {message}" if label else message)
+        click.echo(f"{click.style(label, fg=COLOURS.get(label))} {message}" if label else message, err=True)
 
     def result(self, line: str | Path) -> None:
         """Write one line for the script that called."""
@@ -97,49 +114,51 @@ class Terminal:
 
     def libraries(self) -> ModuleType:
         """Import what takes seconds, and silence what talks."""
-        if self.has_bars:
-            click.echo("Loading PyTorch and scvi-tools ...", err=True, nl=False)
+        if sys.stderr.isatty():
+            self.say("Loading PyTorch and scvi-tools ...")
         import scvi  # noqa: F401  sets levels of loggers, which are set again below
 
         import scgen_diffusion.model
 
-        if self.has_bars:
-            click.echo("\r\x1b[K", err=True, nl=False)
         if not self.verbose:
             for name in TALKATIVE:
-                logging.getLogger(name).setLevel(logging.ERROR)  # libraries set their own when they are imported
+                logging.getLogger(name).setLevel(logging.ERROR)
         return scgen_diffusion
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Show messages, heed signals, and turn errors into :class:`Stop`."""
-        with self._showing_messages(), self.signals.heeded():
-            try:
+        """Show messages, and turn whatever ends the work into a :class:`Stop`."""
+        try:
+            with self._showing_messages():
                 yield
-            except (click.ClickException, click.exceptions.Exit):
-                raise
-            except (KeyboardInterrupt, SystemExit) as error:
-                self._note_exit(error)
-                raise self.interrupted() from error
-            except Exception as error:
-                raise Stop(describe(error), code_of(error)) from error
+        except KeyboardInterrupt as error:
+            raise self.stopped(ExitCode.INTERRUPTED) from error
+        except SystemExit as error:
+            if error.code == ExitCode.TERMINATED:
+                raise self.stopped(ExitCode.TERMINATED) from error
+            if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an exit
+                raise self.stopped(ExitCode.INTERRUPTED) from error
+            raise
+        except click.ClickException as error:
+            self._show_cause(error, error.__cause__)
+            raise
+        except Exception as error:
+            self._show_cause(stop := Stop.of(error), error)
+            raise stop from error
 
-    def _note_exit(self, error: BaseException) -> None:
-        """Pass on an exit that has nothing to do with a signal; another process of the run may have got it."""
-        if isinstance(error, SystemExit):
-            self.signals.terminated = self.signals.terminated or error.code == ExitCode.TERMINATED
-            if not self.signals.received and not self.signals.terminated:
-                raise error
-
-    def interrupted(self) -> Stop:
+    def stopped(self, code: ExitCode) -> Stop:
         """Return the end of a command that a signal stopped."""
-        code = ExitCode.TERMINATED if self.signals.terminated else ExitCode.INTERRUPTED
-        what = "Terminated" if self.signals.terminated else "Interrupted"
+        what = "Terminated" if code == ExitCode.TERMINATED else "Interrupted"
         return Stop(f"{what}. {self.on_interrupt}".strip(), code)
+
+    def _show_cause(self, stop: click.ClickException, cause: BaseException | None) -> None:
+        if cause is not None and (self.verbose or getattr(stop, "is_bug", False)):
+            click.echo("".join(traceback.format_exception(cause)), err=True, nl=False)
 
     @contextmanager
     def _showing_messages(self) -> Iterator[None]:
-        logger, handler = logging.getLogger(PACKAGE), _Handler(self)
+        logger, handler = logging.getLogger(PACKAGE), logging.Handler()
+        handler.emit = self._show_record  # type: ignore[method-assign]  # what a subclass would do
         levels = {name: logging.getLogger(name).level for name in (PACKAGE, *TALKATIVE)}
         propagates, logger.propagate = logger.propagate, False
         logger.addHandler(handler)
@@ -154,54 +173,17 @@ class Terminal:
                 for name, level in levels.items():
                     logging.getLogger(name).setLevel(level)
 
-    def _show_warning(
-        self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
-    ) -> None:
-        """Show our warnings; those of libraries are not the user's to mend."""
-        if self.verbose:
-            self.say(warnings.formatwarning(message, category, filename, lineno).strip())
-        elif filename.startswith(FOLDER):
-            self.say(f"{PROGRAM}: warning: {message}")
-
-
-class _Handler(logging.Handler):
-    """Hands the package's log to a terminal."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        super().__init__()
-        self.terminal = terminal
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say one record."""
+    def _show_record(self, record: logging.LogRecord) -> None:
         prefix = f"{PROGRAM}: warning: " if record.levelno >= logging.WARNING else ""
-        self.terminal.say(prefix + record.getMessage())
+        self.say(prefix + record.getMessage())
 
-
-def code_of(error: Exception) -> ExitCode:
-    """Tell a request that cannot be met, which our own checks found, from work that failed."""
-    is_request = isinstance(error, OF_REQUESTS) and " " in str(error) and _raised_by_us(error.__traceback__)
-    return ExitCode.WRONG_REQUEST if is_request else ExitCode.FAILED
-
-
-def describe(error: Exception) -> str:
-    """Say in one line what went wrong: our messages as they are, those of others with their kind."""
-    if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{error.filename}: "
-        is_bare = error.strerror == os.strerror(errno.ENOSPC)  # our own errors say more
-        advice = " Make room, and give the same command again." if is_bare else ""
-        return f"{where}{error.strerror.splitlines()[0].rstrip('.')}.{advice}"
-    written = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if _raised_by_us(error.__traceback__):
-        return written.replace("set overwrite=True", "give --overwrite")
-    first = next(iter(written.strip().splitlines()), "")
-    kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
-    return f"{kind}: {first} (--verbose shows where)" if first else f"{kind} (--verbose shows where)"
-
-
-def _raised_by_us(traceback: TracebackType | None) -> bool:
-    """Tell errors that a ``raise`` of ours made from those that Python found in our code, which are faults of ours."""
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    if traceback is None or not traceback.tb_frame.f_globals.get("__name__", "").startswith(PACKAGE):
-        return False
-    return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == opmap["RAISE_VARARGS"]
+    def _show_warning(self, message: Warning | str, category: type[Warning], filename: str, line: int, *_: Any) -> None:
+        """Show our warnings, at whatever line they point; those of libraries are not the user's to mend."""
+        if self.verbose:
+            self.say(warnings.formatwarning(message, category, filename, line).strip())
+            return
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__") == "warnings":
+            frame = frame.f_back
+        if frame.f_globals.get("__name__", "").startswith(PACKAGE):
+            self.say(f"{PROGRAM}: warning: {message}")

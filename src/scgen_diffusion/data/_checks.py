@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from scvi import settings
+
+from scgen_diffusion._names import known_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -196,15 +197,6 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
         msg = f"`indices` must lie within the {n_cells} cells, but found {rows.min()} to {rows.max()}."
         raise ValueError(msg)
     return np.where(rows < 0, rows + n_cells, rows)
-
-
-def known_names(name: object, known: Sequence[object]) -> str:
-    """Say which names there are, closest to ``name`` first."""
-    by_text = {str(k): k for k in known}
-    closest = get_close_matches(str(name), list(by_text), n=max(len(by_text), 1), cutoff=0)
-    return (
-        f"Known, closest first: {', '.join(repr(by_text[k]) for k in closest[:20])}." if closest else "There are none."
-    )
 
 
 def name_some(names: pd.Index) -> str:

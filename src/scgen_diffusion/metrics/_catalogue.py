@@ -98,7 +98,7 @@ class Comparison:
     Attributes
     ----------
     real, synthetic
-        The two sides.
+        The two sides: samples, or what the metrics of perturbations and of pairs of modalities look at.
     genes
         Positions of the space's genes, by mean expression in the cells that the space was fitted to, highest first.
     squared_scale

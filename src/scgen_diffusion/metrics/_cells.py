@@ -418,14 +418,15 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
     return values
 
 
-def two_representations(real: Points, synthetic: Points, use_rep: str = USE_REP) -> tuple[NDArray, NDArray]:
-    """Return both sets as points with the same features."""
-    values = representation(real, use_rep, "real"), representation(synthetic, use_rep, "synthetic")
-    n_features = [x.shape[1] for x in values]
-    if n_features[0] != n_features[1]:
-        msg = f"`real` has {n_features[0]} features and `synthetic` {n_features[1]}; they must be the same."
-        raise ValueError(msg)
-    return values
+def representations(use_rep: str = USE_REP, **given: Points) -> list[NDArray]:
+    """Return sets of cells, given by what errors call them, as points with the same features."""
+    values = {name: representation(cells, use_rep, name) for name, cells in given.items()}
+    first, *others = values
+    for name in others:
+        if values[name].shape[1] != values[first].shape[1]:
+            msg = f"`{first}` has {values[first].shape[1]} features and `{name}` {values[name].shape[1]}; they must be the same."
+            raise ValueError(msg)
+    return list(values.values())
 
 
 def pair_of_expressions(

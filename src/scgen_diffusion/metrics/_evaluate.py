@@ -268,13 +268,12 @@ def choose_metrics(
     Raises
     ------
     ValueError
-        If a metric is unknown, or was asked for and lacks what it needs.
+        If a metric was asked for and lacks what it needs.
     """
     there = {"train": has_train, "groups": has_groups, "counts": has_counts}
     if names is None:
         return [metric for metric in CATALOGUE.values() if all(there[need] for need in metric.needs)]
-    names = [names] if isinstance(names, str) else list(names)
-    check_names(names)
+    names = [names] if isinstance(names, str) else names
     for name in names:
         if missing := [need for need in CATALOGUE[name].needs if not there[need]]:
             msg = f"`metrics` asks for {name!r}, which needs {_NEEDS[missing[0]]}."
@@ -420,9 +419,11 @@ def draw_pools(
 ) -> Pools:
     """Choose who fits the space, who plays the synthetic cells, and draw."""
     rng = np.random.default_rng([seed, 0])
-    fitted, rest = _split(real if train is None else train, space, share=3 if train is None else 2, rng=rng)
-    if space is None:
-        space = _fit(real if train is None else train, fitted, seed)
+    source = real if train is None else train
+    rest = rng.permutation(len(source))
+    if space is None:  # fitted to cells that are compared with nothing
+        fitted, rest = np.split(rest, [len(rest) // (3 if train is None else 2)])
+        space = ComparisonSpace.fit(_stacked([*source.chunks(fitted[:FIT_CELLS])]), seed=seed)
     real_rows = rest if train is None else np.arange(len(real))
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_cells = min(*available, len(synthetic), max_cells)
@@ -436,19 +437,6 @@ def draw_pools(
         training=_training(train, space, rest) if with_training and train is not None else None,
         n_cells=n_cells,
     )
-
-
-def _split(
-    source: Source, space: ComparisonSpace | None, *, share: int, rng: np.random.Generator
-) -> tuple[NDArray, NDArray]:
-    """Set one in `share` cells aside to fit the space; none where there is one."""
-    order = rng.permutation(len(source))
-    n_fitted = len(order) // share if space is None else 0
-    return order[:n_fitted], order[n_fitted:]
-
-
-def _fit(source: Source, rows: NDArray, seed: int) -> ComparisonSpace:
-    return ComparisonSpace.fit(_stacked(list(source.chunks(rows[:FIT_CELLS]))), seed=seed)
 
 
 def _draw(

@@ -15,7 +15,6 @@ from scipy.stats import ks_2samp
 from ._cells import (
     Cells,
     Expression,
-    align_genes,
     check_labels,
     check_same_number_of_genes,
     expression_of,
@@ -151,13 +150,18 @@ def gene_correlations(values: NDArray, labels: ArrayLike | None = None) -> NDArr
     -------
     Correlations from -1 to 1, `(genes * (genes - 1) / 2,)`, the pairs in the order of :func:`numpy.triu_indices`.
     """
+    labels = np.zeros(len(values), int) if labels is None else check_labels(labels, len(values), "labels")
+    residuals = unit_residuals(values, labels)
+    return (residuals.T @ residuals)[np.triu_indices(residuals.shape[1], 1)]
+
+
+def unit_residuals(values: NDArray, labels: NDArray) -> NDArray[np.float64]:
+    """Return values less their label's mean, of length 1 over cells, so that products are correlations; zeros for what does not vary."""
     residuals = np.array(values, dtype=np.float64)
-    labels = np.zeros(len(residuals), int) if labels is None else check_labels(labels, len(residuals), "labels")
     for label in np.unique(labels):
         residuals[labels == label] -= residuals[labels == label].mean(axis=0)
     norms = np.linalg.norm(residuals, axis=0)
-    residuals /= np.where(norms > 1e-8, norms, np.inf)
-    return (residuals.T @ residuals)[np.triu_indices(residuals.shape[1], 1)]
+    return residuals / np.where(norms > 1e-8, norms, np.inf)
 
 
 def gene_correlation_similarity(
@@ -396,13 +400,9 @@ def marker_agreement(
     ----------
     Soneson and Robinson 2018, Bias, robustness and scalability in single-cell differential expression analysis.
     """
-    synthetic = align_genes(synthetic, real.var_names)
+    labels = labels_of(real, groupby, name="real"), labels_of(synthetic, groupby, name="synthetic")
     return compare_markers(
-        group_differences(expression_of(real, layer=layer, name="real"), labels_of(real, groupby, name="real")),
-        group_differences(
-            expression_of(synthetic, layer=layer, name="synthetic"), labels_of(synthetic, groupby, name="synthetic")
-        ),
-        n_genes=n_genes,
+        *map(group_differences, pair_of_expressions(real, synthetic, layer), labels), n_genes=n_genes
     )
 
 

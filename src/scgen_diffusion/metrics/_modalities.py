@@ -13,6 +13,7 @@ from scgen_diffusion.data import known_names, warn_user
 
 from ._catalogue import CATALOGUE, Comparison, Metric
 from ._cells import (
+    align_genes,
     common_modalities,
     expression_of,
     labels_of,
@@ -22,12 +23,12 @@ from ._cells import (
     side_by_side,
 )
 from ._evaluate import COLUMNS, MIN_CELLS, check_names, evaluate_on_scale
-from ._genes import correlation
+from ._genes import correlation, unit_residuals
 from ._space import Blocks, ComparisonSpace, choose_scales, make_scale, variances
 from ._table import ALL, Context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
     from mudata import MuData
@@ -155,7 +156,10 @@ def evaluate_modalities(
         for modality in modalities
     }
     real = {modality: own["real_test"] for modality, own in cells.items()}
-    reference = {modality: own.get("train", own["real_test"]) for modality, own in cells.items()}
+    reference = {
+        modality: align_genes(own.get("train", own["real_test"]), real[modality].var_names, name="train")
+        for modality, own in cells.items()
+    }
     scale_names = choose_scales(real, scales, layers)
     fitted = {name: make_scale(scale_names[name], reference[name], layers.get(name)) for name in modalities}
     draws = {"max_cells": max_cells, "n_floor": n_floor, "n_bootstrap": n_bootstrap, "seed": seed}
@@ -379,23 +383,19 @@ class _Paired:
             order[members] = rng.permutation(members)
         return _Paired((self.values[0], self.values[1][order]), self.labels)
 
-    def correlations(self, first: NDArray, second: NDArray) -> NDArray[np.float64]:
+    def correlations(self, *features: NDArray) -> NDArray[np.float64]:
         """Return the correlations of some features of both modalities, `(first, second)`."""
-        both = [self._residuals(side, features) for side, features in enumerate((first, second))]
-        return both[0].T @ both[1]
+        first, second = self._residuals(*features)
+        return first.T @ second
 
-    def pair_correlations(self, first: NDArray, second: NDArray) -> NDArray[np.float64]:
+    def pair_correlations(self, *features: NDArray) -> NDArray[np.float64]:
         """Return the correlations of pairs of features, `(pairs,)`."""
-        both = [self._residuals(side, features) for side, features in enumerate((first, second))]
-        return (both[0] * both[1]).sum(axis=0)
+        first, second = self._residuals(*features)
+        return (first * second).sum(axis=0)
 
-    def _residuals(self, side: int, features: NDArray) -> NDArray[np.float64]:
-        """Return values less their label's mean, of length 1 over cells; zeros for what does not vary."""
-        residuals = self.values[side][:, features].toarray().astype(np.float64)
-        for label in np.unique(self.labels):
-            residuals[self.labels == label] -= residuals[self.labels == label].mean(axis=0)
-        norms = np.linalg.norm(residuals, axis=0)
-        return residuals / np.where(norms > 1e-8, norms, np.inf)
+    def _residuals(self, *features: NDArray) -> Iterator[NDArray[np.float64]]:
+        for values, own in zip(self.values, features, strict=True):
+            yield unit_residuals(values[:, own].toarray(), self.labels)
 
 
 def _pair_context(real: _Paired, synthetic: _Paired, n_splits: int, seed: int) -> Context:

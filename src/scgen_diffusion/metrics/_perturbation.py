@@ -18,9 +18,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy.special import stdtr
 from scipy.stats import false_discovery_control
-from sklearn.metrics import pairwise_distances
 
-from ._cells import USE_REP, Points, pair_of_expressions, two_representations
+from ._cells import pair_of_expressions
 from ._genes import correlation
 from ._space import means, variances
 
@@ -137,45 +136,6 @@ def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMom
     return Effect(replace(predicted, n_cells=real.n_cells), control)
 
 
-def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
-    r"""Return the energy distance between two sets of cells, estimated without bias.
-
-    .. math:: \frac{2}{mn} \sum_{ij} \lVert x_i - y_j \rVert
-        - \frac{1}{m (m - 1)} \sum_{i \ne j} \lVert x_i - x_j \rVert - \frac{1}{n (n - 1)} \sum_{i \ne j} \lVert y_i - y_j \rVert
-
-    It is 0 in expectation exactly if both sets are drawn from the same distribution, and may be slightly negative then; the very same
-    cells on both sides give a negative value. Lower is better. Unit: that of the distance between cells.
-
-    *Catches* differences of mean, spread and shape. *Misses* little in a few dimensions; in many, a difference of the means
-    dominates.
-
-    Parameters
-    ----------
-    real, synthetic
-        Values, `(cells, features)`, or AnnData; at least two cells each. Best in few dimensions, such as principal components.
-    use_rep
-        Entry of `obsm`, for AnnData.
-
-    References
-    ----------
-    Székely and Rizzo 2013, Energy statistics: a class of statistics based on distances. J Stat Plan Inference 143:1249.
-    Peidli et al. 2024, scPerturb. Nat Methods 21:531.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> energy_distance(np.array([[0.0], [1.0]]), np.array([[2.0], [4.0]]))
-    2.0
-    """
-    real, synthetic = two_representations(real, synthetic, use_rep)
-    for name, values in (("real", real), ("synthetic", synthetic)):
-        if len(values) < 2:
-            msg = f"`{name}` must have at least two cells, but its shape is {values.shape}."
-            raise ValueError(msg)
-    between = pairwise_distances(real.astype(np.float64), synthetic.astype(np.float64)).mean()
-    return float(2 * between - _mean_distance_within(real) - _mean_distance_within(synthetic))
-
-
 def mean_change_correlation(
     real: Cells,
     predicted: Cells,
@@ -287,11 +247,6 @@ def correlation_of_changes(
 def error_of_variances(real: GeneMoments, predicted: GeneMoments, genes: NDArray | slice = slice(None)) -> float:
     """Return :func:`variance_error` of two sets of cells."""
     return float(np.abs(real.variance - predicted.variance)[genes].mean())
-
-
-def _mean_distance_within(values: NDArray) -> float:
-    n_cells = len(values)
-    return pairwise_distances(values.astype(np.float64)).sum() / (n_cells * (n_cells - 1))
 
 
 UNKNOWN = float("nan")

@@ -15,7 +15,7 @@ from scgen_diffusion.data import is_whole_number, warn_user
 
 from ._catalogue import Comparison, Metric
 from ._cells import Expression, Source, labels_of
-from ._distribution import wasserstein_2
+from ._distribution import energy_distance, wasserstein_2
 from ._evaluate import check_numbers, check_space
 from ._perturbation import (
     SEPARATOR,
@@ -23,7 +23,6 @@ from ._perturbation import (
     GeneMoments,
     correlation_of_changes,
     direction_of_effects,
-    energy_distance,
     error_of_variances,
     jaccard_of_effects,
     mean_of,

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representation
+from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,8 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
     -------
     Distances in units of the features, from 0 upwards, `(cells,)`.
     """
-    values, reference = _points(values, use_rep, "values"), _points(reference, use_rep, "reference")
+    values, reference = representations(use_rep, values=values, reference=reference)
+    values, reference = values.astype(np.float64), reference.astype(np.float64)
     if not 1 <= k <= len(reference):
         msg = f"`k` must lie between 1 and the number of cells in `reference`, {len(reference)}, but is {k}."
         raise ValueError(msg)
@@ -210,8 +211,7 @@ def membership_inference(
     Chen et al. 2020, GAN-Leaks: a taxonomy of membership inference attacks against generative models. Yeom et al. 2018, Privacy risk in
     machine learning (for the advantage).
     """
-    train, held_out = _points(train, use_rep, "train"), _points(held_out, use_rep, "held_out")
-    synthetic = _points(synthetic, use_rep, "synthetic")
+    synthetic, held_out, train = representations(use_rep, synthetic=synthetic, held_out=held_out, train=train)
     rng = np.random.default_rng(seed)
     n_cells = min(len(train), len(held_out))
     members, others = (cells[rng.permutation(len(cells))[:n_cells]] for cells in (train, held_out))
@@ -219,10 +219,6 @@ def membership_inference(
     is_member = np.repeat([1, 0], n_cells)
     false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)
     return MembershipInference(float(roc_auc_score(is_member, scores)), float((true_positives - false_positives).max()))
-
-
-def _points(cells: Points, use_rep: str, name: str) -> NDArray[np.float64]:
-    return representation(cells, use_rep, name).astype(np.float64)
 
 
 def fingerprints_of(expression: Expression) -> Iterator[bytes]:

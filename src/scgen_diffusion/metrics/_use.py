@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ._cells import check_labels, labels_of, representation
+from ._cells import check_labels, labels_of, representation, representations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
 
     from ._cells import Points
+
 
 LabelClassifier: TypeAlias = Literal["logistic", "neighbours"]
 
@@ -66,7 +67,7 @@ def transfer_f1(
     ----------
     Esteban et al. 2017, Real-valued (medical) time series generation with recurrent conditional GANs ("TSTR").
     """
-    train_values, test_values = _points(train_values=train_values, test_values=test_values)
+    train_values, test_values = _doubles(train_values=train_values, test_values=test_values)
     train_labels = check_labels(train_labels, len(train_values), "train_labels")
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
     if len(np.unique(train_labels)) < 2:
@@ -111,7 +112,7 @@ def label_fidelity(
     ----------
     Ravuri and Vinyals 2019, Classification accuracy score for conditional generative models (for its counterpart).
     """
-    real_values, synthetic_values = _points(real_values=real_values, synthetic_values=synthetic_values)
+    real_values, synthetic_values = _doubles(real_values=real_values, synthetic_values=synthetic_values)
     real_labels = check_labels(real_labels, len(real_values), "real_labels")
     requested = check_labels(requested_labels, len(synthetic_values), "requested_labels")
     known = np.isin(requested, real_labels)
@@ -168,7 +169,7 @@ def augmentation_gain(
     ----------
     Marouf et al. 2020, Realistic in silico generation and augmentation of single-cell RNA-seq data using generative adversarial networks.
     """
-    train_values, synthetic_values, test_values = _points(
+    train_values, synthetic_values, test_values = _doubles(
         train_values=train_values, synthetic_values=synthetic_values, test_values=test_values
     )
     train_labels = check_labels(train_labels, len(train_values), "train_labels")
@@ -182,10 +183,10 @@ def augmentation_gain(
     n_test = len(test_labels)
     draws = np.random.default_rng(seed).multinomial(n_test, np.full(n_test, 1 / n_test), N_RESAMPLES)
     weights = np.vstack([np.ones(n_test, int), draws])  # the cells as they are, then resampled
-    f1_real, f1_both = (_with_macro(_weighted_f1(test_labels, found, names, weights)) for found in (of_real, of_both))
+    f1_real, f1_both = (_weighted_f1(test_labels, found, names, weights) for found in (of_real, of_both))
     low, high = np.nanquantile((f1_both - f1_real)[1:], INTERVAL, axis=0)
     sizes = {
-        f"n_{side}": _with_sum([np.sum(labels == name) for name in names])
+        f"n_{side}": [*(np.sum(labels == name) for name in names), np.isin(labels, names).sum()]
         for side, labels in (("train", train_labels), ("synthetic", synthetic_labels), ("test", test_labels))
     }
     scores = {"f1_real": f1_real[0], "f1_augmented": f1_both[0], "gain": f1_both[0] - f1_real[0]}
@@ -193,18 +194,15 @@ def augmentation_gain(
     return pd.DataFrame({**sizes, **scores, "low": low, "high": high}, index=index)
 
 
-def _points(**given: Points) -> list[NDArray[np.float64]]:
-    """Return sets of cells as points with the same features."""
-    values = [representation(cells, name=name).astype(np.float64) for name, cells in given.items()]
-    for name, own in zip(given, values, strict=True):
-        if own.shape[1] != values[0].shape[1]:
-            msg = f"`{name}` has {own.shape[1]} features and `{next(iter(given))}` {values[0].shape[1]}; they must be the same."
-            raise ValueError(msg)
-    return values
+def _doubles(**given: Points) -> list[NDArray[np.float64]]:
+    """Return sets of cells as points with the same features, in double precision."""
+    return [values.astype(np.float64) for values in representations(**given)]
 
 
-def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> ClassifierMixin:
-    if classifier == "logistic":
+def _fit(classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray) -> ClassifierMixin:
+    if classifier == "linear_probe":
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2_000))
+    elif classifier == "logistic":
         model = LogisticRegression(max_iter=2_000, C=0.1)
     elif classifier == "neighbours":
         model = KNeighborsClassifier(min(N_NEIGHBOURS, len(values)))
@@ -214,25 +212,20 @@ def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> Class
     return model.fit(values, labels)
 
 
-def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:
+def _predict(
+    classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray, test_values: NDArray
+) -> NDArray:
     if len(names := np.unique(labels)) < 2:
         return np.repeat(names, len(test_values))  # there is nothing to choose
     return _fit(classifier, values, labels).predict(test_values)
 
 
 def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Return F1 with cells counted as often as each row of weights says, `(rows, names)`; NaN for a label that is not there."""
+    """Return F1 with cells counted as often as each row of weights says, and the mean, `(rows, names + 1)`; NaN for a label that is not there."""
     is_label, is_predicted = labels[:, None] == names, predicted[:, None] == names
     hits, n_true, n_predicted = (weights @ table for table in (is_label & is_predicted, is_label, is_predicted))
-    return np.where(n_true > 0, 2 * hits / np.maximum(n_true + n_predicted, 1), np.nan)
-
-
-def _with_macro(scores: NDArray) -> NDArray:
+    scores = np.where(n_true > 0, 2 * hits / np.maximum(n_true + n_predicted, 1), np.nan)
     return np.column_stack([scores, np.nanmean(scores, axis=1)])
-
-
-def _with_sum(sizes: list[int]) -> NDArray:
-    return np.array([*sizes, sum(sizes)])
 
 
 #: Positions of training cells and of test cells.
@@ -349,8 +342,9 @@ def _splits(labels: NDArray, donors: NDArray | None, seed: int) -> dict[tuple[st
 
 
 def _scores(values: NDArray, labels: NDArray, task: str, splits: list[Split]) -> list[dict[str, object]]:
+    classifier = task if task == "linear_probe" else "neighbours"
     predicted = np.concatenate(
-        [_predict_task(task, values[train], labels[train], values[test]) for train, test in splits]
+        [_predict(classifier, values[train], labels[train], values[test]) for train, test in splits]
     )
     truth = np.concatenate([labels[test] for _, test in splits])
     macro_f1 = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
@@ -358,15 +352,3 @@ def _scores(values: NDArray, labels: NDArray, task: str, splits: list[Split]) ->
         {"score": "accuracy", "value": float(accuracy_score(truth, predicted)), "n_cells": len(truth)},
         {"score": "macro_f1", "value": float(macro_f1), "n_cells": len(truth)},
     ]
-
-
-def _predict_task(task: str, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:
-    if len(names := np.unique(labels)) < 2:
-        return np.repeat(names, len(test_values))  # a donor with cells of one label
-    return _classifier(task, len(values)).fit(values, labels).predict(test_values)
-
-
-def _classifier(task: str, n_cells: int) -> ClassifierMixin:
-    if task == "linear_probe":
-        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2_000))
-    return KNeighborsClassifier(min(N_NEIGHBOURS, n_cells))

@@ -1,0 +1,159 @@
+"""The comparison of methods as a table and as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from benchmarks.tables import markdown_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+#: 95 % of a normal distribution lies within this many standard deviations.
+NORMAL_95 = 1.96
+
+#: Wall time depends on what else the machine had to do; it stays in the csv.
+LEFT_OUT = ("wall_minutes",)
+
+#: What the picture shows, in words; the tables hold all metrics.
+SHOWN = {
+    "w2": "Wasserstein-2",
+    "mmd2": "MMD²",
+    "precision": "precision",
+    "recall": "recall",
+    "auc_boosting": "told apart, PCs (AUC)",
+    "auc_genes": "told apart, genes (AUC)",
+    "within_label_correlation": "gene-gene correlation",
+    "library_size_ks": "library sizes (KS)",
+    "transfer_f1": "train on synthetic (F1)",
+    "nearest_train_ratio": "distance to training cells",
+}
+
+
+def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per data set, metric and method: means over seeds, and the standard error of the mean's value.
+
+    The error is the larger of the spread between seeds and of the intervals within them.
+    """
+    rows = table[table["group"] == "all"].copy()
+    rows["deviation"] = (rows["high"] - rows["low"]) / (2 * NORMAL_95)
+    grouped = rows.groupby(["dataset", "metric", "method"], sort=False)
+    means = grouped[["value", "floor", "shuffled"]].mean()
+    n_seeds = grouped["seed"].nunique()
+    within = grouped["deviation"].apply(lambda deviation: np.sqrt((deviation**2).mean()))
+    between = grouped["value"].std().fillna(0)
+    means["error"] = np.fmax(within, between) / np.sqrt(n_seeds)
+    means["better"], means["n_seeds"] = grouped["better"].first(), n_seeds
+    means["has_interval"] = within.notna()
+    return means.reset_index()
+
+
+def shortfall(rows: pd.DataFrame) -> pd.Series:
+    """Return how far a value is on the bad side of the floor; 0 where it is as good as real cells.
+
+    A value better than the floor earns nothing: cells nearer to held-out cells than other real cells are would be too alike.
+    """
+    floor = rows["floor"]
+    below, above = floor - rows["value"], rows["value"] - floor
+    far = np.select(
+        [rows["better"] == "lower", rows["better"] == "higher"], [above, below], (rows["value"] - floor).abs()
+    )
+    without_floor = floor.isna()
+    return pd.Series(np.where(without_floor, rows["value"], np.maximum(far, 0)), index=rows.index)
+
+
+def leaders(rows: pd.DataFrame) -> pd.Series:
+    """Say which methods are first, or not told from the first by their errors, in the rows of one metric."""
+    far = shortfall(rows)
+    best = far.idxmin()
+    reach = NORMAL_95 * np.sqrt(rows["error"].fillna(0) ** 2 + np.nan_to_num(rows["error"][best]) ** 2)
+    return far <= far[best] + reach
+
+
+def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
+    """Write one markdown table per data set."""
+    means = means_over_seeds(table)
+    parts = [
+        "Means over seeds, of as many generated as held-out cells. The floor is what real cells score in place of the synthetic ones: training cells that the PCA has not "
+        "seen, or, for memorisation, halves of the held-out cells; "
+        "*shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: first, or not told from the first by the "
+        "errors of both (a p-value and the costs have none); a value on the good side of the floor counts as the floor. Synthetic cells have the very labels of the held-out ones, "
+        "floor cells random ones, which favours all methods alike by a few per cent. `cpu_minutes` are training and drawing on one core; `peak_memory_gib` is that of the process, loading the data included. "
+        "Written by `python -m benchmarks.quality`.",
+        "",
+    ]
+    for dataset, rows in means.groupby("dataset", sort=False):
+        parts += [f"**{dataset}**", "", _summarise_one(rows, methods), ""]
+    parts.append(f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.")
+    return "\n".join(parts) + "\n"
+
+
+def _summarise_one(rows: pd.DataFrame, methods: Sequence[str]) -> str:
+    present = [method for method in methods if method in set(rows["method"])]
+    n_seeds = rows.groupby("method")["n_seeds"].max()
+    lines = [["seeds", "", "", "", *(str(n_seeds[method]) for method in present)]]
+    for metric, of_metric in rows[~rows["metric"].isin(LEFT_OUT)].groupby("metric", sort=False):
+        of_metric = of_metric.set_index("method")
+        first, better = leaders(of_metric) & of_metric["has_interval"], of_metric["better"].iloc[0]
+        values = [
+            _number(of_metric["value"][method], bold=bool(first[method])) if method in of_metric.index else ""
+            for method in present
+        ]
+        bounds = [_number(of_metric[name].mean()) for name in ("floor", "shuffled")]
+        lines.append([metric, better, *bounds, *values])
+    return markdown_table(["figure", "better", "floor", "shuffled", *present], lines)
+
+
+def _number(value: float, *, bold: bool = False) -> str:
+    if np.isnan(value):
+        return ""
+    text = f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.4f}"
+    return f"**{text}**" if bold else text
+
+
+def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
+    """Draw every method's figures between the floor, 0, and the worst method, 1."""
+    means = means_over_seeds(table)
+    means = means[means["metric"].isin(SHOWN)]
+    datasets = list(dict.fromkeys(means["dataset"]))
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(1.5 + 3.4 * len(datasets), 5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, dataset in zip(axes[0], datasets, strict=True):
+        _draw_dataset(ax, means[means["dataset"] == dataset], methods)
+        ax.set_title(dataset)
+    axes[0, 0].set_yticks(range(len(SHOWN)), SHOWN.values())
+    axes[0, 0].invert_yaxis()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_dataset(ax: plt.Axes, means: pd.DataFrame, methods: Sequence[str]) -> None:
+    colours = dict(zip(methods, plt.get_cmap("tab10").colors, strict=False))
+    for place, metric in enumerate(SHOWN):
+        rows = means[means["metric"] == metric].set_index("method")
+        far = shortfall(rows)
+        span = max(far.max(), 1e-12)
+        for offset, method in zip(np.linspace(-0.3, 0.3, len(methods)), methods, strict=True):
+            if method in far.index:
+                ax.errorbar(
+                    far[method] / span,
+                    place + offset,
+                    xerr=rows["error"][method] / span,
+                    fmt="o",
+                    ms=4.5,
+                    lw=1,
+                    color=colours[method],
+                    label=method if place == 0 else None,
+                )
+    ax.axvline(0, color="0.6", lw=1, zorder=0)
+    ax.set(xlim=(-0.12, 1.2), xticks=[0, 1], xticklabels=["real cells", "worst\nmethod"])
+    for place in range(len(SHOWN) - 1):
+        ax.axhline(place + 0.5, color="0.93", lw=1, zorder=0)

@@ -1,0 +1,330 @@
+"""All figures of a GPU in one command, in less than ten minutes: goals, precision and compilation, equivalence with the CPU, profiles.
+
+    python -m benchmarks.speed.gpu                         # on a machine with a CUDA device: results/speed_gpu.csv, results/speed_gpu.md
+    python -m benchmarks.speed.gpu --device cpu --tiny     # the same script on a small scale, to see that it runs
+
+The package need not be installed: ``PYTHONPATH=src`` will do. What fails is written down with its error, and the rest goes on. Goals are those of
+an H200: 17 002 genes, 6 147 expressed, batches of 128.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from benchmarks.speed.measure import SYSTEMS, machine_rates, measure_system, quieten
+from benchmarks.speed.meters import profile, release_memory
+from benchmarks.speed.systems import N_CLASSES, Setting
+from benchmarks.tables import (
+    describe_commit,
+    describe_machine,
+    describe_versions,
+    markdown_table,
+    store_rows,
+    today,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor, nn
+
+logger = logging.getLogger("benchmarks.gpu")
+
+FULL = Setting(n_genes=17_002, n_expressed=6_147, batch_size=128, device="cuda", n_cells=8_192)
+TINY = Setting(
+    n_genes=60, n_expressed=20, batch_size=8, device="cpu", n_cells=64, n_steps=2, architecture={"width": 32}
+)
+MINUTES = 9.0  # after which nothing new is begun
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a stage shall reach."""
+
+    system: str
+    stage: str
+    cells_per_second: float | None = None
+    peak_gib: float | None = None
+
+
+GOALS = (
+    Goal("package", "autoencoder_step", 50_000, 3.0),
+    Goal("package", "prior_step", 200_000),
+    Goal("calls-SCLDM", "generate_anndata", 10_000),
+    Goal("SCRDIT-published-size", "training_step", 40_000),
+    Goal("WBDIT-published-size", "training_step", 40_000),
+    Goal("SCRDIT-published-size", "generate", 5_000),
+    Goal("WBDIT-published-size", "generate", 5_000),
+    Goal("calls-SCLDM", "autoencoder_epochs"),
+    Goal("calls-SCLDM", "prior_epochs"),
+    Goal("calls-SCLDM", "latent_representation"),
+)
+#: Ways of computing, the likely fastest first, in case time runs out.
+WAYS = (("bf16", True), ("bf16", False), ("float32", False), ("float32", True))
+#: What a table without rows has.
+COLUMNS = ("system", "stage", "precision", "compile", "cells_per_second", "peak_gib", "how")
+PROFILED = {"package": ("autoencoder_step", "prior_step", "generate"), "SCRDIT-published-size": ("training_step",)}
+
+
+# --- the same as on the CPU? --------------------------------------------------------------------------------
+
+#: Largest relative difference that passes. Sums over thousands of genes in another order, and a sampler of twenty steps, carry float32's 1e-7 up to here;
+#: bfloat16 has three digits.
+TOLERANCES = {"float32": 1e-3, "bf16": 5e-2}
+N_CELLS = 16
+SHAKE = 0.02
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity on both devices."""
+
+    name: str
+    precision: str
+    difference: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether both are the same as far as the precision goes."""
+        return self.difference <= TOLERANCES[self.precision]
+
+
+def compare_devices(setting: Setting, precision: str = "float32") -> list[Comparison]:
+    """Compute losses and states of all three models in float32 on the CPU, and in ``precision`` on the setting's device."""
+    small = replace(setting, batch_size=N_CELLS, device="cpu", precision="float32", compile=False)
+    found = []
+    for name in ("package", "SCRDIT", "WBDIT"):
+        system = SYSTEMS[name](small)
+        module = shaken(system.module.eval())
+        quantities = scldm_quantities(system) if name == "package" else gene_space_quantities(system)
+        for quantity, compute in quantities.items():
+            expected = on_device(module, compute, "cpu", "float32")
+            got = on_device(module, compute, setting.device, precision)
+            found.append(Comparison(f"{name} {quantity}", precision, relative_difference(expected, got)))
+    return found
+
+
+@torch.no_grad()
+def shaken(module: nn.Module) -> nn.Module:
+    """Move all weights a little: what starts at zero would hide everything before it."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.add_(SHAKE * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+@torch.no_grad()
+def on_device(module: nn.Module, compute: Callable[..., Tensor], device: str, precision: str) -> Tensor:
+    """Compute with a copy of the module on the device."""
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        return compute(copy.deepcopy(module).to(device), device).float().cpu()
+
+
+def relative_difference(expected: Tensor, got: Tensor) -> float:
+    """Return the norm of the difference over that of what is expected."""
+    return float((expected - got).norm() / expected.norm())
+
+
+def scldm_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]]:
+    """Name what is compared of SCLDM: each a function of the module and its device."""
+    from scvi import REGISTRY_KEYS
+
+    from scgen_diffusion.diffusion import FLOW_SAMPLERS, TARGETS, diffusion_loss
+    from scgen_diffusion.model import SCLDM
+
+    cells, shape = system.cells, (N_CELLS, *system.module.latent_shape)
+    noise, t = _normal(*shape), _normal(N_CELLS).sigmoid()
+
+    def autoencoder_loss(module: Any, device: str) -> Tensor:
+        inputs = {"noise": noise.to(device), "keep": None, "generator": None}
+        _, _, losses = module({REGISTRY_KEYS.X_KEY: cells.counts.to(device)}, inference_kwargs=inputs)
+        return losses.loss.reshape(1)
+
+    def prior_loss(module: Any, device: str) -> Tensor:
+        data, z, condition = (v.to(device) for v in (_normal(*shape, seed=1), noise, cells.condition))
+        return diffusion_loss(
+            module.prior, module.path, TARGETS["velocity"], data, noise=z, t=t.to(device), condition=condition
+        )
+
+    def latents(module: Any, device: str) -> Tensor:
+        return module.sample_latents(
+            noise.to(device),
+            cells.condition.to(device),
+            guidance=_guidance(module),
+            sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
+        )
+
+    return {"autoencoder loss": autoencoder_loss, "prior loss": prior_loss, "sampled latents": latents}
+
+
+def gene_space_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]]:
+    """Name what is compared of a gene-space model."""
+    from scvi import REGISTRY_KEYS
+
+    from scgen_diffusion.diffusion import samplers_for
+
+    counts, condition = system.cells.counts, system.condition
+    noise, t = _normal(*counts.shape), _normal(N_CELLS).sigmoid()
+
+    def loss(module: Any, device: str) -> Tensor:
+        inputs = {"noise": noise.to(device), "t": t.to(device), "condition": condition.to(device), "averaged": False}
+        _, _, losses = module({REGISTRY_KEYS.X_KEY: counts.to(device)}, generative_kwargs=inputs)
+        return losses.loss.reshape(1)
+
+    def profiles(module: Any, device: str) -> Tensor:
+        sampler = samplers_for(module.path)[system.model.default_sampler]
+        return sampler(module.denoiser(condition.to(device), _guidance(module)), noise.to(device))
+
+    return {"loss": loss, "sampled profiles": profiles}
+
+
+def _guidance(module: Any) -> Any:
+    from scgen_diffusion.diffusion import Guidance
+
+    return Guidance.of(module.strategy, [1.0] * len(N_CLASSES))
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- goals ----------------------------------------------------------------------------------------------------
+
+
+def measure_goals(setting: Setting, arguments: argparse.Namespace, ends: float) -> pd.DataFrame:
+    """Measure all that has a goal in all ways of computing, and set the figures beside their goals; ``met`` is empty where there is none."""
+    rows: list[dict[str, Any]] = []
+    for precision, compile in WAYS:
+        if compile and not arguments.compile:
+            continue
+        way = replace(setting, precision=precision, compile=compile)
+        for system in dict.fromkeys(goal.system for goal in GOALS):
+            if time.monotonic() > ends:
+                logger.info("No time left for %s, %s, %s", system, precision, "compiled" if compile else "eager")
+                continue
+            rows += _measure(system, [goal.stage for goal in GOALS if goal.system == system], way, arguments.seconds)
+    goals = {(goal.system, goal.stage): goal for goal in GOALS}
+    for row in rows:
+        goal = goals[row["system"], row["stage"]]
+        fits = goal.peak_gib is None or row["peak_gib"] <= goal.peak_gib
+        met = None if goal.cells_per_second is None else bool(row["cells_per_second"] >= goal.cells_per_second and fits)
+        row |= {"goal": goal.cells_per_second, "goal_gib": goal.peak_gib, "met": met}
+    return pd.DataFrame(rows, columns=None if rows else COLUMNS)
+
+
+def _measure(system: str, stages: Sequence[str], setting: Setting, seconds: float) -> list[dict[str, Any]]:
+    def failed(stage: str, error: Exception) -> dict[str, Any]:
+        logger.info("%s", "".join(traceback.format_exception(error)))
+        how = f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
+        row = {"system": system, "stage": stage, "how": how, "precision": setting.precision, "compile": setting.compile}
+        return row | {"cells_per_second": float("nan"), "peak_gib": float("nan")}
+
+    try:  # one failure must not cost the other figures of a machine that was lent
+        rows = measure_system(system, setting, stages, seconds=seconds, on_failure=failed)
+    except Exception as error:  # noqa: BLE001  as above: the system could not be built
+        rows = [failed(stage, error) for stage in stages]
+    release_memory()
+    return rows
+
+
+def profiles(setting: Setting) -> Iterator[tuple[str, str]]:
+    """Yield the operators that take most time, in the precision of training on a GPU, not compiled, so that they have names."""
+    for name, stages in PROFILED.items():
+        system = SYSTEMS[name](replace(setting, precision="bf16"))
+        for stage in stages:
+            system.prepare(stage)
+            step = getattr(system, stage)
+            step()
+            yield f"{stage}, {name}", str(profile(step, device=setting.device))
+
+
+def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict[str, str], setting: Setting) -> str:
+    """Write all of it as markdown."""
+    rates = machine_rates(setting.device)
+    flops = ", ".join(f"{name} {value / 1e12:,.1f}" for name, value in rates.flops_per_second.items())
+    goals = [
+        [
+            f"{row.stage}, {row.system}, {row.precision}, {'compiled' if row.compile else 'eager'}",
+            f"{row.cells_per_second:,.0f}",
+            "" if pd.isna(row.goal) else f"{row.goal:,.0f}",
+            f"{row.peak_gib:.2f}",
+            "" if pd.isna(row.goal_gib) else f"{row.goal_gib:g}",
+            "" if row.met is None else "yes" if row.met else "**no**",
+            row.how,
+        ]
+        for row in rows.itertuples()
+    ]
+    compared = [
+        [f"{each.name}, {each.precision}", f"{each.difference:.1e}", "yes" if each.passes else "**no**"]
+        for each in comparisons
+    ]
+    parts = [
+        f"{describe_machine(setting.device)}; {describe_versions('torch', 'scvi-tools', 'anndata')}; commit {describe_commit()}; {today()}. "
+        f"{setting.n_genes:,} genes, {setting.n_expressed:,} expressed, batches of {setting.batch_size}. "
+        f"Matrix product, TFLOP/s: {flops}; copy: {rates.bytes_per_second / 1e12:.2f} TB/s. Written by `python -m benchmarks.speed.gpu`.",
+        markdown_table(["", "cells/s", "goal", "GiB", "goal", "met", "how"], goals),
+        "## The same as on the CPU?",
+        markdown_table(["", "relative difference", "within tolerance"], compared),
+        "## Where the time goes (bf16, not compiled)",
+        *(f"{name}\n\n```text\n{table}\n```" for name, table in profiled.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def attempt(what: str, work: Callable[[], Any], otherwise: Any) -> Any:
+    """Return what ``work`` returns, or, if it fails, write the error down and return something else."""
+    try:
+        return work()
+    except Exception:  # noqa: BLE001  as above
+        logger.info("%s failed:\n%s", what, traceback.format_exc())
+        return otherwise
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Measure, compare, profile and write; say whether the device computes what the CPU computes."""
+    setting = replace(TINY if arguments.tiny else FULL, device=arguments.device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    ends = time.monotonic() + 60 * arguments.minutes
+    comparisons: list[Comparison] = []
+    for precision in ("float32", "bf16"):
+        small = replace(setting, n_genes=min(setting.n_genes, 2_000), n_expressed=min(setting.n_expressed, 720))
+        comparisons += attempt("The comparison", lambda s=small, p=precision: compare_devices(s, p), [])
+    rows = measure_goals(setting, arguments, ends)
+    store_rows(arguments.results / "speed_gpu.csv", rows)
+    profiled = {} if time.monotonic() > ends else attempt("The profile", lambda: dict(profiles(setting)), {})
+    text = report(rows, comparisons, profiled, setting)
+    write_text(arguments.results / "speed_gpu.md", text)
+    logger.info("%s", text)
+    return bool(comparisons) and all(each.passes for each in comparisons)
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quieten()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that the script runs")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure compiled steps too"
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement, about")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which nothing new is begun")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    if not run(parser.parse_args()):
+        parser.exit(1, "The device does not compute what the CPU computes; see the table.\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Measure a system's stages: speed, memory, and the share of what the machine could do."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.speed.calls import CallsScldm, CallsScrdit, CallsWbdit
+from benchmarks.speed.meters import Measurement, PeakMemory, in_child, profile, release_memory, resident_bytes
+from benchmarks.speed.roofline import Rates, count_work
+from benchmarks.speed.systems import (
+    PackagePublishedSizes,
+    PackageScrdit,
+    PackageScrditPublishedSize,
+    PackageSystem,
+    PackageWbdit,
+    PackageWbditPublishedSize,
+    PublishedScrdit,
+    PublishedSystem,
+    PublishedWbdit,
+    Setting,
+    System,
+)
+from benchmarks.tables import describe_commit, describe_machine, describe_processor, describe_versions, today
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+logger = logging.getLogger("benchmarks.speed")
+
+SYSTEMS: dict[str, type[System]] = {
+    "published": PublishedSystem,
+    "package": PackageSystem,
+    "package-published-sizes": PackagePublishedSizes,
+    "calls-SCLDM": CallsScldm,
+    "calls-SCRDIT": CallsScrdit,
+    "calls-WBDIT": CallsWbdit,
+    "published-scrdit": PublishedScrdit,
+    "published-wbdit": PublishedWbdit,
+    "SCRDIT": PackageScrdit,
+    "SCRDIT-published-size": PackageScrditPublishedSize,
+    "WBDIT": PackageWbdit,
+    "WBDIT-published-size": PackageWbditPublishedSize,
+}
+STAGES = tuple(dict.fromkeys(stage for system in SYSTEMS.values() for stage in system.stages))
+LONG_STEP = 0.3  # seconds; one such step shows where the time goes as well as three
+
+
+def measure_system(
+    name: str,
+    setting: Setting,
+    stages: Sequence[str] = STAGES,
+    *,
+    seconds: float = 2.0,
+    limit: bool = True,
+    show_profile: bool = False,
+    threads: int | None = None,
+    on_failure: Callable[[str, Exception], dict[str, object]] | None = None,
+) -> list[dict[str, object]]:
+    """Measure those of a system's stages that are asked for.
+
+    Parameters
+    ----------
+    name, setting, stages
+        A key of :data:`SYSTEMS`, sizes, and which stages; those that the system lacks are left out.
+    seconds
+        Duration of each measurement, about.
+    limit
+        Measure what the device could do, and count what the package's steps do.
+    show_profile
+        Log where the time goes.
+    threads
+        CPU threads of torch; None for its own choice.
+    on_failure
+        Makes a row of a stage that failed; without it the error is raised.
+    """
+    stages = [stage for stage in SYSTEMS[name].stages if stage in stages]
+    if not stages:
+        return []
+    if threads:
+        torch.set_num_threads(threads)
+    PeakMemory.baseline_resident = resident_bytes()
+    rates = machine_rates(setting.device) if limit else None
+    system, rows = SYSTEMS[name](setting), []
+    for stage in stages:
+        logger.info("%s, %s, %d cells", name, stage, system.n_cells(stage))
+        release_memory()
+        try:
+            row = _row(name, stage, system, setting, system.measure(stage, seconds))
+            if rates:
+                row |= limits(system, stage, name, rates)
+            if show_profile or (rates and stage in system.counted):
+                n_steps = 3 if row["seconds"] < LONG_STEP else 1
+                found = profile(getattr(system, stage), device=setting.device, n_steps=n_steps)
+                row |= {"matrix_share": found.matrix_share}
+                if show_profile:
+                    logger.info("%s", found)
+        except Exception as error:
+            if on_failure is None:
+                raise
+            row = on_failure(stage, error)
+        rows.append(row)
+    return rows
+
+
+def measure_apart(name: str, setting: Setting, stages: Sequence[str] = STAGES, **options: object) -> list[dict]:
+    """Measure a system in a process of its own, where that can be had: a CUDA context does not survive a fork."""
+    if setting.device.startswith("cuda"):
+        return measure_system(name, setting, stages, **options)
+    return in_child(_measure_in_child, name, setting, stages, options)
+
+
+def _measure_in_child(name: str, setting: Setting, stages: Sequence[str], options: dict) -> list[dict]:
+    return measure_system(name, setting, stages, **options)
+
+
+@cache
+def machine_rates(device: str) -> Rates:
+    """Measure once how fast matrices are multiplied and memory is copied."""
+    rates = Rates.measure(device)
+    flops = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.flops_per_second.items())
+    logger.info("matrix product %s; copy %.1f GB/s", flops, rates.bytes_per_second / 1e9)
+    return rates
+
+
+def limits(system: System, stage: str, name: str, rates: Rates) -> dict[str, object]:
+    """Return the device's rates, and for a stage that is counted its arithmetic and the cells per second that it would allow."""
+    precision = system.precision(stage)
+    row: dict[str, object] = {"matrix_rate": rates.flops_per_second[precision], "bandwidth": rates.bytes_per_second}
+    if stage not in system.counted:
+        return row
+    counted = system
+    if system.setting.compile:  # compiled code hides its operators
+        counted = SYSTEMS[name](replace(system.setting, compile=False))
+        counted.prepare(stage)
+    work, n_cells = count_work(getattr(counted, stage)), system.n_cells(stage) * system.share(stage)
+    return row | {
+        "flops_per_cell": work.flops / n_cells,
+        "least_bytes_per_cell": work.least_bytes / n_cells,
+        "unfused_bytes_per_cell": work.unfused_bytes / n_cells,
+        "limit": n_cells / work.limit(rates, dtype=precision),
+        "unfused_limit": n_cells / work.unfused_limit(rates, dtype=precision),
+    }
+
+
+def _row(name: str, stage: str, system: System, setting: Setting, result: Measurement) -> dict[str, object]:
+    speed = result.cells_per_second * system.share(stage)
+    return {
+        "system": name,
+        "stage": stage,
+        "cells_per_second": speed,
+        "peak_gib": result.peak_bytes / 2**30,
+        "genes": setting.n_genes,
+        "expressed": setting.n_expressed,
+        "batch": system.n_cells(stage),
+        "how": system.describe(stage),
+        "device": setting.device,
+        "machine": describe_machine(setting.device),
+        "versions": describe_versions("torch", "scgen-diffusion"),
+        "date": today(),
+        "parameters": system.n_parameters,
+        "processor": describe_processor(setting.device),
+        "threads": torch.get_num_threads(),
+        "precision": system.precision(stage),
+        "compile": setting.compile,
+        "seconds": system.n_cells(stage) / speed,
+        "commit": describe_commit(),
+        "cells": setting.n_cells if name.startswith("calls-") else None,
+        "steps": setting.n_steps,
+        **result.further,
+    }
+
+
+def quieten() -> None:
+    """Hide what libraries say at every training."""
+    logging.getLogger("scgen_diffusion").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

@@ -1,0 +1,174 @@
+"""Figures of speed as the tables of `results/speed.md`, the guide and the README."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from benchmarks.tables import describe_processor, markdown_table, read_table, write_block, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+#: What users call a step, and the published step that it stands beside.
+STEP_NAMES = {
+    ("package", "autoencoder_step"): ("SCLDM, training of the autoencoder", ("published", "autoencoder_step")),
+    ("package", "prior_step"): ("SCLDM, training of the prior", ("published", "prior_step")),
+    ("package", "transport_step"): ("SCLDM, training of the transport", None),
+    ("package", "generate"): ("SCLDM, generation", ("published", "generate")),
+    ("SCRDIT", "training_step"): ("SCRDIT, training", ("published-scrdit", "training_step")),
+    ("SCRDIT-published-size", "training_step"): (
+        "SCRDIT, published size, training",
+        ("published-scrdit", "training_step"),
+    ),
+    ("SCRDIT", "generate"): ("SCRDIT, generation", ("published-scrdit", "generate_ddim")),
+    ("WBDIT", "training_step"): ("WBDIT, training", ("published-wbdit", "training_step")),
+    ("WBDIT-published-size", "training_step"): (
+        "WBDIT, published size, training",
+        ("published-wbdit", "training_step"),
+    ),
+    ("WBDIT", "generate"): ("WBDIT, generation", ("published-wbdit", "generate_ddim")),
+}
+IN_README = [key for key in STEP_NAMES if "published" not in key[0] and key[1] != "transport_step"]
+CALL_NAMES = {
+    "importing": "`import scgen_diffusion.model`, a fresh process",
+    "setup": "`setup_anndata`",
+    "autoencoder_epochs": "`train_autoencoder`, an epoch",
+    "prior_epochs": "`train_prior`, an epoch",
+    "transport_epochs": "`train_transport`, an epoch",
+    "training_epochs": "`train`, an epoch",
+    "generate_anndata": "`generate`, into an AnnData",
+    "latent_representation": "`get_latent_representation`",
+    "loading": "reading all cells once, from memory",
+    "loading_backed": "reading all cells once, backed `.h5ad`",
+    "loading_files": "reading all cells once, `CellFiles` on `.h5ad`",
+    "save": "`save`",
+    "load": "`load`",
+}
+#: The bare step of a call, and its cells per step.
+BARE_STEPS = {
+    ("calls-SCLDM", "autoencoder_epochs"): ("package", "autoencoder_step", 128),
+    ("calls-SCLDM", "prior_epochs"): ("package", "prior_step", 512),
+    ("calls-SCLDM", "transport_epochs"): ("package", "transport_step", 512),
+    ("calls-SCLDM", "generate_anndata"): ("package", "generate", 128),
+    ("calls-SCRDIT", "training_epochs"): ("SCRDIT", "training_step", 128),
+    ("calls-WBDIT", "training_epochs"): ("WBDIT", "training_step", 128),
+    ("calls-SCRDIT", "generate_anndata"): ("SCRDIT", "generate", 128),
+    ("calls-WBDIT", "generate_anndata"): ("WBDIT", "generate", 128),
+}
+
+
+def write(results: Path, root: Path) -> None:
+    """Write the tables of what is stored of this machine: ``speed.md``, and the marked places of the guide and the README."""
+    stored = read_table(results / "speed.csv")
+    here = stored[stored["processor"] == describe_processor()]
+    shown = here[(here["threads"] == here["threads"].max()) & (here["genes"] == here["genes"].iloc[-1])]
+    figures, where = Figures(shown), describe(shown)
+    steps, calls = step_table(figures), call_table(figures)
+    parts = [f"{where} Written by `python -m benchmarks.speed`.", "## Steps", steps, "## Calls", calls]
+    write_text(results / "speed.md", "\n\n".join(parts) + "\n")
+    page = root / "docs" / "user_guide" / "speed.md"
+    write_block(page, "speed: steps", f"{steps}\n\n{where}")
+    write_block(page, "speed: calls", calls)
+    write_block(root / "README.md", "speed", f"{step_table(figures, IN_README)}\n\n{where}")
+
+
+class Figures:
+    """The latest figures of one machine and number of threads, by system, stage and cells per call."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        latest = rows.drop_duplicates(["system", "stage", "batch"], keep="last")
+        self._rows = {(row["system"], row["stage"], row["batch"]): row for row in latest.to_dict("records")}
+
+    def of(self, system: str, stage: str) -> list[dict[str, Any]]:
+        """List the rows of a stage, smaller batches first."""
+        found = [row for (name, what, _), row in self._rows.items() if (name, what) == (system, stage)]
+        return sorted(found, key=lambda row: row["batch"])
+
+    def get(self, system: str, stage: str, batch: int) -> dict[str, Any] | None:
+        """Return one row, if it was measured."""
+        return self._rows.get((system, stage, batch))
+
+
+def step_table(figures: Figures, keys: Sequence[tuple[str, str]] | None = None) -> str:
+    """Write the steps beside the published ones and the device's limits."""
+    lines = []
+    for key in keys or STEP_NAMES:
+        name, published = STEP_NAMES[key]
+        for row in figures.of(*key):
+            beside = figures.get(*published, row["batch"]) if published else None
+            lines.append(_step_line(f"{name}, {row['batch']:.0f} cells at a time", row, beside))
+    header = [
+        "",
+        "cells/s",
+        "published, cells/s",
+        "times",
+        "of the limit",
+        "of the unfused limit",
+        "matrix work",
+        "GiB",
+    ]
+    return markdown_table(header, lines)
+
+
+def _step_line(name: str, row: Mapping[str, Any], published: Mapping[str, Any] | None) -> list[str]:
+    speed = row["cells_per_second"]
+    beside = ["", ""]
+    if published:
+        beside = [_number(published["cells_per_second"]), f"**{_number(speed / published['cells_per_second'])}**"]
+    shares = [_percent(speed / row.get(limit, float("nan"))) for limit in ("limit", "unfused_limit")]
+    return [name, _number(speed), *beside, *shares, _percent(row.get("matrix_share")), f"{row['peak_gib']:.2f}"]
+
+
+def call_table(figures: Figures) -> str:
+    """Write what users call, beside the bare steps."""
+    lines = []
+    for system in ("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"):
+        for stage, name in CALL_NAMES.items():
+            lines += [
+                _call_line(f"{system.removeprefix('calls-')}, {name}", row, figures)
+                for row in figures.of(system, stage)
+            ]
+    header = ["", "cells", "seconds", "cells/s", "of the bare step", "waits for cells", "beside the epochs, s", "GiB"]
+    return markdown_table(header, lines)
+
+
+def _call_line(name: str, row: Mapping[str, Any], figures: Figures) -> list[str]:
+    bare = BARE_STEPS.get((row["system"], row["stage"]))
+    step = figures.get(*bare) if bare else None
+    has_cells = pd.notna(row["cells_per_second"])
+    fixed = row.get("fixed_seconds", float("nan"))
+    return [
+        name,
+        f"{row['batch']:,.0f}" if has_cells else "",
+        f"{row['seconds']:.2g}",
+        _number(row["cells_per_second"]) if has_cells else "",
+        _percent(row["cells_per_second"] / step["cells_per_second"]) if step else "",
+        _percent(row.get("loading_share")),
+        f"{fixed:.2f}" if pd.notna(fixed) else "",
+        f"{row['peak_gib']:.2f}" if has_cells else "",
+    ]
+
+
+def describe(rows: pd.DataFrame) -> str:
+    """Say where, with what and how figures were measured."""
+    last = rows.iloc[-1]
+    flops, copied = last["matrix_rate"] / 1e9, last["bandwidth"] / 1e9
+    return (
+        f"{last['processor']}, {last['threads']:.0f} threads, {last['genes']:,.0f} genes of which {last['expressed']:,.0f} are expressed, float32; "
+        f"{last['versions']}; commit {last['commit']}, {last['date']}. This machine multiplies matrices at {flops:,.0f} GFLOP/s and copies memory "
+        f"at {copied:.0f} GB/s."
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _percent(value: float | None) -> str:
+    """Write a share; none where nothing was counted, as in other threads than the one that looks."""
+    return "" if value is None or pd.isna(value) or value < 0.001 else f"{value:.0%}"

@@ -1,0 +1,305 @@
+"""Does memory grow with the number of cells? Training from files beside training from memory, on 10 000 to 1 000 000 cells.
+
+    python -m benchmarks.studies.memory                                  # all sizes; 2 GB of disk per million cells and format
+    python -m benchmarks.studies.memory --cells 10000 --sources h5ad     # a part
+    python -m benchmarks.studies.memory --systems SCRDIT
+
+The cells are `datasets.pbmc3k` over and over, 2 000 genes, written part by part. Every measurement is a process of its own: it opens the cells,
+trains a few steps of each stage (with all that training reads of the cells before and after), generates, and tells the peak of its resident
+memory, and the cells per second, of each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from benchmarks.tables import (
+    ROOT,
+    describe_source,
+    markdown_table,
+    read_table,
+    store_rows,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+logger = logging.getLogger("benchmarks.memory")
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = (10_000, 100_000, 1_000_000)
+SOURCES = ("memory", "backed", "h5ad", "zarr", "annbatch")
+SYSTEMS = {"SCLDM": {"pooling": "factors"}, "SCRDIT": {}}
+KEYS = ("system", "source", "cells", "stage")
+N_STEPS = 20
+ELEMENTS_PER_CHUNK = 1 << 16
+CONDITIONS = ["cell_type", "sample"]
+
+
+# --- cells -------------------------------------------------------------------------------------------------------------------------------
+
+
+def write_cells(source: anndata.AnnData, path: Path, n_cells: int) -> None:
+    """Write the cells of ``source`` over and over to ``.h5ad`` or ``.zarr``; no more than them is in memory."""
+    root = _open_new(path)
+    x = source.X.tocsr()
+    n_times = -(-n_cells // source.n_obs)
+    ends = [x.indptr[1:] + repeat * x.nnz for repeat in range(n_times)]
+    indptr = np.concatenate([[0], *ends])[: n_cells + 1]
+    group = root.create_group("X")
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, source.n_vars]})
+    _new_array(group, "indptr", len(indptr), np.int64)[:] = indptr
+    for name, values in (("data", x.data), ("indices", x.indices)):
+        array = _new_array(group, name, int(indptr[-1]), values.dtype)
+        for start in range(0, int(indptr[-1]), len(values)):
+            stop = min(start + len(values), int(indptr[-1]))
+            array[start:stop] = values[: stop - start]
+    cells = np.arange(n_cells)
+    types = source.obs["cell_type"].array.take(cells % source.n_obs)
+    sample = pd.Categorical.from_codes(cells // source.n_obs % 8, [f"sample {number}" for number in range(8)])
+    obs = pd.DataFrame({"cell_type": types, "sample": sample}, index=[f"cell{number}" for number in cells])
+    anndata.io.write_elem(root, "obs", obs)
+    anndata.io.write_elem(root, "var", source.var[[]])
+
+
+def _open_new(path: Path) -> Any:
+    if path.suffix == ".h5ad":
+        root = h5py.File(path, "w")
+    else:
+        import zarr
+
+        root = zarr.open_group(str(path), mode="w")
+    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    return root
+
+
+def _new_array(group: Any, name: str, size: int, dtype: Any) -> Any:
+    chunks = (min(ELEMENTS_PER_CHUNK, size),)
+    if isinstance(group, h5py.Group):
+        return group.create_dataset(name, shape=(size,), dtype=dtype, chunks=chunks)
+    return group.create_array(name, shape=(size,), dtype=dtype, chunks=chunks)
+
+
+# --- one process -------------------------------------------------------------------------------------------------------------------------
+
+
+def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
+    """Train from the cells at a path, and return a row for each stage."""
+    import scvi
+    import torch
+    from scvi.dataloaders import AnnDataLoader
+
+    import scgen_diffusion as scgd
+    from scgen_diffusion.train import SharedBatches
+
+    torch.set_num_threads(1)
+    scvi.settings.seed = 0
+    model_class = getattr(scgd.model, system)
+    meter = Meter()
+    with meter.stage("import"):
+        pass
+    with meter.stage("open and check"):
+        cells = None if source in ("memory", "backed") else _open_cells(source, path)
+        if cells is None:
+            adata = anndata.read_h5ad(path, backed="r" if source == "backed" else None)
+            model_class.setup_anndata(adata, condition_keys=CONDITIONS)
+    n_cells = adata.n_obs if cells is None else cells.n_cells
+    model = (
+        model_class(adata, **SYSTEMS[system])
+        if cells is None
+        else model_class(registry=cells.registry, **SYSTEMS[system])
+    )
+    options = {"datamodule": cells, "accelerator": "cpu", "limit_train_batches": N_STEPS, "enable_progress_bar": False}
+    stages = (
+        {"train": model.train}
+        if system != "SCLDM"
+        else {"autoencoder": model.train_autoencoder, "prior": model.train_prior}
+    )
+    for name, train in stages.items():
+        with meter.stage(name):
+            train(1, **options)
+    with meter.stage("read batches", 10_000):
+        rows = model.train_indices_
+        _go_through(model._cells.loader(rows, 128, batches=SharedBatches(len(rows), 128, seed=0)), 10_000)
+    if source == "backed":
+        with meter.stage("read batches of random rows", 3_000):  # as scvi-tools' loader does
+            _go_through(AnnDataLoader(model.adata_manager, model.train_indices_, 128, shuffle=True), 3_000)
+    with meter.stage("generate", 256):
+        model.generate(256, seed=0)
+    return [{"system": system, "source": source, "cells": n_cells, **row} for row in meter.rows]
+
+
+class Meter:
+    """Seconds and peaks of memory, stage by stage."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @contextmanager
+    def stage(self, name: str, n_cells: int | None = None) -> Iterator[None]:
+        """Measure what is done within."""
+        is_apart = _forget_peak()
+        start, start_cpu = time.perf_counter(), time.process_time()
+        yield
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        row = {
+            "stage": name,
+            "peak_mib": round(_peak_mib()),
+            "is_apart": is_apart,
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+        }
+        self.rows.append(row | {"cells_per_cpu_second": None if n_cells is None else round(n_cells / cpu)})
+
+
+def _open_cells(source: str, path: Path) -> Any:
+    import scgen_diffusion as scgd
+
+    reader = scgd.data.AnnbatchCells if source == "annbatch" else scgd.data.CellFiles
+    return reader(path, condition_keys=CONDITIONS)
+
+
+def _go_through(batches: Any, n_cells: int) -> None:
+    n_read = 0
+    for batch in batches:
+        n_read += len(batch["X"])
+        if n_read >= n_cells:
+            return
+
+
+def _forget_peak() -> bool:
+    """Let the peak of memory begin anew, so that each stage has its own (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_mib() -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+# --- all of them -------------------------------------------------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure whatever was asked for, one process after the other, and store each as soon as it is there."""
+    folder = Path(arguments.folder or tempfile.mkdtemp(prefix="memory-"))
+    source = _pbmc3k()
+    for n_cells in arguments.cells:
+        for kind in arguments.sources:
+            path = folder / f"cells-{n_cells}.{'h5ad' if kind in ('memory', 'backed', 'h5ad') else 'zarr'}"
+            if not path.exists():
+                write_cells(source, path, n_cells)
+            for system in arguments.systems:
+                store(_in_own_process(system, kind, path), arguments.results)
+    report(arguments.results)
+
+
+def _pbmc3k() -> anndata.AnnData:
+    """Return the cells that are repeated, with the 2 000 genes that vary most among them (by a robust ranking that needs nothing else)."""
+    import scanpy as sc
+
+    import scgen_diffusion as scgd
+
+    adata = scgd.datasets.pbmc3k()
+    sc.pp.highly_variable_genes(adata, n_top_genes=2000)
+    adata = adata[:, adata.var["highly_variable"]]
+    return anndata.AnnData(adata.layers["counts"].copy(), obs=adata.obs[["cell_type"]].copy(), var=adata.var[[]].copy())
+
+
+def _in_own_process(system: str, source: str, path: Path) -> list[dict[str, Any]]:
+    logger.info("%s from %s: %s", system, source, path.name)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.studies.memory",
+        "--measure",
+        system,
+        source,
+        str(path.resolve()),
+    ]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def store(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Add rows to the table, in place of older ones of the same measurement."""
+    where = describe_source("scgen-diffusion", "torch", "scvi-tools", "anndata")
+    store_rows(folder / "memory.csv", pd.DataFrame([row | where for row in rows]), KEYS)
+
+
+def report(folder: Path) -> None:
+    """Write the table that people read: peaks in MiB, one line per system, stage and source, one column per number of cells."""
+    table = read_table(folder / "memory.csv")
+    sizes = sorted(table["cells"].unique())
+    parts = [_HEAD, f"Measured {table['date'].max()} on {table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}."]
+    for title, column, cut in (
+        ("Peak of resident memory, MiB", "peak_mib", None),
+        ("Seconds of processor time", "cpu_seconds", None),
+        (
+            "Cells per second of processor time",
+            "cells_per_cpu_second",
+            ["read batches", "read batches of random rows", "generate"],
+        ),
+    ):
+        shown = table if cut is None else table[table["stage"].isin(cut)]
+        wide = shown.pivot_table(index=["system", "stage", "source"], columns="cells", values=column, sort=False)
+        rows = [
+            [", ".join(name), *("" if pd.isna(value) else f"{value:,.0f}" for value in values)]
+            for name, values in zip(wide.index, wide[sizes].to_numpy(), strict=True)
+        ]
+        parts.append(f"## {title}\n\n" + markdown_table(["", *(f"{size:,} cells" for size in sizes)], rows))
+    write_text(folder / "memory.md", "\n\n".join(parts) + "\n")
+
+
+_HEAD = f"""# Memory and the number of cells
+
+`python -m benchmarks.studies.memory`. pbmc3k over and over, 2 000 genes; conditions: cell type and sample. A process for each measurement; each stage has its own peak.
+"autoencoder", "prior" and "train" are {N_STEPS} steps of training and all that is read of *all* cells before and after them: means, latents, library sizes. "memory" is an
+AnnData that was read whole, "backed" one that was opened with `backed="r"`. SCLDM has `pooling="factors"` here, which encodes faster; it does not matter for what grows with the cells."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["memory", "h5ad", "zarr"])
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--folder", help="where the files of cells are, or are written")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.measure:
+        system, source, path = chosen.measure
+        sys.stdout.write("\n" + json.dumps(measure(system, source, Path(path))) + "\n")
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        run(chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,664 @@
+"""How well are perturbed cells of a type predicted that was never seen perturbed? SCLDM's ways and baselines on `kang_ifnb`.
+
+    python -m benchmarks.studies.perturbation                                          # everything that is not there yet
+    python -m benchmarks.studies.perturbation --types B --seeds 0 --methods latent_arithmetic    # part of it
+    python -m benchmarks.studies.perturbation --methods                                # only the summary and the pictures
+
+The interferon-stimulated cells of one type at a time are left out; from its control cells, and from the control and stimulated cells of all other types,
+they are predicted. Predictions are kept in ``--cells``, judged by ``scgen_diffusion.metrics.evaluate_perturbation``, and the figures added to
+``results/perturbation.csv``; what is there already is skipped. The summary goes to ``results/perturbation.md``, what the
+user guide shows of it to ``results/perturbation_headline.md``, pictures to ``docs/_static``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from benchmarks.quality.drawing import write_cells
+from benchmarks.quality.splits import load, log_normalise
+from benchmarks.tables import (
+    ROOT,
+    describe_source,
+    markdown_table,
+    read_table,
+    store_rows,
+    stored_keys,
+    write_text,
+)
+from scgen_diffusion import metrics, pl
+from scgen_diffusion.diffusion import Generators
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from scgen_diffusion.model import SCLDM
+
+logger = logging.getLogger("benchmarks.perturbation")
+
+HERE = Path(__file__).parent
+DATASET = "kang_ifnb"
+KEYS = ("cell_type", "seed", "method")
+#: Figures that every judgement has beside those of the methods.
+REFERENCES = ("floor", "no_change", "mean_shift")
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+CELL_TYPE = "cell_type"
+CONDITION = "condition"
+CONTROL = "control"
+PERTURBED = "stimulated"
+
+N_GENES = 2_000
+#: Fewer perturbed cells are too few to be judged.
+MIN_CELLS = 50
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known and what is asked; integer counts in ``layers["counts"]``.
+
+    Attributes
+    ----------
+    cell_type
+        Type whose perturbed cells are left out.
+    train
+        All other cells, the control cells of the type among them.
+    real
+        The cells left out.
+    """
+
+    cell_type: str
+    train: ad.AnnData
+    real: ad.AnnData
+
+    @property
+    def control(self) -> ad.AnnData:
+        """The control cells of the type, from which its perturbed cells are predicted."""
+        return self.train[self.rows(self.cell_type, CONTROL)].copy()
+
+    @property
+    def other_types(self) -> list[str]:
+        """Types with control and perturbed cells, at least two of each, to learn the effect from."""
+        types = self.train.obs[CELL_TYPE].unique()
+        return [name for name in types if min(len(self.rows(name, value)) for value in (CONTROL, PERTURBED)) >= 2]
+
+    def rows(self, cell_type: str, condition: str) -> NDArray[np.intp]:
+        """Return the training cells of a type under a condition, by position."""
+        obs = self.train.obs
+        return np.flatnonzero((obs[CELL_TYPE] == cell_type) & (obs[CONDITION] == condition))
+
+
+def judged_types(adata: ad.AnnData) -> list[str]:
+    """Return the cell types with enough perturbed cells, in alphabetical order."""
+    n_cells = adata.obs.loc[adata.obs[CONDITION] == PERTURBED, CELL_TYPE].value_counts()
+    return sorted(n_cells.index[n_cells >= MIN_CELLS])
+
+
+def leave_out(adata: ad.AnnData, cell_type: str, *, n_genes: int = N_GENES) -> Case:
+    """Leave the perturbed cells of a type out, and keep the genes that vary most among the others."""
+    is_out = ((adata.obs[CELL_TYPE] == cell_type) & (adata.obs[CONDITION] == PERTURBED)).to_numpy()
+    variance = log_normalise(adata.layers["counts"][~is_out]).var(axis=0)
+    adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
+    return Case(cell_type, _minimal(adata[~is_out]), _minimal(adata[is_out]))
+
+
+def _minimal(adata: ad.AnnData) -> ad.AnnData:
+    counts = sp.csr_matrix(adata.layers["counts"], dtype=np.float32)
+    obs = adata.obs[[CELL_TYPE, CONDITION]].astype(str).astype("category")
+    return ad.AnnData(counts, obs=obs, var=adata.var[[]].copy(), layers={"counts": counts.copy()})
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def linear_additive(case: Case, seed: int) -> ad.AnnData:
+    """Move control cells by the perturbation's effect in a linear model of expression, one effect per cell type plus one of the perturbation.
+
+    A cell counts as a cell, so that large types weigh more than in the mean shift. Values below zero become zero.
+    """
+    is_perturbed = (case.train.obs[CONDITION] == PERTURBED).to_numpy()
+    design = np.column_stack([pd.get_dummies(case.train.obs[CELL_TYPE]), is_perturbed]).astype(float)
+    effect = np.linalg.lstsq(design, log_normalise(case.train.layers["counts"]), rcond=None)[0][-1]
+    moved = log_normalise(case.control.layers["counts"]) + effect
+    return ad.AnnData(
+        sp.csr_matrix(np.maximum(moved, 0)), obs=predicted_obs(case), var=case.train.var.copy(), uns={"log1p": {}}
+    )
+
+
+def scvi_arithmetic(case: Case, seed: int, max_epochs: int | None = None) -> ad.AnnData:
+    """Move control cells in scVI's latent space by the mean change of the other types, and draw counts with the cells' own totals.
+
+    References
+    ----------
+    Lotfollahi et al. 2019, scGen predicts single-cell perturbation responses. Nat Methods 16:715 (the arithmetic).
+    Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics. Nat Methods 15:1053 (the latent space).
+    """
+    import scvi
+    import torch
+
+    scvi.settings.seed = seed
+    train, control = case.train.copy(), case.control
+    scvi.model.SCVI.setup_anndata(train, layer="counts")
+    model = scvi.model.SCVI(train, gene_likelihood="nb")
+    model.train(max_epochs=max_epochs, accelerator="cpu", enable_progress_bar=False)
+    latents = model.get_latent_representation()
+    moved = (latents[case.rows(case.cell_type, CONTROL)] + mean_latent_change(case, latents)).astype(np.float32)
+    totals = control.layers["counts"].sum(axis=1)
+    with torch.inference_mode():
+        px = model.module.generative(
+            z=torch.from_numpy(moved),
+            library=torch.from_numpy(np.log(np.asarray(totals, dtype=np.float32).reshape(-1, 1))),
+            batch_index=torch.zeros(len(moved), 1, dtype=torch.long),
+        )["px"]
+    rng = np.random.default_rng(seed)
+    mean, theta = px.mu.numpy().astype(float), px.theta.numpy().astype(float)
+    return as_cells(case, rng.poisson(rng.gamma(np.broadcast_to(theta, mean.shape), mean / theta)))
+
+
+def mean_latent_change(case: Case, latents: NDArray) -> NDArray:
+    """Return the mean change of latents ``(cells, ...)`` of the training cells, the mean over the other types."""
+    changes = [
+        latents[case.rows(name, PERTURBED)].mean(axis=0) - latents[case.rows(name, CONTROL)].mean(axis=0)
+        for name in case.other_types
+    ]
+    return np.mean(changes, axis=0)
+
+
+def as_cells(case: Case, counts: NDArray | sp.csr_matrix) -> ad.AnnData:
+    """Return predicted counts, one row per control cell, as cells."""
+    return ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=predicted_obs(case), var=case.train.var.copy())
+
+
+def predicted_obs(case: Case) -> pd.DataFrame:
+    """Return the control cells' table, perturbed."""
+    return case.control.obs.assign(**{CONDITION: PERTURBED})
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+CONDITION_KEYS = [CELL_TYPE, CONDITION]
+#: What is shared: weights whose names start so.
+AUTOENCODER = ("encoder.", "decoder.", "likelihood.")
+#: Changes of the prior's recipe: its step on a CPU takes a third of the time, for as many steps.
+PRIOR_KWARGS = {"batch_size": 128}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A case's SCLDM, whose stages are trained when they are first needed.
+
+    Attributes
+    ----------
+    case
+        What is known, and what is asked.
+    seed
+        Seed of training and of draws.
+    folder
+        Where the autoencoder is stored.
+    """
+
+    case: Case
+    seed: int
+    folder: Path
+
+    @cached_property
+    def with_autoencoder(self) -> SCLDM:
+        """The model with a trained autoencoder, that of the store if there is one."""
+        import scvi
+
+        from scgen_diffusion.model import SCLDM
+
+        scvi.settings.seed = self.seed
+        train = self.case.train.copy()
+        SCLDM.setup_anndata(train, layer="counts", condition_keys=CONDITION_KEYS)
+        model = SCLDM(train)
+        path = stored_path(self.folder, self.case.cell_type, self.seed, "autoencoder", ".pt")
+        if path.exists():
+            model.module.load_state_dict(torch.load(path, weights_only=True)["state"], strict=False)
+            model.trained_stages_ = ["autoencoder"]
+            model.module.eval()
+            return model
+        started = time.process_time()
+        model.train_autoencoder(accelerator="cpu", enable_progress_bar=False)
+        state = {name: t for name, t in model.module.state_dict().items() if name.startswith(AUTOENCODER)}
+        minutes = (time.process_time() - started) / 60
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state": state, "cpu_minutes": minutes}, path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+        return model
+
+    @cached_property
+    def with_prior(self) -> SCLDM:
+        """The same model with a trained prior."""
+        import scvi
+
+        model = self.with_autoencoder
+        scvi.settings.seed = self.seed
+        model.train_prior(accelerator="cpu", enable_progress_bar=False, plan_kwargs=PRIOR_KWARGS)
+        return model
+
+    @cached_property
+    def with_transport(self) -> SCLDM:
+        """The same model with a trained transport."""
+        import scvi
+
+        model = self.with_autoencoder
+        scvi.settings.seed = self.seed
+        model.train_transport(control_values={CONDITION: CONTROL}, accelerator="cpu", enable_progress_bar=False)
+        return model
+
+
+def unpaired(trained: Trained) -> ad.AnnData:
+    """Generate the unseen combination from noise."""
+    condition = {CELL_TYPE: trained.case.cell_type, CONDITION: PERTURBED}
+    n_cells = trained.case.control.n_obs
+    return as_cells(trained.case, trained.with_prior.generate(n_cells, condition, seed=trained.seed).X)
+
+
+def inversion(trained: Trained) -> ad.AnnData:
+    """Carry control cells back to noise, and from there to the other condition."""
+    return _predict(trained, trained.with_prior, method="inversion")
+
+
+def transport(trained: Trained) -> ad.AnnData:
+    """Carry control cells along the flow that was trained to start at them."""
+    return _predict(trained, trained.with_transport, method="transport")
+
+
+def transport_with_new_counts(trained: Trained) -> ad.AnnData:
+    """Do the same, but draw all counts anew."""
+    return _predict(trained, trained.with_transport, method="transport", residuals="new")
+
+
+def latent_arithmetic(trained: Trained) -> ad.AnnData:
+    """Move control cells in the autoencoder's latents by the mean change of the other types, and draw counts with the cells' own totals.
+
+    References
+    ----------
+    Lotfollahi et al. 2019, scGen predicts single-cell perturbation responses. Nat Methods 16:715.
+    """
+    return _arithmetic(trained, keeps_residuals=False)
+
+
+def arithmetic_with_own_residuals(trained: Trained) -> ad.AnnData:
+    """Do the same, but keep what the latents do not explain of a cell."""
+    return _arithmetic(trained, keeps_residuals=True)
+
+
+#: Baselines that learn, by name; the names of all others are those of :func:`scgen_diffusion.metrics.evaluate_perturbation`.
+BASELINES: dict[str, Callable[[Case, int], ad.AnnData]] = {
+    "linear_additive": linear_additive,
+    "scvi_arithmetic": scvi_arithmetic,
+}
+SCLDM_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
+    "latent_arithmetic": latent_arithmetic,
+    "scldm_unpaired": unpaired,
+    "scldm_inversion": inversion,
+    "scldm_transport": transport,
+    "scldm_transport_new_counts": transport_with_new_counts,
+    "scldm_arithmetic_own_residuals": arithmetic_with_own_residuals,
+}
+METHODS = (*BASELINES, *SCLDM_METHODS)
+
+
+def stored_path(folder: Path, cell_type: str, seed: int, name: str, suffix: str = ".h5ad") -> Path:
+    """Return where something of a case and seed is stored."""
+    return folder / f"{cell_type.replace(' ', '_')}-{seed}-{name}{suffix}"
+
+
+def _predict(trained: Trained, model: SCLDM, **options: str) -> ad.AnnData:
+    condition = {CONDITION: PERTURBED}
+    predicted = model.predict_perturbation(trained.case.control, condition, seed=trained.seed, **options)
+    return as_cells(trained.case, predicted.X)
+
+
+def _arithmetic(trained: Trained, *, keeps_residuals: bool) -> ad.AnnData:
+    case, model = trained.case, trained.with_autoencoder
+    shape = (-1, *model.module.latent_shape)
+    latents = model.get_latent_representation()
+    z = torch.from_numpy(latents[case.rows(case.cell_type, CONTROL)]).view(shape)
+    moved = z + torch.from_numpy(mean_latent_change(case, latents)).view(shape)
+    counts = torch.from_numpy(case.control.X.toarray())
+    totals, generators = counts.sum(1), Generators(trained.seed, range(len(counts)))
+    with torch.inference_mode():
+        if keeps_residuals:
+            return as_cells(case, model.module.carry_over_cells(counts, z, moved, totals, generators).numpy())
+        return as_cells(case, model.module.draw_cells(moved, totals, generators).numpy())
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+#: The types on which the transport and its training were chosen; nothing was tried on the others.
+TUNED = ("B", "CD14 Mono", "CD4 Naive T")
+FLOOR = "floor"
+OURS = "scldm_transport"
+#: Every method, in the order of the tables.
+NAMES = {
+    "no_change": "no change",
+    "mean_shift": "mean shift",
+    "linear_additive": "linear additive",
+    "scvi_arithmetic": "scVI arithmetic",
+    "latent_arithmetic": "latent arithmetic",
+    "scldm_unpaired": "SCLDM unpaired",
+    "scldm_inversion": "SCLDM inversion",
+    OURS: "SCLDM transport",
+    "scldm_transport_new_counts": "transport, new counts",
+    "scldm_arithmetic_own_residuals": "arithmetic, own residuals",
+}
+COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", "latent_arithmetic")
+#: Figures and methods of the short table, in words.
+HEADLINE = {
+    "energy_distance": "energy distance",
+    "w2": "Wasserstein-2",
+    "mean_change_error": "error of mean changes",
+    "mean_change_correlation": "correlation of mean changes",
+    "mean_change_correlation_top_20": "the same, top 20 genes",
+    "mean_change_correlation_top_100": "the same, top 100 genes",
+    "de_overlap_top_100": "overlap of top 100 genes",
+    "de_jaccard": "overlap of differential genes",
+    "de_direction": "direction of differential genes",
+    "variance_error": "error of variances",
+}
+HEADLINE_METHODS = (  # the model first, since pages cut wide tables off on the right
+    OURS,
+    "scldm_inversion",
+    "scldm_unpaired",
+    "scldm_arithmetic_own_residuals",
+    "latent_arithmetic",
+    "scvi_arithmetic",
+    "linear_additive",
+    "mean_shift",
+    "no_change",
+)
+#: What the pictures show.
+DRAWN_METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
+DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", OURS)
+CHANGES_OF = ("CD14 Mono", "CD16 Mono")
+CHANGES_BY = ("linear_additive", "latent_arithmetic", OURS)
+
+
+def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return means over seeds: one row per metric and cell type, one column per method."""
+    rows = table.groupby(["metric", "cell_type", "method"], sort=False)["value"].mean()
+    return rows.unstack("method")
+
+
+def summarise(table: pd.DataFrame) -> str:
+    """Write the tables."""
+    better = table.groupby("metric")["better"].first()
+    means = means_over_seeds(table)
+    types = list(dict.fromkeys(means.index.get_level_values("cell_type")))
+    parts = [
+        "Means over cell types of means over seeds. One type's stimulated cells are left out at a time, and predicted from its control cells. The floor is what one half of the "
+        "real cells scores as prediction of the other. **Bold**: the best of a row. Written by `python -m benchmarks.studies.perturbation`.",
+        "",
+        f"**All {len(types)} types**",
+        "",
+        _table_of_metrics(means, better),
+        "",
+    ]
+    untuned = [name for name in types if name not in TUNED]
+    for title, some in (
+        ("Types on which the method was chosen", set(types) & set(TUNED)),
+        ("Types that were not looked at", set(untuned)),
+    ):
+        if some:
+            shown = means[means.index.get_level_values("cell_type").isin(some)]
+            parts += [f"**{title}: {', '.join(sorted(some))}**", "", _table_of_metrics(shown, better), ""]
+    for metric in DRAWN_METRICS:
+        parts += [
+            f"**`{metric}` by type** ({better[metric]} is better)",
+            "",
+            _table_of_types(means.loc[metric], better[metric]),
+            "",
+        ]
+    if OURS in means:
+        parts += [
+            "**In how many types SCLDM's transport is better than each baseline**",
+            "",
+            _table_of_wins(means, better),
+            "",
+        ]
+    parts += [
+        _seeds(table),
+        "",
+        f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def headline(table: pd.DataFrame) -> str:
+    """Write one short table, and one of the energy distance by type; methods without all types are left out."""
+    better = table.groupby("metric")["better"].first()
+    means = means_over_seeds(table)
+    is_complete = means.notna().groupby("metric").all().all()
+    methods = [name for name in HEADLINE_METHODS if name in means and is_complete[name]]
+    lines = []
+    for metric in (name for name in HEADLINE if name in better):
+        row = means.loc[metric].mean()
+        lines.append(
+            [
+                f"{HEADLINE[metric]} ({better[metric]})",
+                _short(row[FLOOR]),
+                *_with_best(row[methods], better[metric], _short),
+            ]
+        )
+    by_type = [
+        [name, _short(row[FLOOR]), *_with_best(row[methods], "lower", _short)]
+        for name, row in means.loc["energy_distance"].sort_index().iterrows()
+    ]
+    names = [NAMES[name] for name in methods]
+    parts = [
+        markdown_table(["figure (which is better)", FLOOR, *names], lines),
+        markdown_table(["energy distance", FLOOR, *names], by_type),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _present(means: pd.DataFrame) -> list[str]:
+    return [name for name in NAMES if name in means and means[name].notna().any()]
+
+
+def _table_of_metrics(means: pd.DataFrame, better: pd.Series) -> str:
+    methods = _present(means)
+    of_all = means.groupby("metric", sort=False).mean()
+    complete = means.groupby("metric", sort=False).count()
+    n_types = complete[FLOOR].iloc[0]
+    lines = []
+    for metric, row in of_all.iterrows():
+        values = row[methods].where(
+            complete.loc[metric, methods] == n_types
+        )  # a mean over other types would not compare
+        lines.append([f"`{metric}`", better[metric], _number(row[FLOOR]), *_with_best(values, better[metric])])
+    return markdown_table(["figure", "better", FLOOR, *(NAMES[name] for name in methods)], lines)
+
+
+def _table_of_types(means: pd.DataFrame, better: str) -> str:
+    methods = _present(means)
+    lines = [
+        [name + (" (tuned)" if name in TUNED else ""), _number(row[FLOOR]), *_with_best(row[methods], better)]
+        for name, row in means.sort_index().iterrows()
+    ]
+    return markdown_table(["left out", FLOOR, *(NAMES[name] for name in methods)], lines)
+
+
+def _table_of_wins(means: pd.DataFrame, better: pd.Series) -> str:
+    baselines = [name for name in COMPARED_WITH if name in means]
+    lines = []
+    for metric in means.index.get_level_values("metric").unique():
+        rows = means.loc[metric]
+        wins = []
+        for name in baselines:
+            both = rows[[OURS, name]].dropna()
+            gain = (both[OURS] - both[name]) * (1 if better[metric] == "higher" else -1)
+            wins.append(f"{int((gain > 0).sum())} of {len(both)}")
+        lines.append([f"`{metric}`", *wins])
+    return markdown_table(["figure", *(NAMES[name] for name in baselines)], lines)
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    n_seeds = table.groupby(["method", "cell_type"])["seed"].nunique().groupby("method").agg(["min", "max", "size"])
+    told = [
+        f"{NAMES[name]} {row['min']}"
+        + (f" to {row['max']}" if row["max"] > row["min"] else "")
+        + f" ({row['size']} types)"
+        for name, row in n_seeds.iterrows()
+        if name in NAMES
+    ]
+    return f"Seeds per type: {', '.join(told)}."
+
+
+def _with_best(values: pd.Series, better: str, write: Callable[[float], str] | None = None) -> list[str]:
+    write = write or _number
+    best = write(values.max() if better == "higher" else values.min())
+    return [f"**{text}**" if text == best else text for text in map(write, values)]
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def draw_scores(table: pd.DataFrame, path: Path) -> None:
+    """Draw the figures of every type and method."""
+    index = ["metric", "cell_type", "seed", "better"]
+    wide = table.pivot_table(index=index, columns="method", values="value").reset_index()
+    wide = wide.rename(columns={"cell_type": "group"}).assign(perturbation="IFN-beta")
+    shown = {name: NAMES[name] for name in DRAWN_METHODS if name in wide}
+    pl.perturbation_scores(wide, metrics=DRAWN_METRICS, methods=shown, show=False)
+    plt.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close()
+
+
+def draw_changes(cases: Mapping[str, tuple[Case, Mapping[str, ad.AnnData]]], path: Path) -> None:
+    """Draw every gene's predicted change against the real one: a row per case, a column per method."""
+    n_methods = len(next(iter(cases.values()))[1])
+    size = (3.9 * n_methods, 3.7 * len(cases))
+    figure, axes = plt.subplots(len(cases), n_methods, figsize=size, squeeze=False, layout="constrained")
+    for (cell_type, (case, predicted)), row in zip(cases.items(), axes, strict=True):
+        for (method, cells), ax in zip(predicted.items(), row, strict=True):
+            pl.mean_change(case.real, cells, case.control, axs=[ax], show=False)
+            ax.set_title(f"{cell_type}: {NAMES[method]}")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+def predict(trained: Trained, method: str) -> ad.AnnData:
+    """Return a method's cells, predicted now if they are not stored yet."""
+    path = stored_path(trained.folder, trained.case.cell_type, trained.seed, method)
+    if not path.exists():
+        logger.info("%s, seed %d: %s predicts", trained.case.cell_type, trained.seed, method)
+        started = time.process_time()
+        is_baseline = method in BASELINES
+        cells = BASELINES[method](trained.case, trained.seed) if is_baseline else SCLDM_METHODS[method](trained)
+        cells.uns["cpu_minutes"] = (time.process_time() - started) / 60
+        write_cells(cells, path)
+    return ad.read_h5ad(path)
+
+
+def judge(case: Case, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFrame:
+    """Return the figures of all predictions and references, one row per metric and method."""
+    controls = case.train[case.train.obs[CONDITION] == CONTROL]
+    table = metrics.evaluate_perturbation(
+        case.real,
+        next(iter(predicted.values())),
+        control=controls,
+        perturbation_key=CONDITION,
+        train=case.train,
+        others=predicted,
+        groupby=CELL_TYPE,
+        seed=seed,
+    )
+    columns = [*REFERENCES, *predicted]
+    long = table.drop(columns="value").melt(
+        id_vars=["metric", "better"], value_vars=columns, var_name="method", value_name="value"
+    )
+    return long.assign(
+        cell_type=case.cell_type,
+        seed=seed,
+        n_control=case.control.n_obs,
+        n_real=case.real.n_obs,
+        **describe_source("torch", "scvi-tools", "scgen-diffusion"),
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Predict and judge what is not stored, then write the summary and the pictures."""
+    adata = load(DATASET)
+    path = arguments.results / "perturbation.csv"
+    for seed, cell_type in product(arguments.seeds, arguments.types or judged_types(adata)):
+        done = stored_keys(path, KEYS)
+        methods = [method for method in arguments.methods if (cell_type, seed, method) not in done]
+        if not methods:
+            continue
+        case = leave_out(adata, cell_type)
+        trained = Trained(case, seed, arguments.cells)
+        predicted = {method: predict(trained, method) for method in methods}
+        logger.info("%s, seed %d: judging %s", cell_type, seed, ", ".join(methods))
+        store_rows(path, judge(case, predicted, seed), KEYS)
+    table = read_table(path)
+    write_text(arguments.results / "perturbation.md", summarise(table))
+    write_text(arguments.results / "perturbation_headline.md", headline(table))
+    draw_scores(table, arguments.pictures / "perturbation_scores.png")
+    if shown := _stored_cases(adata, arguments.cells):
+        draw_changes(shown, arguments.pictures / "perturbation_changes.png")
+
+
+def _stored_cases(adata: ad.AnnData, cells: Path) -> dict[str, tuple[Case, dict[str, ad.AnnData]]]:
+    """Return the cases of the second picture with their first seed's predictions, those that are stored."""
+    paths = {name: {method: stored_path(cells, name, 0, method) for method in CHANGES_BY} for name in CHANGES_OF}
+    return {
+        name: (leave_out(adata, name), {method: ad.read_h5ad(path) for method, path in of_type.items()})
+        for name, of_type in paths.items()
+        if all(path.exists() for path in of_type.values())
+    }
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("lightning.pytorch", "lightning", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--types", nargs="+", help="cell types to leave out; default: all with enough stimulated cells")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of predictions and autoencoders"
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "_static")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.pictures.mkdir(parents=True, exist_ok=True)
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Are combinations of two perturbations predicted from the single ones? SCLDM beside the additive baseline, on K562 of `norman_mcfaline_devel`.
+
+    python -m benchmarks.studies.perturbation_combinations               # seeds that are not there yet, then the summary
+
+All combinations whose two parts were measured alone are left out together, and predicted from the control cells. Figures are those of
+``scgen_diffusion.metrics.evaluate_perturbation``, in ``results/perturbation_combinations.csv`` and ``.md``. A minute or two of processor time per seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import scipy.sparse as sp
+import torch
+
+from benchmarks.tables import (
+    describe_source,
+    markdown_table,
+    read_table,
+    store_rows,
+    write_text,
+)
+from scgen_diffusion import datasets, metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger("benchmarks.perturbation_combinations")
+
+HERE = Path(__file__).parent
+KEY, CONTROL, CELL_TYPE, LINE = "condition", "control", "cell_type", "k562"
+KEYS = ("seed", "method", "perturbation")
+METHODS = ("floor", "no_change", "mean_shift", "additive", "scldm_transport", "scldm_transport_new_counts")
+
+
+def split_combinations(adata: ad.AnnData) -> tuple[ad.AnnData, ad.AnnData]:
+    """Return training cells, and the cells of combinations whose parts are in training alone."""
+    names = set(adata.obs[KEY])
+    out = [name for name in names if "+" in name and set(name.split("+")) <= names]
+    is_out = adata.obs[KEY].isin(out).to_numpy()
+    return _minimal(adata[~is_out]), _minimal(adata[is_out])
+
+
+def _minimal(adata: ad.AnnData) -> ad.AnnData:
+    counts = sp.csr_matrix(adata.layers["counts"] if "counts" in adata.layers else adata.X, dtype="float32")
+    return ad.AnnData(counts, obs=adata.obs[[KEY]].astype(str).astype("category"), var=adata.var[[]].copy())
+
+
+def predict(train: ad.AnnData, combinations: list[str], seed: int) -> dict[str, ad.AnnData]:
+    """Train SCLDM, and predict every combination for all control cells, with own and with new residuals."""
+    import scvi
+
+    from scgen_diffusion.model import SCLDM
+
+    scvi.settings.seed = seed
+    train = train.copy()
+    SCLDM.setup_anndata(train, set_condition_keys=[KEY], control_values={KEY: CONTROL})
+    model = SCLDM(train)
+    options = {"accelerator": "cpu", "enable_progress_bar": False}
+    model.train_autoencoder(**options)
+    model.train_transport(**options)
+    control = train[train.obs[KEY] == CONTROL].copy()
+
+    def predict_all(residuals: str) -> ad.AnnData:
+        asked = ({KEY: name} for name in combinations)
+        return ad.concat(
+            [model.predict_perturbation(control, request, residuals=residuals, seed=seed) for request in asked],
+            index_unique="-",
+        )
+
+    return {"scldm_transport": predict_all("own"), "scldm_transport_new_counts": predict_all("new")}
+
+
+def judge(train: ad.AnnData, real: ad.AnnData, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFrame:
+    """Return the figures of all methods and references, one row per metric, combination and method."""
+    control = train[train.obs[KEY] == CONTROL]
+    table = metrics.evaluate_perturbation(
+        real,
+        next(iter(predicted.values())),
+        control=control,
+        perturbation_key=KEY,
+        train=train,
+        others=predicted,
+        seed=seed,
+    )
+    names = ["metric", "perturbation", "better"]
+    long = table.drop(columns="value").melt(names, METHODS, var_name="method", value_name="value")
+    return long.assign(seed=seed, **describe_source("torch", "scvi-tools", "scgen-diffusion"))
+
+
+def summarise(table: pd.DataFrame) -> str:
+    """Write one row per metric: means over combinations and seeds, and in how many combinations SCLDM is better than adding."""
+    means = table.groupby(["metric", "better", "perturbation", "method"], sort=False)["value"].mean().unstack("method")
+    lines = []
+    for (metric, better), rows in means.groupby(level=["metric", "better"], sort=False):
+        gain = (rows["scldm_transport"] - rows["additive"]) * (1 if better == "higher" else -1)
+        values = [f"{rows[method].mean():.3f}" for method in METHODS]
+        lines.append([f"`{metric}`", better, *values, f"{int((gain > 0).sum())} of {len(rows)}"])
+    header = ["figure", "better", *(name.replace("_", " ") for name in METHODS), "transport better than additive"]
+    names = sorted(table["perturbation"].unique())
+    return "\n".join(
+        [
+            f"Means over {len(names)} combinations ({', '.join(names)}) and {table['seed'].nunique()} seeds, K562 cells of `norman_mcfaline_devel`, 500 genes. "
+            "Written by `python -m benchmarks.studies.perturbation_combinations`.",
+            "",
+            markdown_table(header, lines),
+            "",
+        ]
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Judge the seeds that are not stored, then write the summary."""
+    adata = datasets.norman_mcfaline_devel()
+    train, real = split_combinations(adata[adata.obs[CELL_TYPE] == LINE])
+    path = arguments.results / "perturbation_combinations.csv"
+    stored = read_table(path)
+    for seed in arguments.seeds:
+        if stored.empty or seed not in set(stored["seed"]):
+            logger.info("seed %d", seed)
+            predicted = predict(train, sorted(real.obs[KEY].unique()), seed)
+            store_rows(path, judge(train, real, predicted, seed), KEYS)
+    write_text(arguments.results / "perturbation_combinations.md", summarise(read_table(path)))
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    torch.set_num_threads(1)
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Which metric of perturbations sees what? Real stimulated cells are spoiled in known ways and judged as if they were predicted.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.sensitivity_perturbation
+    python -m benchmarks.studies.sensitivity_perturbation --report
+
+One half of the stimulated cells of each of the largest cell types of ``kang_ifnb`` plays the prediction of the other half. Results are in
+``results/sensitivity_perturbation.csv``; the table for the docs is ``results/sensitivity_perturbation.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.quality.splits import load
+from benchmarks.studies.corruptions import (
+    average_cells,
+    counts_of,
+    draw_from_means,
+    shuffle_genes,
+    thin_counts,
+    with_counts,
+)
+from benchmarks.tables import markdown_table, read_table, write_text
+from scgen_diffusion.metrics import evaluate_perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from anndata import AnnData
+
+RESULTS = Path(__file__).parent / "results"
+KEY, CONTROL, TYPE = "condition", "control", "cell_type"
+CELL_TYPES = ("CD14 Mono", "CD4 Naive T", "CD16 Mono", "B")
+SEEDS = (0, 1, 2)
+
+#: Takes stimulated cells, as many control cells at most, and a random generator.
+SPOILED: dict[str, Callable[[AnnData, AnnData, np.random.Generator], AnnData]] = {
+    "half untouched": lambda cells, control, rng: half_untouched(cells, control, rng),
+    "means only": lambda cells, control, rng: draw_from_means(cells, rng),
+    "averages of 3": lambda cells, control, rng: average_cells(cells, rng, n_cells=3),
+    "totals halved": lambda cells, control, rng: thin_counts(cells, rng, share=0.5),
+    "genes shuffled": lambda cells, control, rng: shuffle_genes(cells, rng, within_label=True),
+}
+COLUMNS = {"floor": "floor", "value": "other real cells", **{name: name for name in SPOILED}}
+COLUMNS |= {"mean_shift": "mean shift", "no_change": "no change"}
+
+
+def half_untouched(cells: AnnData, control: AnnData, rng: np.random.Generator) -> AnnData:
+    """Put control cells in the place of every second one: half of the cells do not respond."""
+    counts = counts_of(cells)
+    rows = np.arange(0, len(counts), 2)
+    counts[rows] = counts_of(control)[rng.integers(0, control.n_obs, len(rows))]
+    return with_counts(cells, counts)
+
+
+def judge(adata: AnnData, cell_type: str, seed: int) -> pd.DataFrame:
+    """Return the table of one cell type and split."""
+    rng = np.random.default_rng(seed)
+    control = adata[adata.obs[KEY] == CONTROL]
+    stimulated, is_own = adata[adata.obs[KEY] != CONTROL], lambda cells: (cells.obs[TYPE] == cell_type).to_numpy()
+    order = rng.permutation(np.flatnonzero(is_own(stimulated)))
+    real, other = (stimulated[np.sort(half)].copy() for half in np.array_split(order, 2))
+    untouched = control[is_own(control)]
+    table = evaluate_perturbation(
+        real,
+        other,
+        control=control,
+        train=stimulated[~is_own(stimulated)],
+        perturbation_key=KEY,
+        groupby=TYPE,
+        others={name: spoil(other, untouched, rng) for name, spoil in SPOILED.items()},
+        seed=seed,
+    )
+    return table.assign(seed=seed)
+
+
+def report(rows: pd.DataFrame) -> str:
+    """Write the table for the docs."""
+    means = rows.groupby("metric", sort=False)[list(COLUMNS)].mean()
+    better = rows.drop_duplicates("metric").set_index("metric")["better"].map({"lower": "↓", "higher": "↑"})
+    body = [
+        [f"`{metric}` {better[metric]}", *(f"{value:.3f}" for value in means.loc[metric])] for metric in means.index
+    ]
+    cell_types, seeds = rows["group"].nunique(), rows["seed"].nunique()
+    text = (
+        f"One half of the stimulated cells of a type was judged against the other half as if it were predicted (`kang_ifnb`, {cell_types} cell types, {seeds} splits; "
+        "means): as it is, and spoiled. *Half untouched*: every second cell is a control cell. *Means only*: Poisson draws from the mean profile. *Averages of 3*: cells averaged with two others. "
+        "*Totals halved*: half of the counts. *Genes shuffled*: every gene's values shuffled among the cells. The floor is of halves of halves, and so a little worse than other real cells."
+    )
+    return "\n\n".join([text, markdown_table(["metric", *COLUMNS.values()], body)]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study, or write its report again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", action="store_true", help="only write the table of what is there")
+    path = RESULTS / "sensitivity_perturbation.csv"
+    if not parser.parse_args(arguments).report:
+        adata = load("kang_ifnb")
+        tables = [judge(adata, cell_type, seed) for cell_type in CELL_TYPES for seed in SEEDS]
+        write_text(path, pd.concat(tables).to_csv(index=False, float_format="%.6g"))
+    write_text(path.with_suffix(".md"), report(read_table(path)))
+
+
+if __name__ == "__main__":
+    main()

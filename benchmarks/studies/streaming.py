@@ -1,0 +1,146 @@
+"""How much memory does it take to stream cells to a file, and how long?
+
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming --cells 1000000 --ways zarr
+
+Trains a small model on made-up counts, and lets fresh processes generate with one Euler step: a network that takes next to no
+time, so that what is measured is the streaming. Peak memory is that of the whole process. Rows go to ``results/streaming.csv``,
+and the table to ``results/streaming.md``; ``--report`` only writes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from benchmarks.tables import describe_source, store_rows
+from scgen_diffusion.model import SCLDM
+
+logger = logging.getLogger("benchmarks.streaming")
+
+RESULTS = Path(__file__).parent / "results"
+KEYS = ("cells", "way", "genes")
+WAYS = ("zarr", "h5ad", "in memory")
+CELLS = (10_000, 100_000, 1_000_000)
+IN_MEMORY_UP_TO = 100_000
+SHARD_SIZE = 8192
+SMALL = {
+    "n_latent_tokens": 2,
+    "n_latent": 8,
+    "width": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_heads_cross": 2,
+    "pooling": "factors",
+    "decoder_width": 16,
+    "n_factors": 8,
+    "prior_width": 16,
+    "prior_n_layers": 1,
+    "prior_n_heads": 2,
+}
+
+
+def train_small_model(folder: Path, n_genes: int) -> None:
+    """Save a model of made-up cells, of whose genes a fifth is expressed."""
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(0.3, 0.8, n_genes)
+    counts = sp.csr_matrix(rng.poisson(rates * rng.lognormal(0, 0.3, (1000, 1))).astype(np.float32))
+    obs = pd.DataFrame({"label": rng.choice([f"type {number}" for number in range(10)], 1000)})
+    adata = ad.AnnData(counts, obs=obs.set_index(obs.index.astype(str)))
+    SCLDM.setup_anndata(adata, condition_keys=["label"])
+    model = SCLDM(adata, **SMALL)
+    model.train(5, accelerator="cpu", enable_progress_bar=False)
+    model.save(folder)
+
+
+def peak_mib() -> float:
+    """Return the largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
+    """Generate cells in this process, which shall be a fresh one, and return what it took."""
+    model = SCLDM.load(folder / "model", adata=False, accelerator="cpu")
+    request = {"n_cells": n_cells, "seed": 0, "sampler": "euler", "n_steps": 1}
+    model.generate(128, seed=0, sampler="euler", n_steps=1)
+    before, started, started_cpu = peak_mib(), time.perf_counter(), time.process_time()
+    if way == "in memory":
+        size = model.generate(**request).X.data.nbytes * 2
+    else:
+        goal = model.generate_to(folder / f"cells.{way}", **request, shard_size=SHARD_SIZE)
+        size = sum(file.stat().st_size for file in [goal, *goal.rglob("*")] if file.is_file())
+    return {
+        "cells": n_cells,
+        "way": way,
+        "genes": len(model.var_),
+        "peak_before_mib": round(before),
+        "peak_mib": round(peak_mib()),
+        "cpu_seconds": round(time.process_time() - started_cpu, 1),
+        "wall_seconds": round(time.perf_counter() - started, 1),
+        "size_mib": round(size / 2**20, 1),
+        "shard_size": SHARD_SIZE,
+        **describe_source("anndata", "zarr", "h5py", "torch", "scgen-diffusion"),
+    }
+
+
+def measure_apart(folder: Path, n_cells: int, way: str) -> dict[str, object]:
+    """Measure in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (folder, n_cells, way))
+
+
+def report(rows: pd.DataFrame) -> str:
+    """Write the table."""
+    lines = [
+        "# Streaming",
+        "",
+        "`OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming`: peak memory of a fresh process (before: package and model loaded, one block made), "
+        f"parts of {SHARD_SIZE} cells. The network is a toy, so that streaming is what takes time. `in memory` is `generate`, whose file is still to be written.",
+        "",
+        "| cells | genes | way | peak before, MiB | peak, MiB | processor s | wall s | size, MiB |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    columns = ["cells", "genes", "way", "peak_before_mib", "peak_mib", "cpu_seconds", "wall_seconds", "size_mib"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows.sort_values(["way", "cells"])[columns].to_numpy()]
+    how = rows[["machine", "versions", "date"]].drop_duplicates().to_numpy()
+    return "\n".join([*lines, "", *["; ".join(map(str, row)) for row in how], ""])
+
+
+def main() -> None:
+    """Measure, store the rows, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, nargs="+", default=CELLS)
+    parser.add_argument("--genes", type=int, default=1_000)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--folder", type=Path, help="where to write the cells, default: a temporary folder")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="only write the table")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    path = arguments.results / "streaming.csv"
+    if not arguments.report:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            folder = Path(name)
+            train_small_model(folder / "model", arguments.genes)
+            for n_cells in arguments.cells:
+                for way in arguments.ways:
+                    if way == "in memory" and n_cells > IN_MEMORY_UP_TO:
+                        continue
+                    row = measure_apart(folder, n_cells, way)
+                    logger.info("%s", row)
+                    store_rows(path, pd.DataFrame([row]), KEYS)
+    path.with_suffix(".md").write_text(report(pd.read_csv(path)))
+
+
+if __name__ == "__main__":
+    main()

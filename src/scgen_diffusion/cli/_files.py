@@ -1,0 +1,172 @@
+"""Files of cells and tables, read; and files and folders that bear their names only when they are whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._terminal import Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+
+ANNDATA, MUDATA = (".h5ad", ".zarr"), ".h5mu"
+TABLES = {".csv": ",", ".tsv": "\t"}
+COMMAND_FILE = "train.toml"
+FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
+N_NAMED = 5  # how many files an error names
+
+
+def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
+    """Read the cells of a file by its suffix; ``backed`` leaves the values of an ``.h5ad`` in the file.
+
+    Raises
+    ------
+    click.UsageError
+        For another suffix, and for a file that cannot be read.
+    """
+    import anndata
+    import mudata
+
+    if path.suffix not in (*ANNDATA, MUDATA):
+        msg = f"{path}: cells are read from {', '.join([*ANNDATA, MUDATA])}, but the name ends in {path.suffix!r}."
+        raise click.UsageError(msg)
+    if not path.exists():
+        msg = f"There is no file {path}."
+        raise click.UsageError(msg)
+    try:
+        if path.suffix == MUDATA:
+            return mudata.read_h5mu(path)
+        if path.suffix == ".zarr":
+            return anndata.read_zarr(path)
+        return anndata.read_h5ad(path, backed="r" if backed else None)
+    except MemoryError:
+        raise
+    except Exception as error:  # whichever of the libraries finds the fault
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        msg = f"{path} cannot be read; it is damaged, or not what its name says: {reason}"
+        raise click.UsageError(msg) from error
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a table of texts by its suffix.
+
+    Raises
+    ------
+    click.UsageError
+        For another suffix, and for a file that is no such table.
+    """
+    import pandas as pd
+
+    if path.suffix not in TABLES:
+        msg = f"{path}: tables are read from {' and '.join(TABLES)}."
+        raise click.UsageError(msg)
+    try:
+        return pd.read_csv(path, sep=TABLES[path.suffix], **options)
+    except (OSError, ValueError) as error:  # pandas' and Unicode's own are ValueErrors
+        msg = f"{path} cannot be read as a table: {error}"
+        raise click.UsageError(msg) from error
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Name the file in what is said of its cells."""
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except Exception as error:
+        stop = Stop.of(error)
+        msg = f"{path}: {stop.message}"
+        raise Stop(msg, stop.exit_code, is_bug=stop.is_bug) from error
+
+
+def check_place(
+    path: Path, *, overwrite: bool = True, suffixes: Sequence[str] = (), inputs: Iterable[Path] = ()
+) -> None:
+    """Raise unless there is a place for a file or folder, where it takes nothing away from ``inputs``.
+
+    Raises
+    ------
+    click.UsageError
+        If it has another suffix than those allowed, has no folder to be in, or one that is closed to us; if it is or holds an input or the
+        current folder, or lies in a zarr store that is an input; if it is there already and may not be overwritten.
+    """
+    folder, place, msg = path.absolute().parent, path.resolve(), ""
+    if suffixes and path.suffix not in suffixes:
+        msg = f"{path}: the name must end in {' or '.join(suffixes)}."
+    elif not folder.is_dir():
+        msg = f"There is no folder {folder} for {path.name}; make it first."
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        msg = f"The folder {folder} cannot be written to."
+    elif Path.cwd().is_relative_to(place):
+        msg = f"{path} is the folder that you are in, or holds it; choose a name for a new one in it."
+    elif held := [given for given in inputs if given.resolve().is_relative_to(place)]:
+        msg = f"{path} is, or holds, {held[0]}, which is needed; choose another name."
+    elif within := [
+        given for given in inputs if given.resolve().suffix == ".zarr" and place.is_relative_to(given.resolve())
+    ]:
+        msg = f"{path} lies in {within[0]}, which is an input; choose another folder."
+    elif path.exists() and not overwrite:
+        msg = f"{path} exists already; choose another name, or give --overwrite."
+    if msg:
+        raise click.UsageError(msg)
+
+
+def check_replaced(package: Any, folder: Path) -> None:
+    """Raise unless what is replaced, if anything is, is an empty folder, or a model and nothing else.
+
+    Raises
+    ------
+    click.UsageError
+        If something else is there.
+    """
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if not names:
+        return
+    if names <= FILES_OF_MODEL:
+        with suppress(OSError, ValueError):
+            package.model.load(folder, adata=False, accelerator="cpu")
+            return
+    listed = ", ".join(sorted(names)[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+    msg = (
+        f"{folder} ({listed}) is not, or not only, a model that scgen-diffusion saved, and --overwrite replaces nothing else. Choose another "
+        "name, or move it away yourself."
+    )
+    raise click.UsageError(msg)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path beside the goal, and give what is there the goal's name when all is done; a folder replaces a folder.
+
+    Whatever goes wrong, what bore the name before is kept or replaced, not lost.
+    """
+    beside, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    try:
+        yield beside
+        if path.is_dir():
+            path.rename(old)
+        beside.replace(path)
+    finally:
+        if os.path.lexists(old) and not path.exists():
+            old.rename(path)
+        for leftover in (beside, old):
+            remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
