@@ -1,6 +1,6 @@
 """Everything between a request of cells and the network: torch and numpy only, no AnnData and no files."""
 
-from ._generator import Block, CellGenerator, Cells
+from ._generator import Block, CellGenerator, Cells, Frames
 from ._guidance import Composition, GuidanceOptions, GuidanceScale, numbers_of_groups
 from ._library_sizes import LibrarySizes
 from ._request import (
@@ -21,6 +21,7 @@ __all__ = [
     "CellRequest",
     "Cells",
     "Composition",
+    "Frames",
     "GuidanceOptions",
     "GuidanceScale",
     "LibrarySizes",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from scgen_diffusion.data import is_whole_number, known_names, warn_user
-from scgen_diffusion.diffusion import Generators, block_size, samplers_for
+from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
 
 from ._request import (
     CellRequest,
@@ -52,6 +52,15 @@ class Cells(NamedTuple):
     """Finished cells of a block: their values ``(cells, genes)``, and their condition codes ``(cells, columns)``."""
 
     x: Rows
+    codes: np.ndarray
+
+
+class Frames(NamedTuple):
+    """Cells of a block on their way: times ``(frames,)``, profiles of states and of estimates ``(frames, cells, genes)``, and condition codes."""
+
+    times: Tensor
+    states: np.ndarray
+    estimates: np.ndarray
     codes: np.ndarray
 
 
@@ -230,6 +239,29 @@ class CellGenerator:
         firsts = range(start, stop, self.block_size)
         return self.in_parallel(partial(self._cells_of_block, request, stop=stop), firsts, batch_size)
 
+    def frames(self, request: CellRequest, n_frames: int) -> Iterator[Frames]:
+        """Make the same cells, and keep ``n_frames`` moments of their way.
+
+        Raises
+        ------
+        TypeError
+            For a sampler that cannot be watched.
+        ValueError
+            For fewer than two frames.
+        """
+        if not is_whole_number(n_frames) or n_frames < 2:
+            msg = f"`n_frames` must be a whole number of at least 2, noise and cells, but found {n_frames!r}."
+            raise ValueError(msg)
+        sampler = request.options.sampler
+        if not isinstance(sampler, TracingSampler):
+            msg = (
+                f"`sampler` {sampler!r} has no method `trace`, so that its way cannot be seen; derive it from "
+                "scgen_diffusion.diffusion.SteppingSampler."
+            )
+            raise TypeError(msg)
+        firsts = range(0, request.n_cells, self.block_size)
+        return self.in_parallel(partial(self._frames_of_block, request, sampler, n_frames), firsts)
+
     def in_parallel(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
     ) -> Iterator[Result]:
@@ -261,6 +293,23 @@ class CellGenerator:
         x = rows_of(values, sparse=self.module.has_zeros(options.output))
         check_finite(x)  # here, for the device has been waited for, and later blocks would be made in vain
         return Cells(x, block.codes[: block.n_wanted])
+
+    def _frames_of_block(self, request: CellRequest, sampler: TracingSampler, n_frames: int, first: int) -> Frames:
+        block, module = self.block(request, first, request.n_cells), self.module
+        denoiser, noise = (
+            module.denoiser(block.condition, request.options.guidance),
+            module.draw_noise(block.generators),
+        )
+        times, states = sampler.trace(
+            denoiser, noise, n_frames=n_frames, n_steps=request.options.n_steps, generators=block.generators
+        )
+        estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
+        estimates.append(states[-1])  # nothing is left to be estimated
+
+        def read(frames: Iterable[Tensor]) -> np.ndarray:
+            return torch.stack([module.profiles_of(x)[: block.n_wanted].float().cpu() for x in frames]).numpy()
+
+        return Frames(times, read(states), read(estimates), block.codes[: block.n_wanted])
 
 
 def in_parallel(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scvi import REGISTRY_KEYS
 from tqdm.auto import tqdm
 
@@ -137,23 +137,12 @@ class ControlBlock:
 
 
 class CounterfactualMixin(CellsMixin, GenerationMixin):
-    """``predict_perturbation`` for models that turn noise into cells, and cells into noise.
-
-    A subclass says how one block of cells is carried over (:meth:`_counterfactual_block`), and by which way.
-    """
+    """``predict_perturbation`` for models that turn noise into cells, and cells into noise."""
 
     def _method_for(self, cells: ControlCells, method: str | None) -> str:
         """Return the way to carry cells over, and raise unless the model has learned what it needs."""
         self._check_ready_to_generate()
         return "inversion"
-
-    @abstractmethod
-    def _transport_of(self, sampler: Sampler) -> Transport:
-        """Return the way there and back that belongs to a sampler."""
-
-    @abstractmethod
-    def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
-        """Return the counterparts ``(n_wanted, genes)`` of a block of cells."""
 
     def _predict_perturbation(
         self,
@@ -179,7 +168,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = self._control_cells(adata, indices, condition)
         method = self._method_for(cells, method)
-        transport = None if method == "transport" else self._transport_of(sampling.sampler)
+        transport = None if method == "transport" else self.module.inversion_by(sampling.sampler)
         if method == "transport" and (guidance != GuidanceOptions() or given_keys is not None):
             msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
@@ -208,7 +197,17 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
 
     def _carry_over(self, options: CounterfactualOptions, block: ControlBlock) -> Rows:
         sparse = options.sample and self.module.has_zeros(options.sampling.output)
-        rows = rows_of(self._counterfactual_block(block, options), sparse=sparse)
+        values = self.module.predict_cells(
+            block.x,
+            partial(self._moved, block, options),
+            partial(self._counterfactual_totals, block, options),
+            block.generators,
+            output=options.sampling.output,
+            sample=options.sample,
+            residuals=options.residuals,
+            n_wanted=block.n_wanted,
+        )
+        rows = rows_of(values, sparse=sparse)
         check_finite(rows)
         return rows
 
@@ -301,17 +300,21 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
                 )
             start += len(read)
 
-    def _transported(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
+    def _moved(self, block: ControlBlock, options: CounterfactualOptions, states: Tensor) -> Tensor:
         """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
-        assert options.transport is not None
-        guidance = options.sampling.guidance
+        guidance, n_steps = options.sampling.guidance, options.sampling.n_steps
+        if options.transport is None:  # the trained one, which moves those that become perturbed
+            moved = self.module.transport.move(
+                states, block.new, sampler=options.sampling.sampler, n_steps=n_steps, strength=options.strength
+            )
+            return torch.where((block.own == block.new).all(1)[:, None, None], states, moved)
         own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
         return options.transport(
             self.module.denoiser(own, Guidance(guidance.plain)),
             self.module.denoiser(new, guidance),
             states,
             strength=options.strength,
-            n_steps=options.sampling.n_steps,
+            n_steps=n_steps,
             generators=block.generators,
         )
 

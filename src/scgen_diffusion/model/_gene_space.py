@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 
 from scgen_diffusion.data import suggests_arguments
+from scgen_diffusion.diffusion import DDIMSampler
 from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions, numbers_of_groups
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
@@ -17,13 +18,12 @@ from scgen_diffusion.module import (
 )
 
 from ._advice import ADVICE_IN_GENE_SPACE
+from ._counterfactual import CounterfactualMixin
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._docs import with_shared_texts
-from ._gene_space_counterfactual import GeneSpaceCounterfactualMixin
 from ._gene_space_reference import load_gene_space_reference
 from ._one_stage_training import OneStageTrainingMixin
 from ._query import QueryMixin
-from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from scgen_diffusion.generation import Composition, GuidanceScale
     from scgen_diffusion.module import LibrarySizeKind
 
+DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)  # of given cells to others
+
 
 class GeneSpaceModel(
     QueryMixin,
     OneStageTrainingMixin,
-    GeneSpaceCounterfactualMixin,
-    SamplingPathMixin,
+    CounterfactualMixin,
     StreamingMixin,
 ):
     """A diffusion model of profiles; its subclasses differ in the network."""
@@ -195,6 +196,82 @@ class GeneSpaceModel(
             rank=rank,
             n_ranks=n_ranks,
             overwrite=overwrite,
+        )
+
+    @suggests_arguments(OTHER_NAMES)
+    @with_shared_texts
+    def predict_perturbation(
+        self,
+        adata_control: AnnData | None = None,
+        condition: ConditionRequest = None,
+        *,
+        indices: Sequence[int] | None = None,
+        given_keys: Sequence[str] | None = None,
+        strength: float = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
+        composition: Composition | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        counts: bool = False,
+        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+    ) -> AnnData:
+        """Predict what given cells would have been under another condition.
+
+        Noise is drawn that leads to the cell in ancestral sampling under the cell's own condition, step by step, and sampling is
+        done anew under the new condition with the same noise, so that what the condition does not say of the cell is kept. Under
+        its own condition a cell comes back as it is. The probability flow itself has no way back from exact zeros, which all
+        noises of a wide range lead to. See the user guide, "Counterfactuals".
+
+        Parameters
+        ----------
+        %(control)s
+        %(control_kept)s
+        strength
+            How far back to go, from just above 0 (cells hardly change) to 1 (all the way to noise).
+        guidance_scale, composition, guidance_interval, guidance_rescale
+            Guidance on the way to the new condition, as in :meth:`generate`. The way that leads to the cell has none.
+        sampler
+            ``"ddpm"`` (default) draws fresh noise at every step, ``"ddim"`` one noise for all; ``DDIMSampler(eta=...)`` is
+            between. For flow matching also ``"euler"``, ``"midpoint"`` and ``"heun"``, which follow the probability flow.
+        n_steps
+            Steps of the sampler; default: 50.
+        counts
+            Whether to turn the profiles into whole counts.
+        library_size
+            Total counts of the predicted cells, if ``counts`` are asked for, as in :meth:`generate`; default: every cell keeps
+            its own.
+        %(control_work)s
+
+        Returns
+        -------
+        AnnData
+            %(counterpart)s Values in ``X`` as :meth:`generate` gives them. How they were made is in
+            ``uns["scgen_diffusion"]``.
+
+        Raises
+        ------
+        %(control_refused)s
+        """
+        return self._predict_perturbation(
+            adata_control,
+            condition,
+            indices=indices,
+            given_keys=given_keys,
+            strength=strength,
+            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
+            sampler=DEFAULT_WAY if sampler is None else sampler,
+            n_steps=n_steps,
+            library_size=self._library_size_for(library_size, counts=counts),
+            sample=True,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            output="counts" if counts else "log1p",
         )
 
     @classmethod

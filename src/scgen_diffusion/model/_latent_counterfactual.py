@@ -5,10 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
-import torch
-
 from scgen_diffusion.data import known_names, suggests_arguments, warn_user
-from scgen_diffusion.diffusion import FixedStepSampler, FlowTransport
 from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
 
 from ._counterfactual import CounterfactualMixin
@@ -18,14 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-    from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.generation import Composition, GuidanceScale
     from scgen_diffusion.module import LibrarySizeKind
 
-    from ._counterfactual import ControlBlock, ControlCells, CounterfactualOptions
+    from ._counterfactual import ControlCells
 
 CounterfactualMethod: TypeAlias = Literal["transport", "inversion"]
 Residuals: TypeAlias = Literal["own", "new"]
@@ -135,12 +131,6 @@ class LatentCounterfactualMixin(CounterfactualMixin):
             output="counts" if self._generates_counts else "log1p",
         )
 
-    def _transport_of(self, sampler: Sampler) -> Transport:
-        if not isinstance(sampler, FixedStepSampler):
-            msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
-            raise ValueError(msg)
-        return FlowTransport(sampler.step, sampler.default_n_steps)
-
     def _method_for(self, cells: ControlCells, method: str | None) -> CounterfactualMethod:
         if method is not None and method not in get_args(CounterfactualMethod):
             msg = f"`method` {method!r} is not known. {known_names(method, get_args(CounterfactualMethod))}"
@@ -166,29 +156,6 @@ class LatentCounterfactualMixin(CounterfactualMixin):
         """Tell whether all cells are unperturbed, and asked to change by a perturbation alone."""
         own, codes = self.module.condition_tensor(cells.own), self.module.condition_tensor(cells.codes)
         return self.module.transport.explains(own, codes)
-
-    def _counterfactual_block(self, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
-        module, generators = self.module, block.generators
-        posterior = module.inference(block.x)["posterior"]
-        z = posterior.draw(generators.normal(*module.latent_shape)) if options.sample else posterior.mean
-        move = self._moved if options.method == "transport" else self._transported
-        new_z = module.unstandardise(move(module.standardise(z), block, options))
-        totals = self._counterfactual_totals(block, options, new_z)
-        if not options.sample:
-            return module.likelihood.mean(**module.generative(new_z, totals[:, None]))[: block.n_wanted]
-        wanted = generators.first(block.n_wanted)
-        if options.residuals == "own":
-            return module.carry_over_cells(block.x, z, new_z, totals, wanted)
-        return module.draw_cells(new_z, totals, wanted)
-
-    def _moved(self, states: Tensor, block: ControlBlock, options: CounterfactualOptions) -> Tensor:
-        """Move the states of cells that become perturbed; those of the others stay."""
-        sampling, strength = options.sampling, options.strength
-        moved = self.module.transport.move(
-            states, block.new, sampler=sampling.sampler, n_steps=sampling.n_steps, strength=strength
-        )
-        stays = (block.own == block.new).all(1)
-        return torch.where(stays[:, None, None], states, moved)
 
 
 def _checked_residuals(residuals: str) -> Residuals:

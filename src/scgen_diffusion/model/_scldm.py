@@ -14,7 +14,6 @@ from ._multimodal import MultimodalMixin
 from ._query import QueryMixin
 from ._reconstruction import ReconstructionMixin
 from ._reference import load_reference
-from ._sampling_path import SamplingPathMixin
 from ._streaming import StreamingMixin
 from ._transport_training import TransportTrainingMixin
 
@@ -38,7 +37,6 @@ class SCLDM(
     TransportTrainingMixin,
     ReconstructionMixin,
     LatentCounterfactualMixin,
-    SamplingPathMixin,
     StreamingMixin,
 ):
     """Latent diffusion model of single cells.

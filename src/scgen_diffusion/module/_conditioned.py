@@ -13,12 +13,12 @@ from scgen_diffusion.diffusion import ConditionColumns, condition_strategy
 from scgen_diffusion.nn import keys_of_columns, null_condition
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler
+    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler, Transport
     from scgen_diffusion.nn import ConditionSpec
 
     from ._expression import InputValues
@@ -108,6 +108,53 @@ class ConditionedModule(BaseModuleClass):
             ``"counts"`` or ``"log1p"``, where the module has a choice.
         n_wanted
             How many of them, the first, are asked for.
+
+        Returns
+        -------
+        Tensor
+            ``(n_wanted, genes)``.
+        """
+
+    @abstractmethod
+    def inversion_by(self, sampler: Sampler) -> Transport:
+        """Return the way to noise and back that belongs to a sampler.
+
+        Raises
+        ------
+        ValueError
+            For a sampler that cannot be led by given cells.
+        """
+
+    @abstractmethod
+    def predict_cells(
+        self,
+        x: Tensor,
+        move: Callable[[Tensor], Tensor],
+        draw_totals: Callable[[Tensor], Tensor],
+        generators: Generators,
+        *,
+        output: InputValues,
+        sample: bool = True,
+        residuals: str = "new",
+        n_wanted: int,
+    ) -> Tensor:
+        """Carry given cells over.
+
+        Parameters
+        ----------
+        x
+            Registered expression, ``(block, genes)``.
+        move
+            Carries states, as the denoiser knows them, from the cells' own conditions to new ones.
+        draw_totals
+            Total counts ``(block,)`` of cells with such latents or profiles.
+        generators
+            Random numbers of the cells.
+        output, sample, residuals
+            What comes out, where the module has a choice: counts or profiles, drawn or expected, and whether drawn cells keep
+            what the latent does not explain of them (``"own"``).
+        n_wanted
+            How many cells, the first, are asked for.
 
         Returns
         -------

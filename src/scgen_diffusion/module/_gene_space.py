@@ -12,10 +12,15 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     PATHS,
     TARGETS,
+    DDIMSampler,
+    DDPMSampler,
     Denoiser,
+    FixedStepSampler,
+    FlowTransport,
     Generators,
     Guidance,
     GuidedField,
+    NoiseTransport,
     Path,
     Sampler,
     Target,
@@ -29,11 +34,12 @@ from ._library_size import LibrarySizeKind, LibrarySizeModel
 from ._profile_networks import build_network
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
+    from scgen_diffusion.diffusion import Transport
     from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
@@ -266,6 +272,35 @@ class GeneSpaceModule(ConditionedModule):
         profile = self.cut_zeros(profile)
         totals = self.draw_totals(library_size, condition, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
+
+    def inversion_by(self, sampler: Sampler) -> Transport:
+        """Return the way to noise and back by the noise that a sampler would have drawn."""
+        if isinstance(sampler, FixedStepSampler):
+            return FlowTransport(sampler.step, sampler.default_n_steps)
+        if not isinstance(sampler, DDIMSampler | DDPMSampler):
+            msg = f"`sampler` {sampler!r} cannot be led by given cells; choose 'ddpm', 'ddim' or DDIMSampler(eta=...)."
+            raise ValueError(msg)
+        eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
+        return NoiseTransport(eta, sampler.default_n_steps)
+
+    def predict_cells(
+        self,
+        x: Tensor,
+        move: Callable[[Tensor], Tensor],
+        draw_totals: Callable[[Tensor], Tensor],
+        generators: Generators,
+        *,
+        output: InputValues = "log1p",
+        sample: bool = True,
+        residuals: str = "new",
+        n_wanted: int,
+    ) -> Tensor:
+        """Carry the profiles of cells ``x (block, genes)`` over, ``(n_wanted, genes)``; counts if they are asked for."""
+        profile = self.decode(move(self.inference(x)["data"]))
+        if output == "log1p":
+            return profile[:n_wanted]
+        profile = self.cut_zeros(profile)
+        return to_counts(profile, draw_totals(library_features(profile)))[:n_wanted]
 
     def profiles_of(self, states: Tensor) -> Tensor:
         """Read states ``(cells, genes)`` as profiles."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from scgen_diffusion.diffusion import (
     TARGETS,
     Denoiser,
+    FixedStepSampler,
+    FlowTransport,
     Generators,
     Guidance,
     GuidedField,
@@ -35,11 +37,12 @@ from ._residuals import carry_over_counts
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
+    from scgen_diffusion.diffusion import Transport
     from scgen_diffusion.nn import ConditionSpec
 
 
@@ -278,6 +281,37 @@ class SCLDMModule(ConditionedModule):
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
         return self.draw_cells(z, totals, generators.first(n_wanted))
+
+    def inversion_by(self, sampler: Sampler) -> Transport:
+        """Return the probability flow to noise and back, in the steps of a sampler."""
+        if not isinstance(sampler, FixedStepSampler):
+            msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
+            raise ValueError(msg)
+        return FlowTransport(sampler.step, sampler.default_n_steps)
+
+    def predict_cells(
+        self,
+        x: Tensor,
+        move: Callable[[Tensor], Tensor],
+        draw_totals: Callable[[Tensor], Tensor],
+        generators: Generators,
+        *,
+        output: InputValues = "counts",
+        sample: bool = True,
+        residuals: str = "own",
+        n_wanted: int,
+    ) -> Tensor:
+        """Carry the latents of cells ``x (block, genes)`` over, and decode them, ``(n_wanted, genes)``."""
+        posterior = self.inference(x)["posterior"]
+        z = posterior.draw(generators.normal(*self.latent_shape)) if sample else posterior.mean
+        new_z = self.unstandardise(move(self.standardise(z)))
+        totals = draw_totals(new_z)
+        if not sample:
+            return self.likelihood.mean(**self.generative(new_z, totals[:, None]))[:n_wanted]
+        wanted = generators.first(n_wanted)
+        if residuals == "own":
+            return self.carry_over_cells(x, z, new_z, totals, wanted)
+        return self.draw_cells(new_z, totals, wanted)
 
     def profiles_of(self, states: Tensor) -> Tensor:
         """Read standardised latents ``(cells, tokens, n_latent)`` as the profiles of expected values, ``(cells, genes)``."""
