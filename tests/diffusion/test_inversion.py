@@ -10,10 +10,10 @@ from scgen_diffusion.diffusion import (
     PATHS,
     TARGETS,
     Denoiser,
-    FlowTransport,
+    FlowInversion,
     Generators,
     LinearInterpolant,
-    NoiseTransport,
+    NoiseInversion,
 )
 
 PATH = LinearInterpolant()
@@ -64,7 +64,7 @@ def test_the_field_of_the_tests_is_the_velocity_of_the_best_denoiser():
 def test_inverted_noise_is_that_of_the_exact_flow():
     x = normal_data()
 
-    noise = FlowTransport().invert(velocity_of(OWN, STD), x, times(200))[0]
+    noise = FlowInversion().invert(velocity_of(OWN, STD), x, times(200))[0]
 
     torch.testing.assert_close(noise, (x - OWN) / STD, atol=1e-3, rtol=0)  # 200 steps of order 2
 
@@ -72,10 +72,10 @@ def test_inverted_noise_is_that_of_the_exact_flow():
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
 def test_the_counterfactual_converges_to_the_exact_map(name, order):
     x = normal_data()
-    transport = FlowTransport(FLOW_SAMPLERS[name].step)
+    inversion = FlowInversion(FLOW_SAMPLERS[name].step)
 
     def error(n_steps):
-        found = transport(velocity_of(OWN, STD), velocity_of(NEW, 1.5 * STD), x, n_steps=n_steps)
+        found = inversion(velocity_of(OWN, STD), velocity_of(NEW, 1.5 * STD), x, n_steps=n_steps)
         return (found - (NEW + 1.5 * (x - OWN))).abs().max().item()
 
     assert error(80) < (0.1 if order == 1 else 1e-3)
@@ -85,7 +85,7 @@ def test_the_counterfactual_converges_to_the_exact_map(name, order):
 def test_distributions_of_one_shape_differ_by_a_shift():
     x = normal_data()
 
-    found = FlowTransport()(velocity_of(OWN, STD), velocity_of(NEW, STD), x, n_steps=100)
+    found = FlowInversion()(velocity_of(OWN, STD), velocity_of(NEW, STD), x, n_steps=100)
 
     torch.testing.assert_close(found, x + NEW - OWN, atol=1e-3, rtol=0)
 
@@ -93,7 +93,7 @@ def test_distributions_of_one_shape_differ_by_a_shift():
 def test_where_only_the_spread_differs_cells_move_by_the_optimal_map():
     x = normal_data()
 
-    found = FlowTransport()(velocity_of(OWN, STD), velocity_of(OWN, 2 * STD), x, n_steps=200)
+    found = FlowInversion()(velocity_of(OWN, STD), velocity_of(OWN, 2 * STD), x, n_steps=200)
 
     torch.testing.assert_close(found, OWN + 2 * (x - OWN), atol=1e-3, rtol=0)
 
@@ -104,7 +104,7 @@ def test_where_only_the_spread_differs_cells_move_by_the_optimal_map():
 def test_there_and_back_returns_the_data_however_few_steps_there_are(name, n_steps, strength):
     field, x = velocity_of(OWN, STD), normal_data()
 
-    found = FlowTransport(FLOW_SAMPLERS[name].step)(field, field, x, strength=strength, n_steps=n_steps)
+    found = FlowInversion(FLOW_SAMPLERS[name].step)(field, field, x, strength=strength, n_steps=n_steps)
 
     assert torch.equal(found, x)
 
@@ -114,7 +114,7 @@ def test_the_weaker_the_less_data_change():
     fields = velocity_of(OWN, STD), velocity_of(NEW, STD)
 
     changes = [
-        (FlowTransport()(*fields, x, strength=strength) - x).abs().mean().item()
+        (FlowInversion()(*fields, x, strength=strength) - x).abs().mean().item()
         for strength in (1e-6, 0.1, 0.3, 0.6, 1.0)
     ]
 
@@ -125,24 +125,24 @@ def test_the_weaker_the_less_data_change():
 def test_data_are_carried_over_one_by_one():
     x, fields = normal_data(), (velocity_of(OWN, STD), velocity_of(NEW, STD))
 
-    torch.testing.assert_close(FlowTransport()(*fields, x[7:9]), FlowTransport()(*fields, x)[7:9], atol=0, rtol=0)
+    torch.testing.assert_close(FlowInversion()(*fields, x[7:9]), FlowInversion()(*fields, x)[7:9], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.5, 1.01])
-@pytest.mark.parametrize("transport", [FlowTransport(), NoiseTransport()])
-def test_strengths_beyond_the_path_are_refused(transport, strength):
+@pytest.mark.parametrize("inversion", [FlowInversion(), NoiseInversion()])
+def test_strengths_beyond_the_path_are_refused(inversion, strength):
     denoiser, x = denoiser_of(OWN, STD), normal_data()
 
     with pytest.raises(ValueError, match="`strength` must be above 0 and at most 1"):
-        transport(denoiser, denoiser, x, strength=strength, generators=generators())
+        inversion(denoiser, denoiser, x, strength=strength, generators=generators())
 
 
-@pytest.mark.parametrize("transport", [FlowTransport(), NoiseTransport()])
-def test_a_step_is_needed(transport):
+@pytest.mark.parametrize("inversion", [FlowInversion(), NoiseInversion()])
+def test_a_step_is_needed(inversion):
     denoiser, x = denoiser_of(OWN, STD), normal_data()
 
     with pytest.raises(ValueError, match="`n_steps` must be at least 1"):
-        transport(denoiser, denoiser, x, n_steps=0, generators=generators())
+        inversion(denoiser, denoiser, x, n_steps=0, generators=generators())
 
 
 # --- noise that leads to the data ----------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_step_is_needed(transport):
 def test_the_noise_of_the_data_leads_to_the_data(path, eta, n_steps, strength):
     denoiser, x = denoiser_of(OWN, STD, path), normal_data()
 
-    found = NoiseTransport(eta)(denoiser, denoiser, x, strength=strength, n_steps=n_steps, generators=generators())
+    found = NoiseInversion(eta)(denoiser, denoiser, x, strength=strength, n_steps=n_steps, generators=generators())
 
     assert torch.equal(found, x)
 
@@ -166,7 +166,7 @@ def test_the_noise_of_the_data_leads_to_the_data(path, eta, n_steps, strength):
 def test_distributions_of_one_shape_differ_by_a_shift_in_any_number_of_steps(path, eta, n_steps):
     own, new, x = denoiser_of(OWN, STD, path), denoiser_of(NEW, STD, path), normal_data()
 
-    found = NoiseTransport(eta)(own, new, x, n_steps=n_steps, generators=generators())
+    found = NoiseInversion(eta)(own, new, x, n_steps=n_steps, generators=generators())
 
     signal = path.alpha(torch.zeros(1, dtype=torch.float64)).item()  # of the data at the noisiest time: 0.006 at most
     torch.testing.assert_close(found, x + NEW - OWN, atol=5 * signal + 1e-5, rtol=0)
@@ -176,7 +176,7 @@ def test_where_the_spread_differs_the_law_is_right():
     x = 1 + 0.5 * torch.randn(4, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     own, new = denoiser_of(1.0, 0.5), denoiser_of(3.0, 1.0)
 
-    found = NoiseTransport()(own, new, x, n_steps=100, generators=generators(4))
+    found = NoiseInversion()(own, new, x, n_steps=100, generators=generators(4))
 
     assert found.mean().item() == pytest.approx(3, abs=0.05)  # of 20 000 values
     assert found.std().item() == pytest.approx(1, rel=0.05)  # of 100 steps
@@ -187,7 +187,7 @@ def test_a_value_that_many_noises_lead_to_gets_one_of_them():
     x = torch.zeros(4, 5000, dtype=torch.float64)
     own, new = denoiser_of(0.0, 0.0), denoiser_of(0.0, 1.0)
 
-    found = NoiseTransport()(own, new, x, n_steps=100, generators=generators(4))
+    found = NoiseInversion()(own, new, x, n_steps=100, generators=generators(4))
 
     assert found.std().item() == pytest.approx(1, rel=0.05)
 
@@ -195,8 +195,8 @@ def test_a_value_that_many_noises_lead_to_gets_one_of_them():
 def test_the_noise_of_a_datum_is_its_own():
     own, new, x = denoiser_of(OWN, STD), denoiser_of(NEW, 2 * STD), normal_data()
 
-    whole = NoiseTransport()(own, new, x, generators=Generators(0, range(50)))
-    few = NoiseTransport()(own, new, x[7:9], generators=Generators(0, [7, 8]))
+    whole = NoiseInversion()(own, new, x, generators=Generators(0, range(50)))
+    few = NoiseInversion()(own, new, x[7:9], generators=Generators(0, [7, 8]))
 
     assert torch.equal(whole[7:9], few)
 
@@ -205,4 +205,4 @@ def test_generators_are_needed():
     denoiser = denoiser_of(OWN, STD)
 
     with pytest.raises(ValueError, match="`generators` must be given"):
-        NoiseTransport()(denoiser, denoiser, normal_data())
+        NoiseInversion()(denoiser, denoiser, normal_data())

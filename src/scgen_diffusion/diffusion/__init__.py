@@ -23,7 +23,7 @@ from ._diffusion_samplers import (
 )
 from ._diffusion_walk import DiffusionSampler
 from ._guidance import WHOLE_PATH, Guidance, GuidedField
-from ._inversion import FlowTransport, NoiseTransport, Transport
+from ._inversion import FlowInversion, Inversion, NoiseInversion
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import Generators, block_size, sample_seed
@@ -54,17 +54,18 @@ __all__ = [
     "Estimate",
     "Field",
     "FixedStepSampler",
-    "FlowTransport",
+    "FlowInversion",
     "Generators",
     "Guidance",
     "GuidanceTerm",
     "GuidedField",
     "HeunSampler",
+    "Inversion",
     "Joint",
     "LinearInterpolant",
     "MutuallyExclusive",
     "Network",
-    "NoiseTransport",
+    "NoiseInversion",
     "Path",
     "Sampler",
     "SharedGenerator",
@@ -73,7 +74,6 @@ __all__ = [
     "Target",
     "Trace",
     "TracingSampler",
-    "Transport",
     "VariancePreserving",
     "Walk",
     "block_size",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
 
 
-class Transport(Protocol):
+class Inversion(Protocol):
     """Anything that carries data of one field's distribution to that of another by way of noise."""
 
     def __call__(
@@ -46,7 +46,7 @@ class Transport(Protocol):
 
 
 @dataclass(frozen=True)
-class FlowTransport:
+class FlowInversion:
     r"""Back to noise along the probability flow of one field, and to data along that of another.
 
     Nothing is drawn. For normally distributed data the way there and back is the optimal affine map between the two
@@ -67,7 +67,7 @@ class FlowTransport:
     --------
     >>> import torch
     >>> own, new = (lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0))
-    >>> FlowTransport()(own, new, torch.ones(1, 2))
+    >>> FlowInversion()(own, new, torch.ones(1, 2))
     tensor([[3., 3.]])
     """
 
@@ -100,7 +100,7 @@ class FlowTransport:
 
 
 @dataclass(frozen=True)
-class NoiseTransport:
+class NoiseInversion:
     r"""To data by the noise that ancestral sampling would have needed to reach given data.
 
     Where many noises lead to the same data, as they do to a value that is exactly zero, the probability flow has no way back. So the
@@ -129,7 +129,7 @@ class NoiseTransport:
     >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, Generators
     >>> fields = [lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0)]
     >>> own, new = (Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields)
-    >>> NoiseTransport()(own, new, torch.ones(1, 2), generators=Generators(0, [0]))
+    >>> NoiseInversion()(own, new, torch.ones(1, 2), generators=Generators(0, [0]))
     tensor([[3., 3.]])
     """
 
@@ -148,7 +148,7 @@ class NoiseTransport:
     ) -> Tensor:
         """Draw a way from ``t = 1 - strength`` to data ``x (n, ...)``, and go it anew under ``new``."""
         if generators is None:
-            msg = "`generators` must be given, because NoiseTransport draws the noise that leads to the data."
+            msg = "`generators` must be given, because NoiseInversion draws the noise that leads to the data."
             raise ValueError(msg)
         times = _times(strength, self.default_n_steps if n_steps is None else n_steps)
         levels = _levels(own.path, times, x)

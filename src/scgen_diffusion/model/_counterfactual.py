@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler, Transport
+    from scgen_diffusion.diffusion import Inversion, Sampler
     from scgen_diffusion.generation import Rows
     from scgen_diffusion.module import InputValues
 
@@ -64,7 +64,7 @@ class CounterfactualOptions:
     ----------
     sampling
         The sampler, its steps and guidance on the way to the new condition.
-    transport
+    inversion
         The way to noise and back; None for a trained transport, which goes to the new condition directly.
     given
         Numbers of the condition keys that the model is told of.
@@ -81,7 +81,7 @@ class CounterfactualOptions:
     """
 
     sampling: SamplingOptions
-    transport: Transport | None
+    inversion: Inversion | None
     given: Sequence[int]
     strength: float
     sample: bool
@@ -168,7 +168,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = self._control_cells(adata, indices, condition)
         method = self._method_for(cells, method)
-        transport = None if method == "transport" else self.module.inversion_by(sampling.sampler)
+        inversion = None if method == "transport" else self.module.inversion_by(sampling.sampler)
         if method == "transport" and (guidance != GuidanceOptions() or given_keys is not None):
             msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
@@ -176,7 +176,7 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
         totals = None if library_size is None else engine.totals(library_size, len(cells.rows), output)
         given = self._checked_given_keys(given_keys, [] if condition is None else list(condition))
         options = CounterfactualOptions(
-            sampling, transport, given, _checked_strength(strength), sample, totals, method, residuals
+            sampling, inversion, given, _checked_strength(strength), sample, totals, method, residuals
         )
         seed = resolve_seed(seed)
         chunk = engine.round_to_blocks(checked_batch_size(batch_size))
@@ -303,13 +303,13 @@ class CounterfactualMixin(CellsMixin, GenerationMixin):
     def _moved(self, block: ControlBlock, options: CounterfactualOptions, states: Tensor) -> Tensor:
         """Carry states, as the module's denoiser knows them, from the cells' own conditions to the new ones."""
         guidance, n_steps = options.sampling.guidance, options.sampling.n_steps
-        if options.transport is None:  # the trained one, which moves those that become perturbed
+        if options.inversion is None:  # the trained one, which moves those that become perturbed
             moved = self.module.transport.move(
                 states, block.new, sampler=options.sampling.sampler, n_steps=n_steps, strength=options.strength
             )
             return torch.where((block.own == block.new).all(1)[:, None, None], states, moved)
         own, new = (self.module.condition_columns.keep(c, options.given) for c in (block.own, block.new))
-        return options.transport(
+        return options.inversion(
             self.module.denoiser(own, Guidance(guidance.plain)),
             self.module.denoiser(new, guidance),
             states,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Sampler, Transport
+    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Inversion, Sampler
     from scgen_diffusion.nn import ConditionSpec
 
     from ._expression import InputValues
@@ -116,7 +116,7 @@ class ConditionedModule(BaseModuleClass):
         """
 
     @abstractmethod
-    def inversion_by(self, sampler: Sampler) -> Transport:
+    def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the way to noise and back that belongs to a sampler.
 
         Raises

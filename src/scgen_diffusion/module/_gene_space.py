@@ -16,11 +16,11 @@ from scgen_diffusion.diffusion import (
     DDPMSampler,
     Denoiser,
     FixedStepSampler,
-    FlowTransport,
+    FlowInversion,
     Generators,
     Guidance,
     GuidedField,
-    NoiseTransport,
+    NoiseInversion,
     Path,
     Sampler,
     Target,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import Transport
+    from scgen_diffusion.diffusion import Inversion
     from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
@@ -273,15 +273,15 @@ class GeneSpaceModule(ConditionedModule):
         totals = self.draw_totals(library_size, condition, library_features(profile), generators)
         return to_counts(profile, totals)[:n_wanted]
 
-    def inversion_by(self, sampler: Sampler) -> Transport:
+    def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the way to noise and back by the noise that a sampler would have drawn."""
         if isinstance(sampler, FixedStepSampler):
-            return FlowTransport(sampler.step, sampler.default_n_steps)
+            return FlowInversion(sampler.step, sampler.default_n_steps)
         if not isinstance(sampler, DDIMSampler | DDPMSampler):
             msg = f"`sampler` {sampler!r} cannot be led by given cells; choose 'ddpm', 'ddim' or DDIMSampler(eta=...)."
             raise ValueError(msg)
         eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
-        return NoiseTransport(eta, sampler.default_n_steps)
+        return NoiseInversion(eta, sampler.default_n_steps)
 
     def predict_cells(
         self,

@@ -13,7 +13,7 @@ from scgen_diffusion.diffusion import (
     TARGETS,
     Denoiser,
     FixedStepSampler,
-    FlowTransport,
+    FlowInversion,
     Generators,
     Guidance,
     GuidedField,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import Transport
+    from scgen_diffusion.diffusion import Inversion
     from scgen_diffusion.nn import ConditionSpec
 
 
@@ -282,12 +282,12 @@ class SCLDMModule(ConditionedModule):
         totals = self.draw_totals(library_size, condition, z, generators)
         return self.draw_cells(z, totals, generators.first(n_wanted))
 
-    def inversion_by(self, sampler: Sampler) -> Transport:
+    def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the probability flow to noise and back, in the steps of a sampler."""
         if not isinstance(sampler, FixedStepSampler):
             msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
             raise ValueError(msg)
-        return FlowTransport(sampler.step, sampler.default_n_steps)
+        return FlowInversion(sampler.step, sampler.default_n_steps)
 
     def predict_cells(
         self,
