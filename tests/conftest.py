@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C for what it runs in the background
 
 torch.set_num_threads(1)  # tensors this small only wait for each other's threads: ten times faster with one
 

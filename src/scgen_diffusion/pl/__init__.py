@@ -1,8 +1,8 @@
 """Plots: real beside synthetic cells, how a model was trained and how good it is, and the inside of the white box.
 
 Plots of cells take two AnnData objects with the same genes, from whatever tool, and leave them as they are. Plots of figures take
-the tables that :mod:`~scgen_diffusion.metrics` return. Plots of the white box take the tables that the methods of
-:class:`~scgen_diffusion.model.WBDIT` return, or the AnnData that :func:`~scgen_diffusion.interpret.write` wrote them
+the tables that :mod:`~scgen_diffusion.metrics` return. Plots of the white box take the tables that
+:mod:`~scgen_diffusion.interpret` returns, or the AnnData that :func:`~scgen_diffusion.interpret.write` wrote them
 into. As in scanpy, ``show=False`` returns the axes, ``save`` names a file, and colours of labels come from ``uns``.
 """
 
