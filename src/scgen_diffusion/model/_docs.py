@@ -63,8 +63,7 @@ RuntimeError
 ValueError
     For unknown keys, values, samplers and sizes, and lengths that do not fit.""",
     "to_file": """\
-A call that was killed goes on where it stopped when it is made again with the same arguments; a finished one returns
-at once. The cells are those of :meth:`generate`, whatever the shards and the ranks are.
+Run the same call again to resume one that was killed; a finished one returns at once. The cells are those of :meth:`generate`, whatever the shards and the ranks are.
 
 Parameters
 ----------
@@ -72,7 +71,7 @@ path
     Where to: ``.zarr`` (sharded, of zarr's version 3) or ``.h5ad``. Until all is done, what is finished lies in a hidden
     folder beside it, which needs about as much space as the file.""",
     "to_file_rest": """\
-    See :meth:`generate`. Without any seed, the one that was drawn at first is gone on with.
+    See :meth:`generate`. Without a seed, a resumed call keeps its first seed.
 shard_size
     Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
     memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
