@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import anndata
@@ -123,28 +124,29 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
     trained.save(tmp_path / "m", overwrite=True)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """Let no file grow beyond 10 kB, as on a disk that is full."""
+    """Let no file grow beyond 10 kB, as on a disk that is full; pytest's own log neither, so only for a moment."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_save_that_fails_names_the_folder_and_leaves_no_new_one(trained, tmp_path, full_disk):
-    with pytest.raises(OSError, match=r"could not be saved in .*new: File too large.*MiB are free"):
+def test_a_save_that_fails_names_the_folder_and_leaves_no_new_one(trained, tmp_path):
+    with pytest.raises(OSError, match=r"could not be saved in .*new: File too large.*MiB are free"), full_disk():
         trained.save(tmp_path / "new")
 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path, request):
+def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):
     trained.save(tmp_path / "m", save_anndata=True)
     before = {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()}
 
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match="could not be saved in"):
+    with pytest.raises(OSError, match="could not be saved in"), full_disk():
         trained.save(tmp_path / "m", overwrite=True)
 
     assert {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()} == before
