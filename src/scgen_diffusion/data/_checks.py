@@ -169,6 +169,15 @@ def is_whole_number(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
+    """Return the numbers of the rows that are asked for, at least one."""
+    rows = row_numbers(indices, n_cells)
+    if len(rows) == 0:
+        msg = "`indices` selects no cells."
+        raise ValueError(msg)
+    return rows
+
+
 def resolve_seed(seed: int | None) -> int:
     """Take scvi-tools' seed if none is given, or else a fresh one, which provenance records."""
     if seed is None:

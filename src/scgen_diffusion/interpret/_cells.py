@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import is_whole_number, known_names, resolve_seed, row_numbers
+from scgen_diffusion.data import checked_rows, known_names, resolve_seed
 from scgen_diffusion.diffusion import Generators, VariancePreserving
 
 if TYPE_CHECKING:
@@ -174,11 +174,7 @@ def opened_network(model: WBDIT) -> GeneDiT:
 def chosen_cells(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
     """Return the cells to look at, those of the model by default, and the numbers of the rows asked for."""
     source = model._validated(adata)
-    rows = row_numbers(indices, source.n_obs)
-    if len(rows) == 0:
-        msg = "`indices` selects no cells."
-        raise ValueError(msg)
-    return source, rows
+    return source, checked_rows(indices, source.n_obs)
 
 
 def noised_cells(
@@ -194,10 +190,7 @@ def noised_cells(
     seed, module = resolve_seed(seed), model.module
     if batch_size is None:
         batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
-    if not is_whole_number(batch_size) or batch_size < 1:
-        msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
-        raise ValueError(msg)
-    for tensors, batch in model._batches(source, rows, int(batch_size)):
+    for tensors, batch in model._batches(source, rows, batch_size):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = generators.normal(module.n_input)

@@ -15,7 +15,7 @@ from scgen_diffusion.data import (
     check_not_empty,
     check_same_registry,
     check_values,
-    row_numbers,
+    checked_rows,
 )
 from scgen_diffusion.generation import checked_batch_size
 
@@ -114,12 +114,3 @@ class CellsMixin(AdviceMixin, RegistrationMixin):
         self._check_same_features(cells)
         check_layer(cells, self.registry_["setup_args"].get("layer"))
         return self._validate_anndata(adata)
-
-
-def checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
-    """Return the numbers of the rows that are asked for, at least one."""
-    rows = row_numbers(indices, n_cells)
-    if len(rows) == 0:
-        msg = "`indices` selects no cells."
-        raise ValueError(msg)
-    return rows

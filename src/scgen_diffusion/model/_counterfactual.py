@@ -20,6 +20,7 @@ from scgen_diffusion.data import (
     check_conditions,
     check_expression,
     check_same_genes,
+    checked_rows,
     encode_obs,
     is_single,
     known_names,
@@ -38,7 +39,7 @@ from scgen_diffusion.generation import (
 )
 from scgen_diffusion.module import total_counts
 
-from ._cells import CellsMixin, checked_rows
+from ._cells import CellsMixin
 from ._generation import GenerationMixin
 
 if TYPE_CHECKING:
