@@ -22,9 +22,9 @@ from ._counterfactual import CounterfactualMixin
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._docs import with_shared_texts
 from ._gene_space_reference import load_gene_space_reference
-from ._one_stage_training import OneStageTrainingMixin
 from ._query import QueryMixin
 from ._streaming import StreamingMixin
+from ._training import GeneSpaceTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -43,7 +43,7 @@ DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)  # of given cells to othe
 
 class GeneSpaceModel(
     QueryMixin,
-    OneStageTrainingMixin,
+    GeneSpaceTrainingMixin,
     CounterfactualMixin,
     StreamingMixin,
 ):

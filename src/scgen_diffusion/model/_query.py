@@ -11,7 +11,6 @@ from anndata import AnnData
 from scgen_diffusion._compat import parse_device_args, replace_contents
 from scgen_diffusion.data import check_same_genes, extended_table, known_names, occurring, pad_genes, recode
 from scgen_diffusion.module import TRAINABLE, Trainable, take_over, trained_masks
-from scgen_diffusion.train import TrainedRows
 
 from ._model_file import init_options
 from ._saving import SavingMixin
@@ -224,7 +223,7 @@ class QueryMixin(SavingMixin, TrainingMixin):
         found = occurring(self._condition_keys, self._registered_codes)
         return [torch.from_numpy(here) & ~before for here, before in zip(found, self._learned(), strict=True)]
 
-    def _trained_rows(self) -> TrainedRows | None:
+    def _trained_rows(self) -> Mapping[torch.nn.Parameter, torch.Tensor | None] | None:
         if self.reference_ is None:
             return None
         masks = trained_masks(self.module, self.reference_["trainable"], self._new())
@@ -232,7 +231,7 @@ class QueryMixin(SavingMixin, TrainingMixin):
             masks |= dict.fromkeys(self.module.library_size.head.parameters())
         if (transport := getattr(self.module, "transport", None)) is not None:
             masks |= dict.fromkeys(transport.parameters())
-        return TrainedRows(masks)
+        return masks
 
     @property
     def _keeps_scale(self) -> bool:

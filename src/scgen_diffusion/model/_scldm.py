@@ -15,7 +15,7 @@ from ._query import QueryMixin
 from ._reconstruction import ReconstructionMixin
 from ._reference import load_reference
 from ._streaming import StreamingMixin
-from ._transport_training import TransportTrainingMixin
+from ._training import LatentTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class SCLDM(
     MultimodalMixin,
     QueryMixin,
-    TransportTrainingMixin,
+    LatentTrainingMixin,
     ReconstructionMixin,
     LatentCounterfactualMixin,
     StreamingMixin,
