@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -22,7 +23,8 @@ from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
 from scgen_diffusion._compat import parse_device_args
-from scgen_diffusion.data import JOINED, sync
+from scgen_diffusion._files import sync, write_atomically
+from scgen_diffusion.data import JOINED
 
 from ._model_file import check_fits_class, content_of, damage_named, read_model_file
 
@@ -208,21 +210,18 @@ def _write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]],
     Files of the names ``removed`` go, unless they are written. After a failure the folder is as it was before.
     """
     was_there = folder.exists()
-    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in writers}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            write(parts[name])
-            sync(parts[name])
-        for name in removed:
-            (folder / name).unlink(missing_ok=True)
-        for name, part in parts.items():
-            part.replace(folder / name)
+        with ExitStack() as goals:
+            for name, write in writers.items():
+                part = goals.enter_context(write_atomically(folder / name))
+                write(part)
+                sync(part)  # before any of them gets its name
+            for name in removed:
+                (folder / name).unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
         raise _not_saved(folder, error) from error
     finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
         if not was_there and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
