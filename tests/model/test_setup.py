@@ -238,7 +238,7 @@ def test_unregistered_cells_are_refused(make_cells, tiny):
 
 
 def test_an_unknown_option_names_the_closest_first(make_model):
-    with pytest.raises(TypeError, match="no option 'n_latents'.*closest first: n_latent"):
+    with pytest.raises(TypeError, match="no option 'n_latents'.*closest first: .n_latent"):
         make_model(n_latents=3)
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._files import write_atomically
+
 from ._command import Keyed, command, existing, flag, given, new, number, number_or_text, option
-from ._files import ANNDATA, MUDATA, check_place, read_table, whole
+from ._files import ANNDATA, MUDATA, check_place, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +117,7 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
             raise click.UsageError(msg)
         _check_known(model, model.generate, arguments)
         cells = model.generate(**arguments, show_progress=not terminal.quiet)
-        with whole(out) as beside:
+        with write_atomically(out) as beside:
             cells.write_h5mu(beside)
     if out.exists():
         terminal.result(out)

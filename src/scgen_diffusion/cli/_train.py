@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._files import remove, write_atomically
+
 from ._command import Keyed, columns, command, existing, flag, given, new, option, scalar, toml_value, whole_number
 from ._files import (
     COMMAND_FILE,
@@ -20,8 +22,6 @@ from ._files import (
     check_replaced,
     read_cells,
     read_table,
-    remove,
-    whole,
 )
 from ._terminal import ExitCode
 
@@ -188,7 +188,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         return
     check_place(out, overwrite=options.get("overwrite", False), inputs=needed)  # hours may have passed
     check_replaced(package, out)
-    with whole(out) as beside:
+    with write_atomically(out) as beside:
         model.save(beside, save_anndata=options.get("save_cells", False))
         (beside / COMMAND_FILE).write_text(train.as_toml(options), encoding="utf-8")
     if checkpoints is not None and "checkpoint_dir" not in options:

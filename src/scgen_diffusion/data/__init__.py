@@ -1,8 +1,16 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
+from scgen_diffusion._arguments import (
+    check_argument_names,
+    check_count,
+    is_whole_number,
+    known_names,
+    suggests_arguments,
+    warn_user,
+)
+
 from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic
-from ._argument_names import check_argument_names, suggests_arguments
 from ._cell_files import CellFiles
 from ._checks import (
     LARGEST_LOG1P,
@@ -13,12 +21,9 @@ from ._checks import (
     check_same_genes,
     check_values,
     checked_rows,
-    is_whole_number,
-    known_names,
     layer_names,
     resolve_seed,
     row_numbers,
-    warn_user,
 )
 from ._condition_extension import extend_key, occurring, recode
 from ._condition_field import ConditionField, encode_obs, keys_of_state
@@ -91,6 +96,7 @@ __all__ = [
     "check_argument_names",
     "check_condition_columns",
     "check_conditions",
+    "check_count",
     "check_expression",
     "check_is_mudata",
     "check_layer",

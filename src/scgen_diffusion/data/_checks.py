@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from scvi import settings
 
-from scgen_diffusion._names import known_names
+from scgen_diffusion._arguments import is_whole_number, known_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -164,11 +162,6 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
     raise ValueError(msg)
 
 
-def is_whole_number(value: object) -> bool:
-    """Tell whole numbers, numpy's too, from everything else; truth values are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
     """Return the numbers of the rows that are asked for, at least one."""
     rows = row_numbers(indices, n_cells)
@@ -297,11 +290,3 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
             "scanpy.pp.filter_cells(adata, min_counts=1)."
         )
         raise ValueError(msg)
-
-
-def warn_user(message: str) -> None:
-    """Warn at the line outside of this package that led here."""
-    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level + 1)

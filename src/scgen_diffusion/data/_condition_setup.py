@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scgen_diffusion._arguments import known_names, warn_user
+
 from ._anndata import SYNTHETIC
-from ._checks import check_conditions, known_names, warn_user
+from ._checks import check_conditions
 from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, split_set
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from ._checks import is_whole_number, known_names
+from scgen_diffusion._arguments import check_count, known_names
+
 from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of
 from ._many_conditions import RequestedCodes, SeenCodes
 
@@ -254,14 +255,12 @@ def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact:
             msg = "`condition` has no rows."
             raise ValueError(msg)
         return max(lengths.values())
-    if not is_whole_number(n_cells) or n_cells < 1:
-        msg = f"`n_cells` must be a whole number of at least 1, but found {n_cells!r}."
-        raise ValueError(msg)
+    n_cells = check_count("n_cells", n_cells)
     if exact and lengths and n_cells not in lengths.values():
         found = next(iter(lengths.values()))
         msg = f"`n_cells` is {n_cells}, but the `condition` table has {found} rows; leave `n_cells` out."
         raise ValueError(msg)
-    return int(n_cells)
+    return n_cells
 
 
 def _listed(values: Any, n_cells: int, name: str) -> Sequence[Any]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ._checks import layer_names, warn_user
+from scgen_diffusion._arguments import warn_user
+
+from ._checks import layer_names
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 
-from scgen_diffusion._names import known_names
+from scgen_diffusion._arguments import known_names
 
 from ._conditioning import CONDITION_STRATEGIES, GuidanceTerm, terms_of_subsets
 

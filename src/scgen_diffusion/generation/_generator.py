@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from scgen_diffusion.data import is_whole_number, known_names, warn_user
+from scgen_diffusion.data import check_count, known_names, warn_user
 from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
 
 from ._counterfactual import blocks_of, carry_over
@@ -159,12 +159,9 @@ class CellGenerator:
     ) -> SamplingOptions:
         """Check how cells shall be sampled, and resolve it."""
         name, chosen = self.sampler(sampler)
-        if n_steps is not None and (not is_whole_number(n_steps) or n_steps < 1):
-            msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
-            raise ValueError(msg)
+        n_steps = None if n_steps is None else check_count("n_steps", n_steps)
         trained = self.module.strategy
         resolved = guidance.resolve(trained, self.conditions.keys)
-        n_steps = None if n_steps is None else int(n_steps)  # numpy's cannot be written as JSON
         return SamplingOptions(name, chosen, n_steps, resolved, guidance.describe(trained), output)
 
     def sampler(self, sampler: str | Sampler | None) -> tuple[str, Sampler]:
@@ -250,9 +247,7 @@ class CellGenerator:
         ValueError
             For fewer than two frames.
         """
-        if not is_whole_number(n_frames) or n_frames < 2:
-            msg = f"`n_frames` must be a whole number of at least 2, noise and cells, but found {n_frames!r}."
-            raise ValueError(msg)
+        check_count("n_frames", n_frames, least=2)  # noise and cells
         sampler = request.options.sampler
         if not isinstance(sampler, TracingSampler):
             msg = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from scgen_diffusion.data import ConditionRequest, is_whole_number, to_plain
+from scgen_diffusion.data import ConditionRequest, check_count, to_plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,12 +119,7 @@ class CellRequest:
 
 def checked_batch_size(batch_size: int | None) -> int:
     """Return a number of cells, or the default, unless it is no such number."""
-    if batch_size is None:
-        return DEFAULT_BATCH_SIZE
-    if not is_whole_number(batch_size) or batch_size < 1:
-        msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
-        raise ValueError(msg)
-    return int(batch_size)
+    return DEFAULT_BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
 
 
 def default_steps(sampler: Sampler) -> int | str:

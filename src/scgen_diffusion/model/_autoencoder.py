@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import is_whole_number, known_names, resolve_seed, row_numbers
+from scgen_diffusion.data import check_count, known_names, resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.generation import check_finite, rows_of, stack
 
@@ -307,7 +307,7 @@ class AutoencoderModel(DiffusionModel):
         self._check_gives_expression("get_normalized_expression")
         columns, seed = _columns_of(gene_list, self._registered_genes), resolve_seed(seed)
         scale = _checked_scale(library_size)
-        keeps_samples = _checked_n_samples(n_samples) > 1 and not return_mean
+        keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
         if keeps_samples and return_numpy is False:
             msg = "`return_numpy=False` asks for a table, but several samples without `return_mean` have three dimensions."
             raise ValueError(msg)
@@ -381,7 +381,7 @@ class AutoencoderModel(DiffusionModel):
         columns, seed, n_samples = (
             _columns_of(gene_list, self._registered_genes),
             resolve_seed(seed),
-            _checked_n_samples(n_samples),
+            check_count("n_samples", n_samples),
         )
         parts = []
         for x, rows in self._expression(adata, indices, batch_size):
@@ -455,13 +455,6 @@ def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
         msg = f"`gene_list` has the unknown gene {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
         raise ValueError(msg)
     return np.flatnonzero(genes.isin(gene_list))
-
-
-def _checked_n_samples(n_samples: int) -> int:
-    if not is_whole_number(n_samples) or n_samples < 1:
-        msg = f"`n_samples` must be a whole number of at least 1, but found {n_samples!r}."
-        raise ValueError(msg)
-    return int(n_samples)
 
 
 def _checked_scale(library_size: Any) -> float | None:

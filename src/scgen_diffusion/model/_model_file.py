@@ -9,7 +9,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata
@@ -20,6 +20,7 @@ from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 
+from scgen_diffusion._files import sync, write_atomically
 from scgen_diffusion.data import (
     JOINED,
     CategoricalKey,
@@ -27,7 +28,6 @@ from scgen_diffusion.data import (
     ContinuousKey,
     SetKey,
     keys_of_state,
-    sync,
     to_array,
     to_plain,
     to_table,
@@ -329,21 +329,18 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
     Files of the names ``removed`` go, unless they are written. After a failure the folder is as it was before.
     """
     was_there = folder.exists()
-    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in writers}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            write(parts[name])
-            sync(parts[name])
-        for name in removed:
-            (folder / name).unlink(missing_ok=True)
-        for name, part in parts.items():
-            part.replace(folder / name)
+        with ExitStack() as goals:
+            for name, write in writers.items():
+                part = goals.enter_context(write_atomically(folder / name))
+                write(part)
+                sync(part)  # before any of them gets its name
+            for name in removed:
+                (folder / name).unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
         raise _not_saved(folder, error) from error
     finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
         if not was_there and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import check_count, known_names
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def pair_of(real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells: 
 
     A layer is read of the synthetic cells if they have it; cells that a model generated have their counts in `X`.
     """
-    if not is_whole_number(max_cells) or max_cells < 2:
-        msg = f"`max_cells` must be at least 2, a whole number, but found {max_cells!r}."
-        raise ValueError(msg)
+    check_count("max_cells", max_cells, least=2)
     real = drawn(real, "real", max_cells, seed)
     synthetic = align_genes(drawn(synthetic, "synthetic", max_cells, seed), real.var_names)
     synthetic_layer = layer if layer in synthetic.layers else None
