@@ -103,7 +103,7 @@ FUNCTIONS = {
     "generate": [sgd.model.SCLDM.generate_to, sgd.model.SCRDIT.generate_to],
     "evaluate": [sgd.metrics.evaluate, sgd.metrics.evaluate_modalities],
     "evaluate-perturbation": [sgd.metrics.evaluate_perturbation],
-    "report": [sgd.report],
+    "report": [sgd.report.write],
 }
 
 
