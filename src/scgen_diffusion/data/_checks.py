@@ -105,36 +105,6 @@ def _check_all_log1p(matrix: Any, where: str) -> np.ndarray:
     return np.concatenate(totals)
 
 
-def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Raise unless every key is a column of ``obs`` with a label for every cell."""
-    for key in keys:
-        if "/" in str(key):
-            renamed = {key: str(key).replace("/", "_")}
-            msg = (
-                f"The condition key {key!r} has a '/' in its name, under which no .h5ad or .zarr file can hold a column. Rename it: "
-                f"adata.obs = adata.obs.rename(columns={renamed})."
-            )
-            raise ValueError(msg)
-        if key not in obs:
-            msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
-            raise KeyError(msg)
-        check_distinct_columns(obs[[key]].columns, "adata.obs")
-        if obs[key].dtype.kind in "mM":
-            msg = (
-                f"adata.obs[{key!r}] holds dates or times, which are neither classes nor numbers. Turn them into text, or into numbers "
-                "for `continuous_condition_keys`."
-            )
-            raise ValueError(msg)
-        missing = obs[key].isna()
-        if missing.any():
-            cells = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
-            msg = (
-                f"adata.obs[{key!r}] has no label for {missing.sum()} of {len(obs)} cells ({cells}, ...). "
-                "Remove these cells, or label them, for example 'unknown'."
-            )
-            raise ValueError(msg)
-
-
 def check_distinct_columns(columns: pd.Index, where: str) -> None:
     """Raise if two columns have the same name."""
     if not columns.is_unique:
