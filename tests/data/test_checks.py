@@ -6,9 +6,10 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 
-from scgen_diffusion.data import check_expression, check_same_genes, known_names
+from scgen_diffusion.data import CellFiles, check_expression, check_same_genes, known_names
 
 N_CELLS = 4500  # more than the rows that are looked at together
 
@@ -132,6 +133,24 @@ def test_cells_without_log_values_are_named():
 
     with pytest.raises(ValueError, match=r"without any count: 2 \('3', '7'\)"):
         check_expression(anndata.AnnData(x), None, "log1p")
+
+
+@pytest.mark.parametrize(("base", "is_natural"), [(None, True), (np.e, True), (2, False), (np.int64(10), False)])
+def test_logarithms_are_natural_as_scanpy_says_in_uns(base, is_natural, tmp_path):
+    adata = anndata.AnnData(counts(50))
+    sc.pp.log1p(adata, base=base)
+    adata.write_h5ad(tmp_path / "cells.h5ad")  # which leaves None out
+    for cells in (adata, anndata.read_h5ad(tmp_path / "cells.h5ad")):
+        if is_natural:
+            check_expression(cells, None, "log1p")
+            continue
+        with pytest.raises(ValueError, match=rf"to the base {base}, but .* natural ones.*np.log\({base}\)"):
+            check_expression(cells, None, "log1p")
+        with pytest.raises(ValueError, match=f"to the base {base}"):
+            CellFiles(tmp_path / "cells.h5ad", values="log1p")
+        cells.X *= np.log(base)
+        cells.uns["log1p"]["base"] = None
+        check_expression(cells, None, "log1p")
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])

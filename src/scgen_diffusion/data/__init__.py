@@ -10,7 +10,7 @@ from scgen_diffusion._arguments import (
 )
 
 from ._annbatch import AnnbatchCells
-from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic
+from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic, pad_genes
 from ._cell_files import CellFiles
 from ._checks import (
     LARGEST_LOG1P,
@@ -36,23 +36,19 @@ from ._condition_setup import (
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
 from ._file_registry import check_same_registry
-from ._gene_padding import pad_genes
 from ._many_conditions import SeenCodes, with_categories
 from ._mudata import (
     JOINED,
     ModalitiesField,
     Modality,
-    build_mudata,
-    check_same_features,
-    modalities_of,
-    mudata_of,
-)
-from ._mudata_checks import (
-    MODALITY_LIKELIHOODS,
     ModalityLikelihood,
+    build_mudata,
     check_condition_columns,
     check_is_mudata,
+    check_same_features,
     guess_likelihood,
+    modalities_of,
+    mudata_of,
     resolve_layers,
     resolve_modalities,
 )
@@ -68,7 +64,6 @@ __all__ = [
     "JOIN",
     "JOINED",
     "LARGEST_LOG1P",
-    "MODALITY_LIKELIHOODS",
     "OPEN",
     "PROVENANCE_KEY",
     "SYNTHETIC",
