@@ -18,15 +18,14 @@ from scgen_diffusion._arguments import check_count
 from ._anndata_file import open_anndata_files
 from ._cell_digest import digest_of_cells, sampled_rows
 from ._checks import (
-    check_conditions,
+    check_natural_logarithms,
     check_not_empty,
     check_size,
     check_values,
     row_numbers,
 )
-from ._condition_field import encode_obs, keys_of_state
 from ._condition_keys import ContinuousKey
-from ._condition_setup import ConditionSetup, condition_names
+from ._condition_setup import ConditionSetup, check_conditions, condition_names, encode_obs, keys_of_state
 from ._conditions import Conditions
 from ._file_matrix import JoinedMatrix
 from ._file_obs import ReadTables, columns_of_genes, looked_up, read_columns
@@ -174,6 +173,8 @@ class CellFiles:
             check_size(part.shape, file.where(layer))
             with file.reading("X" if layer is None else f"layers[{layer!r}]"):
                 totals = check_values(part, file.where(layer), values)
+            if values == "log1p":
+                check_natural_logarithms(file.unstructured("log1p"), file.where(layer))
             if not totals.all():
                 check_not_empty(totals, file.all_names(), file.where(layer))
             self._totals.append(totals)
