@@ -187,7 +187,9 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
     terminal.say("Judging and drawing")
-    terminal.result(package.report(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments))
+    terminal.result(
+        package.report.write(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments)
+    )
 
 
 def _check_output(options: Mapping[str, Any], inputs: Mapping[str, Path], suffix: str) -> None:
@@ -206,7 +208,7 @@ def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[
     levels = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
-        verdict = package.metrics.verdict(part)
+        verdict = package.report.verdict(part)
         terminal.say(f"{name}{verdict.summary}", wrap=True)
         for finding in verdict.findings:
             terminal.say(f"{finding.topic}: {finding.message}", label=f"[{finding.level}]", wrap=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scgen_diffusion.data import Conditions, RequestedCodes
-    from scgen_diffusion.diffusion import Guidance, Sampler
+    from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
@@ -65,7 +65,7 @@ class SamplingOptions:
     sampler_name: str
     sampler: Sampler
     n_steps: int | None
-    guidance: Guidance
+    guidance: ResolvedGuidance
     guidance_record: Mapping[str, Any]
     output: InputValues
 
@@ -199,7 +199,7 @@ def identity_of(
     }
 
 
-def name_of(identity: Mapping[str, Any], guidance: Guidance, seed: int, n_cells: int | None) -> str:
+def name_of(identity: Mapping[str, Any], guidance: ResolvedGuidance, seed: int, n_cells: int | None) -> str:
     """Name a request by its model and by a digest of what its cells depend on: the number of cells too, unless it is None."""
     depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
     told = json.dumps(depends_on, sort_keys=True, default=str)
