@@ -101,7 +101,7 @@ def test_no_keys_may_be_written_as_none(make_cells, tiny):
         (["a", 1], "numbers and text together"),
         ([True, 1.5], "numbers and truth values together"),
         ([["a"], "b"], "holds \\['a'\\] of type list"),
-        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "dates or times"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "text, numbers or truth values only"),
         (pd.Categorical(pd.to_datetime(["2020-01-01", "2020-01-02"])), "of type Timestamp"),
         ([1j, 2j], "of type complex"),
     ],

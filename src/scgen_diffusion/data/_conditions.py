@@ -218,10 +218,6 @@ class Conditions:
         given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
-    def occurs(self, codes: np.ndarray) -> bool:
-        """Tell whether any training cell has this combination ``(columns,)``, whatever it has of the open keys."""
-        return bool(self._matches(self._snapped(codes[None])[0]).any())
-
     def unseen(self, codes: np.ndarray) -> list[str]:
         """Name the combinations among codes ``(n, columns)`` that no training cell has."""
         patterns, first = np.unique(self._snapped(codes), axis=0, return_index=True)
