@@ -364,7 +364,7 @@ def test_keys_are_lists_of_names(keys):
 
 @pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
 def test_a_registry_of_several_modalities_is_refused_by_models_of_one(multimodal, cls):
-    with pytest.raises(ValueError, match=f"several modalities, but {cls.__name__} reads one"):
+    with pytest.raises(ValueError, match=f"`setup_mudata`, but {cls.__name__} reads cells with one modality"):
         cls(registry=multimodal.registry)
 
 

@@ -252,7 +252,7 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
     assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion")
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
     MULTISCLDM.setup_mudata(mdata)
-    _, features, conditions, *_ = lines_of(SCLDM(mdata, **tiny), capsys)
+    _, features, conditions, *_ = lines_of(MULTISCLDM(mdata, **tiny), capsys)
     assert "rna (12, negative_binomial), prot (5, negative_binomial)" in features
     assert conditions.endswith("none")
 

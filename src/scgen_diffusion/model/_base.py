@@ -484,6 +484,9 @@ class DiffusionModel(StreamingMixin, TrainingMixin):
         if method == "transport" and (guidance != Guidance() or given_keys is not None):
             msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
+        if library_size is None and output == "counts" and self._input_values == "log1p":
+            msg = "Log-normalised values do not tell the cells' own library sizes; give `library_size`, one number or one per cell."
+            raise ValueError(msg)
         asked = [] if condition is None else list(condition)
         request = Counterfactual(
             cells.rows,
