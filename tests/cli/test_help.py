@@ -93,7 +93,7 @@ BEYOND = {  # what makes no sense on a command line, or follows from it
 FUNCTIONS = {
     "train": [
         sgd.model.SCLDM.setup_anndata,
-        sgd.model.SCLDM.setup_mudata,
+        sgd.model.MULTISCLDM.setup_mudata,
         sgd.model.SCLDM.__init__,
         sgd.model.SCLDM.train,
         sgd.model.SCRDIT.train,
@@ -103,7 +103,7 @@ FUNCTIONS = {
     "generate": [sgd.model.SCLDM.generate_to, sgd.model.SCRDIT.generate_to],
     "evaluate": [sgd.metrics.evaluate, sgd.metrics.evaluate_modalities],
     "evaluate-perturbation": [sgd.metrics.evaluate_perturbation],
-    "report": [sgd.report],
+    "report": [sgd.report.write],
 }
 
 

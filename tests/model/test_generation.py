@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import scvi
 
-from scgen_diffusion.diffusion import FixedStepSampler
+from scgen_diffusion.diffusion import FixedStepSampler, Guidance
 
 SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
 
@@ -224,7 +224,7 @@ NAMED_OTHERWISE = {
     "no condition": {"condition": None},
     "shares": {"condition": {"cell_type": ["NK", "B cell"]}},
     "guidance": {"guidance_scale": 2.0},
-    "interval": {"guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)},
+    "interval": {"guidance_scale": Guidance(2.0, interval=(0.1, 0.9))},
     "sampler": {"sampler": "euler"},
     "steps": {"n_steps": 3},
     "library size": {"library_size": 100},
