@@ -81,16 +81,20 @@ class GenerationMixin(RegistrationMixin):
         show_progress: bool,
         **options: Any,
     ) -> AnnData:
-        """Make the cells of a request and put them together."""
-        request = self._request(n_cells, condition, **options)
-        parts = []
+        """Make all cells of a request."""
+        request, batch_size = self._request(n_cells, condition, **options), checked_batch_size(batch_size)
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            for cells in self._engine.cells(request, batch_size=checked_batch_size(batch_size)):
-                parts.append(cells)
-                progress.update(len(cells.codes))
+            return self._make_cells(request, 0, request.n_cells, batch_size, progress)
+
+    def _make_cells(self, request: CellRequest, start: int, stop: int, batch_size: int, progress: tqdm) -> AnnData:
+        """Make the cells of a range, which starts with a block, and put them together."""
+        parts = []
+        for cells in self._engine.cells(request, start, stop, batch_size=batch_size):
+            parts.append(cells)
+            progress.update(len(cells.codes))
         x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
         self._check_result(ValueSummary.of(x), request.output)
-        obs = self.conditions.to_obs(codes, request.names(0, request.n_cells))
+        obs = self.conditions.to_obs(codes, request.names(start, stop))
         return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
 
     @suggests_arguments(OTHER_NAMES)
