@@ -125,7 +125,7 @@ class RegistrationMixin(BaseModelClass):
             model: a table with one row per class or member, or the name of one in ``adata.uns``. What the table has and the training
             cells have not can be generated too.
         values
-            What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values. These suit the gene-space
+            What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values (natural logarithms). These suit the gene-space
             models, and SCLDM with a Gaussian head; a model that learned from them cannot draw library sizes.
         **kwargs
             For scvi-tools.
