@@ -17,7 +17,7 @@ import torch
 from scvi import settings
 
 from scgen_diffusion._compat import parse_device_args
-from scgen_diffusion.data import ContinuousKey, check_argument_names, is_whole_number, known_names, warn_user
+from scgen_diffusion.data import ContinuousKey, check_argument_names, check_count, known_names, warn_user
 from scgen_diffusion.train import (
     RECIPES,
     AutoencoderPlan,
@@ -209,10 +209,7 @@ class TrainingMixin(RegistrationMixin):
             size = None if name == "transport" and len(names) > 1 else batch_size
             recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
             length = epochs[name]
-            if length is not None and not (is_whole_number(length) and length >= 1):
-                msg = f"`max_epochs` must be a whole number of at least 1, but found {length!r}."
-                raise ValueError(msg)
-            lengths[name] = length or recipes[name].max_epochs(n_cells)
+            lengths[name] = recipes[name].max_epochs(n_cells) if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
         if early_stopping and not validated:
             msg = (
@@ -645,10 +642,7 @@ def changed_recipe(
         if isinstance(getattr(recipe, name), Real) and not isinstance(value, Real):
             msg = f"`plan_kwargs`: {name!r} must be a number, but found {value!r}."
             raise TypeError(msg)
-    size = changes.get("batch_size", recipe.batch_size)
-    if not (is_whole_number(size) and size >= 1):
-        msg = f"`batch_size` must be a whole number of at least 1, but found {size!r}."
-        raise ValueError(msg)
+    size = check_count("batch_size", changes.get("batch_size", recipe.batch_size))
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
 
 
