@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 import scgen_diffusion as sgd
-from scgen_diffusion._files import write_atomically
 from scgen_diffusion.model import SCLDM
 
 
@@ -309,15 +308,6 @@ def test_checkpoints_do_not_lie_where_the_model_will(call, cells_file, tmp_path)
     out = tmp_path / "model"
     code, _, err = call("train", cells_file, "-o", out, "--checkpoint-dir", out / "checkpoints")
     assert (code, "is, or holds" in err) == (2, True)
-
-
-def test_a_model_is_kept_if_the_new_one_cannot_take_its_place(tmp_path):
-    goal = tmp_path / "model"
-    goal.mkdir()
-    (goal / "model.pt").write_text("old")
-    with pytest.raises(FileNotFoundError), write_atomically(goal):
-        pass  # nothing was written
-    assert (goal / "model.pt").read_text() == "old"
 
 
 def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_file, small, saved_model, tmp_path):

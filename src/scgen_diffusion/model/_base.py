@@ -46,7 +46,6 @@ from scgen_diffusion.data import (
     check_same_registry,
     check_values,
     checked_rows,
-    is_whole_number,
     keys_of_state,
     known_names,
     pad_genes,
@@ -219,7 +218,7 @@ class DiffusionModel(BaseModelClass):
             model: a table with one row per class or member, or the name of one in ``adata.uns``. What the table has and the training
             cells have not can be generated too.
         values
-            What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values. These suit the gene-space
+            What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values (natural logarithms). These suit the gene-space
             models, and SCLDM with a Gaussian head; a model that learned from them cannot draw library sizes.
         **kwargs
             For scvi-tools.
@@ -516,10 +515,7 @@ class DiffusionModel(BaseModelClass):
             size = None if name == "transport" and len(names) > 1 else batch_size
             recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
             length = epochs[name]
-            if length is not None and not (is_whole_number(length) and length >= 1):
-                msg = f"`max_epochs` must be a whole number of at least 1, but found {length!r}."
-                raise ValueError(msg)
-            lengths[name] = length or recipes[name].max_epochs(n_cells)
+            lengths[name] = recipes[name].max_epochs(n_cells) if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
         if early_stopping and not validated:
             msg = (
