@@ -59,7 +59,7 @@ def test_members_are_the_rows_of_a_table(adata, table):
     (key,) = found.keys_of(adata.obs)
     assert key.members == list(TABLE.index)
     assert key.has_vectors
-    assert found.vectors["gene"].dtypes.unique() == np.dtype("float32")
+    assert found.condition_embeddings["gene"].dtypes.unique() == np.dtype("float32")
 
 
 def test_classes_are_the_rows_of_a_table(adata):
@@ -170,7 +170,11 @@ def test_a_field_without_keys_is_empty(adata):
     [
         ({"controls": "ctrl"}, TypeError, "`control_values` must be a mapping.*found str"),
         ({"embeddings": TABLE}, TypeError, "`condition_embeddings` must be a mapping.*found DataFrame"),
-        ({"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}}, ValueError, "'ctrl' of 'gene' contains the separator"),
+        (
+            {"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}},
+            ValueError,
+            "must be text without the separator 'r', but found 'ctrl'",
+        ),
         (
             {"sets": ["gene"], "embeddings": {"gene": TABLE.set_axis(["1", 1, "x"], axis=1)}},
             ValueError,

@@ -372,7 +372,6 @@ def test_the_number_of_steps_is_honoured(trained):
         ({"n_steps": "many"}, "`n_steps`.*'many'"),
         ({"guidance_scale": "2"}, "`guidance_scale` must be a finite number.*'2'"),
         ({"guidance_scale": True}, "`guidance_scale` must be a finite number.*True"),
-        ({"composition": ["joint"]}, "`composition`.*is not known"),
         ({"n_cells": True}, "`n_cells`.*True"),
         ({"n_cells": None, "condition": {"dose": []}}, "`condition` has no rows"),
         ({"condition": {"dose": []}}, "has 0 values for 3 cells"),

@@ -223,7 +223,7 @@ def test_a_published_size_is_refused_as_its_latents_have_no_spread(tiny):
         MULTISCLDM(mdata, size="published")
 
 
-def test_a_model_makes_the_same_cells_in_a_fresh_process(multimodal, run_python, tmp_path):
+def test_a_model_makes_the_same_cells_in_a_fresh_process(multimodal, run_apart, tmp_path):
     multimodal.save(tmp_path / "model")
     script = """
 import sys
@@ -232,7 +232,7 @@ model = MULTISCLDM.load(sys.argv[1], accelerator="cpu")
 print("cells:", model.adata)
 model.generate(7, seed=5).write_h5mu(sys.argv[2])
 """
-    printed = run_python(script, tmp_path / "model", tmp_path / "cells.h5mu")
+    printed, _ = run_apart(script, tmp_path / "model", tmp_path / "cells.h5mu")
 
     loaded = mudata.read_h5mu(tmp_path / "cells.h5mu")
     np.testing.assert_array_equal(values(loaded), values(multimodal.generate(7, seed=5)))
@@ -364,7 +364,7 @@ def test_keys_are_lists_of_names(keys):
 
 @pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
 def test_a_registry_of_several_modalities_is_refused_by_models_of_one(multimodal, cls):
-    with pytest.raises(ValueError, match=f"several modalities, but {cls.__name__} reads one"):
+    with pytest.raises(ValueError, match=f"`setup_mudata`, but {cls.__name__} reads cells with one modality"):
         cls(registry=multimodal.registry)
 
 

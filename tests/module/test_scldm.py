@@ -244,7 +244,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) / 2**20)
 
 
 @pytest.mark.slow
-def test_a_step_on_20_000_genes_and_128_cells_fits_into_memory(run_python):
-    gibibytes = float(run_python(LARGE_STEP).split()[-1])
+def test_a_step_on_20_000_genes_and_128_cells_fits_into_memory(run_apart):
+    gibibytes = float(run_apart(LARGE_STEP)[0])
 
     assert gibibytes < 3.5

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,26 +41,26 @@ class ConditionSetup:
 
     Parameters
     ----------
-    categorical, continuous
+    condition_keys, continuous_condition_keys
         Columns of classes and of numbers.
-    sets
+    set_condition_keys
         Columns of sets, with their separators.
-    controls
+    control_values
         What is written for unperturbed cells in some of the columns.
-    vectors
+    condition_embeddings
         Known embeddings of some of the keys: a row per class or member.
     """
 
-    categorical: Sequence[str] = ()
-    continuous: Sequence[str] = ()
-    sets: Mapping[str, str] = field(default_factory=dict)
-    controls: Mapping[str, Any] = field(default_factory=dict)
-    vectors: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    condition_keys: Sequence[str]
+    continuous_condition_keys: Sequence[str]
+    set_condition_keys: Mapping[str, str]
+    control_values: Mapping[str, Any]
+    condition_embeddings: Mapping[str, pd.DataFrame]
 
     @classmethod
     def of(
         cls,
-        adata: AnnData,
+        adata: AnnData | MuData,
         categorical: Sequence[str] | None,
         continuous: Sequence[str] | None,
         sets: Sequence[str] | Mapping[str, str] | None,
@@ -93,6 +93,14 @@ class ConditionSetup:
         if SYNTHETIC in listed:
             msg = f"{SYNTHETIC!r} cannot be a condition key: generated cells have a column of that name. Rename adata.obs[{SYNTHETIC!r}]."
             raise ValueError(msg)
+        for key in listed:
+            owners = [name for name, part in getattr(adata, "mod", {}).items() if key in part.obs]
+            if key not in adata.obs and owners:
+                msg = (
+                    f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Bring it up with "
+                    f"mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
+                )
+                raise KeyError(msg)
         check_conditions(adata.obs, listed)
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = (
@@ -115,31 +123,25 @@ class ConditionSetup:
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
         """Return the setup that these arguments of ``setup_anndata`` gave."""
-        return cls(*(arguments[name] for name in cls().arguments))
+        return cls(**{option.name: arguments[option.name] for option in fields(cls)})
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of ``setup_anndata`` that give this setup, without what lies in the cells' ``uns``."""
-        return {
-            "condition_keys": list(self.categorical),
-            "continuous_condition_keys": list(self.continuous),
-            "set_condition_keys": dict(self.sets),
-            "control_values": dict(self.controls),
-            "condition_embeddings": dict(self.vectors),
-        }
+        return {option.name: getattr(self, option.name) for option in fields(self)}
 
     @property
     def names(self) -> list[str]:
         """The columns: those of classes, of numbers, of sets."""
-        return [*self.categorical, *self.continuous, *self.sets]
+        return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
 
     def keys_of(self, obs: pd.DataFrame) -> list[ConditionKey]:
         """Learn the keys from the training cells' columns, in the order of :attr:`names`."""
-        known = {name: (self.controls.get(name), self.vectors.get(name)) for name in self.names}
+        known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
-            *(CategoricalKey.of(name, obs[name], *known[name]) for name in self.categorical),
-            *(ContinuousKey.of(name, obs[name]) for name in self.continuous),
-            *(SetKey.of(name, obs[name], separator, *known[name]) for name, separator in self.sets.items()),
+            *(CategoricalKey.of(name, obs[name], *known[name]) for name in self.condition_keys),
+            *(ContinuousKey.of(name, obs[name]) for name in self.continuous_condition_keys),
+            *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
         ]
 
 
@@ -190,7 +192,8 @@ class ConditionField(BaseAnnDataField):
         self.validate_field(adata_target)
         by_key = keys_of_state(state_registry)
         if extend_categories:
-            by_key = [key.extended(adata_target.obs[key.name], self.setup.vectors.get(key.name)) for key in by_key]
+            obs, tables = adata_target.obs, self.setup.condition_embeddings
+            by_key = [key.extended(obs[key.name], tables.get(key.name)) for key in by_key]
         adata_target.obsm[WHERE] = encode_obs(adata_target.obs, by_key)
         return state_of_keys(by_key)
 
@@ -288,12 +291,6 @@ def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
             msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
             raise KeyError(msg)
         check_distinct_columns(obs[[key]].columns, "adata.obs")
-        if obs[key].dtype.kind in "mM":
-            msg = (
-                f"adata.obs[{key!r}] holds dates or times, which are neither classes nor numbers. Turn them into text, or into numbers "
-                "for `continuous_condition_keys`."
-            )
-            raise ValueError(msg)
         missing = obs[key].isna()
         if missing.any():
             cells = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
@@ -338,16 +335,12 @@ def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allow
 
 
 def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> None:
+    """Raise unless a column holds text, whose separator is no part of how the empty set is written."""
     if not isinstance(separator, str) or not separator.strip():
         msg = f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
         raise ValueError(msg)
-    if control is not None and not isinstance(control, str):
-        msg = f"The control value of {name!r} must be text, as its sets are, but found {control!r}."
-        raise ValueError(msg)
-    if control is not None and separator in control:
-        msg = (
-            f"The control value {control!r} of {name!r} contains the separator {separator!r}. Choose another separator."
-        )
+    if control is not None and (not isinstance(control, str) or separator in control):
+        msg = f"The control value of {name!r} must be text without the separator {separator!r}, but found {control!r}."
         raise ValueError(msg)
     _checked_values(name, column, (str,), f"text such as 'A{separator}B'")
 

@@ -15,7 +15,6 @@ import pandas as pd
 from scgen_diffusion._arguments import check_count, known_names
 
 from ._condition_keys import OPEN, ConditionKey, ContinuousKey, SetKey, columns_of
-from ._many_conditions import SeenCodes
 
 N_VALUES = 256  # of a number that are kept apart
 NEAR = 0.25  # standard deviations within which a number counts as one that occurs
@@ -179,10 +178,6 @@ class Conditions:
             given.append((columns, codes))
         return RequestedCodes(n_cells, self.n_columns, given)
 
-    def seen(self) -> SeenCodes:
-        """Return what looks at the codes of many cells to know the categories of all."""
-        return SeenCodes(list(zip(self.by_key, self._columns, strict=True)))
-
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw what is open from the training distribution, given what is not.
 
@@ -217,10 +212,6 @@ class Conditions:
         """Name one combination ``(columns,)``, without what is open."""
         given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
-
-    def occurs(self, codes: np.ndarray) -> bool:
-        """Tell whether any training cell has this combination ``(columns,)``, whatever it has of the open keys."""
-        return bool(self._matches(self._snapped(codes[None])[0]).any())
 
     def unseen(self, codes: np.ndarray) -> list[str]:
         """Name the combinations among codes ``(n, columns)`` that no training cell has."""

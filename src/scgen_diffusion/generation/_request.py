@@ -35,6 +35,9 @@ OTHER_NAMES = {
     **dict.fromkeys(("adata", "control", "control_cells"), "adata_control"),
     **dict.fromkeys(("progress", "progress_bar", "verbose"), "show_progress"),
     "frames": "n_frames",
+    "composition": "It is a part of guidance: `guidance_scale=Guidance(scale, composition=...)`, of scgen_diffusion.diffusion.",
+    "guidance_interval": "It is a part of guidance: `guidance_scale=Guidance(scale, interval=...)`, of scgen_diffusion.diffusion.",
+    "guidance_rescale": "It is a part of guidance: `guidance_scale=Guidance(scale, rescale=...)`, of scgen_diffusion.diffusion.",
 }
 """What other packages call the arguments of methods that generate."""
 N_NAMED = 1000  # values of a list that provenance names at most
