@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +16,6 @@ from ._terminal import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from lightning.pytorch.callbacks import Callback
 
     from ._terminal import Terminal
 
@@ -157,6 +153,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     from lightning.pytorch.utilities import rank_zero_only
     from scvi import settings
 
+    from scgen_diffusion.train import Interruption
+
     settings.seed = options["seed"]
     terminal.say(f"Reading {', '.join(map(str, paths))}")
     name = options["model"]
@@ -180,10 +178,9 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         arguments["plan_kwargs"] = plan
     if "devices" in options:
         arguments["devices"] = read_devices(options["devices"])
-    watch, interrupted = _watch(terminal)
-    defaults = {"enable_progress_bar": not terminal.quiet, "enable_model_summary": False, "callbacks": [watch]}
-    model.train(**{**defaults, **arguments}, **data, checkpoint_dir=checkpoints)
-    if interrupted.is_set():  # the stage ended in order, and the others were left out
+    model.train(**{"enable_progress_bar": not terminal.quiet, **arguments}, **data, checkpoint_dir=checkpoints)
+    callbacks = model.trainer.callbacks
+    if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # and stopped in order
         raise terminal.stopped(ExitCode.INTERRUPTED)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
@@ -246,26 +243,3 @@ def _setup_arguments(options: Mapping[str, Any], has_modalities: bool) -> dict[s
         if Path(table).suffix in TABLES:
             arguments["condition_embeddings"] |= {key: read_table(Path(table), index_col=0)}
     return arguments
-
-
-def _watch(terminal: Terminal) -> tuple[Callback, threading.Event]:
-    """Return what says that a stage resumes and takes note of Ctrl-C, which ends a stage in order, and where it notes it."""
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    interrupted = threading.Event()
-
-    def on_train_start(trainer: Any, plan: Any) -> None:
-        if trainer.current_epoch and trainer.is_global_zero:
-            terminal.say(f"{plan.name}: going on after epoch {trainer.current_epoch}")
-        if threading.current_thread() is not threading.main_thread():
-            return
-        stop = signal.getsignal(signal.SIGINT)
-
-        def note_and_stop(*received: Any) -> None:
-            interrupted.set()
-            if callable(stop):
-                stop(*received)
-
-        signal.signal(signal.SIGINT, note_and_stop)
-
-    return LambdaCallback(on_train_start=on_train_start), interrupted
