@@ -52,11 +52,7 @@ OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(
             option("--layer -l", "Layer with the counts of the real cells.", Keyed("[MODALITY=]NAME")),
             BACKED,
         ],
-        JUDGING: [
-            METRIC,
-            *OF_JUDGING,
-            option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int),
-        ],
+        JUDGING: [METRIC, *OF_JUDGING, option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int)],
         THRESHOLDS: [
             option("--fail-on", "Fail if the verdict has warnings, or warnings or notes.", click.Choice(list(LEVELS))),
             *OF_THRESHOLDS,
@@ -98,10 +94,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--separator", "What stands between the parts of a combination.", metavar="TEXT"),
             option("--layer -l", "Layer with the counts.", metavar="NAME"),
         ],
-        JUDGING: [
-            METRIC,
-            *OF_JUDGING,
-        ],
+        JUDGING: [METRIC, *OF_JUDGING],
         THRESHOLDS: OF_THRESHOLDS,
         OUTPUT: OF_OUTPUT,
     },
@@ -131,11 +124,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
             BACKED,
         ],
         "Page": [
-            option(
-                "--table",
-                "What evaluate wrote for these cells, so that nothing is computed twice.",
-                existing(dir_okay=False),
-            ),
+            option("--table", "What evaluate wrote for these cells, to save the time.", existing(dir_okay=False)),
             option("--model", "Folder of the model, whose training is shown.", existing(file_okay=False)),
             option("--title", "Heading.", metavar="TEXT"),
             option("--max-cells", "Cells of each kind that are compared and drawn.", int),

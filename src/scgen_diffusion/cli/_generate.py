@@ -36,20 +36,13 @@ SECTIONS = {
     "Request": [
         option("--n-cells -n", "Number of cells; not needed with a table.", int),
         option(
-            "--condition -c",
-            "What the cells shall be, such as cell_type=NK. Several values of a key get equal shares of the cells; keys left out are drawn as "
-            "they occur in training.",
-            Keyed(repeats=True),
+            "--condition -c", "Condition such as cell_type=NK; several values get equal shares.", Keyed(repeats=True)
         ),
         option(
-            "--condition-table",
-            "A .csv or .tsv file with one row per cell and keys as columns, in place of --condition.",
-            existing(dir_okay=False),
+            "--condition-table", "A .csv or .tsv file with a row per cell, keys as columns.", existing(dir_okay=False)
         ),
         option(
-            "--library-size",
-            "Total counts of every cell, or a distribution: empirical, normal, latent.",
-            Keyed("[MODALITY=]N|NAME", number_or_text),
+            "--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", number_or_text)
         ),
         option("--library-size-column", "Column of the table with total counts, cell by cell.", metavar="NAME"),
         flag("--counts", "Whole counts, also from SCRDIT and WBDIT."),
@@ -57,7 +50,7 @@ SECTIONS = {
     "Sampling": [
         option(
             "--guidance-scale -g",
-            "1: conditional; more: more typical of the condition; one number, or one per key or subset of keys (KEY,KEY=NUMBER).",
+            "Strength of the condition, 1 by default: a number, or one per key or set of keys (KEY,KEY=2).",
             Keyed("[KEY=]NUMBER", number),
         ),
         option("--composition", "joint, mutually_exclusive or additive guidance.", metavar="NAME"),

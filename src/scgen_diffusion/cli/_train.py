@@ -23,6 +23,7 @@ MODELS = ("SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT")
 STAGES = ("autoencoder", "prior", "transport", "diffusion")
 OF_WINDOWS = ("shared_genes", "window_size", "block_size")
 LARGEST_SEED = 2**32 - 1
+SETTING = Keyed("KEY=VALUE", toml_value)
 OF_TRAIN = (
     "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "early_stopping_patience", "check_val_every_n_epoch",
     "compile", "accelerator", "num_nodes", "strategy", "precision",
@@ -44,26 +45,13 @@ SECTIONS = {
         columns("--condition -c", "Column of obs with classes to generate by. As often as needed."),
         columns("--continuous-condition", "Column of numbers to generate by: dose, time, age."),
         option(
-            "--set-condition",
-            'Column of sets such as "A+B", such as combined perturbations; the separator is + if none is given.',
-            Keyed("COLUMN[=SEPARATOR]"),
+            "--set-condition", "Column of sets such as A+B; the separator is + by default.", Keyed("COLUMN[=SEPARATOR]")
         ),
         option("--control", "What is written for unperturbed cells in a column.", Keyed("COLUMN=VALUE", scalar)),
-        option(
-            "--condition-embedding",
-            "Known vectors of the values of a column: a .csv or .tsv file, its first column the values, or an entry of uns.",
-            Keyed("COLUMN=TABLE"),
-        ),
+        option("--condition-embedding", "Vectors of the values: a .csv, .tsv, or entry of uns.", Keyed("COLUMN=TABLE")),
         option("--values", "What the layer holds; counts by default.", click.Choice(["counts", "log1p"])),
-        option(
-            "--modality",
-            "Modality of .h5mu to train on, and what explains its values; all by default.",
-            Keyed("NAME[=LIKELIHOOD]"),
-        ),
-        flag(
-            "--backed",
-            "Read the cells from the files window by window, for what does not fit in memory; always so for several files.",
-        ),
+        option("--modality", "Modality of .h5mu, and its likelihood; all by default.", Keyed("NAME[=LIKELIHOOD]")),
+        flag("--backed", "Leave cells in their files, for what does not fit in memory; several files are always left."),
         flag("--shared-genes", "Of several files take the genes that all have."),
         option("--window-size", "Cells in memory together, if they are read from files.", int),
         option("--block-size", "Neighbouring cells that are read together.", int),
@@ -71,17 +59,11 @@ SECTIONS = {
     "Model": [
         option("--model -m", "Class of the model.", click.Choice(MODELS), default=MODELS[0]),
         option("--size", "Architecture: ours, or the paper's.", click.Choice(["default", "published"])),
-        option(
-            "--set architecture",
-            "One part or size of the architecture, such as n_latent=16.",
-            Keyed("KEY=VALUE", toml_value),
-        ),
+        option("--set architecture", "One part or size of the architecture, such as n_latent=16.", SETTING),
     ],
     "Training": [
         option(
-            "--max-epochs -e",
-            "Epochs of all stages, or of one (autoencoder, prior, transport); from the number of cells by default.",
-            Keyed("[STAGE=]N", whole_number),
+            "--max-epochs -e", "Epochs of all stages, or of one, such as prior=20.", Keyed("[STAGE=]N", whole_number)
         ),
         option("--batch-size", "Cells per step.", int),
         option("--train-size", "Share of cells to train on.", float, "SHARE"),
@@ -96,14 +78,10 @@ SECTIONS = {
         option("--num-nodes", "Machines of a distributed run.", int),
         option("--strategy", "ddp for several devices.", metavar="NAME"),
         option("--precision", "32-true, bf16-mixed ...", metavar="NAME"),
-        option(
-            "--autoencoder",
-            "Change of the autoencoder's recipe (SCLDM), such as learning_rate=1e-3.",
-            Keyed("KEY=VALUE", toml_value),
-        ),
-        option("--prior", "Change of the prior's recipe (SCLDM).", Keyed("KEY=VALUE", toml_value)),
-        option("--recipe", "Change of the recipe (SCRDIT, WBDIT).", Keyed("KEY=VALUE", toml_value)),
-        option("--trainer", "Further option of Lightning's trainer.", Keyed("KEY=VALUE", toml_value)),
+        option("--autoencoder", "Change of the autoencoder's recipe (SCLDM), such as learning_rate=1e-3.", SETTING),
+        option("--prior", "Change of the prior's recipe (SCLDM).", SETTING),
+        option("--recipe", "Change of the recipe (SCRDIT, WBDIT).", SETTING),
+        option("--trainer", "Further option of Lightning's trainer.", SETTING),
     ],
     "Output": [
         option("--out -o", "Folder of the model.", new(file_okay=False), required=True),
@@ -111,7 +89,7 @@ SECTIONS = {
         flag("--save-cells", "Save the training cells with the model."),
         option(
             "--checkpoint-dir",
-            "Folder of checkpoints, from which the same command goes on. Default: a hidden one beside the model, removed at the end.",
+            "Folder of checkpoints. Default: a hidden one, removed at the end.",
             new(file_okay=False),
         ),
         flag("--no-checkpoints", "Keep none."),
