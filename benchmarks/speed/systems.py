@@ -151,13 +151,14 @@ class PlannedSteps:
         self.plan = plan.to(setting.device)
         plan.trainer = StandInTrainer()
         self.optimizer = plan.configure_optimizers()["optimizer"]
+        self.generator = torch.Generator(setting.device).manual_seed(0)
         is_bf16 = setting.precision == "bf16"
         self.autocast = torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=is_bf16)
 
     def take(self, batch: dict[str, Tensor]) -> None:
         """Take one step."""
         with self.autocast:
-            loss = self.plan.compute_losses(batch, self.plan.generator, training=True)["loss"]
+            loss = self.plan.compute_losses(batch, self.generator, training=True)["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.plan.configure_gradient_clipping(self.optimizer, self.plan.recipe.gradient_clip, "norm")
@@ -278,7 +279,7 @@ class PackageSystem(System):
 
     def generate(self) -> None:
         """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
-        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
+        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
         from scgen_diffusion.model import SCLDM
 
         condition = self.cells.condition
@@ -287,7 +288,7 @@ class PackageSystem(System):
             z = self.module.sample_latents(
                 generators.normal(*self.module.latent_shape),
                 condition,
-                guidance=Guidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
+                guidance=ResolvedGuidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
                 sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
                 n_steps=self.setting.n_steps,
             )

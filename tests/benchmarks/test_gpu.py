@@ -6,9 +6,7 @@ import pandas as pd
 import pytest
 
 gpu = pytest.importorskip("benchmarks.speed.gpu")
-calls, roofline, systems = (
-    pytest.importorskip(f"benchmarks.speed.{name}") for name in ("calls", "roofline", "systems")
-)
+calls, systems = (pytest.importorskip(f"benchmarks.speed.{name}") for name in ("calls", "systems"))
 
 
 @pytest.fixture
@@ -18,9 +16,8 @@ def run_script(monkeypatch, tmp_path):
     monkeypatch.setattr(systems, "N_SAMPLED", {"cpu": 8})
     monkeypatch.setattr(gpu, "PROFILED", {"package": ("prior_step",)})
     monkeypatch.setattr(gpu, "WAYS", (("bf16", False),))
-    rates = roofline.Rates({"float32": 1e10, "bf16": 1e10}, 1e10)
     for module in (gpu, sys.modules["benchmarks.speed.measure"]):
-        monkeypatch.setattr(module, "machine_rates", lambda _: rates)
+        monkeypatch.setattr(module, "device_rate", lambda *_: 1e10)
 
     def run(*goals):
         monkeypatch.setattr(gpu, "GOALS", goals)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import scanpy as sc
 import scvi
 from mudata import MuData
 
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model import MULTISCLDM, SCLDM
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
 
@@ -251,8 +253,8 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
     assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
     assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion")
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
-    SCLDM.setup_mudata(mdata)
-    _, features, conditions, *_ = lines_of(SCLDM(mdata, **tiny), capsys)
+    MULTISCLDM.setup_mudata(mdata)
+    _, features, conditions, *_ = lines_of(MULTISCLDM(mdata, **tiny), capsys)
     assert "rna (12, negative_binomial), prot (5, negative_binomial)" in features
     assert conditions.endswith("none")
 
@@ -266,18 +268,11 @@ conftest._make_model().train(2)
 """
 
 
-def test_training_shows_a_bar_for_each_stage_and_nothing_else(run_python, monkeypatch):
-    import subprocess
-    from pathlib import Path
+def test_training_shows_a_bar_for_each_stage_and_nothing_else(run_apart):
+    out, err = run_apart(QUIET, Path(__file__).parents[1])
 
-    streams = {}
-    original = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: streams.setdefault("done", original(*a, **k)))
-
-    run_python(QUIET, Path(__file__).parents[1])
-
-    shown = streams["done"].stderr.partition("begin\n")[2].replace("\r", "\n").splitlines()
-    assert streams["done"].stdout == ""
+    shown = err.partition("begin\n")[2].replace("\r", "\n").splitlines()
+    assert out == ""
     assert {line.split()[2].rstrip(":") for line in shown if line} == {"autoencoder", "prior"}
     assert all(line.startswith("Training the ") for line in shown if line)
     assert any("epoch 2 of 2, loss " in line and "100%" in line for line in shown)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -188,7 +189,7 @@ def test_train_goes_without_it_where_no_group_has_both_kinds_of_cells(make_cells
 
 def test_the_transport_refuses_what_it_does_not_know(transported):
     rows = controls(transported)
-    for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_rescale": 0.5}):
+    for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_scale": Guidance(rescale=0.5)}):
         with pytest.raises(ValueError, match="The transport knows neither guidance nor `given_keys`"):
             transported.predict_perturbation(condition=PERTURBED, indices=rows, **unknown)
 
@@ -210,8 +211,8 @@ def test_cells_without_control_are_warned_of(make_trained, make_cells):
 
 def test_every_stage_restores_its_own_part(make_model, tmp_path):
     model = make_model(setup={"control_values": {"dose": 1}})
-    quick = QUICK | {"batch_size": 32, "checkpoint_dir": tmp_path}
-    model.train(1, **quick)
+    quick = QUICK | {"checkpoint_dir": tmp_path}
+    model.train(1, batch_size=32, **quick)
     transport = {name: w.clone() for name, w in model.module.transport.state_dict().items()}
     model.train_prior(2, accelerator="cpu", enable_progress_bar=False)
     prior = {name: w.clone() for name, w in model.module.prior.state_dict().items()}
@@ -220,7 +221,7 @@ def test_every_stage_restores_its_own_part(make_model, tmp_path):
 
     assert all(torch.equal(w, prior[name]) for name, w in model.module.prior.state_dict().items())
     assert all(torch.equal(w, transport[name]) for name, w in model.module.transport.state_dict().items())
-    model.train(1, **quick)  # the checkpoints of the first stages know no transport
+    model.train(1, batch_size=32, **quick)  # the checkpoints of the first stages know no transport
 
 
 def test_with_a_gaussian_head_a_cell_comes_back_as_its_logarithms(make_trained):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._names import known_names
+from scgen_diffusion._arguments import known_names
+from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, columns, command, existing, flag, given, new, number, option
-from ._files import MUDATA, check_place, read_cells, read_table, whole
+from ._files import MUDATA, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) 
     if "out" not in options:
         terminal.result(table.to_csv(index=False).rstrip("\n"))
         return
-    with whole(options["out"]) as beside:
+    with write_atomically(options["out"]) as beside:
         table.to_csv(beside, index=False)
     terminal.result(options["out"])
 

@@ -22,13 +22,12 @@ from ._diffusion_samplers import (
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
-from ._guidance import WHOLE_PATH, Guidance, GuidedField
+from ._guidance import WHOLE_PATH, Composition, Guidance, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import Generators, block_size, sample_seed
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
-from ._shared_draws import SharedGenerator, draw_integers, draw_normal, draw_uniform, own_generator
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
 from ._targets import TARGETS, Target
@@ -43,6 +42,7 @@ __all__ = [
     "TARGETS",
     "WHOLE_PATH",
     "Additive",
+    "Composition",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -67,8 +67,8 @@ __all__ = [
     "Network",
     "NoiseInversion",
     "Path",
+    "ResolvedGuidance",
     "Sampler",
-    "SharedGenerator",
     "StepGrid",
     "SteppingSampler",
     "Target",
@@ -79,12 +79,8 @@ __all__ = [
     "block_size",
     "condition_strategy",
     "diffusion_loss",
-    "draw_integers",
-    "draw_normal",
-    "draw_uniform",
     "expand_time",
     "optimal_pairs",
-    "own_generator",
     "published_timesteps",
     "sample_seed",
     "samplers_for",
