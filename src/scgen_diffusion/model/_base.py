@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from scgen_diffusion._compat import parse_device_args, replace_contents
 from scgen_diffusion.data import (
     CellFiles,
     ValueSummary,
+    check_count,
     check_layer,
     check_not_empty,
     check_same_registry,
@@ -69,7 +71,7 @@ from ._model_file import (
     write_together,
 )
 from ._query import check_query_cells, extended_tables, learned, newly_seen
-from ._streaming import StreamingMixin
+from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_share
 from ._training import TrainingMixin, digest_of
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ ADVICE = {
 """Methods of scvi-tools that a model lacks, and what to use instead."""
 
 
-class DiffusionModel(StreamingMixin, TrainingMixin):
+class DiffusionModel(TrainingMixin):
     """A scvi-tools model that generates cells under conditions. A subclass says what its module is, and how that is trained."""
 
     architecture: Any
@@ -200,15 +202,9 @@ class DiffusionModel(StreamingMixin, TrainingMixin):
             seed=seed,
             output=self._output(counts),
         )
-        parts = []
+        batch_size = checked_batch_size(batch_size)
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            for cells in self._engine.cells(request, batch_size=checked_batch_size(batch_size)):
-                parts.append(cells)
-                progress.update(len(cells.codes))
-        x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
-        self._check_result(ValueSummary.of(x), request.output)
-        obs = self.conditions.to_obs(codes, request.names(0, request.n_cells))
-        return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
+            return self._make_cells(request, 0, request.n_cells, batch_size, progress)
 
     @suggests_arguments(OTHER_NAMES)
     def generate_to(
@@ -269,23 +265,64 @@ class DiffusionModel(StreamingMixin, TrainingMixin):
         OSError
             If the folder does not exist or cannot be written to, or no space is left.
         """
-        return self._generate_to(
-            path,
+        goal = check_goal(path)
+        rank, n_ranks = check_share(rank, n_ranks)
+        batch_size = checked_batch_size(batch_size)
+        if shard_size is None:
+            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
+        n_at_once = self._engine.round_to_blocks(check_count("shard_size", shard_size))
+        request = self._request(
             n_cells,
             condition,
             guidance=Guidance.of(guidance_scale),
             sampler=sampler,
             n_steps=n_steps,
             library_size=library_size,
-            batch_size=batch_size,
             seed=seed,
-            show_progress=show_progress,
             output=self._output(counts),
-            shard_size=shard_size,
-            rank=rank,
-            n_ranks=n_ranks,
-            overwrite=overwrite,
         )
+        seed = settings.seed if seed is None else seed
+        asked = {"n_cells": request.n_cells, "seed": None if seed is None else int(seed), "shard_size": n_at_once}
+        starts = range(0, request.n_cells, n_at_once)
+        n_cells_of = [min(n_at_once, request.n_cells - start) for start in starts]
+        stream = Stream(goal, {**request.identity, **asked}, len(starts))
+        if not stream.is_joined(overwrite=overwrite):
+            request = request.with_seed(stream.begin(request.seed, give_up_others=overwrite and n_ranks == 1))
+        if stream.is_joined(overwrite=overwrite):  # perhaps by now
+            stream.clean()
+            return goal
+        numbers, values = range(rank, len(starts), n_ranks), None
+        with tqdm(
+            total=sum(n_cells_of[number] for number in numbers),
+            initial=sum(n_cells_of[number] for number in numbers if number in stream.parts),
+            desc="Generating",
+            unit="cell",
+            disable=not show_progress,
+        ) as progress:
+
+            def make(number: int) -> None:
+                start = starts[number]
+                with warnings.catch_warnings(action="ignore"):  # of what all cells together may not have
+                    cells = self._make_cells(request, start, start + n_cells_of[number], batch_size, progress)
+                stream.write(number, cells)
+
+            try:
+                for number in numbers:
+                    if number not in stream.parts:
+                        make(number)
+                with stream.joining(wait=rank == 0) as is_mine:
+                    if is_mine and not stream.is_joined(overwrite=overwrite):
+                        for number in stream.discard_damaged():
+                            make(number)
+                        values = stream.join()
+            except Exception:  # whatever the libraries raise when others have joined the parts and removed them
+                if not stream.is_joined(overwrite=True):
+                    raise
+        if stream.is_joined(overwrite=True):
+            stream.clean()
+        if values is not None:
+            self._check_result(values, request.output)
+        return goal
 
     @suggests_arguments(OTHER_NAMES)
     def get_sampling_path(
@@ -523,6 +560,17 @@ class DiffusionModel(StreamingMixin, TrainingMixin):
         """Check what a user asks for, and resolve it; ``options`` are those of :meth:`CellGenerator.request`."""
         self._check_ready_to_generate()
         return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
+
+    def _make_cells(self, request: CellRequest, start: int, stop: int, batch_size: int, progress: tqdm) -> AnnData:
+        """Make the cells of a range, which starts with a block, and put them together."""
+        parts = []
+        for cells in self._engine.cells(request, start, stop, batch_size=batch_size):
+            parts.append(cells)
+            progress.update(len(cells.codes))
+        x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
+        self._check_result(ValueSummary.of(x), request.output)
+        obs = self.conditions.to_obs(codes, request.names(start, stop))
+        return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
 
     @property
     def _engine(self) -> CellGenerator:
