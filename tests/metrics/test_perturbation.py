@@ -59,11 +59,6 @@ def test_energy_distance_of_few_cells_is_not_biased():
     assert standard_error < 0.02  # with every cell's distance to itself, the mean would be 0.7
 
 
-def test_energy_distance_sees_a_spread_that_means_do_not():
-    a, b = rng(1).normal(size=(1000, 2)), rng(2).normal(0, 2, size=(1000, 2))
-    assert energy_distance(a, b) > 0.2
-
-
 def test_energy_distance_needs_two_cells_of_the_same_features():
     with pytest.raises(ValueError, match="there must be 2 or more"):
         energy_distance(np.ones((1, 3)), np.ones((4, 3)))
@@ -111,12 +106,6 @@ def test_genes_are_aligned_by_name():
     real, predicted, control = poisson_cells(changed, 1), poisson_cells(changed, 2), poisson_cells(base, 0)
     reordered = predicted[:, ::-1].copy()
     assert mean_change_correlation(real, reordered, control) == mean_change_correlation(real, predicted, control)
-
-
-def test_the_top_genes_are_those_that_really_change():
-    base, changed = np.full(40, 6.0), balanced_change()
-    moments = [GeneMoments(np.log(rate), rate, 100) for rate in (changed, base)]
-    assert set(Effect(*moments).top_genes(10)) == set(range(10))
 
 
 def test_a_noisy_gene_ranks_low():
@@ -229,16 +218,6 @@ def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction
 def test_without_an_effect_in_real_cells_nothing_can_be_said():
     pair = effects({}, TRUTH)
     assert np.isnan([overlap_of_effects(*pair, n_top=4), jaccard_of_effects(*pair), direction_of_effects(*pair)]).all()
-
-
-def test_cells_without_their_spread_have_too_many_differential_genes():
-    slight = dict.fromkeys(range(4, N_GENES), 0.12)  # 1.2 standard errors of real cells
-    real, control = moments(TRUTH), moments({})
-    right, smooth = (predicted_effect(moments(TRUTH | slight, variance), real, control) for variance in (0.5, 0.01))
-    truth = Effect(real, control)
-    control_only = Effect(real, moments({}, variance=0.01))
-    assert jaccard_of_effects(truth, right) == 1
-    assert jaccard_of_effects(control_only, predicted_effect(smooth.cells, real, control_only.control)) < 0.2
 
 
 counts = st.integers(0, 2**32 - 1).map(
