@@ -23,6 +23,7 @@ from sklearn.decomposition import PCA
 from benchmarks.quality.drawing import generate, train_model
 from benchmarks.quality.splits import CONDITION_KEYS, Split, judge, load, log_normalise, split_cells
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.metrics import transfer_f1
 
 if TYPE_CHECKING:
@@ -52,17 +53,17 @@ def ways_of(dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
     }
     for scale in LARGE_SCALES:
         for start, end in INTERVALS:
-            how = {"guidance_scale": scale, "guidance_interval": (start, end)}
+            how = {"guidance_scale": Guidance(scale, interval=(start, end))}
             ways["joint", f"scale {scale:g} from {start:g} to {end:g}"] = how
         for share in SHARES:
-            how = {"guidance_scale": scale, "guidance_rescale": share}
+            how = {"guidance_scale": Guidance(scale, rescale=share)}
             ways["joint", f"scale {scale:g}, rescaled by {share:g}"] = how
     for key in CONDITION_KEYS[dataset][1:2]:
         scales: dict[str, Any] = {f"{scale:g}": scale for scale in (1.0, *LARGE_SCALES)}
         scales |= {f"{scale:g} for {key}": {key: scale} for scale in (0.0, *LARGE_SCALES)}
         for name, scale in scales.items():
             for composition in COMPOSITIONS:
-                how = {"guidance_scale": scale, "composition": composition}
+                how = {"guidance_scale": Guidance(scale, composition=composition)}
                 ways["additive", f"{composition}, scale {name}"] = how
             ways["mutually_exclusive", f"scale {name}"] = {"guidance_scale": scale}
     return ways

@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.quality.splits import log_normalise, split_cells, to_dense
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 from scgen_diffusion import datasets, metrics
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model import MULTISCLDM, SCLDM
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,13 +80,18 @@ def split_paired(name: str, folder: Path, seed: int) -> PairedSplit:
     return PairedSplit(join(split.train), join(split.held_out), other, label)
 
 
-def train(split: PairedSplit, seed: int, *, rna_only: bool) -> tuple[SCLDM, pd.DataFrame]:
+def train(split: PairedSplit, seed: int, *, rna_only: bool) -> tuple[SCLDM | MULTISCLDM, pd.DataFrame]:
     """Return a model of both modalities, or of RNA alone, and what its training cost."""
     scvi.settings.seed = seed
     started, keys = time.process_time(), [split.label]
-    cells = split.train[RNA].copy() if rna_only else split.train.copy()
-    (SCLDM.setup_anndata if rna_only else SCLDM.setup_mudata)(cells, condition_keys=keys)
-    model = SCLDM(cells)
+    if rna_only:
+        cells = split.train[RNA].copy()
+        SCLDM.setup_anndata(cells, condition_keys=keys)
+        model = SCLDM(cells)
+    else:
+        cells = split.train.copy()
+        MULTISCLDM.setup_mudata(cells, condition_keys=keys)
+        model = MULTISCLDM(cells)
     model.train(**TRAINING)
     minutes = (time.process_time() - started) / 60
     return model, pd.DataFrame([{"part": "cost", "metric": "train_minutes", "value": minutes}])
@@ -104,7 +109,7 @@ def figures(split: PairedSplit, seed: int, method: str) -> pd.DataFrame:
         table = metrics.evaluate(split.held_out[RNA], cells, train=split.train[RNA], **options).assign(modality=RNA)
         predicted = []
     else:
-        table = metrics.evaluate_modalities(split.held_out, cells, train=split.train, **options)
+        table = metrics.evaluate(split.held_out, cells, train=split.train, **options)
         rna = mudata.MuData({RNA: split.held_out[RNA].copy()})
         rna.obs[split.label] = split.held_out.obs[split.label]
         expected = model.get_reconstruction(rna, sample=False)[split.other].X

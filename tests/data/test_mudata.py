@@ -10,17 +10,14 @@ import pytest
 import scipy.sparse as sp
 
 from scgen_diffusion.data import (
+    ConditionSetup,
     Modality,
     build_mudata,
-    check_condition_columns,
     check_is_mudata,
     check_same_features,
-    guess_likelihood,
-    resolve_layers,
     resolve_modalities,
 )
-from scgen_diffusion.data._mudata import join_expression, joined_names
-from scgen_diffusion.data._mudata_checks import check_modalities, check_modality
+from scgen_diffusion.data._mudata import check_modalities, join_expression
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
 
@@ -41,6 +38,7 @@ def mdata():
     return mudata.MuData({"rna": rna, "prot": prot})
 
 
+LIKELIHOODS = {"rna": "negative_binomial", "prot": "poisson"}
 MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "poisson")}
 
 
@@ -48,7 +46,6 @@ def test_modalities_stand_side_by_side_in_the_order_of_the_cells(mdata):
     joined = pd.DataFrame(join_expression(mdata, MODALITIES, {}).toarray(), index=mdata.obs_names).loc[list("abcd")]
 
     assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
-    assert list(joined_names(MODALITIES)) == ["rna:CD4", "rna:ACTB", "prot:CD4"]
 
 
 def test_an_absent_modality_is_zero(mdata):
@@ -103,29 +100,39 @@ def test_layers_are_split_with_the_values():
 
 
 def test_names_may_be_left_out_listed_or_given_likelihoods(mdata):
-    assert resolve_modalities(mdata, None) == {"rna": None, "prot": None}
-    assert resolve_modalities(mdata, ["prot"]) == {"prot": None}
-    assert resolve_modalities(mdata, {"prot": "poisson", "rna": None}) == {"prot": "poisson", "rna": None}
+    negative_binomial = "negative_binomial"
+    assert resolve_modalities(mdata, None, None)[0] == {"rna": negative_binomial, "prot": negative_binomial}
+    assert resolve_modalities(mdata, ["prot"], None)[0] == {"prot": negative_binomial}
+    given = {"prot": "poisson", "rna": None}
+    assert resolve_modalities(mdata, given, None)[0] == {"prot": "poisson", "rna": negative_binomial}
 
 
 @pytest.mark.parametrize(
     ("modalities", "error", "message"),
     [
         ("rna", TypeError, r"Did you mean \['rna'\]"),
-        ([], ValueError, "names none"),
-        (["rna", "rna"], ValueError, "more than once"),
+        ([], ValueError, "at least one"),
+        (["rna", "rna"], ValueError, r"each once, but found \['rna', 'rna'\]"),
         (["rna", "protein"], KeyError, "no modality 'protein'.*closest first: 'prot'"),
         ({"rna": "binomial"}, ValueError, r"modalities\['rna'\]` is 'binomial'.*'negative_binomial'"),
     ],
 )
 def test_wrong_modalities_are_named(mdata, modalities, error, message):
     with pytest.raises(error, match=message):
-        resolve_modalities(mdata, modalities)
+        resolve_modalities(mdata, modalities, None)
 
 
 def test_modalities_that_share_features_are_refused(mdata):
     with pytest.raises(ValueError, match="share cells"):
-        resolve_modalities(mudata.MuData({"a": mdata["rna"].copy(), "b": mdata["rna"].copy()}, axis=1), None)
+        resolve_modalities(mudata.MuData({"a": mdata["rna"].copy(), "b": mdata["rna"].copy()}, axis=1), None, None)
+
+
+def test_mudata_within_mudata_is_refused(mdata):
+    nested = mudata.MuData({"all": mdata, "rna": mdata["rna"].copy()})
+
+    assert list(resolve_modalities(nested, ["rna"], None)[0]) == ["rna"]
+    with pytest.raises(TypeError, match=r"mdata\['all'\] is a MuData itself"):
+        resolve_modalities(nested, None, None)
 
 
 def test_anndata_is_refused(mdata):
@@ -133,18 +140,22 @@ def test_anndata_is_refused(mdata):
         check_is_mudata(mdata["rna"])
 
 
-def test_layers_are_one_for_all_or_one_each():
-    assert resolve_layers("counts", ["rna", "prot"]) == {"rna": "counts", "prot": "counts"}
-    assert resolve_layers({"rna": "counts"}, ["rna", "prot"]) == {"rna": "counts", "prot": None}
+def test_layers_are_one_for_all_or_one_each(mdata):
+    for part in mdata.mod.values():
+        part.layers["counts"] = part.X.copy()
+
+    assert resolve_modalities(mdata, None, "counts")[1] == {"rna": "counts", "prot": "counts"}
+    assert resolve_modalities(mdata, None, {"rna": "counts"})[1] == {"rna": "counts", "prot": None}
     with pytest.raises(KeyError, match="modality 'atac'"):
-        resolve_layers({"atac": "counts"}, ["rna", "prot"])
-
-
-def test_zeros_and_ones_are_taken_for_open_or_closed(mdata):
-    assert guess_likelihood(mdata["rna"], None, "rna") == "negative_binomial"
-    assert guess_likelihood(modality([[0, 1]], "a", "xy"), None, "atac") == "bernoulli"
+        resolve_modalities(mdata, None, {"atac": "counts"})
     with pytest.raises(KeyError, match=r"mdata\['rna'\].layers"):
-        guess_likelihood(mdata["rna"], "counts", "rna")
+        resolve_modalities(mdata, None, "count")
+
+
+def test_zeros_and_ones_are_taken_for_open_or_closed():
+    atac = mudata.MuData({"atac": modality([[0, 1]], "a", "xy")})
+
+    assert resolve_modalities(atac, None, None)[0] == {"atac": "bernoulli"}
 
 
 # --- values and cells -----------------------------------------------------------------------------------------------
@@ -167,14 +178,24 @@ def test_zeros_and_ones_are_taken_for_open_or_closed(mdata):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_values_that_no_likelihood_explains_are_refused(values, cells, names, likelihood, message):
     with pytest.raises(ValueError, match=message):
-        check_modality(modality(values, cells, names), "m", None, likelihood)
+        check_modalities(mudata.MuData({"m": modality(values, cells, names)}), {"m": likelihood}, {})
+
+
+@pytest.mark.parametrize("dtype", [str, object])
+def test_matrices_of_text_are_refused_by_the_type_of_their_values(dtype):
+    text = anndata.AnnData(np.array([["a", "b"]], dtype=dtype), obs=pd.DataFrame(index=["c"]))
+    mdata = mudata.MuData({"m": text})
+
+    assert resolve_modalities(mdata, None, None)[0] == {"m": "negative_binomial"}  # which is no error of its own
+    with pytest.raises(ValueError, match=r"mdata\['m'\].X holds values of the type .*, but numbers are needed"):
+        check_modalities(mdata, {"m": "negative_binomial"}, {})
 
 
 def test_cells_of_other_names_are_refused():
     mdata = mudata.MuData({"rna": modality([[1], [1]], ["A-1", "B-1"], "x"), "prot": modality([[1], [1]], "AB", "y")})
 
     with pytest.raises(ValueError, match=r"No cell of mdata\['rna'\] \(2 \('A-1', 'B-1'\)\) is in another modality"):
-        check_modalities(mdata, ["rna", "prot"], {})
+        check_modalities(mdata, LIKELIHOODS, {})
 
 
 def test_modalities_may_be_linked_through_a_third():
@@ -184,32 +205,32 @@ def test_modalities_may_be_linked_through_a_third():
         "atac": modality([[1]], "c", "z"),
     }
 
-    check_modalities(mudata.MuData(parts), list(parts), {})
+    check_modalities(mudata.MuData(parts), dict.fromkeys(parts), {})
 
 
 def test_cells_without_any_count_are_named(mdata):
     mdata["rna"].X[0, 0] = 0
 
     with pytest.raises(ValueError, match=r"no count in any of \['rna', 'prot'\]: 1 \('a'\)"):
-        check_modalities(mdata, ["rna", "prot"], {})
+        check_modalities(mdata, LIKELIHOODS, {})
     with pytest.raises(ValueError, match=r"any of \['prot'\]: 1 \('a'\)"):
-        check_modalities(mdata, ["prot"], {})
+        check_modalities(mdata, {"prot": None}, {})
 
 
 def test_cells_that_were_added_to_a_modality_only_are_found(mdata):
     mdata.mod["rna"] = modality([[1, 0], [2, 3]], "ae", ["CD4", "ACTB"])
 
     with pytest.raises(ValueError, match=r"1 cells that mdata.obs does not list; call mdata.update"):
-        check_modalities(mdata, ["rna", "prot"], {})
+        check_modalities(mdata, LIKELIHOODS, {})
 
 
 def test_a_condition_of_a_modality_is_brought_up(mdata):
     mdata["rna"].obs["cell_type"] = "B"
 
     with pytest.raises(KeyError, match=r"mdata.pull_obs\(\['cell_type'\]\)"):
-        check_condition_columns(mdata, ["cell_type"])
+        ConditionSetup.of(mdata, ["cell_type"], None, None, None, None)
     mdata.obs["cell_type"] = "B"
-    check_condition_columns(mdata, ["cell_type"])
+    ConditionSetup.of(mdata, ["cell_type"], None, None, None, None)
 
 
 # --- cells for a model that is there --------------------------------------------------------------------------------

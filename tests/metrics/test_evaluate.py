@@ -7,13 +7,14 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate, verdict
-from scgen_diffusion.metrics._catalogue import Sample
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate
+from scgen_diffusion.metrics._comparison import Sample, interval
 from scgen_diffusion.metrics._distribution import auc_of_scores
 from scgen_diffusion.metrics._evaluate import choose_metrics, shuffle_genes
-from scgen_diffusion.metrics._table import interval
+from scgen_diffusion.report import verdict
 
 N_GENES = 40
+OF_CELLS = [name for name, metric in CATALOGUE.items() if "all" in metric.scopes]
 QUICK = ["w2", "mmd2", "recall", "gene_mean_error", "library_size_ks"]
 BOUNDS_COLUMNS = ["value", "floor", "shuffled", "low", "high"]
 
@@ -64,7 +65,7 @@ def test_columns_are_those_promised(full):
 
 
 def test_all_cells_have_every_metric_in_the_catalogues_order(full):
-    assert full.loc[full["group"] == "all", "metric"].tolist() == list(CATALOGUE)
+    assert full.loc[full["group"] == "all", "metric"].tolist() == OF_CELLS
 
 
 def test_every_figure_of_all_cells_is_known(full):
@@ -84,7 +85,7 @@ def test_values_lie_in_their_bounds_and_in_their_interval(full):
 
 
 def test_groups_have_rows_of_what_can_be_measured_in_them(full):
-    names = {m.name for m in CATALOGUE.values() if m.per_group or m.by_group is not None}
+    names = {m.name for m in CATALOGUE.values() if "group" in m.scopes or m.by_group is not None}
     for group in "ab":
         assert set(full.loc[full["group"] == group, "metric"]) == names
     n_cells = full.attrs["n_cells"]
@@ -111,9 +112,9 @@ def test_shuffled_genes_keep_their_margins_and_lose_their_correlation(full):
 
 
 def test_without_training_cells_or_groups_their_metrics_are_left_out():
-    found = choose_metrics(None, has_train=False, has_groups=False, has_counts=True)
+    found = choose_metrics(None, "all", {"counts"})
     needy = {metric.name for metric in CATALOGUE.values() if {"train", "groups"} & set(metric.needs)}
-    assert [metric.name for metric in found] == [name for name in CATALOGUE if name not in needy]
+    assert [metric.name for metric in found] == [name for name in OF_CELLS if name not in needy]
 
 
 def test_without_training_cells_a_half_of_the_real_ones_is_the_floor():
@@ -155,13 +156,13 @@ def test_logarithms_to_another_base_give_the_same_table(base):
 
 def test_counts_beside_a_left_over_entry_of_logarithms_are_counts():
     real, synthetic, train = (cells(n, seed=n) for n in (120, 121, 240))
-    expected = table(real, synthetic, train=train, metrics=None, n_bootstrap=0)
+    expected = table(real, synthetic, train=train, n_bootstrap=0)
     for adata in (real, synthetic, train):
         adata.uns["log1p"] = {"base": None}
     with pytest.warns(
         UserWarning, match=r"`synthetic.uns\['log1p'\]` says .* but these are whole numbers, and taken as counts"
     ):
-        found = table(real, synthetic, train=train, metrics=None, n_bootstrap=0)
+        found = table(real, synthetic, train=train, n_bootstrap=0)
     pd.testing.assert_frame_equal(found, expected)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from scgen_diffusion.metrics import expression_of, log_normalise
-from scgen_diffusion.metrics._space import Blocks, TfIdf, default_scale, log1p_of_counts, make_scale
+from scgen_diffusion.metrics._space import TfIdf, default_scale, log1p_of_counts, make_scale
 
 
 def test_tf_idf_by_hand():
@@ -35,13 +35,6 @@ def test_a_rise_of_one_protein_is_no_fall_of_others_on_the_scale_of_proteins():
     low, high = sp.csr_matrix([[10, 20, 30]]), sp.csr_matrix([[1_000, 20, 30]])
     assert (log1p_of_counts(low) != log1p_of_counts(high)).nnz == 1
     assert (log_normalise(low) != log_normalise(high)).nnz == 3
-
-
-def test_blocks_put_each_modality_on_its_scale_and_weigh_it():
-    counts = sp.csr_matrix([[1, 3, 7], [0, 2, 1]])
-    values = Blocks([log_normalise, log1p_of_counts], [2, 1], [1.0, 0.5])(counts).toarray()
-    np.testing.assert_allclose(values[:, :2], log_normalise(counts[:, :2]).toarray())
-    np.testing.assert_allclose(values[:, 2], 0.5 * np.log1p([7, 1]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._names import known_names
+from scgen_diffusion._arguments import known_names
+from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, columns, command, existing, flag, given, new, number, option
-from ._files import MUDATA, check_place, read_cells, read_table, whole
+from ._files import MUDATA, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CROSS_METRICS = ("cross_correlation_similarity", "cross_correlation_error")  # of several modalities
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 
 CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
@@ -28,6 +28,7 @@ GROUPBY = columns("--groupby -g", "Column of obs with the label; several are joi
 BACKED = flag("--backed", "Leave the values of .h5ad in the files; only what is compared is read.")
 SEED = option("--seed", "Decides all draws.", click.IntRange(min=0))
 OVERWRITE = flag("--overwrite", "Replace the file if it is there.")
+METRIC = option("--metric", "Only this metric, as often as needed.", metavar="NAME", multiple=True)
 OF_JUDGING = [
     option("--max-cells", "Cells of each side that are compared at most.", int),
     option("--n-floor", "Draws for what real cells score; 0 for none.", int),
@@ -51,7 +52,7 @@ OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(
             BACKED,
         ],
         JUDGING: [
-            option("--metric", "Only this metric, as often as needed.", metavar="NAME", multiple=True),
+            METRIC,
             *OF_JUDGING,
             option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int),
         ],
@@ -71,27 +72,25 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
     files = given(options, "real", "synthetic", "train")
     _check_output(options, files, ".csv")
     package = terminal.libraries()
-    known = [*package.metrics.CATALOGUE, *CROSS_METRICS]
     for metric in [*options.get("max", {}), *options.get("min", {})]:
-        if metric not in known:  # said before minutes of work
-            msg = f"There is no metric {metric!r}. {known_names(metric, known)}"
+        if metric not in package.metrics.CATALOGUE:  # said before minutes of work
+            msg = f"There is no metric {metric!r}. {known_names(metric, list(package.metrics.CATALOGUE))}"
             raise click.UsageError(msg)
     arguments = given(options, "max_cells", "n_floor", "n_bootstrap", "seed")
     paired = {path.suffix == MUDATA for path in files.values()}
     if len(paired) > 1:
         msg = "Either all files are .h5mu, or none is."
         raise click.UsageError(msg)
-    function = package.metrics.evaluate_modalities if True in paired else package.metrics.evaluate
     cells = _read(terminal, files, backed=options.get("backed", False))
     if (layer := options.get("layer")) is not None:
         if isinstance(layer, Mapping) is not (True in paired):
             msg = "--layer takes MODALITY=NAME for .h5mu, and NAME for other files."
             raise click.UsageError(msg)
-        arguments["layers" if isinstance(layer, Mapping) else "layer"] = layer
+        arguments["layer"] = layer
     for name, argument in (("groupby", "groupby"), ("metric", "metrics")):
         if name in options:
             arguments[argument] = list(options[name])
-    table = function(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
+    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
     levels = _tell_verdict(terminal, package, table)
     _write(terminal, table, options)
     failed = [f"the verdict has {level}s" for level in LEVELS.get(options.get("fail_on", ""), ()) if level in levels]
@@ -112,8 +111,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--layer -l", "Layer with the counts.", metavar="NAME"),
         ],
         JUDGING: [
-            option("--n-top", "How many genes are the most changed.", int, multiple=True),
-            option("--ranking", "By what genes are ranked.", metavar="NAME"),
+            METRIC,
             *OF_JUDGING,
         ],
         THRESHOLDS: OF_THRESHOLDS,
@@ -131,12 +129,14 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     files, others = given(options, "real", "synthetic", "control", "train"), options.get("other", {})
     _check_output(options, {**others, **files}, ".csv")
     package = terminal.libraries()
-    names = ("perturbation_key", "groupby", "separator", "layer", "ranking", "max_cells", "n_floor", "seed")
-    arguments = given(options, *names) | {name: list(value) for name, value in given(options, "n_top").items()}
+    names = ("perturbation_key", "groupby", "separator", "layer", "max_cells", "n_floor", "seed")
+    arguments = given(options, *names)
+    if "metric" in options:
+        arguments["metrics"] = list(options["metric"])
     cells = _read(terminal, files)
     if others:
         arguments["others"] = _read(terminal, others)
-    table = package.metrics.evaluate_perturbation(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
+    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
     means = table.groupby("metric", sort=False)["value"].mean().reset_index().assign(group="all")
     terminal.say(means[["metric", "value"]].to_string(index=False, float_format="{:.4g}".format))
     _write(terminal, table, options)
@@ -186,7 +186,9 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
     terminal.say("Judging and drawing")
-    terminal.result(package.report(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments))
+    terminal.result(
+        package.report.write(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments)
+    )
 
 
 def _check_output(options: Mapping[str, Any], inputs: Mapping[str, Path], suffix: str) -> None:
@@ -205,7 +207,7 @@ def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[
     levels = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
-        verdict = package.metrics.verdict(part)
+        verdict = package.report.verdict(part)
         terminal.say(f"{name}{verdict.summary}", wrap=True)
         for finding in verdict.findings:
             terminal.say(f"{finding.topic}: {finding.message}", label=f"[{finding.level}]", wrap=True)
@@ -217,7 +219,7 @@ def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) 
     if "out" not in options:
         terminal.result(table.to_csv(index=False).rstrip("\n"))
         return
-    with whole(options["out"]) as beside:
+    with write_atomically(options["out"]) as beside:
         table.to_csv(beside, index=False)
     terminal.result(options["out"])
 

@@ -14,7 +14,7 @@ from scgen_diffusion.data import known_names
 from ._cells import TARGET_SUM, USE_REP, Cells, Expression, expression_of, log_normalise, matrix_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -63,35 +63,6 @@ class TfIdf:
         return counts.log1p().astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Several modalities side by side, each on its own scale, and weighted.
-
-    Attributes
-    ----------
-    scales
-        Scale of each.
-    n_features
-        Number of features of each.
-    weights
-        What the values of each are multiplied by.
-    """
-
-    scales: Sequence[Scale]
-    n_features: Sequence[int]
-    weights: Sequence[float]
-
-    def __call__(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        """Put cells on these scales, CSR, float32."""
-        counts = sp.csc_matrix(counts)
-        ends = np.cumsum(self.n_features)
-        parts = [
-            scale(sp.csr_matrix(counts[:, end - n : end])) * np.float32(weight)
-            for scale, n, end, weight in zip(self.scales, self.n_features, ends, self.weights, strict=True)
-        ]
-        return sp.hstack(parts, format="csr", dtype=np.float32)
-
-
 def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
     """Take `log1p` of counts as they are: the scale of a panel of proteins. CSR, float32."""
     return sp.csr_matrix(counts, dtype=np.float64).log1p().astype(np.float32)
@@ -128,11 +99,10 @@ def choose_scales(
 ) -> dict[str, ScaleName]:
     """Return the name of each modality's scale: the one given, or the one that suits the real cells."""
     given = dict(scales or {})
-    for argument, names in (("scales", given), ("layers", layers)):
-        for modality in names:
-            if modality not in real:
-                msg = f"`{argument}` names the unknown modality {modality!r}. {known_names(modality, list(real))}"
-                raise KeyError(msg)
+    for modality in [*given, *layers]:
+        if modality not in real:
+            msg = f"`scales` and layers are named by modality, but there is no {modality!r}. {known_names(modality, list(real))}"
+            raise KeyError(msg)
     return {
         modality: given.get(modality) or default_scale(cells, layers.get(modality), modality)
         for modality, cells in real.items()

@@ -32,7 +32,6 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import checked_batch_size, stack
 
-from ._generation import GenerationMixin
 from ._stream import Share, Stream
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ CELLS_PER_PART = 2**16  # at most
 KEPT = "What is finished is kept there: make room, and call again with the same arguments to go on."
 
 
-class StreamingMixin(GenerationMixin):
+class StreamingMixin:
     """``generate_to`` for models that generate."""
 
     def _generate_to(
@@ -72,7 +71,6 @@ class StreamingMixin(GenerationMixin):
         **options: Any,
     ) -> Path:
         """Make this process' share of a request, and put all together if no other share is missing."""
-        self._check_can_stream()
         share, goal = Share(rank, n_ranks), checked_goal(path, SUFFIXES)
         batch_size = checked_batch_size(batch_size)
         cells_per_part = self._cells_per_part(shard_size)
@@ -105,9 +103,6 @@ class StreamingMixin(GenerationMixin):
         if values is not None:
             self._check_result(values, request.output)
         return goal
-
-    def _check_can_stream(self) -> None:
-        """Raise if the cells have a form that cannot be streamed."""
 
     def _cells_per_part(self, shard_size: int | None) -> int:
         """Return how many cells are finished at once: whole blocks."""
