@@ -71,14 +71,16 @@ def main() -> None:
     logger.info("Judging the cells ...")
     table = scgd.metrics.evaluate(held_out, synthetic, train=training, groupby=KEY, seed=SEED)
     table.to_csv(FOLDER / "quality.csv", index=False)
-    scgd.report(held_out, synthetic, FOLDER / "report.html", train=training, groupby=KEY, table=table, model=model)
+    scgd.report.write(
+        held_out, synthetic, FOLDER / "report.html", train=training, groupby=KEY, table=table, model=model
+    )
     many = generate(model, n_cells=training.n_obs)
     scgd.pl.umap(training, many, color=KEY, fit="both", seed=SEED, show=False, save=FOLDER / "umap.png")
 
     columns = ["metric", "value", "floor", "shuffled", "low", "high", "better"]
     of_all = table.loc[table["group"] == "all", columns]
     logger.info("\n%s\n", of_all.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
-    logger.info("%s\n", scgd.metrics.verdict(table).summary)
+    logger.info("%s\n", scgd.report.verdict(table).summary)
     results = {"synthetic.h5ad": "cells", "umap.png": "picture", "quality.csv": "figures", "report.html": "report"}
     for file, what in results.items():
         logger.info("%-8s %s", what, FOLDER / file)

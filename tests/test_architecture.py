@@ -32,7 +32,7 @@ def test_public_names_exist_and_are_documented(package):
             assert not doc.startswith(f"{name}("), f"{name} has no docstring"
 
 
-@pytest.mark.parametrize("package", ["datasets", "interpret", "metrics", "model", "pl"])
+@pytest.mark.parametrize("package", ["datasets", "interpret", "metrics", "model", "pl", "report"])
 def test_every_public_name_is_in_the_api_reference(package):
     reference = (ROOT.parents[1] / "docs" / "api.md").read_text()
     module = import_package(package)

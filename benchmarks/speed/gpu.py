@@ -190,9 +190,9 @@ def gene_space_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]
 
 
 def _guidance(module: Any) -> Any:
-    from scgen_diffusion.diffusion import Guidance
+    from scgen_diffusion.diffusion import ResolvedGuidance
 
-    return Guidance.of(module.strategy, [1.0] * len(N_CLASSES))
+    return ResolvedGuidance.of(module.strategy, [1.0] * len(N_CLASSES))
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:

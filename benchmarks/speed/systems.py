@@ -278,7 +278,7 @@ class PackageSystem(System):
 
     def generate(self) -> None:
         """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
-        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
+        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
         from scgen_diffusion.model import SCLDM
 
         condition = self.cells.condition
@@ -287,7 +287,7 @@ class PackageSystem(System):
             z = self.module.sample_latents(
                 generators.normal(*self.module.latent_shape),
                 condition,
-                guidance=Guidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
+                guidance=ResolvedGuidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
                 sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
                 n_steps=self.setting.n_steps,
             )

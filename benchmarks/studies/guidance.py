@@ -35,6 +35,7 @@ from benchmarks.tables import (
     stored_keys,
     write_text,
 )
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.metrics import precision_recall_density_coverage, squared_mmd, transfer_f1, wasserstein_2
 from scgen_diffusion.model import SCLDM
 
@@ -73,10 +74,10 @@ def one_scale() -> list[Guided]:
     ways = [Guided("joint", f"scale {scale:g}", {"guidance_scale": scale}) for scale in SCALES]
     for scale in LARGE_SCALES:
         for start, end in INTERVALS:
-            how = {"guidance_scale": scale, "guidance_interval": (start, end)}
+            how = {"guidance_scale": Guidance(scale, interval=(start, end))}
             ways.append(Guided("joint", f"scale {scale:g} from {start:g} to {end:g}", how))
         for share in SHARES:
-            how = {"guidance_scale": scale, "guidance_rescale": share}
+            how = {"guidance_scale": Guidance(scale, rescale=share)}
             ways.append(Guided("joint", f"scale {scale:g}, rescaled by {share:g}", how))
     return ways
 

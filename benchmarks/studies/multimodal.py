@@ -422,29 +422,30 @@ class Study:
 
     def _model(self, method: str) -> tuple[SCLDM, float]:
         """Return a trained model and the seconds that its training took, as far as they are known."""
-        from scgen_diffusion.model import SCLDM
+        from scgen_diffusion.model import load
 
         path = self.models / f"{self.name}-{self.seed}-{method.replace(' ', '-')}"
         if not path.exists():
             train(self.split, method, self.seed, path)
-        return SCLDM.load(path, adata=False), float((path / "seconds.txt").read_text())
+        return load(path, adata=False), float((path / "seconds.txt").read_text())
 
 
 def train(split: PairedSplit, method: str, seed: int, path: Path) -> None:
     """Train on both modalities, or on RNA alone, and keep the model."""
     import scvi
 
-    from scgen_diffusion.model import SCLDM
+    from scgen_diffusion.model import MULTISCLDM, SCLDM
 
     scvi.settings.seed = seed
     keys, started = [split.dataset.label], time.process_time()
     if method == TOGETHER:
         cells = split.train.copy()
-        SCLDM.setup_mudata(cells, condition_keys=keys)
+        MULTISCLDM.setup_mudata(cells, condition_keys=keys)
+        model = MULTISCLDM(cells)
     else:
         cells = split.train[RNA].copy()
         SCLDM.setup_anndata(cells, condition_keys=keys)
-    model = SCLDM(cells)
+        model = SCLDM(cells)
     model.train(**TRAINING)
     model.save(path)
     (path / "seconds.txt").write_text(str(time.process_time() - started))

@@ -20,7 +20,7 @@ from benchmarks.quality.drawing import held_out_conditions, train_model
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.splits import CONDITION_KEYS, Split, load, log_normalise, split_cells
 from benchmarks.tables import describe_machine, markdown_table, store_rows, today, write_text
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
 from scgen_diffusion.metrics import classifier_auc, precision_recall_density_coverage, squared_mmd, wasserstein_2
 
 logger = logging.getLogger("benchmarks.samplers")
@@ -50,7 +50,7 @@ def integration_error(model: object, codes: torch.Tensor, sampler: str, n_steps:
     """Return the root mean square error of latents against very many steps, in standard deviations, and seconds taken."""
     module = model.module
     noise = Generators(0, range(len(codes))).normal(*module.latent_shape)
-    guidance = Guidance.of(module.strategy, [1.0] * len(model.conditions.keys))
+    guidance = ResolvedGuidance.of(module.strategy, [1.0] * len(model.conditions.keys))
     exact = module.sample_latents(
         noise, codes, guidance=guidance, sampler=FLOW_SAMPLERS["heun"], n_steps=REFERENCE_STEPS
     )

@@ -22,7 +22,8 @@ import pandas as pd
 from benchmarks.quality.splits import CONDITION_KEYS, load, split_cells
 from benchmarks.studies.corruptions import CORRUPTIONS
 from benchmarks.tables import markdown_table, read_table, store_rows, write_text
-from scgen_diffusion.metrics import CATALOGUE, evaluate, verdict
+from scgen_diffusion.metrics import CATALOGUE, evaluate
+from scgen_diffusion.report import verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, datasets, interpret, metrics, model, pl
-    from .reporting import report
+    from . import data, datasets, interpret, metrics, model, pl, report
 
 __all__ = ["__version__", "data", "datasets", "interpret", "metrics", "model", "pl", "report"]
 
@@ -23,7 +22,7 @@ _PARTS = (
     "module",
     "nn",
     "pl",
-    "reporting",
+    "report",
     "train",
 )
 
@@ -31,8 +30,6 @@ _PARTS = (
 def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return import_module(f".{name}", __name__)
-    if name == "report":
-        return import_module(".reporting", __name__).report
     if name == "__version__":
         return _version()
     msg = f"module {__name__!r} has no attribute {name!r}"

@@ -125,7 +125,7 @@ def test_flags_are_switched_off_by_false(call, cells_file, tmp_path):
         ('[train]\nseed = "many"', "Invalid value for '--seed': 'many' is not a valid integer"),
         (
             '[train]\nmodel = "scVI"',
-            "Invalid value for '--model' / '-m': 'scVI' is not one of 'SCLDM', 'SCRDIT', 'WBDIT'",
+            "Invalid value for '--model' / '-m': 'scVI' is not one of 'SCLDM', 'MULTISCLDM', 'SCRDIT', 'WBDIT'",
         ),
         ('[train]\narchitecture = "wide"', "Invalid value for '--set': .* is not of the form KEY=VALUE"),
         ("[train]\nconfig = 3", "unknown key 'config'"),

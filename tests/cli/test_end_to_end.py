@@ -74,8 +74,6 @@ def test_a_killed_run_is_gone_on_with_by_the_same_command_to_cells_and_their_rep
     assert (
         call("evaluate", "held_out.h5ad", "new.h5ad", *quick, "-o", "table.csv", "--max", "gene_mean_error=0")[0] == 3
     )
-    monkeypatch.setattr(
-        "scgen_diffusion.reporting._report.draw_sections", lambda shown: ([], [])
-    )  # has tests of its own
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))  # has tests of its own
     code, out, err = call("report", "held_out.h5ad", "new.h5ad", "--table", "table.csv", "-o", "report.html")
     assert (code, out) == (0, "report.html\n"), err

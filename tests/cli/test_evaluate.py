@@ -165,7 +165,7 @@ def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_
     real, synthetic, train = (files / f"{name}.h5ad" for name in ("real", "synthetic", "train"))
     metrics = ["--metric", "gene_mean_error", "--metric", "copied_cells"]
     assert call("evaluate", real, synthetic, "--train", train, *metrics, *QUICK, "--out", table)[0] == 0
-    monkeypatch.setattr("scgen_diffusion.reporting._report.draw_sections", lambda shown: ([], []))
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
     command = ["report", real, synthetic, "--train", train, "-g", "cell_type", "--table", table, "--model", saved_model]
     code, out, err = call(*command, "--title", "Ours", "--out", page)
     assert (code, out) == (0, f"{page}\n"), err

@@ -26,7 +26,7 @@ def test_help_needs_no_library_that_takes_seconds_to_import(run_python):
         "import sys\nfrom scgen_diffusion.cli import main\nassert main(['train', '--help']) == 0\n"
         "from click.shell_completion import ShellComplete\nfrom scgen_diffusion.cli import cli\n"
         "offered = ShellComplete(cli, {}, 'x', 'y').get_completions(['train', '--model'], '')\n"
-        "assert [item.value for item in offered] == ['SCLDM', 'SCRDIT', 'WBDIT']\n"
+        "assert [item.value for item in offered] == ['SCLDM', 'MULTISCLDM', 'SCRDIT', 'WBDIT']\n"
         f"print('HEAVY', sorted({HEAVY} & set(sys.modules)))"
     )
     assert "HEAVY []" in run_python(script)
@@ -93,7 +93,7 @@ BEYOND = {  # what makes no sense on a command line, or follows from it
 FUNCTIONS = {
     "train": [
         sgd.model.SCLDM.setup_anndata,
-        sgd.model.SCLDM.setup_mudata,
+        sgd.model.MULTISCLDM.setup_mudata,
         sgd.model.SCLDM.__init__,
         sgd.model.SCLDM.train,
         sgd.model.SCRDIT.train,
@@ -103,7 +103,7 @@ FUNCTIONS = {
     "generate": [sgd.model.SCLDM.generate_to, sgd.model.SCRDIT.generate_to],
     "evaluate": [sgd.metrics.evaluate, sgd.metrics.evaluate_modalities],
     "evaluate-perturbation": [sgd.metrics.evaluate_perturbation],
-    "report": [sgd.report],
+    "report": [sgd.report.write],
 }
 
 

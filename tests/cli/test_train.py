@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 import scgen_diffusion as sgd
-from scgen_diffusion.cli._files import whole
+from scgen_diffusion._files import write_atomically
 from scgen_diffusion.model import SCLDM
 
 
@@ -315,7 +315,7 @@ def test_a_model_is_kept_if_the_new_one_cannot_take_its_place(tmp_path):
     goal = tmp_path / "model"
     goal.mkdir()
     (goal / "model.pt").write_text("old")
-    with pytest.raises(FileNotFoundError), whole(goal):
+    with pytest.raises(FileNotFoundError), write_atomically(goal):
         pass  # nothing was written
     assert (goal / "model.pt").read_text() == "old"
 

@@ -6,9 +6,10 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 
-from scgen_diffusion.data import check_conditions, check_expression, check_same_genes, known_names
+from scgen_diffusion.data import CellFiles, check_expression, check_same_genes, known_names
 
 N_CELLS = 4500  # more than the rows that are looked at together
 
@@ -134,6 +135,24 @@ def test_cells_without_log_values_are_named():
         check_expression(anndata.AnnData(x), None, "log1p")
 
 
+@pytest.mark.parametrize(("base", "is_natural"), [(None, True), (np.e, True), (2, False), (np.int64(10), False)])
+def test_logarithms_are_natural_as_scanpy_says_in_uns(base, is_natural, tmp_path):
+    adata = anndata.AnnData(counts(50))
+    sc.pp.log1p(adata, base=base)
+    adata.write_h5ad(tmp_path / "cells.h5ad")  # which leaves None out
+    for cells in (adata, anndata.read_h5ad(tmp_path / "cells.h5ad")):
+        if is_natural:
+            check_expression(cells, None, "log1p")
+            continue
+        with pytest.raises(ValueError, match=rf"to the base {base}, but .* natural ones.*np.log\({base}\)"):
+            check_expression(cells, None, "log1p")
+        with pytest.raises(ValueError, match=f"to the base {base}"):
+            CellFiles(tmp_path / "cells.h5ad", values="log1p")
+        cells.X *= np.log(base)
+        cells.uns["log1p"]["base"] = None
+        check_expression(cells, None, "log1p")
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_log_values_must_be_finite(value):
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -177,36 +196,6 @@ def test_an_absent_matrix_is_said():
 def test_no_cells_or_no_genes_are_refused(shape):
     with pytest.raises(ValueError, match=f"{shape[0]} cells and {shape[1]} genes"):
         check_expression(anndata.AnnData(np.zeros(shape, dtype=np.float32)), None, "counts")
-
-
-@pytest.fixture
-def obs():
-    return pd.DataFrame({"cell_type": ["B", "T", "B"], "donor": [1, 2, 3]}, index=["c1", "c2", "c3"])
-
-
-def test_labelled_columns_pass(obs):
-    check_conditions(obs, ["cell_type", "donor"])
-    check_conditions(obs, ("donor",))
-    check_conditions(obs, [])
-
-
-def test_an_unknown_column_lists_the_known_ones_closest_first(obs):
-    with pytest.raises(KeyError, match="'celltype'.*closest first: 'cell_type', 'donor'"):
-        check_conditions(obs, ["celltype"])
-
-
-@pytest.mark.parametrize("column", [["B", None, "B"], pd.Categorical(["B", None, "B"]), [1.0, np.nan, 2.0]])
-def test_cells_without_a_label_are_counted_and_named(obs, column):
-    obs["cell_type"] = column
-
-    with pytest.raises(ValueError, match=r"'cell_type'.*1 of 3 cells \('c2'"):
-        check_conditions(obs, ["donor", "cell_type"])
-
-
-def test_a_key_that_no_file_can_hold_is_refused_with_a_way_out(obs):
-    obs = obs.rename(columns={"cell_type": "cell/type"})
-    with pytest.raises(ValueError, match=r"'cell/type' has a '/'.*rename\(columns=\{'cell/type': 'cell_type'\}\)"):
-        check_conditions(obs, ["donor", "cell/type"])
 
 
 GENES = pd.Index([f"g{number}" for number in range(10)])

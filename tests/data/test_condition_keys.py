@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.data import OPEN, CategoricalKey, Conditions, ContinuousKey, SetKey, to_plain
+from scgen_diffusion.data import (
+    OPEN,
+    CategoricalKey,
+    Conditions,
+    ContinuousKey,
+    SetKey,
+    occurring,
+    recode,
+    to_plain,
+)
 from scgen_diffusion.data._condition_keys import key_from_state
 
 MEMBERS = ["A", "B", "C", "D"]
@@ -44,20 +53,20 @@ def test_a_key_survives_being_saved(key):
     values=st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 3)), min_size=2, max_size=20, unique=True),
 )
 def test_numbers_come_back_as_they_were(values):
-    key = ContinuousKey.of("d", np.array(values))
+    key = ContinuousKey.of("d", pd.Series(values))
     np.testing.assert_allclose(key.decode(key.encode(values)), values, rtol=1e-6, atol=1e-6 * key.std)
 
 
 def test_numbers_are_standardised_by_the_training_cells():
     values = np.array([0.0, 0.0, 3.0, 10.0])
-    codes = ContinuousKey.of("d", values).encode(values)
+    codes = ContinuousKey.of("d", pd.Series(values)).encode(values)
     assert codes.mean() == pytest.approx(0)
     assert codes.std() == pytest.approx(1)
 
 
 def test_common_doses_come_back_exactly():
     values = [0.0, 0.1, 0.3, 1.0, 10.0, 1000.0]
-    key = ContinuousKey.of("d", np.array(values))
+    key = ContinuousKey.of("d", pd.Series(values))
     assert key.decode(key.encode(values)).tolist() == values
 
 
@@ -171,7 +180,7 @@ def test_members_without_training_cells_need_known_embeddings(conditions):
 
 def test_many_values_of_a_number_are_rounded_to_a_few():
     values = np.random.default_rng(0).normal(size=5000)
-    key = ContinuousKey.of("d", values)
+    key = ContinuousKey.of("d", pd.Series(values))
     conditions = Conditions.from_codes([key], key.encode(values))
 
     assert len(conditions.combinations) == 256
@@ -183,7 +192,7 @@ def test_many_values_of_a_number_are_rounded_to_a_few():
 def test_a_number_is_near_those_of_cells_with_the_same_classes():
     rng = np.random.default_rng(0)
     classes, ages = rng.choice(["x", "y"], 400), rng.uniform(0, 80, 400)
-    keys = [KEYS[0], ContinuousKey.of("d", ages), CategoricalKey("sex", ["f", "m"])]
+    keys = [KEYS[0], ContinuousKey.of("d", pd.Series(ages)), CategoricalKey("sex", ["f", "m"])]
     sex = np.where(classes == "y", "f", rng.choice(["f", "m"], 400))
     codes = np.concatenate([key.encode(v) for key, v in zip(keys, (classes, ages, sex), strict=True)], axis=1)
     conditions = Conditions.from_codes(keys, codes)
@@ -209,7 +218,7 @@ def test_numbers_may_come_as_any_scalar(conditions, value):
 @pytest.mark.parametrize("scale", [1e-7, 1.0, 3e5])
 def test_numbers_keep_all_their_digits(scale):
     values = np.array([0.1, 1 / 3, 2.5e-9, 7.123456789012345, 1e3, 0.0]) * scale
-    key = ContinuousKey.of("d", values)
+    key = ContinuousKey.of("d", pd.Series(values))
 
     found = key.decode(key.encode(values))
 
@@ -221,3 +230,62 @@ def test_numbers_keep_all_their_digits(scale):
 def test_absurd_numbers_are_refused(conditions, value):
     with pytest.raises(ValueError, match="for 'd', which is absurdly far from"):
         conditions.encode({"d": value}, 2)
+
+
+# --- further values keep the numbers of the old ones ------------------------------------------------------------------------
+
+DRUGS = SetKey("drug", ["A", "B"], "+", 2, "ctrl", ["ctrl", "A", "A+B"])
+TYPES = CategoricalKey("type", ["x", "y"])
+TIME = ContinuousKey.of("time", pd.Series([0.0, 2.0]))
+
+
+def test_classes_are_added_in_order_after_the_old_ones_and_unused_ones_are_not():
+    column = pd.Series(pd.Categorical(["c", "a", "y"], categories=["c", "b", "a", "y"]))
+
+    assert TYPES.extended(column).values == ["x", "y", "c", "a"]
+    assert CategoricalKey("dose", [1, 10]).extended(pd.Series([5, 10, 2])).values == [1, 10, 2, 5]
+
+
+def test_numbers_keep_their_scale():
+    extended = TIME.extended(pd.Series([1.0, 7.0]))
+
+    assert (extended.mean, extended.std, extended.low, extended.high) == (1.0, 1.0, 0.0, 7.0)
+
+
+def test_sets_mean_the_same_after_being_written_anew():
+    extended = DRUGS.extended(pd.Series(["C + A", "B+A", "ctrl"]))
+    texts = ["ctrl", "A", "B", "A+B"]
+
+    written = recode(DRUGS.encode(texts), [DRUGS], [extended])
+
+    np.testing.assert_array_equal(written, extended.encode(texts))
+    assert list(extended.decode(written)) == texts
+    assert extended.decode(extended.encode(["A+C"]))[0] == "C + A"
+
+
+def test_what_stands_for_any_value_does_still():
+    before, after = [TYPES, DRUGS], [TYPES, DRUGS.extended(pd.Series(["C"]))]
+    codes = np.array([[-1, -1, -1], [1, -1, -1], [-1, 1, -1], [0, 0, 2]])
+
+    written = recode(codes, before, after)
+
+    assert written.tolist() == [[-1, -1, -1, -1], [1, -1, -1, -1], [-1, 1, -1, -1], [0, 0, 3, 3]]
+    assert written.dtype == codes.dtype
+
+
+def test_what_occurs_is_told_for_each_key():
+    codes = np.array([[1.0, 0.5, 0.0, 2.0], [1.0, 0.0, 2.0, 2.0]])
+
+    assert [are.tolist() for are in occurring([TYPES, TIME, DRUGS], codes)] == [[False, True], [], [True, False]]
+
+
+def test_no_keys_are_no_trouble():
+    codes = np.zeros((3, 0))
+
+    assert recode(codes, [], []).shape == (3, 0)
+    assert occurring([], codes) == []
+
+
+def test_numbers_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="'late' for 'time'; a finite number is needed"):
+        TIME.extended(pd.Series([1.0, "late"]))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from scgen_diffusion.data import ConditionField, ConditionSetup, encode_obs, keys_of_state
+from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_obs, keys_of_state
 
 N = 12
 TABLE = pd.DataFrame(np.eye(4, 3), index=["A", "B", "C", "NEW"])
@@ -59,7 +59,7 @@ def test_members_are_the_rows_of_a_table(adata, table):
     (key,) = found.keys_of(adata.obs)
     assert key.members == list(TABLE.index)
     assert key.has_vectors
-    assert found.vectors["gene"].dtypes.unique() == np.dtype("float32")
+    assert found.condition_embeddings["gene"].dtypes.unique() == np.dtype("float32")
 
 
 def test_classes_are_the_rows_of_a_table(adata):
@@ -170,11 +170,15 @@ def test_a_field_without_keys_is_empty(adata):
     [
         ({"controls": "ctrl"}, TypeError, "`control_values` must be a mapping.*found str"),
         ({"embeddings": TABLE}, TypeError, "`condition_embeddings` must be a mapping.*found DataFrame"),
-        ({"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}}, ValueError, "'ctrl' of 'gene' contains the separator"),
+        (
+            {"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}},
+            ValueError,
+            "must be text without the separator 'r', but found 'ctrl'",
+        ),
         (
             {"sets": ["gene"], "embeddings": {"gene": TABLE.set_axis(["1", 1, "x"], axis=1)}},
             ValueError,
-            "two columns of the name '1'",
+            "several columns of the name '1'",
         ),
     ],
 )
@@ -201,3 +205,36 @@ def test_the_name_of_the_column_of_synthetic_cells_is_taken(adata, kind):
     adata.obs["synthetic"] = adata.obs["dose" if kind == "continuous" else "gene"]
     with pytest.raises(ValueError, match="'synthetic' cannot be a condition key"):
         setup(adata, **{kind: ["synthetic"]})
+
+
+# --- every cell has a value ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def obs():
+    return pd.DataFrame({"cell_type": ["B", "T", "B"], "donor": [1, 2, 3]}, index=["c1", "c2", "c3"])
+
+
+def test_labelled_columns_pass(obs):
+    check_conditions(obs, ["cell_type", "donor"])
+    check_conditions(obs, ("donor",))
+    check_conditions(obs, [])
+
+
+def test_an_unknown_column_lists_the_known_ones_closest_first(obs):
+    with pytest.raises(KeyError, match="'celltype'.*closest first: 'cell_type', 'donor'"):
+        check_conditions(obs, ["celltype"])
+
+
+@pytest.mark.parametrize("column", [["B", None, "B"], pd.Categorical(["B", None, "B"]), [1.0, np.nan, 2.0]])
+def test_cells_without_a_label_are_counted_and_named(obs, column):
+    obs["cell_type"] = column
+
+    with pytest.raises(ValueError, match=r"'cell_type'.*1 of 3 cells \('c2'"):
+        check_conditions(obs, ["donor", "cell_type"])
+
+
+def test_a_key_that_no_file_can_hold_is_refused_with_a_way_out(obs):
+    obs = obs.rename(columns={"cell_type": "cell/type"})
+    with pytest.raises(ValueError, match=r"'cell/type' has a '/'.*rename\(columns=\{'cell/type': 'cell_type'\}\)"):
+        check_conditions(obs, ["donor", "cell/type"])

@@ -19,8 +19,7 @@ from scgen_diffusion.data import (
     resolve_layers,
     resolve_modalities,
 )
-from scgen_diffusion.data._mudata import join_expression, joined_names
-from scgen_diffusion.data._mudata_checks import check_modalities, check_modality
+from scgen_diffusion.data._mudata import check_modalities, join_expression
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
 
@@ -41,6 +40,7 @@ def mdata():
     return mudata.MuData({"rna": rna, "prot": prot})
 
 
+LIKELIHOODS = {"rna": "negative_binomial", "prot": "poisson"}
 MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "poisson")}
 
 
@@ -48,7 +48,6 @@ def test_modalities_stand_side_by_side_in_the_order_of_the_cells(mdata):
     joined = pd.DataFrame(join_expression(mdata, MODALITIES, {}).toarray(), index=mdata.obs_names).loc[list("abcd")]
 
     assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
-    assert list(joined_names(MODALITIES)) == ["rna:CD4", "rna:ACTB", "prot:CD4"]
 
 
 def test_an_absent_modality_is_zero(mdata):
@@ -167,14 +166,32 @@ def test_zeros_and_ones_are_taken_for_open_or_closed(mdata):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_values_that_no_likelihood_explains_are_refused(values, cells, names, likelihood, message):
     with pytest.raises(ValueError, match=message):
-        check_modality(modality(values, cells, names), "m", None, likelihood)
+        check_modalities(mudata.MuData({"m": modality(values, cells, names)}), {"m": likelihood}, {})
+
+
+@pytest.mark.parametrize("dtype", [str, object])
+def test_matrices_of_text_are_refused_by_the_type_of_their_values(dtype):
+    text = anndata.AnnData(np.array([["a", "b"]], dtype=dtype), obs=pd.DataFrame(index=["c"]))
+    mdata = mudata.MuData({"m": text})
+
+    assert guess_likelihood(text, None, "m") == "negative_binomial"  # which is no error of its own
+    with pytest.raises(ValueError, match=r"mdata\['m'\].X holds values of the type .*, but numbers are needed"):
+        check_modalities(mdata, {"m": "negative_binomial"}, {})
+
+
+def test_mudata_within_mudata_is_refused(mdata):
+    nested = mudata.MuData({"all": mdata, "rna": mdata["rna"].copy()})
+
+    assert resolve_modalities(nested, ["rna"]) == {"rna": None}
+    with pytest.raises(TypeError, match=r"mdata\['all'\] is a MuData itself"):
+        resolve_modalities(nested, None)
 
 
 def test_cells_of_other_names_are_refused():
     mdata = mudata.MuData({"rna": modality([[1], [1]], ["A-1", "B-1"], "x"), "prot": modality([[1], [1]], "AB", "y")})
 
     with pytest.raises(ValueError, match=r"No cell of mdata\['rna'\] \(2 \('A-1', 'B-1'\)\) is in another modality"):
-        check_modalities(mdata, ["rna", "prot"], {})
+        check_modalities(mdata, LIKELIHOODS, {})
 
 
 def test_modalities_may_be_linked_through_a_third():
@@ -184,23 +201,23 @@ def test_modalities_may_be_linked_through_a_third():
         "atac": modality([[1]], "c", "z"),
     }
 
-    check_modalities(mudata.MuData(parts), list(parts), {})
+    check_modalities(mudata.MuData(parts), dict.fromkeys(parts), {})
 
 
 def test_cells_without_any_count_are_named(mdata):
     mdata["rna"].X[0, 0] = 0
 
     with pytest.raises(ValueError, match=r"no count in any of \['rna', 'prot'\]: 1 \('a'\)"):
-        check_modalities(mdata, ["rna", "prot"], {})
+        check_modalities(mdata, LIKELIHOODS, {})
     with pytest.raises(ValueError, match=r"any of \['prot'\]: 1 \('a'\)"):
-        check_modalities(mdata, ["prot"], {})
+        check_modalities(mdata, {"prot": None}, {})
 
 
 def test_cells_that_were_added_to_a_modality_only_are_found(mdata):
     mdata.mod["rna"] = modality([[1, 0], [2, 3]], "ae", ["CD4", "ACTB"])
 
     with pytest.raises(ValueError, match=r"1 cells that mdata.obs does not list; call mdata.update"):
-        check_modalities(mdata, ["rna", "prot"], {})
+        check_modalities(mdata, LIKELIHOODS, {})
 
 
 def test_a_condition_of_a_modality_is_brought_up(mdata):

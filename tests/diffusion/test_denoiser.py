@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import PATHS, TARGETS, ConditionColumns, Denoiser, Guidance, GuidedField, Joint
+from scgen_diffusion.diffusion import PATHS, TARGETS, ConditionColumns, Denoiser, GuidedField, Joint, ResolvedGuidance
 
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -110,7 +110,7 @@ def test_a_guided_field_is_a_field():
     def network(x_t, times, classes):
         return x_t * (classes + 1) + times[:, None]
 
-    field = GuidedField(network, condition, ConditionColumns.of_classes([2]), path, Guidance.of(Joint(), [2.0]))
+    field = GuidedField(network, condition, ConditionColumns.of_classes([2]), path, ResolvedGuidance.of(Joint(), [2.0]))
     prediction = Denoiser(field, path, TARGETS["noise"]).predict(data, t)
     by_hand = 3 * data + 2.0 * (data - 3 * data) + path.network_time(t)[:, None]
     torch.testing.assert_close(prediction, by_hand)

@@ -9,9 +9,9 @@ from scgen_diffusion.diffusion import (
     PATHS,
     Additive,
     ConditionColumns,
-    Guidance,
     GuidedField,
     LinearInterpolant,
+    ResolvedGuidance,
 )
 
 SCALES = st.floats(-2, 5, allow_nan=False).map(lambda s: round(s, 3))
@@ -42,7 +42,7 @@ def build_inputs(n_classes, n_samples=5):
 
 
 def build_field(network, condition, columns, strategy, scales, path=LinearInterpolant(), **how):
-    guidance = Guidance.of(CONDITION_STRATEGIES[strategy], scales, **how)
+    guidance = ResolvedGuidance.of(CONDITION_STRATEGIES[strategy], scales, **how)
     return GuidedField(network, condition, columns, path, guidance)
 
 
@@ -190,8 +190,8 @@ def test_samples_at_different_times_are_guided_each_by_its_own():
     "interval", [(0.5, 0.5), (0.7, 0.3), (-0.1, 1), (0, 1.1), (0.5,), 0.5, None, ("a", "b"), (0, np.nan)]
 )
 def test_an_interval_that_is_none_is_refused(interval):
-    with pytest.raises(ValueError, match="`guidance_interval` must be two times"):
-        Guidance(interval=interval)
+    with pytest.raises(ValueError, match=r"`Guidance\(interval=...\)` must be two times"):
+        ResolvedGuidance(interval=interval)
 
 
 # --- rescaled -------------------------------------------------------------------------------------------------------------
@@ -245,8 +245,8 @@ def test_a_prediction_without_spread_is_left_as_it_is():
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.1, np.nan, "much", None, True])
 def test_a_share_of_rescaling_that_is_none_is_refused(rescale):
-    with pytest.raises(ValueError, match="`guidance_rescale` must be a number from 0 to 1"):
-        Guidance(rescale=rescale)
+    with pytest.raises(ValueError, match=r"`Guidance\(rescale=...\)` must be a number from 0 to 1"):
+        ResolvedGuidance(rescale=rescale)
 
 
 # --- where the true fields are known -----------------------------------------------------------------------------------------
@@ -331,7 +331,11 @@ def test_additive_guidance_of_two_dependent_keys_raises_the_likelihood_of_one_gi
 def test_a_group_counts_as_one_key():
     x_t, t, condition, columns = build_inputs([3, 4, 2])
     grouped = GuidedField(
-        RecordingNetwork(), condition, columns, LinearInterpolant(), Guidance.of(Additive(((0, 1),)), [3.0, 3.0, 1.0])
+        RecordingNetwork(),
+        condition,
+        columns,
+        LinearInterpolant(),
+        ResolvedGuidance.of(Additive(((0, 1),)), [3.0, 3.0, 1.0]),
     )
     v_all = RecordingNetwork()(x_t, t, condition)
     v_last = RecordingNetwork()(x_t, t, columns.keep(condition, [2]))

@@ -7,11 +7,12 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate, verdict
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate
 from scgen_diffusion.metrics._catalogue import Sample
 from scgen_diffusion.metrics._distribution import auc_of_scores
 from scgen_diffusion.metrics._evaluate import choose_metrics, shuffle_genes
 from scgen_diffusion.metrics._table import interval
+from scgen_diffusion.report import verdict
 
 N_GENES = 40
 QUICK = ["w2", "mmd2", "recall", "gene_mean_error", "library_size_ks"]

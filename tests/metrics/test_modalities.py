@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.metrics import CATALOGUE, cross_modality_correlation, evaluate, evaluate_modalities, verdict
+from scgen_diffusion.metrics import CATALOGUE, cross_modality_correlation, evaluate, evaluate_modalities
+from scgen_diffusion.report import verdict
 
 QUICK = {"n_floor": 1, "n_bootstrap": 0}
 COLUMNS = ["modality", "metric", "group", "value", "floor", "shuffled", "low", "high", "better"]

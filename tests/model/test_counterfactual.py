@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.model import SCLDM
 
 SAMPLERS = ["euler", "midpoint", "heun"]
@@ -71,7 +72,10 @@ def test_guidance_can_be_limited_and_rescaled(trained):
     request = {"condition": {"cell_type": "NK"}, "sample": False, "guidance_scale": 4.0}
     plain, whole, limited, rescaled = (
         trained.predict_perturbation(**(request | options)).X
-        for options in ({"guidance_scale": 1.0}, {}, {"guidance_interval": (0.4, 0.6)}, {"guidance_rescale": 1.0})
+        for options in (
+            {"guidance_scale": scale}
+            for scale in (1.0, 4.0, Guidance(4.0, interval=(0.4, 0.6)), Guidance(4.0, rescale=1.0))
+        )
     )
 
     assert 0 < np.abs(limited - plain).mean() < np.abs(whole - plain).mean()

@@ -42,7 +42,7 @@ def test_unregistered_cells_are_refused(make_cells, gene_space_class, tiny_gene_
     ("options", "error", "words"),
     [
         ({"patch_size": 13}, ValueError, "`patch_size` is 13, but there are only 12 genes"),
-        ({"patch_sizes": 3}, TypeError, "has no option 'patch_sizes'.*closest first: patch_size"),
+        ({"patch_sizes": 3}, TypeError, "has no option 'patch_sizes'.*closest first: .patch_size"),
         ({"size": "small"}, ValueError, r"`size` must be one of \['default', 'published'\], but found 'small'"),
         ({"zero_value": 0}, ValueError, "`zero_value` must be None or a number below 0.*found 0"),
         ({"zero_value": 10.0}, ValueError, "`zero_value` must be None or a number below 0.*10"),

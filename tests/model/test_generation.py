@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import scvi
 
-from scgen_diffusion.diffusion import FixedStepSampler
+from scgen_diffusion.diffusion import FixedStepSampler, Guidance
 
 SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
 
@@ -224,7 +224,7 @@ NAMED_OTHERWISE = {
     "no condition": {"condition": None},
     "shares": {"condition": {"cell_type": ["NK", "B cell"]}},
     "guidance": {"guidance_scale": 2.0},
-    "interval": {"guidance_scale": 2.0, "guidance_interval": (0.1, 0.9)},
+    "interval": {"guidance_scale": Guidance(2.0, interval=(0.1, 0.9))},
     "sampler": {"sampler": "euler"},
     "steps": {"n_steps": 3},
     "library size": {"library_size": 100},
@@ -372,7 +372,6 @@ def test_the_number_of_steps_is_honoured(trained):
         ({"n_steps": "many"}, "`n_steps`.*'many'"),
         ({"guidance_scale": "2"}, "`guidance_scale` must be a finite number.*'2'"),
         ({"guidance_scale": True}, "`guidance_scale` must be a finite number.*True"),
-        ({"composition": ["joint"]}, "`composition`.*is not known"),
         ({"n_cells": True}, "`n_cells`.*True"),
         ({"n_cells": None, "condition": {"dose": []}}, "`condition` has no rows"),
         ({"condition": {"dose": []}}, "has 0 values for 3 cells"),

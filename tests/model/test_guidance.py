@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Additive, Guidance, GuidanceTerm
-from scgen_diffusion.generation import GuidanceOptions, numbers_of_groups
+from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Additive, Guidance, GuidanceTerm, ResolvedGuidance
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 KEYS = ["cell_type", "dose", "treated"]
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sampling seems to have diverged"
 
 
 def resolve(trained, keys=KEYS, **options):
-    return GuidanceOptions(**options).resolve(CONDITION_STRATEGIES[trained], keys)
+    return Guidance(**options).resolve(CONDITION_STRATEGIES[trained], keys)
 
 
 def same_cells(one, other):
@@ -45,8 +44,8 @@ def joint(make_trained):
 def test_a_composition_is_that_of_the_strategy_of_its_name(scale, data):
     composition = data.draw(st.sampled_from([None, *CONDITION_STRATEGIES]))
     scales = [scale.get(key, 1.0) for key in KEYS] if isinstance(scale, dict) else [scale] * 3
-    asked = GuidanceOptions(scale, composition).resolve(Additive(), KEYS)
-    assert asked == Guidance.of(CONDITION_STRATEGIES[composition or "additive"], scales)
+    asked = Guidance(scale, composition).resolve(Additive(), KEYS)
+    assert asked == ResolvedGuidance.of(CONDITION_STRATEGIES[composition or "additive"], scales)
 
 
 def test_scales_of_subsets_add_up_what_each_changes_in_the_unconditional_prediction():
@@ -56,7 +55,7 @@ def test_scales_of_subsets_add_up_what_each_changes_in_the_unconditional_predict
 
 
 def test_the_own_groups_of_an_additive_model_are_kept_together():
-    grouped = GuidanceOptions({"dose": 3.0, "treated": 3.0}, "additive").resolve(Additive(((1, 2),)), KEYS)
+    grouped = Guidance({"dose": 3.0, "treated": 3.0}, "additive").resolve(Additive(((1, 2),)), KEYS)
     assert grouped.terms == (GuidanceTerm((0, 1, 2), 3.0), GuidanceTerm((0,), -2.0))
 
 
@@ -79,7 +78,7 @@ def test_subsets_that_training_never_showed_are_refused(trained, options, given)
 
 def test_a_part_of_a_group_is_refused():
     with pytest.raises(ValueError, match="only 'dose'.*of `dropped_together` only together"):
-        GuidanceOptions({("dose",): 2.0}).resolve(Additive(((1, 2),)), KEYS)
+        Guidance({("dose",): 2.0}).resolve(Additive(((1, 2),)), KEYS)
 
 
 def test_the_conditional_prediction_must_be_known_too_where_it_is_needed():
@@ -87,7 +86,7 @@ def test_the_conditional_prediction_must_be_known_too_where_it_is_needed():
     options = {"scale": 0.0, "composition": "joint"}
     assert resolve("mutually_exclusive", **options).terms == (GuidanceTerm((), 1.0),)
     for extra in ({"interval": (0.2, 0.8)}, {"rescale": 0.5}):
-        with pytest.raises(ValueError, match="`composition='joint'` needs"):
+        with pytest.raises(ValueError, match="`Guidance\\(composition='joint'\\)` needs"):
             resolve("mutually_exclusive", **options, **extra)
 
 
@@ -98,7 +97,7 @@ def test_predictions_of_weight_zero_need_not_be_known():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"composition": "addtive"}, "`composition` 'addtive' is not known.*closest first: 'additive'"),
+        ({"composition": "addtive"}, "`Guidance\\(composition='addtive'\\)` is not known.*closest first: 'additive'"),
         ({"scale": {("dose",): 1.0}, "composition": "additive"}, "`composition` has no say"),
         ({"scale": {("dose",): 1.0, "treated": 1.0}}, "tuples of different keys, but found 'treated'"),
         ({"scale": {(): 1.0}}, r"tuples of different keys, but found \(\)"),
@@ -106,8 +105,8 @@ def test_predictions_of_weight_zero_need_not_be_known():
         ({"scale": {("doses",): 1.0}}, "unknown key 'doses'.*closest first: 'dose'"),
         ({"scale": {("dose",): np.nan}}, "`guidance_scale` must be a finite number"),
         ({"scale": "2"}, "`guidance_scale` must be a finite number.*but found '2'"),
-        ({"interval": (0.8, 0.2)}, "`guidance_interval` must be"),
-        ({"rescale": 2}, "`guidance_rescale` must be"),
+        ({"interval": (0.8, 0.2)}, r"`Guidance\(interval=...\)` must be"),
+        ({"rescale": 2}, r"`Guidance\(rescale=...\)` must be"),
     ],
     ids=str,
 )
@@ -116,10 +115,11 @@ def test_a_bad_request_is_refused_by_name(options, words):
         resolve("additive", **options)
 
 
-def test_groups_are_numbered_in_the_order_of_the_keys_of_the_model():
-    assert numbers_of_groups([("treated", "cell_type")], KEYS) == [[2, 0]]
+def test_groups_are_numbered_in_the_order_of_the_keys_of_the_model(make_model):
+    options = {"condition_keys": KEYS, "condition_strategy": "additive"}
+    assert make_model(**options, dropped_together=[("treated", "cell_type")]).module.key_groups == ((2, 0),)
     with pytest.raises(ValueError, match="`dropped_together` has the unknown key 'doses'.*closest first: 'dose'"):
-        numbers_of_groups([("doses", "treated")], KEYS)
+        make_model(**options, dropped_together=[("doses", "treated")])
 
 
 # --- in models ----------------------------------------------------------------------------------------------------------------
@@ -128,14 +128,16 @@ def test_groups_are_numbered_in_the_order_of_the_keys_of_the_model():
 @pytest.mark.parametrize("method", ["generate", "get_sampling_path"])
 def test_subsets_never_shown_are_refused_before_any_work(joint, monkeypatch, method):
     monkeypatch.setattr(joint.module, "draw_noise", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(ValueError, match="`composition='additive'` needs predictions"):
-        getattr(joint, method)(**REQUEST, guidance_scale={"dose": 2.0}, composition="additive")
+    with pytest.raises(ValueError, match=r"`Guidance\(composition='additive'\)` needs predictions"):
+        getattr(joint, method)(**REQUEST, guidance_scale=Guidance({"dose": 2.0}, composition="additive"))
 
 
 def test_every_composition_makes_cells_of_its_own(additive):
     scale = {"dose": 8.0, "treated": 0.0}
     default = additive.generate(**REQUEST, guidance_scale=scale)
-    others = [additive.generate(**REQUEST, guidance_scale=scale, composition=name) for name in CONDITION_STRATEGIES]
+    others = [
+        additive.generate(**REQUEST, guidance_scale=Guidance(scale, composition=name)) for name in CONDITION_STRATEGIES
+    ]
     assert [same_cells(default, other) for other in others] == [name == "additive" for name in CONDITION_STRATEGIES]
 
 
@@ -170,11 +172,11 @@ def test_a_subset_of_all_keys_is_joint_guidance(joint):
 @pytest.mark.parametrize("scale", [3.0, 1.0])
 def test_an_interval_and_rescaling_change_cells_only_where_they_should(joint, scale):
     def cells(**how):
-        return joint.generate(**REQUEST, guidance_scale=scale, **how)
+        return joint.generate(**REQUEST, guidance_scale=Guidance(scale, **how))
 
     plain = cells()
-    assert same_cells(plain, cells(guidance_interval=(0.0, 1.0), guidance_rescale=0.0))
-    for how in ({"guidance_interval": (0.2, 0.6)}, {"guidance_rescale": 0.7}):
+    assert same_cells(plain, cells(interval=(0.0, 1.0), rescale=0.0))
+    for how in ({"interval": (0.2, 0.6)}, {"rescale": 0.7}):
         assert same_cells(plain, cells(**how)) == (scale == 1.0)
 
 
@@ -188,14 +190,14 @@ def test_guidance_of_gene_space_models_knows_their_path(make_trained_gene_space,
         "forward",
         lambda self, x, *rest: rows.append(len(x)) or forward(self, x, *rest),
     )
-    model.generate(5, seed=0, guidance_scale=2.0, guidance_interval=(0.25, 0.6), sampler="ddim", n_steps=10)
+    model.generate(5, seed=0, guidance_scale=Guidance(2.0, interval=(0.25, 0.6)), sampler="ddim", n_steps=10)
     # Path times 0, 0.1, ..., 0.9, of which 0.3, 0.4, 0.5 and 0.6 need two predictions.
     assert [n // rows[0] for n in rows] == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]
 
 
 def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained_gene_space):
     model = make_trained_gene_space(condition_keys=KEYS, condition_strategy="additive")
-    how = {"guidance_scale": {"dose": 3.0}, "guidance_interval": (0.1, 0.8), "guidance_rescale": 0.5, "n_steps": 5}
+    how = {"guidance_scale": Guidance({"dose": 3.0}, interval=(0.1, 0.8), rescale=0.5), "n_steps": 5}
     path = model.get_sampling_path(**REQUEST, **how, n_frames=2)
     np.testing.assert_array_equal(path.X[-12:], model.generate(**REQUEST, **how).X.toarray())
     assert path.uns["scgen_diffusion"]["guidance_interval"] == [0.1, 0.8]
@@ -210,7 +212,7 @@ def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained_gen
             {"guidance_scale": {"cell_type, dose": 2.0, "treated": 1.0}, "composition": "subsets"},
         ),
         (
-            {"composition": "joint", "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.7},
+            {"guidance_scale": Guidance(1.0, "joint", interval=(0.2, 0.8), rescale=0.7)},
             {"composition": "joint", "guidance_interval": [0.2, 0.8], "guidance_rescale": 0.7},
         ),
     ],

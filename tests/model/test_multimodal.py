@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
 
@@ -41,8 +41,8 @@ def make_mudata(seed=0):
 
 def make_model(tiny, mdata=None, setup=None, **options):
     mdata = make_mudata() if mdata is None else mdata
-    SCLDM.setup_mudata(mdata, condition_keys=["cell_type"], **(setup or {}))
-    return SCLDM(mdata, **{**tiny, **options})
+    MULTISCLDM.setup_mudata(mdata, condition_keys=["cell_type"], **(setup or {}))
+    return MULTISCLDM(mdata, **{**tiny, **options})
 
 
 @pytest.fixture(scope="module")
@@ -218,17 +218,17 @@ def test_training_may_stop_early(tiny, quick):
 
 def test_a_published_size_is_refused_as_its_latents_have_no_spread(tiny):
     mdata = make_mudata()
-    SCLDM.setup_mudata(mdata)
+    MULTISCLDM.setup_mudata(mdata)
     with pytest.raises(ValueError, match="latent='variational'"):
-        SCLDM(mdata, size="published")
+        MULTISCLDM(mdata, size="published")
 
 
 def test_a_model_makes_the_same_cells_in_a_fresh_process(multimodal, run_python, tmp_path):
     multimodal.save(tmp_path / "model")
     script = """
 import sys
-from scgen_diffusion.model import SCLDM
-model = SCLDM.load(sys.argv[1], accelerator="cpu")
+from scgen_diffusion.model import MULTISCLDM
+model = MULTISCLDM.load(sys.argv[1], accelerator="cpu")
 print("cells:", model.adata)
 model.generate(7, seed=5).write_h5mu(sys.argv[2])
 """
@@ -243,7 +243,7 @@ model.generate(7, seed=5).write_h5mu(sys.argv[2])
 def test_cells_are_saved_with_the_model_and_the_joined_copy_is_not(multimodal, tmp_path):
     multimodal.save(tmp_path / "model", save_anndata=True)
 
-    loaded = SCLDM.load(tmp_path / "model", accelerator="cpu")
+    loaded = MULTISCLDM.load(tmp_path / "model", accelerator="cpu")
 
     assert "_scgen_expression" not in mudata.read_h5mu(tmp_path / "model" / "mdata.h5mu").obsm
     assert "_scgen_expression" in multimodal.adata.obsm
@@ -254,7 +254,7 @@ def test_cells_are_saved_with_the_model_and_the_joined_copy_is_not(multimodal, t
 
 def test_a_loaded_model_reads_cells_that_lack_a_modality(multimodal, tmp_path):
     multimodal.save(tmp_path / "model")
-    loaded = SCLDM.load(tmp_path / "model", adata=False)
+    loaded = MULTISCLDM.load(tmp_path / "model", adata=False)
     alone = rna_of(multimodal.adata)
 
     assert {name: list(names) for name, names in loaded.get_var_names().items()} == {
@@ -276,7 +276,7 @@ def test_other_cells_must_fit_the_model(multimodal, tmp_path):
     with pytest.raises(TypeError, match=r"reads MuData.*found AnnData"):
         multimodal.get_latent_representation(multimodal.adata["rna"].copy())
     with pytest.raises(TypeError, match="takes MuData"):
-        SCLDM.load(tmp_path / "model", adata=multimodal.adata["rna"].copy())
+        MULTISCLDM.load(tmp_path / "model", adata=multimodal.adata["rna"].copy())
 
 
 def test_likelihoods_and_layers_can_be_chosen(tiny):
@@ -293,17 +293,17 @@ def test_likelihoods_and_layers_can_be_chosen(tiny):
     assert model.adata.obsm["_scgen_expression"].max() == mdata["rna"].layers["counts"].max()
 
 
-@pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
-def test_gene_space_models_read_one_modality(cls):
-    with pytest.raises(TypeError, match=f"found MuData. {cls.__name__} reads one modality only.*mdata"):
+@pytest.mark.parametrize("cls", [SCLDM, SCRDIT, WBDIT])
+def test_models_of_one_modality_name_the_one_of_several(cls):
+    with pytest.raises(TypeError, match="found MuData. Give one modality.*or take MULTISCLDM"):
         cls.setup_anndata(make_mudata())
 
 
-def test_each_setup_names_the_other():
-    with pytest.raises(TypeError, match="found MuData.*setup_mudata"):
-        SCLDM.setup_anndata(make_mudata())
+def test_the_model_of_several_modalities_names_the_one_of_one():
+    with pytest.raises(NotImplementedError, match="call `setup_mudata`. For one modality there is SCLDM"):
+        MULTISCLDM.setup_anndata(make_mudata()["rna"])
     with pytest.raises(TypeError, match="found AnnData.*setup_anndata"):
-        SCLDM.setup_mudata(make_mudata()["rna"])
+        MULTISCLDM.setup_mudata(make_mudata()["rna"])
 
 
 def test_conditions_must_be_global(tiny):
@@ -311,9 +311,9 @@ def test_conditions_must_be_global(tiny):
     mdata["rna"].obs["batch"] = "one"
 
     with pytest.raises(KeyError, match="pull_obs"):
-        SCLDM.setup_mudata(mdata, condition_keys=["batch"])
+        MULTISCLDM.setup_mudata(mdata, condition_keys=["batch"])
     with pytest.raises(KeyError, match="'tissue' is not a column"):
-        SCLDM.setup_mudata(mdata, condition_keys=["tissue"])
+        MULTISCLDM.setup_mudata(mdata, condition_keys=["tissue"])
 
 
 def test_counterfactuals_of_several_modalities_are_refused(multimodal):
@@ -324,18 +324,18 @@ def test_counterfactuals_of_several_modalities_are_refused(multimodal):
 def test_views_are_refused():
     mdata = make_mudata()
     with pytest.raises(ValueError, match=r"`mdata` is a view.*mdata\.copy"):
-        SCLDM.setup_mudata(mdata[:20])
+        MULTISCLDM.setup_mudata(mdata[:20])
 
     mdata.mod["rna"] = mdata["rna"][:, :5]
     with pytest.raises(ValueError, match=r"`mdata.mod\['rna'\]` is a view"):
-        SCLDM.setup_mudata(mdata)
+        MULTISCLDM.setup_mudata(mdata)
 
 
 def test_cells_left_in_their_file_are_refused(tmp_path):
     make_mudata().write_h5mu(tmp_path / "cells.h5mu")
 
     with pytest.raises(ValueError, match="need it in memory"):
-        SCLDM.setup_mudata(mudata.read_h5mu(tmp_path / "cells.h5mu", backed="r"))
+        MULTISCLDM.setup_mudata(mudata.read_h5mu(tmp_path / "cells.h5mu", backed="r"))
 
 
 def test_a_modality_without_a_matrix_is_refused():
@@ -343,7 +343,7 @@ def test_a_modality_without_a_matrix_is_refused():
     mdata["rna"].X = None
 
     with pytest.raises(ValueError, match=r"mdata\['rna'\].X is empty"):
-        SCLDM.setup_mudata(mdata)
+        MULTISCLDM.setup_mudata(mdata)
 
 
 def test_the_same_cells_can_be_set_up_for_a_second_model(tiny, quick):
@@ -359,12 +359,12 @@ def test_the_same_cells_can_be_set_up_for_a_second_model(tiny, quick):
 @pytest.mark.parametrize("keys", ["cell_type", 5, {"cell_type"}])
 def test_keys_are_lists_of_names(keys):
     with pytest.raises(TypeError, match="`condition_keys` must be a list of names"):
-        SCLDM.setup_mudata(make_mudata(), condition_keys=keys)
+        MULTISCLDM.setup_mudata(make_mudata(), condition_keys=keys)
 
 
 @pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
 def test_a_registry_of_several_modalities_is_refused_by_models_of_one(multimodal, cls):
-    with pytest.raises(ValueError, match=f"several modalities, but {cls.__name__} reads one"):
+    with pytest.raises(ValueError, match=f"`setup_mudata`, but {cls.__name__} reads cells with one modality"):
         cls(registry=multimodal.registry)
 
 

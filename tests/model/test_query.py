@@ -307,7 +307,7 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
         embeddings = None if table is None else {"drug": table}
         return SCLDM.load_query_data(cells, reference, condition_embeddings=embeddings, accelerator="cpu", **options)
 
-    with pytest.raises(ValueError, match=r"'C' of 'drug' has no known embedding.*`condition_embeddings`"):
+    with pytest.raises(ValueError, match=r"embedding of 'drug' has no row for 1 .*'C'.*`condition_embeddings`"):
         load(None, trainable="conditions")
     with pytest.raises(ValueError, match="3 columns of the reference's"):
         load(row[["x", "y"]], trainable="conditions")

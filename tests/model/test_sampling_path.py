@@ -14,7 +14,7 @@ from scgen_diffusion.diffusion import (
     DDIMSampler,
     DormandPrinceSampler,
     Generators,
-    Guidance,
+    ResolvedGuidance,
     _random,
     published_timesteps,
     samplers_for,
@@ -122,7 +122,7 @@ def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
         z = module.sample_latents(
             module.draw_noise(generators)[:1],
             torch.from_numpy(codes),
-            guidance=Guidance.of(module.strategy, (1.0, 1.0)),
+            guidance=ResolvedGuidance.of(module.strategy, (1.0, 1.0)),
             sampler=samplers_for(module.path)["midpoint"],
         )
         generators = Generators(1, range(4000))

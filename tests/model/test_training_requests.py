@@ -9,7 +9,7 @@ import scanpy as sc
 import scvi
 from mudata import MuData
 
-from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model import MULTISCLDM, SCLDM
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
 
@@ -251,8 +251,8 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
     assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
     assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion")
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
-    SCLDM.setup_mudata(mdata)
-    _, features, conditions, *_ = lines_of(SCLDM(mdata, **tiny), capsys)
+    MULTISCLDM.setup_mudata(mdata)
+    _, features, conditions, *_ = lines_of(MULTISCLDM(mdata, **tiny), capsys)
     assert "rna (12, negative_binomial), prot (5, negative_binomial)" in features
     assert conditions.endswith("none")
 

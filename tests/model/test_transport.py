@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -188,7 +189,7 @@ def test_train_goes_without_it_where_no_group_has_both_kinds_of_cells(make_cells
 
 def test_the_transport_refuses_what_it_does_not_know(transported):
     rows = controls(transported)
-    for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_rescale": 0.5}):
+    for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_scale": Guidance(rescale=0.5)}):
         with pytest.raises(ValueError, match="The transport knows neither guidance nor `given_keys`"):
             transported.predict_perturbation(condition=PERTURBED, indices=rows, **unknown)
 

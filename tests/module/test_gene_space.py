@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Guidance, HeunSampler
+from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, HeunSampler, ResolvedGuidance
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
@@ -226,7 +226,12 @@ def test_a_network_that_knows_the_data_samples_it(profiles, path, sampler):
 
     module.averaged_network = Oracle()
     sampled = module.sample_cells(
-        torch.zeros(5, 0).long(), Generators(0, range(5)), guidance=Guidance(), sampler=sampler, n_steps=20, n_wanted=5
+        torch.zeros(5, 0).long(),
+        Generators(0, range(5)),
+        guidance=ResolvedGuidance(),
+        sampler=sampler,
+        n_steps=20,
+        n_wanted=5,
     )
 
     assert torch.equal(sampled == 0, (profiles[:1] == 0).expand(5, -1))
@@ -254,7 +259,7 @@ def test_any_number_of_genes_fits(backbone, n_genes):
     profile = module.sample_cells(
         torch.zeros(2, 0).long(),
         Generators(0, range(2)),
-        guidance=Guidance(),
+        guidance=ResolvedGuidance(),
         sampler=DPMSolverSampler(),
         n_steps=2,
         n_wanted=2,

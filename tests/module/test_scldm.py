@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
 from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule, thin
 
 COUNT_HEADS = [
@@ -208,7 +208,7 @@ def test_latents_are_sampled_on_their_own_scale(build):
     z = module.sample_latents(
         generators.normal(2, 4),
         torch.zeros(64, 0).long(),
-        guidance=Guidance(),
+        guidance=ResolvedGuidance(),
         sampler=FLOW_SAMPLERS["euler"],
         n_steps=2,
     )

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, GuidedField
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, GuidedField, ResolvedGuidance
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.nn import GeneSet
 
@@ -163,7 +163,7 @@ def field_of(module, strategy, what):
     condition, columns = recorded_condition(strategy), module.condition_columns
     if what == "guided":
         scales = [RECORDING["guidance_weight"][key] for key in KEYS]
-        return GuidedField(module.prior, condition, columns, module.path, Guidance.of(module.strategy, scales))
+        return GuidedField(module.prior, condition, columns, module.path, ResolvedGuidance.of(module.strategy, scales))
     if what.startswith("conditional."):
         condition = columns.keep(condition, [KEYS.index(what.removeprefix("conditional."))])
     elif what == "unconditional":
@@ -200,7 +200,7 @@ def test_sampled_latents_are_the_recorded_ends_of_the_flow(modules, strategy, wh
     latents = module.sample_latents(
         VECTORS[f"{strategy}.x"],
         recorded_condition(strategy),
-        guidance=Guidance.of(module.strategy, [weights[key] if what == "guided" else 0.0 for key in KEYS]),
+        guidance=ResolvedGuidance.of(module.strategy, [weights[key] if what == "guided" else 0.0 for key in KEYS]),
         sampler=FLOW_SAMPLERS["dopri5"],
     )
     assert relative_error(latents, VECTORS[f"{strategy}.ode_end_{what}"]) < ODE_TOLERANCE

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
 from scgen_diffusion.metrics import evaluate_perturbation, gene_changes, mean_change_correlation
-from scgen_diffusion.pl._mean_change import spread_out
+from scgen_diffusion.pl._perturbations import spread_out
 
 BLUE = to_rgb("#0072B2")
 

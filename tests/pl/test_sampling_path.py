@@ -217,16 +217,6 @@ def test_a_gif_has_all_pictures_and_is_small(tmp_path):
     assert (tmp_path / "a.gif").stat().st_size < 10 * 20_000
 
 
-def test_a_page_needs_nothing_beside_itself(tmp_path):
-    sgd.pl.animate_sampling_path(make_path(), seconds=0.4, fps=5, dpi=40, save=tmp_path / "a.html")
-
-    page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert "<link" not in page
-    assert "http" not in page
-    assert page.count("data:image/png;base64") == 2 + 5
-    assert '.fa-play::before { content: "▸"; }' in page
-
-
 def test_the_film_starts_with_noise_passes_the_frames_and_stays_with_the_cells():
     path = make_path()
     stills = sgd.pl.sampling_path(path, n_panels=4, show=False)

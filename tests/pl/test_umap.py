@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
-from scgen_diffusion.pl._projection import geometric_median, place, plane_of
+from scgen_diffusion.pl._umap import geometric_median, place
 
 LABELS = ["T", "B", "NK"]
 COLORS = ["#ff0000", "#00ff00", "#0000ff"]
@@ -28,7 +28,7 @@ def close_figures():
 @pytest.fixture
 def first_components(monkeypatch):
     """Put the first two principal components in the place of UMAP, which takes seconds."""
-    monkeypatch.setattr("scgen_diffusion.pl._projection.umap_of", lambda values, **_: values[:, :2].copy())
+    monkeypatch.setattr("scgen_diffusion.pl._umap.umap_of", lambda values, **_: values[:, :2].copy())
 
 
 def make_cells(n_cells=60, *, seed=0, n_genes=20, labels=LABELS):
@@ -195,26 +195,29 @@ def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
 
 
 def test_held_out_cells_land_where_real_cells_are(first_components):
-    rng = np.random.default_rng(0)
-    train, real, synthetic = (rng.normal(size=(400, 4)) for _ in range(3))
-    how = {"fit": "real", "n_neighbors": 15, "min_dist": 0.5, "seed": 0}
+    train, real, synthetic = (make_cells(300, seed=seed) for seed in range(3))
 
-    real_xy, synthetic_xy = plane_of(real, synthetic, train, **how)
+    axes = sgd.pl.umap(real, synthetic, train=train, show=False)
 
-    np.testing.assert_allclose(real_xy.mean(axis=0), synthetic_xy.mean(axis=0), atol=0.15)
-    np.testing.assert_allclose(real_xy.std(axis=0), synthetic_xy.std(axis=0), rtol=0.15)
+    real_xy, synthetic_xy = (drawn_points(ax)[0] for ax in axes[:2])
+    np.testing.assert_allclose(real_xy.mean(axis=0), synthetic_xy.mean(axis=0), atol=0.1)
+    np.testing.assert_allclose(real_xy.std(axis=0), synthetic_xy.std(axis=0), rtol=0.1)
 
 
 def test_cells_like_no_real_ones_stand_apart_where_umap_is_fitted_to_both(first_components):
-    rng = np.random.default_rng(0)
-    real, synthetic = rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 100
-    how = {"n_neighbors": 15, "min_dist": 0.5, "seed": 0}
+    synthetic = make_cells(seed=1)[::3].copy()  # T cells
+    synthetic.X[:, 5:] = 0  # that express no other gene
 
-    hidden = plane_of(real, synthetic, None, fit="real", **how)
-    apart = plane_of(real, synthetic, None, fit="both", **how)
+    hidden, apart = (
+        [drawn_points(ax)[0] for ax in sgd.pl.umap(make_cells(), synthetic, fit=fit, show=False)]
+        for fit in ("real", "both")
+    )
 
-    assert np.abs(hidden[1]).max() < 5
-    assert np.abs(apart[1]).min() > 90
+    shares = [
+        ((synthetic_xy >= real_xy.min(axis=0)) & (synthetic_xy <= real_xy.max(axis=0))).all(axis=1).mean()
+        for real_xy, synthetic_xy, _ in (hidden, apart)
+    ]
+    assert shares == [1, 0]  # among real cells
 
 
 @pytest.mark.slow  # umap-learn compiles itself first
@@ -240,7 +243,11 @@ def test_given_axes_are_drawn_on(first_components):
     [
         ({"color": "celltype"}, KeyError, "`color` 'celltype' is no column of `real.obs` and no gene.*cell_type"),
         ({"color": "cell_type", "palette": {"T": "red"}}, ValueError, "`palette` has no colour for 'B'"),
-        ({"color": "cell_type", "palette": ["red"]}, ValueError, "`palette` has 1 colours for 3 labels"),
+        (
+            {"color": "cell_type", "palette": ["red"]},
+            ValueError,
+            "`palette` has no colour for 'B', a label of 'cell_type'",
+        ),
         ({"fit": "train"}, ValueError, "`fit` .*'train'.*real"),
         ({"max_cells": 1}, ValueError, "`max_cells` must be at least 2"),
         ({"layer": "raw"}, KeyError, "`real` has no layer 'raw'"),

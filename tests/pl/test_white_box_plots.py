@@ -98,7 +98,7 @@ def test_one_head_can_be_plotted():
 
 
 def test_statistics_of_sampling_run_from_noise_to_cells():
-    axes = sgd.pl.sampling_statistics(make_statistics(sampling=True), "sparsity", show=False)
+    axes = sgd.pl.layer_statistics(make_statistics(sampling=True), "sparsity", show=False)
 
     np.testing.assert_allclose(axes[0].lines[0].get_xydata(), [(0, 10.29), (1, 5.3), (2, 0.3)])
     assert axes[0].get_xlabel() == "step (noise → cells)"
@@ -106,7 +106,8 @@ def test_statistics_of_sampling_run_from_noise_to_cells():
 
 def test_the_time_axis_says_where_the_data_are():
     labels = [
-        sgd.pl.sparsity(make_statistics(noise_first=value), show=False)[0].get_xlabel() for value in (False, True)
+        sgd.pl.layer_statistics(make_statistics(noise_first=value), "sparsity", show=False)[0].get_xlabel()
+        for value in (False, True)
     ]
 
     assert labels == ["diffusion time (data → noise)", "diffusion time (noise → data)"]
@@ -115,7 +116,7 @@ def test_the_time_axis_says_where_the_data_are():
 def test_tables_of_several_models_can_be_put_together():
     tables = pd.concat([make_statistics().assign(group=name) for name in ("one", "other")])
 
-    axes = sgd.pl.sparsity(tables.query("time > 0"), show=False)
+    axes = sgd.pl.layer_statistics(tables.query("time > 0"), "sparsity", show=False)
 
     assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["one", "other"]
 
@@ -123,7 +124,9 @@ def test_tables_of_several_models_can_be_put_together():
 def test_a_palette_and_axes_can_be_given():
     _, axs = plt.subplots(2)
 
-    axes = sgd.pl.sparsity(make_statistics(), palette={"T": "red", "B/plasma": "blue"}, axs=axs, show=False)
+    axes = sgd.pl.layer_statistics(
+        make_statistics(), "sparsity", palette={"T": "red", "B/plasma": "blue"}, axs=axs, show=False
+    )
 
     assert axes == list(axs)
     assert [to_rgb(line.get_color()) for line in axes[0].lines] == [(0, 0, 1), (1, 0, 0)]
@@ -175,7 +178,7 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
 
-    assert sgd.pl.sparsity(make_statistics(), show=True, save=tmp_path / "lines.png") is None
+    assert sgd.pl.layer_statistics(make_statistics(), "sparsity", show=True, save=tmp_path / "lines.png") is None
     assert sgd.pl.head_loadings(make_loadings(), show=False, save=tmp_path / "genes.pdf") is not None
 
     assert len(shown) == 1
@@ -188,13 +191,15 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
     [
         (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsty"), "`statistics` .*'sparsty'.*sparsity"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), x="step"), "`x` .*'step'"),
-        (lambda: sgd.pl.sparsity(make_statistics(), layers=[2]), "`layers` .*2"),
-        (lambda: sgd.pl.sparsity(make_statistics(), groups=["NK"]), "`groups` .*'NK'"),
-        (lambda: sgd.pl.sparsity(make_statistics(), head="L9H9"), "`head` .*'L9H9'"),
-        (lambda: sgd.pl.sparsity(make_statistics(), palette={"T": "red"}), "`palette` .*'B/plasma'"),
-        (lambda: sgd.pl.sparsity(make_statistics(), axs=[]), "one axis per panel, 2, but found 0"),
+        (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", layers=[2]), "`layers` .*2"),
+        (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", groups=["NK"]), "`groups` .*'NK'"),
+        (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", head="L9H9"), "`head` .*'L9H9'"),
+        (
+            lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", palette={"T": "red"}),
+            "`palette` .*'B/plasma'",
+        ),
+        (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", axs=[]), "one axis per panel, 2, but found 0"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), ["sparsity"] * 5), "At most 4 `statistics`"),
-        (lambda: sgd.pl.sampling_statistics(make_statistics()), "`x` .*'step'"),
         (lambda: sgd.pl.head_loadings(make_loadings(), heads=["L7H0"]), "`heads` .*'L7H0'"),
         (lambda: sgd.pl.patch_attention(make_attention(), "L7H0"), "`head` .*'L7H0'"),
         (lambda: sgd.pl.patch_attention(make_attention(), "L0H0"), "`group` .*'all'"),
@@ -206,7 +211,7 @@ def test_plots_say_what_is_wrong(plot, message):
 
 
 @pytest.mark.parametrize(
-    "plot", [sgd.pl.sparsity, sgd.pl.head_loadings, lambda adata: sgd.pl.patch_attention(adata, "L0H0")]
+    "plot", [sgd.pl.coding_rate, sgd.pl.head_loadings, lambda adata: sgd.pl.patch_attention(adata, "L0H0")]
 )
 def test_cells_that_nothing_was_written_into_say_what_to_call(plot):
     with pytest.raises(KeyError, match="call interpret.write"):

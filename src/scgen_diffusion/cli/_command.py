@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from scgen_diffusion._names import known_names
+from scgen_diffusion._arguments import known_names
 
 from ._terminal import Terminal
 

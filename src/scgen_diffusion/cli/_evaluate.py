@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._names import known_names
+from scgen_diffusion._arguments import known_names
+from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, columns, command, existing, flag, given, new, number, option
-from ._files import MUDATA, check_place, read_cells, read_table, whole
+from ._files import MUDATA, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
 if TYPE_CHECKING:
@@ -186,7 +187,9 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
     terminal.say("Judging and drawing")
-    terminal.result(package.report(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments))
+    terminal.result(
+        package.report.write(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments)
+    )
 
 
 def _check_output(options: Mapping[str, Any], inputs: Mapping[str, Path], suffix: str) -> None:
@@ -205,7 +208,7 @@ def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[
     levels = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
-        verdict = package.metrics.verdict(part)
+        verdict = package.report.verdict(part)
         terminal.say(f"{name}{verdict.summary}", wrap=True)
         for finding in verdict.findings:
             terminal.say(f"{finding.topic}: {finding.message}", label=f"[{finding.level}]", wrap=True)
@@ -217,7 +220,7 @@ def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) 
     if "out" not in options:
         terminal.result(table.to_csv(index=False).rstrip("\n"))
         return
-    with whole(options["out"]) as beside:
+    with write_atomically(options["out"]) as beside:
         table.to_csv(beside, index=False)
     terminal.result(options["out"])
 

@@ -1,9 +1,8 @@
-"""Files of cells and tables, read; and files and folders that bear their names only when they are whole."""
+"""Files of cells and tables, read and named."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,30 +142,3 @@ def check_replaced(package: Any, folder: Path) -> None:
         "name, or move it away yourself."
     )
     raise click.UsageError(msg)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a path beside the goal, and give what is there the goal's name when all is done; a folder replaces a folder.
-
-    Whatever goes wrong, what bore the name before is kept or replaced, not lost.
-    """
-    beside, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    try:
-        yield beside
-        if path.is_dir():
-            path.rename(old)
-        beside.replace(path)
-    finally:
-        if os.path.lexists(old) and not path.exists():
-            old.rename(path)
-        for leftover in (beside, old):
-            remove(leftover)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

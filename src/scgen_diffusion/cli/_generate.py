@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._files import write_atomically
+
 from ._command import Keyed, command, existing, flag, given, new, number, number_or_text, option
-from ._files import ANNDATA, MUDATA, check_place, read_table, whole
+from ._files import ANNDATA, MUDATA, check_place, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
     from ._terminal import Terminal
 
 PASSED_ON = (
-    "n_cells", "composition", "guidance_interval", "guidance_rescale", "sampler", "n_steps", "counts", "library_size", "batch_size", "seed",
+    "n_cells", "sampler", "n_steps", "counts", "library_size", "batch_size", "seed",
     "shard_size", "rank", "n_ranks", "overwrite",
 )  # fmt: skip
+OF_STREAMS = ("shard_size", "rank", "n_ranks", "overwrite")
 
 SECTIONS = {
     "Request": [
@@ -40,7 +43,7 @@ SECTIONS = {
             Keyed("[MODALITY=]N|NAME", number_or_text),
         ),
         option("--library-size-column", "Column of the table with total counts, cell by cell.", metavar="NAME"),
-        flag("--counts", "Counts from SCRDIT and WBDIT, not log-normalised values."),
+        flag("--counts", "Whole counts, also from SCRDIT and WBDIT."),
     ],
     "Sampling": [
         option(
@@ -114,7 +117,7 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
             raise click.UsageError(msg)
         _check_known(model, model.generate, arguments)
         cells = model.generate(**arguments, show_progress=not terminal.quiet)
-        with whole(out) as beside:
+        with write_atomically(out) as beside:
             cells.write_h5mu(beside)
     if out.exists():
         terminal.result(out)
@@ -141,10 +144,26 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             key: [_value(keys.get(key), v) for v in value] if isinstance(value, list) else _value(keys.get(key), value)
             for key, value in options["condition"].items()
         }
-    scale = options.get("guidance_scale")
+    if guidance := _guidance(options):
+        arguments["guidance_scale"] = guidance
+    return arguments
+
+
+def _guidance(options: Mapping[str, Any]) -> Any:
+    """Return the guidance that was asked for, if any."""
+    from scgen_diffusion.diffusion import Guidance
+
+    names = {
+        "guidance_scale": "scale",
+        "composition": "composition",
+        "guidance_interval": "interval",
+        "guidance_rescale": "rescale",
+    }
+    asked = {names[name]: value for name, value in given(options, *names).items()}
+    scale = asked.get("scale")
     if isinstance(scale, dict) and any("," in key for key in scale):  # keys are subsets of the conditions
-        scale = {tuple(part.strip() for part in key.split(",")): value for key, value in scale.items()}
-    return arguments | ({} if scale is None else {"guidance_scale": scale})
+        asked["scale"] = {tuple(part.strip() for part in key.split(",")): value for key, value in scale.items()}
+    return Guidance(**asked) if asked else None
 
 
 def _value(key: Any, written: str) -> Any:
@@ -157,7 +176,7 @@ def _value(key: Any, written: str) -> Any:
 def _check_known(model: Any, function: Any, arguments: Mapping[str, Any]) -> None:
     unknown = [name for name in arguments if name not in inspect.signature(function).parameters]
     if unknown:
-        elsewhere = unknown[0] in inspect.signature(model.generate_to).parameters
+        elsewhere = unknown[0] in OF_STREAMS
         reason = "is for cells of one modality" if elsewhere else f"is not an option of {type(model).__name__}"
         msg = f"--{unknown[0].replace('_', '-')} {reason}."
         raise click.UsageError(msg)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._files import remove, write_atomically
+
 from ._command import Keyed, columns, command, existing, flag, given, new, option, scalar, toml_value, whole_number
 from ._files import (
     COMMAND_FILE,
@@ -20,8 +22,6 @@ from ._files import (
     check_replaced,
     read_cells,
     read_table,
-    remove,
-    whole,
 )
 from ._terminal import ExitCode
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ._terminal import Terminal
 
-MODELS = ("SCLDM", "SCRDIT", "WBDIT")
+MODELS = ("SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT")
 STAGES = ("autoencoder", "prior", "transport", "diffusion")
 OF_WINDOWS = ("shared_genes", "window_size", "block_size")
 LARGEST_SEED = 2**32 - 1
@@ -161,7 +161,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     check_replaced(package, out)
     settings.seed = options["seed"]
     terminal.say(f"Reading {', '.join(map(str, paths))}")
-    model_class = getattr(package.model, options["model"])
+    name = options["model"]
+    model_class = getattr(package.model, "MULTISCLDM" if name == "SCLDM" and paths[0].suffix == MUDATA else name)
     architecture = given(options, "size") | options.get("architecture", {})
     if _reads_windows(options):
         _check_single_modality(options)
@@ -187,7 +188,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         return
     check_place(out, overwrite=options.get("overwrite", False), inputs=needed)  # hours may have passed
     check_replaced(package, out)
-    with whole(out) as beside:
+    with write_atomically(out) as beside:
         model.save(beside, save_anndata=options.get("save_cells", False))
         (beside / COMMAND_FILE).write_text(train.as_toml(options), encoding="utf-8")
     if checkpoints is not None and "checkpoint_dir" not in options:
@@ -237,7 +238,7 @@ def _set_up(model_class: Any, cells: AnnData | MuData, options: Mapping[str, Any
         model_class.setup_anndata(cells, **_conditions(options), **given(options, "layer", "values"))
         return
     if not hasattr(model_class, "setup_mudata"):
-        msg = f"{model_class.__name__} reads one modality, not .h5mu; SCLDM reads several."
+        msg = f"{model_class.__name__} reads one modality, not .h5mu; MULTISCLDM reads several."
         raise click.UsageError(msg)
     if "values" in options:
         msg = "--values is for .h5ad and .zarr; the modalities of .h5mu hold counts."

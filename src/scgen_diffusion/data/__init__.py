@@ -1,61 +1,65 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
+from scgen_diffusion._arguments import (
+    check_argument_names,
+    check_count,
+    is_whole_number,
+    known_names,
+    suggests_arguments,
+    warn_user,
+)
+
 from ._annbatch import AnnbatchCells
-from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic
-from ._argument_names import check_argument_names, suggests_arguments
+from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic, pad_genes
 from ._cell_files import CellFiles
 from ._checks import (
     LARGEST_LOG1P,
-    check_conditions,
     check_expression,
     check_layer,
     check_not_empty,
     check_same_genes,
     check_values,
     checked_rows,
-    is_whole_number,
-    known_names,
     layer_names,
     resolve_seed,
     row_numbers,
-    warn_user,
 )
-from ._condition_extension import extend_key, occurring, recode
-from ._condition_field import ConditionField, encode_obs, keys_of_state
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey
-from ._condition_setup import ConditionSetup, condition_names, extended_table
-from ._conditions import ConditionRequest, Conditions, categorical_keys, is_single
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, occurring, recode
+from ._condition_setup import (
+    ConditionField,
+    ConditionSetup,
+    check_conditions,
+    condition_names,
+    encode_obs,
+    extended_table,
+    keys_of_state,
+)
+from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
 from ._file_registry import check_same_registry
-from ._gene_padding import pad_genes
-from ._many_conditions import RequestedCodes
 from ._mudata import (
     JOINED,
     ModalitiesField,
     Modality,
-    build_mudata,
-    check_same_features,
-    modalities_of,
-    mudata_of,
-)
-from ._mudata_checks import (
-    MODALITY_LIKELIHOODS,
     ModalityLikelihood,
+    build_mudata,
     check_condition_columns,
     check_is_mudata,
+    check_same_features,
     guess_likelihood,
+    modalities_of,
+    mudata_of,
     resolve_layers,
     resolve_modalities,
 )
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells
-from ._streaming import is_generated, join_parts, read_record, remove, sync, write_part
+from ._streaming import is_generated, join_parts, part_of, read_record, remove, sync
 from ._value_summary import ValueSummary
 
 __all__ = [
     "JOIN",
     "JOINED",
     "LARGEST_LOG1P",
-    "MODALITY_LIKELIHOODS",
     "OPEN",
     "PROVENANCE_KEY",
     "SYNTHETIC",
@@ -77,10 +81,10 @@ __all__ = [
     "ValueSummary",
     "build_anndata",
     "build_mudata",
-    "categorical_keys",
     "check_argument_names",
     "check_condition_columns",
     "check_conditions",
+    "check_count",
     "check_expression",
     "check_is_mudata",
     "check_layer",
@@ -92,7 +96,6 @@ __all__ = [
     "checked_rows",
     "condition_names",
     "encode_obs",
-    "extend_key",
     "extended_table",
     "guess_likelihood",
     "is_generated",
@@ -108,6 +111,7 @@ __all__ = [
     "mudata_of",
     "occurring",
     "pad_genes",
+    "part_of",
     "read_record",
     "recode",
     "remove",
@@ -122,5 +126,4 @@ __all__ = [
     "to_plain",
     "to_table",
     "warn_user",
-    "write_part",
 ]

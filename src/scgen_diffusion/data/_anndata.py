@@ -1,22 +1,29 @@
-"""Building the AnnData that a model returns."""
+"""AnnData out and in: the cells that a model returns, and cells that are given the genes of a model."""
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
+
+from scgen_diffusion._arguments import warn_user
+
+from ._checks import layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import scipy.sparse as sp
+logger = logging.getLogger(__name__)
 
 PROVENANCE_KEY = "scgen_diffusion"
 SYNTHETIC = "synthetic"
 JOIN = "|"
+SMALLEST_SHARE = 0.8  # of a model's genes, as in scvi-tools; with fewer there is a warning
 
 
 def build_anndata(
@@ -50,3 +57,50 @@ def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
     if len(columns) > 1:
         columns = [column.str.replace(r"([|\\])", r"\\\1", regex=True) for column in columns]
     return np.array([JOIN.join(values) for values in zip(*columns, strict=True)], dtype=str)
+
+
+def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
+    """Return cells with the genes of ``var``, in its order and in every layer, and zeros for those that they lack.
+
+    Raises
+    ------
+    ValueError
+        If a gene occurs more than once, or none is known.
+    """
+    found, wanted = adata.var_names, var.index
+    if not found.is_unique:
+        repeated = found[found.duplicated()][0]
+        msg = f"Genes occur more than once, for example {repeated!r}; adata.var_names must be unique."
+        raise ValueError(msg)
+    place = found.get_indexer(wanted)
+    shared = place >= 0
+    if not shared.any():
+        msg = (
+            f"None of the {len(wanted)} genes of the model is among adata.var_names: the model knows genes such as {wanted[0]!r}, the cells "
+            f"have genes such as {found[0]!r}."
+        )
+        raise ValueError(msg)
+    n_missing, n_unknown = int((~shared).sum()), adata.n_vars - int(shared.sum())
+    msg = (
+        f"{shared.sum()} of the model's {len(wanted)} genes were found; {n_missing} were filled with zeros, and {n_unknown} genes that the model "
+        "does not know were left out."
+    )
+    logger.info(msg)
+    if shared.mean() < SMALLEST_SHARE:
+        warn_user(f"{msg} Below {SMALLEST_SHARE:.0%} the results may be poor.")
+    ones = (np.ones(shared.sum(), dtype="float32"), (place[shared], shared.nonzero()[0]))
+    selection = sp.csr_matrix(ones, shape=(adata.n_vars, len(wanted)))
+
+    def select(matrix: Any) -> Any:
+        chosen = matrix @ selection.astype(matrix.dtype)
+        return sp.csr_matrix(chosen) if sp.issparse(matrix) else chosen
+
+    source = adata.to_memory() if adata.isbacked else adata
+    return AnnData(
+        X=None if source.X is None else select(source.X),
+        obs=source.obs.copy(),
+        var=var.copy(),
+        uns=dict(source.uns),
+        obsm=dict(source.obsm),
+        layers={name: select(source.layers[name]) for name in layer_names(source)},
+    )

@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS
 
+from scgen_diffusion._arguments import check_count
+
 from ._anndata_file import open_anndata_files
 from ._cell_digest import digest_of_cells, sampled_rows
 from ._checks import (
-    check_conditions,
+    check_natural_logarithms,
     check_not_empty,
     check_size,
     check_values,
-    is_whole_number,
     row_numbers,
 )
-from ._condition_field import encode_obs, keys_of_state
 from ._condition_keys import ContinuousKey
-from ._condition_setup import ConditionSetup, condition_names
+from ._condition_setup import ConditionSetup, check_conditions, condition_names, encode_obs, keys_of_state
 from ._conditions import Conditions
 from ._file_matrix import JoinedMatrix
 from ._file_obs import ReadTables, columns_of_genes, looked_up, read_columns
@@ -166,13 +166,15 @@ class CellFiles:
             [file.matrix(layer, places) for file, places in zip(self.files, columns, strict=True)]
         )
         largest = max(part.rows_per_chunk for part in self.matrix.parts)
-        self.window_size = _checked_size("window_size", window_size)
-        self.block_size = suitable_block(largest) if block_size is None else _checked_size("block_size", block_size)
+        self.window_size = check_count("window_size", window_size)
+        self.block_size = suitable_block(largest) if block_size is None else check_count("block_size", block_size)
         self._totals = []
         for file, part in zip(self.files, self.matrix.parts, strict=True):
             check_size(part.shape, file.where(layer))
             with file.reading("X" if layer is None else f"layers[{layer!r}]"):
                 totals = check_values(part, file.where(layer), values)
+            if values == "log1p":
+                check_natural_logarithms(file.unstructured("log1p"), file.where(layer))
             if not totals.all():
                 check_not_empty(totals, file.all_names(), file.where(layer))
             self._totals.append(totals)
@@ -270,10 +272,3 @@ def _check_distinct(paths: Sequence[Path]) -> None:
         if same is not path:
             msg = f"`paths` names the same file twice, as {str(same)!r} and as {str(path)!r}; name it once."
             raise ValueError(msg)
-
-
-def _checked_size(name: str, size: int) -> int:
-    if not is_whole_number(size) or size < 1:
-        msg = f"`{name}` must be a whole number of at least 1, but found {size!r}."
-        raise ValueError(msg)
-    return int(size)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
+from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from scvi import settings
 
-from scgen_diffusion._names import known_names
+from scgen_diffusion._arguments import is_whole_number, known_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,8 +36,8 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     KeyError
         If there is no such layer.
     ValueError
-        For duplicate genes, values that are NaN, infinite or negative, counts that are fractional, logarithms that are whole
-        or too large, and cells without any count.
+        For duplicate genes, values that are NaN, infinite or negative, counts that are fractional, logarithms that are whole,
+        too large or not natural, and cells without any count.
     """
     where = check_layer(adata, layer)
     check_shape(adata, where)
@@ -45,17 +45,10 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     if matrix is None:
         msg = f"{where} is empty; give the layer that holds the {values}."
         raise ValueError(msg)
-    check_not_empty(check_values(matrix, where, values), adata.obs_names, where)
-
-
-def check_values(
-    matrix: Any, where: str, values: Literal["counts", "log1p"], advice: str = COUNTS_ADVICE
-) -> np.ndarray:
-    """Raise unless a matrix, which is read part by part, holds what ``values`` says; return the sums of its rows, ``(cells,)``."""
-    if values not in ("counts", "log1p"):
-        msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
-        raise ValueError(msg)
-    return check_counts(matrix, where, advice) if values == "counts" else _check_all_log1p(matrix, where)
+    totals = check_values(matrix, where, values)
+    if values == "log1p":
+        check_natural_logarithms(adata.uns.get("log1p"), where)
+    check_not_empty(totals, adata.obs_names, where)
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
@@ -68,13 +61,15 @@ def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
     TypeError
         For a matrix in place of its name.
     """
-    if layer is not None and not isinstance(layer, str):
+    if layer is None:
+        return f"{owner}.X"
+    if not isinstance(layer, str):
         msg = f"`layer` must be the name of a layer, or None for {owner}.X, but found {type(layer).__name__}."
         raise TypeError(msg)
-    if layer is not None and layer not in adata.layers:
+    if layer not in adata.layers:
         msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, layer_names(adata))} Leave it out for {owner}.X."
         raise KeyError(msg)
-    return f"{owner}.X" if layer is None else f"{owner}.layers[{layer!r}]"
+    return f"{owner}.layers[{layer!r}]"
 
 
 def layer_names(adata: AnnData) -> list[str]:
@@ -82,59 +77,85 @@ def layer_names(adata: AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
-def check_counts(matrix: Any, where: str, advice: str = COUNTS_ADVICE) -> np.ndarray:
-    """Raise unless a matrix holds counts; return their sums, ``(cells,)``."""
-    totals = []
-    for chunk in _chunks(matrix):
-        _check_finite(_stored(chunk), where)
-        _check_whole(_stored(chunk), where, advice)
-        totals.append(_sums(chunk))
-    return np.concatenate(totals)
-
-
-def _check_all_log1p(matrix: Any, where: str) -> np.ndarray:
-    """Raise unless a matrix holds log-normalised values; return their sums, ``(cells,)``."""
+def check_values(
+    matrix: Any, where: str, values: Literal["counts", "log1p"], advice: str = COUNTS_ADVICE
+) -> np.ndarray:
+    """Raise unless a matrix, which is read part by part, holds what ``values`` says; return the sums of its rows, ``(cells,)``."""
+    if values not in ("counts", "log1p"):
+        msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
+        raise ValueError(msg)
     totals, all_whole = [], True
     for chunk in _chunks(matrix):
-        stored = _stored(chunk)
-        _check_finite(stored, where)
-        _check_log1p(stored, where)
-        all_whole = all_whole and bool((stored == np.round(stored)).all())
+        stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
+        if stored.dtype.kind not in "biuf":
+            msg = f"{where} holds values of the type {stored.dtype}, but numbers are needed."
+            raise ValueError(msg)
+        if (bad := ~np.isfinite(stored)).any():
+            msg = f"{where} holds {bad.sum()} values that are NaN or infinite; every value must be finite."
+            raise ValueError(msg)
+        if (stored < 0).any():
+            reason = "counts cannot be negative."
+            if values == "log1p":
+                reason = (
+                    "log-normalised values cannot be negative. Scaled values (scanpy.pp.scale) do not serve; name the layer that holds them "
+                    "unscaled with `layer=...`."
+                )
+            msg = f"{where} holds negative values (smallest {stored.min():.4g}); {reason}"
+            raise ValueError(msg)
+        fractional = stored != np.round(stored)
+        if values == "counts" and fractional.any():
+            found = f"{stored[fractional][0]:.4g}"
+            msg = f"{where} holds values that are not whole numbers (for example {found}), but counts are needed. {advice}"
+            raise ValueError(msg)
+        if values == "log1p" and stored.max(initial=0) > LARGEST_LOG1P:
+            msg = f"{where} holds values up to {stored.max():.4g}, which are no logarithms. Did you mean `values='counts'`?"
+            raise ValueError(msg)
+        all_whole = all_whole and not fractional.any()
         totals.append(_sums(chunk))
-    if all_whole:
+    if values == "log1p" and all_whole:
         msg = f"{where} holds whole numbers only, as counts do, not log-normalised values. Set `values='counts'`."
         raise ValueError(msg)
     return np.concatenate(totals)
 
 
-def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Raise unless every key is a column of ``obs`` with a label for every cell."""
-    for key in keys:
-        if "/" in str(key):
-            renamed = {key: str(key).replace("/", "_")}
-            msg = (
-                f"The condition key {key!r} has a '/' in its name, under which no .h5ad or .zarr file can hold a column. Rename it: "
-                f"adata.obs = adata.obs.rename(columns={renamed})."
-            )
-            raise ValueError(msg)
-        if key not in obs:
-            msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
-            raise KeyError(msg)
-        check_distinct_columns(obs[[key]].columns, "adata.obs")
-        if obs[key].dtype.kind in "mM":
-            msg = (
-                f"adata.obs[{key!r}] holds dates or times, which are neither classes nor numbers. Turn them into text, or into numbers "
-                "for `continuous_condition_keys`."
-            )
-            raise ValueError(msg)
-        missing = obs[key].isna()
-        if missing.any():
-            cells = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
-            msg = (
-                f"adata.obs[{key!r}] has no label for {missing.sum()} of {len(obs)} cells ({cells}, ...). "
-                "Remove these cells, or label them, for example 'unknown'."
-            )
-            raise ValueError(msg)
+def check_natural_logarithms(log1p: Any, where: str) -> None:
+    """Raise if ``uns["log1p"]``, as scanpy writes it, says that logarithms have another base than e, which None stands for."""
+    base = log1p.get("base") if isinstance(log1p, Mapping) else None
+    if base is not None and not (isinstance(base, Real) and np.isclose(base, np.e)):
+        msg = (
+            f"uns['log1p']['base'] says that logarithms are to the base {base}, but models read and write natural ones. Convert those in "
+            f"{where}: multiply them by np.log({base}), and set adata.uns['log1p']['base'] = None. If {where} holds natural logarithms "
+            "already, set it to None alone."
+        )
+        raise ValueError(msg)
+
+
+def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
+    """Raise if the values of any cell add up to nothing."""
+    empty = totals == 0
+    if empty.any():
+        msg = (
+            f"{where} has cells without any count: {name_some(names[empty])}. Remove them, for example with "
+            "scanpy.pp.filter_cells(adata, min_counts=1)."
+        )
+        raise ValueError(msg)
+
+
+def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
+    """Raise unless there are cells and genes, each gene and each of its columns once."""
+    check_size(adata.shape, where)
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = f"{owner}.var_names has duplicates: {name_some(repeated)}. Call {owner}.var_names_make_unique() first."
+        raise ValueError(msg)
+    check_distinct_columns(adata.var.columns, f"{owner}.var")
+
+
+def check_size(shape: tuple[int, int], where: str) -> None:
+    """Raise unless there are cells and genes."""
+    if 0 in shape:
+        msg = f"{where} has {shape[0]} cells and {shape[1]} genes; at least one of each is needed."
+        raise ValueError(msg)
 
 
 def check_distinct_columns(columns: pd.Index, where: str) -> None:
@@ -151,22 +172,11 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
     if not found.is_unique:
         msg = f"Genes occur more than once: {name_some(found[found.duplicated()].unique())}."
         raise ValueError(msg)
-    missing = expected.difference(found, sort=False)
-    extra = found.difference(expected, sort=False)
-    if not len(missing) and not len(extra):
-        msg = "The genes are those of the model in another order. Use adata[:, model.get_var_names()]."
-        raise ValueError(msg)
-    advice = " Use adata[:, model.get_var_names()]." if not len(missing) else ""
-    msg = (
-        f"The genes differ from the {len(expected)} of the model: {name_some(missing)} missing, "
-        f"{name_some(extra)} unknown to the model.{advice}"
-    )
-    raise ValueError(msg)
-
-
-def is_whole_number(value: object) -> bool:
-    """Tell whole numbers, numpy's too, from everything else; truth values are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    missing, extra = expected.difference(found, sort=False), found.difference(expected, sort=False)
+    msg = "The genes are those of the model in another order."
+    if len(missing) or len(extra):
+        msg = f"The genes differ from the {len(expected)} of the model: {name_some(missing)} missing, {name_some(extra)} unknown to the model."
+    raise ValueError(msg if len(missing) else f"{msg} Use adata[:, model.get_var_names()].")
 
 
 def checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
@@ -176,18 +186,6 @@ def checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np
         msg = "`indices` selects no cells."
         raise ValueError(msg)
     return rows
-
-
-def resolve_seed(seed: int | None) -> int:
-    """Take scvi-tools' seed if none is given, or else a fresh one, which provenance records."""
-    if seed is None:
-        seed = settings.seed
-    if seed is None:
-        return int(np.random.default_rng().integers(2**31))
-    if not is_whole_number(seed) or not 0 <= seed <= LARGEST_SEED:
-        msg = f"`seed` must be a whole number from 0 to 2**63 - 1, but found {seed!r}."
-        raise ValueError(msg)
-    return int(seed)
 
 
 def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
@@ -208,6 +206,18 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     return np.where(rows < 0, rows + n_cells, rows)
 
 
+def resolve_seed(seed: int | None) -> int:
+    """Take scvi-tools' seed if none is given, or else a fresh one, which provenance records."""
+    if seed is None:
+        seed = settings.seed
+    if seed is None:
+        return int(np.random.default_rng().integers(2**31))
+    if not is_whole_number(seed) or not 0 <= seed <= LARGEST_SEED:
+        msg = f"`seed` must be a whole number from 0 to 2**63 - 1, but found {seed!r}."
+        raise ValueError(msg)
+    return int(seed)
+
+
 def name_some(names: pd.Index) -> str:
     """Say how many names there are, and the first of them."""
     if not len(names):
@@ -216,21 +226,9 @@ def name_some(names: pd.Index) -> str:
     return f"{len(names)} ({listed}{', ...' if len(names) > N_NAMED else ''})"
 
 
-def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
-    """Raise unless there are cells and genes, each gene and each of its columns once."""
-    check_size(adata.shape, where)
-    if not adata.var_names.is_unique:
-        repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = f"{owner}.var_names has duplicates: {name_some(repeated)}. Call {owner}.var_names_make_unique() first."
-        raise ValueError(msg)
-    check_distinct_columns(adata.var.columns, f"{owner}.var")
-
-
-def check_size(shape: tuple[int, int], where: str) -> None:
-    """Raise unless there are cells and genes."""
-    if 0 in shape:
-        msg = f"{where} has {shape[0]} cells and {shape[1]} genes; at least one of each is needed."
-        raise ValueError(msg)
+def row_sums(matrix: Any) -> np.ndarray:
+    """Return the sums of a matrix's rows, which is read part by part, ``(cells,)``."""
+    return np.concatenate([_sums(chunk) for chunk in _chunks(matrix)])
 
 
 def _chunks(matrix: Any) -> Iterator[np.ndarray | sp.spmatrix]:
@@ -239,69 +237,6 @@ def _chunks(matrix: Any) -> Iterator[np.ndarray | sp.spmatrix]:
         yield chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)
 
 
-def _stored(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
-    return np.asarray(chunk.data if sp.issparse(chunk) else chunk)
-
-
-def row_sums(matrix: Any) -> np.ndarray:
-    """Return the sums of a matrix's rows, which is read part by part, ``(cells,)``."""
-    return np.concatenate([_sums(chunk) for chunk in _chunks(matrix)])
-
-
 def _sums(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
     """Add in double precision what models read in single: the sums are the same, however the values are stored."""
     return np.asarray(chunk.astype(np.float32, copy=False).sum(axis=1, dtype=np.float64)).ravel()
-
-
-def _check_finite(stored: np.ndarray, where: str) -> None:
-    if stored.dtype.kind not in "biuf":
-        msg = f"{where} holds values of the type {stored.dtype}, but numbers are needed."
-        raise ValueError(msg)
-    bad = ~np.isfinite(stored)
-    if bad.any():
-        msg = f"{where} holds {bad.sum()} values that are NaN or infinite; every value must be finite."
-        raise ValueError(msg)
-
-
-def _check_whole(stored: np.ndarray, where: str, advice: str) -> None:
-    if (stored < 0).any():
-        msg = f"{where} holds negative values (smallest {stored.min():.4g}); counts cannot be negative."
-        raise ValueError(msg)
-    fractional = stored != np.round(stored)
-    if fractional.any():
-        msg = (
-            f"{where} holds values that are not whole numbers (for example {stored[fractional][0]:.4g}), but counts are "
-            f"needed. {advice}"
-        )
-        raise ValueError(msg)
-
-
-def _check_log1p(stored: np.ndarray, where: str) -> None:
-    if (stored < 0).any():
-        msg = (
-            f"{where} holds negative values (smallest {stored.min():.4g}); log-normalised values cannot be negative. Scaled "
-            "values (scanpy.pp.scale) do not serve; name the layer that holds them unscaled with `layer=...`."
-        )
-        raise ValueError(msg)
-    if stored.size and stored.max() > LARGEST_LOG1P:
-        msg = f"{where} holds values up to {stored.max():.4g}, which are no logarithms. Did you mean `values='counts'`?"
-        raise ValueError(msg)
-
-
-def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
-    """Raise if the values of any cell add up to nothing."""
-    empty = totals == 0
-    if empty.any():
-        msg = (
-            f"{where} has cells without any count: {name_some(names[empty])}. Remove them, for example with "
-            "scanpy.pp.filter_cells(adata, min_counts=1)."
-        )
-        raise ValueError(msg)
-
-
-def warn_user(message: str) -> None:
-    """Warn at the line outside of this package that led here."""
-    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level + 1)

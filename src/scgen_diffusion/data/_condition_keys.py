@@ -1,25 +1,31 @@
-"""Condition keys: columns of ``obs`` that hold classes, numbers or sets, and how a value becomes columns of numbers."""
+"""Condition keys: columns of ``obs`` that hold classes, numbers or sets, and how a value becomes columns of numbers.
+
+A key is learned from the training cells (``of``), turns values into codes and back (``encode``, ``decode``), and learns further values for fine-tuning
+(``extended``), so that the codes of the old ones keep their meaning.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 
-from ._checks import known_names
+from scgen_diffusion._arguments import known_names
+
 from ._plain import to_plain
 
 OPEN = -np.inf  # in the columns of a condition that is still to be drawn
 REQUEST = "`condition`"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # that a number may need to be the same after being standardised and back
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
+ROOM = 2  # members that a set can have beyond the largest of training
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,14 @@ class ConditionKey(ABC):
     name: str
 
     @property
-    @abstractmethod
     def n_columns(self) -> int:
         """How many columns a value takes."""
+        return 1
+
+    @property
+    def n_values(self) -> int:
+        """How many classes or members there are; none of numbers."""
+        return 0
 
     @abstractmethod
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -48,13 +59,17 @@ class ConditionKey(ABC):
     def decode(self, codes: np.ndarray) -> pd.Categorical | np.ndarray:
         """Turn columns ``(n, n_columns)`` into what a column of ``obs`` holds."""
 
-    def describe(self, codes: np.ndarray) -> str:
-        """Name one value by its columns."""
-        return repr(to_plain(self.decode(codes[None])[0]))
-
     @abstractmethod
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Raise if columns ``(n, n_columns)`` hold a value that no training cell, ``occurring``, let the model learn."""
+
+    @abstractmethod
+    def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> Self:
+        """Return a key that knows further values: those of a column of other cells, or of the rows of a table of known embeddings."""
+
+    def describe(self, codes: np.ndarray) -> str:
+        """Name one value by its columns."""
+        return repr(to_plain(self.decode(codes[None])[0]))
 
     def state(self) -> dict[str, Any]:
         """Return plain values from which :func:`key_from_state` builds the key again."""
@@ -80,10 +95,36 @@ class CategoricalKey(ConditionKey):
     values: Sequence[Any]
     has_vectors: bool = False
 
+    @classmethod
+    def of(cls, name: str, column: pd.Series, control: Any, table: pd.DataFrame | None) -> CategoricalKey:
+        """Learn the classes of training cells, or take those of a table of known embeddings."""
+        classes = list(column.astype("category").cat.categories)
+        if control is not None and control not in classes:
+            raise ValueError(_no_control(name, control, classes))
+        if table is None:
+            return cls(name, classes)
+        return cls(name, _with_vectors(name, column.unique(), table), has_vectors=True)
+
+    def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:
+        """Add classes after the known ones, unless they differ from these in their type only."""
+        found = column.astype("category").cat.remove_unused_categories().cat.categories
+        new = [value for value in found if value not in set(self.values)]
+        as_text = {str(value): value for value in self.values}
+        for value in new:
+            if str(value) in as_text:
+                known = as_text[str(value)]
+                msg = (
+                    f"adata.obs[{self.name!r}] holds {value!r} of the type {type(value).__name__}, which the reference knows as "
+                    f"{known!r} of the type {type(known).__name__}. Turn the column into that type."
+                )
+                raise ValueError(msg)
+        values = [*self.values, *new]
+        return replace(self, values=values if table is None else _with_vectors(self.name, values, table))
+
     @property
-    def n_columns(self) -> int:
-        """One: the number of the class."""
-        return 1
+    def n_values(self) -> int:
+        """How many classes there are."""
+        return len(self.values)
 
     @cached_property
     def _index(self) -> pd.Index:
@@ -137,15 +178,24 @@ class ContinuousKey(ConditionKey):
     high: float
 
     @classmethod
-    def of(cls, name: str, values: np.ndarray) -> ContinuousKey:
-        """Take range and scale from the values of training cells ``(cells,)``."""
-        summary = (values.mean(), values.std(), values.min(), values.max())
-        return cls(name, *(float(value) for value in summary))
+    def of(cls, name: str, column: pd.Series) -> ContinuousKey:
+        """Take range and scale from the values of training cells."""
+        if column.dtype.kind not in "iuf":
+            msg = f"adata.obs[{name!r}] holds {column.dtype} and not numbers. Name it in `condition_keys`, or turn it into numbers: `.astype(float)`."
+            raise ValueError(msg)
+        values = column.to_numpy(dtype=float)
+        if not np.isfinite(values).all():
+            msg = f"adata.obs[{name!r}] holds infinite numbers; every value must be finite."
+            raise ValueError(msg)
+        if values.min() == values.max():
+            msg = f"adata.obs[{name!r}] is {values[0]:g} in every cell; a number that never varies is no condition."
+            raise ValueError(msg)
+        return cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
 
-    @property
-    def n_columns(self) -> int:
-        """One: the standardised value."""
-        return 1
+    def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
+        """Widen the range, and keep the scale."""
+        numbers = self.decode(self.encode(column.to_numpy(), source="adata.obs"))
+        return replace(self, low=float(min(self.low, *numbers)), high=float(max(self.high, *numbers)))
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Standardise numbers."""
@@ -213,10 +263,47 @@ class SetKey(ConditionKey):
     spellings: Sequence[str]
     has_vectors: bool = False
 
+    @classmethod
+    def of(
+        cls, name: str, column: pd.Series, separator: str, control: str | None, table: pd.DataFrame | None
+    ) -> SetKey:
+        """Learn the members of training cells' sets, or take those of a table of known embeddings."""
+        rows = [] if table is None else map(str, table.index)
+        if within := [member for member in rows if separator in member]:
+            msg = (
+                f"The member {within[0]!r} of {name!r} contains the separator {separator!r}. Choose another with "
+                f"`set_condition_keys={{{name!r}: '...'}}`, and write the sets in adata.obs with it."
+            )
+            raise ValueError(msg)
+        key = cls(name, [], separator, 0, control, [], has_vectors=table is not None).extended(column, table)
+        if control is not None and all(key.parts(text) for text in key.spellings):
+            raise ValueError(_no_control(name, control, key.spellings))
+        if not any(key.parts(text) for text in key.spellings):
+            msg = f"adata.obs[{name!r}] holds nothing but the control value {control!r}; at least one perturbation is needed."
+            raise ValueError(msg)
+        return key
+
+    def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> SetKey:
+        """Add members after the known ones, and places if there are larger sets."""
+        spellings = sorted(map(str, column.unique()))
+        parts = [self.parts(text) for text in spellings]
+        members = [*self.members, *sorted(frozenset().union(*parts) - set(self.members))]
+        return replace(
+            self,
+            members=members if table is None else _with_vectors(self.name, members, table.rename(index=str)),
+            largest=max(self.largest, max(map(len, parts)) + ROOM),
+            spellings=list(dict.fromkeys([*self.spellings, *spellings])),
+        )
+
     @property
     def n_columns(self) -> int:
         """One per place; members in ascending order, then the number of members for empty places."""
         return self.largest
+
+    @property
+    def n_values(self) -> int:
+        """How many members there are."""
+        return len(self.members)
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -228,9 +315,22 @@ class SetKey(ConditionKey):
         return {self._columns(self.parts(text)): text for text in reversed(self.spellings)}
 
     def parts(self, value: Any) -> frozenset[str]:
-        """Split what stands for a set into its members; the control is none."""
-        parts = value if isinstance(value, AbstractSet) else split_set(self.name, value, self.separator)
-        return frozenset(str(part) for part in parts) - {self.control}
+        """Split what stands for a set into its members; the control is none.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing before, after or between separators.
+        """
+        if isinstance(value, AbstractSet):
+            return frozenset(map(str, value)) - {self.control}
+        members = frozenset(part.strip() for part in str(value).split(self.separator))
+        if "" in members:
+            msg = (
+                f"The set {value!r} of {self.name!r} has an empty member; members are separated by {self.separator!r}."
+            )
+            raise ValueError(msg)
+        return members - {self.control}
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look members up; a set may also be given as a Python set."""
@@ -269,30 +369,51 @@ class SetKey(ConditionKey):
 KINDS: dict[str, type[ConditionKey]] = {key.kind: key for key in (CategoricalKey, ContinuousKey, SetKey)}
 
 
+def key_from_state(state: Mapping[str, Any]) -> ConditionKey:
+    """Build a key from :meth:`ConditionKey.state`."""
+    return KINDS[state["kind"]](**{name: value for name, value in state.items() if name != "kind"})
+
+
 def columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
     """Return where the columns of each key are, if those of all keys lie side by side."""
     ends = [0, *accumulate(key.n_columns for key in by_key)]
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
-def key_from_state(state: Mapping[str, Any]) -> ConditionKey:
-    """Build a key from :meth:`ConditionKey.state`."""
-    return KINDS[state["kind"]](**{name: value for name, value in state.items() if name != "kind"})
+def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[ConditionKey]) -> np.ndarray:
+    """Write codes ``(n, columns)`` of keys as those of the extended keys; what is negative stands for any value.
 
-
-def split_set(name: str, value: Any, separator: str) -> list[str]:
-    """Split a set that is written as text.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing before, after or between separators.
+    Only sets change: their empty places have the number after the last member, and there may be more places.
     """
-    parts = [part.strip() for part in str(value).split(separator)]
-    if "" in parts:
-        msg = f"The set {value!r} of {name!r} has an empty member; members are separated by {separator!r}."
+    written = np.zeros((len(codes), sum(key.n_columns for key in after)), dtype=codes.dtype)
+    for old, new, source, goal in zip(before, after, columns_of(before), columns_of(after), strict=True):
+        block = codes[:, source]
+        if isinstance(old, SetKey):
+            block = np.where(block == old.n_values, new.n_values, block)
+            filling = np.where(block[:, -1:] < 0, block[:, -1:], new.n_values)
+            block = np.concatenate([block, np.repeat(filling, new.n_columns - old.n_columns, axis=1)], axis=1)
+        written[:, goal] = block
+    return written
+
+
+def occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
+    """Tell, for each key, which of its classes or members are among codes ``(n, columns)``; nothing for numbers."""
+    return [
+        np.isin(np.arange(key.n_values), codes[:, columns])
+        for key, columns in zip(by_key, columns_of(by_key), strict=True)
+    ]
+
+
+def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list[Any]:
+    """Return all values that have a row in a table of known embeddings, or raise if one of those needed has none."""
+    known, needed = list(table.index), set(needed)
+    if missing := sorted(needed.difference(known), key=str):
+        msg = (
+            f"The embedding of {name!r} has no row for {len(missing)} of the {len(needed)} values in adata.obs, for example {missing[0]!r}; "
+            f"give rows for all with `condition_embeddings`. {known_names(missing[0], known)}"
+        )
         raise ValueError(msg)
-    return parts
+    return known
 
 
 def _as_number(value: Any) -> float:
@@ -309,6 +430,10 @@ def _hashable(value: Any) -> Any:
 def _unknown(source: str, name: str, value: Any, known: Sequence[Any], what: str = "value") -> str:
     shown = value.item() if isinstance(value, np.generic) else value
     return f"{source} has the unknown {what} {shown!r} for {name!r}. {known_names(value, known)}"
+
+
+def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
+    return f"No cell has the control value {control!r} in adata.obs[{name!r}]. {known_names(control, values)}"
 
 
 def _not_learned(name: str, value: Any, what: str) -> str:

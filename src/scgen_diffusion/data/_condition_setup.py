@@ -1,27 +1,38 @@
-"""From what a user says of the columns of ``obs`` to condition keys, with every check at once."""
+"""From what a user says of the columns of ``obs`` to the conditions of cells as a field of scvi-tools' registry.
+
+``setup_anndata`` makes a :class:`ConditionSetup`, in which everything is checked. :class:`ConditionField` lets each key learn its column, and writes what the keys
+make of the cells as numbers ``(cells, columns)`` to ``obsm``, from where scvi-tools' loaders read batches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import rich.pretty  # with which scvi-tools prints registries; it does not import it, and rich 15 no longer does so by itself
+import rich.table
+from scvi.data.fields import BaseAnnDataField
+
+from scgen_diffusion._arguments import known_names, warn_user
 
 from ._anndata import SYNTHETIC
-from ._checks import check_conditions, known_names, warn_user
-from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, split_set
+from ._checks import N_NAMED, check_distinct_columns
+from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of, key_from_state
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
+WHERE = "_scgen_conditions"
 SEPARATOR = "+"
 NUMBERS = "numbers"
 MANY_NUMBERS = 256  # beyond which classes that are numbers are rather amounts
 MANY_CLASSES = 50  # beyond which as many classes as cells are no chance
-ROOM = 2  # members that a set can have beyond the largest of training
+CELLS_AT_A_TIME = 65_536
 
 
 @dataclass(frozen=True)
@@ -30,21 +41,21 @@ class ConditionSetup:
 
     Parameters
     ----------
-    categorical, continuous
+    condition_keys, continuous_condition_keys
         Columns of classes and of numbers.
-    sets
+    set_condition_keys
         Columns of sets, with their separators.
-    controls
+    control_values
         What is written for unperturbed cells in some of the columns.
-    vectors
+    condition_embeddings
         Known embeddings of some of the keys: a row per class or member.
     """
 
-    categorical: Sequence[str] = ()
-    continuous: Sequence[str] = ()
-    sets: Mapping[str, str] = field(default_factory=dict)
-    controls: Mapping[str, Any] = field(default_factory=dict)
-    vectors: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    condition_keys: Sequence[str]
+    continuous_condition_keys: Sequence[str]
+    set_condition_keys: Mapping[str, str]
+    control_values: Mapping[str, Any]
+    condition_embeddings: Mapping[str, pd.DataFrame]
 
     @classmethod
     def of(
@@ -76,9 +87,9 @@ class ConditionSetup:
             if given is not None and not isinstance(given, Mapping):
                 msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
                 raise TypeError(msg)
+        controls, embeddings = dict(controls or {}), dict(embeddings or {})
         categorical, continuous, listed_sets = condition_names(categorical, continuous, sets)
         listed = [*categorical, *continuous, *listed_sets]
-        separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
         if SYNTHETIC in listed:
             msg = f"{SYNTHETIC!r} cannot be a condition key: generated cells have a column of that name. Rename adata.obs[{SYNTHETIC!r}]."
             raise ValueError(msg)
@@ -90,73 +101,124 @@ class ConditionSetup:
             raise ValueError(msg)
         for name in categorical:
             _check_classes(name, adata.obs[name])
+        separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
         for name, separator in separators.items():
-            _check_sets(name, adata.obs[name], separator, (controls or {}).get(name))
-        for name in {**(controls or {}), **(embeddings or {})}:
-            if name not in listed or name in continuous:
-                allowed = [key for key in listed if key not in continuous]
-                msg = f"{name!r} has a control value or an embedding, but is no categorical or set key. {known_names(name, allowed)}"
+            _check_sets(name, adata.obs[name], separator, controls.get(name))
+        for name in {**controls, **embeddings}:
+            if name not in [*categorical, *listed_sets]:
+                known = known_names(name, [*categorical, *listed_sets])
+                msg = f"{name!r} has a control value or an embedding, but is no categorical or set key. {known}"
                 raise ValueError(msg)
-        tables = {name: _table(adata, name, table) for name, table in (embeddings or {}).items()}
-        return cls(categorical, continuous, separators, dict(controls or {}), tables)
+        tables = {name: _table(adata, name, table) for name, table in embeddings.items()}
+        return cls(categorical, continuous, separators, controls, tables)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
         """Return the setup that these arguments of ``setup_anndata`` gave."""
-        names = (
-            "condition_keys",
-            "continuous_condition_keys",
-            "set_condition_keys",
-            "control_values",
-            "condition_embeddings",
-        )
-        return cls(*(arguments[name] for name in names))
+        return cls(**{option.name: arguments[option.name] for option in fields(cls)})
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of ``setup_anndata`` that give this setup, without what lies in the cells' ``uns``."""
-        return {
-            "condition_keys": list(self.categorical),
-            "continuous_condition_keys": list(self.continuous),
-            "set_condition_keys": dict(self.sets),
-            "control_values": dict(self.controls),
-            "condition_embeddings": dict(self.vectors),
-        }
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+    @property
+    def names(self) -> list[str]:
+        """The columns: those of classes, of numbers, of sets."""
+        return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
 
     def keys_of(self, obs: pd.DataFrame) -> list[ConditionKey]:
-        """Build the keys from the training cells' columns: categorical, continuous, sets."""
-        categorical = [self._categorical(name, obs[name]) for name in self.categorical]
-        continuous = [_continuous(name, obs[name]) for name in self.continuous]
-        return [*categorical, *continuous, *(self._set(name, obs[name]) for name in self.sets)]
+        """Learn the keys from the training cells' columns, in the order of :attr:`names`."""
+        known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
+        return [
+            *(CategoricalKey.of(name, obs[name], *known[name]) for name in self.condition_keys),
+            *(ContinuousKey.of(name, obs[name]) for name in self.continuous_condition_keys),
+            *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
+        ]
 
-    def _categorical(self, name: str, column: pd.Series) -> CategoricalKey:
-        classes = list(column.astype("category").cat.categories)
-        control = self.controls.get(name)
-        if control is not None and control not in classes:
-            raise ValueError(_no_control(name, control, classes))
-        if name not in self.vectors:
-            return CategoricalKey(name, classes)
-        known = list(self.vectors[name].index)
-        _check_vectors_known(name, set(column.unique()), known)
-        return CategoricalKey(name, known, has_vectors=True)
 
-    def _set(self, name: str, column: pd.Series) -> SetKey:
-        separator, control = self.sets[name], self.controls.get(name)
-        spellings = sorted(column.unique())
-        parts = [set(split_set(name, text, separator)) - {control} for text in spellings]
-        found = set().union(*parts)
-        if control is not None and all(parts):
-            raise ValueError(_no_control(name, control, spellings))
-        if not found:
-            msg = f"adata.obs[{name!r}] holds nothing but the control value {control!r}; at least one perturbation is needed."
-            raise ValueError(msg)
-        members = sorted(found)
-        if name in self.vectors:
-            members = [str(member) for member in self.vectors[name].index]
-            _check_no_separator(name, members, separator)
-            _check_vectors_known(name, found, members)
-        largest = max(map(len, parts)) + ROOM
-        return SetKey(name, members, separator, largest, control, spellings, has_vectors=name in self.vectors)
+class ConditionField(BaseAnnDataField):
+    """Writes the conditions of cells as numbers, ``(cells, columns)``, to ``obsm``, from where batches are made.
+
+    Parameters
+    ----------
+    registry_key
+        Name in the registry and in batches.
+    setup
+        Which columns of ``obs`` are conditions.
+    """
+
+    registry_key = ""
+    attr_name = "obsm"
+    attr_key = WHERE
+    is_empty = False
+
+    def __init__(self, registry_key: str, setup: ConditionSetup) -> None:
+        super().__init__()
+        self.registry_key = registry_key
+        self.setup = setup
+        self.is_empty = not setup.names
+        self._learned: list[ConditionKey] | None = None
+
+    def validate_field(self, adata: AnnData | MuData) -> None:
+        """Raise unless every cell has a value of every key."""
+        check_conditions(adata.obs, self.setup.names)
+
+    def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
+        """Learn the keys from cells, and write their conditions; scvi-tools does this again if the cells were set up for another model since."""
+        super().register_field(adata)
+        if self._learned is None:
+            self._learned = self.setup.keys_of(adata.obs)
+        adata.obsm[WHERE] = encode_obs(adata.obs, self._learned)
+        return state_of_keys(self._learned)
+
+    def transfer_field(
+        self,
+        state_registry: dict[str, Any],
+        adata_target: AnnData | MuData,
+        *,
+        extend_categories: bool = False,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Write the conditions of other cells with keys that are known already, or, for fine-tuning, learn their new values too."""
+        self.validate_field(adata_target)
+        by_key = keys_of_state(state_registry)
+        if extend_categories:
+            obs, tables = adata_target.obs, self.setup.condition_embeddings
+            by_key = [key.extended(obs[key.name], tables.get(key.name)) for key in by_key]
+        adata_target.obsm[WHERE] = encode_obs(adata_target.obs, by_key)
+        return state_of_keys(by_key)
+
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
+        """Return the number of keys."""
+        return {"n_conditions": len(state_registry.get("keys", {}))}
+
+    def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table | None:
+        """List the keys."""
+        table = rich.table.Table("key", "kind", title="Conditions")
+        for state in state_registry.get("keys", {}).values():
+            table.add_row(state["name"], state["kind"])
+        return table
+
+
+def state_of_keys(by_key: Sequence[ConditionKey]) -> dict[str, Any]:
+    """Return what the registry keeps of keys. They are numbered: scvi-tools shows no mappings in lists, and no names with dots."""
+    return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
+
+
+def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
+    """Build the keys from what the registry keeps."""
+    return [key_from_state(state) for state in state_registry.get("keys", {}).values()]
+
+
+def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
+    """Return the columns of all keys side by side, ``(cells, columns)``; they are made part by part, since values become objects."""
+    codes = np.zeros((len(obs), sum(key.n_columns for key in by_key)))
+    for key, columns in zip(by_key, columns_of(by_key), strict=True):
+        for start in range(0, len(obs), CELLS_AT_A_TIME):
+            part = obs[key.name].iloc[start : start + CELLS_AT_A_TIME]
+            codes[start : start + CELLS_AT_A_TIME, columns] = key.encode(part.to_numpy(), source="adata.obs")
+    return codes
 
 
 def extended_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
@@ -193,46 +255,64 @@ def condition_names(
 
 def listed_names(names: Collection[str] | None, argument: str) -> list[str]:
     """Return names as a list, of which None is an empty one, or raise TypeError for what is no list of names."""
+    if names is None:
+        return []
     if isinstance(names, str):
         msg = f"`{argument}` must be a list of names, but found the string {names!r}. Did you mean [{names!r}]?"
         raise TypeError(msg)
-    if names is None:
-        return []
-    if not isinstance(names, Collection) or isinstance(names, Mapping | AbstractSet):  # a set has no order to rely on
-        msg = f"`{argument}` must be a list of names, but found {type(names).__name__}."
+    is_ordered = isinstance(names, Collection) and not isinstance(names, Mapping | AbstractSet)
+    if not is_ordered or any(not isinstance(name, str) for name in names):
+        strange = [name for name in names if not isinstance(name, str)] if is_ordered else []
+        found = f"{strange[0]!r} of type {type(strange[0]).__name__} in it" if strange else type(names).__name__
+        msg = f"`{argument}` must be a list of names, but found {found}."
         raise TypeError(msg)
-    listed = list(names)
-    if strange := [name for name in listed if not isinstance(name, str)]:
-        msg = (
-            f"`{argument}` must be a list of names, but found {strange[0]!r} of type {type(strange[0]).__name__} in it."
-        )
-        raise TypeError(msg)
-    return [str(name) for name in listed]  # plain ones, of whatever type of text
+    return [str(name) for name in names]  # plain ones, of whatever type of text
+
+
+def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise unless every key is a column of ``obs`` with a label for every cell."""
+    for key in keys:
+        if "/" in str(key):
+            renamed = {key: str(key).replace("/", "_")}
+            msg = (
+                f"The condition key {key!r} has a '/' in its name, under which no .h5ad or .zarr file can hold a column. Rename it: "
+                f"adata.obs = adata.obs.rename(columns={renamed})."
+            )
+            raise ValueError(msg)
+        if key not in obs:
+            msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
+            raise KeyError(msg)
+        check_distinct_columns(obs[[key]].columns, "adata.obs")
+        missing = obs[key].isna()
+        if missing.any():
+            cells = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
+            msg = (
+                f"adata.obs[{key!r}] has no label for {missing.sum()} of {len(obs)} cells ({cells}, ...). "
+                "Remove these cells, or label them, for example 'unknown'."
+            )
+            raise ValueError(msg)
 
 
 def _check_classes(name: str, column: pd.Series) -> None:
     """Raise unless a column holds what classes can be, and warn if it looks like something else."""
     types = (str, int, float, np.integer, np.floating, np.bool_)
-    kinds = {_kind_of(value) for value in _checked_values(name, column, types, "text, numbers or truth values")}
+    values = _checked_values(name, column, types, "text, numbers or truth values")
+    kinds = {
+        "text" if isinstance(v, str) else "truth values" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
+    }
     if len(kinds) > 1:
         msg = f"adata.obs[{name!r}] holds {' and '.join(sorted(kinds))} together; write it alike in all cells."
         raise ValueError(msg)
     n_classes, n_cells = column.nunique(), len(column)
-    if kinds == {NUMBERS} and n_classes > MANY_NUMBERS:
-        advice = "If they are amounts, name it in `continuous_condition_keys`; if they are names, turn them into text."
-        msg = (
-            f"adata.obs[{name!r}] has {n_classes} distinct numbers, each of which becomes a class of its own. {advice}"
+    if (kinds == {NUMBERS} and n_classes > MANY_NUMBERS) or n_classes > max(MANY_CLASSES, n_cells / 2):
+        what = "distinct numbers" if kinds == {NUMBERS} else "classes"
+        warn_user(
+            f"adata.obs[{name!r}] has {n_classes} {what} for {n_cells} cells; each is learned as a class of its own. If they "
+            "are amounts, name it in `continuous_condition_keys` as numbers; if they name cells, leave it out."
         )
-        warn_user(msg)
-    elif n_classes > max(MANY_CLASSES, n_cells / 2):
-        advice = "Leave it out, or, if they are amounts, name it in `continuous_condition_keys` as numbers."
-        msg = (
-            f"adata.obs[{name!r}] has {n_classes} classes for {n_cells} cells, too few to learn a class from. {advice}"
-        )
-        warn_user(msg)
 
 
-def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Iterable[Any]:
+def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Collection[Any]:
     """Return the values of a column, more than once if they are objects, or raise if any is of another type."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         values = column.cat.categories
@@ -246,23 +326,13 @@ def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allow
     return values
 
 
-def _kind_of(value: Any) -> str:
-    if isinstance(value, str):
-        return "text"
-    return "truth values" if isinstance(value, bool | np.bool_) else NUMBERS
-
-
 def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> None:
+    """Raise unless a column holds text, whose separator is no part of how the empty set is written."""
     if not isinstance(separator, str) or not separator.strip():
         msg = f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
         raise ValueError(msg)
-    if control is not None and not isinstance(control, str):
-        msg = f"The control value of {name!r} must be text, as its sets are, but found {control!r}."
-        raise ValueError(msg)
-    if control is not None and separator in control:
-        msg = (
-            f"The control value {control!r} of {name!r} contains the separator {separator!r}. Choose another separator."
-        )
+    if control is not None and (not isinstance(control, str) or separator in control):
+        msg = f"The control value of {name!r} must be text without the separator {separator!r}, but found {control!r}."
         raise ValueError(msg)
     _checked_values(name, column, (str,), f"text such as 'A{separator}B'")
 
@@ -275,10 +345,8 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame
             raise KeyError(msg)
         table = adata.uns[table]
     if not isinstance(table, pd.DataFrame):
-        msg = (
-            f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in adata.uns, but found "
-            f"{type(table).__name__}."
-        )
+        found = type(table).__name__
+        msg = f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in adata.uns, but found {found}."
         raise TypeError(msg)
     if not table.index.is_unique:
         msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
@@ -288,43 +356,5 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame
         msg = f"The embedding of {name!r} must hold finite numbers only, in at least one column."
         raise ValueError(msg)
     renamed = table.astype("float32").rename(columns=str)
-    if not renamed.columns.is_unique:
-        msg = f"The embedding of {name!r} has two columns of the name {renamed.columns[renamed.columns.duplicated()][0]!r}."
-        raise ValueError(msg)
+    check_distinct_columns(renamed.columns, f"The embedding of {name!r}")
     return renamed
-
-
-def _check_vectors_known(name: str, needed: set[Any], known: Sequence[Any]) -> None:
-    if missing := sorted(needed - set(known), key=str):
-        msg = (
-            f"The embedding of {name!r} has no row for {len(missing)} of the {len(needed)} values in adata.obs, for example "
-            f"{missing[0]!r}. {known_names(missing[0], known)}"
-        )
-        raise ValueError(msg)
-
-
-def _check_no_separator(name: str, members: Sequence[str], separator: str) -> None:
-    if within := [member for member in members if separator in member]:
-        msg = (
-            f"The member {within[0]!r} of {name!r} contains the separator {separator!r}. Choose another with "
-            f"`set_condition_keys={{{name!r}: '...'}}`, and write the sets in adata.obs with it."
-        )
-        raise ValueError(msg)
-
-
-def _continuous(name: str, column: pd.Series) -> ContinuousKey:
-    if column.dtype.kind not in "iuf":
-        msg = f"adata.obs[{name!r}] holds {column.dtype} and not numbers. Name it in `condition_keys`, or turn it into numbers: `.astype(float)`."
-        raise ValueError(msg)
-    values = column.to_numpy(dtype=float)
-    if not np.isfinite(values).all():
-        msg = f"adata.obs[{name!r}] holds infinite numbers; every value must be finite."
-        raise ValueError(msg)
-    if values.min() == values.max():
-        msg = f"adata.obs[{name!r}] is {values[0]:g} in every cell; a number that never varies is no condition."
-        raise ValueError(msg)
-    return ContinuousKey.of(name, values)
-
-
-def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
-    return f"No cell has the control value {control!r} in adata.obs[{name!r}]. {known_names(control, values)}"

@@ -1,7 +1,8 @@
-"""Conditions: all keys of a model, and how often their combinations occur."""
+"""Conditions: all keys of a model, how often their combinations occur, and requests of them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -11,14 +12,68 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from ._checks import is_whole_number, known_names
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of
-from ._many_conditions import RequestedCodes
+from scgen_diffusion._arguments import check_count, known_names
+
+from ._condition_keys import OPEN, ConditionKey, ContinuousKey, SetKey, columns_of
 
 N_VALUES = 256  # of a number that are kept apart
 NEAR = 0.25  # standard deviations within which a number counts as one that occurs
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | None
+
+
+@dataclass(frozen=True)
+class RequestedCodes:
+    """Codes ``(cells, columns)`` of what was asked for, of which rows are made when they are looked at.
+
+    Parameters
+    ----------
+    n_cells, n_columns
+        How many rows and columns there are.
+    given
+        Columns of each key that was asked for, and its values ``(values, columns of the key)``, each of which belongs to an
+        equal share of consecutive cells.
+    """
+
+    n_cells: int
+    n_columns: int
+    given: Sequence[tuple[slice, np.ndarray]]
+
+    def __len__(self) -> int:
+        return self.n_cells
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the codes of some cells, :data:`OPEN` where nothing was asked."""
+        codes = np.full((len(rows), self.n_columns), OPEN)
+        for columns, values in self.given:
+            codes[:, columns] = values[rows * len(values) // self.n_cells]
+        return codes
+
+    def all(self) -> np.ndarray:
+        """Return the codes of all cells."""
+        return self[np.arange(self.n_cells)]
+
+    def distinct(self) -> np.ndarray:
+        """Return every combination at least once, in the order in which they first occur."""
+        first = [-(-np.arange(len(values)) * self.n_cells // len(values)) for _, values in self.given]
+        return self[np.unique(np.concatenate([np.zeros(1, int), *first]))]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all cells were asked for alike."""
+        return all(len(values) == 1 for _, values in self.given)
+
+    @property
+    def digest(self) -> str:
+        """Tell what was asked for from other things, for however many cells.
+
+        Each key's values come after what says how many bytes they are, so that no two requests are written alike.
+        """
+        digest = hashlib.sha256(f"{self.n_columns}".encode())
+        for columns, values in sorted(self.given, key=lambda one: one[0].start):
+            digest.update(f";{columns.start},{values.shape},{values.dtype.str}:".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -96,7 +151,17 @@ class Conditions:
 
     def request(self, request: ConditionRequest, n_cells: int | None) -> RequestedCodes:
         """Check what a user asks for like :meth:`encode`, without a row in memory for each cell."""
-        requested = self._requested(request)
+        if not isinstance(request, Mapping | pd.DataFrame | None):
+            msg = f"`condition` must be a mapping, a DataFrame or None, but found {type(request).__name__}."
+            raise TypeError(msg)
+        if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
+            msg = f"`condition` has two columns of the name {request.columns[request.columns.duplicated()][0]!r}."
+            raise ValueError(msg)
+        requested = {} if request is None else {name: request[name] for name in request}
+        for name in requested:
+            if name not in self.keys:
+                msg = f"`condition` has the unknown key {name!r}. {known_names(name, self.keys)}"
+                raise ValueError(msg)
         n_cells = _resolve_length(requested, n_cells, exact=isinstance(request, pd.DataFrame))
         given = []
         for name, values in requested.items():
@@ -104,7 +169,11 @@ class Conditions:
             if isinstance(key, SetKey) and isinstance(values, tuple):
                 msg = f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set per cell."
                 raise TypeError(msg)
-            codes = key.encode(_listed(values, n_cells, name))
+            listed = [values] if is_single(values) else list(values)
+            if not 0 < len(listed) <= n_cells:
+                msg = f"`condition[{name!r}]` has {len(listed)} values for {n_cells} cells; give 1 to {n_cells}."
+                raise ValueError(msg)
+            codes = key.encode(listed)
             key.check_learned(codes, self.combinations[:, columns])
             given.append((columns, codes))
         return RequestedCodes(n_cells, self.n_columns, given)
@@ -127,7 +196,11 @@ class Conditions:
         for number, pattern in enumerate(patterns):
             if (pattern == OPEN).any():
                 rows = np.flatnonzero(members.ravel() == number)
-                drawn[rows] = self._draw(pattern, uniform[rows])
+                matches = self._matches(pattern)
+                weights = self.n_cells * (matches if matches.any() else 1)
+                cumulative = np.cumsum(weights) / weights.sum()
+                places = np.searchsorted(cumulative, uniform[rows], side="right").clip(max=len(weights) - 1)
+                drawn[rows] = self.combinations[places]
         return np.where(codes == OPEN, drawn, codes)
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
@@ -139,10 +212,6 @@ class Conditions:
         """Name one combination ``(columns,)``, without what is open."""
         given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
-
-    def occurs(self, codes: np.ndarray) -> bool:
-        """Tell whether any training cell has this combination ``(columns,)``, whatever it has of the open keys."""
-        return bool(self._matches(self._snapped(codes[None])[0]).any())
 
     def unseen(self, codes: np.ndarray) -> list[str]:
         """Name the combinations among codes ``(n, columns)`` that no training cell has."""
@@ -195,32 +264,6 @@ class Conditions:
                 )
         return snapped
 
-    def _draw(self, pattern: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        matches = self._matches(pattern)
-        weights = self.n_cells * (matches if matches.any() else 1)
-        cumulative = np.cumsum(weights) / weights.sum()
-        return self.combinations[np.searchsorted(cumulative, uniform, side="right").clip(max=len(weights) - 1)]
-
-    def _requested(self, request: ConditionRequest) -> dict[str, Any]:
-        if request is None:
-            return {}
-        if not isinstance(request, Mapping | pd.DataFrame):
-            msg = f"`condition` must be a mapping, a DataFrame or None, but found {type(request).__name__}."
-            raise TypeError(msg)
-        if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
-            msg = f"`condition` has two columns of the name {request.columns[request.columns.duplicated()][0]!r}."
-            raise ValueError(msg)
-        for name in request:
-            if name not in self.keys:
-                msg = f"`condition` has the unknown key {name!r}. {known_names(name, self.keys)}"
-                raise ValueError(msg)
-        return {name: request[name] for name in request}
-
-
-def categorical_keys(categories: Mapping[str, Sequence[Any]]) -> list[ConditionKey]:
-    """Return one categorical key per name, with its classes."""
-    return [CategoricalKey(name, list(values)) for name, values in categories.items()]
-
 
 def _rounded(column: np.ndarray) -> np.ndarray:
     """Round the values of a column ``(cells, 1)`` to the nearest of 256 of them, if there are more."""
@@ -250,25 +293,12 @@ def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact:
             msg = "`condition` has no rows."
             raise ValueError(msg)
         return max(lengths.values())
-    if not is_whole_number(n_cells) or n_cells < 1:
-        msg = f"`n_cells` must be a whole number of at least 1, but found {n_cells!r}."
-        raise ValueError(msg)
+    n_cells = check_count("n_cells", n_cells)
     if exact and lengths and n_cells not in lengths.values():
         found = next(iter(lengths.values()))
         msg = f"`n_cells` is {n_cells}, but the `condition` table has {found} rows; leave `n_cells` out."
         raise ValueError(msg)
-    return int(n_cells)
-
-
-def _listed(values: Any, n_cells: int, name: str) -> Sequence[Any]:
-    """Return the values that cells get: one for all, one each, or a few, each for an equal share of consecutive cells."""
-    if is_single(values):
-        return [values]
-    values = list(values)
-    if not 0 < len(values) <= n_cells:
-        msg = f"`condition[{name!r}]` has {len(values)} values for {n_cells} cells; give 1 to {n_cells}."
-        raise ValueError(msg)
-    return values
+    return n_cells
 
 
 def is_single(values: Any) -> bool:

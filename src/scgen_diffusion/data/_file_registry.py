@@ -11,7 +11,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
-from ._condition_field import WHERE, ConditionField, keys_of_state, state_of_keys
+from ._condition_setup import WHERE, ConditionField, keys_of_state, state_of_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,33 +1,33 @@
-"""MuData in and out: modalities side by side in one matrix, cells that lack a modality with zeros."""
+"""MuData in and out: checks, modalities side by side in one matrix, cells that lack a modality with zeros."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import mudata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import BaseAnnDataField
 
+from scgen_diffusion._arguments import known_names
+
 from ._anndata import PROVENANCE_KEY, build_anndata, mark_synthetic
-from ._checks import check_same_genes
-from ._mudata_checks import check_modalities, check_modality, layer_of
+from ._checks import check_layer, check_same_genes, check_shape, check_values, name_some
+from ._condition_setup import listed_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
-
     import rich.table
-    from anndata import AnnData
 
 JOINED = "_scgen_expression"  # in obsm
-SEPARATOR = ":"
+ModalityLikelihood = Literal["negative_binomial", "poisson", "bernoulli"]
 
 
 @dataclass(frozen=True)
@@ -46,33 +46,106 @@ class Modality:
     likelihood: str
 
 
-def joined_names(modalities: Mapping[str, Modality]) -> pd.Index:
-    """Name the features of all modalities, side by side: ``"rna:CD4"``, ``"prot:CD4"``."""
-    return pd.Index([f"{name}{SEPARATOR}{feature}" for name, m in modalities.items() for feature in m.features])
+# --- what a user says of modalities ---------------------------------------------------------------------------------
 
 
-def join_expression(
-    mdata: MuData, modalities: Mapping[str, Modality], layers: Mapping[str, str | None]
-) -> sp.csr_matrix:
-    """Put the modalities' values side by side, ``(cells, features of all)``; what a cell lacks is zero."""
-    blocks = [
-        _rows_of_all(mdata, name, layers)
-        if name in mdata.mod
-        else sp.csr_matrix((mdata.n_obs, len(modality.features)), dtype=np.float32)
-        for name, modality in modalities.items()
-    ]
-    return sp.hstack(blocks, format="csr", dtype=np.float32)
+def check_is_mudata(mdata: object) -> None:
+    """Raise for anything else than MuData in memory."""
+    if not isinstance(mdata, MuData):
+        msg = f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`."
+        raise TypeError(msg)
+    if mdata.isbacked:
+        msg = (
+            "`mdata` is left in its file (`backed`), but models of MuData need it in memory: `mudata.read_h5mu(path)`."
+        )
+        raise ValueError(msg)
 
 
-def _rows_of_all(mdata: MuData, name: str, layers: Mapping[str, str | None]) -> sp.csr_matrix:
-    """Return a modality's values for all cells of the MuData, in their order."""
-    adata = mdata[name]
-    values = sp.csr_matrix(layer_of(adata, layers.get(name)), dtype=np.float32)
-    rows = adata.obs_names.get_indexer(mdata.obs_names)
-    if np.array_equal(rows, np.arange(adata.n_obs)):
-        return values
-    padded = sp.vstack([values, sp.csr_matrix((1, values.shape[1]), dtype=np.float32)], format="csr")
-    return padded[rows]  # row -1 is the row of zeros
+def resolve_modalities(
+    mdata: MuData, modalities: Sequence[str] | Mapping[str, str | None] | None
+) -> dict[str, str | None]:
+    """Turn what a user says of modalities into a mapping from names to likelihoods, None where they are to be guessed.
+
+    Raises
+    ------
+    TypeError
+        For what is no list of names, and no mapping; and for MuData within MuData.
+    KeyError
+        For modalities that there are not.
+    ValueError
+        For no modality, a repeated one, an unknown likelihood, and MuData that share features in place of cells.
+    """
+    given = list(modalities) if isinstance(modalities, Mapping) else modalities
+    names = list(mdata.mod) if modalities is None else listed_names(given, "modalities")
+    if not names:
+        msg = "`modalities` names none; a model needs one modality at least."
+        raise ValueError(msg)
+    if len(set(names)) < len(names):
+        msg = f"`modalities` names one of {names} more than once."
+        raise ValueError(msg)
+    for name in names:
+        if name not in mdata.mod:
+            msg = f"There is no modality {name!r} in the MuData. {known_names(name, list(mdata.mod))}"
+            raise KeyError(msg)
+        if not isinstance(mdata.mod[name], AnnData):
+            msg = f"mdata[{name!r}] is a {type(mdata.mod[name]).__name__} itself; put its modalities into one MuData, or leave it out of `modalities`."
+            raise TypeError(msg)
+    if mdata.axis != 0:
+        msg = f"The MuData's modalities must share cells (axis 0), but they share axis {mdata.axis}."
+        raise ValueError(msg)
+    chosen = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names)
+    known = get_args(ModalityLikelihood)
+    for name, likelihood in chosen.items():
+        if likelihood not in (None, *known):
+            msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, known)}"
+            raise ValueError(msg)
+    return chosen
+
+
+def resolve_layers(layers: str | Mapping[str, str | None] | None, modalities: Sequence[str]) -> dict[str, str | None]:
+    """Name a layer for each modality: the same one, or its own; None is ``X``.
+
+    Raises
+    ------
+    KeyError
+        For a modality that is not among those named.
+    """
+    if not isinstance(layers, Mapping):
+        return dict.fromkeys(modalities, layers)
+    if unknown := [name for name in layers if name not in modalities]:
+        msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], modalities)}"
+        raise KeyError(msg)
+    return {name: layers.get(name) for name in modalities}
+
+
+def guess_likelihood(adata: AnnData, layer: str | None, name: str) -> ModalityLikelihood:
+    """Take values that are all 0 or 1 for a Bernoulli's, all others for a negative binomial's."""
+    check_layer(adata, layer, f"mdata[{name!r}]")
+    values = _matrix(adata, layer)
+    if values is None or 0 in values.shape or values.dtype.kind not in "biuf":  # which will be refused
+        return "negative_binomial"
+    return "bernoulli" if values.max() <= 1 else "negative_binomial"
+
+
+def check_condition_columns(mdata: MuData, keys: Sequence[str]) -> None:
+    """Raise if a condition is a column of a modality's ``obs`` only.
+
+    Raises
+    ------
+    KeyError
+        With advice how to get it into ``mdata.obs``.
+    """
+    for key in keys:
+        owners = [name for name, adata in mdata.mod.items() if key in adata.obs]
+        if key not in mdata.obs and owners:
+            msg = (
+                f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Bring it up with "
+                f"mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
+            )
+            raise KeyError(msg)
+
+
+# --- modalities as one matrix ---------------------------------------------------------------------------------------
 
 
 class ModalitiesField(BaseAnnDataField):
@@ -89,27 +162,25 @@ class ModalitiesField(BaseAnnDataField):
         Layer that holds them; None for ``X``.
     """
 
-    def __init__(self, likelihoods: Mapping[str, str], layers: Mapping[str, str | None]) -> None:
-        super().__init__()
-        self.likelihoods, self.layers = dict(likelihoods), dict(layers)
-
     registry_key = REGISTRY_KEYS.X_KEY
     attr_name = "obsm"
     attr_key = JOINED
     is_empty = False
 
+    def __init__(self, likelihoods: Mapping[str, str], layers: Mapping[str, str | None]) -> None:
+        super().__init__()
+        self.likelihoods, self.layers = dict(likelihoods), dict(layers)
+
     def validate_field(self, mdata: MuData) -> None:
-        """Raise unless every modality that is there holds what its likelihood explains."""
-        check_modalities(mdata, [name for name in self.likelihoods if name in mdata.mod], self.layers)
-        for name, likelihood in self.likelihoods.items():
-            if name in mdata.mod:
-                check_modality(mdata[name], name, self.layers.get(name), likelihood)
+        """Raise unless every modality that is there holds what its likelihood explains, and they hang together."""
+        check_modalities(mdata, {name: k for name, k in self.likelihoods.items() if name in mdata.mod}, self.layers)
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
         """Join the modalities' values, and take note of their features."""
         self.validate_field(mdata)
-        modalities = {n: Modality(list(mdata[n].var_names.astype(str)), kind) for n, kind in self.likelihoods.items()}
-        return self._join(mdata, modalities)
+        return self._join(
+            mdata, {n: Modality(list(mdata[n].var_names.astype(str)), k) for n, k in self.likelihoods.items()}
+        )
 
     def transfer_field(self, state_registry: dict[str, Any], mdata_target: MuData, **_: Any) -> dict[str, Any]:
         """Join the values of other cells, whose features must be the same."""
@@ -120,13 +191,12 @@ class ModalitiesField(BaseAnnDataField):
 
     def _join(self, mdata: MuData, modalities: Mapping[str, Modality]) -> dict[str, Any]:
         mdata.obsm[JOINED] = join_expression(mdata, modalities, self.layers)
+        names = [f"{name}:{feature}" for name, modality in modalities.items() for feature in modality.features]
         return {
             "n_obs": mdata.n_obs,
-            "n_vars": sum(len(modality.features) for modality in modalities.values()),
-            "column_names": joined_names(modalities).to_numpy(),
-            "modalities": {
-                name: {"features": list(m.features), "likelihood": m.likelihood} for name, m in modalities.items()
-            },
+            "n_vars": len(names),
+            "column_names": np.array(names, dtype=object),
+            "modalities": {name: asdict(modality) for name, modality in modalities.items()},
         }
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
@@ -136,6 +206,79 @@ class ModalitiesField(BaseAnnDataField):
     def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table | None:
         """Show nothing beyond the numbers."""
         return None
+
+
+def join_expression(
+    mdata: MuData, modalities: Mapping[str, Modality], layers: Mapping[str, str | None]
+) -> sp.csr_matrix:
+    """Put the modalities' values side by side, ``(cells, features of all)``; what a cell lacks is zero."""
+    blocks = []
+    for name, modality in modalities.items():
+        if name not in mdata.mod:
+            blocks.append(sp.csr_matrix((mdata.n_obs, len(modality.features)), dtype=np.float32))
+            continue
+        values = sp.csr_matrix(_matrix(mdata[name], layers.get(name)), dtype=np.float32)
+        rows = mdata[name].obs_names.get_indexer(mdata.obs_names)
+        if not np.array_equal(rows, np.arange(values.shape[0])):
+            zeros = sp.csr_matrix((1, values.shape[1]), dtype=np.float32)
+            values = sp.vstack([values, zeros], format="csr")[rows]  # row -1 is the row of zeros
+        blocks.append(values)
+    return sp.hstack(blocks, format="csr", dtype=np.float32)
+
+
+def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layers: Mapping[str, str | None]) -> None:
+    """Raise unless modalities hold counts that their likelihoods can explain, and hang together.
+
+    A modality may lack cells, but every cell needs a count in one of them.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    ValueError
+        For a modality without cells, features or counts, names that occur twice, values that are no counts or, for a Bernoulli,
+        neither 0 nor 1; for modalities of which another has no cell, cells that the MuData does not list, and cells without any count.
+    """
+    totals = pd.Series(0.0, index=mdata.obs_names)
+    for name, likelihood in likelihoods.items():
+        adata, owner, layer = mdata[name], f"mdata[{name!r}]", layers.get(name)
+        where = check_layer(adata, layer, owner)
+        check_shape(adata, where, owner)
+        if not adata.obs_names.is_unique:
+            repeated = name_some(adata.obs_names[adata.obs_names.duplicated()].unique())
+            msg = f"{owner}.obs_names has duplicates: {repeated}. Call {owner}.obs_names_make_unique() first."
+            raise ValueError(msg)
+        if unlisted := len(adata.obs_names.difference(mdata.obs_names)):
+            msg = f"{owner} has {unlisted} cells that mdata.obs does not list; call mdata.update() first."
+            raise ValueError(msg)
+        others = [mdata[other].obs_names for other in likelihoods if other != name]
+        if others and not any(adata.obs_names.isin(cells).any() for cells in others):
+            msg = (
+                f"No cell of {owner} ({name_some(adata.obs_names)}) is in another modality ({name_some(others[0])}). The same cell must "
+                "have the same name in every modality."
+            )
+            raise ValueError(msg)
+        matrix = _matrix(adata, layer)
+        if matrix is None:
+            msg = f"{where} is empty; name the layer that holds the counts with `layers={{{name!r}: ...}}`."
+            raise ValueError(msg)
+        advice = f"Name the layer that holds raw counts with `layers={{{name!r}: ...}}`; models of MuData need counts."
+        found = check_values(matrix, where, "counts", advice)
+        if not found.any():
+            msg = f"{where} holds no count at all; leave the modality out, or name the layer that holds its counts."
+            raise ValueError(msg)
+        if likelihood == "bernoulli" and (largest := matrix.max()) > 1:
+            msg = (
+                f"{where} holds values up to {largest:g}, but `modalities[{name!r}]='bernoulli'` explains 0 and 1 only."
+            )
+            raise ValueError(msg)
+        totals[adata.obs_names] += found
+    if (totals == 0).any():
+        msg = (
+            f"Cells have no count in any of {list(likelihoods)}: {name_some(totals.index[totals == 0])}. Remove them: "
+            "mdata[mdata.obs_names.isin(...)].copy()."
+        )
+        raise ValueError(msg)
 
 
 def modalities_of(state_registry: Mapping[str, Any]) -> dict[str, Modality]:
@@ -156,11 +299,16 @@ def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> No
         try:
             check_same_genes(mdata[name].var_names, pd.Index(modalities[name].features))
         except ValueError as error:
-            text = str(error).replace(
-                "adata[:, model.get_var_names()]", f"mdata[{name!r}][:, model.modalities[{name!r}].features]"
-            )
-            msg = f"Modality {name!r}: {text}"
+            own = f"mdata[{name!r}][:, model.modalities[{name!r}].features]"
+            msg = f"Modality {name!r}: {str(error).replace('adata[:, model.get_var_names()]', own)}"
             raise ValueError(msg) from error
+
+
+def _matrix(adata: AnnData, layer: str | None) -> Any:
+    return adata.X if layer is None else adata.layers[layer]
+
+
+# --- generated cells ------------------------------------------------------------------------------------------------
 
 
 def build_mudata(
@@ -182,10 +330,6 @@ def build_mudata(
         own_layers = {layer: values[:, own] for layer, values in (layers or {}).items()}
         parts[name] = build_anndata(x[:, own], obs.copy(), var, provenance, is_log1p=is_log1p, layers=own_layers)
         start = own.stop
-    return _paired(parts, obs, provenance)
-
-
-def _paired(parts: Mapping[str, AnnData], obs: pd.DataFrame, provenance: Mapping[str, Any]) -> MuData:
     mdata = mudata_of(parts)
     mdata.obs = mark_synthetic(obs, provenance)
     mdata.uns[PROVENANCE_KEY] = dict(provenance)
@@ -194,11 +338,7 @@ def _paired(parts: Mapping[str, AnnData], obs: pd.DataFrame, provenance: Mapping
 
 def mudata_of(modalities: Mapping[str, AnnData]) -> MuData:
     """Put modalities into a MuData, whose columns stay where they are; features of two modalities may share a name."""
-    with _without_pulling(), warnings.catch_warnings():
+    has_option = hasattr(mudata, "set_options")  # from mudata 0.4 on, columns stay without it
+    with warnings.catch_warnings(), mudata.set_options(pull_on_update=False) if has_option else nullcontext():
         warnings.filterwarnings("ignore", message="var_names are not unique")
         return MuData(dict(modalities))
-
-
-def _without_pulling() -> AbstractContextManager[Any]:
-    """Keep modalities' columns where they are, which mudata does of itself from 0.4 on."""
-    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()

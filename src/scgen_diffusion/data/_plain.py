@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-MASKED = {
-    "b": pd.arrays.BooleanArray,
-    "i": pd.arrays.IntegerArray,
-    "u": pd.arrays.IntegerArray,
-    "f": pd.arrays.FloatingArray,
-}
+MASKED = (pd.arrays.BooleanArray, pd.arrays.IntegerArray, pd.arrays.FloatingArray)
 
 
 def to_plain(value: Any) -> Any:
@@ -87,12 +81,9 @@ def _column(values: pd.Series | pd.Index) -> Any:
     if isinstance(dtype, pd.CategoricalDtype):
         codes = pd.Categorical(values).codes
         return {"codes": to_plain(codes), "categories": _column(dtype.categories), "ordered": bool(dtype.ordered)}
-    if isinstance(dtype, pd.StringDtype):
-        text = [None if missing else str(item) for item, missing in zip(values, values.isna(), strict=True)]
-        return {"text": text, "storage": dtype.storage, "is_nan": dtype.na_value is np.nan}
-    if isinstance(values.array, tuple(MASKED.values())):
-        known = values.to_numpy(dtype=dtype.numpy_dtype, na_value=dtype.numpy_dtype.type(0))
-        return {"values": to_plain(known), "missing": to_plain(values.isna().to_numpy())}
+    if isinstance(dtype, pd.StringDtype) or isinstance(values.array, MASKED):
+        known = [None if missing else item for item, missing in zip(values, values.isna(), strict=True)]
+        return {"values": to_plain(known), "dtype": dtype.name}
     return to_plain(values.to_numpy() if isinstance(dtype, np.dtype) else values.array)
 
 
@@ -103,9 +94,7 @@ def _read_column(plain: Any) -> Any:
         values = _read_column(plain["categories"])
         categories = pd.Index(values, dtype=values.dtype)
         return pd.Categorical.from_codes(to_array(plain["codes"]), categories, ordered=plain["ordered"])
-    if "text" in plain:
-        storage = plain["storage"] if find_spec("pyarrow") else "python"
-        options = {"na_value": np.nan} if plain["is_nan"] else {}
-        return pd.array(plain["text"], dtype=pd.StringDtype(storage, **options))
-    values = to_array(plain["values"])
-    return MASKED[values.dtype.kind](values, to_array(plain["missing"]))
+    dtype = (
+        pd.StringDtype(na_value=np.nan) if plain["dtype"] == "str" else plain["dtype"]
+    )  # pandas 3's own, in pandas 2
+    return pd.array(plain["values"], dtype=dtype)

@@ -14,8 +14,8 @@ from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
 from ._cell_digest import digest_of_cells, sampled_rows
-from ._checks import check_conditions, check_not_empty, check_same_genes, check_values, row_sums
-from ._condition_field import encode_obs, keys_of_state
+from ._checks import check_not_empty, check_same_genes, check_values, row_sums
+from ._condition_setup import check_conditions, encode_obs, keys_of_state
 from ._file_matrix import FileMatrix, Rows
 from ._mudata import JOINED
 from ._windows import ToTensors, WindowLoader, read_windows, suitable_block, window_plan

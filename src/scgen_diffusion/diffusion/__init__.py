@@ -22,7 +22,7 @@ from ._diffusion_samplers import (
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
-from ._guidance import WHOLE_PATH, Guidance, GuidedField
+from ._guidance import WHOLE_PATH, Composition, Guidance, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
@@ -43,6 +43,7 @@ __all__ = [
     "TARGETS",
     "WHOLE_PATH",
     "Additive",
+    "Composition",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -67,6 +68,7 @@ __all__ = [
     "Network",
     "NoiseInversion",
     "Path",
+    "ResolvedGuidance",
     "Sampler",
     "SharedGenerator",
     "StepGrid",

@@ -2,30 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 
-from ._conditioning import GuidanceTerm
+from scgen_diffusion._arguments import known_names
+
+from ._conditioning import CONDITION_STRATEGIES, GuidanceTerm, terms_of_subsets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from ._conditioning import ConditionColumns, ConditionStrategy
     from ._losses import Network
     from ._paths import Path
 
+Composition = Literal["joint", "mutually_exclusive", "additive"]
 WHOLE_PATH = (0.0, 1.0)
 TIME_ROUNDING = 1e-6  # of times that went through the network's count and back, in single precision
 
 
 @dataclass(frozen=True)
 class Guidance:
-    r"""How predictions become one.
+    """Classifier-free guidance as users ask for it: how strongly, in which way, and where on the path.
+
+    Parameters
+    ----------
+    scale
+        1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
+        from condition key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which
+        adds up what each of these subsets changes in the unconditional prediction.
+    composition
+        How the scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
+        influence given all others). Default: as the model was trained; the others need what training showed it.
+    interval
+        Path times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside.
+    rescale
+        From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
+        conditional ones.
+
+    Raises
+    ------
+    ValueError
+        For values that are not allowed.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> late = scgd.diffusion.Guidance(2.0, interval=(0.5, 1.0))
+    >>> synthetic = model.generate(100, {"cell_type": "B"}, guidance_scale=late)  # doctest: +SKIP
+    """
+
+    scale: float | Mapping[str, float] | Mapping[tuple[str, ...], float] = 1.0
+    composition: Composition | None = None
+    interval: tuple[float, float] = WHOLE_PATH
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check all that can be checked without a model."""
+        for scale in self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]:
+            if not _is_number(scale) or not math.isfinite(scale):
+                msg = f"`guidance_scale` must be a finite number, one per key, or one per subset of keys, but found {scale!r}."
+                raise ValueError(msg)
+        if self.composition is not None and self.composition not in list(CONDITION_STRATEGIES):
+            known = known_names(self.composition, list(CONDITION_STRATEGIES))
+            msg = f"`Guidance(composition={self.composition!r})` is not known. {known}"
+            raise ValueError(msg)
+        if self.composition is not None and self.has_subsets:
+            msg = "`composition` has no say where the guidance scale has subsets of keys; leave it out."
+            raise ValueError(msg)
+        _check_interval(self.interval)
+        _check_rescale(self.rescale)
+
+    @classmethod
+    def of(cls, guidance_scale: Any) -> Self:
+        """Return the guidance that a scale alone stands for; guidance stays as it is."""
+        return guidance_scale if isinstance(guidance_scale, cls) else cls(guidance_scale)
+
+    @property
+    def has_subsets(self) -> bool:
+        """Whether the scales are those of subsets of keys."""
+        return isinstance(self.scale, Mapping) and any(isinstance(key, tuple) for key in self.scale)
+
+    def resolve(self, trained: ConditionStrategy, keys: Sequence[str]) -> ResolvedGuidance:
+        """Return the predictions that are mixed for a model with these condition keys, trained in this way.
+
+        Raises
+        ------
+        ValueError
+            For unknown keys, and for predictions that the model has never learned.
+        """
+        composed_by = self._composed_by(trained)
+        terms = terms_of_subsets(self._subsets(keys)) if self.has_subsets else composed_by.terms(self._scales(keys))
+        plain = composed_by.terms([1.0] * len(keys))
+        resolved = ResolvedGuidance(terms, plain, self.interval, self.rescale)
+        for subset in resolved.subsets:
+            if not trained.has_shown(subset, len(keys)):
+                raise ValueError(self._never_shown([keys[key] for key in subset], trained))
+        return resolved
+
+    def describe(self, trained: ConditionStrategy) -> dict[str, Any]:
+        """Return what ``uns`` records of it, in values that a file can hold."""
+        scale: Any = self.scale
+        if isinstance(scale, Mapping):
+            scale = {", ".join(key) if isinstance(key, tuple) else key: float(value) for key, value in scale.items()}
+        return {
+            "guidance_scale": scale if isinstance(scale, dict) else float(scale),
+            "composition": "subsets" if self.has_subsets else self._composed_by(trained).name,
+            "guidance_interval": [float(end) for end in self.interval],
+            "guidance_rescale": float(self.rescale),
+        }
+
+    def _composed_by(self, trained: ConditionStrategy) -> ConditionStrategy:
+        is_trained = self.composition is None or self.composition == trained.name  # which may group keys
+        return trained if is_trained else CONDITION_STRATEGIES[str(self.composition)]
+
+    def _scales(self, keys: Sequence[str]) -> list[float]:
+        if isinstance(self.scale, Mapping):
+            _check_keys(self.scale, keys)
+            return [float(self.scale.get(key, 1.0)) for key in keys]
+        if not keys and self.scale != 1:
+            msg = f"`guidance_scale` is {self.scale}, but the model has no conditions to guide by."
+            raise ValueError(msg)
+        return [float(self.scale)] * len(keys)
+
+    def _subsets(self, keys: Sequence[str]) -> list[tuple[list[int], float]]:
+        for subset in self.scale:
+            if not isinstance(subset, tuple) or not subset or len(set(subset)) < len(subset):
+                msg = f"`guidance_scale` must have keys, or tuples of different keys, but found {subset!r} among them."
+                raise ValueError(msg)
+            _check_keys(subset, keys)
+        return [([keys.index(key) for key in subset], float(scale)) for subset, scale in self.scale.items()]
+
+    def _never_shown(self, subset: Sequence[str], trained: ConditionStrategy) -> str:
+        asked = "`guidance_scale`" if self.has_subsets else f"`Guidance(composition={self.composition!r})`"
+        given = f"only {', '.join(map(repr, subset))}" if subset else "no condition"
+        groups = " and without `dropped_together`" if trained.name == "additive" else ""
+        return (
+            f"{asked} needs predictions that are given {given}, but the model was trained with "
+            f"`condition_strategy={trained.name!r}`, which shows {trained.shows}. Leave `composition` out and give one "
+            f"scale per key, or train a model with `condition_strategy='additive'`{groups}."
+        )
+
+
+@dataclass(frozen=True)
+class ResolvedGuidance:
+    r"""The predictions of a guided network, and how they become one.
 
     Inside the interval,
 
@@ -53,8 +182,8 @@ class Guidance:
 
     Examples
     --------
-    >>> from scgen_diffusion.diffusion import Guidance, Joint
-    >>> Guidance.of(Joint(), [2.0]).terms
+    >>> from scgen_diffusion.diffusion import ResolvedGuidance, Joint
+    >>> ResolvedGuidance.of(Joint(), [2.0]).terms
     (GuidanceTerm(keys=(), weight=-1.0), GuidanceTerm(keys=(0,), weight=2.0))
     """
 
@@ -65,9 +194,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         _check_interval(self.interval)
-        if not _is_number(self.rescale) or not 0 <= self.rescale <= 1:
-            msg = f"`guidance_rescale` must be a number from 0 to 1, but found {self.rescale!r}."
-            raise ValueError(msg)
+        _check_rescale(self.rescale)
 
     @classmethod
     def of(
@@ -127,7 +254,7 @@ class GuidedField:
     condition: Tensor
     columns: ConditionColumns
     path: Path
-    guidance: Guidance = field(default_factory=Guidance)
+    guidance: ResolvedGuidance = field(default_factory=ResolvedGuidance)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided prediction at ``x_t (n, ...)`` and a scalar time or times ``(n,)``."""
@@ -201,10 +328,23 @@ def _check_interval(interval: object) -> None:
     is_pair = len(ends) == 2 and all(_is_number(end) for end in ends)
     if not is_pair or not 0 <= ends[0] < ends[1] <= 1:
         msg = (
-            "`guidance_interval` must be two times, the first before the second, from 0 (noise) to 1 (data), "
+            "`Guidance(interval=...)` must be two times, the first before the second, from 0 (noise) to 1 (data), "
             f"but found {interval!r}."
         )
         raise ValueError(msg)
+
+
+def _check_rescale(rescale: object) -> None:
+    if not _is_number(rescale) or not 0 <= rescale <= 1:
+        msg = f"`Guidance(rescale=...)` must be a number from 0 to 1, but found {rescale!r}."
+        raise ValueError(msg)
+
+
+def _check_keys(given: Iterable[Any], keys: Sequence[str]) -> None:
+    for key in given:
+        if key not in keys:
+            msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, list(keys))}"
+            raise ValueError(msg)
 
 
 def _is_number(value: object) -> bool:

@@ -1,7 +1,7 @@
 """Everything between a request of cells and the network: torch and numpy only, no AnnData and no files."""
 
+from ._counterfactual import Counterfactual
 from ._generator import Block, CellGenerator, Cells, Frames
-from ._guidance import Composition, GuidanceOptions, GuidanceScale, numbers_of_groups
 from ._library_sizes import LibrarySizes
 from ._request import (
     OTHER_NAMES,
@@ -20,10 +20,8 @@ __all__ = [
     "CellGenerator",
     "CellRequest",
     "Cells",
-    "Composition",
+    "Counterfactual",
     "Frames",
-    "GuidanceOptions",
-    "GuidanceScale",
     "LibrarySizes",
     "Rows",
     "SamplingOptions",
@@ -32,7 +30,6 @@ __all__ = [
     "differences",
     "identity_of",
     "name_of",
-    "numbers_of_groups",
     "rows_of",
     "stack",
 ]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from scgen_diffusion.data import is_whole_number, known_names, warn_user
+from scgen_diffusion.data import check_count, known_names, warn_user
 from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
 
+from ._counterfactual import blocks_of, carry_over
 from ._request import (
     CellRequest,
     SamplingOptions,
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Conditions
-    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.diffusion import Guidance, Sampler
     from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
 
-    from ._guidance import GuidanceOptions
+    from ._counterfactual import Counterfactual
     from ._library_sizes import LibrarySizes
     from ._rows import Rows
 
@@ -120,7 +121,7 @@ class CellGenerator:
         n_cells: int | None,
         condition: ConditionRequest,
         *,
-        guidance: GuidanceOptions,
+        guidance: Guidance,
         sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
@@ -154,16 +155,13 @@ class CellGenerator:
         return [*unseen[:N_UNSEEN], *extrapolated]
 
     def sampling(
-        self, sampler: str | Sampler | None, n_steps: int | None, guidance: GuidanceOptions, output: InputValues
+        self, sampler: str | Sampler | None, n_steps: int | None, guidance: Guidance, output: InputValues
     ) -> SamplingOptions:
         """Check how cells shall be sampled, and resolve it."""
         name, chosen = self.sampler(sampler)
-        if n_steps is not None and (not is_whole_number(n_steps) or n_steps < 1):
-            msg = f"`n_steps` must be a whole number of at least 1, but found {n_steps!r}."
-            raise ValueError(msg)
+        n_steps = None if n_steps is None else check_count("n_steps", n_steps)
         trained = self.module.strategy
         resolved = guidance.resolve(trained, self.conditions.keys)
-        n_steps = None if n_steps is None else int(n_steps)  # numpy's cannot be written as JSON
         return SamplingOptions(name, chosen, n_steps, resolved, guidance.describe(trained), output)
 
     def sampler(self, sampler: str | Sampler | None) -> tuple[str, Sampler]:
@@ -185,7 +183,7 @@ class CellGenerator:
         if output == "counts":
             return self.library_sizes.check(library_size, n_cells)
         if library_size is not None:
-            msg = "`library_size` was given, but log-normalised values have none; leave it out."
+            msg = "`library_size` was given, but log-normalised values have none; set `counts=True`, or leave it out."
             raise ValueError(msg)
         return np.broadcast_to(np.float32(1), n_cells)
 
@@ -249,9 +247,7 @@ class CellGenerator:
         ValueError
             For fewer than two frames.
         """
-        if not is_whole_number(n_frames) or n_frames < 2:
-            msg = f"`n_frames` must be a whole number of at least 2, noise and cells, but found {n_frames!r}."
-            raise ValueError(msg)
+        check_count("n_frames", n_frames, least=2)  # noise and cells
         sampler = request.options.sampler
         if not isinstance(sampler, TracingSampler):
             msg = (
@@ -261,6 +257,26 @@ class CellGenerator:
             raise TypeError(msg)
         firsts = range(0, request.n_cells, self.block_size)
         return self.in_parallel(partial(self._frames_of_block, request, sampler, n_frames), firsts)
+
+    def predictions(self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int) -> Iterator[Rows]:
+        """Carry given cells over to other conditions.
+
+        Parameters
+        ----------
+        request
+            What the cells are, what they shall become, and how.
+        batches
+            Their expression ``(batch_size, genes)`` in order; the last batch may be smaller.
+        batch_size
+            A multiple of :attr:`block_size`.
+
+        Yields
+        ------
+        Rows
+            Predicted cells of a block, in order.
+        """
+        blocks = blocks_of(batches, self.block_size)
+        return self.in_parallel(partial(carry_over, self.module, request), blocks, batch_size)
 
     def in_parallel(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from scgen_diffusion.data import ConditionRequest, is_whole_number, to_plain
+from scgen_diffusion.data import ConditionRequest, check_count, to_plain
 
 if TYPE_CHECKING:
     from torch import nn
 
     from scgen_diffusion.data import Conditions, RequestedCodes
-    from scgen_diffusion.diffusion import Guidance, Sampler
+    from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
@@ -35,6 +35,9 @@ OTHER_NAMES = {
     **dict.fromkeys(("adata", "control", "control_cells"), "adata_control"),
     **dict.fromkeys(("progress", "progress_bar", "verbose"), "show_progress"),
     "frames": "n_frames",
+    "composition": "It is a part of guidance: `guidance_scale=Guidance(scale, composition=...)`, of scgen_diffusion.diffusion.",
+    "guidance_interval": "It is a part of guidance: `guidance_scale=Guidance(scale, interval=...)`, of scgen_diffusion.diffusion.",
+    "guidance_rescale": "It is a part of guidance: `guidance_scale=Guidance(scale, rescale=...)`, of scgen_diffusion.diffusion.",
 }
 """What other packages call the arguments of methods that generate."""
 N_NAMED = 1000  # values of a list that provenance names at most
@@ -65,7 +68,7 @@ class SamplingOptions:
     sampler_name: str
     sampler: Sampler
     n_steps: int | None
-    guidance: Guidance
+    guidance: ResolvedGuidance
     guidance_record: Mapping[str, Any]
     output: InputValues
 
@@ -119,12 +122,7 @@ class CellRequest:
 
 def checked_batch_size(batch_size: int | None) -> int:
     """Return a number of cells, or the default, unless it is no such number."""
-    if batch_size is None:
-        return DEFAULT_BATCH_SIZE
-    if not is_whole_number(batch_size) or batch_size < 1:
-        msg = f"`batch_size` must be a whole number of at least 1, but found {batch_size!r}."
-        raise ValueError(msg)
-    return int(batch_size)
+    return DEFAULT_BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
 
 
 def default_steps(sampler: Sampler) -> int | str:
@@ -204,7 +202,7 @@ def identity_of(
     }
 
 
-def name_of(identity: Mapping[str, Any], guidance: Guidance, seed: int, n_cells: int | None) -> str:
+def name_of(identity: Mapping[str, Any], guidance: ResolvedGuidance, seed: int, n_cells: int | None) -> str:
     """Name a request by its model and by a digest of what its cells depend on: the number of cells too, unless it is None."""
     depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
     told = json.dumps(depends_on, sort_keys=True, default=str)

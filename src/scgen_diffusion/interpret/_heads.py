@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgen_diffusion.data import is_whole_number, resolve_seed
+from scgen_diffusion.data import check_count, resolve_seed
 from scgen_diffusion.diffusion import Denoiser
 
 from ._cells import DEFAULT_TIME, CellBatch, Groups, Moment, chosen_cells, noised_cells, opened_network, resolve_times
@@ -119,9 +119,7 @@ def head_loadings(
     network = opened_network(model)
     source, rows = chosen_cells(model, adata, indices)
     (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
-    if not is_whole_number(n_probes) or n_probes < 1:
-        msg = f"`n_probes` must be a whole number of at least 1, but found {n_probes!r}."
-        raise ValueError(msg)
+    check_count("n_probes", n_probes)
     places = token_slice(network, tokens)
     total = np.zeros(())
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
@@ -340,8 +338,8 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
     ValueError
         If there are not that many genes.
     """
-    if not is_whole_number(n_genes) or not 1 <= n_genes <= len(loadings):
-        msg = f"`n_genes` must be a whole number between 1 and the {len(loadings)} genes, but found {n_genes!r}."
+    if check_count("n_genes", n_genes) > len(loadings):
+        msg = f"`n_genes` is {n_genes}, but there are {len(loadings)} genes."
         raise ValueError(msg)
     parts = []
     for head in loadings:

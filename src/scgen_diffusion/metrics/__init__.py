@@ -1,4 +1,4 @@
-"""How good are synthetic cells? Functions of two sets of cells, one table of all of them, and a verdict in words.
+"""How good are synthetic cells? Functions of two sets of cells, and one table of all of them.
 
 Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell, and mostly in principal components of real training
 cells (:class:`ComparisonSpace`), so that figures of different models can stand side by side.
@@ -56,19 +56,16 @@ from ._safety import (
 )
 from ._space import ComparisonSpace
 from ._use import augmentation_gain, evaluate_embeddings, label_fidelity, transfer_f1
-from ._verdict import Finding, Verdict, verdict
 
 __all__ = [
     "CATALOGUE",
     "ComparisonSpace",
     "CrossModalityCorrelation",
     "Expression",
-    "Finding",
     "MMDTest",
     "MembershipInference",
     "Metric",
     "Neighbourhoods",
-    "Verdict",
     "align_genes",
     "augmentation_gain",
     "classifier_auc",
@@ -114,6 +111,5 @@ __all__ = [
     "squared_mmd",
     "transfer_f1",
     "variance_error",
-    "verdict",
     "wasserstein_2",
 ]

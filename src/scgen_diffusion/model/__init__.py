@@ -1,8 +1,8 @@
 """The models: ordinary scvi-tools model classes."""
 
+from ._gene_space import SCRDIT, WBDIT
 from ._loading import load
+from ._multiscldm import MULTISCLDM
 from ._scldm import SCLDM
-from ._scrdit import SCRDIT
-from ._wbdit import WBDIT
 
-__all__ = ["SCLDM", "SCRDIT", "WBDIT", "load"]
+__all__ = ["MULTISCLDM", "SCLDM", "SCRDIT", "WBDIT", "load"]

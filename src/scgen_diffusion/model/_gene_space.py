@@ -1,4 +1,4 @@
-"""What the gene-space models have in common: diffusion of log-normalised profiles."""
+"""SCRDIT and WBDIT: diffusion of log-normalised profiles in gene space."""
 
 from __future__ import annotations
 
@@ -7,50 +7,58 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 
-from scgen_diffusion.data import suggests_arguments
 from scgen_diffusion.diffusion import DDIMSampler
-from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions, numbers_of_groups
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
     InputValues,
     build_gene_space_architecture,
 )
+from scgen_diffusion.train import DIFFUSION_RECIPES
 
-from ._advice import ADVICE_IN_GENE_SPACE
-from ._counterfactual import CounterfactualMixin
+from ._base import ADVICE, DiffusionModel
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
-from ._docs import with_shared_texts
 from ._gene_space_reference import load_gene_space_reference
 from ._one_stage_training import OneStageTrainingMixin
-from ._query import QueryMixin
-from ._streaming import StreamingMixin
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
-    from pathlib import Path
 
     from anndata import AnnData
 
-    from scgen_diffusion.data import ConditionRequest, ValueSummary
+    from scgen_diffusion.data import ValueSummary
     from scgen_diffusion.diffusion import Sampler
-    from scgen_diffusion.generation import Composition, GuidanceScale
-    from scgen_diffusion.module import LibrarySizeKind
 
-DEFAULT_WAY = DDIMSampler(eta=1.0, default_n_steps=50)  # of given cells to others
+NO_LATENT = "the model has no latent; SCLDM has one, or embed cells with scanpy.pp.pca"
+NO_LIKELIHOOD = (
+    "the model has no likelihood; compare what `generate` returns with held-out cells: scgen_diffusion.metrics.evaluate"
+)
+NO_RECONSTRUCTION = (
+    "the model does not encode given cells; for new cells of their conditions call "
+    "`generate(condition=adata.obs[model.conditions.keys])`, for other conditions of the same cells `predict_perturbation`"
+)
+ADVICE_IN_GENE_SPACE = ADVICE | {
+    "get_elbo": NO_LIKELIHOOD,
+    "get_latent_representation": NO_LATENT,
+    "get_likelihood": NO_LIKELIHOOD,
+    "get_likelihood_parameters": NO_LIKELIHOOD,
+    "get_marginal_ll": NO_LIKELIHOOD,
+    "get_normalized_expression": NO_RECONSTRUCTION,
+    "get_reconstruction": NO_RECONSTRUCTION,
+    "get_reconstruction_error": NO_LIKELIHOOD,
+    "minify_adata": NO_LATENT,
+    "posterior_predictive_sample": NO_RECONSTRUCTION,
+}
 
 
-class GeneSpaceModel(
-    QueryMixin,
-    OneStageTrainingMixin,
-    CounterfactualMixin,
-    StreamingMixin,
-):
+class GeneSpaceModel(DiffusionModel, OneStageTrainingMixin):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
     _advice = ADVICE_IN_GENE_SPACE
+    _outputs = ("log1p", "counts")
+    _counterfactual_ways: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
     _family: ClassVar[str]
     architecture: GeneSpaceArchitecture
 
@@ -77,9 +85,7 @@ class GeneSpaceModel(
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
-            key_groups=numbers_of_groups(
-                self.architecture.dropped_together, [key.name for key in self._condition_keys]
-            ),
+            key_groups=self._key_groups,
         )
         self._describe_cells(adata)
         self.default_sampler = default_sampler(self.architecture)
@@ -87,192 +93,6 @@ class GeneSpaceModel(
         self.library_head_is_trained_ = False
         architecture = asdict(self.architecture)  # what is saved does not depend on the defaults of a later version
         self.init_params_ = self._get_init_params(locals())
-
-    @suggests_arguments(OTHER_NAMES)
-    @with_shared_texts
-    def generate(
-        self,
-        n_cells: int | None = None,
-        condition: ConditionRequest = None,
-        *,
-        guidance_scale: GuidanceScale = 1.0,
-        composition: Composition | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        counts: bool = False,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
-        batch_size: int | None = None,
-        seed: int | None = None,
-        show_progress: bool = False,
-    ) -> AnnData:
-        """Generate cells.
-
-        Parameters
-        ----------
-        %(request)s
-        sampler
-            ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` or ``"ddpm"``; for flow matching ``"midpoint"``, ``"heun"``, ``"euler"``
-            or ``"dopri5"``; or a sampler of :mod:`scgen_diffusion.diffusion`, such as ``DDIMSampler(eta=1.0)``.
-        n_steps
-            Steps of the sampler.
-        counts
-            Whether to turn the profiles into whole counts.
-        library_size
-            Total counts of the cells, if ``counts`` are asked for: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution
-            (default: as the model was constructed), one number, or one number per cell.
-        %(work)s
-
-        Returns
-        -------
-        AnnData
-            Log-normalised values in ``X`` (CSR where zeros are exact; ``uns["log1p"]`` is set), or counts; conditions in
-            ``obs``, ``var`` as in training, and how the cells were made in ``uns["scgen_diffusion"]``.
-            ``obs["synthetic"]`` names the model, as do the cells' names, which no other request shares.
-
-        Raises
-        ------
-        %(refused)s
-        FloatingPointError
-            If sampling diverges to values that are no numbers.
-        """
-        return self._generate(
-            n_cells,
-            condition,
-            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=self._library_size_for(library_size, counts=counts),
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            output="counts" if counts else "log1p",
-        )
-
-    @suggests_arguments(OTHER_NAMES)
-    @with_shared_texts
-    def generate_to(
-        self,
-        path: str | os.PathLike[str],
-        n_cells: int | None = None,
-        condition: ConditionRequest = None,
-        *,
-        guidance_scale: GuidanceScale = 1.0,
-        composition: Composition | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        counts: bool = False,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
-        batch_size: int | None = None,
-        seed: int | None = None,
-        show_progress: bool = False,
-        shard_size: int | None = None,
-        rank: int = 0,
-        n_ranks: int = 1,
-        overwrite: bool = False,
-    ) -> Path:
-        """Generate cells to a file: any number of them in the same memory, and by as many processes as there are.
-
-        %(to_file)s
-        n_cells, condition, guidance_scale, composition, guidance_interval, guidance_rescale, sampler, n_steps, counts, library_size, batch_size, seed
-        %(to_file_rest)s
-        """
-        return self._generate_to(
-            path,
-            n_cells,
-            condition,
-            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=self._library_size_for(library_size, counts=counts),
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            output="counts" if counts else "log1p",
-            shard_size=shard_size,
-            rank=rank,
-            n_ranks=n_ranks,
-            overwrite=overwrite,
-        )
-
-    @suggests_arguments(OTHER_NAMES)
-    @with_shared_texts
-    def predict_perturbation(
-        self,
-        adata_control: AnnData | None = None,
-        condition: ConditionRequest = None,
-        *,
-        indices: Sequence[int] | None = None,
-        given_keys: Sequence[str] | None = None,
-        strength: float = 1.0,
-        guidance_scale: GuidanceScale = 1.0,
-        composition: Composition | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        counts: bool = False,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
-        batch_size: int | None = None,
-        seed: int | None = None,
-        show_progress: bool = False,
-    ) -> AnnData:
-        """Predict what given cells would have been under another condition.
-
-        Noise is drawn that leads to the cell in ancestral sampling under the cell's own condition, step by step, and sampling is
-        done anew under the new condition with the same noise, so that what the condition does not say of the cell is kept. Under
-        its own condition a cell comes back as it is. The probability flow itself has no way back from exact zeros, which all
-        noises of a wide range lead to. See the user guide, "Counterfactuals".
-
-        Parameters
-        ----------
-        %(control)s
-        %(control_kept)s
-        strength
-            How far back to go, from just above 0 (cells hardly change) to 1 (all the way to noise).
-        guidance_scale, composition, guidance_interval, guidance_rescale
-            Guidance on the way to the new condition, as in :meth:`generate`. The way that leads to the cell has none.
-        sampler
-            ``"ddpm"`` (default) draws fresh noise at every step, ``"ddim"`` one noise for all; ``DDIMSampler(eta=...)`` is
-            between. For flow matching also ``"euler"``, ``"midpoint"`` and ``"heun"``, which follow the probability flow.
-        n_steps
-            Steps of the sampler; default: 50.
-        counts
-            Whether to turn the profiles into whole counts.
-        library_size
-            Total counts of the predicted cells, if ``counts`` are asked for, as in :meth:`generate`; default: every cell keeps
-            its own.
-        %(control_work)s
-
-        Returns
-        -------
-        AnnData
-            %(counterpart)s Values in ``X`` as :meth:`generate` gives them. How they were made is in
-            ``uns["scgen_diffusion"]``.
-
-        Raises
-        ------
-        %(control_refused)s
-        """
-        return self._predict_perturbation(
-            adata_control,
-            condition,
-            indices=indices,
-            given_keys=given_keys,
-            strength=strength,
-            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
-            sampler=DEFAULT_WAY if sampler is None else sampler,
-            n_steps=n_steps,
-            library_size=self._library_size_for(library_size, counts=counts),
-            sample=True,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            output="counts" if counts else "log1p",
-        )
 
     @classmethod
     def from_reference_checkpoint(
@@ -325,17 +145,9 @@ class GeneSpaceModel(
     def _check_can_read_cells(self) -> None:
         self._check_ready_to_generate()
 
-    def _library_size_for(self, library_size: Any, *, counts: bool) -> Any:
-        if counts and library_size is None and self._input_values == "log1p":
-            msg = (
-                "The model was trained on log-normalised values, which do not tell library sizes; give `library_size` as one "
-                "number or one per cell to get counts."
-            )
-            raise ValueError(msg)
-        if not counts and library_size is not None:
-            msg = "`library_size` was given, but log-normalised values have none; set `counts=True`, or leave it out."
-            raise ValueError(msg)
-        return library_size
+    @property
+    def _counterfactual_sampler(self) -> str | Sampler:
+        return DDIMSampler(eta=1.0, default_n_steps=50)
 
     def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture
@@ -346,6 +158,93 @@ class GeneSpaceModel(
 
     def _warn_if_nothing_was_learned(self) -> None:
         warn_of_early_plateau(self.history_ or {}, self.architecture.head)
+
+
+class SCRDIT(GeneSpaceModel):
+    """Gene-space diffusion model of single cells.
+
+    A transformer over patches of genes learns to denoise log-normalised profiles, under any number of conditions. New cells
+    are noise that it denoises step by step.
+
+    Parameters
+    ----------
+    adata
+        Cells registered with :meth:`setup_anndata`.
+    registry
+        Registry of such cells, to construct the model without them.
+    size
+        ``"default"``: the architecture that generates best for its time, see the user guide. ``"published"``: that of the
+        paper.
+    **architecture
+        Single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
+
+    Raises
+    ------
+    TypeError
+        For an unknown option.
+    ValueError
+        For a value that is not allowed.
+
+    References
+    ----------
+    scRDiT: arXiv 2404.06153. What differs from it is told in the user guide.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
+    >>> scgd.model.SCRDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
+    >>> model = scgd.model.SCRDIT(adata)
+    >>> model.train()  # doctest: +SKIP
+    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    """
+
+    _family = "SCRDIT"
+    _recipes = DIFFUSION_RECIPES["SCRDIT"]
+
+
+class WBDIT(GeneSpaceModel):
+    """White-box diffusion model of single cells in gene space.
+
+    The transformer of :class:`SCRDIT` with CRATE blocks, whose halves each take one step towards compact and sparse
+    representations of the tokens. Whether they do can be seen: :mod:`scgen_diffusion.interpret` opens the box, and :mod:`scgen_diffusion.pl` draws
+    what it finds.
+
+    Parameters
+    ----------
+    adata
+        Cells registered with :meth:`setup_anndata`.
+    registry
+        Registry of such cells, to construct the model without them.
+    size
+        ``"default"``: the architecture that generates best for its time, see the user guide. ``"published"``: that of the
+        paper.
+    **architecture
+        Single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
+
+    Raises
+    ------
+    TypeError
+        For an unknown option.
+    ValueError
+        For a value that is not allowed.
+
+    References
+    ----------
+    White-Box Diffusion Transformer: arXiv 2411.06785. CRATE: arXiv 2306.01129.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
+    >>> scgd.model.WBDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
+    >>> model = scgd.model.WBDIT(adata)
+    >>> model.train()  # doctest: +SKIP
+    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    """
+
+    _family = "WBDIT"
+    _recipes = DIFFUSION_RECIPES["WBDIT"]
 
 
 def default_sampler(architecture: GeneSpaceArchitecture) -> str:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from scgen_diffusion.data import known_names
 
-from ._model_file import read_model_file
-from ._saving import MODEL_FILE
+from ._gene_space import SCRDIT, WBDIT
+from ._model_file import MODEL_FILE, read_model_file
+from ._multiscldm import MULTISCLDM
 from ._scldm import SCLDM
-from ._scrdit import SCRDIT
-from ._wbdit import WBDIT
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-MODELS: dict[str, type[SCLDM | SCRDIT | WBDIT]] = {model.__name__: model for model in (SCLDM, SCRDIT, WBDIT)}
+    from ._base import DiffusionModel
+
+MODELS: dict[str, type[DiffusionModel]] = {model.__name__: model for model in (SCLDM, MULTISCLDM, SCRDIT, WBDIT)}
 
 
 def load(
@@ -29,7 +30,7 @@ def load(
     accelerator: str = "auto",
     device: int | str = "auto",
     prefix: str | None = None,
-) -> SCLDM | SCRDIT | WBDIT:
+) -> DiffusionModel:
     """Load a saved model, whichever of the package's classes it is. Nothing in the file is executed.
 
     Parameters

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import pickle
+import shutil
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import anndata
+import mudata
 import pandas as pd
 import torch
+from anndata import AnnData
+from mudata import MuData
 from scvi import REGISTRY_KEYS
 
+from scgen_diffusion._files import sync, write_atomically
 from scgen_diffusion.data import (
+    JOINED,
     CategoricalKey,
     Conditions,
     ContinuousKey,
@@ -33,6 +42,9 @@ if TYPE_CHECKING:
     from scvi.model.base import BaseModelClass
     from torch import Tensor
 
+MODEL_FILE = "model.pt"
+ADATA_FILE = "adata.h5ad"
+MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
 DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
 MAX_DEPTH = 12  # of containers in each other
@@ -306,3 +318,75 @@ def _check_genes(names: Any, registry: Mapping[str, Any], var: pd.DataFrame) -> 
     if not listed == known == var.index.tolist():
         msg = "the genes in `var_names`, `var_` and the registry differ"
         raise ValueError(msg)
+
+
+# --- files of the folder ----------------------------------------------------------------------------------------------
+
+
+def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], removed: list[str]) -> None:
+    """Write files beside their goals, and give them their names once all are whole.
+
+    Files of the names ``removed`` go, unless they are written. After a failure the folder is as it was before.
+    """
+    was_there = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as goals:
+            for name, write in writers.items():
+                part = goals.enter_context(write_atomically(folder / name))
+                write(part)
+                sync(part)  # before any of them gets its name
+            for name in removed:
+                (folder / name).unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+        raise _not_saved(folder, error) from error
+    finally:
+        if not was_there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _not_saved(folder: Path, error: Exception) -> OSError:
+    """Say what could not be written where, and why."""
+    cause: BaseException | None = error
+    while cause and not getattr(cause, "errno", None):  # torch covers it with an error of its own
+        cause = cause.__context__
+    number = getattr(cause, "errno", None)
+    reason = os.strerror(number) if number else str(error)
+    msg = f"The model could not be saved in {folder}: {reason}."
+    if folder.is_dir():
+        msg += f" {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there."
+    return OSError(number or errno.EIO, msg)
+
+
+def write_model(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # given the path, torch does not tell why it fails
+        torch.save(content, file)
+
+
+def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) -> None:
+    """Write the cells; of MuData not the copy of all counts, which loading makes again."""
+    if isinstance(cells, AnnData):
+        cells.write_h5ad(path, **options)
+        return
+    joined = cells.obsm.pop(JOINED, None)
+    try:
+        cells.write_h5mu(path, **options)
+    finally:
+        if joined is not None:
+            cells.obsm[JOINED] = joined
+
+
+def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str) -> AnnData | MuData | None:
+    """Return the cells given, or else those saved with the model, if any."""
+    if cells is False:
+        return None
+    if cells is True:
+        msg = "`adata` must be cells, None (those saved with the model, if any) or False (none), but found True."
+        raise TypeError(msg)
+    if cells is not None:
+        return cells
+    for name, read in ((ADATA_FILE, anndata.read_h5ad), (MUDATA_FILE, mudata.read_h5mu)):
+        if (path := folder / f"{prefix}{name}").is_file():
+            with damage_named(path):
+                return read(path)
+    return None

@@ -32,6 +32,7 @@ from scgen_diffusion.data import (
     check_same_genes,
     check_same_registry,
     keys_of_state,
+    known_names,
     savable_columns,
 )
 from scgen_diffusion.module import CONDITIONS
@@ -182,9 +183,7 @@ class RegistrationMixin(BaseModelClass):
             raise TypeError(msg)
         msg = f"`setup_anndata` takes AnnData, but found {type(adata).__name__}."
         if isinstance(adata, MuData):
-            reads_several = hasattr(cls, "setup_mudata")
-            msg += " Call `setup_mudata`" if reads_several else f" {cls.__name__} reads one modality only;"
-            msg += f"{', or' if reads_several else ''} give one modality, for example mdata['rna']."
+            msg += " Give one modality, for example mdata['rna'], or take MULTISCLDM and its `setup_mudata`."
         raise TypeError(msg)
 
     @classmethod
@@ -200,16 +199,9 @@ class RegistrationMixin(BaseModelClass):
             )
             raise ValueError(msg)
         method = given.get("setup_method_name", "setup_anndata")
-        if not hasattr(cls, method):
-            msg = f"`registry` was made by `{method}`, for cells with several modalities, but {cls.__name__} reads one modality only."
+        if (method == "setup_mudata") != hasattr(cls, "setup_mudata"):
+            msg = f"`registry` was made by `{method}`, but {cls.__name__} reads cells with {'several modalities' if hasattr(cls, 'setup_mudata') else 'one modality'}."
             raise ValueError(msg)
-
-    def view_anndata_setup(self, adata: AnnData | MuData | None = None, hide_state_registries: bool = False) -> None:
-        """Print how cells were set up: given ones, or those of the model, which may have none in memory any more."""
-        if adata is None and self.adata is None:
-            self.view_registry(hide_state_registries)
-        else:
-            super().view_anndata_setup(adata, hide_state_registries)
 
     def _describe_cells(self, adata: AnnData | None) -> None:
         """Keep the genes' columns, and how many of the model's cells have which conditions."""
@@ -274,6 +266,17 @@ class RegistrationMixin(BaseModelClass):
         """What the networks need to know of each key."""
         tables = self.registry_["setup_args"]["condition_embeddings"]
         return [_spec_of(key, tables.get(key.name)) for key in self._condition_keys]
+
+    @property
+    def _key_groups(self) -> list[list[int]]:
+        """Numbers of the keys that training drops together."""
+        keys = [key.name for key in self._condition_keys]
+        for group in self.architecture.dropped_together:
+            for key in group:
+                if key not in keys:
+                    msg = f"`dropped_together` has the unknown key {key!r}. {known_names(key, keys)}"
+                    raise ValueError(msg)
+        return [[keys.index(key) for key in group] for group in self.architecture.dropped_together]
 
     @property
     def _registered_codes(self) -> np.ndarray:

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from scgen_diffusion.data import suggests_arguments
-from scgen_diffusion.generation import OTHER_NAMES, GuidanceOptions
+from scgen_diffusion.data import warn_user
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 
-from ._docs import with_shared_texts
-from ._latent_counterfactual import LatentCounterfactualMixin
-from ._multimodal import MultimodalMixin
-from ._query import QueryMixin
-from ._reconstruction import ReconstructionMixin
+from ._autoencoder import AutoencoderModel
 from ._reference import load_reference
-from ._streaming import StreamingMixin
 from ._transport_training import TransportTrainingMixin
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData
 
-    from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler
-    from scgen_diffusion.generation import Composition, GuidanceScale
-    from scgen_diffusion.module import LibrarySizeKind
+    from ._counterfactual import ControlCells
+
+NO_PERTURBATION = (
+    "The transport goes from unperturbed cells to perturbed ones, and changes nothing else; but some of these cells are perturbed already, "
+    "or shall change in other keys too."
+)
 
 
-class SCLDM(
-    MultimodalMixin,
-    QueryMixin,
-    TransportTrainingMixin,
-    ReconstructionMixin,
-    LatentCounterfactualMixin,
-    StreamingMixin,
-):
+class SCLDM(AutoencoderModel, TransportTrainingMixin):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
@@ -48,7 +36,7 @@ class SCLDM(
     Parameters
     ----------
     adata
-        Cells registered with :meth:`setup_anndata`; or with :meth:`setup_mudata`, for RNA together with further modalities.
+        Cells registered with :meth:`setup_anndata`. For RNA together with further modalities see :class:`MULTISCLDM`.
     registry
         Registry of such cells, to construct the model without them.
     size
@@ -78,6 +66,12 @@ class SCLDM(
     """
 
     _module_cls = SCLDMModule
+    _counterfactual_ways: ClassVar = {
+        "method": ("transport", "inversion"),
+        "residuals": ("own", "new"),
+        "sample": (True, False),
+    }
+    default_sampler = "midpoint"
 
     def __init__(
         self,
@@ -97,110 +91,6 @@ class SCLDM(
         self.trained_stages_ = []
         self.library_head_is_trained_ = False
         self.init_params_ = self._get_init_params(locals())
-
-    @suggests_arguments(OTHER_NAMES)
-    @with_shared_texts
-    def generate(
-        self,
-        n_cells: int | None = None,
-        condition: ConditionRequest = None,
-        *,
-        guidance_scale: GuidanceScale = 1.0,
-        composition: Composition | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
-        batch_size: int | None = None,
-        seed: int | None = None,
-        show_progress: bool = False,
-    ) -> AnnData:
-        """Generate cells.
-
-        Parameters
-        ----------
-        %(request)s
-        sampler
-            ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"dopri5"``, or a sampler of :mod:`scgen_diffusion.diffusion`.
-        n_steps
-            Steps of the sampler (not of ``"dopri5"``, which is adaptive).
-        library_size
-            Total counts of the cells: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution (default: as the model was
-            constructed), one number, or one number per cell. For several modalities a mapping from modality to numbers,
-            ``{"prot": 3_000}``; those of the others are drawn.
-        %(work)s
-
-        Returns
-        -------
-        AnnData
-            Counts (CSR) in ``X``, conditions in ``obs``, ``var`` as in training, and how the cells were made in
-            ``uns["scgen_diffusion"]``. ``obs["synthetic"]`` names the model, as do the cells' names, which no other request shares. With a Gaussian head, log-normalised values in place of counts. From a model of MuData,
-            MuData: each cell has all modalities.
-
-        Raises
-        ------
-        %(refused)s
-        """
-        return self._generate(
-            n_cells,
-            condition,
-            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=library_size,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            output=self._default_output,
-        )
-
-    @suggests_arguments(OTHER_NAMES)
-    @with_shared_texts
-    def generate_to(
-        self,
-        path: str | os.PathLike[str],
-        n_cells: int | None = None,
-        condition: ConditionRequest = None,
-        *,
-        guidance_scale: GuidanceScale = 1.0,
-        composition: Composition | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
-        batch_size: int | None = None,
-        seed: int | None = None,
-        show_progress: bool = False,
-        shard_size: int | None = None,
-        rank: int = 0,
-        n_ranks: int = 1,
-        overwrite: bool = False,
-    ) -> Path:
-        """Generate cells to a file: any number of them in the same memory, and by as many processes as there are.
-
-        %(to_file)s
-        n_cells, condition, guidance_scale, composition, guidance_interval, guidance_rescale, sampler, n_steps, library_size, batch_size, seed
-        %(to_file_rest)s
-        """
-        return self._generate_to(
-            path,
-            n_cells,
-            condition,
-            guidance=GuidanceOptions(guidance_scale, composition, guidance_interval, guidance_rescale),
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=library_size,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            output=self._default_output,
-            shard_size=shard_size,
-            rank=rank,
-            n_ranks=n_ranks,
-            overwrite=overwrite,
-        )
 
     @classmethod
     def from_reference_checkpoint(
@@ -259,16 +149,38 @@ class SCLDM(
             padded_length=padded_length,
         )
 
-    @property
-    def _default_output(self) -> InputValues:
-        return "counts" if self._generates_counts else "log1p"
+    def _build_module(self) -> SCLDMModule:
+        return self._module_cls(
+            self.summary_stats.n_vars,
+            self._condition_specs,
+            input_values=self._input_values,
+            architecture=self.architecture,
+            key_groups=self._key_groups,
+        )
 
     @property
-    def _generates_counts(self) -> bool:
-        return self.architecture.likelihood != "gaussian"
+    def _outputs(self) -> tuple[InputValues, ...]:
+        return ("log1p",) if self.architecture.likelihood == "gaussian" else ("counts",)
 
     def _check_ready_to_generate(self) -> None:
         if not self.is_trained_:
             missing = "train_prior()" if "autoencoder" in self.trained_stages_ else "train()"
             msg = f"The model cannot generate yet; call {missing} first."
             raise RuntimeError(msg)
+
+    def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
+        own, codes = self.module.condition_tensor(cells.own), self.module.condition_tensor(cells.codes)
+        has_transport = "transport" in self.trained_stages_
+        if method == "transport" and not has_transport:
+            msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
+            raise RuntimeError(msg)
+        fits = has_transport and self.module.transport.explains(own, codes)
+        if method == "transport" and not fits:
+            msg = f"{NO_PERTURBATION} Choose method='inversion'."
+            raise ValueError(msg)
+        if method != "inversion" and fits:
+            return "transport"
+        self._check_ready_to_generate()
+        if method is None and has_transport and (cells.own != cells.codes).any():
+            warn_user(f"Predicted by inversion. {NO_PERTURBATION}")
+        return "inversion"

@@ -14,36 +14,30 @@ import logging
 import os
 import shutil
 import uuid
-import warnings
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scvi import settings
-from tqdm.auto import tqdm
-
 from scgen_diffusion.data import (
+    check_count,
     is_generated,
     is_whole_number,
     join_parts,
+    part_of,
     read_record,
     remove,
     sync,
-    write_part,
 )
-from scgen_diffusion.generation import checked_batch_size, differences
-
-from ._generation import GenerationMixin
+from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
 
-    from scgen_diffusion.data import ConditionRequest, ValueSummary
+    from scgen_diffusion.data import ValueSummary
 
 logger = logging.getLogger(__name__)
 
@@ -51,86 +45,6 @@ SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
 CELLS_PER_PART = 2**16  # at most
 REQUEST = "request.json"
-
-
-class StreamingMixin(GenerationMixin):
-    """``generate_to`` for models that generate."""
-
-    def _generate_to(
-        self,
-        path: str | os.PathLike[str],
-        n_cells: int | None,
-        condition: ConditionRequest,
-        *,
-        shard_size: int | None,
-        rank: int,
-        n_ranks: int,
-        overwrite: bool,
-        batch_size: int | None,
-        show_progress: bool,
-        **options: Any,
-    ) -> Path:
-        """Make this process' share of the parts of a request, and join all parts if no other share is missing."""
-        self._check_can_stream()
-        goal = _check_goal(path)
-        _check_share(rank, n_ranks)
-        batch_size = checked_batch_size(batch_size)
-        n_at_once = self._cells_per_part(shard_size)
-        request = self._request(n_cells, condition, **options)
-        seed = settings.seed if options["seed"] is None else options["seed"]
-        asked = {"n_cells": request.n_cells, "seed": None if seed is None else int(seed), "shard_size": n_at_once}
-        n_parts = -(-request.n_cells // n_at_once)
-        stream = Stream(goal, {**request.identity, **asked}, n_parts)
-        if not stream.is_joined(overwrite=overwrite):
-            request = request.with_seed(stream.begin(request.seed, give_up_others=overwrite and n_ranks == 1))
-        if stream.is_joined(overwrite=overwrite):  # perhaps by now
-            stream.clean()
-            return goal
-        numbers, values = range(rank, n_parts, n_ranks), None
-        n_cells_of = [min(n_at_once, request.n_cells - start) for start in range(0, request.n_cells, n_at_once)]
-        with tqdm(
-            total=sum(n_cells_of[number] for number in numbers),
-            initial=sum(n_cells_of[number] for number in numbers if number in stream.parts),
-            desc="Generating",
-            unit="cell",
-            disable=not show_progress,
-        ) as progress:
-
-            def make(number: int) -> None:
-                start = number * n_at_once
-                with warnings.catch_warnings(action="ignore"):  # of what all cells together may not have
-                    cells = self._make_cells(request, start, start + n_cells_of[number], batch_size, progress)
-                stream.write(number, cells)
-
-            try:
-                for number in numbers:
-                    if number not in stream.parts:
-                        make(number)
-                with stream.joining(wait=rank == 0) as is_mine:
-                    if is_mine and not stream.is_joined(overwrite=overwrite):
-                        for number in stream.discard_damaged():
-                            make(number)
-                        values = stream.join()
-            except Exception:  # whatever the libraries raise when others have joined the parts and removed them
-                if not stream.is_joined(overwrite=True):
-                    raise
-        if stream.is_joined(overwrite=True):
-            stream.clean()
-        if values is not None:
-            self._check_result(values, request.output)
-        return goal
-
-    def _check_can_stream(self) -> None:
-        """Raise if the cells have a form that cannot be streamed."""
-
-    def _cells_per_part(self, shard_size: int | None) -> int:
-        """Return how many cells are finished at once: whole blocks."""
-        if shard_size is None:
-            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
-        elif not is_whole_number(shard_size) or shard_size < 1:
-            msg = f"`shard_size` must be a whole number of at least 1, but found {shard_size!r}."
-            raise ValueError(msg)
-        return self._engine.round_to_blocks(int(shard_size))
 
 
 @dataclass(frozen=True)
@@ -240,12 +154,12 @@ class Stream:
 
     def write(self, number: int, cells: AnnData) -> None:
         """Write a part, at once or not at all; by the checksum in its name one is known that never reached the disk."""
-        beside = self.folder / f".part-{number}-{_token()}.h5ad"
-        size = cells.X.nbytes if isinstance(cells.X, np.ndarray) else cells.X.data.nbytes + cells.X.indices.nbytes
-        with _explained(f"Writing part {number + 1} of {self.n_parts}", self.goal, size * (self.n_parts - number)):
+        content, beside = part_of(cells), self.folder / f".part-{number}-{_token()}"
+        n_left = self.n_parts - number
+        with _explained(f"Writing part {number + 1} of {self.n_parts}", self.goal, len(content) * n_left):
             try:
-                write_part(beside, cells)
-                beside.replace(self.folder / f"part-{number:06d}-{_checksum(beside)}.h5ad")
+                beside.write_bytes(content)
+                beside.replace(self.folder / f"part-{number:06d}-{zlib.crc32(content):08x}.h5ad")
             finally:
                 remove(beside)
 
@@ -314,16 +228,15 @@ def _checksum(path: Path) -> str:
     return f"{checksum:08x}"
 
 
-def _check_share(rank: int, n_ranks: int) -> None:
-    if not is_whole_number(n_ranks) or n_ranks < 1:
-        msg = f"`n_ranks` must be a whole number of at least 1, but found {n_ranks!r}."
-        raise ValueError(msg)
+def check_rank(rank: int, n_ranks: int) -> None:
+    """Raise unless ``rank`` is the number of one of the processes."""
+    check_count("n_ranks", n_ranks)
     if not is_whole_number(rank) or not 0 <= rank < n_ranks:
         msg = f"`rank` must be a whole number from 0 to {n_ranks - 1} (`n_ranks` - 1), but found {rank!r}."
         raise ValueError(msg)
 
 
-def _check_goal(path: str | os.PathLike[str]) -> Path:
+def check_goal(path: str | os.PathLike[str]) -> Path:
     """Return the path, unless no file of cells can be there."""
     goal = Path(path)
     if goal.suffix not in SUFFIXES:

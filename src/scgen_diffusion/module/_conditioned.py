@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Inversion, Sampler
+    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
     from scgen_diffusion.nn import ConditionSpec
 
     from ._expression import InputValues
@@ -76,7 +76,7 @@ class ConditionedModule(BaseModuleClass):
         """Draw what generation starts from, ``(cells, ...)``."""
 
     @abstractmethod
-    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return what samplers follow under ``condition (cells, columns)`` and guidance."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class ConditionedModule(BaseModuleClass):
         condition: Tensor,
         generators: Generators,
         *,
-        guidance: Guidance,
+        guidance: ResolvedGuidance,
         sampler: Sampler,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | np.ndarray = "empirical",

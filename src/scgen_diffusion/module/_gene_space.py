@@ -18,10 +18,10 @@ from scgen_diffusion.diffusion import (
     FixedStepSampler,
     FlowInversion,
     Generators,
-    Guidance,
     GuidedField,
     NoiseInversion,
     Path,
+    ResolvedGuidance,
     Sampler,
     Target,
 )
@@ -247,7 +247,7 @@ class GeneSpaceModule(ConditionedModule):
         """Draw what generation starts from, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
-    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the network under ``condition (cells, columns)`` and guidance."""
         field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, self.target)
@@ -257,7 +257,7 @@ class GeneSpaceModule(ConditionedModule):
         condition: Tensor,
         generators: Generators,
         *,
-        guidance: Guidance,
+        guidance: ResolvedGuidance,
         sampler: Sampler,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | np.ndarray = "empirical",

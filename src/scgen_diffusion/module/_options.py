@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
+
+from scgen_diffusion._arguments import is_whole_number, known_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +39,7 @@ def changed_options(
     known = [field.name for field in fields(architectures[size])]  # type: ignore[arg-type]
     for name in changes:
         if name not in known:
-            closest = get_close_matches(name, known, n=len(known), cutoff=0)
-            msg = f"{owner} has no option {name!r}. It has, closest first: {', '.join(closest)}."
+            msg = f"{owner} has no option {name!r}. {known_names(name, known)}"
             raise TypeError(msg)
     return replace(architectures[size], **changes)  # type: ignore[type-var]
 
@@ -83,7 +83,7 @@ def _check(name: str, value: object, hint: object) -> None:
         smallest = 0 if name.endswith(("n_layers", "n_global_tokens")) else 1
         optional = value is None and hint is not int
         allowed = f"a whole number of at least {smallest}"
-        fits = optional or (isinstance(value, int) and not isinstance(value, bool) and value >= smallest)
+        fits = optional or (is_whole_number(value) and value >= smallest)
     if not fits:
         msg = f"`{name}` must be {allowed}, but found {value!r}."
         raise ValueError(msg)

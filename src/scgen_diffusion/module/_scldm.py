@@ -15,9 +15,9 @@ from scgen_diffusion.diffusion import (
     FixedStepSampler,
     FlowInversion,
     Generators,
-    Guidance,
     GuidedField,
     LinearInterpolant,
+    ResolvedGuidance,
     Sampler,
     diffusion_loss,
     draw_normal,
@@ -258,7 +258,7 @@ class SCLDMModule(ConditionedModule):
         """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
-    def denoiser(self, condition: Tensor, guidance: Guidance, *, averaged: bool = True) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance, *, averaged: bool = True) -> Denoiser:
         """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
         network = self.averaged_prior if averaged else self.prior
         field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
@@ -269,7 +269,7 @@ class SCLDMModule(ConditionedModule):
         condition: Tensor,
         generators: Generators,
         *,
-        guidance: Guidance,
+        guidance: ResolvedGuidance,
         sampler: Sampler,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | np.ndarray = "empirical",
@@ -322,7 +322,7 @@ class SCLDMModule(ConditionedModule):
         noise: Tensor,
         condition: Tensor,
         *,
-        guidance: Guidance,
+        guidance: ResolvedGuidance,
         sampler: Sampler,
         n_steps: int | None = None,
         averaged: bool = True,

@@ -6,20 +6,19 @@ the tables that :mod:`~scgen_diffusion.metrics` return. Plots of the white box t
 into. As in scanpy, ``show=False`` returns the axes, ``save`` names a file, and colours of labels come from ``uns``.
 """
 
-from ._gene_correlation import gene_correlation
-from ._gene_statistics import mean_variance, zero_fraction
-from ._genes import head_loadings, patch_attention
-from ._layers import coding_rate, layer_statistics, sampling_statistics, sparsity
-from ._library_size import library_size
-from ._markers import marker_dotplot
-from ._mean_change import mean_change
-from ._modality_correlation import modality_correlation
-from ._perturbation_scores import perturbation_scores
-from ._quality import quality_curve
+from ._correlations import gene_correlation, modality_correlation
+from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
+from ._perturbations import mean_change, perturbation_scores
 from ._sampling_path import animate_sampling_path, sampling_path
-from ._scores import scores
+from ._scores import quality_curve, scores
 from ._training import training_history
 from ._umap import umap
+from ._white_box import (
+    coding_rate,
+    head_loadings,
+    layer_statistics,
+    patch_attention,
+)
 
 __all__ = [
     "animate_sampling_path",
@@ -36,9 +35,7 @@ __all__ = [
     "perturbation_scores",
     "quality_curve",
     "sampling_path",
-    "sampling_statistics",
     "scores",
-    "sparsity",
     "training_history",
     "umap",
     "zero_fraction",

@@ -1,51 +1,57 @@
-"""What the plots share: panels, names that must exist, and the end of a plot."""
+"""What all plots share: axes, colours, legends, names that must exist, and the end of a plot."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import numpy as np
 import scanpy as sc
+from matplotlib.colors import to_rgba_array
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from scgen_diffusion.data import known_names
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from anndata import AnnData
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.collections import PathCollection
+    from numpy.typing import NDArray
 
+#: Grey, which no palette of labels has, and the vermilion of Okabe and Ito: everybody can tell them apart, in print, too.
+SOURCES = {"real": "#6e6e6e", "synthetic": "#D55E00"}
+#: Of Okabe and Ito, in an order in which neighbours differ in lightness, too.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+SIGNS = {"lower": "↓", "higher": "↑", "floor": "="}
+FLOOR_LABEL = "floor: real\nagainst real cells"
 N_COLUMNS = 4
+SPAN_OF_LOG = 8  # numbers that span a larger factor get a logarithmic axis
 MOST_FOR_ONE_TWO_FIVE = 50  # from end to end: numbers would run into each other
+MOST_VECTORS = 2_000  # points: with more, a vector graphic would be too large
 
 
-def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float]) -> list[Axes]:
-    """Return the given axes, or new ones side by side with a common y axis.
+def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float], sharey: bool = True) -> list[Axes]:
+    """Return the given axes, or new ones: in a row with a common y axis, or in rows of four, each with its own.
 
     Raises
     ------
     ValueError
         If there are not as many axes as panels.
     """
-    if axs is None:
-        _, grid = plt.subplots(1, n, figsize=(n * size[0], size[1]), sharey=True, squeeze=False, layout="constrained")
-        return list(grid[0])
-    if len(axs) != n:
-        msg = f"`axs` must hold one axis per panel, {n}, but found {len(axs)}."
-        raise ValueError(msg)
-    return list(axs)
-
-
-def own_panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float]) -> list[Axes]:
-    """Return the given axes, or new ones in rows, each with y axes of its own."""
     if axs is not None:
-        return panels(n, axs, size=size)
-    n_columns, n_rows = min(n, N_COLUMNS), -(-n // N_COLUMNS)
-    shape = (n_columns * size[0], n_rows * size[1])
-    _, grid = plt.subplots(n_rows, n_columns, figsize=shape, squeeze=False, layout="constrained")
+        if len(axs) != n:
+            msg = f"`axs` must hold one axis per panel, {n}, but found {len(axs)}."
+            raise ValueError(msg)
+        return list(axs)
+    n_columns, n_rows = (n, 1) if sharey else (min(n, N_COLUMNS), -(-n // N_COLUMNS))
+    figsize = (n_columns * size[0], n_rows * size[1])
+    _, grid = plt.subplots(n_rows, n_columns, figsize=figsize, sharey=sharey, squeeze=False, layout="constrained")
     for ax in grid.flat[n:]:
         ax.remove()
     return list(grid.flat[:n])
@@ -54,14 +60,6 @@ def own_panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float])
 def one_axis(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
     """Return the given axis, or a new one."""
     return panels(1, None, size=size)[0] if ax is None else ax
-
-
-def plain_numbers(axis: Axis) -> None:
-    """Write 500 instead of a power of ten along a logarithmic axis."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_FOR_ONE_TWO_FIVE * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[str] | None) -> Axes | list[Axes] | None:
@@ -75,7 +73,7 @@ def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[s
     return axes
 
 
-def chosen(name: str, wanted: Sequence | None, known: Sequence) -> list:
+def choose(name: str, wanted: Sequence | None, known: Iterable) -> list:
     """Return what is wanted, or all that is known.
 
     Raises
@@ -83,25 +81,85 @@ def chosen(name: str, wanted: Sequence | None, known: Sequence) -> list:
     ValueError
         For what is not known.
     """
-    if wanted is None:
-        return list(known)
-    for value in wanted:
+    known = list(known)
+    for value in () if wanted is None else wanted:
         if value not in known:
-            msg = f"`{name}` has the unknown value {value!r}. {known_names(value, list(known))}"
+            msg = f"`{name}` has the unknown value {value!r}. {known_names(value, known)}"
             raise ValueError(msg)
-    return list(wanted)
+    return known if wanted is None else list(wanted)
 
 
-def written(adata: AnnData, key: str, where: str, name: str) -> object:
-    """Return what :func:`scgen_diffusion.interpret.write` wrote.
+# --- axes -------------------------------------------------------------------------------------------------------------
 
-    Raises
-    ------
-    KeyError
-        If it is not there.
-    """
-    mapping = getattr(adata, where)
-    if name not in mapping:
-        msg = f"There is no {name!r} in `adata.{where}`; call interpret.write(model, adata, key={key!r}) with a trained WBDIT first."
-        raise KeyError(msg)
-    return mapping[name]
+
+def without_frame(ax: Axes) -> None:
+    """Keep only the axes that carry numbers."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def spans_decades(values: NDArray, log: bool | None) -> bool:
+    """Return what is asked for, or else whether numbers suit a logarithmic axis."""
+    return bool(values.min() > 0 and values.max() > SPAN_OF_LOG * values.min()) if log is None else log
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Write 500 instead of a power of ten along a logarithmic axis."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_FOR_ONE_TWO_FIVE * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def name_both_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, most: int, fontsize: str | float) -> None:
+    """Name the rows and columns of a heat map, as many as can be read."""
+    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        step = -(-len(names) // most)
+        axis.set_ticks(range(0, len(names), step), list(names[::step]), fontsize=fontsize)
+    ax.tick_params(axis="x", rotation=90)
+
+
+def limits_around(points: NDArray) -> tuple[NDArray, NDArray]:
+    """Return the lowest and the highest corner around points ``(n, 2)``, with a margin."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.05 * np.maximum(high - low, 1e-6)
+    return low - margin, high + margin
+
+
+def mixed_scatter(
+    ax: Axes, points: Sequence[NDArray], colors: Sequence[str | NDArray], *, size: float, **kwargs: object
+) -> PathCollection:
+    """Draw several sets of points in random order, so that none hides the others."""
+    xy = np.concatenate(points)
+    rgba = [np.broadcast_to(to_rgba_array(c), (len(p), 4)) for p, c in zip(points, colors, strict=True)]
+    order = np.random.default_rng(0).permutation(len(xy))
+    look = {"linewidths": 0, "rasterized": len(xy) > MOST_VECTORS, **kwargs}
+    return ax.scatter(*xy[order].T, s=size, c=np.concatenate(rgba)[order], **look)
+
+
+# --- colours and legends ----------------------------------------------------------------------------------------------
+
+
+def scanpy_colors(names: Sequence[str]) -> dict[str, str]:
+    """Give names colours as scanpy does, by their number."""
+    colors = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
+    return {name: colors[number % len(colors)] for number, name in enumerate(names)}
+
+
+def legend_beside(ax: Axes, handles: Sequence[Artist], **look: object) -> None:
+    """Put a legend to the right of the axis."""
+    place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    ax.legend(handles=handles, frameon=False, fontsize="small", **place, **look)
+
+
+def explain_colors(ax: Axes, sections: Mapping[str, Mapping[str, str]]) -> None:
+    """Say to the right of the axis which colour is what, in parts with headings."""
+    handles = []
+    for heading, colors in sections.items():
+        gap = ["", heading] if handles else [heading]
+        handles += [Line2D([], [], linestyle="", label=text) for text in gap] if heading else []
+        handles += [Line2D([], [], linestyle="", marker="o", color=color, label=name) for name, color in colors.items()]
+    legend_beside(ax, handles, ncol=-(-len(handles) // 22), handletextpad=0.2, borderaxespad=0)
+    headings = set(sections) - {""}
+    for text in ax.get_legend().get_texts():
+        if text.get_text() in headings:
+            text.set(fontweight="bold")

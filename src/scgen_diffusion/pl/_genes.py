@@ -1,4 +1,4 @@
-"""Plots of the genes that heads read, and of attention between patches of genes."""
+"""Total counts and genes of real and synthetic cells: means, variances, zeros and markers."""
 
 from __future__ import annotations
 
@@ -6,41 +6,345 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.colors import Normalize
 
-from ._figures import chosen, finish, one_axis, written
+from scgen_diffusion.metrics import gene_statistics, marker_genes
+
+from ._cells import MISSING, label_order, labels_of, sides_of
+from ._figures import (
+    SOURCES,
+    choose,
+    explain_colors,
+    finish,
+    mixed_scatter,
+    one_axis,
+    panels,
+    plain_numbers,
+    without_frame,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+MEAN = "mean expression, ln(1 + CP10k)"
+VARIANCE = "variance, (ln(1 + CP10k))²"
+N_TREND_POINTS = 20
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LARGEST_DOT = 130.0  # points squared, of a gene that every cell expresses
+SHIFTS = (-0.22, 0.22)  # of the row of real and of synthetic cells within a label
 
 
-def head_loadings(
-    data: pd.DataFrame | AnnData,
+def library_size(
+    real: AnnData,
+    synthetic: AnnData,
     *,
-    n_genes: int = 5,
-    heads: Sequence[str] | None = None,
-    key: str = "WBDIT",
+    groupby: str | None = None,
+    layer: str | None = None,
+    max_cells: int = 20_000,
+    seed: int = 0,
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot the genes with the largest loadings of each head, as a heat map of genes by heads.
+    """Plot how total counts are distributed over real and synthetic cells, on a logarithmic axis.
+
+    All together: the share of cells in each bin, with lines at the medians. By group: boxes from the first to the third quartile
+    with a thick line at the median, and thin lines from the 5th to the 95th percentile. Cells without any count cannot be drawn; the
+    legend says so.
 
     Parameters
     ----------
-    data
-        Genes by heads, of :func:`~scgen_diffusion.interpret.head_loadings`; or the AnnData, of which the specificities
-        are taken. Relative loadings get a diverging colour map.
+    real, synthetic
+        Counts of the same genes. They are not changed.
+    groupby
+        Column of `obs`. Default: all cells together.
+    layer
+        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+    max_cells
+        A random part of each set, where it has more.
+    seed
+        Decides the part of the cells.
+    ax
+        Axis to draw on.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or None
+        The axis, if it is not shown.
+
+    Raises
+    ------
+    KeyError
+        If `groupby` is no column of both.
+    ValueError
+        If a set came log-normalised, or has no counts at all.
+
+    See Also
+    --------
+    scgen_diffusion.metrics.library_size_ks : The figure for it.
+    """
+    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    sizes = {name: side.expression.library_sizes for name, side in sides.items()}
+    names = {}
+    for name, values in sizes.items():
+        if values is None:
+            msg = (
+                f"`{name}` holds log-normalised values, which have lost the total counts; name the `layer` with counts."
+            )
+            raise ValueError(msg)
+        if not values.any():
+            msg = f"`{name}` has no counts at all."
+            raise ValueError(msg)
+        n_empty = int((values == 0).sum())
+        empty = f"\n{n_empty:,} without counts" if n_empty else ""
+        names[f"{name}\n(median {np.median(values):,.0f}){empty}"] = SOURCES[name]
+    if groupby is None:
+        ax = one_axis(ax, size=(4.6, 3.6))
+        draw_histograms(ax, {name: values[values > 0] for name, values in sizes.items()})
+        ax.set(ylabel="share of cells", title="Library size, medians as lines")
+    else:
+        labels = {name: labels_of(side.cells, groupby, name).to_numpy() for name, side in sides.items()}
+        order = label_order(real, groupby, *labels.values())
+        ax = one_axis(ax, size=(7.4, 1.2 + 0.36 * len(order)))
+        for shift, (name, values) in zip((-0.19, 0.19), sizes.items(), strict=True):
+            groups = [values[(labels[name] == label) & (values > 0)] for label in order]
+            draw_boxes(ax, groups, shift, SOURCES[name])
+        ax.set(ylim=(len(order) - 0.4, -0.6), title="Library size")  # the first label on top
+        ax.set_yticks(range(len(order)), order)
+    ax.set(xscale="log", xlabel="total counts per cell")
+    plain_numbers(ax.xaxis)
+    without_frame(ax)
+    explain_colors(ax, {"": names})
+    return finish(ax, show, save)
+
+
+def draw_histograms(ax: Axes, sizes: Mapping[str, NDArray]) -> None:
+    """Draw the shares of cells in bins that both sets share, and the medians."""
+    both = np.concatenate(list(sizes.values()))
+    low, high = both.min() / 1.02, both.max() * 1.02
+    n_bins = int(np.clip(2 * min(map(len, sizes.values())) ** (1 / 3), 8, 60))  # Rice's rule
+    bins = np.geomspace(low, high, n_bins + 1)
+    for (name, values), style in zip(sizes.items(), ("-", "--"), strict=True):
+        weights = np.full(len(values), 1 / len(values))
+        ax.hist(values, bins, weights=weights, histtype="stepfilled", color=SOURCES[name], alpha=0.25)
+        ax.hist(values, bins, weights=weights, histtype="step", color=SOURCES[name], linewidth=1.5)
+        ax.axvline(np.median(values), color=SOURCES[name], linestyle=style, linewidth=1.5)
+    ax.set_xlim(low / 1.05, high * 1.05)
+
+
+def draw_boxes(ax: Axes, groups: Sequence[NDArray], shift: float, color: str) -> None:
+    """Draw a box for every group that has cells."""
+    places = [place + shift for place, group in enumerate(groups) if len(group)]
+    shares = np.array([np.quantile(group, QUANTILES) for group in groups if len(group)]).reshape(-1, 5).T
+    ax.hlines(places, shares[0], shares[4], color="black", linewidth=0.8, zorder=1)
+    box = {"height": 0.34, "facecolor": color, "edgecolor": "black", "linewidth": 0.8}
+    ax.barh(places, shares[3] - shares[1], left=shares[1], zorder=2, **box)
+    ax.vlines(shares[2], np.subtract(places, 0.19), np.add(places, 0.19), color="black", linewidth=2.2, zorder=3)
+
+
+def mean_variance(
+    real: AnnData,
+    synthetic: AnnData,
+    *,
+    layer: str | None = None,
+    max_cells: int = 20_000,
+    size: float | None = None,
+    seed: int = 0,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot every gene's variance against its mean, in real and in synthetic cells, on logarithmic axes.
+
+    Of log-normalised expression (counts per 10 000, natural logarithm). Lines are medians over genes of like mean. Genes that
+    no cell of a set expresses cannot be drawn; the legend says how many are.
+
+    Parameters
+    ----------
+    real, synthetic
+        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+    layer
+        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+    max_cells
+        A random part of each set, where it has more.
+    size
+        Size of the points.
+    seed
+        Decides the part of the cells.
+    ax
+        Axis to draw on.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or None
+        The axis, if it is not shown.
+
+    See Also
+    --------
+    scgen_diffusion.metrics.mean_variance_error : The figure for it.
+    """
+    tables = tables_of(real, synthetic, layer, max_cells, seed)
+    ax = one_axis(ax, size=(4.4, 3.8))
+    drawn = draw_genes(ax, tables, "variance", size)
+    for (name, table), width in zip(drawn.items(), (4.5, 1.8), strict=True):  # the first one shows below the second
+        medians = medians_along_mean(table)
+        ax.plot(*medians, color="white", linewidth=width + 1.5)
+        ax.plot(*medians, color=SOURCES[name], linewidth=width)
+    ax.set(yscale="log", ylabel=VARIANCE, title="Mean and variance of genes")
+    plain_numbers(ax.yaxis)
+    return finish(ax, show, save)
+
+
+def zero_fraction(
+    real: AnnData,
+    synthetic: AnnData,
+    *,
+    layer: str | None = None,
+    max_cells: int = 20_000,
+    size: float | None = None,
+    seed: int = 0,
+    axs: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot every gene's share of zeros: synthetic against real cells, and both against the gene's mean.
+
+    In the left panel, genes below the dashed diagonal have too few zeros in synthetic cells. The right panel tells whether that is because they are
+    expressed more, or more evenly than real ones at the same mean.
+
+    Parameters
+    ----------
+    real, synthetic
+        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+    layer
+        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+    max_cells
+        A random part of each set, where it has more.
+    size
+        Size of the points.
+    seed
+        Decides the part of the cells.
+    axs
+        Two axes to draw on.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes, if they are not shown.
+
+    See Also
+    --------
+    scgen_diffusion.metrics.gene_profile_errors : The figure for it.
+    """
+    tables = tables_of(real, synthetic, layer, max_cells, seed)
+    axes = panels(2, axs, size=(3.8, 3.8))
+    zeros = np.column_stack([table["zero_fraction"] for table in tables.values()])
+    axes[0].axline((0, 0), (1, 1), color="black", linewidth=0.8, linestyle="--", zorder=3)
+    mixed_scatter(axes[0], [zeros], ["0.25"], size=size or point_size(len(zeros)), alpha=0.5)
+    margin = (-0.03, 1.03)
+    axes[0].set(xlim=margin, ylim=margin, title="Zeros of genes")
+    axes[0].set(xlabel="share of zeros in real cells", ylabel="share of zeros in synthetic cells")
+    without_frame(axes[0])
+    draw_genes(axes[1], tables, "zero_fraction", size)
+    axes[1].set(ylim=margin, ylabel="share of zeros", title="Zeros and mean of genes")
+    for ax in axes:
+        ax.set_box_aspect(1)
+    return finish(axes, show, save)
+
+
+def tables_of(
+    real: AnnData, synthetic: AnnData, layer: str | None, max_cells: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Return the statistics of the genes of both sets."""
+    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    return {name: gene_statistics(side.expression) for name, side in sides.items()}
+
+
+def draw_genes(
+    ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str, size: float | None
+) -> dict[str, pd.DataFrame]:
+    """Draw a statistic of every gene against its mean, and return the genes of each set that a logarithmic axis has."""
+    drawn = {name: table[(table["mean"] > 0) & (table["variance"] > 0)] for name, table in tables.items()}
+    points = [table[["mean", statistic]].to_numpy() for table in drawn.values()]
+    n_genes = len(tables["real"])
+    mixed_scatter(ax, points, list(SOURCES.values()), size=size or point_size(n_genes), alpha=0.5)
+    ax.set(xscale="log", xlabel=MEAN)
+    plain_numbers(ax.xaxis)
+    without_frame(ax)
+    shares = {
+        name: f"{n_genes:,} genes" if len(table) == n_genes else f"{len(table):,} of {n_genes:,}\ngenes drawn"
+        for name, table in drawn.items()
+    }
+    explain_colors(ax, {"": {f"{name}\n({share})": SOURCES[name] for name, share in shares.items()}})
+    return drawn
+
+
+def medians_along_mean(table: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """Return medians of mean and variance of genes with like means, as many genes in each part."""
+    table = table.sort_values("mean")
+    bounds = np.linspace(0, len(table), min(N_TREND_POINTS, len(table)) + 1).astype(int)
+    parts = [table.iloc[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [part["mean"].median() for part in parts], [part["variance"].median() for part in parts]
+
+
+def point_size(n_points: int) -> float:
+    """Return a size at which as many points can be told apart."""
+    return float(np.clip(8_000 / n_points, 3, 14))
+
+
+def marker_dotplot(
+    real: AnnData,
+    synthetic: AnnData,
+    *,
+    groupby: str,
+    n_genes: int = 3,
+    genes: Sequence[str] | None = None,
+    layer: str | None = None,
+    max_cells: int = 20_000,
+    seed: int = 0,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot the expression of marker genes as dots: for each label a row of real above a row of synthetic cells.
+
+    Areas of dots are shares of cells that express the gene, colours its mean log-normalised expression. Markers are those of real
+    cells (:func:`~scgen_diffusion.metrics.marker_genes`), from the first label to the last; a gene that marks several labels
+    is drawn once, with the first of them.
+
+    Parameters
+    ----------
+    real, synthetic
+        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+    groupby
+        Column of `obs` with the labels.
     n_genes
-        Genes per head. A gene that is on top of several heads is shown once, at the first of them.
-    heads
-        Which of them; default: all.
-    key
-        Name in ``varm``, for AnnData.
+        Markers per label.
+    genes
+        These genes instead.
+    layer
+        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+    max_cells
+        A random part of each set, where it has more.
+    seed
+        Decides the part of the cells.
     ax
         Axis to draw on.
     show
@@ -55,99 +359,67 @@ def head_loadings(
 
     Raises
     ------
-    ValueError
-        For unknown heads.
     KeyError
-        If the AnnData has no loadings.
+        If `groupby` is no column of both.
+    ValueError
+        For unknown genes, or if there are no markers.
+
+    See Also
+    --------
+    scgen_diffusion.metrics.marker_agreement : Figures for it.
     """
-    table = written(data, key, "varm", f"{key}_specificity") if isinstance(data, AnnData) else data
-    table = table[chosen("heads", heads, list(table))]
-    genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
-    is_relative = bool((table < 0).any(axis=None))
-    ax = one_axis(ax, size=(1.6 + 0.32 * table.shape[1], 1.2 + 0.16 * len(genes)))
-    values = table.loc[genes].to_numpy()
-    norm = CenteredNorm() if is_relative else Normalize(0, values.max())
-    image = ax.imshow(values, aspect="auto", cmap="RdBu_r" if is_relative else "viridis", norm=norm)
-    ax.set_xticks(range(table.shape[1]), list(table), rotation=90, fontsize="small")
-    ax.set_yticks(range(len(genes)), genes, fontsize="x-small")
-    ax.set_xlabel("head")
-    layers = [head.partition("H")[0] for head in table]
-    for place in np.flatnonzero(np.array(layers[1:]) != np.array(layers[:-1])):
-        ax.axvline(place + 0.5, color="white", linewidth=2)
-    label = "loading, relative to\ngene and head ($\\log_2$)" if is_relative else "loading"
-    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.6)
+    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
+    order = label_order(real, groupby, *labels.values())
+    if genes is None:
+        is_labelled = (labels["real"] != MISSING).to_numpy()
+        table = marker_genes(sides["real"].cells[is_labelled], groupby, n_genes=n_genes, layer=layer)
+        of_label = {label: list(rows) for label, rows in table.groupby("label")["gene"]}
+        genes = list(dict.fromkeys(gene for label in order for gene in of_label.get(label, [])))
+        if not genes:
+            msg = f"There are no marker genes of {groupby!r}: two labels with at least two cells each are needed."
+            raise ValueError(msg)
+    genes = choose("genes", genes, real.var_names)
+    means, shares = {}, {}  # of every label (rows) and gene
+    for name, side in sides.items():
+        places = side.cells.var_names.get_indexer(genes)
+        values = pd.DataFrame(side.expression.values[:, places].toarray(), columns=genes)
+        groups = labels[name].to_numpy()
+        means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()
+
+    ax = one_axis(ax, size=(5.2 + 0.24 * len(genes), 1.3 + 0.44 * len(order)))
+    for place in range(0, len(order), 2):
+        ax.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0, linewidth=0)
+    norm = Normalize(0, max(table.max(axis=None) for table in means.values()) or 1)
+    look = {"cmap": "Reds", "norm": norm, "edgecolors": "0.4", "linewidths": 0.4}
+    beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 7}
+    for shift, (name, color) in zip(SHIFTS, SOURCES.items(), strict=True):
+        rows = {label: place + shift for place, label in enumerate(order)}
+        for label, row in rows.items():
+            ax.annotate(name, (0, row), (-4, 0), ha="right", color=color, **beside)
+            if label not in means[name].index:
+                ax.annotate("no cells", (0, row), (4, 0), **beside)
+        there = [label for label in order if label in means[name].index]
+        x, y = np.meshgrid(range(len(genes)), [rows[label] for label in there])
+        areas = LARGEST_DOT * shares[name].loc[there].to_numpy()
+        image = ax.scatter(x, y, s=areas, c=means[name].loc[there].to_numpy(), **look)
+    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize="small")
+    ax.set_yticks(range(len(order)), order)
+    ax.tick_params(axis="y", length=0, pad=52)
+    ax.set(xlim=(-0.7, len(genes) - 0.3), ylim=(len(order) - 0.4, -0.6), title="Marker genes of real cells")
+    without_frame(ax)
+    explain_dots(ax, image)
     return finish(ax, show, save)
 
 
-def patch_attention(
-    data: pd.DataFrame | AnnData,
-    head: str,
-    *,
-    group: str = "all",
-    relative: bool = True,
-    key: str = "WBDIT",
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-) -> Axes | None:
-    """Plot how much patches of genes attend to each other in one head.
-
-    Parameters
-    ----------
-    data
-        Table of :func:`~scgen_diffusion.interpret.patch_attention`, or the AnnData with it.
-    head
-        Such as ``"L0H2"``.
-    group
-        Group of cells.
-    relative
-        Whether to colour by the doublings over even attention, or by the attention itself.
-    key
-        Name in ``uns``, for AnnData.
-    ax
-        Axis to draw on.
-    show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
-
-    Returns
-    -------
-    matplotlib.axes.Axes or None
-        The axis, if it is not shown.
-
-    Raises
-    ------
-    ValueError
-        For unknown heads and groups.
-    KeyError
-        If the AnnData has no attention.
-    """
-    table = attention_table(data, key)
-    chosen("head", [head], list(table.index.unique("head")))
-    chosen("group", [group], list(table.index.unique("group")))
-    weights = table.loc[(group, head)]
-    values = weights.to_numpy()
-    if relative:
-        values = np.log2(np.maximum(values * len(values), 2.0**-10))
-    ax = one_axis(ax, size=(4.4, 3.6))
-    norm = CenteredNorm() if relative else Normalize(0, values.max())
-    image = ax.imshow(values, cmap="RdBu_r" if relative else "viridis", norm=norm)
-    step = -(-len(weights) // 24)  # as many names as can be read
-    for axis, names in ((ax.xaxis, weights.columns), (ax.yaxis, weights.index)):
-        axis.set_ticks(range(0, len(weights), step), list(names[::step]), fontsize="x-small")
-    ax.tick_params(axis="x", rotation=90)
-    ax.set(xlabel="attended token", ylabel="attending token", title=head if group == "all" else f"{head}, {group}")
-    label = "attention over even ($\\log_2$)" if relative else "attention"
-    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8)
-    return finish(ax, show, save)
-
-
-def attention_table(data: pd.DataFrame | AnnData, key: str) -> pd.DataFrame:
-    """Return the table itself, or make it of what is in the AnnData."""
-    if not isinstance(data, AnnData):
-        return data
-    stored = written(data, key, "uns", key)
-    levels = [list(stored[name]) for name in ("groups", "heads", "tokens")]
-    index = pd.MultiIndex.from_product(levels, names=["group", "head", "token"])
-    return pd.DataFrame(stored["patch_attention"].reshape(len(index), -1), index=index, columns=levels[-1])
+def explain_dots(ax: Axes, image: object) -> None:
+    """Say to the right what sizes and colours mean."""
+    inch = ax.figure.dpi / ax.get_window_extent().width  # in widths of the axis
+    bar = ax.inset_axes((1 + 0.15 * inch, 0, 0.13 * inch, 0.45))
+    ax.figure.colorbar(image, cax=bar, label="mean expression,\nln(1 + CP10k)")
+    handles = [
+        ax.scatter([], [], s=LARGEST_DOT * share, color="0.6", edgecolors="0.4", linewidths=0.4, label=f"{share:.0%}")
+        for share in (0.25, 0.5, 0.75, 1.0)
+    ]
+    look = {"alignment": "left", "frameon": False, "borderaxespad": 0, "fontsize": "small", "title_fontsize": "small"}
+    ax.legend(handles=handles, title="cells expressing", loc="upper left", bbox_to_anchor=(1 + 0.1 * inch, 1), **look)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.animation import FuncAnimation
+import scipy.sparse as sp
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.colors import to_rgba_array
 
-from ._figures import finish, panels
-from ._film import Film, film_of
-from ._film_files import check_suffix, save_film
-from ._pairs import SOURCES, legend_beside
+from scgen_diffusion.metrics import ComparisonSpace, Expression, expression_of
+
+from ._cells import label_colors, label_order, labels_of, subsample
+from ._figures import MOST_VECTORS, SOURCES, choose, explain_colors, finish, limits_around, panels
 
 if TYPE_CHECKING:
     import os
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BACKGROUND = "#d4d4d4"
+MAX_REFERENCE_CELLS = 20_000
+COLUMNS = ("cell", "frame", "time")
 
 
 def sampling_path(
@@ -87,11 +93,10 @@ def sampling_path(
         raise ValueError(msg)
     axes = panels(n_panels, axs, size=(2.6, 2.9))
     for ax, frame in zip(axes, np.linspace(0, len(film.times) - 1, n_panels).round().astype(int), strict=True):
-        draw_frame(ax, film, film.points[frame], size)
-        ax.set_title(title_of(film, film.times[frame]))
+        film.draw(ax, film.points[frame], film.times[frame], size)
         ax.set_ylabel("")
     axes[0].set_ylabel("PC 2")
-    explain(axes[-1], film, color)
+    explain_colors(axes[-1], {color or "": film.legend})
     return finish(axes, show, save)
 
 
@@ -124,12 +129,13 @@ def animate_sampling_path(
     dpi
         Resolution; 80 makes pictures of 512 by 336 pixels.
     save
-        File to write: ``.gif``, or ``.html`` with buttons, which needs nothing beside itself. Either has about 1 MB.
+        ``.gif`` file to write, of about 1 MB.
 
     Returns
     -------
     matplotlib.animation.FuncAnimation
-        In a notebook, ``IPython.display.HTML(animation.to_jshtml())`` shows it. Keep it until it is drawn.
+        ``animation.to_jshtml()`` is a page with buttons, which ``IPython.display.HTML`` shows in a notebook. Keep it until it
+        is drawn.
 
     Raises
     ------
@@ -138,57 +144,146 @@ def animate_sampling_path(
     ValueError
         If `path` is not of ``get_sampling_path``, has other genes than `reference`, or `save` ends otherwise.
     """
-    check_suffix(save)
+    if save is not None:
+        choose("save", [Path(save).suffix.lower()], [".gif"])
     if not (seconds > 0 and fps > 0):
         msg = f"`seconds` and `fps` must be positive, but found {seconds} and {fps}."
         raise ValueError(msg)
     film = film_of(path, reference, color=color, values=values, layer=layer, palette=palette)
     figure, ax = plt.subplots(figsize=(6.4, 4.2), dpi=dpi, layout="constrained")
     plt.close(figure)  # or a notebook would show the last picture beside the film
-    cells = draw_frame(ax, film, film.points[-1], size)
-    explain(ax, film, color)
-    ax.set_title(title_of(film, film.times[-1]))
-    hold_still(ax)
+    cells = film.draw(ax, film.points[-1], film.times[-1], size)
+    explain_colors(ax, {color or "": film.legend})
+    figure.draw_without_rendering()
+    place = ax.get_position()
+    figure.set_layout_engine("none")  # from here on nothing moves but the cells
+    ax.set_position(place)
 
     def show_moment(moment: float) -> tuple[PathCollection]:
-        points, time = film.at(moment)
-        cells.set_offsets(points)
-        ax.set_title(title_of(film, time))
+        first = min(int(moment), len(film.times) - 2)
+        share = moment - first  # of the way to the next frame
+        points, times = film.points[first : first + 2], film.times[first : first + 2]
+        cells.set_offsets((1 - share) * points[0] + share * points[1])
+        ax.set_title(film.title((1 - share) * times[0] + share * times[1]))
         return (cells,)
 
     n_moving = max(2, round(seconds * fps))
     moments = np.concatenate([np.linspace(0, len(film.times) - 1, n_moving), np.full(fps, len(film.times) - 1)])
     animation = FuncAnimation(figure, show_moment, frames=moments, interval=1000 / fps, blit=False)
     if save is not None:
-        save_film(animation, save, fps=fps, dpi=dpi)
+        animation.save(save, writer=PillowWriter(fps=fps), dpi=dpi)
     return animation
 
 
-def draw_frame(ax: Axes, film: Film, points: NDArray, size: float | None) -> PathCollection:
-    """Draw real cells in grey, and the cells on their way on top."""
-    size = float(np.clip(4_000 / len(points), 4, 18)) if size is None else size
-    ax.scatter(*film.background.T, s=0.6 * size, c=BACKGROUND, linewidths=0, rasterized=len(film.background) > 2_000)
-    (left, bottom), (right, top) = film.limits
-    ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], xlabel="PC 1", ylabel="PC 2")
-    return ax.scatter(*points.T, s=size, c=film.colors, linewidths=0, rasterized=len(points) > 2_000)
+@dataclass(frozen=True)
+class Film:
+    """Cells on their way in the plane.
+
+    Attributes
+    ----------
+    points
+        ``(frames, cells, 2)``, cells in random order, so that none hides the others.
+    times
+        ``(frames,)``.
+    background
+        Real cells, ``(cells, 2)``; none without a reference.
+    colors
+        Of the cells, ``(cells, 4)``.
+    legend
+        What the colours mean.
+    """
+
+    points: NDArray
+    times: NDArray
+    background: NDArray
+    colors: NDArray
+    legend: dict[str, str]
+
+    def draw(self, ax: Axes, points: NDArray, time: float, size: float | None) -> PathCollection:
+        """Draw real cells in grey, and the cells on their way on top; the limits are those of all frames."""
+        size = float(np.clip(4_000 / len(points), 4, 18)) if size is None else size
+        many = len(self.background) > MOST_VECTORS
+        ax.scatter(*self.background.T, s=0.6 * size, c=BACKGROUND, linewidths=0, rasterized=many)
+        (left, bottom), (right, top) = limits_around(np.concatenate([*self.points, self.background]))
+        ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], xlabel="PC 1", ylabel="PC 2")
+        ax.set_title(self.title(time))
+        return ax.scatter(*points.T, s=size, c=self.colors, linewidths=0, rasterized=len(points) > MOST_VECTORS)
+
+    def title(self, time: float) -> str:
+        """Say when, and at the ends what."""
+        ends = {self.times[0]: "noise, ", self.times[-1]: "cells, "}
+        return f"{ends.get(time, '')}$t = {time:.2f}$"
 
 
-def hold_still(ax: Axes) -> None:
-    """Keep the axis where it is, with room for its legend: nothing may move but the cells."""
-    ax.figure.draw_without_rendering()
-    place = ax.get_position()
-    ax.figure.set_layout_engine("none")
-    ax.set_position(place)
+def film_of(
+    path: AnnData,
+    reference: AnnData | None,
+    *,
+    color: str | None,
+    values: str,
+    layer: str | None,
+    palette: Mapping[str, str] | Sequence[str] | None,
+) -> Film:
+    """Bring a sampling path to the plane of the reference's, or else its own cells', principal components."""
+    choose("values", [values], ["state", "estimate"])
+    rows = rows_of_frames(path)
+    matrix = path.X if values == "state" else path.layers["estimate"]
+    fitted = matrix[rows[-1]]
+    if reference is not None:
+        missing = path.var_names.difference(reference.var_names)
+        if len(missing):
+            msg = f"`reference` lacks {len(missing)} of the {path.n_vars} genes of `path`, such as {list(missing[:3])}."
+            raise ValueError(msg)
+        # The genes of the path, over which models normalise; logarithms as they are.
+        real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)[:, path.var_names]
+        expression = expression_of(real, layer=layer, name="reference")
+        fitted = real.X if expression.library_sizes is None else expression.values
+    if min(fitted.shape) < 3:
+        msg = f"Principal components need at least 3 cells and 3 genes, but found {fitted.shape}; give a larger `reference`."
+        raise ValueError(msg)
+    space = ComparisonSpace.fit(Expression(sp.csr_matrix(fitted), None), n_components=2)
+
+    def project(log_values: NDArray | sp.csr_matrix) -> NDArray:  # as they are: noise has no total to be scaled to
+        of_genes = log_values[:, space.genes]
+        return space.pca.transform(of_genes.toarray() if sp.issparse(of_genes) else np.asarray(of_genes))
+
+    cells = path[rows[0]]
+    colors, legend = np.broadcast_to(to_rgba_array(SOURCES["synthetic"]), (cells.n_obs, 4)), {}
+    if color is not None:
+        labels = labels_of(cells, color, "path")
+        owner = cells if reference is None or color not in reference.obs else reference
+        legend = label_colors(owner, color, label_order(owner, color, labels), palette)
+        colors = to_rgba_array([legend[label] for label in labels])
+    return Film(
+        points=np.stack([project(matrix[frame]) for frame in rows]),
+        times=path.obs["time"].to_numpy(dtype=float)[rows[:, 0]],
+        background=np.empty((0, 2)) if reference is None else project(fitted),
+        colors=colors,
+        legend=(legend or {"synthetic": SOURCES["synthetic"]})
+        | ({"real cells": BACKGROUND} if reference is not None else {}),
+    )
 
 
-def title_of(film: Film, time: float) -> str:
-    """Say when, and at the ends what."""
-    ends = {film.times[0]: "noise, ", film.times[-1]: "cells, "}
-    return f"{ends.get(time, '')}$t = {time:.2f}$"
+def rows_of_frames(path: AnnData) -> NDArray[np.intp]:
+    """Return the rows of each frame, ``(frames, cells)``, the cells in the same random order.
 
-
-def explain(ax: Axes, film: Film, color: str | None) -> None:
-    """Say beside the axis which colour is what."""
-    labels = film.labels or {"synthetic": SOURCES["synthetic"]}
-    real = {"real cells": BACKGROUND} if len(film.background) else {}
-    legend_beside(ax, {color or "": labels | real})
+    Raises
+    ------
+    ValueError
+        If that is not told in `obs`, or frames have different cells.
+    """
+    lacking = [name for name in COLUMNS if name not in path.obs]
+    if lacking:
+        msg = f"`path` must be of a model's get_sampling_path, but its `obs` has no column {lacking[0]!r}."
+        raise ValueError(msg)
+    frames, frame_of = np.unique(path.obs["frame"], return_inverse=True)
+    cells, cell_of = np.unique(path.obs["cell"].astype(str), return_inverse=True)
+    table = np.full((len(frames), len(cells)), -1)
+    table[frame_of, cell_of] = np.arange(path.n_obs)
+    if len(frames) < 2 or path.n_obs != table.size or (table < 0).any():
+        msg = (
+            f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows of {len(cells)} cells in "
+            f"{len(frames)} frames."
+        )
+        raise ValueError(msg)
+    return table[:, np.random.default_rng(0).permutation(len(cells))]

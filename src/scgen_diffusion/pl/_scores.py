@@ -1,4 +1,4 @@
-"""All figures of an evaluation at a glance."""
+"""Tables of metrics as pictures: all figures of one evaluation, and those of several against what one turns."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+from pandas.api.types import is_numeric_dtype
 
-from ._figures import chosen, finish, one_axis
+from ._figures import (
+    COLORS,
+    FLOOR_LABEL,
+    MARKERS,
+    N_COLUMNS,
+    SIGNS,
+    choose,
+    finish,
+    legend_beside,
+    one_axis,
+    panels,
+    plain_numbers,
+    spans_decades,
+    without_frame,
+)
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
 
 COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "better"}
-SIGNS = {"lower": "↓", "higher": "↑", "floor": "="}
+WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 KEY = "↓ lower is better   ↑ higher is better   = best at the floor\ngrey: too few cells for a floor, or no value"
-COLORS = "YlOrBr"
 DARK = 0.6  # of the scale: white text from here on
 CLEAR = 2.0  # half-intervals by which shuffled cells must be worse than the floor, to be a measure of what is bad
+FLOOR = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
+MOST_LINES = 6  # that can be told apart
 
 
 def scores(
@@ -72,15 +88,24 @@ def scores(
     if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
         msg = f"`table` must be what `evaluate` returns, with the columns {sorted(COLUMNS)}."
         raise ValueError(msg)
-    metrics = chosen("metrics", metrics, list(table["metric"].unique()))
-    groups = chosen("groups", groups, list(table["group"].unique()))
-    check_single_rows(table)
-    values = matrix_of(table, table["value"], metrics, groups)
-    bad = matrix_of(table, badness(table), metrics, groups)
+    metrics = choose("metrics", metrics, table["metric"].unique())
+    groups = choose("groups", groups, table["group"].unique())
+    repeated = table.duplicated(["metric", "group"])
+    if repeated.any():
+        first = table[repeated].iloc[0]
+        msg = (
+            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; plot the table of "
+            "one evaluation at a time, or compare several with `quality_curve`."
+        )
+        raise ValueError(msg)
+    cells = table.assign(bad=badness(table)).pivot(index="metric", columns="group", values=["value", "bad"])
+    values, bad = (cells[name].reindex(metrics, columns=groups).to_numpy(float) for name in ("value", "bad"))
     ax = one_axis(ax, size=(3.6 + 0.62 * len(groups), 2.0 + 0.26 * len(metrics)))
-    image = ax.imshow(np.ma.masked_invalid(bad), cmap=COLORS, norm=Normalize(0, 1), aspect="auto")
+    image = ax.imshow(np.ma.masked_invalid(bad), cmap="YlOrBr", norm=Normalize(0, 1), aspect="auto")
     ax.set_facecolor("0.9")
-    write_values(ax, values, bad)
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if bad[row, column] > DARK else "black"
+        ax.text(column, row, short(value), ha="center", va="center", fontsize=7, color=color)
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     ax.set_yticks(range(len(metrics)), [f"{metric} {signs[metric]}" for metric in metrics], fontsize="small")
     ax.set_xticks(range(len(groups)), groups, rotation=45, ha="right", rotation_mode="anchor", fontsize="small")
@@ -94,44 +119,17 @@ def scores(
 
 def badness(table: pd.DataFrame) -> pd.Series:
     """Return how far each value is from its floor towards shuffled cells, from 0 to 1; NaN without value or floor."""
-    worse = worse_than_floor(table, table["value"])
-    of_shuffled = worse_than_floor(table, table["shuffled"])
+
+    def worse_than_floor(values: pd.Series) -> pd.Series:
+        beyond = values - table["floor"]
+        worse = beyond.where(table["better"] == "lower", -beyond).where(table["better"] != "floor", beyond.abs())
+        return worse.clip(lower=0)
+
+    worse, of_shuffled = worse_than_floor(table["value"]), worse_than_floor(table["shuffled"])
     noise = (table["high"] - table["low"]).fillna(0) / 2
     scale = of_shuffled.where(of_shuffled > CLEAR * noise, np.maximum(table["floor"].abs(), CLEAR * noise))
     share = (worse / scale).where(scale > 0, np.inf).where(worse > 0, 0.0)
     return share.clip(upper=1).where(worse.notna())
-
-
-def worse_than_floor(table: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Return by how much values are worse than their floors, 0 if they are not."""
-    beyond = values - table["floor"]
-    worse = beyond.where(table["better"] == "lower", -beyond).where(table["better"] != "floor", beyond.abs())
-    return worse.clip(lower=0)
-
-
-def matrix_of(table: pd.DataFrame, column: pd.Series, metrics: Sequence[str], groups: Sequence[str]) -> NDArray:
-    """Lay a column out, metrics by groups; NaN where there is no row."""
-    frame = table[["metric", "group"]].assign(column=column)
-    return frame.pivot(index="metric", columns="group", values="column").reindex(metrics, columns=groups).to_numpy()
-
-
-def check_single_rows(table: pd.DataFrame) -> None:
-    """Raise if a metric has more than one row of a group."""
-    repeated = table.duplicated(["metric", "group"])
-    if repeated.any():
-        first = table[repeated].iloc[0]
-        msg = (
-            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; plot the table of "
-            "one evaluation at a time, or compare several with `quality_curve`."
-        )
-        raise ValueError(msg)
-
-
-def write_values(ax: Axes, values: NDArray, bad: NDArray) -> None:
-    """Write the numbers, white on dark colours."""
-    for (row, column), value in np.ndenumerate(values):
-        color = "white" if bad[row, column] > DARK else "black"
-        ax.text(column, row, short(value), ha="center", va="center", fontsize=7, color=color)
 
 
 def short(value: float) -> str:
@@ -141,3 +139,96 @@ def short(value: float) -> str:
     if 0 < abs(value) < 0.0005:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:.3f}" if abs(value) < 1 else f"{value:#.3g}".rstrip(".")
+
+
+def quality_curve(
+    table: pd.DataFrame,
+    x: str,
+    *,
+    metrics: str | Sequence[str] | None = None,
+    group: str = "all",
+    hue: str | None = None,
+    log: bool | None = None,
+    axs: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot figures of several evaluations against a number that they differ in, one panel per metric.
+
+    Bands are the intervals ``low`` to ``high``, dashed lines the floor: what real cells score against real cells. Several rows at
+    one place, such as those of several seeds, are averaged, and so are their intervals and floors.
+
+    Parameters
+    ----------
+    table
+        Tables of :func:`~scgen_diffusion.metrics.evaluate`, one below the other, with a column for `x`.
+    x
+        Column of numbers, such as ``"guidance_scale"`` or ``"n_steps"``.
+    metrics
+        Which of them; default: all.
+    group
+        Which group.
+    hue
+        Column that tells lines apart, such as ``"sampler"``; at most six. Default: one line.
+    log
+        Whether `x` has a logarithmic axis. Default: where it is positive and spans more than a factor of eight.
+    axs
+        Axes to draw on, one per metric.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes, if they are not shown.
+
+    Raises
+    ------
+    ValueError
+        For unknown columns, metrics and groups, `x` that holds no numbers, and more lines than can be told apart.
+
+    Examples
+    --------
+    >>> import pandas as pd, scgen_diffusion as scgd
+    >>> row = {"metric": "recall", "group": "all", "floor": 0.9, "shuffled": 0.2, "better": "higher"}
+    >>> table = pd.DataFrame([{**row, "n_steps": 5, "value": 0.7, "low": 0.6, "high": 0.8}])
+    >>> axes = scgd.pl.quality_curve(table, x="n_steps", show=False)
+    """
+    for name, column in {"x": x, "hue": hue}.items():
+        choose(name, [] if column is None else [column], table)
+    if not is_numeric_dtype(table[x]):
+        msg = f"`x` must name a column of numbers, but {x!r} holds {table[x].dtype}."
+        raise ValueError(msg)
+    choose("group", [group], table["group"].unique())
+    table = table[table["group"] == group]
+    metrics = choose("metrics", [metrics] if isinstance(metrics, str) else metrics, table["metric"].unique())
+    lines = {"synthetic cells": table} if hue is None else dict(list(table.groupby(hue, sort=False, observed=True)))
+    if len(lines) > MOST_LINES:
+        msg = f"At most {MOST_LINES} values of `hue` can be told apart, but {hue!r} has {len(lines)}."
+        raise ValueError(msg)
+    axes = panels(len(metrics), axs, size=(3.2, 2.9), sharey=False)
+    for ax, metric in zip(axes, metrics, strict=True):
+        of_metric = table[table["metric"] == metric]
+        floor = of_metric.groupby(x)["floor"].mean().dropna()
+        if len(floor) == 1:
+            ax.axhline(floor.iloc[0], **FLOOR)
+        else:
+            ax.plot(floor.index, floor, **FLOOR)
+        for rows, color, marker in zip(lines.values(), COLORS, MARKERS, strict=False):
+            means = rows[rows["metric"] == metric].groupby(x)[["value", "low", "high"]].mean()
+            ax.fill_between(means.index, means["low"], means["high"], color=color, alpha=0.18, linewidth=0)
+            ax.plot(means.index, means["value"], color=color, marker=marker, markersize=4.5, linewidth=1.6)
+        better = of_metric["better"].iloc[0]
+        ax.set(title=metric, xlabel=x.replace("_", " "), ylabel=f"{SIGNS[better]} {WORDS[better]}")
+        without_frame(ax)
+        if spans_decades(table[x], log):
+            ax.set_xscale("log")
+            plain_numbers(ax.xaxis)
+    handles = [
+        Line2D([], [], color=color, marker=marker, markersize=4.5, label=str(name))
+        for name, color, marker in zip(lines, COLORS, MARKERS, strict=False)
+    ]
+    legend_beside(axes[min(len(axes), N_COLUMNS) - 1], [*handles, Line2D([], [], label=FLOOR_LABEL, **FLOOR)])
+    return finish(axes, show, save)

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import scanpy as sc
+from anndata import AnnData
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba_array
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion.data import known_names
 from scgen_diffusion.metrics import ComparisonSpace, align_genes, expression_of
 
-from ._figures import chosen, finish, panels
-from ._pairs import (
-    SOURCES,
-    Side,
-    drawn,
-    label_colors,
-    label_order,
-    labels_of,
-    legend_beside,
-    mixed_scatter,
-    pair_of,
-)
-from ._projection import plane_of
+from ._cells import Side, label_colors, label_order, labels_of, sides_of, subsample
+from ._figures import SOURCES, choose, explain_colors, finish, limits_around, mixed_scatter, panels
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-TITLES = ("real", "synthetic", "both")
-
-
-@dataclass(frozen=True)
-class Coloring:
-    """Colours of the cells of both sets, and what they mean."""
-
-    real: NDArray  # (cells, 4)
-    synthetic: NDArray
-    labels: dict[str, str]
-    norm: Normalize | None = None
+N_PLACED_BY = 5
+N_ITERATIONS = 50
+SMALLEST_SHARE = 1e-3  # of the spread of the points: nearer is as good as there
 
 
 def umap(
@@ -123,76 +106,127 @@ def umap(
     >>> adata = scgd.datasets.pbmc68k_reduced()
     >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
     """
-    chosen("fit", [fit], ["real", "both"])
-    a, b = pair_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
-    coloring = None if color is None else coloring_of(a, b, color, palette)
-    reference = a.expression
+    choose("fit", [fit], ["real", "both"])
+    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    colors, legend, norm = list(SOURCES.values()), {}, None
+    if color is not None:
+        colors, legend, norm = colors_of(sides, color, palette)
+    reference = sides["real"].expression
     if train is not None:
-        train = align_genes(drawn(train, "train", max_cells, seed), real.var_names, name="train")
+        train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
         reference = expression_of(train, layer=layer if layer in train.layers else None, name="train")
     axes = panels(3, axs, size=(4.0, 3.4))
+
     space = ComparisonSpace.fit(reference, seed=seed)
-    values = [space.project(expression) for expression in (a.expression, b.expression)]
-    fitted = None if train is None else space.project(reference)
-    points = plane_of(*values, fitted, fit=fit, n_neighbors=n_neighbors, min_dist=min_dist, seed=seed)
-    size = float(np.clip(16_000 / sum(map(len, points)), 2, 18)) if size is None else size
-    draw_sets(axes, points, coloring, size)
-    explain(axes, coloring, color)
+    values = [space.project(side.expression) for side in sides.values()]
+    how = {"n_neighbors": n_neighbors, "min_dist": min_dist, "seed": seed}
+    if fit == "both":
+        points = np.split(umap_of(np.concatenate(values), **how), [len(values[0])])
+    else:
+        fitted = values[0] if train is None else space.project(reference)
+        coordinates = umap_of(fitted, **how)
+        points = [
+            place(None if train is None else values[0], fitted, coordinates),
+            place(values[1], fitted, coordinates),
+        ]
+
+    both = np.concatenate(points)
+    size = float(np.clip(16_000 / len(both), 2, 18)) if size is None else size
+    mixed_scatter(axes[0], points[:1], colors[:1], size=size)
+    mixed_scatter(axes[1], points[1:], colors[1:], size=size)
+    mixed_scatter(axes[2], points, list(SOURCES.values()), size=size)
+    low, high = limits_around(both)
+    counts = {"real": len(points[0]), "synthetic": len(points[1]), "both": len(both)}
+    for ax, (title, count) in zip(axes, counts.items(), strict=True):
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+        ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
+    axes[0].set_ylabel("UMAP 2")
+    explain_colors(axes[2], {color: legend, "both": SOURCES} if legend else {"": SOURCES})
+    if norm is not None:
+        axes[1].figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes[1], label=color, shrink=0.7)
     return finish(axes, show, save)
 
 
-def coloring_of(real: Side, synthetic: Side, color: str, palette: Mapping[str, str] | Sequence[str] | None) -> Coloring:
-    """Colour both sets by a column of `obs` or a gene, on one scale."""
+def colors_of(
+    sides: Mapping[str, Side], color: str, palette: Mapping[str, str] | Sequence[str] | None
+) -> tuple[list[NDArray], dict[str, str], Normalize | None]:
+    """Return the colours of both sets, each ``(cells, 4)``, and what they mean: colours of labels, or a scale of numbers.
+
+    Raises
+    ------
+    KeyError
+        If `color` is no column of both and no gene.
+    """
     if not isinstance(color, str):
         msg = f"`color` must be the name of one column of `obs` or of a gene, but found {color!r}."
         raise TypeError(msg)
-    sides = {"real": real, "synthetic": synthetic}
     lacking = [name for name, side in sides.items() if color not in side.cells.obs]
-    if len(lacking) == 2 and color in real.cells.var_names:
-        gene = real.cells.var_names.get_loc(color)
-        return on_a_scale(*(side.expression.values[:, [gene]].toarray().ravel() for side in sides.values()))
-    if lacking:
+    genes = sides["real"].cells.var_names
+    if len(lacking) == 2 and color in genes:
+        gene = genes.get_loc(color)
+        numbers = [side.expression.values[:, [gene]].toarray().ravel() for side in sides.values()]
+    elif lacking:
         known = list(sides[lacking[0]].cells.obs.columns)
         msg = f"`color` {color!r} is no column of `{lacking[0]}.obs` and no gene. {known_names(color, known)}"
         raise KeyError(msg)
-    columns = [side.cells.obs[color] for side in sides.values()]
-    if all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
-        return on_a_scale(*(column.to_numpy(dtype=float) for column in columns))
-    labels = [labels_of(side.cells, color, name) for name, side in sides.items()]
-    colors = label_colors(real.cells, color, label_order(real.cells, color, *labels), palette)
-    return Coloring(*(to_rgba_array([colors[label] for label in series]) for series in labels), colors)
-
-
-def on_a_scale(real: NDArray, synthetic: NDArray) -> Coloring:
-    """Colour numbers of both sets from the smallest to the largest of both."""
-    both = np.concatenate([real, synthetic])
+    else:
+        columns = [side.cells.obs[color] for side in sides.values()]
+        if not all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
+            labels = [labels_of(side.cells, color, name) for name, side in sides.items()]
+            real = sides["real"].cells
+            legend = label_colors(real, color, label_order(real, color, *labels), palette)
+            return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
+        numbers = [column.to_numpy(dtype=float) for column in columns]
+    both = np.concatenate(numbers)
     scale = ScalarMappable(Normalize(np.nanmin(both), np.nanmax(both)), "viridis")
-    return Coloring(scale.to_rgba(real), scale.to_rgba(synthetic), {}, scale.norm)
+    return [scale.to_rgba(part) for part in numbers], {}, scale.norm
 
 
-def draw_sets(axes: Sequence[Axes], points: Sequence[NDArray], coloring: Coloring | None, size: float) -> None:
-    """Draw each set, and both, within the same limits."""
-    sources = list(SOURCES.values())
-    colors = sources if coloring is None else [coloring.real, coloring.synthetic]
-    mixed_scatter(axes[0], points[:1], colors[:1], size=size)
-    mixed_scatter(axes[1], points[1:], colors[1:], size=size)
-    mixed_scatter(axes[2], points, sources, size=size)
-    both = np.concatenate(points)
-    low, high = both.min(axis=0), both.max(axis=0)
-    margin = 0.05 * np.maximum(high - low, 1e-6)
-    counts = [len(points[0]), len(points[1]), len(both)]
-    for ax, title, count in zip(axes, TITLES, counts, strict=True):
-        ax.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
-        ax.set(xticks=[], yticks=[], xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
-    axes[0].set_ylabel("UMAP 2")
+def umap_of(values: NDArray, *, n_neighbors: int, min_dist: float, seed: int) -> NDArray[np.float32]:
+    """Return scanpy's UMAP, `(cells, 2)`."""
+    cells = AnnData(np.ascontiguousarray(values, dtype=np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of umap-learn, about seeds and threads
+        sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, len(values) - 1), use_rep="X", random_state=seed)
+        sc.tl.umap(cells, min_dist=min_dist, random_state=seed)
+    return cells.obsm["X_umap"]
 
 
-def explain(axes: Sequence[Axes], coloring: Coloring | None, color: str | None) -> None:
-    """Say beside the last panel what the colours mean, or, of numbers, beside the middle one."""
-    if coloring is None:
-        return legend_beside(axes[2], {"": SOURCES})
-    if coloring.norm is None:
-        return legend_beside(axes[2], {color: coloring.labels, "both": SOURCES})
-    scale = ScalarMappable(coloring.norm, "viridis")
-    axes[1].figure.colorbar(scale, ax=axes[1], label=color, shrink=0.7)
-    return legend_beside(axes[2], {"": SOURCES})
+def place(values: NDArray | None, fitted: NDArray, coordinates: NDArray) -> NDArray:
+    """Place cells at the geometric median of the coordinates of the fitted cells that are nearest.
+
+    The median, since a mean puts cells that are near two islands into the empty space between them; the geometric one, since that
+    of each coordinate by itself puts cells in rows.
+
+    Parameters
+    ----------
+    values
+        Cells to place, `(cells, features)`. None places the fitted cells themselves, each by the others.
+    fitted
+        Cells that have coordinates, `(cells, features)`.
+    coordinates
+        Of the fitted cells, `(cells, 2)`.
+    """
+    n_others = len(fitted) - (values is None)
+    neighbors = NearestNeighbors(n_neighbors=min(N_PLACED_BY, n_others)).fit(fitted)
+    return geometric_median(coordinates[neighbors.kneighbors(values, return_distance=False)])
+
+
+def geometric_median(points: NDArray) -> NDArray[np.float64]:
+    r"""Return the point with the smallest sum of distances to the points of each set, by Weiszfeld's iteration.
+
+    .. math:: y \leftarrow \frac{\sum_i x_i / \lVert x_i - y \rVert}{\sum_i 1 / \lVert x_i - y \rVert}
+
+    Parameters
+    ----------
+    points
+        `(sets, points, 2)`.
+    """
+    points = points.astype(np.float64)
+    scale = np.maximum(np.ptp(points, axis=1).max(axis=-1), 1e-12)[:, None]
+    median = points.mean(axis=1)
+    for _ in range(N_ITERATIONS):
+        distances = np.linalg.norm(points - median[:, None], axis=2)
+        weights = 1 / np.maximum(distances, SMALLEST_SHARE * scale)
+        median = (points * (weights / weights.sum(axis=1, keepdims=True))[..., None]).sum(axis=1)
+    return median

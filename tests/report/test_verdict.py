@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from scgen_diffusion import datasets
-from scgen_diffusion.metrics import evaluate, verdict
-from scgen_diffusion.metrics._verdict import Figure, Limits
+from scgen_diffusion.metrics import evaluate
+from scgen_diffusion.report import verdict
+from scgen_diffusion.report._verdict import Figure, Limits
 
 COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
 

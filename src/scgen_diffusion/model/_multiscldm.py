@@ -1,9 +1,9 @@
-"""SCLDM on MuData: registration, library sizes and results of several modalities."""
+"""MULTISCLDM: SCLDM for cells with several modalities."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -26,30 +26,56 @@ from scgen_diffusion.data import (
     resolve_layers,
     resolve_modalities,
 )
-from scgen_diffusion.generation import numbers_of_groups
-from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule, SCLDMModule
+from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, MultimodalModule
 
-from ._counterfactual import CounterfactualMixin
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
-from ._training import TrainingMixin
+from ._scldm import SCLDM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import scipy.sparse as sp
-    from anndata import AnnData
     from mudata import MuData
+    from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.module import SCLDMArchitecture
-
-    from ._counterfactual import ControlCells
 
 
-class MultimodalMixin(CounterfactualMixin, TrainingMixin):
-    """``setup_mudata``, and what differs for cells with several modalities from cells with one."""
+class MULTISCLDM(SCLDM):
+    """Latent diffusion model of cells with several modalities, such as RNA with surface proteins or accessible chromatin.
 
-    architecture: SCLDMArchitecture
+    :class:`SCLDM` with a decoder and a likelihood for each modality over one latent. It learns from cells that lack some of the
+    modalities, and generates cells that have all of them.
+
+    Parameters
+    ----------
+    adata
+        Cells registered with :meth:`setup_mudata`.
+    registry
+        Registry of such cells, to construct the model without them.
+    size
+        ``"default"``: the architecture that generates best, see the user guide. ``"published"``: that of the paper.
+    **architecture
+        Single parts and sizes, see :class:`~scgen_diffusion.module.SCLDMArchitecture`.
+
+    Raises
+    ------
+    TypeError
+        For an unknown option.
+    ValueError
+        For a value that is not allowed.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
+    >>> scgd.model.MULTISCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
+    >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> synthetic = model.generate(1_000)  # MuData  # doctest: +SKIP
+    """
+
+    _module_cls = MultimodalModule
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod
@@ -88,7 +114,7 @@ class MultimodalMixin(CounterfactualMixin, TrainingMixin):
         layers
             Layer that holds the counts: one name for all modalities, or a mapping from modality to name. Default: ``X``.
         condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
-            Columns of ``mdata.obs`` to generate by, and what is known of them; see :meth:`setup_anndata`.
+            Columns of ``mdata.obs`` to generate by, and what is known of them; see :meth:`SCLDM.setup_anndata`.
         **kwargs
             For scvi-tools.
 
@@ -106,8 +132,8 @@ class MultimodalMixin(CounterfactualMixin, TrainingMixin):
         --------
         >>> import scgen_diffusion as scgd
         >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
-        >>> scgd.model.SCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
-        >>> model = scgd.model.SCLDM(mdata)  # doctest: +SKIP
+        >>> scgd.model.MULTISCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
+        >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_mudata, kwargs)
@@ -132,40 +158,61 @@ class MultimodalMixin(CounterfactualMixin, TrainingMixin):
         manager.register_fields(mdata, **kwargs)
         cls.register_manager(manager)
 
+    @classmethod
+    def setup_anndata(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: cells with several modalities are MuData."""
+        msg = (
+            f"{cls.__name__} reads cells with several modalities: call `setup_mudata`. For one modality there is SCLDM."
+        )
+        raise NotImplementedError(msg)
+
+    @classmethod
+    def load_query_data(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: models of several modalities cannot be fine-tuned yet."""
+        msg = "Models of several modalities cannot be fine-tuned yet; train one on all cells."
+        raise NotImplementedError(msg)
+
+    def predict_perturbation(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: cells of several modalities cannot be carried over yet."""
+        msg = (
+            f"`predict_perturbation` carries over cells of one modality, but this model has {list(self.modalities)}. "
+            "Train a model on one of them, or ask `generate` for cells of the new condition."
+        )
+        raise NotImplementedError(msg)
+
+    def generate_to(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: MuData are not streamed yet."""
+        msg = (
+            f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` in "
+            "parts, each with a seed of its own, and write them one by one."
+        )
+        raise NotImplementedError(msg)
+
     @property
     def modalities(self) -> dict[str, Modality]:
-        """Features and likelihood of each modality; empty for a model of AnnData."""
-        return modalities_of(self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"])
-
-    @property
-    def _input_values(self) -> Any:
-        return "counts" if self.modalities else super()._input_values
+        """Features and likelihood of each modality."""
+        return modalities_of(self._expression_state)
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
-        """Return the names of the model's genes, an array; of a model of MuData, a dictionary with one array per modality."""
-        if self.modalities and not legacy_mudata_format:
-            return {name: np.array(modality.features) for name, modality in self.modalities.items()}
-        return self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
-
-    def _build_module(self) -> SCLDMModule:
-        groups = numbers_of_groups(self.architecture.dropped_together, [key.name for key in self._condition_keys])
-        options: dict[str, Any] = {"architecture": self.architecture, "key_groups": groups}
-        if self.modalities:
-            panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]
-            return MultimodalModule(panels, self._condition_specs, **options)
-        n_genes, values = self.summary_stats.n_vars, self._input_values
-        return SCLDMModule(n_genes, self._condition_specs, input_values=values, **options)
+        """Return the names of each modality's features, a dictionary with one array per modality."""
+        if legacy_mudata_format:
+            return self._expression_state["column_names"]
+        return {name: np.array(modality.features) for name, modality in self.modalities.items()}
 
     @property
-    def _fingerprint(self) -> str:
-        """Tell this model and its cells from others, and from those that explain a modality otherwise."""
-        likelihoods = [modality.likelihood for modality in self.modalities.values()]
-        return "-".join([super()._fingerprint, *likelihoods])
+    def _input_values(self) -> InputValues:
+        return "counts"
 
-    def _describe_cells(self, adata: AnnData | MuData | None) -> None:
-        if not self.modalities:
-            super()._describe_cells(adata)
-            return
+    @property
+    def _expression_state(self) -> Mapping[str, Any]:
+        return self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+
+    def _build_module(self) -> MultimodalModule:
+        panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]
+        options: dict[str, Any] = {"architecture": self.architecture, "key_groups": self._key_groups}
+        return MultimodalModule(panels, self._condition_specs, **options)
+
+    def _describe_cells(self, adata: MuData | None) -> None:
         super()._describe_cells(None)
         self.modality_vars_ = {
             name: pd.DataFrame(index=pd.Index(modality.features))
@@ -175,17 +222,21 @@ class MultimodalMixin(CounterfactualMixin, TrainingMixin):
         }
 
     @classmethod
-    def _register_like(cls, adata: AnnData | MuData, registry: Mapping[str, Any], genes: pd.Index) -> None:
-        if registry.get("setup_method_name") == "setup_mudata":
-            cls.setup_mudata(adata, source_registry=registry, **registry["setup_args"])
-        else:
-            super()._register_like(adata, registry, genes)
+    def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index) -> None:
+        cls.setup_mudata(adata, source_registry=registry, **registry["setup_args"])
 
-    def _check_same_features(self, adata: AnnData | MuData) -> None:
-        if self.modalities:
-            check_same_features(adata, self.modalities)
-        else:
-            super()._check_same_features(adata)
+    def _check_same_features(self, adata: MuData) -> None:
+        check_same_features(adata, self.modalities)
+
+    def _check_values(self, x: Tensor, rows: np.ndarray, source: MuData) -> None:
+        """Do nothing: a copy of the counts is read, which was made when they were checked."""
+
+    def _check_gives_expression(self, method: str) -> None:
+        msg = (
+            f"`{method}` is for counts of one modality, but this model has the modalities {list(self.modalities)}. Call "
+            "`get_reconstruction`."
+        )
+        raise NotImplementedError(msg)
 
     def _assemble(
         self,
@@ -195,27 +246,8 @@ class MultimodalMixin(CounterfactualMixin, TrainingMixin):
         *,
         is_log1p: bool,
         layers: Mapping[str, np.ndarray] | None = None,
-    ) -> AnnData | MuData:
-        if self.modalities:
-            return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers)
-        return super()._assemble(x, obs, provenance, is_log1p=is_log1p, layers=layers)
-
-    def _control_cells(self, *arguments: Any) -> ControlCells:
-        if self.modalities:
-            msg = (
-                f"`predict_perturbation` carries over cells of one modality, but this model has {list(self.modalities)}. "
-                "Train a model on one of them, or ask `generate` for cells of the new condition."
-            )
-            raise NotImplementedError(msg)
-        return super()._control_cells(*arguments)
-
-    def _check_can_stream(self) -> None:
-        if self.modalities:
-            msg = (
-                f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` in "
-                "parts, each with a seed of its own, and write them one by one."
-            )
-            raise NotImplementedError(msg)
+    ) -> MuData:
+        return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers)
 
     @property
     def _library_sizes(self) -> LibrarySizes:
@@ -224,6 +256,11 @@ class MultimodalMixin(CounterfactualMixin, TrainingMixin):
             for name, modality in self.modalities.items()
         }
         return replace(super()._library_sizes, largest=largest)
+
+    @property
+    def _fingerprint(self) -> str:
+        """Tell this model and its cells from others, and from those that explain a modality otherwise."""
+        return "-".join([super()._fingerprint, *(modality.likelihood for modality in self.modalities.values())])
 
 
 def _likelihoods(

@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from ._evaluate import COLUMNS
-from ._table import ALL, QUANTILE
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    #: The rows of a table, by metric and group.
+    Rows: TypeAlias = "dict[tuple[str, str], Figure]"
+
+ALL = "all"
 FIGURES = ["value", "floor", "shuffled", "low", "high"]
+COLUMNS = ["metric", "group", *FIGURES, "better"]
+QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
@@ -94,13 +97,8 @@ class Figure:
         return "note" if self.excess > limits.note * unit else "ok"
 
 
-class Figures:
-    """The rows of a table that have a value and a floor.
-
-    Parameters
-    ----------
-    table
-        As `evaluate` returns it, or read from a file.
+def read_rows(table: pd.DataFrame) -> Rows:
+    """Return the rows of a table of `evaluate`, or of a copy read from a file.
 
     Raises
     ------
@@ -109,52 +107,35 @@ class Figures:
     ValueError
         If the table has other columns, figures that are no numbers, rows without a group, or several rows of a metric and group.
     """
-
-    def __init__(self, table: pd.DataFrame) -> None:
-        if not isinstance(table, pd.DataFrame):
-            msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
-            raise TypeError(msg)
-        missing = [column for column in COLUMNS if column not in table]
-        if missing:
-            msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; there are {list(table.columns)}."
-            raise ValueError(msg)
-        if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
-            msg = f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a group is called 'NA' or 'nan'?"
-            raise ValueError(msg)
-        if (repeated := table.duplicated(["metric", "group"])).any():
-            first = table[repeated].iloc[0]
-            msg = (
-                f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; judge one evaluation at a time, "
-                "of several modalities one: table[table['modality'] == ...]."
-            )
-            raise ValueError(msg)
-        rows = table[COLUMNS].to_dict("records")
-        self._all = {(row["group"], row["metric"]): Figure(**row) for row in rows}
-
-    def get(self, metric: str, group: str = ALL) -> Figure | None:
-        """Return a figure; None where it was not measured, or has no floor to stand beside."""
-        figure = self._all.get((group, metric))
-        known = figure is not None and np.isfinite(figure.value) and np.isfinite(figure.floor)
-        return figure if known else None
-
-    def was_asked_for(self, metric: str, group: str = ALL) -> bool:
-        """Say whether there is a row, with a value or without."""
-        return (group, metric) in self._all
-
-    def lacks_value(self, metric: str, group: str) -> bool:
-        """Say whether there is a row without a value: enough real cells and too few synthetic ones."""
-        figure = self._all.get((group, metric))
-        return figure is not None and not np.isfinite(figure.value)
-
-    @property
-    def groups(self) -> list[str]:
-        """All groups but that of all cells."""
-        return sorted({group for group, _ in self._all} - {ALL})
+    if not isinstance(table, pd.DataFrame):
+        msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
+        raise TypeError(msg)
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; there are {list(table.columns)}."
+        raise ValueError(msg)
+    if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
+        msg = f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a group is called 'NA' or 'nan'?"
+        raise ValueError(msg)
+    if (repeated := table.duplicated(["metric", "group"])).any():
+        first = table[repeated].iloc[0]
+        msg = (
+            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; judge one evaluation at a time, "
+            "of several modalities one: table[table['modality'] == ...]."
+        )
+        raise ValueError(msg)
+    return {(row["metric"], row["group"]): Figure(**row) for row in table[COLUMNS].to_dict("records")}
 
 
-def worst(levels: list[Level]) -> Level:
-    """Return the most severe level."""
-    return max(levels, key=LEVELS.index)
+def known(rows: Rows, metrics: Sequence[str], groups: Sequence[str] = (ALL,)) -> list[Figure]:
+    """Return the figures of some metrics and groups, those that were measured and have a floor to stand beside."""
+    found = [rows[metric, group] for metric in metrics for group in groups if (metric, group) in rows]
+    return [figure for figure in found if np.isfinite([figure.value, figure.floor]).all()]
+
+
+def groups_of(rows: Rows) -> list[str]:
+    """Return all groups but that of all cells."""
+    return sorted({group for _, group in rows} - {ALL})
 
 
 #: By how much the figures of all cells may be worse than the floor.
@@ -219,6 +200,11 @@ class Finding:
     message: str
 
 
+def worst(levels: Sequence[Level]) -> Level:
+    """Return the most severe level."""
+    return max(levels, key=LEVELS.index)
+
+
 @dataclass(frozen=True)
 class Check:
     """A topic judged by metrics of all cells.
@@ -240,15 +226,14 @@ class Check:
     advice: str
     speaks: Literal["all", "one"] = "all"
 
-    def __call__(self, figures: Figures) -> list[Finding]:
+    def __call__(self, rows: Rows) -> list[Finding]:
         """Return the finding, or none where no metric of the topic was measured, or there is no structure to judge."""
-        known = [figure for metric in self.seen if (figure := figures.get(metric)) is not None]
-        known = [f for f in known if LIMITS[f.metric].of != "structure" or f.structure >= MIN_STRUCTURE]
-        if not known:
+        figures = known(rows, list(self.seen))
+        figures = [f for f in figures if LIMITS[f.metric].of != "structure" or f.structure >= MIN_STRUCTURE]
+        if not figures:
             return []
-        levels = [figure.level() for figure in known]
-        level = worst(levels)
-        spoken = [figure for figure, own in zip(known, levels, strict=True) if own == level]
+        level = worst([figure.level() for figure in figures])
+        spoken = [figure for figure in figures if figure.level() == level]
         if self.speaks == "one":
             spoken = [max(spoken, key=lambda figure: figure.excess)]
         sentences = [self.seen[figure.metric].format(f=figure) for figure in spoken]
@@ -260,15 +245,17 @@ def finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     return Finding(level, topic, seen if level == "ok" else f"{seen} {advice}")
 
 
-def _missing_groups(figures: Figures) -> list[Finding]:
-    """Name groups with a share in real cells and too few synthetic ones to compare."""
-    if not figures.groups or not figures.was_asked_for("group_share_difference"):
+def _missing_groups(rows: Rows) -> list[Finding]:
+    """Name groups with a share in real cells and too few synthetic ones to compare, which have rows without a value."""
+    shares = known(rows, ["group_share_difference"], groups_of(rows))
+    compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
+
+    def is_empty(group: str) -> bool:
+        return all((metric, group) in rows and np.isnan(rows[metric, group].value) for metric in compared)
+
+    if not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
-    shares = {group: figures.get("group_share_difference", group) for group in figures.groups}
-    shares = {group: figure for group, figure in shares.items() if figure is not None}
-    compared = [metric for metric in ("precision", "recall", "w2") if figures.was_asked_for(metric)]
-    empty = [group for group in shares if compared and all(figures.lacks_value(metric, group) for metric in compared)]
-    missing = [group for group in empty if shares[group].is_clear]
+    missing = [share.group for share in shares if compared and share.is_clear and is_empty(share.group)]
     if missing:
         message = (
             f"Hardly any or no synthetic cells for {_named(missing)}, which the real cells have. If they were asked for, the model "
@@ -278,73 +265,52 @@ def _missing_groups(figures: Figures) -> list[Finding]:
     return [Finding("ok", "missing groups", "Every group of the real cells that is large enough has synthetic cells.")]
 
 
-def _group_shares(figures: Figures) -> list[Finding]:
-    total = figures.get("group_share_difference")
-    if total is None:
+def _group_shares(rows: Rows) -> list[Finding]:
+    totals = known(rows, ["group_share_difference"])
+    if not totals:
         return []
+    total = totals[0]
     seen = (
         f"{total.value:.0%} of the cells would need another label for the groups to have the shares of the real cells "
         f"(real against real: {total.floor:.0%})."
     )
-    found = [figure for group in figures.groups if (figure := figures.get("group_share_difference", group)) is not None]
-    off = sorted((f for f in found if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
+    shares = known(rows, ["group_share_difference"], groups_of(rows))
+    off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {_named([f.group for f in off])}. " if off else ""
     advice = "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer from it."
     return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
 
 
-def _weak_groups(figures: Figures) -> list[Finding]:
+def _weak_groups(rows: Rows) -> list[Finding]:
     """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine."""
     kinds = {"precision": "do not look like real cells of that group", "recall": "cover only a part of that group"}
     levels: list[Level] = []
-    sentences, n_judged = [], 0
+    sentences = []
     for metric, meaning in kinds.items():
-        known = [figure for group in figures.groups if (figure := figures.get(metric, group)) is not None]
-        n_judged += len(known)
-        off = sorted((f for f in known if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess)
-        levels += [f.level(IN_A_GROUP) for f in off]
-        if off:
+        figures = known(rows, [metric], groups_of(rows))
+        levels += [f.level(IN_A_GROUP) for f in figures]
+        if off := sorted((f for f in figures if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess):
             figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
             sentences.append(f"Synthetic cells {meaning}: {metric} of {_named(figures_of)}.")
-    if not n_judged:
-        return []
     if not levels:
+        return []
+    if not sentences:
         return [Finding("ok", "groups", "No group is far worse than real cells of that group.")]
     advice = "Check the labels of the training cells; give small groups more training, or more guidance towards the condition."
     return [Finding(worst(levels), "groups", " ".join([*sentences, advice]))]
 
 
-def _copies(figures: Figures) -> list[Finding]:
-    figure = figures.get("copied_cells")
-    if figure is None:
+def _copies(rows: Rows) -> list[Finding]:
+    figures = known(rows, ["copied_cells"])
+    if not figures:
         return []
-    seen = f"{figure.value:.2%} of the synthetic cells have exactly the counts of a training cell (unseen real cells: {figure.floor:.2%})."
-    if figure.floor > MANY_COPIES:
+    share = figures[0]
+    seen = f"{share.value:.2%} of the synthetic cells have exactly the counts of a training cell (unseen real cells: {share.floor:.2%})."
+    if share.floor > MANY_COPIES:
         advice = "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. Hold other cells out."
         return [finding("warning", "copies", seen, advice)]
     advice = "The model repeats training cells: do not publish these cells as private; train shorter, with more cells or a smaller model."
-    return [finding(figure.level(), "copies", seen, advice)]
-
-
-def _memorisation(figures: Figures) -> list[Finding]:
-    """Judge nearness to training cells. Smooth cells lie near everything: only nearness to *training* cells in particular is a leak."""
-    known = {name: figure for name in _NEARNESS if (figure := figures.get(name)) is not None}
-    if not known:
-        return []
-    levels = {name: figure.level() for name, figure in known.items()}
-    ratio = known.get("nearest_train_ratio")
-    if ratio is not None and ratio.value > ratio.floor:
-        levels["nearest_train_ratio"] = "ok"
-    seen = " ".join(_NEARNESS[name].format(f=figure) for name, figure in known.items())
-    advice = (
-        "Training cells leak: do not publish these cells as private; train shorter, with more cells or a smaller model."
-    )
-    if levels.get("membership_auc", "ok") == "ok" and levels.get("nearest_train_ratio", "ok") != "ok":
-        advice = (
-            "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and diversity are fine, it "
-            "is memorisation: train shorter, with more cells or a smaller model."
-        )
-    return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
+    return [finding(share.level(), "copies", seen, advice)]
 
 
 _NEARNESS = {
@@ -354,6 +320,25 @@ _NEARNESS = {
     "(unseen real cells: {f.floor:.1%}).",
     "nearest_train_ratio": "The nearest training cell is {f.value:.2f} times as far as from unseen real cells.",
 }
+
+
+def _memorisation(rows: Rows) -> list[Finding]:
+    """Judge nearness to training cells. Smooth cells lie near everything: only nearness to *training* cells in particular is a leak."""
+    figures = known(rows, list(_NEARNESS))
+    if not figures:
+        return []
+    is_far = lambda f: f.metric == "nearest_train_ratio" and f.value > f.floor
+    levels = {f.metric: "ok" if is_far(f) else f.level() for f in figures}
+    seen = " ".join(_NEARNESS[f.metric].format(f=f) for f in figures)
+    advice = (
+        "Training cells leak: do not publish these cells as private; train shorter, with more cells or a smaller model."
+    )
+    if levels.get("membership_auc", "ok") == "ok" and levels.get("nearest_train_ratio", "ok") != "ok":
+        advice = (
+            "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and diversity are fine, it "
+            "is memorisation: train shorter, with more cells or a smaller model."
+        )
+    return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
 
 
 def _named(names: list[str]) -> str:
@@ -370,7 +355,7 @@ _CLASSIFIERS = {
 }
 
 #: All checks, in the order of the report.
-CHECKS: tuple[Callable[[Figures], list[Finding]], ...] = (
+CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "held-out copies",
         {
@@ -515,7 +500,7 @@ class Verdict:
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
-    """Say in plain words what the table of :func:`evaluate` shows.
+    """Say in plain words what the table of :func:`~scgen_diffusion.metrics.evaluate` shows.
 
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an excess of more than three standard
     deviations of the value (from the table's interval), *and* one that is large enough to matter; both limits are constants of the module
@@ -525,7 +510,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     Parameters
     ----------
     table
-        What :func:`evaluate` returns; a part of it, or a copy read from a file, will do.
+        What :func:`~scgen_diffusion.metrics.evaluate` returns; a part of it, or a copy read from a file, will do.
 
     Returns
     -------
@@ -546,15 +531,13 @@ def verdict(table: pd.DataFrame) -> Verdict:
     >>> verdict(pd.DataFrame(rows, columns=columns)).warnings[0].topic
     'copies'
     """
-    figures = Figures(table)
-    findings = [finding for check in CHECKS for finding in check(figures)]
-    ranked = tuple(sorted(findings, key=lambda finding: -LEVELS.index(finding.level)))
-    return Verdict(_summary(ranked, figures), ranked)
-
-
-def _summary(findings: tuple[Finding, ...], figures: Figures) -> str:
+    rows = read_rows(table)
+    found = [finding for check in CHECKS for finding in check(rows)]
+    findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
-        return "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0)."
+        return Verdict(
+            "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0).", ()
+        )
     warnings, notes = (
         [finding.topic for finding in findings if finding.level == level] for level in ("warning", "note")
     )
@@ -567,8 +550,9 @@ def _summary(findings: tuple[Finding, ...], figures: Figures) -> str:
         sentences = [
             f"The synthetic cells score like real ones in all of the {len(findings)} respects that were looked at."
         ]
-    unseen = [f"{topic} ({how})" for topic, (metric, how) in NOT_LOOKED_AT.items() if not figures.was_asked_for(metric)]
-    return " ".join([*sentences, f"Not looked at: {_listed(unseen)}."] if unseen else sentences)
+    unseen = [f"{topic} ({how})" for topic, (metric, how) in NOT_LOOKED_AT.items() if (metric, ALL) not in rows]
+    sentences += [f"Not looked at: {_listed(unseen)}."] if unseen else []
+    return Verdict(" ".join(sentences), findings)
 
 
 def _listed(names: list[str]) -> str:

@@ -35,7 +35,10 @@ def written(tmp_path_factory):
     real, synthetic, train = cells(1), cells(2), cells(3, 300)
     table = sgd.metrics.evaluate(real, synthetic, train=train, groupby="cell_type")
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert sgd.report(real, synthetic, path, train=train, groupby="cell_type", table=table, title="A <title>") == path
+    assert (
+        sgd.report.write(real, synthetic, path, train=train, groupby="cell_type", table=table, title="A <title>")
+        == path
+    )
     return path, table
 
 
@@ -105,7 +108,7 @@ def test_every_figure_of_the_table_is_shown(written):
 def test_verdict_and_all_its_findings_are_shown(written):
     path, table = written
     text = Parsed(path.read_text(encoding="utf-8")).text
-    verdict = sgd.metrics.verdict(table)
+    verdict = sgd.report.verdict(table)
     assert verdict.summary in text
     assert all(finding.message in text for finding in verdict.findings)
 
@@ -114,7 +117,7 @@ def test_copied_training_cells_are_warned_of(tmp_path):
     real, train = cells(1), cells(3, 300)
     copies = train[:150].copy()
     copies.obs_names = [f"synthetic-{i}" for i in range(150)]
-    path = sgd.report(real, copies, tmp_path / "copies.html", train=train)
+    path = sgd.report.write(real, copies, tmp_path / "copies.html", train=train)
     assert '<span class="level warning">' in path.read_text(encoding="utf-8")
 
 
@@ -123,7 +126,7 @@ def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_
     for adata in logarithms:
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
-    text = Parsed(sgd.report(*logarithms, tmp_path / "bare.html").read_text(encoding="utf-8")).text
+    text = Parsed(sgd.report.write(*logarithms, tmp_path / "bare.html").read_text(encoding="utf-8")).text
     for lacking in ("log-normalised", "`groupby` was not given", "`model` was not given", "training cells not given"):
         assert lacking in text
 
@@ -132,7 +135,7 @@ def test_generated_cells_may_lack_the_layer_of_the_real_ones(tmp_path):
     real, synthetic = cells(1), cells(2)
     real.layers["raw"] = real.X.copy()
     table = sgd.metrics.evaluate(real, synthetic, layer="raw", metrics="library_size_ks", n_bootstrap=0)
-    path = sgd.report(real, synthetic, tmp_path / "layer.html", layer="raw", table=table)
+    path = sgd.report.write(real, synthetic, tmp_path / "layer.html", layer="raw", table=table)
     assert "Total counts per cell." in path.read_text(encoding="utf-8")
 
 
@@ -142,7 +145,7 @@ def test_cells_of_one_label_get_a_report_without_marker_genes(tmp_path):
         [["precision", group, 0.9, 0.9, 0.5, 0.8, 1.0, "higher"] for group in ("all", "A & B")],
         columns=["metric", "group", "value", "floor", "shuffled", "low", "high", "better"],
     )
-    path = sgd.report(real, synthetic, tmp_path / "one.html", groupby="cell_type", table=table)
+    path = sgd.report.write(real, synthetic, tmp_path / "one.html", groupby="cell_type", table=table)
     assert "marker genes, for there are no two labels" in path.read_text(encoding="utf-8")
 
 
@@ -150,7 +153,7 @@ def test_several_label_columns_are_joined(tmp_path):
     real, synthetic = cells(1), cells(2)
     for adata in (real, synthetic):
         adata.obs["batch"] = pd.Categorical(np.resize(["x", "y"], adata.n_obs))
-    path = sgd.report(real, synthetic, tmp_path / "joined.html", groupby=["cell_type", "batch"])
+    path = sgd.report.write(real, synthetic, tmp_path / "joined.html", groupby=["cell_type", "batch"])
     assert "cell_type|batch" in Parsed(path.read_text(encoding="utf-8")).text
     assert list(real.obs) == ["cell_type", "batch"]
 
@@ -158,7 +161,7 @@ def test_several_label_columns_are_joined(tmp_path):
 def test_cells_are_not_changed(tmp_path):
     real, synthetic = cells(1), cells(2)
     before = [(adata.X.copy(), adata.obs.copy(), set(adata.uns), set(adata.obsm)) for adata in (real, synthetic)]
-    sgd.report(real, synthetic, tmp_path / "report.html", groupby="cell_type")
+    sgd.report.write(real, synthetic, tmp_path / "report.html", groupby="cell_type")
     for adata, (x, obs, uns, obsm) in zip((real, synthetic), before, strict=True):
         assert (adata.X != x).nnz == 0
         pd.testing.assert_frame_equal(adata.obs, obs)
@@ -170,24 +173,24 @@ def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
     path.write_text("old")
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
-        sgd.report(cells(1), cells(2), path)
+        sgd.report.write(cells(1), cells(2), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_other_endings_are_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match=r"must end in '.html', but found .*report.pdf"):
-        sgd.report(None, None, tmp_path / "report.pdf")
+        sgd.report.write(None, None, tmp_path / "report.pdf")
 
 
 def test_arrays_are_refused_before_any_work(tmp_path):
     with pytest.raises(TypeError, match="`synthetic` must be an AnnData, but is ndarray"):
-        sgd.report(cells(1), cells(2).X.toarray(), tmp_path / "report.html")
+        sgd.report.write(cells(1), cells(2).X.toarray(), tmp_path / "report.html")
 
 
 def test_an_absent_folder_is_named_before_any_work(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
-        sgd.report(None, None, tmp_path / "absent" / "report.html")
+        sgd.report.write(None, None, tmp_path / "absent" / "report.html")
 
 
 def browse(*arguments):

@@ -1,0 +1,92 @@
+"""What users give as arguments: whole numbers, names near to known ones, arguments that a function lacks. Light, since the command line needs it before all else."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from difflib import get_close_matches
+from functools import wraps
+from numbers import Integral
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def is_whole_number(value: object) -> bool:
+    """Tell whole numbers, numpy's too, from everything else; truth values are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Return the argument ``name`` as Python's own whole number, or raise ValueError unless it is one of at least ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        msg = f"`{name}` must be a whole number of at least {least}, but found {value!r}."
+        raise ValueError(msg)
+    return int(value)
+
+
+def known_names(name: object, known: Sequence[object]) -> str:
+    """Say which names there are, closest to ``name`` first."""
+    by_text = {str(k): k for k in known}
+    closest = get_close_matches(str(name), list(by_text), n=max(len(by_text), 1), cutoff=0)
+    return (
+        f"Known, closest first: {', '.join(repr(by_text[k]) for k in closest[:20])}." if closest else "There are none."
+    )
+
+
+def check_argument_names(
+    function: str, given: Iterable[str], known: Sequence[str], other_names: Mapping[str, str]
+) -> None:
+    """Raise TypeError for arguments that a function does not have, and say for each what to write instead.
+
+    Parameters
+    ----------
+    function
+        Name of the function.
+    given
+        Names of the arguments in the call.
+    known
+        Names of the arguments that the function has.
+    other_names
+        Names by which other packages call them: a mapping to the function's own name, or to a sentence that says what to do.
+    """
+    answers = []
+    for name in given:
+        if name in known:
+            continue
+        advice = other_names.get(name, "")
+        if advice in known:
+            advice = f"Use `{advice}`."
+        elif " " not in advice:  # a name that this function does not have either
+            advice = known_names(name, known)
+        answers.append(f"`{function}` has no argument {name!r}. {advice}")
+    if answers:
+        raise TypeError(" ".join(answers))
+
+
+def suggests_arguments(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a method refuse arguments that it does not have as :func:`check_argument_names` does."""
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        known = list(inspect.signature(method).parameters)[1:]
+
+        @wraps(method)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            check_argument_names(method.__name__, kwargs, known, other_names)
+            return method(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line outside of this package that led here."""
+    package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level + 1)

@@ -1,0 +1,468 @@
+"""What a trained autoencoder says about given cells: latents, likelihoods and reconstructions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+
+from scgen_diffusion.data import check_count, known_names, resolve_seed, row_numbers
+from scgen_diffusion.diffusion import Generators
+from scgen_diffusion.generation import check_finite, rows_of, stack
+
+from ._base import DiffusionModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+    from sparse import GCXS
+    from torch import Tensor
+
+    from scgen_diffusion.data import CellFiles
+
+
+class AutoencoderModel(DiffusionModel):
+    """A diffusion model of latents: what its autoencoder says about given cells, by the names of scvi-tools."""
+
+    trained_stages_: list[str]
+
+    @torch.inference_mode()
+    def get_latent_representation(
+        self,
+        adata: AnnData | CellFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        give_mean: bool = True,
+        return_dist: bool = False,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return the latent of each cell, as scvi-tools does.
+
+        Parameters
+        ----------
+        adata
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+        indices
+            Which of them; default: all.
+        give_mean
+            True: the mean of the cell's posterior. False: one draw from it.
+        return_dist
+            Whether to return mean and variance of the posterior instead. ``give_mean`` is then without effect.
+        batch_size
+            Cells encoded at a time. Does not change the draws.
+        seed
+            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of numpy.ndarray
+            ``(cells, n_latent_tokens * n_latent)``, tokens side by side; with ``return_dist`` means and variances, each of this
+            shape. With ``latent="deterministic"`` the latent is one point: variances are zero, and a draw is the mean.
+
+        Raises
+        ------
+        KeyError
+            For cells without the layer or a condition column of the training.
+        RuntimeError
+            If the autoencoder is not trained.
+        ValueError
+            For other genes, values that are not what the model learned from, and unknown conditions.
+        """
+        seed = resolve_seed(seed)
+        parts = []
+        for x, rows in self._expression(adata, indices, batch_size):
+            posterior = self.module.inference(x)["posterior"]
+            if return_dist:
+                values = torch.stack([posterior.mean, posterior.std.square()])
+            else:
+                values = (posterior.mean if give_mean else posterior.draw(self._noise(rows, seed)))[None]
+            parts.append(values.flatten(2).float().cpu())
+        latents = torch.cat(parts, dim=1).numpy()
+        return (latents[0], latents[1]) if return_dist else latents[0]
+
+    @torch.inference_mode()
+    def get_elbo(
+        self,
+        adata: AnnData | CellFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        return_mean: bool = True,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> float | np.ndarray:
+        r"""Return the evidence lower bound of the autoencoder, as scvi-tools does: higher is better.
+
+        .. math::
+
+            \log p(x \mid z, l) - \mathrm{KL}\bigl(q(z \mid x) \,\|\, \mathcal{N}(0, I)\bigr), \qquad z \sim q(z \mid x)
+
+        with one draw of ``z`` per cell and its own total ``l``. The divergence has the weight 1, whatever ``kl_weight`` the stage
+        was trained with: ``autoencoder_loss_validation`` in ``history`` is the reconstruction error plus ``kl_weight`` (0.75) times the
+        divergence. The bound holds for standard normal latents; the diffusion prior, from which :meth:`generate` draws, does
+        not enter. With a Gaussian head, :math:`\log p` is minus the squared error, a density up to a constant.
+
+        Parameters
+        ----------
+        adata
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+        indices
+            Which of them; default: all.
+        return_mean
+            True: the mean of the cells. False: one value per cell.
+        batch_size
+            Cells at a time. Does not change the draws.
+        seed
+            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+
+        Returns
+        -------
+        float or numpy.ndarray
+            In nats; ``(cells,)`` without ``return_mean``.
+
+        Raises
+        ------
+        NotImplementedError
+            If the latent is deterministic, for then there is no bound.
+        KeyError, RuntimeError, ValueError
+            As :meth:`get_latent_representation`.
+        """
+        if self.module.architecture.latent == "deterministic":
+            msg = (
+                "`get_elbo` needs a posterior, but `latent` is 'deterministic'. Call `get_reconstruction_error`, the negative "
+                "log-likelihood of cells given their latents."
+            )
+            raise NotImplementedError(msg)
+        error, kl = self._losses(adata, indices, batch_size, seed)
+        return _mean_or_all(-(error + kl), return_mean=return_mean)
+
+    @torch.inference_mode()
+    def get_reconstruction_error(
+        self,
+        adata: AnnData | CellFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        return_mean: bool = True,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> dict[str, float | np.ndarray]:
+        r"""Return the negative log-likelihood of cells given their latents, as scvi-tools does: lower is better.
+
+        This is :math:`-\log p(x \mid z, l) = -\sum_g \log p(x_g \mid z, l)` with one draw of :math:`z \sim q(z \mid x)` per cell and its own total ``l``; of a cell
+        with several modalities, over those that it has. With a Gaussian head it is the squared error of log-normalised values.
+        :meth:`get_likelihood` differs in sign, and takes the mean of the posterior in place of a draw.
+
+        Parameters
+        ----------
+        adata, indices, return_mean, batch_size, seed
+            As for :meth:`get_elbo`.
+
+        Returns
+        -------
+        dict
+            ``{"reconstruction_loss": value}``, in nats: a float, or ``(cells,)`` without ``return_mean``.
+
+        Raises
+        ------
+        KeyError, RuntimeError, ValueError
+            As :meth:`get_latent_representation`.
+        """
+        error, _ = self._losses(adata, indices, batch_size, seed)
+        return {"reconstruction_loss": _mean_or_all(error, return_mean=return_mean)}
+
+    @torch.inference_mode()
+    def get_likelihood(
+        self,
+        adata: AnnData | CellFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Return the log-likelihood of each cell given the mean of its latent, summed over genes (of the modalities that it has).
+
+        Parameters
+        ----------
+        adata
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+        indices
+            Which of them; default: all.
+        batch_size
+            Cells encoded at a time.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(cells,)``, in nats.
+        """
+        module = self.module
+        values = []
+        for x, _ in self._expression(adata, indices, batch_size):
+            decoded = module.generative(module.inference(x)["z"], module.totals(x))
+            values.append(module.likelihood.log_likelihood(module.target(x), **decoded).cpu())
+        return torch.cat(values).numpy()
+
+    @torch.inference_mode()
+    def get_reconstruction(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        sample: bool = True,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Encode cells and decode them again, each with its own library size.
+
+        From a model of MuData, all modalities come out, also those that a cell lacks, or that are absent altogether: they are
+        predicted from those that it has, their library sizes included.
+
+        Parameters
+        ----------
+        adata
+            Cells; default: those of the model.
+        indices
+            Which of them; default: all.
+        sample
+            True: draw a latent from each cell's posterior, and a cell from the likelihood. False: expected values at the
+            posterior mean.
+        batch_size
+            Cells at a time.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData
+            The cells with their ``obs``, aligned by row; MuData from a model of MuData.
+        """
+        seed = resolve_seed(seed)
+        keep_dense = not sample or self._outputs[0] == "log1p"
+        source = self._validated(adata)
+        values = []
+        for x, cells in self._expression(adata, indices, batch_size):
+            generators = Generators(seed, cells.tolist(), x.device) if sample else None
+            values.append(rows_of(self._reconstruct(x, generators), sparse=not keep_dense))
+            check_finite(values[-1])
+        stacked = stack(values)
+        obs = source.obs.iloc[row_numbers(indices, source.n_obs)]
+        provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
+        return self._assemble(stacked, obs.copy(), provenance, is_log1p=self._outputs[0] == "log1p")
+
+    @torch.inference_mode()
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> pd.DataFrame | np.ndarray:
+        r"""Return decoded expression without counting noise, as scvi-tools does.
+
+        The decoder's frequencies :math:`\rho_g = \operatorname{softmax}(\ell(z))_g`, which add up to 1, times ``library_size``. Stray large counts
+        (``outliers``) do not enter. There is no ``transform_batch``: the decoder knows no conditions; see :meth:`predict_perturbation`.
+
+        Parameters
+        ----------
+        adata
+            Cells; default: those of the model.
+        indices
+            Which of them; default: all.
+        gene_list
+            Which genes; they come in the model's order. Default: all.
+        library_size
+            What the frequencies of all genes are scaled to. ``"latent"``: expected counts at each cell's own total, stray counts included.
+        n_samples
+            Latents that are drawn from each cell's posterior.
+        return_mean
+            Whether to return the mean of several samples.
+        return_numpy
+            Whether to return an array. Default: only for several samples without ``return_mean``.
+        batch_size
+            Cells at a time. Does not change the draws.
+        seed
+            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+
+        Returns
+        -------
+        pandas.DataFrame or numpy.ndarray
+            ``(cells, genes)``; ``(n_samples, cells, genes)`` for several samples without ``return_mean``.
+
+        Raises
+        ------
+        NotImplementedError
+            For a Gaussian head and for models of several modalities.
+        KeyError, RuntimeError, ValueError
+            As :meth:`get_latent_representation`, and for unknown genes and sizes.
+        """
+        self._check_gives_expression("get_normalized_expression")
+        columns, seed = _columns_of(gene_list, self._registered_genes), resolve_seed(seed)
+        scale = _checked_scale(library_size)
+        keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
+        if keeps_samples and return_numpy is False:
+            msg = "`return_numpy=False` asks for a table, but several samples without `return_mean` have three dimensions."
+            raise ValueError(msg)
+        source = None if keeps_samples or return_numpy else self._validated(adata)  # a table needs the cells' names
+        module, parts = self.module, []
+        for x, rows in self._expression(adata, indices, batch_size):
+            posterior = module.inference(x)["posterior"]
+            generators = Generators(seed, rows.tolist(), x.device)
+            drawn = []
+            for _ in range(n_samples):
+                z = posterior.draw(generators.normal(*module.latent_shape))
+                if scale is None:
+                    values = module.likelihood.mean(**module.generative(z, module.totals(x)))
+                else:
+                    values = module.frequencies(z) * scale
+                drawn.append(values[:, columns])
+            samples = torch.stack(drawn)
+            parts.append((samples if keeps_samples else samples.mean(0)).cpu().numpy())
+        values = np.concatenate(parts, axis=-2)
+        if source is None:
+            return values
+        names = source.obs_names[row_numbers(indices, source.n_obs)]
+        return pd.DataFrame(values, index=names, columns=self._registered_genes[columns])
+
+    @torch.inference_mode()
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | CellFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> GCXS:
+        r"""Draw cells like given ones, as scvi-tools does, for example for :class:`scvi.criticism.PosteriorPredictiveCheck`.
+
+        Each sample is a latent from the cell's posterior, and counts from the likelihood at the cell's own total. The first one is
+        :meth:`get_reconstruction` of the same seed, which returns AnnData.
+
+        Parameters
+        ----------
+        adata
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+        indices
+            Which of them; default: all.
+        n_samples
+            Samples of each cell.
+        gene_list
+            Which genes; they come in the model's order. Default: all.
+        batch_size
+            Cells at a time. Does not change the draws.
+        seed
+            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+
+        Returns
+        -------
+        sparse.GCXS
+            Counts, ``(cells, genes)``; ``(cells, genes, n_samples)`` of several samples.
+
+        Raises
+        ------
+        NotImplementedError
+            For a Gaussian head and for models of several modalities.
+        KeyError, RuntimeError, ValueError
+            As :meth:`get_latent_representation`, and for unknown genes.
+        """
+        import sparse  # here, for it takes a second
+
+        self._check_gives_expression("posterior_predictive_sample")
+        columns, seed, n_samples = (
+            _columns_of(gene_list, self._registered_genes),
+            resolve_seed(seed),
+            check_count("n_samples", n_samples),
+        )
+        parts = []
+        for x, rows in self._expression(adata, indices, batch_size):
+            generators = Generators(seed, rows.tolist(), x.device)
+            samples = [self._reconstruct(x, generators)[:, columns].cpu().numpy() for _ in range(n_samples)]
+            drawn = np.stack(samples, axis=-1)
+            check_finite(drawn)
+            parts.append(sparse.GCXS.from_numpy(drawn[..., 0] if n_samples == 1 else drawn))
+        return sparse.concatenate(parts, axis=0)
+
+    def _losses(
+        self,
+        adata: AnnData | CellFiles | None,
+        indices: Sequence[int] | None,
+        batch_size: int | None,
+        seed: int | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return each cell's negative log-likelihood at a draw of its latent, and its divergence, both ``(cells,)``."""
+        seed = resolve_seed(seed)
+        errors, divergences = [], []
+        for tensors, rows in self._batches(adata, indices, batch_size):
+            _, _, losses = self.module(tensors, inference_kwargs={"noise": self._noise(rows, seed)})
+            errors.append(losses.reconstruction_loss["reconstruction_loss"].cpu())
+            divergences.append(losses.kl_local["kl_local"].cpu())
+        return torch.cat(errors).numpy(), torch.cat(divergences).numpy()
+
+    def _noise(self, rows: np.ndarray, seed: int) -> Tensor:
+        """Draw standard normal numbers for the latents of cells of these row numbers, ``(cells, tokens, n_latent)``."""
+        return Generators(seed, rows.tolist(), self.device).normal(*self.module.latent_shape)
+
+    def _expression(
+        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | None, batch_size: int | None
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Yield expression on the model's device, and the cells' row numbers."""
+        return ((tensors[REGISTRY_KEYS.X_KEY], rows) for tensors, rows in self._batches(adata, indices, batch_size))
+
+    def _check_can_read_cells(self) -> None:
+        if "autoencoder" not in self.trained_stages_:
+            msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
+            raise RuntimeError(msg)
+
+    def _reconstruct(self, x: Tensor, generators: Generators | None) -> Tensor:
+        """Draw cells like ``x (cells, genes)``; without generators, return their expected values."""
+        module = self.module
+        posterior = module.inference(x)["posterior"]
+        if generators is None:
+            totals = module.decoding_totals(x, posterior.mean, None)
+            return module.likelihood.mean(**module.generative(posterior.mean, totals))
+        z = posterior.draw(generators.normal(*module.latent_shape))
+        return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
+
+    def _check_gives_expression(self, method: str) -> None:
+        """Raise unless decoded cells are one matrix of counts."""
+        if self._outputs[0] != "counts":
+            msg = f"`{method}` is for counts, but this model has a Gaussian head. Call `get_reconstruction`."
+            raise NotImplementedError(msg)
+
+
+def _mean_or_all(values: np.ndarray, *, return_mean: bool) -> float | np.ndarray:
+    return float(values.mean(dtype=float)) if return_mean else values
+
+
+def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
+    """Return the columns of some genes, in the order of all; None means all."""
+    if gene_list is None:
+        return np.arange(len(genes))
+    if isinstance(gene_list, str):
+        msg = f"`gene_list` must be a list of names, but found the string {gene_list!r}. Did you mean [{gene_list!r}]?"
+        raise TypeError(msg)
+    if unknown := [gene for gene in gene_list if gene not in genes]:
+        msg = f"`gene_list` has the unknown gene {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
+        raise ValueError(msg)
+    return np.flatnonzero(genes.isin(gene_list))
+
+
+def _checked_scale(library_size: Any) -> float | None:
+    """Return what frequencies are scaled to; None for each cell's own total."""
+    if isinstance(library_size, str) and library_size == "latent":
+        return None
+    is_number = isinstance(library_size, int | float | np.number) and not isinstance(library_size, bool)
+    if not is_number or not 0 < library_size < np.inf:
+        msg = f"`library_size` must be a number above 0, or 'latent' for each cell's own total, but found {library_size!r}."
+        raise ValueError(msg)
+    return float(library_size)

@@ -1,0 +1,208 @@
+"""What goes together in real and in synthetic cells: genes, and the features of two modalities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.colors import Normalize
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from scgen_diffusion.metrics import correlation, cross_modality_correlation, gene_correlations, gene_statistics
+
+from ._cells import labels_of, sides_of
+from ._figures import SOURCES, choose, explain_colors, finish, name_both_axes, one_axis, panels, without_frame
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from mudata import MuData
+
+MOST_NAMES = 60  # that can be read along an axis
+UNCLIPPED_SHARE = 0.99
+
+
+def gene_correlation(
+    real: AnnData,
+    synthetic: AnnData,
+    *,
+    n_genes: int = 50,
+    genes: Sequence[str] | None = None,
+    groupby: str | None = None,
+    layer: str | None = None,
+    max_cells: int = 20_000,
+    seed: int = 0,
+    axs: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot the correlations between genes, in real beside synthetic cells, as two heat maps on one scale.
+
+    Genes are ordered by average-linkage clustering of the real correlations. The title of the synthetic ones says how similar
+    they are: Pearson's correlation of the correlations. One per cent of them, the strongest, may be beyond the scale.
+
+    Parameters
+    ----------
+    real, synthetic
+        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+    n_genes
+        How many genes, those that vary most in real cells (variance of log-normalised expression).
+    genes
+        These genes instead.
+    groupby
+        Column of `obs`. Correlations are then those within groups: each group's mean is taken away. Default: among all cells,
+        where differences between cell types make most of the correlations.
+    layer
+        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+    max_cells
+        A random part of each set, where it has more.
+    seed
+        Decides the part of the cells.
+    axs
+        Two axes to draw on.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes of real and synthetic cells, if they are not shown.
+
+    Raises
+    ------
+    KeyError
+        If `groupby` is no column of both.
+    ValueError
+        If there are fewer than three genes, or unknown ones.
+
+    See Also
+    --------
+    scgen_diffusion.metrics.gene_correlation_similarity : The figure for it.
+    """
+    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    if genes is None:
+        variances = gene_statistics(sides["real"].expression)["variance"].to_numpy()
+        places = np.argsort(-variances, kind="stable")[:n_genes]
+    else:
+        places = real.var_names.get_indexer(choose("genes", genes, real.var_names))
+    if len(places) < 3:
+        msg = f"Correlations need at least 3 genes, but found {len(places)}."
+        raise ValueError(msg)
+    vectors = []
+    for name, side in sides.items():
+        labels = None if groupby is None else labels_of(side.cells, groupby, name).to_numpy().astype(str)
+        vectors.append(gene_correlations(side.expression.values[:, places].toarray(), labels))
+    matrices = [squareform(vector) for vector in vectors]
+    distances = squareform(1 - matrices[0], checks=False)
+    order = leaves_list(linkage(distances, "average", optimal_ordering=True))
+
+    names = list(real.var_names[places[order]])
+    limit = max(np.quantile(np.abs(np.concatenate(vectors)), UNCLIPPED_SHARE), 0.05)
+    side_length = 1.4 + 0.105 * min(len(names), MOST_NAMES)
+    axes = panels(2, axs, size=(side_length + 0.8, side_length))
+    for ax, matrix in zip(axes, matrices, strict=True):
+        without_diagonal = np.ma.masked_array(matrix[np.ix_(order, order)], np.eye(len(order), dtype=bool))
+        image = ax.imshow(without_diagonal, cmap="RdBu_r", norm=Normalize(-limit, limit), interpolation="nearest")
+        ax.set_facecolor("0.85")
+        name_both_axes(ax, names, names, most=MOST_NAMES, fontsize=6)
+        ax.tick_params(length=0)
+    axes[0].set_title("real")
+    axes[1].set_title(f"synthetic (similarity {correlation(*vectors):.2f})")
+    what = "correlation of genes" if groupby is None else f"correlation of genes\nwithin {groupby}"
+    axes[1].figure.colorbar(image, ax=axes, label=what, shrink=0.6, extend="both")
+    return finish(axes, show, save)
+
+
+def modality_correlation(
+    real: MuData,
+    synthetic: MuData,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    *,
+    modalities: tuple[str, str] | None = None,
+    groupby: str | Sequence[str] | None = None,
+    scales: Mapping[str, str] | None = None,
+    layers: Mapping[str, str] | None = None,
+    seed: int = 0,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot the correlation of every pair of features of two modalities, such as a transcript and its protein, in real and in synthetic cells.
+
+    The grey bar around the real correlation reaches as far as two halves of the real cells differ on average: a synthetic point within it is as near as can be told. The title says how
+    similar the correlations of all features of both modalities are, and how similar those of two sets of real cells.
+
+    Parameters
+    ----------
+    real, synthetic
+        Cells with both modalities, with the same features. They are not changed.
+    pairs
+        Pairs of a feature of the first and one of the second modality; default: those of the same name. At most 60.
+    modalities
+        Names of the first and second modality; default: the two that there are.
+    groupby
+        Column of `obs`, or several. Correlations are then those within groups: each group's mean is taken away. Default: among all cells, where differences
+        between cell types make most of the correlations.
+    scales, layers
+        See :func:`~scgen_diffusion.metrics.evaluate_modalities`.
+    seed
+        Decides the halves.
+    ax
+        Axis to draw on.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or None
+        The axis, if it is not shown.
+
+    Raises
+    ------
+    KeyError
+        If a modality, a feature or a column is absent.
+    ValueError
+        If there are no pairs, or too many.
+
+    See Also
+    --------
+    scgen_diffusion.metrics.cross_modality_correlation : The figures for it.
+    """
+    found = cross_modality_correlation(
+        real, synthetic, pairs, modalities=modalities, groupby=groupby, scales=scales, layers=layers, seed=seed
+    )
+    if not 0 < len(found.pairs) <= MOST_NAMES:
+        msg = f"`pairs` must have 1 to {MOST_NAMES} pairs, but found {len(found.pairs)}. If none are given, they are the features of the same name in both."
+        raise ValueError(msg)
+    table = found.pairs.sort_values("real", ignore_index=True)
+    ax = one_axis(ax, size=(4.6, 1.3 + 0.24 * len(table)))
+    rows = np.arange(len(table))
+    ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.hlines(rows, table["real"], table["synthetic"], color="0.75", linewidth=1, zorder=1)
+    low, high = table["real"] - table["floor"], table["real"] + table["floor"]
+    ax.hlines(rows, low, high, color=SOURCES["real"], alpha=0.3, linewidth=7, zorder=1)
+    for name, color in SOURCES.items():
+        ax.scatter(table[name], rows, s=26, color=color, linewidths=0, zorder=3)
+    names = [
+        first if first.casefold() == second.casefold() else f"{first} – {second}"
+        for first, second in zip(table["first"], table["second"], strict=True)
+    ]
+    ax.set_yticks(rows, names, fontsize="small")
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.tick_params(axis="y", length=0)
+    first, second = modalities or real.mod
+    ax.set_xlabel(f"correlation of {first} and {second}" + ("" if groupby is None else f"\nwithin {groupby}"))
+    figures = found.summary.loc["cross_correlation_similarity"]
+    title = f"all features: similarity {figures['value']:.2f}\n(real against real cells: {figures['floor']:.2f})"
+    ax.set_title(title, fontsize="medium")
+    without_frame(ax)
+    explain_colors(ax, {"": SOURCES})
+    return finish(ax, show, save)

@@ -1,0 +1,284 @@
+"""What perturbations do: every gene's change, predicted and real; and how well methods predict them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from scgen_diffusion.data import known_names
+from scgen_diffusion.metrics import correlation, gene_changes
+
+from ._cells import check_is_anndata, labels_of
+from ._figures import (
+    COLORS,
+    FLOOR_LABEL,
+    MARKERS,
+    MOST_VECTORS,
+    SIGNS,
+    SOURCES,
+    choose,
+    finish,
+    legend_beside,
+    panels,
+    without_frame,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+TOP_COLOR = COLORS[1]  # of the genes that change most
+MARGIN = 0.06  # of the range, around the points
+NAME_MARGIN = 0.34  # of the range, for a column of names
+LINE_HEIGHT = 0.062  # of the range, between names
+
+#: Columns of the table of scores that are no method.
+NOT_METHODS = ("metric", "perturbation", "group", "floor", "better")
+GREYS = {"no_change": "0.15", "mean_shift": "0.45", "additive": "0.7"}  # of the baselines
+METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
+HEIGHT_OF_ALL = 0.7  # of a row, over which methods are spread
+
+
+def mean_change(
+    real: AnnData,
+    predicted: AnnData,
+    control: AnnData,
+    *,
+    groupby: str | None = None,
+    groups: Sequence[str] | None = None,
+    n_top: int = 100,
+    n_names: int = 10,
+    layer: str | None = None,
+    axs: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot every gene's mean change against control, predicted against real, and name the genes that really change most.
+
+    Genes on the dashed diagonal change as much as they should; below it (for a rise) the effect is too small. Each panel says Pearson's correlation over all genes and
+    over the top ones, which are in blue: those with the largest Welch *t* in real cells.
+
+    Parameters
+    ----------
+    real, predicted, control
+        Perturbed cells, real and predicted, and real unperturbed ones, with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+    groupby
+        Column of `obs`, such as the cell type: one panel per group, against the control cells of the group. Default: one panel of all cells.
+    groups
+        Which of them; default: all of `real`.
+    n_top
+        How many genes are the top ones.
+    n_names
+        How many of them are named.
+    layer
+        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+    axs
+        Axes to draw on, one per group.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes, if they are not shown.
+
+    Raises
+    ------
+    KeyError
+        If `groupby` is no column of all three.
+    ValueError
+        For unknown groups, and groups without predicted or control cells.
+
+    See Also
+    --------
+    scgen_diffusion.metrics.gene_changes : The figures as a table.
+    scgen_diffusion.metrics.mean_change_correlation : The correlations.
+    """
+    sets = {"real": real, "predicted": predicted, "control": control}
+    for name, cells in sets.items():
+        check_is_anndata(cells, name)
+    sets_of_panels = {"": sets}
+    if groupby is not None:
+        labels = {name: labels_of(cells, groupby, name).to_numpy() for name, cells in sets.items()}
+        groups = choose("groups", groups, sorted(set(labels["real"])))
+        for name, found in labels.items():
+            if missing := [group for group in groups if group not in found]:
+                msg = (
+                    f"`{name}` has no cells of the group {missing[0]!r}. {known_names(missing[0], sorted(set(found)))}"
+                )
+                raise ValueError(msg)
+        sets_of_panels = {group: {name: sets[name][labels[name] == group] for name in sets} for group in groups}
+    axes = panels(len(sets_of_panels), axs, size=(3.9, 3.7), sharey=False)
+    for ax, (title, cells) in zip(axes, sets_of_panels.items(), strict=True):
+        draw_changes(ax, gene_changes(**cells, layer=layer), n_top, n_names)
+        ax.set_title(title)
+    return finish(axes, show, save)
+
+
+def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> None:
+    """Draw the genes of one group, the top ones over all others, and their names in a column at the side that has room."""
+    top = table.iloc[:n_top]
+    ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
+    ax.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--", zorder=1)
+    look = {"linewidths": 0, "rasterized": len(table) > MOST_VECTORS}
+    ax.scatter(table["real"], table["predicted"], s=5, color=SOURCES["real"], alpha=0.4, **look)
+    ax.scatter(top["real"], top["predicted"], s=12, color=TOP_COLOR, linewidths=0)
+
+    changes = table[["real", "predicted"]].to_numpy()
+    low, high = changes.min(axis=0), changes.max(axis=0)
+    spread = np.maximum(high - low, 1e-6)
+    side = "right" if high[0] >= -low[0] else "left"
+    room = {"left": MARGIN, "right": MARGIN, side: NAME_MARGIN}
+    ax.set_xlim(low[0] - room["left"] * spread[0], high[0] + room["right"] * spread[0])
+    ax.set_ylim(low[1] - MARGIN * spread[1], high[1] + 3 * MARGIN * spread[1])
+
+    bottom, ceiling = ax.get_ylim()
+    named = top.iloc[:n_names].sort_values("predicted")
+    heights = spread_out(named["predicted"].to_numpy(), LINE_HEIGHT * (ceiling - bottom), bottom, ceiling)
+    for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
+        ax.annotate(
+            name,
+            (gene["real"], gene["predicted"]),
+            (ax.get_xlim()[side == "right"], height),
+            ha=side,
+            va="center",
+            fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+        )
+    of_all, of_top = (correlation(part["real"].to_numpy(), part["predicted"].to_numpy()) for part in (table, top))
+    text = f"r = {of_all:.2f} (all genes)\nr = {of_top:.2f} (top {len(top)})"
+    ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize="small")
+    ax.set(xlabel="real mean change", ylabel="predicted mean change")
+    without_frame(ax)
+
+
+def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray[np.float64]:
+    """Move ascending heights apart until each is a gap above the last one, and all are within bounds if they fit."""
+    heights = np.array(heights, dtype=np.float64)
+    steps = gap * np.arange(len(heights))
+    heights = np.maximum.accumulate(heights - steps) + steps
+    ceiling = high - gap / 2 - steps[::-1]
+    return np.maximum(np.minimum(heights, ceiling), low + gap / 2 + steps)
+
+
+def perturbation_scores(
+    table: pd.DataFrame,
+    *,
+    metrics: Sequence[str] | None = None,
+    cases: Sequence[str] | None = None,
+    methods: Sequence[str] | Mapping[str, str] | None = None,
+    axs: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot the table of :func:`~scgen_diffusion.metrics.evaluate_perturbation`: methods, baselines and floor, one panel per metric and one row per case.
+
+    A case is a perturbation in a group. Baselines are grey; the black stroke is the floor, what real cells score as prediction of each other. Several rows of one metric and
+    case, such as those of several seeds, are small points beside their mean. An arrow says which way is better.
+
+    Parameters
+    ----------
+    table
+        Table of :func:`~scgen_diffusion.metrics.evaluate_perturbation`, or several, one below the other.
+    metrics
+        Which of them; default: energy distance, Wasserstein distance, correlation of mean changes, and overlap of differential genes, as far as they are there.
+    cases
+        Which of them, in this order from the top: groups or perturbations (what tells the rows apart), or ``"perturbation, group"``; default: all.
+    methods
+        Columns of the table, or a mapping from columns to what they shall be called; default: all. The column ``"value"`` is called ``"predicted"``.
+    axs
+        Axes to draw on, one per metric.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes, if they are not shown.
+
+    Raises
+    ------
+    ValueError
+        For unknown metrics, cases and methods, and for more methods than can be told apart.
+
+    Examples
+    --------
+    >>> import pandas as pd, scgen_diffusion as scgd
+    >>> row = {"metric": "w2", "perturbation": "IFNB", "group": "B", "better": "lower"}
+    >>> table = pd.DataFrame([{**row, "value": 8.5, "floor": 8.0, "no_change": 13.8}])
+    >>> axes = scgd.pl.perturbation_scores(table, show=False)
+    """
+    known = list(table["metric"].unique())
+    metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics
+    metrics = choose("metrics", metrics, known)
+    telling_apart = [key for key in ("perturbation", "group") if table[key].nunique() > 1] or ["perturbation"]
+    labels = table[telling_apart].astype(str).agg(", ".join, axis=1)
+    cases = choose("cases", cases, labels.unique())
+    names = method_names(table, methods)
+    own = [column for column in names if column not in GREYS]
+    if len(own) > len(COLORS):
+        msg = (
+            f"At most {len(COLORS)} `methods` besides the baselines can be told apart, but there are {len(own)}: {own}."
+        )
+        raise ValueError(msg)
+    colors = dict(zip(own, COLORS, strict=False)) | GREYS
+    styles = {column: (colors[column], marker) for column, marker in zip(names, MARKERS, strict=False)}
+    offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * HEIGHT_OF_ALL / max(len(names), 2)
+    axes = panels(len(metrics), axs, size=(2.7, 1.3 + 0.42 * len(cases)))
+    for ax, metric in zip(axes, metrics, strict=True):
+        is_metric = table["metric"] == metric
+        for place, case in enumerate(cases):
+            rows = table[is_metric & (labels == case)]
+            if place % 2:
+                ax.axhspan(place - 0.5, place + 0.5, color="0.96", zorder=0)
+            ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color="black", linewidth=1.2)
+            for offset, (column, (color, marker)) in zip(offsets, styles.items(), strict=True):
+                values = rows[column].dropna()
+                if len(values) > 1:
+                    ax.scatter(values, np.full(len(values), place + offset), s=7, color=color, alpha=0.5, linewidths=0)
+                if len(values):
+                    ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
+        ax.set_title(f"{metric} {SIGNS[table['better'][is_metric].iloc[0]]}", fontsize="small")
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="x", color="0.9", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_yticks(range(len(cases)), cases)
+    axes[0].set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top
+    handles = [
+        Line2D([], [], linestyle="", color=color, marker=marker, markersize=5.5, label=names[column])
+        for column, (color, marker) in styles.items()
+    ]
+    stroke = {"linestyle": "", "marker": "|", "markersize": 12, "markeredgewidth": 1.2, "color": "black"}
+    legend_beside(axes[-1], [*handles, Line2D([], [], label=FLOOR_LABEL, **stroke)])
+    return finish(axes, show, save)
+
+
+def method_names(table: pd.DataFrame, methods: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
+    """Return what the columns of methods are called; baselines last.
+
+    Raises
+    ------
+    ValueError
+        For columns that are no methods.
+    """
+    known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind == "f"]
+    there = [column for column in known if table[column].notna().any()]
+    columns = there if methods is None else choose("methods", list(methods), known)
+    called = methods if isinstance(methods, Mapping) else {"value": "predicted"}
+    columns = sorted(columns, key=lambda column: column in GREYS)  # keeps the order otherwise
+    return {column: called.get(column, column.replace("_", " ")) for column in columns}

@@ -1,0 +1,304 @@
+"""The inside of the white box: what its layers do to the tokens, what its heads read, and which patches of genes attend to which."""
+
+from __future__ import annotations
+
+from itertools import product
+from os.path import commonprefix
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.lines import Line2D
+
+from ._figures import choose, finish, legend_beside, name_both_axes, one_axis, panels, scanpy_colors, without_frame
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+LINE_STYLES = ["-", "--", ":", "-."]
+LABELS = {
+    "coding_rate_before": "$R$ before attention (nats)",
+    "coding_rate_after": "$R$ after attention (nats)",
+    "subspace_coding_rate_before": "$R^c$ before attention (nats)",
+    "subspace_coding_rate_after": "$R^c$ after attention (nats)",
+    "sparsity": "share of zeros in the sparse code",
+    "l0_norm": "non-zero entries per token",
+    "l1_norm": "$\\ell_1$ norm per token",
+    "sparse_coding_loss_before": "sparse-coding loss before",
+    "sparse_coding_loss_after": "sparse-coding loss after",
+    "attention_step": "relative step of attention",
+    "sparse_coding_step": "relative step of sparse coding",
+    # what several statistics of one plot have in common
+    "coding_rate_": "coding rate $R$ (nats)",
+    "subspace_coding_rate_": "coding rate $R^c$ (nats)",
+    "sparse_coding_loss_": "sparse-coding loss",
+}
+
+
+def layer_statistics(
+    data: pd.DataFrame | AnnData,
+    statistics: str | Sequence[str] = "subspace_coding_rate_before",
+    *,
+    x: str | None = None,
+    head: str | None = None,
+    layers: Sequence[int] | None = None,
+    groups: Sequence[str] | None = None,
+    palette: Mapping[str, str] | None = None,
+    ylabel: str | None = None,
+    key: str = "WBDIT",
+    axs: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot statistics of the layers, one panel per layer and one line per group of cells.
+
+    Parameters
+    ----------
+    data
+        Table of :func:`~scgen_diffusion.interpret.layer_statistics` or
+        :func:`~scgen_diffusion.interpret.sampling_statistics`, or the AnnData with it.
+    statistics
+        What to plot. Several are told apart by the style of their lines.
+    x
+        ``"step"``, ``"time"`` or ``"noise_level"``. Default: the steps, noise becoming cells, where the table has them; else the time.
+    head
+        One head, such as ``"L0H2"``, of its layer; default: all heads together.
+    layers, groups
+        Which of them; default: all.
+    palette
+        Colour of each group. Default: scanpy's colours, in the order of the table.
+    ylabel
+        Label of the y axis.
+    key
+        Name in ``uns``, for AnnData.
+    axs
+        Axes to draw on, one per layer.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes, if they are not shown.
+
+    Raises
+    ------
+    ValueError
+        For statistics, layers, groups and columns that are not in the table.
+    KeyError
+        If the AnnData has no such table.
+    """
+    table = written(data, key, "uns", key)["statistics"] if isinstance(data, AnnData) else data
+    wanted = [statistics] if isinstance(statistics, str) else statistics
+    names = choose("statistics", wanted, table["statistic"].unique())
+    if len(names) > len(LINE_STYLES):
+        msg = f"At most {len(LINE_STYLES)} `statistics` fit into one plot, but found {len(names)}."
+        raise ValueError(msg)
+    known_x = [column for column in ("step", "time", "noise_level") if column in table]
+    (x,) = choose("x", [x or known_x[0]], known_x)
+    (head,) = choose("head", [head or "all"], table["head"].unique())
+    table = table[table["head"] == head]
+    layers = choose("layers", layers, sorted(table["layer"].unique()))
+    known = list(table["group"].unique())
+    groups = choose("groups", groups, known)
+    if palette is None:
+        palette = scanpy_colors(known)
+    choose("palette", [group for group in known if group not in palette][:1], palette)
+
+    xlabel = {"step": "step (noise → cells)", "noise_level": r"noise level $\sigma_t$"}.get(x)
+    if xlabel is None:
+        levels = table.sort_values("time")["noise_level"].to_numpy()
+        xlabel = f"diffusion time ({'data → noise' if levels[-1] >= levels[0] else 'noise → data'})"
+    axes = panels(len(layers), axs, size=(3.2, 3.0))
+    for ax, layer in zip(axes, layers, strict=True):
+        here = table[table["layer"] == layer].set_index(["group", "statistic"]).sort_index()
+        for group, (name, style) in product(groups, zip(names, LINE_STYLES, strict=False)):
+            rows = here.loc[[(group, name)]].sort_values(x)
+            ax.plot(rows[x], rows["value"], style, color=palette[group], marker="o", markersize=3, linewidth=1.5)
+        ax.set(title=f"layer {layer}", xlabel=xlabel)
+        without_frame(ax)
+    common = commonprefix(names)
+    shared = names[0] if len(names) == 1 else common[: common.rfind("_") + 1]
+    axes[0].set_ylabel(ylabel or LABELS.get(shared, shared.strip("_")))
+    handles = [Line2D([], [], color=palette[group], label=group) for group in groups if len(groups) > 1]
+    if len(names) > 1:
+        styles = zip(names, LINE_STYLES, strict=False)
+        handles += [Line2D([], [], color="0.3", linestyle=style, label=name[len(shared) :]) for name, style in styles]
+    if handles:
+        legend_beside(axes[-1], handles, handlelength=2.6)
+    return finish(axes, show, save)
+
+
+def coding_rate(data: pd.DataFrame | AnnData, *, subspaces: bool = True, **kwargs: object) -> list[Axes] | None:
+    """Plot the coding rate of the tokens before (solid) and after (dashed) the attention of each layer.
+
+    Parameters
+    ----------
+    data
+        See :func:`layer_statistics`.
+    subspaces
+        Whether to plot the rate within the subspaces of the heads, :math:`R^c`, which attention is derived to lower; or that
+        of the tokens as a whole, :math:`R`.
+    **kwargs
+        See :func:`layer_statistics`.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes, if they are not shown.
+    """
+    name = "subspace_coding_rate" if subspaces else "coding_rate"
+    return layer_statistics(data, [f"{name}_before", f"{name}_after"], **kwargs)
+
+
+def head_loadings(
+    data: pd.DataFrame | AnnData,
+    *,
+    n_genes: int = 5,
+    heads: Sequence[str] | None = None,
+    key: str = "WBDIT",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot the genes with the largest loadings of each head, as a heat map of genes by heads.
+
+    Parameters
+    ----------
+    data
+        Genes by heads, of :func:`~scgen_diffusion.interpret.head_loadings`; or the AnnData, of which the specificities
+        are taken. Relative loadings get a diverging colour map.
+    n_genes
+        Genes per head. A gene that is on top of several heads is shown once, at the first of them.
+    heads
+        Which of them; default: all.
+    key
+        Name in ``varm``, for AnnData.
+    ax
+        Axis to draw on.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or None
+        The axis, if it is not shown.
+
+    Raises
+    ------
+    ValueError
+        For unknown heads.
+    KeyError
+        If the AnnData has no loadings.
+    """
+    table = written(data, key, "varm", f"{key}_specificity") if isinstance(data, AnnData) else data
+    table = table[choose("heads", heads, table)]
+    genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
+    is_relative = bool((table < 0).any(axis=None))
+    ax = one_axis(ax, size=(1.6 + 0.32 * table.shape[1], 1.2 + 0.16 * len(genes)))
+    label = "loading, relative to\ngene and head ($\\log_2$)" if is_relative else "loading"
+    draw_matrix(ax, table.loc[genes].to_numpy(), label, is_relative=is_relative, shrink=0.6, aspect="auto")
+    ax.set_xticks(range(table.shape[1]), list(table), rotation=90, fontsize="small")
+    ax.set_yticks(range(len(genes)), genes, fontsize="x-small")
+    ax.set_xlabel("head")
+    layers = [head.partition("H")[0] for head in table]
+    for place in np.flatnonzero(np.array(layers[1:]) != np.array(layers[:-1])):
+        ax.axvline(place + 0.5, color="white", linewidth=2)
+    return finish(ax, show, save)
+
+
+def patch_attention(
+    data: pd.DataFrame | AnnData,
+    head: str,
+    *,
+    group: str = "all",
+    relative: bool = True,
+    key: str = "WBDIT",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot how much patches of genes attend to each other in one head.
+
+    Parameters
+    ----------
+    data
+        Table of :func:`~scgen_diffusion.interpret.patch_attention`, or the AnnData with it.
+    head
+        Such as ``"L0H2"``.
+    group
+        Group of cells.
+    relative
+        Whether to colour by the doublings over even attention, or by the attention itself.
+    key
+        Name in ``uns``, for AnnData.
+    ax
+        Axis to draw on.
+    show
+        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or None
+        The axis, if it is not shown.
+
+    Raises
+    ------
+    ValueError
+        For unknown heads and groups.
+    KeyError
+        If the AnnData has no attention.
+    """
+    table = data
+    if isinstance(data, AnnData):
+        stored = written(data, key, "uns", key)
+        levels = [list(stored[name]) for name in ("groups", "heads", "tokens")]
+        index = pd.MultiIndex.from_product(levels, names=["group", "head", "token"])
+        table = pd.DataFrame(stored["patch_attention"].reshape(len(index), -1), index=index, columns=levels[-1])
+    choose("head", [head], table.index.unique("head"))
+    choose("group", [group], table.index.unique("group"))
+    weights = table.loc[(group, head)]
+    values = weights.to_numpy()
+    if relative:
+        values = np.log2(np.maximum(values * len(values), 2.0**-10))
+    ax = one_axis(ax, size=(4.4, 3.6))
+    label = "attention over even ($\\log_2$)" if relative else "attention"
+    draw_matrix(ax, values, label, is_relative=relative, shrink=0.8)
+    name_both_axes(ax, weights.index, weights.columns, most=24, fontsize="x-small")
+    ax.set(xlabel="attended token", ylabel="attending token", title=head if group == "all" else f"{head}, {group}")
+    return finish(ax, show, save)
+
+
+def draw_matrix(
+    ax: Axes, values: np.ndarray, label: str, *, is_relative: bool, shrink: float, aspect: str | None = None
+) -> None:
+    """Draw a heat map with its scale: from zero, or to both sides of it."""
+    norm = CenteredNorm() if is_relative else Normalize(0, values.max())
+    image = ax.imshow(values, aspect=aspect, cmap="RdBu_r" if is_relative else "viridis", norm=norm)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=shrink)
+
+
+def written(adata: AnnData, key: str, where: str, name: str) -> object:
+    """Return what :func:`scgen_diffusion.interpret.write` wrote.
+
+    Raises
+    ------
+    KeyError
+        If it is not there.
+    """
+    mapping = getattr(adata, where)
+    if name not in mapping:
+        msg = f"There is no {name!r} in `adata.{where}`; call interpret.write(model, adata, key={key!r}) with a trained WBDIT first."
+        raise KeyError(msg)
+    return mapping[name]

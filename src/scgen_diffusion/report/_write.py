@@ -1,0 +1,259 @@
+"""One HTML file that judges and shows synthetic cells."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scgen_diffusion import pl
+from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
+from scgen_diffusion.metrics import evaluate, expression_of
+
+from ._verdict import verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+SUFFIX = ".html"
+DPI = 110
+LEVELS = ("warning", "note", "ok")  # gravest first
+BETTER = {"lower": "lower", "higher": "higher", "floor": "like the floor"}
+WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
+NONE = "–"
+SECTIONS = {
+    "Cells": "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between them.",
+    "Labels": "Whether every kind of cell is as good as the others; a small kind can be poor while the whole looks well.",
+    "Genes": "Each dot is a gene. On the diagonal, synthetic cells have what real cells have.",
+    "Training": "Losses that still fall ask for more training; a validation loss that rises while the training loss falls is overfitting.",
+}
+
+
+def write(
+    real_test: AnnData,
+    synthetic: AnnData,
+    path: str | os.PathLike[str],
+    *,
+    train: AnnData | None = None,
+    groupby: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    table: pd.DataFrame | None = None,
+    model: Any | None = None,
+    title: str = "Synthetic cells beside real cells",
+    max_cells: int = 2_000,
+    seed: int = 0,
+) -> Path:
+    """Write one HTML file that judges and shows synthetic cells; it needs no network and no other file.
+
+    It holds a verdict in plain language with warnings (memorised, type dropped, wrong zeros ...), every figure of
+    :func:`~scgen_diffusion.metrics.evaluate` beside its floor, and the plots of :mod:`scgen_diffusion.pl`.
+
+    Parameters
+    ----------
+    real_test
+        Real cells that no model has seen.
+    synthetic
+        Cells to judge, from whatever tool, with the same genes.
+    path
+        The file to write; an existing one is replaced, and only by a whole one.
+    train
+        Real cells that the generator was trained on. Without them nothing can be said about memorisation.
+    groupby
+        Column of `obs`, or several, with the labels that the cells have or were asked to have.
+    layer
+        Layer with the counts, in all that are given.
+    table
+        What :func:`~scgen_diffusion.metrics.evaluate` returned for these cells, if it was called already.
+    model
+        Trained model, whose training history is shown.
+    title
+        Heading of the page.
+    max_cells
+        Cells of each kind that are compared and drawn; a seeded draw where there are more.
+    seed
+        Decides all random draws.
+
+    Returns
+    -------
+    The path of the file.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` does not end in ``.html``, and what :func:`~scgen_diffusion.metrics.evaluate` raises.
+    FileNotFoundError
+        If there is no folder for the file.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> cells = scgd.datasets.pbmc68k_reduced()
+    >>> path = scgd.report.write(cells[:200], cells[200:400], "report.html", train=cells[400:])  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix.lower() != SUFFIX:
+        msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
+        raise ValueError(msg)
+    if path.is_dir():
+        msg = f"`path` {str(path)!r} is a folder; name the file to write."
+        raise IsADirectoryError(msg)
+    if not path.parent.is_dir():
+        msg = f"There is no folder {str(path.parent)!r} for the report; make it first."
+        raise FileNotFoundError(msg)
+    for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
+        if not isinstance(cells, AnnData):
+            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}; a report of one modality takes `mdata[modality]`."
+            raise TypeError(msg)
+    if table is None:
+        table = evaluate(
+            real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
+        )
+    judged = verdict(table)
+    keys = [] if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    label = JOIN.join(keys) or None
+    rng = np.random.default_rng(seed)
+    real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
+    pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model)
+
+    found = {finding.level for finding in judged.findings}
+    seen = "training cells not given" if train is None else f"{train.n_obs:,} training cells"
+    made = {f"cells: {name}": str(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
+    settings = made | {
+        "judged by": f"scgen-diffusion {version('scgen-diffusion')}",
+        "labels": label or "none",
+        "layer": layer or "counts, else X",
+        "cells compared at most": f"{max_cells:,}",
+        "seed": str(seed),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template).render(
+        title=title,
+        subtitle=f"{synthetic.n_obs:,} synthetic cells, {real_test.n_obs:,} real cells held out, {seen}; {real_test.n_vars:,} genes",
+        version=version("scgen-diffusion"),
+        verdict=judged,
+        verdict_level=next((level for level in LEVELS if level in found), "ok"),
+        rows=[_row(row) for _, row in table[table["group"] == "all"].iterrows()],
+        width=WIDTH,
+        sections=[
+            {"title": section, "anchor": section.lower(), "text": SECTIONS[section], "pictures": own}
+            for section, own in pictures.items()
+        ],
+        settings=settings,
+        skipped=skipped,
+        has_groups=label is not None,
+    )
+    beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed when it is whole
+    try:
+        beside.write_text(page, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.random.Generator) -> AnnData:
+    """Return some of the cells, several labels joined to one."""
+    cells = cells[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
+    cells = cells.to_memory() if cells.isbacked else cells.copy()
+    if len(keys) > 1:
+        cells.obs[JOIN.join(keys)] = pd.Categorical(join_labels(cells.obs, keys))
+    return cells
+
+
+def draw(
+    real: AnnData, synthetic: AnnData, table: pd.DataFrame, *, label: str | None, layer: str | None, model: Any | None
+) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
+    """Draw what can be drawn: the pictures of each section, and what was left out and why."""
+    pictures: dict[str, list[dict[str, str]]] = {}
+    skipped = []
+    options = {"layer": layer, "show": False}
+
+    def add(section: str, axes: Axes | Sequence[Axes], caption: str) -> None:
+        figure = (axes if hasattr(axes, "figure") else axes[0]).figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
+        plt.close(figure)
+        png = base64.b64encode(buffer.getvalue()).decode("ascii")
+        pictures.setdefault(section, []).append({"png": png, "caption": caption})
+
+    add(
+        "Cells",
+        pl.umap(real, synthetic, color=label, **options),
+        "Real and synthetic cells in an embedding made from the real ones.",
+    )
+    # generated cells have their counts in `X` where they lack the layer of the real ones
+    layers = [layer if layer in cells.layers else None for cells in (real, synthetic)]
+    both = zip((real, synthetic), layers, strict=True)
+    if all(expression_of(cells, layer=own).library_sizes is not None for cells, own in both):
+        add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
+    else:
+        skipped.append("library sizes, for the cells came log-normalised")
+
+    if label is None:
+        skipped.append("figures per label, for `groupby` was not given")
+    else:
+        add("Labels", pl.scores(table, show=False), "Figures per label, beside the floor.")
+    sizes = pd.Series(dtype=int) if label is None else real.obs[label].value_counts()
+    if ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
+        axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
+        add("Labels", axes, "Marker genes of the real cells, real beside synthetic.")
+    else:
+        skipped.append("marker genes, for there are no two labels to compare")
+
+    axes = pl.mean_variance(real, synthetic, **options)
+    add("Genes", axes, "Variance against mean of log-normalised expression.")
+    add("Genes", pl.zero_fraction(real, synthetic, **options), "Share of cells in which a gene is not seen.")
+    axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
+    add("Genes", axes, "Correlations of the most variable genes, in the order of a clustering of the real ones.")
+
+    if model is None:
+        skipped.append("training history, for `model` was not given")
+    else:
+        add("Training", pl.training_history(model, show=False), "Loss during training.")
+    return pictures, skipped
+
+
+def _row(row: pd.Series) -> dict[str, object]:
+    """Write the figures of a metric, and place them on a common axis that just holds them; None for what is not known."""
+    figures = row[["value", "floor", "shuffled", "low", "high"]].astype(float)
+    finite = figures[np.isfinite(figures)]
+    start, span = (finite.min(), np.ptp(finite)) if len(finite) else (0.0, 0.0)
+    inner = WIDTH - 2 * MARGIN
+    scale = {
+        name: round(MARGIN + inner * ((figure - start) / span if span > 0 else 0.5), 1) if name in finite else None
+        for name, figure in figures.items()
+    }
+    has_interval = np.isfinite(figures[["low", "high"]]).all()
+    return {name: written(figures[name]) for name in ("value", "floor", "shuffled")} | {
+        "metric": str(row["metric"]).replace("_", " "),
+        "interval": f"{written(figures['low'])} to {written(figures['high'])}" if has_interval else NONE,
+        "better": BETTER[row["better"]],
+        "scale": scale,
+    }
+
+
+def written(figure: float) -> str:
+    """Write a figure with three significant digits; a dash where there is none."""
+    if not np.isfinite(figure):
+        return NONE
+    if figure == 0:
+        return "0"
+    magnitude = abs(figure)
+    if magnitude >= 1000:
+        return f"{figure:,.0f}"
+    return f"{figure:.2e}" if magnitude < 1e-4 else f"{figure:.3g}"
