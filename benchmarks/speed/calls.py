@@ -240,9 +240,9 @@ class Calls(System):
 
     def _read(self, cells: TrainingCells) -> None:
         """Read all cells as a pass of training does."""
-        from scgen_diffusion.train import SharedBatches
+        from scgen_diffusion.train import EpochBatches
 
-        batches = SharedBatches(cells.n_cells, LOADER_BATCH, seed=0)
+        batches = EpochBatches(cells.n_cells, LOADER_BATCH, seed=0)
         for _ in cells.loader(np.arange(cells.n_cells), LOADER_BATCH, batches=batches):
             pass
 

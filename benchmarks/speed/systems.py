@@ -151,13 +151,14 @@ class PlannedSteps:
         self.plan = plan.to(setting.device)
         plan.trainer = StandInTrainer()
         self.optimizer = plan.configure_optimizers()["optimizer"]
+        self.generator = torch.Generator(setting.device).manual_seed(0)
         is_bf16 = setting.precision == "bf16"
         self.autocast = torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=is_bf16)
 
     def take(self, batch: dict[str, Tensor]) -> None:
         """Take one step."""
         with self.autocast:
-            loss = self.plan.compute_losses(batch, self.plan.generator, training=True)["loss"]
+            loss = self.plan.compute_losses(batch, self.generator, training=True)["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.plan.configure_gradient_clipping(self.optimizer, self.plan.recipe.gradient_clip, "norm")

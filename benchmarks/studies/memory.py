@@ -106,7 +106,7 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     from scvi.dataloaders import AnnDataLoader
 
     import scgen_diffusion as scgd
-    from scgen_diffusion.train import SharedBatches
+    from scgen_diffusion.train import EpochBatches
 
     torch.set_num_threads(1)
     scvi.settings.seed = 0
@@ -136,7 +136,7 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
             train(1, **options)
     with meter.stage("read batches", 10_000):
         rows = model.train_indices_
-        _go_through(model._cells.loader(rows, 128, batches=SharedBatches(len(rows), 128, seed=0)), 10_000)
+        _go_through(model._cells.loader(rows, 128, batches=EpochBatches(len(rows), 128, seed=0)), 10_000)
     if source == "backed":
         with meter.stage("read batches of random rows", 3_000):  # as scvi-tools' loader does
             _go_through(AnnDataLoader(model.adata_manager, model.train_indices_, 128, shuffle=True), 3_000)

@@ -157,5 +157,7 @@ def test_a_model_of_any_class_is_loaded(saved_model, trained_gene_space, tmp_pat
 def test_a_model_of_an_unknown_class_is_refused(make_model, tmp_path, monkeypatch):
     make_model().save(tmp_path / "model")
     monkeypatch.delitem(sgd.model._loading.MODELS, "SCLDM")
-    with pytest.raises(ValueError, match="holds a model of the unknown class 'SCLDM'. Known, closest first: 'MULTISCLDM'"):
+    with pytest.raises(
+        ValueError, match="holds a model of the unknown class 'SCLDM'. Known, closest first: 'MULTISCLDM'"
+    ):
         sgd.model.load(tmp_path / "model")

@@ -46,7 +46,6 @@ from scgen_diffusion.generation import (
     stack,
 )
 from scgen_diffusion.module import TRAINABLE, Trainable, take_over, trained_masks
-from scgen_diffusion.train import TrainedRows
 
 from ._counterfactual import (
     check_given_keys,
@@ -1030,7 +1029,7 @@ class DiffusionModel(TrainingMixin):
         assert self.reference_ is not None
         return newly_seen(self._condition_keys, self._registered_codes, self.reference_["combinations"])
 
-    def _trained_rows(self) -> TrainedRows | None:
+    def _trained_rows(self) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Return what fine-tuning trains; None for everything."""
         if self.reference_ is None:
             return None
@@ -1039,7 +1038,7 @@ class DiffusionModel(TrainingMixin):
             masks |= dict.fromkeys(self.module.library_size.head.parameters())
         if (transport := getattr(self.module, "transport", None)) is not None:
             masks |= dict.fromkeys(transport.parameters())
-        return TrainedRows(masks)
+        return masks
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         super()._count_combinations(codes)

@@ -19,7 +19,7 @@ from scgen_diffusion.train import DIFFUSION_RECIPES
 from ._base import ADVICE, DiffusionModel
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._gene_space_reference import load_gene_space_reference
-from ._one_stage_training import OneStageTrainingMixin
+from ._training import GeneSpaceTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -52,7 +52,7 @@ ADVICE_IN_GENE_SPACE = ADVICE | {
 }
 
 
-class GeneSpaceModel(DiffusionModel, OneStageTrainingMixin):
+class GeneSpaceModel(DiffusionModel, GeneSpaceTrainingMixin):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule

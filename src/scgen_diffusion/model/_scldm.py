@@ -9,7 +9,7 @@ from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 
 from ._autoencoder import AutoencoderModel
 from ._reference import load_reference
-from ._transport_training import TransportTrainingMixin
+from ._training import LatentTrainingMixin
 
 if TYPE_CHECKING:
     import os
@@ -26,7 +26,7 @@ NO_PERTURBATION = (
 )
 
 
-class SCLDM(AutoencoderModel, TransportTrainingMixin):
+class SCLDM(AutoencoderModel, LatentTrainingMixin):
     """Latent diffusion model of single cells.
 
     A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
