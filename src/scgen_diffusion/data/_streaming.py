@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
