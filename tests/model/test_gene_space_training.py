@@ -264,13 +264,12 @@ def test_only_training_cells_set_the_scale(make_gene_space, quick):
     """A gene that only validation cells express stays at zero."""
     adata = two_types(96)
     model = make_gene_space(adata=adata, condition_keys=["kind"], scaling="gene")
-    train, validation, _ = split_cells(adata.n_obs, None, None)
+    train, validation, _ = split_cells(96, None, None)
     adata.X[train, 3] = 0
     adata.X[validation, 3] = 50
 
     model.train(1, **quick)
 
-    assert model.train_indices_.tolist() == train.tolist()
     assert model.module.shift[3] == 0
     assert (model.module.shift[:3] > 0).all()
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scvi import settings
 
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import check_count, known_names
 from scgen_diffusion.train import (
     Recipe,
     StageResult,
@@ -62,10 +62,7 @@ def changed_recipe(
         if isinstance(getattr(recipe, name), Real) and not isinstance(value, Real):
             msg = f"`plan_kwargs`: {name!r} must be a number, but found {value!r}."
             raise TypeError(msg)
-    size = changes.get("batch_size", recipe.batch_size)
-    if not (is_whole_number(size) and size >= 1):
-        msg = f"`batch_size` must be a whole number of at least 1, but found {size!r}."
-        raise ValueError(msg)
+    size = check_count("batch_size", changes.get("batch_size", recipe.batch_size))
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
 
 
