@@ -292,8 +292,10 @@ class DiffusionModel(BaseModelClass):
             )
             raise ValueError(msg)
         method = given.get("setup_method_name", "setup_anndata")
-        if (method == "setup_mudata") != hasattr(cls, "setup_mudata"):
-            msg = f"`registry` was made by `{method}`, but {cls.__name__} reads cells with {'several modalities' if hasattr(cls, 'setup_mudata') else 'one modality'}."
+        reads_several = hasattr(cls, "setup_mudata")
+        if (method == "setup_mudata") != reads_several:
+            number = "several modalities" if reads_several else "one modality"
+            msg = f"`registry` was made by `{method}`, but {cls.__name__} reads cells with {number}."
             raise ValueError(msg)
 
     def _describe_cells(self, adata: AnnData | None) -> None:
