@@ -442,9 +442,9 @@ def test_shuffling_stays_within_groups_and_keeps_every_genes_values():
         ({"synthetic": cells(49, seed=2)}, ValueError, "`synthetic` has 49 cells; there must be 50 or more"),
         ({"train": cells(99, seed=3)}, ValueError, "`train` has 99 cells; there must be 100 or more"),
         ({"synthetic": cells(60, seed=2)[:, :30]}, ValueError, "`synthetic` lacks 10 of the 40 genes"),
-        ({"max_cells": 10}, ValueError, "`max_cells` is 10; it must be 50 or more"),
-        ({"max_cells": None}, ValueError, "`max_cells` is None; it must be 50 or more, a whole number"),
-        ({"seed": -1}, ValueError, "`seed` is -1"),
+        ({"max_cells": 10}, ValueError, "`max_cells` must be a whole number of at least 50, but found 10"),
+        ({"max_cells": None}, ValueError, "`max_cells` must be a whole number of at least 50, but found None"),
+        ({"seed": -1}, ValueError, "`seed` must be a whole number from 0"),
         (
             {"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))},
             ValueError,
@@ -456,7 +456,7 @@ def test_shuffling_stays_within_groups_and_keeps_every_genes_values():
             "`synthetic` must be AnnData or counts .* but is DataFrame",
         ),
         ({"n_bootstrap": 1}, ValueError, "`n_bootstrap` is 1"),
-        ({"n_floor": -1}, ValueError, "`n_floor` is -1"),
+        ({"n_floor": -1}, ValueError, "`n_floor` must be a whole number of at least 0"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(options, error, message):

@@ -19,8 +19,7 @@ import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from ._anndata import PROVENANCE_KEY
-from ._value_summary import ValueSummary
+from ._anndata import PROVENANCE_KEY, ValueSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgen_diffusion._files import remove, sync
-from scgen_diffusion.data import check_count, is_generated, is_whole_number, join_parts, read_record, write_part
+from scgen_diffusion.data import check_count, is_generated, join_parts, read_record, write_part
 from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
@@ -225,10 +225,7 @@ def _checksum(path: Path) -> str:
 def check_share(rank: int, n_ranks: int) -> tuple[int, int]:
     """Raise unless this is the number of one of so many processes."""
     n_ranks = check_count("n_ranks", n_ranks)
-    if not is_whole_number(rank) or not 0 <= rank < n_ranks:
-        msg = f"`rank` must be a whole number from 0 to {n_ranks - 1} (`n_ranks` - 1), but found {rank!r}."
-        raise ValueError(msg)
-    return int(rank), n_ranks
+    return check_count("rank", rank, least=0, most=n_ranks - 1), n_ranks
 
 
 def check_goal(path: str | os.PathLike[str]) -> Path:
