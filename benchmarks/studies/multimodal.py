@@ -104,7 +104,7 @@ def figures(split: PairedSplit, seed: int, method: str) -> pd.DataFrame:
         table = metrics.evaluate(split.held_out[RNA], cells, train=split.train[RNA], **options).assign(modality=RNA)
         predicted = []
     else:
-        table = metrics.evaluate_modalities(split.held_out, cells, train=split.train, **options)
+        table = metrics.evaluate(split.held_out, cells, train=split.train, **options)
         rna = mudata.MuData({RNA: split.held_out[RNA].copy()})
         rna.obs[split.label] = split.held_out.obs[split.label]
         expected = model.get_reconstruction(rna, sample=False)[split.other].X
