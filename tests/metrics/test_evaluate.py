@@ -398,7 +398,7 @@ def test_shuffling_stays_within_groups_and_keeps_every_genes_values():
             TypeError,
             "`synthetic` must be AnnData or counts .* but is DataFrame",
         ),
-        ({"seed": 2**32}, ValueError, "it must be below"),
+        ({"seed": 2**32}, ValueError, "`seed` must be a whole number from 0 to 4294967295"),
         ({"n_bootstrap": 1}, ValueError, "`n_bootstrap` is 1"),
         ({"n_floor": -1}, ValueError, "`n_floor` must be a whole number of at least 0"),
     ],
