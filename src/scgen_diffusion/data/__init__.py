@@ -9,9 +9,8 @@ from scgen_diffusion._arguments import (
     warn_user,
 )
 
-from ._annbatch import AnnbatchCells
 from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic, pad_genes
-from ._cell_files import CellFiles
+from ._cell_files import CellFiles, check_same_registry
 from ._checks import (
     LARGEST_LOG1P,
     check_expression,
@@ -35,7 +34,6 @@ from ._condition_setup import (
     keys_of_state,
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
-from ._file_registry import check_same_registry
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -63,7 +61,6 @@ __all__ = [
     "OPEN",
     "PROVENANCE_KEY",
     "SYNTHETIC",
-    "AnnbatchCells",
     "CategoricalKey",
     "CellFiles",
     "ConditionField",
