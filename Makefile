@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest docs tutorials lint benchmark-quality benchmark-compare benchmark-sensitivity benchmark-speed benchmark-gpu clean
+.PHONY: help demo test test-newest docs tutorials lint benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,11 +33,8 @@ lint: $(VENV)/.lint ## check style, format, what imports what, and the types of 
 	$(VENV)/bin/lint-imports
 	$(PY) -m mypy
 
-benchmark-quality: $(VENV)/.package ## how good the cells are, against floors and simple baselines
-	$(PY) -m benchmarks.quality.goals
-
-benchmark-compare: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics; hours
-	$(PY) -m benchmarks.quality
+benchmark-quality: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics, beside goals and floors; hours
+	$(PY) -m benchmarks.quality --picture docs/_static/compare.png
 
 benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
 	$(PY) -m benchmarks.studies.sensitivity

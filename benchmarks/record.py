@@ -35,11 +35,10 @@ from benchmarks.tables import (
 logger = logging.getLogger("benchmarks.record")
 
 SPEED = "-m benchmarks.speed --device cpu --seconds 2 --systems"
+QUALITY = "-m benchmarks.quality --cells {folder} --datasets pbmc3k kang_ifnb --seeds 0 1 --methods SCLDM SCRDIT WBDIT"
 #: What each part runs; speed three times, of which the medians count.
 COMMANDS = {
-    "quality": [
-        "-m benchmarks.quality.goals --threads 1 --datasets pbmc3k kang_ifnb --seeds 0 1 --methods SCLDM SCRDIT WBDIT"
-    ],
+    "quality": [f"{QUALITY} --steps draw", f"{QUALITY} --steps judge"],
     "perturbation": [
         "-m benchmarks.studies.perturbation --threads 1 --cells {folder} --pictures {folder} --seeds 0 --methods scldm_transport latent_arithmetic"
     ],
@@ -66,15 +65,18 @@ COLUMNS: dict[str, tuple[str, str, list[str]]] = {
     "streaming": ("{cells} cells, {way}", "SCLDM generate_to", ["peak_before_mib", "peak_mib", "cpu_seconds"]),
     "tests": ("", "pytest", ["passed", "skipped", "seconds"]),
 }
-BY_DIFFERENCE = ("quality", "perturbation")  # the other parts are compared by ratios
+TABLES = {"quality": "compare.csv"}  # the others are called as their part
+BY_RATIO = ("speed", "memory", "streaming", "tests")  # the other parts are compared by differences
 
 
 def run(part: str, folder: Path) -> None:
     """Run the commands of a part that have not come to their end yet."""
-    environment = {"PYTHONPATH": str(ROOT / "src")} | os.environ
-    if part not in ("speed", "tests"):
-        environment["OMP_NUM_THREADS"] = "1"
     for number, command in enumerate(COMMANDS[part]):
+        environment = {"PYTHONPATH": str(ROOT / "src")} | os.environ
+        if part not in ("speed", "tests"):
+            environment["OMP_NUM_THREADS"] = "1"
+        if command.endswith("judge"):  # cells of all packages are judged by the metrics of this tree
+            environment["PYTHONPATH"] = str(ROOT / "src")
         done = folder / f"{part}-{number}.done"
         if done.exists():
             continue
@@ -88,7 +90,11 @@ def run(part: str, folder: Path) -> None:
 
 def condense(part: str, folder: Path) -> pd.DataFrame:
     """Return the figures of a part, one per row; medians over repetitions."""
-    table = _read_tests(folder / "tests.log") if part == "tests" else read_table(folder / f"{part}.csv")
+    table = (
+        _read_tests(folder / "tests.log") if part == "tests" else read_table(folder / TABLES.get(part, f"{part}.csv"))
+    )
+    if part == "quality":  # the floor of a split is the same beside all methods
+        table = pd.concat([table, table.dropna(subset="floor").assign(method="floor", value=table["floor"])])
     dataset, method, metrics = COLUMNS[part]
     records = table.to_dict("records")
     names = {"dataset": [dataset.format(**row) for row in records], "method": [method.format(**row) for row in records]}
@@ -112,8 +118,8 @@ def report(table: pd.DataFrame) -> str:
     parts.append(
         "Means over seeds ± half their range, and over left-out cell types. Written by `python -m benchmarks.record`."
     )
-    for part in [part for part in COMMANDS if (table["part"] == part).any()]:
-        parts += [f"## {part}", _compare(table[table["part"] == part], by_difference=part in BY_DIFFERENCE)]
+    for part in sorted(table["part"].unique(), key=lambda part: [*COMMANDS].index(part.partition(" ")[0])):
+        parts += [f"## {part}", _compare(table[table["part"] == part], by_difference=part not in BY_RATIO)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,7 +155,7 @@ def main() -> None:
     for part in arguments.parts:
         if not arguments.collect:
             run(part, folder)
-        if (folder / f"{part}-0.done").exists():
+        if (folder / f"{part}-{len(COMMANDS[part]) - 1}.done").exists():
             about = describe_source("torch", "scvi-tools", "anndata") | {"machine": describe_processor()}
             rows = condense(part, folder).assign(**about)
             rows.insert(0, "label", arguments.label)

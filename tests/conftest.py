@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import traceback
+from multiprocessing import forkserver
 
 import anndata
 import numpy as np
@@ -268,9 +270,55 @@ def run_together():
     return _run_together
 
 
+APART = multiprocessing.get_context("forkserver")
+APART.set_forkserver_preload(["pytest", "scgen_diffusion.model"])
+
+
+def pytest_collection_finish(session):
+    """Start the server from which `start_apart` forks, which takes seconds to import, beside the first tests."""
+    if any("start_apart" in getattr(item, "fixturenames", ()) for item in session.items):
+        before, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
+        forkserver.ensure_running()
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ |= {} if before is None else {"OMP_NUM_THREADS": before}
+
+
+@pytest.fixture
+def start_apart(tmp_path_factory):
+    """Start a script in a process that shares imports with others, which take seconds, and nothing else; return it, and the files it prints to."""
+    processes = []
+
+    def start(script, *arguments):
+        folder = tmp_path_factory.mktemp("apart")
+        path, out, err = (folder / name for name in ("script.py", "out", "err"))
+        redirect = f"for name in ({str(out)!r}, {str(err)!r}):\n    os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), 1 + (name[-3:] == 'err'))\n"
+        path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{script}")
+        processes.append(APART.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"}))
+        processes[-1].start()
+        return processes[-1], out, err
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def run_apart(start_apart):
+    """Run a script in a process of its own that has the package imported, and return what it printed, errors too."""
+
+    def run(script, *arguments):
+        process, out, err = start_apart(script, *arguments)
+        process.join()
+        assert process.exitcode == 0, err.read_text()[-4000:]
+        return out.read_text(), err.read_text()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def run_python():
-    """Run a script in a fresh process and return what it printed."""
+    """Run a script in a fresh process, which imports for seconds, and return what it printed."""
 
     def run(script, *arguments):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

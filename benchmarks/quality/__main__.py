@@ -1,16 +1,19 @@
-"""Which method draws the best cells? Every model and simple baselines, on held-out cells of several data sets, judged by all metrics.
+"""Which method draws the best cells, and which goals do they reach? Models and simple baselines, on held-out cells, judged by all metrics.
 
     python -m benchmarks.quality                                # everything that is not there yet
     python -m benchmarks.quality --datasets pbmc3k --seeds 0    # part of it
+    python -m benchmarks.quality --methods SCLDM 'wide={"class": "WBDIT", "width": 256}'    # other arguments of a model
+    python -m benchmarks.quality --steps draw --cells FOLDER    # draw now; `--steps judge` judges what is there
 
 Every method trains and draws in a process of its own, one torch thread, so that its time and peak memory are its own; its cells are kept
-in ``--cells``. They are judged by ``scgen_diffusion.metrics.evaluate`` and the figures added to ``results/compare.csv``; a method that is
-there already is skipped. The summary goes to ``results/compare.md``, the picture to ``docs/_static/compare.png``.
+in ``--cells``. They are judged by ``scgen_diffusion.metrics.evaluate``, and the figures added to ``compare.csv`` in ``--results``; what is there
+already is skipped. ``compare.md`` sets the methods side by side, ``goals.md`` beside the project's goals, and a picture goes to ``--picture``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import subprocess
 import sys
@@ -22,79 +25,73 @@ import anndata as ad
 import pandas as pd
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.drawing import COSTS_KEY, LABEL, MODELS
-from benchmarks.quality.report import draw_comparison, summarise
-from benchmarks.quality.splits import CONDITION_KEYS, load, split_cells
+from benchmarks.quality.drawing import COSTS_KEY, MODELS, VARIANTS, parse_variant
+from benchmarks.quality.report import draw_comparison, summarise, summarise_goals
+from benchmarks.quality.splits import CONDITION_KEYS, judge, load, split_cells
 from benchmarks.tables import ROOT, read_table, store_rows, stored_keys, write_text
-from scgen_diffusion import metrics
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from benchmarks.quality.splits import Split
 
-logger = logging.getLogger("benchmarks.compare")
+logger = logging.getLogger("benchmarks.quality")
 
 HERE = Path(__file__).parent
 DATASETS = ("pbmc3k", "pbmc10k_citeseq", "paul15")
 METHODS = (*MODELS, "scVI", "NB-copula", "independent-NB")
-ALL = "all"
 KEYS = ("dataset", "seed", "method")
-#: Cells of each side that are compared; what lies between them grows with the square.
-MAX_CELLS = 1_000
 COSTS = ("wall_minutes", "cpu_minutes", "peak_memory_gib")
-SOURCE = ("machine", "versions", "date")
+SOURCE = ("settings", "machine", "versions", "date")
 
 
-def cells_path(folder: Path, dataset: str, seed: int, method: str) -> Path:
-    """Return where the cells of a method are stored."""
-    return folder / f"{dataset}-{seed}-{method}.h5ad"
-
-
-def draw_cells(folder: Path, dataset: str, seed: int, method: str) -> ad.AnnData:
-    """Return a method's cells, drawn in a process of its own if they are not there yet."""
-    path = cells_path(folder, dataset, seed, method)
-    if not path.exists():
-        logger.info("%s, seed %d: %s draws", dataset, seed, method)
-        command = [sys.executable, "-m", "benchmarks.quality.drawing", dataset, str(seed), method, str(path.resolve())]
-        subprocess.run(command, check=True, cwd=ROOT)
-    return ad.read_h5ad(path)
-
-
-def judge(split: Split, cells: ad.AnnData, seed: int) -> pd.DataFrame:
-    """Return the figures of all of a method's cells, its costs included."""
-    real = _labelled(split.held_out, split.held_out_labels)
-    train = _labelled(split.train, split.train_labels)
-    table = metrics.evaluate(real, cells, train=train, groupby=LABEL, max_cells=MAX_CELLS, seed=seed)
-    table = table[table["group"] == ALL]
+def figures(split: Split, cells: ad.AnnData, seed: int) -> pd.DataFrame:
+    """Return the figures of a method's cells, its costs included."""
+    spent = cells.uns[COSTS_KEY]
     costs = pd.DataFrame(
-        {"metric": name, "group": ALL, "value": float(cells.uns[COSTS_KEY][name]), "better": "lower"} for name in COSTS
+        {"metric": name, "group": "all", "value": float(spent[name]), "better": "lower"} for name in COSTS
     )
-    return pd.concat([table, costs], ignore_index=True).assign(**{name: cells.uns[COSTS_KEY][name] for name in SOURCE})
-
-
-def _labelled(cells: ad.AnnData, labels: np.ndarray) -> ad.AnnData:
-    return ad.AnnData(cells.layers["counts"], obs=cells.obs.assign(**{LABEL: labels})[[LABEL]], var=cells.var[[]])
+    table = pd.concat([judge(split, cells.X, seed), costs], ignore_index=True)
+    return table.assign(**{name: spent.get(name, "") for name in SOURCE})
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Judge what is not stored, then write the summary and the picture."""
-    path, splits = arguments.results / "compare.csv", {}
-    stored = stored_keys(path, KEYS)
-    for seed, dataset, method in product(arguments.seeds, arguments.datasets, arguments.methods):
+    """Draw what is not drawn, judge what is not judged, then write the tables and the picture.
+
+    Raises
+    ------
+    ValueError
+        If a method is unknown.
+    """
+    variants = VARIANTS | dict(parse_variant(text) for text in arguments.methods if "=" in text)
+    methods = [text.partition("=")[0] for text in arguments.methods]
+    if unknown := sorted(set(methods) - set(variants) - set(BASELINES)):
+        msg = (
+            f"Unknown methods {unknown}; known: {[*VARIANTS, *BASELINES]}, or NAME=JSON for other arguments of a model."
+        )
+        raise ValueError(msg)
+    results, splits = arguments.results / "compare.csv", {}
+    stored = stored_keys(results, KEYS)
+    for seed, dataset, method in product(arguments.seeds, arguments.datasets, methods):
+        path = arguments.cells / f"{dataset}-{seed}-{method}.h5ad"
         if (dataset, seed, method) in stored:
             continue
-        if arguments.only_drawn and not cells_path(arguments.cells, dataset, seed, method).exists():
-            continue
-        cells = draw_cells(arguments.cells, dataset, seed, method)
-        if (dataset, seed) not in splits:
-            splits = {(dataset, seed): split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)}
-        logger.info("%s, seed %d: judging %s", dataset, seed, method)
-        table = judge(splits[dataset, seed], cells, seed)
-        store_rows(path, table.assign(dataset=dataset, seed=seed, method=method), KEYS)
-    table = read_table(path)
-    write_text(arguments.results / "compare.md", summarise(table, METHODS))
-    draw_comparison(table, METHODS, arguments.picture)
+        if "draw" in arguments.steps and not path.exists():
+            logger.info("%s, seed %d: %s draws", dataset, seed, method)
+            command = [sys.executable, "-m", "benchmarks.quality.drawing", dataset, str(seed), method, path.resolve()]
+            command += ["--variant", json.dumps(variants[method])] if method in variants else []
+            subprocess.run(command, check=True, cwd=ROOT)
+        if "judge" in arguments.steps and path.exists():
+            logger.info("%s, seed %d: judging %s", dataset, seed, method)
+            if (dataset, seed) not in splits:
+                splits = {(dataset, seed): split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)}
+            table = figures(splits[dataset, seed], ad.read_h5ad(path), seed)
+            store_rows(results, table.assign(dataset=dataset, seed=seed, method=method), KEYS)
+    if "judge" in arguments.steps:
+        table = read_table(results)
+        order = dict.fromkeys([*METHODS, *VARIANTS, *BASELINES, *table["method"]])
+        methods = [method for method in order if method in set(table["method"])]
+        write_text(results.with_suffix(".md"), summarise(table, methods))
+        write_text(results.with_name("goals.md"), summarise_goals(table, methods))
+        draw_comparison(table, methods, arguments.picture or results.with_suffix(".png"))
 
 
 def main() -> None:
@@ -103,11 +100,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", choices=CONDITION_KEYS, default=list(DATASETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=[*MODELS, *BASELINES], default=list(METHODS))
+    known = ", ".join([*VARIANTS, *BASELINES])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"{known}, or NAME=JSON")
+    parser.add_argument("--steps", nargs="+", choices=["draw", "judge"], default=["draw", "judge"])
     parser.add_argument("--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the drawn cells")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "_static" / "compare.png")
-    parser.add_argument("--only-drawn", action="store_true", help="judge the cells that are there, and draw none")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the tables")
+    parser.add_argument("--picture", type=Path, help="default: compare.png beside the tables")
     run(parser.parse_args())
 
 

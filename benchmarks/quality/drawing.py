@@ -1,11 +1,14 @@
 """Train a method on one split and draw a cell for every held-out cell; as a command, in a process of its own, with what that cost.
 
 python -m benchmarks.quality.drawing pbmc3k 0 SCLDM cells/pbmc3k-0-SCLDM.h5ad
+
+Of the package it uses models and data sets alone, as users call them, so that older ones can draw, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import time
 from pathlib import Path
@@ -17,32 +20,53 @@ import scipy.sparse as sp
 import torch
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.splits import CONDITION_KEYS, Split, load, split_cells
-from benchmarks.speed.meters import clock
+from benchmarks.quality.splits import CONDITION_KEYS, LABEL, Split, join_labels, load, split_cells
 from benchmarks.tables import describe_source
-from scgen_diffusion.data import join_labels
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
-LABEL = "label"
+RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
+
+#: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...}``; ``"draw"`` may be
+#: ``"reconstruction"`` (held-out cells encoded and decoded) or ``"ideal-prior"`` (latents of training cells decoded).
+Variant = dict[str, Any]
+
+VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
+VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
 
 
-def train_model(split: Split, model_class: str, seed: int, **arguments: dict[str, Any]) -> tuple[Any, float]:
-    """Return a trained model and the seconds that training took; ``model`` and ``train`` are further arguments of both."""
+def parse_variant(text: str) -> tuple[str, Variant]:
+    """Read ``name={"class": ..., ...}``; what a variant does not know goes to the model.
+
+    Raises
+    ------
+    ValueError
+        If there is no such class.
+    """
+    name, _, value = text.partition("=")
+    given = {"class": "SCLDM"} | json.loads(value or "{}")
+    if given["class"] not in MODELS:
+        msg = f"The class of the variant `{name}` must be one of {list(MODELS)}, but found {given['class']!r}."
+        raise ValueError(msg)
+    variant = {part: given.pop(part) for part in ("class", "train", "generate", "draw") if part in given}
+    return name, variant | {"model": given.pop("model", {}) | given}
+
+
+def train_model(split: Split, variant: Variant, seed: int) -> Any:
+    """Return a model of a variant, trained on the split's training cells."""
     import scvi
 
     from scgen_diffusion import model as models
 
     scvi.settings.seed = seed
-    chosen, adata = getattr(models, model_class), split.train.copy()
+    chosen, adata = getattr(models, variant["class"]), split.train.copy()
     chosen.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
-    started = clock("cpu")
-    model = chosen(adata, **arguments.get("model", {}))
-    model.train(**arguments.get("train", {}))
-    return model, clock("cpu") - started
+    model = chosen(adata, **variant.get("model", {}))
+    model.train(**variant.get("train", {}))
+    return model
 
 
 def held_out_conditions(split: Split) -> pd.DataFrame:
@@ -78,24 +102,37 @@ def draw_matching(labels: np.ndarray, requested: np.ndarray, rng: np.random.Gene
     return drawn
 
 
-def draw(dataset: str, seed: int, method: str) -> ad.AnnData:
-    """Train a method, draw, and note what that cost."""
-    split = split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)
+def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.ndarray | sp.csr_matrix:
+    """Draw a cell per held-out cell, or decode held-out or training cells."""
+    part = variant.get("draw")
+    if part == RECONSTRUCTION:
+        return model.get_reconstruction(split.held_out, seed=seed).X
+    if part == IDEAL_PRIOR:  # the latents of training cells are what a perfect prior would return
+        rows = draw_matching(split.train_labels, split.held_out_labels, np.random.default_rng(seed))
+        cells = split.train[rows].copy()
+        cells.obs_names_make_unique()
+        return model.get_reconstruction(cells, seed=seed).X
+    return generate(model, split, seed, **variant.get("generate", {})).X
+
+
+def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:
+    """Train a method (a variant of a model, or a baseline), draw, and note what that cost."""
     started, started_cpu = time.perf_counter(), time.process_time()
-    if method in BASELINES:
+    if variant is None:
         counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
         trained = time.process_time()
     else:
-        model, _ = train_model(split, method, seed)
+        model = train_model(split, variant, seed)
         trained = time.process_time()
-        counts = sp.csr_matrix(generate(model, split, seed).X)
+        counts = draw_counts(model, split, variant, seed)
     obs = held_out_conditions(split).assign(**{LABEL: split.held_out_labels})
-    cells = ad.AnnData(counts, obs=obs, var=split.train.var[[]].copy())
+    cells = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=split.train.var[[]].copy())
     cells.uns[COSTS_KEY] = {
         "wall_minutes": (time.perf_counter() - started) / 60,
         "cpu_minutes": (time.process_time() - started_cpu) / 60,
         "train_minutes": (trained - started_cpu) / 60,
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "settings": json.dumps(variant) if variant else "",
         **describe_source("torch", "scvi-tools", "scgen-diffusion"),
     }
     return cells
@@ -116,9 +153,12 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("method")
     parser.add_argument("path", type=Path)
+    parser.add_argument("--variant", type=json.loads, help="JSON of a model's class and arguments")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    write_cells(draw(arguments.dataset, arguments.seed, arguments.method), arguments.path)
+    split = split_cells(load(arguments.dataset), CONDITION_KEYS[arguments.dataset], seed=arguments.seed)
+    variant = arguments.variant or VARIANTS.get(arguments.method)
+    write_cells(draw(split, arguments.seed, arguments.method, variant), arguments.path)
 
 
 if __name__ == "__main__":

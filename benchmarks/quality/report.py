@@ -1,4 +1,4 @@
-"""The comparison of methods as a table and as a picture."""
+"""The methods side by side, as a table and as a picture, and beside the project's goals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.tables import markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 #: 95 % of a normal distribution lies within this many standard deviations.
@@ -75,6 +75,23 @@ def leaders(rows: pd.DataFrame) -> pd.Series:
     return far <= far[best] + reach
 
 
+#: The goals of the project: the least and the largest value, given the floor.
+GOALS: dict[str, Callable[[float], tuple[float, float]]] = {
+    "auc_boosting": lambda floor: (-np.inf, 0.60),
+    "auc_genes": lambda floor: (-np.inf, 0.60),
+    "precision": lambda floor: (0.95 * floor, np.inf),
+    "recall": lambda floor: (0.95 * floor, np.inf),
+    "w2": lambda floor: (-np.inf, 1.05 * floor),
+    "mmd2": lambda floor: (-np.inf, floor + 0.002),
+    "within_label_correlation": lambda floor: (0.9 * floor, np.inf),
+    "transfer_f1": lambda floor: (0.97 * floor, np.inf),
+    "library_size_ks": lambda floor: (-np.inf, floor + 0.03),
+    "nearest_train_ratio": lambda floor: (0.9, 1.15),
+    "nearer_than_held_out": lambda floor: (-np.inf, 0.02),
+    "cpu_minutes": lambda floor: (-np.inf, 20.0),
+}
+
+
 def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Write one markdown table per data set."""
     means = means_over_seeds(table)
@@ -107,6 +124,27 @@ def _summarise_one(rows: pd.DataFrame, methods: Sequence[str]) -> str:
         bounds = [_number(of_metric[name].mean()) for name in ("floor", "shuffled")]
         lines.append([metric, better, *bounds, *values])
     return markdown_table(["figure", "better", "floor", "shuffled", *present], lines)
+
+
+def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
+    """Write one markdown table per data set: the figures that have a goal, in bold where it is met."""
+    means = means_over_seeds(table)
+    parts = ["Means over seeds. **Bold**: the goal is met. Written by `python -m benchmarks.quality`.", ""]
+    for dataset, rows in means.groupby("dataset", sort=False):
+        values = rows.pivot_table(index="metric", columns="method", values="value").reindex(columns=methods)
+        floors = rows.groupby("metric")["floor"].mean()
+        present = values.columns[values.notna().any()]
+        lines, n_met = [], dict.fromkeys(present, 0)
+        for metric in filter(values.index.__contains__, GOALS):
+            low, high = GOALS[metric](floors[metric])
+            met = values.loc[metric, present].between(low, high)
+            n_met = {method: n_met[method] + met[method] for method in present}
+            goal = [f"{sign} {limit:.3g}" for sign, limit in ((">=", low), ("<=", high)) if np.isfinite(limit)]
+            numbers = [_number(values.loc[metric, method], bold=met[method]) for method in present]
+            lines.append([metric, _number(floors[metric]), ", ".join(goal), *numbers])
+        lines.append(["goals met", "", str(len(lines)), *(str(n) for n in n_met.values())])
+        parts += [f"**{dataset}**", "", markdown_table(["figure", "floor", "goal", *present], lines), ""]
+    return "\n".join(parts)
 
 
 def _number(value: float, *, bold: bool = False) -> str:

@@ -1,9 +1,9 @@
-"""The studies' data: a data set's most variable genes, a stratified quarter held out."""
+"""The studies' data: a data set's most variable genes, a stratified quarter held out, by which drawn cells are judged."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
@@ -11,9 +11,9 @@ import pandas as pd
 import scipy.sparse as sp
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from scgen_diffusion.data import join_labels
-
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 #: The data sets of the study and the columns of `obs` on which cells are generated.
@@ -24,6 +24,12 @@ CONDITION_KEYS = {
     "pbmc68k_reduced": ("cell_type",),
     "pbmc10k_citeseq": ("cell_type",),
 }
+
+#: The column of `obs` with a cell's conditions, joined.
+LABEL = "label"
+
+#: Cells of each side that are compared; what lies between them grows with the square.
+MAX_CELLS = 1_000
 
 #: Labels with fewer cells are one stratum: they are too few to be split each on its own.
 MIN_CELLS_PER_STRATUM = 4
@@ -46,6 +52,11 @@ class Split:
     def held_out_labels(self) -> NDArray[np.str_]:
         """One label per held-out cell: its conditions, joined."""
         return join_labels(self.held_out.obs, self.condition_keys)
+
+
+def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> NDArray[np.str_]:
+    """Return one label per cell: its values of all keys, joined by ``|``."""
+    return obs[list(keys)].astype(str).agg("|".join, axis=1).to_numpy(dtype=str)
 
 
 def to_dense(counts: NDArray | sp.spmatrix | sp.sparray) -> NDArray:
@@ -96,6 +107,33 @@ def split_cells(
     variance = log_normalise(adata.layers["counts"][train]).var(axis=0)
     adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
     return Split(_minimal(adata[train]), _minimal(adata[held_out]), condition_keys)
+
+
+def judge(split: Split, counts: NDArray | sp.csr_matrix, seed: int, **options: Any) -> pd.DataFrame:
+    """Compare cells, one per held-out cell and with its label, with the held-out ones by :func:`scgen_diffusion.metrics.evaluate`.
+
+    Parameters
+    ----------
+    counts
+        Counts ``(held-out cells, genes)``.
+    options
+        Further arguments of ``evaluate``, such as ``metrics``.
+
+    Returns
+    -------
+    The rows of all cells, not of single labels.
+    """
+    from scgen_diffusion import metrics
+
+    def labelled(cells: ad.AnnData, labels: NDArray) -> ad.AnnData:
+        return ad.AnnData(cells.layers["counts"], obs=cells.obs.assign(**{LABEL: labels})[[LABEL]], var=cells.var[[]])
+
+    real, train = labelled(split.held_out, split.held_out_labels), labelled(split.train, split.train_labels)
+    cells = ad.AnnData(
+        sp.csr_matrix(counts), obs=real.obs.set_axis([f"drawn-{i}" for i in range(real.n_obs)]), var=real.var
+    )
+    table = metrics.evaluate(real, cells, train=train, groupby=LABEL, seed=seed, **{"max_cells": MAX_CELLS} | options)
+    return table[table["group"] == "all"].reset_index(drop=True)
 
 
 def _minimal(adata: ad.AnnData) -> ad.AnnData:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from benchmarks.speed.measure import SYSTEMS, machine_rates, measure_system, quieten
+from benchmarks.speed.measure import SYSTEMS, device_rate, measure_system, quieten
 from benchmarks.speed.meters import profile, release_memory
 from benchmarks.speed.systems import N_CLASSES, Setting
 from benchmarks.tables import (
@@ -251,8 +251,8 @@ def profiles(setting: Setting) -> Iterator[tuple[str, str]]:
 
 def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict[str, str], setting: Setting) -> str:
     """Write all of it as markdown."""
-    rates = machine_rates(setting.device)
-    flops = ", ".join(f"{name} {value / 1e12:,.1f}" for name, value in rates.flops_per_second.items())
+    rates = {precision: device_rate(setting.device, precision) for precision in TOLERANCES}
+    flops = ", ".join(f"{precision} {rate / 1e12:,.1f}" for precision, rate in rates.items())
     goals = [
         [
             f"{row.stage}, {row.system}, {row.precision}, {'compiled' if row.compile else 'eager'}",
@@ -272,7 +272,7 @@ def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict
     parts = [
         f"{describe_machine(setting.device)}; {describe_versions('torch', 'scvi-tools', 'anndata')}; commit {describe_commit()}; {today()}. "
         f"{setting.n_genes:,} genes, {setting.n_expressed:,} expressed, batches of {setting.batch_size}. "
-        f"Matrix product, TFLOP/s: {flops}; copy: {rates.bytes_per_second / 1e12:.2f} TB/s. Written by `python -m benchmarks.speed.gpu`.",
+        f"Matrix product, TFLOP/s: {flops}. Written by `python -m benchmarks.speed.gpu`.",
         markdown_table(["", "cells/s", "goal", "GiB", "goal", "met", "how"], goals),
         "## The same as on the CPU?",
         markdown_table(["", "relative difference", "within tolerance"], compared),

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.speed.calls import CallsScldm, CallsScrdit, CallsWbdit
-from benchmarks.speed.meters import Measurement, PeakMemory, in_child, profile, release_memory, resident_bytes
-from benchmarks.speed.roofline import Rates, count_work
+from benchmarks.speed.meters import (
+    Measurement,
+    PeakMemory,
+    count_flops,
+    in_child,
+    matrix_rate,
+    profile,
+    release_memory,
+    resident_bytes,
+)
 from benchmarks.speed.systems import (
     PackagePublishedSizes,
     PackageScrdit,
@@ -85,16 +93,15 @@ def measure_system(
     if threads:
         torch.set_num_threads(threads)
     PeakMemory.baseline_resident = resident_bytes()
-    rates = machine_rates(setting.device) if limit else None
     system, rows = SYSTEMS[name](setting), []
     for stage in stages:
         logger.info("%s, %s, %d cells", name, stage, system.n_cells(stage))
         release_memory()
         try:
             row = _row(name, stage, system, setting, system.measure(stage, seconds))
-            if rates:
-                row |= limits(system, stage, name, rates)
-            if show_profile or (rates and stage in system.counted):
+            if limit:
+                row |= limits(system, stage, name)
+            if show_profile or (limit and stage in system.counted):
                 n_steps = 3 if row["seconds"] < LONG_STEP else 1
                 found = profile(getattr(system, stage), device=setting.device, n_steps=n_steps)
                 row |= {"matrix_share": found.matrix_share}
@@ -119,33 +126,20 @@ def _measure_in_child(name: str, setting: Setting, stages: Sequence[str], option
     return measure_system(name, setting, stages, **options)
 
 
-@cache
-def machine_rates(device: str) -> Rates:
-    """Measure once how fast matrices are multiplied and memory is copied."""
-    rates = Rates.measure(device)
-    flops = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in rates.flops_per_second.items())
-    logger.info("matrix product %s; copy %.1f GB/s", flops, rates.bytes_per_second / 1e9)
-    return rates
+device_rate = cache(matrix_rate)
 
 
-def limits(system: System, stage: str, name: str, rates: Rates) -> dict[str, object]:
-    """Return the device's rates, and for a stage that is counted its arithmetic and the cells per second that it would allow."""
-    precision = system.precision(stage)
-    row: dict[str, object] = {"matrix_rate": rates.flops_per_second[precision], "bandwidth": rates.bytes_per_second}
+def limits(system: System, stage: str, name: str) -> dict[str, object]:
+    """Return the device's matrix rate, and for a stage that is counted its arithmetic and the cells per second that it would allow."""
+    row: dict[str, object] = {"matrix_rate": device_rate(system.setting.device, system.precision(stage))}
     if stage not in system.counted:
         return row
     counted = system
     if system.setting.compile:  # compiled code hides its operators
         counted = SYSTEMS[name](replace(system.setting, compile=False))
         counted.prepare(stage)
-    work, n_cells = count_work(getattr(counted, stage)), system.n_cells(stage) * system.share(stage)
-    return row | {
-        "flops_per_cell": work.flops / n_cells,
-        "least_bytes_per_cell": work.least_bytes / n_cells,
-        "unfused_bytes_per_cell": work.unfused_bytes / n_cells,
-        "limit": n_cells / work.limit(rates, dtype=precision),
-        "unfused_limit": n_cells / work.unfused_limit(rates, dtype=precision),
-    }
+    flops_per_cell = count_flops(getattr(counted, stage)) / (system.n_cells(stage) * system.share(stage))
+    return row | {"flops_per_cell": flops_per_cell, "limit": row["matrix_rate"] / flops_per_cell}
 
 
 def _row(name: str, stage: str, system: System, setting: Setting, result: Measurement) -> dict[str, object]:

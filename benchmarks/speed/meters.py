@@ -1,4 +1,4 @@
-"""Clocks, memory meters and profiles."""
+"""Clocks, memory meters, profiles, and what a step has to compute."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,3 +195,39 @@ def profile(step: Callable[[], None], *, device: str, n_steps: int = 3) -> Profi
 
 def _is_matrix_work(operator: str) -> bool:
     return operator.endswith(MATRIX_OPERATORS) or any(part in operator for part in ATTENTION_OPERATORS)
+
+
+# --- arithmetic -----------------------------------------------------------------------------------------------
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+#: Side of the matrices whose product is timed: well beyond the last cache.
+MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}
+N_REPEATS = 5
+
+
+aten = torch.ops.aten
+#: Formulas, of shapes, of attention on a CPU, which torch's counter does not know.
+CPU_ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """Run ``step`` once, eagerly, and count the FLOPs of its matrix products, convolutions and attention: two for each multiply-add."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: str, precision: str) -> float:
+    """Return the FLOPs per second that a device reaches in the product of large matrices, the best of some; with as many threads as torch has now."""
+    side, generator = (
+        MATRIX_SIDES[torch.device(device).type],
+        torch.Generator().manual_seed(0),
+    )  # zeros alone would flatter some devices
+    a, b = (torch.randn(side, side, generator=generator).to(device, DTYPES[precision]) for _ in range(2))
+    _seconds(lambda: a @ b, 1, device)
+    return 2 * side**3 / min(_seconds(lambda: a @ b, 1, device) for _ in range(N_REPEATS))

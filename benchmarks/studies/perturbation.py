@@ -5,7 +5,7 @@
     python -m benchmarks.studies.perturbation --methods                                # only the summary and the pictures
 
 The interferon-stimulated cells of one type at a time are left out; from its control cells, and from the control and stimulated cells of all other types,
-they are predicted. Predictions are kept in ``--cells``, judged by ``scgen_diffusion.metrics.evaluate_perturbation``, and the figures added to
+they are predicted. Predictions are kept in ``--cells``, judged by ``scgen_diffusion.metrics.evaluate``, and the figures added to
 ``results/perturbation.csv``; what is there already is skipped. The summary goes to ``results/perturbation.md``, what the
 user guide shows of it to ``results/perturbation_headline.md``, pictures to ``docs/_static``.
 """
@@ -303,7 +303,7 @@ def arithmetic_with_own_residuals(trained: Trained) -> ad.AnnData:
     return _arithmetic(trained, keeps_residuals=True)
 
 
-#: Baselines that learn, by name; the names of all others are those of :func:`scgen_diffusion.metrics.evaluate_perturbation`.
+#: Baselines that learn, by name; the names of all others are those of :func:`scgen_diffusion.metrics.evaluate`.
 BASELINES: dict[str, Callable[[Case, int], ad.AnnData]] = {
     "linear_additive": linear_additive,
     "scvi_arithmetic": scvi_arithmetic,
@@ -584,7 +584,7 @@ def predict(trained: Trained, method: str) -> ad.AnnData:
 def judge(case: Case, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFrame:
     """Return the figures of all predictions and references, one row per metric and method."""
     controls = case.train[case.train.obs[CONDITION] == CONTROL]
-    table = metrics.evaluate_perturbation(
+    table = metrics.evaluate(
         case.real,
         next(iter(predicted.values())),
         control=controls,

@@ -3,7 +3,7 @@
     python -m benchmarks.studies.perturbation_combinations               # seeds that are not there yet, then the summary
 
 All combinations whose two parts were measured alone are left out together, and predicted from the control cells. Figures are those of
-``scgen_diffusion.metrics.evaluate_perturbation``, in ``results/perturbation_combinations.csv`` and ``.md``. A minute or two of processor time per seed.
+``scgen_diffusion.metrics.evaluate``, in ``results/perturbation_combinations.csv`` and ``.md``. A minute or two of processor time per seed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def predict(train: ad.AnnData, combinations: list[str], seed: int) -> dict[str, 
 def judge(train: ad.AnnData, real: ad.AnnData, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFrame:
     """Return the figures of all methods and references, one row per metric, combination and method."""
     control = train[train.obs[KEY] == CONTROL]
-    table = metrics.evaluate_perturbation(
+    table = metrics.evaluate(
         real,
         next(iter(predicted.values())),
         control=control,

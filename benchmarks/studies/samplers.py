@@ -1,8 +1,10 @@
-"""How many steps does a sampler need? One trained model, every sampler and number of steps, figures beside their floor.
+"""How many steps does a sampler need? One trained model each, its samplers and numbers of steps, figures beside their floor.
 
     python -m benchmarks.studies.samplers --dataset pbmc3k
+    python -m benchmarks.studies.samplers --models SCRDIT WBDIT --drawings 2
 
-Writes ``results/samplers.csv`` and ``results/samplers.md``.
+Adds to ``results/samplers.csv`` and ``results/samplers.md``. The error is that of the profiles (root mean square, log-normalised values) against very many
+steps from the same noise. (``scldm_samplers.*``, with the error of latents, and ``gene_space_samplers.*`` are of older versions.)
 """
 
 from __future__ import annotations
@@ -10,104 +12,81 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from benchmarks.quality.drawing import held_out_conditions, train_model
-from benchmarks.quality.judge import Judge
-from benchmarks.quality.splits import CONDITION_KEYS, Split, load, log_normalise, split_cells
-from benchmarks.tables import describe_machine, markdown_table, store_rows, today, write_text
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
-from scgen_diffusion.metrics import classifier_auc, precision_recall_density_coverage, squared_mmd, wasserstein_2
+from benchmarks.quality.drawing import MODELS, VARIANTS, generate, held_out_conditions, train_model
+from benchmarks.quality.splits import CONDITION_KEYS, judge, load, split_cells
+from benchmarks.tables import describe_machine, markdown_table, read_table, store_rows, today, write_text
 
 logger = logging.getLogger("benchmarks.samplers")
 
 RESULTS = Path(__file__).parent / "results"
-STEPS = {"euler": (5, 10, 25, 50, 100), "midpoint": (3, 5, 10, 25), "heun": (3, 5, 10, 25), "dopri5": (None,)}
-EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2}
-REFERENCE_STEPS = 200
-FIGURES = ("auc_pcs", "precision", "recall", "w2", "mmd2")
+FLOW = [("euler", n) for n in (5, 10, 25, 50, 100)] + [
+    (name, n) for name in ("midpoint", "heun") for n in (3, 5, 10, 25)
+]
+DIFFUSION = [("dpm_solver_3m", 12), ("dpm_solver", 20), ("dpm_solver", 100)]
+#: Per model: the sampler that takes very many steps, and the others, all with their steps.
+EXACT = {"SCLDM": ("heun", 200), "SCRDIT": ("dpm_solver", 200), "WBDIT": ("dpm_solver", 200)}
+WAYS = {"SCLDM": [*FLOW, ("dopri5", None)], "SCRDIT": DIFFUSION, "WBDIT": DIFFUSION}
+FIGURES = ("auc_boosting", "auc_genes", "precision", "recall", "w2", "mmd2", "within_label_correlation")
+KEYS = ("dataset", "seed", "model", "sampler", "n_steps", "drawing")
 
 
-def measure(judge: Judge, counts: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
-    """Return the figures that need principal components only."""
-    drawn = judge.pca.transform(log_normalise(counts))
-    neighbourhoods = precision_recall_density_coverage(held_out, drawn)
-    return {
-        "auc_pcs": classifier_auc(held_out, drawn),
-        "precision": neighbourhoods.precision,
-        "recall": neighbourhoods.recall,
-        "w2": wasserstein_2(held_out, drawn),
-        "mmd2": squared_mmd(held_out, drawn, squared_scale=judge.squared_scale),
-    }
+def study(dataset: str, seed: int, name: str, n_drawings: int) -> pd.DataFrame:
+    """Train a model once, and measure every way of drawing."""
+    split = split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)
+    model = train_model(split, VARIANTS[name], seed)
 
+    def profiles(sampler: str, n_steps: int | None) -> np.ndarray:
+        request = {"condition": held_out_conditions(split), "seed": seed, "sampler": sampler, "n_steps": n_steps}
+        frames = model.get_sampling_path(n_frames=2, **request)
+        return frames.X[frames.obs["frame"] == 1]
 
-@torch.inference_mode()
-def integration_error(model: object, codes: torch.Tensor, sampler: str, n_steps: int | None) -> tuple[float, float]:
-    """Return the root mean square error of latents against very many steps, in standard deviations, and seconds taken."""
-    module = model.module
-    noise = Generators(0, range(len(codes))).normal(*module.latent_shape)
-    guidance = ResolvedGuidance.of(module.strategy, [1.0] * len(model.conditions.keys))
-    exact = module.sample_latents(
-        noise, codes, guidance=guidance, sampler=FLOW_SAMPLERS["heun"], n_steps=REFERENCE_STEPS
+    exact, rows = profiles(*EXACT[name]), []
+    for (sampler, n_steps), drawing in product(WAYS[name], range(n_drawings)):
+        started = time.process_time()
+        cells = generate(model, split, drawing, sampler=sampler, n_steps=n_steps)
+        row = {"model": name, "sampler": sampler, "n_steps": n_steps or 0, "drawing": drawing}
+        row |= {"cpu_seconds": time.process_time() - started}
+        row |= {"error": np.sqrt(np.mean((profiles(sampler, n_steps) - exact) ** 2))}
+        table = judge(split, cells.X, seed, metrics=FIGURES).set_index("metric")
+        rows.append(row | table["value"].to_dict())
+        logger.info("%s", rows[-1])
+    floor = {"model": "real cells", "sampler": "floor", "n_steps": 0, "drawing": 0} | table["floor"].to_dict()
+    return pd.DataFrame([floor, *rows]).assign(
+        dataset=dataset, seed=seed, machine=describe_machine("cpu"), date=today()
     )
-    started = time.perf_counter()
-    z = module.sample_latents(noise, codes, guidance=guidance, sampler=FLOW_SAMPLERS[sampler], n_steps=n_steps)
-    seconds = time.perf_counter() - started
-    return float(((z - exact) / module.latent_std).square().mean().sqrt()), seconds
-
-
-def study(split: Split, dataset: str, seed: int) -> pd.DataFrame:
-    """Train once, and measure every sampler and number of steps."""
-    model, _ = train_model(split, "SCLDM", seed)
-    judge = Judge.of(split, seed)
-    condition = held_out_conditions(split)
-    codes = model.module.condition_tensor(model.conditions.encode(condition, None))
-    floor = {"sampler": "floor", **{name: judge.floor()[name] for name in FIGURES}}
-    rows = [floor]
-    for sampler, many in STEPS.items():
-        for n_steps in many:
-            synthetic = model.generate(condition=condition, seed=seed, sampler=sampler, n_steps=n_steps)
-            error, seconds = integration_error(model, codes, sampler, n_steps)
-            evaluations = n_steps * EVALUATIONS_PER_STEP[sampler] if n_steps else np.nan
-            row = {"sampler": sampler, "n_steps": n_steps, "evaluations": evaluations, "error": error}
-            row |= {"seconds_per_1000_latents": 1000 * seconds / len(codes)}
-            rows.append(row | measure(judge, synthetic.X.toarray(), judge.held_out_pcs))
-            logger.info("%s", rows[-1])
-    return pd.DataFrame(rows).assign(dataset=dataset, seed=seed, machine=describe_machine("cpu"), date=today())
 
 
 def summarise(table: pd.DataFrame) -> str:
     """Write the table for the documentation."""
-    names = ["sampler", "n_steps", "evaluations", "error", "seconds_per_1000_latents", *FIGURES]
-    header = ["sampler", "steps", "evaluations", "error of latents (SD)", "s per 1 000 latents"]
-    header += ["AUC in PCs", "precision", "recall", "W2", "MMD^2"]
-    rows = [[_text(row[name]) for name in names] for _, row in table.iterrows()]
-    first = table.iloc[0]
-    caption = f"{first['dataset']}, seed {first['seed']}, {first['machine']}, {first['date']}."
-    return f"{caption}\n\n{markdown_table(header, rows)}\n"
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if pd.isna(value) else f"{value:.0f}" if value == int(value) and value >= 1 else f"{value:.3g}"
+    numbers = ["error", *FIGURES, "cpu_seconds"]
+    lines = [
+        [row["dataset"], row["model"], row["sampler"], str(row["n_steps"] or "")]
+        + ["" if pd.isna(row[name]) else f"{row[name]:.3g}" for name in numbers]
+        for row in table.to_dict("records")
+    ]
+    return f"{markdown_table(['data', 'model', 'sampler', 'steps', *numbers], lines)}\n\n{table['machine'].iloc[-1]}\n"
 
 
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=CONDITION_KEYS, default="pbmc3k")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["SCLDM"])
+    parser.add_argument("--drawings", type=int, default=1, help="how often each way draws")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     arguments = parser.parse_args()
-    split = split_cells(load(arguments.dataset), CONDITION_KEYS[arguments.dataset], seed=arguments.seed)
-    table = study(split, arguments.dataset, arguments.seed)
-    store_rows(RESULTS / "samplers.csv", table, keys=("dataset", "seed", "sampler", "n_steps"))
-    write_text(RESULTS / "samplers.md", summarise(table))
+    path = arguments.results / "samplers.csv"
+    for name in arguments.models:
+        store_rows(path, study(arguments.dataset, arguments.seed, name, arguments.drawings), KEYS)
+    write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 
 if __name__ == "__main__":

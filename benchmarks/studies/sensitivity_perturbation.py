@@ -26,7 +26,7 @@ from benchmarks.studies.corruptions import (
     with_counts,
 )
 from benchmarks.tables import markdown_table, read_table, write_text
-from scgen_diffusion.metrics import evaluate_perturbation
+from scgen_diffusion.metrics import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ def judge(adata: AnnData, cell_type: str, seed: int) -> pd.DataFrame:
     order = rng.permutation(np.flatnonzero(is_own(stimulated)))
     real, other = (stimulated[np.sort(half)].copy() for half in np.array_split(order, 2))
     untouched = control[is_own(control)]
-    table = evaluate_perturbation(
+    table = evaluate(
         real,
         other,
         control=control,

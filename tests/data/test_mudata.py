@@ -10,13 +10,11 @@ import pytest
 import scipy.sparse as sp
 
 from scgen_diffusion.data import (
+    ConditionSetup,
     Modality,
     build_mudata,
-    check_condition_columns,
     check_is_mudata,
     check_same_features,
-    guess_likelihood,
-    resolve_layers,
     resolve_modalities,
 )
 from scgen_diffusion.data._mudata import check_modalities, join_expression
@@ -102,29 +100,39 @@ def test_layers_are_split_with_the_values():
 
 
 def test_names_may_be_left_out_listed_or_given_likelihoods(mdata):
-    assert resolve_modalities(mdata, None) == {"rna": None, "prot": None}
-    assert resolve_modalities(mdata, ["prot"]) == {"prot": None}
-    assert resolve_modalities(mdata, {"prot": "poisson", "rna": None}) == {"prot": "poisson", "rna": None}
+    negative_binomial = "negative_binomial"
+    assert resolve_modalities(mdata, None, None)[0] == {"rna": negative_binomial, "prot": negative_binomial}
+    assert resolve_modalities(mdata, ["prot"], None)[0] == {"prot": negative_binomial}
+    given = {"prot": "poisson", "rna": None}
+    assert resolve_modalities(mdata, given, None)[0] == {"prot": "poisson", "rna": negative_binomial}
 
 
 @pytest.mark.parametrize(
     ("modalities", "error", "message"),
     [
         ("rna", TypeError, r"Did you mean \['rna'\]"),
-        ([], ValueError, "names none"),
-        (["rna", "rna"], ValueError, "more than once"),
+        ([], ValueError, "at least one"),
+        (["rna", "rna"], ValueError, r"each once, but found \['rna', 'rna'\]"),
         (["rna", "protein"], KeyError, "no modality 'protein'.*closest first: 'prot'"),
         ({"rna": "binomial"}, ValueError, r"modalities\['rna'\]` is 'binomial'.*'negative_binomial'"),
     ],
 )
 def test_wrong_modalities_are_named(mdata, modalities, error, message):
     with pytest.raises(error, match=message):
-        resolve_modalities(mdata, modalities)
+        resolve_modalities(mdata, modalities, None)
 
 
 def test_modalities_that_share_features_are_refused(mdata):
     with pytest.raises(ValueError, match="share cells"):
-        resolve_modalities(mudata.MuData({"a": mdata["rna"].copy(), "b": mdata["rna"].copy()}, axis=1), None)
+        resolve_modalities(mudata.MuData({"a": mdata["rna"].copy(), "b": mdata["rna"].copy()}, axis=1), None, None)
+
+
+def test_mudata_within_mudata_is_refused(mdata):
+    nested = mudata.MuData({"all": mdata, "rna": mdata["rna"].copy()})
+
+    assert list(resolve_modalities(nested, ["rna"], None)[0]) == ["rna"]
+    with pytest.raises(TypeError, match=r"mdata\['all'\] is a MuData itself"):
+        resolve_modalities(nested, None, None)
 
 
 def test_anndata_is_refused(mdata):
@@ -132,18 +140,22 @@ def test_anndata_is_refused(mdata):
         check_is_mudata(mdata["rna"])
 
 
-def test_layers_are_one_for_all_or_one_each():
-    assert resolve_layers("counts", ["rna", "prot"]) == {"rna": "counts", "prot": "counts"}
-    assert resolve_layers({"rna": "counts"}, ["rna", "prot"]) == {"rna": "counts", "prot": None}
+def test_layers_are_one_for_all_or_one_each(mdata):
+    for part in mdata.mod.values():
+        part.layers["counts"] = part.X.copy()
+
+    assert resolve_modalities(mdata, None, "counts")[1] == {"rna": "counts", "prot": "counts"}
+    assert resolve_modalities(mdata, None, {"rna": "counts"})[1] == {"rna": "counts", "prot": None}
     with pytest.raises(KeyError, match="modality 'atac'"):
-        resolve_layers({"atac": "counts"}, ["rna", "prot"])
-
-
-def test_zeros_and_ones_are_taken_for_open_or_closed(mdata):
-    assert guess_likelihood(mdata["rna"], None, "rna") == "negative_binomial"
-    assert guess_likelihood(modality([[0, 1]], "a", "xy"), None, "atac") == "bernoulli"
+        resolve_modalities(mdata, None, {"atac": "counts"})
     with pytest.raises(KeyError, match=r"mdata\['rna'\].layers"):
-        guess_likelihood(mdata["rna"], "counts", "rna")
+        resolve_modalities(mdata, None, "count")
+
+
+def test_zeros_and_ones_are_taken_for_open_or_closed():
+    atac = mudata.MuData({"atac": modality([[0, 1]], "a", "xy")})
+
+    assert resolve_modalities(atac, None, None)[0] == {"atac": "bernoulli"}
 
 
 # --- values and cells -----------------------------------------------------------------------------------------------
@@ -174,17 +186,9 @@ def test_matrices_of_text_are_refused_by_the_type_of_their_values(dtype):
     text = anndata.AnnData(np.array([["a", "b"]], dtype=dtype), obs=pd.DataFrame(index=["c"]))
     mdata = mudata.MuData({"m": text})
 
-    assert guess_likelihood(text, None, "m") == "negative_binomial"  # which is no error of its own
+    assert resolve_modalities(mdata, None, None)[0] == {"m": "negative_binomial"}  # which is no error of its own
     with pytest.raises(ValueError, match=r"mdata\['m'\].X holds values of the type .*, but numbers are needed"):
         check_modalities(mdata, {"m": "negative_binomial"}, {})
-
-
-def test_mudata_within_mudata_is_refused(mdata):
-    nested = mudata.MuData({"all": mdata, "rna": mdata["rna"].copy()})
-
-    assert resolve_modalities(nested, ["rna"]) == {"rna": None}
-    with pytest.raises(TypeError, match=r"mdata\['all'\] is a MuData itself"):
-        resolve_modalities(nested, None)
 
 
 def test_cells_of_other_names_are_refused():
@@ -224,9 +228,9 @@ def test_a_condition_of_a_modality_is_brought_up(mdata):
     mdata["rna"].obs["cell_type"] = "B"
 
     with pytest.raises(KeyError, match=r"mdata.pull_obs\(\['cell_type'\]\)"):
-        check_condition_columns(mdata, ["cell_type"])
+        ConditionSetup.of(mdata, ["cell_type"], None, None, None, None)
     mdata.obs["cell_type"] = "B"
-    check_condition_columns(mdata, ["cell_type"])
+    ConditionSetup.of(mdata, ["cell_type"], None, None, None, None)
 
 
 # --- cells for a model that is there --------------------------------------------------------------------------------

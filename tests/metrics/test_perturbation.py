@@ -1,4 +1,4 @@
-"""Effects of perturbations: shares that can be counted by hand, moments, baselines, and what holds whatever the cells are."""
+"""Effects of perturbations: shares that can be counted by hand, moments, and what holds whatever the cells are."""
 
 import math
 
@@ -17,10 +17,6 @@ from scgen_diffusion.metrics import (
     expression_of,
     gene_changes,
     mean_change_correlation,
-    mean_changes,
-    predict_additive,
-    predict_mean_shift,
-    predict_no_change,
     variance_error,
 )
 from scgen_diffusion.metrics._perturbation import (
@@ -61,11 +57,6 @@ def test_energy_distance_of_few_cells_is_not_biased():
     standard_error = np.std(draws) / math.sqrt(len(draws))
     assert abs(np.mean(draws)) < 4 * standard_error
     assert standard_error < 0.02  # with every cell's distance to itself, the mean would be 0.7
-
-
-def test_energy_distance_sees_a_spread_that_means_do_not():
-    a, b = rng(1).normal(size=(1000, 2)), rng(2).normal(0, 2, size=(1000, 2))
-    assert energy_distance(a, b) > 0.2
 
 
 def test_energy_distance_needs_two_cells_of_the_same_features():
@@ -117,17 +108,10 @@ def test_genes_are_aligned_by_name():
     assert mean_change_correlation(real, reordered, control) == mean_change_correlation(real, predicted, control)
 
 
-def test_the_top_genes_are_those_that_really_change():
-    base, changed = np.full(40, 6.0), balanced_change()
-    moments = [GeneMoments(np.log(rate), rate, 100) for rate in (changed, base)]
-    assert set(Effect(*moments).top_genes(10)) == set(range(10))
-
-
-def test_a_noisy_gene_ranks_lower_by_welch_than_by_change():
+def test_a_noisy_gene_ranks_low():
     real = GeneMoments(np.array([3.0, 2.0, 0.0]), np.array([100.0, 0.1, 1.0]), 20)
     control = GeneMoments(np.zeros(3), np.array([100.0, 0.1, 1.0]), 20)
-    assert list(Effect(real, control).top_genes(2, "change")) == [0, 1]
-    assert list(Effect(real, control).top_genes(2, "welch")) == [1, 0]
+    assert list(Effect(real, control).top_genes(2)) == [1, 0]
 
 
 def test_only_the_top_genes_count_when_asked():
@@ -139,11 +123,10 @@ def test_only_the_top_genes_count_when_asked():
     assert mean_change_correlation(*cells) < 0.7
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"n_top": 1}, "n_top"), ({"n_top": 3, "ranking": "p"}, "ranking")])
-def test_a_bad_argument_is_named(arguments, message):
+def test_one_gene_has_no_correlation():
     cells = [poisson_cells(np.full(5, 6.0), seed) for seed in range(3)]
-    with pytest.raises(ValueError, match=f"`{message}`"):
-        mean_change_correlation(*cells, **arguments)
+    with pytest.raises(ValueError, match="`n_top` must be at least 2 genes"):
+        mean_change_correlation(*cells, n_top=1)
 
 
 def test_arrays_of_other_genes_are_refused():
@@ -194,13 +177,6 @@ def test_more_predicted_cells_do_not_make_more_differential_genes():
     )
 
 
-@pytest.mark.parametrize(("arguments", "name"), [((1,), "n_top"), ((3, "p"), "ranking")])
-def test_a_bad_number_or_ranking_of_genes_is_named(arguments, name):
-    moments = GeneMoments.of(expression(2.0, 1))
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        Effect(moments, moments).top_genes(*arguments)
-
-
 N_GENES = 40
 UP, DOWN = 2.0, -2.0
 
@@ -234,30 +210,14 @@ TRUTH = {0: UP, 1: UP, 2: DOWN, 3: DOWN}
 )
 def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction):
     pair = effects(TRUTH, predicted)
-    assert overlap_of_effects(*pair, 4) == overlap
+    assert overlap_of_effects(*pair, n_top=4) == overlap
     assert jaccard_of_effects(*pair) == pytest.approx(jaccard)
     assert direction_of_effects(*pair) == direction
 
 
-def test_lists_of_equal_length_have_one_precision_recall_and_jaccard():
-    overlap = overlap_of_effects(*effects(TRUTH, {0: UP, 1: UP, 2: DOWN, 9: UP}), 4)
-    assert overlap == 3 / 4
-    assert overlap / (2 - overlap) == pytest.approx(3 / 5)
-
-
 def test_without_an_effect_in_real_cells_nothing_can_be_said():
     pair = effects({}, TRUTH)
-    assert np.isnan([overlap_of_effects(*pair, 4), jaccard_of_effects(*pair), direction_of_effects(*pair)]).all()
-
-
-def test_cells_without_their_spread_have_too_many_differential_genes():
-    slight = dict.fromkeys(range(4, N_GENES), 0.12)  # 1.2 standard errors of real cells
-    real, control = moments(TRUTH), moments({})
-    right, smooth = (predicted_effect(moments(TRUTH | slight, variance), real, control) for variance in (0.5, 0.01))
-    truth = Effect(real, control)
-    control_only = Effect(real, moments({}, variance=0.01))
-    assert jaccard_of_effects(truth, right) == 1
-    assert jaccard_of_effects(control_only, predicted_effect(smooth.cells, real, control_only.control)) < 0.2
+    assert np.isnan([overlap_of_effects(*pair, n_top=4), jaccard_of_effects(*pair), direction_of_effects(*pair)]).all()
 
 
 counts = st.integers(0, 2**32 - 1).map(
@@ -330,52 +290,6 @@ def test_genes_of_changes_are_aligned_by_name():
     for metric in (de_overlap, de_jaccard, de_direction):
         assert metric(real, predicted, control) == pytest.approx(metric(real, turned, control), nan_ok=True)
     assert variance_error(real, predicted) == pytest.approx(variance_error(real, turned))
-
-
-CONTROL = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
-CHANGES = {"A": np.array([1.0, 0.0, 0.0]), "B": np.array([0.0, -2.0, 0.0])}
-
-
-def test_mean_changes_are_differences_of_means():
-    values = np.array([[3.0, 2.0, 2.0], [5.0, 2.0, 2.0], [2.0, 0.0, 2.0]])
-    changes = mean_changes(values, ["A", "A", "B"], CONTROL)
-    np.testing.assert_allclose(changes["A"], [2, 0, 0])
-    np.testing.assert_allclose(changes["B"], [0, -2, 0])
-
-
-def test_no_change_is_the_control_cells():
-    np.testing.assert_array_equal(predict_no_change(CONTROL), CONTROL)
-
-
-def test_the_mean_shift_moves_every_control_cell_by_the_mean_change():
-    np.testing.assert_allclose(predict_mean_shift(CONTROL, CHANGES), CONTROL + [0.5, -1, 0])
-
-
-def test_the_additive_baseline_is_exact_where_effects_add_up():
-    np.testing.assert_allclose(predict_additive(CONTROL, CHANGES, "B+A"), CONTROL + [1, -2, 0])
-
-
-def test_the_additive_baseline_of_a_single_perturbation_is_its_own_change():
-    np.testing.assert_allclose(predict_additive(CONTROL, CHANGES, "A"), CONTROL + CHANGES["A"])
-
-
-def test_another_separator_can_stand_between_parts():
-    np.testing.assert_allclose(predict_additive(CONTROL, CHANGES, "A_B", separator="_"), CONTROL + [1, -2, 0])
-
-
-def test_an_unknown_part_is_named():
-    with pytest.raises(KeyError, match=r"\['C'\]"):
-        predict_additive(CONTROL, CHANGES, "A+C")
-
-
-def test_a_mean_shift_needs_a_training_perturbation():
-    with pytest.raises(ValueError, match="`changes` is empty"):
-        predict_mean_shift(CONTROL, {})
-
-
-def test_every_cell_needs_a_perturbation():
-    with pytest.raises(ValueError, match="2 cells and `perturbations` 1"):
-        mean_changes(CONTROL, ["A"], CONTROL)
 
 
 def test_parts_have_no_order_and_leave_the_control_out():

@@ -223,7 +223,7 @@ def test_a_published_size_is_refused_as_its_latents_have_no_spread(tiny):
         MULTISCLDM(mdata, size="published")
 
 
-def test_a_model_makes_the_same_cells_in_a_fresh_process(multimodal, run_python, tmp_path):
+def test_a_model_makes_the_same_cells_in_a_fresh_process(multimodal, run_apart, tmp_path):
     multimodal.save(tmp_path / "model")
     script = """
 import sys
@@ -232,7 +232,7 @@ model = MULTISCLDM.load(sys.argv[1], accelerator="cpu")
 print("cells:", model.adata)
 model.generate(7, seed=5).write_h5mu(sys.argv[2])
 """
-    printed = run_python(script, tmp_path / "model", tmp_path / "cells.h5mu")
+    printed, _ = run_apart(script, tmp_path / "model", tmp_path / "cells.h5mu")
 
     loaded = mudata.read_h5mu(tmp_path / "cells.h5mu")
     np.testing.assert_array_equal(values(loaded), values(multimodal.generate(7, seed=5)))

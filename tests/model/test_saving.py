@@ -38,12 +38,12 @@ for number, request in enumerate(requests):
 """
 
 
-def test_a_fresh_process_without_cells_generates_the_same(trained, saved_model, run_python, tmp_path):
+def test_a_fresh_process_without_cells_generates_the_same(trained, saved_model, run_apart, tmp_path):
     requests = [{"n_cells": 20, "seed": 7, "sampler": sampler} for sampler in ("euler", "midpoint", "heun", "dopri5")]
     requests += [{"n_cells": 20, "seed": 7, "library_size": kind} for kind in ("normal", "latent", 300)]
     requests += [{"condition": {"cell_type": ["NK", "B cell"], "dose": [1, 10]}, "seed": 7, "guidance_scale": 2.0}]
 
-    run_python(FRESH, saved_model, tmp_path, json.dumps(requests))
+    run_apart(FRESH, saved_model, tmp_path, json.dumps(requests))
 
     for number, request in enumerate(requests):
         here = trained.generate(**request)

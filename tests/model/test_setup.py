@@ -216,9 +216,9 @@ model.view_anndata_setup()
 """
 
 
-def test_the_setup_is_shown(run_python):
+def test_the_setup_is_shown(run_apart):
     """In a fresh process: where anything imports rich.pretty, nothing shows that scvi-tools does not."""
-    shown = run_python(SHOW)
+    shown, _ = run_apart(SHOW)
 
     assert "n_conditions" in shown
     assert "orig.ident" in shown

@@ -274,7 +274,7 @@ model.save(sys.argv[1] + "/model")
 """
 
 
-def test_a_killed_run_resumes_in_a_fresh_process(make_cells, make_model, quick, tiny, run_python, tmp_path):
+def test_a_killed_run_resumes_in_a_fresh_process(make_cells, make_model, quick, tiny, run_apart, tmp_path):
     adata = make_cells()
     adata.write_h5ad(tmp_path / "cells.h5ad")
     whole = make_model(adata)
@@ -284,7 +284,7 @@ def test_a_killed_run_resumes_in_a_fresh_process(make_cells, make_model, quick, 
     with pytest.raises(MemoryError):
         killed.train(6, checkpoint_dir=tmp_path / "checkpoints", callbacks=[KillAt("prior", 4)], **quick)
 
-    run_python(RESUME, tmp_path, tiny)
+    run_apart(RESUME, tmp_path, tiny)
     resumed = SCLDM.load(tmp_path / "model")
 
     # The finished autoencoder is taken over as it is, and so are the first epochs of the prior. Later epochs see the same

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pytest
@@ -266,18 +268,11 @@ conftest._make_model().train(2)
 """
 
 
-def test_training_shows_a_bar_for_each_stage_and_nothing_else(run_python, monkeypatch):
-    import subprocess
-    from pathlib import Path
+def test_training_shows_a_bar_for_each_stage_and_nothing_else(run_apart):
+    out, err = run_apart(QUIET, Path(__file__).parents[1])
 
-    streams = {}
-    original = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: streams.setdefault("done", original(*a, **k)))
-
-    run_python(QUIET, Path(__file__).parents[1])
-
-    shown = streams["done"].stderr.partition("begin\n")[2].replace("\r", "\n").splitlines()
-    assert streams["done"].stdout == ""
+    shown = err.partition("begin\n")[2].replace("\r", "\n").splitlines()
+    assert out == ""
     assert {line.split()[2].rstrip(":") for line in shown if line} == {"autoencoder", "prior"}
     assert all(line.startswith("Training the ") for line in shown if line)
     assert any("epoch 2 of 2, loss " in line and "100%" in line for line in shown)

@@ -21,7 +21,7 @@ from scgen_diffusion.module import (
     [("n_latents", "n_latent"), ("prior_layers", "prior_n_layers"), ("likelyhood", "likelihood"), ("heads", "n_heads")],
 )
 def test_an_unknown_option_names_the_closest_first(name, closest):
-    with pytest.raises(TypeError, match=f"no option '{name}'.*closest first: {closest},"):
+    with pytest.raises(TypeError, match=f"no option '{name}'.*closest first: '{closest}'"):
         build_architecture("default", **{name: 1})
 
 

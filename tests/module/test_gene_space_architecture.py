@@ -70,7 +70,7 @@ def test_sizes_of_ones_own_and_published_ones_do_not_follow_from_the_data():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_an_unknown_option_names_the_closest_first(model):
-    with pytest.raises(TypeError, match=f"{model} has no option 'n_layer'.*closest first: n_layers"):
+    with pytest.raises(TypeError, match=f"{model} has no option 'n_layer'.*closest first: 'n_layers'"):
         build_gene_space_architecture(model, "default", n_layer=2)
 
 

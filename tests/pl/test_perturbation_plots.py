@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
-from scgen_diffusion.metrics import evaluate_perturbation, gene_changes, mean_change_correlation
+from scgen_diffusion.metrics import evaluate, gene_changes, mean_change_correlation
 from scgen_diffusion.pl._perturbations import spread_out
 
 BLUE = to_rgb("#0072B2")
@@ -105,13 +105,12 @@ def test_a_group_that_was_not_predicted_is_named():
 def table():
     """Judge two seeds, in both cell types."""
     tables = [
-        evaluate_perturbation(
+        evaluate(
             REAL,
             PREDICTED,
             control=CONTROL,
             perturbation_key="treatment",
             groupby="cell_type",
-            n_top=10,
             n_floor=1,
             seed=seed,
             others={"arithmetic": cells(5 + seed, effect=0.2)},

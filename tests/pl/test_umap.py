@@ -249,7 +249,7 @@ def test_given_axes_are_drawn_on(first_components):
             "`palette` has no colour for 'B', a label of 'cell_type'",
         ),
         ({"fit": "train"}, ValueError, "`fit` .*'train'.*real"),
-        ({"max_cells": 1}, ValueError, "`max_cells` must be at least 2"),
+        ({"max_cells": 1}, ValueError, "`max_cells` must be a whole number of at least 2"),
         ({"layer": "raw"}, KeyError, "`real` has no layer 'raw'"),
         ({"axs": []}, ValueError, "one axis per panel, 3, but found 0"),
     ],

@@ -40,18 +40,15 @@ from ._mudata import (
     Modality,
     ModalityLikelihood,
     build_mudata,
-    check_condition_columns,
     check_is_mudata,
     check_same_features,
-    guess_likelihood,
     modalities_of,
     mudata_of,
-    resolve_layers,
     resolve_modalities,
 )
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells
-from ._streaming import is_generated, join_parts, part_of, read_record, remove, sync
+from ._streaming import is_generated, join_parts, part_of, read_record
 from ._value_summary import ValueSummary
 
 __all__ = [
@@ -79,7 +76,6 @@ __all__ = [
     "build_anndata",
     "build_mudata",
     "check_argument_names",
-    "check_condition_columns",
     "check_conditions",
     "check_count",
     "check_expression",
@@ -94,7 +90,6 @@ __all__ = [
     "condition_names",
     "encode_obs",
     "extended_table",
-    "guess_likelihood",
     "is_generated",
     "is_single",
     "is_whole_number",
@@ -111,14 +106,11 @@ __all__ = [
     "part_of",
     "read_record",
     "recode",
-    "remove",
-    "resolve_layers",
     "resolve_modalities",
     "resolve_seed",
     "row_numbers",
     "savable_columns",
     "suggests_arguments",
-    "sync",
     "to_array",
     "to_plain",
     "to_table",

@@ -1,7 +1,7 @@
 """From what a user says of the columns of ``obs`` to the conditions of cells as a field of scvi-tools' registry.
 
-``setup_anndata`` makes a :class:`ConditionSetup`, in which everything is checked. :class:`ConditionField` lets each key learn its column, and writes what the keys
-make of the cells as numbers ``(cells, columns)`` to ``obsm``, from where scvi-tools' loaders read batches.
+``setup_anndata`` makes a :class:`ConditionSetup`, which checks everything. Registering :class:`ConditionField` lets each key learn its column,
+and writes the conditions of the cells as numbers ``(cells, columns)`` to ``obsm``, from where scvi-tools' loaders read batches.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ConditionSetup:
     @classmethod
     def of(
         cls,
-        adata: AnnData,
+        adata: AnnData | MuData,
         categorical: Sequence[str] | None,
         continuous: Sequence[str] | None,
         sets: Sequence[str] | Mapping[str, str] | None,
@@ -95,6 +95,14 @@ class ConditionSetup:
         if SYNTHETIC in listed:
             msg = f"{SYNTHETIC!r} cannot be a condition key: generated cells have a column of that name. Rename adata.obs[{SYNTHETIC!r}]."
             raise ValueError(msg)
+        for key in listed:
+            owners = [name for name, part in getattr(adata, "mod", {}).items() if key in part.obs]
+            if key not in adata.obs and owners:
+                msg = (
+                    f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Bring it up with "
+                    f"mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
+                )
+                raise KeyError(msg)
         check_conditions(adata.obs, listed)
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = (

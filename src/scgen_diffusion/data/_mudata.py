@@ -62,87 +62,54 @@ def check_is_mudata(mdata: object) -> None:
 
 
 def resolve_modalities(
-    mdata: MuData, modalities: Sequence[str] | Mapping[str, str | None] | None
-) -> dict[str, str | None]:
-    """Turn what a user says of modalities into a mapping from names to likelihoods, None where they are to be guessed.
+    mdata: MuData,
+    modalities: Sequence[str] | Mapping[str, str | None] | None,
+    layers: str | Mapping[str, str | None] | None,
+) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Turn what a user says of modalities into the likelihood of each, guessed where it is left open, and its layer; None is ``X``.
+
+    Values that are all 0 or 1 are taken for a Bernoulli's, all others for a negative binomial's.
 
     Raises
     ------
     TypeError
         For what is no list of names, and no mapping; and for MuData within MuData.
     KeyError
-        For modalities that there are not.
+        For modalities and layers that there are not.
     ValueError
         For no modality, a repeated one, an unknown likelihood, and MuData that share features in place of cells.
     """
     given = list(modalities) if isinstance(modalities, Mapping) else modalities
     names = list(mdata.mod) if modalities is None else listed_names(given, "modalities")
-    if not names:
-        msg = "`modalities` names none; a model needs one modality at least."
+    if not names or len(set(names)) < len(names):
+        msg = f"`modalities` must name at least one modality, and each once, but found {names}."
         raise ValueError(msg)
-    if len(set(names)) < len(names):
-        msg = f"`modalities` names one of {names} more than once."
-        raise ValueError(msg)
-    for name in names:
-        if name not in mdata.mod:
-            msg = f"There is no modality {name!r} in the MuData. {known_names(name, list(mdata.mod))}"
-            raise KeyError(msg)
-        if not isinstance(mdata.mod[name], AnnData):
-            msg = f"mdata[{name!r}] is a {type(mdata.mod[name]).__name__} itself; put its modalities into one MuData, or leave it out of `modalities`."
-            raise TypeError(msg)
     if mdata.axis != 0:
         msg = f"The MuData's modalities must share cells (axis 0), but they share axis {mdata.axis}."
         raise ValueError(msg)
-    chosen = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(names)
-    known = get_args(ModalityLikelihood)
-    for name, likelihood in chosen.items():
+    if isinstance(layers, Mapping) and (unknown := [name for name in layers if name not in names]):
+        msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], names)}"
+        raise KeyError(msg)
+    chosen = {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
+    likelihoods, known = {}, get_args(ModalityLikelihood)
+    for name, layer in chosen.items():
+        if name not in mdata.mod:
+            msg = f"There is no modality {name!r} in the MuData. {known_names(name, list(mdata.mod))}"
+            raise KeyError(msg)
+        if not isinstance(mdata[name], AnnData):
+            msg = f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData, or leave it out of `modalities`."
+            raise TypeError(msg)
+        likelihood = modalities[name] if isinstance(modalities, Mapping) else None
         if likelihood not in (None, *known):
             msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, known)}"
             raise ValueError(msg)
-    return chosen
-
-
-def resolve_layers(layers: str | Mapping[str, str | None] | None, modalities: Sequence[str]) -> dict[str, str | None]:
-    """Name a layer for each modality: the same one, or its own; None is ``X``.
-
-    Raises
-    ------
-    KeyError
-        For a modality that is not among those named.
-    """
-    if not isinstance(layers, Mapping):
-        return dict.fromkeys(modalities, layers)
-    if unknown := [name for name in layers if name not in modalities]:
-        msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], modalities)}"
-        raise KeyError(msg)
-    return {name: layers.get(name) for name in modalities}
-
-
-def guess_likelihood(adata: AnnData, layer: str | None, name: str) -> ModalityLikelihood:
-    """Take values that are all 0 or 1 for a Bernoulli's, all others for a negative binomial's."""
-    check_layer(adata, layer, f"mdata[{name!r}]")
-    values = _matrix(adata, layer)
-    if values is None or 0 in values.shape or values.dtype.kind not in "biuf":  # which will be refused
-        return "negative_binomial"
-    return "bernoulli" if values.max() <= 1 else "negative_binomial"
-
-
-def check_condition_columns(mdata: MuData, keys: Sequence[str]) -> None:
-    """Raise if a condition is a column of a modality's ``obs`` only.
-
-    Raises
-    ------
-    KeyError
-        With advice how to get it into ``mdata.obs``.
-    """
-    for key in keys:
-        owners = [name for name, adata in mdata.mod.items() if key in adata.obs]
-        if key not in mdata.obs and owners:
-            msg = (
-                f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Bring it up with "
-                f"mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
-            )
-            raise KeyError(msg)
+        check_layer(mdata[name], layer, f"mdata[{name!r}]")
+        if likelihood is None:
+            values = _matrix(mdata[name], layer)
+            has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"  # or is refused
+            likelihood = "bernoulli" if has_numbers and values.max() <= 1 else "negative_binomial"
+        likelihoods[name] = likelihood
+    return likelihoods, chosen
 
 
 # --- modalities as one matrix ---------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -69,7 +68,8 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
     ValueSummary
         Of all values.
     """
-    n_stored, categories = 0, {}
+    n_stored = 0
+    categories: dict[str, pd.Index] = {}
     for part in parts:
         with h5py.File(part, "r") as file:
             n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0
@@ -166,25 +166,6 @@ def is_generated(path: Path) -> bool:
             return RECORD in root.attrs or f"uns/{PROVENANCE_KEY}" in root
     except (OSError, ValueError):  # no such format
         return False
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or all files of a folder, are on the disk."""
-    for file in [path, *path.rglob("*")]:
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class _PatientFile(io.FileIO):

@@ -1,35 +1,25 @@
-"""The data sets, one function each."""
+"""The data sets, one function each, and how published values become integer counts with labels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from anndata import AnnData
+from scipy import sparse
 
 from . import _originals as originals
-from ._convert import (
-    categorical_obs,
-    count_adata,
-    expression_adata,
-    normalised_values,
-    read_r,
-    scale_to_counts,
-    smallest_per_cell,
-)
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable, Mapping
 
-    from anndata import AnnData
     from mudata import MuData
-    from numpy.typing import NDArray
-    from scipy import sparse
-
-    from ._originals import Original
+    from numpy.typing import ArrayLike, NDArray
 
 KANG_CONDITIONS = {"CTRL": "control", "STIM": "stimulated"}
 
@@ -94,12 +84,12 @@ def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> scgd.datasets.pbmc3k().obs["cell_type"].nunique()  # doctest: +SKIP
     9
     """
-    published = read_r(originals.fetch(originals.PBMC3K_MATRIX, data_dir))
-    meta = read_r(originals.fetch(originals.PBMC3K_META, data_dir)).loc[published.obs_names]
+    published = originals.read_r(originals.fetch(originals.PBMC3K_MATRIX, data_dir))
+    meta = originals.read_r(originals.fetch(originals.PBMC3K_META, data_dir)).loc[published.obs_names]
     counts = scale_to_counts(normalised_values(published.X), meta["nCount_RNA"].to_numpy(float) / 1e4)
     obs = categorical_obs(published.obs_names, cell_type=meta["classified"])
     obs["percent_mt"] = meta["percent.mt"].to_numpy(float)
-    source = _source(originals.PBMC3K_MATRIX, "10x Genomics 3k PBMCs; Zheng et al. 2017, Nat Commun 8:14049")
+    source = originals.PBMC3K_MATRIX.source("10x Genomics 3k PBMCs; Zheng et al. 2017, Nat Commun 8:14049")
     return expression_adata(counts, obs, published.var_names, source)
 
 
@@ -123,12 +113,12 @@ def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> list(scgd.datasets.kang_ifnb().obs["condition"].cat.categories)  # doctest: +SKIP
     ['control', 'stimulated']
     """
-    published = read_r(originals.fetch(originals.KANG, data_dir))
+    published = originals.read_r(originals.fetch(originals.KANG, data_dir))
     expression, meta = published["expr"], published["meta"]  # dense (genes, cells)
     genes, cells = (expression.coords[name].to_numpy() for name in expression.dims)
     meta = meta.loc[cells]
     obs = categorical_obs(cells, condition=meta["sample"].map(KANG_CONDITIONS), cell_type=meta["cell_type"])
-    source = _source(originals.KANG, "Kang et al. 2018, Nat Biotechnol 36:89; GSE96583")
+    source = originals.KANG.source("Kang et al. 2018, Nat Biotechnol 36:89; GSE96583")
     return expression_adata(expression.to_numpy().T, obs, genes, source)
 
 
@@ -152,10 +142,10 @@ def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     >>> scgd.datasets.paul15().shape  # doctest: +SKIP
     (2660, 3004)
     """
-    published = read_r(originals.fetch(originals.PAUL15_COUNTS, data_dir))
-    cell_type = read_r(originals.fetch(originals.PAUL15_LABELS, data_dir))
+    published = originals.read_r(originals.fetch(originals.PAUL15_COUNTS, data_dir))
+    cell_type = originals.read_r(originals.fetch(originals.PAUL15_LABELS, data_dir))
     obs = categorical_obs(published.obs_names, cell_type=cell_type)
-    source = _source(originals.PAUL15_COUNTS, "Paul et al. 2015, Cell 163:1663; GSE72857")
+    source = originals.PAUL15_COUNTS.source("Paul et al. 2015, Cell 163:1663; GSE72857")
     return expression_adata(published.X, obs, published.var_names, source)
 
 
@@ -185,7 +175,8 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     """
     published = anndata.read_h5ad(originals.fetch(originals.NORMAN_MCFALINE, data_dir))
     values = normalised_values(published.X)
-    smallest_count = _smallest_count(values, published.obs["ncounts"].to_numpy(float))
+    # From above, if values were normalised to 10 000 by (at most) the published totals.
+    smallest_count = smallest_per_cell(values) * published.obs["ncounts"].to_numpy(float) / 1e4
     kept = (published.obs["dataset"] == "norman19").to_numpy() | (smallest_count < TWO_COUNTS)
     factors = np.where(smallest_count < TWO_COUNTS, 1, 2) / smallest_per_cell(values)
     table = published.obs
@@ -194,7 +185,7 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     obs["total_umi_all_genes"] = table["ncounts"].to_numpy(np.float32)
     counts = scale_to_counts(values, factors)[kept]
     publication = "Norman et al. 2019, Science 365:786; McFaline-Figueroa et al. 2024, Cell Genomics 4:100487"
-    return expression_adata(counts, obs[kept], published.var_names, _source(originals.NORMAN_MCFALINE, publication))
+    return expression_adata(counts, obs[kept], published.var_names, originals.NORMAN_MCFALINE.source(publication))
 
 
 def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
@@ -228,10 +219,13 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     protein = pd.read_csv(originals.fetch(originals.CITESEQ_PROTEIN, data_dir), index_col=0).T
     protein.columns = protein.columns.str.removesuffix("_TotalSeqB")
     protein = protein[CITESEQ_PROTEINS]
-    label = _citeseq_labels(protein, data_dir)
+    with h5py.File(originals.fetch(originals.CITESEQ_LABELS, data_dir)) as file:
+        labels = dict(zip(map(tuple, file["X2"][:]), file["Y"][:].astype(int), strict=True))
+    found = {cell: labels.get(tuple(counts)) for cell, counts in zip(protein.index, protein.to_numpy(), strict=True)}
+    label = pd.Series(found).dropna().astype(int)
     cell_type = label.map(CITESEQ_CELL_TYPES)
     obs = categorical_obs(label.index, cell_type=cell_type, scMDC_label=label)
-    source = _source(originals.CITESEQ_RNA, "10x Genomics pbmc_10k_protein_v3; Gayoso et al. 2021, Nat Methods 18:272")
+    source = originals.CITESEQ_RNA.source("10x Genomics pbmc_10k_protein_v3; Gayoso et al. 2021, Nat Methods 18:272")
     modalities = {
         "rna": expression_adata(rna.loc[label.index].to_numpy(), obs, rna.columns, source),
         "prot": count_adata(protein.loc[label.index].to_numpy(), obs[[]], protein.columns),
@@ -241,24 +235,75 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     return mdata
 
 
-def _smallest_count(values: sparse.csr_matrix, totals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Estimate each cell's smallest count from above, if values were normalised to 10 000 by (at most) `totals`."""
-    return smallest_per_cell(values) * totals / 1e4
+def normalised_values(log_values: sparse.spmatrix) -> sparse.csr_matrix:
+    """Undo `log1p` in double precision, shape `(cells, genes)`."""
+    return sparse.csr_matrix(log_values, dtype=np.float64).expm1()
 
 
-def _citeseq_labels(protein: pd.DataFrame, data_dir: str | os.PathLike[str] | None) -> pd.Series:
-    """Look up the published label of each cell by its protein counts, shape `(cells, proteins)`."""
-    with h5py.File(originals.fetch(originals.CITESEQ_LABELS, data_dir)) as file:
-        labels = dict(zip(map(tuple, file["X2"][:]), file["Y"][:].astype(int), strict=True))
-    found = {cell: labels.get(tuple(counts)) for cell, counts in zip(protein.index, protein.to_numpy(), strict=True)}
-    return pd.Series(found).dropna().astype(int)
+def smallest_per_cell(values: sparse.csr_matrix) -> NDArray[np.float64]:
+    """Return the smallest value above zero of every cell, shape `(cells,)`; infinite where a cell has none."""
+    smallest = np.full(values.shape[0], np.inf)
+    np.minimum.at(smallest, np.repeat(np.arange(values.shape[0]), np.diff(values.indptr)), values.data)
+    return smallest
 
 
-def _source(original: Original, publication: str) -> dict[str, str]:
-    """Describe where the data come from, in a form that h5ad and zarr can hold."""
-    return {
-        "repository": f"github.com/{original.repository}",
-        "commit": original.commit,
-        "path": original.path,
-        "publication": publication,
-    }
+def scale_to_counts(values: sparse.csr_matrix, factors: ArrayLike) -> sparse.csr_matrix:
+    """Multiply every cell of shape `(cells, genes)` by its factor, shape `(cells,)`, and round to integers."""
+    counts = values.copy()
+    counts.data = np.rint(values.data * np.repeat(np.asarray(factors), np.diff(values.indptr)))
+    return counts
+
+
+def categorical_obs(cells: Iterable[str], **columns: Iterable[str]) -> pd.DataFrame:
+    """Build an `obs` table of categorical columns, categories in sorted order.
+
+    Parameters
+    ----------
+    cells
+        Barcodes.
+    columns
+        One text per cell, by column name.
+    """
+    categoricals = {name: pd.Categorical(_names(values)) for name, values in columns.items()}
+    return pd.DataFrame(categoricals, index=_names(cells))
+
+
+def count_adata(counts: Any, obs: pd.DataFrame, genes: Iterable[str]) -> AnnData:
+    """Build an AnnData whose `X` and ``layers["counts"]`` are the counts: CSR, float32, not shared.
+
+    Parameters
+    ----------
+    counts
+        Integers of shape `(cells, genes)`, sparse or dense.
+    obs
+        Labels, one row per cell.
+    genes
+        Gene names.
+    """
+    counts = sparse.csr_matrix(counts, dtype=np.float32)
+    counts.eliminate_zeros()
+    counts.sort_indices()
+    var = pd.DataFrame(index=_names(genes))
+    return AnnData(X=counts, obs=obs, var=var, layers={"counts": counts.copy()})
+
+
+def expression_adata(counts: Any, obs: pd.DataFrame, genes: Iterable[str], source: Mapping[str, str]) -> AnnData:
+    """Build what the public functions return: counts as a layer, log-normalised values as `X`.
+
+    Parameters
+    ----------
+    counts, obs, genes
+        As in :func:`count_adata`. Cells without any count are left out.
+    source
+        Where the data come from.
+    """
+    adata = count_adata(counts, obs, genes)
+    adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    adata.uns["source"] = dict(source)
+    return adata
+
+
+def _names(values: Iterable[str]) -> pd.Index:
+    return pd.Index([str(value) for value in values], dtype=object)

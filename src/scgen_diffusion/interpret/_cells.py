@@ -1,4 +1,4 @@
-"""Given cells, noised to given times: what the white box is looked at with."""
+"""Given cells, noised to given times: what the white box is looked at with, and how what is measured of them is averaged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.model import WBDIT
     from scgen_diffusion.nn import GeneDiT
 
-ALL_CELLS = "all"
+ALL = "all"  # the group of all cells, and all heads of a layer together
 TOKENS_AT_A_TIME = 4096
 
 DEFAULT_TIMES = {True: (0, 100, 250, 500, 750, 999), False: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)}
@@ -43,6 +43,12 @@ class Moment:
     path_time: float
     noise_level: float
 
+    @classmethod
+    def of(cls, path: Path, network_time: float) -> Moment:
+        """Place a time as the network counts it on the path."""
+        path_time = path.time(torch.tensor(network_time, dtype=torch.float64))
+        return cls(network_time, path_time.item(), path.sigma(path_time).item())
+
 
 def resolve_times(path: Path, times: Sequence[float] | float | None, *, default: Any) -> list[Moment]:
     """Check times as the network counts them, and place them on the path.
@@ -52,85 +58,80 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     ValueError
         For none, for what is no number, and for times beyond the path's ends.
     """
+    is_vp = isinstance(path, VariancePreserving)
     if times is None:
-        times = default[isinstance(path, VariancePreserving)]
+        times = default[is_vp]
     values = list(times) if isinstance(times, Iterable) else [times]
     if not values:
         msg = "`times` is empty; leave it out for the default, or give at least one."
         raise ValueError(msg)
+    highest = path.n_timesteps - 1 if is_vp else 1
     for value in values:
-        check_time(path, value)
-    return [place_time(path, float(value)) for value in values]
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= highest:
+            ends = f"a timestep between 0 (data) and {highest} (noise)" if is_vp else "between 0 (noise) and 1 (data)"
+            msg = f"A diffusion time must be {ends} here, but found {value!r}."
+            raise ValueError(msg)
+    return [Moment.of(path, float(value)) for value in values]
 
 
-def check_time(path: Path, value: object) -> None:
-    """Raise unless a value is a time as the network counts it."""
-    is_vp = isinstance(path, VariancePreserving)
-    highest = path.n_timesteps - 1 if isinstance(path, VariancePreserving) else 1
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and 0 <= value <= highest):  # type: ignore[operator]
-        ends = f"a timestep between 0 (data) and {highest} (noise)" if is_vp else "between 0 (noise) and 1 (data)"
-        msg = f"A diffusion time must be {ends} here, but found {value!r}."
+class Averages:
+    """Means and standard deviations over the cells of each group, summed up batch by batch.
+
+    Parameters
+    ----------
+    names
+        Names of the groups.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.n_cells = np.zeros(len(names), dtype=int)
+        self.sums: Any = 0.0  # until the first batch tells the shape
+        self.squares: Any = 0.0
+
+    def add(self, values: Tensor, groups: np.ndarray) -> None:
+        """Add what is measured of some cells, ``(cells, ...)``, with the numbers of their groups, ``(cells,)``."""
+        values, codes = values.cpu().double(), torch.from_numpy(groups)
+        empty = torch.zeros(len(self.names), *values.shape[1:], dtype=torch.float64)
+        self.sums = self.sums + empty.index_add(0, codes, values).numpy()
+        self.squares = self.squares + empty.index_add(0, codes, values.square()).numpy()
+        self.n_cells += np.bincount(groups, minlength=len(self.names))
+
+    def results(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        """Return the names of the groups that have cells, their numbers of cells, means and standard deviations, ``(groups, ...)``."""
+        kept = np.flatnonzero(self.n_cells)
+        n = self.n_cells[kept].reshape(-1, *[1] * (self.sums.ndim - 1))
+        means = self.sums[kept] / n
+        names = [self.names[group] for group in kept]
+        return names, self.n_cells[kept], means, unbiased_std(n, means, self.squares[kept])
+
+
+def unbiased_std(n: np.ndarray, mean: np.ndarray, sum_of_squares: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of ``n`` numbers from their mean and sum of squares; not a number for fewer than two."""
+    n = np.asarray(n, dtype=float)
+    variance = np.clip(sum_of_squares - n * mean**2, 0, None) / np.where(n > 1, n - 1, np.nan)
+    return np.sqrt(variance)
+
+
+def group_cells(obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> tuple[list[str], np.ndarray]:
+    """Return the names of groups, and the group's number of every cell of ``obs``; those of ``rows`` must have one.
+
+    Raises
+    ------
+    ValueError
+        For an unknown column, or cells without a value.
+    """
+    if groupby is None:
+        return [ALL], np.zeros(len(obs), dtype=int)
+    if groupby not in obs:
+        msg = f"`groupby` {groupby!r} is not a column of `obs`. {known_names(groupby, list(obs))}"
         raise ValueError(msg)
-
-
-def place_time(path: Path, network_time: float) -> Moment:
-    """Place a time as the network counts it on the path."""
-    path_time = path.time(torch.tensor(network_time, dtype=torch.float64))
-    return Moment(network_time, path_time.item(), path.sigma(path_time).item())
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Groups of cells: their names, and each cell's number."""
-
-    names: list[str]
-    codes: np.ndarray
-
-    @classmethod
-    def of(cls, obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> Groups:
-        """Group all cells of ``obs`` by a column, of which every cell among ``rows`` must have a value.
-
-        Raises
-        ------
-        ValueError
-            For an unknown column, or cells without a value.
-        """
-        if groupby is None:
-            return cls([ALL_CELLS], np.zeros(len(obs), dtype=int))
-        if groupby not in obs:
-            msg = f"`groupby` {groupby!r} is not a column of `obs`. {known_names(groupby, list(obs))}"
-            raise ValueError(msg)
-        column = obs[groupby].astype("category").cat
-        codes = column.codes.to_numpy().astype(int)
-        if n_missing := int((codes[rows] < 0).sum()):
-            msg = f"{n_missing} cells have no value of {groupby!r}; leave them out with `indices`."
-            raise ValueError(msg)
-        return cls([str(name) for name in column.categories], codes)
-
-    def means(self, batches: Iterable[tuple[np.ndarray, Tensor]]) -> tuple[list[str], np.ndarray]:
-        """Average what is measured of each cell over the groups that have cells.
-
-        Parameters
-        ----------
-        batches
-            Row numbers of cells, and what is measured of them, ``(cells, ...)``.
-
-        Returns
-        -------
-        tuple
-            Names of these groups, and their means ``(groups, ...)`` in double precision.
-        """
-        sums: Any = 0.0  # until the first batch tells the shape
-        n_cells = np.zeros(len(self.names), dtype=int)
-        for rows, values in batches:
-            codes = self.codes[rows]
-            batch_sums = torch.zeros(len(self.names), *values.shape[1:], dtype=torch.float64)
-            sums = sums + batch_sums.index_add_(0, torch.from_numpy(codes), values.cpu().double())
-            n_cells += np.bincount(codes, minlength=len(self.names))
-        kept = np.flatnonzero(n_cells)
-        sizes = n_cells[kept].reshape(-1, *[1] * (sums.ndim - 1))
-        return [self.names[group] for group in kept], sums.numpy()[kept] / sizes
+    column = obs[groupby].astype("category").cat
+    codes = column.codes.to_numpy().astype(int)
+    if n_missing := int((codes[rows] < 0).sum()):
+        msg = f"{n_missing} cells have no value of {groupby!r}; leave them out with `indices`."
+        raise ValueError(msg)
+    return list(map(str, column.categories)), codes
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def opened_network(model: WBDIT) -> GeneDiT:
     return model.module.averaged_network.module.backbone
 
 
-def chosen_cells(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
+def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
     """Return the cells to look at, those of the model by default, and the numbers of the rows asked for."""
     source = model._validated(adata)
     return source, checked_rows(indices, source.n_obs)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,20 @@ import torch
 from scgen_diffusion.data import check_count, resolve_seed
 from scgen_diffusion.diffusion import Denoiser
 
-from ._cells import DEFAULT_TIME, CellBatch, Groups, Moment, chosen_cells, noised_cells, opened_network, resolve_times
-from ._measures import Tokens, attention_maps, head_names, layer_of_head, squared_loadings, token_names, token_slice
+from ._cells import (
+    DEFAULT_TIME,
+    Averages,
+    CellBatch,
+    Moment,
+    cells_of,
+    group_cells,
+    noised_cells,
+    opened_network,
+    resolve_times,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from torch import Tensor, nn
@@ -27,6 +35,29 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import GeneDiT
 
 SMALLEST_SHARE = 1e-6
+
+Tokens = Literal["patches", "global"]
+
+
+def head_name(layer: int, head: int) -> str:
+    """Name a head as interpretability papers do: ``L0H2`` is head 2 of layer 0."""
+    return f"L{layer}H{head}"
+
+
+def layer_of_head(name: str) -> int:
+    """Return the layer of a head's name."""
+    return int(name[1:].partition("H")[0])
+
+
+def head_names(network: GeneDiT) -> list[str]:
+    """Name all heads, layer by layer."""
+    blocks = network.network.blocks
+    return [head_name(layer, head) for layer, block in enumerate(blocks) for head in range(block.attention.n_heads)]
+
+
+def token_names(network: GeneDiT) -> list[str]:
+    """Name all tokens: the patches of genes, ``P0`` and so on, and then the global tokens, ``G0``, if there are any."""
+    return [f"P{patch}" for patch in range(network.n_patches)] + [f"G{n}" for n in range(network.n_global_tokens)]
 
 
 def patches(model: WBDIT) -> pd.DataFrame:
@@ -117,21 +148,38 @@ def head_loadings(
     architecture alone.
     """
     network = opened_network(model)
-    source, rows = chosen_cells(model, adata, indices)
+    source, rows = cells_of(model, adata, indices)
     (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
     check_count("n_probes", n_probes)
-    places = token_slice(network, tokens)
-    total = np.zeros(())
+    if tokens is None:
+        tokens = "global" if network.n_global_tokens else "patches"
+    if tokens not in ("patches", "global"):
+        msg = f"`tokens` must be 'patches' or 'global', but found {tokens!r}."
+        raise ValueError(msg)
+    if tokens == "global" and not network.n_global_tokens:
+        msg = "The network has no global tokens; construct the model with `n_global_tokens`, or take tokens='patches'."
+        raise ValueError(msg)
+    places = slice(network.n_patches) if tokens == "patches" else slice(network.n_patches, None)
+
+    total = np.zeros((len(head_names(network)), source.n_vars))
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        inputs = batch.at(model.module.path, moment)
+        x_t, t, condition = batch.at(model.module.path, moment)
         for _ in range(n_probes):
-            squares = squared_loadings(network, *inputs, tokens=places, generators=batch.generators)
-            total = total + squares.cpu().double().numpy()
-    mean_squares = total.T / (len(rows) * n_probes)
-    table = pd.DataFrame(np.sqrt(mean_squares), index=source.var_names, columns=head_names(network))
+            with torch.enable_grad():
+                x_t = x_t.detach().clone().requires_grad_()
+                layers = network.head_coordinates(x_t, t, condition)
+                read = [head for layer in layers for head in layer[:, :, places].unbind(1)]  # (cells, tokens, p) each
+            # With random signs v, the mean of (J^T v)_g^2 is the squared norm of J's column g.
+            signs = 1 - 2 * batch.generators.uniform(len(read), *read[0].shape[1:]).round()
+            for head, (coordinates, sign) in enumerate(zip(read, signs.unbind(1), strict=True)):
+                (gradient,) = torch.autograd.grad(coordinates, x_t, sign, retain_graph=True)
+                total[head] += gradient.square().sum(0).cpu().double().numpy()
+    loadings = np.sqrt(total.T / (len(rows) * n_probes))
+    table = pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
     return head_specificity(table) if relative else table
 
 
+@torch.no_grad()
 def patch_attention(
     model: WBDIT,
     adata: AnnData | None = None,
@@ -177,15 +225,18 @@ def patch_attention(
         For times, columns and sizes that are not there.
     """
     network = opened_network(model)
-    source, rows = chosen_cells(model, adata, indices)
+    source, rows = cells_of(model, adata, indices)
     (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
-    groups = Groups.of(source.obs, rows, groupby)
-    heads, tokens = head_names(network), token_names(network)
-    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
-    names, means = groups.means(
-        (batch.rows, attention_maps(network, *batch.at(model.module.path, moment))) for batch in batches
-    )
-    index = pd.MultiIndex.from_product([names, heads, tokens], names=["group", "head", "token"])
+    groups, codes = group_cells(source.obs, rows, groupby)
+    averages = Averages(groups)
+    blocks = network.network.blocks
+    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
+        traces = zip(blocks, network.trace(*batch.at(model.module.path, moment)), strict=True)
+        maps = [block.attention.attention_weights(trace.attention.modulated) for block, trace in traces]
+        averages.add(torch.cat(maps, dim=1), codes[batch.rows])
+    names, _, means, _ = averages.results()
+    tokens = token_names(network)
+    index = pd.MultiIndex.from_product([names, head_names(network), tokens], names=["group", "head", "token"])
     return pd.DataFrame(means.reshape(-1, len(tokens)), index=index, columns=pd.Index(tokens, name="attended"))
 
 
@@ -247,52 +298,36 @@ def head_effects(
     Effects are not additive: heads of later layers make up for what is removed from earlier ones, and without a head the
     network is in a state that it never met in training.
     """
-    network = opened_network(model)
-    source, rows = chosen_cells(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
-    groups = Groups.of(source.obs, rows, groupby)
+    network, module = opened_network(model), model.module
+    source, rows = cells_of(model, adata, indices)
+    (moment,) = resolve_times(module.path, time, default=DEFAULT_TIME)
+    groups, codes = group_cells(source.obs, rows, groupby)
+    averages = Averages(groups)
+    changed = copy.deepcopy(module.averaged_network.module)
+    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
+        whole = predicted_profiles(module, changed, batch, moment)
+        effects = []
+        for block in changed.backbone.network.blocks:
+            attention = block.attention
+            weights = attention.project_out.weight.data.unflatten(1, (attention.n_heads, -1))  # a view
+            for head in range(attention.n_heads):
+                kept = weights[:, head].clone()
+                weights[:, head] = 0
+                effects.append(whole - predicted_profiles(module, changed, batch, moment))
+                weights[:, head] = kept
+        averages.add(torch.stack(effects, dim=-1), codes[batch.rows])
+    names, _, means, _ = averages.results()
     heads = head_names(network)
-    changed = copy.deepcopy(model.module.averaged_network.module)
-    batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
-    names, means = groups.means((batch.rows, _head_effects(model.module, changed, batch, moment)) for batch in batches)
     index = pd.MultiIndex.from_product([names, list(source.var_names)], names=["group", "gene"])
     return pd.DataFrame(means.reshape(-1, len(heads)), index=index, columns=heads)
 
 
-def _head_effects(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
-    """Return what each head adds to the predicted profiles, ``(cells, genes, heads)``."""
-    whole = _predicted_profiles(module, network, batch, moment)
-    lacking = [_predicted_profiles(module, network, batch, moment) for _ in remove_each_head(network.backbone)]
-    return whole[..., None] - torch.stack(lacking, dim=-1)
-
-
-def _predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
+def predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
     """Return the clean profiles that a network predicts of noised cells, ``(cells, genes)``, before zeros are cut."""
     x_t, network_time, condition = batch.at(module.path, moment)
     denoiser = Denoiser(lambda x, _: network(x, network_time, condition), module.path, module.target)
     t = torch.full_like(network_time, moment.path_time)
     return denoiser.estimate(x_t, t).data * module.scale + module.shift
-
-
-def remove_each_head(network: GeneDiT) -> Iterator[tuple[int, int]]:
-    """Change the network so that it lacks one head after the other, layer by layer, and in the end none."""
-    for layer, block in enumerate(network.network.blocks):
-        for head in range(block.attention.n_heads):
-            with head_removed(network, layer, head):
-                yield layer, head
-
-
-@contextmanager
-def head_removed(network: GeneDiT, layer: int, head: int) -> Iterator[None]:
-    """Set the output of one head to zero for a while."""
-    attention = network.network.blocks[layer].attention
-    weight = attention.project_out.weight.data.unflatten(1, (attention.n_heads, -1))  # a view
-    kept = weight[:, head].clone()
-    weight[:, head] = 0
-    try:
-        yield
-    finally:
-        weight[:, head] = kept
 
 
 def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion.data import resolve_seed
 
-from ._cells import DEFAULT_TIME, chosen_cells, opened_network, resolve_times
+from ._cells import DEFAULT_TIME, cells_of, opened_network, resolve_times
 from ._heads import head_loadings, head_specificity, patch_attention, patches
-from ._statistics import head_coding_rates, layer_statistics
+from ._layers import head_coding_rates, layer_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.model import WBDIT
 
-    from ._measures import Tokens
+    from ._heads import Tokens
 
 
 def write(
@@ -64,7 +64,7 @@ def write(
           ``(groups, heads, tokens, tokens)`` with the names in ``"groups"``, ``"heads"`` and ``"tokens"``; and ``"params"``.
     """
     opened_network(model)
-    source, _ = chosen_cells(model, adata, None)
+    source, _ = cells_of(model, adata, None)
     seed = resolve_seed(seed)
     here: dict[str, Any] = {"time": time, "conditional": conditional, "seed": seed}
     loadings = head_loadings(model, source, tokens=tokens, n_probes=n_probes, **here)

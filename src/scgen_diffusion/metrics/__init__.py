@@ -4,8 +4,9 @@ Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell, 
 cells (:class:`ComparisonSpace`), so that figures of different models can stand side by side.
 """
 
-from ._catalogue import CATALOGUE, Metric
+from ._catalogue import CATALOGUE
 from ._cells import Expression, align_genes, expression_of, log_normalise, representation
+from ._comparison import Metric
 from ._distribution import (
     MMDTest,
     Neighbourhoods,
@@ -32,20 +33,15 @@ from ._genes import (
     marker_genes,
     mean_variance_error,
 )
-from ._modalities import CrossModalityCorrelation, cross_modality_correlation, evaluate_modalities
+from ._modalities import CrossModalityCorrelation, cross_modality_correlation
 from ._perturbation import (
     de_direction,
     de_jaccard,
     de_overlap,
     gene_changes,
     mean_change_correlation,
-    mean_changes,
-    predict_additive,
-    predict_mean_shift,
-    predict_no_change,
     variance_error,
 )
-from ._perturbation_table import evaluate_perturbation
 from ._safety import (
     MembershipInference,
     copied_cells,
@@ -79,8 +75,6 @@ __all__ = [
     "energy_distance",
     "evaluate",
     "evaluate_embeddings",
-    "evaluate_modalities",
-    "evaluate_perturbation",
     "expression_of",
     "frechet_distance",
     "gene_changes",
@@ -95,7 +89,6 @@ __all__ = [
     "marker_agreement",
     "marker_genes",
     "mean_change_correlation",
-    "mean_changes",
     "mean_variance_error",
     "median_squared_distance",
     "membership_inference",
@@ -103,9 +96,6 @@ __all__ = [
     "mmd_test",
     "nearest_distances",
     "precision_recall_density_coverage",
-    "predict_additive",
-    "predict_mean_shift",
-    "predict_no_change",
     "representation",
     "sliced_wasserstein_2",
     "squared_mmd",

@@ -1,10 +1,9 @@
-"""Reading cells: expression on a common scale, labels, points; aligned and checked, from AnnData, arrays or MuData."""
+"""Reading cells: expression on a common scale, labels, points; aligned and checked, from AnnData or arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -12,13 +11,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
-from mudata import MuData
 from numpy.typing import ArrayLike, NDArray
 
 from scgen_diffusion.data import LARGEST_LOG1P, join_labels, known_names, layer_names, warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ._space import Scale
 
@@ -32,6 +30,7 @@ N_LOOKED_AT = 2_000  # cells that tell counts from logarithms
 
 REAL = ("real_test", "train", "control")  # names of sets of real cells
 CHUNK = 2_000
+N_CELLS_AT_ONCE = 8_192
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,21 @@ def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
     totals = np.asarray(values.sum(axis=1)).ravel()
     values.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(values.indptr))
     return values.log1p().astype(np.float32)
+
+
+def means(values: sp.csr_matrix, *, power: int = 1) -> NDArray[np.float64]:
+    """Return every gene's mean of a power of its values, of those above zero, `(genes,)`; in double precision, a part of the cells at a time."""
+    total = np.zeros(values.shape[1])
+    for start in range(0, values.shape[0], N_CELLS_AT_ONCE):
+        first, last = values.indptr[[start, min(start + N_CELLS_AT_ONCE, values.shape[0])]]
+        genes, found = values.indices[first:last], values.data[first:last].astype(np.float64)
+        total += np.bincount(genes, np.where(found > 0, found**power, 0), minlength=len(total))
+    return total / values.shape[0]
+
+
+def variances(values: sp.csr_matrix) -> NDArray[np.float64]:
+    """Return every gene's variance, `(genes,)`."""
+    return np.maximum(means(values, power=2) - means(values) ** 2, 0)
 
 
 def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic") -> AnnData:
@@ -219,30 +233,27 @@ def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> N
 
 @dataclass(frozen=True)
 class Source:
-    """One of the sets given, untouched.
+    """One of the sets given, untouched until cells are read.
 
     Attributes
     ----------
     name
         What errors call it.
-    cells
-        As given.
-    genes
-        Genes of the real cells, in whose order values are read.
+    obs_names
+        Names of the cells.
     labels
         Groups, `(cells,)`; None without ``groupby``.
-    layer
-        Layer with the counts.
-    scale
-        What the counts are compared on; None is the common scale.
+    are_counts
+        Whether the cells come as counts, not log-normalised.
+    read
+        Returns some of the cells on their scale, by position, in the order given.
     """
 
     name: str
-    cells: AnnData
-    genes: pd.Index
+    obs_names: pd.Index
     labels: NDArray[np.str_] | None
-    layer: str | None
-    scale: Scale | None = None
+    are_counts: bool
+    read: Callable[[NDArray], Expression]
 
     @classmethod
     def of(
@@ -255,62 +266,32 @@ class Source:
         layer: str | None = None,
         scale: Scale | None = None,
     ) -> Source:
-        """Check genes and labels; real cells must have the layer."""
+        """Check genes and labels, and read with these genes; real cells must have the layer."""
         check_genes(cells, genes, name)
         labels = None if groupby is None else labels_of(cells, groupby, name=name)
-        return cls(name, cells, genes, labels, layer if name in REAL else layer_of(cells, layer), scale)
+        # taken once, since a view of an AnnData copies its values on every access
+        matrix, log_base = matrix_of(cells, layer if name in REAL else layer_of(cells, layer), name)
+        columns = None if cells.var_names.equals(genes) else cells.var_names.get_indexer(genes)
+
+        def read(rows: NDArray) -> Expression:
+            ascending = np.argsort(rows, kind="stable")
+            values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
+            return on_scale(values if columns is None else values[:, columns], log_base, name=name, scale=scale)
+
+        return cls(name, cells.obs_names, labels, log_base is None, read)
 
     def __len__(self) -> int:
-        return self.cells.n_obs
-
-    @property
-    def are_counts(self) -> bool:
-        """Whether the cells come as counts, not log-normalised."""
-        return self._matrix[1] is None
-
-    def expression(self, rows: NDArray | None = None) -> Expression:
-        """Return some of the cells on their scale, in the order given; all if None."""
-        matrix, log_base = self._matrix
-        rows = np.arange(len(self)) if rows is None else rows
-        ascending = np.argsort(rows, kind="stable")
-        values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
-        if self._columns is not None:
-            values = values[:, self._columns]
-        return on_scale(values, log_base, name=self.name, scale=self.scale)
+        return len(self.obs_names)
 
     def chunks(self, rows: NDArray) -> Iterator[Expression]:
-        """Return the same in parts, which bounds the memory of what lies between."""
+        """Read cells in parts, which bounds the memory of what lies between."""
         for start in range(0, len(rows), CHUNK):
-            yield self.expression(rows[start : start + CHUNK])
-
-    @cached_property
-    def _matrix(self) -> tuple[sp.spmatrix | NDArray, float | None]:
-        # kept, since a view of an AnnData copies its values on every access
-        return matrix_of(self.cells, self.layer, self.name)
-
-    @cached_property
-    def _columns(self) -> NDArray[np.intp] | None:
-        same = self.cells.var_names.equals(self.genes)
-        return None if same else self.cells.var_names.get_indexer(self.genes)
+            yield self.read(rows[start : start + CHUNK])
 
 
-def as_adata(cells: Cells, name: str) -> AnnData:
-    """Return cells as AnnData, arrays as counts."""
-    if isinstance(cells, AnnData):
-        return cells
-    if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
-        advice = " For several modalities, there is `evaluate_modalities`." if isinstance(cells, MuData) else ""
-        msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}.{advice}"
-        raise TypeError(msg)
-    return AnnData(sp.csr_matrix(cells))
-
-
-def check_arrays(sets: Mapping[str, Cells]) -> None:
-    """Raise unless arrays, whose genes have no names, have as many genes as the first set."""
-    first, real = next(iter(sets.items()))
-    for name, cells in sets.items():
-        if not isinstance(cells, AnnData):
-            check_same_number_of_genes(real.shape[1], cells.shape[1], (first, name))
+def layer_of(cells: AnnData, layer: str | None) -> str | None:
+    """Return a layer if the cells have it; generated cells have their counts in `X`."""
+    return layer if layer is not None and layer in cells.layers else None
 
 
 def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adata") -> NDArray[np.str_]:
@@ -460,81 +441,3 @@ def check_same_number_of_genes(n_first: int, n_second: int, names: tuple[str, st
             "both must have the same genes in the same order."
         )
         raise ValueError(msg)
-
-
-def common_modalities(sets: Mapping[str, MuData], wanted: Sequence[str] | None = None) -> list[str]:
-    """Return the names of the modalities, those wanted or those of the first set, that all sets must have.
-
-    Raises
-    ------
-    TypeError
-        If a set is no MuData.
-    KeyError
-        If a set lacks one of them.
-    """
-    for name, cells in sets.items():
-        if not isinstance(cells, MuData):
-            msg = f"`{name}` must be a MuData, but is {type(cells).__name__}. For one modality, there is `evaluate`."
-            raise TypeError(msg)
-    names = list(next(iter(sets.values())).mod if wanted is None else wanted)
-    for name, cells in sets.items():
-        for modality in names:
-            if modality not in cells.mod:
-                msg = f"`{name}` has no modality {modality!r}. {known_names(modality, list(cells.mod))}"
-                raise KeyError(msg)
-    return names
-
-
-def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str) -> AnnData:
-    """Return the cells that have a modality, with these columns of `obs`; values are shared with the MuData."""
-    adata = cells.mod[modality]
-    if not adata.obs_names.is_unique:
-        msg = f"Modality {modality!r} of `{name}` has several cells of one name; call `obs_names_make_unique()`."
-        raise ValueError(msg)
-    obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
-    return AnnData(
-        adata.X,
-        obs=obs,
-        var=pd.DataFrame(index=adata.var_names),
-        layers={name: adata.layers[name] for name in layer_names(adata)},
-        uns=adata.uns,
-    )
-
-
-def paired_cells(
-    cells: MuData, modalities: Sequence[str], keys: Sequence[str], name: str, genes: Mapping[str, pd.Index]
-) -> dict[str, AnnData]:
-    """Return the cells that have all of these modalities, in one order, each with these features in their order."""
-    names = reduce(pd.Index.intersection, [cells.mod[modality].obs_names for modality in modalities])
-    return {
-        modality: align_genes(modality_cells(cells, modality, keys, name)[names], genes[modality], name=name)
-        for modality in modalities
-    }
-
-
-def side_by_side(parts: Mapping[str, AnnData], layers: Mapping[str, str]) -> AnnData:
-    """Return several modalities of the same cells as one AnnData, features named ``modality:feature``: counts, or natural logarithms if one has logarithms."""
-    found = [matrix_of(cells, layer_of(cells, layers.get(modality)), modality) for modality, cells in parts.items()]
-    blocks = [sp.csr_matrix(matrix) for matrix, _ in found]
-    is_log1p = any(log_base is not None for _, log_base in found)
-    if is_log1p:
-        blocks = [x.log1p() if b is None else x * np.log(b) for x, (_, b) in zip(blocks, found, strict=True)]
-    var_names = [f"{modality}:{feature}" for modality, cells in parts.items() for feature in cells.var_names]
-    obs = next(iter(parts.values())).obs.copy()
-    uns = {"log1p": {}} if is_log1p else {}
-    return AnnData(sp.hstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=var_names), uns=uns)
-
-
-def layer_of(cells: AnnData, layer: str | None) -> str | None:
-    """Return a layer if the cells have it; generated cells have their counts in `X`."""
-    return layer if layer is not None and layer in cells.layers else None
-
-
-def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
-    """Look a column up in the global `obs`, else in a modality that has it for all of these cells."""
-    for obs in (cells.obs, *(adata.obs for adata in cells.mod.values())):
-        if key in obs and obs[key].ndim == 1 and names.isin(obs.index).all():
-            return obs.loc[names, key]
-    known = {*cells.obs, *(column for adata in cells.mod.values() for column in adata.obs)}
-    msg = f"`{name}.obs` has no column {key!r}, nor has a modality. {known_names(key, sorted(known))}"
-    raise KeyError(msg)

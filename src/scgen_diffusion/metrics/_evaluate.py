@@ -6,35 +6,46 @@ Cells are drawn first and put on their scale then, so that nothing is normalised
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
+from mudata import MuData
 
-from scgen_diffusion.data import is_whole_number, known_names, warn_user
+from scgen_diffusion.data import known_names, warn_user
 
-from ._catalogue import CATALOGUE, Comparison, Metric, Sample, Training
-from ._cells import Cells, Expression, Source, as_adata, check_arrays
+from ._catalogue import CATALOGUE
+from ._cells import Cells, Expression, Source, align_genes, check_same_number_of_genes
+from ._comparison import ALL, Comparison, Context, Draws, Half, Metric, Sample, Training
 from ._distribution import median_squared_distance
+from ._modalities import common_modalities, cross_modality_correlation, joint_sources, modality_cells, paired_cells
+from ._perturbation import SEPARATOR, perturbation_contexts
 from ._safety import fingerprints_of
-from ._space import ComparisonSpace
-from ._table import ALL, Context, Half
+from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
 
-    from ._space import Scale
+    from ._comparison import Need, Scope
+    from ._space import Scale, ScaleName
+
+    Row = dict[str, object]
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+FIGURES = ("value", "floor", "shuffled", "low", "high")
+FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and those of other predictions
+JOIN = "+"
 MIN_CELLS = 50
+MIN_CELLS_PER_PERTURBATION = 2
 MIN_CELLS_PER_GROUP = 30
 MANY_COPIES = 0.2  # without `train`, a third of `real_test` is compared
 N_CELLS_LOOKED_AT = 20
@@ -47,13 +58,18 @@ GENES_AT_ONCE = 1_000
 
 
 def evaluate(
-    real_test: Cells,
-    synthetic: Cells,
+    real_test: Cells | MuData,
+    synthetic: Cells | MuData,
     *,
-    train: Cells | None = None,
+    train: Cells | MuData | None = None,
     groupby: str | Sequence[str] | None = None,
+    control: AnnData | None = None,
+    perturbation_key: str | None = None,
+    separator: str = SEPARATOR,
+    others: Mapping[str, AnnData] | None = None,
     metrics: str | Sequence[str] | None = None,
-    layer: str | None = None,
+    layer: str | Mapping[str, str] | None = None,
+    scales: Mapping[str, ScaleName] | None = None,
     space: ComparisonSpace | None = None,
     max_cells: int = 2_000,
     n_floor: int = 5,
@@ -61,6 +77,9 @@ def evaluate(
     seed: int = 0,
 ) -> pd.DataFrame:
     r"""Compare synthetic cells with real ones in every respect, each figure beside what real cells would score.
+
+    What is given decides what is compared: all cells, and each label of ``groupby``; with ``control``, each perturbation, beside
+    baselines that need no model; of MuData, each modality, all of them together, and each pair.
 
     Cells are drawn first (``max_cells``, ``seed``), and only these are normalised. Principal components are chosen on real cells that are
     compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a comparison have equally many cells, as many
@@ -71,27 +90,50 @@ def evaluate(
     real_test
         Real cells that the model has not learned from, 50 or more (150 without ``train``); counts in ``layers["counts"]`` or `X`, or
         log-normalised values in `X` and ``uns["log1p"]`` (whose ``base`` is respected). Whole numbers are counts, whatever ``uns`` says. An array is taken as counts.
+        Of MuData, the table of a modality is of the cells that have it, and that of all together of the cells that have all.
     synthetic
         Cells to judge, 50 or more, with these genes in any order. Where both come as arrays, the genes are taken to be the same.
     train
         Cells that the model has learned from, 100 or more. Without them there are no figures of memorisation. These take ``train`` and
         ``real_test`` for draws from one distribution: with held-out donors or batches they see the difference between donors, not a leak.
+        With ``control``, the cells of the baselines ``mean_shift`` and ``additive``; their principal components are the space of the distances.
     groupby
         Column of `obs`, or several (joined by ``|``; within a value it becomes ``\|``), which all sets have: the label that each synthetic cell was asked to
-        have. Adds metrics of labels, and rows for every label that 30 or more of the real cells have.
+        have. Adds metrics of labels, and rows for every label that 30 or more of the real cells have. With ``control``, changes are taken
+        against the control cells of the same label; the mean shift is that of all training perturbations in all labels, the additive baseline that of parts in the same label.
+    control
+        Real unperturbed cells; every perturbation in ``real_test`` is judged then, by metrics of perturbations. Where they have a value in ``obs[perturbation_key]``, cells with that value are
+        taken as unperturbed in the other sets too and left out there, as is that part of a name such as ``"KLF1+ctrl"``.
+    perturbation_key
+        Column of `obs` with the perturbation, with ``control``.
+    separator
+        What stands between the names of the parts of a combination of perturbations. Their order does not matter.
+    others
+        With ``control``: cells that other methods predict, by the name of the method, such as ``{"latent_arithmetic": cells}``. Each gets a column, measured as `synthetic` is.
     metrics
-        Names of metrics; all that have what they need if None.
+        Names of metrics; if None, all that have what they need and mean something.
     layer
-        Layer with the counts of real cells, and of synthetic cells if they have it (generated cells have theirs in `X`).
+        Layer with the counts of real cells, and of synthetic cells if they have it (generated cells have theirs in `X`). Of MuData, a layer for each modality or one for all.
+    scales
+        Of MuData, what the counts of a modality are compared on. All keep zeros.
+
+        - ``"log_normalised"``: the common scale, `log1p` of counts that sum to 10 000 per cell. The default for 500 features or more.
+        - ``"log1p"``: logarithms of counts as they are. The default for fewer features, such as a panel of proteins. With few features, dividing by the cell's total
+          makes the rise of one the fall of all others, and so does a centred log-ratio; real and synthetic cells of one experiment need no such correction, and
+          wrong totals are seen.
+        - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells (of real ones, without them). The
+          default for values of 0 and 1, open chromatin. Its principal components are latent semantic indexing on centred values. The shares of zeros are
+          the frequencies themselves, so that `gene_zero_error` is how far they are off.
     space
         Genes and components; must be fitted on cells of none of the sets. All of ``train`` plays the synthetic cells then.
     max_cells
         Cells of each side that are compared, at most. Time and memory grow with its square, that of optimal transport with its cube. Groups draw
-        500 cells of their own if they have them, so that rare ones keep theirs. Memorisation looks at all of ``train``, in parts.
+        500 cells of their own if they have them, so that rare ones keep theirs. Memorisation looks at all of ``train``, in parts; means and
+        variances of perturbations at all cells.
     n_floor
         Draws that a floor is the mean of; one for boosting, which is slow. 0 leaves it out.
     n_bootstrap
-        Half-samples for the interval. 0 leaves it out.
+        Half-samples for the interval. 0 leaves it out. Perturbations have no interval.
     seed
         Decides every draw: the same seed gives the same table. No global random state is touched.
 
@@ -110,12 +152,27 @@ def evaluate(
 
     ``attrs["n_cells"]`` maps every group to the number of cells on either side.
 
+    With ``control``, a row per metric, `perturbation` and group. `floor` is the figure of one half of the perturbation's real cells as prediction of the other, the mean over
+    splits (a half has more sampling noise than all predicted cells, so a very good prediction can score slightly better; NaN below four cells). In place of `shuffled` and the interval
+    stand the figures of `no_change`, the control cells; of `mean_shift`, control cells moved by the mean change of all training perturbations; of `additive`, control cells moved by the
+    sum of the changes of the parts (NaN where ``train`` does not allow it); and of ``others`` (NaN where one has fewer than two cells of a perturbation). A model has predicted an
+    effect only where it is better than every baseline, and it is as good as data of this size can tell where it reaches the floor.
+
+    Of MuData, the column `modality` comes first, so that ``table[table["modality"] == "rna"]`` is a table for :func:`~scgen_diffusion.report.verdict` and
+    :func:`~scgen_diffusion.pl.scores`. Rows of all modalities together, such as ``"rna+prot"``, have the metrics that look at components: modalities side by side, each divided by the
+    standard deviation of its first component so that none outweighs the others (multiple factor analysis). They see whether modalities belong together. So do
+    ``cross_correlation_similarity`` and ``cross_correlation_error`` (:func:`cross_modality_correlation`), for each pair of modalities, and within labels where there is
+    ``groupby``; their `shuffled` is real cells with the second modality of another cell. ``attrs["scales"]`` and ``attrs["n_cells"]`` say by modality what was compared.
+
     Raises
     ------
     KeyError
-        If a layer or a column is absent.
+        If a layer, a column or a modality is absent.
+    TypeError
+        If a set is not what the other ones are.
     ValueError
-        If cells are too few, genes differ, a metric is unknown or lacks what it needs, or ``real_test`` has cells of ``train``.
+        If cells are too few, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of ``train``, arguments do not go together, a
+        perturbation has not been predicted, or a group has no control cells. Of MuData, the message begins with the modality.
 
     Notes
     -----
@@ -131,6 +188,13 @@ def evaluate(
 
     Without ``groupby``, `within_label_correlation` looks at correlations among all cells, differences between cell types included.
 
+    cell-eval calls ``mean_change_correlation`` ``pearson_delta``, ``mean_change_error`` ``mae``, ``de_overlap`` ``overlap_at_N`` and ``de_direction``
+    ``de_direction_match``.
+
+    References
+    ----------
+    Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Escofier and Pagès 1994, Multiple factor analysis (AFMULT package).
+
     Examples
     --------
     >>> rng = np.random.default_rng(0)
@@ -142,191 +206,204 @@ def evaluate(
     >>> bool((table["value"] > table["floor"]).all())
     True
     """
-    return evaluate_on_scale(
-        {"real_test": real_test, "synthetic": synthetic, "train": train},
-        groupby=groupby,
-        metrics=metrics,
-        layer=layer,
-        space=space,
-        max_cells=max_cells,
-        n_floor=n_floor,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
-    )
-
-
-def evaluate_on_scale(
-    sets: Mapping[str, Cells | None],
-    *,
-    groupby: str | Sequence[str] | None,
-    metrics: str | Sequence[str] | None,
-    layer: str | None,
-    max_cells: int,
-    n_floor: int,
-    n_bootstrap: int,
-    seed: int,
-    space: ComparisonSpace | None = None,
-    scale: Scale | None = None,
-    without: Collection[str] = (),
-) -> pd.DataFrame:
-    """Return the table of :func:`evaluate`, with the values on another scale (None is the common one), and without some metrics."""
-    check_numbers(max_cells=max_cells, n_floor=n_floor, n_bootstrap=n_bootstrap, seed=seed)
-    check_names(metrics)
-    check_space(space)
-    sources = _read({name: cells for name, cells in sets.items() if cells is not None}, groupby, layer, scale)
-    real, synthetic, train = sources["real_test"], sources["synthetic"], sources.get("train")
-    wanted = choose_metrics(
-        metrics,
-        has_train=train is not None,
-        has_groups=groupby is not None,
-        has_counts=all(source.are_counts for source in sources.values()),
-    )
-    wanted = [metric for metric in wanted if metric.name not in without]
-    with_training = any(metric.against_training for metric in wanted)
-    pools = draw_pools(real, synthetic, train, space, max_cells=max_cells, seed=seed, with_training=with_training)
-
-    make = partial(make_context, pools, n_floor=n_floor, n_bootstrap=n_bootstrap, seed=seed)
-    of_all = make(None)
-    if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
-        msg = "The cells of `real_test` are all the same; there is nothing to compare with."
-        raise ValueError(msg)
-    _warn_of_real_cells(of_all)
-    n_sides = 2 if pools.floor is None else 1  # of real cells, where one half plays the synthetic ones
-    groups = _frequent(pools.real, n_sides * MIN_CELLS_PER_GROUP)
-    contexts = {group: make(group) for group in groups}
-    groups_of_either = {*groups, *_frequent(pools.synthetic, MIN_CELLS_PER_GROUP)}
-    rows = []
-    for metric in wanted:
-        rows.append(of_all.row(metric))
-        if metric.by_group is not None:
-            rows += [of_all.row(metric, group) for group in groups_of_either]
-        if metric.per_group:
-            unknown = {"metric": metric.name, "better": metric.better}
-            rows += [
-                {**unknown, "group": group} if context is None else context.row(metric)
-                for group, context in contexts.items()
-            ]
-    place = {metric.name: position for position, metric in enumerate(wanted)}
-    # all cells first, then group by group, metrics in the order of the catalogue
-    rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
-    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[2:-1], float))
-    table.attrs["n_cells"] = {ALL: pools.n_cells} | {
-        group: 0 if context is None else len(context.players["value"][0].real) for group, context in contexts.items()
-    }
-    return table
-
-
-def _warn_of_real_cells(context: Context) -> None:
-    """Warn where synthetic cells are the held-out ones; cells with hardly any counts are equal by chance, as the floor says."""
-    compared = [*context.players["value"], *context.players["floor"][:1]]
-    share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
-    if share - sum(usual) > MANY_COPIES:
-        msg = (
-            f"{share:.0%} of the cells in `synthetic` that were compared are cells of `real_test`, count by count: these figures say nothing of a model. "
-            "Were files mixed up?"
-        )
-        warn_user(msg)
-
-
-def _frequent(pool: Pool, n_cells: int) -> list[str]:
-    if pool.sample.labels is None:
-        return []
-    names, sizes = np.unique(pool.sample.labels, return_counts=True)
-    return names[sizes >= n_cells].tolist()
-
-
-# --- what is asked of the arguments, before any long work -------------------------------------------------------------
-
-
-def check_numbers(*, max_cells: int, n_floor: int, seed: int, n_bootstrap: int = 0, min_cells: int = MIN_CELLS) -> None:
-    """Raise where a number of draws or cells makes no sense."""
-    numbers = {
-        "max_cells": (max_cells, min_cells, f"{min_cells} or more"),
-        "n_floor": (n_floor, 0, "0 (no floor) or more"),
-        "n_bootstrap": (n_bootstrap, 0, "0 (no interval), or 2 or more"),
-        "seed": (seed, 0, "0 to 2**32 - 1"),  # as scikit-learn takes it
-    }
-    for name, (number, least, allowed) in numbers.items():
-        unfit = {"n_bootstrap": number == 1, "seed": is_whole_number(number) and number >= 2**32}
-        if not is_whole_number(number) or number < least or unfit.get(name):
-            msg = f"`{name}` is {number!r}; it must be {allowed}, a whole number."
-            raise ValueError(msg)
-
-
-def check_space(space: object) -> None:
-    """Raise TypeError for anything but a space or None."""
-    if not isinstance(space, ComparisonSpace | None):
-        msg = f"`space` must be a ComparisonSpace, but is {space!r}."
-        raise TypeError(msg)
-
-
-def choose_metrics(
-    names: str | Sequence[str] | None, *, has_train: bool, has_groups: bool, has_counts: bool
-) -> list[Metric]:
-    """Return the entries asked for; of all entries, those that have what they need.
-
-    Raises
-    ------
-    ValueError
-        If a metric was asked for and lacks what it needs.
-    """
-    there = {"train": has_train, "groups": has_groups, "counts": has_counts}
-    if names is None:
-        return [metric for metric in CATALOGUE.values() if all(there[need] for need in metric.needs)]
-    names = [names] if isinstance(names, str) else names
-    for name in names:
-        if missing := [need for need in CATALOGUE[name].needs if not there[need]]:
-            msg = f"`metrics` asks for {name!r}, which needs {_NEEDS[missing[0]]}."
-            raise ValueError(msg)
-    return [metric for name, metric in CATALOGUE.items() if name in names]
-
-
-def check_names(names: str | Sequence[str] | None) -> None:
-    """Raise where a metric is unknown."""
-    if not isinstance(names, str | Collection | None):
+    given = {"real_test": real_test, "synthetic": synthetic, "control": control, "train": train}
+    sets = {name: cells for name, cells in given.items() if cells is not None}
+    names = [metrics] if isinstance(metrics, str) else metrics
+    draws = Draws(max_cells, n_floor, n_bootstrap, seed)
+    draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
+    if not isinstance(names, list | tuple | set | frozenset | None):
         msg = f"`metrics` must be a list of names, but is {names!r}."
         raise TypeError(msg)
-    for name in [names] if isinstance(names, str) else names or []:
+    for name in names or []:
         if name not in CATALOGUE:
             msg = f"`metrics` has the unknown name {name!r}. {known_names(name, list(CATALOGUE))}"
             raise ValueError(msg)
+    if not isinstance(space, ComparisonSpace | None):
+        msg = f"`space` must be a ComparisonSpace, but is {space!r}."
+        raise TypeError(msg)
+    is_multimodal = any(isinstance(cells, MuData) for cells in sets.values())
+    if is_multimodal and (control is not None or space is not None):
+        msg = "`control` and `space` are for cells of one modality, but there is MuData; give one modality of each set, such as mdata['rna']."
+        raise ValueError(msg)
+    if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
+        msg = "`scales`, and `layer` by modality, are for MuData, but no set is one."
+        raise ValueError(msg)
+    if (control is None) != (perturbation_key is None) or (others and control is None):
+        msg = "Perturbations are judged with `control` and `perturbation_key`, both; `others` goes with these."
+        raise ValueError(msg)
 
+    if is_multimodal:
+        return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
+    if control is not None:
+        if not isinstance(others, Mapping | None):
+            msg = f"`others` must be a dict of AnnData by the name of the method, but is {type(others).__name__}."
+            raise TypeError(msg)
+        leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
+        for name in others or {}:
+            if name in {*leading, *FIGURES_OF_PERTURBATIONS, *given, "better"}:
+                msg = f"`others` has the name {name!r}, which is a name of the table or of another set of cells; choose another one."
+                raise ValueError(msg)
+        wanted = choose_metrics(names, "perturbation", {"control"})
+        options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
+        contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
+        return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
+    rows, n_cells = compare_cells(read_sources(sets, groupby, layer), names, draws, space=space)
+    table = _table(rows, ("metric", "group"), FIGURES)
+    table.attrs["n_cells"] = n_cells
+    return table
+
+
+def _table(rows: Sequence[Row], leading: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*leading, *figures, "better"]).astype(dict.fromkeys(figures, float))
+
+
+def _evaluate_modalities(
+    sets: Mapping[str, MuData],
+    names: Collection[str] | None,
+    groupby: str | Sequence[str] | None,
+    scales: Mapping[str, ScaleName] | None,
+    layer: str | Mapping[str, str] | None,
+    draws: Draws,
+) -> pd.DataFrame:
+    """Return the table of each modality, of all together, and of each pair."""
+    keys = [] if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    modalities = common_modalities(sets)
+    layers = dict.fromkeys(modalities, layer) if isinstance(layer, str) else dict(layer or {})
+    cells = {
+        modality: {name: modality_cells(mdata, modality, keys, name) for name, mdata in sets.items()}
+        for modality in modalities
+    }
+    real = {modality: own["real_test"] for modality, own in cells.items()}
+    reference = {
+        modality: align_genes(own.get("train", own["real_test"]), real[modality].var_names, name="train")
+        for modality, own in cells.items()
+    }
+    scale_names = choose_scales(real, scales, layers)
+    fitted = {name: make_scale(scale_names[name], reference[name], layers.get(name)) for name in modalities}
+    wanted: dict[Scope, list[str] | None] = dict.fromkeys(("all", "joint", "pair"))
+    if names is not None:
+        choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
+        wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
+    rows: list[Row] = []
+    n_cells = {}
+
+    def judge(modality: str, read: Callable[[], dict[str, Source]], scope: Scope, **options: object) -> None:
+        try:
+            own_rows, n_cells[modality] = compare_cells(read(), wanted[scope], draws, scope=scope, **options)
+        except ValueError as error:
+            msg = f"Modality {modality!r}: {error}"
+            raise ValueError(msg) from error
+        rows.extend({"modality": modality, **row} for row in own_rows)
+
+    for modality in modalities if wanted["all"] != [] else ():
+        read = partial(read_sources, cells[modality], keys or None, layers.get(modality), fitted[modality])
+        judge(modality, read, "all", n_features=reference[modality].n_vars)
+    if len(modalities) > 1 and wanted["joint"] != []:
+        features = {modality: own.var_names for modality, own in real.items()}
+        paired = {name: paired_cells(mdata, modalities, keys, name, features) for name, mdata in sets.items()}
+        n_paired = min(next(iter(parts.values())).n_obs for parts in paired.values())
+        if n_paired >= MIN_CELLS:
+            read = partial(joint_sources, paired, reference, fitted, layers, keys)
+            judge(JOIN.join(modalities), read, "joint")
+        else:
+            msg = f"Modalities are not judged together: {n_paired} cells of a set have all of {modalities}; there must be {MIN_CELLS} or more."
+            warn_user(msg)
+    for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
+        found = cross_modality_correlation(
+            sets["real_test"],
+            sets["synthetic"],
+            [],
+            modalities=pair,
+            groupby=keys or None,
+            scales={modality: scale_names[modality] for modality in pair},
+            layers={modality: own for modality, own in layers.items() if modality in pair},
+            n_floor=draws.n_floor,
+            seed=draws.seed,
+        ).summary.reset_index()
+        found = found if wanted["pair"] is None else found[found["metric"].isin(wanted["pair"])]
+        rows.extend(found.assign(modality=JOIN.join(pair), group=ALL).to_dict("records"))
+    table = _table(rows, ("modality", "metric", "group"), FIGURES)
+    table.attrs.update(scales=scale_names, n_cells=n_cells)
+    return table
+
+
+# --- what is asked of the sets, before any long work ------------------------------------------------------------------
 
 _NEEDS = {
     "train": "`train`, the cells that the model has learned from",
     "groups": "`groupby`, a column of `obs`",
     "counts": "counts in all sets, not log-normalised values",
+    "control": "`control`, unperturbed cells",
+    "modalities": "MuData, cells of several modalities",
 }
 
 
-def _read(
-    sets: Mapping[str, Cells], groupby: str | Sequence[str] | None, layer: str | None, scale: Scale | None
+def choose_metrics(
+    names: Collection[str] | None, scope: Scope, there: Collection[Need], n_features: float = np.inf
+) -> list[Metric]:
+    """Return the entries asked for, in the order of the catalogue; of all entries, those that have what they need and mean something.
+
+    Raises
+    ------
+    ValueError
+        If a metric was asked for and lacks what it needs, or is measured of other things.
+    """
+    if names is None:
+        metrics = [
+            metric for metric in CATALOGUE.values() if scope in metric.scopes and n_features >= metric.min_features
+        ]
+        return [metric for metric in metrics if set(metric.needs) <= set(there)]
+    metrics = [metric for name, metric in CATALOGUE.items() if name in names]
+    for metric in metrics:
+        if missing := [need for need in metric.needs if need not in there]:
+            msg = f"`metrics` asks for {metric.name!r}, which needs {_NEEDS[missing[0]]}."
+            raise ValueError(msg)
+        if scope not in metric.scopes:
+            msg = f"`metrics` asks for {metric.name!r}, which is not measured of perturbations; leave `control` out."
+            raise ValueError(msg)
+    return metrics
+
+
+def read_sources(
+    sets: Mapping[str, Cells],
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+    scale: Scale | None = None,
 ) -> dict[str, Source]:
-    """Check the sets one by one, and against each other."""
-    adatas = {name: as_adata(cells, name) for name, cells in sets.items()}
-    check_arrays(sets)
-    sources = {}
-    for name, cells in adatas.items():
+    """Check the sets one by one; arrays are counts."""
+    sources, genes = {}, None
+    for name, cells in sets.items():
+        if not isinstance(cells, AnnData):
+            if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
+                msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}."
+                raise TypeError(msg)
+            check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
+            cells = AnnData(sp.csr_matrix(cells))
         # one half of `train` fits the space, the other plays the synthetic cells; without it `real_test` does all three
         n_parts = {"train": 2, "synthetic": 1}.get(name, 1 if "train" in sets else 3)
         if cells.n_obs < n_parts * MIN_CELLS:
             hint = "; it is split in three where there is no `train`" if n_parts == 3 else ""
             msg = f"`{name}` has {cells.n_obs} cells; there must be {n_parts * MIN_CELLS} or more{hint}."
             raise ValueError(msg)
-        genes = adatas["real_test"].var_names
+        genes = cells.var_names if genes is None else genes  # those of `real_test`, the first
         sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
+    return sources
+
+
+def _check_sources(sources: Mapping[str, Source]) -> None:
+    """Check the values, and the sets against each other."""
     real = sources["real_test"]
     for name, source in sources.items():
-        source.expression(np.arange(N_CELLS_LOOKED_AT))  # raises where values are not what they should be
-        if groupby is not None and (source.labels == ALL).any():
+        source.read(np.arange(min(N_CELLS_LOOKED_AT, len(source))))  # raises where values are not what they should be
+        if source.labels is not None and (source.labels == ALL).any():
             msg = f"`groupby` gives the label {ALL!r} to cells of `{name}`, which is what the table calls all cells; rename it."
             raise ValueError(msg)
-        if groupby is not None and not np.isin(source.labels, real.labels).any():
+        if source.labels is not None and not np.isin(source.labels, real.labels).any():
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
             msg = f"No cell of `{name}` has a label that a cell of `real_test` has: {found} and {known}. Bring both to the same names."
             raise ValueError(msg)
     if "train" not in sources:
-        return sources
+        return
     if _share_of_same_cells(sources["train"], real) > 0.5:
         msg = (
             "`real_test` has cells of `train`: the same `obs_names` with the same values. "
@@ -339,19 +416,18 @@ def _read(
             "Figures of their quality say nothing; those of memorisation will show it."
         )
         warn_user(msg)
-    return sources
 
 
 def _share_of_same_cells(first: Source, second: Source) -> float:
     """Return the share of cells of the same name that have the same values, among the first few."""
-    shared = first.cells.obs_names.intersection(second.cells.obs_names)[:N_SHARED_LOOKED_AT]
+    shared = first.obs_names.intersection(second.obs_names)[:N_SHARED_LOOKED_AT]
     if not len(shared):
         return 0.0
     values = []
     for source in (first, second):
-        if not source.cells.obs_names.is_unique:
+        if not source.obs_names.is_unique:
             return 0.0
-        values.append(source.expression(source.cells.obs_names.get_indexer(shared)).values)
+        values.append(source.read(source.obs_names.get_indexer(shared)).values)
     n_different = np.asarray((values[0] != values[1]).sum(axis=1)).ravel()
     return float((n_different == 0).mean())
 
@@ -407,26 +483,86 @@ class Pools:
     n_cells: int
 
 
-def draw_pools(
-    real: Source,
-    synthetic: Source,
-    train: Source | None,
-    space: ComparisonSpace | None,
+def compare_cells(
+    sources: Mapping[str, Source],
+    names: Collection[str] | None,
+    draws: Draws,
     *,
-    max_cells: int,
-    seed: int,
-    with_training: bool,
+    scope: Scope = "all",
+    space: ComparisonSpace | None = None,
+    n_features: float = np.inf,
+) -> tuple[list[Row], dict[str, int]]:
+    """Return the rows of all cells and of each group, and the number of cells on either side of each."""
+    _check_sources(sources)
+    has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
+    there = {"groups"} if has_groups else set()
+    there |= {"train"} if has_train else set()
+    there |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
+    wanted = choose_metrics(names, scope, there, n_features)
+    pools = draw_pools(sources, space, draws, with_training=any("train" in metric.needs for metric in wanted))
+
+    of_all = make_context(pools, None, draws)
+    if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
+        msg = "The cells of `real_test` are all the same; there is nothing to compare with."
+        raise ValueError(msg)
+    _warn_of_real_cells(of_all)
+    n_sides = 2 if pools.floor is None else 1  # of real cells, where one half plays the synthetic ones
+    groups = _frequent(pools.real, n_sides * MIN_CELLS_PER_GROUP)
+    contexts = {group: make_context(pools, group, draws) for group in groups}
+    groups_of_either = {*groups, *_frequent(pools.synthetic, MIN_CELLS_PER_GROUP)}
+    rows = []
+    for metric in wanted:
+        rows.append(of_all.row(metric))
+        if metric.by_group is not None:
+            rows += [of_all.row(metric, group) for group in groups_of_either]
+        elif "group" in metric.scopes:
+            unknown = {"metric": metric.name, "better": metric.better}
+            rows += [
+                {**unknown, "group": group} if context is None else context.row(metric)
+                for group, context in contexts.items()
+            ]
+    place = {metric.name: position for position, metric in enumerate(wanted)}
+    # all cells first, then group by group, metrics in the order of the catalogue
+    rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
+    n_cells = {ALL: pools.n_cells} | {
+        group: 0 if context is None else len(context.players["value"][0].real) for group, context in contexts.items()
+    }
+    return rows, n_cells
+
+
+def _warn_of_real_cells(context: Context) -> None:
+    """Warn where synthetic cells are the held-out ones; cells with hardly any counts are equal by chance, as the floor says."""
+    compared = [*context.players["value"], *context.players["floor"][:1]]
+    share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
+    if share - sum(usual) > MANY_COPIES:
+        msg = (
+            f"{share:.0%} of the cells in `synthetic` that were compared are cells of `real_test`, count by count: these figures say nothing of a model. "
+            "Were files mixed up?"
+        )
+        warn_user(msg)
+
+
+def _frequent(pool: Pool, n_cells: int) -> list[str]:
+    if pool.sample.labels is None:
+        return []
+    names, sizes = np.unique(pool.sample.labels, return_counts=True)
+    return names[sizes >= n_cells].tolist()
+
+
+def draw_pools(
+    sources: Mapping[str, Source], space: ComparisonSpace | None, draws: Draws, *, with_training: bool
 ) -> Pools:
     """Choose who fits the space, who plays the synthetic cells, and draw."""
-    rng = np.random.default_rng([seed, 0])
+    real, synthetic, train = sources["real_test"], sources["synthetic"], sources.get("train")
+    rng = np.random.default_rng([draws.seed, 0])
     source = real if train is None else train
     rest = rng.permutation(len(source))
     if space is None:  # fitted to cells that are compared with nothing
         fitted, rest = np.split(rest, [len(rest) // (3 if train is None else 2)])
-        space = ComparisonSpace.fit(_stacked([*source.chunks(fitted[:FIT_CELLS])]), seed=seed)
+        space = ComparisonSpace.fit(_stacked([*source.chunks(fitted[:FIT_CELLS])]), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
-    n_cells = min(*available, len(synthetic), max_cells)
+    n_cells = min(*available, len(synthetic), draws.max_cells)
     logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
     draw = lambda source, rows, factor: _draw(source, rows, space, n_cells * factor, factor * CELLS_PER_GROUP, rng)
     return Pools(
@@ -472,7 +608,7 @@ def _stacked(parts: list[Expression]) -> Expression:
     return Expression(values, None if any(size is None for size in sizes) else np.concatenate(sizes))
 
 
-def make_context(pools: Pools, group: str | None, *, n_floor: int, n_bootstrap: int, seed: int) -> Context | None:
+def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:
     """Draw the comparisons of a group (None: of all cells); None where a side has too few cells."""
     real, synthetic = pools.real.positions(group), pools.synthetic.positions(group)
     others = real[len(real) // 2 :] if pools.floor is None else pools.floor.positions(group)
@@ -481,7 +617,7 @@ def make_context(pools: Pools, group: str | None, *, n_floor: int, n_bootstrap: 
     n_cells = min([n_real, len(synthetic), pools.n_cells] + [len(others)] * has_others)
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([draws.seed, 1])
     cells, other_cells = pools.real.sample, (pools.real if pools.floor is None else pools.floor).sample
     first = cells[real[:n_cells]]
     compare = partial(
@@ -489,7 +625,7 @@ def make_context(pools: Pools, group: str | None, *, n_floor: int, n_bootstrap: 
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
         squared_scale=median_squared_distance(first.pcs),
         training=pools.training,
-        seed=seed,
+        seed=draws.seed,
     )
 
     def draw_others() -> Sample:
@@ -502,14 +638,14 @@ def make_context(pools: Pools, group: str | None, *, n_floor: int, n_bootstrap: 
 
     value = compare(first, pools.synthetic.sample[synthetic[:n_cells]])
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
-    floors = [draw_floor() for _ in range(n_floor if has_others else 0)]
-    held_out_floors = [split_real() for _ in range(n_floor if pools.training is not None else 0)]
+    floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
+    held_out_floors = [split_real() for _ in range(draws.n_floor if pools.training is not None else 0)]
     shuffled = [compare(first, shuffle_genes(draw_others(), pools.space.project, rng))] if has_others else []
     return Context(
         {"group": ALL if group is None else group},
         {"value": [value], "floor": floors, "shuffled": shuffled},
         held_out_floors=held_out_floors,
-        halves=[_half(value, rng) for _ in range(n_bootstrap)],
+        halves=[_half(value, rng) for _ in range(draws.n_bootstrap)],
     )
 
 

@@ -1,4 +1,4 @@
-"""How well is the effect of a perturbation predicted: distances between cells, and correlation of mean changes against control.
+"""How well is the effect of a perturbation predicted: changes against control, and who is compared with whom in the table.
 
 Names elsewhere: ``pearson_delta`` of cell-eval is :func:`mean_change_correlation` on all genes, its ``mae`` the mean absolute difference of
 means; its ``pearson_edistance`` correlates distances *from control* over perturbations, which is another question than how far predicted
@@ -10,8 +10,8 @@ is near 0 whatever the change.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,20 +19,29 @@ from anndata import AnnData
 from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
-from ._cells import pair_of_expressions
+from scgen_diffusion.data import warn_user
+
+from ._cells import Source, labels_of, means, pair_of_expressions, variances
+from ._comparison import ALL, UNKNOWN, Comparison, Context
 from ._genes import correlation
-from ._space import means, variances
+from ._safety import copied_cells
+from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from ._cells import Cells, Expression
+    from ._comparison import Draws
 
-Ranking = Literal["welch", "change"]
+#: The single perturbations of a cell, sorted; none for unperturbed cells.
+Parts: TypeAlias = tuple[str, ...]
 
 FDR = 0.05
+SEPARATOR = "+"
+MIN_CELLS = 2
+MANY_COPIES = 0.2  # of the predicted cells: more copies than this are no accident
 
 
 @dataclass(frozen=True)
@@ -86,36 +95,29 @@ class Effect:
         return self.cells.mean - self.control.mean
 
     @cached_property
+    def squared_error(self) -> NDArray[np.float64]:
+        """Squared standard error of the difference, `(genes,)`."""
+        return self.cells.squared_error + self.control.squared_error
+
+    @cached_property
     def welch_t(self) -> NDArray[np.float64]:
         """Welch's *t* of every gene, `(genes,)`."""
-        return self.change / np.sqrt(self._squared_error)
+        return self.change / np.sqrt(self.squared_error)
 
     @cached_property
     def is_significant(self) -> NDArray[np.bool_]:
         """Whether a gene is differential: Welch's test, both sides, false discovery rate 5 % (Benjamini and Hochberg), `(genes,)`."""
-        p_values = 2 * stdtr(self._degrees_of_freedom, -np.abs(self.welch_t))
+        # degrees of freedom by Welch and Satterthwaite
+        parts = [side.squared_error**2 / max(side.n_cells - 1, 1) for side in (self.cells, self.control)]
+        p_values = 2 * stdtr(self.squared_error**2 / sum(parts), -np.abs(self.welch_t))
         return false_discovery_control(p_values) <= FDR
 
-    def top_genes(self, n_top: int, ranking: Ranking = "welch") -> NDArray[np.intp]:
-        """Return the positions of the genes that change most, most changed first, `(n_top,)`."""
-        if ranking not in get_args(Ranking):
-            msg = f"`ranking` must be one of {get_args(Ranking)}, but is {ranking!r}."
-            raise ValueError(msg)
+    def top_genes(self, n_top: int) -> NDArray[np.intp]:
+        """Return the positions of the genes of the largest absolute Welch *t*, largest first, `(n_top,)`."""
         if n_top < 2:
             msg = f"`n_top` must be at least 2 genes, so that they have a correlation, but is {n_top}."
             raise ValueError(msg)
-        score = self.welch_t if ranking == "welch" else self.change
-        return np.argsort(-np.abs(score), kind="stable")[:n_top]
-
-    @cached_property
-    def _squared_error(self) -> NDArray[np.float64]:
-        return self.cells.squared_error + self.control.squared_error
-
-    @property
-    def _degrees_of_freedom(self) -> NDArray[np.float64]:
-        """Degrees of freedom by Welch and Satterthwaite, `(genes,)`."""
-        parts = [side.squared_error**2 / max(side.n_cells - 1, 1) for side in (self.cells, self.control)]
-        return self._squared_error**2 / sum(parts)
+        return np.argsort(-np.abs(self.welch_t), kind="stable")[:n_top]
 
 
 def real_and_predicted_effect(
@@ -142,7 +144,6 @@ def mean_change_correlation(
     control: Cells,
     *,
     n_top: int | None = None,
-    ranking: Ranking = "welch",
     layer: str | None = None,
 ) -> float:
     r"""Correlate real and predicted mean changes against control over genes (Pearson).
@@ -152,16 +153,14 @@ def mean_change_correlation(
 
     From -1 to 1; 1 is best, and 0 is returned where one side does not change at all. It does not see the size of the change, nor anything but
     means; and since both sides subtract the same control cells, the sampling noise of these alone gives a positive value where control
-    cells are few. Read it beside the baselines (:func:`evaluate_perturbation`).
+    cells are few. Read it beside the baselines (:func:`evaluate` with `control`).
 
     Parameters
     ----------
     real, predicted, control
         Counts, or AnnData with counts or `log1p` values, the same genes.
     n_top
-        Use only this many genes, those that change most between the real perturbed cells and control; all genes if None.
-    ranking
-        What "most" means: the absolute Welch *t* statistic, or the absolute change of the mean.
+        Use only this many genes, those of the largest absolute Welch *t* between the real perturbed cells and control; all genes if None.
     layer
         Layer with the counts.
 
@@ -176,7 +175,7 @@ def mean_change_correlation(
     1.0
     """
     effects = real_and_predicted_effect(real, predicted, control, layer)
-    return correlation_of_changes(*effects, n_top=n_top, ranking=ranking)
+    return correlation_of_changes(*effects, n_top=n_top)
 
 
 def variance_error(
@@ -185,7 +184,6 @@ def variance_error(
     *,
     control: Cells | None = None,
     n_top: int | None = None,
-    ranking: Ranking = "welch",
     layer: str | None = None,
 ) -> float:
     r"""Return how far the genes' variances in predicted cells are from those in real cells.
@@ -206,9 +204,7 @@ def variance_error(
     control
         Control cells, needed with `n_top` only.
     n_top
-        Use only this many genes, those that change most between the real perturbed cells and control; all genes if None.
-    ranking
-        What "most" means, as in :func:`mean_change_correlation`.
+        Use only this many genes, those of the largest absolute Welch *t* between the real perturbed cells and control; all genes if None.
     layer
         Layer with the counts.
 
@@ -226,30 +222,28 @@ def variance_error(
     >>> variance_error(real, predicted) < variance_error(real, smooth) / 3
     True
     """
-    if n_top is None:
-        of_both = map(GeneMoments.of, pair_of_expressions(real, predicted, layer, ("real", "predicted")))
-        return error_of_variances(*of_both)
-    if control is None:
+    if n_top is not None and control is None:
         msg = "`n_top` needs `control`, against which genes change."
         raise ValueError(msg)
-    effect, predicted_effect = real_and_predicted_effect(real, predicted, control, layer)
-    return error_of_variances(effect.cells, predicted_effect.cells, effect.top_genes(n_top, ranking))
+    effects = real_and_predicted_effect(real, predicted, real if control is None else control, layer)
+    return error_of_variances(*effects, n_top=n_top)
 
 
-def correlation_of_changes(
-    real: Effect, predicted: Effect, *, n_top: int | None = None, ranking: Ranking = "welch"
-) -> float:
+def correlation_of_changes(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
     """Return :func:`mean_change_correlation` of two effects against the same control."""
-    genes = slice(None) if n_top is None else real.top_genes(n_top, ranking)
+    genes = slice(None) if n_top is None else real.top_genes(n_top)
     return correlation(real.change[genes], predicted.change[genes])
 
 
-def error_of_variances(real: GeneMoments, predicted: GeneMoments, genes: NDArray | slice = slice(None)) -> float:
-    """Return :func:`variance_error` of two sets of cells."""
-    return float(np.abs(real.variance - predicted.variance)[genes].mean())
+def error_of_changes(real: Effect, predicted: Effect) -> float:
+    """Return the mean absolute difference of the changes of two effects against the same control."""
+    return float(np.abs(real.change - predicted.change).mean())
 
 
-UNKNOWN = float("nan")
+def error_of_variances(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
+    """Return :func:`variance_error` of the cells of two effects against the same control."""
+    genes = slice(None) if n_top is None else real.top_genes(n_top)
+    return float(np.abs(real.cells.variance - predicted.cells.variance)[genes].mean())
 
 
 def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> pd.DataFrame:
@@ -295,7 +289,6 @@ def de_overlap(
     control: Cells,
     *,
     n_top: int = 100,
-    ranking: Ranking = "welch",
     layer: str | None = None,
 ) -> float:
     r"""Return the share in common of the genes that change most against control in real and in predicted cells.
@@ -314,9 +307,7 @@ def de_overlap(
     real, predicted, control
         Counts, or AnnData with counts or `log1p` values, the same genes.
     n_top
-        Length of the lists.
-    ranking
-        What "most" means: the absolute Welch *t* statistic, of predicted cells as if there were as many as real ones, or the absolute change of the mean.
+        Length of the lists. Predicted cells are tested as if there were as many as real ones.
     layer
         Layer with the counts.
 
@@ -334,7 +325,8 @@ def de_overlap(
     >>> de_overlap(real, predicted, control, n_top=10)
     0.5
     """
-    return overlap_of_effects(*real_and_predicted_effect(real, predicted, control, layer), n_top, ranking)
+    effects = real_and_predicted_effect(real, predicted, control, layer)
+    return overlap_of_effects(*effects, n_top=n_top)
 
 
 def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
@@ -409,10 +401,12 @@ def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     return direction_of_effects(*real_and_predicted_effect(real, predicted, control, layer))
 
 
-def overlap_of_effects(real: Effect, predicted: Effect, n_top: int, ranking: Ranking = "welch") -> float:
+def overlap_of_effects(real: Effect, predicted: Effect, *, n_top: int) -> float:
     """Return :func:`de_overlap` of two effects against the same control."""
-    top, predicted_top = _changed_top(real, n_top, ranking), _changed_top(predicted, n_top, ranking)
-    return len(np.intersect1d(top, predicted_top)) / len(top) if len(top) else UNKNOWN
+    top, predicted_top = (
+        {gene for gene in effect.top_genes(n_top) if effect.change[gene] != 0} for effect in (real, predicted)
+    )
+    return len(top & predicted_top) / len(top) if top else UNKNOWN
 
 
 def jaccard_of_effects(real: Effect, predicted: Effect) -> float:
@@ -431,112 +425,187 @@ def direction_of_effects(real: Effect, predicted: Effect) -> float:
     return float(agrees[real.is_significant].mean())
 
 
-def _changed_top(effect: Effect, n_top: int, ranking: Ranking) -> NDArray[np.intp]:
-    top = effect.top_genes(n_top, ranking)
-    return top[effect.change[top] != 0]
+# --- who is compared with whom ----------------------------------------------------------------------------------------
 
 
-SEPARATOR = "+"
+@dataclass(frozen=True)
+class Profile:
+    """What of some cells is compared.
+
+    Attributes
+    ----------
+    moments
+        Of all genes.
+    pcs
+        The cells in the space of the distances, `(cells, dimensions)`.
+    """
+
+    moments: GeneMoments
+    pcs: NDArray
 
 
-def mean_changes(values: NDArray, perturbations: ArrayLike, control: NDArray) -> dict[str, NDArray[np.float64]]:
-    """Return every perturbation's mean change against control, `(genes,)` each.
+@dataclass(frozen=True)
+class Perturbed:
+    """Cells, and where those of each perturbation in each group are.
+
+    Attributes
+    ----------
+    name
+        What errors call them.
+    expression
+        Log-normalised values.
+    rows
+        Positions of the cells by their single perturbations, none for unperturbed cells, and their group; sorted.
+    """
+
+    name: str
+    expression: Expression
+    rows: dict[tuple[Parts, str], list[int]]
+
+    @classmethod
+    def read(cls, cells: AnnData, source: Source, key: str, split_name: Callable[[str], Parts]) -> Perturbed:
+        """Read cells with the perturbation that each names in a column of `obs`; those of ``control`` have none, and the real perturbed ones no cell without."""
+        parts: list[Parts] = [()] * len(source)
+        if source.name != "control":
+            named = labels_of(cells, key, name=source.name)
+            by_name = {name: split_name(name) for name in np.unique(named).tolist()}
+            parts = [by_name[name] for name in named]
+        kept = np.arange(len(source))
+        if source.name in ("real_test", "train"):
+            kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
+            if not len(kept):
+                msg = "`real_test` and `train` must have perturbed cells, but all of theirs are named as `control` is."
+                raise ValueError(msg)
+        rows: dict[tuple[Parts, str], list[int]] = {}
+        for place, row in enumerate(kept):
+            group = ALL if source.labels is None else str(source.labels[row])
+            rows.setdefault((parts[row], group), []).append(place)
+        return cls(source.name, source.read(kept), dict(sorted(rows.items())))
+
+    def of(self, parts: Parts, group: str) -> Expression:
+        """Return the cells of one perturbation, none for control, in one group."""
+        return self.expression[np.array(self.rows.get((parts, group), []), dtype=np.intp)]
+
+    def enough_of(self, parts: Parts, group: str, wanted: Parts) -> Expression:
+        """Return the same, at least two cells, for the perturbation that they are wanted for."""
+        found = self.of(parts, group)
+        if len(found) < MIN_CELLS:
+            where = f"perturbation {SEPARATOR.join(wanted)!r}" + ("" if group == ALL else f" in group {group!r}")
+            msg = f"`{self.name}` must have at least {MIN_CELLS} cells for {where}, but has {len(found)}."
+            raise ValueError(msg)
+        return found
+
+
+def perturbation_contexts(
+    given: Mapping[str, AnnData],
+    *,
+    key: str,
+    separator: str,
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+    space: ComparisonSpace | None,
+    draws: Draws,
+) -> Iterator[Context]:
+    """Gather what belongs to each perturbation in each group: its cells, and all who predict them.
 
     Parameters
     ----------
-    values
-        Log-normalised values of perturbed cells, `(cells, genes)`.
-    perturbations
-        Each cell's perturbation.
-    control
-        Log-normalised values of control cells, `(cells, genes)`.
+    given
+        ``real_test``, ``synthetic``, ``control``, perhaps ``train``, and what other methods predict.
+    key, separator, groupby, layer, space, draws
+        As in :func:`evaluate`.
     """
-    perturbations = np.asarray(perturbations).astype(str)
-    if len(perturbations) != len(values):
-        msg = f"`values` has {len(values)} cells and `perturbations` {len(perturbations)} entries; there must be one per cell."
-        raise ValueError(msg)
-    reference = control.mean(axis=0, dtype=np.float64)
-    return {
-        str(name): values[perturbations == name].mean(axis=0, dtype=np.float64) - reference
-        for name in np.unique(perturbations)
-    }
+    if not (isinstance(key, str) and separator and isinstance(separator, str)):
+        msg = f"`perturbation_key` must name a column of `obs` and `separator` be a text, but they are {key!r} and {separator!r}."
+        raise TypeError(msg)
+    for name, cells in given.items():
+        if not isinstance(cells, AnnData):
+            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
+            raise TypeError(msg)
+    genes, untreated = given["real_test"].var_names, given["control"].obs
+    controls = set(untreated[key].astype(str)) if key in untreated else set()
+    split_name = partial(parts_of, separator=separator, ignored=controls)
+    sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
+    sets = {name: Perturbed.read(given[name], source, key, split_name) for name, source in sources.items()}
+    real_cells = sets["real_test"].expression
+    found, usual = (copied_cells(sets[name].expression, real_cells) for name in ("synthetic", "control"))
+    if found - usual > MANY_COPIES:  # no two measured cells are equal, but in data with hardly any counts
+        msg = f"{found:.0%} of the cells in `synthetic` are cells of `real_test`, count by count: these figures say nothing of a model."
+        warn_user(msg)
+
+    changes: dict[tuple[Parts, str], NDArray] = {}  # of the training perturbations, where there are control cells
+    if "train" in sets:
+        space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
+        controls_of = {group: means(sets["control"].of((), group).values) for _, group in sets["control"].rows}
+        changes = {
+            (parts, group): means(sets["train"].of(parts, group).values) - controls_of[group]
+            for parts, group in sets["train"].rows
+            if group in controls_of
+        }
+
+    def profile(cells: Expression) -> Profile:
+        """Take the moments of all cells, and draw some for distances."""
+        drawn = cells
+        if len(cells) > draws.max_cells:
+            drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
+        return Profile(GeneMoments.of(cells), drawn.values.toarray() if space is None else space.project(drawn))
+
+    def moved(cells: Profile, change: NDArray) -> Profile:
+        """Move all cells by a change of the genes; the projection is linear."""
+        step = change if space is None else space.pca.components_ @ change[space.genes]
+        return Profile(replace(cells.moments, mean=cells.moments.mean + change), cells.pcs + step)
+
+    names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
+    others = [name for name in sets if name not in ("real_test", "synthetic", "control", "train")]
+    for parts, group in sets["real_test"].rows:
+        cells = sets["real_test"].enough_of(parts, group, parts)
+        predictions = {"value": profile(sets["synthetic"].enough_of(parts, group, parts))}
+        predictions["no_change"] = control = profile(sets["control"].enough_of((), group, parts))
+        if changes:
+            predictions["mean_shift"] = moved(control, np.mean(list(changes.values()), axis=0))
+        single = [((part,), group) for part in parts]
+        if set(single) <= set(changes):
+            predictions["additive"] = moved(control, np.sum([changes[one] for one in single], axis=0))
+        by_others = {name: sets[name].of(parts, group) for name in others}
+        predictions |= {name: profile(own) for name, own in by_others.items() if len(own) >= MIN_CELLS}
+
+        real = profile(cells)
+        players = {name: [Comparison(real, own, control=control)] for name, own in predictions.items()}
+        rng = np.random.default_rng(draws.seed)
+        if len(cells) >= 2 * MIN_CELLS and draws.n_floor:
+            halves = [np.array_split(rng.permutation(len(cells)), 2) for _ in range(draws.n_floor)]
+            pairs = [[profile(cells[half]) for half in pair] for pair in halves]
+            players["floor"] = [Comparison(*pair, control=control) for pair in pairs]
+        equal = _equal_players(real, predictions, n_splits=max(draws.n_floor, 1), seed=draws.seed)
+        equal = {name: comparisons for name, comparisons in equal.items() if name in players}
+        yield Context({"perturbation": names[parts], "group": group}, players, equal_players=equal)
 
 
-def predict_no_change(control: NDArray) -> NDArray:
-    """Predict that nothing happens: the control cells."""
-    return control
+def _equal_players(
+    real: Profile, predictions: Mapping[str, Profile], *, n_splits: int, seed: int
+) -> dict[str, list[Comparison]]:
+    """Compare one half of the real cells with every prediction and with the other half (`floor`), several times.
 
-
-def predict_mean_shift(control: NDArray, changes: Mapping[Hashable, NDArray]) -> NDArray:
-    """Predict the same for every perturbation: control cells moved by the mean change of the training perturbations.
-
-    Every perturbation counts the same, however many cells it has.
-
-    Parameters
-    ----------
-    control
-        Control cells, `(cells, genes)`.
-    changes
-        Mean changes of the training perturbations (:func:`mean_changes`).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> predict_mean_shift(np.zeros((1, 2)), {"A": np.array([1.0, 0.0]), "B": np.array([0.0, 3.0])})
-    array([[0.5, 1.5]])
+    The distance of equal distributions falls with the number of cells, so that only figures of equally many cells can stand side by side: all
+    sides have as many as the smallest allows. Predictions of equally many cells are drawn from in the same way.
     """
-    if not changes:
-        msg = "`changes` is empty; a mean shift needs at least one training perturbation."
-        raise ValueError(msg)
-    return control + mean_of(changes)
+    n_cells = min(len(real.pcs) // 2, *(len(own.pcs) for own in predictions.values()))
+
+    def draw(profile: Profile, n_cells: int, seed: list[int]) -> Profile:
+        order = np.random.default_rng(seed).permutation(len(profile.pcs))
+        return replace(profile, pcs=profile.pcs[order[:n_cells]])
+
+    players: dict[str, list[Comparison]] = {name: [] for name in ("floor", *predictions)}
+    for split in range(n_splits):
+        both = draw(real, 2 * n_cells, [seed, split])
+        first, second = (replace(real, pcs=half) for half in np.split(both.pcs, 2))
+        players["floor"].append(Comparison(first, second))
+        for name, own in predictions.items():
+            players[name].append(Comparison(first, draw(own, n_cells, [seed, split, 1])))
+    return players
 
 
-def predict_additive(
-    control: NDArray, changes: Mapping[str, NDArray], perturbation: str, *, separator: str = SEPARATOR
-) -> NDArray:
-    """Predict a combination of perturbations: control cells moved by the sum of the changes of its parts.
-
-    Parameters
-    ----------
-    control
-        Control cells, `(cells, genes)`.
-    changes
-        Mean changes of the training perturbations (:func:`mean_changes`), those of the parts among them.
-    perturbation
-        Name of the combination.
-    separator
-        What stands between the names of the parts.
-
-    Raises
-    ------
-    KeyError
-        If a part was not perturbed alone in training.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> predict_additive(np.zeros((1, 2)), {"A": np.array([1.0, 0.0]), "B": np.array([0.0, 3.0])}, "A+B")
-    array([[1., 3.]])
-    """
-    parts = parts_of(perturbation, separator=separator)
-    missing = [part for part in parts if part not in changes]
-    if missing:
-        msg = f"`changes` lacks {missing}, the parts of {perturbation!r} that were not perturbed alone in training."
-        raise KeyError(msg)
-    return control + sum_of(changes, parts)
-
-
-def mean_of(changes: Mapping[Hashable, NDArray]) -> NDArray[np.float64]:
-    """Return the mean change, `(genes,)`."""
-    return np.mean(list(changes.values()), axis=0)
-
-
-def sum_of(changes: Mapping[Hashable, NDArray], parts: Iterable[Hashable]) -> NDArray[np.float64]:
-    """Return the sum of the changes of some parts, `(genes,)`."""
-    return np.sum([changes[part] for part in parts], axis=0)
-
-
-def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collection[str] = ()) -> tuple[str, ...]:
+def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collection[str] = ()) -> Parts:
     """Return the single perturbations of a combination, sorted, without those `ignored`, such as the name of the control.
 
     Examples

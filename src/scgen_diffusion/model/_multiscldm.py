@@ -17,13 +17,9 @@ from scgen_diffusion.data import (
     Modality,
     ModalityLikelihood,
     build_mudata,
-    check_condition_columns,
     check_is_mudata,
     check_same_features,
-    condition_names,
-    guess_likelihood,
     modalities_of,
-    resolve_layers,
     resolve_modalities,
 )
 from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, MultimodalModule
@@ -141,10 +137,10 @@ class MULTISCLDM(SCLDM):
         check_is_no_view(mdata, "mdata")
         for name, adata in mdata.mod.items():
             check_is_no_view(adata, f"mdata.mod[{name!r}]")
-        keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
-        check_condition_columns(mdata, [name for names in keys for name in names])
-        likelihoods = _likelihoods(mdata, modalities, layers, kwargs.get("source_registry"))
-        layers = resolve_layers(layers, list(likelihoods))
+        if known := kwargs.get("source_registry"):  # of a model that is there; cells may lack a modality
+            likelihoods, layers = (dict(known["setup_args"][name]) for name in ("modalities", "layers"))
+        else:
+            likelihoods, layers = resolve_modalities(mdata, modalities, layers)
         setup = ConditionSetup.of(
             mdata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
@@ -261,20 +257,3 @@ class MULTISCLDM(SCLDM):
     def _fingerprint(self) -> str:
         """Tell this model and its cells from others, and from those that explain a modality otherwise."""
         return "-".join([super()._fingerprint, *(modality.likelihood for modality in self.modalities.values())])
-
-
-def _likelihoods(
-    mdata: MuData,
-    modalities: Sequence[str] | Mapping[str, str | None] | None,
-    layers: str | Mapping[str, str | None] | None,
-    source_registry: Mapping[str, Any] | None,
-) -> dict[str, str]:
-    """Say what explains each modality: as a model that is there already has it, as the user says, or guessed."""
-    if source_registry is not None:
-        return dict(source_registry["setup_args"]["modalities"])
-    chosen = resolve_modalities(mdata, modalities)
-    layer_names = resolve_layers(layers, list(chosen))
-    return {
-        name: likelihood or guess_likelihood(mdata[name], layer_names[name], name)
-        for name, likelihood in chosen.items()
-    }

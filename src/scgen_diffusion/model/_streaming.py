@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scgen_diffusion._files import remove, sync
 from scgen_diffusion.data import (
     check_count,
     is_generated,
@@ -27,8 +28,6 @@ from scgen_diffusion.data import (
     join_parts,
     part_of,
     read_record,
-    remove,
-    sync,
 )
 from scgen_diffusion.generation import differences
 

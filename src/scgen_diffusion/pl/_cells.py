@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scgen_diffusion.data import is_whole_number, known_names
+from scgen_diffusion.data import check_count, known_names
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -34,9 +34,7 @@ def sides_of(real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells:
 
     A layer is read of the synthetic cells if they have it; cells that a model generated have their counts in `X`.
     """
-    if not is_whole_number(max_cells) or max_cells < 2:
-        msg = f"`max_cells` must be at least 2, a whole number, but found {max_cells!r}."
-        raise ValueError(msg)
+    check_count("max_cells", max_cells, least=2)
     real = subsample(real, "real", max_cells, seed)
     synthetic = align_genes(subsample(synthetic, "synthetic", max_cells, seed), real.var_names)
     synthetic_layer = layer if layer in synthetic.layers else None

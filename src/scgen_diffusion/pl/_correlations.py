@@ -149,8 +149,10 @@ def modality_correlation(
     groupby
         Column of `obs`, or several. Correlations are then those within groups: each group's mean is taken away. Default: among all cells, where differences
         between cell types make most of the correlations.
-    scales, layers
-        See :func:`~scgen_diffusion.metrics.evaluate_modalities`.
+    scales
+        See :func:`~scgen_diffusion.metrics.evaluate`.
+    layers
+        Layers with the counts, by modality. Default: ``"counts"`` where there is one, else `X`.
     seed
         Decides the halves.
     ax

@@ -183,7 +183,7 @@ def perturbation_scores(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot the table of :func:`~scgen_diffusion.metrics.evaluate_perturbation`: methods, baselines and floor, one panel per metric and one row per case.
+    """Plot the table of :func:`~scgen_diffusion.metrics.evaluate` with ``control``: methods, baselines and floor, one panel per metric and one row per case.
 
     A case is a perturbation in a group. Baselines are grey; the black stroke is the floor, what real cells score as prediction of each other. Several rows of one metric and
     case, such as those of several seeds, are small points beside their mean. An arrow says which way is better.
@@ -191,7 +191,7 @@ def perturbation_scores(
     Parameters
     ----------
     table
-        Table of :func:`~scgen_diffusion.metrics.evaluate_perturbation`, or several, one below the other.
+        Table of :func:`~scgen_diffusion.metrics.evaluate` with ``control``, or several, one below the other.
     metrics
         Which of them; default: energy distance, Wasserstein distance, correlation of mean changes, and overlap of differential genes, as far as they are there.
     cases

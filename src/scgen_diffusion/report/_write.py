@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,12 +17,14 @@ import pandas as pd
 from anndata import AnnData
 
 from scgen_diffusion import pl
+from scgen_diffusion._files import write_atomically
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
 from scgen_diffusion.metrics import evaluate, expression_of
 
 from ._verdict import verdict
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
@@ -157,12 +158,8 @@ def write(
         skipped=skipped,
         has_groups=label is not None,
     )
-    beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed when it is whole
-    try:
+    with write_atomically(path) as beside:
         beside.write_text(page, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 

@@ -14,7 +14,7 @@ from scgen_diffusion.metrics import (
     de_direction,
     de_jaccard,
     de_overlap,
-    evaluate_perturbation,
+    evaluate,
     mean_change_correlation,
     variance_error,
 )
@@ -47,7 +47,7 @@ def cells(*perturbations, n_cells=120, seed=0, rates=None, key="gene", **obs):
 
 def judge(real, predicted, **arguments):
     arguments = {"control": cells("ctrl", seed=9), "perturbation_key": "gene", **arguments}
-    return evaluate_perturbation(real, predicted, **arguments)
+    return evaluate(real, predicted, **arguments)
 
 
 def row(table, metric, perturbation="A+B"):
@@ -73,7 +73,7 @@ def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():
 
 def test_real_cells_that_are_given_as_predictions_are_warned_of():
     real = cells("A", "B", seed=1)
-    with pytest.warns(UserWarning, match="100% of the cells in `predicted` are cells of `real_test`"):
+    with pytest.warns(UserWarning, match="100% of the cells in `synthetic` are cells of `real_test`"):
         judge(real, ad.concat([real, real], index_unique="-"))
 
 
@@ -109,18 +109,23 @@ def test_groups_may_be_of_several_columns():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"predicted": np.ones((5, 40))}, TypeError, "`predicted` must be an AnnData, but is ndarray"),
+        ({"synthetic": np.ones((5, 40))}, TypeError, "`synthetic` must be an AnnData, but is ndarray"),
         ({"train": "cells"}, TypeError, "`train` must be an AnnData, but is str"),
         ({"groupby": "type"}, KeyError, "`real_test.obs` has no column 'type'"),
-        ({"max_cells": None}, ValueError, "`max_cells` is None; it must be 2 or more"),
-        ({"n_floor": -1}, ValueError, "`n_floor` is -1"),
-        ({"predicted": cells("A")[:0]}, ValueError, "`predicted` must have cells and genes"),
+        ({"max_cells": None}, ValueError, "`max_cells` must be a whole number of at least 2"),
+        ({"metrics": "recall"}, ValueError, "'recall', which is not measured of perturbations"),
+        ({"metrics": "copied_cells"}, ValueError, "'copied_cells', which needs `train`"),
+        ({"perturbation_key": None}, ValueError, "`control` and `perturbation_key`, both"),
+        ({"control": None}, ValueError, "`control` and `perturbation_key`, both"),
+        ({"control": None, "perturbation_key": None, "others": {"x": 1}}, ValueError, "`others` goes with these"),
+        ({"scales": {"rna": "log1p"}}, ValueError, "are for MuData, but no set is one"),
+        ({"synthetic": cells("A")[:0]}, ValueError, "`synthetic` must have cells and genes"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, error, message):
-    sets = {"real_test": cells("A", seed=1), "predicted": cells("A", seed=2), "control": cells("ctrl", seed=9)}
+    sets = {"real_test": cells("A", seed=1), "synthetic": cells("A", seed=2), "control": cells("ctrl", seed=9)}
     with pytest.raises(error, match=message):
-        evaluate_perturbation(**{**sets, "perturbation_key": "gene", **change})
+        evaluate(**{**sets, "perturbation_key": "gene", **change})
 
 
 def test_a_cell_without_a_perturbation_is_refused():
@@ -173,6 +178,17 @@ def test_control_cells_among_the_perturbed_change_nothing():
     )
 
 
+def test_parts_may_be_joined_by_another_sign_and_metrics_be_chosen():
+    sets = cells("A+B", seed=1), cells("A+B", seed=2)
+    expected = judge(*sets, train=cells("A", "B", seed=3))
+    for adata in sets:
+        adata.obs["gene"] = "A_B"
+    found = judge(*sets, train=cells("A", "B", seed=3), separator="_", metrics=["de_jaccard", "w2"])
+    assert found["metric"].tolist() == ["w2", "de_jaccard"]
+    rows = expected[expected["metric"].isin(["w2", "de_jaccard"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.drop(columns="perturbation"), rows.drop(columns="perturbation"))
+
+
 def test_other_predictions_get_columns_measured_as_the_first_one_is():
     real, predicted, train = cells("A", "A+B", seed=1), cells("A", "A+B", seed=2), cells("A", "B", seed=3)
     table = judge(real, predicted, train=train, others={"copy": predicted, "half": cells("A", seed=4, n_cells=30)})
@@ -198,20 +214,6 @@ def test_the_wasserstein_distance_is_of_equally_many_cells():
     assert many_cells["value"] == pytest.approx(as_many["value"], rel=0.03)
     assert many_cells["value"] == pytest.approx(many_cells["floor"], rel=0.03)
     assert many_cells["no_change"] > many_cells["floor"]
-
-
-def test_one_number_of_top_genes_or_several():
-    names = [
-        f"{metric}_top_{n}" for metric in ("mean_change_correlation", "de_overlap", "variance_error") for n in (5, 9)
-    ]
-    real, predicted = cells("A", seed=1), cells("A", seed=2)
-    several, one = judge(real, predicted, n_top=(9, 5)), judge(real, predicted, n_top=5)
-    assert [name for name in several["metric"] if "top" in name] == names
-    assert [name for name in one["metric"] if "top" in name] == names[::2]
-    assert row(one, "de_overlap_top_5", "A")["value"] == row(several, "de_overlap_top_5", "A")["value"]
-    for wrong in (1, (), (20, 0)):
-        with pytest.raises(ValueError, match="`n_top` must be at least 2"):
-            judge(real, predicted, n_top=wrong)
 
 
 def test_the_rows_are_what_the_functions_return():
@@ -259,12 +261,12 @@ def test_the_same_seed_gives_the_same_table():
 
 
 def test_a_perturbation_that_was_not_predicted_is_named():
-    with pytest.raises(ValueError, match=r"`predicted` must have at least 2 cells for perturbation 'B', but has 0"):
+    with pytest.raises(ValueError, match=r"`synthetic` must have at least 2 cells for perturbation 'B', but has 0"):
         judge(cells("A", "B", seed=1), cells("A", seed=2))
 
 
 def test_an_absent_column_is_named():
-    with pytest.raises(KeyError, match="`predicted.obs` has no column 'gene'"):
+    with pytest.raises(KeyError, match="`synthetic.obs` has no column 'gene'"):
         judge(cells("A"), cells("A", key="drug"))
 
 
@@ -286,7 +288,7 @@ def test_on_real_gene_pairs_the_additive_baseline_beats_the_others():
     held_out = adata.obs["condition"].isin(pairs)
     control = adata[adata.obs["condition"] == "control"]
     real = adata[held_out]
-    table = evaluate_perturbation(real, real, control=control, train=adata[~held_out], perturbation_key="condition")
+    table = evaluate(real, real, control=control, train=adata[~held_out], perturbation_key="condition")
     means = table.groupby("metric")[["no_change", "mean_shift", "additive", "floor"]].mean()
     assert means.loc["mean_change_correlation", "additive"] > means.loc["mean_change_correlation", "mean_shift"]
     assert means.loc["energy_distance", "additive"] < means.loc["energy_distance", "no_change"]

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from scgen_diffusion.data import known_names
 from scgen_diffusion.diffusion import Denoiser, DormandPrinceSampler, GuidedField
+from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 
 from ._cells import (
-    ALL_CELLS,
+    ALL,
     DEFAULT_TIME,
     DEFAULT_TIMES,
-    Groups,
-    chosen_cells,
+    Averages,
+    Moment,
+    cells_of,
+    group_cells,
     noised_cells,
     opened_network,
-    place_time,
     resolve_times,
+    unbiased_std,
 )
-from ._measures import ALL_HEADS, GroupMoments, Label, cell_statistics, unbiased_std
+from ._heads import head_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from torch import Tensor
@@ -36,6 +38,15 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Field, Generators, Sampler
     from scgen_diffusion.model import WBDIT
+    from scgen_diffusion.nn import GeneDiT, HalfTrace, SparseCoding
+
+
+class Label(NamedTuple):
+    """What a number measures: a statistic of one layer, of all its heads together or of one."""
+
+    layer: int
+    statistic: str
+    head: str = ALL
 
 
 def layer_statistics(
@@ -130,23 +141,34 @@ def layer_statistics(
     diverse and discriminative representations via the principle of maximal coding rate reduction*, arXiv 2006.08558.
     """
     network = opened_network(model)
-    source, rows = chosen_cells(model, adata, indices)
-    groups = Groups.of(source.obs, rows, groupby)
+    source, rows = cells_of(model, adata, indices)
+    groups, codes = group_cells(source.obs, rows, groupby)
     moments = resolve_times(model.module.path, times, default=DEFAULT_TIMES)
-    found = [GroupMoments(len(groups.names)) for _ in moments]
+    averages = [Averages(groups) for _ in moments]
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
     with tqdm(total=len(rows), desc="Measuring", unit="cell", disable=not show_progress) as progress:
         for batch in batches:
-            for moment, moments_of_groups in zip(moments, found, strict=True):
-                inputs = batch.at(model.module.path, moment)
-                measured = cell_statistics(network, *inputs, eps)
-                moments_of_groups.add(measured, groups.codes[batch.rows])
+            for moment, averages_then in zip(moments, averages, strict=True):
+                labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
+                averages_then.add(values, codes[batch.rows])
             progress.update(len(batch.rows))
-    tables = [
-        sums.to_frame(groups.names, time=moment.network_time, noise_level=moment.noise_level)
-        for moment, sums in zip(moments, found, strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(
+        [
+            table_of(averages_then, labels, time=moment.network_time, noise_level=moment.noise_level)
+            for moment, averages_then in zip(moments, averages, strict=True)
+        ],
+        ignore_index=True,
+    )
+
+
+def table_of(averages: Averages, labels: Sequence[Label], **constants: float) -> pd.DataFrame:
+    """Return one row per group that has cells, and label; ``constants`` become columns."""
+    parts = []
+    for name, n_cells, mean, std in zip(*averages.results(), strict=True):
+        part = pd.DataFrame(labels, columns=Label._fields).assign(value=mean, std=std, n_cells=n_cells)
+        parts.append(part.assign(group=name, **constants))
+    columns = [*constants, "group", *Label._fields, "value", "std", "n_cells"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def head_coding_rates(
@@ -177,20 +199,77 @@ def head_coding_rates(
         Cells by heads; ``L0H2`` is head 2 of layer 0.
     """
     network = opened_network(model)
-    source, rows = chosen_cells(model, adata, indices)
+    source, rows = cells_of(model, adata, indices)
     (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
     parts = []
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        measured = cell_statistics(network, *batch.at(model.module.path, moment), eps)
-        heads = {
-            label.head: rate
-            for label, rate in measured.items()
-            if label.statistic == "subspace_coding_rate_before" and label.head != ALL_HEADS
-        }
-        parts.append(pd.DataFrame({head: rate.float().cpu().numpy() for head, rate in heads.items()}))
+        labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
+        of_heads = [label.statistic == "subspace_coding_rate_before" and label.head != ALL for label in labels]
+        heads = [label.head for label, is_of_head in zip(labels, of_heads, strict=True) if is_of_head]
+        parts.append(pd.DataFrame(values[:, of_heads].float().cpu().numpy(), columns=heads))
     table = pd.concat(parts, ignore_index=True)
     table.index = source.obs_names[rows]
     return table
+
+
+@torch.no_grad()
+def cell_statistics(
+    network: GeneDiT, x_t: Tensor, t: Tensor, condition: Tensor, eps: float
+) -> tuple[list[Label], Tensor]:
+    """Measure every layer on every cell.
+
+    Parameters
+    ----------
+    network
+        With white-box blocks.
+    x_t, t, condition
+        As the network takes them.
+    eps
+        Error allowed per token, for tokens of unit norm.
+
+    Returns
+    -------
+    tuple
+        What is measured, and one number per cell for each, ``(cells, labels)``.
+    """
+    measured: dict[Label, Tensor] = {}
+    dit = network.network
+    context = dit.embed_context(t, condition)
+    for layer, (block, trace) in enumerate(zip(dit.blocks, network.trace(x_t, t, condition), strict=True)):
+        attention, sparse = trace.attention, trace.feed_forward
+        # What the same attention would see if it came once more: the same normalisation and modulation, so comparable.
+        again = block.trace(attention.tokens_out, context).attention.modulated
+        for when, tokens in (("before", attention.modulated), ("after", again)):
+            scaled_eps = eps * tokens.shape[-1] ** 0.5  # LayerNorm gives a token the norm sqrt(width)
+            within = subspace_coding_rate(tokens, block.attention.subspaces, scaled_eps)
+            measured[Label(layer, f"coding_rate_{when}")] = coding_rate(tokens, scaled_eps)
+            measured[Label(layer, f"subspace_coding_rate_{when}")] = within.sum(-1)
+            for head, values in enumerate(within.unbind(-1)):
+                measured[Label(layer, f"subspace_coding_rate_{when}", head_name(layer, head))] = values
+        code, operator = sparse.output, block.feed_forward
+        of_layer = {
+            "attention_step": relative_step(attention),
+            "sparsity": sparsity(code),
+            "l0_norm": (code != 0).float().sum(-1).mean(-1),
+            "l1_norm": code.abs().sum(-1).mean(-1),
+            "sparse_coding_loss_before": sparse_coding_loss(operator, sparse.modulated, sparse.modulated),
+            "sparse_coding_loss_after": sparse_coding_loss(operator, sparse.modulated, code),
+            "sparse_coding_step": relative_step(sparse),
+        }
+        measured |= {Label(layer, name): values for name, values in of_layer.items()}
+    return list(measured), torch.stack([values.double() for values in measured.values()], dim=1)
+
+
+def sparse_coding_loss(operator: SparseCoding, tokens: Tensor, code: Tensor) -> Tensor:
+    r"""Return :math:`\tfrac12 \lVert z - D a \rVert^2 + \lambda \lVert a \rVert_1`, the mean over a cell's tokens."""
+    residual = tokens - torch.nn.functional.linear(code, operator.dictionary)
+    return (residual.square().sum(-1) / 2 + operator.threshold * code.abs().sum(-1)).mean(-1)
+
+
+def relative_step(half: HalfTrace) -> Tensor:
+    """Return how far a half moves a cell's tokens, relative to their norm; not a number where that is zero."""
+    moved = (half.tokens_out - half.tokens_in).flatten(1).norm(dim=1)
+    return moved / half.tokens_in.flatten(1).norm(dim=1)
 
 
 def sampling_statistics(
@@ -235,22 +314,23 @@ def sampling_statistics(
             "fixed steps."
         )
         raise ValueError(msg)
-    names = [ALL_CELLS] if groupby is None else [str(name) for name in model.conditions.categories[groupby]]
-    watch = WatchedSampler(sampler, partial(cell_statistics, network, eps=eps))
+    watch = WatchedSampler(sampler, network, eps)
     n_cells = model.generate(n_cells, condition, sampler=watch, **generate_kwargs).n_obs
+    groups = [ALL] if groupby is None else [str(name) for name in model.conditions.categories[groupby]]
     tables = []
-    for step, (time, found) in enumerate(watch.of_steps()):
-        moments = GroupMoments(len(names))
-        for cells, conditions, measured in found:
+    in_order = sorted(watch.seen, key=lambda steps: steps[0][1][0])  # of the cells, whichever thread was first
+    for step, blocks in enumerate(zip(*in_order, strict=True)):
+        averages = Averages(groups)
+        for _, cells, conditions, _, values in blocks:
             wanted = cells < n_cells  # others fill up the last block
-            groups = np.zeros(len(cells), dtype=int) if groupby is None else conditions[:, list(keys).index(groupby)]
-            moments.add({label: values[wanted] for label, values in measured.items()}, groups[wanted])
-        level = place_time(model.module.path, time).noise_level
-        tables.append(moments.to_frame(names, step=step, time=time, noise_level=level))
+            codes = np.zeros(len(cells), dtype=int) if groupby is None else conditions[:, list(keys).index(groupby)]
+            averages.add(values[wanted], codes[wanted])
+        time, _, _, labels, _ = blocks[0]
+        level = Moment.of(model.module.path, time).noise_level
+        tables.append(table_of(averages, labels, step=step, time=time, noise_level=level))
     return pd.concat(tables, ignore_index=True)
 
 
-@dataclass
 class WatchedSampler:
     """A sampler that measures what it asks the network for, and changes nothing.
 
@@ -258,13 +338,15 @@ class WatchedSampler:
     ----------
     sampler
         The sampler.
-    measure
-        ``(x_t, t, condition) ->`` one number per cell and label.
+    network, eps
+        See :func:`cell_statistics`.
     """
 
-    sampler: Sampler
-    measure: Callable[[Tensor, Tensor, Tensor], dict[Label, Tensor]]
-    seen: list[tuple[int, float, tuple[np.ndarray, np.ndarray, dict[Label, Tensor]]]] = field(default_factory=list)
+    def __init__(self, sampler: Sampler, network: GeneDiT, eps: float) -> None:
+        self.sampler, self.network, self.eps = sampler, network, eps
+        self.seen: list[
+            list[tuple[float, np.ndarray, np.ndarray, list[Label], Tensor]]
+        ] = []  # of each block, its steps
 
     def __call__(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
@@ -273,21 +355,16 @@ class WatchedSampler:
         if not isinstance(field, Denoiser) or not isinstance(field.field, GuidedField) or generators is None:
             msg = f"`field` must be a Denoiser around a GuidedField, with generators, but found {type(field).__name__}."
             raise TypeError(msg)
-        guided, steps = field.field, count()
+        guided, steps = field.field, []
+        self.seen.append(steps)
         cells, condition = generators.indices.numpy(), guided.condition
 
         def watched(x_t: Tensor, t: Tensor) -> Tensor:
-            measured = self.measure(x_t, t.expand(len(x_t)), condition)
-            self.seen.append((next(steps), float(t.flatten()[0]), (cells, condition.cpu().numpy(), measured)))
+            labels, values = cell_statistics(self.network, x_t, t.expand(len(x_t)), condition, self.eps)
+            steps.append((float(t.flatten()[0]), cells, condition.cpu().numpy(), labels, values.cpu()))
             return guided(x_t, t)
 
         return self.sampler(replace(field, field=watched), x, n_steps=n_steps, generators=generators)
-
-    def of_steps(self) -> Iterator[tuple[float, list[tuple[np.ndarray, np.ndarray, dict[Label, Tensor]]]]]:
-        """Yield each step's time, and the cells, conditions and measures of its blocks in the order of the cells."""
-        for step in range(1 + max(step for step, *_ in self.seen)):
-            times, blocks = zip(*((time, block) for number, time, block in self.seen if number == step), strict=True)
-            yield times[0], sorted(blocks, key=lambda block: block[0][0])
 
 
 def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = None) -> pd.DataFrame:
@@ -327,8 +404,8 @@ def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = N
     keys = [key for key in ("step", "time", "noise_level", *Label._fields) if key in statistics]
     is_first = statistics["group"] == group1
     is_second = ~is_first if group2 is None else statistics["group"] == group2
-    pools = _pool_cells(statistics[is_first], keys).add_suffix("1")
-    pools = pools.join(_pool_cells(statistics[is_second], keys).add_suffix("2"))
+    pools = pool_cells(statistics[is_first], keys).add_suffix("1")
+    pools = pools.join(pool_cells(statistics[is_second], keys).add_suffix("2"))
     table = pools.reset_index()
     table.insert(len(keys), "group1", group1)
     table.insert(len(keys) + 1, "group2", "rest" if group2 is None else group2)
@@ -337,7 +414,7 @@ def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = N
     return table.assign(difference=difference, effect_size=difference / spread.where(spread > 0))
 
 
-def _pool_cells(statistics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def pool_cells(statistics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Put the cells of several groups together."""
     n, mean, std = (statistics[name] for name in ("n_cells", "value", "std"))
     squares = (n - 1) * std.where(n > 1, 0.0) ** 2 + n * mean**2
