@@ -396,7 +396,7 @@ class DiffusionModel(BaseModelClass):
                 "`datamodule=scgen_diffusion.data.CellFiles(...)`."
             )
             raise ValueError(msg)
-        return self._file_cells or RegisteredCells(self.adata_manager, CONDITIONS)
+        return self._file_cells or RegisteredCells(self.adata_manager)
 
     @property
     def _registered_genes(self) -> pd.Index:
