@@ -4,12 +4,10 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from lightning.pytorch.strategies import DDPStrategy
 from scvi.model.base import BaseModelClass
 from scvi.module.base import BaseModuleClass
 
@@ -39,11 +37,6 @@ USES = {
     "scvi-tools: parse_device_args": lambda: _compat.parse_device_args("cpu", "auto", return_device="torch"),
     "scvi-tools: _get_most_recent_anndata_manager": lambda: _compat.registered_manager(SCLDM, set_up()).registry,
     "anndata: _init_as_actual": lambda: _compat.replace_contents(cells(), cells(5)),
-    "lightning: _checkpoint_connector": lambda: (
-        pl.Trainer(accelerator="cpu", logger=False)._checkpoint_connector.dump_checkpoint
-    ),
-    "lightning: _trainer": lambda: _compat.is_attached(pl.LightningModule()),
-    "lightning: _ddp_kwargs": lambda: _compat.ddp_options(DDPStrategy()),
     "torch: _load_from_state_dict": lambda: torch.nn.Module._load_from_state_dict,
     "scvi-tools: _get_init_params": lambda: BaseModelClass._get_init_params,
     "scvi-tools: _get_setup_method_args": lambda: BaseModelClass._get_setup_method_args,

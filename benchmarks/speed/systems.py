@@ -153,13 +153,14 @@ class PlannedSteps:
         self.plan = plan.to(setting.device)
         plan.trainer = StandInTrainer()
         self.optimizer = plan.configure_optimizers()["optimizer"]
+        self.generator = torch.Generator(setting.device).manual_seed(0)
         is_bf16 = setting.precision == "bf16"
         self.autocast = torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=is_bf16)
 
     def take(self, batch: dict[str, Tensor]) -> None:
         """Take one step."""
         with self.autocast:
-            loss = self.plan.compute_losses(batch, self.plan.generator, training=True)["loss"]
+            loss = self.plan.compute_losses(batch, self.generator, training=True)["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.plan.configure_gradient_clipping(self.optimizer, self.plan.recipe.gradient_clip, "norm")
@@ -169,9 +170,9 @@ class PlannedSteps:
 
 def read_shuffled(cells: TrainingCells, rows: np.ndarray, batch_size: int = 128, n_cells: int | None = None) -> None:
     """Read cells in batches as a pass of training does; the first so many, if it is said."""
-    from scgen_diffusion.train import SharedBatches
+    from scgen_diffusion.train import EpochBatches
 
-    batches = cells.loader(rows, batch_size, batches=SharedBatches(len(rows), batch_size, seed=0))
+    batches = cells.loader(rows, batch_size, batches=EpochBatches(len(rows), batch_size, seed=0))
     for _ in islice(batches, None if n_cells is None else -(-n_cells // batch_size)):
         pass
 

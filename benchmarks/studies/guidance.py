@@ -63,7 +63,7 @@ def ways_of(dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
         scales |= {f"{scale:g} for {key}": {key: scale} for scale in (0.0, *LARGE_SCALES)}
         for name, scale in scales.items():
             for composition in COMPOSITIONS:
-                how = {"guidance_scale": Guidance(scale, composition=composition)}
+                how = {"guidance_scale": Guidance(scale, composition)}
                 ways["additive", f"{composition}, scale {name}"] = how
             ways["mutually_exclusive", f"scale {name}"] = {"guidance_scale": scale}
     return ways

@@ -80,18 +80,13 @@ def split_paired(name: str, folder: Path, seed: int) -> PairedSplit:
     return PairedSplit(join(split.train), join(split.held_out), other, label)
 
 
-def train(split: PairedSplit, seed: int, *, rna_only: bool) -> tuple[SCLDM | MULTISCLDM, pd.DataFrame]:
+def train(split: PairedSplit, seed: int, *, rna_only: bool) -> tuple[SCLDM, pd.DataFrame]:
     """Return a model of both modalities, or of RNA alone, and what its training cost."""
     scvi.settings.seed = seed
     started, keys = time.process_time(), [split.label]
-    if rna_only:
-        cells = split.train[RNA].copy()
-        SCLDM.setup_anndata(cells, condition_keys=keys)
-        model = SCLDM(cells)
-    else:
-        cells = split.train.copy()
-        MULTISCLDM.setup_mudata(cells, condition_keys=keys)
-        model = MULTISCLDM(cells)
+    cells = split.train[RNA].copy() if rna_only else split.train.copy()
+    (SCLDM.setup_anndata if rna_only else MULTISCLDM.setup_mudata)(cells, condition_keys=keys)
+    model = (SCLDM if rna_only else MULTISCLDM)(cells)
     model.train(**TRAINING)
     minutes = (time.process_time() - started) / 60
     return model, pd.DataFrame([{"part": "cost", "metric": "train_minutes", "value": minutes}])

@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
     from anndata import AnnData
-    from lightning.pytorch.strategies import DDPStrategy
     from scvi.data import AnnDataManager
     from scvi.model.base import BaseModelClass
 
@@ -31,18 +29,3 @@ def registered_manager(model_class: type[BaseModelClass], adata: AnnData) -> Ann
 def replace_contents(adata: AnnData, other: AnnData) -> None:
     """Let ``adata`` hold what ``other`` holds, other genes included."""
     adata._init_as_actual(other)
-
-
-def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
-    """Return what ``trainer.save_checkpoint`` would write, without its barrier for all processes."""
-    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-
-
-def is_attached(module: pl.LightningModule) -> bool:
-    """Tell whether a trainer has the module; ``module.trainer`` raises an error where none has."""
-    return module._trainer is not None
-
-
-def ddp_options(strategy: DDPStrategy) -> dict[str, Any]:
-    """Return the options, to be changed in place, with which a strategy will wrap the module."""
-    return strategy._ddp_kwargs

@@ -12,7 +12,7 @@ import torch
 
 from scgen_diffusion.data import AnnbatchCells, CellFiles
 from scgen_diffusion.model import SCLDM
-from scgen_diffusion.train import SharedBatches
+from scgen_diffusion.train import EpochBatches
 
 HAS_ANNBATCH = importlib.util.find_spec("annbatch") is not None
 needs_annbatch = pytest.mark.skipif(not HAS_ANNBATCH, reason="annbatch needs Python 3.12")
@@ -49,7 +49,7 @@ def test_batches_of_a_collection_are_those_that_we_read_ourselves(collection, ge
     options = {**KEYS, "genes": genes, "window_size": 30, "block_size": 5}
     rows = np.setdiff1d(np.arange(96), [4, 50, 51])
 
-    batches = [SharedBatches(len(rows), 7, seed=0) if shuffle else None for _ in range(2)]
+    batches = [EpochBatches(len(rows), 7, seed=0) if shuffle else None for _ in range(2)]
     ours, theirs = (
         cls(collection, **options).loader(rows, 7, batches=order)
         for cls, order in zip((CellFiles, AnnbatchCells), batches, strict=True)
@@ -66,7 +66,7 @@ def test_a_collection_holds_every_cell_once(collection, make_cells):
     cells = AnnbatchCells(collection, **KEYS)
 
     assert len(cells.files) > 1
-    read = torch.cat([batch["X"] for batch in cells.loader(None, 10, batches=SharedBatches(96, 10, seed=0))]).numpy()
+    read = torch.cat([batch["X"] for batch in cells.loader(None, 10, batches=EpochBatches(96, 10, seed=0))]).numpy()
     assert sorted(map(tuple, read)) == sorted(map(tuple, make_cells().X))
 
 

@@ -14,7 +14,7 @@ import torch
 from scgen_diffusion.data import CellFiles, RegisteredCells
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module import CONDITIONS
-from scgen_diffusion.train import SharedBatches
+from scgen_diffusion.train import EpochBatches
 
 KEYS = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"]}
 
@@ -92,7 +92,7 @@ def test_batches_in_order_are_those_of_memory(make_cells, write, matrix, name):
 
 
 def test_with_one_window_for_all_shuffled_batches_are_a_permutation_of_the_cells(adata, write):
-    batches = SharedBatches(adata.n_obs, 10, seed=0)
+    batches = EpochBatches(adata.n_obs, 10, seed=0)
     loader = CellFiles(write(adata), **KEYS, window_size=1000, block_size=2).loader(None, 10, batches=batches)
 
     one = gathered(loader)
@@ -111,7 +111,7 @@ def test_expression_and_conditions_stay_together(adata, write):
     cells = CellFiles(write(adata), **KEYS, window_size=20, block_size=4)
     code_of = {tuple(row): code for row, code in zip(adata.X.toarray(), cells.codes, strict=True)}
 
-    for batch in cells.loader(np.arange(3, 90), 8, batches=SharedBatches(87, 8, seed=0)):
+    for batch in cells.loader(np.arange(3, 90), 8, batches=EpochBatches(87, 8, seed=0)):
         expected = np.array([code_of[tuple(row)] for row in batch["X"].numpy()])
         assert np.allclose(batch[CONDITIONS].numpy(), expected)
 

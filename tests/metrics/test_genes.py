@@ -64,14 +64,6 @@ def test_statistics_of_a_hand_made_matrix():
     assert list(found.index) == ["a", "b"]
 
 
-def test_statistics_do_not_depend_on_how_counts_are_stored():
-    counts = some_counts(20, 6)
-    padded = sp.csr_matrix(counts, dtype=np.float64)
-    padded[0, np.flatnonzero(counts[0])[0]] = 0  # an explicit zero
-    counts = padded.toarray()
-    np.testing.assert_allclose(gene_statistics(padded), gene_statistics(counts), rtol=1e-6)
-
-
 def test_whole_panels_are_never_dense():
     """A dense matrix of these cells would take 80 GB."""
     positions = np.arange(100_000)
@@ -153,13 +145,6 @@ def test_a_gene_that_does_not_vary_is_correlated_with_none():
     assert found[0] == 0
     assert found[2] == 0
     assert found[1] != 0
-
-
-def test_correlations_leave_the_values_alone():
-    values = np.random.default_rng(0).normal(size=(50, 3))
-    before = values.copy()
-    gene_correlations(values)
-    np.testing.assert_array_equal(values, before)
 
 
 def blocks(rng, n_cells=4_000, n_genes=20):

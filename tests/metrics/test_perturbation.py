@@ -59,11 +59,6 @@ def test_energy_distance_of_few_cells_is_not_biased():
     assert standard_error < 0.02  # with every cell's distance to itself, the mean would be 0.7
 
 
-def test_energy_distance_sees_a_spread_that_means_do_not():
-    a, b = rng(1).normal(size=(1000, 2)), rng(2).normal(0, 2, size=(1000, 2))
-    assert energy_distance(a, b) > 0.2
-
-
 def test_energy_distance_needs_two_cells_of_the_same_features():
     with pytest.raises(ValueError, match="there must be 2 or more"):
         energy_distance(np.ones((1, 3)), np.ones((4, 3)))
@@ -113,17 +108,10 @@ def test_genes_are_aligned_by_name():
     assert mean_change_correlation(real, reordered, control) == mean_change_correlation(real, predicted, control)
 
 
-def test_the_top_genes_are_those_that_really_change():
-    base, changed = np.full(40, 6.0), balanced_change()
-    moments = [GeneMoments(np.log(rate), rate, 100) for rate in (changed, base)]
-    assert set(Effect(*moments).top_genes(10)) == set(range(10))
-
-
-def test_a_noisy_gene_ranks_lower_by_welch_than_by_change():
+def test_a_noisy_gene_ranks_low():
     real = GeneMoments(np.array([3.0, 2.0, 0.0]), np.array([100.0, 0.1, 1.0]), 20)
     control = GeneMoments(np.zeros(3), np.array([100.0, 0.1, 1.0]), 20)
-    assert list(Effect(real, control).top_genes(2, "change")) == [0, 1]
-    assert list(Effect(real, control).top_genes(2, "welch")) == [1, 0]
+    assert list(Effect(real, control).top_genes(2)) == [1, 0]
 
 
 def test_only_the_top_genes_count_when_asked():
@@ -135,11 +123,10 @@ def test_only_the_top_genes_count_when_asked():
     assert mean_change_correlation(*cells) < 0.7
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"n_top": 1}, "n_top"), ({"n_top": 3, "ranking": "p"}, "ranking")])
-def test_a_bad_argument_is_named(arguments, message):
+def test_one_gene_has_no_correlation():
     cells = [poisson_cells(np.full(5, 6.0), seed) for seed in range(3)]
-    with pytest.raises(ValueError, match=f"`{message}`"):
-        mean_change_correlation(*cells, **arguments)
+    with pytest.raises(ValueError, match="`n_top` must be at least 2 genes"):
+        mean_change_correlation(*cells, n_top=1)
 
 
 def test_arrays_of_other_genes_are_refused():
@@ -231,16 +218,6 @@ def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction
 def test_without_an_effect_in_real_cells_nothing_can_be_said():
     pair = effects({}, TRUTH)
     assert np.isnan([overlap_of_effects(*pair, n_top=4), jaccard_of_effects(*pair), direction_of_effects(*pair)]).all()
-
-
-def test_cells_without_their_spread_have_too_many_differential_genes():
-    slight = dict.fromkeys(range(4, N_GENES), 0.12)  # 1.2 standard errors of real cells
-    real, control = moments(TRUTH), moments({})
-    right, smooth = (predicted_effect(moments(TRUTH | slight, variance), real, control) for variance in (0.5, 0.01))
-    truth = Effect(real, control)
-    control_only = Effect(real, moments({}, variance=0.01))
-    assert jaccard_of_effects(truth, right) == 1
-    assert jaccard_of_effects(control_only, predicted_effect(smooth.cells, real, control_only.control)) < 0.2
 
 
 counts = st.integers(0, 2**32 - 1).map(

@@ -35,12 +35,6 @@ def test_distances_of_copies_are_exactly_zero_far_from_the_origin():
     assert (nearest_distances(reference, reference) == 0).all()
 
 
-def test_distances_are_those_of_an_exhaustive_search():
-    values, reference = points(100), points(seed=1)
-    every = np.sqrt(((values[:, None] - reference) ** 2).sum(2))
-    np.testing.assert_allclose(nearest_distances(values, reference), every.min(axis=1))
-
-
 def test_the_number_of_neighbours_is_checked():
     with pytest.raises(ValueError, match="between 1 and the number of cells in `reference`, 3, but is 4"):
         nearest_distances(points(), points(3), k=4)
@@ -89,11 +83,6 @@ def test_copied_cells_are_counted():
     assert copied_cells(synthetic, train) == 3 / 40
     synthetic[3, 5] += 1
     assert copied_cells(synthetic, train) == 2 / 40
-
-
-def test_twice_the_counts_are_no_copy():
-    train = some_counts()
-    assert copied_cells(2 * train, train) == 0
 
 
 def test_copies_are_found_however_they_are_stored():
@@ -182,23 +171,8 @@ def test_a_space_fitted_on_the_training_cells_hides_them():
     assert abs(membership_inference(on_others(synthetic), on_others(held_out), on_others(train)).auc - 0.5) < 0.14
 
 
-def test_more_neighbours_blunt_the_attack_on_copies():
-    train = points()
-    sharp, blunt = (membership_inference(train, points(seed=1), train, k=k).auc for k in (1, 20))
-    assert 0.5 < blunt < sharp
-
-
 def test_both_sides_have_equal_numbers_drawn_by_seed():
     train, held_out, synthetic = points(1_000), points(100, seed=1), points(200, seed=2)
     first, again, other = (membership_inference(synthetic, held_out, train, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-
-
-def test_the_arguments_are_left_alone():
-    train, held_out, synthetic = points(50), points(40, seed=1), points(30, seed=2)
-    before = [x.copy() for x in (train, held_out, synthetic)]
-    membership_inference(synthetic, held_out, train)
-    memorisation(synthetic, held_out, train)
-    for x, y in zip((train, held_out, synthetic), before, strict=True):
-        np.testing.assert_array_equal(x, y)

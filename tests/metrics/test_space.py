@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from scgen_diffusion.metrics import expression_of, log_normalise
-from scgen_diffusion.metrics._space import TfIdf, default_scale, log1p_of_counts, make_scale
+from scgen_diffusion.metrics._space import choose_scales, log1p_of_counts, make_scale, tf_idf
 
 
 def test_tf_idf_by_hand():
     reference = sp.csr_matrix([[1, 1, 0], [1, 0, 0]])  # found in 2, 1 and 0 of 2 cells
-    values = TfIdf.fit(reference)(sp.csr_matrix([[1, 1, 0], [0, 0, 1], [0, 0, 0]])).toarray()
+    values = tf_idf(reference)(sp.csr_matrix([[1, 1, 0], [0, 0, 1], [0, 0, 0]])).toarray()
     expected = np.log1p([[5_000, 10_000, 0], [0, 0, 20_000], [0, 0, 0]])
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 
@@ -28,7 +28,7 @@ def test_every_scale_keeps_zeros_and_the_order_within_a_cell(counts):
         np.testing.assert_array_equal(
             np.argsort(values, 1, kind="stable"), np.argsort(counts.toarray(), 1, kind="stable")
         )
-    np.testing.assert_array_equal(TfIdf.fit(counts)(counts).toarray() == 0, counts.toarray() == 0)
+    np.testing.assert_array_equal(tf_idf(counts)(counts).toarray() == 0, counts.toarray() == 0)
 
 
 def test_a_rise_of_one_protein_is_no_fall_of_others_on_the_scale_of_proteins():
@@ -49,7 +49,8 @@ def test_a_rise_of_one_protein_is_no_fall_of_others_on_the_scale_of_proteins():
     ],
 )
 def test_the_default_is_chosen_by_the_values_and_the_number_of_features(counts, uns, expected):
-    assert default_scale(AnnData(counts.astype(np.float32), uns=uns), None, "rna") == expected
+    cells = AnnData(counts.astype(np.float32), uns=uns)
+    assert choose_scales({"rna": cells}, None, {}) == {"rna": expected}
 
 
 def test_an_unknown_scale_is_named():

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from sklearn.metrics import f1_score
 
 from scgen_diffusion.metrics import augmentation_gain, evaluate_embeddings, label_fidelity, transfer_f1
 
@@ -32,13 +31,6 @@ def test_clear_labels_are_transferred(classifier):
 def test_labels_that_are_all_swapped_score_nothing(classifier):
     values, labels = clear_cells()
     assert transfer_f1(values, np.roll(labels, 60), *clear_cells(seed=1), classifier=classifier) < 0.01
-
-
-def test_random_labels_are_transferred_by_chance():
-    values, labels = clear_cells(400)
-    shuffled = np.random.default_rng(0).permutation(labels)
-    # a third, less what macro F1 loses to uneven predictions; whole clusters may go to one label, hence the wide tolerance
-    assert transfer_f1(values, shuffled, *clear_cells(400, seed=1)) < 0.6
 
 
 def test_a_missing_label_scores_nothing_and_drags_the_one_it_is_taken_for():
@@ -94,12 +86,6 @@ def test_fidelity_leaves_out_labels_that_real_cells_do_not_have():
     assert np.isnan(label_fidelity(*real, values, np.full(180, "unseen")))
 
 
-def test_labels_may_be_numbers():
-    real, (values, _) = clear_cells(), clear_cells(seed=1)
-    codes = np.repeat([3, 1, 2], 60)
-    assert label_fidelity(real[0], codes, values, codes) > 0.99
-
-
 def starved_cells():
     """Build training cells with no cell of c, and synthetic ones of c."""
     values, labels = clear_cells()
@@ -144,23 +130,6 @@ def test_copies_of_the_training_cells_gain_next_to_nothing():
     train = clear_cells(40)
     found = augmentation_gain(*train, *train, *clear_cells(seed=1))
     assert (found["gain"].abs() < 0.02).all()  # only the penalty weighs less
-
-
-def test_the_interval_follows_the_seed():
-    cells = clear_cells(20), clear_cells(20, seed=3)
-    values = np.random.default_rng(0).normal(3, 3, (90, 2))
-    test = values, np.resize(LABELS, 90)
-    first, again, other = (augmentation_gain(*cells[0], *cells[1], *test, seed=seed) for seed in (0, 0, 1))
-    assert first.equals(again)
-    assert first["gain"].equals(other["gain"])
-    assert not first["low"].equals(other["low"])
-    assert first["f1_real"].iloc[:3].mean() == pytest.approx(
-        f1_score(test[1], nearest_centre(values), average="macro"), abs=0.1
-    )
-
-
-def nearest_centre(values):
-    return LABELS[((values[:, None] - CENTRES) ** 2).sum(2).argmin(1)]
 
 
 N_CELLS = 360
@@ -226,13 +195,6 @@ def test_an_embedding_of_donors_fails_on_new_donors():
     assert found["knn", "cells"] > 0.95
     assert found["knn", "donors"] < 0.6
     assert found["label_transfer", "donors"] < 0.6
-
-
-def test_the_scale_of_an_embedding_does_not_matter():
-    adata = make_adata()
-    adata.obsm["X_large"] = 1e4 * adata.obsm["X_rings"]
-    found = scores(adata, "X_rings", "X_large")
-    np.testing.assert_allclose(found["X_large"], found["X_rings"], atol=0.01)
 
 
 def test_labels_of_fewer_than_five_cells_are_left_out():

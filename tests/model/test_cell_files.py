@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from copy import copy
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -13,12 +9,11 @@ import pytest
 import scipy.sparse as sp
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.data import CellFiles, RegisteredCells
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 from scgen_diffusion.module import CONDITIONS
-from scgen_diffusion.train import SharedBatches
+from scgen_diffusion.train import EpochBatches, start_autoencoder
 
 KEYS = {"condition_keys": ["cell_type", "dose"]}
 
@@ -99,7 +94,7 @@ def test_scldm_starts_from_the_same_means(adata, cells, options):
     models = of_files(SCLDM, cells, options), of_memory(SCLDM, adata.copy(), options)
     models[0]._take_cells(cells)
     for model in models:
-        model._start_from_data(np.arange(3, 90))
+        start_autoencoder(model.module, model._cells, np.arange(3, 90))
 
     states = [model.module.state_dict() for model in models]
     assert all(torch.allclose(states[0][name].double(), states[1][name].double(), atol=1e-6) for name in states[0])
@@ -188,7 +183,7 @@ def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, options, qui
 
 
 def test_latents_of_files_go_to_a_file_early(cells, options, quick, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.model._two_stage_training.MEMORY_LIMIT_WITH_FILES", 0)
+    monkeypatch.setattr("scgen_diffusion.model._training.LATENTS_IN_MEMORY_WITH_FILES", 0)
     models = [of_files(SCLDM, cells, options) for _ in range(2)]
     models[0].train(1, datamodule=cells, **quick)
     monkeypatch.undo()
@@ -211,7 +206,7 @@ def test_a_backed_anndata_is_read_by_windows(adata, backed, options):
 
     in_order = torch.cat([batch["X"] for batch in cells.loader(rows, 3)])
     shuffled = torch.cat(
-        [batch["X"] for batch in cells.loader(None, 10, batches=SharedBatches(adata.n_obs, 10, seed=0))]
+        [batch["X"] for batch in cells.loader(None, 10, batches=EpochBatches(adata.n_obs, 10, seed=0))]
     )
 
     assert np.array_equal(in_order, adata.X[rows].toarray())
@@ -222,32 +217,3 @@ def test_a_backed_anndata_is_read_by_windows(adata, backed, options):
 def test_a_view_of_a_backed_file_is_refused_with_what_to_do(backed):
     with pytest.raises(ValueError, match=r"view of a file.*adata.copy\('part.h5ad'\).*adata.to_memory\(\)"):
         SCLDM.setup_anndata(backed[:40], **KEYS)
-
-
-class PressCtrlC(Callback):
-    """Ask this process to stop after three steps of the autoencoder, of which an epoch has five."""
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == ("autoencoder", 3):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_an_epoch_is_not_gone_on_with_in_another_order(adata, cells, options, tmp_path):
-    """Some cells would come twice, others never."""
-
-    def train(source, **more):
-        model = of_files(SCLDM, cells, options) if source else of_memory(SCLDM, adata.copy(), options)
-        steps = {"batch_size": 20, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
-        model.train(2, datamodule=source, **steps, **more)
-        return model
-
-    train(cells, callbacks=[PressCtrlC()])
-    assert torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)["position"] == [0, 3]
-
-    other = copy(cells)
-    other.window_size = 64
-    with pytest.raises(ValueError, match="middle of an epoch.*`window_size` of 32, not 64"):
-        train(other)
-    with pytest.raises(ValueError, match="middle of an epoch.*`in_parts` of True, not None"):
-        train(None)
-    assert len(train(cells).history_["autoencoder_loss_train"]) == 2

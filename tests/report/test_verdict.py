@@ -7,7 +7,6 @@ import pytest
 from scgen_diffusion import datasets
 from scgen_diffusion.metrics import evaluate
 from scgen_diffusion.report import verdict
-from scgen_diffusion.report._verdict import Figure, Limits
 
 COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
 
@@ -245,17 +244,6 @@ def test_the_text_has_the_summary_and_a_line_per_finding():
     assert lines[0] == result.summary
     assert lines[1].startswith("[warning] copies: 20.00% of the synthetic cells")
     assert len(lines) == 1 + len(result.findings)
-
-
-def test_the_longer_side_of_an_interval_counts_where_a_bound_cuts_the_other():
-    figure = Figure("precision", "all", 0.99, 0.95, 0.5, 0.95, 1.0, "higher")
-    assert figure.deviation == pytest.approx(0.04 / 1.96, rel=1e-3)
-
-
-def test_limits_can_be_multiples_of_the_floor():
-    figure = Figure("gene_zero_error", "all", 0.03, 0.02, 0.02, 0.03, 0.03, "lower")
-    assert figure.level(Limits(0.25, 0.75, of="floor")) == "note"
-    assert figure.level(Limits(0.001, 0.005)) == "warning"
 
 
 FAST = ["precision", "recall", "coverage", "w2", "auc_logistic", "gene_mean_error", "gene_variance_error"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.train import LatentCache, LatentDataModule
+from scgen_diffusion.train import LatentCache, LatentData
 
 N = 25
 SHAPES = {"mean": (2, 3), "condition": (2,), "log_total": ()}
@@ -39,6 +40,13 @@ def cache(request):
     cache = make_cache(memory_limit=request.param)
     assert cache.is_memory_mapped == (request.param == 0)
     return cache
+
+
+def loaders(*arguments):
+    data = LatentData(*arguments)
+    stage = SimpleNamespace(seed=0, n_epochs_done=0)
+    data.trainer = SimpleNamespace(lightning_module=stage, global_rank=0, world_size=1)
+    return data
 
 
 def test_what_was_written_is_read(cache):
@@ -72,7 +80,7 @@ def test_a_memory_mapped_file_goes_with_its_cache():
 
 def test_the_training_loader_reads_every_training_cell_once(cache):
     train, validation = np.array([3, 1, 4, 15, 9, 2, 6]), np.array([5, 8])
-    data = LatentDataModule(cache, train, validation, batch_size=3)
+    data = loaders(cache, train, validation, 3)
 
     read = torch.cat([batch["log_total"] for batch in data.train_dataloader()])
 
@@ -80,7 +88,7 @@ def test_the_training_loader_reads_every_training_cell_once(cache):
 
 
 def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
-    data = LatentDataModule(cache, np.arange(20), np.array([24, 21, 23]), batch_size=30)
+    data = loaders(cache, np.arange(20), np.array([24, 21, 23]), 30)
     loader = data.train_dataloader()
 
     first, again = (next(iter(loader))["log_total"] for _ in range(2))
@@ -94,7 +102,7 @@ def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
 
 
 def test_no_validation_cells_mean_no_validation_batches(cache):
-    assert list(LatentDataModule(cache, np.arange(N), np.array([], dtype=int), 5).val_dataloader()) == []
+    assert list(loaders(cache, np.arange(N), np.array([], dtype=int), 5).val_dataloader()) == []
 
 
 def test_parts_of_a_cache_are_all_its_rows_and_memory_is_given_back(cache, monkeypatch):

@@ -1,12 +1,11 @@
-"""Plans train the right parameters, and keep their random numbers in checkpoints."""
+"""Plans train the right parameters, with random numbers that follow from seed and epoch."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 
 from scgen_diffusion.module import CONDITIONS, GeneSpaceArchitecture, GeneSpaceModule, SCLDMArchitecture, SCLDMModule
 from scgen_diffusion.train import (
@@ -16,6 +15,7 @@ from scgen_diffusion.train import (
     DiffusionRecipe,
     PriorPlan,
     PriorRecipe,
+    StagePlan,
 )
 
 
@@ -48,24 +48,15 @@ def attached(plan):
     return plan
 
 
-def test_the_generator_goes_on_where_the_checkpoint_left_off(make_plan):
-    plan = make_plan()
-    torch.rand(5, generator=plan.generator)
-    checkpoint = {}
-    plan.on_save_checkpoint(checkpoint)
-    expected = torch.rand(5, generator=plan.generator)
+def test_random_numbers_follow_from_seed_and_epoch(make_plan):
+    def draw(seed, epoch):
+        plan = make_plan(seed)
+        plan.trainer.fit_loop.epoch_progress.current.completed = epoch
+        plan.on_train_epoch_start()
+        return torch.rand(3, generator=plan.generator).tolist()
 
-    resumed = make_plan(seed=99)
-    resumed.on_load_checkpoint(checkpoint)
-
-    assert torch.equal(torch.rand(5, generator=resumed.generator), expected)
-
-
-def test_the_same_seed_gives_the_same_random_numbers(make_plan):
-    one, other, third = (torch.rand(3, generator=make_plan(seed).generator) for seed in (1, 1, 2))
-
-    assert torch.equal(one, other)
-    assert not torch.equal(one, third)
+    assert draw(1, 4) == draw(1, 4)
+    assert len({tuple(draw(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
 def trained_names(plan, module):
@@ -109,18 +100,20 @@ def test_the_averaged_weights_move_after_every_step_of_the_prior(module):
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (5, 0.25), (10, 0.5), (20, 0.5), (100, 0.5)])
 def test_the_divergence_weight_rises_over_the_warm_up(module, monkeypatch, step, expected):
-    plan = AutoencoderPlan(module, AutoencoderRecipe(kl_weight=0.5, kl_warm_up=0.1), seed=0)
-    plan._trainer = SimpleNamespace(estimated_stepping_batches=100, global_step=step)
-    monkeypatch.setattr(AutoencoderPlan, "trainer", property(lambda self: self._trainer))
+    monkeypatch.setattr(AutoencoderPlan, "progress", step / 100)
+    plan = AutoencoderPlan(module, AutoencoderRecipe(kl_weight=0.5, kl_warm_up=0.1, keep_at_least=1.0), seed=0)
+    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1}
 
-    assert plan._kl_weight(training=True) == pytest.approx(expected)
-    assert plan._kl_weight(training=False) == 0.5
+    for training, weight in ((True, expected), (False, 0.5)):
+        losses = plan.compute_losses(batch, torch.Generator().manual_seed(0), training=training)
+        divergence = (losses["loss"] - losses["reconstruction_loss"]).item()
+        assert divergence == pytest.approx(weight * losses["kl"].item(), abs=1e-4)
 
 
 def test_validation_sees_whole_cells_and_the_same_random_numbers_each_time(module, monkeypatch):
     plan = attached(AutoencoderPlan(module, AutoencoderRecipe(keep_at_least=0.1), seed=0))
     logged = []
-    monkeypatch.setattr(plan.means["validation"], "add", lambda losses, n: logged.append(losses["loss"].item()))
+    monkeypatch.setattr(plan, "_log", lambda losses, *_: logged.append(losses["loss"].item()))
     batch = {"X": torch.poisson(torch.full((4, 9), 3.0))}
 
     plan.validation_step(batch, 0)
@@ -136,7 +129,7 @@ def test_the_diffusion_stage_trains_the_network_and_where_there_are_counts_the_l
 ):
     architecture = GeneSpaceArchitecture(**tiny_gene_space)
     module = GeneSpaceModule(9, (3,), input_values=input_values, architecture=architecture)
-    plan = DiffusionPlan(module, DiffusionRecipe(), seed=0)
+    plan = attached(DiffusionPlan(module, DiffusionRecipe(), seed=0))
 
     expected = {"network", "library_size"} if input_values == "counts" else {"network"}
     assert trained_names(plan, module) == expected
@@ -181,9 +174,7 @@ def test_conditions_are_dropped_in_training_only(gene_space_module, monkeypatch)
 def test_diffusion_is_validated_with_the_averaged_weights_and_the_same_noise_each_time(gene_space_module, monkeypatch):
     plan = attached(DiffusionPlan(gene_space_module, DiffusionRecipe(), seed=0))
     logged = []
-    monkeypatch.setattr(
-        plan.means["validation"], "add", lambda losses, n: logged.append(losses["denoising_loss"].item())
-    )
+    monkeypatch.setattr(plan, "_log", lambda losses, *_: logged.append(losses["denoising_loss"].item()))
     batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, CONDITIONS: torch.zeros(4, 1)}
 
     plan.validation_step(batch, 0)
@@ -204,3 +195,42 @@ def test_the_seed_decides_noise_times_and_dropped_conditions(gene_space_module):
     )
 
     assert one == same != other
+
+
+class TablePlan(StagePlan):
+    """Train three parameters, of which two may."""
+
+    name = "tables"
+
+    def parameter_groups(self):
+        module = self.module
+        return [{"params": [module.table, module.whole, module.other], "lr": 0.1}]
+
+    def compute_losses(self, batch, generator, *, training):
+        raise NotImplementedError
+
+
+def test_other_rows_and_parameters_stay_under_weight_decay():
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.table, module.whole, module.other = (nn.Parameter(torch.randn(size)) for size in ((4, 3), (2,), (2,)))
+    plan = attached(TablePlan(module, PriorRecipe(weight_decay=0.5), seed=0))
+    plan.trained_rows = {module.table: torch.tensor([[False], [True], [False], [False]]), module.whole: None}
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    plan.setup("fit")
+    assert [(g["lr"], g.get("weight_decay")) for g in plan.trained_groups] == [(0.1, None), (0.1, 0.0)]
+    optimizer = torch.optim.AdamW(plan.trained_groups, weight_decay=0.5)
+    for _ in range(20):
+        optimizer.zero_grad()
+        sum((parameter - 3).square().sum() for parameter in module.parameters()).backward()
+        optimizer.step()
+    plan.teardown("fit")
+
+    assert torch.equal(module.table[[0, 2, 3]], before["table"][[0, 2, 3]])
+    assert torch.equal(module.other, before["other"])
+    assert (module.table[1] != before["table"][1]).all()
+    assert (module.whole != before["whole"]).all()
+    module.table.square().sum().backward()
+    assert (module.table.grad[0] != 0).all()
+    assert module.other.requires_grad

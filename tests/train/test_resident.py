@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.train import CellDataModule
+from scgen_diffusion.train import CellData
 from scgen_diffusion.train import _cells as cells_module
-from scgen_diffusion.train._resident import BYTES_PER_COUNT, ResidentCells, room_for_cells
+from scgen_diffusion.train._cells import BYTES_PER_COUNT, ResidentCells, room_for_cells
 
 N_CELLS, N_GENES, CPU = 11, 6, torch.device("cpu")
 
@@ -31,7 +31,7 @@ class Cells:
 
 
 def resident(limit=1e9):
-    return ResidentCells.of(Cells().loader(np.arange(N_CELLS), 4), "X", CPU, n_cells=N_CELLS, limit=limit)
+    return ResidentCells.of(Cells().loader(np.arange(N_CELLS), 4), CPU, n_cells=N_CELLS, limit=limit)
 
 
 @pytest.mark.parametrize("rows", [[0], [3], [5, 3, 0, 10], list(range(N_CELLS)), [2, 2]])
@@ -57,20 +57,8 @@ def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
             seen.append(len(batch["X"]))
             yield batch
 
-    assert ResidentCells.of(batches(), "X", CPU, n_cells=10**6, limit=1e5) is None
+    assert ResidentCells.of(batches(), CPU, n_cells=10**6, limit=1e5) is None
     assert seen == [4]
-
-
-def test_cells_stay_where_they_are_if_another_process_has_no_room(monkeypatch):
-    """Processes of which some read windows of files and others their memory would read other cells than they think."""
-    monkeypatch.setattr(cells_module, "room_for_cells", lambda device: 1e9)
-    monkeypatch.setattr(cells_module, "from_all_processes", lambda value: [value, 0.0])
-    data = CellDataModule(Cells(), np.arange(0, 8), np.arange(8, N_CELLS), batch_size=3)
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU))
-
-    data.setup("fit")
-
-    assert data._resident is None
 
 
 def test_on_a_cpu_cells_are_read_by_their_own_loader():
@@ -80,9 +68,10 @@ def test_on_a_cpu_cells_are_read_by_their_own_loader():
 @pytest.mark.parametrize(("room", "is_resident"), [(1e9, True), (0.0, False), (1.0, False)])
 def test_a_stage_keeps_its_training_cells_on_the_device_where_there_is_room(monkeypatch, room, is_resident):
     monkeypatch.setattr(cells_module, "room_for_cells", lambda device: room)
-    data = CellDataModule(Cells(), np.arange(0, 8), np.arange(8, N_CELLS), batch_size=3)
-    stage = SimpleNamespace(seed=0, position=(0, 0))
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=CPU), lightning_module=stage)
+    data = CellData(Cells(), np.arange(0, 8), np.arange(8, N_CELLS), 3)
+    stage = SimpleNamespace(seed=0, n_epochs_done=0)
+    where = {"strategy": SimpleNamespace(root_device=CPU), "global_rank": 0, "world_size": 1}
+    data.trainer = SimpleNamespace(lightning_module=stage, **where)
     data.setup("fit")
 
     batches = list(data.train_dataloader())

@@ -1,4 +1,4 @@
-"""A training that is killed goes on where its last checkpoint was, and ends as if nothing had happened."""
+"""A training that is interrupted resumes from its last checkpoint, and ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -14,52 +15,29 @@ import pytest
 import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
 
 from scgen_diffusion.model import SCRDIT
-from scgen_diffusion.train._checkpoint import check_seen_by_all
+from scgen_diffusion.train import _cells as cells_module
 
-TOGETHER = {"devices": 2, "strategy": "ddp"}
 STAGES = ["autoencoder", "prior", "transport"]
-
-
-class DieAt(Callback):
-    """Kill this process without a warning, at a step of a stage."""
-
-    def __init__(self, stage, step):
-        self.stage, self.step = stage, step
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == (self.stage, self.step):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Terminate(DieAt):
-    """Tell this process to terminate."""
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == (self.stage, self.step):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-class PressCtrlC(DieAt):
-    """Ask this process to stop."""
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == (self.stage, self.step):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-class Diverge(DieAt):
-    """Make weights that are no numbers."""
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == (self.stage, self.step):
-            next(plan.module.decoder.parameters()).data.fill_(torch.nan)
-
-
 N_EPOCHS = {"autoencoder": 2, "prior": 2, "transport": 2}  # of 6, 10 and 10 steps
 MIDDLE = {"autoencoder": 9, "prior": 13, "transport": 13}  # of the second epoch
+EVERY_EPOCH = {"checkpoint_minutes": 0.0}
+
+
+class At(Callback):
+    """Do something at a step of a stage."""
+
+    def __init__(self, stage, step, work):
+        self.stage, self.step, self.work = stage, step, work
+
+    def on_train_batch_end(self, trainer, plan, *_):
+        if (plan.name, trainer.global_step) == (self.stage, self.step):
+            self.work(plan)
+
+
+def signal_at(number, stage, step):
+    return {"callbacks": [At(stage, step, lambda plan: os.kill(os.getpid(), number))]}
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +66,34 @@ def whole(train):
     return model, time.process_time() - started
 
 
-@pytest.fixture
-def train_gene_space(make_gene_space, make_cells):
-    def run(folder, **options):
-        torch.manual_seed(0)
-        model = make_gene_space(SCRDIT, make_cells())
-        options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
-        model.train(4, checkpoint_dir=folder, **options)
-        return model
-
-    return run
+@pytest.fixture(autouse=True)
+def python_listens_to_ctrl_c():
+    """A process that a shell has put into the background ignores it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def run_until_killed(work):
-    """Do something in a fork, and return the signal that ended it."""
+    """Do something in a fork, and return the signal that ended it, or its exit code as a negative number."""
 
     def child():
         torch.set_num_threads(1)
-        with contextlib.suppress(BaseException):
-            work()
+        with contextlib.suppress(Exception):
+            try:
+                work()
+            except SystemExit as end:
+                os._exit(end.code)
         os._exit(0)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(120)
     return -process.exitcode
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
 
 
 def assert_same_model(one, other):
@@ -122,27 +103,37 @@ def assert_same_model(one, other):
         assert torch.equal(tensor, found), name
 
 
+# --- killed and told to terminate --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_stage_ends_bit_for_bit_as_if_it_had_not_been(train, whole, tmp_path, stage):
-    """With a checkpoint at every step, it goes on in the middle of an epoch."""
-    options = {"checkpoint_minutes": 0.0, "callbacks": [DieAt(stage, MIDDLE[stage])]}
+    work = signal_at(signal.SIGKILL, stage, MIDDLE[stage])
 
-    assert run_until_killed(lambda: train(tmp_path, **options)) == signal.SIGKILL
-    checkpoint = torch.load(tmp_path / f"{stage}.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == MIDDLE[stage] - 1
-    assert checkpoint["position"][0] == 1
-    assert checkpoint["position"][1] > 0
+    assert run_until_killed(lambda: train(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
+    assert read(tmp_path / f"{stage}.ckpt")["n_epochs_done"] == 1
 
     assert_same_model(whole[0], train(tmp_path))
 
 
-def test_a_killed_gene_space_model_ends_bit_for_bit_as_if_it_had_not_been(train_gene_space, tmp_path):
-    whole = train_gene_space(None)
-    options = {"checkpoint_minutes": 0.0, "callbacks": [DieAt("diffusion", 9)]}
+def test_a_killed_gene_space_model_ends_bit_for_bit_as_if_it_had_not_been(make_gene_space, make_cells, tmp_path):
+    def run(folder, **options):
+        torch.manual_seed(0)
+        model = make_gene_space(SCRDIT, make_cells())
+        before, scvi.settings._seed = scvi.settings.seed, None  # the checkpoint has the one that was drawn
+        options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
+        try:
+            model.train(4, checkpoint_dir=folder, **options)
+        finally:
+            scvi.settings._seed = before
+        return model
 
-    assert run_until_killed(lambda: train_gene_space(tmp_path, **options)) == signal.SIGKILL
+    uninterrupted = run(None)
+    work = signal_at(signal.SIGKILL, "diffusion", 9)
+    assert run_until_killed(lambda: run(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
+    torch.rand(1)
 
-    assert_same_model(whole, train_gene_space(tmp_path))
+    assert_same_model(uninterrupted, run(tmp_path))
 
 
 def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
@@ -150,10 +141,8 @@ def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
     whole, duration = whole
 
     def train_and_be_killed(seconds):
-        signal.setitimer(
-            signal.ITIMER_PROF, seconds
-        )  # of work, however busy the machine is; nobody listens to the signal
-        train(tmp_path, checkpoint_minutes=0.0)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # of work; nobody listens to the signal
+        train(tmp_path, **EVERY_EPOCH)
 
     delays = np.random.default_rng().uniform(0.05, 0.6, 4) * duration
     ends = [run_until_killed(lambda delay=delay: train_and_be_killed(delay)) for delay in delays]
@@ -162,182 +151,106 @@ def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
     assert_same_model(whole, train(tmp_path))
 
 
-def test_a_process_that_is_told_to_terminate_writes_where_it_is(train, whole, tmp_path):
-    """As a cluster does before it takes the machine away; there is no checkpoint in the middle of an epoch otherwise."""
-
-    def work():
-        try:
-            train(tmp_path, callbacks=[Terminate("prior", MIDDLE["prior"])])
-        except SystemExit as end:
-            os._exit(end.code)
-
-    assert run_until_killed(work) == -143  # what a shell reports of a process that SIGTERM ended
-    assert torch.load(tmp_path / "prior.ckpt", weights_only=True)["global_step"] == MIDDLE["prior"]
-    assert_same_model(whole[0], train(tmp_path))
-
-
-def test_sigterm_in_the_last_step_of_a_stage_ends_the_process_too(train, whole, tmp_path):
+@pytest.mark.parametrize("step", [MIDDLE["autoencoder"], 12], ids=["in the middle", "in the last step"])
+def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_one(train, whole, tmp_path, step):
     with pytest.raises(SystemExit) as end:
-        train(tmp_path, callbacks=[Terminate("autoencoder", 12)])
+        train(tmp_path, **EVERY_EPOCH, **signal_at(signal.SIGTERM, "autoencoder", step))
 
     assert end.value.code == 143
-    assert torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)["is_finished"]
+    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == step // 6
     assert not (tmp_path / "prior.ckpt").exists()
     assert_same_model(whole[0], train(tmp_path))
 
 
-def test_sigterm_for_one_process_in_the_last_step_ends_all(train, tmp_path, run_together):
-    def work(rank):
-        callbacks = [Terminate("autoencoder", 6)] if rank else []
-        train(tmp_path, {"autoencoder": 1, "prior": 1, "transport": 1}, batch_size=8, callbacks=callbacks, **TOGETHER)
-
-    assert run_together(work) == [143, 143]
+# --- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("stage", "step", "n_whole"),
-    [
-        ("autoencoder", 2, 0),
-        ("autoencoder", 6, 1),
-        ("autoencoder", 9, 1),
-        ("autoencoder", 12, 2),
-        ("prior", 13, 1),
-        ("transport", 13, 1),
-    ],
+    [("autoencoder", 2, 0), ("autoencoder", 12, 2), ("prior", 13, 1), ("transport", 13, 1)],
 )
-def test_a_stage_that_ctrl_c_stopped_goes_on_as_if_it_had_not_been(train, whole, tmp_path, stage, step, n_whole):
-    """In the middle of an epoch, at its end, and at that of the stage."""
-    stopped = train(tmp_path, callbacks=[PressCtrlC(stage, step)])
+def test_ctrl_c_keeps_the_weights_and_the_same_call_ends_as_if_it_had_not_been(
+    train, whole, tmp_path, stage, step, n_whole
+):
+    handler = signal.getsignal(signal.SIGINT)
+    stopped = train(tmp_path, **EVERY_EPOCH, **signal_at(signal.SIGINT, stage, step))
 
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert stopped.trainer.global_step == step
     assert len(stopped.history_.get(f"{stage}_loss_train", [])) == n_whole  # a part of an epoch is no epoch
     assert all(p.requires_grad for p in stopped.module.encoder.parameters())
-    checkpoint = torch.load(tmp_path / f"{stage}.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == step
-    assert checkpoint["is_finished"] == (n_whole == N_EPOCHS[stage])
     assert_same_model(whole[0], train(tmp_path))
 
 
-@pytest.mark.parametrize(("minutes", "position"), [(10.0, [1, 0]), (0.0, [1, 2])], ids=["epochs", "steps"])
-def test_a_run_that_diverges_leaves_its_last_good_checkpoint(train, tmp_path, minutes, position):
-    with pytest.raises(FloatingPointError, match="lower learning rate.*another `checkpoint_dir`"):
-        train(tmp_path, callbacks=[Diverge("autoencoder", 9)], checkpoint_minutes=minutes)
+def test_a_second_ctrl_c_aborts(train):
+    def press_twice(plan):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    checkpoint = torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)
-    assert checkpoint["position"] == position
-    assert all(t.isfinite().all() for name, t in checkpoint["state_dict"].items() if "decoder" in name)
-
-
-def test_another_split_of_the_cells_is_refused(train, tmp_path):
-    """Some of the new validation cells were trained on."""
-    n_epochs = {"autoencoder": 1, "prior": 1, "transport": 1}
-    train(tmp_path, n_epochs)
-
-    with pytest.raises(ValueError, match="checkpoint of the autoencoder is of .*another split"):
-        train(tmp_path, n_epochs, train_size=0.5)
-    with pytest.raises(ValueError, match="checkpoint of the autoencoder is of .*another split"):
-        train(tmp_path, n_epochs, seed=7)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(None, callbacks=[At("autoencoder", 3, press_twice)])
 
 
-def test_sigterm_for_one_process_has_all_end_before_the_same_step_with_one_checkpoint(train, tmp_path, run_together):
-    n_epochs = {"autoencoder": 60, "prior": 1, "transport": 1}
-    whole_cells = {"plan_kwargs": {"autoencoder": {"keep_at_least": 1.0}}}
+def test_training_in_another_thread_leaves_signals_alone(train):
+    models = []
+    thread = threading.Thread(target=lambda: models.append(train(None, 1)))
+    thread.start()
+    thread.join()
 
-    def work(rank):
-        callbacks = [Terminate("autoencoder", 7)] if rank else []
-        train(tmp_path, n_epochs, batch_size=8, callbacks=callbacks, **TOGETHER, **whole_cells)
-
-    assert run_together(work) == [143, 143]
-    checkpoint = torch.load(tmp_path / "autoencoder.ckpt", weights_only=True)
-    assert 7 <= checkpoint["global_step"] <= 7 + 16
-    assert checkpoint["means"]["n_cells"] == 16 * checkpoint["position"][1]  # of both
+    assert models[0].is_trained
 
 
-def test_a_killed_process_ends_the_other_and_one_alone_can_go_on(train, tmp_path, run_together):
-    """One process with the doubled batch takes the steps that are left as two would have taken them."""
-    whole_cells = {"plan_kwargs": {"autoencoder": {"keep_at_least": 1.0}}}
-    whole = train(None, {"autoencoder": 3, "prior": 1, "transport": 1}, **whole_cells)
-
-    def work(rank):
-        callbacks = [DieAt("autoencoder", 8)] if rank else []
-        options = {**TOGETHER, **whole_cells, "batch_size": 8, "callbacks": callbacks, "checkpoint_minutes": 0.0}
-        train(tmp_path, {"autoencoder": 3, "prior": 1, "transport": 1}, **options)
-
-    first, second = run_together(work)
-
-    assert (first, second) == (1, -signal.SIGKILL)
-    resumed = train(tmp_path, {"autoencoder": 3, "prior": 1, "transport": 1}, **whole_cells)
-    for name in ("autoencoder_loss_train", "autoencoder_loss_validation"):
-        # sums in another order, in single precision, over tens of steps
-        np.testing.assert_allclose(resumed.history_[name], whole.history_[name], rtol=1e-4)
+# --- what a checkpoint has to fit -------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_in_one_process_stops_all_after_the_same_step(train, run_together):
-    def work(rank):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        callbacks = [PressCtrlC("autoencoder", 4)] if rank else []
-        model = train(None, {"autoencoder": 50, "prior": 1}, batch_size=8, callbacks=callbacks, **TOGETHER)
-        return len(model.history_.get("autoencoder_loss_train", [])), "prior_loss_train" in model.history_
+def test_a_run_that_diverges_leaves_its_last_good_checkpoint(train, tmp_path):
+    def spoil(plan):
+        next(plan.module.decoder.parameters()).data.fill_(torch.nan)
 
-    first, second = run_together(work)
+    for step in (9, 12):  # in the middle, and in the last step, whose loss is still a number
+        with pytest.raises(FloatingPointError, match="lower learning rate.*another `checkpoint_dir`"):
+            train(tmp_path / str(step), 3, callbacks=[At("autoencoder", step, spoil)], **EVERY_EPOCH)
 
-    assert first == second
-    assert first in [(0, False), (1, False)]  # whole epochs; they ask each other every few steps
-
-
-def test_a_checkpoint_that_not_all_processes_see_is_refused(tmp_path, run_together):
-    (tmp_path / "prior.ckpt").write_bytes(b"seen by one")
-
-    def work(rank):
-        distributed.init_process_group("gloo", rank=rank, world_size=2)
-        check_seen_by_all(tmp_path / "nobody has it")
-        try:
-            check_seen_by_all(tmp_path / ("elsewhere" if rank else ".") / "prior.ckpt")
-        except FileNotFoundError as error:
-            return str(error)
-
-    for message in run_together(work):
-        assert "`checkpoint_dir` must be a folder that all processes see" in message
+        checkpoint = read(tmp_path / str(step) / "autoencoder.ckpt")
+        assert checkpoint["n_epochs_done"] == 1
+        assert all(t.isfinite().all() for name, t in checkpoint["state_dict"].items() if "decoder" in name)
 
 
-def test_a_finished_stage_that_not_all_processes_see_is_refused(train, tmp_path, run_together):
-    """Whoever sees it would not take part in the stage."""
-    n_epochs = {"autoencoder": 1, "prior": 1, "transport": 1}
-    train(tmp_path / "0", n_epochs)
-    (tmp_path / "0" / "autoencoder.ckpt").unlink()
-
-    def work(rank):
-        try:
-            train(tmp_path / str(rank), n_epochs, batch_size=8, **TOGETHER)
-        except FileNotFoundError as error:
-            return str(error)
-
-    for message in run_together(work):
-        assert "`checkpoint_dir` must be a folder that all processes see" in message
-        assert "prior.ckpt" in message
+ONE_EPOCH = dict.fromkeys(STAGES, 1)
 
 
-def test_a_recipe_that_is_not_that_of_the_checkpoint_is_refused(train, tmp_path):
-    train(tmp_path, {"autoencoder": 1, "prior": 1, "transport": 1})
-    longer = {"autoencoder": 2, "prior": 1, "transport": 1}
+def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
+    train(tmp_path, N_EPOCHS)
+    longer, shorter = {**N_EPOCHS, "autoencoder": 3}, {**N_EPOCHS, "autoencoder": 1}
 
-    with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1.*another `checkpoint_dir`"):
-        train(tmp_path, longer, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
-    with pytest.raises(ValueError, match="`batch_size` of 16, not 8;.*cells of all processes together count"):
+    for split in ({"train_size": 0.5}, {"seed": 7}):  # some of the new validation cells were trained on
+        with pytest.raises(ValueError, match="checkpoint of the autoencoder is of .*another split"):
+            train(tmp_path, N_EPOCHS, **split)
+    for epochs in (longer, N_EPOCHS):  # of a finished stage, too
+        with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1.*another `checkpoint_dir`"):
+            train(tmp_path, epochs, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
+    with pytest.raises(ValueError, match="`batch_size` of 16, not 8"):
         train(tmp_path, longer, batch_size=8)
-    with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1"):  # of a finished stage, too
-        train(tmp_path, {"autoencoder": 1, "prior": 2}, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
-
-
-def test_a_checkpoint_that_went_further_than_asked_for_is_refused(train, tmp_path):
-    train(tmp_path, {"autoencoder": 3, "prior": 1, "transport": 1})
-
-    with pytest.raises(ValueError, match="has 3 epochs behind it, more than the 2 that are asked for"):
-        train(tmp_path, {"autoencoder": 2, "prior": 1, "transport": 1})
+    with pytest.raises(ValueError, match="has 2 epochs behind it, more than the 1 that are asked for"):
+        train(tmp_path, shorter)
 
 
 def test_a_stage_can_be_made_longer(train, tmp_path):
-    model = train(tmp_path, {"autoencoder": 1, "prior": 1, "transport": 1})
+    model = train(tmp_path, ONE_EPOCH)
 
     model.train_prior(3, batch_size=16, checkpoint_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
 
     assert model.history_["prior_loss_train"].index.tolist() == [0, 1, 2]
+
+
+def test_a_pass_over_many_cells_is_cut_into_epochs_and_resumes_between_them(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells_module, "LONGEST_EPOCH", 2)
+    uninterrupted = train(None, {"autoencoder": 2, "prior": 1, "transport": 1})
+    work = signal_at(signal.SIGKILL, "autoencoder", 5)  # in the third of three epochs of the first pass
+
+    killed = run_until_killed(lambda: train(tmp_path, {**ONE_EPOCH, "autoencoder": 2}, **EVERY_EPOCH, **work))
+
+    assert killed == signal.SIGKILL
+    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
+    assert_same_model(uninterrupted, train(tmp_path, {**ONE_EPOCH, "autoencoder": 2}))
+    assert len(uninterrupted.history_["autoencoder_loss_train"]) == 6

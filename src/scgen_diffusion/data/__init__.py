@@ -36,7 +36,6 @@ from ._condition_setup import (
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
 from ._file_registry import check_same_registry
-from ._many_conditions import SeenCodes, with_categories
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -51,11 +50,8 @@ from ._mudata import (
 )
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells
+from ._streaming import is_generated, join_parts, read_record, write_part
 from ._value_summary import ValueSummary
-from ._writers import Extent, Piece, is_generated, read_record, sync, write_cells
-from ._writers_claim import Turn
-from ._writers_goal import check_writable, checked_goal, put_in_place, told
-from ._writers_parts import DamagedPartError, Part, PartFolder, read_manifest, remove, remove_parts
 
 __all__ = [
     "JOIN",
@@ -73,19 +69,12 @@ __all__ = [
     "ConditionSetup",
     "Conditions",
     "ContinuousKey",
-    "DamagedPartError",
-    "Extent",
     "ModalitiesField",
     "Modality",
     "ModalityLikelihood",
-    "Part",
-    "PartFolder",
-    "Piece",
     "RegisteredCells",
     "RequestedCodes",
-    "SeenCodes",
     "SetKey",
-    "Turn",
     "ValueSummary",
     "build_anndata",
     "build_mudata",
@@ -100,8 +89,6 @@ __all__ = [
     "check_same_genes",
     "check_same_registry",
     "check_values",
-    "check_writable",
-    "checked_goal",
     "checked_rows",
     "condition_names",
     "encode_obs",
@@ -110,6 +97,7 @@ __all__ = [
     "is_single",
     "is_whole_number",
     "join_labels",
+    "join_parts",
     "keys_of_state",
     "known_names",
     "layer_names",
@@ -118,23 +106,16 @@ __all__ = [
     "mudata_of",
     "occurring",
     "pad_genes",
-    "put_in_place",
-    "read_manifest",
     "read_record",
     "recode",
-    "remove",
-    "remove_parts",
     "resolve_modalities",
     "resolve_seed",
     "row_numbers",
     "savable_columns",
     "suggests_arguments",
-    "sync",
     "to_array",
     "to_plain",
     "to_table",
-    "told",
     "warn_user",
-    "with_categories",
-    "write_cells",
+    "write_part",
 ]

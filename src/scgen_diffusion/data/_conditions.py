@@ -15,7 +15,6 @@ import pandas as pd
 from scgen_diffusion._arguments import check_count, known_names
 
 from ._condition_keys import OPEN, ConditionKey, ContinuousKey, SetKey, columns_of
-from ._many_conditions import SeenCodes
 
 N_VALUES = 256  # of a number that are kept apart
 NEAR = 0.25  # standard deviations within which a number counts as one that occurs
@@ -178,10 +177,6 @@ class Conditions:
             key.check_learned(codes, self.combinations[:, columns])
             given.append((columns, codes))
         return RequestedCodes(n_cells, self.n_columns, given)
-
-    def seen(self) -> SeenCodes:
-        """Return what looks at the codes of many cells to know the categories of all."""
-        return SeenCodes(list(zip(self.by_key, self._columns, strict=True)))
 
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw what is open from the training distribution, given what is not.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -36,14 +37,12 @@ class Batches(Protocol):
 
     seed: int | None
     epoch: int
+    first_batch: int
     rank: int
     n_processes: int
-    in_parts: bool
-    part_sizes: dict[str, int]
 
-    @property
-    def first_batch(self) -> int:
-        """The batch of the epoch to start with."""
+    def __len__(self) -> int:
+        """How many batches to read, from the first one of the pass ``epoch``."""
 
 
 class WindowLoader:
@@ -79,10 +78,10 @@ class WindowLoader:
         self.to_tensors = to_tensors
 
     def __len__(self) -> int:
-        return self.plan.n_batches
+        return self.plan.n_batches if self.batches is None else len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for rows, numbers in self.read(self._windows()):
+        for rows, numbers in islice(self.read(self._windows()), len(self)):
             yield self.to_tensors(rows, numbers)
 
     def _windows(self) -> Iterator[Window]:
@@ -145,8 +144,6 @@ def window_plan(
     """Plan the passes over some cells: in order, or as a stage's batches say."""
     if batches is None:
         return WindowPlan(indices, batch_size, block_size=block_size, window_size=window_size)
-    batches.in_parts = True
-    batches.part_sizes = {"block_size": block_size, "window_size": window_size}
     return WindowPlan(
         indices,
         batch_size,

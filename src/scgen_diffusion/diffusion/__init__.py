@@ -28,7 +28,6 @@ from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import Generators, block_size, sample_seed
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
-from ._shared_draws import SharedGenerator, draw_integers, draw_normal, draw_uniform, own_generator
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
 from ._targets import TARGETS, Target
@@ -70,7 +69,6 @@ __all__ = [
     "Path",
     "ResolvedGuidance",
     "Sampler",
-    "SharedGenerator",
     "StepGrid",
     "SteppingSampler",
     "Target",
@@ -81,12 +79,8 @@ __all__ = [
     "block_size",
     "condition_strategy",
     "diffusion_loss",
-    "draw_integers",
-    "draw_normal",
-    "draw_uniform",
     "expand_time",
     "optimal_pairs",
-    "own_generator",
     "published_timesteps",
     "sample_seed",
     "samplers_for",

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 
-from ._shared_draws import draw_uniform
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -199,7 +197,7 @@ class Additive:
         """Drop each group of keys of a sample by a coin of its own, and all of them by one more."""
         groups = self.groups_of(columns.n_keys)
         n_coins = len(groups) + (len(groups) > 1)  # one group alone is dropped by one coin, as elsewhere
-        kept = draw_uniform((len(condition), n_coins), generator, condition.device) >= probability
+        kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         group_of_key = [number for key in range(columns.n_keys) for number, keys in enumerate(groups) if key in keys]
         return columns.keep_where(condition, kept[:, group_of_key] & kept[:, -1:])
 
@@ -248,5 +246,5 @@ def _merge(weighted: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTer
 def _drop_samples(
     condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
 ) -> Tensor:
-    coin = draw_uniform((len(condition), 1), generator, condition.device)
+    coin = torch.rand(len(condition), 1, generator=generator, device=condition.device)
     return torch.where(coin < probability, columns.null, condition)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ._shared_draws import draw_uniform
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -88,7 +86,7 @@ class LinearInterpolant(Path):
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` times uniform in ``[0, 1)``."""
-        return draw_uniform((n,), generator, device)
+        return torch.rand(n, generator=generator, device=device)
 
     def network_time(self, t: Tensor) -> Tensor:
         """Return ``t``."""

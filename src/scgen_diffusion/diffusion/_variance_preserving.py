@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from ._paths import LinearInterpolant, Path
-from ._shared_draws import draw_integers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +119,7 @@ class VariancePreserving(Path):
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` timesteps uniformly, and return their times."""
-        return self.timestep_to_time(draw_integers(self.n_timesteps, (n,), generator, device))
+        return self.timestep_to_time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
 
     def _linear_betas(self) -> Tensor:
         return torch.linspace(self.beta_start, self.beta_end, self.n_timesteps, dtype=torch.float64)

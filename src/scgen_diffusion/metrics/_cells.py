@@ -30,6 +30,7 @@ N_LOOKED_AT = 2_000  # cells that tell counts from logarithms
 
 REAL = ("real_test", "train", "control")  # names of sets of real cells
 CHUNK = 2_000
+N_CELLS_AT_ONCE = 8_192
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,21 @@ def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
     totals = np.asarray(values.sum(axis=1)).ravel()
     values.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(values.indptr))
     return values.log1p().astype(np.float32)
+
+
+def means(values: sp.csr_matrix, *, power: int = 1) -> NDArray[np.float64]:
+    """Return every gene's mean of a power of its values, of those above zero, `(genes,)`; in double precision, a part of the cells at a time."""
+    total = np.zeros(values.shape[1])
+    for start in range(0, values.shape[0], N_CELLS_AT_ONCE):
+        first, last = values.indptr[[start, min(start + N_CELLS_AT_ONCE, values.shape[0])]]
+        genes, found = values.indices[first:last], values.data[first:last].astype(np.float64)
+        total += np.bincount(genes, np.where(found > 0, found**power, 0), minlength=len(total))
+    return total / values.shape[0]
+
+
+def variances(values: sp.csr_matrix) -> NDArray[np.float64]:
+    """Return every gene's variance, `(genes,)`."""
+    return np.maximum(means(values, power=2) - means(values) ** 2, 0)
 
 
 def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic") -> AnnData:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from scgen_diffusion.data import is_whole_number
+from scgen_diffusion.data import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,18 +35,14 @@ class Draws:
 
     def check(self, min_cells: int) -> None:
         """Raise where a number makes no sense."""
-        allowed = {
-            "max_cells": (min_cells, f"{min_cells} or more"),
-            "n_floor": (0, "0 (no floor) or more"),
-            "n_bootstrap": (0, "0 (no interval), or 2 or more"),
-            "seed": (0, "0 to 2**32 - 1"),  # as scikit-learn takes it
-        }
-        for name, (least, text) in allowed.items():
-            number = getattr(self, name)
-            is_fit = is_whole_number(number) and number >= least
-            if not is_fit or (name == "n_bootstrap" and number == 1) or (name == "seed" and number >= 2**32):
-                msg = f"`{name}` is {number!r}; it must be {text}, a whole number."
-                raise ValueError(msg)
+        for name, least in {"max_cells": min_cells, "n_floor": 0, "n_bootstrap": 0, "seed": 0}.items():
+            check_count(name, getattr(self, name), least)
+        if self.n_bootstrap == 1:
+            msg = "`n_bootstrap` is 1; it must be 0 (no interval), or 2 or more."
+            raise ValueError(msg)
+        if self.seed >= 2**32:  # as scikit-learn takes it
+            msg = f"`seed` is {self.seed}; it must be below 2**32."
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import ot
+from scipy.stats import entropy
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances, roc_auc_score
@@ -93,9 +94,11 @@ def wasserstein_2(
     >>> wasserstein_2([[0.0, 0.0], [1.0, 0.0]], [[4.0, 4.0], [3.0, 4.0]])
     5.0
     """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
     rng = np.random.default_rng(seed)
-    x, y = _at_most(x, max_cells, rng), _at_most(y, max_cells, rng)
+    x, y = (
+        values if len(values) <= max_cells else values[np.sort(rng.choice(len(values), max_cells, replace=False))]
+        for values in representations(use_rep, real=real, synthetic=synthetic)
+    )
     return float(np.sqrt(ot.emd2([], [], squared_distances(x, y), numItermax=1_000_000)))
 
 
@@ -326,10 +329,6 @@ def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
     return pairwise_distances(x.astype(np.float64), y.astype(np.float64), "sqeuclidean")
 
 
-def _at_most(values: NDArray, max_cells: int, rng: np.random.Generator) -> NDArray:
-    return values if len(values) <= max_cells else values[np.sort(rng.choice(len(values), max_cells, replace=False))]
-
-
 def _orthonormal_directions(n_features: int, n_directions: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw unit vectors `(features, directions)`, each run of `n_features` of them orthonormal."""
     n_sets = -(-n_directions // n_features)
@@ -472,11 +471,6 @@ def ilisi(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: s
     ----------
     Korsunsky et al. 2019, Fast, sensitive and accurate integration of single-cell data with Harmony.
     """
-    return mixing_of_scores(*mixing_scores(real, synthetic, perplexity=perplexity, use_rep=use_rep))
-
-
-def mixing_scores(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: str = USE_REP) -> Scores:
-    """Return every cell's effective number of sets around it, less 1; arguments as in :func:`ilisi`."""
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     n_neighbours = int(3 * perplexity)
     if n_neighbours >= len(x) + len(y):
@@ -485,13 +479,7 @@ def mixing_scores(real: Points, synthetic: Points, *, perplexity: float = 30, us
     distances, neighbours = NearestNeighbors(n_neighbors=n_neighbours).fit(np.concatenate([x, y])).kneighbors()
     weights = _weights_of_perplexity(distances.astype(np.float64) ** 2, perplexity)
     share = (weights * (neighbours >= len(x))).sum(axis=1)
-    scores = 1 / (share**2 + (1 - share) ** 2) - 1
-    return Scores(scores[: len(x)], scores[len(x) :])
-
-
-def mixing_of_scores(real: NDArray, synthetic: NDArray) -> float:
-    """Return the median over the cells of both sets."""
-    return float(np.median(np.concatenate([real, synthetic])))
+    return float(np.median(1 / (share**2 + (1 - share) ** 2) - 1))
 
 
 def _classifier(name: Classifier, *, n_cells: int, seed: int) -> ClassifierMixin:
@@ -515,18 +503,14 @@ def _weights_of_perplexity(squared: NDArray[np.float64], perplexity: float) -> N
     """Return Gaussian weights `(cells, neighbours)` that sum to 1 and have this perplexity, by bisecting the log precision."""
     relative = squared - squared[:, :1]
     relative /= np.maximum(relative.mean(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+
+    def weights(log_precision: NDArray) -> NDArray:
+        unscaled = np.exp(-np.exp(log_precision) * relative)  # of the nearest neighbour 1, the largest
+        return unscaled / unscaled.sum(axis=1, keepdims=True)
+
     low, high = np.full((len(squared), 1), -20.0), np.full((len(squared), 1), 20.0)
     for _ in range(N_BISECTIONS):
         middle = (low + high) / 2
-        too_wide = _entropy(_softmax(-np.exp(middle) * relative)) > np.log(perplexity)
+        too_wide = entropy(weights(middle), axis=1, keepdims=True) > np.log(perplexity)
         low, high = np.where(too_wide, middle, low), np.where(too_wide, high, middle)
-    return _softmax(-np.exp(low) * relative)
-
-
-def _softmax(logits: NDArray) -> NDArray:
-    weights = np.exp(logits)  # the nearest neighbour's logit is 0, the largest
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _entropy(weights: NDArray) -> NDArray:
-    return -(weights * np.log(np.maximum(weights, np.finfo(np.float64).tiny))).sum(axis=1, keepdims=True)
+    return weights(low)

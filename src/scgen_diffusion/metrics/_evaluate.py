@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SETS = ("real_test", "synthetic", "control", "train")
 FIGURES = ("value", "floor", "shuffled", "low", "high")
 FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and those of other predictions
 JOIN = "+"
@@ -236,9 +235,19 @@ def evaluate(
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
-        return _evaluate_perturbations(sets, others, perturbation_key, separator, names, groupby, layer, space, draws)
-    sources = read_sources(sets, groupby, layer)
-    rows, n_cells = compare_cells(sources, names, draws, space=space)
+        if not isinstance(others, Mapping | None):
+            msg = f"`others` must be a dict of AnnData by the name of the method, but is {type(others).__name__}."
+            raise TypeError(msg)
+        leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
+        for name in others or {}:
+            if name in {*leading, *FIGURES_OF_PERTURBATIONS, *given, "better"}:
+                msg = f"`others` has the name {name!r}, which is a name of the table or of another set of cells; choose another one."
+                raise ValueError(msg)
+        wanted = choose_metrics(names, "perturbation", {"control"})
+        options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
+        contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
+        return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
+    rows, n_cells = compare_cells(read_sources(sets, groupby, layer), names, draws, space=space)
     table = _table(rows, ("metric", "group"), FIGURES)
     table.attrs["n_cells"] = n_cells
     return table
@@ -246,41 +255,6 @@ def evaluate(
 
 def _table(rows: Sequence[Row], leading: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*leading, *figures, "better"]).astype(dict.fromkeys(figures, float))
-
-
-def _evaluate_perturbations(
-    sets: Mapping[str, AnnData],
-    others: Mapping[str, AnnData] | None,
-    key: str,
-    separator: str,
-    names: Collection[str] | None,
-    groupby: str | Sequence[str] | None,
-    layer: str | None,
-    space: ComparisonSpace | None,
-    draws: Draws,
-) -> pd.DataFrame:
-    """Return the table of each perturbation in each group."""
-    if not (isinstance(key, str) and separator and isinstance(separator, str)):
-        msg = f"`perturbation_key` must name a column of `obs` and `separator` be a text, but they are {key!r} and {separator!r}."
-        raise TypeError(msg)
-    if not isinstance(others, Mapping | None):
-        msg = f"`others` must be a dict of AnnData by the name of the method, but is {type(others).__name__}."
-        raise TypeError(msg)
-    leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
-    for name in others or {}:
-        if name in {*leading, *FIGURES_OF_PERTURBATIONS, *SETS, "better"}:
-            msg = f"`others` has the name {name!r}, which is a name of the table or of another set of cells; choose another one."
-            raise ValueError(msg)
-    given = {**sets, **(others or {})}
-    for name, cells in given.items():
-        if not isinstance(cells, AnnData):
-            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
-            raise TypeError(msg)
-    wanted = choose_metrics(names, "perturbation", {"control", *sets})
-    contexts = perturbation_contexts(
-        given, key=key, separator=separator, groupby=groupby, layer=layer, space=space, draws=draws
-    )
-    return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
 
 
 def _evaluate_modalities(
@@ -385,8 +359,7 @@ def choose_metrics(
             msg = f"`metrics` asks for {metric.name!r}, which needs {_NEEDS[missing[0]]}."
             raise ValueError(msg)
         if scope not in metric.scopes:
-            known = [name for name, own in CATALOGUE.items() if scope in own.scopes]
-            msg = f"`metrics` asks for {metric.name!r}, which is not measured of perturbations; leave `control` out. {known_names(metric.name, known)}"
+            msg = f"`metrics` asks for {metric.name!r}, which is not measured of perturbations; leave `control` out."
             raise ValueError(msg)
     return metrics
 

@@ -19,14 +19,15 @@ from ._cells import (
     check_same_number_of_genes,
     expression_of,
     labels_of,
+    means,
     pair_of_expressions,
+    variances,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 MIN_VARIANCE = 1e-8  # stands for none: below what one count in a million cells gives
-N_CELLS_AT_ONCE = 8_192
 TREND_SHARE = 20  # the trend is a running median over one in so many genes
 
 
@@ -51,8 +52,7 @@ def gene_statistics(cells: Cells | Expression, *, layer: str | None = None) -> p
     """
     values = expression_of(cells, layer=layer).values
     names = cells.var_names if isinstance(cells, AnnData) else pd.RangeIndex(values.shape[1])
-    mean, mean_square, expressed = (_sums(values, power) / values.shape[0] for power in (1, 2, 0))
-    columns = {"mean": mean, "variance": np.maximum(mean_square - mean**2, 0), "zero_fraction": 1 - expressed}
+    columns = {"mean": means(values), "variance": variances(values), "zero_fraction": 1 - means(values, power=0)}
     return pd.DataFrame(columns, index=names)
 
 
@@ -80,13 +80,9 @@ def gene_profile_errors(
     -------
     `gene_mean_error`, `gene_variance_error`, `gene_zero_error`.
     """
-    of_real, of_synthetic = _both_statistics(real, synthetic, layer)
-    errors = (of_real - of_synthetic).abs().mean()
-    return {
-        "gene_mean_error": float(errors["mean"]),
-        "gene_variance_error": float(errors["variance"]),
-        "gene_zero_error": float(errors["zero_fraction"]),
-    }
+    of_real, of_synthetic = map(gene_statistics, pair_of_expressions(real, synthetic, layer))
+    mean, variance, zeros = (of_real - of_synthetic).abs().mean()
+    return {"gene_mean_error": float(mean), "gene_variance_error": float(variance), "gene_zero_error": float(zeros)}
 
 
 def mean_variance_error(real: Cells | Expression, synthetic: Cells | Expression, *, layer: str | None = None) -> float:
@@ -117,17 +113,23 @@ def mean_variance_error(real: Cells | Expression, synthetic: Cells | Expression,
     ----------
     The relation itself: Brennecke et al. 2013, Accounting for technical noise in single-cell RNA-seq experiments.
     """
-    of_real, of_synthetic = _both_statistics(real, synthetic, layer)
+    of_real, of_synthetic = map(gene_statistics, pair_of_expressions(real, synthetic, layer))
     vary = (of_real["variance"] > MIN_VARIANCE).to_numpy()
     if not vary.any():
         return float("nan")
     of_real, of_synthetic = of_real[vary], of_synthetic[vary]
-    trend_means, trend = _mean_variance_trend(of_real)
+    ordered = of_real.sort_values("mean", kind="stable")
+    n_neighbours = 2 * (len(ordered) // (2 * TREND_SHARE)) + 1
+    trend = median_filter(_log_variances(ordered), n_neighbours, mode="nearest")
     excess = [
-        _log_variances(statistics) - np.interp(statistics["mean"], trend_means, trend)
+        _log_variances(statistics) - np.interp(statistics["mean"], ordered["mean"], trend)
         for statistics in (of_real, of_synthetic)
     ]
     return float(np.median(np.abs(excess[1] - excess[0])))
+
+
+def _log_variances(statistics: pd.DataFrame) -> NDArray[np.float64]:
+    return np.log10(np.maximum(statistics["variance"].to_numpy(), MIN_VARIANCE))
 
 
 def gene_correlations(values: NDArray, labels: ArrayLike | None = None) -> NDArray[np.float64]:
@@ -224,10 +226,15 @@ def library_size_ks(
     -------
     The statistic; NaN where cells came log-normalised, which have lost their totals.
     """
-    real_sizes, synthetic_sizes = _library_sizes(real, layer, "real"), _library_sizes(synthetic, layer, "synthetic")
-    if real_sizes is None or synthetic_sizes is None:
+    sizes = [
+        expression_of(cells, layer=layer, name=name).library_sizes
+        if isinstance(cells, AnnData | Expression) or np.ndim(cells) == 2
+        else np.asarray(cells)
+        for name, cells in {"real": real, "synthetic": synthetic}.items()
+    ]
+    if any(own is None for own in sizes):
         return float("nan")
-    return float(ks_2samp(real_sizes, synthetic_sizes, method="asymp").statistic)
+    return float(ks_2samp(*sizes, method="asymp").statistic)
 
 
 def correlation(a: NDArray, b: NDArray) -> float:
@@ -235,40 +242,6 @@ def correlation(a: NDArray, b: NDArray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def _both_statistics(
-    real: Cells | Expression, synthetic: Cells | Expression, layer: str | None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    of_real, of_synthetic = pair_of_expressions(real, synthetic, layer)
-    return gene_statistics(of_real), gene_statistics(of_synthetic)
-
-
-def _sums(values: sp.csr_matrix, power: int) -> NDArray[np.float64]:
-    """Return every gene's sum over cells of a power of its values, of those above zero; summed exactly enough for variances."""
-    total = np.zeros(values.shape[1])
-    for start in range(0, values.shape[0], N_CELLS_AT_ONCE):
-        first, last = values.indptr[[start, min(start + N_CELLS_AT_ONCE, values.shape[0])]]
-        genes, found = values.indices[first:last], values.data[first:last].astype(np.float64)
-        total += np.bincount(genes, np.where(found > 0, found**power, 0), minlength=len(total))
-    return total
-
-
-def _log_variances(statistics: pd.DataFrame) -> NDArray[np.float64]:
-    return np.log10(np.maximum(statistics["variance"].to_numpy(), MIN_VARIANCE))
-
-
-def _mean_variance_trend(statistics: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return means in ascending order, and the running median of the genes' log variances there."""
-    statistics = statistics.sort_values("mean", kind="stable")
-    n_neighbours = 2 * (len(statistics) // (2 * TREND_SHARE)) + 1
-    return statistics["mean"].to_numpy(), median_filter(_log_variances(statistics), n_neighbours, mode="nearest")
-
-
-def _library_sizes(cells: Cells | Expression | ArrayLike, layer: str | None, name: str) -> NDArray | None:
-    if isinstance(cells, (AnnData, Expression)) or np.ndim(cells) == 2:
-        return expression_of(cells, layer=layer, name=name).library_sizes
-    return np.asarray(cells)
 
 
 MIN_CELLS = 10  # of a label on a side, for its markers to be compared
@@ -281,35 +254,25 @@ class GroupDifferences:
 
     Attributes
     ----------
-    labels
-        Names of the labels, sorted, `(labels,)`.
     n_cells
-        Cells of each label, `(labels,)`.
+        Cells of each label.
     scores
-        Welch's t, `(labels, genes)`.
-    log_fold_changes
-        To the base 2, `(labels, genes)`.
+        Welch's t, labels in rows and genes in columns; NaN for labels with fewer than two cells, or with all but one.
+    changes
+        Log fold changes to the base 2, likewise.
     """
 
-    labels: NDArray
-    n_cells: NDArray[np.intp]
-    scores: NDArray[np.float64]
-    log_fold_changes: NDArray[np.float64]
+    n_cells: pd.Series
+    scores: pd.DataFrame
+    changes: pd.DataFrame
+
+    def has_scores(self, label: str) -> bool:
+        """Say whether there are cells with the label and cells without."""
+        return bool(np.isfinite(self.scores.loc[label]).all())
 
     def top(self, label: str, n_genes: int) -> NDArray[np.intp]:
         """Return the positions of a label's first marker genes, best first."""
-        return np.argsort(-self.scores[self._row(label)], kind="stable")[:n_genes]
-
-    def changes(self, label: str) -> NDArray[np.float64]:
-        """Return a label's log fold changes, `(genes,)`."""
-        return self.log_fold_changes[self._row(label)]
-
-    def size(self, label: str) -> int:
-        """Return the number of cells with a label, 0 if it does not occur."""
-        return int(self.n_cells[self.labels == label].sum())
-
-    def _row(self, label: str) -> int:
-        return int(np.flatnonzero(self.labels == label)[0])
+        return np.argsort(-self.scores.loc[label].to_numpy(), kind="stable")[:n_genes]
 
 
 def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str | None = None) -> pd.DataFrame:
@@ -346,21 +309,14 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
     """
     labels = labels_of(cells, groupby, name="cells")
     differences = group_differences(expression_of(cells, layer=layer), labels)
-    tables = [
-        pd.DataFrame(
-            {
-                "label": label,
-                "rank": np.arange(1, len(top) + 1),
-                "gene": cells.var_names[top],
-                "score": differences.scores[row, top],
-                "log_fold_change": differences.log_fold_changes[row, top],
-            }
-        )
-        for row, label in enumerate(differences.labels)
-        if np.isfinite(differences.scores[row]).all() and len(top := differences.top(label, n_genes))
-    ]
-    columns = ["label", "rank", "gene", "score", "log_fold_change"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    tables = [pd.DataFrame(columns=["label", "rank", "gene", "score", "log_fold_change"])]
+    for label in filter(differences.has_scores, differences.scores.index):
+        top = differences.top(label, n_genes)
+        columns = {"label": label, "rank": np.arange(1, len(top) + 1), "gene": cells.var_names[top]}
+        columns["score"] = differences.scores.loc[label].to_numpy()[top]
+        columns["log_fold_change"] = differences.changes.loc[label].to_numpy()[top]
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables[1:], ignore_index=True) if tables[1:] else tables[0]
 
 
 def marker_agreement(
@@ -408,68 +364,45 @@ def marker_agreement(
 
 def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_genes: int = 50) -> pd.DataFrame:
     """Return the table of :func:`marker_agreement` from the differences on both sides."""
-    labels = [label for label in real.labels if real.size(label) >= MIN_CELLS]
-    rows = [
-        {
-            "n_real": real.size(label),
-            "n_synthetic": synthetic.size(label),
-            **_agreement_of_label(real, synthetic, label, n_genes),
-        }
-        for label in labels
-    ]
     columns = ["n_real", "n_synthetic", "overlap", "slope", "correlation"]
-    return pd.DataFrame(rows, index=pd.Index(labels, name="label"), columns=columns)
+    rows = {}
+    for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS].items():
+        n_synthetic = synthetic.n_cells.get(label, 0)
+        rows[label] = [n_real, n_synthetic, *[float("nan")] * 3]
+        if n_synthetic < MIN_CELLS or not (real.has_scores(label) and synthetic.has_scores(label)):
+            continue
+        markers, synthetic_markers = real.top(label, n_genes), synthetic.top(label, n_genes)
+        union = np.union1d(markers, synthetic_markers)
+        changes, synthetic_changes = (side.changes.loc[label].to_numpy()[union] for side in (real, synthetic))
+        overlap = len(np.intersect1d(markers, synthetic_markers)) / len(markers)
+        squared = changes @ changes
+        slope = changes @ synthetic_changes / squared if squared > 0 else float("nan")
+        rows[label][2:] = [overlap, slope, correlation(changes, synthetic_changes)]
+    index = pd.Index(list(rows), name="label", dtype=object)
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
 
 
 def group_differences(expression: Expression, labels: NDArray) -> GroupDifferences:
-    """Return how every label's cells differ from all others; sparse values stay sparse.
-
-    Scores are NaN for labels with fewer than two cells, and where fewer than two cells are left; a gene that is constant has score 0.
-    """
+    """Return how every label's cells differ from all others; sparse values stay sparse, and a gene that is constant has score 0."""
     names, codes, n_cells = np.unique(labels, return_inverse=True, return_counts=True)
     members = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(names), len(codes)))
     values = expression.values.astype(np.float64)
     n_a, n_b = n_cells[:, None], len(codes) - n_cells[:, None]
-    mean_a, mean_b = _means(members, values, n_a, n_b)
-    square_a, square_b = _means(members, values.multiply(values).tocsr(), n_a, n_b)
-    error = _squared_error(mean_a, square_a, n_a) + _squared_error(mean_b, square_b, n_b)
-    difference = mean_a - mean_b
-    scores = np.where(error > NEXT_TO_NOTHING, difference / np.sqrt(np.maximum(error, NEXT_TO_NOTHING)), 0.0)
+
+    def means(values: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the means over the cells of every label and over all others, each `(labels, genes)`."""
+        inside = (members @ values).toarray()
+        outside = np.maximum(inside.sum(axis=0) - inside, 0)  # a rounding error below zero is no expression
+        return inside / n_a, outside / np.maximum(n_b, 1)
+
+    (mean_a, mean_b), squares = means(values), means(values.multiply(values).tocsr())
+    variances = [np.maximum(square - mean**2, 0) for square, mean in zip(squares, (mean_a, mean_b), strict=True)]
+    error = variances[0] / np.maximum(n_a - 1, 1) + variances[1] / np.maximum(n_b - 1, 1)
+    scores = np.where(error > NEXT_TO_NOTHING, (mean_a - mean_b) / np.sqrt(np.maximum(error, NEXT_TO_NOTHING)), 0.0)
     scores[((n_a < 2) | (n_b < 2)).ravel()] = np.nan
-    of_profiles = _means(members, values.expm1(), n_a, n_b)
-    return GroupDifferences(names, n_cells, scores, np.log2(1 + of_profiles[0]) - np.log2(1 + of_profiles[1]))
-
-
-def _means(
-    members: sp.csr_matrix, values: sp.csr_matrix, n_a: NDArray, n_b: NDArray
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the means over the cells of every label and over all others, each `(labels, genes)`."""
-    inside = (members @ values).toarray()
-    outside = np.maximum(inside.sum(axis=0) - inside, 0)  # a rounding error below zero is no expression
-    return inside / n_a, outside / np.maximum(n_b, 1)
-
-
-def _squared_error(means: NDArray, mean_squares: NDArray, n_cells: NDArray) -> NDArray[np.float64]:
-    """Return the squared standard error of a mean."""
-    return np.maximum(mean_squares - means**2, 0) / np.maximum(n_cells - 1, 1)
-
-
-def _agreement_of_label(
-    real: GroupDifferences, synthetic: GroupDifferences, label: str, n_genes: int
-) -> dict[str, float]:
-    if synthetic.size(label) < MIN_CELLS or not _is_compared(real, label) or not _is_compared(synthetic, label):
-        return dict.fromkeys(("overlap", "slope", "correlation"), float("nan"))
-    markers, synthetic_markers = real.top(label, n_genes), synthetic.top(label, n_genes)
-    union = np.union1d(markers, synthetic_markers)
-    changes, synthetic_changes = real.changes(label)[union], synthetic.changes(label)[union]
-    squared = changes @ changes
-    return {
-        "overlap": len(np.intersect1d(markers, synthetic_markers)) / len(markers),
-        "slope": float(changes @ synthetic_changes / squared) if squared > 0 else float("nan"),
-        "correlation": correlation(changes, synthetic_changes),
-    }
-
-
-def _is_compared(differences: GroupDifferences, label: str) -> bool:
-    """Say whether there are cells with the label and cells without."""
-    return bool(np.isfinite(differences.scores[differences._row(label)]).all())
+    profile_a, profile_b = means(values.expm1())
+    changes = np.log2(1 + profile_a) - np.log2(1 + profile_b)
+    index = pd.Index(names, dtype=object)
+    return GroupDifferences(
+        pd.Series(n_cells, index=index), pd.DataFrame(scores, index=index), pd.DataFrame(changes, index=index)
+    )

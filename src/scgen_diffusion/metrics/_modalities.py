@@ -15,10 +15,10 @@ from mudata import MuData
 from scgen_diffusion.data import known_names, layer_names
 
 from ._catalogue import CATALOGUE
-from ._cells import Expression, Source, align_genes, expression_of, labels_of, layer_of
+from ._cells import Expression, Source, align_genes, expression_of, labels_of, layer_of, variances
 from ._comparison import Comparison, Context
 from ._genes import unit_residuals
-from ._space import ComparisonSpace, choose_scales, make_scale, variances
+from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,22 +99,29 @@ def joint_sources(
     keys: Sequence[str],
 ) -> dict[str, Source]:
     """Put the modalities of every set side by side, each on its scale and divided by the standard deviation of its first component, so that none outweighs the others."""
-    weights = {}
-    for modality, cells in reference.items():
-        values = expression_of(cells, layer=layers.get(modality), name=modality, scale=scales[modality])
-        weights[modality] = np.float32(1 / np.sqrt(ComparisonSpace.fit(values).pca.explained_variance_[0]))
+    first_variances = [
+        ComparisonSpace.fit(Expression(values, None)).pca.explained_variance_[0]
+        for values in scaled_values(reference, scales, layers, "train")
+    ]
     sources = {}
     for name, parts in paired.items():
-        blocks = [
-            expression_of(part, layer=layer_of(part, layers.get(modality)), name=name, scale=scales[modality]).values
-            * weights[modality]
-            for modality, part in parts.items()
-        ]
+        blocks = zip(scaled_values(parts, scales, layers, name), first_variances, strict=True)
+        values = sp.hstack([block * np.float32(1 / np.sqrt(variance)) for block, variance in blocks], format="csr")
         first = next(iter(parts.values()))
         labels = labels_of(first, keys, name=name) if keys else None
-        joined = Expression(sp.hstack(blocks, format="csr", dtype=np.float32), None)
-        sources[name] = Source(name, first.obs_names, labels, are_counts=False, read=joined.__getitem__)
+        read = Expression(values, None).__getitem__
+        sources[name] = Source(name, first.obs_names, labels, are_counts=False, read=read)
     return sources
+
+
+def scaled_values(
+    parts: Mapping[str, AnnData], scales: Mapping[str, Scale], layers: Mapping[str, str], name: str
+) -> list[sp.csr_matrix]:
+    """Return the values of each modality on its scale."""
+    return [
+        expression_of(part, layer=layer_of(part, layers.get(modality)), name=name, scale=scales[modality]).values
+        for modality, part in parts.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -223,18 +230,26 @@ def cross_modality_correlation(
     parts = {name: paired_cells(cells, names, keys, name, features) for name, cells in sets.items()}
     named = choose_scales(parts["real"], scales, layers)
     fitted = {name: make_scale(named[name], parts["real"][name], layers.get(name)) for name in names}
-    of_real, of_synthetic = (Paired.read(cells, fitted, layers, keys, name) for name, cells in parts.items())
+    both = []
+    for name, own in parts.items():
+        first = own[names[0]]
+        if first.n_obs < MIN_PAIRED_CELLS:
+            msg = f"`{name}` must have at least {MIN_PAIRED_CELLS} cells with both of {names}, but has {first.n_obs}."
+            raise ValueError(msg)
+        labels = labels_of(first, keys, name=name) if keys else np.zeros(first.n_obs, int)
+        both.append(Paired(*scaled_values(own, fitted, layers, name), labels))
+    of_real, of_synthetic = both
 
     most_variable = [np.argsort(-variances(v), kind="stable")[:n_features] for v in (of_real.first, of_real.second)]
     context = _pair_context(of_real.of(*most_variable), of_synthetic.of(*most_variable), n_floor, seed)
     rows = [context.row(metric) for metric in CATALOGUE.values() if "pair" in metric.scopes]
     summary = pd.DataFrame(rows).set_index("metric")[["value", "floor", "shuffled", "better"]]
 
-    both = [[pair[side] for pair in pairs] for side in (0, 1)]
-    places = [known.get_indexer(names) for known, names in zip(features.values(), both, strict=True)]
+    named_features = [[pair[side] for pair in pairs] for side in (0, 1)]
+    places = [known.get_indexer(own) for known, own in zip(features.values(), named_features, strict=True)]
     of_real, of_synthetic = of_real.of(*places), of_synthetic.of(*places)
     splits = _pair_context(of_real, of_synthetic, n_floor, seed).players  # the same splits
-    columns = [*both, of_real.pair_correlations(), of_synthetic.pair_correlations()]
+    columns = [*named_features, of_real.pair_correlations(), of_synthetic.pair_correlations()]
     for player in ("value", "floor"):
         found = [np.abs(c.real.pair_correlations() - c.synthetic.pair_correlations()) for c in splits[player]]
         columns.append(np.mean(found, axis=0))
@@ -248,27 +263,6 @@ class Paired:
     first: sp.csr_matrix
     second: sp.csr_matrix
     labels: NDArray
-
-    @classmethod
-    def read(
-        cls,
-        parts: Mapping[str, AnnData],
-        scales: Mapping[str, Scale],
-        layers: Mapping[str, str],
-        keys: Sequence[str],
-        name: str,
-    ) -> Paired:
-        """Put cells on the scales of both modalities."""
-        cells = next(iter(parts.values()))
-        if cells.n_obs < MIN_PAIRED_CELLS:
-            msg = f"`{name}` must have at least {MIN_PAIRED_CELLS} cells with both of {list(parts)}, but has {cells.n_obs}."
-            raise ValueError(msg)
-        labels = labels_of(cells, keys, name=name) if keys else np.zeros(cells.n_obs, int)
-        values = [
-            expression_of(part, layer=layer_of(part, layers.get(modality)), name=name, scale=scales[modality]).values
-            for modality, part in parts.items()
-        ]
-        return cls(*values, labels)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,11 +21,11 @@ from scipy.stats import false_discovery_control
 
 from scgen_diffusion.data import warn_user
 
-from ._cells import Source, labels_of, pair_of_expressions
+from ._cells import Source, labels_of, means, pair_of_expressions, variances
 from ._comparison import ALL, UNKNOWN, Comparison, Context
 from ._genes import correlation
 from ._safety import copied_cells
-from ._space import ComparisonSpace, means, variances
+from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ._cells import Cells, Expression
     from ._comparison import Draws
 
-Ranking: TypeAlias = Literal["welch", "change"]
 #: The single perturbations of a cell, sorted; none for unperturbed cells.
 Parts: TypeAlias = tuple[str, ...]
 
@@ -96,36 +95,29 @@ class Effect:
         return self.cells.mean - self.control.mean
 
     @cached_property
+    def squared_error(self) -> NDArray[np.float64]:
+        """Squared standard error of the difference, `(genes,)`."""
+        return self.cells.squared_error + self.control.squared_error
+
+    @cached_property
     def welch_t(self) -> NDArray[np.float64]:
         """Welch's *t* of every gene, `(genes,)`."""
-        return self.change / np.sqrt(self._squared_error)
+        return self.change / np.sqrt(self.squared_error)
 
     @cached_property
     def is_significant(self) -> NDArray[np.bool_]:
         """Whether a gene is differential: Welch's test, both sides, false discovery rate 5 % (Benjamini and Hochberg), `(genes,)`."""
-        p_values = 2 * stdtr(self._degrees_of_freedom, -np.abs(self.welch_t))
+        # degrees of freedom by Welch and Satterthwaite
+        parts = [side.squared_error**2 / max(side.n_cells - 1, 1) for side in (self.cells, self.control)]
+        p_values = 2 * stdtr(self.squared_error**2 / sum(parts), -np.abs(self.welch_t))
         return false_discovery_control(p_values) <= FDR
 
-    def top_genes(self, n_top: int, ranking: Ranking = "welch") -> NDArray[np.intp]:
-        """Return the positions of the genes that change most, most changed first, `(n_top,)`."""
-        if ranking not in get_args(Ranking):
-            msg = f"`ranking` must be one of {get_args(Ranking)}, but is {ranking!r}."
-            raise ValueError(msg)
+    def top_genes(self, n_top: int) -> NDArray[np.intp]:
+        """Return the positions of the genes of the largest absolute Welch *t*, largest first, `(n_top,)`."""
         if n_top < 2:
             msg = f"`n_top` must be at least 2 genes, so that they have a correlation, but is {n_top}."
             raise ValueError(msg)
-        score = self.welch_t if ranking == "welch" else self.change
-        return np.argsort(-np.abs(score), kind="stable")[:n_top]
-
-    @cached_property
-    def _squared_error(self) -> NDArray[np.float64]:
-        return self.cells.squared_error + self.control.squared_error
-
-    @property
-    def _degrees_of_freedom(self) -> NDArray[np.float64]:
-        """Degrees of freedom by Welch and Satterthwaite, `(genes,)`."""
-        parts = [side.squared_error**2 / max(side.n_cells - 1, 1) for side in (self.cells, self.control)]
-        return self._squared_error**2 / sum(parts)
+        return np.argsort(-np.abs(self.welch_t), kind="stable")[:n_top]
 
 
 def real_and_predicted_effect(
@@ -152,7 +144,6 @@ def mean_change_correlation(
     control: Cells,
     *,
     n_top: int | None = None,
-    ranking: Ranking = "welch",
     layer: str | None = None,
 ) -> float:
     r"""Correlate real and predicted mean changes against control over genes (Pearson).
@@ -169,9 +160,7 @@ def mean_change_correlation(
     real, predicted, control
         Counts, or AnnData with counts or `log1p` values, the same genes.
     n_top
-        Use only this many genes, those that change most between the real perturbed cells and control; all genes if None.
-    ranking
-        What "most" means: the absolute Welch *t* statistic, or the absolute change of the mean.
+        Use only this many genes, those of the largest absolute Welch *t* between the real perturbed cells and control; all genes if None.
     layer
         Layer with the counts.
 
@@ -186,7 +175,7 @@ def mean_change_correlation(
     1.0
     """
     effects = real_and_predicted_effect(real, predicted, control, layer)
-    return correlation_of_changes(*effects, n_top=n_top, ranking=ranking)
+    return correlation_of_changes(*effects, n_top=n_top)
 
 
 def variance_error(
@@ -195,7 +184,6 @@ def variance_error(
     *,
     control: Cells | None = None,
     n_top: int | None = None,
-    ranking: Ranking = "welch",
     layer: str | None = None,
 ) -> float:
     r"""Return how far the genes' variances in predicted cells are from those in real cells.
@@ -216,9 +204,7 @@ def variance_error(
     control
         Control cells, needed with `n_top` only.
     n_top
-        Use only this many genes, those that change most between the real perturbed cells and control; all genes if None.
-    ranking
-        What "most" means, as in :func:`mean_change_correlation`.
+        Use only this many genes, those of the largest absolute Welch *t* between the real perturbed cells and control; all genes if None.
     layer
         Layer with the counts.
 
@@ -240,14 +226,12 @@ def variance_error(
         msg = "`n_top` needs `control`, against which genes change."
         raise ValueError(msg)
     effects = real_and_predicted_effect(real, predicted, real if control is None else control, layer)
-    return error_of_variances(*effects, n_top=n_top, ranking=ranking)
+    return error_of_variances(*effects, n_top=n_top)
 
 
-def correlation_of_changes(
-    real: Effect, predicted: Effect, *, n_top: int | None = None, ranking: Ranking = "welch"
-) -> float:
+def correlation_of_changes(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
     """Return :func:`mean_change_correlation` of two effects against the same control."""
-    genes = slice(None) if n_top is None else real.top_genes(n_top, ranking)
+    genes = slice(None) if n_top is None else real.top_genes(n_top)
     return correlation(real.change[genes], predicted.change[genes])
 
 
@@ -256,11 +240,9 @@ def error_of_changes(real: Effect, predicted: Effect) -> float:
     return float(np.abs(real.change - predicted.change).mean())
 
 
-def error_of_variances(
-    real: Effect, predicted: Effect, *, n_top: int | None = None, ranking: Ranking = "welch"
-) -> float:
+def error_of_variances(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
     """Return :func:`variance_error` of the cells of two effects against the same control."""
-    genes = slice(None) if n_top is None else real.top_genes(n_top, ranking)
+    genes = slice(None) if n_top is None else real.top_genes(n_top)
     return float(np.abs(real.cells.variance - predicted.cells.variance)[genes].mean())
 
 
@@ -307,7 +289,6 @@ def de_overlap(
     control: Cells,
     *,
     n_top: int = 100,
-    ranking: Ranking = "welch",
     layer: str | None = None,
 ) -> float:
     r"""Return the share in common of the genes that change most against control in real and in predicted cells.
@@ -326,9 +307,7 @@ def de_overlap(
     real, predicted, control
         Counts, or AnnData with counts or `log1p` values, the same genes.
     n_top
-        Length of the lists.
-    ranking
-        What "most" means: the absolute Welch *t* statistic, of predicted cells as if there were as many as real ones, or the absolute change of the mean.
+        Length of the lists. Predicted cells are tested as if there were as many as real ones.
     layer
         Layer with the counts.
 
@@ -347,7 +326,7 @@ def de_overlap(
     0.5
     """
     effects = real_and_predicted_effect(real, predicted, control, layer)
-    return overlap_of_effects(*effects, n_top=n_top, ranking=ranking)
+    return overlap_of_effects(*effects, n_top=n_top)
 
 
 def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
@@ -422,10 +401,12 @@ def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     return direction_of_effects(*real_and_predicted_effect(real, predicted, control, layer))
 
 
-def overlap_of_effects(real: Effect, predicted: Effect, *, n_top: int, ranking: Ranking = "welch") -> float:
+def overlap_of_effects(real: Effect, predicted: Effect, *, n_top: int) -> float:
     """Return :func:`de_overlap` of two effects against the same control."""
-    top, predicted_top = _changed_top(real, n_top, ranking), _changed_top(predicted, n_top, ranking)
-    return len(np.intersect1d(top, predicted_top)) / len(top) if len(top) else UNKNOWN
+    top, predicted_top = (
+        {gene for gene in effect.top_genes(n_top) if effect.change[gene] != 0} for effect in (real, predicted)
+    )
+    return len(top & predicted_top) / len(top) if top else UNKNOWN
 
 
 def jaccard_of_effects(real: Effect, predicted: Effect) -> float:
@@ -442,11 +423,6 @@ def direction_of_effects(real: Effect, predicted: Effect) -> float:
         return UNKNOWN
     agrees = np.sign(real.change) == np.sign(predicted.change)
     return float(agrees[real.is_significant].mean())
-
-
-def _changed_top(effect: Effect, n_top: int, ranking: Ranking) -> NDArray[np.intp]:
-    top = effect.top_genes(n_top, ranking)
-    return top[effect.change[top] != 0]
 
 
 # --- who is compared with whom ----------------------------------------------------------------------------------------
@@ -539,6 +515,13 @@ def perturbation_contexts(
     key, separator, groupby, layer, space, draws
         As in :func:`evaluate`.
     """
+    if not (isinstance(key, str) and separator and isinstance(separator, str)):
+        msg = f"`perturbation_key` must name a column of `obs` and `separator` be a text, but they are {key!r} and {separator!r}."
+        raise TypeError(msg)
+    for name, cells in given.items():
+        if not isinstance(cells, AnnData):
+            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
+            raise TypeError(msg)
     genes, untreated = given["real_test"].var_names, given["control"].obs
     controls = set(untreated[key].astype(str)) if key in untreated else set()
     split_name = partial(parts_of, separator=separator, ignored=controls)

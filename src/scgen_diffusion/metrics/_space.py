@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from scgen_diffusion.data import known_names
 
-from ._cells import TARGET_SUM, USE_REP, Cells, Expression, expression_of, log_normalise, matrix_of
+from ._cells import TARGET_SUM, USE_REP, Cells, Expression, expression_of, log_normalise, matrix_of, variances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,39 +28,28 @@ ScaleName: TypeAlias = Literal["log_normalised", "log1p", "tf_idf"]
 FEW_FEATURES = 500
 
 
-@dataclass(frozen=True)
-class TfIdf:
-    r"""Term frequency, inverse document frequency: the scale of open chromatin.
+def tf_idf(reference: sp.csr_matrix) -> Scale:
+    r"""Return term frequency, inverse document frequency: the scale of open chromatin.
 
     .. math:: y_{if} = \log\Bigl(1 + 10^4\, \frac{x_{if}}{\sum_h x_{ih}} \cdot \frac{n}{n_f}\Bigr)
 
     with the number :math:`n_f` of the :math:`n` reference cells that have feature :math:`f`, at least 1.
 
-    Attributes
-    ----------
-    inverse_frequencies
-        :math:`n / n_f`, `(features,)`.
-
     References
     ----------
     Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Nat Methods 18:1333 (`RunTFIDF`, its first method).
     """
+    n_found = np.asarray((reference != 0).sum(axis=0)).ravel()
+    inverse_frequencies = reference.shape[0] / np.maximum(n_found, 1)
 
-    inverse_frequencies: NDArray[np.float64]
-
-    @classmethod
-    def fit(cls, reference: sp.csr_matrix) -> TfIdf:
-        """Count in how many reference cells each feature is found."""
-        n_found = np.asarray((reference != 0).sum(axis=0)).ravel()
-        return cls(reference.shape[0] / np.maximum(n_found, 1))
-
-    def __call__(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        """Put cells on this scale, CSR, float32."""
+    def scale(counts: sp.csr_matrix) -> sp.csr_matrix:
         counts = sp.csr_matrix(counts, dtype=np.float64, copy=True)
         totals = np.asarray(counts.sum(axis=1)).ravel()
         counts.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(counts.indptr))
-        counts.data *= self.inverse_frequencies[counts.indices]
+        counts.data *= inverse_frequencies[counts.indices]
         return counts.log1p().astype(np.float32)
+
+    return scale
 
 
 def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
@@ -68,13 +57,23 @@ def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix(counts, dtype=np.float64).log1p().astype(np.float32)
 
 
-def default_scale(cells: AnnData, layer: str | None, name: str) -> ScaleName:
-    """Return the name of the scale that suits some cells: by whether values are 0 and 1 only, and by the number of features."""
-    matrix, log_base = matrix_of(cells, layer, name)
-    values = sp.csr_matrix(matrix[:]).data
-    if log_base is None and len(values) and values.max() <= 1:
-        return "tf_idf"
-    return "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
+def choose_scales(
+    real: Mapping[str, AnnData], scales: Mapping[str, ScaleName] | None, layers: Mapping[str, str]
+) -> dict[str, ScaleName]:
+    """Return the name of each modality's scale: the one given, or the one that suits the real cells, by their values and the number of features."""
+    chosen = dict(scales or {})
+    for modality in [*chosen, *layers]:
+        if modality not in real:
+            msg = f"`scales` and layers are named by modality, but there is no {modality!r}. {known_names(modality, list(real))}"
+            raise KeyError(msg)
+    for modality, cells in real.items():
+        if modality not in chosen:
+            matrix, log_base = matrix_of(cells, layers.get(modality), modality)
+            values = sp.csr_matrix(matrix[:]).data
+            is_binary = log_base is None and len(values) > 0 and values.max() <= 1
+            few_or_many = "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
+            chosen[modality] = "tf_idf" if is_binary else few_or_many
+    return {modality: chosen[modality] for modality in real}
 
 
 def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
@@ -84,7 +83,7 @@ def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
     if name == "log1p":
         return log1p_of_counts
     if name == "tf_idf":
-        return TfIdf.fit(sp.csr_matrix(matrix_of(reference, layer, "train")[0][:]))
+        return tf_idf(sp.csr_matrix(matrix_of(reference, layer, "train")[0][:]))
     msg = f"`scales` names {name!r}; a scale must be one of {list(get_args(ScaleName))}."
     raise ValueError(msg)
 
@@ -92,21 +91,6 @@ def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
 N_GENES = 2_000
 N_COMPONENTS = 30
 MAX_CELLS = 10_000
-
-
-def choose_scales(
-    real: Mapping[str, AnnData], scales: Mapping[str, ScaleName] | None, layers: Mapping[str, str]
-) -> dict[str, ScaleName]:
-    """Return the name of each modality's scale: the one given, or the one that suits the real cells."""
-    given = dict(scales or {})
-    for modality in [*given, *layers]:
-        if modality not in real:
-            msg = f"`scales` and layers are named by modality, but there is no {modality!r}. {known_names(modality, list(real))}"
-            raise KeyError(msg)
-    return {
-        modality: given.get(modality) or default_scale(cells, layers.get(modality), modality)
-        for modality, cells in real.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -174,17 +158,13 @@ class ComparisonSpace:
         n_components = min(n_components, min(values.shape) - 1)
         return cls(genes, PCA(n_components, svd_solver="randomized", random_state=seed).fit(values))
 
-    def select(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
-        """Return the log-normalised values of the chosen genes, dense, `(cells, genes)`."""
+    def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
+        """Return the cells in principal components, `(cells, components)`."""
         expression = expression_of(cells, layer=layer)
         if (n_genes := expression.values.shape[1]) <= self.genes.max():
             msg = f"The cells have {n_genes} genes, but the space was fitted to cells with more. They must have the same genes in the same order."
             raise ValueError(msg)
-        return expression.values[:, self.genes].toarray()
-
-    def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
-        """Return the cells in principal components, `(cells, components)`."""
-        return self.pca.transform(self.select(cells, layer=layer))
+        return self.pca.transform(expression.values[:, self.genes].toarray())
 
     def write(self, *adatas: AnnData, key: str = USE_REP, layer: str | None = None) -> None:
         """Put the principal components of every AnnData into its `obsm`, where the metrics of points look for them.
@@ -200,14 +180,3 @@ class ComparisonSpace:
         """
         for adata in adatas:
             adata.obsm[key] = self.project(adata, layer=layer)
-
-
-def means(values: sp.csr_matrix) -> NDArray[np.float64]:
-    """Return every gene's mean, `(genes,)`."""
-    return np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
-
-
-def variances(values: sp.csr_matrix) -> NDArray[np.float64]:
-    """Return every gene's variance, `(genes,)`."""
-    squares = np.asarray(values.multiply(values).mean(axis=0, dtype=np.float64)).ravel()
-    return np.maximum(squares - means(values) ** 2, 0)

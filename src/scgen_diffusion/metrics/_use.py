@@ -228,9 +228,6 @@ def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: N
     return np.column_stack([scores, np.nanmean(scores, axis=1)])
 
 
-#: Positions of training cells and of test cells.
-Split: TypeAlias = "tuple[NDArray[np.intp], NDArray[np.intp]]"
-
 N_FOLDS = 5
 
 
@@ -296,59 +293,37 @@ def evaluate_embeddings(
         msg = f"`use_reps` must be a list of names, but is the string {use_reps!r}. Did you mean [{use_reps!r}]?"
         raise TypeError(msg)
     labels = labels_of(adata, label_key)
-    kept = _of_common_labels(labels, label_key)
-    labels = labels[kept]
-    features = {name: representation(adata, name, "adata")[kept] for name in use_reps}
-    splits = _splits(labels, None if donor_key is None else _donors_of(adata, donor_key)[kept], seed)
-    rows = [
-        {"embedding": name, "task": task, "split": split, **score}
-        for name in use_reps
-        for (task, split), pairs in splits.items()
-        for score in _scores(features[name], labels, task, pairs)
-    ]
-    return pd.DataFrame(rows, columns=["embedding", "task", "split", "score", "value", "n_cells"])
-
-
-def _of_common_labels(labels: NDArray, key: str) -> NDArray[np.bool_]:
     names, sizes = np.unique(labels, return_counts=True)
     common = names[sizes >= N_FOLDS]
     if len(common) < 2:
-        msg = f"`label_key` {key!r} must have two labels or more with at least {N_FOLDS} cells, but has {len(common)}."
+        msg = f"`label_key` {label_key!r} must have two labels or more with at least {N_FOLDS} cells, but has {len(common)}."
         raise ValueError(msg)
-    return np.isin(labels, common)
+    kept = np.isin(labels, common)
+    labels = labels[kept]
+    features = {name: representation(adata, name, "adata")[kept] for name in use_reps}
 
-
-def _donors_of(adata: AnnData, key: str) -> NDArray[np.str_]:
-    donors = labels_of(adata, key)
-    if len(np.unique(donors)) < 2:
-        msg = f"`donor_key` {key!r} must name two donors or more, but all cells are of {str(donors[0])!r}."
-        raise ValueError(msg)
-    return donors
-
-
-def _splits(labels: NDArray, donors: NDArray | None, seed: int) -> dict[tuple[str, str], list[Split]]:
-    """Return the train and test cells of every task and split."""
+    # the train and test cells of every task and split
     folds = list(StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
     splits = {("linear_probe", "cells"): folds, ("knn", "cells"): folds}
-    if donors is None:
-        return splits
-    others_to_one = [(np.flatnonzero(donors != donor), np.flatnonzero(donors == donor)) for donor in np.unique(donors)]
-    one_to_others = [(test, train) for train, test in others_to_one]
-    return splits | {
-        ("linear_probe", "donors"): others_to_one,
-        ("knn", "donors"): others_to_one,
-        ("label_transfer", "donors"): one_to_others,
-    }
+    if donor_key is not None:
+        donors = labels_of(adata, donor_key)
+        if len(np.unique(donors)) < 2:
+            msg = f"`donor_key` {donor_key!r} must name two donors or more, but all cells are of {str(donors[0])!r}."
+            raise ValueError(msg)
+        donors = donors[kept]
+        others_to_one = [(np.flatnonzero(donors != one), np.flatnonzero(donors == one)) for one in np.unique(donors)]
+        splits["linear_probe", "donors"] = splits["knn", "donors"] = others_to_one
+        splits["label_transfer", "donors"] = [(test, train) for train, test in others_to_one]
 
-
-def _scores(values: NDArray, labels: NDArray, task: str, splits: list[Split]) -> list[dict[str, object]]:
-    classifier = task if task == "linear_probe" else "neighbours"
-    predicted = np.concatenate(
-        [_predict(classifier, values[train], labels[train], values[test]) for train, test in splits]
-    )
-    truth = np.concatenate([labels[test] for _, test in splits])
-    macro_f1 = f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
-    return [
-        {"score": "accuracy", "value": float(accuracy_score(truth, predicted)), "n_cells": len(truth)},
-        {"score": "macro_f1", "value": float(macro_f1), "n_cells": len(truth)},
-    ]
+    rows = []
+    for name, values in features.items():
+        for (task, split), pairs in splits.items():
+            classifier = task if task == "linear_probe" else "neighbours"
+            found = [_predict(classifier, values[train], labels[train], values[test]) for train, test in pairs]
+            predicted, truth = np.concatenate(found), np.concatenate([labels[test] for _, test in pairs])
+            scores = {
+                "accuracy": accuracy_score(truth, predicted),
+                "macro_f1": f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0),
+            }
+            rows += [(name, task, split, score, float(value), len(truth)) for score, value in scores.items()]
+    return pd.DataFrame(rows, columns=["embedding", "task", "split", "score", "value", "n_cells"])

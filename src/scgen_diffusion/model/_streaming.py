@@ -1,224 +1,261 @@
-"""``generate_to``: cells streamed to a file, part by part, by processes that may be killed at any moment."""
+"""``generate_to``: cells streamed to a file, part by part, by processes that may be killed at any moment.
+
+A hidden folder beside the goal holds what was asked and the finished parts. Everything is written under another name and renamed when it is
+whole, so that nobody ever sees anything half. Processes share the folder, and nothing else: each makes its parts, and whoever finds all of
+them joins them. Should two do so at the same time, the same file is put in place twice, which does no harm.
+"""
 
 from __future__ import annotations
 
+import errno
+import glob
+import json
 import logging
-import warnings
-from functools import reduce
+import os
+import shutil
+import uuid
+import zlib
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
-from scvi import settings
-from tqdm.auto import tqdm
 
-from scgen_diffusion.data import (
-    DamagedPartError,
-    Extent,
-    Part,
-    Piece,
-    ValueSummary,
-    check_writable,
-    checked_goal,
-    is_whole_number,
-    mark_synthetic,
-    put_in_place,
-    remove,
-    remove_parts,
-    sync,
-    told,
-    with_categories,
-    write_cells,
-)
-from scgen_diffusion.generation import checked_batch_size, stack
-
-from ._stream import Share, Stream
+from scgen_diffusion._files import remove, sync
+from scgen_diffusion.data import check_count, is_generated, is_whole_number, join_parts, read_record, write_part
+from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
-    import pandas as pd
+    from anndata import AnnData
 
-    from scgen_diffusion.data import ConditionRequest, PartFolder, Turn
-    from scgen_diffusion.generation import CellRequest
-    from scgen_diffusion.module import InputValues
+    from scgen_diffusion.data import ValueSummary
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
 CELLS_PER_PART = 2**16  # at most
-KEPT = "What is finished is kept there: make room, and call again with the same arguments to go on."
+REQUEST = "request.json"
 
 
-class StreamingMixin:
-    """``generate_to`` for models that generate."""
+@dataclass(frozen=True)
+class Stream:
+    """A request on its way to a file.
 
-    def _generate_to(
-        self,
-        path: str | os.PathLike[str],
-        n_cells: int | None,
-        condition: ConditionRequest,
-        *,
-        shard_size: int | None,
-        rank: int,
-        n_ranks: int,
-        overwrite: bool,
-        batch_size: int | None,
-        show_progress: bool,
-        **options: Any,
-    ) -> Path:
-        """Make this process' share of a request, and put all together if no other share is missing."""
-        share, goal = Share(rank, n_ranks), checked_goal(path, SUFFIXES)
-        batch_size = checked_batch_size(batch_size)
-        cells_per_part = self._cells_per_part(shard_size)
-        request = self._request(n_cells, condition, **options)
-        seed = settings.seed if options["seed"] is None else options["seed"]
-        identity = {
-            **request.identity,
-            "n_cells": request.n_cells,
-            "seed": None if seed is None else int(seed),
-            "shard_size": cells_per_part,
-        }
-        stream = Stream(goal, request, identity, cells_per_part, overwrite)
-        if stream.is_finished():
-            remove_parts(stream.folder)
-            return goal
-        check_writable(goal)
-        with told("Making a folder for finished cells", goal.parent, lambda: 0, "Choose another folder."):
-            stream, folder = stream.begin(alone=n_ranks == 1)
-        if stream.is_finished():  # by now
-            remove_parts(stream.folder)
-            return goal
-        try:
-            self._make_parts(stream, folder, share, batch_size, show_progress=show_progress)
-            values = self._put_together(stream, folder, share)
-        except OSError:
-            if not stream.is_finished():
-                raise
-            remove_parts(stream.folder)  # others have finished, and removed what this process was working on
-            return goal
-        if values is not None:
-            self._check_result(values, request.output)
-        return goal
+    Parameters
+    ----------
+    goal
+        The file.
+    identity
+        What tells the request from others.
+    n_parts
+        How many parts it is made in.
+    """
 
-    def _cells_per_part(self, shard_size: int | None) -> int:
-        """Return how many cells are finished at once: whole blocks."""
-        if shard_size is None:
-            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
-        elif not is_whole_number(shard_size) or shard_size < 1:
-            msg = f"`shard_size` must be a whole number of at least 1, but found {shard_size!r}."
-            raise ValueError(msg)
-        return self._engine.round_to_blocks(int(shard_size))
+    goal: Path
+    identity: Mapping[str, Any]
+    n_parts: int
 
-    def _make_parts(
-        self, stream: Stream, folder: PartFolder, share: Share, batch_size: int, *, show_progress: bool
-    ) -> None:
-        """Make the parts of a share that are not there yet."""
-        numbers, finished = share.of(stream.n_parts), folder.finished
-        n_cells = {number: len(stream.rows(number)) for number in numbers}
-        with tqdm(
-            total=sum(n_cells.values()),
-            initial=sum(n for number, n in n_cells.items() if number in finished),
-            desc="Generating",
-            unit="cell",
-            disable=not show_progress,
-        ) as progress:
-            for number in numbers:
-                if number not in finished:
-                    self._make_part(stream, folder, number, batch_size, progress)
+    @property
+    def folder(self) -> Path:
+        """Where finished parts lie; it never exists without what was asked."""
+        return self.goal.with_name(f".{self.goal.name}.parts")
 
-    def _make_part(self, stream: Stream, folder: PartFolder, number: int, batch_size: int, progress: Any) -> None:
-        rows, pieces = stream.rows(number), []
-        for cells in self._engine.cells(stream.request, rows.start, rows.stop, batch_size=batch_size):
-            pieces.append(cells)
-            progress.update(len(cells.codes))
-        part = Part(stack([piece.x for piece in pieces]), np.concatenate([piece.codes for piece in pieces]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what all cells together may not have
-            self._check_result(ValueSummary.of(part.x), stream.request.output)
-        n_parts_left = stream.n_parts - number
-        with told(
-            f"Writing part {number + 1} of {stream.n_parts}",
-            folder.path,
-            lambda: 2 * part.n_bytes * n_parts_left,
-            KEPT,
-        ):
-            folder.write(number, part)
+    def is_joined(self, *, overwrite: bool) -> bool:
+        """Tell whether the cells lie at the goal.
 
-    def _put_together(self, stream: Stream, folder: PartFolder, share: Share) -> ValueSummary | None:
-        """Make the file of all parts, if they are there and nobody else is at it, and say what values it holds."""
-        missing = stream.n_parts - len(folder.finished)
-        if missing:
-            logger.info("%d of %d parts of %s are still to be made.", missing, stream.n_parts, stream.goal)
-            return None
-        while (turn := folder.take_turn(wait=share.rank == 0)) is not None:
+        Raises
+        ------
+        FileExistsError
+            If others do, which may not be overwritten, or anything else, which never is.
+        """
+        if not self.goal.exists():
+            return False
+        record = read_record(self.goal)
+        differing = ["what it holds"] if record is None else differences(record, self.identity)
+        if differing and not is_generated(self.goal):
+            msg = (
+                f"{self.goal} exists already, and holds something other than cells that scgen-diffusion generated, which is never replaced. "
+                "Choose another path, or move it away yourself."
+            )
+            raise FileExistsError(msg)
+        if differing and not overwrite:
+            msg = (
+                f"{self.goal} exists already, and is not what was asked for now. What differs: {'; '.join(differing)}. "
+                "Choose another path, or set overwrite=True."
+            )
+            raise FileExistsError(msg)
+        return not differing
+
+    def begin(self, seed: int, *, give_up_others: bool) -> int:
+        """Make the folder for parts, unless it is there; return the seed of whoever made it.
+
+        Raises
+        ------
+        ValueError
+            If it holds parts of another request, which may not be given up.
+        """
+        while True:
             try:
-                with turn.kept():
-                    values = None if stream.is_finished() else self._write_whole(stream, folder, turn)
-            except BaseException as error:
-                turn.give_up()
-                if not isinstance(error, Exception) or not (stream.is_finished() or turn.is_taken_over()):
+                begun = self._begun()
+            except FileNotFoundError:
+                self._make_folder({"identity": dict(self.identity), "seed": seed})
+                continue
+            differing = differences(begun["identity"], self.identity)
+            if not differing:
+                return begun["seed"]
+            if not give_up_others:
+                msg = (
+                    f"{self.goal} was begun with other arguments and is not finished. What differs: {'; '.join(differing)}. Call "
+                    f"again with those to go on, or remove {self.folder} to begin anew (a single process also with overwrite=True)."
+                )
+                raise ValueError(msg)
+            self.clean()
+
+    def _begun(self) -> dict[str, Any]:
+        return json.loads((self.folder / REQUEST).read_text())
+
+    def _make_folder(self, asked: Mapping[str, Any]) -> None:
+        """Make the folder with what is asked in it, unless another process is quicker."""
+        if self.folder.exists() and not (self.folder / REQUEST).exists():
+            self.clean()  # left by a process that was killed when others had finished
+        beside = self._away()
+        with _explained("Making a folder for finished cells", self.goal, 0):
+            try:
+                beside.mkdir()
+                (beside / REQUEST).write_text(json.dumps(asked, indent=1))
+                sync(beside)
+                beside.rename(self.folder)
+            except OSError:
+                remove(beside)
+                if not self.folder.exists():
                     raise
-                logger.warning("Another process has taken over putting %s together.", stream.goal)
-            else:
-                folder.remove()
-                return values
-        return None
 
-    def _write_whole(self, stream: Stream, folder: PartFolder, turn: Turn) -> ValueSummary:
-        """Write the file beside its goal and give it the goal's name; make parts anew that turn out to be damaged."""
-        place = folder.place_for_whole(stream.goal.suffix)
-        try:
-            with told(
-                f"Writing {stream.goal.name}",
-                stream.goal.parent,
-                lambda: sum(folder.size(number) for number in folder.finished),
-                KEPT,
-            ):
-                values = self._write_parts(stream, folder, place)
-                sync(place)
-                turn.insist()
-                put_in_place(place, stream.goal, folder.path / f"{place.name}-replaced")
-        except DamagedPartError as damage:
-            remove(place)
-            folder.discard(damage.number)
-            self._make_part(stream, folder, damage.number, 1, tqdm(disable=True))
-            return self._write_whole(stream, folder, turn)
-        except BaseException:
-            remove(place)
-            raise
+    def clean(self) -> None:
+        """Remove the parts, and whatever those who were killed left half removed."""
+        with suppress(OSError):  # another process does it, or there are none
+            self.folder.rename(self._away())
+        for left in self.goal.parent.glob(f"{glob.escape(self.folder.name)}-*"):
+            remove(left)
+
+    @property
+    def parts(self) -> dict[int, Path]:
+        """Parts that are there, by their numbers."""
+        return {int(path.name.split("-")[1]): path for path in self.folder.glob("part-*.h5ad")}
+
+    def write(self, number: int, cells: AnnData) -> None:
+        """Write a part, at once or not at all; by the checksum in its name one is known that never reached the disk."""
+        beside = self.folder / f".part-{number}-{_token()}.h5ad"
+        size = cells.X.nbytes if isinstance(cells.X, np.ndarray) else cells.X.data.nbytes + cells.X.indices.nbytes
+        with _explained(f"Writing part {number + 1} of {self.n_parts}", self.goal, size * (self.n_parts - number)):
+            try:
+                write_part(beside, cells)
+                beside.replace(self.folder / f"part-{number:06d}-{_checksum(beside)}.h5ad")
+            finally:
+                remove(beside)
+
+    def discard_damaged(self) -> list[int]:
+        """Remove parts that are not what was written, and return their numbers."""
+        damaged = {number: path for number, path in self.parts.items() if _checksum(path) not in path.name}
+        for path in damaged.values():
+            remove(path)
+        return list(damaged)
+
+    @contextmanager
+    def joining(self, *, wait: bool) -> Iterator[bool]:
+        """Tell whether this process shall join the parts: they are all there, and no other process has begun.
+
+        The lock saves work, no more: where there are none, several processes may join the same parts.
+        """
+        n_missing = self.n_parts - len(self.parts)
+        if n_missing:
+            logger.info("%d of %d parts of %s are still to be made.", n_missing, self.n_parts, self.goal)
+            yield False
+            return
+        with (self.folder / REQUEST).open() as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("Another process is joining the parts of %s.", self.goal)
+                yield False
+                return
+            except (ImportError, OSError):  # no locks: on Windows, on some network file systems
+                pass
+            yield True
+
+    def join(self) -> ValueSummary:
+        """Join all parts beside the goal, give what is whole the goal's name, and return what values it holds."""
+        parts = [path for _, path in sorted(self.parts.items())]
+        beside = self.folder / f"whole-{_token()}{self.goal.suffix}"
+        with _explained(f"Writing {self.goal.name}", self.goal, sum(part.stat().st_size for part in parts)):
+            try:
+                values = join_parts(parts, beside, self.identity)
+                sync(beside)
+                if differences(self._begun()["identity"], self.identity):
+                    raise FileNotFoundError(errno.ENOENT, "the parts were given up for another request")
+                if self.goal.is_dir() and not self.is_joined(overwrite=True):
+                    self.goal.rename(self.folder / f"replaced-{_token()}")
+                beside.replace(self.goal)
+            finally:
+                remove(beside)
         return values
 
-    def _write_parts(self, stream: Stream, folder: PartFolder, place: Path) -> ValueSummary:
-        seen, summaries = self.conditions.seen(), []
-        for number in range(stream.n_parts):
-            values, codes = folder.summary(number)
-            summaries.append(values)
-            seen.add(codes)
-        values = reduce(ValueSummary.together, summaries)
-        request, dtypes = stream.request, seen.dtypes
-        none = Part(self._no_cells(request.output), codes[:0])
-        form = self._assemble(
-            none.x, self._obs(request, none, range(0), dtypes), request.provenance, is_log1p=request.output == "log1p"
+    def _away(self) -> Path:
+        """Return another name for the folder, under which nobody looks for parts."""
+        return self.folder.with_name(f"{self.folder.name}-{_token()}")
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _checksum(path: Path) -> str:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            checksum = zlib.crc32(block, checksum)
+    return f"{checksum:08x}"
+
+
+def check_share(rank: int, n_ranks: int) -> tuple[int, int]:
+    """Raise unless this is the number of one of so many processes."""
+    n_ranks = check_count("n_ranks", n_ranks)
+    if not is_whole_number(rank) or not 0 <= rank < n_ranks:
+        msg = f"`rank` must be a whole number from 0 to {n_ranks - 1} (`n_ranks` - 1), but found {rank!r}."
+        raise ValueError(msg)
+    return int(rank), n_ranks
+
+
+def check_goal(path: str | os.PathLike[str]) -> Path:
+    """Return the path, unless no file of cells can be there."""
+    goal = Path(path)
+    if goal.suffix not in SUFFIXES:
+        msg = f"`path` must end in {' or '.join(SUFFIXES)}, but found {str(path)!r}."
+        raise ValueError(msg)
+    if not goal.parent.exists():
+        msg = f"The folder {goal.parent} of `path` does not exist; make it first."
+        raise FileNotFoundError(errno.ENOENT, msg)
+    if not goal.parent.is_dir():
+        msg = f"{goal.parent}, in which `path` shall lie, is not a folder."
+        raise NotADirectoryError(errno.ENOTDIR, msg)
+    return goal
+
+
+@contextmanager
+def _explained(doing: str, goal: Path, n_bytes: float) -> Iterator[None]:
+    """Say, if the file system refuses, what was being done and where, how much space that needs and how much there is."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        free = shutil.disk_usage(goal.parent).free
+        msg = (
+            f"{doing} in {goal.parent} failed: {reason}. About {n_bytes / 1e9:.2g} GB are needed there, {free / 1e9:.2g} GB are free. "
+            "What is finished is kept there: make room, or choose another folder, and call again with the same arguments to go on."
         )
-        extent = Extent(request.n_cells, values.n_stored, stream.cells_per_part)
-        write_cells(place, form, self._pieces(stream, folder, dtypes), extent, stream.identity)
-        return values
-
-    def _no_cells(self, output: InputValues) -> sp.csr_matrix | np.ndarray:
-        x = np.zeros((0, len(self.var_)), dtype=np.float32)
-        return sp.csr_matrix(x) if self.module.has_zeros(output) else x
-
-    def _pieces(self, stream: Stream, folder: PartFolder, dtypes: Mapping[str, pd.CategoricalDtype]) -> Iterator[Piece]:
-        for number in range(stream.n_parts):
-            part = folder.read(number)
-            yield Piece(part.x, self._obs(stream.request, part, stream.rows(number), dtypes))
-
-    def _obs(
-        self, request: CellRequest, part: Part, rows: range, dtypes: Mapping[str, pd.CategoricalDtype]
-    ) -> pd.DataFrame:
-        obs = self.conditions.to_obs(part.codes, request.names(rows.start, rows.stop))
-        return mark_synthetic(with_categories(obs, dtypes), request.provenance)
+        raise OSError(error.errno or errno.EIO, msg) from error

@@ -9,8 +9,6 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
-from scgen_diffusion.diffusion import draw_uniform
-
 from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
 from ._expression import TARGET_SUM, total_counts
 from ._modality_likelihoods import (
@@ -289,7 +287,7 @@ def draw_shown(has: Tensor, generator: torch.Generator) -> Tensor:
     """
 
     def draw(n: int) -> Tensor:
-        return draw_uniform((len(has), n), generator, has.device)
+        return torch.rand(len(has), n, generator=generator, device=has.device)
 
     rank = draw(has.shape[1]).masked_fill(~has, 2).argsort(1).argsort(1)
     n_chosen = (1 + draw(1) * (has.sum(1, keepdim=True) - 1)).floor()

@@ -20,9 +20,6 @@ from scgen_diffusion.diffusion import (
     ResolvedGuidance,
     Sampler,
     diffusion_loss,
-    draw_normal,
-    draw_uniform,
-    own_generator,
 )
 from scgen_diffusion.nn import DiT
 
@@ -203,7 +200,7 @@ class SCLDMModule(ConditionedModule):
         """Draw the share of counts that the encoder sees, from ``at_least`` to 1, ``(cells, 1)``; None: all of them."""
         if at_least >= 1 or self.input_values != "counts":
             return None
-        return at_least + (1 - at_least) * draw_uniform((len(x), 1), generator, x.device)
+        return at_least + (1 - at_least) * torch.rand(len(x), 1, generator=generator, device=x.device)
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
@@ -248,7 +245,7 @@ class SCLDMModule(ConditionedModule):
             Whether to take the averaged weights.
         """
         data = self.standardise(z)
-        noise = draw_normal(data.shape, generator, data.device)
+        noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
         condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
@@ -393,7 +390,7 @@ class SCLDMModule(ConditionedModule):
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Keep each count with its cell's probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
-    return keep_molecules(counts, keep.expand_as(counts), own_generator(generator))
+    return keep_molecules(counts, keep.expand_as(counts), generator)
 
 
 def log_share(mean_counts: Tensor) -> Tensor:

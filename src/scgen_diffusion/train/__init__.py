@@ -1,12 +1,16 @@
-"""Training: recipes, Lightning plans and the runner of a stage."""
+"""Training: recipes, one Lightning module per stage, and the runner of a stage."""
 
-from ._cells import CellDataModule, TrainingCells
-from ._checkpoint import StageCheckpoint
-from ._epoch_means import EpochMeans
-from ._history import HistoryRecorder
-from ._latent_filling import cache_latents
-from ._latents import LatentCache, LatentDataModule
-from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan
+from ._cells import CellData, EpochBatches, StageData, TrainingCells
+from ._latents import (
+    LatentCache,
+    LatentData,
+    describe_predicted_totals,
+    encode_cells,
+    standardise_latents,
+    start_autoencoder,
+)
+from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan, StagePlan, TransportPlan
+from ._profiles import describe_predicted_profile_totals, describe_totals, start_gene_space
 from ._recipes import (
     DIFFUSION_RECIPES,
     RECIPES,
@@ -15,46 +19,45 @@ from ._recipes import (
     PriorRecipe,
     Recipe,
     TrainingRecipe,
+    TransportRecipe,
+    learning_rate_factor,
 )
-from ._runner import StageResult, run_stage, trainer_options
-from ._schedules import learning_rate_factor
-from ._sharing import EpochPosition, Share, SharedBatches
-from ._stage_data import StageDataModule
-from ._stage_plan import StagePlan
-from ._trained_rows import TrainedRows
-from ._transport import Group, PairedLatentDataModule, TransportPlan, TransportRecipe
+from ._runner import Interruption, StageResult, run_stage, trainer_options
+from ._transport import Group, PairData, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
     "RECIPES",
     "AutoencoderPlan",
     "AutoencoderRecipe",
-    "CellDataModule",
+    "CellData",
     "DiffusionPlan",
     "DiffusionRecipe",
-    "EpochMeans",
-    "EpochPosition",
+    "EpochBatches",
     "Group",
-    "HistoryRecorder",
+    "Interruption",
     "LatentCache",
-    "LatentDataModule",
-    "PairedLatentDataModule",
+    "LatentData",
+    "PairData",
     "PriorPlan",
     "PriorRecipe",
     "Recipe",
-    "Share",
-    "SharedBatches",
-    "StageCheckpoint",
-    "StageDataModule",
+    "StageData",
     "StagePlan",
     "StageResult",
-    "TrainedRows",
     "TrainingCells",
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
-    "cache_latents",
+    "describe_predicted_profile_totals",
+    "describe_predicted_totals",
+    "describe_totals",
+    "encode_cells",
     "learning_rate_factor",
+    "perturbation_groups",
     "run_stage",
+    "standardise_latents",
+    "start_autoencoder",
+    "start_gene_space",
     "trainer_options",
 ]

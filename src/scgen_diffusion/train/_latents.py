@@ -1,4 +1,4 @@
-"""Latents of the training cells: computed once, kept where the prior trains on them."""
+"""Latents of the cells: computed once, kept where the prior trains on them, and what generating needs to know of them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
+from scvi import REGISTRY_KEYS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ._distributed import process_count
-from ._stage_data import StageDataModule
-from ._transfer import sent_to
+from ._cells import ROWS_AT_A_TIME, StageData, sent_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ._sharing import SharedBatches
+    from scgen_diffusion.module import SCLDMModule
+
+    from ._cells import EpochBatches, TrainingCells
 
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
-RELEASE_AFTER = 1024  # rows: the system maps up to 64 KiB around each that is read
 DEVICE_SHARE = 0.25  # of a GPU's free memory
+RELEASE_AFTER = 1024  # rows: the system maps up to 64 KiB around each that is read
+ENCODED_AT_A_TIME = 512
+LATENTS_AT_A_TIME = 1 << 14
 
 
 class LatentCache(Dataset):
-    """Rows of several arrays, filled batch by batch and read by lists of row numbers.
+    """Rows of several arrays, filled batch by batch and read by arrays of row numbers.
 
     Small caches stay in memory and can move to the training device; larger ones live in a memory-mapped temporary file that
     goes with the cache.
@@ -43,8 +46,6 @@ class LatentCache(Dataset):
         Type of each array; float32 where none is given.
     memory_limit
         Largest size in bytes that is kept in memory.
-    folder
-        Where another process keeps the arrays in files, to read them there; such a cache is not written.
     """
 
     def __init__(
@@ -54,30 +55,25 @@ class LatentCache(Dataset):
         dtypes: Mapping[str, torch.dtype] | None = None,
         *,
         memory_limit: int = MEMORY_LIMIT,
-        folder: str | None = None,
     ) -> None:
         dtypes = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
-        self.n_bytes = sum(n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items())
-        self.is_own = folder is None
-        self._folder = tempfile.TemporaryDirectory() if self.is_own and self.n_bytes > memory_limit else None
-        self.folder = self._folder.name if self._folder else folder
+        sizes = {name: n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items()}
+        self.n_bytes = sum(sizes.values())
+        self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
         self._maps: list[mmap.mmap] = []
         self._rows_since_release = 0
-        self.arrays = {name: self._allocate(name, (n_rows, *shape), dtypes[name]) for name, shape in shapes.items()}
-
-    def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self.folder is None:
-            return torch.empty(shape, dtype=dtype)
-        n_bytes = int(np.prod(shape)) * dtype.itemsize
-        if n_bytes == 0:
-            return torch.empty(shape, dtype=dtype)
-        self._maps.append(_mapped_file(Path(self.folder) / name, n_bytes, is_new=self.is_own))
-        return torch.frombuffer(self._maps[-1], dtype=dtype).view(shape)
+        self.arrays: dict[str, Tensor] = {}
+        for name, shape in shapes.items():
+            if self._folder is None or sizes[name] == 0:
+                self.arrays[name] = torch.empty((n_rows, *shape), dtype=dtypes[name])
+            else:
+                self._maps.append(_mapped_file(Path(self._folder.name) / name, sizes[name]))
+                self.arrays[name] = torch.frombuffer(self._maps[-1], dtype=dtypes[name]).view(n_rows, *shape)
 
     @property
     def is_memory_mapped(self) -> bool:
         """Whether the arrays live in a file."""
-        return self.folder is not None
+        return self._folder is not None
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +84,7 @@ class LatentCache(Dataset):
         if self._folder is not None:
             self._folder.cleanup()
 
-    def fill(self, batches: Iterator[Mapping[str, Tensor]]) -> LatentCache:
+    def fill(self, batches: Iterable[Mapping[str, Tensor]]) -> LatentCache:
         """Write consecutive batches of rows."""
         start = 0
         for batch in batches:
@@ -102,7 +98,7 @@ class LatentCache(Dataset):
     def parts(self, size: int) -> Iterator[dict[str, Tensor]]:
         """Yield consecutive rows, so many at a time; of a file no more is in memory."""
         for start in range(0, len(self), size):
-            yield self[slice(start, start + size)]
+            yield {name: array[start : start + size] for name, array in self.arrays.items()}
             self._release_after(size)
 
     def _release_after(self, n_rows: int) -> None:
@@ -119,27 +115,18 @@ class LatentCache(Dataset):
             self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
         return self
 
-    @property
-    def device(self) -> torch.device:
-        """Where the arrays lie."""
-        return next(iter(self.arrays.values())).device
-
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor | slice) -> dict[str, Tensor]:
-        if isinstance(rows, slice):  # which is a view, and not read yet
-            return {name: array[rows] for name, array in self.arrays.items()}
-        chosen = sent_to(torch.as_tensor(rows), self.device)  # once: every array would send numbers of the host's again
-        self._release_after(len(rows))
+    def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
+        chosen = torch.as_tensor(rows)
+        self._release_after(chosen.numel())
+        chosen = sent_to(chosen, next(iter(self.arrays.values())).device)  # once, not for every array
         return {name: array[chosen] for name, array in self.arrays.items()}
 
 
-def _mapped_file(path: Path, n_bytes: int, *, is_new: bool) -> mmap.mmap:
-    """Map a file into memory; a new one on a disk that has room for it: without, a write to it would end the process."""
-    if not is_new:
-        with path.open("r+b") as file:
-            return mmap.mmap(file.fileno(), n_bytes)
+def _mapped_file(path: Path, n_bytes: int) -> mmap.mmap:
+    """Map a new file into memory, on a disk that has room for it: without, a write to it would end the process."""
     with path.open("w+b") as file:
         file.truncate(n_bytes)
         if hasattr(os, "posix_fallocate"):
@@ -151,53 +138,33 @@ def _mapped_file(path: Path, n_bytes: int, *, is_new: bool) -> mmap.mmap:
         return mmap.mmap(file.fileno(), n_bytes)
 
 
-class LatentDataModule(StageDataModule):
-    """Loaders over a cache of latents.
+class LatentData(StageData):
+    """Loaders over a cache of latents; further parameters as of :class:`StageData`.
 
     Parameters
     ----------
     cache
         Latents of all cells.
-    train_indices, validation_indices
-        Rows to train and to validate on.
-    batch_size
-        Cells per step, of each process.
-    smallest_epoch
-        Batches of an epoch at least; small sets are gone through more than once in it.
     """
 
-    def __init__(
-        self,
-        cache: LatentCache,
-        train_indices: np.ndarray,
-        validation_indices: np.ndarray,
-        batch_size: int,
-        smallest_epoch: int = 1,
-    ) -> None:
-        super().__init__()
+    def __init__(self, cache: LatentCache, *args: Any) -> None:
+        super().__init__(*args)
         self.cache = cache
-        self.train_indices = train_indices
-        self.validation_indices = validation_indices
-        self.batch_size = batch_size
-        self.smallest_epoch = smallest_epoch
 
     def setup(self, stage: str) -> None:
         """Move the cache to the training device."""
         self.cache.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffle the training cells; each process reads its share."""
-        n_cells = len(self.train_indices)
-        n_draws = max(n_cells, self.smallest_epoch * self.batch_size * process_count())
-        return self._loader(self.train_indices, self._shuffled(n_cells, self.batch_size, n_draws))
+        """Shuffle the training cells."""
+        return self._loader(self.train_indices, self.train_batches())
 
     def val_dataloader(self) -> DataLoader | list:
-        """Read the validation cells in order, each process its share."""
-        if not len(self.validation_indices):
-            return []
-        return self._loader(self.validation_indices, self._in_order(len(self.validation_indices), self.batch_size))
+        """Read the validation cells in order; no loader if there are none."""
+        has_any = len(self.validation_indices)
+        return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
 
-    def _loader(self, indices: np.ndarray, batches: SharedBatches) -> DataLoader:
+    def _loader(self, indices: np.ndarray, batches: EpochBatches) -> DataLoader:
         return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
 
 
@@ -210,5 +177,82 @@ class _Rows(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        return self.cache[self.indices[np.asarray(rows)]]  # numpy takes a tensor of one number for a number
+    def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return self.cache[self.indices[rows]]
+
+
+# --- what training does with cells and latents besides taking steps ----------------------------------------------------
+
+
+def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
+    """Start an autoencoder at the mean expression of the cells ``indices``."""
+    target, pooled, n_cells = torch.zeros(1).double(), torch.zeros(1).double(), 0
+    for batch in cells.loader(indices, ROWS_AT_A_TIME):
+        x = batch[REGISTRY_KEYS.X_KEY]
+        target, pooled = target + module.target(x).sum(0), pooled + module.pooled_profile(x).sum(0)
+        n_cells = n_cells + module.n_cells_with(x)
+    module.start_from_means(*((total / n_cells).float().to(module.device) for total in (target, pooled)))
+
+
+@torch.inference_mode()
+def encode_cells(module: SCLDMModule, cells: TrainingCells, memory_limit: int = MEMORY_LIMIT) -> LatentCache:
+    """Encode all cells once; in a distributed run each process does it for itself."""
+    module.eval()
+    condition, shape = module.null_condition, module.latent_shape
+    shapes = {"mean": shape, "std": shape, "condition": condition.shape, "log_total": module.library_size.shape}
+    cache = LatentCache(cells.n_cells, shapes, {"condition": condition.dtype}, memory_limit=memory_limit)
+
+    def latents() -> Iterator[dict[str, Tensor]]:
+        for batch in cells.loader(None, ENCODED_AT_A_TIME):
+            x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
+            posterior = module.inference(x)["posterior"]
+            condition = module.condition_of(batch)
+            yield {
+                "mean": posterior.mean,
+                "std": posterior.std,
+                "condition": condition,
+                "log_total": module.log_totals(x),
+            }
+
+    return cache.fill(latents())
+
+
+def standardise_latents(module: SCLDMModule, cache: LatentCache) -> None:
+    """Give the module the mean of the latents, and the standard deviation of draws from their posteriors."""
+    n_cells = len(cache)
+    mean = sum(rows["mean"].double().sum(0) for rows in cache.parts(LATENTS_AT_A_TIME)) / n_cells
+    squares = (
+        (rows["mean"] - mean).square() + rows["std"].double().square() for rows in cache.parts(LATENTS_AT_A_TIME)
+    )
+    variance = sum(part.sum(0) for part in squares) / n_cells
+    module.standardise_latents(mean.float(), variance.sqrt().float())
+
+
+@torch.no_grad()
+def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
+    """Give the module the distribution of what its library-size head draws for the cells."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn() -> Iterator[Tensor]:
+        for rows in cache.parts(LATENTS_AT_A_TIME):
+            mean, std, log_totals = (rows[name].to(module.device) for name in ("mean", "std", "log_total"))
+            z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
+            mean, std = (values.cpu() for values in module.predict_log_totals(z, log_totals))
+            totals = mean + std * torch.randn(mean.shape, generator=generator)
+            yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # none where a cell has none
+
+    module.library_size.fit_predicted(gathered(drawn(), len(cache)), cache.arrays["condition"].cpu())
+
+
+def gathered(parts: Iterable[Tensor], n_cells: int) -> Tensor:
+    """Put consecutive parts of a tensor ``(cells, ...)`` into one that is there from the start.
+
+    A list of small parts, each made between large batches, keeps the memory of these from being used again: 3 KB per cell.
+    """
+    whole, start = torch.zeros(0), 0
+    for part in parts:
+        if start == 0:
+            whole = part.new_empty((n_cells, *part.shape[1:]))
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole

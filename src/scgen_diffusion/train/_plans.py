@@ -1,38 +1,299 @@
-"""Lightning training plans, one per stage."""
+"""One Lightning module per stage: which parameters it trains, and the loss of a batch."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
+import pandas as pd
+import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import draw_normal
+from scgen_diffusion.diffusion import optimal_pairs, sample_seed
+from scgen_diffusion.module import AverageUpdate
 
-from ._stage_plan import AveragingPlan, StagePlan
+from ._recipes import learning_rate_factor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-    from torch import Tensor
+    from scvi.module.base import BaseModuleClass
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
 
-    from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe
+    from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe, Recipe, TransportRecipe
+
+FUSED_ON = ("cpu", "cuda")
+TRANSPORT = "module.transport."  # in the names of a checkpoint
 
 
-class AutoencoderPlan(StagePlan):
-    """Train encoder, decoder and likelihood on cells.
+class StagePlan(pl.LightningModule):
+    """What the stages share: AdamW with a schedule over all steps, random numbers, history, and what a checkpoint must fit.
+
+    Random numbers of an epoch follow from seed, epoch and process alone, so that a run that resumes at the end of an epoch goes on as if
+    it had not been interrupted.
 
     Parameters
     ----------
     module
-        The model's module.
+        The model's module; a stage trains a part of it.
     recipe
-        Optimiser, schedule, length, KL weight and thinning.
+        Optimiser, schedule and length.
     seed
-        Seed of thinning and latent noise.
+        Seed of the stage's random numbers and of the order of cells. All processes of a distributed run take the first one's.
+
+    Attributes
+    ----------
+    trained_rows
+        Parameters that may be trained, each with a mask ``(rows, 1)`` of what is trained of it, None for all; default: all of the stage's.
+    fingerprint
+        What a checkpoint must have been made with to be resumed from.
+    n_epochs_done
+        Epochs that were finished, also before an interruption.
+    is_finished
+        Whether the stage ended by itself.
     """
+
+    name: str
+
+    def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int) -> None:
+        super().__init__()
+        self.module = module
+        self.recipe = recipe
+        self.seed = seed
+        self.trained_rows: Mapping[nn.Parameter, Tensor | None] | None = None
+        self.fingerprint = ""
+        self.generator = torch.Generator()
+        self.n_epochs_done = 0
+        self.is_finished = False
+        self._losses: dict[str, dict[int, float]] = {}
+        self._has_validated = False
+        self._frozen: list[nn.Parameter] = []
+        self._masks: list[RemovableHandle] = []
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """List the parameters of this stage, as groups for an optimiser."""
+
+    @abstractmethod
+    def compute_losses(self, batch: Any, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
+        """Return the batch's losses; ``"loss"`` is the one to minimise."""
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss."""
+        losses = self.compute_losses(batch, self.generator, training=True)
+        self._log(losses, "train", batch)
+        return losses["loss"]
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Log the losses, with the same random numbers at every validation."""
+        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        self._log(self.compute_losses(batch, generator, training=False), "validation", batch)
+
+    def _log(self, losses: Mapping[str, Tensor], subset: str, batch: Mapping[str, Tensor]) -> None:
+        """Let Lightning take the means over the epoch's cells, those of all processes."""
+        means = {f"{self.name}_{name}_{subset}": value.detach().float() for name, value in losses.items()}
+        n_cells = len(next(iter(batch.values())))
+        self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=n_cells)
+
+    # --- what is trained, and how ----------------------------------------------------------------------------------
+
+    @property
+    def trained_groups(self) -> list[dict[str, Any]]:
+        """Those of the stage's parameters that are trained.
+
+        Adam leaves rows alone whose gradients were always zero, but weight decay does not: tables of which only some rows are trained go
+        without.
+        """
+        groups, rows = self.parameter_groups(), self.trained_rows
+        if rows is not None:
+            whole = [{**g, "params": [p for p in g["params"] if p in rows and rows[p] is None]} for g in groups]
+            partly = [
+                {**g, "params": [p for p in g["params"] if rows.get(p) is not None], "weight_decay": 0.0}
+                for g in groups
+            ]
+            groups = [*whole, *partly]
+        return [group for group in groups if group["params"]]
+
+    def setup(self, stage: str) -> None:
+        """Freeze what this stage does not train, since distributed training allows no unused parameters; agree on the seed."""
+        self.seed = self.trainer.strategy.broadcast(self.seed)
+        trained = {id(p) for group in self.trained_groups for p in group["params"]}
+        self._frozen = [p for p in self.module.parameters() if p.requires_grad and id(p) not in trained]
+        for parameter in self._frozen:
+            parameter.requires_grad_(requires_grad=False)
+        for parameter, mask in (self.trained_rows or {}).items():
+            if mask is not None and parameter.requires_grad:
+                self._masks.append(parameter.register_hook(partial(_masked, mask)))
+
+    def teardown(self, stage: str) -> None:
+        """Release what was frozen."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(requires_grad=True)
+        for mask in self._masks:
+            mask.remove()
+        self._frozen, self._masks = [], []
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build AdamW and its schedule."""
+        recipe = self.recipe
+        optimizer = torch.optim.AdamW(
+            self.trained_groups,
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type in FUSED_ON
+            and self.trainer.precision != "16-mixed",  # whose scaler must come between
+        )
+        factor = learning_rate_factor(recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients together, in few kernels; Lightning itself refuses to where the optimiser is fused."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in FUSED_ON)
+
+    @property
+    def n_steps(self) -> int:
+        """Number of optimiser steps of the whole stage."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that is done."""
+        return self.global_step / max(self.n_steps, 1)
+
+    # --- epochs ----------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch's random numbers, other ones in each process."""
+        number = self.current_epoch * self.trainer.world_size + self.global_rank
+        self.generator = torch.Generator(self.device).manual_seed(sample_seed(self.seed, number))
+
+    def on_validation_epoch_end(self) -> None:
+        """Take note that this epoch's validation figures are its own; Lightning keeps those of the last validation."""
+        self._has_validated = True
+
+    def on_train_epoch_end(self) -> None:
+        """Record the epoch's losses, before anybody writes a checkpoint of it.
+
+        Raises
+        ------
+        FloatingPointError
+            If the epoch's loss is NaN or infinite.
+        """
+        losses = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        loss = torch.tensor(losses.get(f"{self.name}_loss_train", 0.0))
+        if not torch.isfinite(loss):
+            msg = (
+                f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells. A `checkpoint_dir` still has the "
+                "last good state, which goes on with its own learning rate only: to change that, use another `checkpoint_dir`."
+            )
+            raise FloatingPointError(msg)
+        for name, value in losses.items():
+            if self._has_validated or not name.endswith("_validation"):
+                self._losses.setdefault(name, {})[self.current_epoch] = value
+        self._has_validated = False
+        self.n_epochs_done = self.current_epoch + 1
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """One table per loss, indexed by epoch, as in scvi-tools."""
+        return {
+            name: pd.DataFrame({name: list(values.values())}, index=pd.Index(list(values), name="epoch"))
+            for name, values in self._losses.items()
+        }
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether what is trained are numbers; waits for the device."""
+        weights = [p for group in self.trained_groups for p in group["params"]]
+        return all(bool(torch.isfinite(weight).all()) for weight in weights)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add history and seed, and what the stage was trained with."""
+        checkpoint |= {
+            "fingerprint": self.fingerprint,
+            "options": asdict(self.recipe),
+            "seed": self.seed,
+            "n_epochs_done": self.n_epochs_done,
+            "is_finished": self.is_finished,
+            "max_epochs": self.trainer.max_epochs,
+            "history": self._losses,
+        }
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on where the checkpoint left off.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to another model, other cells or other settings.
+        """
+        if checkpoint.get("fingerprint") != self.fingerprint:
+            msg = (
+                f"The checkpoint of the {self.name} is of another model, of other cells, another split or other settings, or older than what it was trained on; "
+                "remove it or use another `checkpoint_dir` (`--restart` of the command line)."
+            )
+            raise ValueError(msg)
+        before, options = checkpoint["options"], asdict(self.recipe)
+        differing = [
+            f"`{name}` of {before.get(name)!r}, not {options[name]!r}"
+            for name in options
+            if before.get(name) != options[name]
+        ]
+        if differing:
+            msg = f"The checkpoint of the {self.name} was made with {', '.join(differing)}; go on with the same, or use another `checkpoint_dir`."
+            raise ValueError(msg)
+        self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Restore what is this stage's, and leave the rest of the module as it is: a transport belongs to its own stage."""
+
+        def is_own(name: str) -> bool:
+            return name.startswith(TRANSPORT) == (self.name == "transport")
+
+        own = {name: tensor for name, tensor in state_dict.items() if is_own(name)}
+        others = {name: tensor for name, tensor in self.state_dict().items() if not is_own(name)}
+        return super().load_state_dict({**others, **own}, *args, **kwargs)
+
+
+class AveragingPlan(StagePlan):
+    """A stage that keeps averaged weights of its network."""
+
+    module: SCLDMModule | GeneSpaceModule
+    _update_average: AverageUpdate | None = None
+
+    def on_train_start(self) -> None:
+        """Average on where the checkpoint left off."""
+        self._update_average = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Update the averaged weights."""
+        if self._update_average is None:
+            network, averaged = self.module.network_and_average
+            self._update_average = AverageUpdate(averaged, network)
+        self._update_average()
+
+
+class AutoencoderPlan(StagePlan):
+    """Train encoder, decoder and likelihood of SCLDM on cells. Parameters as of :class:`StagePlan`."""
 
     name = "autoencoder"
     module: SCLDMModule
@@ -45,24 +306,24 @@ class AutoencoderPlan(StagePlan):
         special = {id(parameter) for parameter in (*dispersions, *loadings)}
         others = [p for part in (module.encoder, module.decoder) for p in part.parameters() if id(p) not in special]
         rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
-        groups = [
+        return [
             {"params": list(dict.fromkeys(others))},
             {"params": dispersions, "lr": rate, "weight_decay": 0.0},
             {"params": loadings, "weight_decay": recipe.loading_weight_decay},
         ]
-        return [group for group in groups if group["params"]]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
     ) -> dict[str, Tensor]:
         """Encode (in training a thinned copy of) the cells, draw latents, decode and compare."""
-        x = batch[REGISTRY_KEYS.X_KEY]
-        noise = draw_normal((len(x), *self.module.latent_shape), generator, x.device)
-        keep = self.module.draw_keep(x, self.recipe.keep_at_least, generator) if training else None
-        _, _, losses = self.module(
+        module, recipe, x = self.module, self.recipe, batch[REGISTRY_KEYS.X_KEY]
+        noise = torch.randn(len(x), *module.latent_shape, generator=generator, device=x.device)
+        keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
+        rise = min(self.progress / recipe.kl_warm_up, 1.0) if training and recipe.kl_warm_up else 1.0
+        _, _, losses = module(
             batch,
             inference_kwargs={"noise": noise, "keep": keep, "generator": generator},
-            loss_kwargs={"kl_weight": self._kl_weight(training=training)},
+            loss_kwargs={"kl_weight": recipe.kl_weight * rise},
         )
         return {
             "loss": losses.loss,
@@ -70,23 +331,9 @@ class AutoencoderPlan(StagePlan):
             "kl": losses.kl_local_sum / len(x),
         }
 
-    def _kl_weight(self, *, training: bool) -> float:
-        rise = min(self.progress / self.recipe.kl_warm_up, 1.0) if training and self.recipe.kl_warm_up else 1.0
-        return self.recipe.kl_weight * rise
-
 
 class PriorPlan(AveragingPlan):
-    """Train the prior, and the reader of library sizes, on latents of the training cells.
-
-    Parameters
-    ----------
-    module
-        The model's module.
-    recipe
-        Optimiser, schedule, length and condition dropout.
-    seed
-        Seed of noise, times and dropped conditions.
-    """
+    """Train SCLDM's prior, and the reader of library sizes, on latents of the cells. Parameters as of :class:`StagePlan`."""
 
     name = "prior"
     module: SCLDMModule
@@ -101,7 +348,7 @@ class PriorPlan(AveragingPlan):
     ) -> dict[str, Tensor]:
         """Draw latents from their posteriors and compare velocities; validation uses the averaged weights."""
         mean = batch["mean"]
-        z = mean + batch["std"] * draw_normal(mean.shape, generator, mean.device)
+        z = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=mean.device)
         drop_probability = self.recipe.drop_probability if training else 0.0
         velocity_loss = self.module.prior_loss(
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
@@ -113,18 +360,32 @@ class PriorPlan(AveragingPlan):
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
 
-class DiffusionPlan(AveragingPlan):
-    """Train a gene-space network, and the reader of library sizes, on cells.
+class TransportPlan(StagePlan):
+    """Train the velocity between latents of control and perturbed cells. Parameters as of :class:`StagePlan`."""
 
-    Parameters
-    ----------
-    module
-        The model's module.
-    recipe
-        Optimiser, schedule, length and condition dropout.
-    seed
-        Seed of noise, times and dropped conditions.
-    """
+    name = "transport"
+    module: SCLDMModule
+    recipe: TransportRecipe
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Train the transport alone."""
+        return [{"params": list(self.module.transport.parameters())}]
+
+    def compute_losses(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
+    ) -> dict[str, Tensor]:
+        """Draw latents ``(2, pairs, ...)`` from their posteriors, pair them group by group, and compare velocities."""
+        mean = batch["mean"]
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        start, end = self.module.standardise(mean + batch["std"] * noise).unbind()
+        groups = zip(start.split(self.recipe.n_paired), end.split(self.recipe.n_paired), strict=True)
+        end = torch.cat([ends[optimal_pairs(starts, ends)] for starts, ends in groups])
+        condition = batch["condition"][1]  # the same within a group
+        return {"loss": self.module.transport.loss(start, end, condition, generator).mean()}
+
+
+class DiffusionPlan(AveragingPlan):
+    """Train a gene-space network, and the reader of library sizes, on cells. Parameters as of :class:`StagePlan`."""
 
     name = "diffusion"
     module: GeneSpaceModule
@@ -136,19 +397,18 @@ class DiffusionPlan(AveragingPlan):
         special = {id(parameter) for parameter in loadings}
         others = [p for p in self.module.network.parameters() if id(p) not in special]
         head = self.module.library_size.head.parameters() if self.module.input_values == "counts" else ()
-        groups = [
+        return [
             {"params": others},
             {"params": loadings, "weight_decay": self.recipe.loading_weight_decay},
             {"params": list(head)},
         ]
-        return [group for group in groups if group["params"]]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
     ) -> dict[str, Tensor]:
         """Noise the cells to random times and compare predictions; validation uses the averaged weights."""
         module, x = self.module, batch[REGISTRY_KEYS.X_KEY]
-        noise = draw_normal(x.shape, generator, x.device)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
         t = module.path.draw_times(len(x), generator, x.device)
         condition = module.condition_of(batch)
         if training:
@@ -159,3 +419,7 @@ class DiffusionPlan(AveragingPlan):
             batch, generative_kwargs={"noise": noise, "t": t, "condition": condition, "averaged": not training}
         )
         return {"loss": losses.loss, **losses.extra_metrics}
+
+
+def _masked(mask: Tensor, gradient: Tensor) -> Tensor:
+    return torch.where(mask.to(gradient.device), gradient, 0)

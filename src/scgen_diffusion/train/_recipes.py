@@ -1,10 +1,13 @@
-"""How each stage is optimised: plain values that travel together."""
+"""How each stage is optimised: plain values that travel together, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 
@@ -132,15 +135,33 @@ class DiffusionRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """Both stages of SCLDM."""
+class TransportRecipe(Recipe):
+    """Training of the transport from control cells to perturbed ones.
 
-    autoencoder: AutoencoderRecipe
-    prior: PriorRecipe
+    Parameters
+    ----------
+    n_paired
+        Cells of each kind, of one group, that optimal transport pairs with each other. A step takes ``batch_size / n_paired`` groups.
+    """
+
+    learning_rate: float = 2e-3
+    batch_size: int = 512
+    reference_steps: int = 300
+    smallest_epoch: int = 10
+    n_paired: int = 32
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """All stages of SCLDM."""
+
+    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
+    prior: PriorRecipe = PriorRecipe()
+    transport: TransportRecipe = TransportRecipe()
 
 
 RECIPES: dict[str, TrainingRecipe] = {
-    "default": TrainingRecipe(AutoencoderRecipe(), PriorRecipe()),
+    "default": TrainingRecipe(),
     "published": TrainingRecipe(
         AutoencoderRecipe(
             learning_rate=1e-3,
@@ -181,3 +202,20 @@ DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
     "SCRDIT": {"default": DiffusionRecipe(), "published": PUBLISHED_SCRDIT_RECIPE},
     "WBDIT": {"default": DiffusionRecipe(), "published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
 }
+
+
+def learning_rate_factor(schedule: Schedule, *, n_steps: int, warm_up: float) -> Callable[[int], float]:
+    """Return the factor of the learning rate at each step: a linear rise from 0.01 over the first share of steps, then the schedule."""
+    n_warm_up = max(round(warm_up * n_steps), 1)
+
+    def factor(step: int) -> float:
+        if step < n_warm_up:
+            return 0.01 + 0.99 * step / n_warm_up
+        progress = min(step / max(n_steps, 1), 1.0)
+        if schedule == "cosine":  # half of one, down to a hundredth
+            return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        if schedule == "warm_up_hold_decay":  # by a square root over the last tenth, down to a tenth
+            return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
+        return 1.0
+
+    return factor

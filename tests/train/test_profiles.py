@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.model._gene_order import correlations, order_by_correlation
+from scgen_diffusion.train._profiles import correlations, order_by_correlation
 
 
 def in_batches(x, cuts=(5, 30)):

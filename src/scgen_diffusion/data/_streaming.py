@@ -1,0 +1,208 @@
+"""Files of a stream of cells: parts, each an ``.h5ad``, and the ``.h5ad`` or sharded ``.zarr`` that they are joined to.
+
+``anndata.experimental.concat_on_disk`` would lose ``uns``, and can neither compress ``.h5ad`` nor shard ``.zarr``. So the first part is written by
+``anndata.io.write_elem``, and the others are appended to it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from anndata import AnnData
+from anndata.io import read_elem, sparse_dataset, write_elem
+
+from ._anndata import PROVENANCE_KEY
+from ._value_summary import ValueSummary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import scipy.sparse as sp
+
+RECORD = "scgen_diffusion_request"  # attribute of a finished file: what was asked
+NAMES_IN_ZARR = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"} | {
+    "zarr.json",
+    ".zattrs",
+    ".zgroup",
+    ".zmetadata",
+}  # what anndata writes, in zarr's formats 3 and 2
+CELLS_PER_CHUNK = 64  # at least; what random access, as of annbatch, reads at once
+VALUES_PER_CHUNK = 2**16  # at least
+OBS_PER_CHUNK = 2**14
+OBS_PER_SHARD = 2**18
+INT32_MAX = np.iinfo(np.int32).max
+
+
+def write_part(path: Path, cells: AnnData) -> None:
+    """Write cells to an ``.h5ad`` that does not exist."""
+    with _new_file(path) as root:
+        write_elem(root, "/", cells)
+
+
+def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> ValueSummary:
+    """Write the cells of several parts below each other, of which one is in memory at a time.
+
+    Parameters
+    ----------
+    parts
+        Files that :func:`write_part` wrote.
+    path
+        A file ``.h5ad`` or folder ``.zarr`` that does not exist.
+    record
+        What :func:`read_record` shall return of it; written last.
+
+    Returns
+    -------
+    ValueSummary
+        Of all values.
+    """
+    n_stored, categories = 0, {}
+    for part in parts:
+        with h5py.File(part, "r") as file:
+            n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0
+            for name in file["obs"].attrs["column-order"]:
+                if "categories" in file["obs"][name]:
+                    found = pd.Index(read_elem(file["obs"][name]["categories"]))
+                    categories[name] = categories.get(name, found).union(found)
+    with _new_file(path) as root:
+        for number, part in enumerate(parts):
+            with h5py.File(part, "r") as file:
+                x, obs = read_elem(file["X"]), read_elem(file["obs"])
+                if number == 0:
+                    rest = AnnData(var=read_elem(file["var"]), uns=read_elem(file["uns"]))
+            obs.index = obs.index.astype(object)  # pandas' own text cannot be appended to
+            for name, of_all in categories.items():
+                obs[name] = obs[name].cat.set_categories(of_all)
+            if number == 0:
+                _write_first(root, rest, obs, x, n_stored)
+                summary = ValueSummary.of(x)
+            else:
+                _append_table(root["obs"], obs)
+                _append_matrix(root["X"], x)
+                summary = summary.together(ValueSummary.of(x))
+        root.attrs[RECORD] = json.dumps(record)
+        if isinstance(root, zarr.Group):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                zarr.consolidate_metadata(root.store)  # as anndata does, so that opening reads one file
+    return summary
+
+
+def _write_first(root: Any, rest: AnnData, obs: pd.DataFrame, x: sp.csr_matrix | np.ndarray, n_stored: int) -> None:
+    """Write the first cells so that others can be appended, up to ``n_stored`` values of a sparse matrix; ``rest`` is all but ``obs`` and ``X``."""
+    write_elem(root, "/", rest, dataset_kwargs={"shards": None} if isinstance(root, zarr.Group) else {})
+    write_elem(root, "obs", obs, dataset_kwargs=_layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None))
+    n_cells, n_genes = x.shape
+    if isinstance(x, np.ndarray):
+        chunk = max(CELLS_PER_CHUNK, VALUES_PER_CHUNK // n_genes)
+        options = _layout(root, chunk, n_cells, None, n_genes)
+    else:
+        chunk = max(CELLS_PER_CHUNK * x.nnz // n_cells, VALUES_PER_CHUNK)
+        options = _layout(root, chunk, x.nnz) | {"indptr_dtype": "int32" if n_stored <= INT32_MAX else "int64"}
+    write_elem(root, "X", x, dataset_kwargs=options)
+
+
+def _layout(root: Any, chunk: int, shard: int, *maxshape: int | None) -> dict[str, Any]:
+    """Return how an array that grows is stored: in chunks of so many rows, and in zarr in shards of as many whole chunks as hold ``shard`` rows."""
+    rest = maxshape[1:]
+    if isinstance(root, zarr.Group):
+        return {"chunks": (chunk, *rest), "shards": (chunk * max(-(-shard // chunk), 1), *rest)}
+    grows = {"maxshape": maxshape} if maxshape else {}  # anndata says so itself of sparse matrices
+    return {"chunks": (chunk, *rest), "compression": "gzip", "compression_opts": 1, "shuffle": True, **grows}
+
+
+def _append_matrix(element: Any, x: sp.csr_matrix | np.ndarray) -> None:
+    if isinstance(x, np.ndarray):
+        _append(element, x)
+    else:
+        sparse_dataset(element).append(x)
+
+
+def _append_table(group: Any, table: pd.DataFrame) -> None:
+    _append(group[group.attrs["_index"]], table.index.to_numpy(dtype=object))
+    for name in group.attrs["column-order"]:
+        if isinstance(table[name].dtype, pd.CategoricalDtype):
+            _append(group[name]["codes"], table[name].cat.codes.to_numpy())
+        else:
+            _append(group[name], table[name].to_numpy())
+
+
+def _append(array: Any, values: np.ndarray) -> None:
+    n = array.shape[0]
+    array.resize((n + len(values), *array.shape[1:]))
+    array[n:] = values
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return what :func:`join_parts` was told of the cells of a file, or None for a file that it did not write."""
+    try:
+        with _opened(path) as root:
+            return json.loads(root.attrs[RECORD])
+    except (OSError, KeyError, ValueError):  # no such format, no such attribute, no such value
+        return None
+
+
+def is_generated(path: Path) -> bool:
+    """Tell whether a file or folder holds cells that this package generated, and nothing else."""
+    is_folder = path.suffix == ".zarr"
+    if is_folder != path.is_dir() or (is_folder and {entry.name for entry in path.iterdir()} - NAMES_IN_ZARR):
+        return False
+    try:
+        with _opened(path) as root:
+            return RECORD in root.attrs or f"uns/{PROVENANCE_KEY}" in root
+    except (OSError, ValueError):  # no such format
+        return False
+
+
+class _PatientFile(io.FileIO):
+    """A file that takes all that is written to it, and tells only when asked that the file system refused some.
+
+    HDF5 crashes the process if it cannot write what it holds back when a file is closed.
+    """
+
+    refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all, or act as if."""
+        left = memoryview(data).cast("B")
+        while len(left) and self.refusal is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.refusal = error
+        return memoryview(data).nbytes
+
+    def close(self) -> None:
+        """Close the file, and raise what the file system said."""
+        super().close()
+        refusal, self.refusal = self.refusal, None
+        if refusal is not None:
+            raise refusal
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if path.is_dir():
+        yield zarr.open_group(path, mode="r")
+        return
+    with h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Any]:
+    """Yield the root of a new file."""
+    if path.suffix == ".zarr":
+        yield zarr.open_group(path, mode="w-", zarr_format=3)
+        return
+    with _PatientFile(path, "x+") as file, h5py.File(file, "w") as root:
+        yield root

@@ -1,0 +1,84 @@
+"""Which cells are in which batch follows from the seed and the epoch alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgen_diffusion.train import EpochBatches, Group, TransportRecipe, perturbation_groups
+from scgen_diffusion.train import _cells as cells_module
+from scgen_diffusion.train._transport import GroupBatches
+
+
+def epoch(batches, number):
+    batches.set_epoch(number)
+    return [batch.tolist() for batch in batches]
+
+
+@given(n_rows=st.integers(1, 60), size=st.integers(1, 20), n_processes=st.integers(1, 4), seed=st.none() | st.just(3))
+def test_an_epoch_has_every_cell_and_processes_take_equally_many_steps(n_rows, size, n_processes, seed):
+    options = {"seed": seed, "n_processes": n_processes}
+    shares = [epoch(EpochBatches(n_rows, size, rank=rank, **options), 2) for rank in range(n_processes)]
+
+    assert len({tuple(map(len, share)) for share in shares}) == 1
+    read = [row for share in shares for batch in share for row in batch]
+    assert set(read) == set(range(n_rows))
+    assert len(read) - n_rows < n_processes  # cells that come twice, so that all have equally many
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    orders = {str(epoch(EpochBatches(20, 6, seed=seed), number)) for seed in (0, 1) for number in (0, 1)}
+
+    assert len(orders) == 4
+    assert str(epoch(EpochBatches(20, 6, seed=1), 1)) in orders
+    assert epoch(EpochBatches(5, 2), 3) == [[0, 1], [2, 3], [4]]
+
+
+def test_small_sets_are_gone_through_more_than_once_in_an_epoch():
+    batches = epoch(EpochBatches(5, 4, seed=0, smallest_epoch=4), 0)
+
+    assert list(map(len, batches)) == [4, 4, 4, 4]
+    rows = np.concatenate(batches)
+    assert all(sorted(rows[start : start + 5]) == list(range(5)) for start in (0, 5, 10))
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_a_pass_over_many_cells_is_cut_into_epochs_of_equal_length(monkeypatch, n_processes):
+    monkeypatch.setattr(cells_module, "LONGEST_EPOCH", 4)
+    batches = EpochBatches(50, 3, seed=0, n_processes=n_processes)
+
+    lengths = {len(epoch(batches, number)) for number in range(2 * batches.epochs_per_pass)}
+    first, second = ([row for n in range(5) for batch in epoch(batches, 5 * k + n) for row in batch] for k in range(2))
+
+    assert batches.epochs_per_pass == 5
+    assert lengths == {len(batches)} == {17 // n_processes // 5}
+    assert len(set(first)) == len(first) >= 45 / n_processes - 15  # each once; few wait for another pass
+    assert first != second
+
+
+def test_groups_hold_perturbed_cells_beside_their_own_controls():
+    rows = np.arange(10, 16)
+    perturbation, others = np.array([0, 1, 0, 1, 2, 1])[:, None], np.array([0, 0, 1, 1, 1, 2])[:, None]
+
+    groups = perturbation_groups(rows, perturbation[:, 0] == 0, perturbation, others)
+
+    found = [(group.control.tolist(), group.perturbed.tolist()) for group in groups]
+    assert found == [([10], [11]), ([12], [13]), ([12], [14])]  # the last cell has no control
+
+
+def test_pairs_are_drawn_within_groups_by_seed_epoch_and_process():
+    groups = [Group(np.arange(3), np.arange(10, 12)), Group(np.arange(20, 25), np.arange(30, 39))]
+    recipe = TransportRecipe(batch_size=8, n_paired=4)
+
+    drawn = {}
+    for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)):
+        batches = GroupBatches(groups, recipe, 3, seed=key[0], rank=key[2])
+        drawn[key] = str(epoch(batches, key[1]))
+        assert drawn[key] == str(epoch(batches, key[1]))
+        assert len(list(batches)) == len(batches) == 3
+        for control, perturbed in batches:
+            assert ((control < 10) == (perturbed < 20)).all()
+            assert len(set(control[:3])) == len(set(perturbed[:2])) + 1 or control[0] >= 20
+    assert len(set(drawn.values())) == 4
