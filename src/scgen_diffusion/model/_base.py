@@ -98,7 +98,7 @@ from ._registration import (
     plain_columns,
     spec_of,
 )
-from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_share
+from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import changed_recipe, digest_of, split_cells
 
@@ -709,9 +709,8 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
             output=self._output(counts),
         )
-        batch_size = checked_batch_size(batch_size)
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            return self._make_cells(request, 0, request.n_cells, batch_size, progress)
+            return self._make_cells(request, range(request.n_cells), batch_size, progress)
 
     @suggests_arguments(OTHER_NAMES)
     def generate_to(
@@ -773,11 +772,8 @@ class DiffusionModel(BaseModelClass):
             If the folder does not exist or cannot be written to, or no space is left.
         """
         goal = check_goal(path)
-        rank, n_ranks = check_share(rank, n_ranks)
+        check_rank(rank, n_ranks)
         batch_size = checked_batch_size(batch_size)
-        if shard_size is None:
-            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
-        n_at_once = self._engine.round_to_blocks(check_count("shard_size", shard_size))
         request = self._request(
             n_cells,
             condition,
@@ -788,33 +784,34 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
             output=self._output(counts),
         )
-        seed = settings.seed if seed is None else seed
-        asked = {"n_cells": request.n_cells, "seed": None if seed is None else int(seed), "shard_size": n_at_once}
-        starts = range(0, request.n_cells, n_at_once)
-        n_cells_of = [min(n_at_once, request.n_cells - start) for start in starts]
-        stream = Stream(goal, {**request.identity, **asked}, len(starts))
+        if shard_size is None:
+            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
+        shard_size = self._engine.round_to_blocks(check_count("shard_size", shard_size))
+        n_cells, seed = request.n_cells, settings.seed if seed is None else seed
+        asked = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
+        rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
+        stream = Stream(goal, {**request.identity, **asked}, len(rows))
         if not stream.is_joined(overwrite=overwrite):
             request = request.with_seed(stream.begin(request.seed, give_up_others=overwrite and n_ranks == 1))
         if stream.is_joined(overwrite=overwrite):  # perhaps by now
             stream.clean()
             return goal
-        numbers, values = range(rank, len(starts), n_ranks), None
+        mine, values = range(rank, len(rows), n_ranks), None
         with tqdm(
-            total=sum(n_cells_of[number] for number in numbers),
-            initial=sum(n_cells_of[number] for number in numbers if number in stream.parts),
+            total=sum(len(rows[number]) for number in mine),
+            initial=sum(len(rows[number]) for number in mine if number in stream.parts),
             desc="Generating",
             unit="cell",
             disable=not show_progress,
         ) as progress:
 
             def make(number: int) -> None:
-                start = starts[number]
                 with warnings.catch_warnings(action="ignore"):  # of what all cells together may not have
-                    cells = self._make_cells(request, start, start + n_cells_of[number], batch_size, progress)
+                    cells = self._make_cells(request, rows[number], batch_size, progress)
                 stream.write(number, cells)
 
             try:
-                for number in numbers:
+                for number in mine:
                     if number not in stream.parts:
                         make(number)
                 with stream.joining(wait=rank == 0) as is_mine:
@@ -1068,15 +1065,15 @@ class DiffusionModel(BaseModelClass):
         self._check_ready_to_generate()
         return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
 
-    def _make_cells(self, request: CellRequest, start: int, stop: int, batch_size: int, progress: tqdm) -> AnnData:
-        """Make the cells of a range, which starts with a block, and put them together."""
+    def _make_cells(self, request: CellRequest, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
+        """Make the cells of some rows, of which the first begins a block, and put them together."""
         parts = []
-        for cells in self._engine.cells(request, start, stop, batch_size=batch_size):
+        for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=checked_batch_size(batch_size)):
             parts.append(cells)
             progress.update(len(cells.codes))
         x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
         self._check_result(ValueSummary.of(x), request.output)
-        obs = self.conditions.to_obs(codes, request.names(start, stop))
+        obs = self.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
 
     @property
