@@ -44,7 +44,7 @@ logger = logging.getLogger("benchmarks.memory")
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (10_000, 100_000, 1_000_000)
-SOURCES = ("memory", "backed", "h5ad", "zarr", "annbatch")
+SOURCES = ("memory", "backed", "h5ad", "zarr")
 SYSTEMS = {"SCLDM": {"pooling": "factors"}, "SCRDIT": {}}
 KEYS = ("system", "source", "cells", "stage")
 N_STEPS = 20
@@ -78,7 +78,7 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     with meter.stage("import"):
         pass
     with meter.stage("open and check"):
-        cells = None if source in ("memory", "backed") else _open_cells(source, path)
+        cells = None if source in ("memory", "backed") else scgd.data.CellFiles(path, condition_keys=CONDITIONS)
         if cells is None:
             adata = anndata.read_h5ad(path, backed="r" if source == "backed" else None)
             model_class.setup_anndata(adata, condition_keys=CONDITIONS)
@@ -132,13 +132,6 @@ class Meter:
             "cpu_seconds": cpu,
         }
         self.rows.append(row | {"cells_per_cpu_second": None if n_cells is None else round(n_cells / cpu)})
-
-
-def _open_cells(source: str, path: Path) -> Any:
-    import scgen_diffusion as scgd
-
-    reader = scgd.data.AnnbatchCells if source == "annbatch" else scgd.data.CellFiles
-    return reader(path, condition_keys=CONDITIONS)
 
 
 def _forget_peak() -> bool:
