@@ -1,4 +1,7 @@
-"""What users give as arguments: whole numbers, names near to known ones, arguments that a function lacks. Light, since the command line needs it before all else."""
+"""What users give as arguments: whole numbers, names near to known ones, arguments that a function lacks.
+
+It imports little, since the command line needs it before all else.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ R = TypeVar("R")
 
 
 def is_whole_number(value: object) -> bool:
-    """Tell whole numbers, numpy's too, from everything else; truth values are none."""
+    """Tell whether a value is a whole number, of Python or numpy; truth values are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

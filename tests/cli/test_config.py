@@ -140,34 +140,6 @@ def test_mistakes_in_a_file_are_named(call, cells_file, tmp_path, content, messa
     assert err.count("\n") == 2
 
 
-EXCLUDING = [
-    ('condition_table = "{table}"', ["-c", "dose=1"], "condition"),
-    ('condition_table = "{table}"\nlibrary_size_column = "total"', ["-c", "dose=1"], "condition"),
-    ("[generate.condition]\ndose = 1", ["--condition-table", "{table}"], "condition_table"),
-    ("library_size = 5", ["--library-size-column", "total"], "library_size_column"),
-]
-
-
-@pytest.mark.parametrize(("content", "options", "kept"), EXCLUDING)
-def test_of_options_that_exclude_each_other_that_on_the_command_line_wins(call, tmp_path, content, options, kept):
-    model, path, table = (tmp_path / name for name in ("model", "run.toml", "table.csv"))
-    model.mkdir()
-    table.write_text("dose,total\n1,9\n")
-    path.write_text("[generate]\n" + content.format(table=table))
-    options = [option.format(table=table) for option in options]
-    found = resolved(call, "generate", model, tmp_path / "x.zarr", "--config", path, *options)["generate"]
-    assert [name for name in found if "condition" in name or "library" in name] == [kept]
-
-
-def test_checkpoints_on_the_command_line_win_over_those_of_the_file(call, cells_file, tmp_path):
-    path = tmp_path / "run.toml"
-    command = ["train", cells_file, "-o", tmp_path / "m", "--config", path]
-    path.write_text('[train]\ncheckpoint_dir = "x"')
-    assert "checkpoint_dir" not in resolved(call, *command, "--no-checkpoints")["train"]
-    path.write_text("[train]\nno_checkpoints = true")
-    assert "no_checkpoints" not in resolved(call, *command, "--checkpoint-dir", "x")["train"]
-
-
 def test_two_that_exclude_each_other_in_one_place_are_an_error(call, cells_file, tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('[train]\ncheckpoint_dir = "x"\nno_checkpoints = true')

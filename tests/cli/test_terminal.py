@@ -7,7 +7,6 @@ import subprocess
 import sys
 import warnings
 
-import click
 import pytest
 
 from scgen_diffusion.cli import cli
@@ -173,23 +172,11 @@ def test_of_the_processes_of_a_distributed_run_the_first_speaks(capsys, monkeypa
     assert capsys.readouterr().err == "rank 0\n"
 
 
-def test_long_messages_are_wrapped_where_a_person_reads_them(capsys, monkeypatch):
-    terminal = Terminal()
-    terminal.say("word " * 40, label="[ok]", wrap=True)
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    terminal.say("word " * 40, label="[ok]", wrap=True)
-    lines = click.unstyle(capsys.readouterr().err).splitlines()
-    assert len(lines) > 1
-    assert lines[0].startswith("[ok] word")
-    assert lines[1].startswith("     word")
-
-
 def test_a_process_heeds_sigterm_and_a_limit_of_threads_which_numba_would_lift(tmp_path):
     script = (
         "import os, signal\nfrom scgen_diffusion.cli import _train, run\n"
-        "def seed(options):\n    print(os.environ['NUMBA_NUM_THREADS'])\n    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "_train._checkpoint_dir = seed\nrun()"
+        "def seed(*_, **__):\n    print(os.environ['NUMBA_NUM_THREADS'])\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "_train._check_options = seed\nrun()"
     )
     command = [sys.executable, "-c", script, "train", str(tmp_path), "-o", str(tmp_path / "model")]
     environment = {**os.environ, "OMP_NUM_THREADS": "3,1", "PYTHONPATH": os.pathsep.join(sys.path)}

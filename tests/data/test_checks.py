@@ -9,7 +9,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from scgen_diffusion.data import CellFiles, check_expression, check_same_genes, known_names
+from scgen_diffusion.data import CellFiles, check_expression, check_same_genes
 
 N_CELLS = 4500  # more than the rows that are looked at together
 
@@ -228,8 +228,3 @@ def test_another_order_is_refused_with_the_way_out():
 def test_a_repeated_gene_is_not_called_another_order():
     with pytest.raises(ValueError, match="duplicate|more than once"):
         check_same_genes(GENES.append(GENES[:1]), GENES)
-
-
-def test_names_need_not_be_text():
-    assert known_names(11, [5, 10]).startswith("Known, closest first: 10")
-    assert known_names("x", []) == "There are none."

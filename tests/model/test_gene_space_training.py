@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.module import library_features, log_profile
 
 METRICS = {"diffusion_loss", "diffusion_denoising_loss", "diffusion_library_size_loss"}
@@ -263,9 +264,9 @@ def test_only_training_cells_set_the_scale(make_gene_space, quick):
     """A gene that only validation cells express stays at zero."""
     adata = two_types(96)
     model = make_gene_space(adata=adata, condition_keys=["kind"], scaling="gene")
-    model._split(None)
-    adata.X[model.train_indices_, 3] = 0
-    adata.X[model.validation_indices_, 3] = 50
+    train, validation, _ = split_cells(96, None, None)
+    adata.X[train, 3] = 0
+    adata.X[validation, 3] = 50
 
     model.train(1, **quick)
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._evaluate import evaluate, evaluate_perturbation, report
-from ._generate import generate
-from ._info import info
+from ._generate import generate, info
 from ._terminal import PROGRAM, ExitCode
 from ._train import train
 

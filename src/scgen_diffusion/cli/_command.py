@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from scgen_diffusion._arguments import known_names
 
@@ -181,8 +180,6 @@ class Command(click.Command):
         Names of the arguments and their kinds.
     sections
         Headings of the help and the options under each.
-    excluding
-        Pairs of options that exclude each other: one on the command line wins over another in the file.
     """
 
     def __init__(
@@ -191,7 +188,6 @@ class Command(click.Command):
         function: Callable[[Terminal, dict[str, Any]], None],
         arguments: Sequence[click.Argument],
         sections: Mapping[str, Sequence[click.Option]],
-        excluding: Sequence[tuple[str, str]] = (),
         **kwargs: Any,
     ) -> None:
         kind = existing(dir_okay=False)
@@ -201,35 +197,26 @@ class Command(click.Command):
             flag("-q --quiet", "Errors only."),
             flag("-v --verbose", "All messages, of libraries too, and tracebacks of errors."),
         ]  # fmt: skip
-        self.function, self.excluding = function, excluding
+        self.function = function
         self.sections = {**sections, "General": general}
         params = [*arguments, *(param for options in self.sections.values() for param in options)]
         super().__init__(name, params=params, help=(function.__doc__ or "").strip(), **kwargs)
 
     def invoke(self, ctx: click.Context) -> None:
         """Print the configuration, or run the command."""
-        sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-        beaten = {
-            other
-            for one, two in self.excluding
-            for winner, other in ((one, two), (two, one))
-            if (sources[winner], sources[other]) == (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
-        }
         options = {
-            name: value
-            for name, value in ctx.params.items()
-            if name not in (*OWN, *beaten) and value is not None and value != ()
+            name: value for name, value in ctx.params.items() if name not in OWN and value is not None and value != ()
         }
         if ctx.params["print_config"]:
             click.echo(self.as_toml(options), nl=False)
             return
-        try:
+
+        def work() -> None:
             terminal = Terminal(quiet=bool(ctx.params["quiet"]), verbose=bool(ctx.params["verbose"]))
             with terminal.at_work():
                 self.function(terminal, options)
-        except click.UsageError as error:
-            error.ctx = error.ctx or ctx
-            raise
+
+        ctx.invoke(work)
 
     def as_toml(self, options: Mapping[str, Any]) -> str:
         """Write options as a configuration, in the order of the help."""

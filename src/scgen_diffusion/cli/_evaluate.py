@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
+COLOURS = {"warning": "red", "note": "yellow", "ok": "green"}
 
 CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
 ARGUMENTS = [click.Argument(["real"], type=existing()), click.Argument(["synthetic"], type=existing())]
@@ -51,11 +52,7 @@ OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(
             option("--layer -l", "Layer with the counts of the real cells.", Keyed("[MODALITY=]NAME")),
             BACKED,
         ],
-        JUDGING: [
-            METRIC,
-            *OF_JUDGING,
-            option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int),
-        ],
+        JUDGING: [METRIC, *OF_JUDGING, option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int)],
         THRESHOLDS: [
             option("--fail-on", "Fail if the verdict has warnings, or warnings or notes.", click.Choice(list(LEVELS))),
             *OF_THRESHOLDS,
@@ -69,32 +66,19 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out table.csv
     """
-    files = given(options, "real", "synthetic", "train")
-    _check_output(options, files, ".csv")
-    package = terminal.libraries()
-    for metric in [*options.get("max", {}), *options.get("min", {})]:
-        if metric not in package.metrics.CATALOGUE:  # said before minutes of work
-            msg = f"There is no metric {metric!r}. {known_names(metric, list(package.metrics.CATALOGUE))}"
-            raise click.UsageError(msg)
-    arguments = given(options, "max_cells", "n_floor", "n_bootstrap", "seed")
-    paired = {path.suffix == MUDATA for path in files.values()}
-    if len(paired) > 1:
-        msg = "Either all files are .h5mu, or none is."
-        raise click.UsageError(msg)
-    cells = _read(terminal, files, backed=options.get("backed", False))
-    if (layer := options.get("layer")) is not None:
-        if isinstance(layer, Mapping) is not (True in paired):
-            msg = "--layer takes MODALITY=NAME for .h5mu, and NAME for other files."
-            raise click.UsageError(msg)
-        arguments["layer"] = layer
-    for name, argument in (("groupby", "groupby"), ("metric", "metrics")):
-        if name in options:
-            arguments[argument] = list(options[name])
-    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
-    levels = _tell_verdict(terminal, package, table)
-    _write(terminal, table, options)
-    failed = [f"the verdict has {level}s" for level in LEVELS.get(options.get("fail_on", ""), ()) if level in levels]
-    _judge(table, options, failed)
+    package, table = _evaluated(terminal, options)
+    levels = set()
+    parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
+    for name, part in parts.items():
+        verdict = package.report.verdict(part)
+        terminal.say(f"{name}{verdict.summary}")
+        for finding in verdict.findings:
+            level = click.style(f"[{finding.level}]", fg=COLOURS[finding.level])
+            terminal.say(f"{level} {finding.topic}: {finding.message}")
+            levels.add(finding.level)
+    fatal = LEVELS.get(options.get("fail_on", ""), ())
+    failed = [f"the verdict has {level}s" for level in fatal if level in levels]
+    _write_and_judge(terminal, table, table[table["group"] == "all"], options, failed)
 
 
 @command(
@@ -110,10 +94,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--separator", "What stands between the parts of a combination.", metavar="TEXT"),
             option("--layer -l", "Layer with the counts.", metavar="NAME"),
         ],
-        JUDGING: [
-            METRIC,
-            *OF_JUDGING,
-        ],
+        JUDGING: [METRIC, *OF_JUDGING],
         THRESHOLDS: OF_THRESHOLDS,
         OUTPUT: OF_OUTPUT,
     },
@@ -126,21 +107,10 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate-perturbation real.h5ad predicted.h5ad --control control.h5ad -p perturbation -o table.csv
     """
-    files, others = given(options, "real", "synthetic", "control", "train"), options.get("other", {})
-    _check_output(options, {**others, **files}, ".csv")
-    package = terminal.libraries()
-    names = ("perturbation_key", "groupby", "separator", "layer", "max_cells", "n_floor", "seed")
-    arguments = given(options, *names)
-    if "metric" in options:
-        arguments["metrics"] = list(options["metric"])
-    cells = _read(terminal, files)
-    if others:
-        arguments["others"] = _read(terminal, others)
-    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
-    means = table.groupby("metric", sort=False)["value"].mean().reset_index().assign(group="all")
-    terminal.say(means[["metric", "value"]].to_string(index=False, float_format="{:.4g}".format))
-    _write(terminal, table, options)
-    _judge(means, options)
+    _, table = _evaluated(terminal, options)
+    means = table.groupby("metric", sort=False)["value"].mean().reset_index()
+    terminal.say(means.to_string(index=False, float_format="{:.4g}".format))
+    _write_and_judge(terminal, table, means, options, [])
 
 
 @command(
@@ -154,11 +124,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
             BACKED,
         ],
         "Page": [
-            option(
-                "--table",
-                "What evaluate wrote for these cells, so that nothing is computed twice.",
-                existing(dir_okay=False),
-            ),
+            option("--table", "What evaluate wrote for these cells, to save the time.", existing(dir_okay=False)),
             option("--model", "Folder of the model, whose training is shown.", existing(file_okay=False)),
             option("--title", "Heading.", metavar="TEXT"),
             option("--max-cells", "Cells of each kind that are compared and drawn.", int),
@@ -177,7 +143,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     files = given(options, "real", "synthetic", "train")
     _check_output(options, {**files, **given(options, "table", "model")}, ".html")
     package = terminal.libraries()
-    cells = _read(terminal, files, backed=options.get("backed", False))
+    cells = _read(terminal, files, options)
     arguments = given(options, "layer", "title", "max_cells", "seed")
     if labels := options.get("groupby"):
         arguments["groupby"] = labels[0] if len(labels) == 1 else list(labels)
@@ -191,41 +157,51 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     )
 
 
+def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.DataFrame]:
+    """Return the package, and the table of ``metrics.evaluate``."""
+    files, others = given(options, "real", "synthetic", "train", "control"), options.get("other", {})
+    _check_output(options, {**others, **files}, ".csv")
+    has_modalities = {path.suffix == MUDATA for path in files.values()}
+    if len(has_modalities) > 1:
+        msg = "Either all files are .h5mu, or none is."
+        raise click.UsageError(msg)
+    if "layer" in options and isinstance(options["layer"], Mapping) is not (True in has_modalities):
+        msg = "--layer takes MODALITY=NAME for .h5mu, and NAME for other files."
+        raise click.UsageError(msg)
+    package = terminal.libraries()
+    known = list(package.metrics.CATALOGUE)
+    for metric in [*options.get("max", {}), *options.get("min", {})]:
+        if metric not in known:  # said before minutes of work
+            msg = f"There is no metric {metric!r}. {known_names(metric, known)}"
+            raise click.UsageError(msg)
+    cells = _read(terminal, files, options)
+    if others:
+        cells["others"] = _read(terminal, others, options)
+    if "metric" in options:
+        cells["metrics"] = list(options["metric"])
+    names = ("groupby", "layer", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
+    arguments = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in given(options, *names).items()
+    }
+    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
+    return package, table
+
+
 def _check_output(options: Mapping[str, Any], inputs: Mapping[str, Path], suffix: str) -> None:
     if "out" in options:
         overwrite = options.get("overwrite", False)
         check_place(options["out"], overwrite=overwrite, suffixes=[suffix], inputs=inputs.values())
 
 
-def _read(terminal: Terminal, files: Mapping[str, Path], *, backed: bool = False) -> dict[str, Any]:
+def _read(terminal: Terminal, files: Mapping[str, Path], options: Mapping[str, Any]) -> dict[str, Any]:
     terminal.say(f"Reading {', '.join(map(str, files.values()))}")
-    return {name: read_cells(path, backed=backed) for name, path in files.items()}
+    return {name: read_cells(path, backed=options.get("backed", False)) for name, path in files.items()}
 
 
-def _tell_verdict(terminal: Terminal, package: Any, table: pd.DataFrame) -> set[str]:
-    """Say the verdict, of each modality if there are several, and return the levels of its findings."""
-    levels = set()
-    parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
-    for name, part in parts.items():
-        verdict = package.report.verdict(part)
-        terminal.say(f"{name}{verdict.summary}", wrap=True)
-        for finding in verdict.findings:
-            terminal.say(f"{finding.topic}: {finding.message}", label=f"[{finding.level}]", wrap=True)
-        levels |= {finding.level for finding in verdict.findings}
-    return levels
-
-
-def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) -> None:
-    if "out" not in options:
-        terminal.result(table.to_csv(index=False).rstrip("\n"))
-        return
-    with write_atomically(options["out"]) as beside:
-        table.to_csv(beside, index=False)
-    terminal.result(options["out"])
-
-
-def _judge(table: pd.DataFrame, options: Mapping[str, Any], failed: list[str] | None = None) -> None:
-    """Raise if metrics, of all cells, are beyond the limits, or are no numbers, or anything else ``failed``.
+def _write_and_judge(
+    terminal: Terminal, table: pd.DataFrame, judged: pd.DataFrame, options: Mapping[str, Any], failed: list[str]
+) -> None:
+    """Write a table, and raise if metrics of all cells are beyond the limits, or are no numbers, or anything else ``failed``.
 
     Raises
     ------
@@ -234,14 +210,17 @@ def _judge(table: pd.DataFrame, options: Mapping[str, Any], failed: list[str] | 
     click.UsageError
         For a metric that the table does not have.
     """
-    rows, failed = table[table["group"] == "all"], failed or []
+    if "out" in options:
+        with write_atomically(options["out"]) as beside:
+            table.to_csv(beside, index=False)
+        terminal.result(options["out"])
+    else:
+        terminal.result(table.to_csv(index=False).rstrip("\n"))
     for name, word, is_beyond in (("max", "above", float.__gt__), ("min", "below", float.__lt__)):
         for metric, limit in options.get(name, {}).items():
-            values = rows.loc[rows["metric"] == metric, "value"].astype(float)
+            values = judged.loc[judged["metric"] == metric, "value"].astype(float)
             if values.empty:
-                msg = (
-                    f"There is no metric {metric!r} in the table. {known_names(metric, list(rows['metric'].unique()))}"
-                )
+                msg = f"There is no metric {metric!r} in the table. {known_names(metric, list(judged['metric'].unique()))}"
                 raise click.UsageError(msg)
             beyond = [value for value in values if math.isnan(value) or is_beyond(value, float(limit))]
             failed += [f"{metric} is {value:.4g}, {word} {limit:g}" for value in beyond]

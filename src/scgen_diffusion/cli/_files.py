@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._terminal import Stop
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -76,19 +73,6 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         raise click.UsageError(msg) from error
 
 
-@contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Name the file in what is said of its cells."""
-    try:
-        yield
-    except click.ClickException:
-        raise
-    except Exception as error:
-        stop = Stop.of(error)
-        msg = f"{path}: {stop.message}"
-        raise Stop(msg, stop.exit_code, is_bug=stop.is_bug) from error
-
-
 def check_place(
     path: Path, *, overwrite: bool = True, suffixes: Sequence[str] = (), inputs: Iterable[Path] = ()
 ) -> None:
@@ -98,7 +82,7 @@ def check_place(
     ------
     click.UsageError
         If it has another suffix than those allowed, has no folder to be in, or one that is closed to us; if it is or holds an input or the
-        current folder, or lies in a zarr store that is an input; if it is there already and may not be overwritten.
+        current folder; if it is there already and may not be overwritten.
     """
     folder, place, msg = path.absolute().parent, path.resolve(), ""
     if suffixes and path.suffix not in suffixes:
@@ -111,18 +95,14 @@ def check_place(
         msg = f"{path} is the folder that you are in, or holds it; choose a name for a new one in it."
     elif held := [given for given in inputs if given.resolve().is_relative_to(place)]:
         msg = f"{path} is, or holds, {held[0]}, which is needed; choose another name."
-    elif within := [
-        given for given in inputs if given.resolve().suffix == ".zarr" and place.is_relative_to(given.resolve())
-    ]:
-        msg = f"{path} lies in {within[0]}, which is an input; choose another folder."
     elif path.exists() and not overwrite:
         msg = f"{path} exists already; choose another name, or give --overwrite."
     if msg:
         raise click.UsageError(msg)
 
 
-def check_replaced(package: Any, folder: Path) -> None:
-    """Raise unless what is replaced, if anything is, is an empty folder, or a model and nothing else.
+def check_replaced(folder: Path) -> None:
+    """Raise unless what is replaced, if anything is, is an empty folder, or a model that ``train`` wrote and nothing else.
 
     Raises
     ------
@@ -130,15 +110,10 @@ def check_replaced(package: Any, folder: Path) -> None:
         If something else is there.
     """
     names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    if not names:
-        return
-    if names <= FILES_OF_MODEL:
-        with suppress(OSError, ValueError):
-            package.model.load(folder, adata=False, accelerator="cpu")
-            return
-    listed = ", ".join(sorted(names)[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
-    msg = (
-        f"{folder} ({listed}) is not, or not only, a model that scgen-diffusion saved, and --overwrite replaces nothing else. Choose another "
-        "name, or move it away yourself."
-    )
-    raise click.UsageError(msg)
+    if names and not {COMMAND_FILE} <= names <= FILES_OF_MODEL:
+        listed = ", ".join(sorted(names)[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+        msg = (
+            f"{folder} ({listed}) is not, or not only, a model that `train` wrote, and --overwrite replaces nothing else. Choose "
+            "another name, or move it away yourself."
+        )
+        raise click.UsageError(msg)

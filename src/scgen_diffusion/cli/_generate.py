@@ -1,8 +1,9 @@
-"""``scgen-diffusion generate``: from a folder with a model to a file with cells."""
+"""``scgen-diffusion info`` and ``generate``: what a model in a folder can be asked for, and its cells in a file."""
 
 from __future__ import annotations
 
-import inspect
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, command, existing, flag, given, new, number, number_or_text, option
-from ._files import ANNDATA, MUDATA, check_place, read_table
+from ._files import MUDATA, check_place, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,26 +22,27 @@ PASSED_ON = (
     "n_cells", "sampler", "n_steps", "counts", "library_size", "batch_size", "seed",
     "shard_size", "rank", "n_ranks", "overwrite",
 )  # fmt: skip
-OF_STREAMS = ("shard_size", "rank", "n_ranks", "overwrite")
+OF_STREAMS = ("shard_size", "rank", "n_ranks")
+GUIDANCE = {
+    "guidance_scale": "scale",
+    "composition": "composition",
+    "guidance_interval": "interval",
+    "guidance_rescale": "rescale",
+}
+
+N_NAMED = 20
 
 SECTIONS = {
     "Request": [
         option("--n-cells -n", "Number of cells; not needed with a table.", int),
         option(
-            "--condition -c",
-            "What the cells shall be, such as cell_type=NK. Several values of a key get equal shares of the cells; keys left out are drawn as "
-            "they occur in training.",
-            Keyed(repeats=True),
+            "--condition -c", "Condition such as cell_type=NK; several values get equal shares.", Keyed(repeats=True)
         ),
         option(
-            "--condition-table",
-            "A .csv or .tsv file with one row per cell and keys as columns, in place of --condition.",
-            existing(dir_okay=False),
+            "--condition-table", "A .csv or .tsv file with a row per cell, keys as columns.", existing(dir_okay=False)
         ),
         option(
-            "--library-size",
-            "Total counts of every cell, or a distribution: empirical, normal, latent.",
-            Keyed("[MODALITY=]N|NAME", number_or_text),
+            "--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", number_or_text)
         ),
         option("--library-size-column", "Column of the table with total counts, cell by cell.", metavar="NAME"),
         flag("--counts", "Whole counts, also from SCRDIT and WBDIT."),
@@ -48,7 +50,7 @@ SECTIONS = {
     "Sampling": [
         option(
             "--guidance-scale -g",
-            "1: conditional; more: more typical of the condition; one number, or one per key or subset of keys (KEY,KEY=NUMBER).",
+            "Strength of the condition, 1 by default: a number, or one per key or set of keys (KEY,KEY=2).",
             Keyed("[KEY=]NUMBER", number),
         ),
         option("--composition", "joint, mutually_exclusive or additive guidance.", metavar="NAME"),
@@ -59,7 +61,7 @@ SECTIONS = {
         option("--batch-size", "Cells at a time. Does not change the cells.", int),
         option("--seed", "The same seed, the same cells.", int, default=0),
         option("--accelerator", "auto, cpu, gpu ... of Lightning.", metavar="NAME"),
-        option("--device", "Which device.", metavar="N"),
+        option("--device", "Which device.", number_or_text, "N"),
     ],
     "Output": [
         flag("--overwrite", "Replace cells of another request."),
@@ -74,11 +76,6 @@ SECTIONS = {
     "generate",
     [click.Argument(["model"], type=existing(file_okay=False)), click.Argument(["out"], type=new())],
     SECTIONS,
-    excluding=[
-        ("condition", "condition_table"),
-        ("condition", "library_size_column"),
-        ("library_size", "library_size_column"),
-    ],
     short_help="Generate cells into a file.",
     epilog="The same command after Ctrl-C, SIGTERM or a crash goes on where that one stopped; .h5mu, which is made in memory, begins anew. "
     "With --n-ranks every process makes its share, and the last one puts the file together; the cells do not depend on the number of processes.",
@@ -97,25 +94,24 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
         msg = "--library-size-column needs --condition-table, whose column it is."
         raise click.UsageError(msg)
     package = terminal.libraries()
-    device = {name: number_or_text(value) for name, value in given(options, "accelerator", "device").items()}
-    model = package.model.load(options["model"], adata=False, **device)
+    model = package.model.load(options["model"], adata=False, **given(options, "accelerator", "device"))
     arguments = _arguments(model, options)
-    if not getattr(model, "modalities", None):
-        if out.suffix not in ANNDATA:
-            msg = f"{out}: a model of one modality writes .zarr or .h5ad."
-            raise click.UsageError(msg)
+    has_modalities = bool(getattr(model, "modalities", None))
+    if (out.suffix == MUDATA) is not has_modalities:
+        what = "several modalities writes .h5mu" if has_modalities else "one modality writes .zarr or .h5ad"
+        msg = f"{out}: a model of {what}."
+        raise click.UsageError(msg)
+    if not has_modalities:
         terminal.on_interrupt = "The same command goes on from the parts that are done."
-        _check_known(model, model.generate_to, arguments)
         model.generate_to(out, **arguments, show_progress=not terminal.quiet)
     else:  # made in memory
-        if out.suffix != MUDATA:
-            msg = f"{out}: a model of several modalities writes .h5mu."
+        if unused := list(given(options, *OF_STREAMS)):
+            msg = f"--{unused[0].replace('_', '-')} is for cells of one modality."
             raise click.UsageError(msg)
         check_place(out, overwrite=arguments.pop("overwrite", False))
         if out.exists() and not package.data.is_generated(out):
             msg = f"{out} holds something other than generated cells, which --overwrite does not replace; choose another name."
             raise click.UsageError(msg)
-        _check_known(model, model.generate, arguments)
         cells = model.generate(**arguments, show_progress=not terminal.quiet)
         with write_atomically(out) as beside:
             cells.write_h5mu(beside)
@@ -127,8 +123,18 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
 
 def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``Model.generate_to``; what was not given is left to it."""
+    from scgen_diffusion.diffusion import Guidance
+
     arguments = given(options, *PASSED_ON)
     keys = {key.name: key for key in model.conditions.by_key}
+
+    def read(name: str, written: str) -> Any:
+        """Read a value of a condition: a number, or the class that is written so; what is neither is for the model to refuse."""
+        key = keys.get(name)
+        if getattr(key, "kind", None) == "continuous":
+            return number_or_text(written)
+        return {str(value): value for value in getattr(key, "values", ())}.get(str(written), written)
+
     if "condition_table" in options:
         table = read_table(options["condition_table"], dtype=str, keep_default_na=False)
         column = options.get("library_size_column")
@@ -137,46 +143,56 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
                 msg = f"--library-size-column {column!r} is no column of the table; it has {list(table)}."
                 raise click.UsageError(msg)
             arguments["library_size"] = [number(value) for value in table.pop(column)]
-        columns = {name: [_value(keys.get(name), value) for value in table[name]] for name in table}
+        columns = {name: [read(name, value) for value in table[name]] for name in table}
         arguments["condition"] = type(table)(columns, dtype=object)
     elif "condition" in options:
         arguments["condition"] = {
-            key: [_value(keys.get(key), v) for v in value] if isinstance(value, list) else _value(keys.get(key), value)
-            for key, value in options["condition"].items()
+            name: [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
+            for name, value in options["condition"].items()
         }
-    if guidance := _guidance(options):
-        arguments["guidance_scale"] = guidance
-    return arguments
-
-
-def _guidance(options: Mapping[str, Any]) -> Any:
-    """Return the guidance that was asked for, if any."""
-    from scgen_diffusion.diffusion import Guidance
-
-    names = {
-        "guidance_scale": "scale",
-        "composition": "composition",
-        "guidance_interval": "interval",
-        "guidance_rescale": "rescale",
-    }
-    asked = {names[name]: value for name, value in given(options, *names).items()}
-    scale = asked.get("scale")
+    guidance = {GUIDANCE[name]: value for name, value in given(options, *GUIDANCE).items()}
+    scale = guidance.get("scale")
     if isinstance(scale, dict) and any("," in key for key in scale):  # keys are subsets of the conditions
-        asked["scale"] = {tuple(part.strip() for part in key.split(",")): value for key, value in scale.items()}
-    return Guidance(**asked) if asked else None
+        guidance["scale"] = {tuple(part.strip() for part in key.split(",")): value for key, value in scale.items()}
+    return arguments | ({"guidance_scale": Guidance(**guidance)} if guidance else {})
 
 
-def _value(key: Any, written: str) -> Any:
-    """Read a value of a condition: a number, or the class that is written so; what is neither is for the model to refuse."""
-    if getattr(key, "kind", None) == "continuous":
-        return number_or_text(written)
-    return {str(value): value for value in getattr(key, "values", ())}.get(str(written), written)
-
-
-def _check_known(model: Any, function: Any, arguments: Mapping[str, Any]) -> None:
-    unknown = [name for name in arguments if name not in inspect.signature(function).parameters]
-    if unknown:
-        elsewhere = unknown[0] in OF_STREAMS
-        reason = "is for cells of one modality" if elsewhere else f"is not an option of {type(model).__name__}"
-        msg = f"--{unknown[0].replace('_', '-')} {reason}."
-        raise click.UsageError(msg)
+@command(
+    "info",
+    [click.Argument(["model"], type=existing(file_okay=False))],
+    {"Output": [flag("--json", "For scripts: everything, as JSON.")]},
+    short_help="Say what a model is.",
+)
+def info(terminal: Terminal, options: dict[str, Any]) -> None:
+    """Say what the model in a folder is: class, genes, conditions and their values, architecture, training."""
+    model = terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu")
+    conditions = {}
+    for key in model.conditions.by_key:
+        parts = {
+            name: getattr(key, name, None)
+            for name in ("kind", "values", "members", "low", "high", "separator", "control")
+        }
+        conditions[key.name] = {name: value for name, value in parts.items() if value is not None}
+    if not options.get("json"):
+        terminal.result(str(model))
+        for name, key in conditions.items():
+            if values := key.get("values") or key.get("members"):
+                listed = ", ".join(map(str, values[:N_NAMED])) + (", ..." if len(values) > N_NAMED else "")
+                terminal.result(f"  values of {name}: {listed}")
+        return
+    histories = (model.history_ or {}).items()
+    described = {
+        "class": type(model).__name__,
+        "trained": bool(model.is_trained_),
+        "n_genes": int(model.summary_stats.n_vars),
+        "n_cells": int(model.summary_stats.n_cells),
+        "values": model.registry_["setup_args"].get("values", "counts"),
+        "modalities": {name: m.likelihood for name, m in getattr(model, "modalities", {}).items()},
+        "conditions": conditions,
+        "n_combinations": len(model.conditions.combinations),
+        "architecture": asdict(model.architecture),
+        "final_losses": {
+            name: float(table.iloc[-1, 0]) for name, table in histories if name.split("_")[1:-1] == ["loss"]
+        },
+    }
+    terminal.result(json.dumps(described, indent=2, default=str))

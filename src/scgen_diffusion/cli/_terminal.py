@@ -6,7 +6,6 @@ import errno
 import inspect
 import logging
 import os
-import shutil
 import sys
 import traceback
 import warnings
@@ -25,8 +24,6 @@ PROGRAM = "scgen-diffusion"
 PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
-WIDTH = 120  # of wrapped text at most
-COLOURS = {"[warning]": "red", "[note]": "yellow", "[ok]": "green"}
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # PyTorch's errors of devices are RuntimeErrors
 
@@ -97,17 +94,10 @@ class Terminal:
         self.quiet, self.verbose = quiet, verbose
         self.on_interrupt = ""
 
-    def say(self, message: str, label: str = "", *, wrap: bool = False) -> None:
-        """Tell the user something; once, where Lightning starts this very command for each device.
-
-        ``wrap`` breaks lines where a person reads them; ``label`` stands before the message, coloured.
-        """
-        if self.quiet or os.environ.get("LOCAL_RANK", "0") != "0":
-            return
-        if wrap and sys.stderr.isatty():
-            indent = " " * (len(label) + bool(label))
-            message = click.wrap_text(message, min(shutil.get_terminal_size().columns, WIDTH), indent, indent).lstrip()
-        click.echo(f"{click.style(label, fg=COLOURS.get(label))} {message}" if label else message, err=True)
+    def say(self, message: str) -> None:
+        """Tell the user something; once, where Lightning starts this very command for each device."""
+        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+            click.echo(message, err=True)
 
     def result(self, line: str | Path) -> None:
         """Write one line for the script that called."""
@@ -141,10 +131,13 @@ class Terminal:
                 raise self.stopped(ExitCode.INTERRUPTED) from error
             raise
         except click.ClickException as error:
-            self._show_cause(error, error.__cause__)
+            if error.__cause__ is not None and self.verbose:
+                click.echo("".join(traceback.format_exception(error.__cause__)), err=True, nl=False)
             raise
         except Exception as error:
-            self._show_cause(stop := Stop.of(error), error)
+            stop = Stop.of(error)
+            if self.verbose or stop.is_bug:
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
             raise stop from error
 
     def stopped(self, code: ExitCode) -> Stop:
@@ -152,14 +145,10 @@ class Terminal:
         what = "Terminated" if code == ExitCode.TERMINATED else "Interrupted"
         return Stop(f"{what}. {self.on_interrupt}".strip(), code)
 
-    def _show_cause(self, stop: click.ClickException, cause: BaseException | None) -> None:
-        if cause is not None and (self.verbose or getattr(stop, "is_bug", False)):
-            click.echo("".join(traceback.format_exception(cause)), err=True, nl=False)
-
     @contextmanager
     def _showing_messages(self) -> Iterator[None]:
         logger, handler = logging.getLogger(PACKAGE), logging.Handler()
-        handler.emit = self._show_record  # type: ignore[method-assign]  # what a subclass would do
+        handler.emit = self._show_record  # type: ignore[method-assign]
         levels = {name: logging.getLogger(name).level for name in (PACKAGE, *TALKATIVE)}
         propagates, logger.propagate = logger.propagate, False
         logger.addHandler(handler)
@@ -183,10 +172,6 @@ class Terminal:
         if self.verbose:
             self.say(warnings.formatwarning(message, category, filename, line).strip())
             return
-        frame = inspect.currentframe()
-        while frame is not None and (
-            frame.f_code.co_name == "_show_warning" or frame.f_globals.get("__name__") == "warnings"
-        ):
-            frame = frame.f_back
-        if frame is not None and frame.f_globals.get("__name__", "").startswith(PACKAGE):
+        frames = (found.frame.f_globals.get("__name__", "") for found in inspect.stack(context=0)[1:])
+        if next(name for name in frames if name not in ("warnings", "_py_warnings")).startswith(PACKAGE):
             self.say(f"{PROGRAM}: warning: {message}")

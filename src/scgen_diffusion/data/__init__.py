@@ -50,7 +50,7 @@ from ._mudata import (
 )
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells
-from ._streaming import is_generated, join_parts, read_record, write_part
+from ._streaming import is_generated, join_parts, part_of, read_record
 from ._value_summary import ValueSummary
 
 __all__ = [
@@ -106,6 +106,7 @@ __all__ = [
     "mudata_of",
     "occurring",
     "pad_genes",
+    "part_of",
     "read_record",
     "recode",
     "resolve_modalities",
@@ -117,5 +118,4 @@ __all__ = [
     "to_plain",
     "to_table",
     "warn_user",
-    "write_part",
 ]

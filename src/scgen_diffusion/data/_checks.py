@@ -121,7 +121,7 @@ def check_values(
 def check_natural_logarithms(log1p: Any, where: str) -> None:
     """Raise if ``uns["log1p"]``, as scanpy writes it, says that logarithms have another base than e, which None stands for."""
     base = log1p.get("base") if isinstance(log1p, Mapping) else None
-    if base is not None and not (isinstance(base, Real) and np.isclose(base, np.e)):
+    if base is not None and not (isinstance(base, Real) and np.isclose(float(base), np.e)):
         msg = (
             f"uns['log1p']['base'] says that logarithms are to the base {base}, but models read and write natural ones. Convert those in "
             f"{where}: multiply them by np.log({base}), and set adata.uns['log1p']['base'] = None. If {where} holds natural logarithms "

@@ -1,7 +1,7 @@
 """Condition keys: columns of ``obs`` that hold classes, numbers or sets, and how a value becomes columns of numbers.
 
-A key is learned from the training cells (``of``), turns values into codes and back (``encode``, ``decode``), and learns further values for fine-tuning
-(``extended``), so that the codes of the old ones keep their meaning.
+A key is learned from the training cells (``of``), and turns values into codes and back (``encode``, ``decode``). For fine-tuning it learns
+further values (``extended``), and the codes of the old ones keep their meaning.
 """
 
 from __future__ import annotations

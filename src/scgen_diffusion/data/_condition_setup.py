@@ -1,7 +1,7 @@
 """From what a user says of the columns of ``obs`` to the conditions of cells as a field of scvi-tools' registry.
 
-``setup_anndata`` makes a :class:`ConditionSetup`, in which everything is checked. :class:`ConditionField` lets each key learn its column, and writes what the keys
-make of the cells as numbers ``(cells, columns)`` to ``obsm``, from where scvi-tools' loaders read batches.
+``setup_anndata`` makes a :class:`ConditionSetup`, which checks everything. Registering :class:`ConditionField` lets each key learn its column,
+and writes the conditions of the cells as numbers ``(cells, columns)`` to ``obsm``, from where scvi-tools' loaders read batches.
 """
 
 from __future__ import annotations

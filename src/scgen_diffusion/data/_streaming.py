@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from ._anndata import PROVENANCE_KEY
 from ._value_summary import ValueSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import scipy.sparse as sp
@@ -42,10 +43,12 @@ OBS_PER_SHARD = 2**18
 INT32_MAX = np.iinfo(np.int32).max
 
 
-def write_part(path: Path, cells: AnnData) -> None:
-    """Write cells to an ``.h5ad`` that does not exist."""
-    with _new_file(path) as root:
+def part_of(cells: AnnData) -> memoryview:
+    """Return the content of an ``.h5ad`` of cells."""
+    content = io.BytesIO()  # a file of which nothing is written crashes HDF5
+    with h5py.File(content, "w") as root:
         write_elem(root, "/", cells)
+    return content.getbuffer()
 
 
 def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> ValueSummary:
@@ -54,7 +57,7 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
     Parameters
     ----------
     parts
-        Files that :func:`write_part` wrote.
+        Files of what :func:`part_of` returned.
     path
         A file ``.h5ad`` or folder ``.zarr`` that does not exist.
     record
@@ -73,7 +76,7 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
                 if "categories" in file["obs"][name]:
                     found = pd.Index(read_elem(file["obs"][name]["categories"]))
                     categories[name] = categories.get(name, found).union(found)
-    with _new_file(path) as root:
+    with _new_file(path) as (root, check):
         for number, part in enumerate(parts):
             with h5py.File(part, "r") as file:
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
@@ -89,6 +92,7 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
                 _append_table(root["obs"], obs)
                 _append_matrix(root["X"], x)
                 summary = summary.together(ValueSummary.of(x))
+            check()
         root.attrs[RECORD] = json.dumps(record)
         if isinstance(root, zarr.Group):
             with warnings.catch_warnings():
@@ -164,29 +168,52 @@ def is_generated(path: Path) -> bool:
 
 
 class _PatientFile(io.FileIO):
-    """A file that takes all that is written to it, and tells only when asked that the file system refused some.
+    """A file that takes, and gives back, all that is written to it, and tells only when asked that the file system refused some.
 
-    HDF5 crashes the process if it cannot write what it holds back when a file is closed.
+    HDF5 crashes the process if writing fails when a file is closed, or if something else is read than was written.
     """
 
-    refusal: OSError | None = None
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "x+")
+        self.refusal: OSError | None = None
+        self._refused: list[tuple[int, bytes]] = []
 
     def write(self, data: Any) -> int:
-        """Write all, or act as if."""
+        """Write what the file system takes, and keep the rest."""
         left = memoryview(data).cast("B")
+        size = len(left)
         while len(left) and self.refusal is None:
             try:
                 left = left[super().write(left) :]
             except OSError as error:
                 self.refusal = error
-        return memoryview(data).nbytes
+        if len(left):
+            self._refused.append((self.tell(), bytes(left)))
+            self.seek(len(left), os.SEEK_CUR)
+        return size
 
-    def close(self) -> None:
-        """Close the file, and raise what the file system said."""
-        super().close()
-        refusal, self.refusal = self.refusal, None
-        if refusal is not None:
-            raise refusal
+    def readinto(self, buffer: Any) -> int:
+        """Read what was written, whether the file system took it or not."""
+        start, view = self.tell(), memoryview(buffer).cast("B")
+        super().readinto(view)
+        for offset, data in self._refused:
+            low, high = max(offset, start), min(offset + len(data), start + len(view))
+            if low < high:
+                view[low - start : high - start] = data[low - offset : high - offset]
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the size, if the file system lets it."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.refusal = self.refusal or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise what the file system said."""
+        if self.refusal is not None:
+            raise self.refusal
 
 
 @contextmanager
@@ -199,10 +226,14 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[Any]:
-    """Yield the root of a new file."""
+def _new_file(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Yield the root of a new file, and a function that raises if writing has failed."""
     if path.suffix == ".zarr":
-        yield zarr.open_group(path, mode="w-", zarr_format=3)
+        yield zarr.open_group(path, mode="w-", zarr_format=3), lambda: None
         return
-    with _PatientFile(path, "x+") as file, h5py.File(file, "w") as root:
-        yield root
+    with _PatientFile(path) as file:
+        try:
+            with h5py.File(file, "w") as root:
+                yield root, file.check
+        finally:
+            file.check()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.diffusion import Inversion
-    from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
 
     from ._request import SamplingOptions
     from ._rows import Rows
@@ -87,24 +86,25 @@ def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
         start += len(x)
 
 
-def carry_over(module: SCLDMModule | GeneSpaceModule, request: Counterfactual, block: ControlBlock) -> Rows:
+def carry_over(module: Any, request: Counterfactual, block: ControlBlock) -> Rows:
     """Predict the cells of a block."""
     positions, sampling = block.positions, request.sampling
     own, new = (module.condition_tensor(codes[positions]) for codes in (request.own, request.codes))
     generators = Generators(request.seed, request.rows[positions].tolist(), module.device)
 
     def move(states: Tensor) -> Tensor:
-        how = {"strength": request.strength, "n_steps": sampling.n_steps}
+        n_steps, strength = sampling.n_steps, request.strength
         if request.inversion is None:  # the transport moves those that become perturbed
-            moved = module.transport.move(states, new, sampler=sampling.sampler, **how)
+            moved = module.transport.move(states, new, sampler=sampling.sampler, n_steps=n_steps, strength=strength)
             return torch.where((own == new).all(1)[:, None, None], states, moved)
         told_own, told_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
         return request.inversion(
             module.denoiser(told_own, ResolvedGuidance(sampling.guidance.plain)),
             module.denoiser(told_new, sampling.guidance),
             states,
+            strength=strength,
+            n_steps=n_steps,
             generators=generators,
-            **how,
         )
 
     def draw_totals(features: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""What every model of the package has in common: reading cells, generating, saving and fine-tuning."""
+"""What every model of the package has in common: registering cells, training, generating, saving and fine-tuning."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,21 +18,35 @@ import rich
 import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import rich.table
 import torch
+from anndata import AnnData
+from mudata import MuData
 from rich.markup import escape
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
+from scvi.data.fields import LayerField
+from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
 from scgen_diffusion._compat import parse_device_args, replace_contents
 from scgen_diffusion.data import (
     CellFiles,
+    ConditionField,
+    ConditionKey,
+    Conditions,
+    ConditionSetup,
+    RegisteredCells,
     ValueSummary,
+    build_anndata,
+    check_argument_names,
     check_count,
+    check_expression,
     check_layer,
     check_not_empty,
+    check_same_genes,
     check_same_registry,
     check_values,
     checked_rows,
+    keys_of_state,
     known_names,
     pad_genes,
     recode,
@@ -45,7 +62,8 @@ from scgen_diffusion.generation import (
     checked_batch_size,
     stack,
 )
-from scgen_diffusion.module import TRAINABLE, Trainable, take_over, trained_masks
+from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, take_over, trained_masks
+from scgen_diffusion.train import CellData, run_stage, trainer_options
 
 from ._counterfactual import (
     check_given_keys,
@@ -55,6 +73,7 @@ from ._counterfactual import (
     counterfactual_obs,
     describe_counterfactual,
 )
+from ._description import describe
 from ._diagnostics import check_summary_finite
 from ._model_file import (
     ADATA_FILE,
@@ -71,21 +90,32 @@ from ._model_file import (
     write_together,
 )
 from ._query import check_query_cells, extended_tables, learned, newly_seen
-from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_share
-from ._training import TrainingMixin, digest_of
+from ._registration import (
+    check_is_no_part_of_file,
+    check_is_no_view,
+    check_is_set_up,
+    check_setup_arguments,
+    plain_columns,
+    spec_of,
+)
+from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
+from ._training import OTHER_NAMES as NAMES_IN_TRAINING
+from ._training import changed_recipe, digest_of, split_cells
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from anndata import AnnData
-    from mudata import MuData
+    import lightning.pytorch as pl
+    import scipy.sparse as sp
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.generation import CellRequest
     from scgen_diffusion.module import InputValues, LibrarySizeKind
+    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.train import Recipe, StageData, StagePlan, StageResult, TrainingCells
 
     from ._counterfactual import ControlCells
 
@@ -102,21 +132,498 @@ ADVICE = {
 }
 """Methods of scvi-tools that a model lacks, and what to use instead."""
 
-"""Methods of scvi-tools that a model lacks, and what to use instead."""
+logger = logging.getLogger(__name__)
 
 
-class DiffusionModel(TrainingMixin):
+class DiffusionModel(BaseModelClass):
     """A scvi-tools model that generates cells under conditions. A subclass says what its module is, and how that is trained."""
 
     architecture: Any
+    var_: pd.DataFrame
+    combinations_: np.ndarray
+    combination_sizes_: np.ndarray
+    trained_stages_: list[str]
+    is_trained_: bool
+    history_: dict[str, pd.DataFrame] | None
+    trainer: pl.Trainer
     library_head_is_trained_: bool
     default_sampler: str
+    _file_cells: TrainingCells | None = None  # those that `train` was given in place of an AnnData
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
-    _outputs: tuple[InputValues, ...]
-    """What cells can hold: what ``generate`` returns unless something else is asked for, and further forms."""
     _counterfactual_ways: ClassVar[Mapping[str, tuple[Any, ...]]]
     """What ``predict_perturbation`` admits as ``method``, ``residuals`` and ``sample``; the default first."""
+    _stages: ClassVar[tuple[str, ...]]
+    """Stages of the training, in their order; a method ``_train_<stage>`` trains each."""
+    _stages_to_generate: ClassVar[frozenset[str]]
+
+    # --- registering cells ---------------------------------------------------------------------------------------------
+
+    def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None) -> None:
+        if adata is not None:
+            check_is_set_up(adata)
+        elif registry is not None:
+            self._check_registry(registry)
+            registry = {**registry, "model_name": type(self).__name__}  # that of cells in files names none
+        super().__init__(adata, registry)
+
+    @property
+    def adata(self) -> Any:
+        """The cells in memory that the model has, AnnData or MuData, or None. Setting them puts them in the place of cells in files that it was trained on."""
+        return BaseModelClass.adata.fget(self)
+
+    @adata.setter
+    def adata(self, adata: AnnData | MuData) -> None:
+        BaseModelClass.adata.fset(self, adata)
+        self._file_cells = None
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        condition_keys: Sequence[str] | None = None,
+        continuous_condition_keys: Sequence[str] | None = None,
+        set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
+        control_values: Mapping[str, Any] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+        **kwargs: Any,
+    ) -> None:
+        """Register cells: where their counts are, and which columns of ``obs`` are conditions.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes.
+        layer
+            Layer that holds the values; default ``adata.X``.
+        condition_keys
+            Categorical columns of ``obs`` to generate by, such as cell type or perturbation. Any number; none for an
+            unconditional model.
+        continuous_condition_keys
+            Columns of numbers to generate by, such as dose, time or age. They are standardised, and what the model makes of them
+            is a smooth function, so that values in between can be asked for. Outside the training range there is a warning.
+            A dose that spans decades is best given as its logarithm.
+        set_condition_keys
+            Columns of sets to generate by, such as combinations of perturbations, written with a separator: ``"A+B"``. The order does
+            not matter, and sets share what is known of their members, so that combinations never measured can be asked for. A list
+            of columns (separator ``"+"``), or a mapping from column to separator.
+        control_values
+            What is written for unperturbed cells, by column: ``{"perturbation": "control"}``. In a column of sets this is
+            the empty set, also as a part of others, as in ``"A+control"``. Without it the name of the control is a member like any other.
+        condition_embeddings
+            Known embeddings of the classes or members of some columns, such as fingerprints of drugs or vectors of a protein language
+            model: a table with one row per class or member, or the name of one in ``adata.uns``. What the table has and the training
+            cells have not can be generated too.
+        values
+            What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values (natural logarithms). These suit the gene-space
+            models, and SCLDM with a Gaussian head; a model that learned from them cannot draw library sizes.
+        **kwargs
+            For scvi-tools.
+
+        Raises
+        ------
+        KeyError
+            For an unknown layer, column or entry of ``uns``.
+        TypeError
+            For an unknown argument, with what to write in place of those of other models of scvi-tools; and for what is no list of names.
+        ValueError
+            For values that are not what ``values`` says, cells without counts or conditions, duplicate genes, and names,
+            numbers, sets and tables that do not fit.
+
+        Warns
+        -----
+        UserWarning
+            For a column among ``condition_keys`` that looks like amounts or names of cells rather than like classes.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        check_setup_arguments(cls.setup_anndata, kwargs)
+        cls._check_is_anndata(adata)
+        check_is_no_view(adata, "adata")
+        setup = ConditionSetup.of(
+            adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        )
+        setup_method_args["setup_args"] |= setup.arguments
+        check_expression(adata, layer, values)
+        fields = [
+            LayerField(
+                REGISTRY_KEYS.X_KEY, layer, is_count_data=False
+            ),  # they are checked; scvi-tools refuses sparse arrays
+            ConditionField(CONDITIONS, setup),
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @classmethod
+    def setup_annbatch(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: what scvi-tools 1.5 sets up by this name knows no conditions."""
+        msg = (
+            "`setup_annbatch` of scvi-tools knows no conditions. Open the files, or the collection of annbatch, with "
+            f"scgen_diffusion.data.CellFiles, build {cls.__name__}(registry=cells.registry), and train(datamodule=cells)."
+        )
+        raise NotImplementedError(msg)
+
+    @classmethod
+    def _check_is_anndata(cls, adata: object) -> None:
+        if isinstance(adata, AnnData):
+            check_is_no_part_of_file(adata)
+            return
+        if isinstance(adata, CellFiles):
+            msg = "Cells in files were given where AnnData is needed; read those that you want into memory: `cells.read(indices)`."
+            raise TypeError(msg)
+        msg = f"`setup_anndata` takes AnnData, but found {type(adata).__name__}."
+        if isinstance(adata, MuData):
+            msg += " Give one modality, for example mdata['rna'], or take MULTISCLDM and its `setup_mudata`."
+        raise TypeError(msg)
+
+    @classmethod
+    def _check_registry(cls, registry: object) -> None:
+        """Raise unless a registry is one from which a model of this class can be built."""
+        given = registry if isinstance(registry, Mapping) else {}
+        fields = given.get("field_registries", {})
+        if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(fields) or "setup_args" not in given:
+            owner = f"that of {given['model_name']!r}" if "model_name" in given else type(registry).__name__
+            msg = (
+                "`registry` must come from a model of this package, `model.registry`, or from files, `CellFiles(...).registry`, but found "
+                f"{owner}."
+            )
+            raise ValueError(msg)
+        method = given.get("setup_method_name", "setup_anndata")
+        if (method == "setup_mudata") != hasattr(cls, "setup_mudata"):
+            msg = f"`registry` was made by `{method}`, but {cls.__name__} reads cells with {'several modalities' if hasattr(cls, 'setup_mudata') else 'one modality'}."
+            raise ValueError(msg)
+
+    def _describe_cells(self, adata: AnnData | None) -> None:
+        """Keep the genes' columns, and how many of the model's cells have which conditions."""
+        self.var_ = plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
+        self._count_combinations(self._registered_codes)
+
+    def _take_cells(self, datamodule: TrainingCells | None) -> None:
+        """Train on cells of files from now on; None for those that the model has."""
+        if datamodule is None:
+            return
+        if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
+            msg = (
+                f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found {type(datamodule).__name__}. Data modules of "
+                "scvi-tools know no conditions; open the files that they read with CellFiles."
+            )
+            raise TypeError(msg)
+        check_same_registry(datamodule.registry, self.registry_)
+        self._file_cells = datamodule
+        self.var_ = plain_columns(datamodule.var)
+
+    @classmethod
+    def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index) -> None:
+        """Register cells as the model's own ones were, of which this is the registry."""
+        cls._check_is_anndata(adata)
+        check_same_genes(adata.var_names, genes)
+        cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+
+    def _check_same_features(self, adata: AnnData) -> None:
+        self._check_is_anndata(adata)
+        check_same_genes(adata.var_names, self.var_.index)
+
+    def _assemble(
+        self,
+        x: sp.csr_matrix | np.ndarray,
+        obs: pd.DataFrame,
+        provenance: Mapping[str, Any],
+        *,
+        is_log1p: bool,
+        layers: Mapping[str, np.ndarray] | None = None,
+    ) -> AnnData:
+        return build_anndata(x, obs, self.var_, provenance, is_log1p=is_log1p, layers=layers)
+
+    def _count_combinations(self, codes: np.ndarray) -> None:
+        """Count the model's cells, and those of its reference, by their conditions."""
+        conditions = Conditions.from_codes(self._condition_keys, codes)
+        if self.reference_ is not None:
+            conditions = conditions.joined(self.reference_["combinations"], self.reference_["combination_sizes"])
+        self.combinations_, self.combination_sizes_ = conditions.combinations, conditions.n_cells
+
+    @property
+    def conditions(self) -> Conditions:
+        """Condition keys, their classes, and how many training cells each combination has."""
+        return Conditions(self._condition_keys, self.combinations_, self.combination_sizes_)
+
+    @property
+    def _input_values(self) -> InputValues:
+        return self.registry_["setup_args"]["values"]
+
+    @property
+    def _condition_keys(self) -> list[ConditionKey]:
+        return keys_of_state(self.registry_["field_registries"][CONDITIONS]["state_registry"])
+
+    @property
+    def _condition_specs(self) -> list[ConditionSpec]:
+        """What the networks need to know of each key."""
+        tables = self.registry_["setup_args"]["condition_embeddings"]
+        return [spec_of(key, tables.get(key.name)) for key in self._condition_keys]
+
+    @property
+    def _key_groups(self) -> list[list[int]]:
+        """Numbers of the keys that training drops together."""
+        keys = [key.name for key in self._condition_keys]
+        for group in self.architecture.dropped_together:
+            for key in group:
+                if key not in keys:
+                    msg = f"`dropped_together` has the unknown key {key!r}. {known_names(key, keys)}"
+                    raise ValueError(msg)
+        return [[keys.index(key) for key in group] for group in self.architecture.dropped_together]
+
+    @property
+    def _registered_codes(self) -> np.ndarray:
+        """Condition codes of the model's cells, ``(cells, columns)``; of none, if it has none."""
+        if not self._has_cells:
+            return np.zeros((0, sum(key.n_columns for key in self._condition_keys)))
+        return self._cells.codes
+
+    @property
+    def _has_cells(self) -> bool:
+        return self._file_cells is not None or self.adata is not None
+
+    @property
+    def _cells(self) -> TrainingCells:
+        """The cells that the model trains on, through which training reads all that it needs of them."""
+        if not self._has_cells:
+            msg = (
+                "The model has no cells to train on; construct it with an AnnData, set model.adata, or give cells of files: "
+                "`datamodule=scgen_diffusion.data.CellFiles(...)`."
+            )
+            raise ValueError(msg)
+        return self._file_cells or RegisteredCells(self.adata_manager, CONDITIONS)
+
+    @property
+    def _registered_genes(self) -> pd.Index:
+        state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+        return pd.Index([str(name) for name in state["column_names"]])
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | Mapping[str, int] | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        batch_size: int | None = None,
+        early_stopping: bool = False,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        datamodule: TrainingCells | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        compile: bool = False,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model, stage by stage.
+
+        SCLDM has the stages ``"autoencoder"``, ``"prior"`` and, if ``setup_anndata`` was told what is unperturbed and there are
+        such cells, ``"transport"``. SCRDIT and WBDIT have one, ``"diffusion"``. Afterwards ``trained_stages_`` names those that
+        are trained, ``history`` holds the losses of each epoch, and ``trainer`` is that of the last stage.
+
+        Ctrl-C stops after the current step and keeps the weights; a second one aborts.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of every stage, or a mapping from stages to epochs: ``{"prior": 500}``. Default: from the number of cells,
+            see the user guide.
+        accelerator, devices
+            Where to train; passed to Lightning.
+        train_size
+            Share of cells to train on. Default: what ``validation_size`` leaves, or else nine tenths, or all but 2 000 cells.
+        validation_size
+            Share of cells to validate on. Default: all that are not trained on.
+        batch_size
+            Cells per step; at most as many as there are, or as the default of the stage. It does not hold for the transport,
+            which draws pairs of cells. Default: 512 for the prior, 128 for the others.
+        early_stopping
+            Whether to stop a stage when its validation loss falls no more; the transport has none.
+        plan_kwargs
+            Options of the training of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stages to options:
+            ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,
+            :class:`~scgen_diffusion.train.PriorRecipe`, :class:`~scgen_diffusion.train.TransportRecipe` and
+            :class:`~scgen_diffusion.train.DiffusionRecipe`.
+        datamodule
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
+            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
+        checkpoint_dir
+            Folder for checkpoints of the stages. After an interruption the same call, also in a new process, resumes from the
+            last one.
+        compile
+            Whether to compile the networks with ``torch.compile``.
+        **trainer_kwargs
+            Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
+
+        Raises
+        ------
+        TypeError
+            For an unknown argument or option.
+        ValueError
+            For values that are not allowed, cells that were changed after ``setup_anndata``, and checkpoints of other cells.
+        """
+        self._train(
+            "train",
+            self._due_stages,
+            {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs},
+            max_epochs=max_epochs,
+            train_size=train_size,
+            validation_size=validation_size,
+            batch_size=batch_size,
+            plan_kwargs=plan_kwargs,
+            datamodule=datamodule,
+            checkpoint_dir=checkpoint_dir,
+            compile=compile,
+        )
+
+    def _train(
+        self,
+        method: str,
+        stages: Callable[[], Sequence[str]],
+        trainer_kwargs: Mapping[str, Any],
+        *,
+        max_epochs: int | Mapping[str, int] | None,
+        batch_size: int | None,
+        plan_kwargs: Mapping[str, Any] | None,
+        datamodule: TrainingCells | None,
+        checkpoint_dir: str | os.PathLike[str] | None,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        keep_split: bool = False,
+        **of_stage: Any,
+    ) -> None:
+        """Check all that is asked for, and train the stages until the user stops one."""
+        trainer_kwargs = dict(trainer_kwargs)
+        known = {*inspect.signature(getattr(self, method)).parameters, *trainer_options()} - {"trainer_kwargs"}
+        check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
+        early_stopping = trainer_kwargs.pop("early_stopping", False)
+        self._take_cells(datamodule)
+        self._cells.check()
+        self._count_combinations(self._registered_codes)
+        if not (keep_split and self._split_fits):
+            parts = split_cells(self._cells.n_cells, train_size, validation_size)
+            self.train_indices_, self.validation_indices_, self.test_indices_ = parts
+        n_cells, names = len(self.train_indices_), stages()
+        epochs = self._by_stage("max_epochs", max_epochs, names)
+        changes = self._by_stage("plan_kwargs", plan_kwargs, names)
+        recipes, lengths = {}, {}
+        for name in names:
+            size = None if name == "transport" and len(names) > 1 else batch_size
+            recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
+            length = epochs[name]
+            lengths[name] = recipes[name].max_epochs(n_cells) if length is None else check_count("max_epochs", length)
+        validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
+        if early_stopping and not validated:
+            msg = (
+                "`early_stopping` watches the loss of validation cells, but there are none. Set `train_size` below 1, or leave "
+                "`early_stopping` out; the transport cannot be stopped early."
+            )
+            raise ValueError(msg)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        for name in names:
+            options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
+            run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
+            if getattr(self, f"_train_{name}")(recipes[name], run, **of_stage).was_interrupted:
+                return
+
+    def _run(
+        self,
+        plan: StagePlan,
+        data: StageData,
+        *made_with: object,
+        max_epochs: int,
+        checkpoint_dir: Path | None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        **options: Any,
+    ) -> StageResult:
+        """Run a stage; its checkpoint is resumed if the cells, the split and whatever it is ``made_with`` are the same."""
+        logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
+        plan.trained_rows = self._trained_rows()
+        if checkpoint_dir is not None:
+            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *made_with)
+        accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
+        result = run_stage(
+            plan,
+            data,
+            max_epochs=max_epochs,
+            checkpoint_dir=checkpoint_dir,
+            accelerator=accelerator,
+            devices=devices,
+            **options,
+        )
+        self.to_device(result.device or device)  # as scvi-tools' models stay where they were trained
+        self.trainer = result.trainer
+        self.history_ = {**(self.history_ or {}), **result.history}
+        return result
+
+    def _due_stages(self) -> Sequence[str]:
+        """Stages that ``train`` trains."""
+        return self._stages
+
+    def _recipe(self, stage: str) -> Recipe:
+        """Return the default recipe of a stage."""
+        raise NotImplementedError
+
+    def _by_stage(self, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:
+        """Return what an argument says for each stage: the same for all, or, of a mapping from stages, what each is given."""
+        names_stages = isinstance(given, Mapping) and (
+            argument == "max_epochs" or any(name in self._stages or isinstance(given[name], Mapping) for name in given)
+        )
+        if not names_stages:
+            return dict.fromkeys(stages, given)
+        for name in given:
+            if name not in self._stages:
+                msg = f"`{argument}` names the unknown stage {name!r}. {known_names(name, self._stages)}"
+                raise ValueError(msg)
+            if name not in stages:
+                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_left_out(name)}"
+                raise ValueError(msg)
+        return {stage: given.get(stage) for stage in stages}
+
+    def _why_left_out(self, stage: str) -> str:
+        return f"`train_{stage}` trains it."
+
+    def _note_trained(self, *stages: str) -> None:
+        """Take note of which stages are trained, and whether the model can generate with them."""
+        self.trained_stages_ = [stage for stage in self._stages if stage in stages]
+        self.is_trained_ = self._stages_to_generate <= set(stages)
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+    @property
+    def summary_string(self) -> str:
+        """What ``print(model)`` shows."""
+        return describe(self)
+
+    @property
+    def _recipe_name(self) -> str:
+        return "published" if self.init_params_["non_kwargs"]["size"] == "published" else "default"
+
+    def _cell_data(self, recipe: Recipe) -> CellData:
+        return CellData(self._cells, self.train_indices_, self.validation_indices_, recipe.batch_size)
+
+    @property
+    def _split_fits(self) -> bool:
+        """Whether there is a split, and of as many cells as the model has."""
+        parts = (self.train_indices_, self.validation_indices_, self.test_indices_)
+        return all(part is not None for part in parts) and sum(map(len, parts)) == self._cells.n_cells
+
+    @property
+    def _fingerprint(self) -> str:
+        """Tell this model and its cells, with their values and conditions, from others."""
+        cells, arguments = self._cells, self.registry_["setup_args"]
+        tables = arguments["condition_embeddings"]
+        vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
+        layer = arguments["layers"] if "layers" in arguments else arguments["layer"]
+        what = (self.architecture, self._condition_keys, self._input_values, layer, list(self.var_.index))
+        fine_tuned = [] if self.reference_ is None else [self.reference_["trainable"]]
+        return digest_of(*what, cells.digest, np.asarray(cells.codes, dtype=float), *vectors, *fine_tuned)
 
     # --- generating ----------------------------------------------------------------------------------------------------
 
@@ -202,9 +709,8 @@ class DiffusionModel(TrainingMixin):
             seed=seed,
             output=self._output(counts),
         )
-        batch_size = checked_batch_size(batch_size)
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            return self._make_cells(request, 0, request.n_cells, batch_size, progress)
+            return self._make_cells(request, range(request.n_cells), batch_size, progress)
 
     @suggests_arguments(OTHER_NAMES)
     def generate_to(
@@ -266,11 +772,8 @@ class DiffusionModel(TrainingMixin):
             If the folder does not exist or cannot be written to, or no space is left.
         """
         goal = check_goal(path)
-        rank, n_ranks = check_share(rank, n_ranks)
+        check_rank(rank, n_ranks)
         batch_size = checked_batch_size(batch_size)
-        if shard_size is None:
-            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
-        n_at_once = self._engine.round_to_blocks(check_count("shard_size", shard_size))
         request = self._request(
             n_cells,
             condition,
@@ -281,33 +784,34 @@ class DiffusionModel(TrainingMixin):
             seed=seed,
             output=self._output(counts),
         )
-        seed = settings.seed if seed is None else seed
-        asked = {"n_cells": request.n_cells, "seed": None if seed is None else int(seed), "shard_size": n_at_once}
-        starts = range(0, request.n_cells, n_at_once)
-        n_cells_of = [min(n_at_once, request.n_cells - start) for start in starts]
-        stream = Stream(goal, {**request.identity, **asked}, len(starts))
+        if shard_size is None:
+            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
+        shard_size = self._engine.round_to_blocks(check_count("shard_size", shard_size))
+        n_cells, seed = request.n_cells, settings.seed if seed is None else seed
+        asked = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
+        rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
+        stream = Stream(goal, {**request.identity, **asked}, len(rows))
         if not stream.is_joined(overwrite=overwrite):
             request = request.with_seed(stream.begin(request.seed, give_up_others=overwrite and n_ranks == 1))
         if stream.is_joined(overwrite=overwrite):  # perhaps by now
             stream.clean()
             return goal
-        numbers, values = range(rank, len(starts), n_ranks), None
+        mine, values = range(rank, len(rows), n_ranks), None
         with tqdm(
-            total=sum(n_cells_of[number] for number in numbers),
-            initial=sum(n_cells_of[number] for number in numbers if number in stream.parts),
+            total=sum(len(rows[number]) for number in mine),
+            initial=sum(len(rows[number]) for number in mine if number in stream.parts),
             desc="Generating",
             unit="cell",
             disable=not show_progress,
         ) as progress:
 
             def make(number: int) -> None:
-                start = starts[number]
                 with warnings.catch_warnings(action="ignore"):  # of what all cells together may not have
-                    cells = self._make_cells(request, start, start + n_cells_of[number], batch_size, progress)
+                    cells = self._make_cells(request, rows[number], batch_size, progress)
                 stream.write(number, cells)
 
             try:
-                for number in numbers:
+                for number in mine:
                     if number not in stream.parts:
                         make(number)
                 with stream.joining(wait=rank == 0) as is_mine:
@@ -515,9 +1019,9 @@ class DiffusionModel(TrainingMixin):
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(self, adata_control, indices, condition)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
-        residuals = self._check_counterfactual_ways(chosen)
-        method = self._counterfactual_method(cells, method)
-        if method == "transport" and (guidance != Guidance() or given_keys is not None):
+        residuals_of_cells = self._check_counterfactual_ways(chosen)
+        way = self._counterfactual_method(cells, method)
+        if way == "transport" and (guidance != Guidance() or given_keys is not None):
             msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
         if library_size is None and output == "counts" and self._input_values == "log1p":
@@ -529,11 +1033,11 @@ class DiffusionModel(TrainingMixin):
             cells.own,
             cells.codes,
             sampling,
-            inversion=None if method == "transport" else self.module.inversion_by(sampling.sampler),
+            inversion=None if way == "transport" else self.module.inversion_by(sampling.sampler),
             given=check_given_keys(given_keys, asked, self.conditions.keys, self.module.strategy),
             strength=check_strength(strength),
             sample=sample,
-            residuals=residuals,
+            residuals=residuals_of_cells,
             library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
             seed=resolve_seed(seed),
         )
@@ -548,7 +1052,7 @@ class DiffusionModel(TrainingMixin):
         x = stack(parts)
         self._check_result(ValueSummary.of(x), output)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        provenance |= describe_counterfactual(request, method, condition, self.conditions.keys)
+        provenance |= describe_counterfactual(request, way, condition, self.conditions.keys)
         provenance["outside_training"] = outside
         obs = counterfactual_obs(self.conditions, cells, asked)
         obs.index = counterfactual_names(self, cells, condition, request, provenance)
@@ -561,15 +1065,15 @@ class DiffusionModel(TrainingMixin):
         self._check_ready_to_generate()
         return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
 
-    def _make_cells(self, request: CellRequest, start: int, stop: int, batch_size: int, progress: tqdm) -> AnnData:
-        """Make the cells of a range, which starts with a block, and put them together."""
+    def _make_cells(self, request: CellRequest, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
+        """Make the cells of some rows, of which the first begins a block, and put them together."""
         parts = []
-        for cells in self._engine.cells(request, start, stop, batch_size=batch_size):
+        for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=checked_batch_size(batch_size)):
             parts.append(cells)
             progress.update(len(cells.codes))
         x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
         self._check_result(ValueSummary.of(x), request.output)
-        obs = self.conditions.to_obs(codes, request.names(start, stop))
+        obs = self.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
 
     @property
@@ -582,6 +1086,11 @@ class DiffusionModel(TrainingMixin):
     def _library_sizes(self) -> LibrarySizes:
         is_fitted = self.module.library_size.is_fitted
         return LibrarySizes(self.architecture.library_size, is_fitted, self.library_head_is_trained_)
+
+    @property
+    @abstractmethod
+    def _outputs(self) -> tuple[InputValues, ...]:
+        """What cells can hold: what ``generate`` returns unless something else is asked for, and further forms."""
 
     def _output(self, counts: bool | None) -> InputValues:
         """Return what the cells of a request hold."""
@@ -1044,12 +1553,6 @@ class DiffusionModel(TrainingMixin):
             masks |= dict.fromkeys(transport.parameters())
         return masks
 
-    def _count_combinations(self, codes: np.ndarray) -> None:
-        super()._count_combinations(codes)
-        if self.reference_ is not None:
-            both = self.conditions.joined(self.reference_["combinations"], self.reference_["combination_sizes"])
-            self.combinations_, self.combination_sizes_ = both.combinations, both.n_cells
-
     @property
     def _keeps_scale(self) -> bool:
         return self.reference_ is not None
@@ -1057,12 +1560,6 @@ class DiffusionModel(TrainingMixin):
     @property
     def _keeps_autoencoder(self) -> bool:
         return self.reference_ is not None and self.reference_["trainable"] != "all"
-
-    @property
-    def _fingerprint(self) -> str:
-        if self.reference_ is None:
-            return super()._fingerprint
-        return digest_of(super()._fingerprint, self.reference_["trainable"])
 
     # --- what other models of scvi-tools have --------------------------------------------------------------------------
 

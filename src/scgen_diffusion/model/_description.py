@@ -9,12 +9,12 @@ from scgen_diffusion.data import CategoricalKey, ContinuousKey, SetKey
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
 
-    from ._training import TrainingMixin
+    from ._base import DiffusionModel
 
 N_NAMED = 6
 
 
-def describe(model: TrainingMixin) -> str:
+def describe(model: DiffusionModel) -> str:
     """Say in five lines what a model is: cells, genes, conditions, what is trained, how to go on."""
     lines = {
         "genes": _genes(model),
@@ -25,21 +25,21 @@ def describe(model: TrainingMixin) -> str:
     return "\n".join([f"{type(model).__name__} of {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
 
 
-def _trained(model: TrainingMixin) -> str:
+def _trained(model: DiffusionModel) -> str:
     has_control = bool(model.registry_["setup_args"]["control_values"])
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
     trained = ", ".join(model.trained_stages_) or "nothing"
     return f"{trained}; not yet: {', '.join(missing)}" if missing else trained
 
 
-def _cells(model: TrainingMixin) -> str:
+def _cells(model: DiffusionModel) -> str:
     if not model._has_cells:
         return f"{model.summary_stats.n_cells:,} cells, which are not loaded"
     where = ", which are in files" if model._file_cells is not None else ""
     return f"{model._cells.n_cells:,} cells{where}"
 
 
-def _genes(model: TrainingMixin) -> str:
+def _genes(model: DiffusionModel) -> str:
     arguments = model.registry_["setup_args"]
     if modalities := getattr(model, "modalities", {}):
         return _listed([f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in modalities.items()])
@@ -63,7 +63,7 @@ def _listed(parts: list[str]) -> str:
     return ", ".join([*parts[:N_NAMED], *more])
 
 
-def _next(model: TrainingMixin) -> str:
+def _next(model: DiffusionModel) -> str:
     is_query = getattr(model, "reference_", None) is not None and not model.history_
     if not model.is_trained_ or is_query:
         train = (

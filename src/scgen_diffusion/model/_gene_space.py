@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 
 from scgen_diffusion.diffusion import DDIMSampler
@@ -14,21 +15,28 @@ from scgen_diffusion.module import (
     InputValues,
     build_gene_space_architecture,
 )
-from scgen_diffusion.train import DIFFUSION_RECIPES
+from scgen_diffusion.train import (
+    DIFFUSION_RECIPES,
+    DiffusionPlan,
+    describe_predicted_profile_totals,
+    describe_totals,
+    start_gene_space,
+)
 
 from ._base import ADVICE, DiffusionModel
 from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
 from ._gene_space_reference import load_gene_space_reference
-from ._training import GeneSpaceTrainingMixin
+from ._training import Run, stage_seed
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
     from scgen_diffusion.data import ValueSummary
     from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.train import DiffusionRecipe, Recipe, StageResult
 
 NO_LATENT = "the model has no latent; SCLDM has one, or embed cells with scanpy.pp.pca"
 NO_LIKELIHOOD = (
@@ -52,14 +60,16 @@ ADVICE_IN_GENE_SPACE = ADVICE | {
 }
 
 
-class GeneSpaceModel(DiffusionModel, GeneSpaceTrainingMixin):
+class GeneSpaceModel(DiffusionModel):
     """A diffusion model of profiles; its subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
     _advice = ADVICE_IN_GENE_SPACE
-    _outputs = ("log1p", "counts")
     _counterfactual_ways: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
     _family: ClassVar[str]
+    _stages = ("diffusion",)
+    _stages_to_generate = frozenset(_stages)
+    _recipes: ClassVar[Mapping[str, DiffusionRecipe]]
     architecture: GeneSpaceArchitecture
 
     def __init__(
@@ -123,6 +133,36 @@ class GeneSpaceModel(DiffusionModel, GeneSpaceTrainingMixin):
         """
         return load_gene_space_reference(cls, path, var_names=var_names, n_heads=n_heads, zero_value=zero_value)
 
+    def _train_diffusion(self, recipe: DiffusionRecipe, run: Run, *, compile: bool) -> StageResult:
+        module, cells, has_counts = self.module, self._cells, self._input_values == "counts"
+        is_first = not self.is_trained_
+        if is_first:
+            start_gene_space(module, cells, self.train_indices_, self._gene_order())
+        if has_counts:
+            describe_totals(module, cells)
+        if compile:
+            module.network.backbone.compile()
+        start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
+        result = run(DiffusionPlan(module, recipe, seed=stage_seed()), self._cell_data(recipe), recipe, *start)
+        self._note_trained("diffusion")
+        if has_counts:
+            describe_predicted_profile_totals(module, cells)
+            self.library_head_is_trained_ = True
+        if is_first:  # whoever trains on starts where the loss had fallen to
+            self._warn_if_nothing_was_learned()
+        return result
+
+    def _gene_order(self) -> np.ndarray | None:
+        """Return the numbers of the genes in the order in which they are patched; None for that of their correlations."""
+        order = self.architecture.gene_order
+        if order == "correlation":
+            return None
+        n_genes = self.summary_stats.n_vars
+        return np.arange(n_genes) if order == "given" else self._registered_genes.get_indexer(list(order))
+
+    def _recipe(self, stage: str) -> Recipe:
+        return self._recipes[self._recipe_name]
+
     def _check_fits_genes(self) -> None:
         """Raise if patches or a list of genes do not fit the registered genes."""
         a, genes = self.architecture, self._registered_genes
@@ -144,6 +184,10 @@ class GeneSpaceModel(DiffusionModel, GeneSpaceTrainingMixin):
 
     def _check_can_read_cells(self) -> None:
         self._check_ready_to_generate()
+
+    @property
+    def _outputs(self) -> tuple[InputValues, ...]:
+        return ("log1p", "counts")
 
     @property
     def _counterfactual_sampler(self) -> str | Sampler:

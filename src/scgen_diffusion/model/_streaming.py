@@ -20,10 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from scgen_diffusion._files import remove, sync
-from scgen_diffusion.data import check_count, is_generated, is_whole_number, join_parts, read_record, write_part
+from scgen_diffusion.data import (
+    check_count,
+    is_generated,
+    is_whole_number,
+    join_parts,
+    part_of,
+    read_record,
+)
 from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
@@ -148,12 +153,12 @@ class Stream:
 
     def write(self, number: int, cells: AnnData) -> None:
         """Write a part, at once or not at all; by the checksum in its name one is known that never reached the disk."""
-        beside = self.folder / f".part-{number}-{_token()}.h5ad"
-        size = cells.X.nbytes if isinstance(cells.X, np.ndarray) else cells.X.data.nbytes + cells.X.indices.nbytes
-        with _explained(f"Writing part {number + 1} of {self.n_parts}", self.goal, size * (self.n_parts - number)):
+        content, beside = part_of(cells), self.folder / f".part-{number}-{_token()}"
+        n_left = self.n_parts - number
+        with _explained(f"Writing part {number + 1} of {self.n_parts}", self.goal, len(content) * n_left):
             try:
-                write_part(beside, cells)
-                beside.replace(self.folder / f"part-{number:06d}-{_checksum(beside)}.h5ad")
+                beside.write_bytes(content)
+                beside.replace(self.folder / f"part-{number:06d}-{zlib.crc32(content):08x}.h5ad")
             finally:
                 remove(beside)
 
@@ -222,13 +227,12 @@ def _checksum(path: Path) -> str:
     return f"{checksum:08x}"
 
 
-def check_share(rank: int, n_ranks: int) -> tuple[int, int]:
-    """Raise unless this is the number of one of so many processes."""
-    n_ranks = check_count("n_ranks", n_ranks)
+def check_rank(rank: int, n_ranks: int) -> None:
+    """Raise unless ``rank`` is the number of one of the processes."""
+    check_count("n_ranks", n_ranks)
     if not is_whole_number(rank) or not 0 <= rank < n_ranks:
         msg = f"`rank` must be a whole number from 0 to {n_ranks - 1} (`n_ranks` - 1), but found {rank!r}."
         raise ValueError(msg)
-    return int(rank), n_ranks
 
 
 def check_goal(path: str | os.PathLike[str]) -> Path:

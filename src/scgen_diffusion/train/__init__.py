@@ -22,7 +22,7 @@ from ._recipes import (
     TransportRecipe,
     learning_rate_factor,
 )
-from ._runner import StageResult, run_stage, trainer_options
+from ._runner import Interruption, StageResult, run_stage, trainer_options
 from ._transport import Group, PairData, perturbation_groups
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "DiffusionRecipe",
     "EpochBatches",
     "Group",
+    "Interruption",
     "LatentCache",
     "LatentData",
     "PairData",

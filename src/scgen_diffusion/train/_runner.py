@@ -153,6 +153,8 @@ def run_stage(
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
             return StageResult(plan.history, was_interrupted=False, trainer=trainer)
+        if checkpoint is not None:
+            logger.info("%s: going on after epoch %d.", plan.name, checkpoint["n_epochs_done"])
         plan.module.train()
         try:
             with interruption.listening(trainer):

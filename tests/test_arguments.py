@@ -1,0 +1,29 @@
+"""What users give as arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scgen_diffusion._arguments import check_count, known_names
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_a_count_comes_back_as_pythons_own(value):
+    assert type(check_count("n_cells", value)) is int
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, np.float32(2), "2", None, True, [2]])
+def test_what_is_no_count_is_refused_by_the_name_of_the_argument(value):
+    with pytest.raises(ValueError, match="`n_cells` must be a whole number of at least 1, but found"):
+        check_count("n_cells", value)
+
+
+def test_the_least_is_said():
+    with pytest.raises(ValueError, match="at least 2, but found 1"):
+        check_count("n_frames", 1, least=2)
+
+
+def test_names_need_not_be_text():
+    assert known_names(11, [5, 10]).startswith("Known, closest first: 10")
+    assert known_names("x", []) == "There are none."
