@@ -145,17 +145,18 @@ def test_ranks_one_after_the_other_make_the_same_file(trained, goal, expected, o
     assert_whole(goal, expected)
 
 
-def test_processes_at_once_make_one_file(trained, goal, expected):
+def test_processes_at_once_make_one_file(trained, h5ad, expected):
     processes = [
-        start(lambda rank=rank: trained.generate_to(goal, **REQUEST, rank=rank, n_ranks=3)) for rank in range(3)
+        start(lambda rank=rank: trained.generate_to(h5ad, **REQUEST, rank=rank, n_ranks=3)) for rank in range(3)
     ]
     for process in processes:
         process.join()
 
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert_whole(goal, expected)
+    assert_whole(h5ad, expected)
 
 
+@pytest.mark.parametrize("goal", [".zarr"], indirect=True)
 def test_processes_that_join_the_same_parts_at_once_do_no_harm(trained, goal, expected, monkeypatch):
     """As where the file system has no locks."""
     fcntl = pytest.importorskip("fcntl")
@@ -175,7 +176,7 @@ def test_processes_that_join_the_same_parts_at_once_do_no_harm(trained, goal, ex
     assert_whole(goal, expected)
 
 
-@pytest.mark.parametrize("moment", ["one part", "joining"])
+@pytest.mark.parametrize(("moment", "goal"), [("one part", ".h5ad"), ("joining", ".zarr")], indirect=["goal"], ids=str)
 def test_a_process_that_stood_still_finds_its_work_done_by_others(trained, goal, expected, moment, monkeypatch):
     monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refused(errno.ENOLCK))  # or others would wait for it
     process = start(lambda: trained.generate_to(goal, **REQUEST))
