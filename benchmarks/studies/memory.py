@@ -171,8 +171,7 @@ class Meter:
 def _open_cells(source: str, path: Path) -> Any:
     import scgen_diffusion as scgd
 
-    reader = scgd.data.AnnbatchCells if source == "annbatch" else scgd.data.CellFiles
-    return reader(path, condition_keys=CONDITIONS)
+    return scgd.data.CellFiles(path, condition_keys=CONDITIONS)
 
 
 def _go_through(batches: Any, n_cells: int) -> None:

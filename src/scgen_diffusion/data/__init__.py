@@ -8,7 +8,6 @@ from scgen_diffusion._arguments import (
     warn_user,
 )
 
-from ._annbatch import AnnbatchCells
 from ._anndata import (
     JOIN,
     PROVENANCE_KEY,
@@ -18,7 +17,7 @@ from ._anndata import (
     mark_synthetic,
     pad_genes,
 )
-from ._cell_files import CellFiles
+from ._cell_files import CellFiles, check_same_registry
 from ._checks import (
     LARGEST_LOG1P,
     check_expression,
@@ -42,7 +41,6 @@ from ._condition_setup import (
     keys_of_state,
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
-from ._file_registry import check_same_registry
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -65,7 +63,6 @@ __all__ = [
     "LARGEST_LOG1P",
     "OPEN",
     "PROVENANCE_KEY",
-    "AnnbatchCells",
     "CategoricalKey",
     "CellFiles",
     "ConditionField",

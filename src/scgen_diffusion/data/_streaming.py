@@ -67,7 +67,8 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
     ValueSummary
         Of all values.
     """
-    n_stored, categories = 0, dict[str, pd.Index]()
+    n_stored = 0
+    categories: dict[str, pd.Index] = {}
     for part in parts:
         with h5py.File(part, "r") as file:
             n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0
