@@ -182,7 +182,7 @@ def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, options, qui
 
 
 def test_latents_of_files_go_to_a_file_early(cells, options, quick, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.model._training.LATENTS_IN_MEMORY_WITH_FILES", 0)
+    monkeypatch.setattr("scgen_diffusion.model._scldm.LATENTS_IN_MEMORY_WITH_FILES", 0)
     models = [of_files(SCLDM, cells, options) for _ in range(2)]
     models[0].train(1, datamodule=cells, **quick)
     monkeypatch.undo()
