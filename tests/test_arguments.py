@@ -19,9 +19,11 @@ def test_what_is_no_count_is_refused_by_the_name_of_the_argument(value):
         check_count("n_cells", value)
 
 
-def test_the_least_is_said():
+def test_what_is_allowed_is_said():
     with pytest.raises(ValueError, match="at least 2, but found 1"):
         check_count("n_frames", 1, least=2)
+    with pytest.raises(ValueError, match="`rank` must be a whole number from 0 to 3, but found 4"):
+        check_count("rank", 4, least=0, most=3)
 
 
 def test_names_need_not_be_text():

@@ -10,7 +10,7 @@ import warnings
 from difflib import get_close_matches
 from functools import wraps
 from numbers import Integral
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,10 +24,12 @@ def is_whole_number(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return the argument ``name`` as Python's own whole number, or raise ValueError unless it is one of at least ``least``."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        msg = f"`{name}` must be a whole number of at least {least}, but found {value!r}."
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """Return the argument ``name`` as Python's own whole number, or raise ValueError unless it is one from ``least`` to ``most``."""
+    is_allowed = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    if not is_allowed or (most is not None and value > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        msg = f"`{name}` must be a whole number {allowed}, but found {value!r}."
         raise ValueError(msg)
     return int(value)
 

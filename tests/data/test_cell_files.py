@@ -47,7 +47,7 @@ def write(tmp_path):
 
 def registered(adata, **options):
     SCLDM.setup_anndata(adata, **{**KEYS, **options})
-    return RegisteredCells(SCLDM._get_most_recent_anndata_manager(adata, required=True), CONDITIONS)
+    return RegisteredCells(SCLDM._get_most_recent_anndata_manager(adata, required=True))
 
 
 def plain(value):

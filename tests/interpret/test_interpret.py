@@ -619,7 +619,7 @@ def test_genes_and_groups_say_what_is_wrong(opened):
         interpret.head_loadings(opened, tokens="genes")
     with pytest.raises(ValueError, match="no global tokens; construct the model with `n_global_tokens`"):
         interpret.head_loadings(opened, tokens="global")
-    with pytest.raises(ValueError, match="`n_genes` is 13, but there are 12 genes"):
+    with pytest.raises(ValueError, match="`n_genes` must be a whole number from 1 to 12, but found 13"):
         interpret.top_genes(interpret.head_loadings(opened, indices=[0], seed=0), 13)
     with pytest.raises(ValueError, match="missing"):
         interpret.head_loadings(opened, opened.adata[:, :11].copy())

@@ -12,7 +12,6 @@ import torch
 
 from scgen_diffusion.data import CellFiles, RegisteredCells
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
-from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.train import EpochBatches, start_autoencoder
 
 KEYS = {"condition_keys": ["cell_type", "dose"]}
@@ -201,7 +200,7 @@ def backed(request, adata, tmp_path):
 
 def test_a_backed_anndata_is_read_by_windows(adata, backed, options):
     of_memory(SCLDM, backed, options)
-    cells = RegisteredCells(SCLDM._get_most_recent_anndata_manager(backed, required=True), CONDITIONS)
+    cells = RegisteredCells(SCLDM._get_most_recent_anndata_manager(backed, required=True))
     rows = np.array([70, 3, 3, 95])
 
     in_order = torch.cat([batch["X"] for batch in cells.loader(rows, 3)])

@@ -113,7 +113,7 @@ def test_the_divergence_weight_rises_over_the_warm_up(module, monkeypatch, step,
 def test_validation_sees_whole_cells_and_the_same_random_numbers_each_time(module, monkeypatch):
     plan = attached(AutoencoderPlan(module, AutoencoderRecipe(keep_at_least=0.1), seed=0))
     logged = []
-    monkeypatch.setattr(plan, "_log", lambda losses, *_: logged.append(losses["loss"].item()))
+    monkeypatch.setattr(plan, "_add", lambda subset, losses, batch: logged.append(losses["loss"].item()))
     batch = {"X": torch.poisson(torch.full((4, 9), 3.0))}
 
     plan.validation_step(batch, 0)
@@ -174,7 +174,7 @@ def test_conditions_are_dropped_in_training_only(gene_space_module, monkeypatch)
 def test_diffusion_is_validated_with_the_averaged_weights_and_the_same_noise_each_time(gene_space_module, monkeypatch):
     plan = attached(DiffusionPlan(gene_space_module, DiffusionRecipe(), seed=0))
     logged = []
-    monkeypatch.setattr(plan, "_log", lambda losses, *_: logged.append(losses["denoising_loss"].item()))
+    monkeypatch.setattr(plan, "_add", lambda subset, losses, batch: logged.append(losses["denoising_loss"].item()))
     batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, CONDITIONS: torch.zeros(4, 1)}
 
     plan.validation_step(batch, 0)

@@ -26,7 +26,7 @@ else
 fi
 status=$?
 
-# 143: SIGTERM came, and a checkpoint was written. The requeued job makes the same call, which goes on from there.
+# 143: SIGTERM came. The requeued job makes the same call, which resumes from the last checkpoint.
 if [[ $status -eq 143 && -n "${SLURM_JOB_ID:-}" ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

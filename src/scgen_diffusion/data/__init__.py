@@ -3,15 +3,21 @@
 from scgen_diffusion._arguments import (
     check_argument_names,
     check_count,
-    is_whole_number,
     known_names,
     suggests_arguments,
     warn_user,
 )
 
-from ._annbatch import AnnbatchCells
-from ._anndata import JOIN, PROVENANCE_KEY, SYNTHETIC, build_anndata, join_labels, mark_synthetic, pad_genes
-from ._cell_files import CellFiles
+from ._anndata import (
+    JOIN,
+    PROVENANCE_KEY,
+    ValueSummary,
+    build_anndata,
+    join_labels,
+    mark_synthetic,
+    pad_genes,
+)
+from ._cell_files import CellFiles, check_same_registry
 from ._checks import (
     LARGEST_LOG1P,
     check_expression,
@@ -35,7 +41,6 @@ from ._condition_setup import (
     keys_of_state,
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
-from ._file_registry import check_same_registry
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -51,7 +56,6 @@ from ._mudata import (
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells
 from ._streaming import is_generated, join_parts, part_of, read_record
-from ._value_summary import ValueSummary
 
 __all__ = [
     "JOIN",
@@ -59,8 +63,6 @@ __all__ = [
     "LARGEST_LOG1P",
     "OPEN",
     "PROVENANCE_KEY",
-    "SYNTHETIC",
-    "AnnbatchCells",
     "CategoricalKey",
     "CellFiles",
     "ConditionField",
@@ -95,7 +97,6 @@ __all__ = [
     "extended_table",
     "is_generated",
     "is_single",
-    "is_whole_number",
     "join_labels",
     "join_parts",
     "keys_of_state",

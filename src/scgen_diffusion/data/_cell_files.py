@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -11,33 +13,43 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import anndata
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype, union_categoricals
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import LayerField
 
-from scgen_diffusion._arguments import check_count
+from scgen_diffusion._arguments import check_count, known_names
 
-from ._anndata_file import open_anndata_files
-from ._cell_digest import digest_of_cells, sampled_rows
+from ._anndata_file import JoinedMatrix, open_anndata_files
 from ._checks import (
     check_natural_logarithms,
     check_not_empty,
     check_size,
     check_values,
+    name_some,
     row_numbers,
 )
 from ._condition_keys import ContinuousKey
-from ._condition_setup import ConditionSetup, check_conditions, condition_names, encode_obs, keys_of_state
+from ._condition_setup import (
+    CONDITIONS,
+    WHERE,
+    ConditionField,
+    ConditionSetup,
+    check_conditions,
+    condition_names,
+    encode_obs,
+    keys_of_state,
+    state_of_keys,
+)
 from ._conditions import Conditions
-from ._file_matrix import JoinedMatrix
-from ._file_obs import ReadTables, columns_of_genes, looked_up, read_columns
-from ._file_registry import CONDITIONS, file_registry
-from ._windows import WINDOW_SIZE, Batches, ToTensors, WindowLoader, read_windows, suitable_block, window_plan
+from ._registered_cells import digest_of_cells, sampled_rows
+from ._windows import WINDOW_SIZE, Batches, WindowLoader, suitable_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
+    from ._anndata_file import AnnDataFile
     from ._condition_keys import ConditionKey
-    from ._file_matrix import Rows
-    from ._window_plan import Window
 
     Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -136,11 +148,9 @@ class CellFiles:
         if "layer" not in arguments:
             msg = "The model was set up for several modalities (setup_mudata), which are not read from files; load the MuData."
             raise ValueError(msg)
-        fields = registry["field_registries"]
-        genes = [str(name) for name in fields[REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]]
-        by_key = keys_of_state(fields[CONDITIONS]["state_registry"])
+        by_key = _keys(registry)
         cells = cls.__new__(cls)
-        cells._open(paths, arguments["layer"], genes, arguments["values"], window_size, block_size)
+        cells._open(paths, arguments["layer"], _genes(registry), arguments["values"], window_size, block_size)
         numbers = [key.name for key in by_key if isinstance(key, ContinuousKey)]
         obs = read_columns(cells.files, [key.name for key in by_key], numbers)
         check_conditions(obs, list(obs.columns))
@@ -158,7 +168,10 @@ class CellFiles:
     ) -> None:
         """Open the files, and check every value in them, part by part."""
         self.layer, self.values = layer, values
-        listed = _listed(paths)
+        listed = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+        if not listed:
+            msg = "`paths` is empty; name at least one file."
+            raise ValueError(msg)
         self.files = list(chain.from_iterable(map(open_anndata_files, listed)))
         _check_distinct(listed)
         self.var, columns = columns_of_genes(self.files, genes)
@@ -213,9 +226,8 @@ class CellFiles:
             Seed, epoch and share of this process in a stage of training; default: ``indices`` in order.
         """
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        plan = window_plan(chosen, batch_size, batches, block_size=self.block_size, window_size=self.window_size)
-        to_tensors = ToTensors(REGISTRY_KEYS.X_KEY, CONDITIONS, self.codes)
-        return WindowLoader(plan, self._read_windows, to_tensors, batches)
+        sizes = {"block_size": self.block_size, "window_size": self.window_size}
+        return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> anndata.AnnData:
         """Read some cells into memory, for what takes an AnnData: with their conditions in ``obs``, and the values in their layer.
@@ -251,17 +263,6 @@ class CellFiles:
         conditions = [key.name for key in self.by_key]
         return f"{type(self).__name__} of {self.n_cells} cells and {len(self.var)} genes in {names}; conditions: {conditions}"
 
-    def _read_windows(self, windows: Iterable[Window]) -> Iterator[tuple[Rows, np.ndarray]]:
-        return read_windows(self.matrix, windows)
-
-
-def _listed(paths: Paths) -> list[Path]:
-    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not listed:
-        msg = "`paths` is empty; name at least one file."
-        raise ValueError(msg)
-    return [Path(path) for path in listed]
-
 
 def _check_distinct(paths: Sequence[Path]) -> None:
     """Raise if two paths, which exist, lead to the same file: its cells would count twice."""
@@ -272,3 +273,204 @@ def _check_distinct(paths: Sequence[Path]) -> None:
         if same is not path:
             msg = f"`paths` names the same file twice, as {str(same)!r} and as {str(path)!r}; name it once."
             raise ValueError(msg)
+
+
+# --- what several files have in common: genes and columns ------------------------------------------------------------
+
+KINDS = {  # by what pandas finds
+    "string": "text",
+    "integer": "whole numbers",
+    "floating": "decimal numbers",
+    "boolean": "truth values",
+    "empty": "nothing",
+}
+NUMBERS = {"whole numbers", "decimal numbers"}
+
+
+@dataclass(frozen=True)
+class ReadTables:
+    """What was read of cells: some columns, and some tables of embeddings, where an AnnData has them."""
+
+    obs: pd.DataFrame
+    uns: Mapping[str, Any]
+
+
+def columns_of_genes(
+    files: Sequence[AnnDataFile], genes: Sequence[str] | str | None
+) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
+    """Return the genes that are taken, with their columns in the first file, and where each file has them: None if all are as they are.
+
+    Raises
+    ------
+    ValueError
+        For genes that a file lacks, or has twice.
+    """
+    tables = [file.var for file in files]
+    for file, table in zip(files, tables, strict=True):
+        _check_unique(table.index, file.name)
+    first = tables[0].index
+    if genes is None:
+        wanted = first
+        for file, table in zip(files[1:], tables[1:], strict=True):
+            missing, extra = first.difference(table.index, sort=False), table.index.difference(first, sort=False)
+            if len(missing) or len(extra):
+                msg = (
+                    f"The genes of {file.name} are not those of {files[0].name}: {name_some(missing)} missing, {name_some(extra)} more. Take "
+                    "those that all files have with `genes='shared'`, or name some with `genes=[...]`."
+                )
+                raise ValueError(msg)
+    elif genes == "shared":
+        wanted = first[np.logical_and.reduce([first.isin(table.index) for table in tables])]
+        if not len(wanted):
+            msg = f"The {len(files)} files have no gene in common; are all of their names of one kind (symbols, or Ensembl)?"
+            raise ValueError(msg)
+    elif isinstance(genes, str):
+        msg = f"`genes` must be a list of names, 'shared' or None, but found {genes!r}."
+        raise TypeError(msg)
+    else:
+        wanted = pd.Index([str(gene) for gene in genes])
+        _check_unique(wanted, "`genes`")
+    places = []
+    for file, table in zip(files, tables, strict=True):
+        place = table.index.get_indexer(wanted)
+        if (lacking := wanted[place < 0]).size:
+            msg = f"{file.name} lacks genes that `genes` names: {name_some(lacking)}. {known_names(lacking[0], list(table.index))}"
+            raise ValueError(msg)
+        places.append(None if np.array_equal(place, np.arange(len(table))) else place)
+    return tables[0].loc[wanted], places
+
+
+def _check_unique(names: pd.Index, where: str) -> None:
+    if not names.is_unique:
+        msg = f"{where} has genes that occur more than once: {name_some(names[names.duplicated()].unique())}. Make their names unique."
+        raise ValueError(msg)
+
+
+def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], numbers: Container[str] = ()) -> pd.DataFrame:
+    """Read columns of the cells of all files, one file below the other; classes are those of any.
+
+    Parameters
+    ----------
+    files
+        The files.
+    names
+        The columns.
+    numbers
+        Those of them that are read as numbers, of which some files may have whole ones, and others not.
+
+    Raises
+    ------
+    KeyError
+        For a column that a file lacks.
+    ValueError
+        For one that holds numbers in one file, and text in another; for classes also if they are whole numbers in one file, and others not.
+    """
+    columns = {}
+    for name in names:
+        for file in files:
+            if name not in file.columns:
+                msg = f"The condition key {name!r} is not a column of obs in {file.name}. {known_names(name, file.columns)}"
+                raise KeyError(msg)
+        parts = [file.column(name) for file in files]
+        if len(parts) == 1:
+            columns[name] = (parts[0].cat.as_unordered() if _has_classes(parts[0]) else parts[0]).array
+            continue
+        kinds = [infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True) for part in parts]
+        found = [KINDS.get(kind, kind) for kind in kinds]
+        distinct = set(found) - {KINDS["empty"]}
+        if len(distinct) > 1 and not (name in numbers and distinct <= NUMBERS):
+            listed = ", ".join(f"{kind} in {file.name}" for file, kind in zip(files, found, strict=True))
+            msg = f"The column {name!r} holds values of different kinds: {listed}. Write it alike in all files."
+            raise ValueError(msg)
+        if name in numbers:
+            plain = [part.astype(part.cat.categories.dtype) if _has_classes(part) else part for part in parts]
+            columns[name] = pd.concat(plain, ignore_index=True).array
+        else:
+            columns[name] = union_categoricals([_as_classes(part) for part in parts], sort_categories=True)
+    return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
+
+
+def _has_classes(part: pd.Series) -> bool:
+    return isinstance(part.dtype, pd.CategoricalDtype)
+
+
+def _as_classes(part: pd.Series) -> pd.Categorical:
+    """Turn a column into classes, whose type is what pandas takes their values for: the same for all of one kind."""
+    classes = part.astype("category").cat.as_unordered()
+    return classes.cat.rename_categories(pd.Index(classes.cat.categories.tolist())).array
+
+
+def looked_up(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what ``uns`` of the files has under the names of tables, of the first file that has it."""
+    named = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
+    found = {table: [entry for file in files if (entry := file.unstructured(table)) is not None] for table in named}
+    return {table: entries[0] for table, entries in found.items() if entries}
+
+
+# --- the registry of cells that are in no AnnData ----------------------------------------------------------------------
+
+
+class _KnownConditions(ConditionField):
+    """Conditions whose keys are known."""
+
+    def __init__(self, setup: ConditionSetup, by_key: Sequence[ConditionKey]) -> None:
+        super().__init__(CONDITIONS, setup)
+        self.by_key = by_key
+
+    def validate_field(self, adata: anndata.AnnData) -> None:
+        """All is checked already."""
+
+    def register_field(self, adata: anndata.AnnData) -> dict[str, Any]:
+        """Keep the keys."""
+        adata.obsm[WHERE] = np.zeros((1, sum(key.n_columns for key in self.by_key)))
+        return state_of_keys(self.by_key)
+
+
+def file_registry(
+    genes: pd.Index,
+    n_cells: int,
+    setup: ConditionSetup,
+    by_key: Sequence[ConditionKey],
+    *,
+    layer: str | None,
+    values: Literal["counts", "log1p"],
+) -> dict[str, Any]:
+    """Return the registry that ``setup_anndata`` would make of the same cells in memory, but for the name of a model.
+
+    It is made by scvi-tools, of one cell in place of all.
+    """
+    one = np.ones((1, len(genes)), dtype=np.float32)
+    adata = anndata.AnnData(one, var=pd.DataFrame(index=genes), layers={} if layer is None else {layer: one})
+    arguments = {"layer": layer, **setup.arguments, "values": values}
+    manager = AnnDataManager(
+        fields=[LayerField(REGISTRY_KEYS.X_KEY, layer), _KnownConditions(setup, by_key)],
+        setup_method_args={"setup_method_name": "setup_anndata", "setup_args": arguments},
+    )
+    manager.register_fields(adata)
+    registry = dict(manager.registry)
+    expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]
+    expression["state_registry"]["n_obs"] = expression["summary_stats"]["n_cells"] = n_cells
+    return registry
+
+
+def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError unless cells were registered as those of a model: with the same genes, conditions and kind of values."""
+    for what, part in {"genes": _genes, "conditions": _keys, "values": _values}.items():
+        if part(found) != part(expected):
+            msg = (
+                f"The cells were not set up as those of the model: their {what} differ. Build the model with `registry=cells.registry`, or open "
+                "the files as it knows them: `CellFiles.like(model.registry, paths)`."
+            )
+            raise ValueError(msg)
+
+
+def _genes(registry: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]]
+
+
+def _keys(registry: Mapping[str, Any]) -> list[ConditionKey]:
+    return keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])
+
+
+def _values(registry: Mapping[str, Any]) -> str | None:
+    return registry["setup_args"].get("values")

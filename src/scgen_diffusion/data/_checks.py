@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from scvi import settings
 
-from scgen_diffusion._arguments import is_whole_number, known_names
+from scgen_diffusion._arguments import check_count, known_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -212,10 +212,7 @@ def resolve_seed(seed: int | None) -> int:
         seed = settings.seed
     if seed is None:
         return int(np.random.default_rng().integers(2**31))
-    if not is_whole_number(seed) or not 0 <= seed <= LARGEST_SEED:
-        msg = f"`seed` must be a whole number from 0 to 2**63 - 1, but found {seed!r}."
-        raise ValueError(msg)
-    return int(seed)
+    return check_count("seed", seed, least=0, most=LARGEST_SEED)
 
 
 def name_some(names: pd.Index) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 WHERE = "_scgen_conditions"
+CONDITIONS = "conditions"
+"""Name of the cells' conditions in the registry and in batches, as the modules know it."""
 SEPARATOR = "+"
 NUMBERS = "numbers"
 MANY_NUMBERS = 256  # beyond which classes that are numbers are rather amounts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -13,15 +13,14 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
-from ._cell_digest import digest_of_cells, sampled_rows
+from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
-from ._condition_setup import check_conditions, encode_obs, keys_of_state
-from ._file_matrix import FileMatrix, Rows
+from ._condition_setup import CONDITIONS, check_conditions, encode_obs, keys_of_state
 from ._mudata import JOINED
-from ._windows import ToTensors, WindowLoader, read_windows, suitable_block, window_plan
+from ._windows import WindowLoader, suitable_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from scvi.data import AnnDataManager
     from torch import Tensor
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from ._windows import Batches
 
 NAMES_AT_A_TIME = 65_536
+N_RUNS, LENGTH_OF_RUN = 32, 8  # of cells whose values tell cells from others; neighbours are read together
 
 
 class RegisteredCells:
@@ -38,14 +38,11 @@ class RegisteredCells:
     ----------
     manager
         Of scvi-tools.
-    conditions_key
-        Name of the conditions in its registry.
     """
 
-    def __init__(self, manager: AnnDataManager, conditions_key: str) -> None:
+    def __init__(self, manager: AnnDataManager) -> None:
         self.manager = manager
-        self.conditions_key = conditions_key
-        self.by_key = keys_of_state(manager.registry["field_registries"][conditions_key]["state_registry"])
+        self.by_key = keys_of_state(manager.registry["field_registries"][CONDITIONS]["state_registry"])
 
     @property
     def registry(self) -> Mapping[str, Any]:
@@ -67,7 +64,7 @@ class RegisteredCells:
         """Their conditions as they were registered, ``(cells, columns)``."""
         if not self.by_key:
             return np.zeros((self.n_cells, 0))
-        return np.asarray(self.manager.get_from_registry(self.conditions_key), dtype=float)
+        return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
 
     @property
     def digest(self) -> str:
@@ -136,10 +133,9 @@ class RegisteredCells:
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return batches of what is registered: those of ``batches``, or ``indices`` in order; from a file by windows."""
         if (matrix := self._backing_file()) is not None:
-            to_tensors = ToTensors(REGISTRY_KEYS.X_KEY, self.conditions_key, self.codes)
             chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-            plan = window_plan(chosen, batch_size, batches, block_size=suitable_block(matrix.rows_per_chunk))
-            return WindowLoader(plan, partial(read_windows, matrix), to_tensors, batches)
+            block_size = suitable_block(matrix.rows_per_chunk)
+            return WindowLoader(matrix, self.codes, chosen, batch_size, batches, block_size=block_size)
         if batches is None:
             return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
         # scvi-tools' loader shuffles and shares in ways of its own
@@ -157,3 +153,31 @@ class RegisteredCells:
         if isinstance(matrix, h5py.Dataset):
             return FileMatrix(matrix)
         return FileMatrix(matrix.group) if isinstance(matrix, CSRDataset) else None
+
+
+def sampled_rows(n_cells: int) -> np.ndarray:
+    """Choose some hundred cells, spread evenly over all; return their row numbers, which ascend."""
+    starts = np.linspace(0, max(n_cells - LENGTH_OF_RUN, 0), N_RUNS).astype(int)
+    rows = np.unique(starts[:, None] + np.arange(LENGTH_OF_RUN))
+    return rows[rows < n_cells]
+
+
+def digest_of_cells(names: Iterable[Sequence[str]], totals: Iterable[np.ndarray], sampled: Rows) -> str:
+    """Tell cells from others; it does not depend on how they are parted or stored.
+
+    Parameters
+    ----------
+    names
+        Names of all cells, in consecutive parts.
+    totals
+        Sums of their values, in double precision and in consecutive parts.
+    sampled
+        Values of the cells that :func:`sampled_rows` chose.
+    """
+    digest = hashlib.sha256()
+    for part in names:
+        digest.update("".join(f"{name}\n" for name in part).encode())
+    for sums in totals:
+        digest.update(sums.tobytes())
+    digest.update(np.ascontiguousarray(dense(sampled)).tobytes())
+    return digest.hexdigest()

@@ -20,8 +20,7 @@ import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from ._anndata import PROVENANCE_KEY
-from ._value_summary import ValueSummary
+from ._anndata import PROVENANCE_KEY, ValueSummary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +67,8 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
     ValueSummary
         Of all values.
     """
-    n_stored, categories = 0, {}
+    n_stored = 0
+    categories: dict[str, pd.Index] = {}
     for part in parts:
         with h5py.File(part, "r") as file:
             n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0

@@ -1,24 +1,24 @@
-"""Batches of cells that stay in files, by way of windows that are read ahead."""
+"""Batches of cells that stay in files: blocks of neighbours are read, and mixed within a window that fits in memory."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from scvi import REGISTRY_KEYS
 
-from ._file_matrix import dense
-from ._window_plan import WindowPlan
+from ._anndata_file import dense
+from ._condition_setup import CONDITIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor
 
-    from ._file_matrix import Rows
-    from ._window_plan import Window
+    from ._anndata_file import Rows
 
 WINDOW_SIZE = 16_384
 BLOCK_SIZE = 128
@@ -45,115 +45,101 @@ class Batches(Protocol):
         """How many batches to read, from the first one of the pass ``epoch``."""
 
 
+class Window(NamedTuple):
+    """Cells that are in memory together: their row numbers, which ascend, and the batches, as positions among them."""
+
+    rows: np.ndarray
+    batches: list[np.ndarray]
+
+
 class WindowLoader:
-    """Batches of cells, as dictionaries of tensors; every pass goes through all of the plan's cells.
+    """Batches of expression and conditions, by their names in the registry; every pass goes through all cells.
+
+    To shuffle, blocks of neighbouring rows are put in random order, as many as a window holds are read together, and their cells are put in
+    random order. The order of a pass depends on the seed and on the number of the pass alone, so that a run that was resumed goes on with
+    it. Several processes get consecutive shares of the same order, filled up to the same length from its beginning.
 
     Parameters
     ----------
-    plan
-        Which cells are read together, and in which order they come.
-    read
-        Turns windows into batches of rows and the cells' numbers.
-    to_tensors
-        Turns rows and numbers into what training takes.
+    matrix
+        Where expression is read.
+    codes
+        Conditions of all cells, ``(cells, columns)``.
+    indices
+        Row numbers, ``(cells,)``; distinct, and in ascending order where they are shuffled.
+    batch_size
+        Cells per batch.
     batches
-        Says which pass it is and where to start; default: one pass after the other.
+        Seed, pass and share of this process in a stage of training; default: all cells in the order that is given.
+    block_size
+        Neighbouring rows that are read together.
+    window_size
+        Cells in memory together, rounded to whole batches, of which there is at least one.
     """
 
     batch_sampler = None  # for Lightning, which looks for one beside a sampler
 
     def __init__(
         self,
-        plan: WindowPlan,
-        read: Callable[[Iterable[Window]], Iterator[tuple[Rows, np.ndarray]]],
-        to_tensors: Callable[[Rows, np.ndarray], dict[str, Tensor]],
+        matrix: ReadsRows,
+        codes: np.ndarray,
+        indices: np.ndarray,
+        batch_size: int,
         batches: Batches | None = None,
+        *,
+        block_size: int,
+        window_size: int = WINDOW_SIZE,
     ) -> None:
-        self.plan = plan
-        self.batches = batches
-        self.sampler = (
-            plan if batches is None else batches
-        )  # Lightning tells what bears this name the number of the epoch
-        self.read = read
-        self.to_tensors = to_tensors
+        self.matrix, self.codes, self.indices = matrix, codes, indices
+        self.batch_size, self.block_size = batch_size, block_size
+        self.window_size = max(window_size // batch_size, 1) * batch_size
+        self.sampler = batches  # Lightning tells what bears this name the number of the epoch
 
     def __len__(self) -> int:
-        return self.plan.n_batches if self.batches is None else len(self.batches)
+        return -(-len(self.indices) // self.batch_size) if self.sampler is None else len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for rows, numbers in islice(self.read(self._windows()), len(self)):
-            yield self.to_tensors(rows, numbers)
+        """Read a window while the one before is used."""
+        n_left, windows = len(self), self.windows()
+        with ThreadPoolExecutor(1, thread_name_prefix="cells") as reader:
 
-    def _windows(self) -> Iterator[Window]:
-        if self.batches is not None:
-            self.plan.set_epoch(self.batches.epoch)
-            return self.plan.windows(self.batches.first_batch)
-        windows = self.plan.windows()
-        self.plan.set_epoch(self.plan.epoch + 1)
-        return windows
+            def start() -> tuple | None:
+                window = next(windows, None)
+                return None if window is None else (window, reader.submit(self.matrix.read, window.rows))
 
-
-def read_windows(matrix: ReadsRows, windows: Iterable[Window]) -> Iterator[tuple[Rows, np.ndarray]]:
-    """Yield batches of rows and the cells' numbers; while one window is used, the next one is read."""
-    windows = iter(windows)
-    with ThreadPoolExecutor(1, thread_name_prefix="cells") as reader:
-
-        def start() -> tuple | None:
-            window = next(windows, None)
-            return None if window is None else (window, reader.submit(matrix.read, window.rows))
-
-        ahead = start()
-        while ahead is not None:
-            window, reading = ahead
-            rows = reading.result()
             ahead = start()
-            for batch in window.batches:
-                yield rows[batch], window.rows[batch]
+            while ahead is not None and n_left > 0:
+                window, reading = ahead
+                x = reading.result()
+                ahead = start() if n_left > len(window.batches) else None
+                for batch in islice(window.batches, n_left):
+                    n_left -= 1
+                    tensors = {REGISTRY_KEYS.X_KEY: torch.from_numpy(dense(x[batch]))}
+                    if self.codes.shape[1]:
+                        conditions = self.codes[window.rows[batch]].astype(np.float32)
+                        tensors[CONDITIONS] = torch.from_numpy(conditions)
+                    yield tensors
 
-
-class ToTensors:
-    """Expression and conditions of a batch, by their names in the registry.
-
-    Parameters
-    ----------
-    expression_key, conditions_key
-        The names.
-    codes
-        Conditions of all cells, ``(cells, columns)``.
-    """
-
-    def __init__(self, expression_key: str, conditions_key: str, codes: np.ndarray) -> None:
-        self.expression_key, self.conditions_key, self.codes = expression_key, conditions_key, codes
-
-    def __call__(self, rows: Rows, numbers: np.ndarray) -> dict[str, Tensor]:
-        """Make a batch dense, and look up the conditions of its cells."""
-        tensors = {self.expression_key: torch.from_numpy(dense(rows))}
-        if self.codes.shape[1]:
-            tensors[self.conditions_key] = torch.from_numpy(self.codes[numbers].astype(np.float32))
-        return tensors
-
-
-def window_plan(
-    indices: np.ndarray,
-    batch_size: int,
-    batches: Batches | None,
-    *,
-    block_size: int,
-    window_size: int = WINDOW_SIZE,
-) -> WindowPlan:
-    """Plan the passes over some cells: in order, or as a stage's batches say."""
-    if batches is None:
-        return WindowPlan(indices, batch_size, block_size=block_size, window_size=window_size)
-    return WindowPlan(
-        indices,
-        batch_size,
-        block_size=block_size,
-        window_size=window_size,
-        shuffle=batches.seed is not None,
-        seed=batches.seed or 0,
-        rank=batches.rank,
-        n_ranks=batches.n_processes,
-    )
+    def windows(self) -> Iterator[Window]:
+        """Return the windows of the pass at hand, from its first batch on."""
+        order, first_batch, rng = self.indices, 0, None
+        if self.sampler is not None and len(order):
+            first_batch = self.sampler.first_batch
+            if self.sampler.seed is not None:
+                rng = np.random.default_rng([self.sampler.seed, self.sampler.epoch])
+                # blocks begin at the same rows whichever cells are chosen, so that they fit the parts in which a file is stored
+                limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
+                blocks = [block for block in np.split(order, limits) if len(block)]
+                order = np.concatenate([blocks[number] for number in rng.permutation(len(blocks))])
+            size = -(-len(order) // self.sampler.n_processes)
+            order = np.resize(order, size * self.sampler.n_processes)[self.sampler.rank * size :][:size]
+        for start in range(0, len(order), self.window_size):
+            rows, positions = np.unique(order[start : start + self.window_size], return_inverse=True)
+            positions = positions if rng is None else rng.permutation(positions)
+            batches = [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
+            left = batches[max(first_batch - start // self.batch_size, 0) :]
+            if left:
+                yield Window(rows, left)
 
 
 def suitable_block(rows_per_chunk: float) -> int:

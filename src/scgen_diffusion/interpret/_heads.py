@@ -373,9 +373,7 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
     ValueError
         If there are not that many genes.
     """
-    if check_count("n_genes", n_genes) > len(loadings):
-        msg = f"`n_genes` is {n_genes}, but there are {len(loadings)} genes."
-        raise ValueError(msg)
+    check_count("n_genes", n_genes, most=len(loadings))
     parts = []
     for head in loadings:
         best = loadings[head].sort_values(ascending=False, kind="stable").iloc[:n_genes]

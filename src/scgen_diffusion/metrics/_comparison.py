@@ -35,13 +35,11 @@ class Draws:
 
     def check(self, min_cells: int) -> None:
         """Raise where a number makes no sense."""
-        for name, least in {"max_cells": min_cells, "n_floor": 0, "n_bootstrap": 0, "seed": 0}.items():
-            check_count(name, getattr(self, name), least)
-        if self.n_bootstrap == 1:
+        check_count("max_cells", self.max_cells, least=min_cells)
+        check_count("n_floor", self.n_floor, least=0)
+        check_count("seed", self.seed, least=0, most=2**32 - 1)  # as scikit-learn takes it
+        if check_count("n_bootstrap", self.n_bootstrap, least=0) == 1:
             msg = "`n_bootstrap` is 1; it must be 0 (no interval), or 2 or more."
-            raise ValueError(msg)
-        if self.seed >= 2**32:  # as scikit-learn takes it
-            msg = f"`seed` is {self.seed}; it must be below 2**32."
             raise ValueError(msg)
 
 

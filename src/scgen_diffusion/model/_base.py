@@ -292,8 +292,10 @@ class DiffusionModel(BaseModelClass):
             )
             raise ValueError(msg)
         method = given.get("setup_method_name", "setup_anndata")
-        if (method == "setup_mudata") != hasattr(cls, "setup_mudata"):
-            msg = f"`registry` was made by `{method}`, but {cls.__name__} reads cells with {'several modalities' if hasattr(cls, 'setup_mudata') else 'one modality'}."
+        reads_several = hasattr(cls, "setup_mudata")
+        if (method == "setup_mudata") != reads_several:
+            number = "several modalities" if reads_several else "one modality"
+            msg = f"`registry` was made by `{method}`, but {cls.__name__} reads cells with {number}."
             raise ValueError(msg)
 
     def _describe_cells(self, adata: AnnData | None) -> None:
@@ -394,7 +396,7 @@ class DiffusionModel(BaseModelClass):
                 "`datamodule=scgen_diffusion.data.CellFiles(...)`."
             )
             raise ValueError(msg)
-        return self._file_cells or RegisteredCells(self.adata_manager, CONDITIONS)
+        return self._file_cells or RegisteredCells(self.adata_manager)
 
     @property
     def _registered_genes(self) -> pd.Index:

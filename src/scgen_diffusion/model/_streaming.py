@@ -24,7 +24,6 @@ from scgen_diffusion._files import remove, sync
 from scgen_diffusion.data import (
     check_count,
     is_generated,
-    is_whole_number,
     join_parts,
     part_of,
     read_record,
@@ -229,10 +228,7 @@ def _checksum(path: Path) -> str:
 
 def check_rank(rank: int, n_ranks: int) -> None:
     """Raise unless ``rank`` is the number of one of the processes."""
-    check_count("n_ranks", n_ranks)
-    if not is_whole_number(rank) or not 0 <= rank < n_ranks:
-        msg = f"`rank` must be a whole number from 0 to {n_ranks - 1} (`n_ranks` - 1), but found {rank!r}."
-        raise ValueError(msg)
+    check_count("rank", rank, least=0, most=check_count("n_ranks", n_ranks) - 1)
 
 
 def check_goal(path: str | os.PathLike[str]) -> Path:

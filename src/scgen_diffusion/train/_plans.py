@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe, Recipe, TransportRecipe
 
 FUSED_ON = ("cpu", "cuda")
+N_CELLS = "n_cells"  # among the sums of losses
 TRANSPORT = "module.transport."  # in the names of a checkpoint
 
 
@@ -71,6 +72,7 @@ class StagePlan(pl.LightningModule):
         self.generator = torch.Generator()
         self.n_epochs_done = 0
         self.is_finished = False
+        self._sums: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         self._losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
         self._frozen: list[nn.Parameter] = []
@@ -87,19 +89,29 @@ class StagePlan(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss."""
         losses = self.compute_losses(batch, self.generator, training=True)
-        self._log(losses, "train", batch)
+        self._add("train", losses, batch)
+        if self.trainer.is_last_batch:  # before callbacks look at the epoch
+            self._log_means("train")
         return losses["loss"]
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Log the losses, with the same random numbers at every validation."""
+        """Look at the losses, with the same random numbers at every validation."""
         generator = torch.Generator(self.device).manual_seed(batch_idx)
-        self._log(self.compute_losses(batch, generator, training=False), "validation", batch)
+        self._add("validation", self.compute_losses(batch, generator, training=False), batch)
 
-    def _log(self, losses: Mapping[str, Tensor], subset: str, batch: Mapping[str, Tensor]) -> None:
-        """Let Lightning take the means over the epoch's cells, those of all processes."""
-        means = {f"{self.name}_{name}_{subset}": value.detach().float() for name, value in losses.items()}
-        n_cells = len(next(iter(batch.values())))
-        self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=n_cells)
+    def _add(self, subset: str, losses: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
+        """Add a batch's losses to the epoch's, and wait for no value; Lightning's own means take a millisecond for each loss."""
+        sums, n_cells = self._sums[subset], len(next(iter(batch.values())))
+        sums[N_CELLS] = sums.get(N_CELLS, 0) + n_cells
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + n_cells * value.detach()
+
+    def _log_means(self, subset: str) -> None:
+        """Log the means over the cells of an epoch, and start anew."""
+        sums, self._sums[subset] = self._sums[subset], {}
+        n_cells = sums.pop(N_CELLS)
+        means = {f"{self.name}_{name}_{subset}": value / n_cells for name, value in sums.items()}
+        self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
     # --- what is trained, and how ----------------------------------------------------------------------------------
 
@@ -185,7 +197,8 @@ class StagePlan(pl.LightningModule):
         self.generator = torch.Generator(self.device).manual_seed(sample_seed(self.seed, number))
 
     def on_validation_epoch_end(self) -> None:
-        """Take note that this epoch's validation figures are its own; Lightning keeps those of the last validation."""
+        """Log the losses, and take note that they are this epoch's; Lightning keeps those of the last validation."""
+        self._log_means("validation")
         self._has_validated = True
 
     def on_train_epoch_end(self) -> None:

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import zarr
 from anndata.io import write_elem
 
-from scgen_diffusion.data._file_matrix import FileMatrix, JoinedMatrix, dense
+from scgen_diffusion.data._anndata_file import FileMatrix, JoinedMatrix, dense
 
 X = np.random.default_rng(0).poisson(0.5, (120, 6)).astype(np.float32)
 
