@@ -104,6 +104,8 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
 def _write_first(root: Any, rest: AnnData, obs: pd.DataFrame, x: sp.csr_matrix | np.ndarray, n_stored: int) -> None:
     """Write the first cells so that others can be appended, up to ``n_stored`` values of a sparse matrix; ``rest`` is all but ``obs`` and ``X``."""
     write_elem(root, "/", rest, dataset_kwargs={"shards": None} if isinstance(root, zarr.Group) else {})
+    if "raw" in root:  # "none", which a file opened with `backed` takes for a matrix
+        del root["raw"]
     write_elem(root, "obs", obs, dataset_kwargs=_layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None))
     n_cells, n_genes = x.shape
     if isinstance(x, np.ndarray):
