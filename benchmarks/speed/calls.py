@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 
 from benchmarks.speed.meters import Measurement, PeakMemory, clock, measure, synchronise
-from benchmarks.speed.systems import N_CLASSES, Setting, System
+from benchmarks.speed.systems import N_CLASSES, Setting, System, read_shuffled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,6 @@ def _frequencies(setting: Setting, rng: np.random.Generator) -> np.ndarray:
 
 
 N_WARM_UP_EPOCHS = 1
-LOADER_BATCH = 128
 GENERATED = {"cpu": 512, "cuda": 8192}  # cells of a request
 #: What Lightning's profiler calls the waiting for a batch, and all of training.
 FETCH, EPOCH = ".train_dataloader_next", "run_training_epoch"
@@ -123,15 +122,15 @@ class Calls(System):
 
     def loading(self) -> None:
         """Read all cells once, shuffled, in batches of 128, from memory."""
-        self._read(self.model._cells)
+        read_shuffled(self.model._cells, np.arange(self.setting.n_cells))
 
     def loading_backed(self) -> None:
         """Read them from a file, through a backed AnnData."""
-        self._read(self._backed_model._cells)
+        read_shuffled(self._backed_model._cells, np.arange(self.setting.n_cells))
 
     def loading_files(self) -> None:
         """Read them from the same file, through CellFiles."""
-        self._read(self._cell_files)
+        read_shuffled(self._cell_files, np.arange(self.setting.n_cells))
 
     def generate_anndata(self) -> None:
         """Ask for cells, conditions drawn, and take them as an AnnData with sparse counts."""
@@ -237,14 +236,6 @@ class Calls(System):
         spent = clock("cuda") - started
         self.how["importing"] = "a fresh process"
         return Measurement(float("nan"), 0, {"seconds": spent})
-
-    def _read(self, cells: TrainingCells) -> None:
-        """Read all cells as a pass of training does."""
-        from scgen_diffusion.train import EpochBatches
-
-        batches = EpochBatches(cells.n_cells, LOADER_BATCH, seed=0)
-        for _ in cells.loader(np.arange(cells.n_cells), LOADER_BATCH, batches=batches):
-            pass
 
     @cached_property
     def _file(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -17,10 +18,11 @@ from benchmarks.speed.published_gene_space import DDIM_TIMESTEPS, DDPM_TIMESTEPS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from torch import Tensor, nn
 
     from scgen_diffusion.model import SCRDIT
-    from scgen_diffusion.train import StagePlan
+    from scgen_diffusion.train import StagePlan, TrainingCells
 
 #: Two conditions, as in the published dentate-gyrus and perturbation sets.
 N_CLASSES = {"cell_type": 20, "condition": 10}
@@ -164,6 +166,15 @@ class PlannedSteps:
         self.plan.configure_gradient_clipping(self.optimizer, self.plan.recipe.gradient_clip, "norm")
         self.optimizer.step()
         self.plan.on_train_batch_end(loss, batch, 0)
+
+
+def read_shuffled(cells: TrainingCells, rows: np.ndarray, batch_size: int = 128, n_cells: int | None = None) -> None:
+    """Read cells in batches as a pass of training does; the first so many, if it is said."""
+    from scgen_diffusion.train import EpochBatches
+
+    batches = cells.loader(rows, batch_size, batches=EpochBatches(len(rows), batch_size, seed=0))
+    for _ in islice(batches, None if n_cells is None else -(-n_cells // batch_size)):
+        pass
 
 
 def optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float = 10.0) -> None:

@@ -20,11 +20,11 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -44,56 +44,20 @@ logger = logging.getLogger("benchmarks.memory")
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (10_000, 100_000, 1_000_000)
-SOURCES = ("memory", "backed", "h5ad", "zarr", "annbatch")
+SOURCES = ("memory", "backed", "h5ad", "zarr")
 SYSTEMS = {"SCLDM": {"pooling": "factors"}, "SCRDIT": {}}
 KEYS = ("system", "source", "cells", "stage")
 N_STEPS = 20
-ELEMENTS_PER_CHUNK = 1 << 16
 CONDITIONS = ["cell_type", "sample"]
 
 
-# --- cells -------------------------------------------------------------------------------------------------------------------------------
-
-
 def write_cells(source: anndata.AnnData, path: Path, n_cells: int) -> None:
-    """Write the cells of ``source`` over and over to ``.h5ad`` or ``.zarr``; no more than them is in memory."""
-    root = _open_new(path)
-    x = source.X.tocsr()
-    n_times = -(-n_cells // source.n_obs)
-    ends = [x.indptr[1:] + repeat * x.nnz for repeat in range(n_times)]
-    indptr = np.concatenate([[0], *ends])[: n_cells + 1]
-    group = root.create_group("X")
-    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_cells, source.n_vars]})
-    _new_array(group, "indptr", len(indptr), np.int64)[:] = indptr
-    for name, values in (("data", x.data), ("indices", x.indices)):
-        array = _new_array(group, name, int(indptr[-1]), values.dtype)
-        for start in range(0, int(indptr[-1]), len(values)):
-            stop = min(start + len(values), int(indptr[-1]))
-            array[start:stop] = values[: stop - start]
-    cells = np.arange(n_cells)
-    types = source.obs["cell_type"].array.take(cells % source.n_obs)
-    sample = pd.Categorical.from_codes(cells // source.n_obs % 8, [f"sample {number}" for number in range(8)])
-    obs = pd.DataFrame({"cell_type": types, "sample": sample}, index=[f"cell{number}" for number in cells])
-    anndata.io.write_elem(root, "obs", obs)
-    anndata.io.write_elem(root, "var", source.var[[]])
-
-
-def _open_new(path: Path) -> Any:
-    if path.suffix == ".h5ad":
-        root = h5py.File(path, "w")
-    else:
-        import zarr
-
-        root = zarr.open_group(str(path), mode="w")
-    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    return root
-
-
-def _new_array(group: Any, name: str, size: int, dtype: Any) -> Any:
-    chunks = (min(ELEMENTS_PER_CHUNK, size),)
-    if isinstance(group, h5py.Group):
-        return group.create_dataset(name, shape=(size,), dtype=dtype, chunks=chunks)
-    return group.create_array(name, shape=(size,), dtype=dtype, chunks=chunks)
+    """Write the cells of ``source`` over and over to ``.h5ad`` or ``.zarr``."""
+    cells = anndata.concat([source] * -(-n_cells // source.n_obs))[:n_cells].copy()
+    cells.obs_names = [f"cell{number}" for number in range(n_cells)]
+    samples = [f"sample {number}" for number in range(8)]
+    cells.obs["sample"] = pd.Categorical.from_codes(np.arange(n_cells) // source.n_obs % 8, samples)
+    (cells.write_h5ad if path.suffix == ".h5ad" else cells.write_zarr)(path)
 
 
 # --- one process -------------------------------------------------------------------------------------------------------------------------
@@ -106,7 +70,6 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     from scvi.dataloaders import AnnDataLoader
 
     import scgen_diffusion as scgd
-    from scgen_diffusion.train import EpochBatches
 
     torch.set_num_threads(1)
     scvi.settings.seed = 0
@@ -115,7 +78,7 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     with meter.stage("import"):
         pass
     with meter.stage("open and check"):
-        cells = None if source in ("memory", "backed") else _open_cells(source, path)
+        cells = None if source in ("memory", "backed") else scgd.data.CellFiles(path, condition_keys=CONDITIONS)
         if cells is None:
             adata = anndata.read_h5ad(path, backed="r" if source == "backed" else None)
             model_class.setup_anndata(adata, condition_keys=CONDITIONS)
@@ -134,12 +97,15 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     for name, train in stages.items():
         with meter.stage(name):
             train(1, **options)
+    from benchmarks.speed.systems import read_shuffled  # here, since what it imports would count above
+
     with meter.stage("read batches", 10_000):
-        rows = model.train_indices_
-        _go_through(model._cells.loader(rows, 128, batches=EpochBatches(len(rows), 128, seed=0)), 10_000)
+        read_shuffled(model._cells, model.train_indices_, n_cells=10_000)
     if source == "backed":
-        with meter.stage("read batches of random rows", 3_000):  # as scvi-tools' loader does
-            _go_through(AnnDataLoader(model.adata_manager, model.train_indices_, 128, shuffle=True), 3_000)
+        with meter.stage("read batches of random rows", 24 * 128):  # as scvi-tools' loader does
+            batches = AnnDataLoader(model.adata_manager, model.train_indices_, 128, shuffle=True)
+            for _ in islice(batches, 24):
+                pass
     with meter.stage("generate", 256):
         model.generate(256, seed=0)
     return [{"system": system, "source": source, "cells": n_cells, **row} for row in meter.rows]
@@ -168,20 +134,6 @@ class Meter:
         self.rows.append(row | {"cells_per_cpu_second": None if n_cells is None else round(n_cells / cpu)})
 
 
-def _open_cells(source: str, path: Path) -> Any:
-    import scgen_diffusion as scgd
-
-    return scgd.data.CellFiles(path, condition_keys=CONDITIONS)
-
-
-def _go_through(batches: Any, n_cells: int) -> None:
-    n_read = 0
-    for batch in batches:
-        n_read += len(batch["X"])
-        if n_read >= n_cells:
-            return
-
-
 def _forget_peak() -> bool:
     """Let the peak of memory begin anew, so that each stage has its own (Linux)."""
     try:
@@ -205,7 +157,7 @@ def _peak_mib() -> float:
 def run(arguments: argparse.Namespace) -> None:
     """Measure whatever was asked for, one process after the other, and store each as soon as it is there."""
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="memory-"))
-    source = _pbmc3k()
+    source = pbmc3k()
     for n_cells in arguments.cells:
         for kind in arguments.sources:
             path = folder / f"cells-{n_cells}.{'h5ad' if kind in ('memory', 'backed', 'h5ad') else 'zarr'}"
@@ -216,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
     report(arguments.results)
 
 
-def _pbmc3k() -> anndata.AnnData:
+def pbmc3k() -> anndata.AnnData:
     """Return the cells that are repeated, with the 2 000 genes that vary most among them (by a robust ranking that needs nothing else)."""
     import scanpy as sc
 
@@ -230,17 +182,8 @@ def _pbmc3k() -> anndata.AnnData:
 
 def _in_own_process(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     logger.info("%s from %s: %s", system, source, path.name)
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.studies.memory",
-        "--measure",
-        system,
-        source,
-        str(path.resolve()),
-    ]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.studies.memory"]
+    command += ["--measure", system, source, str(path.resolve())]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])
 

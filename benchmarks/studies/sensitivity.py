@@ -139,7 +139,7 @@ def _symbol(effect: float) -> str:
 
 
 def _verdicts(rows: pd.DataFrame) -> list[list[str]]:
-    said = rows[rows["metric"] == "verdict"]
+    said = rows[rows["metric"] == "verdict"].reindex(columns=["corruption", "says"])  # none where metrics were left out
     lines = []
     for name in CORRUPTIONS:
         runs = said.loc[said["corruption"] == name, "says"].fillna("")

@@ -53,10 +53,10 @@ def test_energy_distance_by_hand():
 
 
 def test_energy_distance_of_few_cells_is_not_biased():
-    draws = [energy_distance(rng([3, i]).normal(size=(5, 2)), rng([4, i]).normal(size=(5, 2))) for i in range(2000)]
+    draws = [energy_distance(rng([3, i]).normal(size=(5, 2)), rng([4, i]).normal(size=(5, 2))) for i in range(500)]
     standard_error = np.std(draws) / math.sqrt(len(draws))
     assert abs(np.mean(draws)) < 4 * standard_error
-    assert standard_error < 0.02  # with every cell's distance to itself, the mean would be 0.7
+    assert standard_error < 0.04  # with every cell's distance to itself, the mean would be 0.7
 
 
 def test_energy_distance_needs_two_cells_of_the_same_features():

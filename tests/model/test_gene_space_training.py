@@ -334,17 +334,6 @@ def test_an_interrupted_model_generates_and_can_be_saved(make_gene_space, gene_s
     assert (gene_space_class.load(tmp_path / "m").generate(5, seed=0, counts=True).X != cells.X).nnz == 0
 
 
-def test_an_interrupted_run_resumes_and_ends_with_every_epoch(make_gene_space, quick, tmp_path):
-    model = make_gene_space()
-    model.train(6, checkpoint_dir=tmp_path, callbacks=[InterruptAt(3)], **quick)
-    assert len(model.history["diffusion_loss_train"]) < 6
-
-    again = make_gene_space()
-    again.train(6, checkpoint_dir=tmp_path, **quick)
-
-    assert again.history["diffusion_loss_train"].index.tolist() == list(range(6))
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"head": "spike_and_slab", "target": "data", "scaling": "gene", "gene_order": "correlation"}],
@@ -366,12 +355,9 @@ def test_a_killed_run_that_is_resumed_equals_one_that_was_not(
     resumed.train(5, checkpoint_dir=tmp_path, **quick)
 
     for name, frame in whole.history.items():
-        assert resumed.history[name].index.equals(frame.index), name
-        pd.testing.assert_frame_equal(resumed.history[name].iloc[:3], frame.iloc[:3])
-        assert resumed.history[name].notna().all().all(), name  # later epochs see the cells in another order
-    assert resumed.module.averaged_network.n_averaged == whole.module.averaged_network.n_averaged
+        pd.testing.assert_frame_equal(resumed.history[name], frame)
+    assert differing(weights(whole), weights(resumed)) == []
     assert gene_order(resumed) == gene_order(whole)
-    assert torch.equal(resumed.module.shift, whole.module.shift)
     assert resumed.generate(5, seed=0, counts=True).n_obs == 5
 
 

@@ -234,20 +234,6 @@ def test_an_interrupted_prior_generates(make_model, quick, tmp_path):
     assert (SCLDM.load(tmp_path / "m").generate(5, seed=0).X != cells.X).nnz == 0
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "prior"])
-def test_an_interrupted_stage_resumes_and_ends_with_every_epoch(make_model, quick, tmp_path, stage):
-    model = make_model()
-    model.train(6, checkpoint_dir=tmp_path, callbacks=[InterruptAt(stage, 3)], **quick)
-    assert len(model.history[f"{stage}_loss_train"]) < 6
-
-    again = make_model()
-    again.train(6, checkpoint_dir=tmp_path, **quick)
-
-    for name in ("autoencoder_loss_train", "prior_loss_train"):
-        assert again.history[name].index.tolist() == list(range(6)), name
-    assert again.generate(2, seed=0).n_obs == 2
-
-
 class KillAt(Callback):
     """Die without a word in a stage, at the start of an epoch."""
 
@@ -263,7 +249,6 @@ RESUME = """
 import sys
 import anndata, scvi, torch
 from scgen_diffusion.model import SCLDM
-from scgen_diffusion.train import _cells as train_cells
 torch.set_num_threads(1)
 scvi.settings.seed = 0
 adata = anndata.read_h5ad(sys.argv[1] + "/cells.h5ad")
@@ -287,20 +272,10 @@ def test_a_killed_run_resumes_in_a_fresh_process(make_cells, make_model, quick, 
     run_apart(RESUME, tmp_path, tiny)
     resumed = SCLDM.load(tmp_path / "model")
 
-    # The finished autoencoder is taken over as it is, and so are the first epochs of the prior. Later epochs see the same
-    # noise and times, but their cells in another order, since the order comes from the global random state.
-    of_autoencoder = {**weights(whole, of="encoder"), **weights(whole, of="decoder"), **weights(whole, of="likelihood")}
-    assert differing(of_autoencoder, weights(resumed)) == []
+    assert differing(weights(whole), weights(resumed)) == []
     for name, frame in whole.history.items():
-        assert resumed.history[name].index.equals(frame.index), name
-        n_same = 6 if name.startswith("autoencoder") else 4
-        pd.testing.assert_frame_equal(resumed.history[name].iloc[:n_same], frame.iloc[:n_same])
-    assert resumed.module.averaged_prior.n_averaged == whole.module.averaged_prior.n_averaged
+        pd.testing.assert_frame_equal(resumed.history[name], frame)
     assert set(resumed.validation_indices_) == set(whole.validation_indices_)
-    # The prior's mean losses hardly move within six epochs of three steps.
-    assert resumed.history["prior_loss_train"].iloc[-1, 0] == pytest.approx(
-        whole.history["prior_loss_train"].iloc[-1, 0], rel=0.3
-    )
 
 
 def test_a_finished_stage_is_not_trained_again(make_model, quick, tmp_path):

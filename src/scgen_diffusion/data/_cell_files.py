@@ -32,14 +32,12 @@ from ._checks import (
 from ._condition_keys import ContinuousKey
 from ._condition_setup import (
     CONDITIONS,
-    WHERE,
     ConditionField,
     ConditionSetup,
     check_conditions,
     condition_names,
     encode_obs,
     keys_of_state,
-    state_of_keys,
 )
 from ._conditions import Conditions
 from ._registered_cells import digest_of_cells, sampled_rows
@@ -410,22 +408,6 @@ def looked_up(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) ->
 # --- the registry of cells that are in no AnnData ----------------------------------------------------------------------
 
 
-class _KnownConditions(ConditionField):
-    """Conditions whose keys are known."""
-
-    def __init__(self, setup: ConditionSetup, by_key: Sequence[ConditionKey]) -> None:
-        super().__init__(CONDITIONS, setup)
-        self.by_key = by_key
-
-    def validate_field(self, adata: anndata.AnnData) -> None:
-        """All is checked already."""
-
-    def register_field(self, adata: anndata.AnnData) -> dict[str, Any]:
-        """Keep the keys."""
-        adata.obsm[WHERE] = np.zeros((1, sum(key.n_columns for key in self.by_key)))
-        return state_of_keys(self.by_key)
-
-
 def file_registry(
     genes: pd.Index,
     n_cells: int,
@@ -439,11 +421,12 @@ def file_registry(
 
     It is made by scvi-tools, of one cell in place of all.
     """
-    one = np.ones((1, len(genes)), dtype=np.float32)
-    adata = anndata.AnnData(one, var=pd.DataFrame(index=genes), layers={} if layer is None else {layer: one})
+    one, codes = np.ones((1, len(genes)), dtype=np.float32), np.zeros((1, sum(key.n_columns for key in by_key)))
+    obs = Conditions.from_codes(by_key, codes).to_obs(codes, pd.Index(["any"]))
+    adata = anndata.AnnData(one, obs, pd.DataFrame(index=genes), layers={} if layer is None else {layer: one})
     arguments = {"layer": layer, **setup.arguments, "values": values}
     manager = AnnDataManager(
-        fields=[LayerField(REGISTRY_KEYS.X_KEY, layer), _KnownConditions(setup, by_key)],
+        fields=[LayerField(REGISTRY_KEYS.X_KEY, layer), ConditionField(CONDITIONS, setup, by_key)],
         setup_method_args={"setup_method_name": "setup_anndata", "setup_args": arguments},
     )
     manager.register_fields(adata)

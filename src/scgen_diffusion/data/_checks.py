@@ -102,15 +102,16 @@ def check_values(
                 )
             msg = f"{where} holds negative values (smallest {stored.min():.4g}); {reason}"
             raise ValueError(msg)
-        fractional = stored != np.round(stored)
-        if values == "counts" and fractional.any():
-            found = f"{stored[fractional][0]:.4g}"
+        if values == "counts" or all_whole:
+            fractional = stored[stored != np.round(stored)]
+            all_whole = not fractional.size
+        if values == "counts" and not all_whole:
+            found = f"{fractional[0]:.4g}"
             msg = f"{where} holds values that are not whole numbers (for example {found}), but counts are needed. {advice}"
             raise ValueError(msg)
         if values == "log1p" and stored.max(initial=0) > LARGEST_LOG1P:
             msg = f"{where} holds values up to {stored.max():.4g}, which are no logarithms. Did you mean `values='counts'`?"
             raise ValueError(msg)
-        all_whole = all_whole and not fractional.any()
         totals.append(_sums(chunk))
     if values == "log1p" and all_whole:
         msg = f"{where} holds whole numbers only, as counts do, not log-normalised values. Set `values='counts'`."

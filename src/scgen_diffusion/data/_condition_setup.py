@@ -156,6 +156,8 @@ class ConditionField(BaseAnnDataField):
         Name in the registry and in batches.
     setup
         Which columns of ``obs`` are conditions.
+    by_key
+        The keys, if they are known; or else they are learned from the first cells that are registered.
     """
 
     registry_key = ""
@@ -163,12 +165,12 @@ class ConditionField(BaseAnnDataField):
     attr_key = WHERE
     is_empty = False
 
-    def __init__(self, registry_key: str, setup: ConditionSetup) -> None:
+    def __init__(self, registry_key: str, setup: ConditionSetup, by_key: Sequence[ConditionKey] | None = None) -> None:
         super().__init__()
         self.registry_key = registry_key
         self.setup = setup
+        self.by_key = by_key
         self.is_empty = not setup.names
-        self._learned: list[ConditionKey] | None = None
 
     def validate_field(self, adata: AnnData | MuData) -> None:
         """Raise unless every cell has a value of every key."""
@@ -177,10 +179,9 @@ class ConditionField(BaseAnnDataField):
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
         """Learn the keys from cells, and write their conditions; scvi-tools does this again if the cells were set up for another model since."""
         super().register_field(adata)
-        if self._learned is None:
-            self._learned = self.setup.keys_of(adata.obs)
-        adata.obsm[WHERE] = encode_obs(adata.obs, self._learned)
-        return state_of_keys(self._learned)
+        if self.by_key is None:
+            self.by_key = self.setup.keys_of(adata.obs)
+        return self._write(adata, self.by_key)
 
     def transfer_field(
         self,
@@ -196,8 +197,12 @@ class ConditionField(BaseAnnDataField):
         if extend_categories:
             obs, tables = adata_target.obs, self.setup.condition_embeddings
             by_key = [key.extended(obs[key.name], tables.get(key.name)) for key in by_key]
-        adata_target.obsm[WHERE] = encode_obs(adata_target.obs, by_key)
-        return state_of_keys(by_key)
+        return self._write(adata_target, by_key)
+
+    def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
+        """Write the conditions, and return the keys by number: scvi-tools shows no mappings in lists, and no names with dots."""
+        adata.obsm[WHERE] = encode_obs(adata.obs, by_key)
+        return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
         """Return the number of keys."""
@@ -209,11 +214,6 @@ class ConditionField(BaseAnnDataField):
         for state in state_registry.get("keys", {}).values():
             table.add_row(state["name"], state["kind"])
         return table
-
-
-def state_of_keys(by_key: Sequence[ConditionKey]) -> dict[str, Any]:
-    """Return what the registry keeps of keys. They are numbered: scvi-tools shows no mappings in lists, and no names with dots."""
-    return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
 
 
 def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:

@@ -6,7 +6,7 @@ Cells are drawn first and put on their scale then, so that nothing is normalised
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -30,7 +30,7 @@ from ._safety import fingerprints_of
 from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -208,12 +208,12 @@ def evaluate(
     """
     given = {"real_test": real_test, "synthetic": synthetic, "control": control, "train": train}
     sets = {name: cells for name, cells in given.items() if cells is not None}
-    names = [metrics] if isinstance(metrics, str) else metrics
     draws = Draws(max_cells, n_floor, n_bootstrap, seed)
     draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
-    if not isinstance(names, list | tuple | set | frozenset | None):
-        msg = f"`metrics` must be a list of names, but is {names!r}."
+    if not isinstance(metrics, Collection | None):
+        msg = f"`metrics` must be a list of names, but is {metrics!r}."
         raise TypeError(msg)
+    names = [metrics] if isinstance(metrics, str) else None if metrics is None else list(metrics)
     for name in names or []:
         if name not in CATALOGUE:
             msg = f"`metrics` has the unknown name {name!r}. {known_names(name, list(CATALOGUE))}"

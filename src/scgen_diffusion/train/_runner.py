@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from scvi.train import LoudEarlyStopping
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def run_stage(
     callbacks = [interruption, *(callbacks or [])]
     path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
     if early_stopping:
-        rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
-        callbacks.append(EarlyStopping(f"{plan.name}_loss_validation", **rule))
+        rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta, "warmup_epochs": 0}
+        callbacks.append(LoudEarlyStopping(monitor=f"{plan.name}_loss_validation", **rule))
     if path is not None:
         callbacks.append(StageCheckpoint(path, max(n_epochs // N_CHECKPOINTS, 1), checkpoint_minutes))
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -135,7 +136,7 @@ def run_stage(
             gradient_clip_val=plan.recipe.gradient_clip,
             check_val_every_n_epoch=check_val_every_n_epoch or every,
             callbacks=callbacks,
-            enable_checkpointing=path is not None,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=enable_progress_bar,
             strategy=deepcopy(strategy),
             use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
