@@ -798,10 +798,10 @@ class DiffusionModel(BaseModelClass):
         if stream.is_joined(overwrite=overwrite):  # perhaps by now
             stream.clean()
             return goal
-        mine, values = range(rank, len(rows), n_ranks), None
+        mine, done, values = range(rank, len(rows), n_ranks), stream.parts, None
         with tqdm(
             total=sum(len(rows[number]) for number in mine),
-            initial=sum(len(rows[number]) for number in mine if number in stream.parts),
+            initial=sum(len(rows[number]) for number in mine if number in done),
             desc="Generating",
             unit="cell",
             disable=not show_progress,
@@ -814,7 +814,7 @@ class DiffusionModel(BaseModelClass):
 
             try:
                 for number in mine:
-                    if number not in stream.parts:
+                    if number not in done:
                         make(number)
                 with stream.joining(wait=rank == 0) as is_mine:
                     if is_mine and not stream.is_joined(overwrite=overwrite):

@@ -133,9 +133,10 @@ class Stream:
                 (beside / REQUEST).write_text(json.dumps(asked, indent=1))
                 sync(beside)
                 beside.rename(self.folder)
-            except OSError:
+            except OSError as error:
                 remove(beside)
-                if not self.folder.exists():
+                was_cleaned = error.errno == errno.ENOENT and self.goal.parent.exists()
+                if not (was_cleaned or self.folder.exists()):
                     raise
 
     def clean(self) -> None:
