@@ -10,6 +10,7 @@ from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
+    FLOW_SAMPLERS,
     TARGETS,
     Denoiser,
     FixedStepSampler,
@@ -282,7 +283,8 @@ class SCLDMModule(ConditionedModule):
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the probability flow to noise and back, in the steps of a sampler."""
         if not isinstance(sampler, FixedStepSampler):
-            msg = f"`sampler` {sampler!r} cannot be run backwards; choose 'euler', 'midpoint' or 'heun'."
+            names = [repr(name) for name, known in FLOW_SAMPLERS.items() if isinstance(known, FixedStepSampler)]
+            msg = f"`sampler` {sampler!r} cannot be run backwards; choose one of {', '.join(names)}."
             raise ValueError(msg)
         return FlowInversion(sampler.step, sampler.default_n_steps)
 
