@@ -217,8 +217,13 @@ CPU_ATTENTION = {
 
 def count_flops(step: Callable[[], object]) -> int:
     """Run ``step`` once, eagerly, and count the FLOPs of its matrix products, convolutions and attention: two for each multiply-add."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        step()
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # or generation would work in other threads, which the counter does not see
+    try:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            step()
+    finally:
+        torch.set_num_threads(n_threads)
     return counter.get_total_flops()
 
 
