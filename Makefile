@@ -18,8 +18,8 @@ demo: $(VENV)/.package ## train on real cells, generate, and judge the result; M
 test: $(VENV)/.test ## run the tests
 	$(PY) -m pytest
 
-test-newest: ## run the tests with the newest libraries, in .venv-newest; PYTHON=python3.12 or later
-	$(MAKE) test VENV=.venv-newest INSTALL=".venv-newest/bin/python -m pip install --upgrade annbatch"
+test-newest: ## run the tests with the newest libraries, in .venv-newest; PYTHON=python3.12 or later has annbatch too
+	$(MAKE) test VENV=.venv-newest INSTALL=".venv-newest/bin/python -m pip install --upgrade 'annbatch; python_version >= \"3.12\"'"
 
 docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
