@@ -28,6 +28,18 @@ SENTENCES = [
         [quality("recall", "NB-copula", "pbmc10k_citeseq")],
     ),
     (
+        "docs/comparison.md",
+        r"\(recall ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. .*\n.*by precision \(([\d.]+) and ([\d.]+)\)",
+        [
+            quality("recall", "SCLDM", "pbmc10k_citeseq"),
+            *(
+                quality(metric, method, "pbmc10k_citeseq")
+                for metric in ("recall", "precision")
+                for method in ("scVI", "NB-copula")
+            ),
+        ],
+    ),
+    (
         "docs/faq.md",
         r"SCLDM's AUC on held-out cells of `pbmc3k` is ([\d.]+) in components and ([\d.]+) in genes",
         [quality("auc_boosting", "SCLDM"), quality("auc_genes", "SCLDM")],
