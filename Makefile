@@ -35,6 +35,7 @@ lint: $(VENV)/.lint ## check style, format, what imports what, and the types of 
 
 benchmark-quality: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics, beside goals and floors; hours
 	$(PY) -m benchmarks.quality --picture docs/_static/compare.png
+	$(PY) -m benchmarks.pages
 
 benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
 	$(PY) -m benchmarks.studies.sensitivity

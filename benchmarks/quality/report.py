@@ -147,6 +147,73 @@ def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+#: The columns of the short table, and the decimals that the errors allow.
+IN_SHORT = {
+    "auc_boosting": "AUC, PCs",
+    "auc_genes": "AUC, genes",
+    "precision": "precision",
+    "recall": "recall",
+    "within_label_correlation": "correlation",
+    "transfer_f1": "F1",
+    "nearest_train_ratio": "distance",
+    "cpu_minutes": "minutes",
+}
+MODELS = ("SCLDM", "SCRDIT", "WBDIT")
+IN_WORDS = {
+    "scVI": "scVI, from its prior",
+    "NB-copula": "NB copula per label",
+    "independent-NB": "independent NB per label",
+}
+METHODS_IN_SHORT = (*MODELS, *IN_WORDS)
+REAL_CELLS = "real cells"
+
+
+def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return the text of each marked place, by page and mark."""
+    return {
+        ("README.md", "quality"): summarise_in_short(table),
+        ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
+    }
+
+
+def summarise_in_short(table: pd.DataFrame) -> str:
+    """Write one row per data set and method, of the figures that say most."""
+    lines = []
+    for dataset, rows in means_over_seeds(table).groupby("dataset", sort=False):
+        columns = [_column(rows[rows["metric"] == metric]) for metric in IN_SHORT]
+        for method in (REAL_CELLS, *METHODS_IN_SHORT):
+            name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else IN_WORDS.get(method, method)
+            lines.append([name, *(column.get(method, "") for column in columns)])
+    return markdown_table(["", *IN_SHORT.values()], lines)
+
+
+def summarise_models(table: pd.DataFrame, dataset: str) -> str:
+    """Write one row per figure, and one column per model."""
+    means = means_over_seeds(table)
+    columns = {
+        metric: _column(means[(means["dataset"] == dataset) & (means["metric"] == metric)]) for metric in IN_SHORT
+    }
+    lines = [
+        [name, *(columns[metric].get(method, "").strip("*") for method in (REAL_CELLS, *MODELS))]
+        for metric, name in IN_SHORT.items()
+    ]
+    return markdown_table([dataset, REAL_CELLS, *MODELS], lines)
+
+
+def _column(of_metric: pd.DataFrame) -> dict[str, str]:
+    """Return a metric's values by method with two decimals, the leaders' in bold; minutes with one."""
+    of_metric = of_metric.set_index("method")
+    if of_metric.index.empty:
+        return {}
+    if not of_metric["has_interval"].any():
+        return {method: f"{value:.1f}" if value >= 0.05 else "< 0.1" for method, value in of_metric["value"].items()}
+    first = leaders(of_metric)
+    values = {
+        method: f"**{value:.2f}**" if first[method] else f"{value:.2f}" for method, value in of_metric["value"].items()
+    }
+    return {REAL_CELLS: f"{of_metric['floor'].mean():.2f}", **values}
+
+
 def _number(value: float, *, bold: bool = False) -> str:
     if np.isnan(value):
         return ""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from benchmarks.tables import describe_processor, markdown_table, read_table, write_block, write_text
+from benchmarks.tables import markdown_table, read_table, write_block, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 #: What users call a step, and the published step that it stands beside.
@@ -18,6 +18,15 @@ STEP_NAMES = {
     ("package", "prior_step"): ("SCLDM, training of the prior", ("published", "prior_step")),
     ("package", "transport_step"): ("SCLDM, training of the transport", None),
     ("package", "generate"): ("SCLDM, generation", ("published", "generate")),
+    ("package-published-sizes", "autoencoder_step"): (
+        "SCLDM, published size, training of the autoencoder",
+        ("published", "autoencoder_step"),
+    ),
+    ("package-published-sizes", "prior_step"): (
+        "SCLDM, published size, training of the prior",
+        ("published", "prior_step"),
+    ),
+    ("package-published-sizes", "generate"): ("SCLDM, published size, generation", ("published", "generate")),
     ("SCRDIT", "training_step"): ("SCRDIT, training", ("published-scrdit", "training_step")),
     ("SCRDIT-published-size", "training_step"): (
         "SCRDIT, published size, training",
@@ -31,7 +40,6 @@ STEP_NAMES = {
     ),
     ("WBDIT", "generate"): ("WBDIT, generation", ("published-wbdit", "generate_ddim")),
 }
-IN_README = [key for key in STEP_NAMES if "published" not in key[0] and key[1] != "transport_step"]
 CALL_NAMES = {
     "importing": "`import scgen_diffusion.model`, a fresh process",
     "setup": "`setup_anndata`",
@@ -61,18 +69,34 @@ BARE_STEPS = {
 
 
 def write(results: Path, root: Path) -> None:
-    """Write the tables of what is stored of this machine: ``speed.md``, and the marked places of the guide and the README."""
+    """Write the tables of what is stored: ``speed.md``, and the marked places of the pages."""
     stored = read_table(results / "speed.csv")
-    here = stored[stored["processor"] == describe_processor()]
-    shown = here[(here["threads"] == here["threads"].max()) & (here["genes"] == here["genes"].iloc[-1])]
-    figures, where = Figures(shown), describe(shown)
-    steps, calls = step_table(figures), call_table(figures)
-    parts = [f"{where} Written by `python -m benchmarks.speed`.", "## Steps", steps, "## Calls", calls]
+    shown = latest(stored)
+    steps, calls = step_table(Figures(shown)), call_table(Figures(shown))
+    parts = [f"{describe(shown)} Written by `python -m benchmarks.speed`.", "## Steps", steps, "## Calls", calls]
     write_text(results / "speed.md", "\n\n".join(parts) + "\n")
-    page = root / "docs" / "user_guide" / "speed.md"
-    write_block(page, "speed: steps", f"{steps}\n\n{where}")
-    write_block(page, "speed: calls", calls)
-    write_block(root / "README.md", "speed", f"{step_table(figures, IN_README)}\n\n{where}")
+    for (page, name), text in page_blocks(stored).items():
+        write_block(root / page, name, text)
+
+
+def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return the text of each marked place, by page and mark."""
+    shown = latest(stored)
+    figures, where = Figures(shown), describe(shown)
+    beside = f"{published_table(figures)}\n\n{where}"
+    return {
+        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures)}\n\n{where}",
+        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures),
+        ("docs/comparison.md", "speed"): beside,
+        ("README.md", "speed"): beside,
+    }
+
+
+def latest(stored: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the processor, panel and largest number of threads that were measured last."""
+    rows = stored[stored["device"] == "cpu"]
+    rows = rows[rows["processor"] == rows["processor"].iloc[-1]]
+    return rows[(rows["threads"] == rows["threads"].max()) & (rows["genes"] == rows["genes"].iloc[-1])]
 
 
 class Figures:
@@ -92,10 +116,22 @@ class Figures:
         return self._rows.get((system, stage, batch))
 
 
-def step_table(figures: Figures, keys: Sequence[tuple[str, str]] | None = None) -> str:
+def published_table(figures: Figures) -> str:
+    """Write the steps that have a published counterpart, those of networks of equal size last."""
+    lines = []
+    for key in sorted(STEP_NAMES, key=lambda key: "published" in key[0]):
+        name, published = STEP_NAMES[key]
+        for row in figures.of(*key):
+            beside = figures.get(*published, row["batch"]) if published else None
+            if beside:
+                lines.append(_step_line(name, row, beside)[:4])
+    return markdown_table(["", "cells/s", "published, cells/s", "times"], lines)
+
+
+def step_table(figures: Figures) -> str:
     """Write the steps beside the published ones and the device's limits."""
     lines = []
-    for key in keys or STEP_NAMES:
+    for key in STEP_NAMES:
         name, published = STEP_NAMES[key]
         for row in figures.of(*key):
             beside = figures.get(*published, row["batch"]) if published else None

@@ -60,7 +60,7 @@ def test_long_sampling_is_extrapolated_and_says_so(monkeypatch, seconds_per_step
 def row(system, stage, cells_per_second, batch, **more):
     common = {"system": system, "stage": stage, "cells_per_second": cells_per_second, "batch": batch, "peak_gib": 0.5}
     common |= {"genes": 2000, "expressed": 720, "threads": 2, "processor": tables.describe_processor()}
-    common |= {"versions": "torch 2", "commit": "abc", "date": "2026-11-20", "matrix_rate": 2e11}
+    common |= {"versions": "torch 2", "commit": "abc", "date": "2026-11-20", "matrix_rate": 2e11, "device": "cpu"}
     return common | {"seconds": batch / cells_per_second} | more
 
 
@@ -76,14 +76,16 @@ def test_pages_have_the_last_figures_beside_the_published_ones_and_the_limits(tm
     page.parent.mkdir(parents=True)
     marks = "<!-- speed: {0} -->\nold\n<!-- /speed: {0} -->\n"
     page.write_text(marks.format("steps") + marks.format("calls"))
-    (tmp_path / "README.md").write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n")
+    for name in ("README.md", "docs/comparison.md"):
+        (tmp_path / name).write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n")
     report.write(tmp_path, tmp_path)
     step = "| SCLDM, training of the autoencoder, 128 cells at a time | 2,000 | 200 | **10** | 10% | 30% | 0.50 |"
     call = "| SCLDM, `train_autoencoder`, an epoch | 4,096 | 2.7 | 1,500 | 75% | 10% | 0.25 | 0.50 |"
-    readme = (tmp_path / "README.md").read_text()
-    assert step in readme
-    assert readme.startswith("before\n<!-- speed -->\n|  | cells/s |")
-    assert readme.endswith("<!-- /speed -->\nafter\n")
+    for name in ("README.md", "docs/comparison.md"):
+        text = (tmp_path / name).read_text()
+        assert "| SCLDM, training of the autoencoder | 2,000 | 200 | **10** |" in text
+        assert text.startswith("before\n<!-- speed -->\n|  | cells/s |")
+        assert text.endswith("<!-- /speed -->\nafter\n")
     for text in (page.read_text(), (tmp_path / "speed.md").read_text()):
         assert step in text
         assert call in text

@@ -1,0 +1,86 @@
+"""Figures that readers see are those of the stored results."""
+
+import csv
+import re
+from statistics import mean
+
+import pytest
+from benchmarks import pages
+from benchmarks.tables import ROOT
+
+QUALITY = "quality/results/compare.csv"
+
+
+def quality(metric, method, dataset="pbmc3k", column="value"):
+    return QUALITY, {"group": "all", "metric": metric, "method": method, "dataset": dataset}, column, 2
+
+
+#: Page, sentence with one group per figure, and for each: results, rows (their mean is taken), column and decimals.
+SENTENCES = [
+    (
+        "README.md",
+        r"reaches fewer real cells \(recall ([\d.]+)\) than scVI and the\s+copula \(([\d.]+)\)",
+        [quality("recall", "SCLDM", "pbmc10k_citeseq"), quality("recall", "scVI", "pbmc10k_citeseq")],
+    ),
+    (
+        "README.md",
+        r"recall [\d.]+\) than scVI and the\s+copula \(([\d.]+)\)",
+        [quality("recall", "NB-copula", "pbmc10k_citeseq")],
+    ),
+    (
+        "docs/comparison.md",
+        r"\(recall ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. .*\n.*by precision \(([\d.]+) and ([\d.]+)\)",
+        [
+            quality("recall", "SCLDM", "pbmc10k_citeseq"),
+            *(
+                quality(metric, method, "pbmc10k_citeseq")
+                for metric in ("recall", "precision")
+                for method in ("scVI", "NB-copula")
+            ),
+        ],
+    ),
+    (
+        "docs/faq.md",
+        r"SCLDM's AUC on held-out cells of `pbmc3k` is ([\d.]+) in components and ([\d.]+) in genes",
+        [quality("auc_boosting", "SCLDM"), quality("auc_genes", "SCLDM")],
+    ),
+    (
+        "docs/faq.md",
+        r"SCRDIT's ([\d.]+) and ([\d.]+); scVI's, drawn from its prior, ([\d.]+) and ([\d.]+)\.",
+        [quality(metric, method) for method in ("SCRDIT", "scVI") for metric in ("auc_boosting", "auc_genes")],
+    ),
+]
+
+
+def rows_of(results, chosen):
+    with (ROOT / "benchmarks" / results).open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if chosen.items() <= row.items()]
+
+
+@pytest.mark.parametrize(("page", "pattern", "figures"), SENTENCES)
+def test_figures_in_sentences_are_those_of_the_results(page, pattern, figures):
+    found = re.findall(pattern, (ROOT / page).read_text(encoding="utf-8"))
+    assert len(found) == 1, f"{page} has {len(found)} sentences like {pattern!r}."
+    shown = [found[0]] if isinstance(found[0], str) else list(found[0])
+    expected = [
+        f"{mean(float(row[column]) for row in rows_of(results, chosen)):.{decimals}f}"
+        for results, chosen, column, decimals in figures
+    ]
+    assert shown == expected
+
+
+@pytest.mark.parametrize(("page", "mark"), pages.blocks())
+def test_tables_of_the_pages_are_those_of_the_results(page, mark):
+    text = pages.blocks()[page, mark].strip()
+    assert f"<!-- {mark} -->\n{text}\n<!-- /{mark} -->" in (ROOT / page).read_text(encoding="utf-8"), (
+        "Run `python -m benchmarks.pages`."
+    )
+
+
+def test_readme_counts_the_metrics_and_seeds_of_the_results():
+    rows = rows_of(QUALITY, {"group": "all"})
+    costs = {"wall_minutes", "cpu_minutes", "peak_memory_gib"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{len({row['metric'] for row in rows} - costs)} metrics" in text
+    assert len({row["seed"] for row in rows}) == 3
+    assert "means of three seeds" in text
