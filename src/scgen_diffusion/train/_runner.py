@@ -22,6 +22,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.train import LoudEarlyStopping
 from tqdm.auto import tqdm
 
+from scgen_diffusion._files import sync
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -246,6 +248,7 @@ class StageCheckpoint(Checkpoint):
         part = self.path.with_name(f"{self.path.name}.part")
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
+            sync(part)
             part.replace(self.path)
 
 
