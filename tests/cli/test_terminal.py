@@ -9,10 +9,11 @@ import warnings
 
 import pytest
 
+from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.cli import cli
 from scgen_diffusion.cli._command import command, flag
 from scgen_diffusion.cli._terminal import ExitCode, Stop, Terminal
-from scgen_diffusion.data import check_same_genes, warn_user
+from scgen_diffusion.data import check_same_genes
 
 
 @pytest.fixture

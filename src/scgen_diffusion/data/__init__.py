@@ -1,13 +1,5 @@
 """AnnData and MuData in and out: checks, conditions, plain forms for saving."""
 
-from scgen_diffusion._arguments import (
-    check_argument_names,
-    check_count,
-    known_names,
-    suggests_arguments,
-    warn_user,
-)
-
 from ._anndata import (
     JOIN,
     PROVENANCE_KEY,
@@ -27,6 +19,7 @@ from ._checks import (
     check_values,
     checked_rows,
     layer_names,
+    obs_column,
     resolve_seed,
     row_numbers,
 )
@@ -80,9 +73,7 @@ __all__ = [
     "ValueSummary",
     "build_anndata",
     "build_mudata",
-    "check_argument_names",
     "check_conditions",
-    "check_count",
     "check_expression",
     "check_is_mudata",
     "check_layer",
@@ -100,11 +91,11 @@ __all__ = [
     "join_labels",
     "join_parts",
     "keys_of_state",
-    "known_names",
     "layer_names",
     "mark_synthetic",
     "modalities_of",
     "mudata_of",
+    "obs_column",
     "occurring",
     "pad_genes",
     "part_of",
@@ -114,9 +105,7 @@ __all__ = [
     "resolve_seed",
     "row_numbers",
     "savable_columns",
-    "suggests_arguments",
     "to_array",
     "to_plain",
     "to_table",
-    "warn_user",
 ]

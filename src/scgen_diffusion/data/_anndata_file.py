@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ._checks import known_names
+from scgen_diffusion._arguments import known_names
 
 if TYPE_CHECKING:
     import os

@@ -72,6 +72,26 @@ def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
     return f"{owner}.layers[{layer!r}]"
 
 
+def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
+    """Return a column of ``obs``; ``name`` says how the cells are called.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If there are several of this name.
+    """
+    if key not in cells.obs:
+        msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
+        raise KeyError(msg)
+    column = cells.obs[key]
+    if column.ndim > 1:
+        msg = f"`{name}.obs` has {column.shape[1]} columns {key!r}; rename all but one."
+        raise ValueError(msg)
+    return column
+
+
 def layer_names(adata: AnnData) -> list[str]:
     """List the layers; from anndata 0.13 on, ``X`` is among them under the name None, and is left out here."""
     return [name for name in adata.layers if name is not None]

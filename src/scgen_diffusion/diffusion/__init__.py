@@ -22,7 +22,7 @@ from ._diffusion_samplers import (
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
-from ._guidance import WHOLE_PATH, Composition, Guidance, GuidedField, ResolvedGuidance
+from ._guidance import WHOLE_PATH, Composition, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion
 from ._losses import Network, diffusion_loss
 from ._paths import LinearInterpolant, Path, expand_time
@@ -57,6 +57,7 @@ __all__ = [
     "FlowInversion",
     "Generators",
     "Guidance",
+    "GuidanceScale",
     "GuidanceTerm",
     "GuidedField",
     "HeunSampler",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._paths import Path
 
 Composition = Literal["joint", "mutually_exclusive", "additive"]
+GuidanceScale = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
 WHOLE_PATH = (0.0, 1.0)
 TIME_ROUNDING = 1e-6  # of times that went through the network's count and back, in single precision
 
@@ -60,7 +61,7 @@ class Guidance:
     >>> synthetic = model.generate(100, {"cell_type": "B"}, guidance_scale=late)  # doctest: +SKIP
     """
 
-    scale: float | Mapping[str, float] | Mapping[tuple[str, ...], float] = 1.0
+    scale: GuidanceScale = 1.0
     composition: Composition | None = None
     interval: tuple[float, float] = WHOLE_PATH
     rescale: float = 0.0

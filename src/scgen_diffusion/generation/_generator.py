@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from scgen_diffusion.data import check_count, known_names, warn_user
+from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
 
 from ._counterfactual import blocks_of, carry_over

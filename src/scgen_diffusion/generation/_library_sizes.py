@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
 
 LARGEST_TOTAL = 10**9  # no cell has as many; far beyond, sums are infinite in single precision

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from scgen_diffusion.data import ConditionRequest, check_count, to_plain
+from scgen_diffusion._arguments import check_count
+from scgen_diffusion.data import ConditionRequest, to_plain
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import checked_rows, known_names, resolve_seed
+from scgen_diffusion._arguments import known_names
+from scgen_diffusion.data import checked_rows, resolve_seed
 from scgen_diffusion.diffusion import Generators, VariancePreserving
 
 if TYPE_CHECKING:

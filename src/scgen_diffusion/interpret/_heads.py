@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgen_diffusion.data import check_count, resolve_seed
+from scgen_diffusion._arguments import check_count
+from scgen_diffusion.data import resolve_seed
 from scgen_diffusion.diffusion import Denoiser
 
 from ._cells import (

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion.diffusion import Denoiser, DormandPrinceSampler, GuidedField
 from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 

@@ -13,7 +13,8 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import ArrayLike, NDArray
 
-from scgen_diffusion.data import LARGEST_LOG1P, join_labels, known_names, layer_names, warn_user
+from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion.data import LARGEST_LOG1P, join_labels, layer_names, obs_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -314,14 +315,7 @@ def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adat
         msg = "`groupby` is empty; name one column of `obs` or several."
         raise ValueError(msg)
     for key in keys:
-        if key not in adata.obs:
-            msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(adata.obs.columns))}"
-            raise KeyError(msg)
-        column = adata.obs[key]
-        if column.ndim > 1:
-            msg = f"`{name}.obs` has {column.shape[1]} columns {key!r}; rename all but one."
-            raise ValueError(msg)
-        if n_missing := int(column.isna().sum()):
+        if n_missing := int(obs_column(adata, key, name).isna().sum()):
             msg = f"`{name}.obs[{key!r}]` has no label for {n_missing} of {adata.n_obs} cells; leave these cells out."
             raise ValueError(msg)
     return join_labels(adata.obs, keys)

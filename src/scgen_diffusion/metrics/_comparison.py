@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from scgen_diffusion.data import check_count
+from scgen_diffusion._arguments import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

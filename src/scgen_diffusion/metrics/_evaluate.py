@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion.data import known_names, warn_user
+from scgen_diffusion._arguments import known_names, warn_user
 
 from ._catalogue import CATALOGUE
 from ._cells import Cells, Expression, Source, align_genes, check_same_number_of_genes

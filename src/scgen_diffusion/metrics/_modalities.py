@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion.data import known_names, layer_names
+from scgen_diffusion._arguments import known_names
+from scgen_diffusion.data import layer_names
 
 from ._catalogue import CATALOGUE
 from ._cells import Expression, Source, align_genes, expression_of, labels_of, layer_of, variances

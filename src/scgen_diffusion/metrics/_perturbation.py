@@ -19,7 +19,7 @@ from anndata import AnnData
 from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
-from scgen_diffusion.data import warn_user
+from scgen_diffusion._arguments import warn_user
 
 from ._cells import Source, labels_of, means, pair_of_expressions, variances
 from ._comparison import ALL, UNKNOWN, Comparison, Context

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion._arguments import known_names
 
 from ._cells import TARGET_SUM, USE_REP, Cells, Expression, expression_of, log_normalise, matrix_of, variances
 

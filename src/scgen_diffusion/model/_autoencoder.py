@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.data import check_count, known_names, resolve_seed, row_numbers
+from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion.data import resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.generation import check_finite, rows_of, stack
 

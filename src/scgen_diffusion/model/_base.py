@@ -27,6 +27,7 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
+from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments
 from scgen_diffusion._compat import parse_device_args, replace_contents
 from scgen_diffusion.data import (
     CellFiles,
@@ -37,8 +38,6 @@ from scgen_diffusion.data import (
     RegisteredCells,
     ValueSummary,
     build_anndata,
-    check_argument_names,
-    check_count,
     check_expression,
     check_layer,
     check_not_empty,
@@ -47,11 +46,9 @@ from scgen_diffusion.data import (
     check_values,
     checked_rows,
     keys_of_state,
-    known_names,
     pad_genes,
     recode,
     resolve_seed,
-    suggests_arguments,
 )
 from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
@@ -111,7 +108,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.generation import CellRequest
     from scgen_diffusion.module import InputValues, LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec
@@ -635,7 +632,7 @@ class DiffusionModel(BaseModelClass):
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: float | Mapping[str, float] | Mapping[tuple[str, ...], float] | Guidance = 1.0,
+        guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
@@ -721,7 +718,7 @@ class DiffusionModel(BaseModelClass):
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: float | Mapping[str, float] | Mapping[tuple[str, ...], float] | Guidance = 1.0,
+        guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
@@ -837,7 +834,7 @@ class DiffusionModel(BaseModelClass):
         condition: ConditionRequest = None,
         *,
         n_frames: int = 11,
-        guidance_scale: float | Mapping[str, float] | Mapping[tuple[str, ...], float] | Guidance = 1.0,
+        guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         seed: int | None = None,
@@ -928,7 +925,7 @@ class DiffusionModel(BaseModelClass):
         indices: Sequence[int] | None = None,
         given_keys: Sequence[str] | None = None,
         strength: float = 1.0,
-        guidance_scale: float | Mapping[str, float] | Mapping[tuple[str, ...], float] | Guidance = 1.0,
+        guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
@@ -1254,7 +1251,7 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         writers: dict[str, Callable[[Path], None]] = {f"{prefix}{MODEL_FILE}": partial(write_model, content_of(self))}
         if save_anndata:
-            name = MUDATA_FILE if hasattr(self.adata, "mod") else ADATA_FILE
+            name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
         write_together(folder, writers, removed=[f"{prefix}{ADATA_FILE}", f"{prefix}{MUDATA_FILE}"])
 

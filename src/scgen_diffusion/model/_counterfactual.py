@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import (
     OPEN,
     check_conditions,
@@ -17,7 +18,6 @@ from scgen_diffusion.data import (
     checked_rows,
     encode_obs,
     is_single,
-    known_names,
 )
 from scgen_diffusion.generation import identity_of, name_of
 

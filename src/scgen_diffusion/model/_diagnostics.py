@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgen_diffusion.data import warn_user
+from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.generation import check_finite
 
 if TYPE_CHECKING:

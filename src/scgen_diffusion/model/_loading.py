@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion._arguments import known_names
 
 from ._gene_space import SCRDIT, WBDIT
 from ._model_file import MODEL_FILE, read_model_file

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from anndata import AnnData
 
-from scgen_diffusion.data import check_same_genes, extended_table, known_names, occurring
+from scgen_diffusion._arguments import known_names
+from scgen_diffusion.data import check_same_genes, extended_table, occurring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

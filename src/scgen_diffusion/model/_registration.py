@@ -10,15 +10,8 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion.data import (
-    CategoricalKey,
-    CellFiles,
-    ConditionKey,
-    ContinuousKey,
-    SetKey,
-    check_argument_names,
-    savable_columns,
-)
+from scgen_diffusion._arguments import check_argument_names
+from scgen_diffusion.data import CategoricalKey, CellFiles, ConditionKey, ContinuousKey, SetKey, savable_columns
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
 if TYPE_CHECKING:

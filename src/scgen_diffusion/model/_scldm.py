@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 
-from scgen_diffusion.data import ContinuousKey, warn_user
+from scgen_diffusion._arguments import warn_user
+from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.train import (
     RECIPES,

@@ -20,14 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scgen_diffusion._arguments import check_count
 from scgen_diffusion._files import remove, sync
-from scgen_diffusion.data import (
-    check_count,
-    is_generated,
-    join_parts,
-    part_of,
-    read_record,
-)
+from scgen_diffusion.data import is_generated, join_parts, part_of, read_record
 from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:

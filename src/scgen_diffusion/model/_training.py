@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scvi import settings
 
-from scgen_diffusion.data import check_count, known_names
+from scgen_diffusion._arguments import check_count, known_names
 from scgen_diffusion.train import (
     Recipe,
     StageResult,

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scgen_diffusion.data import check_count, known_names
+from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion.data import obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -72,13 +73,7 @@ def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
     if not isinstance(key, str):
         msg = f"Cells are grouped by one column of `obs` here, but found {key!r}. Join several to one first."
         raise TypeError(msg)
-    if key not in cells.obs:
-        msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
-        raise KeyError(msg)
-    column = cells.obs[key]
-    if column.ndim > 1:
-        msg = f"`{name}.obs` has {column.shape[1]} columns {key!r}; rename all but one."
-        raise ValueError(msg)
+    column = obs_column(cells, key, name)
     return column.astype(object).where(column.notna(), MISSING).astype(str)
 
 

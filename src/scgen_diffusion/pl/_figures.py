@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion._arguments import known_names
 
 if TYPE_CHECKING:
     import os

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.lines import Line2D
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._cells import check_is_anndata, labels_of

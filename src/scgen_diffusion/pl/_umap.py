@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize, to_rgba_array
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion.data import known_names
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion.metrics import ComparisonSpace, align_genes, expression_of
 
 from ._cells import Side, label_colors, label_order, labels_of, sides_of, subsample
