@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.tables import ROOT, markdown_table, read_table
 from scgen_diffusion.module import GeneSpaceModule, build_architecture, build_gene_space_architecture
-from scgen_diffusion.train import RECIPES
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,10 @@ SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10
 def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior", "transport")}
+    diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["default"]}
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
+    scrdit = {size: asdict(build_gene_space_architecture("SCRDIT", size)) for size in ("default", "published")}
+    scrdit["default"] |= DEPENDS_ON_DATA
     return {
         (f"{GUIDE}/scldm.md", "training length"): length_table(stages),
         (f"{GUIDE}/scldm_mathematics.md", "architecture"): option_table(scldm),
@@ -40,6 +43,12 @@ def page_blocks() -> dict[tuple[str, str], str]:
             {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}
         ),
         (f"{GUIDE}/scldm_mathematics.md", "samplers"): scldm_sampler_table(),
+        (f"{GUIDE}/scrdit.md", "training length"): length_table(diffusion),
+        (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
+        (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
+            {size: {"diffusion": recipe} for size, recipe in DIFFUSION_RECIPES["SCRDIT"].items()}
+        ),
+        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(),
     }
 
 

@@ -7,17 +7,27 @@ import re
 import pytest
 from benchmarks.tables import ROOT
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS
-from scgen_diffusion.model import SCLDM
-from scgen_diffusion.module import build_architecture
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, PATHS, samplers_for
+from scgen_diffusion.model import SCLDM, SCRDIT
+from scgen_diffusion.model._gene_space import default_sampler
+from scgen_diffusion.module import build_architecture, build_gene_space_architecture
 from scgen_diffusion.train import RECIPES
 
-SCLDM_OPTIONS = vars(build_architecture("default")) | {
-    **{name: p.default for name, p in inspect.signature(SCLDM.__init__).parameters.items()},
-    **{name: p.default for name, p in inspect.signature(SCLDM.generate).parameters.items()},
-    "library_size": build_architecture("default").library_size,
+
+def defaults_of(*functions):
+    return {name: p.default for function in functions for name, p in inspect.signature(function).parameters.items()}
+
+
+SCLDM_OPTIONS = defaults_of(SCLDM.train, SCLDM.generate, SCLDM.__init__) | {
     "n_steps": FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps,
-    "max_epochs": inspect.signature(SCLDM.train).parameters["max_epochs"].default,
+    **vars(build_architecture("default")),
+}
+SCRDIT_ARCHITECTURE = build_gene_space_architecture("SCRDIT", "default")
+SCRDIT_SAMPLERS = samplers_for(PATHS[SCRDIT_ARCHITECTURE.path])
+SCRDIT_OPTIONS = defaults_of(SCRDIT.train, SCRDIT.generate, SCRDIT.__init__) | {
+    "sampler": default_sampler(SCRDIT_ARCHITECTURE),
+    "n_steps": SCRDIT_SAMPLERS[default_sampler(SCRDIT_ARCHITECTURE)].default_n_steps,
+    **vars(SCRDIT_ARCHITECTURE),
 }
 ROW = re.compile(r"^\| `(\w+)` \| `([^`]+)` \|", re.MULTILINE)
 
@@ -50,7 +60,7 @@ def text_of(page):
     return (ROOT / "docs" / "user_guide" / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "options"), [("scldm.md", SCLDM_OPTIONS)])
+@pytest.mark.parametrize(("page", "options"), [("scldm.md", SCLDM_OPTIONS), ("scrdit.md", SCRDIT_OPTIONS)])
 def test_tables_of_options_name_the_defaults(page, options):
     shown = {name: ast.literal_eval(value) for name, value in ROW.findall(text_of(page))}
     assert shown
@@ -63,3 +73,8 @@ def test_numbers_in_sentences_are_the_defaults(page, pattern, numbers):
     assert len(found) == 1, f"{page} has {len(found)} sentences like {pattern!r}."
     shown = [found[0]] if isinstance(found[0], str) else list(found[0])
     assert [float(number) for number in shown] == numbers
+
+
+def test_table_of_samplers_names_their_steps():
+    rows = re.findall(r"^\| `\"(\w+)\"` \|.*\| (\d+) \|$", text_of("scrdit_mathematics.md"), re.MULTILINE)
+    assert {name: int(n) for name, n in rows} == {name: s.default_n_steps for name, s in SCRDIT_SAMPLERS.items()}
