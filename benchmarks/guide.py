@@ -49,6 +49,7 @@ def page_blocks() -> dict[tuple[str, str], str]:
             {size: {"diffusion": recipe} for size, recipe in DIFFUSION_RECIPES["SCRDIT"].items()}
         ),
         (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(),
+        (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
     }
 
 

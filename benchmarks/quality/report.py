@@ -173,7 +173,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     return {
         ("README.md", "quality"): summarise_in_short(table),
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
-        **{(f"docs/user_guide/{name.lower()}.md", "quality"): summarise_model(table, name) for name in MODELS[:2]},
+        **{(f"docs/user_guide/{name.lower()}.md", "quality"): summarise_model(table, name) for name in MODELS},
     }
 
 

@@ -60,7 +60,9 @@ def text_of(page):
     return (ROOT / "docs" / "user_guide" / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "options"), [("scldm.md", SCLDM_OPTIONS), ("scrdit.md", SCRDIT_OPTIONS)])
+@pytest.mark.parametrize(
+    ("page", "options"), [("scldm.md", SCLDM_OPTIONS), ("scrdit.md", SCRDIT_OPTIONS), ("wbdit.md", SCRDIT_OPTIONS)]
+)
 def test_tables_of_options_name_the_defaults(page, options):
     shown = {name: ast.literal_eval(value) for name, value in ROW.findall(text_of(page))}
     assert shown
