@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from benchmarks import guide
 from benchmarks.quality import report as quality
 from benchmarks.speed import report as speed
 from benchmarks.tables import ROOT, read_table, write_block
@@ -14,9 +17,10 @@ from benchmarks.tables import ROOT, read_table, write_block
 RESULTS = {"quality/results/compare.csv": quality, "speed/results/speed.csv": speed}
 
 
+@lru_cache
 def blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    texts: dict[tuple[str, str], str] = {}
+    texts = guide.page_blocks()
     for path, report in RESULTS.items():
         texts |= report.page_blocks(read_table(ROOT / "benchmarks" / path))
     return texts
