@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from benchmarks import guide
 from benchmarks.quality import report as quality
 from benchmarks.speed import report as speed
 from benchmarks.studies import pages as studies
@@ -19,9 +22,10 @@ RESULTS = {
 }
 
 
+@lru_cache
 def blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    texts: dict[tuple[str, str], str] = {}
+    texts = guide.page_blocks()
     for path, page_blocks in RESULTS.items():
         texts |= page_blocks(read_table(ROOT / "benchmarks" / path))
     return texts
