@@ -87,7 +87,6 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     return {
         ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures)}\n\n{where}",
         ("docs/user_guide/speed.md", "speed: calls"): call_table(figures),
-        ("docs/comparison.md", "speed"): beside,
         ("README.md", "speed"): beside,
     }
 
