@@ -54,7 +54,7 @@ def test_the_version_is_that_of_the_package(call):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_stands_in_the_documentation_as_in_the_help(command):
+def test_the_documentation_lists_every_option_as_the_help_does(command):
     page = PAGE.read_text(encoding="utf-8")
     section = re.search(rf"^### `{command}`\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE).group(1)
     general = re.search(r"^### Of all commands\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE).group(1)
