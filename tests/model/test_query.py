@@ -315,7 +315,7 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
         load(pd.concat([row, table + 1]), trainable="conditions")
     with pytest.raises(ValueError, match="nothing to train"):
         load(row)
-    with pytest.raises(ValueError, match="'cell_type', of which the reference has no known embeddings"):
+    with pytest.raises(ValueError, match="'cell_type', for which the reference has no known embeddings"):
         SCLDM.load_query_data(cells, reference, condition_embeddings={"cell_type": row}, accelerator="cpu")
 
     model = load(row, trainable="conditions")

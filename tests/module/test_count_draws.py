@@ -159,7 +159,7 @@ def test_parameters_that_are_not_finite_are_an_error_that_names_them(bad, other)
     u, good, broken = uniforms(3), torch.full((3,), other), torch.tensor([other, bad, other])
 
     for mu, theta, name in [(broken, good, "`mu`"), (good, broken, "`theta`"), (broken, broken, "`mu` and `theta`")]:
-        with pytest.raises(FloatingPointError, match=f"{name} of the .* model has diverged. Train anew"):
+        with pytest.raises(FloatingPointError, match=f"{name} of the .* model has diverged. Train again"):
             draw_negative_binomial(u, mu, theta)
     with pytest.raises(FloatingPointError, match="`mean` of the"):
         draw_poisson(u, broken)

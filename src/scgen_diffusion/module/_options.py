@@ -15,7 +15,7 @@ OptionsT = TypeVar("OptionsT")
 
 
 def check_options(options: object, *, except_for: tuple[str, ...] = ()) -> None:
-    """Raise unless every choice and size of a dataclass is allowed, those apart that it checks itself."""
+    """Raise unless every option of a dataclass is allowed; options in ``except_for`` are not checked."""
     for name, hint in get_type_hints(type(options)).items():
         if name not in except_for:
             _check(name, getattr(options, name), hint)
@@ -53,7 +53,7 @@ def with_key_groups(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_key_groups(groups: object, condition_strategy: str) -> None:
-    """Raise unless groups of keys are tuples of names, none of them twice, and the strategy drops keys one by one."""
+    """Raise unless groups of keys are tuples of unique names, and the strategy is ``"additive"``."""
     if not isinstance(groups, tuple) or not all(isinstance(group, tuple) and len(group) > 1 for group in groups):
         msg = (
             "`dropped_together` must list groups of at least two condition keys, such as [('drug', 'dose')], "
@@ -65,7 +65,7 @@ def check_key_groups(groups: object, condition_strategy: str) -> None:
         msg = f"`dropped_together` has the key {repeated[0]!r} more than once."
         raise ValueError(msg)
     if groups and condition_strategy != "additive":
-        msg = f"`dropped_together` belongs to `condition_strategy='additive'`, but that is {condition_strategy!r}."
+        msg = f"`dropped_together` needs `condition_strategy='additive'`, but found {condition_strategy!r}."
         raise ValueError(msg)
 
 
