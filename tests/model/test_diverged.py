@@ -71,7 +71,7 @@ def test_on_other_devices_a_finished_block_is_looked_at(diverged, monkeypatch):
     )
 
     with pytest.raises(
-        FloatingPointError, match="the model itself has diverged: train anew, with a lower learning rate"
+        FloatingPointError, match="the model itself has diverged: train again with a lower learning rate"
     ):
         diverged.generate(3, seed=0)
 

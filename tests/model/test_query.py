@@ -393,7 +393,7 @@ def test_classes_of_another_type_are_not_taken_for_new_ones(scldm, make_cells):
     cells = query_cells(make_cells)
     cells.obs["dose"] = cells.obs["dose"].astype(str)
 
-    with pytest.raises(ValueError, match="holds '1' of the type str, which the reference knows as 1 of the type int"):
+    with pytest.raises(ValueError, match="holds '1' of type str, which the reference knows as 1 of type int"):
         SCLDM.load_query_data(cells, scldm, accelerator="cpu")
 
 

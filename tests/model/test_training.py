@@ -360,7 +360,7 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
     model.train(1, checkpoint_dir=tmp_path, **quick)
     model.train_autoencoder(2, **quick)
 
-    with pytest.raises(ValueError, match="older than what it was trained on"):
+    with pytest.raises(ValueError, match="older than the stage before it"):
         model.train_prior(1, checkpoint_dir=tmp_path, **quick)
 
 

@@ -1,4 +1,4 @@
-"""AnnData and MuData in and out: checks, conditions, plain forms for saving."""
+"""AnnData, MuData and files of cells: checks, conditions, and plain values for saving."""
 
 from ._anndata import (
     JOIN,
