@@ -100,9 +100,7 @@ def test_repeated_values_make_one_value_or_a_mapping():
 
 
 def test_values_with_and_without_keys_do_not_go_together():
-    with pytest.raises(
-        click.UsageError, match="--x takes one value, or several KEY=VALUE, but found 2 beside"
-    ):
+    with pytest.raises(click.UsageError, match="--x takes one value, or several KEY=VALUE, but found 2 beside"):
         collected([("a", 1), (None, 2)])
 
 

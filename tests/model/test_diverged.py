@@ -66,9 +66,7 @@ def test_means_that_are_infinite_are_an_error(make_trained):
 
 def test_on_other_devices_a_finished_block_is_looked_at(diverged, monkeypatch):
     """There the draws do not wait to look, and mark counts without a distribution as NaN."""
-    monkeypatch.setattr(
-        _count_draws, "where_finite", lambda **values: torch.stack([*values.values()]).isfinite().all(0)
-    )
+    monkeypatch.setattr(_count_draws, "finite_mask", lambda **values: torch.stack([*values.values()]).isfinite().all(0))
 
     with pytest.raises(
         FloatingPointError, match="the model itself has diverged: train again with a lower learning rate"

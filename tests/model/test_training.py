@@ -389,7 +389,7 @@ def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, mak
 def test_cells_in_the_devices_memory_train_as_those_that_are_read(make_model, quick, monkeypatch):
     trained = []
     for room in (0.0, 1e9):  # none, as on a CPU, and enough
-        monkeypatch.setattr(train_cells, "room_for_cells", lambda device, room=room: room)
+        monkeypatch.setattr(train_cells, "memory_for_cells", lambda device, room=room: room)
         torch.manual_seed(0)
         model = make_model()
         model.train_autoencoder(2, **quick)

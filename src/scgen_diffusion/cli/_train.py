@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 MODELS = ("SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT")
 STAGES = ("autoencoder", "prior", "transport", "diffusion")
-OF_WINDOWS = ("shared_genes", "window_size", "block_size")
+WINDOW_OPTIONS = ("shared_genes", "window_size", "block_size")
 LARGEST_SEED = 2**32 - 1
 SETTING = Keyed("KEY=VALUE", toml_value)
-OF_TRAIN = (
+TRAIN_OPTIONS = (
     "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "early_stopping_patience", "check_val_every_n_epoch",
     "compile", "accelerator", "num_nodes", "strategy", "precision",
 )  # fmt: skip
@@ -154,7 +154,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         model = model_class(cells, **architecture)
     terminal.say(str(model).partition("\n  trained:")[0])  # the rest says what to do in Python
 
-    arguments = given(options, *OF_TRAIN) | options.get("trainer", {})
+    arguments = given(options, *TRAIN_OPTIONS) | options.get("trainer", {})
     if plan := options.get("recipe", {}) | given(options, "autoencoder", "prior"):
         arguments["plan_kwargs"] = plan
     if "devices" in options:
@@ -179,14 +179,14 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 
 def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool) -> None:
     """Raise for options that exclude each other, before any long work."""
-    of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*OF_TRAIN, "devices", "checkpoint_dir")}
+    of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "devices", "checkpoint_dir")}
     of_trainer["plan_kwargs"] = "--recipe, or --autoencoder and --prior"
     msg = ""
     if stay_in_files and has_modalities:
         msg = "Several modalities (.h5mu) must be read into memory, from one file and without --backed."
     elif stay_in_files and options.get("save_cells"):
         msg = "--save-cells needs cells in memory, but several files, or --backed, leave them in their files."
-    elif not stay_in_files and (unused := [name for name in OF_WINDOWS if name in options]):
+    elif not stay_in_files and (unused := [name for name in WINDOW_OPTIONS if name in options]):
         msg = f"--{unused[0].replace('_', '-')} needs cells that stay in files: several files, or --backed."
     elif not has_modalities and ("modality" in options or isinstance(options.get("layer"), dict)):
         msg = "--modality, and --layer with a modality, need an .h5mu file."

@@ -91,7 +91,7 @@ class ValueSummary(NamedTuple):
         """Share of the values that are zero."""
         return 1 - self.n_nonzero / self.n_values
 
-    def together(self, other: ValueSummary) -> ValueSummary:
+    def merge(self, other: ValueSummary) -> ValueSummary:
         """Return the joint summary of both."""
         return ValueSummary(
             self.n_values + other.n_values,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
-NEAR = 16  # gaps of at most so many rows are read and dropped instead of skipped
+LARGEST_GAP = 16  # gaps of at most so many rows are read and dropped instead of skipped
 TEXTS_AT_A_TIME = 65_536
 DAMAGE = (OSError, RuntimeError, LookupError, TypeError, AttributeError)  # what h5py, zarr and anndata raise
 COLLECTION = "annbatch-preshuffled"  # encoding type of an annbatch collection
@@ -253,8 +253,8 @@ class FileMatrix:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows in ascending order."""
-        parts = [self._select(part) for part in runs_of(rows)]
-        return parts[0] if len(parts) == 1 else stacked(parts)
+        parts = [self._select(part) for part in split_at_gaps(rows)]
+        return parts[0] if len(parts) == 1 else stack_rows(parts)
 
     @property
     def rows_per_chunk(self) -> float:
@@ -301,10 +301,10 @@ class JoinedMatrix:
             for part, start, low, high in zip(self.parts, starts, bounds[:-1], bounds[1:], strict=True)
             if high > low
         ]
-        return read[0] if len(read) == 1 else stacked(read)
+        return read[0] if len(read) == 1 else stack_rows(read)
 
 
-def stacked(parts: Sequence[Rows]) -> Rows:
+def stack_rows(parts: Sequence[Rows]) -> Rows:
     """Stack rows; the result is sparse if any part is."""
     if any(sp.issparse(part) for part in parts):
         return sp.vstack(parts, format="csr")
@@ -318,6 +318,6 @@ def dense(rows: Rows) -> np.ndarray:
     return rows.astype(np.float32, copy=False).toarray()
 
 
-def runs_of(rows: np.ndarray) -> Iterator[np.ndarray]:
+def split_at_gaps(rows: np.ndarray) -> Iterator[np.ndarray]:
     """Split ascending row numbers at gaps that are too long to read."""
-    yield from np.split(rows, np.flatnonzero(np.diff(rows) > NEAR) + 1)
+    yield from np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)

@@ -26,7 +26,7 @@ from ._checks import (
     check_not_empty,
     check_size,
     check_values,
-    name_some,
+    list_some,
     row_numbers,
 )
 from ._condition_keys import ContinuousKey
@@ -41,7 +41,7 @@ from ._condition_setup import (
 )
 from ._conditions import Conditions
 from ._registered_cells import digest_of_cells, sampled_rows
-from ._windows import WINDOW_SIZE, Batches, WindowLoader, suitable_block
+from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -115,7 +115,7 @@ class CellFiles:
         self._open(paths, layer, genes, values, window_size, block_size)
         keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
         obs = read_columns(self.files, chain.from_iterable(keys), numbers=keys[1])
-        uns = looked_up(self.files, condition_embeddings)
+        uns = look_up_tables(self.files, condition_embeddings)
         setup = ConditionSetup.of(
             ReadTables(obs, uns),
             condition_keys,
@@ -183,7 +183,7 @@ class CellFiles:
         )
         largest = max(part.rows_per_chunk for part in self.matrix.parts)
         self.window_size = check_count("window_size", window_size)
-        self.block_size = suitable_block(largest) if block_size is None else check_count("block_size", block_size)
+        self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
         self._totals = []
         for file, part in zip(self.files, self.matrix.parts, strict=True):
             check_size(part.shape, file.where(layer))
@@ -318,8 +318,8 @@ def columns_of_genes(
             missing, extra = first.difference(table.index, sort=False), table.index.difference(first, sort=False)
             if len(missing) or len(extra):
                 msg = (
-                    f"The genes of {file.name} are not those of {files[0].name}: {name_some(missing)} missing, "
-                    f"{name_some(extra)} additional. Use the genes of all files with `genes='shared'`, or choose some with "
+                    f"The genes of {file.name} are not those of {files[0].name}: {list_some(missing)} missing, "
+                    f"{list_some(extra)} additional. Use the genes of all files with `genes='shared'`, or choose some with "
                     "`genes=[...]`."
                 )
                 raise ValueError(msg)
@@ -342,7 +342,7 @@ def columns_of_genes(
         place = table.index.get_indexer(wanted)
         if (lacking := wanted[place < 0]).size:
             msg = (
-                f"{file.name} lacks genes that `genes` names: {name_some(lacking)}. "
+                f"{file.name} lacks genes that `genes` names: {list_some(lacking)}. "
                 f"{known_names(lacking[0], list(table.index))}"
             )
             raise ValueError(msg)
@@ -352,7 +352,7 @@ def columns_of_genes(
 
 def _check_unique(names: pd.Index, where: str) -> None:
     if not names.is_unique:
-        repeated = name_some(names[names.duplicated()].unique())
+        repeated = list_some(names[names.duplicated()].unique())
         msg = f"{where} has genes that occur more than once: {repeated}. Make their names unique."
         raise ValueError(msg)
 
@@ -413,7 +413,7 @@ def _as_classes(part: pd.Series) -> pd.Categorical:
     return classes.cat.rename_categories(pd.Index(classes.cat.categories.tolist())).array
 
 
-def looked_up(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
+def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return named tables from ``uns``, each of the first file that has it."""
     named = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
     found = {table: [entry for file in files if (entry := file.unstructured(table)) is not None] for table in named}

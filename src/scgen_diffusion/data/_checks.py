@@ -160,7 +160,7 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
     empty = totals == 0
     if empty.any():
         msg = (
-            f"{where} has cells without any count: {name_some(names[empty])}. Remove them, for example with "
+            f"{where} has cells without any count: {list_some(names[empty])}. Remove them, for example with "
             "scanpy.pp.filter_cells(adata, min_counts=1)."
         )
         raise ValueError(msg)
@@ -171,7 +171,7 @@ def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
     check_size(adata.shape, where)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = f"{owner}.var_names has duplicates: {name_some(repeated)}. Call {owner}.var_names_make_unique() first."
+        msg = f"{owner}.var_names has duplicates: {list_some(repeated)}. Call {owner}.var_names_make_unique() first."
         raise ValueError(msg)
     check_distinct_columns(adata.var.columns, f"{owner}.var")
 
@@ -196,19 +196,19 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
     if list(found) == list(expected):
         return
     if not found.is_unique:
-        msg = f"Genes occur more than once: {name_some(found[found.duplicated()].unique())}."
+        msg = f"Genes occur more than once: {list_some(found[found.duplicated()].unique())}."
         raise ValueError(msg)
     missing, extra = expected.difference(found, sort=False), found.difference(expected, sort=False)
     msg = "The genes are those of the model in another order."
     if len(missing) or len(extra):
         msg = (
-            f"The genes differ from the {len(expected)} of the model: {name_some(missing)} missing, {name_some(extra)} "
+            f"The genes differ from the {len(expected)} of the model: {list_some(missing)} missing, {list_some(extra)} "
             "unknown to the model."
         )
     raise ValueError(msg if len(missing) else f"{msg} Use adata[:, model.get_var_names()].")
 
 
-def checked_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
+def check_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
     """Return the selected row numbers; raise if there are none."""
     rows = row_numbers(indices, n_cells)
     if len(rows) == 0:
@@ -247,7 +247,7 @@ def resolve_seed(seed: int | None) -> int:
     return check_count("seed", seed, least=0, most=LARGEST_SEED)
 
 
-def name_some(names: pd.Index) -> str:
+def list_some(names: pd.Index) -> str:
     """Return the number of names with the first few."""
     if not len(names):
         return "none"

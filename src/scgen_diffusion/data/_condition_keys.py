@@ -25,7 +25,7 @@ OPEN = -np.inf  # code of a condition that is still to be drawn
 REQUEST = "`condition`"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
-ROOM = 2  # members that a set can have beyond the largest training set
+EXTRA_MEMBERS = 2  # members that a set can have beyond the largest training set
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class SetKey(ConditionKey):
         return replace(
             self,
             members=members if table is None else _with_vectors(self.name, members, table.rename(index=str)),
-            largest=max(self.largest, max(map(len, parts)) + ROOM),
+            largest=max(self.largest, max(map(len, parts)) + EXTRA_MEMBERS),
             spellings=list(dict.fromkeys([*self.spellings, *spellings])),
         )
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-WHERE = "_scgen_conditions"
+OBSM_KEY = "_scgen_conditions"
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches; the same as in the modules."""
 SEPARATOR = "+"
@@ -164,7 +164,7 @@ class ConditionField(BaseAnnDataField):
 
     registry_key = ""
     attr_name = "obsm"
-    attr_key = WHERE
+    attr_key = OBSM_KEY
     is_empty = False
 
     def __init__(self, registry_key: str, setup: ConditionSetup, by_key: Sequence[ConditionKey] | None = None) -> None:
@@ -203,7 +203,7 @@ class ConditionField(BaseAnnDataField):
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
         """Write the codes and return the keys by number; scvi-tools cannot show mappings in lists or names with dots."""
-        adata.obsm[WHERE] = encode_obs(adata.obs, by_key)
+        adata.obsm[OBSM_KEY] = encode_obs(adata.obs, by_key)
         return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
@@ -233,7 +233,7 @@ def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
     return codes
 
 
-def extended_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
+def extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
     """Add rows for new values to an embedding table; rows for known values must not differ.
 
     Raises
@@ -262,13 +262,13 @@ def condition_names(
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the columns of each kind."""
     return (
-        listed_names(categorical, "condition_keys"),
-        listed_names(continuous, "continuous_condition_keys"),
-        listed_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys"),
+        check_names(categorical, "condition_keys"),
+        check_names(continuous, "continuous_condition_keys"),
+        check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys"),
     )
 
 
-def listed_names(names: Collection[str] | None, argument: str) -> list[str]:
+def check_names(names: Collection[str] | None, argument: str) -> list[str]:
     """Return names as a list, empty for None; raise TypeError for anything but a list of names."""
     if names is None:
         return []

@@ -17,7 +17,7 @@ from scgen_diffusion._arguments import check_count, known_names
 from ._condition_keys import OPEN, ConditionKey, ContinuousKey, SetKey, columns_of
 
 N_VALUES = 256  # distinct values kept of a numeric key
-NEAR = 0.25  # standard deviations within which a number counts as seen in training
+LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | None
 
@@ -100,7 +100,7 @@ class Conditions:
         codes = codes.astype(float)
         for key, columns in zip(by_key, columns_of(by_key), strict=True):
             if isinstance(key, ContinuousKey) and len(codes):
-                codes[:, columns] = _rounded(codes[:, columns])
+                codes[:, columns] = _round_to_quantiles(codes[:, columns])
         combinations, n_cells = np.unique(codes, axis=0, return_counts=True)
         return cls(by_key, combinations, n_cells)
 
@@ -249,7 +249,7 @@ class Conditions:
         matches = (~given | (self.combinations == pattern))[:, ~are_numbers].all(1)
         for column in np.flatnonzero(given & are_numbers):
             distance = np.where(matches, np.abs(self.combinations[:, column] - pattern[column]), np.inf)
-            matches = matches & (distance == distance.min(initial=np.inf)) & (distance <= NEAR)
+            matches = matches & (distance == distance.min(initial=np.inf)) & (distance <= LARGEST_DISTANCE)
         return matches
 
     @cached_property
@@ -269,7 +269,7 @@ class Conditions:
         return snapped
 
 
-def _rounded(column: np.ndarray) -> np.ndarray:
+def _round_to_quantiles(column: np.ndarray) -> np.ndarray:
     """Round the values of a column ``(cells, 1)`` to 256 quantiles, if there are more."""
     values = np.unique(column)
     if len(values) <= N_VALUES:

@@ -20,8 +20,8 @@ from scvi.data.fields import BaseAnnDataField
 from scgen_diffusion._arguments import known_names
 
 from ._anndata import PROVENANCE_KEY, build_anndata, mark_synthetic
-from ._checks import check_layer, check_same_genes, check_shape, check_values, name_some
-from ._condition_setup import listed_names
+from ._checks import check_layer, check_same_genes, check_shape, check_values, list_some
+from ._condition_setup import check_names
 
 if TYPE_CHECKING:
     import rich.table
@@ -78,7 +78,7 @@ def resolve_modalities(
         For no modality, a repeated one, an unknown likelihood, and MuData that shares features instead of cells.
     """
     given = list(modalities) if isinstance(modalities, Mapping) else modalities
-    names = list(mdata.mod) if modalities is None else listed_names(given, "modalities")
+    names = list(mdata.mod) if modalities is None else check_names(given, "modalities")
     if not names or len(set(names)) < len(names):
         msg = f"`modalities` must name at least one modality, and each once, but found {names}."
         raise ValueError(msg)
@@ -215,7 +215,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
         where = check_layer(adata, layer, owner)
         check_shape(adata, where, owner)
         if not adata.obs_names.is_unique:
-            repeated = name_some(adata.obs_names[adata.obs_names.duplicated()].unique())
+            repeated = list_some(adata.obs_names[adata.obs_names.duplicated()].unique())
             msg = f"{owner}.obs_names has duplicates: {repeated}. Call {owner}.obs_names_make_unique() first."
             raise ValueError(msg)
         if unlisted := len(adata.obs_names.difference(mdata.obs_names)):
@@ -224,7 +224,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
         others = [mdata[other].obs_names for other in likelihoods if other != name]
         if others and not any(adata.obs_names.isin(cells).any() for cells in others):
             msg = (
-                f"No cell of {owner} ({name_some(adata.obs_names)}) is in another modality ({name_some(others[0])}). A "
+                f"No cell of {owner} ({list_some(adata.obs_names)}) is in another modality ({list_some(others[0])}). A "
                 "cell must have the same name in every modality."
             )
             raise ValueError(msg)
@@ -243,7 +243,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
         totals[adata.obs_names] += found
     if (totals == 0).any():
         msg = (
-            f"Some cells have no count in any of {list(likelihoods)}: {name_some(totals.index[totals == 0])}. Remove "
+            f"Some cells have no count in any of {list(likelihoods)}: {list_some(totals.index[totals == 0])}. Remove "
             "them: mdata[mdata.obs_names.isin(...)].copy()."
         )
         raise ValueError(msg)

@@ -17,7 +17,7 @@ from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
 from ._condition_setup import CONDITIONS, check_conditions, encode_obs, keys_of_state
 from ._mudata import JOINED
-from ._windows import WindowLoader, suitable_block
+from ._windows import WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -134,7 +134,7 @@ class RegisteredCells:
         """Return a loader of the registered data, in the order of ``batches`` or ``indices``; from files by windows."""
         if (matrix := self._backing_file()) is not None:
             chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-            block_size = suitable_block(matrix.rows_per_chunk)
+            block_size = choose_block_size(matrix.rows_per_chunk)
             return WindowLoader(matrix, self.codes, chosen, batch_size, batches, block_size=block_size)
         if batches is None:
             return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)

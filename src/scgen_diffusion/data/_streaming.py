@@ -89,7 +89,7 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
             else:
                 _append_table(root["obs"], obs)
                 _append_matrix(root["X"], x)
-                summary = summary.together(ValueSummary.of(x))
+                summary = summary.merge(ValueSummary.of(x))
             check()
         root.attrs[RECORD] = json.dumps(record)
         if isinstance(root, zarr.Group):
@@ -152,7 +152,7 @@ def _append(array: Any, values: np.ndarray) -> None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the record that :func:`join_parts` wrote to a file, or None if it did not write the file."""
     try:
-        with _opened(path) as root:
+        with _open_file(path) as root:
             return json.loads(root.attrs[RECORD])
     except (OSError, KeyError, ValueError):  # another format, or no valid attribute
         return None
@@ -164,7 +164,7 @@ def is_generated(path: Path) -> bool:
     if is_folder != path.is_dir() or (is_folder and {entry.name for entry in path.iterdir()} - NAMES_IN_ZARR):
         return False
     try:
-        with _opened(path) as root:
+        with _open_file(path) as root:
             return RECORD in root.attrs or f"uns/{PROVENANCE_KEY}" in root
     except (OSError, ValueError):  # another format
         return False
@@ -220,7 +220,7 @@ class _PatientFile(io.FileIO):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_file(path: Path) -> Iterator[Any]:
     if path.is_dir():
         yield zarr.open_group(path, mode="r")
         return

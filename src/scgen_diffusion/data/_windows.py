@@ -142,6 +142,6 @@ class WindowLoader:
                 yield Window(rows, left)
 
 
-def suitable_block(rows_per_chunk: float) -> int:
+def choose_block_size(rows_per_chunk: float) -> int:
     """Return the block size for a file with so many rows per chunk."""
     return int(np.clip(np.ceil(rows_per_chunk), BLOCK_SIZE, LARGEST_BLOCK))

@@ -86,7 +86,7 @@ def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
         start += len(x)
 
 
-def carry_over(module: Any, request: Counterfactual, block: ControlBlock) -> Rows:
+def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> Rows:
     """Predict the cells of a block."""
     positions, sampling = block.positions, request.sampling
     own, new = (module.condition_tensor(codes[positions]) for codes in (request.own, request.codes))
@@ -97,10 +97,10 @@ def carry_over(module: Any, request: Counterfactual, block: ControlBlock) -> Row
         if request.inversion is None:  # the transport moves the cells that become perturbed
             moved = module.transport.move(states, new, sampler=sampling.sampler, n_steps=n_steps, strength=strength)
             return torch.where((own == new).all(1)[:, None, None], states, moved)
-        told_own, told_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
+        given_own, given_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
         return request.inversion(
-            module.denoiser(told_own, ResolvedGuidance(sampling.guidance.plain)),
-            module.denoiser(told_new, sampling.guidance),
+            module.denoiser(given_own, ResolvedGuidance(sampling.guidance.plain)),
+            module.denoiser(given_new, sampling.guidance),
             states,
             strength=strength,
             n_steps=n_steps,

@@ -15,11 +15,11 @@ import torch
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
 
-from ._counterfactual import blocks_of, carry_over
+from ._counterfactual import blocks_of, predict_block
 from ._request import (
     CellRequest,
     SamplingOptions,
-    checked_batch_size,
+    check_batch_size,
     default_steps,
     describe_condition,
     describe_library_size,
@@ -276,14 +276,14 @@ class CellGenerator:
             Predicted cells of a block, in order.
         """
         blocks = blocks_of(batches, self.block_size)
-        return self.in_parallel(partial(carry_over, self.module, request), blocks, batch_size)
+        return self.in_parallel(partial(predict_block, self.module, request), blocks, batch_size)
 
     def in_parallel(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
     ) -> Iterator[Result]:
         """Yield ``make(item)`` of every item, one block each; up to ``batch_size`` cells are made at a time."""
         self.module.eval()
-        n_at_once = self.round_to_blocks(checked_batch_size(batch_size)) // self.block_size
+        n_at_once = self.round_to_blocks(check_batch_size(batch_size)) // self.block_size
         return in_parallel(torch.inference_mode()(make), items, self.module.device, n_at_once)
 
     def block(self, request: CellRequest, first: int, stop: int) -> Block:

@@ -126,7 +126,7 @@ class CellRequest:
         return replace(self, seed=seed, provenance={**self.provenance, "seed": seed})
 
 
-def checked_batch_size(batch_size: int | None) -> int:
+def check_batch_size(batch_size: int | None) -> int:
     """Return the batch size or its default; raise unless it is a number of cells."""
     return DEFAULT_BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
 
@@ -211,8 +211,8 @@ def identity_of(
 def name_of(identity: Mapping[str, Any], guidance: ResolvedGuidance, seed: int, n_cells: int | None) -> str:
     """Name a request by its model and a digest of all that its cells depend on (and of ``n_cells`` unless None)."""
     depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
-    told = json.dumps(depends_on, sort_keys=True, default=str)
-    return f"{identity['model']}-{hashlib.sha256(told.encode()).hexdigest()[:N_DIGITS]}"
+    text = json.dumps(depends_on, sort_keys=True, default=str)
+    return f"{identity['model']}-{hashlib.sha256(text.encode()).hexdigest()[:N_DIGITS]}"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

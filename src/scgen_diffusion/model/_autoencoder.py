@@ -310,7 +310,7 @@ class AutoencoderModel(DiffusionModel):
         """
         self._check_gives_expression("get_normalized_expression")
         columns, seed = _columns_of(gene_list, self._registered_genes), resolve_seed(seed)
-        scale = _checked_scale(library_size)
+        scale = _check_scale(library_size)
         keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
         if keeps_samples and return_numpy is False:
             msg = "`return_numpy` is False, but several samples without `return_mean` do not fit a table."
@@ -462,7 +462,7 @@ def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
     return np.flatnonzero(genes.isin(gene_list))
 
 
-def _checked_scale(library_size: Any) -> float | None:
+def _check_scale(library_size: Any) -> float | None:
     """Return the total that frequencies are scaled to; None for each cell's own."""
     if isinstance(library_size, str) and library_size == "latent":
         return None

@@ -41,10 +41,10 @@ from scgen_diffusion.data import (
     check_expression,
     check_layer,
     check_not_empty,
+    check_rows,
     check_same_genes,
     check_same_registry,
     check_values,
-    checked_rows,
     keys_of_state,
     pad_genes,
     recode,
@@ -56,10 +56,10 @@ from scgen_diffusion.generation import (
     CellGenerator,
     Counterfactual,
     LibrarySizes,
-    checked_batch_size,
+    check_batch_size,
     stack,
 )
-from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, take_over, trained_masks
+from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
 from scgen_diffusion.train import CellData, run_stage, trainer_options
 
 from ._counterfactual import (
@@ -77,16 +77,16 @@ from ._model_file import (
     MODEL_FILE,
     MUDATA_FILE,
     check_fits_class,
-    content_of,
-    damage_named,
     find_cells,
     init_options,
+    model_content,
+    name_damaged_file,
     read_model_file,
     write_cells,
     write_model,
     write_together,
 )
-from ._query import check_query_cells, extended_tables, learned, newly_seen
+from ._query import check_query_cells, extend_tables, learned_values, new_values
 from ._registration import (
     check_is_no_part_of_file,
     check_is_no_view,
@@ -779,7 +779,7 @@ class DiffusionModel(BaseModelClass):
         """
         goal = check_goal(path)
         check_rank(rank, n_ranks)
-        batch_size = checked_batch_size(batch_size)
+        batch_size = check_batch_size(batch_size)
         request = self._request(
             n_cells,
             condition,
@@ -798,7 +798,7 @@ class DiffusionModel(BaseModelClass):
         rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
         stream = Stream(goal, {**request.identity, **asked}, len(rows))
         if not stream.is_joined(overwrite=overwrite):
-            request = request.with_seed(stream.begin(request.seed, give_up_others=overwrite and n_ranks == 1))
+            request = request.with_seed(stream.begin(request.seed, discard_others=overwrite and n_ranks == 1))
         if stream.is_joined(overwrite=overwrite):  # another process may have joined the parts in the meantime
             stream.clean()
             return goal
@@ -1052,7 +1052,7 @@ class DiffusionModel(BaseModelClass):
             seed=resolve_seed(seed),
         )
         outside = engine.warn_of_what_lies_outside(np.concatenate([cells.codes, cells.own]))
-        chunk = engine.round_to_blocks(checked_batch_size(batch_size))
+        chunk = engine.round_to_blocks(check_batch_size(batch_size))
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
         parts = []
         with tqdm(total=len(cells.rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
@@ -1078,7 +1078,7 @@ class DiffusionModel(BaseModelClass):
     def _make_cells(self, request: CellRequest, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
         """Make the cells of some rows; the first row must begin a block."""
         parts = []
-        for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=checked_batch_size(batch_size)):
+        for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=check_batch_size(batch_size)):
             parts.append(cells)
             progress.update(len(cells.codes))
         x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
@@ -1151,14 +1151,14 @@ class DiffusionModel(BaseModelClass):
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield the registered tensors of cells, on the model's device, with their row numbers."""
         self._check_can_read_cells()
-        batch_size = checked_batch_size(settings.batch_size if batch_size is None else batch_size)
+        batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
         files = self._file_cells if adata is None else adata if isinstance(adata, CellFiles) else None
         if files is None:
             source = self._validated(adata)
-            yield from self._read(source, checked_rows(indices, source.n_obs), batch_size)
+            yield from self._read(source, check_rows(indices, source.n_obs), batch_size)
             return
         check_same_registry(files.registry, self.registry_)
-        rows = checked_rows(indices, files.n_cells)
+        rows = check_rows(indices, files.n_cells)
         yield from self._on_device(files.loader(rows, batch_size), rows)
 
     def _read(
@@ -1261,7 +1261,9 @@ class DiffusionModel(BaseModelClass):
         if save_anndata and self.adata is None:
             msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
             raise ValueError(msg)
-        writers: dict[str, Callable[[Path], None]] = {f"{prefix}{MODEL_FILE}": partial(write_model, content_of(self))}
+        writers: dict[str, Callable[[Path], None]] = {
+            f"{prefix}{MODEL_FILE}": partial(write_model, model_content(self))
+        }
         if save_anndata:
             name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
@@ -1307,7 +1309,7 @@ class DiffusionModel(BaseModelClass):
         if (name := saved.registry["model_name"]) != cls.__name__:
             msg = f"{folder} holds a model of class {name!r}, but {cls.__name__}.load was called."
             raise ValueError(msg)
-        with damage_named(path):
+        with name_damaged_file(path):
             check_fits_class(saved, cls)
         cells = find_cells(adata, folder, prefix)
         if cells is not None:
@@ -1463,11 +1465,11 @@ class DiffusionModel(BaseModelClass):
             raise RuntimeError(msg) from error
         check_query_cells(adata, reference.var_.index)
         registry = reference.registry_
-        tables = extended_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
+        tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
         arguments = {**registry["setup_args"], "condition_embeddings": tables}
         cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **arguments)
         model = cls(adata, **init_options(reference.init_params_))
-        model._take_over(reference, trainable)
+        model._copy_reference(reference, trainable)
         model.to_device(device)
         model.module.eval()
         return model
@@ -1520,7 +1522,7 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         return reference_model
 
-    def _take_over(self, reference: Self, trainable: Trainable) -> None:
+    def _copy_reference(self, reference: Self, trainable: Trainable) -> None:
         """Copy weights, conditions and trained stages of a reference."""
         before, after = reference._condition_keys, self._condition_keys
         self.combinations_ = recode(reference.combinations_, before, after)
@@ -1530,16 +1532,16 @@ class DiffusionModel(BaseModelClass):
             "combinations": self.combinations_,
             "combination_sizes": self.combination_sizes_,
         }
-        take_over(
+        copy_reference(
             self.module,
             reference.module,
-            learned(after, self.reference_["combinations"]),
+            learned_values(after, self.reference_["combinations"]),
             lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
         )
         self.var_ = reference.var_.copy()
         self._note_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
         self.library_head_is_trained_ = reference.library_head_is_trained_
-        if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._newly_seen()):
+        if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (
                 "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
                 "embeddings. To learn from new combinations, numbers or cells, set `trainable` to one of "
@@ -1547,16 +1549,16 @@ class DiffusionModel(BaseModelClass):
             )
             raise ValueError(msg)
 
-    def _newly_seen(self) -> list[Tensor]:
+    def _new_values(self) -> list[Tensor]:
         """Mark, per key, the classes and members that the model's cells have and the reference's cells lacked."""
         assert self.reference_ is not None
-        return newly_seen(self._condition_keys, self._registered_codes, self.reference_["combinations"])
+        return new_values(self._condition_keys, self._registered_codes, self.reference_["combinations"])
 
     def _trained_rows(self) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Return the parameters that fine-tuning trains; None means all."""
         if self.reference_ is None:
             return None
-        masks = trained_masks(self.module, self.reference_["trainable"], self._newly_seen())
+        masks = trained_masks(self.module, self.reference_["trainable"], self._new_values())
         if not self.library_head_is_trained_:  # published weights lack this head
             masks |= dict.fromkeys(self.module.library_size.head.parameters())
         if (transport := getattr(self.module, "transport", None)) is not None:

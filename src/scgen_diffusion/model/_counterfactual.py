@@ -14,8 +14,8 @@ from scgen_diffusion.data import (
     OPEN,
     check_conditions,
     check_expression,
+    check_rows,
     check_same_genes,
-    checked_rows,
     encode_obs,
     is_single,
 )
@@ -69,10 +69,10 @@ def control_cells(
         check_expression(adata, setup["layer"], setup["values"])
     own = own_codes(model.conditions, (model.adata if adata is None else adata).obs)
     source = model._validated(adata)
-    rows = checked_rows(indices, source.n_obs)
+    rows = check_rows(indices, source.n_obs)
     _check_one_per_cell(condition, source.obs_names[rows])
-    asked = model.conditions.encode(condition, len(rows))
-    return ControlCells(source, rows, own[rows], np.where(asked == OPEN, own[rows], asked))
+    requested = model.conditions.encode(condition, len(rows))
+    return ControlCells(source, rows, own[rows], np.where(requested == OPEN, own[rows], requested))
 
 
 def own_codes(conditions: Conditions, obs: pd.DataFrame) -> np.ndarray:
@@ -105,7 +105,7 @@ def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
 
 
 def check_given_keys(
-    given_keys: Sequence[str] | None, asked: Sequence[str], keys: Sequence[str], strategy: ConditionStrategy
+    given_keys: Sequence[str] | None, requested: Sequence[str], keys: Sequence[str], strategy: ConditionStrategy
 ) -> list[int]:
     """Return the positions of the given keys; raise unless the model has learned them without the others."""
     if isinstance(given_keys, str) or not isinstance(given_keys, Iterable | None):
@@ -116,8 +116,8 @@ def check_given_keys(
         if key not in keys:
             msg = f"`given_keys` has the unknown key {key!r}. {known_names(key, keys)}"
             raise ValueError(msg)
-    if untold := [key for key in asked if key not in given]:
-        msg = f"`condition` has the key {untold[0]!r}, but `given_keys` does not; add it there."
+    if missing := [key for key in requested if key not in given]:
+        msg = f"`condition` has the key {missing[0]!r}, but `given_keys` does not; add it there."
         raise ValueError(msg)
     numbers = [number for number, key in enumerate(keys) if key in given]
     if len(numbers) < len(keys) and not strategy.has_shown(numbers, len(keys)):
@@ -141,20 +141,20 @@ def describe_counterfactual(
     request: Counterfactual, method: str, condition: ConditionRequest, keys: Sequence[str]
 ) -> dict[str, Any]:
     """Return the entries of ``uns`` that only counterfactuals have."""
-    told: dict[str, Any] = {"task": "predict_perturbation", "method": method, "strength": request.strength}
-    told["residuals"] = request.residuals if request.sample else "none: expected values"
+    record: dict[str, Any] = {"task": "predict_perturbation", "method": method, "strength": request.strength}
+    record["residuals"] = request.residuals if request.sample else "none: expected values"
     if condition is None:
-        told["condition"] = "that of each control cell"
+        record["condition"] = "that of each control cell"
     if request.library_size is None and request.sampling.output == "counts":
-        told["library_size"] = "that of each control cell"
-    return told | {"given_keys": [keys[key] for key in request.given]}
+        record["library_size"] = "that of each control cell"
+    return record | {"given_keys": [keys[key] for key in request.given]}
 
 
-def counterfactual_obs(conditions: Conditions, cells: ControlCells, asked: Sequence[str]) -> pd.DataFrame:
+def counterfactual_obs(conditions: Conditions, cells: ControlCells, requested: Sequence[str]) -> pd.DataFrame:
     """Return the cells' ``obs`` with the new values of the requested keys, and the old ones beside them."""
     obs = cells.source.obs.iloc[cells.rows]
     new = conditions.to_obs(cells.codes, obs.index)
-    return obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in asked}, **{key: new[key] for key in asked})
+    return obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in requested}, **{key: new[key] for key in requested})
 
 
 def counterfactual_names(
@@ -166,8 +166,8 @@ def counterfactual_names(
 ) -> pd.Index:
     """Name cells by the request and by the given cells."""
     n_cells, sampling = len(cells.rows), request.sampling
-    asked = model.conditions.request(condition, n_cells)
-    told = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
-    identity = identity_of(model.module, model.conditions, asked, sampling, request.library_size, provenance)
-    name = name_of(identity | told, sampling.guidance, request.seed, None if asked.is_uniform else n_cells)
+    requested = model.conditions.request(condition, n_cells)
+    record = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
+    identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
+    name = name_of(identity | record, sampling.guidance, request.seed, None if requested.is_uniform else n_cells)
     return pd.Index([f"{name}-{cell}" for cell in cells.source.obs_names[cells.rows]])

@@ -112,7 +112,7 @@ class ModelFile(NamedTuple):
     attributes: dict[str, Any]
 
 
-def content_of(model: Any) -> dict[str, Any]:
+def model_content(model: Any) -> dict[str, Any]:
     """Return the content of a model file. ``registry_`` is JSON, so embedding tables are stored beside it."""
     registry = to_plain(model.registry_)
     tables = registry["setup_args"]["condition_embeddings"]
@@ -149,13 +149,13 @@ def read_model_file(path: Path) -> ModelFile:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
         raise ValueError(msg)
-    with damage_named(path):
+    with name_damaged_file(path):
         _check_plain(content, largest=2 * path.stat().st_size)  # shared weights have two names, but are stored once
         return _read(content)
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def name_damaged_file(path: Path) -> Iterator[None]:
     """Turn any error about the contents of a file into a ValueError with its path."""
     try:
         yield
@@ -387,6 +387,6 @@ def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str)
         return cells
     for name, read in ((ADATA_FILE, anndata.read_h5ad), (MUDATA_FILE, mudata.read_h5mu)):
         if (path := folder / f"{prefix}{name}").is_file():
-            with damage_named(path):
+            with name_damaged_file(path):
                 return read(path)
     return None

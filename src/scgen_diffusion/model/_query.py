@@ -8,7 +8,7 @@ import torch
 from anndata import AnnData
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import check_same_genes, extended_table, occurring
+from scgen_diffusion.data import check_same_genes, extend_table, occurring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def check_query_cells(adata: object, genes: pd.Index) -> None:
         raise ValueError(msg) from error
 
 
-def extended_tables(
+def extend_tables(
     tables: Mapping[str, pd.DataFrame], further: Mapping[str, pd.DataFrame | str] | None, adata: AnnData
 ) -> dict[str, pd.DataFrame]:
     """Add rows to the reference's embedding tables."""
@@ -43,16 +43,18 @@ def extended_tables(
                 f"{known_names(name, list(tables))}"
             )
             raise ValueError(msg)
-    more = {name: extended_table(adata, name, tables[name], table) for name, table in (further or {}).items()}
+    more = {name: extend_table(adata, name, tables[name], table) for name, table in (further or {}).items()}
     return {**tables, **more}
 
 
-def learned(keys: Sequence[ConditionKey], combinations: np.ndarray) -> list[Tensor]:
+def learned_values(keys: Sequence[ConditionKey], combinations: np.ndarray) -> list[Tensor]:
     """Mark, per key, the classes and members that the reference's cells have."""
     return [torch.from_numpy(are) for are in occurring(keys, combinations)]
 
 
-def newly_seen(keys: Sequence[ConditionKey], codes: np.ndarray, combinations: np.ndarray) -> list[Tensor]:
+def new_values(keys: Sequence[ConditionKey], codes: np.ndarray, combinations: np.ndarray) -> list[Tensor]:
     """Mark, per key, the classes and members in these codes that the reference's cells lack."""
     found = occurring(keys, codes)
-    return [torch.from_numpy(here) & ~before for here, before in zip(found, learned(keys, combinations), strict=True)]
+    return [
+        torch.from_numpy(here) & ~before for here, before in zip(found, learned_values(keys, combinations), strict=True)
+    ]

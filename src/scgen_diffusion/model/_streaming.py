@@ -90,13 +90,13 @@ class Stream:
             raise FileExistsError(msg)
         return not differing
 
-    def begin(self, seed: int, *, give_up_others: bool) -> int:
+    def begin(self, seed: int, *, discard_others: bool) -> int:
         """Make the folder for parts unless it exists; return the seed stored in it.
 
         Raises
         ------
         ValueError
-            If it holds parts of another request and ``give_up_others`` is False.
+            If it holds parts of another request and ``discard_others`` is False.
         """
         while True:
             try:
@@ -107,7 +107,7 @@ class Stream:
             differing = differences(begun["identity"], self.identity)
             if not differing:
                 return begun["seed"]
-            if not give_up_others:
+            if not discard_others:
                 msg = (
                     f"{self.goal} was begun with other arguments and is not finished. What differs: "
                     f"{'; '.join(differing)}. Use the earlier arguments to resume, or remove {self.folder} to start "
@@ -124,7 +124,7 @@ class Stream:
         if self.folder.exists() and not (self.folder / REQUEST).exists():
             self.clean()  # left by a process that was killed after others had finished
         beside = self._away()
-        with _explained("Making a folder for finished cells", self.goal, 0):
+        with _explain_os_error("Making a folder for finished cells", self.goal, 0):
             try:
                 beside.mkdir()
                 (beside / REQUEST).write_text(json.dumps(asked, indent=1))
@@ -152,7 +152,7 @@ class Stream:
         """Write a part atomically. The checksum in its name reveals a part that never reached the disk."""
         content, beside = part_of(cells), self.folder / f".part-{number}-{_token()}"
         n_left = self.n_parts - number
-        with _explained(f"Writing part {number + 1} of {self.n_parts}", self.goal, len(content) * n_left):
+        with _explain_os_error(f"Writing part {number + 1} of {self.n_parts}", self.goal, len(content) * n_left):
             try:
                 beside.write_bytes(content)
                 beside.replace(self.folder / f"part-{number:06d}-{zlib.crc32(content):08x}.h5ad")
@@ -194,7 +194,7 @@ class Stream:
         """Join all parts in a temporary file, rename it to the goal, and return a summary of its values."""
         parts = [path for _, path in sorted(self.parts.items())]
         beside = self.folder / f"whole-{_token()}{self.goal.suffix}"
-        with _explained(f"Writing {self.goal.name}", self.goal, sum(part.stat().st_size for part in parts)):
+        with _explain_os_error(f"Writing {self.goal.name}", self.goal, sum(part.stat().st_size for part in parts)):
             try:
                 values = join_parts(parts, beside, self.identity)
                 sync(beside)
@@ -245,7 +245,7 @@ def check_goal(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _explained(doing: str, goal: Path, n_bytes: float) -> Iterator[None]:
+def _explain_os_error(doing: str, goal: Path, n_bytes: float) -> Iterator[None]:
     """Add to an OSError what was being done where, and how much space that needs and how much is free."""
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._options import changed_options, check_key_groups, check_options, with_key_groups
+from ._options import change_options, check_key_groups, check_options, freeze_key_groups
 
 Size = Literal["default", "published"]
 
@@ -154,4 +154,4 @@ def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
     TypeError
         If there is no such option.
     """
-    return changed_options(ARCHITECTURES, size, with_key_groups(changes), owner="SCLDM")
+    return change_options(ARCHITECTURES, size, freeze_key_groups(changes), owner="SCLDM")

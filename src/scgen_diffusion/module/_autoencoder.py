@@ -137,7 +137,7 @@ def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
     return loadings if factors is None else [*loadings, factors.loadings.weight]
 
 
-def start_at(
+def initialise_decoder(
     start: Tensor,
     pooled_profile: Tensor,
     encoder: Encoder,

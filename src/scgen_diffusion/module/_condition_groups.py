@@ -74,7 +74,7 @@ class ConditionGroups:
 
     def add_centres(self, centres: Tensor, condition: Tensor) -> Tensor:
         """Add values of new cells, ``(cells, columns)``, to the free slots of ``centres``; existing centres stay."""
-        rows = [_with_further(row, condition[:, column]) for row, column in zip(centres, self.numbers, strict=True)]
+        rows = [_add_new_centres(row, condition[:, column]) for row, column in zip(centres, self.numbers, strict=True)]
         return torch.stack(rows) if rows else centres
 
     def discretise(self, condition: Tensor, centres: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         if low == high:
             continue
         n_digits = high - low + 1
-        number = _renumbered(number.mul_(n_digits).add_(column).sub_(low), n_numbers * n_digits)
+        number = _renumber(number.mul_(n_digits).add_(column).sub_(low), n_numbers * n_digits)
         n_numbers = int(number.max()) + 1
     groups = codes.new_empty(int(number.max()) + 1 if len(codes) else 0, codes.shape[1])
     groups[number] = codes
@@ -155,7 +155,7 @@ def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(groups, rows, strict=True)
 
 
-def _renumbered(numbers: Tensor, size: int) -> Tensor:
+def _renumber(numbers: Tensor, size: int) -> Tensor:
     """Renumber values below ``size`` without gaps, in order.
 
     ``unique`` does the same by sorting, which takes several times the memory.
@@ -174,7 +174,7 @@ def _centres(values: Tensor) -> Tensor:
     return torch.cat([distinct, distinct[-1:].expand(N_CENTRES - len(distinct))])
 
 
-def _with_further(centres: Tensor, values: Tensor) -> Tensor:
+def _add_new_centres(centres: Tensor, values: Tensor) -> Tensor:
     used = centres[: int((centres != centres[-1]).sum()) + 1]  # the last is repeated to the end
     new = values[~torch.isin(values, used)].unique()
     n_free = len(centres) - len(used)

@@ -50,11 +50,11 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     >>> draw_negative_binomial(torch.tensor([0.999, 0.5, 0.1]).double(), 2 * torch.ones(3), torch.ones(3))
     tensor([0., 2., 1.])
     """
-    valid = where_finite(mu=mu, theta=theta)
-    mu, theta = only(valid, mu, 0.0), only(valid, theta, 1.0).clamp(max=LARGEST_THETA)
+    valid = finite_mask(mu=mu, theta=theta)
+    mu, theta = keep_where(valid, mu, 0.0), keep_where(valid, theta, 1.0).clamp(max=LARGEST_THETA)
     is_large = (mu > LONGEST_SEARCH) | (mu / theta > LONGEST_SEARCH)
     counts = _in_parts(_search_negative_binomial, uniform, mu, theta, is_large)
-    return only(valid, _fill(counts, is_large, _mix_poisson, uniform, mu, theta), torch.nan)
+    return keep_where(valid, _fill(counts, is_large, _mix_poisson, uniform, mu, theta), torch.nan)
 
 
 def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
@@ -62,12 +62,12 @@ def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
 
     Means that are not finite are treated as in :func:`draw_negative_binomial`.
     """
-    valid = where_finite(mean=mean)
-    mean = only(valid, mean, 0.0)
+    valid = finite_mask(mean=mean)
+    mean = keep_where(valid, mean, 0.0)
     is_large = mean > LONGEST_SEARCH
     counts = _in_parts(_search_poisson, uniform, mean, is_large)
     counts = _fill(counts, is_large, lambda u, rate: _reject_poisson(Stream(u), rate), uniform, mean)
-    return only(valid, counts, torch.nan)
+    return keep_where(valid, counts, torch.nan)
 
 
 def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def keep_molecules(counts: Tensor, probability: Tensor, generator: torch.Generat
     return torch.where(are_counts, drawn, torch.nan)
 
 
-def where_finite(**parameters: Tensor) -> Tensor | None:
+def finite_mask(**parameters: Tensor) -> Tensor | None:
     """Return a mask of values whose parameters (all of one shape) are finite; None on a CPU, where others raise.
 
     Comparisons with NaN are false, so without the mask counts would be zero, or never be accepted.
@@ -108,7 +108,7 @@ def where_finite(**parameters: Tensor) -> Tensor | None:
     return None
 
 
-def only(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
+def keep_where(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
     """Replace values where the mask is False; None keeps all."""
     return values if mask is None else torch.where(mask, values, otherwise)
 
@@ -128,14 +128,14 @@ def _in_parts(draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
 
 def _fill(counts: Tensor, mask: Tensor, draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
     """Draw the counts where a mask is True, with parameters in double precision."""
-    chosen = positions(mask)
+    chosen = flat_indices(mask)
     if len(chosen):
         rows = (values.reshape(-1).index_select(0, chosen).double() for values in parameters)
         counts.view(-1).index_copy_(0, chosen, draw(*rows).to(counts.dtype))
     return counts
 
 
-def positions(mask: Tensor) -> Tensor:
+def flat_indices(mask: Tensor) -> Tensor:
     """Return the flat indices where a mask is True; on a CPU by NumPy, which is faster."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
@@ -177,7 +177,7 @@ def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
     on.
     """
     counts = torch.zeros_like(uniform)
-    active = positions(uniform < -torch.expm1(log_zero))
+    active = flat_indices(uniform < -torch.expm1(log_zero))
     rest, p, a, b = (values.index_select(0, active) for values in (uniform, log_zero.exp_().mul_(a + b), a, b))
     k = 1
     while len(active):
@@ -188,7 +188,7 @@ def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
             k += 1
             p *= torch.add(a, b, alpha=1 / k)
         counts.index_add_(0, active, reached)
-        kept = positions((rest >= 0) & (p > SMALLEST_PROBABILITY))
+        kept = flat_indices((rest >= 0) & (p > SMALLEST_PROBABILITY))
         active, rest, p, a, b = (values.index_select(0, kept) for values in (active, rest, p, a, b))
     return counts
 
@@ -305,7 +305,7 @@ def _repeat(propose: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tensor) ->
     while len(chosen):
         proposed, accepted = propose(chosen)
         values[chosen] = proposed
-        chosen = chosen[positions(~accepted)]
+        chosen = chosen[flat_indices(~accepted)]
     return values
 
 

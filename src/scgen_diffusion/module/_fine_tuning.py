@@ -19,7 +19,7 @@ TRAINABLE: tuple[str, ...] = get_args(Trainable)
 
 
 @torch.no_grad()
-def take_over(
+def copy_reference(
     module: ConditionedModule,
     reference: ConditionedModule,
     learned: Sequence[Tensor],

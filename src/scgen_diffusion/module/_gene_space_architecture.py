@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ._options import changed_options, check_key_groups, check_options, with_key_groups
+from ._options import change_options, check_key_groups, check_options, freeze_key_groups
 
 Backbone = Literal["dit", "unet", "white_box"]
 GeneOrder = Literal["given", "correlation"]
@@ -177,7 +177,7 @@ def build_gene_space_architecture(
         changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
     if size == "default":
         changes = default_sizes(n_genes, n_cells, on_gpu=on_gpu) | changes
-    return changed_options(architectures, size, with_key_groups(changes), owner=model)
+    return change_options(architectures, size, freeze_key_groups(changes), owner=model)
 
 
 def default_sizes(n_genes: int, n_cells: int, *, on_gpu: bool) -> dict[str, int]:

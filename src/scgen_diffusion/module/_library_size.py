@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
-from ._main_effects import without_other_effects
+from ._main_effects import remove_other_effects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,7 +174,7 @@ class LibrarySizeModel(nn.Module):
             table, asked = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
             effects = [self._effect(table, asked.to(table.device), key) for key in range(len(self.groups.keys))]
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
-        return of_groups[is_new], without_other_effects(values, new, combinations, known, baseline)
+        return of_groups[is_new], remove_other_effects(values, new, combinations, known, baseline)
 
     def _find_centres(self, condition: Tensor) -> Tensor:
         if self.n_kept:

@@ -20,7 +20,7 @@ RIDGE = 0.1  # number of cells at which an effect is halved
 BASELINE_SCALE, SET_SCALE = 10.0, 0.03  # prior standard deviations relative to the effect of a value or member
 
 
-def without_other_effects(
+def remove_other_effects(
     log_totals: Tensor,
     groups: Sequence[Group],
     combinations: Sequence[Group],

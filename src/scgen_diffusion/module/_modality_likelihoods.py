@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._count_draws import draw_poisson, only, where_finite
+from ._count_draws import draw_poisson, finite_mask, keep_where
 from ._likelihoods import Likelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class BernoulliLikelihood(nn.Module):
         """Draw zeros and ones ``(cells, features)``."""
         probability = parameters[:, 0]
         drawn = (generators.uniform(probability.shape[1]) < probability).float()
-        return only(where_finite(probability=probability), drawn, torch.nan)
+        return keep_where(finite_mask(probability=probability), drawn, torch.nan)
 
 
 def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
-from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
+from ._autoencoder import (
+    Decoder,
+    Encoder,
+    Posterior,
+    build_likelihood,
+    gene_loadings,
+    initialise_decoder,
+    share_gene_embedding,
+)
 from ._expression import TARGET_SUM, total_counts
 from ._modality_likelihoods import (
     BernoulliLikelihood,
@@ -276,7 +284,9 @@ class MultimodalModule(SCLDMModule):
         for (encoder, decoder), likelihood, (mean, pooled) in parts:
             if isinstance(likelihood, BernoulliLikelihood):
                 mean = -torch.log1p(-mean.clamp(max=0.999))  # Poisson rate with this probability of a count above zero
-            start_at(log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta)
+            initialise_decoder(
+                log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta
+            )
 
 
 def draw_shown(has: Tensor, generator: torch.Generator) -> Tensor:

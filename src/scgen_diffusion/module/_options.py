@@ -21,7 +21,7 @@ def check_options(options: object, *, except_for: tuple[str, ...] = ()) -> None:
             _check(name, getattr(options, name), hint)
 
 
-def changed_options(
+def change_options(
     architectures: Mapping[str, OptionsT], size: str, changes: Mapping[str, Any], *, owner: str
 ) -> OptionsT:
     """Return the named architecture with the given changes.
@@ -44,7 +44,7 @@ def changed_options(
     return replace(architectures[size], **changes)  # type: ignore[type-var]
 
 
-def with_key_groups(changes: Mapping[str, Any]) -> dict[str, Any]:
+def freeze_key_groups(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Turn lists of names under ``dropped_together`` into tuples, which a frozen dataclass can hold."""
     groups = changes.get("dropped_together")
     if not isinstance(groups, Iterable) or isinstance(groups, str):

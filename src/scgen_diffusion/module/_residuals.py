@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def carry_over_counts(uniform: Tensor, counts: Tensor, mean: Tensor, new_mean: Tensor, theta: Tensor) -> Tensor:
+def counterfactual_counts(uniform: Tensor, counts: Tensor, mean: Tensor, new_mean: Tensor, theta: Tensor) -> Tensor:
     r"""Draw the counts that cells would have under other means, given their counts.
 
     A negative binomial count is a Poisson count of rate :math:`\mu\,\epsilon`, where :math:`\epsilon` has a Gamma

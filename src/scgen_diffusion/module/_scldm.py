@@ -25,13 +25,21 @@ from scgen_diffusion.diffusion import (
 from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
-from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
+from ._autoencoder import (
+    Decoder,
+    Encoder,
+    Posterior,
+    build_likelihood,
+    gene_loadings,
+    initialise_decoder,
+    share_gene_embedding,
+)
 from ._conditioned import ConditionedModule
-from ._count_draws import keep_molecules, only, where_finite
+from ._count_draws import finite_mask, keep_molecules, keep_where
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeKind, LibrarySizeModel
-from ._residuals import carry_over_counts
+from ._residuals import counterfactual_counts
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
@@ -309,7 +317,7 @@ class SCLDMModule(ConditionedModule):
             return self.likelihood.mean(**self.generative(new_z, totals[:, None]))[:n_wanted]
         wanted = generators.first(n_wanted)
         if residuals == "own":
-            return self.carry_over_cells(x, z, new_z, totals, wanted)
+            return self.counterfactual_cells(x, z, new_z, totals, wanted)
         return self.draw_cells(new_z, totals, wanted)
 
     def profiles_of(self, states: Tensor) -> Tensor:
@@ -356,7 +364,9 @@ class SCLDMModule(ConditionedModule):
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
-    def carry_over_cells(self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
+    def counterfactual_cells(
+        self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: Generators
+    ) -> Tensor:
         """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other latents and totals ``(cells,)``.
 
         With fewer generators than cells, only the first cells are drawn.
@@ -366,10 +376,10 @@ class SCLDMModule(ConditionedModule):
         if self.architecture.likelihood == "gaussian":
             return (self.target(x) + after - before).clamp(min=0)[: len(generators)]
         x, mean, new_mean, theta = (v[: len(generators)] for v in (x, before[:, 0], after[:, 0], before[:, 1]))
-        valid = where_finite(mean=mean, new_mean=new_mean, theta=theta)
-        mean, new_mean, theta = (only(valid, values, 1.0) for values in (mean, new_mean, theta))
+        valid = finite_mask(mean=mean, new_mean=new_mean, theta=theta)
+        mean, new_mean, theta = (keep_where(valid, values, 1.0) for values in (mean, new_mean, theta))
         uniform = generators.uniform(x.shape[1], dtype=torch.float64)
-        return only(valid, carry_over_counts(uniform, x, mean, new_mean, theta), torch.nan)
+        return keep_where(valid, counterfactual_counts(uniform, x, mean, new_mean, theta), torch.nan)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set mean and scale of the latents for the prior, each ``(tokens, n_latent)``."""
@@ -387,7 +397,7 @@ class SCLDMModule(ConditionedModule):
         """Initialise the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
         start = log_share(target) if self.architecture.likelihood == "negative_binomial" else target
         log_theta = self.architecture.initial_log_theta
-        start_at(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
+        initialise_decoder(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:

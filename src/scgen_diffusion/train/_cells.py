@@ -206,7 +206,7 @@ class CellData(StageData):
     def setup(self, stage: str) -> None:
         """Copy the training cells to a GPU if they fit into a small part of its memory."""
         device = self.trainer.strategy.root_device
-        if limit := room_for_cells(device):
+        if limit := memory_for_cells(device):
             batches = self.cells.loader(self.train_indices, ROWS_AT_A_TIME)
             self._resident = ResidentCells.of(batches, device, n_cells=len(self.train_indices), limit=limit)
 
@@ -284,7 +284,7 @@ class ResidentCells(Dataset):
         chosen = torch.as_tensor(rows)
         lengths = self.lengths[chosen]
         n_values, device = int(lengths.sum()), self.values.device  # `lengths` is on the host: no synchronisation
-        chosen, lengths = sent_to(torch.stack([chosen, lengths]), device)
+        chosen, lengths = copy_to_device(torch.stack([chosen, lengths]), device)
         cells = torch.repeat_interleave(lengths, output_size=n_values)
         first = lengths.cumsum(0) - lengths
         places = torch.arange(n_values, device=device) + (self.starts[chosen] - first)[cells]
@@ -293,12 +293,12 @@ class ResidentCells(Dataset):
         return {REGISTRY_KEYS.X_KEY: x, **{name: rest[chosen] for name, rest in self.others.items()}}
 
 
-def room_for_cells(device: torch.device) -> float:
+def memory_for_cells(device: torch.device) -> float:
     """Return how many bytes of GPU memory cells may use; 0 on a CPU."""
     return DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
 
 
-def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a host tensor to a device; to a GPU by pinned memory, so that the host does not wait for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

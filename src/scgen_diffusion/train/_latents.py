@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ._cells import ROWS_AT_A_TIME, StageData, sent_to
+from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,7 +121,7 @@ class LatentCache(Dataset):
     def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
         chosen = torch.as_tensor(rows)
         self._release_after(chosen.numel())
-        chosen = sent_to(chosen, next(iter(self.arrays.values())).device)  # once for all arrays
+        chosen = copy_to_device(chosen, next(iter(self.arrays.values())).device)  # once for all arrays
         return {name: array[chosen] for name, array in self.arrays.items()}
 
 
@@ -244,10 +244,10 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
             totals = mean + std * torch.randn(mean.shape, generator=generator)
             yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
 
-    module.library_size.fit_predicted(gathered(drawn(), len(cache)), cache.arrays["condition"].cpu())
+    module.library_size.fit_predicted(gather(drawn(), len(cache)), cache.arrays["condition"].cpu())
 
 
-def gathered(parts: Iterable[Tensor], n_cells: int) -> Tensor:
+def gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:
     """Copy consecutive parts of a tensor ``(cells, ...)`` to one that is allocated first.
 
     A list of small parts, made between large batches, would fragment memory: 3 KB per cell.

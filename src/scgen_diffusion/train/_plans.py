@@ -141,7 +141,7 @@ class StagePlan(pl.LightningModule):
             parameter.requires_grad_(requires_grad=False)
         for parameter, mask in (self.trained_rows or {}).items():
             if mask is not None and parameter.requires_grad:
-                self._masks.append(parameter.register_hook(partial(_masked, mask)))
+                self._masks.append(parameter.register_hook(partial(_mask_gradient, mask)))
 
     def teardown(self, stage: str) -> None:
         """Unfreeze the frozen parameters."""
@@ -439,5 +439,5 @@ class DiffusionPlan(AveragingPlan):
         return {"loss": losses.loss, **losses.extra_metrics}
 
 
-def _masked(mask: Tensor, gradient: Tensor) -> Tensor:
+def _mask_gradient(mask: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(mask.to(gradient.device), gradient, 0)

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from scgen_diffusion.module import ProfileSummary, library_features, log_profile, total_counts
 
 from ._cells import ROWS_AT_A_TIME
-from ._latents import gathered
+from ._latents import gather
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,7 +45,7 @@ def start_gene_space(
 
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells) -> None:
     """Store in the module the distribution of the cells' total counts."""
-    totals = gathered((total_counts(x)[:, 0] for x in _expression(module, cells, None)), cells.n_cells)
+    totals = gather((total_counts(x)[:, 0] for x in _expression(module, cells, None)), cells.n_cells)
     module.library_size.fit(totals.log(), module.condition_tensor(cells.codes).cpu())
 
 
@@ -55,7 +55,7 @@ def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCe
     generator = torch.Generator().manual_seed(0)
     predicted = (module.library_size.predict(library_features(profile)) for profile in _profiles(module, cells, None))
     drawn = (mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator) for mean, std in predicted)
-    module.library_size.fit_predicted(gathered(drawn, cells.n_cells), module.condition_tensor(cells.codes).cpu())
+    module.library_size.fit_predicted(gather(drawn, cells.n_cells), module.condition_tensor(cells.codes).cpu())
 
 
 def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray | None) -> Iterator[Tensor]:
