@@ -94,7 +94,7 @@ def check_place(
     elif Path.cwd().is_relative_to(place):
         msg = f"{path} is or contains the current folder; choose a new folder in it."
     elif held := [given for given in inputs if given.resolve().is_relative_to(place)]:
-        msg = f"{path} is or contains the input {held[0]}; choose another name."
+        msg = f"{path} is or contains {held[0]}, which this command needs; choose another name."
     elif path.exists() and not overwrite:
         msg = f"{path} already exists; choose another name, or give --overwrite."
     if msg:
