@@ -47,7 +47,8 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     Examples
     --------
     >>> import torch
-    >>> draw_negative_binomial(torch.tensor([0.999, 0.5, 0.1]).double(), 2 * torch.ones(3), torch.ones(3))
+    >>> uniform = torch.tensor([0.999, 0.5, 0.1]).double()
+    >>> draw_negative_binomial(uniform, 2 * torch.ones(3), torch.ones(3))
     tensor([0., 2., 1.])
     """
     valid = finite_mask(mu=mu, theta=theta)
