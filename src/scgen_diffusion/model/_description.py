@@ -20,7 +20,7 @@ def describe(model: DiffusionModel) -> str:
         "genes": _genes(model),
         "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
         "trained": _trained(model),
-        "next": _next(model),
+        "next": next_step(model),
     }
     return "\n".join([f"{type(model).__name__} of {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
 
@@ -63,7 +63,8 @@ def _listed(parts: list[str]) -> str:
     return ", ".join([*parts[:N_NAMED], *more])
 
 
-def _next(model: DiffusionModel) -> str:
+def next_step(model: DiffusionModel) -> str:
+    """Say what to call next."""
     is_query = getattr(model, "reference_", None) is not None and not model.history_
     if not model.is_trained_ or is_query:
         train = (
