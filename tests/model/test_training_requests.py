@@ -244,7 +244,7 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     assert "SCLDM of 96 cells" in first
     assert "12" in genes
     assert "cell_type (5 classes), dose (3 classes)" in conditions
-    assert "nothing; not yet: autoencoder, prior, transport" in trained
+    assert "nothing yet (stages: autoencoder, prior, transport)" in trained
     assert following.endswith("model.train()")
     model.train_autoencoder(1, **quick)
     assert "model.train_prior()" in lines_of(model, capsys)[4]
@@ -288,7 +288,7 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
     assert "\r" not in err
     assert words == (
         "Training is done, but was too short to show how well it went. Next: "
-        "model.generate(1_000, condition={'cell_type': 'B cell'}), model.save('my_model')."
+        "model.generate(1_000, condition={'cell_type': 'B cell'}) and model.save('my_model')."
     )
 
 

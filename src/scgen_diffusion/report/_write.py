@@ -19,10 +19,9 @@ from anndata import AnnData
 from scgen_diffusion import pl
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
-from scgen_diffusion.metrics import evaluate, expression_of
+from scgen_diffusion.metrics import DESCRIPTIONS, evaluate, expression_of
 from scgen_diffusion.metrics._evaluate import MIN_CELLS_PER_GROUP
 
-from ._metric_words import METRICS
 from ._verdict import verdict
 
 if TYPE_CHECKING:
@@ -236,30 +235,25 @@ def draw(
 def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame) -> list[dict[str, object]]:
     """List every label with its cells, and with precision and recall or the reason why they are missing."""
     sizes = {side: pd.Series(join_labels(adata.obs, keys)).value_counts() for side, adata in cells.items()}
-    values = table.pivot_table(index="group", columns="metric", values="value", dropna=False)
+    values = table.set_index(["metric", "group"])["value"]
     rows = []
     for label in sorted(set(sizes["real"].index) | set(sizes["synthetic"].index)):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
-        figures = {name: values[name].get(label, np.nan) for name in ("precision", "recall") if name in values}
-        few = [words for side, words in (("real", "real"), ("synthetic", "synthetic")) if n[side] < MIN_CELLS_PER_GROUP]
-        missing = ""
-        if not np.isfinite(list(figures.values())).any():
-            missing = f"fewer than {MIN_CELLS_PER_GROUP} {' and '.join(few) or 'compared'} cells"
+        figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
+        few = [side for side in n if n[side] < MIN_CELLS_PER_GROUP]
+        reason = f"fewer than {MIN_CELLS_PER_GROUP} {' and '.join(few)} cells" if few else "not measured"
+        missing = "" if np.isfinite(list(figures.values())).any() else reason
         rows.append({"name": label, **n, "missing": missing, **{name: written(v) for name, v in figures.items()}})
     return rows
 
 
 def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
-    """Arrange the rows of all cells by topic; metrics without words come last, under their own names."""
-    rows = {str(row["metric"]): row for _, row in table.iterrows()}
-    words = METRICS | {"Others": {name: (name.replace("_", " "), "") for name in rows}}
+    """Write the rows of all cells in words, by topic."""
     topics: dict[str, list[dict[str, object]]] = {}
-    for topic, names in words.items():
-        for name, (title, meaning) in names.items():
-            if name in rows:
-                row = rows.pop(name)
-                meaning = f"{meaning} {BETTER[row['better']]}".strip()
-                topics.setdefault(topic, []).append({**_row(row), "title": title, "meaning": meaning})
+    for _, row in table.iterrows():
+        words = DESCRIPTIONS[row["metric"]]
+        title, meaning = words.title[0].upper() + words.title[1:], f"{words.meaning} {BETTER[row['better']]}"
+        topics.setdefault(words.topic, []).append({**_row(row), "title": title, "meaning": meaning})
     return topics
 
 
