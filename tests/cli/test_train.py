@@ -120,11 +120,11 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
     assert call("generate", out, cells, "-n", "4")[0] == 2
     assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0
     code, _, err = call("generate", out, path, "-n", "4", "--overwrite")
-    assert (code, "something other than generated cells" in err) == (2, True)
+    assert (code, "does not hold generated cells" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "new.zarr", "-n", "4")
     assert (code, "a model of several modalities writes .h5mu" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "newer.h5mu", "-n", "4", "--rank", "1")
-    assert (code, "--rank is for cells of one modality" in err) == (2, True)
+    assert (code, "--rank needs a model of one modality" in err) == (2, True)
 
 
 class Sender(Callback):

@@ -151,7 +151,7 @@ class DiffusionModel(BaseModelClass):
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
-    _counterfactual_ways: ClassVar[Mapping[str, tuple[Any, ...]]]
+    _counterfactual_options: ClassVar[Mapping[str, tuple[Any, ...]]]
     """Allowed values of ``method``, ``residuals`` and ``sample`` in ``predict_perturbation``; the default first."""
     _stages: ClassVar[tuple[str, ...]]
     """Training stages in order; a method ``_train_<stage>`` trains each."""
@@ -586,14 +586,14 @@ class DiffusionModel(BaseModelClass):
                 msg = f"`{argument}` names the unknown stage {name!r}. {known_names(name, self._stages)}"
                 raise ValueError(msg)
             if name not in stages:
-                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_left_out(name)}"
+                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_not_trained(name)}"
                 raise ValueError(msg)
         return {stage: given.get(stage) for stage in stages}
 
-    def _why_left_out(self, stage: str) -> str:
+    def _why_not_trained(self, stage: str) -> str:
         return f"`train_{stage}` trains it."
 
-    def _note_trained(self, *stages: str) -> None:
+    def _record_trained(self, *stages: str) -> None:
         """Record which stages are trained, and whether the model can generate."""
         self.trained_stages_ = [stage for stage in self._stages if stage in stages]
         self.is_trained_ = self._stages_to_generate <= set(stages)
@@ -794,9 +794,9 @@ class DiffusionModel(BaseModelClass):
             shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
         shard_size = self._engine.round_to_blocks(check_count("shard_size", shard_size))
         n_cells, seed = request.n_cells, settings.seed if seed is None else seed
-        asked = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
+        arguments = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
         rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
-        stream = Stream(goal, {**request.identity, **asked}, len(rows))
+        stream = Stream(goal, {**request.identity, **arguments}, len(rows))
         if not stream.is_joined(overwrite=overwrite):
             request = request.with_seed(stream.begin(request.seed, discard_others=overwrite and n_ranks == 1))
         if stream.is_joined(overwrite=overwrite):  # another process may have joined the parts in the meantime
@@ -1029,29 +1029,29 @@ class DiffusionModel(BaseModelClass):
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(self, adata_control, indices, condition)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
-        residuals_of_cells = self._check_counterfactual_ways(chosen)
-        way = self._counterfactual_method(cells, method)
-        if way == "transport" and (guidance != Guidance() or given_keys is not None):
+        residuals_of_cells = self._check_counterfactual_options(chosen)
+        chosen_method = self._counterfactual_method(cells, method)
+        if chosen_method == "transport" and (guidance != Guidance() or given_keys is not None):
             msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        asked = [] if condition is None else list(condition)
+        requested = [] if condition is None else list(condition)
         request = Counterfactual(
             cells.rows,
             cells.own,
             cells.codes,
             sampling,
-            inversion=None if way == "transport" else self.module.inversion_by(sampling.sampler),
-            given=check_given_keys(given_keys, asked, self.conditions.keys, self.module.strategy),
+            inversion=None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler),
+            given=check_given_keys(given_keys, requested, self.conditions.keys, self.module.strategy),
             strength=check_strength(strength),
             sample=sample,
             residuals=residuals_of_cells,
             library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
             seed=resolve_seed(seed),
         )
-        outside = engine.warn_of_what_lies_outside(np.concatenate([cells.codes, cells.own]))
+        outside = engine.warn_outside_training(np.concatenate([cells.codes, cells.own]))
         chunk = engine.round_to_blocks(check_batch_size(batch_size))
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
         parts = []
@@ -1062,9 +1062,9 @@ class DiffusionModel(BaseModelClass):
         x = stack(parts)
         self._check_result(ValueSummary.of(x), output)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        provenance |= describe_counterfactual(request, way, condition, self.conditions.keys)
+        provenance |= describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
         provenance["outside_training"] = outside
-        obs = counterfactual_obs(self.conditions, cells, asked)
+        obs = counterfactual_obs(self.conditions, cells, requested)
         obs.index = counterfactual_names(self, cells, condition, request, provenance)
         return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
 
@@ -1131,14 +1131,14 @@ class DiffusionModel(BaseModelClass):
         self._check_ready_to_generate()
         return "inversion"
 
-    def _check_counterfactual_ways(self, chosen: Mapping[str, Any]) -> str:
+    def _check_counterfactual_options(self, chosen: Mapping[str, Any]) -> str:
         """Raise for options that the model does not support; return how to treat residuals."""
         for name, value in chosen.items():
-            known = self._counterfactual_ways[name]
+            known = self._counterfactual_options[name]
             if value is not None and value not in known:
                 msg = f"{type(self).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
                 raise ValueError(msg)
-        return chosen["residuals"] or self._counterfactual_ways["residuals"][0]
+        return chosen["residuals"] or self._counterfactual_options["residuals"][0]
 
     # --- reading given cells -------------------------------------------------------------------------------------------
 
@@ -1539,7 +1539,7 @@ class DiffusionModel(BaseModelClass):
             lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
         )
         self.var_ = reference.var_.copy()
-        self._note_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
+        self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
         self.library_head_is_trained_ = reference.library_head_is_trained_
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (
