@@ -61,7 +61,7 @@ def test_a_killed_run_is_gone_on_with_by_the_same_command_to_cells_and_their_rep
     process = start(tmp_path, *train)
     out, err = process.communicate()
     assert (process.returncode, out) == (0, "model\n"), err
-    assert "autoencoder: going on after epoch" in err
+    assert "Resuming the autoencoder after epoch" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model", "run.toml"]
 
     monkeypatch.chdir(tmp_path)

@@ -45,7 +45,7 @@ def test_a_model_is_trained_and_saved_with_the_command_that_made_it(call, cells_
     assert (code, printed) == (0, f"{out}\n"), err
     assert "SCLDM of 96 cells" in err
     assert "cell_type (5 classes)" in err
-    assert "Training the prior: epoch 1 of 1, loss" in err
+    assert "Prior (generates cells): 100%, epoch 1 of 1, validation loss" in err
     assert sorted(path.name for path in out.iterdir()) == ["model.pt", "train.toml"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     model = sgd.model.load(out)
@@ -160,7 +160,7 @@ def test_a_signal_stops_training_in_order_and_the_same_command_goes_on(
     assert (tmp_path / ".model.checkpoints" / f"{stage}.ckpt").exists()
     found, printed, err = call(*command)
     assert (found, printed) == (0, f"{out}\n")
-    assert f"{stage}: going on after epoch 1" in err
+    assert f"Resuming the {stage} after epoch 1" in err
     assert not (tmp_path / ".model.checkpoints").exists()
     assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
 
@@ -179,7 +179,7 @@ def test_checkpoints_of_cells_that_have_changed_since_are_refused(
     assert "of other cells" in err
     assert "`--restart`" in err
     code, _, err = call(*command, "--restart")
-    assert (code, "going on after" in err) == (0, False), err
+    assert (code, "Resuming the" in err) == (0, False), err
 
 
 def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):

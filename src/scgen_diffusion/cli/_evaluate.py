@@ -73,8 +73,9 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
         verdict = package.report.verdict(part)
         terminal.say(f"{name}{verdict.summary}")
         for finding in verdict.findings:
-            level = click.style(f"[{finding.level}]", fg=COLOURS[finding.level])
-            terminal.say(f"{level} {finding.topic}: {finding.message}")
+            if finding.level != "ok" or terminal.verbose:
+                level = click.style(f"[{finding.level}]", fg=COLOURS[finding.level])
+                terminal.say(f"{level} {finding.topic}: {finding.message}")
             levels.add(finding.level)
     fatal = LEVELS.get(options.get("fail_on", ""), ())
     failed = [f"the verdict has {level}s" for level in fatal if level in levels]
@@ -213,6 +214,7 @@ def _write_and_judge(
     if "out" in options:
         with write_atomically(options["out"]) as beside:
             table.to_csv(beside, index=False)
+        terminal.say("All figures:")
         terminal.result(options["out"])
     else:
         terminal.result(table.to_csv(index=False).rstrip("\n"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +59,7 @@ from scgen_diffusion.generation import (
     stack,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
-from scgen_diffusion.train import CellData, run_stage, trainer_options
+from scgen_diffusion.train import CellData, run_stage, show, trainer_options
 
 from ._counterfactual import (
     check_given_keys,
@@ -70,7 +69,7 @@ from ._counterfactual import (
     counterfactual_obs,
     describe_counterfactual,
 )
-from ._description import describe
+from ._description import describe, next_step
 from ._diagnostics import check_summary_finite
 from ._model_file import (
     ADATA_FILE,
@@ -97,7 +96,14 @@ from ._registration import (
 )
 from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
-from ._training import changed_recipe, digest_of, split_cells
+from ._training import (
+    changed_recipe,
+    closing_words,
+    digest_of,
+    split_cells,
+    warn_of_rare_labels,
+    warn_of_short_training,
+)
 
 if TYPE_CHECKING:
     import os
@@ -128,8 +134,6 @@ ADVICE = {
     "update_setup_method_args": "call `setup_anndata` again and build a new model",
 }
 """Methods of scvi-tools that the models lack, and what to use instead."""
-
-logger = logging.getLogger(__name__)
 
 
 class DiffusionModel(BaseModelClass):
@@ -515,12 +519,12 @@ class DiffusionModel(BaseModelClass):
         n_cells, names = len(self.train_indices_), stages()
         epochs = self._by_stage("max_epochs", max_epochs, names)
         changes = self._by_stage("plan_kwargs", plan_kwargs, names)
-        recipes, lengths = {}, {}
+        recipes, defaults, lengths = {}, {}, {}
         for name in names:
             size = None if name == "transport" and len(names) > 1 else batch_size
             recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
-            length = epochs[name]
-            lengths[name] = recipes[name].max_epochs(n_cells) if length is None else check_count("max_epochs", length)
+            length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
+            lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
         if early_stopping and not validated:
             msg = (
@@ -528,12 +532,22 @@ class DiffusionModel(BaseModelClass):
                 "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
             )
             raise ValueError(msg)
+        if self.reference_ is None:  # fine-tuning starts from what the reference knows
+            if not self.trained_stages_:
+                warn_of_rare_labels(self._condition_keys, self._registered_codes[self.train_indices_])
+            new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
+            warn_of_short_training(new, defaults, n_cells)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        results: list[StageResult] = []
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
-            if getattr(self, f"_train_{name}")(recipes[name], run, **of_stage).was_interrupted:
-                return
+            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
+            if results[-1].was_interrupted:
+                break
+        if trainer_kwargs.get("enable_progress_bar", True) and self.trainer.is_global_zero:
+            words = {"next_step": next_step(self), "is_resumable": folder is not None}
+            show(closing_words(results, lengths, defaults, **words))
 
     def _run(
         self,
@@ -547,7 +561,6 @@ class DiffusionModel(BaseModelClass):
         **options: Any,
     ) -> StageResult:
         """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
-        logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
         plan.trained_rows = self._trained_rows()
         if checkpoint_dir is not None:
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *made_with)
@@ -563,7 +576,7 @@ class DiffusionModel(BaseModelClass):
         )
         self.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
         self.trainer = result.trainer
-        self.history_ = {**(self.history_ or {}), **result.history}
+        self.history_ = {**(self.history_ or {}), **result.plan.history}
         return result
 
     def _due_stages(self) -> Sequence[str]:
