@@ -17,7 +17,7 @@ N_NAMED = 6
 def describe(model: DiffusionModel) -> str:
     """Say in five lines what a model is: cells, genes, conditions, what is trained, how to go on."""
     lines = {
-        "genes": _genes(model),
+        "features" if getattr(model, "modalities", {}) else "genes": _genes(model),
         "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
         "trained": _trained(model),
         "next": next_step(model),
