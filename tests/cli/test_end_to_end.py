@@ -59,7 +59,7 @@ def test_the_same_command_resumes_a_killed_run(call, make_cells, tiny, tmp_path,
     process = start(tmp_path, *train)
     out, err = process.communicate()
     assert (process.returncode, out) == (0, "model\n"), err
-    assert "autoencoder: going on after epoch" in err
+    assert "Resuming the autoencoder after epoch" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model", "run.toml"]
 
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,7 @@ def test_the_processes_of_a_job_make_the_cells_of_one(call, saved_model, trained
     ranks = ["-n", "300", "--shard-size", "128", "--n-ranks", "2", "--rank"]
     code, printed, err = call("generate", saved_model, out, *ranks, 0)
     assert (code, printed, out.exists()) == (0, "", False)
-    assert "This share is done; others are still to be made." in err
+    assert "This process is done; other processes are still at work." in err
     assert call("generate", saved_model, out, *ranks, 1)[:2] == (0, f"{out}\n")
     assert same(anndata.read_zarr(out), trained.generate(300, seed=0))
 
@@ -124,7 +124,7 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "-c", "dose=1")
     assert (code, "--condition and --condition-table exclude each other" in err) == (2, True)
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "--library-size-column", "n")
-    assert (code, "'n' is no column of the table; it has ['cell_type']" in err) == (2, True)
+    assert (code, "'n' is not a column of the table, which has ['cell_type']" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.csv", "-n", "2")
     assert (code, "the name must end in .zarr or .h5ad or .h5mu" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.h5mu", "-n", "2")

@@ -63,7 +63,7 @@ def test_what_python_finds_in_our_code_is_a_bug_to_report(call_function, argumen
     code, _, err = call_function(lambda terminal, options: check_same_genes(argument, argument))
     assert code == 1
     assert "Traceback" in err
-    assert "This is a bug in scgen-diffusion; please report it, with the lines above." in err.splitlines()[-1]
+    assert "This is a bug in scgen-diffusion; please report it with the lines above." in err.splitlines()[-1]
 
 
 def test_verbose_shows_where(call_function):
@@ -78,7 +78,7 @@ def test_verbose_shows_where(call_function):
     [
         (
             OSError(28, "No space left on device", "x.zarr"),
-            "x.zarr: No space left on device. Make room, and give the same command again.",
+            "x.zarr: No space left on device. Make room and run the same command again.",
         ),
         (OSError(28, "Writing failed (about 1 GiB).\nand more"), "Writing failed (about 1 GiB)."),
         (PermissionError(13, "Permission denied"), "Permission denied."),

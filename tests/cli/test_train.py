@@ -45,7 +45,7 @@ def test_a_model_is_trained_and_saved_with_the_command_that_made_it(call, cells_
     assert (code, printed) == (0, f"{out}\n"), err
     assert "SCLDM of 96 cells" in err
     assert "cell_type (5 classes)" in err
-    assert "Training the prior: epoch 1 of 1, loss" in err
+    assert "Prior (generates cells): 100%, epoch 1 of 1, validation loss" in err
     assert sorted(path.name for path in out.iterdir()) == ["model.pt", "train.toml"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     model = sgd.model.load(out)
@@ -120,11 +120,11 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
     assert call("generate", out, cells, "-n", "4")[0] == 2
     assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0
     code, _, err = call("generate", out, path, "-n", "4", "--overwrite")
-    assert (code, "something other than generated cells" in err) == (2, True)
+    assert (code, "does not hold generated cells" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "new.zarr", "-n", "4")
     assert (code, "a model of several modalities writes .h5mu" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "newer.h5mu", "-n", "4", "--rank", "1")
-    assert (code, "--rank is for cells of one modality" in err) == (2, True)
+    assert (code, "--rank needs a model of one modality" in err) == (2, True)
 
 
 class Sender(Callback):
@@ -160,7 +160,7 @@ def test_a_signal_stops_training_and_the_same_command_resumes(
     assert (tmp_path / ".model.checkpoints" / f"{stage}.ckpt").exists()
     found, printed, err = call(*command)
     assert (found, printed) == (0, f"{out}\n")
-    assert f"{stage}: going on after epoch 1" in err
+    assert f"Resuming the {stage} after epoch 1" in err
     assert not (tmp_path / ".model.checkpoints").exists()
     assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
 
@@ -179,7 +179,7 @@ def test_checkpoints_of_cells_that_have_changed_since_are_refused(
     assert "of other cells" in err
     assert "`--restart`" in err
     code, _, err = call(*command, "--restart")
-    assert (code, "going on after" in err) == (0, False), err
+    assert (code, "Resuming the" in err) == (0, False), err
 
 
 def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):

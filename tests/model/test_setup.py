@@ -138,7 +138,8 @@ def test_columns_of_one_name_are_refused(make_cells, table):
     [
         (np.arange(400) % 300, "300 distinct numbers.*`continuous_condition_keys`"),
         (np.linspace(0, 1, 400), "400 distinct numbers.*`continuous_condition_keys`"),
-        ([f"barcode_{number}" for number in range(400)], "400 classes for 400 cells"),
+        ([f"barcode_{number}" for number in range(400)], "400 classes in 400 cells"),
+        (np.arange(400) % 30 / 10, "30 distinct numbers.*`continuous_condition_keys`"),
     ],
 )
 def test_columns_that_look_like_amounts_or_barcodes_give_a_warning(make_cells, values, words):

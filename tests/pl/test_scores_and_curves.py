@@ -193,6 +193,15 @@ def test_the_axis_is_logarithmic_where_losses_span_more_than_tenfold():
     assert [ax.get_yscale() for ax in linear] == ["linear", "linear"]
 
 
+def test_the_loss_of_the_network_is_drawn_rather_than_the_sum_with_the_library_size_head():
+    history = make_history()
+    history["prior_velocity_loss_validation"] = history["prior_loss_validation"]
+
+    axes = sgd.pl.training_history(history, show=False)
+
+    assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior velocity loss"]
+
+
 def test_epochs_without_validation_are_left_out():
     history = make_history()
     history["prior_loss_validation"].iloc[1::2] = np.nan

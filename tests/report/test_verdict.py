@@ -97,7 +97,7 @@ def test_one_bad_figure_gives_one_warning_of_its_topic(metric, value, topic):
     result = verdict(table(**{metric: value}))
     assert [finding.topic for finding in result.warnings] == [topic]
     assert result.findings[0] == result.warnings[0]
-    assert f"1 warning: {topic}." in result.summary
+    assert f" checks failed: {topic}." in result.summary
 
 
 @pytest.mark.parametrize(("metric", "value"), [("auc_boosting", 0.63), ("precision", 0.83), ("gene_zero_error", 0.022)])
@@ -105,7 +105,7 @@ def test_a_small_defect_is_a_note(metric, value):
     result = verdict(table(**{metric: value}))
     assert not result.warnings
     assert len(result.notes) == 1
-    assert result.summary.startswith("No warnings. Worth a look:")
+    assert "No check failed; worth a look:" in result.summary
 
 
 @pytest.mark.parametrize("metric", ["precision", "gene_zero_error", "auc_logistic", "membership_auc", "marker_slope"])
@@ -132,6 +132,22 @@ def test_without_intervals_the_size_alone_decides():
     bare = table(precision=0.7)
     bare[["low", "high"]] = np.nan
     assert level_of(verdict(bare), "realism") == "warning"
+
+
+@pytest.mark.parametrize(
+    ("auc", "words"),
+    [
+        (0.52, "cannot reliably tell the synthetic cells from real ones (AUC 0.52, 0.50 is perfect)."),
+        (0.57, "can tell the synthetic cells from real ones slightly better than by guessing (AUC 0.57, "),
+        (0.69, "real ones often (AUC 0.69, "),
+        (0.89, "real ones easily (AUC 0.89, "),
+    ],
+)
+def test_the_verdict_begins_with_what_a_classifier_can_tell(auc, words):
+    summary = verdict(table(auc_boosting=auc)).summary
+    assert summary.startswith("A classifier can")
+    assert words in summary
+    assert not verdict(table().query("not metric.str.startswith('auc')")).summary.startswith("A classifier")
 
 
 def test_the_best_classifier_decides():
@@ -209,7 +225,7 @@ def test_missing_measurements_are_left_out_and_reported():
     rows = table()
     part = verdict(rows[rows["metric"].isin(["w2", "precision"])])
     assert {finding.topic for finding in part.findings} == {"distribution", "realism", "groups"}
-    assert "Not looked at: memorisation (give `train`), labels (give `groupby`) and library size" in part.summary
+    assert "Not checked: memorisation (give `train`), labels (give `groupby`) and library size" in part.summary
 
 
 def test_a_table_without_floors_cannot_be_judged():

@@ -23,7 +23,7 @@ from ._checks import (
     resolve_seed,
     row_numbers,
 )
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, occurring, recode
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of, occurring, recode
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
@@ -83,6 +83,7 @@ __all__ = [
     "check_same_genes",
     "check_same_registry",
     "check_values",
+    "columns_of",
     "condition_names",
     "encode_obs",
     "extend_table",

@@ -34,6 +34,7 @@ CONDITIONS = "conditions"
 SEPARATOR = "+"
 NUMBERS = "numbers"
 MANY_NUMBERS = 256  # beyond which classes that are numbers are rather amounts
+MANY_FRACTIONS = 20  # the same, if they are not all whole
 MANY_CLASSES = 50  # beyond which as many classes as cells are no chance
 CELLS_AT_A_TIME = 65_536
 
@@ -318,12 +319,17 @@ def _check_classes(name: str, column: pd.Series) -> None:
     if len(kinds) > 1:
         msg = f"adata.obs[{name!r}] holds {' and '.join(sorted(kinds))} together; write it alike in all cells."
         raise ValueError(msg)
-    n_classes, n_cells = column.nunique(), len(column)
-    if (kinds == {NUMBERS} and n_classes > MANY_NUMBERS) or n_classes > max(MANY_CLASSES, n_cells / 2):
-        what = "distinct numbers" if kinds == {NUMBERS} else "classes"
+    n_classes, n_cells, are_numbers = column.nunique(), len(column), kinds == {NUMBERS}
+    most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS
+    if are_numbers and n_classes > min(most, max(MANY_CLASSES, n_cells / 2)):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes} {what} for {n_cells} cells; each is learned as a class of its own. If they "
-            "are amounts, name it in `continuous_condition_keys` as numbers; if they name cells, leave it out."
+            f"adata.obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells, each of which is learned as a class of its own. If "
+            "they are amounts, such as doses or times, name the column in `continuous_condition_keys` instead."
+        )
+    elif n_classes > max(MANY_CLASSES, n_cells / 2):
+        warn_user(
+            f"adata.obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name cells, leave the column out of "
+            "`condition_keys`."
         )
 
 

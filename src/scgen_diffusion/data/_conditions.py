@@ -262,9 +262,9 @@ class Conditions:
         snapped = codes.copy()
         for key, columns in zip(self.by_key, self._columns, strict=True):
             if isinstance(key, ContinuousKey) and len(self.combinations):
-                asked = codes[:, columns.start]
+                requested = codes[:, columns.start]
                 snapped[:, columns.start] = np.where(
-                    asked == OPEN, OPEN, _nearest(self.combinations[:, columns], asked)
+                    requested == OPEN, OPEN, _nearest(self.combinations[:, columns], requested)
                 )
         return snapped
 
@@ -277,10 +277,10 @@ def _round_to_quantiles(column: np.ndarray) -> np.ndarray:
     return _nearest(np.quantile(column, (np.arange(N_VALUES) + 0.5) / N_VALUES, method="nearest"), column)
 
 
-def _nearest(values: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _nearest(values: np.ndarray, requested: np.ndarray) -> np.ndarray:
     """Return, for each requested value, the nearest of some values."""
     kept = np.unique(values)
-    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, asked)]
+    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, requested)]
 
 
 def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact: bool) -> int:

@@ -170,7 +170,7 @@ def is_generated(path: Path) -> bool:
         return False
 
 
-class _PatientFile(io.FileIO):
+class _DeferredErrorFile(io.FileIO):
     """A file that keeps in memory what the file system refuses to write, and raises the error only in :meth:`check`.
 
     HDF5 crashes the process if writing fails while a file is closed, or if it reads something else than it wrote.
@@ -234,7 +234,7 @@ def _new_file(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
     if path.suffix == ".zarr":
         yield zarr.open_group(path, mode="w-", zarr_format=3), lambda: None
         return
-    with _PatientFile(path) as file:
+    with _DeferredErrorFile(path) as file:
         try:
             with h5py.File(file, "w") as root:
                 yield root, file.check

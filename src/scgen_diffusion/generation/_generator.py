@@ -130,14 +130,14 @@ class CellGenerator:
     ) -> CellRequest:
         """Check and resolve a user's request; warn about conditions outside the training cells."""
         codes = self.conditions.request(condition, n_cells)
-        outside = self.warn_of_what_lies_outside(codes.distinct())
+        outside = self.warn_outside_training(codes.distinct())
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
-    def warn_of_what_lies_outside(self, codes: np.ndarray) -> list[str]:
+    def warn_outside_training(self, codes: np.ndarray) -> list[str]:
         """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance."""
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         if unseen:

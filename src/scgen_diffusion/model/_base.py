@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +59,7 @@ from scgen_diffusion.generation import (
     stack,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
-from scgen_diffusion.train import CellData, run_stage, trainer_options
+from scgen_diffusion.train import CellData, run_stage, show, trainer_options
 
 from ._counterfactual import (
     check_given_keys,
@@ -70,7 +69,7 @@ from ._counterfactual import (
     counterfactual_obs,
     describe_counterfactual,
 )
-from ._description import describe
+from ._description import describe, next_step
 from ._diagnostics import check_summary_finite
 from ._model_file import (
     ADATA_FILE,
@@ -97,7 +96,14 @@ from ._registration import (
 )
 from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
-from ._training import changed_recipe, digest_of, split_cells
+from ._training import (
+    changed_recipe,
+    closing_words,
+    digest_of,
+    split_cells,
+    warn_of_rare_labels,
+    warn_of_short_training,
+)
 
 if TYPE_CHECKING:
     import os
@@ -129,8 +135,6 @@ ADVICE = {
 }
 """Methods of scvi-tools that the models lack, and what to use instead."""
 
-logger = logging.getLogger(__name__)
-
 
 class DiffusionModel(BaseModelClass):
     """Base class: a scvi-tools model that generates cells under conditions.
@@ -151,7 +155,7 @@ class DiffusionModel(BaseModelClass):
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
-    _counterfactual_ways: ClassVar[Mapping[str, tuple[Any, ...]]]
+    _counterfactual_options: ClassVar[Mapping[str, tuple[Any, ...]]]
     """Allowed values of ``method``, ``residuals`` and ``sample`` in ``predict_perturbation``; the default first."""
     _stages: ClassVar[tuple[str, ...]]
     """Training stages in order; a method ``_train_<stage>`` trains each."""
@@ -432,6 +436,9 @@ class DiffusionModel(BaseModelClass):
 
         Press Ctrl-C to stop after the current step and keep the weights; press it again to abort.
 
+        Each stage shows a progress bar, or in a log file a line now and then. At the end, two sentences say how the
+        validation loss went and what to do next. ``enable_progress_bar=False`` switches all this off.
+
         Parameters
         ----------
         max_epochs
@@ -470,6 +477,11 @@ class DiffusionModel(BaseModelClass):
             For an unknown argument or option.
         ValueError
             For values that are not allowed, cells that changed after ``setup_anndata``, and checkpoints of other cells.
+
+        Warns
+        -----
+        UserWarning
+            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
         """
         self._train(
             "train",
@@ -515,12 +527,12 @@ class DiffusionModel(BaseModelClass):
         n_cells, names = len(self.train_indices_), stages()
         epochs = self._by_stage("max_epochs", max_epochs, names)
         changes = self._by_stage("plan_kwargs", plan_kwargs, names)
-        recipes, lengths = {}, {}
+        recipes, defaults, lengths = {}, {}, {}
         for name in names:
             size = None if name == "transport" and len(names) > 1 else batch_size
             recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
-            length = epochs[name]
-            lengths[name] = recipes[name].max_epochs(n_cells) if length is None else check_count("max_epochs", length)
+            length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
+            lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
         if early_stopping and not validated:
             msg = (
@@ -528,12 +540,22 @@ class DiffusionModel(BaseModelClass):
                 "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
             )
             raise ValueError(msg)
+        if self.reference_ is None:  # fine-tuning starts from what the reference knows
+            if not self.trained_stages_:
+                warn_of_rare_labels(self._condition_keys, self._registered_codes[self.train_indices_])
+            new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
+            warn_of_short_training(new, defaults, n_cells)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        results: list[StageResult] = []
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
-            if getattr(self, f"_train_{name}")(recipes[name], run, **of_stage).was_interrupted:
-                return
+            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
+            if results[-1].was_interrupted:
+                break
+        if trainer_kwargs.get("enable_progress_bar", True) and self.trainer.is_global_zero:
+            words = {"next_step": next_step(self), "is_resumable": folder is not None}
+            show(closing_words(results, lengths, defaults, **words))
 
     def _run(
         self,
@@ -547,7 +569,6 @@ class DiffusionModel(BaseModelClass):
         **options: Any,
     ) -> StageResult:
         """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
-        logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
         plan.trained_rows = self._trained_rows()
         if checkpoint_dir is not None:
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *made_with)
@@ -563,7 +584,7 @@ class DiffusionModel(BaseModelClass):
         )
         self.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
         self.trainer = result.trainer
-        self.history_ = {**(self.history_ or {}), **result.history}
+        self.history_ = {**(self.history_ or {}), **result.plan.history}
         return result
 
     def _due_stages(self) -> Sequence[str]:
@@ -586,14 +607,14 @@ class DiffusionModel(BaseModelClass):
                 msg = f"`{argument}` names the unknown stage {name!r}. {known_names(name, self._stages)}"
                 raise ValueError(msg)
             if name not in stages:
-                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_left_out(name)}"
+                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_not_trained(name)}"
                 raise ValueError(msg)
         return {stage: given.get(stage) for stage in stages}
 
-    def _why_left_out(self, stage: str) -> str:
+    def _why_not_trained(self, stage: str) -> str:
         return f"`train_{stage}` trains it."
 
-    def _note_trained(self, *stages: str) -> None:
+    def _record_trained(self, *stages: str) -> None:
         """Record which stages are trained, and whether the model can generate."""
         self.trained_stages_ = [stage for stage in self._stages if stage in stages]
         self.is_trained_ = self._stages_to_generate <= set(stages)
@@ -794,9 +815,9 @@ class DiffusionModel(BaseModelClass):
             shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
         shard_size = self._engine.round_to_blocks(check_count("shard_size", shard_size))
         n_cells, seed = request.n_cells, settings.seed if seed is None else seed
-        asked = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
+        arguments = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
         rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
-        stream = Stream(goal, {**request.identity, **asked}, len(rows))
+        stream = Stream(goal, {**request.identity, **arguments}, len(rows))
         if not stream.is_joined(overwrite=overwrite):
             request = request.with_seed(stream.begin(request.seed, discard_others=overwrite and n_ranks == 1))
         if stream.is_joined(overwrite=overwrite):  # another process may have joined the parts in the meantime
@@ -1029,29 +1050,29 @@ class DiffusionModel(BaseModelClass):
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(self, adata_control, indices, condition)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
-        residuals_of_cells = self._check_counterfactual_ways(chosen)
-        way = self._counterfactual_method(cells, method)
-        if way == "transport" and (guidance != Guidance() or given_keys is not None):
+        residuals_of_cells = self._check_counterfactual_options(chosen)
+        chosen_method = self._counterfactual_method(cells, method)
+        if chosen_method == "transport" and (guidance != Guidance() or given_keys is not None):
             msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        asked = [] if condition is None else list(condition)
+        requested = [] if condition is None else list(condition)
         request = Counterfactual(
             cells.rows,
             cells.own,
             cells.codes,
             sampling,
-            inversion=None if way == "transport" else self.module.inversion_by(sampling.sampler),
-            given=check_given_keys(given_keys, asked, self.conditions.keys, self.module.strategy),
+            inversion=None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler),
+            given=check_given_keys(given_keys, requested, self.conditions.keys, self.module.strategy),
             strength=check_strength(strength),
             sample=sample,
             residuals=residuals_of_cells,
             library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
             seed=resolve_seed(seed),
         )
-        outside = engine.warn_of_what_lies_outside(np.concatenate([cells.codes, cells.own]))
+        outside = engine.warn_outside_training(np.concatenate([cells.codes, cells.own]))
         chunk = engine.round_to_blocks(check_batch_size(batch_size))
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
         parts = []
@@ -1062,9 +1083,9 @@ class DiffusionModel(BaseModelClass):
         x = stack(parts)
         self._check_result(ValueSummary.of(x), output)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        provenance |= describe_counterfactual(request, way, condition, self.conditions.keys)
+        provenance |= describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
         provenance["outside_training"] = outside
-        obs = counterfactual_obs(self.conditions, cells, asked)
+        obs = counterfactual_obs(self.conditions, cells, requested)
         obs.index = counterfactual_names(self, cells, condition, request, provenance)
         return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
 
@@ -1131,14 +1152,14 @@ class DiffusionModel(BaseModelClass):
         self._check_ready_to_generate()
         return "inversion"
 
-    def _check_counterfactual_ways(self, chosen: Mapping[str, Any]) -> str:
+    def _check_counterfactual_options(self, chosen: Mapping[str, Any]) -> str:
         """Raise for options that the model does not support; return how to treat residuals."""
         for name, value in chosen.items():
-            known = self._counterfactual_ways[name]
+            known = self._counterfactual_options[name]
             if value is not None and value not in known:
                 msg = f"{type(self).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
                 raise ValueError(msg)
-        return chosen["residuals"] or self._counterfactual_ways["residuals"][0]
+        return chosen["residuals"] or self._counterfactual_options["residuals"][0]
 
     # --- reading given cells -------------------------------------------------------------------------------------------
 
@@ -1539,7 +1560,7 @@ class DiffusionModel(BaseModelClass):
             lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
         )
         self.var_ = reference.var_.copy()
-        self._note_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
+        self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
         self.library_head_is_trained_ = reference.library_head_is_trained_
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (

@@ -64,7 +64,7 @@ class GeneSpaceModel(DiffusionModel):
 
     _module_cls = GeneSpaceModule
     _advice = ADVICE_IN_GENE_SPACE
-    _counterfactual_ways: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
+    _counterfactual_options: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
     _family: ClassVar[str]
     _stages = ("diffusion",)
     _stages_to_generate = frozenset(_stages)
@@ -143,7 +143,7 @@ class GeneSpaceModel(DiffusionModel):
             module.network.backbone.compile()
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
         result = run(DiffusionPlan(module, recipe, seed=stage_seed()), self._cell_data(recipe), recipe, *start)
-        self._note_trained("diffusion")
+        self._record_trained("diffusion")
         if has_counts:
             describe_predicted_profile_totals(module, cells)
             self.library_head_is_trained_ = True

@@ -82,7 +82,7 @@ def load_gene_space_reference(
         msg = f"The weights do not have the published layout: {error}"
         raise ValueError(msg) from error
     model.combinations_, model.combination_sizes_ = np.zeros((1, 0), dtype=int), np.ones(1, dtype=int)
-    model._note_trained("diffusion")
+    model._record_trained("diffusion")
     model.module.eval()
     return model
 

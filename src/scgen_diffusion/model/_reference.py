@@ -94,7 +94,7 @@ def load_reference(
     model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
     if library_size is not None:
         _set_library_size(model, library_size, categories)
-    model._note_trained("autoencoder", "prior")
+    model._record_trained("autoencoder", "prior")
     model.module.eval()
     return model
 

@@ -97,7 +97,7 @@ class SCLDM(AutoencoderModel):
     """
 
     _module_cls: type = SCLDMModule
-    _counterfactual_ways: ClassVar = {
+    _counterfactual_options: ClassVar = {
         "method": ("transport", "inversion"),
         "residuals": ("own", "new"),
         "sample": (True, False),
@@ -297,9 +297,9 @@ class SCLDM(AutoencoderModel):
         if compile:
             self.module.encoder.compile()
             self.module.decoder.compile()
-        self._note_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
+        self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         result = run(AutoencoderPlan(self.module, recipe, seed=stage_seed()), self._cell_data(recipe))
-        self._note_trained("autoencoder")
+        self._record_trained("autoencoder")
         return result
 
     def _train_prior(self, recipe: PriorRecipe, run: Run, *, compile: bool) -> StageResult:
@@ -311,7 +311,7 @@ class SCLDM(AutoencoderModel):
             data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
             result = run(PriorPlan(self.module, recipe, seed=stage_seed() + 1), data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache)
-        self._note_trained(*self.trained_stages_, "prior")
+        self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return result
 
@@ -355,7 +355,7 @@ class SCLDM(AutoencoderModel):
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()))
-        self._note_trained(*self.trained_stages_, "transport")
+        self._record_trained(*self.trained_stages_, "transport")
         return result
 
     def _due_stages(self) -> Sequence[str]:
@@ -363,13 +363,15 @@ class SCLDM(AutoencoderModel):
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]
         return [*stages, "transport"] if control and self._perturbation_groups(control) else stages
 
-    def _why_left_out(self, stage: str) -> str:
+    def _why_not_trained(self, stage: str) -> str:
         if stage == "transport":
             return (
                 "It needs `control_values` in `setup_anndata`, and perturbed cells that have control cells with the "
                 "same values of the other keys. `train_transport` trains it alone."
             )
-        return AUTOENCODER_STAYS if stage == "autoencoder" and self._keeps_autoencoder else super()._why_left_out(stage)
+        return (
+            AUTOENCODER_STAYS if stage == "autoencoder" and self._keeps_autoencoder else super()._why_not_trained(stage)
+        )
 
     def _recipe(self, stage: str) -> Recipe:
         return getattr(RECIPES[self._recipe_name], stage)
@@ -401,8 +403,8 @@ class SCLDM(AutoencoderModel):
     def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
         """Mark the unperturbed training cells, ``(cells,)``."""
         columns = self._columns_of(control)
-        asked = self.conditions.encode(control, 1)[:, columns]
-        return np.isclose(self._registered_codes[self.train_indices_][:, columns], asked).all(1)
+        expected = self.conditions.encode(control, 1)[:, columns]
+        return np.isclose(self._registered_codes[self.train_indices_][:, columns], expected).all(1)
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)

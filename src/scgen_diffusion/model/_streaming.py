@@ -119,7 +119,7 @@ class Stream:
     def _begun(self) -> dict[str, Any]:
         return json.loads((self.folder / REQUEST).read_text())
 
-    def _make_folder(self, asked: Mapping[str, Any]) -> None:
+    def _make_folder(self, request: Mapping[str, Any]) -> None:
         """Make the folder with the request in it, unless another process is quicker."""
         if self.folder.exists() and not (self.folder / REQUEST).exists():
             self.clean()  # left by a process that was killed after others had finished
@@ -127,7 +127,7 @@ class Stream:
         with _explain_os_error("Making a folder for finished cells", self.goal, 0):
             try:
                 beside.mkdir()
-                (beside / REQUEST).write_text(json.dumps(asked, indent=1))
+                (beside / REQUEST).write_text(json.dumps(request, indent=1))
                 sync(beside)
                 beside.rename(self.folder)
             except OSError as error:

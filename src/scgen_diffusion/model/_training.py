@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from numbers import Real
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from scvi import settings
 
-from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.train import (
-    Recipe,
-    StageResult,
-)
+from scgen_diffusion._arguments import check_count, known_names, warn_user
+from scgen_diffusion.data import columns_of
+from scgen_diffusion.train import Recipe, StageResult
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgen_diffusion.data import ConditionKey
 
 MAX_VALIDATION_CELLS = 2000
+FEWEST_CELLS = 10  # of a label
+SHORTEST = 0.1  # share of the default number of epochs
+N_NAMED = 6
+N_PARTS = 5  # of a run, whose mean validation losses are compared
+CHANGE = 0.1  # of the whole fall of the validation loss
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
@@ -64,6 +69,110 @@ def changed_recipe(
             raise TypeError(msg)
     size = check_count("batch_size", changes.get("batch_size", recipe.batch_size))
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
+
+
+def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray) -> None:
+    """Warn of labels with too few training cells, of codes ``(cells, columns)``; those with known embeddings learn from others.
+
+    In the tutorial "Augmenting rare cell types", 5 to 15 % of the cells generated for a type with ten training cells look like that type.
+    Pseudobulk analyses leave out groups with fewer than ten cells, too.
+    """
+    rare: list[str] = []
+    for key, columns in zip(keys, columns_of(keys), strict=True):
+        values = getattr(key, "values", None) or getattr(key, "members", [])
+        if not getattr(key, "has_vectors", False):
+            sizes = [int((codes[:, columns] == code).any(axis=1).sum()) for code in range(len(values))]
+            few = [f"{value!r} ({n})" for value, n in zip(values, sizes, strict=True) if 0 < n < FEWEST_CELLS]
+            more = [f"and {len(few) - N_NAMED} more"] if len(few) > N_NAMED else []
+            rare += [f"{key.name} {', '.join([*few[:N_NAMED], *more])}"] if few else []
+    if rare:
+        warn_user(
+            f"Too few training cells (under {FEWEST_CELLS}) of {'; '.join(rare)}: cells generated for these labels may look like others. "
+            "Add cells, merge the labels, or do not rely on them."
+        )
+
+
+def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, int], n_cells: int) -> None:
+    """Warn of stages that are far shorter than by default; whole runs do most of their learning in their first tenth."""
+    short = [
+        f"{n} of the {name} (default {defaults[name]})" for name, n in lengths.items() if n < SHORTEST * defaults[name]
+    ]
+    if short:
+        warn_user(
+            f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this is a test."
+        )
+
+
+def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:
+    """Say how the validation losses of a run ended.
+
+    The run is cut into fifths. It rose if the last fifth is worse than the best one, and fell (still) if the last fifth is better than the third,
+    in both cases by more than a tenth of all that the loss fell, and by more than twice what it moves to and fro between two validations.
+    The learning rate falls along a cosine, hence the comparison with the middle: at the very end every loss is flat.
+    """
+    if len(losses) < N_PARTS:
+        return "unknown"
+    means = np.array([part.mean() for part in np.array_split(losses, N_PARTS)])
+    steps = np.diff(losses[len(losses) // 2 :])
+    to_and_fro = (np.abs(steps).sum() - np.abs(steps.sum())) / len(steps)
+    least = max(CHANGE * (losses[0] - means.min()), 2 * to_and_fro)
+    if means[-1] - means.min() > least:
+        return "rose"
+    return "fell" if means[N_PARTS // 2] - means[-1] > least else "settled"
+
+
+def closing_words(
+    results: Sequence[StageResult],
+    lengths: Mapping[str, int],
+    defaults: Mapping[str, int],
+    *,
+    next_step: str,
+    is_resumable: bool,
+) -> str:
+    """Say in two sentences how the validation of the trained stages went, and what to do next.
+
+    Parameters
+    ----------
+    results
+        Of the stages that were trained, in their order.
+    lengths, defaults
+        Number of epochs of each stage, asked for and by default.
+    next_step
+        What to do with a model that is trained well.
+    is_resumable
+        Whether there are checkpoints.
+    """
+    plans = [result.plan for result in results]
+    if results[-1].was_interrupted:
+        where = f"epoch {plans[-1].n_epochs_done + 1} of {results[-1].trainer.max_epochs}"
+        again = "resumes from the last checkpoint" if is_resumable else "trains on from them"
+        return f"You stopped the {plans[-1].name} in {where}; its weights are kept. Next: the same call {again}."
+    validated = [plan for plan in plans if plan.name != "transport"]
+    trends = {plan.name: validation_trend(plan.validation_losses) for plan in validated}
+    if early := [r for r in results if r.plan in validated and r.plan.n_epochs_done < r.trainer.max_epochs]:
+        ends = [f"the {r.plan.name} after epoch {r.plan.n_epochs_done} of {r.trainer.max_epochs}" for r in early]
+        return f"Early stopping ended {' and '.join(ends)}. Next: {next_step}."
+    if rose := [plan for plan in validated if trends[plan.name] == "rose"]:
+        shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
+        best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
+        where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
+        return (
+            f"The validation loss rose after {where}, which is overfitting. Next: build the model again and train it for fewer epochs, "
+            f"max_epochs={best}, or on more cells."
+        )
+    if fell := [name for name, trend in trends.items() if trend == "fell"]:
+        longer = {name: max(2 * lengths[name], defaults[name]) for name in fell}
+        which = " and ".join(f"the {name}" for name in fell)
+        return f"The validation loss of {which} was still falling at the end. Next: train longer, max_epochs={longer}."
+    if not trends:
+        seen = "Training is done; the transport has no validation"
+    elif not any(len(plan.validation_losses) for plan in validated):
+        seen = "Training is done, without validation cells to show how well it went"
+    elif "unknown" in trends.values():
+        seen = "Training is done, but was too short to show how well it went"
+    else:
+        seen = "Training is done, and the validation loss has settled"
+    return f"{seen}. Next: {next_step}."
 
 
 def stage_seed() -> int:

@@ -171,8 +171,8 @@ class LibrarySizeModel(nn.Module):
         combinations = [group for group in groups if group.kind == "combination"]
         known, baseline = torch.zeros(len(combinations), len(self.groups.keys), dtype=torch.double), None
         if len(kept):
-            table, asked = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
-            effects = [self._effect(table, asked.to(table.device), key) for key in range(len(self.groups.keys))]
+            table, requested = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
+            effects = [self._effect(table, requested.to(table.device), key) for key in range(len(self.groups.keys))]
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
         return of_groups[is_new], remove_other_effects(values, new, combinations, known, baseline)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
@@ -50,6 +51,13 @@ class StagePlan(pl.LightningModule):
 
     Attributes
     ----------
+    name
+        Name of the stage.
+    purpose
+        What the stage learns, in a word or two, for the progress bar.
+    key_part
+        The part of the loss that says how well the stage's network learns, for the progress bar and early stopping. The library-size head is a
+        small network of its own: it overfits within some epochs, and is calibrated after the stage.
     trained_rows
         Parameters to train, each with a mask ``(rows, 1)`` or None for all rows; default: all parameters of the stage.
     fingerprint
@@ -61,6 +69,8 @@ class StagePlan(pl.LightningModule):
     """
 
     name: str
+    purpose: str
+    key_part = "loss"
 
     def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int) -> None:
         super().__init__()
@@ -232,6 +242,15 @@ class StagePlan(pl.LightningModule):
             for name, values in self._losses.items()
         }
 
+    def key_loss(self, subset: Literal["train", "validation"]) -> str:
+        """Name the key part of the loss, as in the history."""
+        return f"{self.name}_{self.key_part}_{subset}"
+
+    @property
+    def validation_losses(self) -> np.ndarray:
+        """The key part of the loss at each validation so far."""
+        return np.array(list(self._losses.get(self.key_loss("validation"), {}).values()))
+
     @property
     def is_finite(self) -> bool:
         """Whether all trained weights are finite; synchronises with the device."""
@@ -314,6 +333,7 @@ class AutoencoderPlan(StagePlan):
     """Train encoder, decoder and likelihood of SCLDM on cells. Parameters as in :class:`StagePlan`."""
 
     name = "autoencoder"
+    purpose = "compresses cells"
     module: SCLDMModule
     recipe: AutoencoderRecipe
 
@@ -354,6 +374,8 @@ class PriorPlan(AveragingPlan):
     """Train SCLDM's prior and library-size head on latents of the cells. Parameters as in :class:`StagePlan`."""
 
     name = "prior"
+    purpose = "generates cells"
+    key_part = "velocity_loss"
     module: SCLDMModule
     recipe: PriorRecipe
 
@@ -372,7 +394,7 @@ class PriorPlan(AveragingPlan):
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
         ).mean()
         if self.module.architecture.likelihood != "negative_binomial":  # no library sizes
-            return {"loss": velocity_loss}
+            return {"loss": velocity_loss, "velocity_loss": velocity_loss}
         library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
         total = velocity_loss + library_loss
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
@@ -382,6 +404,7 @@ class TransportPlan(StagePlan):
     """Train the velocity between latents of control and perturbed cells. Parameters as in :class:`StagePlan`."""
 
     name = "transport"
+    purpose = "perturbs cells"
     module: SCLDMModule
     recipe: TransportRecipe
 
@@ -406,6 +429,8 @@ class DiffusionPlan(AveragingPlan):
     """Train a gene-space network and its library-size head on cells. Parameters as in :class:`StagePlan`."""
 
     name = "diffusion"
+    purpose = "generates cells"
+    key_part = "denoising_loss"
     module: GeneSpaceModule
     recipe: DiffusionRecipe
 

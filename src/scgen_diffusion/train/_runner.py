@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from scvi.train import LoudEarlyStopping
 from tqdm.auto import tqdm
 
 from scgen_diffusion._files import sync
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    import pandas as pd
     from lightning.pytorch.strategies import Strategy
 
     from ._cells import StageData
@@ -39,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20
+SECONDS_PER_LINE = 30.0  # at least, between lines in a log file
+LINES_PER_STAGE = 100  # at most
 EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 OWN_OPTIONS = {  # which the stage decides
@@ -57,7 +57,7 @@ NEEDLESS_WARNINGS = (
 class StageResult:
     """What a stage leaves behind besides weights."""
 
-    history: dict[str, pd.DataFrame]
+    plan: StagePlan
     was_interrupted: bool
     trainer: pl.Trainer
     device: torch.device | None = None
@@ -121,8 +121,8 @@ def run_stage(
     callbacks = [interruption, *(callbacks or [])]
     path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
     if early_stopping:
-        rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta, "warmup_epochs": 0}
-        callbacks.append(LoudEarlyStopping(monitor=f"{plan.name}_loss_validation", **rule))
+        rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
+        callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
     if path is not None:
         callbacks.append(StageCheckpoint(path, max(n_epochs // N_CHECKPOINTS, 1), checkpoint_minutes))
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -155,9 +155,9 @@ def run_stage(
             plan.on_load_checkpoint(checkpoint)
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
-            return StageResult(plan.history, was_interrupted=False, trainer=trainer)
+            return StageResult(plan, was_interrupted=False, trainer=trainer)
         if checkpoint is not None:
-            logger.info("%s: going on after epoch %d.", plan.name, checkpoint["n_epochs_done"])
+            logger.info("Resuming the %s after epoch %d.", plan.name, checkpoint["n_epochs_done"])
         plan.module.train()
         try:
             with interruption.listening(trainer):
@@ -172,7 +172,7 @@ def run_stage(
         if trainer.received_sigterm:  # in the last step, after which some versions do not ask
             raise SystemExit(EXIT_CODE_OF_SIGTERM)
     plan.module.eval()
-    return StageResult(plan.history, interruption.requested, trainer, trainer.strategy.root_device)
+    return StageResult(plan, interruption.requested, trainer, trainer.strategy.root_device)
 
 
 def trainer_options() -> list[str]:
@@ -316,11 +316,24 @@ class Interruption(Callback):
             raise StoppedByUserError
 
 
-# --- the progress bar --------------------------------------------------------------------------------------------------
+# --- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def in_notebook() -> bool:
+    """Tell whether output goes to a notebook."""
+    return type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def show(text: str) -> None:
+    """Print a line where the progress bars are: in the cell of a notebook, elsewhere on stderr."""
+    tqdm.write(text, file=sys.stdout if in_notebook() else sys.stderr)
 
 
 class StageProgress(ProgressBar):
-    """One bar for the stage, which says in words what it does: the epoch, its losses and the time that is left."""
+    """One bar for the stage in a terminal or a notebook; in a log file, a line now and then.
+
+    A line is written when 30 seconds have passed and at least a hundredth of the stage, and one at its end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,39 +341,54 @@ class StageProgress(ProgressBar):
         self._bar: Any = None
 
     def disable(self) -> None:
-        """Show nothing, as Lightning has it in all processes but the first."""
+        """Show nothing. Lightning calls this in all processes but the first."""
         self._is_enabled = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Begin the bar, where a checkpoint left off."""
+        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose})"
+        self._is_live = sys.stderr.isatty() or in_notebook()
         self._bar = tqdm(
-            desc=f"Training the {pl_module.name}",
+            desc=self._title,
             total=pl_module.n_steps,
             initial=trainer.global_step,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds; few lines where a log is written
-            disable=not self._is_enabled,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+            disable=not (self._is_enabled and self._is_live),
         )
+        self._started = self._last = time.monotonic()
+        self._first_step = self._last_step = trainer.global_step
+        self._state = ""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: StagePlan, *_: Any) -> None:
         """Count the step."""
-        self._bar.update(trainer.global_step - self._bar.n)
+        step, now = trainer.global_step, time.monotonic()
+        self._bar.update(step - self._bar.n)
+        is_due = now - self._last >= SECONDS_PER_LINE and step - self._last_step >= pl_module.n_steps / LINES_PER_STAGE
+        if is_due:
+            left = (now - self._started) / (step - self._first_step) * (pl_module.n_steps - step)
+            self._write_line(pl_module, f"{tqdm.format_interval(left)} left")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Say the epoch and its losses."""
-        losses = [
-            f", {word} {float(trainer.callback_metrics[name]):.4g}"
-            for subset, word in (("train", "loss"), ("validation", "validation loss"))
-            if (name := f"{pl_module.name}_loss_{subset}") in trainer.callback_metrics
-        ]
-        epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-        self._bar.set_description_str(f"Training the {pl_module.name}: {epoch}{''.join(losses)}", refresh=False)
+        """Show the epoch and its loss."""
+        self._state = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        for subset, words in (("validation", "validation loss"), ("train", "training loss")):
+            if (name := pl_module.key_loss(subset)) in trainer.callback_metrics:
+                self._state += f", {words} {float(trainer.callback_metrics[name]):.4g}"
+                break
+        self._bar.set_postfix_str(self._state, refresh=False)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Leave the last state where it is."""
         self._bar.close()
+        self._write_line(pl_module, f"took {tqdm.format_interval(time.monotonic() - self._started)}")
 
     def on_exception(self, *_: Any) -> None:
         """Leave the bar where training stopped."""
         if self._bar is not None:
             self._bar.close()
+
+    def _write_line(self, plan: StagePlan, duration: str) -> None:
+        """Write a line to a log file."""
+        self._last, self._last_step = time.monotonic(), plan.global_step
+        if self._is_enabled and not self._is_live:
+            show(", ".join(filter(None, [f"{self._title}: {plan.progress:.0%}", self._state, duration])))
