@@ -10,7 +10,7 @@
 A step is one optimiser step (or the generation of one batch of cells) with its data on the device, without loading
 data. A call is what a user writes, with everything included. Rows are added to ``results/speed.csv``. Without
 ``--systems``, ``results/speed.md`` and the text between the marks ``<!-- speed... -->`` in
-``docs/user_guide/speed.md``, ``docs/comparison.md`` and ``README.md`` are written too. On a machine with a GPU, use
+``docs/user_guide/speed.md`` and ``README.md`` are written too. On a machine with a GPU, use
 ``python -m benchmarks.speed.gpu``.
 """
 
