@@ -163,7 +163,7 @@ def _step_line(name: str, row: Mapping[str, Any], published: Mapping[str, Any] |
 
 
 def call_table(figures: Figures, *, in_short: bool = False) -> str:
-    """Write the calls of users, beside the bare steps; ``in_short``, only the times of slow calls."""
+    """Write the calls of users, beside the bare steps; in short, only the times of the longer calls."""
     lines = []
     for system in ("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"):
         for stage, name in CALL_NAMES.items():

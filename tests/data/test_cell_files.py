@@ -217,7 +217,7 @@ def test_values_that_are_wrong_in_one_file_name_the_file(adata, write):
         CellFiles(paths[:2], **KEYS)
     with pytest.raises(ValueError, match=r"X of c.h5ad has cells without any count: 1 \('cell_7'\)"):
         CellFiles(paths[::2], **KEYS)
-    with pytest.raises(ValueError, match=r"X of cells.h5ad holds values up to 26, which are no logarithms"):
+    with pytest.raises(ValueError, match=r"X of cells.h5ad holds values up to 26, too large for logarithms"):
         CellFiles(paths[0], **KEYS, values="log1p")
     with pytest.raises(ValueError, match=r"`values` must be 'counts' or 'log1p', but found 'raw'"):
         CellFiles(paths[0], **KEYS, values="raw")
@@ -322,7 +322,7 @@ def test_classes_of_one_kind_are_the_same_however_files_store_them(columns_in_fi
         (("whole", "nullable text"), "whole numbers in 0.h5ad, text in 1.h5ad"),
         (("whole", "text"), "whole numbers in 0.h5ad, text in 1.h5ad"),
         (("text", "whole classes"), "text in 0.h5ad, whole numbers in 1.h5ad"),
-        (("truth", "whole"), "truth values in 0.h5ad, whole numbers in 1.h5ad"),
+        (("truth", "whole"), "booleans in 0.h5ad, whole numbers in 1.h5ad"),
     ],
 )
 def test_classes_of_different_kinds_are_refused_with_the_kind_in_each_file(columns_in_files, kinds, found):
@@ -350,9 +350,9 @@ def test_anything_but_an_anndata_raises(adata, write, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="There is no file"):
         CellFiles(tmp_path / "none.h5ad")
-    with pytest.raises(ValueError, match=r"text.h5ad is no .h5ad file"):
+    with pytest.raises(ValueError, match=r"text.h5ad is not an .h5ad file"):
         CellFiles(text)
-    with pytest.raises(ValueError, match=r"empty.zarr is no zarr store|empty.zarr is no AnnData"):
+    with pytest.raises(ValueError, match=r"empty.zarr is not a zarr store|empty.zarr is not an AnnData"):
         CellFiles(folder)
     with pytest.raises(ValueError, match=r"X of csc.h5ad: the matrix is stored as 'csc_matrix'"):
         CellFiles(write(csc, "csc.h5ad"))

@@ -166,7 +166,7 @@ def test_zeros_and_ones_are_taken_for_open_or_closed():
     [
         (np.zeros((0, 2)), "", "xy", None, r"mdata\['m'\].X has 0 cells and 2 genes"),
         (np.zeros((2, 0)), "ab", "", None, "has 2 cells and 0 genes"),
-        ([[0, 0], [0, 0]], "ab", "xy", None, "holds no count at all"),
+        ([[0, 0], [0, 0]], "ab", "xy", None, "holds no counts"),
         ([[0.5, 1], [1, 1]], "ab", "xy", None, r"not whole numbers.*layers=\{'m': ...\}"),
         ([[-1, 1], [1, 1]], "ab", "xy", None, "negative"),
         ([[np.nan, 1], [1, 1]], "ab", "xy", None, "NaN"),
@@ -187,7 +187,7 @@ def test_matrices_of_text_are_refused_by_the_type_of_their_values(dtype):
     mdata = mudata.MuData({"m": text})
 
     assert resolve_modalities(mdata, None, None)[0] == {"m": "negative_binomial"}  # which is no error of its own
-    with pytest.raises(ValueError, match=r"mdata\['m'\].X holds values of the type .*, but numbers are needed"):
+    with pytest.raises(ValueError, match=r"mdata\['m'\].X holds values of type .*, but numbers are needed"):
         check_modalities(mdata, {"m": "negative_binomial"}, {})
 
 

@@ -295,7 +295,7 @@ def test_likelihoods_and_layers_can_be_chosen(tiny):
 
 @pytest.mark.parametrize("cls", [SCLDM, SCRDIT, WBDIT])
 def test_models_of_one_modality_name_the_one_of_several(cls):
-    with pytest.raises(TypeError, match="found MuData. Give one modality.*or take MULTISCLDM"):
+    with pytest.raises(TypeError, match="found MuData. Give one modality.*or use MULTISCLDM"):
         cls.setup_anndata(make_mudata())
 
 

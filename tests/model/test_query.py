@@ -315,7 +315,7 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
         load(pd.concat([row, table + 1]), trainable="conditions")
     with pytest.raises(ValueError, match="nothing to train"):
         load(row)
-    with pytest.raises(ValueError, match="'cell_type', of which the reference has no known embeddings"):
+    with pytest.raises(ValueError, match="'cell_type', for which the reference has no known embeddings"):
         SCLDM.load_query_data(cells, reference, condition_embeddings={"cell_type": row}, accelerator="cpu")
 
     model = load(row, trainable="conditions")
@@ -393,7 +393,7 @@ def test_classes_of_another_type_are_not_taken_for_new_ones(scldm, make_cells):
     cells = query_cells(make_cells)
     cells.obs["dose"] = cells.obs["dose"].astype(str)
 
-    with pytest.raises(ValueError, match="holds '1' of the type str, which the reference knows as 1 of the type int"):
+    with pytest.raises(ValueError, match="holds '1' of type str, which the reference knows as 1 of type int"):
         SCLDM.load_query_data(cells, scldm, accelerator="cpu")
 
 

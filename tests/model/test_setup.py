@@ -59,7 +59,7 @@ def test_an_unknown_kind_of_values_is_refused(make_cells):
     [
         ({"batch_key": "donor"}, "no argument 'batch_key'.*`condition_keys`"),
         ({"labels_key": None, "categorical_covariate_keys": ["a"]}, "'labels_key'.*'categorical_covariate_keys'"),
-        ({"continuous_covariate_keys": ["dose"]}, "Name such columns in `continuous_condition_keys`"),
+        ({"continuous_covariate_keys": ["dose"]}, "Give such columns as `continuous_condition_keys`"),
         ({"size_factor_key": "total"}, r"Leave it out.*generate\(library_size="),
         ({"conditions": ["cell_type"]}, "closest first: 'condition_keys'"),
         ({"cell_type_key": "cell_type"}, "closest first: 'condition_keys'"),

@@ -247,7 +247,7 @@ def test_folders_that_are_missing_none_or_closed_are_named_before_any_work(train
 
     with pytest.raises(FileNotFoundError, match="The folder .*missing of `path` does not exist"):
         trained.generate_to(tmp_path / "missing" / "cells.zarr", **REQUEST)
-    with pytest.raises(NotADirectoryError, match="file, in which `path` shall lie, is not a folder"):
+    with pytest.raises(NotADirectoryError, match="file, the parent of `path`, is not a folder"):
         trained.generate_to(tmp_path / "file" / "cells.zarr", **REQUEST)
     monkeypatch.setattr(os, "mkdir", refused(errno.EACCES))  # root may write anywhere
     with pytest.raises(OSError, match="Making a folder for finished cells in .* Permission denied"):

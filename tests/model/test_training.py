@@ -360,7 +360,7 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
     model.train(1, checkpoint_dir=tmp_path, **quick)
     model.train_autoencoder(2, **quick)
 
-    with pytest.raises(ValueError, match="older than what it was trained on"):
+    with pytest.raises(ValueError, match="older than the stage before it"):
         model.train_prior(1, checkpoint_dir=tmp_path, **quick)
 
 
@@ -389,7 +389,7 @@ def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, mak
 def test_cells_in_the_devices_memory_train_as_those_that_are_read(make_model, quick, monkeypatch):
     trained = []
     for room in (0.0, 1e9):  # none, as on a CPU, and enough
-        monkeypatch.setattr(train_cells, "room_for_cells", lambda device, room=room: room)
+        monkeypatch.setattr(train_cells, "memory_for_cells", lambda device, room=room: room)
         torch.manual_seed(0)
         model = make_model()
         model.train_autoencoder(2, **quick)
