@@ -93,7 +93,7 @@ def condense(part: str, folder: Path) -> pd.DataFrame:
     table = (
         _read_tests(folder / "tests.log") if part == "tests" else read_table(folder / TABLES.get(part, f"{part}.csv"))
     )
-    if part == "quality":  # the floor of a split is the same beside all methods
+    if part == "quality":  # the floor of a split is the same for all methods
         table = pd.concat([table, table.dropna(subset="floor").assign(method="floor", value=table["floor"])])
     dataset, method, metrics = COLUMNS[part]
     records = table.to_dict("records")

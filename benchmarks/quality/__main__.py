@@ -108,7 +108,7 @@ def main() -> None:
         "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the generated cells"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the tables")
-    parser.add_argument("--picture", type=Path, help="default: compare.png beside the tables")
+    parser.add_argument("--picture", type=Path, help="default: compare.png next to the tables")
     run(parser.parse_args())
 
 

@@ -6,7 +6,7 @@
 
 Each configuration changes the default ``SCRDIT`` as its name says. It is stored in ``results/gene_space.csv`` as soon
 as it is measured, and skipped the next time; delete the file after a change of the model. Steps are optimiser steps at
-batch 128, rounded to whole epochs. ``results/gene_space.md`` has the means over seeds beside the floor.
+batch 128, rounded to whole epochs. ``results/gene_space.md`` has the means over seeds next to the floor.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python -m benchmarks.studies.guidance --datasets pbmc3k --seeds 0 1 2
 
 Each guidance setting is stored in ``results/guidance.csv`` as soon as it is measured, and skipped the next time.
-``results/guidance.md`` has the means over seeds beside the floor. A model is trained for each ``condition_strategy``
+``results/guidance.md`` has the means over seeds next to the floor. A model is trained for each ``condition_strategy``
 with missing results.
 """
 
@@ -93,12 +93,12 @@ class Figures:
         floor = table["floor"].to_dict() | self._own(self.train_pcs[rows], self.split.train[rows])
         return found, floor
 
-    def _own(self, drawn: NDArray, asked: ad.AnnData) -> dict[str, float]:
+    def _own(self, drawn: NDArray, requested: ad.AnnData) -> dict[str, float]:
         keys, train = self.split.condition_keys, self.split.train[self.known].obs
         real = within_label_variance(self.held_out_pcs, self.split.held_out.obs[list(keys)])
-        found = {"spread": within_label_variance(drawn, asked.obs[list(keys)]) / real}
+        found = {"spread": within_label_variance(drawn, requested.obs[list(keys)]) / real}
         for key in keys:
-            labels = train[key].astype(str), asked.obs[key].astype(str)
+            labels = train[key].astype(str), requested.obs[key].astype(str)
             found[f"f1 of {key}"] = transfer_f1(self.train_pcs[self.known], labels[0], drawn, labels[1])
         return found
 

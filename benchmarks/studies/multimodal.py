@@ -97,8 +97,8 @@ def figures(split: PairedSplit, seed: int, method: str) -> pd.DataFrame:
     if method == RIDGE:
         return imputation(split, ridge(split, seed))
     model, costs = train(split, seed, rna_only=method == RNA_ONLY)
-    asked = split.held_out.obs[[split.label]].reset_index(drop=True)
-    cells = model.generate(condition=asked, seed=seed)
+    requested = split.held_out.obs[[split.label]].reset_index(drop=True)
+    cells = model.generate(condition=requested, seed=seed)
     options = {"groupby": split.label, "seed": seed}
     if method == RNA_ONLY:
         table = metrics.evaluate(split.held_out[RNA], cells, train=split.train[RNA], **options).assign(modality=RNA)

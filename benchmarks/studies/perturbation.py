@@ -55,7 +55,7 @@ logger = logging.getLogger("benchmarks.perturbation")
 HERE = Path(__file__).parent
 DATASET = "kang_ifnb"
 KEYS = ("cell_type", "seed", "method")
-#: Figures that every table has beside those of the methods.
+#: Figures that every table has besides those of the methods.
 REFERENCES = ("floor", "no_change", "mean_shift")
 
 # --- cases ------------------------------------------------------------------------------------------------------------
@@ -521,14 +521,14 @@ def _table_of_wins(means: pd.DataFrame, better: pd.Series) -> str:
 
 def _seeds(table: pd.DataFrame) -> str:
     n_seeds = table.groupby(["method", "cell_type"])["seed"].nunique().groupby("method").agg(["min", "max", "size"])
-    told = [
+    parts = [
         f"{NAMES[name]} {row['min']}"
         + (f" to {row['max']}" if row["max"] > row["min"] else "")
         + f" ({row['size']} types)"
         for name, row in n_seeds.iterrows()
         if name in NAMES
     ]
-    return f"Seeds per type: {', '.join(told)}."
+    return f"Seeds per type: {', '.join(parts)}."
 
 
 def _with_best(values: pd.Series, better: str, write: Callable[[float], str] | None = None) -> list[str]:

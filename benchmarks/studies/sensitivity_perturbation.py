@@ -40,14 +40,14 @@ CELL_TYPES = ("CD14 Mono", "CD4 Naive T", "CD16 Mono", "B")
 SEEDS = (0, 1, 2)
 
 #: Functions of stimulated cells, at most as many control cells, and a random generator.
-SPOILED: dict[str, Callable[[AnnData, AnnData, np.random.Generator], AnnData]] = {
+CORRUPTIONS: dict[str, Callable[[AnnData, AnnData, np.random.Generator], AnnData]] = {
     "half untouched": lambda cells, control, rng: half_untouched(cells, control, rng),
     "means only": lambda cells, control, rng: draw_from_means(cells, rng),
     "averages of 3": lambda cells, control, rng: average_cells(cells, rng, n_cells=3),
     "totals halved": lambda cells, control, rng: thin_counts(cells, rng, share=0.5),
     "genes shuffled": lambda cells, control, rng: shuffle_genes(cells, rng, within_label=True),
 }
-COLUMNS = {"floor": "floor", "value": "other real cells", **{name: name for name in SPOILED}}
+COLUMNS = {"floor": "floor", "value": "other real cells", **{name: name for name in CORRUPTIONS}}
 COLUMNS |= {"mean_shift": "mean shift", "no_change": "no change"}
 
 
@@ -74,7 +74,7 @@ def judge(adata: AnnData, cell_type: str, seed: int) -> pd.DataFrame:
         train=stimulated[~is_own(stimulated)],
         perturbation_key=KEY,
         groupby=TYPE,
-        others={name: spoil(other, untouched, rng) for name, spoil in SPOILED.items()},
+        others={name: spoil(other, untouched, rng) for name, spoil in CORRUPTIONS.items()},
         seed=seed,
     )
     return table.assign(seed=seed)

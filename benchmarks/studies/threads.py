@@ -1,7 +1,7 @@
 """How many threads, how many processes? Training steps of several processes at once, each with some threads.
 
 python -m benchmarks.studies.threads                          # results/threads.csv
-OMP_WAIT_POLICY=passive python -m benchmarks.studies.threads  # OpenMP's settings are stored beside the figures
+OMP_WAIT_POLICY=passive python -m benchmarks.studies.threads  # OpenMP's settings are stored with the figures
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def is_whole_number(value: object) -> bool:
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Return the argument ``name`` as an int; raise ValueError unless it is a whole number from ``least`` to ``most``."""
+    """Return the argument ``name`` as an int; raise ValueError unless it is whole and from ``least`` to ``most``."""
     is_allowed = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
     if not is_allowed or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def write_atomically(goal: Path) -> Iterator[Path]:
-    """Yield a temporary path; what is written there gets the name ``goal`` at the end, or is removed after an error.
+def write_atomically(destination: Path) -> Iterator[Path]:
+    """Yield a temporary path, which gets the name ``destination`` at the end, or is removed after an error.
 
     An existing file or folder is replaced at the end, and kept if anything goes wrong.
     """
-    beside, old = (goal.with_name(f".{goal.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    partial, old = (destination.with_name(f".{destination.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
-        yield beside
-        sync(beside)
-        if goal.is_dir():
-            goal.rename(old)  # a folder with files cannot be replaced in one step
-        beside.replace(goal)
+        yield partial
+        sync(partial)
+        if destination.is_dir():
+            destination.rename(old)  # a folder with files cannot be replaced in one step
+        partial.replace(destination)
     finally:
-        if os.path.lexists(old) and not goal.exists():
-            old.rename(goal)
-        remove(beside)
+        if os.path.lexists(old) and not destination.exists():
+            old.rename(destination)
+        remove(partial)
         remove(old)
 
 

@@ -147,11 +147,11 @@ class Guidance:
         return [([keys.index(key) for key in subset], float(scale)) for subset, scale in self.scale.items()]
 
     def _never_shown(self, subset: Sequence[str], trained: ConditionStrategy) -> str:
-        asked = "`guidance_scale`" if self.has_subsets else f"`Guidance(composition={self.composition!r})`"
+        source = "`guidance_scale`" if self.has_subsets else f"`Guidance(composition={self.composition!r})`"
         given = f"only {', '.join(map(repr, subset))}" if subset else "no condition"
         groups = " and without `dropped_together`" if trained.name == "additive" else ""
         return (
-            f"{asked} needs predictions that are given {given}, but the model was trained with "
+            f"{source} needs predictions that are given {given}, but the model was trained with "
             f"`condition_strategy={trained.name!r}`, which shows {trained.shows}. Leave `composition` out and pass one "
             f"scale per key, or train a model with `condition_strategy='additive'`{groups}."
         )
@@ -226,7 +226,7 @@ class ResolvedGuidance:
 
     @property
     def is_rescaled(self) -> bool:
-        """Whether the plain prediction is needed beside the guided one."""
+        """Whether the plain prediction is needed as well as the guided one."""
         return self.rescale > 0 and self.terms != self.plain
 
     @property

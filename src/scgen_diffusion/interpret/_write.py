@@ -67,10 +67,10 @@ def write(
     opened_network(model)
     source, _ = cells_of(model, adata, None)
     seed = resolve_seed(seed)
-    here: dict[str, Any] = {"time": time, "conditional": conditional, "seed": seed}
-    loadings = head_loadings(model, source, tokens=tokens, n_probes=n_probes, **here)
-    rates = head_coding_rates(model, source, eps=eps, **here)
-    attention = patch_attention(model, source, groupby=groupby, **here)
+    options: dict[str, Any] = {"time": time, "conditional": conditional, "seed": seed}
+    loadings = head_loadings(model, source, tokens=tokens, n_probes=n_probes, **options)
+    rates = head_coding_rates(model, source, eps=eps, **options)
+    attention = patch_attention(model, source, groupby=groupby, **options)
     statistics = layer_statistics(
         model, source, times=times, groupby=groupby, conditional=conditional, eps=eps, seed=seed
     )

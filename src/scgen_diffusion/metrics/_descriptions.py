@@ -181,7 +181,7 @@ _LABELS = {
     ),
     "label_fidelity": (
         "label fidelity",
-        "How often a classifier trained on real cells finds the label that was asked for.",
+        "How often a classifier trained on real cells finds the requested label.",
         "diversity: a perfect cell, repeated, scores 1",
         "label_fidelity",
     ),

@@ -141,7 +141,7 @@ class CrossModalityCorrelation:
         the second modality of another cell (of the same label).
     pairs
         A row per requested pair: the names `first` and `second`; their correlation in all `real` and all `synthetic`
-        cells; and `difference`, the absolute difference for equal numbers of real and synthetic cells, beside its
+        cells; and `difference`, the absolute difference for equal numbers of real and synthetic cells, next to its
         `floor` between real cells.
     """
 

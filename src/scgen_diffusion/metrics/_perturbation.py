@@ -156,7 +156,7 @@ def mean_change_correlation(
 
     *Catches* changes in the wrong genes or the wrong direction. *Misses* the size of the change, and everything but
     means. Both sides subtract the same control cells, so with few control cells their sampling noise alone gives a
-    positive value. Read it beside the baselines (:func:`evaluate` with `control`).
+    positive value. Read it together with the baselines (:func:`evaluate` with `control`).
 
     Parameters
     ----------
@@ -308,7 +308,7 @@ def de_overlap(
 
     *Catches* effects in the wrong genes, and effects hidden by wrong variances. *Misses* direction
     (:func:`de_direction`) and size. The weakest gene of the real list counts as much as the strongest. If hardly any
-    gene changes, the real list is noise: read the overlap beside the floor.
+    gene changes, the real list is noise: read the overlap next to the floor.
 
     Parameters
     ----------

@@ -214,10 +214,10 @@ class UpLevel(Level):
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out, n_in // 2)
 
-    def forward(self, x: Tensor, beside: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, context: Tensor) -> Tensor:
         """Map ``(cells, channels, positions)`` and ``(cells, channels, 2 * positions)`` to the latter's positions."""
         x = interpolate(x, scale_factor=2, mode="linear", align_corners=True)
-        return self.update(torch.cat([beside, x], dim=1), context)
+        return self.update(torch.cat([skip, x], dim=1), context)
 
 
 def time_features(t: Tensor) -> Tensor:

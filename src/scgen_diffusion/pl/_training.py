@@ -76,16 +76,16 @@ def training_history(
     losses = choose("losses", [losses] if isinstance(losses, str) else losses, names)
     axes = panels(len(losses), axs, size=(3.9, 3.2), sharey=False)
     for ax, loss in zip(axes, losses, strict=True):
-        here = {kind: curves[loss + kind] for kind in COLORS if loss + kind in curves}
-        for kind, curve in here.items():
+        shown = {kind: curves[loss + kind] for kind in COLORS if loss + kind in curves}
+        for kind, curve in shown.items():
             marker = "o" if len(curve) < 20 else ""
             label = {TRAIN: "training cells", VALIDATION: "validation cells"}[kind]
             ax.plot(curve.index, curve, color=COLORS[kind], linewidth=1.6, marker=marker, markersize=3, label=label)
-        if VALIDATION in here:
-            best, color = here[VALIDATION].idxmin(), COLORS[VALIDATION]
+        if VALIDATION in shown:
+            best, color = shown[VALIDATION].idxmin(), COLORS[VALIDATION]
             star = {"marker": "*", "markersize": 11, "color": color, "markeredgecolor": "black", "linestyle": ""}
-            ax.plot([best], [here[VALIDATION][best]], label=f"lowest: epoch {best}", **star)
-        if spans_decades(np.concatenate(list(here.values())), log):
+            ax.plot([best], [shown[VALIDATION][best]], label=f"lowest: epoch {best}", **star)
+        if spans_decades(np.concatenate(list(shown.values())), log):
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
