@@ -91,7 +91,6 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     return {
         ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures, in_short=True)}\n\n{where}",
         ("docs/user_guide/speed.md", "speed: calls"): call_table(figures, in_short=True),
-        ("docs/comparison.md", "speed"): beside,
         ("README.md", "speed"): beside,
     }
 
