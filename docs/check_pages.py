@@ -21,7 +21,7 @@ LOOK = """() => {
     const found = [];
     const overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
     if (overflow > 0) found.push(`the page is ${overflow} px too wide`);
-    for (const box of document.querySelectorAll("article pre, article table, article div.math, article dt, article img, nav, aside")) {
+    for (const box of document.querySelectorAll("article pre, article table, .pst-scrollable-table-container, article div.math, article dt, article img, nav, aside")) {
         const more = box.scrollWidth - box.clientWidth;
         if (more > 1 && box.clientWidth > 0)
             found.push(`${box.tagName.toLowerCase()} is ${more} px too wide: ${box.textContent.trim().slice(0, 60)}`);

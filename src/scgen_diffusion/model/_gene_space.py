@@ -240,7 +240,9 @@ class SCRDIT(GeneSpaceModel):
     >>> scgd.model.SCRDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.SCRDIT(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _family = "SCRDIT"
@@ -284,7 +286,9 @@ class WBDIT(GeneSpaceModel):
     >>> scgd.model.WBDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.WBDIT(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _family = "WBDIT"
