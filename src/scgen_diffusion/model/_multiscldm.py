@@ -65,9 +65,7 @@ class MULTISCLDM(SCLDM):
     --------
     >>> import scgen_diffusion as scgd
     >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
-    >>> scgd.model.MULTISCLDM.setup_mudata(
-    ...     mdata, layers="counts", condition_keys=["cell_type"]
-    ... )  # doctest: +SKIP
+    >>> scgd.model.MULTISCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
     >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
     >>> model.train()  # doctest: +SKIP
     >>> synthetic = model.generate(1_000)  # MuData  # doctest: +SKIP
@@ -130,9 +128,7 @@ class MULTISCLDM(SCLDM):
         --------
         >>> import scgen_diffusion as scgd
         >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
-        >>> scgd.model.MULTISCLDM.setup_mudata(
-        ...     mdata, layers="counts", condition_keys=["cell_type"]
-        ... )  # doctest: +SKIP
+        >>> scgd.model.MULTISCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
         >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())

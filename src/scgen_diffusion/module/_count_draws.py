@@ -47,9 +47,7 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     Examples
     --------
     >>> import torch
-    >>> draw_negative_binomial(
-    ...     torch.tensor([0.999, 0.5, 0.1]).double(), 2 * torch.ones(3), torch.ones(3)
-    ... )
+    >>> draw_negative_binomial(torch.tensor([0.999, 0.5, 0.1]).double(), 2 * torch.ones(3), torch.ones(3))
     tensor([0., 2., 1.])
     """
     valid = where_finite(mu=mu, theta=theta)

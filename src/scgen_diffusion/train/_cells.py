@@ -95,10 +95,7 @@ class EpochBatches(Sampler[np.ndarray]):
     Examples
     --------
     >>> from scgen_diffusion.train import EpochBatches
-    >>> [
-    ...     [batch.tolist() for batch in EpochBatches(5, 2, rank=rank, n_processes=2)]
-    ...     for rank in (0, 1)
-    ... ]
+    >>> [[batch.tolist() for batch in EpochBatches(5, 2, rank=rank, n_processes=2)] for rank in (0, 1)]
     [[[0, 2], [4]], [[1, 3], [0]]]
     """
 
