@@ -21,10 +21,10 @@ LOOK = """() => {
     const found = [];
     const overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
     if (overflow > 0) found.push(`the page is ${overflow} px too wide`);
-    for (const box of document.querySelectorAll("article pre, article table, article div.math, article dt, article img, nav, aside")) {
+    for (const box of document.querySelectorAll("article pre, article table, .pst-scrollable-table-container, article div.math, article dt, article img, nav, aside")) {
         const more = box.scrollWidth - box.clientWidth;
         if (more > 1 && box.clientWidth > 0)
-            found.push(`${box.tagName.toLowerCase()} is ${more} px too wide: ${box.textContent.trim().slice(0, 60)}`);
+            found.push(`${box.tagName.toLowerCase()} is ${more} px too wide: ${box.textContent.trim().replaceAll(/\\s+/g, " ").slice(0, 60)}`);
     }
     for (const image of document.images)
         if (!image.complete || image.naturalWidth === 0) found.push(`image is missing: ${image.src}`);
@@ -37,18 +37,19 @@ LINKS = "() => [...document.querySelectorAll('a[href]')].map((link) => link.href
 TARGETS = "() => [...document.querySelectorAll('[id]')].map((element) => element.id)"
 
 
-def check(page: Page, file: Path, width: int, links: dict[str, set[str]], targets: dict[str, set[str]]) -> list[str]:
-    """Return what is wrong with one page at one width; collect its links and the targets that it has."""
+def check(page: Page, file: Path, links: dict[str, set[str]], targets: dict[str, set[str]]) -> list[str]:
+    """Return what is wrong with one page, at both widths; collect its links and the targets that it has."""
     found: list[str] = []
     page.on("console", lambda message: found.append(f"console: {message.text}") if message.type == "error" else None)
     page.on("pageerror", lambda error: found.append(f"script: {error}"))
     page.on("request", lambda request: found.append(f"network: {request.url}") if request.url[:4] == "http" else None)
-    page.set_viewport_size({"width": width, "height": 1000})
     page.goto(file.as_uri())
     if page.locator(".math").count():
         page.wait_for_function("() => window.MathJax?.startup?.promise")
         page.evaluate("() => MathJax.startup.promise.then(() => true)")
-    found += page.evaluate(LOOK)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 1000})
+        found += [f"at {width}: {line}" for line in page.evaluate(LOOK)]
     targets[file.as_uri()] = set(page.evaluate(TARGETS))
     for link in page.evaluate(LINKS):
         if link.startswith("file:"):
@@ -82,12 +83,12 @@ def main() -> int:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for file in files:
-            for width in WIDTHS:
-                page = browser.new_page()
-                for line in dict.fromkeys(check(page, file, width, links, targets)):
-                    print(f"{file.relative_to(SITE)} at {width}: {line}")
-                    count += 1
-                page.close()
+            page = browser.new_page()
+            page.set_default_timeout(120_000)
+            for line in dict.fromkeys(check(page, file, links, targets)):
+                print(f"{file.relative_to(SITE)}: {line}", flush=True)
+                count += 1
+            page.close()
     for line in broken(links, targets):
         print(f"broken link: {line}")
         count += 1

@@ -51,6 +51,7 @@ autosummary_generate = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"Points": "AnnData | ArrayLike", "ArrayLike": "ArrayLike"}  # numpy spells it out in four lines
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 napoleon_use_rtype = False

@@ -1,4 +1,4 @@
-"""How docstrings become pages: which members a class page lists, and how sections of docstrings are rendered."""
+"""How docstrings become pages: members of classes, sections, and links to other projects."""
 
 from __future__ import annotations
 
@@ -15,6 +15,32 @@ if TYPE_CHECKING:
 FIRST = ("setup_anndata", "setup_mudata", "train", "generate", "generate_to", "predict_perturbation", "save", "load")
 # What users need of scvi-tools' BaseModelClass. Its other members are for developers of models.
 OF_SCVI_TOOLS = {"device", "history", "is_trained", "test_indices", "to_device", "train_indices", "validation_indices"}
+# The names by which annotations call what other projects document.
+FULL_NAMES = {
+    "AnnData": "anndata.AnnData",
+    "Axes": "matplotlib.axes.Axes",
+    "Callable": "collections.abc.Callable",
+    "Figure": "matplotlib.figure.Figure",
+    "FuncAnimation": "matplotlib.animation.FuncAnimation",
+    "Iterable": "collections.abc.Iterable",
+    "Iterator": "collections.abc.Iterator",
+    "Mapping": "collections.abc.Mapping",
+    "MuData": "mudata.MuData",
+    "Path": "pathlib.Path",
+    "Sequence": "collections.abc.Sequence",
+    "Tensor": "torch.Tensor",
+    "nn.Module": "torch.nn.Module",
+    "np.ndarray": "numpy.ndarray",
+    "pd.Categorical": "pandas.Categorical",
+    "pd.DataFrame": "pandas.DataFrame",
+    "pd.Index": "pandas.Index",
+    "pd.Series": "pandas.Series",
+}
+
+
+def use_full_name(_app: Sphinx, _environment: Any, node: Any, _text: Any) -> None:
+    """Complete a name that no page of ours documents, before intersphinx looks it up."""
+    node["reftarget"] = FULL_NAMES.get(node.get("reftarget"), node.get("reftarget"))
 
 
 def skip_member(_app: Sphinx, _what: str, name: str, value: Any, _skip: bool, _options: Any) -> bool | None:
@@ -49,5 +75,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     NumpyDocstring._parse_returns_section = returns_as_prose
     app.config.autosummary_context["first"] = FIRST
     app.connect("autodoc-skip-member", skip_member)
+    app.connect("missing-reference", use_full_name, priority=100)
     app.connect("autodoc-process-docstring", unique_references, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +29,6 @@ def picture(notebook: dict[str, Any], number: int) -> bytes | None:
     return base64.b64decode(pictures[min(number, len(pictures) - 1)]) if pictures else None
 
 
-def minutes(notebook: dict[str, Any]) -> int | None:
-    """Return how long a notebook ran when it was last executed, if that was recorded."""
-    times = [cell["metadata"]["execution"] for cell in notebook["cells"] if cell["metadata"].get("execution")]
-    if not times:
-        return None
-    start = datetime.fromisoformat(times[0]["iopub.execute_input"])
-    end = datetime.fromisoformat(times[-1]["shell.execute_reply"])
-    return max(1, round((end - start).total_seconds() / 60))
-
-
 class Tutorials(SphinxDirective):
     """A YAML mapping of notebooks to ``text``, ``tags``, and the number of the ``picture`` to show (default: 0)."""
 
@@ -57,8 +46,8 @@ class Tutorials(SphinxDirective):
             Path(self.env.srcdir, target).write_bytes(content)
             lines += [f":img-top: /{target.as_posix()}", f":img-alt: A picture from the tutorial {name}"]
         badges = [f"{{bdg-primary-line}}`{tag}`" for tag in tags]
-        if (duration := minutes(notebook)) is not None:
-            badges.append(f"{{bdg-secondary-line}}`{duration} min`")
+        if minutes := notebook["metadata"].get("scgen_diffusion", {}).get("minutes"):
+            badges.append(f"{{bdg-secondary-line}}`{minutes:.0f} min`")
         return [*lines, "", text, "", "```{card-footer}", " ".join(badges), "```", ":::"]
 
     def run(self) -> list[nodes.Node]:

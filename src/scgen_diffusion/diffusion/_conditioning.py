@@ -38,7 +38,9 @@ class ConditionColumns:
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import ConditionColumns
-    >>> columns = ConditionColumns(null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1]))
+    >>> columns = ConditionColumns(
+    ...     null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1])
+    ... )
     >>> columns.keep(torch.tensor([[2, 0, 4]]), keys=[0])
     tensor([[2, 6, 5]])
     """

@@ -45,7 +45,9 @@ class Denoiser:
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant
-    >>> denoiser = Denoiser(lambda x, t: torch.ones_like(x), LinearInterpolant(), TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, t: torch.ones_like(x), LinearInterpolant(), TARGETS["data"]
+    ... )
     >>> denoiser(torch.zeros(1, 2), torch.tensor(0.5))
     tensor([[2., 2.]])
     """

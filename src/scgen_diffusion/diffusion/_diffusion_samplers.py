@@ -75,8 +75,12 @@ class DDPMSampler(_RandomWalk):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, Generators
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
-    >>> DDPMSampler()(denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0]))
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
+    >>> DDPMSampler()(
+    ...     denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0])
+    ... )
     tensor([[2., 2.]])
     """
 
@@ -127,7 +131,9 @@ class DDIMSampler(_RandomWalk):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
+    ... )
     >>> DDIMSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
     """
@@ -181,7 +187,9 @@ class DPMSolverSampler(DiffusionSampler):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
     >>> DPMSolverSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
     """
@@ -230,7 +238,9 @@ class HeunSampler(DiffusionSampler):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
     >>> HeunSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
     """

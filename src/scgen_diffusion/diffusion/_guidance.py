@@ -59,7 +59,9 @@ class Guidance:
     --------
     >>> import scgen_diffusion as scgd
     >>> late = scgd.diffusion.Guidance(2.0, interval=(0.5, 1.0))
-    >>> synthetic = model.generate(100, {"cell_type": "B"}, guidance_scale=late)  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     100, {"cell_type": "B"}, guidance_scale=late
+    ... )  # doctest: +SKIP
     """
 
     scale: GuidanceScale = 1.0

@@ -128,9 +128,16 @@ class NoiseInversion:
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, Generators
+    >>> from scgen_diffusion.diffusion import (
+    ...     TARGETS,
+    ...     Denoiser,
+    ...     LinearInterpolant,
+    ...     Generators,
+    ... )
     >>> fields = [lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0)]
-    >>> own, new = (Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields)
+    >>> own, new = (
+    ...     Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields
+    ... )
     >>> NoiseInversion()(own, new, torch.ones(1, 2), generators=Generators(0, [0]))
     tensor([[3., 3.]])
     """

@@ -64,7 +64,9 @@ class LinearInterpolant(Path):
     Examples
     --------
     >>> import torch
-    >>> LinearInterpolant().interpolate(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.25]))
+    >>> LinearInterpolant().interpolate(
+    ...     torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.25])
+    ... )
     tensor([[0.2500, 0.2500]])
     """
 

@@ -43,7 +43,7 @@ def spike_and_slab_mean(prior: Tensor, x_t: Tensor, *, alpha: Tensor, sigma: Ten
     Examples
     --------
     >>> import torch
-    >>> prior = torch.tensor([[[50.0], [2.0], [0.0]]])  # certainly not the spike, but normal around 2 with deviation 1
+    >>> prior = torch.tensor([[[50.0], [2.0], [0.0]]])  # normal around 2, never the spike
     >>> one = torch.ones(1, 1)
     >>> spike_and_slab_mean(prior, 4 * one, alpha=one, sigma=one, spike=0 * one)
     tensor([[3.]])

@@ -212,7 +212,9 @@ def evaluate(
     >>> rng = np.random.default_rng(0)
     >>> real, train = rng.poisson(2.0, (60, 20)), rng.poisson(2.0, (120, 20))
     >>> synthetic = rng.poisson(np.linspace(1, 5, 20), (60, 20))
-    >>> table = evaluate(real, synthetic, train=train, metrics=["gene_mean_error", "library_size_ks"])
+    >>> table = evaluate(
+    ...     real, synthetic, train=train, metrics=["gene_mean_error", "library_size_ks"]
+    ... )
     >>> table[["metric", "group", "better"]].values.tolist()
     [['gene_mean_error', 'all', 'lower'], ['library_size_ks', 'all', 'lower']]
     >>> bool((table["value"] > table["floor"]).all())

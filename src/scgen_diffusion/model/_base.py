@@ -1470,7 +1470,9 @@ class DiffusionModel(BaseModelClass):
         >>> reference.train()  # doctest: +SKIP
         >>> model = scgd.model.SCLDM.load_query_data(new, reference)  # doctest: +SKIP
         >>> model.train()  # doctest: +SKIP
-        >>> synthetic = model.generate(1_000, condition={"cell_type": "CD34+"})  # doctest: +SKIP
+        >>> synthetic = model.generate(
+        ...     1_000, condition={"cell_type": "CD34+"}
+        ... )  # doctest: +SKIP
         """
         if trainable not in TRAINABLE:
             msg = (

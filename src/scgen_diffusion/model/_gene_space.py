@@ -238,7 +238,9 @@ class SCRDIT(GeneSpaceModel):
     >>> scgd.model.SCRDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.SCRDIT(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _family = "SCRDIT"
@@ -281,7 +283,9 @@ class WBDIT(GeneSpaceModel):
     >>> scgd.model.WBDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.WBDIT(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _family = "WBDIT"

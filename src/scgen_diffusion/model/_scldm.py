@@ -93,7 +93,9 @@ class SCLDM(AutoencoderModel):
     >>> scgd.model.SCLDM.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.SCLDM(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _module_cls: type = SCLDMModule

@@ -136,7 +136,9 @@ class ConditionEmbedding(nn.Module):
     --------
     >>> import torch
     >>> embed = ConditionEmbedding([10, Number(), Members(5, largest=2)], width=16)
-    >>> embed(torch.tensor([[3, 0.5, 1, 4], [10, float("-inf"), 6, 5]])).shape  # no conditions for the second cell
+    >>> embed(
+    ...     torch.tensor([[3, 0.5, 1, 4], [10, float("-inf"), 6, 5]])
+    ... ).shape  # no conditions for the second cell
     torch.Size([2, 16])
     """
 

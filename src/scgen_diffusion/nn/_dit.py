@@ -58,8 +58,12 @@ class DiT(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = DiT(n_tokens=4, token_width=8, conditions=(3,), width=16, n_layers=1, n_heads=2)
-    >>> network(torch.randn(5, 4, 8), torch.rand(5), torch.zeros(5, 1, dtype=torch.long)).shape
+    >>> network = DiT(
+    ...     n_tokens=4, token_width=8, conditions=(3,), width=16, n_layers=1, n_heads=2
+    ... )
+    >>> network(
+    ...     torch.randn(5, 4, 8), torch.rand(5), torch.zeros(5, 1, dtype=torch.long)
+    ... ).shape
     torch.Size([5, 4, 8])
     """
 

@@ -58,7 +58,9 @@ class GeneUNet(nn.Module):
     --------
     >>> import torch
     >>> network = GeneUNet(25, conditions=(3,), width=4)
-    >>> network(torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)).shape
+    >>> network(
+    ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
+    ... ).shape
     torch.Size([5, 25])
     """
 

@@ -103,7 +103,9 @@ def write(
     --------
     >>> import scgen_diffusion as scgd
     >>> cells = scgd.datasets.pbmc68k_reduced()
-    >>> path = scgd.report.write(cells[:200], cells[200:400], "report.html", train=cells[400:])  # doctest: +SKIP
+    >>> path = scgd.report.write(
+    ...     cells[:200], cells[200:400], "report.html", train=cells[400:]
+    ... )  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix.lower() != SUFFIX:
