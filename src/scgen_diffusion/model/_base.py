@@ -97,8 +97,8 @@ from ._registration import (
 from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
-    changed_recipe,
-    closing_words,
+    change_recipe,
+    closing_message,
     digest_of,
     split_cells,
     warn_of_rare_labels,
@@ -522,7 +522,7 @@ class DiffusionModel(BaseModelClass):
         recipes, defaults, lengths = {}, {}, {}
         for name in names:
             size = None if name == "transport" and len(names) > 1 else batch_size
-            recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
+            recipes[name] = change_recipe(self._recipe(name), name, size, changes[name], n_cells)
             length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
             lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
@@ -546,8 +546,8 @@ class DiffusionModel(BaseModelClass):
             if results[-1].was_interrupted:
                 break
         if trainer_kwargs.get("enable_progress_bar", True) and self.trainer.is_global_zero:
-            words = {"next_step": next_step(self), "is_resumable": folder is not None}
-            show(closing_words(results, lengths, defaults, **words))
+            options = {"next_step": next_step(self), "is_resumable": folder is not None}
+            show(closing_message(results, lengths, defaults, **options))
 
     def _run(
         self,
