@@ -304,7 +304,7 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     settled = [9.0, 5, 3, 2, 2, 2, 2, 2, 2, 2]
     assert words_of(settled) == "Training is done, and the validation loss has settled. Next: model.generate(10)."
     assert "falling at the end. Next: train longer, max_epochs={'prior': 300}." in words_of(np.arange(10)[::-1])
-    assert "prior after epoch 50 of 100 rose again" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
+    assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     assert "without validation cells" in words_of([])
     assert "ended the prior after epoch 40 of 100. Next: model.generate(10)." in words_of(settled, 40)
 

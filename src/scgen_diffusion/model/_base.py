@@ -436,6 +436,9 @@ class DiffusionModel(BaseModelClass):
 
         Press Ctrl-C to stop after the current step and keep the weights; press it again to abort.
 
+        Each stage shows a progress bar, or in a log file a line now and then. At the end, two sentences say how the
+        validation loss went and what to do next. ``enable_progress_bar=False`` switches all this off.
+
         Parameters
         ----------
         max_epochs
@@ -474,6 +477,11 @@ class DiffusionModel(BaseModelClass):
             For an unknown argument or option.
         ValueError
             For values that are not allowed, cells that changed after ``setup_anndata``, and checkpoints of other cells.
+
+        Warns
+        -----
+        UserWarning
+            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
         """
         self._train(
             "train",

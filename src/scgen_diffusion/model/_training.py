@@ -156,9 +156,9 @@ def closing_message(
     if rose := [plan for plan in validated if trends[plan.name] == "rose"]:
         shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
         best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
-        where = " and ".join(f"the {name} after epoch {epoch} of {lengths[name]}" for name, epoch in best.items())
+        where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
         return (
-            f"The validation loss of {where} rose again, which is overfitting. Next: build the model again and train it for "
+            f"The validation loss rose after {where}, which is overfitting. Next: build the model again and train it for "
             f"fewer epochs, max_epochs={best}, or on more cells."
         )
     if fell := [name for name, trend in trends.items() if trend == "fell"]:
