@@ -77,8 +77,8 @@ SECTIONS = {
     [click.Argument(["model"], type=existing(file_okay=False)), click.Argument(["out"], type=new())],
     SECTIONS,
     short_help="Generate cells into a file.",
-    epilog="The same command after Ctrl-C, SIGTERM or a crash goes on where that one stopped; .h5mu, which is made in memory, begins anew. "
-    "With --n-ranks every process makes its share, and the last one puts the file together; the cells do not depend on the number of processes.",
+    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume; .h5mu files start again. With --n-ranks, "
+    "each process makes its share and the last one joins them; the cells do not depend on the number of processes.",
 )
 def generate(terminal: Terminal, options: dict[str, Any]) -> None:
     """Generate cells with the model in a folder, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
