@@ -452,8 +452,8 @@ class DiffusionModel(BaseModelClass):
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
-            Cells per step. Default: 512 for the prior, 128 for the other stages. A value above both the default and the
-            number of training cells is reduced. The transport ignores it unless trained alone.
+            Cells per step. Default: 512 for prior and transport, 128 for autoencoder and diffusion. A value above both
+            the default and the number of training cells is reduced. The transport ignores it unless trained alone.
         early_stopping
             Whether to stop a stage when its validation loss no longer falls. The transport has no validation.
         plan_kwargs
