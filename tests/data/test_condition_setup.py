@@ -196,7 +196,7 @@ def test_sets_must_be_written_as_text(adata, value):
 
 def test_classes_that_could_not_be_saved_are_refused(adata):
     adata.obs["type"] = pd.cut(np.arange(N), 3)
-    with pytest.raises(ValueError, match="of type Interval; it may hold text, numbers or truth values only"):
+    with pytest.raises(ValueError, match="of type Interval; it may hold text, numbers or booleans only"):
         make(categorical=["type"])(adata)
 
 

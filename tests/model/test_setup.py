@@ -99,9 +99,9 @@ def test_no_keys_may_be_written_as_none(make_cells, tiny):
     ("values", "words"),
     [
         (["a", 1], "numbers and text together"),
-        ([True, 1.5], "numbers and truth values together"),
+        ([True, 1.5], "mixes booleans and numbers"),
         ([["a"], "b"], "holds \\['a'\\] of type list"),
-        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "text, numbers or truth values only"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "text, numbers or booleans only"),
         (pd.Categorical(pd.to_datetime(["2020-01-01", "2020-01-02"])), "of type Timestamp"),
         ([1j, 2j], "of type complex"),
     ],

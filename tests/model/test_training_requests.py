@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 from scgen_diffusion.model import MULTISCLDM, SCLDM
-from scgen_diffusion.model._training import closing_words, validation_trend
+from scgen_diffusion.model._training import closing_message, validation_trend
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
 
@@ -302,7 +302,7 @@ def words_of(losses, n_epochs_done=100, **options):
     plan = SimpleNamespace(name="prior", validation_losses=np.array(losses, float), n_epochs_done=n_epochs_done)
     result = SimpleNamespace(plan=plan, trainer=SimpleNamespace(max_epochs=100), was_interrupted=False)
     options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
-    return closing_words([result], {"prior": 100}, {"prior": 300}, **options)
+    return closing_message([result], {"prior": 100}, {"prior": 300}, **options)
 
 
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():
@@ -322,12 +322,14 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize(("folder", "again"), [(False, "trains on"), (True, "resumes from the last checkpoint")])
+@pytest.mark.parametrize(("folder", "again"), [(False, "continue training"), (True, "resume from the last checkpoint")])
 def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick, capsys, tmp_path, folder, again):
     options = {**quick, "enable_progress_bar": True, "callbacks": [Stop()]}
     make_model().train(3, **options, checkpoint_dir=tmp_path if folder else None)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("You stopped the prior in epoch 2 of 3; its weights are kept. Next: the same call ")
+    assert last.startswith(
+        "You stopped the prior in epoch 2 of 3; its weights are kept. Next: make the same call again to "
+    )
     assert again in last
 
 

@@ -231,7 +231,7 @@ def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
             train(tmp_path, epochs, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
     with pytest.raises(ValueError, match="`batch_size` of 16, not 8"):
         train(tmp_path, longer, batch_size=8)
-    with pytest.raises(ValueError, match="has 2 epochs behind it, more than the 1 that are asked for"):
+    with pytest.raises(ValueError, match="has 2 finished epochs, more than the 1 of this run"):
         train(tmp_path, shorter)
 
 

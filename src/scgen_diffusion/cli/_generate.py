@@ -76,9 +76,9 @@ SECTIONS = {
     "generate",
     [click.Argument(["model"], type=existing(file_okay=False)), click.Argument(["out"], type=new())],
     SECTIONS,
-    short_help="Generate cells into a file.",
-    epilog="The same command after Ctrl-C, SIGTERM or a crash goes on where that one stopped; .h5mu, which is made in memory, begins anew. "
-    "With --n-ranks every process makes its share, and the last one puts the file together; the cells do not depend on the number of processes.",
+    short_help="Generate cells to a file.",
+    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume; .h5mu files start again. With --n-ranks, "
+    "each process makes its share and the last one joins them; the cells do not depend on the number of processes.",
 )
 def generate(terminal: Terminal, options: dict[str, Any]) -> None:
     """Generate cells with the model in a folder, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
@@ -163,7 +163,7 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     "info",
     [click.Argument(["model"], type=existing(file_okay=False))],
     {"Output": [flag("--json", "For scripts: everything, as JSON.")]},
-    short_help="Say what a model is.",
+    short_help="Describe a model.",
 )
 def info(terminal: Terminal, options: dict[str, Any]) -> None:
     """Say what the model in a folder is: class, genes, conditions and their values, architecture, training."""

@@ -33,9 +33,9 @@ CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches; the same as in the modules."""
 SEPARATOR = "+"
 NUMBERS = "numbers"
-MANY_NUMBERS = 256  # beyond which classes that are numbers are rather amounts
-MANY_FRACTIONS = 20  # the same, if they are not all whole
-MANY_CLASSES = 50  # beyond which as many classes as cells are no chance
+MANY_NUMBERS = 256  # more distinct numbers than this are probably amounts
+MANY_FRACTIONS = 20  # the same for numbers that are not all whole
+MANY_CLASSES = 50  # more classes than this, and than half of the cells, are probably not classes
 CELLS_AT_A_TIME = 65_536
 
 
@@ -310,30 +310,30 @@ def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
 
 
 def _check_classes(name: str, column: pd.Series) -> None:
-    """Raise unless a column holds what classes can be, and warn if it looks like something else."""
+    """Raise unless a column can hold classes, and warn if it looks like something else."""
     types = (str, int, float, np.integer, np.floating, np.bool_)
-    values = _checked_values(name, column, types, "text, numbers or truth values")
+    values = _check_types(name, column, types, "text, numbers or booleans")
     kinds = {
-        "text" if isinstance(v, str) else "truth values" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
+        "text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
     }
     if len(kinds) > 1:
-        msg = f"adata.obs[{name!r}] holds {' and '.join(sorted(kinds))} together; write it alike in all cells."
+        msg = f"adata.obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
         raise ValueError(msg)
     n_classes, n_cells, are_numbers = column.nunique(), len(column), kinds == {NUMBERS}
     most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS
     if are_numbers and n_classes > min(most, max(MANY_CLASSES, n_cells / 2)):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells, each of which is learned as a class of its own. If "
-            "they are amounts, such as doses or times, name the column in `continuous_condition_keys` instead."
+            f"adata.obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells; each is learned as a separate "
+            "class. If they are amounts, such as doses or times, list the column in `continuous_condition_keys` instead."
         )
     elif n_classes > max(MANY_CLASSES, n_cells / 2):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name cells, leave the column out of "
-            "`condition_keys`."
+            f"adata.obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name cells, "
+            "leave the column out of `condition_keys`."
         )
 
 
-def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Collection[Any]:
+def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Collection[Any]:
     """Return the values of a column (objects may repeat); raise if any is of another type."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         values = column.cat.categories
@@ -355,7 +355,7 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
     if control is not None and (not isinstance(control, str) or separator in control):
         msg = f"The control value of {name!r} must be text without the separator {separator!r}, but found {control!r}."
         raise ValueError(msg)
-    _checked_values(name, column, (str,), f"text such as 'A{separator}B'")
+    _check_types(name, column, (str,), f"text such as 'A{separator}B'")
 
 
 def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame:

@@ -97,8 +97,8 @@ from ._registration import (
 from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
-    changed_recipe,
-    closing_words,
+    change_recipe,
+    closing_message,
     digest_of,
     split_cells,
     warn_of_rare_labels,
@@ -452,8 +452,8 @@ class DiffusionModel(BaseModelClass):
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
-            Cells per step. Default: 512 for the prior, 128 for the other stages. A value above both the default and the
-            number of training cells is reduced. The transport ignores it unless trained alone.
+            Cells per step. Default: 512 for prior and transport, 128 for autoencoder and diffusion. A value above both
+            the default and the number of training cells is reduced. The transport ignores it unless trained alone.
         early_stopping
             Whether to stop a stage when its validation loss no longer falls. The transport has no validation.
         plan_kwargs
@@ -530,7 +530,7 @@ class DiffusionModel(BaseModelClass):
         recipes, defaults, lengths = {}, {}, {}
         for name in names:
             size = None if name == "transport" and len(names) > 1 else batch_size
-            recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
+            recipes[name] = change_recipe(self._recipe(name), name, size, changes[name], n_cells)
             length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
             lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
@@ -554,8 +554,8 @@ class DiffusionModel(BaseModelClass):
             if results[-1].was_interrupted:
                 break
         if trainer_kwargs.get("enable_progress_bar", True) and self.trainer.is_global_zero:
-            words = {"next_step": next_step(self), "is_resumable": folder is not None}
-            show(closing_words(results, lengths, defaults, **words))
+            options = {"next_step": next_step(self), "is_resumable": folder is not None}
+            show(closing_message(results, lengths, defaults, **options))
 
     def _run(
         self,

@@ -15,7 +15,7 @@ N_NAMED = 6
 
 
 def describe(model: DiffusionModel) -> str:
-    """Say in five lines what a model is: cells, genes, conditions, what is trained, how to go on."""
+    """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     lines = {
         "features" if getattr(model, "modalities", {}) else "genes": _genes(model),
         "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
@@ -72,7 +72,7 @@ def _listed(parts: list[str]) -> str:
 
 
 def next_step(model: DiffusionModel) -> str:
-    """Say what to call next."""
+    """Return what to call next."""
     is_query = _is_untrained_query(model)
     if not model.is_trained_ or is_query:
         is_half = "autoencoder" in model.trained_stages_ and not is_query

@@ -54,10 +54,10 @@ class StagePlan(pl.LightningModule):
     name
         Name of the stage.
     purpose
-        What the stage learns, in a word or two, for the progress bar.
+        What the stage does, in a word or two, for the progress bar.
     key_part
-        The part of the loss that says how well the stage's network learns, for the progress bar and early stopping. The library-size head is a
-        small network of its own: it overfits within some epochs, and is calibrated after the stage.
+        Part of the loss for the progress bar and early stopping. It leaves out the library-size head, a small network
+        that overfits within a few epochs and is calibrated after the stage.
     trained_rows
         Parameters to train, each with a mask ``(rows, 1)`` or None for all rows; default: all parameters of the stage.
     fingerprint
