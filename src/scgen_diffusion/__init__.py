@@ -14,7 +14,7 @@ __all__ = ["__version__", "data", "datasets", "interpret", "metrics", "model", "
 # Without ipywidgets, tqdm warns in every notebook that its bars are text.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-# Imported when they are first asked for: PyTorch and scvi-tools take seconds, and the command line's help needs neither.
+# Imported on first use: PyTorch and scvi-tools take seconds to import, and the command line's help needs neither.
 _PARTS = (
     "cli",
     "data",

@@ -62,7 +62,7 @@ def test_a_file_says_what_options_say(call, config, cells_file, tmp_path):
     assert resolved(call, "train", "--config", config) == resolved(call, *written)
 
 
-def test_what_is_printed_is_a_file_that_says_the_same(call, config, tmp_path):
+def test_the_printed_config_is_a_valid_file_with_the_same_options(call, config, tmp_path):
     _, printed, _ = call("train", "--config", config, "--print-config")
     again = tmp_path / "again.toml"
     again.write_text(printed)
@@ -89,7 +89,7 @@ def test_options_win_over_the_file_and_the_file_over_defaults(call, cells_file, 
     assert {name: found.get(name) for name in OVERRIDES} == {name: expected.get(name) for name in OVERRIDES}
 
 
-def test_conditions_stand_in_a_table_with_values_or_lists(call, tmp_path):
+def test_conditions_in_a_config_file_are_values_or_lists(call, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     path = tmp_path / "run.toml"
@@ -147,7 +147,7 @@ def test_two_that_exclude_each_other_in_one_place_are_an_error(call, cells_file,
     assert (code, "--no-checkpoints and --checkpoint-dir exclude each other" in err) == (2, True)
 
 
-def test_every_option_bears_the_name_that_a_file_has_for_it_but_for_the_architecture():
+def test_every_option_except_the_architecture_has_its_name_in_config_files():
     from scgen_diffusion.cli import cli
 
     named = {

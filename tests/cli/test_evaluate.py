@@ -41,7 +41,7 @@ def judge(call, files):
     return judge
 
 
-def test_the_table_is_that_of_evaluate_and_the_verdict_is_told(judge, files, tmp_path):
+def test_the_table_is_that_of_evaluate_and_the_verdict_is_printed(judge, files, tmp_path):
     path = tmp_path / "table.csv"
     code, out, err = judge("-g", "cell_type", "--out", path)
     assert (code, out) == (0, f"{path}\n"), err

@@ -14,7 +14,7 @@ from scgen_diffusion.model import SCLDM
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Record what a model is asked for, and generate nothing."""
+    """Record the request of a model without generating."""
     record = {}
 
     def generate_to(
@@ -67,7 +67,7 @@ def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, as
     assert asked["library_size"] == [50, 70]
 
 
-def test_options_of_generate_reach_the_arguments_that_they_stand_for(call, saved_model, asked, tmp_path):
+def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp_path):
     options = [
         "-n",
         "5",
@@ -136,7 +136,7 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     assert (code, "There is no saved model at" in err) == (2, True)
 
 
-def test_info_says_what_a_model_can_be_asked_for(call, saved_model):
+def test_info_lists_what_a_model_can_generate(call, saved_model):
     code, out, err = call("info", saved_model)
     assert (code, err) == (0, "")
     assert out.startswith("SCLDM of 96 cells")

@@ -1,4 +1,4 @@
-"""``train``: from files to a model, with the arguments of Python's interface, and stopped and gone on with."""
+"""``train``: from files to a model, with the arguments of the Python interface, interrupted and resumed."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from scgen_diffusion.model import SCLDM
 
 @pytest.fixture
 def told(monkeypatch):
-    """Record what ``SCLDM`` is told, and train nothing."""
+    """Record the calls of ``SCLDM`` without training."""
     record = {}
 
     def note(name):
@@ -63,7 +63,7 @@ def test_what_is_not_given_is_left_to_python(call, cells_file, told, tmp_path, m
     assert told["train"]["checkpoint_dir"] == tmp_path / ".model.checkpoints"
 
 
-def test_options_reach_the_arguments_that_they_stand_for(call, cells_file, told, tmp_path, monkeypatch):
+def test_options_reach_their_arguments(call, cells_file, told, tmp_path, monkeypatch):
     monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: folder.mkdir())
     table = tmp_path / "vectors.csv"
     pd.DataFrame(np.eye(4), index=["B cell", "T cell", "NK", "rare"]).to_csv(table)
@@ -146,7 +146,7 @@ def send_while_training(patch, sender):
 @pytest.mark.parametrize(
     ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
 )
-def test_a_signal_stops_training_in_order_and_the_same_command_goes_on(
+def test_a_signal_stops_training_and_the_same_command_resumes(
     call, cells_file, small, tmp_path, monkeypatch, number, stage, code
 ):
     out, command = tmp_path / "model", ["train", cells_file, "-o", tmp_path / "model", *small]

@@ -48,7 +48,7 @@ def test_numbers_are_whole_if_they_are_written_so(written, read):
     assert type(number(written)) is type(read)
 
 
-def test_what_is_no_number_is_refused():
+def test_nan_raises():
     with pytest.raises(ValueError, match="'many' is not a number"):
         number("many")
     with pytest.raises(ValueError, match=r"'2\.5' is not a whole number"):

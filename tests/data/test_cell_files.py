@@ -172,7 +172,7 @@ def test_text_and_embeddings_of_files_are_read(adata, write):
     assert cells.by_key[1].members == ["A", "B"]
 
 
-def test_cells_are_read_into_memory_when_they_are_asked_for(adata, write):
+def test_cells_are_read_into_memory_on_request(adata, write):
     adata.layers["raw"] = adata.X
     cells = CellFiles([write(adata), write(adata, "b.h5ad")], layer="raw", **KEYS)
 
@@ -340,7 +340,7 @@ def test_numbers_may_be_whole_in_one_file_only(columns_in_files):
     assert np.array_equal(again.codes, cells.codes)
 
 
-def test_what_is_no_anndata_is_refused(adata, write, tmp_path):
+def test_anything_but_an_anndata_raises(adata, write, tmp_path):
     text, folder = tmp_path / "text.h5ad", tmp_path / "empty.zarr"
     text.write_text("no")
     folder.mkdir()

@@ -185,7 +185,7 @@ def test_an_unknown_layer_lists_the_known_ones_closest_first():
         check_expression(adata, "count", "counts")
 
 
-def test_an_absent_matrix_is_said():
+def test_a_missing_matrix_is_reported():
     adata = anndata.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"]))
 
     with pytest.raises(ValueError, match=r"adata\.X is empty"):

@@ -234,7 +234,7 @@ def test_cells_without_a_label_are_counted_and_named(obs, column):
         check_conditions(obs, ["donor", "cell_type"])
 
 
-def test_a_key_that_no_file_can_hold_is_refused_with_a_way_out(obs):
+def test_a_key_that_files_cannot_store_raises_with_advice(obs):
     obs = obs.rename(columns={"cell_type": "cell/type"})
     with pytest.raises(ValueError, match=r"'cell/type' has a '/'.*rename\(columns=\{'cell/type': 'cell_type'\}\)"):
         check_conditions(obs, ["donor", "cell/type"])

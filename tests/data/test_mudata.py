@@ -42,7 +42,7 @@ LIKELIHOODS = {"rna": "negative_binomial", "prot": "poisson"}
 MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "poisson")}
 
 
-def test_modalities_stand_side_by_side_in_the_order_of_the_cells(mdata):
+def test_modalities_are_concatenated_in_the_order_of_the_cells(mdata):
     joined = pd.DataFrame(join_expression(mdata, MODALITIES, {}).toarray(), index=mdata.obs_names).loc[list("abcd")]
 
     assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
@@ -176,7 +176,7 @@ def test_zeros_and_ones_are_taken_for_open_or_closed():
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_values_that_no_likelihood_explains_are_refused(values, cells, names, likelihood, message):
+def test_values_outside_every_likelihood_raise(values, cells, names, likelihood, message):
     with pytest.raises(ValueError, match=message):
         check_modalities(mudata.MuData({"m": modality(values, cells, names)}), {"m": likelihood}, {})
 

@@ -142,7 +142,7 @@ def test_columns_of_one_name_are_refused(make_cells, table):
         (np.arange(400) % 30 / 10, "30 distinct numbers.*`continuous_condition_keys`"),
     ],
 )
-def test_columns_that_look_like_amounts_or_barcodes_are_warned_of(make_cells, values, words):
+def test_columns_that_look_like_amounts_or_barcodes_give_a_warning(make_cells, values, words):
     adata = make_cells(400)
     adata.obs["key"] = values
 
@@ -201,7 +201,7 @@ def test_registries_of_other_models_are_refused(registry, tiny):
 
 
 @pytest.mark.parametrize("cells", ["cells.h5ad", 5, pd.DataFrame()])
-def test_what_is_no_anndata_is_refused_by_the_model(cells, tiny):
+def test_the_model_rejects_anything_but_an_anndata(cells, tiny):
     with pytest.raises(TypeError, match="must be an AnnData"):
         SCLDM(cells, **tiny)
 

@@ -109,7 +109,7 @@ def test_the_number_of_epochs_follows_from_the_number_of_cells(make_model, quick
 
 
 @pytest.mark.parametrize("max_epochs", [0, -1, 1.5])
-def test_a_number_of_epochs_that_is_none_is_refused(make_model, quick, monkeypatch, max_epochs):
+def test_an_invalid_number_of_epochs_raises(make_model, quick, monkeypatch, max_epochs):
     monkeypatch.setattr("scgen_diffusion.train.Recipe.max_epochs", lambda self, n: 1)
 
     with pytest.raises((ValueError, TypeError), match="max_epochs"):
@@ -214,7 +214,7 @@ def test_an_interrupted_autoencoder_is_usable(make_model, quick):
 
     assert signal.getsignal(signal.SIGINT) is handler
     assert 1 <= len(model.history["autoencoder_loss_train"]) <= 2
-    assert "prior_loss_train" not in model.history  # the user asked to stop, not to go on
+    assert "prior_loss_train" not in model.history  # the user asked to stop
     assert np.isfinite(model.get_latent_representation()).all()
     with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
         model.generate(2)

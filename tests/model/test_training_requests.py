@@ -1,4 +1,4 @@
-"""What ``train`` is asked for, and the cells that it finds: all is checked before the first stage starts."""
+"""Arguments and cells of ``train`` are checked before the first stage starts."""
 
 from __future__ import annotations
 

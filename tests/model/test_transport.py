@@ -194,12 +194,12 @@ def test_the_transport_refuses_what_it_does_not_know(transported):
             transported.predict_perturbation(condition=PERTURBED, indices=rows, **unknown)
 
 
-def test_a_change_of_method_is_warned_of(transported):
+def test_a_change_of_method_gives_a_warning(transported):
     with pytest.warns(UserWarning, match="Predicted by inversion.*perturbed already"):
         transported.predict_perturbation(condition=PERTURBED, sample=False)
 
 
-def test_cells_without_control_are_warned_of(make_trained, make_cells):
+def test_cells_without_control_give_a_warning(make_trained, make_cells):
     cells = make_cells()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
     cells.obs.loc[cells.obs["dose"] == 100, "cell_type"] = "only perturbed"

@@ -200,7 +200,7 @@ def test_neighbouring_numbers_have_streams_of_their_own():
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / 20_000**0.5
 
 
-def test_what_is_no_count_is_thinned_to_nan_and_not_drawn_for_ever():
+def test_invalid_counts_become_nan_and_sampling_ends():
     counts = torch.tensor([[3.0, torch.nan, torch.inf, -2.0, 40.0]])
 
     thinned = thin(counts, torch.tensor([[0.5]]), torch.Generator().manual_seed(0))
