@@ -7,11 +7,16 @@
 
 from __future__ import annotations
 
+from benchmarks import pretrained
 from benchmarks.quality import report as quality
 from benchmarks.speed import report as speed
 from benchmarks.tables import ROOT, read_table, write_block
 
-RESULTS = {"quality/results/compare.csv": quality, "speed/results/speed.csv": speed}
+RESULTS = {
+    "quality/results/compare.csv": quality,
+    "speed/results/speed.csv": speed,
+    "results/pretrained.csv": pretrained,
+}
 
 
 def blocks() -> dict[tuple[str, str], str]:
