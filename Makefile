@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest docs tutorials lint benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
+.PHONY: help demo test test-newest docs tutorials lint pretrained benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ lint: $(VENV)/.lint ## check style, format, what imports what, and the types of 
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(PY) -m mypy
+
+pretrained: $(VENV)/.test ## make the pretrained models again: train, judge, write their cards; half an hour of one core
+	$(PY) -m benchmarks.pretrained
+	$(PY) -m benchmarks.pages
 
 benchmark-quality: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics, beside goals and floors; hours
 	$(PY) -m benchmarks.quality --picture docs/_static/compare.png
