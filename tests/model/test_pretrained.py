@@ -165,5 +165,12 @@ def test_the_hub_of_scvi_tools_reads_model_card_and_metadata(name):
     assert hub_model.metadata.model_cls_name == type(hub_model.model).__name__
     assert hub_model.model_card.data.library_name == "scvi-tools"
     assert hub_model.model.generate(2, seed=0).n_obs == 2
-    for part in ("## Use", "## Data", "## How good are the cells?", "## Is it private?", "## Limits", f'load("{name}")'):
+    for part in (
+        "## Use",
+        "## Data",
+        "## How good are the cells?",
+        "## Is it private?",
+        "## Limits",
+        f'load("{name}")',
+    ):
         assert part in hub_model.model_card.content
