@@ -124,12 +124,9 @@ rare = model.generate(100, condition={"cell_type": "Platelet"}, seed=0)""",
         citation="Kang et al. 2018, Multiplexed droplet single-cell RNA-sequencing using natural genetic variation, "
         "Nat Biotechnol 36:89",
         use="""\
-control = model.generate(
-    200, condition={"cell_type": "CD14 Mono", "condition": "control"}, seed=0
-)
-stimulated = model.predict_perturbation(
-    control, {"condition": "stimulated"}, seed=0
-)  # the same cells, treated; measured control cells work too""",
+asked = {"cell_type": "CD14 Mono", "condition": "control"}
+control = model.generate(200, condition=asked, seed=0)  # or measured control cells
+treated = model.predict_perturbation(control, {"condition": "stimulated"}, seed=0)""",
         limits=(
             "It knows one stimulus, one dose and one time, and all thirteen types were seen with and without it. How well "
             "unseen combinations are predicted is a question that this model cannot answer.",
