@@ -71,7 +71,7 @@ MARKERS = (
     *("ISG15", "IFIT1", "IFIT3", "IFI6", "MX1", "CXCL10", "CXCL11", "STAT1"),
 )
 #: Of these the means by label are stored.
-IN_SUMMARY = ("CD3D", "IL7R", "CD8A", "NKG7", "MS4A1", "CD14", "LYZ", "FCGR3A", "ISG15")
+IN_SUMMARY = ("CD3D", "IL7R", "CD8A", "NKG7", "MS4A1", "CD14", "LYZ", "FCGR3A", "PPBP", "ISG15")
 
 
 @dataclass(frozen=True)
