@@ -51,7 +51,7 @@ benchmark-gpu: $(VENV)/.package ## speed and memory on a CUDA device, beside the
 	$(PY) -m benchmarks.speed.gpu
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) docs/_build docs/generated docs/tutorials build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
+	rm -rf $(VENV) docs/_build docs/generated docs/api/generated docs/tutorials build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
 	rm -rf .venv-newest .pytest_cache .ruff_cache .mypy_cache
 
 # Each stamp says that an installation is complete and newer than the files that define it.

@@ -184,7 +184,7 @@ class TestRefusals:
     @pytest.mark.parametrize("text", ["", "cells\n"])
     def test_a_table_without_cells_is_refused(self, tmp_path, text):
         (tmp_path / "table.txt").write_text(text)
-        with pytest.raises(ValueError, match="first line must name the cells"):
+        with pytest.raises(ValueError, match="After the cell names, the lines must be"):
             datasets.read_gse103322(tmp_path / "table.txt")
 
     @pytest.mark.parametrize("line", [1, 6, 8])

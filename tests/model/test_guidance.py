@@ -98,7 +98,7 @@ def test_predictions_of_weight_zero_need_not_be_known():
     ("options", "words"),
     [
         ({"composition": "addtive"}, "`Guidance\\(composition='addtive'\\)` is not known.*closest first: 'additive'"),
-        ({"scale": {("dose",): 1.0}, "composition": "additive"}, "`composition` has no say"),
+        ({"scale": {("dose",): 1.0}, "composition": "additive"}, "`composition` has no effect"),
         ({"scale": {("dose",): 1.0, "treated": 1.0}}, "tuples of different keys, but found 'treated'"),
         ({"scale": {(): 1.0}}, r"tuples of different keys, but found \(\)"),
         ({"scale": {("dose", "dose"): 1.0}}, r"tuples of different keys, but found \('dose', 'dose'\)"),

@@ -154,7 +154,7 @@ def test_half_precision_gives_nearly_the_same(block):
         ({"width": 6}, "multiple of 4, but found 6"),
         ({"gene_order": [0, 1]}, "permutation of 0 to 10"),
         ({"block": "crate"}, "one of transformer, white_box, but found 'crate'"),
-        ({"block": "white_box", "hidden": 3}, "leave out `hidden`, found 3"),
+        ({"block": "white_box", "hidden": 3}, "found `hidden` 3; leave it out"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, message):
