@@ -194,13 +194,23 @@ def split(name: str) -> Halves:
     return Halves(join(found.train), join(found.held_out), chosen.keys)
 
 
-def empty_cells(cells: Cells) -> Cells:
-    """Return no cell of these, with their genes and conditions."""
+def empty_cells(cells: Cells, keys: Sequence[str]) -> Cells:
+    """Return none of the cells, with their genes and conditions."""
     if isinstance(cells, MuData):
-        empty = mudata_of({name: empty_cells(part) for name, part in cells.mod.items()})
-        empty.obs[list(cells.obs)] = cells.obs[:0]
+        empty = mudata_of({name: empty_cells(part, ()) for name, part in cells.mod.items()})
+        empty.obs[list(keys)] = cells.obs[list(keys)][:0]
         return empty
-    return ad.AnnData(sp.csr_matrix((0, cells.n_vars), dtype=np.float32), obs=cells.obs[:0], var=cells.var[[]])
+    obs = cells.obs[list(keys)][:0]
+    return ad.AnnData(sp.csr_matrix((0, cells.n_vars), dtype=np.float32), obs=obs, var=cells.var[[]])
+
+
+def write_empty(halves: Halves, folder: Path) -> None:
+    """Write a file without rows, for ``scvi.hub.HubModel``, which loads no model that has no file of cells."""
+    empty = empty_cells(halves.train, halves.keys)
+    if isinstance(empty, MuData):
+        empty.write(folder / "mdata.h5mu", compression="gzip")
+    else:
+        empty.write_h5ad(folder / "adata.h5ad", compression="gzip")
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -222,9 +232,7 @@ def train(name: str, max_epochs: int | None = None) -> None:
     model.save(whole, overwrite=True)
     save_small(model, FOLDER / name)
     write_metadata(FOLDER / name)
-    place = FOLDER / name / ("mdata.h5mu" if isinstance(cells, MuData) else "adata.h5ad")
-    empty = empty_cells(halves.train)
-    empty.write(place) if isinstance(empty, MuData) else empty.write_h5ad(place)
+    write_empty(halves, FOLDER / name)
     costs = {
         "train_minutes": minutes,
         "size_mb": (FOLDER / name / "model.pt").stat().st_size / 1e6,
