@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import textwrap
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -106,21 +107,24 @@ PRETRAINED = {
     "pbmc3k": Pretrained(
         keys=("cell_type",),
         title="Blood cells of nine types",
-        cells="2 638 peripheral blood mononuclear cells of a healthy donor (10x Genomics 3k PBMCs), with the labels of the "
+        cells="2,638 peripheral blood mononuclear cells of a healthy donor (10x Genomics 3k PBMCs), with the labels of the "
         "Seurat tutorial; `scgen_diffusion.datasets.pbmc3k()`.",
-        terms="Data: CC BY 4.0 (10x Genomics). Copy that was read: github.com/rnabioco/clustifyr, MIT.",
+        terms="Data: CC BY 4.0 (10x Genomics). Downloaded from github.com/rnabioco/clustifyr (MIT).",
         citation="Zheng et al. 2017, Massively parallel digital transcriptional profiling of single cells, Nat Commun 8:14049",
         use="""\
 b_cells = model.generate(100, condition={"cell_type": "B"}, seed=0)
-rare = model.generate(100, condition={"cell_type": "Platelet"}, seed=0)""",
-        limits=(ONE_DONOR, "Platelets and dendritic cells were learned from few cells; see the table of labels."),
+scgd.pl.umap(synthetic, b_cells, color="cell_type")""",
+        limits=(
+            ONE_DONOR,
+            "It has not learned platelets: generated ones lack their marker PPBP. See the table of labels.",
+        ),
     ),
     "kang_ifnb": Pretrained(
         keys=("cell_type", "condition"),
         title="Blood cells of thirteen types, untreated or with interferon beta",
-        cells="2 800 peripheral blood mononuclear cells of lupus patients, untreated or six hours with interferon beta, "
+        cells="2,800 peripheral blood mononuclear cells of lupus patients, untreated or six hours with interferon beta, "
         "thirteen cell types; `scgen_diffusion.datasets.kang_ifnb()`.",
-        terms="Data: GEO GSE96583, public, without a stated licence. Copy that was read: github.com/chthub/rDeepmaps, MIT.",
+        terms="Data: GEO GSE96583, public, without a stated licence. Downloaded from github.com/chthub/rDeepmaps (MIT).",
         citation="Kang et al. 2018, Multiplexed droplet single-cell RNA-sequencing using natural genetic variation, "
         "Nat Biotechnol 36:89",
         use="""\
@@ -128,20 +132,19 @@ asked = {"cell_type": "CD14 Mono", "condition": "control"}
 control = model.generate(200, condition=asked, seed=0)  # or measured control cells
 treated = model.predict_perturbation(control, {"condition": "stimulated"}, seed=0)""",
         limits=(
-            "It knows one stimulus, one dose and one time, and all thirteen types were seen with and without it. How well "
-            "unseen combinations are predicted is a question that this model cannot answer.",
-            "The donor is no condition: cells of all patients are mixed.",
-            "Erythrocytes and pDC were learned from few cells; see the table of labels.",
+            "It knows one stimulus, one dose and one time point. All thirteen types were seen with and without it, so this "
+            "model does not show how well unseen combinations are predicted.",
+            "The donor is not a condition: cells of all patients are mixed.",
         ),
         control_values={"condition": "control"},
     ),
     "pbmc10k_citeseq": Pretrained(
         keys=("cell_type",),
         title="Blood cells of seven types, with 14 surface proteins",
-        cells="5 994 peripheral blood mononuclear cells (10x Genomics pbmc_10k_protein_v3, CITE-seq), RNA and 14 surface "
+        cells="5,994 peripheral blood mononuclear cells (10x Genomics pbmc_10k_protein_v3, CITE-seq), RNA and 14 surface "
         "proteins, seven cell types; `scgen_diffusion.datasets.pbmc10k_citeseq()`.",
-        terms="Data: CC BY 4.0 (10x Genomics). Copies that were read: github.com/YosefLab/totalVI_reproducibility, no licence "
-        "file; labels: github.com/xianglin226/scMDC, Apache-2.0.",
+        terms="Data: CC BY 4.0 (10x Genomics). Downloaded from github.com/YosefLab/totalVI_reproducibility (no "
+        "licence file); labels from github.com/xianglin226/scMDC (Apache-2.0).",
         citation="Gayoso et al. 2021, Joint probabilistic modeling of single-cell multi-omic data with totalVI, Nat Methods "
         "18:272; Lin et al. 2022, Clustering of single-cell multi-omics data with a multimodal deep learning method, Nat Commun "
         "13:7705 (labels)",
@@ -150,8 +153,7 @@ nk = model.generate(100, condition={"cell_type": "NK"}, seed=0)
 nk["rna"].X, nk["prot"].X  # counts of genes, counts of proteins""",
         limits=(
             ONE_DONOR,
-            "The 4 000 genes of the published table lack some markers, such as CD3E.",
-            "CD16 monocytes and dendritic cells were learned from few cells; see the table of labels.",
+            "The 4,000 genes of the published table lack some markers, such as CD3E.",
             "Models of several modalities cannot be fine-tuned yet.",
         ),
         class_name="MULTISCLDM",
@@ -372,7 +374,7 @@ def features(cells: Cells, layer: str | None = None) -> pd.DataFrame:
 
 def store(name: str, table: pd.DataFrame) -> None:
     """Add figures of a model, in place of those of the same parts."""
-    columns = ["model", "part", "metric", "group", "value", "floor", "low", "high", "no_change", "mean_shift"]
+    columns = ["model", "part", "metric", "group", "value", "floor", "no_change", "mean_shift"]
     source = describe_source("torch", "scvi-tools", "anndata")
     source |= {"commit": describe_commit(), "file": fingerprint(FOLDER / name / "model.pt")}
     table = table.assign(**{key: value for key, value in source.items() if key not in table}, model=name)
@@ -423,7 +425,19 @@ def card(name: str, figures: pd.DataFrame, labels: pd.DataFrame) -> str:
         f"- `{key}`: {', '.join(dict.fromkeys(label.split('|')[i] for label in labels['label']))}"
         for i, key in enumerate(chosen.keys)
     )
-    limits = "\n".join(f"- {limit}" for limit in (*chosen.limits, *LIMITS))
+    about = (
+        f"A small, trained `{chosen.class_name}` of scgen-diffusion. It generates cells with counts of {features}, by "
+        f"{' and '.join(f'`{key}`' for key in chosen.keys)}. It comes with the package and needs no data and no network."
+    )
+    cells_file = "mdata.h5mu" if kind == "multimodal" else "adata.h5ad"
+    about_training = (
+        f"A quarter of the cells, stratified by label, was held out ({size['n_held_out_cells']} cells). The model learned from the "
+        f"other {size['n_training_cells']}. Genes: the most variable ones among the training cells, and known marker genes. All "
+        f"settings are defaults.{transport} Training took {trained['value']:.1f} minutes on one CPU core ({trained['date']}, commit "
+        f"{trained['commit']}; {trained['versions']}). The weights are stored in half precision. "
+        f"`python -m benchmarks.pretrained {name}` makes the model again."
+    )
+    limits = "\n".join(map(_item, (*chosen.limits, *LIMITS)))
     return f"""\
 ---
 license: bsd-3-clause
@@ -442,8 +456,7 @@ tags:
 
 # {name}: {chosen.title[0].lower()}{chosen.title[1:]}
 
-A small, trained `{chosen.class_name}` of scgen-diffusion. It generates cells with counts of {features}, by
-{" and ".join(f"`{key}`" for key in chosen.keys)}. It comes with the package and needs no data and no network.
+{_wrap(about)}
 
 ## Use
 
@@ -457,12 +470,11 @@ synthetic = model.generate(700, seed=0)  # labels as frequent as in the data
 
 ## Data
 
-- {chosen.cells}
-- {chosen.terms} The weights are under BSD-3-Clause, like the package.
-- Please cite: {chosen.citation}.
+{_item(chosen.cells)}
+{_item(f"{chosen.terms} The weights are under BSD-3-Clause, like the package.")}
+{_item(f"Please cite: {chosen.citation}.")}
 
-The folder holds no cells: `{"mdata.h5mu" if kind == "multimodal" else "adata.h5ad"}`, which `scvi.hub.HubModel` asks for, has
-genes and conditions but no rows.
+{_wrap(f"The folder holds no cells. `{cells_file}`, which `scvi.hub.HubModel` asks for, has genes and conditions but no rows.")}
 
 ## Conditions
 
@@ -470,21 +482,17 @@ genes and conditions but no rows.
 
 ## Training
 
-A quarter of the cells, stratified by label, was held out ({size["n_held_out_cells"]} cells); the model knows the other
-{size["n_training_cells"]}. Genes: those that vary most among the training cells, and known marker genes. All settings are
-defaults.{transport} {trained["value"]:.1f} minutes on one CPU core, {trained["date"]}, commit {trained["commit"]}; {trained["versions"]}.
-The weights are stored in half precision. `python -m benchmarks.pretrained {name}` makes the model again.
+{_wrap(about_training)}
 
 ## How good are the cells?
 
-As many generated as held-out cells, with the same labels. *Real cells*: what other real cells score in their place.
+As many generated as held-out cells, with the same labels. *Real cells*: the score of other real cells.
 
 {_figures_table(figures)}
 {_perturbation_table(figures)}
 ## Is it private?
 
-{_attack_text(figures)} This attack failing is no proof of privacy. The file also holds the number of training cells of every
-label, and quantiles of their total counts, which are exact for labels of few cells.
+{_attack_text(figures)}
 
 ## Limits
 
@@ -492,17 +500,20 @@ label, and quantiles of their total counts, which are exact for labels of few ce
 
 ## Labels
 
-Mean total counts of all real cells and of {CELLS_PER_LABEL} generated ones.
+Mean total counts of all real cells and of {CELLS_PER_LABEL} generated ones. *Wrong*: the marker that is furthest off, with its real
+and generated mean, if they differ by more than {WRONG:g} (`log1p` of 10,000 counts per cell).
 
 {_labels_table(labels)}
 """
 
 
 LIMITS = (
-    "It is an example to try and to teach with. It stands for no population: train on your own cells for research.",
-    "Generated cells are not measurements, and no evidence in themselves.",
-    "No clinical use.",
+    "Do not use labels that have a gene in the last column of the table of labels. They had too few training cells.",
+    "It is an example for trying out and teaching. For research, train a model on your own cells.",
+    "Generated cells are not measurements. They prove nothing about biology or patients.",
 )
+#: A marker is wrong if its means differ by more, on the scale of log1p of 10 000 counts per cell.
+WRONG = 1.0
 
 
 def _figures_table(figures: pd.DataFrame) -> str:
@@ -540,19 +551,35 @@ def _perturbation_table(figures: pd.DataFrame) -> str:
 
 def _attack_text(figures: pd.DataFrame) -> str:
     found = figures[figures["part"] == "attack"].set_index("metric")["value"]
-    return (
-        f"Membership inference by {ATTACK_CELLS:,} generated cells tells {found['n_cells']:.0f} training from as many held-out "
-        f"cells with an AUC of {found['auc']:.2f} (0.5 says that nothing leaks; chance alone gives up to {0.5 + found['auc_by_chance']:.2f})."
+    return _wrap(
+        f"Membership inference with {ATTACK_CELLS:,} generated cells tells {found['n_cells']:.0f} training cells from as many held-out "
+        f"ones with an AUC of {found['auc']:.2f}. 0.5 says that nothing leaks, and chance alone gives up to "
+        f"{0.5 + found['auc_by_chance']:.2f}. That one attack fails does not prove privacy. The file also holds the number of training "
+        "cells of every label, and quantiles of their total counts, which are exact for labels of few cells."
     )
 
 
 def _labels_table(labels: pd.DataFrame) -> str:
-    table = labels[labels["feature"] == "total_counts"]
-    rows = [
-        [row.label.replace("|", ", "), str(row.n_training_cells), f"{row.real:,.0f}", f"{row.generated:,.0f}"]
-        for row in table.itertuples()
-    ]
-    return markdown_table(["label", "training cells", "real", "generated"], rows)
+    rows = []
+    for label, of_label in labels.groupby("label", sort=False):
+        means = of_label[~of_label["feature"].str.startswith(f"{PROTEINS}:")].set_index("feature")
+        totals, genes = means.loc["total_counts"], means.drop(index="total_counts")
+        gene = (genes["real"] - genes["generated"]).abs().idxmax()
+        real, generated = genes.loc[gene, ["real", "generated"]]
+        wrong = f"{gene}: {real:.1f}, {generated:.1f}" if abs(real - generated) > WRONG else ""
+        numbers = [f"{totals[name]:,.0f}" for name in ("n_training_cells", "real", "generated")]
+        rows.append([label.replace("|", ", "), *numbers, wrong])
+    return markdown_table(["label", "training cells", "real", "generated", "wrong"], rows)
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def _item(text: str) -> str:
+    return textwrap.fill(
+        text, 118, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:
