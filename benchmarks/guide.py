@@ -73,6 +73,7 @@ def page_blocks() -> dict[tuple[str, str], str]:
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
         **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
         (f"{GUIDE}/metrics.md", "faults"): fault_table(),
+        (f"{GUIDE}/speed.md", "speed: threads"): thread_table(),
     }
 
 
@@ -178,6 +179,18 @@ def gene_space_sampler_table() -> str:
         lines.append([*name, *_two(row, *figures)])
     header = ["sampler", "steps", "relative time", "AUC, PCs", "AUC, genes", "precision", "recall"]
     return markdown_table(header, lines)
+
+
+def thread_table() -> str:
+    """Write the speed of all processes together by processes and threads of each."""
+    rows = read_table(STUDIES / "threads.csv")
+    rows = rows[rows["openmp"] == "defaults"].drop_duplicates(["system", "processes", "threads"], keep="last")
+    speeds = rows.pivot_table(index=["processes", "threads"], columns="system", values="cells_per_second")
+    lines = [
+        [str(n) for n in mix] + [f"{row[name]:,.0f}" for name in ("package", "SCRDIT")]
+        for mix, row in speeds.iterrows()
+    ]
+    return markdown_table(["processes", "threads of each", "SCLDM, autoencoder", "SCRDIT"], lines)
 
 
 def _two(row: Mapping[str, float] | pd.Series, *names: str) -> list[str]:

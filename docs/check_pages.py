@@ -72,7 +72,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", default="")
     part = parser.parse_args().part
-    pages = [file for file in sorted(SITE.rglob("*.html")) if file.relative_to(SITE).parts[0] not in ("_static", "_modules")]
+    pages = [
+        file for file in sorted(SITE.rglob("*.html")) if file.relative_to(SITE).parts[0] not in ("_static", "_modules")
+    ]
     files = [file for file in pages if part in str(file.relative_to(SITE))]
     links: dict[str, set[str]] = {}
     targets: dict[str, set[str]] = {}

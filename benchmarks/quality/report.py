@@ -170,8 +170,10 @@ REAL_CELLS = "real cells"
 
 def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
+    in_short = summarise_in_short(table)
     return {
-        ("README.md", "quality"): summarise_in_short(table),
+        ("README.md", "quality"): in_short,
+        ("docs/comparison.md", "quality"): in_short,
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
         **{(f"docs/user_guide/{name.lower()}.md", "quality"): summarise_model(table, name) for name in MODELS},
     }

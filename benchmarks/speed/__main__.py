@@ -9,7 +9,7 @@
 
 A step is one optimiser step (or one batch of cells generated) with its data on the device: loading data is not part of it. A call is what a user writes, all
 included. Rows are added to ``results/speed.csv``. Without ``--systems``, ``results/speed.md`` and what stands between the marks ``<!-- speed... -->`` in
-``docs/user_guide/speed.md``, ``docs/comparison.md`` and ``README.md`` are written, too. ``python -m benchmarks.speed.gpu`` is for a machine with a GPU.
+``docs/user_guide/speed.md`` and ``README.md`` are written, too. ``python -m benchmarks.speed.gpu`` is for a machine with a GPU.
 """
 
 from __future__ import annotations

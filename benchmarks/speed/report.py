@@ -55,6 +55,10 @@ CALL_NAMES = {
     "save": "`save`",
     "load": "`load`",
 }
+LONG_CALLS = (
+    *("importing", "autoencoder_epochs", "prior_epochs", "transport_epochs", "training_epochs"),
+    *("generate_anndata", "latent_representation"),
+)
 #: The bare step of a call, and its cells per step.
 BARE_STEPS = {
     ("calls-SCLDM", "autoencoder_epochs"): ("package", "autoencoder_step", 128),
@@ -85,9 +89,8 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     figures, where = Figures(shown), describe(shown)
     beside = f"{published_table(figures)}\n\n{where}"
     return {
-        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures)}\n\n{where}",
-        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures),
-        ("docs/comparison.md", "speed"): beside,
+        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures, in_short=True)}\n\n{where}",
+        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures, in_short=True),
         ("README.md", "speed"): beside,
     }
 
@@ -128,8 +131,8 @@ def published_table(figures: Figures) -> str:
     return markdown_table(["", "cells/s", "published, cells/s", "times"], lines)
 
 
-def step_table(figures: Figures) -> str:
-    """Write the steps beside the published ones and the device's limits."""
+def step_table(figures: Figures, *, in_short: bool = False) -> str:
+    """Write the steps beside the published ones and, unless in short, the device's limits."""
     lines = []
     for key in STEP_NAMES:
         name, published = STEP_NAMES[key]
@@ -145,6 +148,8 @@ def step_table(figures: Figures) -> str:
         "matrix work",
         "GiB",
     ]
+    if in_short:
+        header, *lines = ([*row[:4], row[-1]] for row in (header, *lines))
     return markdown_table(header, lines)
 
 
@@ -157,16 +162,20 @@ def _step_line(name: str, row: Mapping[str, Any], published: Mapping[str, Any] |
     return [name, _number(speed), *beside, share, _percent(row.get("matrix_share")), f"{row['peak_gib']:.2f}"]
 
 
-def call_table(figures: Figures) -> str:
-    """Write what users call, beside the bare steps."""
+def call_table(figures: Figures, *, in_short: bool = False) -> str:
+    """Write what users call, beside the bare steps; in short, the times of the calls that take some."""
     lines = []
     for system in ("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"):
         for stage, name in CALL_NAMES.items():
+            if in_short and stage not in LONG_CALLS:
+                continue
             lines += [
                 _call_line(f"{system.removeprefix('calls-')}, {name}", row, figures)
                 for row in figures.of(system, stage)
             ]
     header = ["", "cells", "seconds", "cells/s", "of the bare step", "waits for cells", "beside the epochs, s", "GiB"]
+    if in_short:
+        header, *lines = (row[:4] for row in (header, *lines))
     return markdown_table(header, lines)
 
 

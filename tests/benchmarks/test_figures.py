@@ -29,7 +29,7 @@ SENTENCES = [
     ),
     (
         "docs/comparison.md",
-        r"\(recall ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. .*\n.*by precision \(([\d.]+) and ([\d.]+)\)",
+        r"\(recall ([\d.]+)\) than scVI\s+and the copula \(([\d.]+) and ([\d.]+)\)\. [^(]*by precision \(([\d.]+) and ([\d.]+)\)",
         [
             quality("recall", "SCLDM", "pbmc10k_citeseq"),
             *(

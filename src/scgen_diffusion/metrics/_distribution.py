@@ -312,7 +312,9 @@ def precision_recall_density_coverage(
     use_rep
         Entry of `obsm` to use, for AnnData.
 
-    References ---------- Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative
+    References
+    ----------
+    Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative
     models; Naeem et al. 2020, Reliable fidelity and diversity metrics for generative models.
 
     Examples

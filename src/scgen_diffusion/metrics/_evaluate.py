@@ -187,7 +187,9 @@ def evaluate(
         ``train``, arguments contradict each other, a perturbation was not predicted, or a group has no control cells.
         For MuData, the message begins with the modality.
 
-    Notes ----- The interval uses half-samples (McCarthy): half of the cells of each side is drawn without replacement,
+    Notes
+    -----
+    The interval uses half-samples (McCarthy): half of the cells of each side is drawn without replacement,
     ``n_bootstrap`` times. For a mean of `n` cells, the variance over half-samples is
     :math:`s^2 / (n/2) \cdot (1 - 1/2) = s^2 / n`, that of the mean itself; to first order this holds for every figure
     that is smooth in the cells. The mean of the half-samples is biased (distances grow as cells get fewer), so the
