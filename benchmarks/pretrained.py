@@ -404,7 +404,7 @@ IN_WORDS = {
 }
 OF_PERTURBATION = {
     "mean_change_correlation": "correlation of the mean changes",
-    "mean_change_correlation_top50": "the same, 50 most changed genes",
+    "mean_change_correlation_top_100": "the same, 100 most changed genes",
     "mean_change_error": "error of the mean changes",
 }
 IN_WORDS_BY_PART = {RNA: "RNA", PROTEINS: "proteins", f"{RNA}+{PROTEINS}": "both"}
