@@ -106,7 +106,7 @@ ONE_DONOR = "All cells come from one donor and one experiment."
 PRETRAINED = {
     "pbmc3k": Pretrained(
         keys=("cell_type",),
-        title="Blood cells of nine types",
+        title="9 blood cell types",
         cells="2,638 peripheral blood mononuclear cells of a healthy donor (10x Genomics 3k PBMCs), with the labels of the "
         "Seurat tutorial; `scgen_diffusion.datasets.pbmc3k()`.",
         terms="Data: CC BY 4.0 (10x Genomics). Downloaded from github.com/rnabioco/clustifyr (MIT).",
@@ -121,7 +121,7 @@ scgd.pl.umap(synthetic, b_cells, color="cell_type")""",
     ),
     "kang_ifnb": Pretrained(
         keys=("cell_type", "condition"),
-        title="Blood cells of thirteen types, untreated or with interferon beta",
+        title="13 blood cell types, with and without interferon beta",
         cells="2,800 peripheral blood mononuclear cells of lupus patients, untreated or six hours with interferon beta, "
         "thirteen cell types; `scgen_diffusion.datasets.kang_ifnb()`.",
         terms="Data: GEO GSE96583, public, without a stated licence. Downloaded from github.com/chthub/rDeepmaps (MIT).",
@@ -140,7 +140,7 @@ treated = model.predict_perturbation(control, {"condition": "stimulated"}, seed=
     ),
     "pbmc10k_citeseq": Pretrained(
         keys=("cell_type",),
-        title="Blood cells of seven types, with 14 surface proteins",
+        title="7 blood cell types, RNA and 14 surface proteins",
         cells="5,994 peripheral blood mononuclear cells (10x Genomics pbmc_10k_protein_v3, CITE-seq), RNA and 14 surface "
         "proteins, seven cell types; `scgen_diffusion.datasets.pbmc10k_citeseq()`.",
         terms="Data: CC BY 4.0 (10x Genomics). Downloaded from github.com/YosefLab/totalVI_reproducibility (no "
@@ -153,6 +153,7 @@ nk = model.generate(100, condition={"cell_type": "NK"}, seed=0)
 nk["rna"].X, nk["prot"].X  # counts of genes, counts of proteins""",
         limits=(
             ONE_DONOR,
+            "Proteins are easier to tell from real ones than RNA is: see the table above.",
             "The 4,000 genes of the published table lack some markers, such as CD3E.",
             "Models of several modalities cannot be fine-tuned yet.",
         ),
@@ -454,7 +455,7 @@ tags:
 - annotated:True
 ---
 
-# {name}: {chosen.title[0].lower()}{chosen.title[1:]}
+# {name}: {chosen.title}
 
 {_wrap(about)}
 
@@ -552,7 +553,7 @@ def _perturbation_table(figures: pd.DataFrame) -> str:
 def _attack_text(figures: pd.DataFrame) -> str:
     found = figures[figures["part"] == "attack"].set_index("metric")["value"]
     return _wrap(
-        f"Membership inference with {ATTACK_CELLS:,} generated cells tells {found['n_cells']:.0f} training cells from as many held-out "
+        f"Membership inference with {ATTACK_CELLS:,} generated cells tells {found['n_cells']:,.0f} training cells from as many held-out "
         f"ones with an AUC of {found['auc']:.2f}. 0.5 says that nothing leaks, and chance alone gives up to "
         f"{0.5 + found['auc_by_chance']:.2f}. That one attack fails does not prove privacy. The file also holds the number of training "
         "cells of every label, and quantiles of their total counts, which are exact for labels of few cells."
