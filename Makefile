@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest docs check-docs tutorials lint benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
+.PHONY: help demo test test-newest docs check-docs tutorials lint pretrained benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ lint: $(VENV)/.lint ## check style, format, imports between packages, and types 
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(PY) -m mypy
+
+pretrained: $(VENV)/.test ## make the pretrained models again: train, judge, write their cards; half an hour of one core
+	$(PY) -m benchmarks.pretrained
+	$(PY) -m benchmarks.pages
 
 benchmark-quality: $(VENV)/.package ## compare all models and simple baselines by all metrics, with goals and floors; takes hours
 	$(PY) -m benchmarks.quality --picture docs/_static/compare.png

@@ -84,7 +84,13 @@ def load(dataset: str) -> ad.AnnData:
 
 
 def split_cells(
-    adata: ad.AnnData, condition_keys: tuple[str, ...], *, seed: int, n_genes: int = 2_000, held_out_share: float = 0.25
+    adata: ad.AnnData,
+    condition_keys: tuple[str, ...],
+    *,
+    seed: int,
+    n_genes: int = 2_000,
+    held_out_share: float = 0.25,
+    kept_genes: Sequence[str] = (),
 ) -> Split:
     """Hold out a share of the cells, stratified by label, and keep the genes that vary most in the others.
 
@@ -100,12 +106,15 @@ def split_cells(
         Number of genes to keep, by variance of log-normalised values in the training cells.
     held_out_share
         Share of cells to hold out.
+    kept_genes
+        Genes to keep however little they vary. Names that the data lack are ignored.
     """
     labels = pd.Series(join_labels(adata.obs, condition_keys))
     strata = labels.where(labels.map(labels.value_counts()) >= MIN_CELLS_PER_STRATUM, "rare")
     splitter = StratifiedShuffleSplit(1, test_size=held_out_share, random_state=seed)
     train, held_out = next(splitter.split(np.empty(len(strata)), strata))
     variance = log_normalise(adata.layers["counts"][train]).var(axis=0)
+    variance[adata.var_names.isin(kept_genes)] = np.inf
     adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
     return Split(_minimal(adata[train]), _minimal(adata[held_out]), condition_keys)
 

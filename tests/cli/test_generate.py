@@ -136,6 +136,18 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     assert (code, "There is no saved model at" in err) == (2, True)
 
 
+def test_a_pretrained_model_is_called_by_its_name(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("generate", "pbmc3k", "cells.h5ad", "-n", "5", "-c", "cell_type=B")
+    assert code == 0, err
+    assert anndata.read_h5ad("cells.h5ad").obs["cell_type"].tolist() == ["B"] * 5
+    assert call("info", "kang_ifnb")[1].startswith("SCLDM of ")
+    code, _, err = call("generate", "pbmc3", "cells.zarr", "-n", "5")
+    assert (code, "no pretrained model has this name. Known, closest first: 'pbmc3k', " in err) == (2, True)
+    printed = call("generate", "pbmc3k", "cells.zarr", "-n", "5", "--print-config")[1]
+    assert 'model = "pbmc3k"' in printed
+
+
 def test_info_lists_what_a_model_can_generate(call, saved_model):
     code, out, err = call("info", saved_model)
     assert (code, err) == (0, "")

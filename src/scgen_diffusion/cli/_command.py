@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scgen_diffusion._arguments import known_names
+from scgen_diffusion._pretrained import model_folder
 
 from ._terminal import Terminal
 
@@ -155,6 +156,21 @@ def columns(names: str, help: str) -> click.Option:
 def existing(**kwargs: Any) -> click.Path:
     """Return the type of an existing, readable file or folder."""
     return click.Path(exists=True, readable=True, path_type=Path, **kwargs)
+
+
+class Model(click.Path):
+    """The folder of a model, or the name of a pretrained one."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False, readable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check that there is such a model; a name stays as it is, for configuration files."""
+        try:
+            folder = model_folder(value)
+        except FileNotFoundError as error:
+            self.fail(str(error), param, ctx)
+        return Path(value) if folder != Path(value) else super().convert(value, param, ctx)
 
 
 def new(**kwargs: Any) -> click.Path:

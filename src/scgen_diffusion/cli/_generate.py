@@ -10,7 +10,7 @@ import click
 
 from scgen_diffusion._files import write_atomically
 
-from ._command import Keyed, command, existing, flag, given, new, number, number_or_text, option
+from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
 from ._files import MUDATA, check_place, read_table
 
 if TYPE_CHECKING:
@@ -74,16 +74,18 @@ SECTIONS = {
 
 @command(
     "generate",
-    [click.Argument(["model"], type=existing(file_okay=False)), click.Argument(["out"], type=new())],
+    [click.Argument(["model"], type=Model()), click.Argument(["out"], type=new())],
     SECTIONS,
     short_help="Generate cells to a file.",
     epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume; .h5mu files start again. With --n-ranks, "
     "each process makes its share and the last one joins them; the cells do not depend on the number of processes.",
 )
 def generate(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Generate cells with the model in a folder, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
+    """Generate cells with a model, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
 
-    scgen-diffusion generate my_model cells.zarr --n-cells 100000 --condition cell_type="CD4 T"
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+
+    scgen-diffusion generate pbmc3k cells.h5ad --n-cells 1000 --condition cell_type=B
     """
     out = options["out"]
     check_place(out, suffixes=(".zarr", ".h5ad", MUDATA), inputs=given(options, "model", "condition_table").values())
@@ -161,12 +163,15 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 @command(
     "info",
-    [click.Argument(["model"], type=existing(file_okay=False))],
+    [click.Argument(["model"], type=Model())],
     {"Output": [flag("--json", "For scripts: everything, as JSON.")]},
     short_help="Describe a model.",
 )
 def info(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Say what the model in a folder is: class, genes, conditions and their values, architecture, training."""
+    """Show what a model is: class, genes, conditions and their values, architecture, training.
+
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+    """
     model = terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu")
     conditions = {}
     for key in model.conditions.by_key:

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments
 from scgen_diffusion._compat import parse_device_args, replace_contents
+from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     CellFiles,
     ConditionField,
@@ -1305,7 +1306,7 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         dir_path
-            Folder that :meth:`save` wrote.
+            Folder that :meth:`save` wrote, or the name of a pretrained model.
         adata
             Cells to attach to the model, with its genes and its condition columns. None: the cells saved with the
             model, if any. False: no cells; ``generate`` needs none.
@@ -1323,7 +1324,7 @@ class DiffusionModel(BaseModelClass):
         ValueError
             If a file is damaged or unsafe or holds a model of another class, or if ``adata`` has other genes.
         """
-        folder, prefix = Path(dir_path), prefix or ""
+        folder, prefix = model_folder(dir_path), prefix or ""
         path = folder / f"{prefix}{MODEL_FILE}"
         _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         saved = read_model_file(path)
@@ -1352,7 +1353,7 @@ class DiffusionModel(BaseModelClass):
         dir_path, prefix
             As in :meth:`load`.
         """
-        return read_model_file(Path(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry
+        return read_model_file(model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry
 
     @staticmethod
     def view_setup_args(dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:

@@ -377,7 +377,7 @@ def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) ->
 
 
 def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str) -> AnnData | MuData | None:
-    """Return the cells given, or else those saved with the model, if any."""
+    """Return the cells given, or else those saved with the model; None if there are none, or the file has no rows."""
     if cells is False:
         return None
     if cells is True:
@@ -388,5 +388,6 @@ def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str)
     for name, read in ((ADATA_FILE, anndata.read_h5ad), (MUDATA_FILE, mudata.read_h5mu)):
         if (path := folder / f"{prefix}{name}").is_file():
             with name_damaged_file(path):
-                return read(path)
+                found = read(path)
+                return found if found.n_obs else None
     return None
