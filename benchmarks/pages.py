@@ -7,18 +7,27 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from benchmarks import guide
 from benchmarks.quality import report as quality
 from benchmarks.speed import report as speed
+from benchmarks.studies import pages as studies
 from benchmarks.tables import ROOT, read_table, write_block
 
-RESULTS = {"quality/results/compare.csv": quality, "speed/results/speed.csv": speed}
+RESULTS = {
+    "quality/results/compare.csv": quality.page_blocks,
+    "speed/results/speed.csv": speed.page_blocks,
+    **{f"studies/results/{name}.csv": page_blocks for name, page_blocks in studies.BLOCKS.items()},
+}
 
 
+@lru_cache
 def blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    texts: dict[tuple[str, str], str] = {}
-    for path, report in RESULTS.items():
-        texts |= report.page_blocks(read_table(ROOT / "benchmarks" / path))
+    texts = guide.page_blocks()
+    for path, page_blocks in RESULTS.items():
+        texts |= page_blocks(read_table(ROOT / "benchmarks" / path))
     return texts
 
 

@@ -212,7 +212,7 @@ class TestFetch:
         monkeypatch.setenv(originals.DATA_DIR_VARIABLE, str(tmp_path))
         assert originals.fetch(original).parent == tmp_path
 
-    def test_the_argument_goes_before_the_environment(self, tmp_path, monkeypatch, offline):
+    def test_the_argument_overrides_the_environment(self, tmp_path, monkeypatch, offline):
         original = make_original(b"right", tmp_path)
         (tmp_path / original.name).write_bytes(b"right")
         monkeypatch.setenv(originals.DATA_DIR_VARIABLE, str(tmp_path / "elsewhere"))
@@ -227,10 +227,10 @@ class TestFetch:
         original = make_original(b"right", tmp_path)
         path = tmp_path / original.name
         path.write_bytes(b"wrong")
-        with pytest.raises(OSError, match="not as it was published"):
+        with pytest.raises(OSError, match="differs from the published file"):
             originals.fetch(original, tmp_path)
 
-    def test_an_altered_download_is_refused_and_not_kept(self, tmp_path, monkeypatch):
+    def test_an_altered_download_raises_and_is_not_kept(self, tmp_path, monkeypatch):
         original = make_original(b"right", tmp_path)
 
         def send_other_bytes(url, output_file, pooch_object, **_):

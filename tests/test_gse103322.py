@@ -192,24 +192,24 @@ class TestRefusals:
     def test_a_line_with_too_few_or_too_many_fields_is_refused(self, tmp_path, line, change):
         rows = make_rows()
         rows[line] = rows[line][:-1] if change < 0 else [*rows[line], "0"]
-        with pytest.raises(ValueError, match="of 6 cells|of the 6 cells|different lengths|file is cut"):
+        with pytest.raises(ValueError, match="of 6 cells|of the 6 cells|different lengths|file is truncated"):
             read(tmp_path, rows)
 
-    def test_a_plain_table_cut_within_a_line_is_refused(self, tmp_path):
+    def test_a_plain_table_truncated_within_a_line_is_refused(self, tmp_path):
         (tmp_path / "table.txt").write_text(as_text(make_rows())[:-12])
-        with pytest.raises(ValueError, match="file is cut"):
+        with pytest.raises(ValueError, match="file is truncated"):
             datasets.read_gse103322(tmp_path / "table.txt")
 
     @pytest.mark.parametrize("kept", [0.1, 0.9])
-    def test_a_gzipped_table_that_is_cut_is_refused(self, tmp_path, kept):
+    def test_a_truncated_gzipped_table_is_refused(self, tmp_path, kept):
         content = gzip.compress(as_text(make_rows()).encode())
         (tmp_path / "table.txt.gz").write_bytes(content[: int(kept * len(content))])
-        with pytest.raises(ValueError, match="cut"):
+        with pytest.raises(ValueError, match="truncated"):
             datasets.read_gse103322(tmp_path / "table.txt.gz")
 
     def test_a_gzipped_table_with_other_bytes_inside_is_refused(self, tmp_path):
         content = bytearray(gzip.compress(as_text(make_rows()).encode()))
         content[-8] ^= 0xFF  # the checksum
         (tmp_path / "table.txt.gz").write_bytes(content)
-        with pytest.raises(ValueError, match="cut or damaged"):
+        with pytest.raises(ValueError, match="truncated or damaged"):
             datasets.read_gse103322(tmp_path / "table.txt.gz")

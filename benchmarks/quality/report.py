@@ -173,6 +173,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     return {
         ("README.md", "quality"): summarise_in_short(table),
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
+        **{(f"docs/user_guide/{name.lower()}.md", "quality"): summarise_model(table, name) for name in MODELS},
     }
 
 
@@ -198,6 +199,19 @@ def summarise_models(table: pd.DataFrame, dataset: str) -> str:
         for metric, name in IN_SHORT.items()
     ]
     return markdown_table([dataset, REAL_CELLS, *MODELS], lines)
+
+
+def summarise_model(table: pd.DataFrame, model: str) -> str:
+    """Write one row per figure, and for each data set a column of real cells and one of the model's."""
+    header, columns = [""], []
+    for dataset, rows in means_over_seeds(table).groupby("dataset", sort=False):
+        header += [f"{dataset}: {REAL_CELLS}", model]
+        columns.append({metric: _column(rows[rows["metric"] == metric]) for metric in IN_SHORT})
+    lines = [
+        [name, *(of[metric].get(method, "").strip("*") for of in columns for method in (REAL_CELLS, model))]
+        for metric, name in IN_SHORT.items()
+    ]
+    return markdown_table(header, lines)
 
 
 def _column(of_metric: pd.DataFrame) -> dict[str, str]:

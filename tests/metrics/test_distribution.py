@@ -251,7 +251,5 @@ def test_ilisi_is_the_inverse_simpson_index_of_equally_distant_neighbours():
 
 
 def test_ilisi_needs_three_times_the_perplexity():
-    with pytest.raises(
-        ValueError, match="`perplexity` is 30, for which there must be more than 90 cells, but there are 80"
-    ):
+    with pytest.raises(ValueError, match="`perplexity` is 30, which needs more than 90 cells, but there are 80"):
         ilisi(gaussian(40, seed=0), gaussian(40, seed=1))

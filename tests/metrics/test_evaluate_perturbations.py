@@ -71,9 +71,9 @@ def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():
     assert energy["mean_shift"] < energy["no_change"]
 
 
-def test_real_cells_that_are_given_as_predictions_are_warned_of():
+def test_real_cells_given_as_predictions_give_a_warning():
     real = cells("A", "B", seed=1)
-    with pytest.warns(UserWarning, match="100% of the cells in `synthetic` are cells of `real_test`"):
+    with pytest.warns(UserWarning, match="100% of the cells in `synthetic` are exact copies of cells in `real_test`"):
         judge(real, ad.concat([real, real], index_unique="-"))
 
 
@@ -98,7 +98,7 @@ def test_counts_may_lie_in_a_layer_that_predicted_cells_lack():
         judge(real, predicted, control=cells("ctrl", seed=9), layer="raw")
 
 
-def test_groups_may_be_of_several_columns():
+def test_groups_may_combine_several_columns():
     sets = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
     for adata in sets:
         half = np.arange(adata.n_obs) % 2 == 0
@@ -113,22 +113,22 @@ def test_groups_may_be_of_several_columns():
         ({"train": "cells"}, TypeError, "`train` must be an AnnData, but is str"),
         ({"groupby": "type"}, KeyError, "`real_test.obs` has no column 'type'"),
         ({"max_cells": None}, ValueError, "`max_cells` must be a whole number of at least 2"),
-        ({"metrics": "recall"}, ValueError, "'recall', which is not measured of perturbations"),
+        ({"metrics": "recall"}, ValueError, "'recall', which does not apply to perturbations"),
         ({"metrics": "copied_cells"}, ValueError, "'copied_cells', which needs `train`"),
-        ({"perturbation_key": None}, ValueError, "`control` and `perturbation_key`, both"),
-        ({"control": None}, ValueError, "`control` and `perturbation_key`, both"),
-        ({"control": None, "perturbation_key": None, "others": {"x": 1}}, ValueError, "`others` goes with these"),
-        ({"scales": {"rna": "log1p"}}, ValueError, "are for MuData, but no set is one"),
+        ({"perturbation_key": None}, ValueError, "both `control` and `perturbation_key`"),
+        ({"control": None}, ValueError, "both `control` and `perturbation_key`"),
+        ({"control": None, "perturbation_key": None, "others": {"x": 1}}, ValueError, "`others` needs these two"),
+        ({"scales": {"rna": "log1p"}}, ValueError, "are only for MuData, but no set is a MuData"),
         ({"synthetic": cells("A")[:0]}, ValueError, "`synthetic` must have cells and genes"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(change, error, message):
+def test_arguments_that_cannot_be_compared_raise(change, error, message):
     sets = {"real_test": cells("A", seed=1), "synthetic": cells("A", seed=2), "control": cells("ctrl", seed=9)}
     with pytest.raises(error, match=message):
         evaluate(**{**sets, "perturbation_key": "gene", **change})
 
 
-def test_a_cell_without_a_perturbation_is_refused():
+def test_a_cell_without_a_perturbation_raises():
     real = cells("A", seed=1)
     real.obs.loc[real.obs_names[:2], "gene"] = None
     with pytest.raises(ValueError, match=r"`real_test.obs\['gene'\]` has no label for 2 of 120 cells"):

@@ -228,9 +228,9 @@ def test_missing_names_are_listed():
 
 def test_one_donor_or_one_label_is_an_error():
     adata = make_adata()
-    with pytest.raises(ValueError, match="all cells are of 'd1'"):
+    with pytest.raises(ValueError, match="all cells are from 'd1'"):
         evaluate_embeddings(adata[adata.obs["donor"] == "d1"].copy(), ["X_clear"], "cell_type", donor_key="donor")
-    with pytest.raises(ValueError, match="two labels or more"):
+    with pytest.raises(ValueError, match="two or more labels"):
         evaluate_embeddings(adata[adata.obs["cell_type"] == "a"].copy(), ["X_clear"], "cell_type")
 
 

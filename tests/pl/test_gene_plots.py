@@ -329,7 +329,7 @@ def test_one_label_has_no_markers():
 
     with pytest.raises(ValueError, match="no marker genes of 'one'"):
         sgd.pl.marker_dotplot(cells, cells, groupby="one")
-    with pytest.raises(TypeError, match="grouped by one column"):
+    with pytest.raises(TypeError, match="group cells by one column"):
         sgd.pl.marker_dotplot(cells, cells, groupby=["one"])
     with pytest.raises(KeyError, match="`real.obs` has no column 'type'"):
         sgd.pl.marker_dotplot(cells, cells, groupby="type")

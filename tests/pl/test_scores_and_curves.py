@@ -288,7 +288,7 @@ def test_steps_have_a_logarithmic_axis():
         ({"metrics": "Recall"}, "`metrics` .*'Recall'.*recall"),
         ({"group": "B"}, "`group` .*'B'.*all"),
         ({"hue": "sampler"}, "`hue` .*'sampler'"),
-        ({"hue": "value"}, "At most 6 values of `hue`"),
+        ({"hue": "value"}, "`hue` can have at most 6 values"),
         ({"axs": []}, "one axis per panel, 1, but found 0"),
     ],
 )

@@ -241,7 +241,7 @@ def test_given_axes_are_drawn_on(first_components):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"color": "celltype"}, KeyError, "`color` 'celltype' is no column of `real.obs` and no gene.*cell_type"),
+        ({"color": "celltype"}, KeyError, "`color` 'celltype' is neither a column of `real.obs` nor a gene.*cell_type"),
         ({"color": "cell_type", "palette": {"T": "red"}}, ValueError, "`palette` has no colour for 'B'"),
         (
             {"color": "cell_type", "palette": ["red"]},
@@ -264,5 +264,5 @@ def test_cells_that_cannot_be_compared_are_refused():
         sgd.pl.umap(make_cells(), make_cells().X)
     with pytest.raises(ValueError, match="`synthetic` lacks 2 of the 20 genes"):
         sgd.pl.umap(make_cells(), make_cells(seed=1)[:, 2:])
-    with pytest.raises(KeyError, match="no column of `synthetic.obs`"):
+    with pytest.raises(KeyError, match="neither a column of `synthetic.obs` nor a gene"):
         sgd.pl.umap(make_cells(), anndata.AnnData(make_cells().X, var=make_cells().var), color="cell_type")

@@ -1,4 +1,4 @@
-"""The deposited table of GSE103322: one text file with cells, annotation and expression."""
+"""Read the published table of GSE103322: one text file with cells, annotation and expression."""
 
 from __future__ import annotations
 
@@ -34,38 +34,37 @@ PATIENT = re.compile(r"HN(?:SCC)?_?(\d+)", re.IGNORECASE)
 GZIP_MAGIC = b"\x1f\x8b"
 GENES_AT_A_TIME = 500
 
-# log2(1e6 / 10 + 1) is 16.6: a cell that has one gene only. What is above is no log2(TPM/10 + 1).
+# log2(1e6 / 10 + 1) is 16.6, the value of a cell that expresses a single gene. Larger values are not log2(TPM/10 + 1).
 LARGEST_VALUE = 16.7
 
 
 def read_gse103322(path: str | os.PathLike[str]) -> AnnData:
-    r"""Read the deposited table of 5 902 cells of head and neck cancer (Puram et al. 2017): malignant, stromal, immune.
+    r"""Read the published table of 5 902 cells of head and neck cancer (Puram et al. 2017): malignant, stromal, immune.
 
-    The file is ``GSE103322_HNSCC_all_data.txt.gz`` (90 MB) of the Gene Expression Omnibus; it is not downloaded. It is
-    tab-separated text, gzipped or not: a line of cell names, five lines of annotation (below), and a line per gene, whose
-    name stands in single quotes. A deposited value is :math:`v = \log_2(\mathrm{TPM}/10 + 1)`, of full-length (Smart-seq2)
-    transcripts: there are no molecule counts. `X` are these values on the scale of the other data sets,
+    Download ``GSE103322_HNSCC_all_data.txt.gz`` (90 MB) from the Gene Expression Omnibus first. It is tab-separated
+    text, gzipped or not: a line of cell names, five lines of annotation, and a line per gene, whose name is in single
+    quotes. The published values are :math:`v = \log_2(\mathrm{TPM}/10 + 1)` of full-length (Smart-seq2) transcripts,
+    not molecule counts. `X` holds these values on the scale of the other data sets,
 
     .. math:: X_{cg} = \log\left(1 + 10^4 \frac{2^{v_{cg}} - 1}{\sum_h (2^{v_{ch}} - 1)}\right),
 
-    whatever the genes of the table sum to, for ``setup_anndata(adata, values="log1p")``. Do not give the layer ``log2_tpm``
-    to it, which is on another scale.
+    for ``setup_anndata(adata, values="log1p")``. Do not register the layer ``log2_tpm``, which is on another scale.
 
     Parameters
     ----------
     path
-        The file, or one of the same form with fewer cells or genes.
+        The file, or one of the same format with fewer cells or genes.
 
     Returns
     -------
-    Cells x genes, 5 902 x 23 686 for the deposited file.
+    Cells x genes, 5 902 x 23 686 for the published file.
 
     - `X`: as above, CSR, float32.
-    - ``layers["log2_tpm"]``: the deposited values, CSR, float32.
+    - ``layers["log2_tpm"]``: the published values, CSR, float32.
     - `obs`:
 
-      - ``cell_type``: ``malignant`` for a cancer cell, else the deposited non-cancer type without a leading ``-`` and with a
-        capital (``B cell``, ``Fibroblast``, ``Myocyte``, ...), ``unclassified`` for a cell with neither.
+      - ``cell_type``: ``malignant`` for cancer cells, else the published non-cancer type, capitalised and without a
+        leading ``-`` (``B cell``, ``Fibroblast``, ``Myocyte``, ...), or ``unclassified`` if there is neither.
       - ``patient``: ``HN`` and the number at the start of the cell's name, else ``unknown``.
       - ``is_malignant``, ``lymph_node`` (from a lymph node, not the primary tumour), ``maxima_enzyme`` (reverse
         transcriptase): bool.
@@ -73,17 +72,18 @@ def read_gse103322(path: str | os.PathLike[str]) -> AnnData:
     Raises
     ------
     ValueError
-        If the file is cut, damaged or no such table, if a value is not a finite number from 0 to 16.6, or if a cell or gene occurs
-        twice.
+        If the file is truncated, damaged or has another format, if a value is not a number from 0 to 16.6, or if a cell
+        or gene occurs twice.
 
     Notes
     -----
-    The form, the order of the annotation, the values' scale and that all names are unique agree between several independent
-    programs that read the deposited file; so does that names start with ``HN25_``, ``HNSCC25_`` or ``HNSCC_17_``, with
-    either prefix for the same patient, but for 109 cells of a pool (``HNSCC_combo1_``) without a patient. The file was not
-    at hand when this function was written. The study counts 2 215 malignant and 3 363 other cells; 324 are unclassified.
+    This function was written without access to the file. The format, the order of the annotation, the scale of the
+    values and the uniqueness of the names are taken from several independent programs that read it and agree. So are
+    the prefixes of the cell names: ``HN25_``, ``HNSCC25_`` and ``HNSCC_17_``, with either prefix for the same patient,
+    except for 109 cells of a pool (``HNSCC_combo1_``) without a patient. The study counts 2 215 malignant and 3 363
+    other cells; 324 are unclassified.
 
-    A plain text that was cut exactly between two genes looks like a smaller table: compare the shape.
+    A plain text file that was truncated exactly between two genes looks like a smaller table: check the shape.
 
     References
     ----------
@@ -104,7 +104,7 @@ def read_gse103322(path: str | os.PathLike[str]) -> AnnData:
             obs = _read_annotation(file)
             genes, log2_tpm = _read_genes(file, list(obs.index))
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        msg = f"{path} is cut or damaged ({error}); download it again."
+        msg = f"{path} is truncated or damaged ({error}); download it again."
         raise ValueError(msg) from error
     adata = AnnData(log2_tpm.astype(np.float64), obs=obs, var=pd.DataFrame(index=genes))
     np.expm1(adata.X.data * np.log(2), out=adata.X.data)  # TPM / 10
@@ -121,7 +121,7 @@ def read_gse103322(path: str | os.PathLike[str]) -> AnnData:
 
 
 def _read_annotation(file: TextIO) -> pd.DataFrame:
-    """Read the first six lines: names of the cells, and what is known of them."""
+    """Read the first six lines: the names of the cells and their annotation."""
     (_, *cells), *rows = ([_bare(field) for field in file.readline().split("\t")] for _ in range(1 + len(ANNOTATIONS)))
     annotation = {}
     for number, (expected, (name, *fields)) in enumerate(zip(ANNOTATIONS, rows, strict=True), start=2):
@@ -129,7 +129,7 @@ def _read_annotation(file: TextIO) -> pd.DataFrame:
         if name.lower().split() != expected.lower().split() or len(fields) != len(cells):
             msg = (
                 f"Line {number} must be the annotation {expected!r} of {len(cells)} cells, but is {name!r} with {len(fields)} "
-                f"fields. The first line must name the cells, the next ones be {', '.join(map(repr, ANNOTATIONS))}."
+                f"fields. After the cell names, the lines must be {', '.join(map(repr, ANNOTATIONS))}."
             )
             raise ValueError(msg)
         if is_flag and (wrong := set(fields) - {"0", "1"}):
@@ -152,7 +152,7 @@ def _read_annotation(file: TextIO) -> pd.DataFrame:
 
 
 def _read_genes(file: TextIO, cells: Sequence[str]) -> tuple[list[str], sparse.csr_matrix]:
-    """Read the other lines, a gene each, some hundred at a time: their names, and the values ``(cells, genes)``."""
+    """Read the remaining lines in chunks, one gene each: the gene names, and the values ``(cells, genes)``."""
     genes: list[str] = []
     parts = []
     how = {"sep": "\t", "header": None, "index_col": 0, "keep_default_na": False, "quoting": csv.QUOTE_NONE}
@@ -162,14 +162,17 @@ def _read_genes(file: TextIO, cells: Sequence[str]) -> tuple[list[str], sparse.c
             parts.append(sparse.csr_matrix(_checked_values(chunk, names, cells), dtype=np.float32))
             genes += names
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        msg = f"The table has no genes, or lines of different lengths ({error}). If the file is cut, download it again."
+        msg = (
+            f"The table has no genes, or lines of different lengths ({error}). "
+            "If the file is truncated, download it again."
+        )
         raise ValueError(msg) from error
     _check_unique(genes, "gene names")
     return genes, sparse.vstack(parts).T.tocsr()
 
 
 def _checked_values(chunk: pd.DataFrame, genes: Sequence[str], cells: Sequence[str]) -> NDArray[np.float64]:
-    """Return the values ``(genes, cells)``, or raise if a line does not have a number from 0 to 16.6 for each cell."""
+    """Return the values ``(genes, cells)``, or raise if a line lacks a number from 0 to 16.6 for any cell."""
     if chunk.shape[1] != len(cells):
         msg = f"The gene {genes[0]!r} must have a value for each of the {len(cells)} cells, but has {chunk.shape[1]}."
         raise ValueError(msg)
@@ -182,7 +185,7 @@ def _checked_values(chunk: pd.DataFrame, genes: Sequence[str], cells: Sequence[s
         gene, cell = np.argwhere(wrong)[0]
         msg = (
             f"The values must be log2(TPM/10 + 1), numbers from 0 to 16.6, but found '{chunk.iat[gene, cell]}' for gene "
-            f"{genes[gene]!r} in cell {cells[cell]!r}. If the file is cut there, download it again."
+            f"{genes[gene]!r} in cell {cells[cell]!r}. If the file is truncated there, download it again."
         )
         raise ValueError(msg)
     return values
@@ -190,7 +193,7 @@ def _checked_values(chunk: pd.DataFrame, genes: Sequence[str], cells: Sequence[s
 
 def _check_unique(names: Sequence[str], what: str) -> None:
     if repeated := pd.Index(names)[pd.Index(names).duplicated()].unique().tolist():
-        msg = f"The {what} must be unique, but these occur more than once: {', '.join(map(repr, repeated[:5]))}."
+        msg = f"The {what} must be unique, but found duplicates: {', '.join(map(repr, repeated[:5]))}."
         raise ValueError(msg)
 
 

@@ -1,4 +1,4 @@
-"""The data sets, one function each, and how published values become integer counts with labels."""
+"""The data sets, one function each, and helpers that turn published values into integer counts with labels."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ KANG_CONDITIONS = {"CTRL": "control", "STIM": "stimulated"}
 # The published labels are numbers; the names follow from the surface proteins and marker genes of each group.
 CITESEQ_CELL_TYPES = {1: "B", 2: "CD14 Mono", 3: "CD16 Mono", 4: "CD4 T", 5: "CD8 T", 6: "DC", 7: "NK"}
 
-# A cell's published total is at least the one it was normalised by, up to rounding: a smallest value of this many counts or
-# more may stand for two.
+# The published total of a cell is at least the total that it was normalised by, up to rounding. So the smallest value
+# of a cell may stand for two counts if it is this many counts or more.
 TWO_COUNTS = 1.98
 
-# The order of the proteins in the published label file, which names none of them.
+# The order of the proteins in the published label file, which does not name them.
 CITESEQ_PROTEINS = [
     *("CD3", "CD4", "CD8a", "CD14", "CD15", "CD16", "CD56"),
     *("CD19", "CD25", "CD45RA", "CD45RO", "PD-1", "TIGIT", "CD127"),
@@ -38,14 +38,14 @@ CITESEQ_PROTEINS = [
 
 
 def pbmc68k_reduced() -> AnnData:
-    """Load 700 peripheral blood mononuclear cells and 765 genes, ten cell types, without network access.
+    """Load 700 peripheral blood mononuclear cells with 765 genes and ten cell types, without network access.
 
-    The set is part of scanpy's installation. It holds log-normalised values; the counts are recovered from
-    ``raw``: per cell the smallest value above zero is one count.
+    The set comes with scanpy. It has log-normalised values; the counts are recovered from ``raw``, where the smallest
+    positive value of a cell is one count.
 
     Returns
     -------
-    700 cells x 765 genes. `obs`: ``cell_type`` (scanpy's ``bulk_labels``). The totals are those of the 765 genes.
+    700 cells x 765 genes. `obs`: ``cell_type`` (scanpy's ``bulk_labels``). Total counts cover only the 765 genes.
 
     Examples
     --------
@@ -65,18 +65,18 @@ def pbmc68k_reduced() -> AnnData:
 
 
 def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 2 638 peripheral blood mononuclear cells of the Seurat tutorial, nine cell types.
+    """Load 2 638 peripheral blood mononuclear cells from the Seurat tutorial, with nine cell types.
 
-    The published values are ``log1p(1e4 * counts / total)`` with the total of each cell.
+    Counts are recovered from the published values, ``log1p(1e4 * counts / total)``, and the total of each cell.
 
     Parameters
     ----------
     data_dir
-        Folder that has, or gets, the downloaded files (3.1 MB).
+        Folder of the downloaded files (3.1 MB).
 
     Returns
     -------
-    2 638 cells x 13 714 genes. `obs`: ``cell_type``, ``percent_mt`` (% of counts that are mitochondrial).
+    2 638 cells x 13 714 genes. `obs`: ``cell_type``, ``percent_mt`` (percentage of mitochondrial counts).
 
     Examples
     --------
@@ -94,14 +94,15 @@ def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 2 800 blood cells of lupus patients, untreated or six hours with interferon beta, thirteen cell types.
+    """Load 2 800 blood cells of lupus patients, untreated or six hours after interferon beta, with thirteen cell types.
 
-    The counts are the published ones. The published ``sex`` column is random by its authors' account, and left out.
+    The counts are the published ones. The published ``sex`` column is left out, because its authors state that it is
+    random.
 
     Parameters
     ----------
     data_dir
-        Folder that has, or gets, the downloaded file (2.2 MB).
+        Folder of the downloaded file (2.2 MB).
 
     Returns
     -------
@@ -123,14 +124,14 @@ def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 2 660 mouse myeloid progenitors, seven cell types along a continuum of differentiation.
+    """Load 2 660 mouse myeloid progenitors, with seven cell types along a continuum of differentiation.
 
-    The counts are unique molecular identifiers of MARS-seq.
+    The counts are unique molecular identifiers (MARS-seq).
 
     Parameters
     ----------
     data_dir
-        Folder that has, or gets, the downloaded files (1.6 MB).
+        Folder of the downloaded files (1.6 MB).
 
     Returns
     -------
@@ -152,20 +153,20 @@ def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     """Load 5 955 perturbed cells of four cell lines: CRISPRa of genes and gene pairs, CRISPRi of kinases.
 
-    The development set of PerturbBench, from Norman et al. 2019 and McFaline-Figueroa et al. 2024. It has 500 variable genes only, in which a
-    cell has 20 detected genes at the median. The published values are `log1p` of normalised counts; counts are recovered from
-    the smallest value above zero of each cell, which is one count, or two where the cell's total says so. Six cells of the
-    second study, of which the total does not tell whether it is one or two, are left out.
+    This is the development set of PerturbBench, from Norman et al. 2019 and McFaline-Figueroa et al. 2024. It has only
+    500 variable genes, of which the median cell expresses 20. The published values are `log1p` of normalised counts.
+    Counts are recovered from the smallest positive value of each cell, which is one count, or two if the cell's total
+    says so. Six cells of the second study are left out because their total does not decide between one and two.
 
     Parameters
     ----------
     data_dir
-        Folder that has, or gets, the downloaded file (1.1 MB).
+        Folder of the downloaded file (1.1 MB).
 
     Returns
     -------
     5 955 cells x 500 genes. `obs`: ``condition`` (genes joined by ``+``, or ``control``), ``cell_type``,
-    ``perturbation_type``, ``dataset``, and ``total_umi_all_genes``, the counts of the cell in all genes of the study.
+    ``perturbation_type``, ``dataset``, and ``total_umi_all_genes``, the cell's counts in all genes of the study.
 
     Examples
     --------
@@ -175,7 +176,7 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     """
     published = anndata.read_h5ad(originals.fetch(originals.NORMAN_MCFALINE, data_dir))
     values = normalised_values(published.X)
-    # From above, if values were normalised to 10 000 by (at most) the published totals.
+    # An upper bound, because values were normalised to 10 000 by (at most) the published totals.
     smallest_count = smallest_per_cell(values) * published.obs["ncounts"].to_numpy(float) / 1e4
     kept = (published.obs["dataset"] == "norman19").to_numpy() | (smallest_count < TWO_COUNTS)
     factors = np.where(smallest_count < TWO_COUNTS, 1, 2) / smallest_per_cell(values)
@@ -191,20 +192,20 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
 def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     """Load 5 994 peripheral blood mononuclear cells with RNA and 14 surface proteins (CITE-seq), seven cell types.
 
-    The counts are those of Gayoso et al. 2021, 4 000 genes; the labels those of Lin et al. 2022, joined by the cells' protein counts, which
-    are unique. Cells without a label are left out. The labels were published as numbers; the names given here follow from
-    surface proteins and marker genes.
+    The counts (4 000 genes) come from Gayoso et al. 2021, the labels from Lin et al. 2022, matched by the cells' unique
+    protein counts. Cells without a label are left out. The labels were published as numbers; their names here follow
+    from surface proteins and marker genes.
 
     Parameters
     ----------
     data_dir
-        Folder that has, or gets, the downloaded files (5.4 MB).
+        Folder of the downloaded files (5.4 MB).
 
     Returns
     -------
-    MuData with the modalities ``rna`` (5 994 x 4 000) and ``prot`` (5 994 x 14), both with ``layers["counts"]``. The `X` of
-    ``prot`` are the counts too. `obs`: ``cell_type``; in ``rna`` also ``scMDC_label``, the published number. CD4, CD14, CD19
-    and TIGIT are names of a gene and of a protein.
+    MuData with the modalities ``rna`` (5 994 x 4 000) and ``prot`` (5 994 x 14), both with ``layers["counts"]``. In
+    ``prot``, `X` holds counts too. `obs`: ``cell_type``; in ``rna`` also ``scMDC_label``, the published number. CD4,
+    CD14, CD19 and TIGIT name both a gene and a protein.
 
     Examples
     --------
@@ -214,7 +215,7 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     14
     """
     rna = pd.read_csv(originals.fetch(originals.CITESEQ_RNA, data_dir), index_col=0).T  # (cells, genes)
-    from scgen_diffusion.data import mudata_of  # which takes seconds to import, for this set alone
+    from scgen_diffusion.data import mudata_of  # takes seconds to import, and only this set needs it
 
     protein = pd.read_csv(originals.fetch(originals.CITESEQ_PROTEIN, data_dir), index_col=0).T
     protein.columns = protein.columns.str.removesuffix("_TotalSeqB")
@@ -241,7 +242,7 @@ def normalised_values(log_values: sparse.spmatrix) -> sparse.csr_matrix:
 
 
 def smallest_per_cell(values: sparse.csr_matrix) -> NDArray[np.float64]:
-    """Return the smallest value above zero of every cell, shape `(cells,)`; infinite where a cell has none."""
+    """Return the smallest positive value of every cell, shape `(cells,)`; infinite for cells without one."""
     smallest = np.full(values.shape[0], np.inf)
     np.minimum.at(smallest, np.repeat(np.arange(values.shape[0]), np.diff(values.indptr)), values.data)
     return smallest
@@ -255,7 +256,7 @@ def scale_to_counts(values: sparse.csr_matrix, factors: ArrayLike) -> sparse.csr
 
 
 def categorical_obs(cells: Iterable[str], **columns: Iterable[str]) -> pd.DataFrame:
-    """Build an `obs` table of categorical columns, categories in sorted order.
+    """Build an `obs` table of categorical columns, with sorted categories.
 
     Parameters
     ----------
@@ -269,7 +270,7 @@ def categorical_obs(cells: Iterable[str], **columns: Iterable[str]) -> pd.DataFr
 
 
 def count_adata(counts: Any, obs: pd.DataFrame, genes: Iterable[str]) -> AnnData:
-    """Build an AnnData whose `X` and ``layers["counts"]`` are the counts: CSR, float32, not shared.
+    """Build an AnnData with the counts in `X` and, as a copy, in ``layers["counts"]``: CSR, float32.
 
     Parameters
     ----------
@@ -293,9 +294,9 @@ def expression_adata(counts: Any, obs: pd.DataFrame, genes: Iterable[str], sourc
     Parameters
     ----------
     counts, obs, genes
-        As in :func:`count_adata`. Cells without any count are left out.
+        As in :func:`count_adata`. Cells without counts are left out.
     source
-        Where the data come from.
+        Origin of the data.
     """
     adata = count_adata(counts, obs, genes)
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()

@@ -1,4 +1,4 @@
-"""The published files: where they are, a download that checks them, and a reader of R's files."""
+"""The published files: their addresses, a download that checks them, and a reader for R files."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Original:
 
     @property
     def name(self) -> str:
-        """File name in the cache folder: the name that the file has in its repository."""
+        """File name in the cache folder, as in its repository."""
         return self.address.rpartition("/")[2]
 
     @property
     def url(self) -> str:
-        """Address of the file's bytes."""
+        """Download address of the file."""
         return f"https://raw.githubusercontent.com/{self.address}"
 
     def source(self, publication: str) -> dict[str, str]:
-        """Describe where the data come from, in a form that h5ad and zarr can hold."""
+        """Describe the origin of the data, in a form that h5ad and zarr can store."""
         owner, repository, commit, path = self.address.split("/", maxsplit=3)
         where = {"repository": f"github.com/{owner}/{repository}", "commit": commit, "path": path}
         return {**where, "publication": publication}
@@ -90,23 +90,23 @@ CITESEQ_LABELS = Original(
 
 
 def fetch(original: Original, data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the file from the cache folder, downloading it first if it is not there, or not as it was published.
+    """Return the file from the cache folder. Download it first if it is missing or its hash is wrong.
 
     Parameters
     ----------
     original
-        What to fetch.
+        File to fetch.
     data_dir
-        Cache folder. Defaults to the folder named by ``SCGEN_DIFFUSION_DATA_DIR``, else the user's cache folder.
+        Cache folder. Default: the folder named by ``SCGEN_DIFFUSION_DATA_DIR``, else the user's cache folder.
 
     Returns
     -------
-    Path of a file whose sha256 is the expected one.
+    Path of a file with the expected sha256.
 
     Raises
     ------
     ValueError
-        If what was downloaded is not the published file.
+        If the downloaded file is not the published one.
     OSError
         If the file cannot be downloaded.
     """
@@ -117,15 +117,15 @@ def fetch(original: Original, data_dir: str | os.PathLike[str] | None = None) ->
         return Path(pooch.retrieve(original.url, known_hash, original.name, folder, downloader=downloader))
     except OSError as error:
         msg = (
-            f"{original.name!r} is not in {folder}, or not as it was published, and could not be downloaded from {original.url} "
-            f"({error}). Without network access, put the file there, or name a folder that has it by the environment variable "
-            f"{DATA_DIR_VARIABLE} or the argument data_dir."
+            f"{original.name!r} is not in {folder}, or differs from the published file, and could not be downloaded from "
+            f"{original.url} ({error}). Without network access, put the file there, or name a folder that has it in the "
+            f"argument data_dir or the environment variable {DATA_DIR_VARIABLE}."
         )
         raise OSError(msg) from error
 
 
 def read_r(path: Path) -> Any:
-    """Read the only object of an ``.rda`` file. It is parsed, not run.
+    """Read the only object of an ``.rda`` file. The file is parsed, never executed.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def read_r(path: Path) -> Any:
 
     Returns
     -------
-    The object as `rdata` converts it; a sparse matrix (genes, cells) becomes an AnnData (cells, genes).
+    The object as `rdata` converts it. A sparse matrix (genes, cells) becomes an AnnData (cells, genes).
     """
     constructors = {**rdata.conversion.DEFAULT_CLASS_MAP, "dgCMatrix": _from_sparse_matrix}
     (content,) = rdata.read_rda(path, constructor_dict=constructors).values()

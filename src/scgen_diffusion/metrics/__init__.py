@@ -1,7 +1,7 @@
-"""How good are synthetic cells? Functions of two sets of cells, and one table of all of them.
+"""Measure how good synthetic cells are: single metrics, and one table of all of them.
 
-Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell, and mostly in principal components of real training
-cells (:class:`ComparisonSpace`), so that figures of different models can stand side by side.
+Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell. Most metrics use principal components of
+real training cells (:class:`ComparisonSpace`), so that you can compare the figures of different models.
 """
 
 from ._catalogue import CATALOGUE

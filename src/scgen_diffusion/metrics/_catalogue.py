@@ -63,12 +63,12 @@ GROUPS_JOINT: tuple[Scope, ...] = ("all", "group", "joint")
 
 PERPLEXITY = 30
 N_CORRELATED_GENES = 100
-#: Below so many features, a list of 50 markers is all of them, and variances along the means make no trend.
+#: With fewer features, 50 markers are nearly all of them, and variances show no trend along the means.
 FEW_FEATURES = 100
 N_TOP = (20, 100)
 
 
-# --- what entries measure where a lambda is too short ----------------------------------------------------------------
+# --- measures that do not fit into a lambda ---------------------------------------------------------------------------
 
 
 def _on_pcs(function: Callable[..., float]) -> Callable[[Comparison], float]:
@@ -80,7 +80,7 @@ def _on_expression(function: Callable[..., float]) -> Callable[[Comparison], flo
 
 
 def _part(function: Callable[[Comparison], object], name: str) -> Callable[[Comparison], float]:
-    """Take one figure of a function that returns several, in a dictionary or a named tuple."""
+    """Pick one figure from a function that returns several, in a dictionary or a named tuple."""
 
     def measure(comparison: Comparison) -> float:
         figures = comparison.once(function)
@@ -221,7 +221,7 @@ _ENTRIES = (
     _neighbourhood_metric("recall", "higher"),
     _neighbourhood_metric("density", "floor", POSITIVE),
     _neighbourhood_metric("coverage", "higher"),
-    # classifiers that tell synthetic from real cells
+    # classifiers that separate synthetic from real cells
     _classifier_metric("auc_boosting", partial(_scores_in_pcs, "boosting"), scopes=JOINT, slow=True),
     _classifier_metric("auc_logistic", partial(_scores_in_pcs, "logistic"), scopes=GROUPS),
     _classifier_metric("auc_neighbours", partial(_scores_in_pcs, "neighbours"), scopes=GROUPS_JOINT),

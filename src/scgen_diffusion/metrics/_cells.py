@@ -1,4 +1,4 @@
-"""Reading cells: expression on a common scale, labels, points; aligned and checked, from AnnData or arrays."""
+"""Read cells as expression on a common scale, labels or points, from AnnData or arrays, and check and align them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Cells: TypeAlias = AnnData | np.ndarray | sp.spmatrix | sp.sparray
 
 TARGET_SUM = 1e4
 COUNTS_LAYER = "counts"
-N_LOOKED_AT = 2_000  # cells that tell counts from logarithms
+N_CELLS_CHECKED = 2_000  # to distinguish counts from logarithms
 
 
-REAL = ("real_test", "train", "control")  # names of sets of real cells
+REAL = ("real_test", "train", "control")  # names of the sets of real cells
 CHUNK = 2_000
 N_CELLS_AT_ONCE = 8_192
 
@@ -41,9 +41,9 @@ class Expression:
     Attributes
     ----------
     values
-        `log1p` of what sums to 10 000 per cell, CSR, float32, `(cells, genes)`. A cell without counts stays zero.
+        `log1p` of values that sum to 10 000 per cell, CSR, float32, `(cells, genes)`. Cells without counts stay zero.
     library_sizes
-        Total counts `(cells,)`; None for cells that came log-normalised.
+        Total counts `(cells,)`; None if the cells came log-normalised.
     """
 
     values: sp.csr_matrix
@@ -61,32 +61,34 @@ class Expression:
 def expression_of(
     cells: Cells | Expression, *, layer: str | None = None, name: str = "cells", scale: Scale | None = None
 ) -> Expression:
-    """Return cells on the common scale: `log1p` of values that sum to 10 000 per cell over the genes given.
+    """Return cells on the common scale: `log1p` of values that sum to 10 000 per cell over the given genes.
 
     Parameters
     ----------
     cells
-        Counts, or, where ``uns["log1p"]`` says so, `log1p` values of any scale, to the base that it names (natural by default). Of an AnnData the
-        layer is read, else ``layers["counts"]`` if there is one, else `X`. An array is taken as counts, and an :class:`Expression` as it is. Whole numbers in `X` are counts whatever ``uns`` says,
-        with a warning.
+        Counts, or `log1p` values if ``uns["log1p"]`` is set (its ``base`` is respected; natural logarithms by default).
+        In an AnnData, ``layers["counts"]`` is read if there is no `layer`, else `X`. Arrays are read as counts, and an
+        :class:`Expression` is returned as it is. Whole numbers in `X` are always read as counts, with a warning if
+        ``uns["log1p"]`` is set.
     layer
         Layer with the counts.
     name
-        What errors call the cells.
+        Name of the cells in error messages.
     scale
-        Another scale for counts, such as one for proteins; a function of a CSR matrix.
+        Another scale for the counts, such as one for proteins: a function of a CSR matrix.
 
     Raises
     ------
     KeyError
-        If there is no such layer.
+        If the layer does not exist.
     ValueError
-        If there is no cell or gene, or if values are negative, not finite, or neither integers nor said to be logarithms.
+        If there are no cells or genes, or if values are negative, not finite, or neither integers nor marked as
+        logarithms.
     """
     if isinstance(cells, Expression):
         return cells
     matrix, log_base = matrix_of(cells, layer, name)
-    if isinstance(matrix, (CSRDataset, CSCDataset)):  # of an AnnData in backed mode
+    if isinstance(matrix, (CSRDataset, CSCDataset)):  # from an AnnData in backed mode
         matrix = matrix.to_memory()
     return on_scale(matrix, log_base, name=name, scale=scale)
 
@@ -94,7 +96,7 @@ def expression_of(
 def on_scale(
     matrix: sp.spmatrix | NDArray, log_base: float | None, *, name: str, scale: Scale | None = None
 ) -> Expression:
-    """Return values on a scale, from what :func:`matrix_of` says of them."""
+    """Return values on a scale, given the base of their logarithms from :func:`matrix_of`."""
     matrix = sp.csr_matrix(matrix, dtype=np.float64)
     _check_values(matrix, log_base, name)
     scale = log_normalise if scale is None else scale
@@ -104,7 +106,7 @@ def on_scale(
 
 
 def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
-    """Scale every cell to 10 000 and take `log1p`; a cell without counts stays zero. CSR, float32."""
+    """Scale every cell to 10 000 and take `log1p` (CSR, float32); cells without counts stay zero."""
     values = sp.csr_matrix(values, dtype=np.float64, copy=True)
     totals = np.asarray(values.sum(axis=1)).ravel()
     values.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(values.indptr))
@@ -112,7 +114,7 @@ def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
 
 
 def means(values: sp.csr_matrix, *, power: int = 1) -> NDArray[np.float64]:
-    """Return every gene's mean of a power of its values, of those above zero, `(genes,)`; in double precision, a part of the cells at a time."""
+    """Return every gene's mean of a power of its values, `(genes,)`, where zeros stay zero."""
     total = np.zeros(values.shape[1])
     for start in range(0, values.shape[0], N_CELLS_AT_ONCE):
         first, last = values.indptr[[start, min(start + N_CELLS_AT_ONCE, values.shape[0])]]
@@ -132,42 +134,42 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     Raises
     ------
     ValueError
-        If a gene is absent, or occurs twice.
+        If a gene is missing, or occurs twice.
     """
     check_genes(synthetic, genes, name)
     if synthetic.var_names.equals(genes):
         return synthetic
-    if synthetic.isbacked and synthetic.is_view:  # of which anndata makes no other view
+    if synthetic.isbacked and synthetic.is_view:  # anndata cannot make a view of this view
         synthetic = synthetic.to_memory()
     return synthetic[:, genes]
 
 
 def check_genes(cells: AnnData, genes: pd.Index, name: str) -> None:
-    """Raise unless cells have these genes, in any order."""
+    """Raise unless the cells have these genes, in any order."""
     if cells.var_names.equals(genes):
         return
     missing = genes.difference(cells.var_names)
     if len(missing):
         msg = (
-            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}; "
-            f"compare on the common genes: real[:, common], {name}[:, common]."
+            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}. "
+            f"Compare the common genes: real[:, common], {name}[:, common]."
         )
         if len(missing) == len(genes):
             msg = (
                 f"`{name}` and `real_test` have no gene in common: {list(cells.var_names[:3])} and {list(genes[:3])}. "
-                "Bring both to the same kind of name in `var_names`."
+                "Use the same kind of gene names in both `var_names`."
             )
         raise ValueError(msg)
     if not (cells.var_names.is_unique and genes.is_unique):
         msg = (
-            f"`{name}` and the real cells have their genes in another order, and some genes twice, so that it is not clear which belong "
-            "together. Make `var_names` unique, or bring the genes into one order."
+            f"`{name}` and the real cells have different gene orders and duplicate gene names, so they cannot be matched. "
+            "Make `var_names` unique, or use the same order."
         )
         raise ValueError(msg)
 
 
 def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix | NDArray, float | None]:
-    """Return the values, and the base of their logarithms: None for counts."""
+    """Return the values, and the base of their logarithms (None for counts)."""
     if not isinstance(cells, AnnData):
         if layer is not None:
             msg = f"`layer` is {layer!r}, but `{name}` is an array, which has no layers."
@@ -176,25 +178,28 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
     if layer is None:
         layer = COUNTS_LAYER if COUNTS_LAYER in cells.layers else None
     elif layer not in cells.layers:
-        msg = f"`{name}` has no layer {layer!r}; there are {layer_names(cells)}."
+        msg = f"`{name}` has no layer {layer!r}; its layers are {layer_names(cells)}."
         raise KeyError(msg)
     if layer is not None:
         return cells.layers[layer], None
     if cells.X is None:
-        msg = f"`{name}.X` is empty, and there is no layer {COUNTS_LAYER!r}; name the layer with counts: there are {layer_names(cells)}."
+        msg = (
+            f"`{name}` has no `X` and no layer {COUNTS_LAYER!r}. "
+            f"Set `layer` to the layer with counts: one of {layer_names(cells)}."
+        )
         raise ValueError(msg)
     return cells.X, _log_base(cells, name)
 
 
 def _log_base(cells: AnnData, name: str) -> float | None:
-    """Return the base of the logarithms in `X`; None for counts, which whole numbers are whatever ``uns`` says."""
+    """Return the base of the logarithms in `X`; None for counts. Whole numbers are counts, whatever ``uns`` says."""
     if "log1p" not in cells.uns:
         return None
-    found = sp.csr_matrix(cells.X[:N_LOOKED_AT]).data
+    found = sp.csr_matrix(cells.X[:N_CELLS_CHECKED]).data
     if len(found) and not (found % 1).any():
         msg = (
-            f"`{name}.uns['log1p']` says that `X` holds logarithms, but these are whole numbers, and taken as counts. "
-            "Delete `uns['log1p']` if they are."
+            f"`{name}.uns['log1p']` says that `X` holds logarithms, but `X` holds whole numbers. "
+            "They are read as counts; if that is right, delete `uns['log1p']`."
         )
         warn_user(msg)
         return None
@@ -214,40 +219,40 @@ def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> N
         raise ValueError(msg)
     if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
         msg = (
-            f"`{name}` must not hold negative, infinite or missing values. Scaled values (scanpy.pp.scale) do not serve; "
-            "name the layer with counts."
+            f"`{name}` must not hold negative, infinite or missing values. "
+            "If it was scaled (scanpy.pp.scale), set `layer` to the layer with counts."
         )
         raise ValueError(msg)
     if log_base is not None and (largest := matrix.data.max(initial=0)) * np.log(log_base) > LARGEST_LOG1P:
         msg = (
-            f"`{name}.uns['log1p']` says that `X` holds logarithms, but it has values up to {largest:.4g}, which are none. "
-            "Name the layer with counts, or take the logarithm."
+            f"`{name}.uns['log1p']` says that `X` holds logarithms, but it has values up to {largest:.4g}, "
+            "too large for logarithms. Set `layer` to the layer with counts, or take the logarithm."
         )
         raise ValueError(msg)
     if log_base is None and (matrix.data % 1).any():
         msg = (
             f"`{name}` must hold counts (integers), but has values such as {matrix.data[matrix.data % 1 > 0][0]:.4g}. "
-            f"Name the layer with counts, or, if X holds log1p values, set uns['log1p'] = {{}}."
+            f"Set `layer` to the layer with counts, or, if `X` holds log1p values, set uns['log1p'] = {{}}."
         )
         raise ValueError(msg)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One of the sets given, untouched until cells are read.
+    """One of the given sets of cells; nothing is computed until cells are read.
 
     Attributes
     ----------
     name
-        What errors call it.
+        Name of the set in error messages.
     obs_names
         Names of the cells.
     labels
         Groups, `(cells,)`; None without ``groupby``.
     are_counts
-        Whether the cells come as counts, not log-normalised.
+        Whether the values are counts, not log-normalised.
     read
-        Returns some of the cells on their scale, by position, in the order given.
+        Function that returns the cells at given positions on their scale, in the given order.
     """
 
     name: str
@@ -267,10 +272,10 @@ class Source:
         layer: str | None = None,
         scale: Scale | None = None,
     ) -> Source:
-        """Check genes and labels, and read with these genes; real cells must have the layer."""
+        """Check genes and labels, and prepare to read these genes. Real cells must have the layer."""
         check_genes(cells, genes, name)
         labels = None if groupby is None else labels_of(cells, groupby, name=name)
-        # taken once, since a view of an AnnData copies its values on every access
+        # read once, because a view of an AnnData copies its values on every access
         matrix, log_base = matrix_of(cells, layer if name in REAL else layer_of(cells, layer), name)
         columns = None if cells.var_names.equals(genes) else cells.var_names.get_indexer(genes)
 
@@ -285,38 +290,38 @@ class Source:
         return len(self.obs_names)
 
     def chunks(self, rows: NDArray) -> Iterator[Expression]:
-        """Read cells in parts, which bounds the memory of what lies between."""
+        """Read cells in chunks, which bounds the memory needed."""
         for start in range(0, len(rows), CHUNK):
             yield self.read(rows[start : start + CHUNK])
 
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:
-    """Return a layer if the cells have it; generated cells have their counts in `X`."""
+    """Return the layer if the cells have it, else None: generated cells have their counts in `X`."""
     return layer if layer is not None and layer in cells.layers else None
 
 
 def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adata") -> NDArray[np.str_]:
-    """Return a column of `obs` as text, or several joined, one label per cell, `(cells,)`.
+    """Return one label per cell as text, `(cells,)`: a column of `obs`, or several joined.
 
     Raises
     ------
     TypeError
-        If no column is named.
+        If `groupby` is not a column name or a collection of them.
     KeyError
-        If there is no such column.
+        If a column does not exist.
     ValueError
-        If a cell has no label, if `obs` has several columns of this name, or none is named.
+        If `groupby` is empty, a cell has no label, or `obs` has several columns of this name.
     """
     if not isinstance(groupby, str | Collection):
-        msg = f"`groupby` must name a column of `obs` or several, but is {groupby!r}."
+        msg = f"`groupby` must name one or more columns of `obs`, but is {groupby!r}."
         raise TypeError(msg)
     keys = [groupby] if isinstance(groupby, str) else list(groupby)
     if not keys:
-        msg = "`groupby` is empty; name one column of `obs` or several."
+        msg = "`groupby` is empty; name one or more columns of `obs`."
         raise ValueError(msg)
     for key in keys:
         if n_missing := int(obs_column(adata, key, name).isna().sum()):
-            msg = f"`{name}.obs[{key!r}]` has no label for {n_missing} of {adata.n_obs} cells; leave these cells out."
+            msg = f"`{name}.obs[{key!r}]` has no label for {n_missing} of {adata.n_obs} cells; remove these cells."
             raise ValueError(msg)
     return join_labels(adata.obs, keys)
 
@@ -327,19 +332,19 @@ def check_labels(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.str_]
     Raises
     ------
     ValueError
-        If there is not one label per cell.
+        If there is not exactly one label per cell.
     """
-    labels = np.asarray(labels, dtype=object)  # in an array of text, a missing value would be the text "nan"
+    labels = np.asarray(labels, dtype=object)  # as text, a missing value would become "nan"
     if labels.shape != (n_cells,):
         msg = f"`{name}` must have one label for each of {n_cells} cells, but its shape is {labels.shape}."
         raise ValueError(msg)
     if (missing := pd.isna(labels)).any():
-        msg = f"`{name}` has no label for {missing.sum()} of {n_cells} cells; leave these cells out."
+        msg = f"`{name}` has no label for {missing.sum()} of {n_cells} cells; remove these cells."
         raise ValueError(msg)
     return labels.astype(str)
 
 
-#: Points `(cells, features)`, or an AnnData that has them in `obsm`.
+#: Points `(cells, features)`, or an AnnData with points in `obsm`.
 Points: TypeAlias = AnnData | ArrayLike
 
 USE_REP = "X_pca"
@@ -353,9 +358,9 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
     cells
         `(cells, features)`, or AnnData with such an array in `obsm`.
     use_rep
-        Name in `obsm`; not used for an array.
+        Entry of `obsm` to use, for AnnData.
     name
-        What errors call the cells.
+        Name of the cells in error messages.
 
     Returns
     -------
@@ -366,7 +371,7 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
     KeyError
         If `obsm` has no such entry.
     ValueError
-        If there is no cell or feature, or if a value is infinite or missing.
+        If there are no cells or features, or if a value is infinite or missing.
 
     Examples
     --------
@@ -377,7 +382,7 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
         if use_rep not in cells.obsm:
             msg = (
                 f"`use_rep` is {use_rep!r}, which `{name}.obsm` lacks. {known_names(use_rep, list(cells.obsm))} "
-                f"`ComparisonSpace.write(real, synthetic)` puts principal components there."
+                f"`ComparisonSpace.write(real, synthetic)` writes principal components there."
             )
             raise KeyError(msg)
         cells, name = cells.obsm[use_rep], f"{name}.obsm[{use_rep!r}]"
@@ -394,12 +399,15 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
 
 
 def representations(use_rep: str = USE_REP, **given: Points) -> list[NDArray]:
-    """Return sets of cells, given by what errors call them, as points with the same features."""
+    """Return several sets of cells, given by name, as points with the same features."""
     values = {name: representation(cells, use_rep, name) for name, cells in given.items()}
     first, *others = values
     for name in others:
         if values[name].shape[1] != values[first].shape[1]:
-            msg = f"`{first}` has {values[first].shape[1]} features and `{name}` {values[name].shape[1]}; they must be the same."
+            msg = (
+                f"`{first}` has {values[first].shape[1]} features and `{name}` "
+                f"{values[name].shape[1]}; they must have the same."
+            )
             raise ValueError(msg)
     return list(values.values())
 
@@ -410,12 +418,12 @@ def pair_of_expressions(
     layer: str | None,
     names: tuple[str, str] = ("real", "synthetic"),
 ) -> tuple[Expression, Expression]:
-    """Return both sets with the genes of the first in its order.
+    """Return both sets with the genes of the first, in its order.
 
     Raises
     ------
     ValueError
-        If the genes are not the same; those of arrays and :class:`Expression` can only be counted.
+        If the genes differ. For arrays and :class:`Expression`, only their number is checked.
     """
     if isinstance(real, AnnData) and isinstance(synthetic, AnnData):
         synthetic = align_genes(synthetic, real.var_names, name=names[1])
@@ -428,7 +436,7 @@ def pair_of_expressions(
 
 
 def check_same_number_of_genes(n_first: int, n_second: int, names: tuple[str, str] = ("real", "synthetic")) -> None:
-    """Raise unless both sets have as many genes."""
+    """Raise unless both sets have the same number of genes."""
     if n_first != n_second:
         msg = (
             f"`{names[0]}` has {n_first} genes and `{names[1]}` {n_second}; "

@@ -1,4 +1,4 @@
-"""What metrics are measured on, what a metric is, and the rows of a table: who is compared with whom, and what each metric says of it."""
+"""What a metric is, the comparisons that it is measured on, and the rows of the table."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 ALL = "all"
 UNKNOWN = float("nan")
-QUANTILE = 1.959964  # of the normal distribution, for 95 %
+QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 
 
 @dataclass(frozen=True)
 class Draws:
-    """How many cells and draws a table is made of, and the seed that decides them: arguments of :func:`evaluate`."""
+    """The numbers of cells and draws behind a table, and their seed: arguments of :func:`evaluate`."""
 
     max_cells: int
     n_floor: int
@@ -34,10 +34,10 @@ class Draws:
     seed: int
 
     def check(self, min_cells: int) -> None:
-        """Raise where a number makes no sense."""
+        """Raise if a number is not allowed."""
         check_count("max_cells", self.max_cells, least=min_cells)
         check_count("n_floor", self.n_floor, least=0)
-        check_count("seed", self.seed, least=0, most=2**32 - 1)  # as scikit-learn takes it
+        check_count("seed", self.seed, least=0, most=2**32 - 1)  # the range of scikit-learn's seeds
         if check_count("n_bootstrap", self.n_bootstrap, least=0) == 1:
             msg = "`n_bootstrap` is 1; it must be 0 (no interval), or 2 or more."
             raise ValueError(msg)
@@ -50,7 +50,7 @@ class Sample:
     Attributes
     ----------
     expression
-        All genes on the common scale, with total counts where the cells came as counts.
+        All genes on the common scale, with total counts if the cells came as counts.
     pcs
         Principal components, `(cells, components)`.
     labels
@@ -71,15 +71,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Training:
-    """All cells that a model has learned from, as far as memorisation is concerned.
+    """All cells that a model was trained on, as the metrics of memorisation need them.
 
     Attributes
     ----------
     pcs
         Principal components, `(cells, components)`.
     members
-        Principal components of those cells that the components were not chosen on. The others lie further out than cells that a PCA has not
-        seen, which would tell them from held-out cells without any synthetic one.
+        Principal components of the cells that the PCA was not fitted to. A PCA spreads the cells that it was fitted to,
+        which would distinguish them from held-out cells even without any synthetic cell.
     fingerprints
         Hashes of the cells' counts.
     """
@@ -91,22 +91,23 @@ class Training:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Real and synthetic cells, or what plays the synthetic ones.
+    """Two sets of cells to compare: real cells, and synthetic cells or real ones in their place.
 
     Attributes
     ----------
     real, synthetic
-        The two sides: samples, or what the metrics of perturbations (`Profile`) and of pairs of modalities (`Paired`) look at.
+        The two sides: samples, or `Profile` for metrics of perturbations and `Paired` for pairs of modalities.
     genes
-        Positions of the space's genes, by mean expression in the cells that the space was fitted to, highest first.
+        Positions of the space's genes, sorted by mean expression in the cells that the space was fitted to, highest
+        first.
     squared_scale
-        Unit of kernel widths, the same for value, floor and shuffled cells.
+        Unit of the kernel widths, the same for value, floor and shuffled cells.
     training
-        What synthetic cells may have been copied from; None without ``train``.
+        The training cells; None without ``train``.
     control
-        Unperturbed cells, where the sides are perturbed ones.
+        Unperturbed cells, if the two sides are perturbed cells.
     seed
-        For metrics that draw.
+        Seed for metrics that draw random numbers.
     """
 
     real: Sample
@@ -119,7 +120,7 @@ class Comparison:
     _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, function: Callable[[Comparison], T]) -> T:
-        """Return what a function says of this comparison, computed once for all metrics that share it."""
+        """Return the result of a function of this comparison, computed once for all metrics that share it."""
         if function not in self._results:
             self._results[function] = function(self)
         return self._results[function]
@@ -129,16 +130,16 @@ class Comparison:
         return replace(self, real=self.real[real_rows], synthetic=self.synthetic[synthetic_rows], _results={})
 
     def gene_values(self, n_genes: int | None = None) -> list[NDArray[np.float32]]:
-        """Return log-normalised values of the space's genes on both sides, of all or of the most expressed ones, dense, `(cells, genes)`."""
+        """Return dense log-normalised values of both sides, of the space's genes or of the `n_genes` most expressed."""
         genes = np.sort(self.genes[:n_genes])
         return [side.expression.values[:, genes].toarray() for side in (self.real, self.synthetic)]
 
 
-#: Which values are good: small ones, large ones, or those near the floor.
+#: Which values are good: low ones, high ones, or those close to the floor.
 Better: TypeAlias = Literal["lower", "higher", "floor"]
-#: What a metric cannot do without: training cells, labels, total counts, unperturbed cells, several modalities.
+#: What a metric needs: training cells, labels, total counts, unperturbed cells, several modalities.
 Need: TypeAlias = Literal["train", "groups", "counts", "control", "modalities"]
-#: Where a metric is measured: on all cells, within each group, on all modalities together, on each perturbation, on each pair of modalities.
+#: Where a metric is measured: all cells, each group, modalities together, each perturbation, each pair of modalities.
 Scope: TypeAlias = Literal["all", "group", "joint", "perturbation", "pair"]
 
 
@@ -153,25 +154,27 @@ class Metric:
     better
         Which values are good.
     measure
-        The figure of a comparison.
+        Function that returns the figure for a comparison.
     needs
-        What must be given, else the metric is left out.
+        What must be given; otherwise the metric is left out.
     scopes
-        Where it is measured: on all cells, within each group, on the components of all modalities together, on each perturbation, on each pair of modalities.
+        Where it is measured, see `Scope`.
     by_group
-        The figure of every group from a comparison of all cells, for metrics that need the other groups as well.
+        Function that returns the figure of every group from a comparison of all cells, for metrics that need the other
+        groups too.
     scores, summary
-        Where a figure is a summary of one number per cell: the intervals come from drawing these numbers, and nothing is fitted again.
+        For a figure that summarises one number per cell: the function that returns these numbers, and the one that
+        summarises them. The interval then resamples the numbers, and nothing is fitted again.
     bounds
         Smallest and largest possible value.
     min_features
-        Below so many features it means nothing, and is left out of the table of a modality unless asked for.
+        With fewer features the metric has no meaning. It is then left out of a modality's table, unless asked for.
     has_interval
         Whether an interval makes sense.
     slow
-        The floor comes from one draw instead of several.
+        Whether the floor comes from one draw instead of several.
     equal_cells
-        Depends on the number of cells, so that all players must have equally many.
+        Whether the metric depends on the number of cells, so that all players need the same number.
     """
 
     name: str
@@ -191,7 +194,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Half:
-    """Half of the cells of both sides: their positions, and their comparison."""
+    """One half of the cells of both sides: their positions and their comparison."""
 
     real_rows: NDArray[np.intp]
     synthetic_rows: NDArray[np.intp]
@@ -200,18 +203,20 @@ class Half:
 
 @dataclass(frozen=True)
 class Context:
-    """A group, a perturbation, a pair of modalities, or all cells: who plays the synthetic cells there.
+    """All comparisons behind the rows of a group, a perturbation, a pair of modalities, or all cells.
 
     Attributes
     ----------
     names
-        Columns that say what a row is of, such as the group.
+        Columns that identify the rows, such as the group.
     players
-        By column of the table, the comparisons of which the mean stands there: ``value`` for synthetic cells, ``floor`` for other real ones, and so on.
+        For each column of the table, the comparisons that its figure averages: ``value`` for synthetic cells, ``floor``
+        for other real cells in their place, and so on.
     held_out_floors
-        The floors of metrics that look at training cells: both sides are cells that no model has learned from.
+        Floors for the metrics of memorisation: both sides are held-out cells.
     equal_players
-        The players of metrics that depend on the number of cells, with equally many cells each; empty where all `players` have.
+        Players with equal numbers of cells, for metrics that depend on that number; empty if all `players` have equal
+        numbers.
     halves
         Half-samples of ``value``, for the interval.
     """
@@ -223,7 +228,7 @@ class Context:
     halves: Sequence[Half] = ()
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
-        """Return the row of a metric, or that of one group by a metric that measures each group among all others."""
+        """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
         players = self.equal_players if metric.equal_cells and self.equal_players else self.players
         if "train" in metric.needs:
             players = {**players, "floor": self.held_out_floors}
@@ -245,7 +250,7 @@ class Context:
 
 
 def interval(value: float, halves: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return `value` -/+ 1.96 standard deviations of the half-samples around their mean, within the bounds."""
+    """Return `value` plus and minus 1.96 standard deviations of the half-samples, cut at the bounds."""
     known = np.asarray(halves, dtype=float)
     known = known[np.isfinite(known)]
     if len(known) < 2 or not np.isfinite(value):

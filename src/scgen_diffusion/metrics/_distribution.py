@@ -1,4 +1,4 @@
-"""Distances between two sets of points, how far each covers the other, and whether a classifier can tell them apart."""
+"""Distances between two sets of points, how well each covers the other, and whether a classifier can separate them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sklearn.base import ClassifierMixin
 
-#: Kernel widths as multiples of the median squared distance.
+#: Squared kernel widths, as multiples of the median squared distance.
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 class MMDTest(NamedTuple):
-    """A squared maximum mean discrepancy, and how often chance alone gives one as large.
+    """A squared maximum mean discrepancy (MMD) and its permutation p-value.
 
     Parameters
     ----------
     value
-        The unbiased estimate, about 0 for equal distributions.
+        Unbiased estimate of the squared MMD; about 0 for equal distributions.
     p_value
-        Share of permutations with a value at least as large, the data counted as one of them.
+        Share of permutations with a value at least as large. The observed assignment counts as one permutation.
     """
 
     value: float
@@ -42,18 +42,19 @@ class MMDTest(NamedTuple):
 
 
 class Neighbourhoods(NamedTuple):
-    """How two sets lie in each other's nearest-neighbour balls.
+    """How well two sets of cells cover each other, measured by nearest-neighbour balls.
 
     Parameters
     ----------
     precision
-        Share of synthetic cells within some real cell's ball.
+        Share of synthetic cells inside the ball of some real cell.
     recall
-        Share of real cells within some synthetic cell's ball.
+        Share of real cells inside the ball of some synthetic cell.
     density
-        Number of real balls that a synthetic cell lies in, over `k`; 1 on average for equal distributions, more for crowding.
+        Number of real balls that contain a synthetic cell, divided by `k`, averaged over synthetic cells. It is 1 on
+        average for equal distributions, and higher where cells crowd.
     coverage
-        Share of real cells whose ball holds a synthetic cell.
+        Share of real cells whose ball contains a synthetic cell.
     """
 
     precision: float
@@ -65,25 +66,29 @@ class Neighbourhoods(NamedTuple):
 def wasserstein_2(
     real: Points, synthetic: Points, *, max_cells: int = 5_000, seed: int = 0, use_rep: str = USE_REP
 ) -> float:
-    r"""Return the exact 2-Wasserstein distance between two sets of equally weighted points.
+    r"""Measure the distance between real and synthetic cells by optimal transport (exact 2-Wasserstein distance).
 
     .. math:: W_2 = \left( \min_\pi \sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2 \right)^{1/2}
 
-    over the couplings :math:`\pi` of both sets, in the unit of the values, 0 for equal sets. It sees shifts, dropped and invented populations and
-    wrong proportions. Its expectation for equal distributions is far above 0 and falls slowly with the number of cells
-    (as :math:`n^{-1/d}`): compare only figures of equally many cells, beside their floor. In many dimensions cells that are too smooth score below the floor, since the
-    centre is near everything: read it beside recall.
+    over the couplings :math:`\pi` of the two sets. From 0 (identical sets) upwards, in the unit of the values; lower is
+    better.
+
+    *Catches* shifts, lost or invented populations and wrong proportions. *Misses* cells that are too smooth: in many
+    dimensions they score below the floor, because the centre is close to everything. Read it beside recall.
+
+    Even for equal distributions the value is far above 0, and it falls slowly with the number of cells (as
+    :math:`n^{-1/d}`). Compare only figures for equal numbers of cells, beside their floor.
 
     Parameters
     ----------
     real, synthetic
         Points `(cells, features)`, or AnnData.
     max_cells
-        Of a larger set, this many cells are drawn: time grows with the cube of it, memory with the square.
+        Larger sets are subsampled to this many cells. Time grows with the cube of the number, memory with the square.
     seed
-        Decides which cells are drawn.
+        Seed of the subsampling.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -105,13 +110,14 @@ def wasserstein_2(
 def sliced_wasserstein_2(
     real: Points, synthetic: Points, *, n_projections: int = 200, seed: int = 0, use_rep: str = USE_REP
 ) -> float:
-    r"""Return the 2-Wasserstein distance of projections on lines, averaged over random lines: for large sets.
+    r"""Measure the distance between large sets of cells: the 2-Wasserstein distance averaged over random lines.
 
     .. math:: SW_2 = \left( \frac{1}{L} \sum_{l=1}^{L} W_2^2(\theta_l^\top x, \theta_l^\top y) \right)^{1/2}, \quad \lVert \theta_l \rVert = 1
 
-    In the unit of the values, 0 for equal sets; two sets that differ by a shift :math:`v` in :math:`d` dimensions have
-    :math:`\lVert v \rVert / \sqrt d`. It takes `n log n` and depends less on the number of cells than :func:`wasserstein_2`, but is blunt where sets
-    differ in few of many directions. Lines are drawn in orthonormal sets, which spreads them evenly.
+    From 0 (identical sets) upwards, in the unit of the values; lower is better. A shift by :math:`v` in :math:`d`
+    dimensions scores :math:`\lVert v \rVert / \sqrt d`. It takes `n log n` time and depends less on the number of cells
+    than :func:`wasserstein_2`. *Misses* differences in only a few of many directions. The lines are drawn in
+    orthonormal sets, which spreads them evenly.
 
     Parameters
     ----------
@@ -120,9 +126,9 @@ def sliced_wasserstein_2(
     n_projections
         Number of lines.
     seed
-        Decides the lines.
+        Seed of the lines.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     directions = _orthonormal_directions(x.shape[1], n_projections, np.random.default_rng(seed))
@@ -131,7 +137,7 @@ def sliced_wasserstein_2(
 
 
 def median_squared_distance(values: Points, *, use_rep: str = USE_REP) -> float:
-    """Return the median squared distance between different points: the unit of the kernel widths of :func:`squared_mmd`."""
+    """Return the median squared distance between different points: the unit of kernel widths in :func:`squared_mmd`."""
     values = representation(values, use_rep, "values")
     squared = pairwise_distances(values.astype(np.float64), metric="sqeuclidean")
     return float(np.median(squared[np.triu_indices(len(values), 1)]))
@@ -140,23 +146,24 @@ def median_squared_distance(values: Points, *, use_rep: str = USE_REP) -> float:
 def squared_mmd(
     real: Points, synthetic: Points, *, squared_scale: float | None = None, use_rep: str = USE_REP
 ) -> float:
-    r"""Return the unbiased squared maximum mean discrepancy, averaged over five Gaussian kernels.
+    r"""Measure how much two sets of cells differ, with Gaussian kernels (unbiased squared maximum mean discrepancy).
 
     .. math:: \frac{\sum_{i \ne j} k(x_i, x_j)}{m (m - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{n (n - 1)} - \frac{2}{mn} \sum_{ij} k(x_i, y_j),
        \quad k(x, y) = \operatorname{mean}_c \exp \frac{-\lVert x - y \rVert^2}{c s},\ c \in \{1/4, 1/2, 1, 2, 4\}
 
-    About 0, and as often below as above, for equal distributions, at most 2. Its expectation does not depend on the number of cells. It sees
-    shifts and wrong proportions; of small populations and of fine structure well below the kernels' width it sees little.
+    At most 2; about 0 for equal distributions, as often below as above; lower is better. Its expectation does not
+    depend on the number of cells. *Catches* shifts and wrong proportions. *Misses* small populations and structure
+    finer than the kernels.
 
     Parameters
     ----------
     real, synthetic
         Points `(cells, features)`, two or more, or AnnData.
     squared_scale
-        Unit `s` of the kernel widths, a squared distance; the median one between real points if None. Take the same one for every comparison that
-        will be set side by side.
+        Unit `s` of the kernel widths, a squared distance; by default the median between real points. Use the same value
+        for all figures that you compare.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -178,10 +185,11 @@ def mmd_test(
     seed: int = 0,
     use_rep: str = USE_REP,
 ) -> MMDTest:
-    r"""Test whether two sets come from one distribution, by permuting which cell is synthetic.
+    """Test whether two sets of cells come from one distribution, by permuting which cells are synthetic.
 
-    The p-value is `(1 + number of permutations with a value at least as large) / (1 + n_permutations)`: uniform for equal distributions, never below
-    `1 / (1 + n_permutations)`. A small one says that a difference is there, not that it matters; it falls with the number of cells.
+    The p-value is `(1 + number of permutations with a value at least as large) / (1 + n_permutations)`. For equal
+    distributions it is uniform. A small p-value says that there is a difference, not that it matters: it falls as the
+    number of cells grows.
 
     Parameters
     ----------
@@ -192,9 +200,9 @@ def mmd_test(
     squared_scale
         As in :func:`squared_mmd`.
     seed
-        Decides the permutations.
+        Seed of the permutations.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     Returns
     -------
@@ -215,23 +223,22 @@ def mmd_test(
 
 
 def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
-    r"""Return the energy distance between two sets of cells, estimated without bias.
+    r"""Measure how far two sets of cells are apart, from all distances between cells (unbiased energy distance).
 
     .. math:: \frac{2}{mn} \sum_{ij} \lVert x_i - y_j \rVert
         - \frac{1}{m (m - 1)} \sum_{i \ne j} \lVert x_i - x_j \rVert - \frac{1}{n (n - 1)} \sum_{i \ne j} \lVert y_i - y_j \rVert
 
-    It is 0 in expectation exactly if both sets are drawn from the same distribution, and may be slightly negative then; the very same
-    cells on both sides give a negative value. Lower is better. Unit: that of the distance between cells.
+    Lower is better, in the unit of the values. Its expectation is 0 exactly when both sets come from the same
+    distribution, so it can be slightly negative then. Identical sets give a negative value.
 
-    *Catches* differences of mean, spread and shape. *Misses* little in a few dimensions; in many, a difference of the means
-    dominates.
+    *Catches* differences of mean, spread and shape. In many dimensions, a difference of the means dominates.
 
     Parameters
     ----------
     real, synthetic
-        Values, `(cells, features)`, or AnnData; at least two cells each. Best in few dimensions, such as principal components.
+        Points `(cells, features)`, two or more, or AnnData. Use few dimensions, such as principal components.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -252,20 +259,22 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
 
 
 def frechet_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
-    r"""Return the 2-Wasserstein distance between Gaussians with both sets' means and covariances.
+    r"""Compare the means and covariances of two sets of cells (the 2-Wasserstein distance between Gaussians).
 
     .. math:: \left( \lVert \mu_x - \mu_y \rVert^2 + \operatorname{tr}\left( \Sigma_x + \Sigma_y - 2 (\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2} \right) \right)^{1/2}
 
-    In the unit of the values, 0 for equal moments; the Fréchet distances of images (FID) are its square. It never exceeds :func:`wasserstein_2` by
-    more than sampling noise. It sees means, spreads and correlations; whatever leaves the two moments as they are (shuffled cell types, filled gaps between
-    clusters) it misses. Overestimated for fewer cells than features.
+    From 0 (equal moments) upwards, in the unit of the values; lower is better. The Fréchet distance of images (FID) is
+    its square. Up to sampling noise it never exceeds :func:`wasserstein_2`.
+
+    *Catches* wrong means, spreads and correlations. *Misses* whatever leaves both moments unchanged, such as filled
+    gaps between clusters. It is overestimated when there are fewer cells than features.
 
     Parameters
     ----------
     real, synthetic
         Points `(cells, features)`, two or more, or AnnData.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -284,26 +293,27 @@ def frechet_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP)
 def precision_recall_density_coverage(
     real: Points, synthetic: Points, *, k: int = 5, use_rep: str = USE_REP
 ) -> Neighbourhoods:
-    """Return how two sets lie in the balls that reach from each cell to its `k`-th nearest neighbour in its own set.
+    """Measure whether synthetic cells look real (precision, density) and cover all real cells (recall, coverage).
 
-    Precision falls where cells lie outside the real ones, recall and coverage where real populations are left out, density where cells are
-    scattered, and it rises where they crowd. All are about as large for equal distributions as their floor, which is below 1 and depends on the number
-    of cells and features. They see neither proportions (one cell covers a ball as well as ten) nor, recall and precision, single outliers in the reference, whose
-    balls are large.
+    Each cell has a ball that reaches to its `k`-th nearest neighbour in its own set. Precision, recall and coverage run
+    from 0 to 1; higher is better. Density is best near its floor. For equal distributions, precision, recall and
+    coverage are below 1: the floor depends on the number of cells and features.
+
+    *Catches* cells far from real ones (precision falls), lost populations (recall and coverage fall), scattered cells
+    (density falls) and crowded cells (density rises). *Misses* proportions: one cell covers a ball as well as ten.
+    Outliers have large balls, which makes precision and recall too high.
 
     Parameters
     ----------
     real, synthetic
         Points `(cells, features)`, more than `k`, or AnnData.
     k
-        Number of neighbours, the point itself not counted.
+        Number of neighbours, without the cell itself.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
-    References
-    ----------
-    Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative models; Naeem et al. 2020, Reliable
-    fidelity and diversity metrics for generative models.
+    References ---------- Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative
+    models; Naeem et al. 2020, Reliable fidelity and diversity metrics for generative models.
 
     Examples
     --------
@@ -330,14 +340,14 @@ def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
 
 
 def _orthonormal_directions(n_features: int, n_directions: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw unit vectors `(features, directions)`, each run of `n_features` of them orthonormal."""
+    """Draw unit vectors `(features, directions)`; each run of `n_features` of them is orthonormal."""
     n_sets = -(-n_directions // n_features)
     rotations = np.linalg.qr(rng.standard_normal((n_sets, n_features, n_features)))[0]
     return np.concatenate(list(rotations), axis=1)[:, :n_directions]
 
 
 def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]:
-    """Return the mean over Gaussian kernels; each width is half the next one, so that the narrower kernels are squares of the wider ones."""
+    """Return the mean over Gaussian kernels, each of which is the square of the next wider one."""
     kernel = np.exp(squared_distances(x, y) / (-max(BANDWIDTH_FACTORS) * squared_scale))
     total = kernel.copy()
     for _ in BANDWIDTH_FACTORS[1:]:
@@ -351,7 +361,7 @@ def _mean_off_diagonal(kernel: NDArray) -> float:
 
 
 def _mmd_of_assignments(kernel: NDArray, is_real: NDArray) -> NDArray[np.float64]:
-    """Return the squared MMD for every column of 0/1 assignments `(cells, assignments)`; the kernel's diagonal is zero."""
+    """Return the squared MMD of each column of 0/1 assignments `(cells, assignments)`; the kernel's diagonal is 0."""
     m = is_real[:, 0].sum()
     n = len(is_real) - m
     of_real = kernel @ is_real
@@ -401,24 +411,31 @@ class Scores(NamedTuple):
 def classifier_auc(
     real: Points, synthetic: Points, *, classifier: Classifier = "boosting", seed: int = 0, use_rep: str = USE_REP
 ) -> float:
-    """Return the cross-validated area under the ROC curve with which a classifier tells synthetic from real cells.
+    """Measure how well a classifier tells synthetic cells from real ones (cross-validated area under the ROC curve).
 
-    0.5 where it cannot, 1 where it always can. Neighbours fall below 0.5 where each cell is surrounded by the other set more than by its own, as copies are. A
-    line falls below 0.5 where the means of both sets are nearer than chance would have them (such as with equal shares of labels): what it learns of four
-    folds is then the opposite of what the fifth one shows. It sees whatever the classifier can learn, and names no cause. The more cells, the smaller the differences that are found: compare figures of equally many cells.
+    From 0 to 1; 0.5 is perfect (the classifier only guesses), and 1 means that it is always right. Lower is better.
+
+    *Catches* every difference that the classifier can learn. *Misses* the cause: it does not say what is wrong. More
+    cells reveal smaller differences, so compare only figures for equal numbers of cells.
+
+    Values below 0.5 are possible. With ``"neighbours"``, cells may be surrounded by cells of the other set, as copies
+    are. With ``"logistic"``, the means of both sets may be closer than by chance, for example with equal shares of
+    labels. What the classifier learns from four folds is then wrong on the fifth.
 
     Parameters
     ----------
     real, synthetic
         Points `(cells, features)`, five or more, or AnnData.
     classifier
-        ``"boosting"``: gradient boosted trees, the sharpest in most cases. ``"quick_boosting"``: smaller trees, each of whose splits chooses
-        among 30 % of the features; for thousands of genes, where it is as sharp in a third of the time. ``"logistic"``: a linear boundary between standardised features, which sees shifts only;
-        quick. ``"neighbours"``: 15 nearest neighbours, which see local differences in few dimensions.
+        - ``"boosting"``: gradient-boosted trees, usually the most powerful.
+        - ``"quick_boosting"``: smaller trees whose splits choose among 30 % of the features. Meant for thousands of
+          genes.
+        - ``"logistic"``: a linear boundary between standardised features. It is fast and sees only shifts.
+        - ``"neighbours"``: 15 nearest neighbours, which see local differences in few dimensions.
     seed
-        Decides the five folds.
+        Seed of the five folds.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -430,7 +447,10 @@ def classifier_auc(
 def classifier_scores(
     real: Points, synthetic: Points, *, classifier: Classifier = "boosting", seed: int = 0, use_rep: str = USE_REP
 ) -> Scores:
-    """Return every cell's probability to be synthetic, from the fold that did not see it; arguments as in :func:`classifier_auc`."""
+    """Return each cell's predicted probability of being synthetic, from the fold that did not train on it.
+
+    Arguments as in :func:`classifier_auc`.
+    """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     if min(len(x), len(y)) < N_FOLDS:
         msg = f"`real` has {len(x)} cells and `synthetic` {len(y)}; there must be {N_FOLDS} or more of each."
@@ -438,34 +458,36 @@ def classifier_scores(
     values, is_synthetic = np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)])
     folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
     model = _classifier(classifier, n_cells=len(values), seed=seed)
-    # Boosting so few cells is thousands of tiny parallel regions: a second thread gains little, and on a busy machine costs tenfold.
+    # Boosting so few cells runs thousands of tiny parallel regions: more threads gain little and slow a busy machine.
     with threadpool_limits(1, user_api="openmp"):
         probability = cross_val_predict(model, values, is_synthetic, cv=folds, method="predict_proba")[:, 1]
     return Scores(probability[: len(x)], probability[len(x) :])
 
 
 def auc_of_scores(real: NDArray, synthetic: NDArray) -> float:
-    """Return the probability that a synthetic cell's score exceeds a real one's, ties counted half."""
+    """Return the probability that a synthetic cell scores higher than a real one; ties count half."""
     is_synthetic = np.repeat([0, 1], [len(real), len(synthetic)])
     return float(roc_auc_score(is_synthetic, np.concatenate([real, synthetic])))
 
 
 def ilisi(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: str = USE_REP) -> float:
-    r"""Return how well both sets mix locally: the integration score iLISI, scaled to [0, 1].
+    """Measure how well real and synthetic cells mix locally: the integration score iLISI, scaled to [0, 1].
 
-    Around every cell, neighbours are weighted by a Gaussian whose width gives the weights this perplexity; with :math:`p` the weight of the synthetic ones,
-    the effective number of sets is :math:`1 / (p^2 + (1 - p)^2)`, between 1 and 2. The median over cells less 1 is returned: 0 where sets lie apart, nearly 1 where
-    they are mixed (chance alone leaves a few percent). It sees sets apart; a few cells out of place, or a population that is missing, it does not. Meant for equally
-    many cells of both sets.
+    From 0 (the sets lie apart) to nearly 1 (they are mixed; chance leaves it a few per cent below); higher is better.
+    Use equal numbers of cells. *Catches* sets that lie apart. *Misses* a few misplaced cells, or a lost population.
+
+    The neighbours of each cell get Gaussian weights with this perplexity. With the total weight :math:`p` of the
+    synthetic ones, the effective number of sets is :math:`1 / (p^2 + (1 - p)^2)`, between 1 and 2. The score is its
+    median over cells, minus 1.
 
     Parameters
     ----------
     real, synthetic
         Points `(cells, features)`, or AnnData.
     perplexity
-        Effective number of neighbours; three times as many are looked at.
+        Effective number of neighbours. Three times as many neighbours are looked up.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -474,7 +496,10 @@ def ilisi(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: s
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     n_neighbours = int(3 * perplexity)
     if n_neighbours >= len(x) + len(y):
-        msg = f"`perplexity` is {perplexity}, for which there must be more than {n_neighbours} cells, but there are {len(x) + len(y)}."
+        msg = (
+            f"`perplexity` is {perplexity}, which needs more than {n_neighbours} cells, "
+            f"but there are {len(x) + len(y)}."
+        )
         raise ValueError(msg)
     distances, neighbours = NearestNeighbors(n_neighbors=n_neighbours).fit(np.concatenate([x, y])).kneighbors()
     weights = _weights_of_perplexity(distances.astype(np.float64) ** 2, perplexity)
@@ -486,8 +511,8 @@ def _classifier(name: Classifier, *, n_cells: int, seed: int) -> ClassifierMixin
     if name == "boosting":
         return HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=15, random_state=seed)
     if name == "quick_boosting":
-        # On 2 000 genes of 660 pbmc3k cells a side, AUCs of scVI and WBDIT are 0.821 and 0.727, and 0.820 and 0.727 with "boosting" in 3.5 times the time.
-        # Smaller trees that may choose any gene lose power (0.787 and 0.708 with 6 leaves).
+        # On thousands of genes this is about as powerful as "boosting", in a fraction of the time.
+        # Smaller trees that choose among all genes lose power.
         return HistGradientBoostingClassifier(
             max_iter=100, learning_rate=0.15, max_leaf_nodes=8, max_bins=32, max_features=0.3, random_state=seed
         )
@@ -500,12 +525,12 @@ def _classifier(name: Classifier, *, n_cells: int, seed: int) -> ClassifierMixin
 
 
 def _weights_of_perplexity(squared: NDArray[np.float64], perplexity: float) -> NDArray[np.float64]:
-    """Return Gaussian weights `(cells, neighbours)` that sum to 1 and have this perplexity, by bisecting the log precision."""
+    """Return Gaussian weights `(cells, neighbours)` of this perplexity, which sum to 1, by bisecting the precision."""
     relative = squared - squared[:, :1]
     relative /= np.maximum(relative.mean(axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
     def weights(log_precision: NDArray) -> NDArray:
-        unscaled = np.exp(-np.exp(log_precision) * relative)  # of the nearest neighbour 1, the largest
+        unscaled = np.exp(-np.exp(log_precision) * relative)  # 1 for the nearest neighbour, less for the others
         return unscaled / unscaled.sum(axis=1, keepdims=True)
 
     low, high = np.full((len(squared), 1), -20.0), np.full((len(squared), 1), 20.0)

@@ -1,6 +1,6 @@
-"""All metrics in one tidy table, every figure beside its floor: check, draw cells, compare, lay out rows.
+"""All metrics in one tidy table, each figure beside its floor: check the cells, draw, compare, and collect the rows.
 
-Cells are drawn first and put on their scale then, so that nothing is normalised or projected in vain.
+Cells are drawn before they are normalised and projected, so that no work is wasted.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIGURES = ("value", "floor", "shuffled", "low", "high")
-FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and those of other predictions
+FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and one per entry of `others`
 JOIN = "+"
 MIN_CELLS = 50
 MIN_CELLS_PER_PERTURBATION = 2
 MIN_CELLS_PER_GROUP = 30
-MANY_COPIES = 0.2  # without `train`, a third of `real_test` is compared
-N_CELLS_LOOKED_AT = 20
-N_SHARED_LOOKED_AT = 500
+MANY_COPIES = 0.2  # share of copies that gives a warning; without `train`, only a third of `real_test` is compared
+N_CELLS_CHECKED = 20
+N_SHARED_CHECKED = 500
 N_LABELS_NAMED = 5
 FIT_CELLS = 10_000
 CELLS_PER_GROUP = 500
-POOL_FACTOR = 2  # so many times the cells of a comparison are kept of real cells, for draws that differ
+POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 GENES_AT_ONCE = 1_000
 
 
@@ -78,122 +78,137 @@ def evaluate(
 ) -> pd.DataFrame:
     r"""Compare synthetic cells with real ones in every respect, each figure beside what real cells would score.
 
-    What is given decides what is compared: all cells, and each label of ``groupby``; with ``control``, each perturbation, beside
-    baselines that need no model; of MuData, each modality, all of them together, and each pair.
+    What you pass decides what is compared: all cells, and each label of ``groupby``; with ``control``, each
+    perturbation, beside baselines that need no model; for MuData, each modality, all of them together, and each pair.
 
-    Cells are drawn first (``max_cells``, ``seed``), and only these are normalised. Principal components are chosen on real cells that are
-    compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a comparison have equally many cells, as many
-    as the smallest set allows, because most figures depend on that number.
+    Cells are drawn first (``max_cells``, ``seed``), and only these are normalised. Principal components are fitted to
+    real cells that are compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a
+    comparison have equal numbers of cells, because most figures depend on that number.
 
     Parameters
     ----------
     real_test
-        Real cells that the model has not learned from, 50 or more (150 without ``train``); counts in ``layers["counts"]`` or `X`, or
-        log-normalised values in `X` and ``uns["log1p"]`` (whose ``base`` is respected). Whole numbers are counts, whatever ``uns`` says. An array is taken as counts.
-        Of MuData, the table of a modality is of the cells that have it, and that of all together of the cells that have all.
+        Real cells that the model was not trained on, 50 or more (150 without ``train``): counts in ``layers["counts"]``
+        or `X`, or log-normalised values in `X` with ``uns["log1p"]``. Whole numbers and arrays are read as counts. In
+        MuData, the rows of a modality use the cells that have it, and the joint rows the cells that have all.
     synthetic
-        Cells to judge, 50 or more, with these genes in any order. Where both come as arrays, the genes are taken to be the same.
+        Cells to judge, 50 or more, with the same genes in any order. If both come as arrays, the order must be the same
+        too.
     train
-        Cells that the model has learned from, 100 or more. Without them there are no figures of memorisation. These take ``train`` and
-        ``real_test`` for draws from one distribution: with held-out donors or batches they see the difference between donors, not a leak.
-        With ``control``, the cells of the baselines ``mean_shift`` and ``additive``; their principal components are the space of the distances.
+        Cells that the model was trained on, 100 or more; needed for metrics of memorisation. These assume that
+        ``train`` and ``real_test`` come from one distribution: with held-out donors or batches they measure the
+        difference between donors, not a leak. With ``control``, the baselines ``mean_shift`` and ``additive`` and the
+        principal components come from these cells.
     groupby
-        Column of `obs`, or several (joined by ``|``; within a value it becomes ``\|``), which all sets have: the label that each synthetic cell was asked to
-        have. Adds metrics of labels, and rows for every label that 30 or more of the real cells have. With ``control``, changes are taken
-        against the control cells of the same label; the mean shift is that of all training perturbations in all labels, the additive baseline that of parts in the same label.
+        Column of `obs`, or several (joined by ``|``; a ``|`` inside a value becomes ``\|``), in all sets: the label
+        that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more
+        real cells. With ``control``, changes are taken against control cells of the same label. The mean shift then
+        averages all training perturbations in all labels; the additive baseline adds parts in the same label.
     control
-        Real unperturbed cells; every perturbation in ``real_test`` is judged then, by metrics of perturbations. Where they have a value in ``obs[perturbation_key]``, cells with that value are
-        taken as unperturbed in the other sets too and left out there, as is that part of a name such as ``"KLF1+ctrl"``.
+        Real unperturbed cells. Every perturbation in ``real_test`` is then judged by the metrics of perturbations. If
+        these cells have a value in ``obs[perturbation_key]``, cells with that value count as unperturbed in the other
+        sets too and are left out, and that part of a name such as ``"KLF1+ctrl"`` is ignored.
     perturbation_key
-        Column of `obs` with the perturbation, with ``control``.
+        Column of `obs` with the perturbation; needed with ``control``.
     separator
-        What stands between the names of the parts of a combination of perturbations. Their order does not matter.
+        Text between the parts of a combination of perturbations. The order of the parts does not matter.
     others
-        With ``control``: cells that other methods predict, by the name of the method, such as ``{"latent_arithmetic": cells}``. Each gets a column, measured as `synthetic` is.
+        With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
+        method gets a column, measured like `synthetic`.
     metrics
-        Names of metrics; if None, all that have what they need and mean something.
+        Names of metrics; if None, all that apply.
     layer
-        Layer with the counts of real cells, and of synthetic cells if they have it (generated cells have theirs in `X`). Of MuData, a layer for each modality or one for all.
+        Layer with the counts of real cells, and of synthetic cells if they have it (generated cells have counts in
+        `X`). For MuData, one layer for each modality or one for all.
     scales
-        Of MuData, what the counts of a modality are compared on. All keep zeros.
+        For MuData, the scale on which the counts of a modality are compared. All scales keep zeros.
 
-        - ``"log_normalised"``: the common scale, `log1p` of counts that sum to 10 000 per cell. The default for 500 features or more.
-        - ``"log1p"``: logarithms of counts as they are. The default for fewer features, such as a panel of proteins. With few features, dividing by the cell's total
-          makes the rise of one the fall of all others, and so does a centred log-ratio; real and synthetic cells of one experiment need no such correction, and
-          wrong totals are seen.
-        - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells (of real ones, without them). The
-          default for values of 0 and 1, open chromatin. Its principal components are latent semantic indexing on centred values. The shares of zeros are
-          the frequencies themselves, so that `gene_zero_error` is how far they are off.
+        - ``"log_normalised"``: `log1p` of counts that sum to 10 000 per cell. Default for 500 features or more.
+        - ``"log1p"``: logarithms of the counts as they are. Default for fewer features, such as a panel of proteins.
+          With few features, dividing by the total (or a centred log-ratio) makes all others fall when one rises. Cells
+          of one experiment need no such correction, and without it wrong totals are visible.
+        - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells,
+          or of ``real_test`` without them. Default for values of 0 and 1 (open chromatin). `gene_zero_error` is then
+          the error of the frequencies.
     space
-        Genes and components; must be fitted on cells of none of the sets. All of ``train`` plays the synthetic cells then.
+        Genes and components to use, fitted to cells of none of the sets. All of ``train`` then plays the synthetic
+        cells.
     max_cells
-        Cells of each side that are compared, at most. Time and memory grow with its square, that of optimal transport with its cube. Groups draw
-        500 cells of their own if they have them, so that rare ones keep theirs. Memorisation looks at all of ``train``, in parts; means and
-        variances of perturbations at all cells.
+        Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
+        transport with its cube. Groups draw up to 500 cells of their own, so that rare labels keep their cells. Metrics
+        of memorisation use all of ``train``; means and variances of perturbations use all cells.
     n_floor
-        Draws that a floor is the mean of; one for boosting, which is slow. 0 leaves it out.
+        Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap
-        Half-samples for the interval. 0 leaves it out. Perturbations have no interval.
+        Number of half-samples for the interval. 0 leaves it out. Perturbations have no interval.
     seed
-        Decides every draw: the same seed gives the same table. No global random state is touched.
+        Seed of every draw: the same seed gives the same table. Global random state is not touched.
 
     Returns
     -------
     One row per metric and group, with the columns
 
-    - `metric`, `group`: names; the group ``"all"`` is all cells. A group that synthetic cells lack (or have fewer than 30 of) has rows of NaN.
+    - `metric`, `group`: names; the group ``"all"`` is all cells. A group with fewer than 30 synthetic cells has NaN.
     - `value`: synthetic against real cells.
-    - `floor`: real against real cells, as many: what a perfect model would score. Half of ``train`` plays the synthetic cells, or one half of what is left
-      of ``real_test``; for metrics that look at ``train``, one half of ``real_test`` always. Never cells that the components were chosen on.
-    - `shuffled`: real cells with every gene's values shuffled among the cells of a group (or all cells): right margins, no correlation. A model near this
-      has learned nothing beyond single genes. Total counts stay as they are.
-    - `low`, `high`: 95 % interval of the value for another draw of equally many cells on both sides, from the same model and the same tissue.
-    - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` where the best value is the floor itself.
+    - `floor`: real against as many other real cells: what a perfect model would score. Half of ``train`` plays the
+      synthetic cells, or, without it, part of ``real_test``. For metrics of memorisation, one half of ``real_test`` is
+      compared with the other. Cells that the components were fitted to are never used.
+    - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins, no
+      correlation. A model near this has learned nothing beyond single genes. Total counts are not shuffled.
+    - `low`, `high`: 95 % interval of the value for another draw of equal size, from the same model and the same tissue.
+    - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
     ``attrs["n_cells"]`` maps every group to the number of cells on either side.
 
-    With ``control``, a row per metric, `perturbation` and group. `floor` is the figure of one half of the perturbation's real cells as prediction of the other, the mean over
-    splits (a half has more sampling noise than all predicted cells, so a very good prediction can score slightly better; NaN below four cells). In place of `shuffled` and the interval
-    stand the figures of `no_change`, the control cells; of `mean_shift`, control cells moved by the mean change of all training perturbations; of `additive`, control cells moved by the
-    sum of the changes of the parts (NaN where ``train`` does not allow it); and of ``others`` (NaN where one has fewer than two cells of a perturbation). A model has predicted an
-    effect only where it is better than every baseline, and it is as good as data of this size can tell where it reaches the floor.
+    With ``control``, there is one row per metric, `perturbation` and group. `floor` predicts one half of the
+    perturbation's real cells from the other, averaged over splits (NaN below four cells). A half has more sampling
+    noise than all predicted cells, so a very good prediction can score slightly better. Instead of `shuffled` and the
+    interval there are baselines: `no_change`, the control cells; `mean_shift`, control cells moved by the mean change
+    of all training perturbations; `additive`, control cells moved by the sum of the changes of the parts (NaN if
+    ``train`` lacks a part); and ``others`` (NaN if a method has fewer than two cells of a perturbation). A model has
+    predicted an effect only if it beats every baseline. It is as good as the data can show once it reaches the floor.
 
-    Of MuData, the column `modality` comes first, so that ``table[table["modality"] == "rna"]`` is a table for :func:`~scgen_diffusion.report.verdict` and
-    :func:`~scgen_diffusion.pl.scores`. Rows of all modalities together, such as ``"rna+prot"``, have the metrics that look at components: modalities side by side, each divided by the
-    standard deviation of its first component so that none outweighs the others (multiple factor analysis). They see whether modalities belong together. So do
-    ``cross_correlation_similarity`` and ``cross_correlation_error`` (:func:`cross_modality_correlation`), for each pair of modalities, and within labels where there is
-    ``groupby``; their `shuffled` is real cells with the second modality of another cell. ``attrs["scales"]`` and ``attrs["n_cells"]`` say by modality what was compared.
+    For MuData, the first column is `modality`: ``table[table["modality"] == "rna"]`` is a table for
+    :func:`~scgen_diffusion.report.verdict` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
+    have the metrics in component space, with the modalities side by side, each divided by the standard deviation of its
+    first component so that none dominates (multiple factor analysis). They show whether the modalities belong together.
+    So do ``cross_correlation_similarity`` and ``cross_correlation_error`` (:func:`cross_modality_correlation`) for each
+    pair of modalities; their `shuffled` gives each real cell the second modality of another cell. ``attrs["scales"]``
+    and ``attrs["n_cells"]`` hold the scale and the number of cells by modality.
 
     Raises
     ------
     KeyError
-        If a layer, a column or a modality is absent.
+        If a layer, a column or a modality is missing.
     TypeError
-        If a set is not what the other ones are.
+        If the sets are of different kinds, or an argument has the wrong type.
     ValueError
-        If cells are too few, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of ``train``, arguments do not go together, a
-        perturbation has not been predicted, or a group has no control cells. Of MuData, the message begins with the modality.
+        If there are too few cells, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of
+        ``train``, arguments contradict each other, a perturbation was not predicted, or a group has no control cells.
+        For MuData, the message begins with the modality.
 
-    Notes
-    -----
-    The interval comes from half-samples (McCarthy): half of the cells of each side is drawn without replacement, ``n_bootstrap`` times. For a mean of `n` cells, the
-    variance over half-samples is :math:`s^2 / (n/2) \cdot (1 - 1/2) = s^2 / n`, that of the mean itself; so for every figure that is smooth in
-    the cells, to first order. Their mean is biased (distances grow as cells get fewer) and not used: the interval is
-    :math:`\text{value} \pm 1.96\, \text{SD}`, cut at the metric's bounds. A bootstrap with replacement would not do: repeated cells are each
-    other's neighbours. For AUCs of classifiers, the cells' cross-validated scores are drawn, and no classifier is fitted again.
-    Ten half-samples know the SD to a quarter or so. What another training run would give is not in the interval.
+    Notes ----- The interval uses half-samples (McCarthy): half of the cells of each side is drawn without replacement,
+    ``n_bootstrap`` times. For a mean of `n` cells, the variance over half-samples is
+    :math:`s^2 / (n/2) \cdot (1 - 1/2) = s^2 / n`, that of the mean itself; to first order this holds for every figure
+    that is smooth in the cells. The mean of the half-samples is biased (distances grow as cells get fewer), so the
+    interval is :math:`\text{value} \pm 1.96\, \text{SD}`, cut at the metric's bounds. A bootstrap with replacement
+    would fail, because repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores
+    of the cells are resampled, and no classifier is fitted again. The interval does not include what another training
+    run would change.
 
-    Floors draw real cells at random, labels included. Synthetic cells that were asked for with the very labels of ``real_test`` have no such
-    scatter of labels: in small sets this favours them by a few per cent (4 % of `w2` with 140 cells of ten types).
+    Floors draw real cells at random, labels included. Synthetic cells generated with exactly the labels of
+    ``real_test`` lack this scatter of labels, which favours them slightly in small sets.
 
-    Without ``groupby``, `within_label_correlation` looks at correlations among all cells, differences between cell types included.
+    Without ``groupby``, `within_label_correlation` uses correlations among all cells, including differences between
+    cell types.
 
-    cell-eval calls ``mean_change_correlation`` ``pearson_delta``, ``mean_change_error`` ``mae``, ``de_overlap`` ``overlap_at_N`` and ``de_direction``
-    ``de_direction_match``.
+    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae``, ``de_overlap`` is
+    ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``.
 
     References
     ----------
-    Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Escofier and Pagès 1994, Multiple factor analysis (AFMULT package).
+    Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Escofier and Pagès 1994, Multiple factor
+    analysis (AFMULT package).
 
     Examples
     --------
@@ -223,25 +238,28 @@ def evaluate(
         raise TypeError(msg)
     is_multimodal = any(isinstance(cells, MuData) for cells in sets.values())
     if is_multimodal and (control is not None or space is not None):
-        msg = "`control` and `space` are for cells of one modality, but there is MuData; give one modality of each set, such as mdata['rna']."
+        msg = (
+            "`control` and `space` need cells of one modality, but found MuData. "
+            "Pass one modality of each set, such as mdata['rna']."
+        )
         raise ValueError(msg)
     if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
-        msg = "`scales`, and `layer` by modality, are for MuData, but no set is one."
+        msg = "`scales`, and `layer` by modality, are only for MuData, but no set is a MuData."
         raise ValueError(msg)
     if (control is None) != (perturbation_key is None) or (others and control is None):
-        msg = "Perturbations are judged with `control` and `perturbation_key`, both; `others` goes with these."
+        msg = "Perturbations need both `control` and `perturbation_key`, and `others` needs these two."
         raise ValueError(msg)
 
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
         if not isinstance(others, Mapping | None):
-            msg = f"`others` must be a dict of AnnData by the name of the method, but is {type(others).__name__}."
+            msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
             raise TypeError(msg)
         leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
         for name in others or {}:
             if name in {*leading, *FIGURES_OF_PERTURBATIONS, *given, "better"}:
-                msg = f"`others` has the name {name!r}, which is a name of the table or of another set of cells; choose another one."
+                msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
                 raise ValueError(msg)
         wanted = choose_metrics(names, "perturbation", {"control"})
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
@@ -306,7 +324,10 @@ def _evaluate_modalities(
             read = partial(joint_sources, paired, reference, fitted, layers, keys)
             judge(JOIN.join(modalities), read, "joint")
         else:
-            msg = f"Modalities are not judged together: {n_paired} cells of a set have all of {modalities}; there must be {MIN_CELLS} or more."
+            msg = (
+                f"Modalities are not judged together: only {n_paired} cells of a set have all of {modalities}; "
+                f"{MIN_CELLS} are needed."
+            )
             warn_user(msg)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
         found = cross_modality_correlation(
@@ -327,39 +348,39 @@ def _evaluate_modalities(
     return table
 
 
-# --- what is asked of the sets, before any long work ------------------------------------------------------------------
+# --- checks of the sets, before any long computation ------------------------------------------------------------------
 
 _NEEDS = {
-    "train": "`train`, the cells that the model has learned from",
+    "train": "`train`, the cells that the model was trained on",
     "groups": "`groupby`, a column of `obs`",
     "counts": "counts in all sets, not log-normalised values",
     "control": "`control`, unperturbed cells",
-    "modalities": "MuData, cells of several modalities",
+    "modalities": "MuData with several modalities",
 }
 
 
 def choose_metrics(
-    names: Collection[str] | None, scope: Scope, there: Collection[Need], n_features: float = np.inf
+    names: Collection[str] | None, scope: Scope, available: Collection[Need], n_features: float = np.inf
 ) -> list[Metric]:
-    """Return the entries asked for, in the order of the catalogue; of all entries, those that have what they need and mean something.
+    """Return the requested metrics, in the order of the catalogue; without a request, all that apply.
 
     Raises
     ------
     ValueError
-        If a metric was asked for and lacks what it needs, or is measured of other things.
+        If a requested metric lacks what it needs, or does not apply here.
     """
     if names is None:
         metrics = [
             metric for metric in CATALOGUE.values() if scope in metric.scopes and n_features >= metric.min_features
         ]
-        return [metric for metric in metrics if set(metric.needs) <= set(there)]
+        return [metric for metric in metrics if set(metric.needs) <= set(available)]
     metrics = [metric for name, metric in CATALOGUE.items() if name in names]
     for metric in metrics:
-        if missing := [need for need in metric.needs if need not in there]:
+        if missing := [need for need in metric.needs if need not in available]:
             msg = f"`metrics` asks for {metric.name!r}, which needs {_NEEDS[missing[0]]}."
             raise ValueError(msg)
         if scope not in metric.scopes:
-            msg = f"`metrics` asks for {metric.name!r}, which is not measured of perturbations; leave `control` out."
+            msg = f"`metrics` asks for {metric.name!r}, which does not apply to perturbations; leave `control` out."
             raise ValueError(msg)
     return metrics
 
@@ -370,22 +391,22 @@ def read_sources(
     layer: str | None,
     scale: Scale | None = None,
 ) -> dict[str, Source]:
-    """Check the sets one by one; arrays are counts."""
+    """Check each set on its own; arrays are counts."""
     sources, genes = {}, None
     for name, cells in sets.items():
         if not isinstance(cells, AnnData):
             if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
-                msg = f"`{name}` must be AnnData or counts of shape (cells, genes), but is {type(cells).__name__}."
+                msg = f"`{name}` must be an AnnData or counts of shape (cells, genes), but is {type(cells).__name__}."
                 raise TypeError(msg)
             check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
             cells = AnnData(sp.csr_matrix(cells))
-        # one half of `train` fits the space, the other plays the synthetic cells; without it `real_test` does all three
+        # one half of `train` fits the space, the other plays the synthetic cells; else `real_test` is split in three
         n_parts = {"train": 2, "synthetic": 1}.get(name, 1 if "train" in sets else 3)
         if cells.n_obs < n_parts * MIN_CELLS:
-            hint = "; it is split in three where there is no `train`" if n_parts == 3 else ""
+            hint = "; it is split in three if there is no `train`" if n_parts == 3 else ""
             msg = f"`{name}` has {cells.n_obs} cells; there must be {n_parts * MIN_CELLS} or more{hint}."
             raise ValueError(msg)
-        genes = cells.var_names if genes is None else genes  # those of `real_test`, the first
+        genes = cells.var_names if genes is None else genes  # `real_test` comes first
         sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
     return sources
 
@@ -394,33 +415,36 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
     """Check the values, and the sets against each other."""
     real = sources["real_test"]
     for name, source in sources.items():
-        source.read(np.arange(min(N_CELLS_LOOKED_AT, len(source))))  # raises where values are not what they should be
+        source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
         if source.labels is not None and (source.labels == ALL).any():
-            msg = f"`groupby` gives the label {ALL!r} to cells of `{name}`, which is what the table calls all cells; rename it."
+            msg = (
+                f"`groupby` gives cells of `{name}` the label {ALL!r}, "
+                "the table's name for all cells; rename the label."
+            )
             raise ValueError(msg)
         if source.labels is not None and not np.isin(source.labels, real.labels).any():
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
-            msg = f"No cell of `{name}` has a label that a cell of `real_test` has: {found} and {known}. Bring both to the same names."
+            msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
     if "train" not in sources:
         return
     if _share_of_same_cells(sources["train"], real) > 0.5:
         msg = (
             "`real_test` has cells of `train`: the same `obs_names` with the same values. "
-            "Give cells that the model has not learned from, or leave `train` out."
+            "Pass cells that the model was not trained on, or leave `train` out."
         )
         raise ValueError(msg)
     if _share_of_same_cells(sources["train"], sources["synthetic"]) > 0.5:
         msg = (
             "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
-            "Figures of their quality say nothing; those of memorisation will show it."
+            "Only the metrics of memorisation mean something here."
         )
         warn_user(msg)
 
 
 def _share_of_same_cells(first: Source, second: Source) -> float:
-    """Return the share of cells of the same name that have the same values, among the first few."""
-    shared = first.obs_names.intersection(second.obs_names)[:N_SHARED_LOOKED_AT]
+    """Return the share of equally named cells with equal values, among the first few."""
+    shared = first.obs_names.intersection(second.obs_names)[:N_SHARED_CHECKED]
     if not len(shared):
         return 0.0
     values = []
@@ -444,14 +468,15 @@ class Pool:
     sample
         The cells.
     n_of_all
-        The first so many are a random draw of all cells; the rest was added for groups that have few among these.
+        The first `n_of_all` cells are a random draw from all cells. The rest was added for groups with few cells among
+        these.
     """
 
     sample: Sample
     n_of_all: int
 
     def positions(self, group: str | None) -> NDArray[np.intp]:
-        """Return the positions of a group's cells (None: of all), any first so many of which are a random draw."""
+        """Return the positions of a group's cells (None: of all). Any first few of them are a random draw."""
         if group is None:
             return np.arange(self.n_of_all)
         return np.flatnonzero(self.sample.labels == group)[: POOL_FACTOR * CELLS_PER_GROUP]
@@ -459,20 +484,20 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pools:
-    """All cells that a table is made of.
+    """All cells behind a table.
 
     Attributes
     ----------
     real, synthetic
-        The cells that are compared.
+        The cells to compare.
     floor
-        Real cells that play the synthetic ones; None where one half of `real` plays them.
+        Real cells that play the synthetic ones; None if one half of `real` plays them.
     space
         Genes and components.
     training
-        What synthetic cells may have been copied from; None without ``train``.
+        The training cells; None without ``train``.
     n_cells
-        Cells on either side of a comparison of all cells.
+        Number of cells on either side in a comparison of all cells.
     """
 
     real: Pool
@@ -495,18 +520,18 @@ def compare_cells(
     """Return the rows of all cells and of each group, and the number of cells on either side of each."""
     _check_sources(sources)
     has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
-    there = {"groups"} if has_groups else set()
-    there |= {"train"} if has_train else set()
-    there |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
-    wanted = choose_metrics(names, scope, there, n_features)
+    available = {"groups"} if has_groups else set()
+    available |= {"train"} if has_train else set()
+    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
+    wanted = choose_metrics(names, scope, available, n_features)
     pools = draw_pools(sources, space, draws, with_training=any("train" in metric.needs for metric in wanted))
 
     of_all = make_context(pools, None, draws)
     if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
-        msg = "The cells of `real_test` are all the same; there is nothing to compare with."
+        msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)
-    _warn_of_real_cells(of_all)
-    n_sides = 2 if pools.floor is None else 1  # of real cells, where one half plays the synthetic ones
+    _warn_about_copies(of_all)
+    n_sides = 2 if pools.floor is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = _frequent(pools.real, n_sides * MIN_CELLS_PER_GROUP)
     contexts = {group: make_context(pools, group, draws) for group in groups}
     groups_of_either = {*groups, *_frequent(pools.synthetic, MIN_CELLS_PER_GROUP)}
@@ -530,14 +555,14 @@ def compare_cells(
     return rows, n_cells
 
 
-def _warn_of_real_cells(context: Context) -> None:
-    """Warn where synthetic cells are the held-out ones; cells with hardly any counts are equal by chance, as the floor says."""
+def _warn_about_copies(context: Context) -> None:
+    """Warn if synthetic cells are held-out cells, other than by chance (cells with few counts can be equal)."""
     compared = [*context.players["value"], *context.players["floor"][:1]]
     share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
     if share - sum(usual) > MANY_COPIES:
         msg = (
-            f"{share:.0%} of the cells in `synthetic` that were compared are cells of `real_test`, count by count: these figures say nothing of a model. "
-            "Were files mixed up?"
+            f"{share:.0%} of the compared cells in `synthetic` are exact copies of cells in `real_test`, "
+            "so the figures say nothing about a model. Did you mix up files?"
         )
         warn_user(msg)
 
@@ -552,12 +577,12 @@ def _frequent(pool: Pool, n_cells: int) -> list[str]:
 def draw_pools(
     sources: Mapping[str, Source], space: ComparisonSpace | None, draws: Draws, *, with_training: bool
 ) -> Pools:
-    """Choose who fits the space, who plays the synthetic cells, and draw."""
+    """Choose the cells that fit the space and those that play the synthetic cells, and draw."""
     real, synthetic, train = sources["real_test"], sources["synthetic"], sources.get("train")
     rng = np.random.default_rng([draws.seed, 0])
     source = real if train is None else train
     rest = rng.permutation(len(source))
-    if space is None:  # fitted to cells that are compared with nothing
+    if space is None:  # fit it to cells that are compared with nothing
         fitted, rest = np.split(rest, [len(rest) // (3 if train is None else 2)])
         space = ComparisonSpace.fit(_stacked([*source.chunks(fitted[:FIT_CELLS])]), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
@@ -578,7 +603,7 @@ def draw_pools(
 def _draw(
     source: Source, rows: NDArray, space: ComparisonSpace, n_cells: int, n_per_group: int, rng: np.random.Generator
 ) -> Pool:
-    """Draw so many of these cells, and of every group so many if it has them."""
+    """Draw this many of these cells, and up to this many of every group."""
     rows = rng.permutation(rows)
     drawn = np.arange(len(rows)) < n_cells
     n_of_all = int(drawn.sum())
@@ -609,7 +634,7 @@ def _stacked(parts: list[Expression]) -> Expression:
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:
-    """Draw the comparisons of a group (None: of all cells); None where a side has too few cells."""
+    """Draw the comparisons of a group (None: of all cells). Return None if a side has too few cells."""
     real, synthetic = pools.real.positions(group), pools.synthetic.positions(group)
     others = real[len(real) // 2 :] if pools.floor is None else pools.floor.positions(group)
     has_others = len(others) >= MIN_CELLS_PER_GROUP
@@ -657,7 +682,7 @@ def _half(comparison: Comparison, rng: np.random.Generator) -> Half:
 
 
 def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:
-    """Shuffle every gene's values among the cells of a group, or among all cells without groups: right margins, no correlation."""
+    """Shuffle every gene's values among the cells of a group, or among all cells without groups."""
     values = sample.expression.values
     labels = np.zeros(len(sample)) if sample.labels is None else sample.labels
     parts = []

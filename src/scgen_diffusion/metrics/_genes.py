@@ -1,4 +1,4 @@
-"""Genes: means, variances, zeros, correlations, total counts, and the markers that set labels apart."""
+"""Metrics of genes: means, variances, zeros, correlations, total counts, and marker genes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ._cells import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-MIN_VARIANCE = 1e-8  # stands for none: below what one count in a million cells gives
-TREND_SHARE = 20  # the trend is a running median over one in so many genes
+MIN_VARIANCE = 1e-8  # treated as no variance: less than one count in a million cells
+TREND_SHARE = 20  # the trend is a running median over one twentieth of the genes
 
 
 def gene_statistics(cells: Cells | Expression, *, layer: str | None = None) -> pd.DataFrame:
@@ -47,8 +47,8 @@ def gene_statistics(cells: Cells | Expression, *, layer: str | None = None) -> p
 
     Returns
     -------
-    A row per gene, with the columns `mean` and `variance` of log-normalised values (natural logarithms; their square) and
-    `zero_fraction`, from 0 to 1. The index holds the genes' names, or their positions where the cells have no names.
+    A row per gene: `mean` and `variance` of log-normalised values (natural logarithms), and `zero_fraction` from 0 to
+    1. The index holds the gene names, or positions if the cells have no names.
     """
     values = expression_of(cells, layer=layer).values
     names = cells.var_names if isinstance(cells, AnnData) else pd.RangeIndex(values.shape[1])
@@ -59,15 +59,16 @@ def gene_statistics(cells: Cells | Expression, *, layer: str | None = None) -> p
 def gene_profile_errors(
     real: Cells | Expression, synthetic: Cells | Expression, *, layer: str | None = None
 ) -> dict[str, float]:
-    r"""Return how far the genes' means, variances and shares of zeros are from the real ones.
+    r"""Measure how far the genes' means, variances and shares of zeros are from the real ones.
 
     .. math:: \frac{1}{G} \sum_g |s_g - s_g'|, \qquad s \in \{m, v, z\}
 
-    with the statistics of :func:`gene_statistics`; from 0, where all genes agree, upwards (at most 1 for zeros). Lower is better.
+    with the statistics of :func:`gene_statistics`. From 0 (all genes agree) upwards, at most 1 for zeros; lower is
+    better.
 
-    *Catches* shifted genes, dropout added or missing, cells without their spread (all like the mean), and wrong scaling of some
-    genes against others. *Misses* everything between genes: shuffling each gene over the cells changes none of the three. A wrong
-    total count changes the zeros only. Many genes that are hardly expressed make the mean error small.
+    *Catches* shifted genes, missing or added dropout, cells that lack spread, and genes scaled wrongly against others.
+    *Misses* everything between genes: shuffling each gene over the cells changes nothing. A wrong total count changes
+    only the zeros. Many barely expressed genes make the mean error small.
 
     Parameters
     ----------
@@ -86,17 +87,18 @@ def gene_profile_errors(
 
 
 def mean_variance_error(real: Cells | Expression, synthetic: Cells | Expression, *, layer: str | None = None) -> float:
-    r"""Return by how much the genes' variances differ at equal mean, in decimal logarithms.
+    r"""Measure whether genes are as noisy as real genes of the same mean expression.
 
     .. math:: \operatorname{median}_g \Bigl| \log_{10} \frac{v_g'}{T(m_g')} - \log_{10} \frac{v_g}{T(m_g)} \Bigr|
 
-    with mean :math:`m_g` and variance :math:`v_g` of a gene's log-normalised values in real cells, :math:`m_g'` and :math:`v_g'`
-    in synthetic cells, and the trend :math:`T`, a running median of the real genes' variances along their means. Genes that do not
-    vary in real cells are left out. From 0 upwards: 0.3 is a factor of two, for half of the genes or more. Lower is better.
+    with mean :math:`m_g` and variance :math:`v_g` of a gene's log-normalised values in real cells, :math:`m_g'` and
+    :math:`v_g'` in synthetic cells, and the trend :math:`T`, a running median of the real variances along the means.
+    Genes that do not vary in real cells are left out. From 0 upwards; lower is better; 0.3 means a factor of two for
+    half of the genes or more.
 
-    *Catches* noise that does not belong to the expression level: cells too smooth (decoded means instead of draws), too much or
-    too little overdispersion. *Misses* shifted means, which it corrects for on purpose, everything between genes, and what happens
-    to fewer than half of the genes.
+    *Catches* noise that does not fit the expression level: cells that are too smooth (decoded means instead of draws),
+    too much or too little overdispersion. *Misses* shifted means, which it corrects for, everything between genes, and
+    errors in fewer than half of the genes.
 
     Parameters
     ----------
@@ -107,11 +109,12 @@ def mean_variance_error(real: Cells | Expression, synthetic: Cells | Expression,
 
     Returns
     -------
-    The error; NaN where no gene varies in real cells.
+    The error; NaN if no gene varies in real cells.
 
     References
     ----------
-    The relation itself: Brennecke et al. 2013, Accounting for technical noise in single-cell RNA-seq experiments.
+    Brennecke et al. 2013, Accounting for technical noise in single-cell RNA-seq experiments (the mean-variance
+    relation).
     """
     of_real, of_synthetic = map(gene_statistics, pair_of_expressions(real, synthetic, layer))
     vary = (of_real["variance"] > MIN_VARIANCE).to_numpy()
@@ -133,24 +136,24 @@ def _log_variances(statistics: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def gene_correlations(values: NDArray, labels: ArrayLike | None = None) -> NDArray[np.float64]:
-    r"""Return the correlations between genes that are left when every label's mean is taken away.
+    r"""Return the correlations between genes that remain after subtracting every label's mean.
 
     .. math:: r_{gh} = \frac{\sum_i e_{ig}\, e_{ih}}{\sqrt{\sum_i e_{ig}^2\, \sum_i e_{ih}^2}}, \qquad
         e_{ig} = y_{ig} - \bar y_{g, \text{label of } i}
 
-    Without labels, differences between cell types make most of the correlations; with labels, what is left is how genes move
-    together within a type. A gene that does not vary has correlation 0 with every other.
+    Without labels, differences between cell types cause most of the correlations. With labels, what remains is how
+    genes vary together within a type. A constant gene has correlation 0 with every other.
 
     Parameters
     ----------
     values
-        Log-normalised values, dense, `(cells, genes)`. Choose a few hundred genes: the result grows as their square.
+        Log-normalised values, dense, `(cells, genes)`. Use a few hundred genes: the result grows with their square.
     labels
-        Labels of the cells, `(cells,)`; None takes away one mean over all cells.
+        Labels of the cells, `(cells,)`; None subtracts the mean over all cells.
 
     Returns
     -------
-    Correlations from -1 to 1, `(genes * (genes - 1) / 2,)`, the pairs in the order of :func:`numpy.triu_indices`.
+    Correlations from -1 to 1, `(genes * (genes - 1) / 2,)`, with the pairs in the order of :func:`numpy.triu_indices`.
     """
     labels = np.zeros(len(values), int) if labels is None else check_labels(labels, len(values), "labels")
     residuals = unit_residuals(values, labels)
@@ -158,7 +161,7 @@ def gene_correlations(values: NDArray, labels: ArrayLike | None = None) -> NDArr
 
 
 def unit_residuals(values: NDArray, labels: NDArray) -> NDArray[np.float64]:
-    """Return values less their label's mean, of length 1 over cells, so that products are correlations; zeros for what does not vary."""
+    """Return values minus their label's mean, scaled to length 1 over cells, so that products are correlations."""
     residuals = np.array(values, dtype=np.float64)
     for label in np.unique(labels):
         residuals[labels == label] -= residuals[labels == label].mean(axis=0)
@@ -172,29 +175,30 @@ def gene_correlation_similarity(
     real_labels: ArrayLike | None = None,
     synthetic_labels: ArrayLike | None = None,
 ) -> float:
-    r"""Return how alike the gene-gene correlations are: Pearson's correlation of the correlations.
+    r"""Measure whether the same genes vary together: Pearson's correlation of the gene-gene correlations.
 
     .. math:: \operatorname{corr}_{g < h} \bigl( r_{gh}, r_{gh}' \bigr)
 
-    with :func:`gene_correlations` of real and of synthetic cells. From -1 to 1; higher is better. It does not reach 1 even for new
-    real cells, since correlations between sparse genes are noisy: read it beside its floor.
+    with :func:`gene_correlations` of real and synthetic cells. From -1 to 1; higher is better. Correlations between
+    sparse genes are noisy, so even new real cells do not reach 1: read it beside its floor.
 
-    *Catches* genes shuffled over cells, genes drawn independently, programmes lost or made up. *Misses* how strong the correlations
-    are (all halved: still 1), and everything about single genes: means, variances, zeros.
+    *Catches* genes that are shuffled or drawn independently, and lost or invented gene programmes. *Misses* the
+    strength of the correlations (all halved still scores 1), and everything about single genes: means, variances,
+    zeros.
 
     Parameters
     ----------
     real_values, synthetic_values
-        Log-normalised values of the same, few hundred, genes, dense, `(cells, genes)`.
+        Log-normalised values of the same few hundred genes, dense, `(cells, genes)`.
     real_labels, synthetic_labels
         Labels of the cells, to look within labels; None on both sides looks at all cells together.
 
     Returns
     -------
-    The similarity; 0 where one side has no correlations at all.
+    The similarity; 0 if one side has no correlations at all.
     """
     if (real_labels is None) != (synthetic_labels is None):
-        msg = "Give `real_labels` and `synthetic_labels`, or neither; found just one of them."
+        msg = "Pass both `real_labels` and `synthetic_labels`, or neither; found only one of them."
         raise ValueError(msg)
     check_same_number_of_genes(np.shape(real_values)[1], np.shape(synthetic_values)[1])
     return correlation(
@@ -205,15 +209,15 @@ def gene_correlation_similarity(
 def library_size_ks(
     real: Cells | Expression | ArrayLike, synthetic: Cells | Expression | ArrayLike, *, layer: str | None = None
 ) -> float:
-    r"""Return the Kolmogorov-Smirnov statistic between the total counts of real and synthetic cells.
+    r"""Measure how far the total counts of synthetic cells are from real ones (Kolmogorov-Smirnov statistic).
 
     .. math:: \sup_l |F(l) - F'(l)|
 
-    with the shares :math:`F` and :math:`F'` of cells that have at most :math:`l` counts. From 0 to 1; lower is better. Two sets of
-    :math:`n` real cells have about :math:`0.87 \sqrt{2 / n}` by chance.
+    with the shares :math:`F` and :math:`F'` of cells that have at most :math:`l` counts. From 0 (equal) to 1; lower is
+    better. By chance, two sets of :math:`n` real cells score about :math:`0.87 \sqrt{2 / n}`.
 
-    *Catches* totals too large, too small, too alike or too spread. *Misses* everything else: which genes the counts are from, and
-    whether large cells are of the right type (look at each label for that).
+    *Catches* totals that are too large, too small, too similar or too spread out. *Misses* everything else: which genes
+    the counts belong to, and whether the large cells have the right type (look at each label for that).
 
     Parameters
     ----------
@@ -224,7 +228,7 @@ def library_size_ks(
 
     Returns
     -------
-    The statistic; NaN where cells came log-normalised, which have lost their totals.
+    The statistic; NaN if the cells came log-normalised, because their totals are lost.
     """
     sizes = [
         expression_of(cells, layer=layer, name=name).library_sizes
@@ -238,14 +242,14 @@ def library_size_ks(
 
 
 def correlation(a: NDArray, b: NDArray) -> float:
-    """Return Pearson's correlation; 0 where one side is constant."""
+    """Return Pearson's correlation; 0 if one side is constant."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
 
 
-MIN_CELLS = 10  # of a label on a side, for its markers to be compared
-NEXT_TO_NOTHING = 1e-12  # standard errors below this come from rounding
+MIN_CELLS = 10  # cells of a label on each side that comparing its markers needs
+ROUNDING_ERROR = 1e-12  # squared standard errors below this come from rounding
 
 
 @dataclass(frozen=True)
@@ -255,11 +259,12 @@ class GroupDifferences:
     Attributes
     ----------
     n_cells
-        Cells of each label.
+        Number of cells of each label.
     scores
-        Welch's t, labels in rows and genes in columns; NaN for labels with fewer than two cells, or with all but one.
+        Welch's t, with labels in rows and genes in columns; NaN for labels with fewer than two cells, or fewer than two
+        others.
     changes
-        Log fold changes to the base 2, likewise.
+        Log2 fold changes, in the same layout.
     """
 
     n_cells: pd.Series
@@ -267,45 +272,45 @@ class GroupDifferences:
     changes: pd.DataFrame
 
     def has_scores(self, label: str) -> bool:
-        """Say whether there are cells with the label and cells without."""
+        """Return whether there are enough cells with the label and without it."""
         return bool(np.isfinite(self.scores.loc[label]).all())
 
     def top(self, label: str, n_genes: int) -> NDArray[np.intp]:
-        """Return the positions of a label's first marker genes, best first."""
+        """Return the positions of a label's top marker genes, best first."""
         return np.argsort(-self.scores.loc[label].to_numpy(), kind="stable")[:n_genes]
 
 
 def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str | None = None) -> pd.DataFrame:
     r"""Return every label's marker genes: those most clearly higher in its cells than in all others.
 
-    Genes are ranked by Welch's t between the label's cells (:math:`a`) and all others (:math:`b`), as scanpy's
-    `rank_genes_groups(method="t-test")` does; the log fold change is that of mean expression, with one count in 10 000 added:
+    Genes are ranked by Welch's t between the label's cells (:math:`a`) and all others (:math:`b`), as in scanpy's
+    `rank_genes_groups(method="t-test")`. The log fold change compares mean expression, with one count in 10 000 added:
 
     .. math:: t_g = \frac{m_{ag} - m_{bg}}{\sqrt{s_{ag}^2 / n_a + s_{bg}^2 / n_b}}, \qquad
         \text{change}_g = \log_2 \frac{1 + \operatorname{mean}_a (e^{y_g} - 1)}{1 + \operatorname{mean}_b (e^{y_g} - 1)}
 
-    with mean :math:`m` and unbiased variance :math:`s^2` of log-normalised values :math:`y`. The added count keeps changes of genes
-    that are hardly expressed near 0, where they would be infinite.
+    with mean :math:`m` and unbiased variance :math:`s^2` of log-normalised values :math:`y`. The added count keeps the
+    changes of barely expressed genes finite and close to 0.
 
     Parameters
     ----------
     cells
-        Cells with a label in `obs`; left as they are.
+        Cells with a label in `obs`; they are not changed.
     groupby
         Column of `obs` with the labels.
     n_genes
-        Markers per label; fewer where there are fewer genes.
+        Markers per label; fewer if there are fewer genes.
     layer
         Layer with the counts.
 
     Returns
     -------
-    A row per marker, best first within each label: `label`, `rank` (from 1), `gene`, `score` (Welch's t), `log_fold_change`.
-    Labels with fewer than two cells, or with all cells, have no rows.
+    A row per marker, best first within each label: `label`, `rank` (from 1), `gene`, `score` (Welch's t),
+    `log_fold_change`. Labels with fewer than two cells, or fewer than two other cells, have no rows.
 
     See Also
     --------
-    marker_agreement : the same genes in real and synthetic cells?
+    marker_agreement : compare the markers of real and synthetic cells.
     """
     labels = labels_of(cells, groupby, name="cells")
     differences = group_differences(expression_of(cells, layer=layer), labels)
@@ -322,24 +327,26 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
 def marker_agreement(
     real: AnnData, synthetic: AnnData, *, groupby: str, n_genes: int = 50, layer: str | None = None
 ) -> pd.DataFrame:
-    r"""Return how well synthetic cells have the marker genes of real cells, label by label.
+    r"""Measure whether synthetic cells have the marker genes of real cells, label by label.
 
-    With a label's first :math:`k` markers :math:`M` in real and :math:`M'` in synthetic cells (:func:`marker_genes`), and log fold
-    changes :math:`c_g` and :math:`c_g'` of the genes in :math:`M \cup M'`:
+    With a label's top :math:`k` markers :math:`M` in real and :math:`M'` in synthetic cells (:func:`marker_genes`), and
+    log fold changes :math:`c_g` and :math:`c_g'` of the genes in :math:`M \cup M'`:
 
     .. math:: \text{overlap} = \frac{|M \cap M'|}{k}, \qquad \text{slope} = \frac{\sum_g c_g\, c_g'}{\sum_g c_g^2}, \qquad
         \text{correlation} = \operatorname{corr}_g(c_g, c_g')
 
-    Overlap lies in 0 to 1 (higher is better); the slope is 1 where changes are as large as in real cells, below 1 where labels are
-    less distinct, above 1 where they are overdone (strong guidance); the correlation lies in -1 to 1 (higher is better).
+    Overlap is between 0 and 1 (higher is better). The slope is 1 if changes are as large as in real cells, below 1 if
+    labels are less distinct, and above 1 if they are exaggerated (strong guidance). The correlation is between -1 and 1
+    (higher is better).
 
-    *Catches* labels that are not followed or swapped, labels that differ in the wrong genes or too little. *Misses* how cells of one
-    label differ from each other, correlations, zeros, and memorisation. The overlap of weak markers is noisy: read it beside a floor.
+    *Catches* labels that are ignored or swapped, and labels that differ in the wrong genes or too little. *Misses* how
+    cells of one label differ from each other, correlations, zeros, and memorisation. The overlap of weak markers is
+    noisy: read it beside a floor.
 
     Parameters
     ----------
     real, synthetic
-        Cells with a label in `obs`; of the synthetic ones, the label asked for. Left as they are.
+        Cells with a label in `obs`; for synthetic cells, the label they were generated for. They are not changed.
     groupby
         Column of `obs` with the labels.
     n_genes
@@ -349,8 +356,8 @@ def marker_agreement(
 
     Returns
     -------
-    A row per label that at least 10 real cells have: `n_real`, `n_synthetic`, `overlap`, `slope`, `correlation`; the last three are
-    NaN where fewer than 10 synthetic cells, or all of a side, have the label.
+    A row per label with at least 10 real cells: `n_real`, `n_synthetic`, `overlap`, `slope`, `correlation`. The last
+    three are NaN if fewer than 10 synthetic cells, or all cells of a side, have the label.
 
     References
     ----------
@@ -383,7 +390,7 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
 
 
 def group_differences(expression: Expression, labels: NDArray) -> GroupDifferences:
-    """Return how every label's cells differ from all others; sparse values stay sparse, and a gene that is constant has score 0."""
+    """Return how every label's cells differ from all others. Constant genes have score 0."""
     names, codes, n_cells = np.unique(labels, return_inverse=True, return_counts=True)
     members = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(names), len(codes)))
     values = expression.values.astype(np.float64)
@@ -392,13 +399,13 @@ def group_differences(expression: Expression, labels: NDArray) -> GroupDifferenc
     def means(values: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the means over the cells of every label and over all others, each `(labels, genes)`."""
         inside = (members @ values).toarray()
-        outside = np.maximum(inside.sum(axis=0) - inside, 0)  # a rounding error below zero is no expression
+        outside = np.maximum(inside.sum(axis=0) - inside, 0)  # rounding can give values below zero
         return inside / n_a, outside / np.maximum(n_b, 1)
 
     (mean_a, mean_b), squares = means(values), means(values.multiply(values).tocsr())
     variances = [np.maximum(square - mean**2, 0) for square, mean in zip(squares, (mean_a, mean_b), strict=True)]
     error = variances[0] / np.maximum(n_a - 1, 1) + variances[1] / np.maximum(n_b - 1, 1)
-    scores = np.where(error > NEXT_TO_NOTHING, (mean_a - mean_b) / np.sqrt(np.maximum(error, NEXT_TO_NOTHING)), 0.0)
+    scores = np.where(error > ROUNDING_ERROR, (mean_a - mean_b) / np.sqrt(np.maximum(error, ROUNDING_ERROR)), 0.0)
     scores[((n_a < 2) | (n_b < 2)).ravel()] = np.nan
     profile_a, profile_b = means(values.expm1())
     changes = np.log2(1 + profile_a) - np.log2(1 + profile_b)

@@ -1,4 +1,4 @@
-"""Cells of several modalities: reading them by modality and together, and the correlations between two."""
+"""Cells of several modalities: read one or all of them, and compare the correlations between two."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MIN_PAIRED_CELLS = 4
 
 
 def common_modalities(sets: Mapping[str, MuData], wanted: Sequence[str] | None = None) -> list[str]:
-    """Return the names of the modalities, those wanted or those of the first set, that all sets must have.
+    """Return the names of the modalities that all sets must have: the given ones, or those of the first set.
 
     Raises
     ------
     TypeError
-        If a set is no MuData.
+        If a set is not a MuData.
     KeyError
         If a set lacks one of them.
     """
@@ -56,10 +56,10 @@ def common_modalities(sets: Mapping[str, MuData], wanted: Sequence[str] | None =
 
 
 def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str) -> AnnData:
-    """Return the cells that have a modality, with these columns of `obs`; values are shared with the MuData."""
+    """Return the cells of a modality, with these columns of `obs`; values are shared with the MuData."""
     adata = cells.mod[modality]
     if not adata.obs_names.is_unique:
-        msg = f"Modality {modality!r} of `{name}` has several cells of one name; call `obs_names_make_unique()`."
+        msg = f"Modality {modality!r} of `{name}` has duplicate cell names; call `obs_names_make_unique()`."
         raise ValueError(msg)
     obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
     return AnnData(
@@ -74,7 +74,7 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str)
 def paired_cells(
     cells: MuData, modalities: Sequence[str], keys: Sequence[str], name: str, genes: Mapping[str, pd.Index]
 ) -> dict[str, AnnData]:
-    """Return the cells that have all of these modalities, in one order, each with these features in their order."""
+    """Return the cells that have all of these modalities, in one order, each modality with these features."""
     names = reduce(pd.Index.intersection, [cells.mod[modality].obs_names for modality in modalities])
     return {
         modality: align_genes(modality_cells(cells, modality, keys, name)[names], genes[modality], name=name)
@@ -83,12 +83,12 @@ def paired_cells(
 
 
 def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
-    """Look a column up in the global `obs`, else in a modality that has it for all of these cells."""
+    """Look up a column in the global `obs`, else in a modality that has it for all of these cells."""
     for obs in (cells.obs, *(adata.obs for adata in cells.mod.values())):
         if key in obs and obs[key].ndim == 1 and names.isin(obs.index).all():
             return obs.loc[names, key]
     known = {*cells.obs, *(column for adata in cells.mod.values() for column in adata.obs)}
-    msg = f"`{name}.obs` has no column {key!r}, nor has a modality. {known_names(key, sorted(known))}"
+    msg = f"Neither `{name}.obs` nor any modality has a column {key!r}. {known_names(key, sorted(known))}"
     raise KeyError(msg)
 
 
@@ -99,7 +99,10 @@ def joint_sources(
     layers: Mapping[str, str],
     keys: Sequence[str],
 ) -> dict[str, Source]:
-    """Put the modalities of every set side by side, each on its scale and divided by the standard deviation of its first component, so that none outweighs the others."""
+    """Put the modalities of every set side by side, each on its scale.
+
+    Each is divided by the standard deviation of its first component, so that none dominates.
+    """
     first_variances = [
         ComparisonSpace.fit(Expression(values, None)).pca.explained_variance_[0]
         for values in scaled_values(reference, scales, layers, "train")
@@ -127,17 +130,19 @@ def scaled_values(
 
 @dataclass(frozen=True)
 class CrossModalityCorrelation:
-    """How alike the correlations between two modalities are in real and in synthetic cells.
+    """How similar the correlations between two modalities are in real and synthetic cells.
 
     Attributes
     ----------
     summary
-        Two rows over all pairs of features: ``cross_correlation_similarity``, Pearson's correlation of the correlations (higher is better), and
-        ``cross_correlation_error``, their mean absolute difference (lower is better). `value` is synthetic against real cells, `floor` other real cells
-        against real ones, `shuffled` real cells whose second modality is that of another cell (of the same label).
+        Two rows over all pairs of features: ``cross_correlation_similarity``, Pearson's correlation of the correlations
+        (higher is better), and ``cross_correlation_error``, their mean absolute difference (lower is better). `value`
+        compares synthetic with real cells, `floor` other real cells with real ones, and `shuffled` real cells that have
+        the second modality of another cell (of the same label).
     pairs
-        A row per pair asked for: `first` and `second`, the names of the features; `real` and `synthetic`, their correlation in all cells; and
-        `difference`, the absolute difference between equally many real and synthetic cells, beside its `floor`, that between equally many real ones.
+        A row per requested pair: the names `first` and `second`; their correlation in all `real` and all `synthetic`
+        cells; and `difference`, the absolute difference for equal numbers of real and synthetic cells, beside its
+        `floor` between real cells.
     """
 
     summary: pd.DataFrame
@@ -157,44 +162,48 @@ def cross_modality_correlation(
     n_floor: int = 5,
     seed: int = 0,
 ) -> CrossModalityCorrelation:
-    r"""Compare the correlations between features of two modalities, such as proteins and transcripts, in real and in synthetic cells.
+    r"""Measure whether two modalities, such as proteins and transcripts, are linked as in real cells.
 
     .. math:: r_{fg} = \operatorname{corr}_i (y_{if}, z_{ig}), \qquad \text{similarity} = \operatorname{corr}_{f, g} (r_{fg}, r'_{fg}),
         \qquad \text{error} = \frac{1}{FG} \sum_{fg} | r_{fg} - r'_{fg} |
 
-    over cells :math:`i` that have both modalities, on the scale of each (:func:`evaluate`), in real (:math:`r`) and in synthetic cells
-    (:math:`r'`). Similarity lies in -1 to 1 (higher is better), the error in 0 to 2 (lower is better). Figures are means over splits of the real cells: one
-    half is compared with as many synthetic cells and, for the floor, with the other half.
+    over cells :math:`i` that have both modalities, on the scale of each (see :func:`evaluate`), in real (:math:`r`) and
+    synthetic cells (:math:`r'`). The similarity is between -1 and 1 (higher is better), the error between 0 and 2
+    (lower is better). Figures are means over splits of the real cells: one half is compared with as many synthetic
+    cells and, for the floor, with the other half.
 
-    *Catches* modalities that were generated without regard to each other, which no table of one modality shows, and (the error only)
-    correlations that are too weak or too strong. *Misses* everything within a modality. Without `groupby`, differences between cell types make most of the
-    correlations, and a model that knows the type of the cell scores well; with it, what is left is how both modalities move together within a type.
+    *Catches* modalities generated independently, which metrics of one modality cannot see, and (only the error)
+    correlations that are too weak or too strong. *Misses* everything within a modality. Without `groupby`, differences
+    between cell types cause most of the correlations, and a model that only knows the cell's type scores well. With it,
+    what remains is how the modalities vary together within a type.
 
     Parameters
     ----------
     real, synthetic
-        Cells with both modalities, with the same features. Synthetic ones should have about the real ones' labels: shares of types decide correlations.
+        Cells with both modalities and the same features. Both should have similar shares of cell types, which affect
+        correlations.
     pairs
-        Features to look at one by one, each a feature of the first and one of the second modality; those of the same name, in capitals or not, if None.
+        Features to look at one by one, each a feature of the first and one of the second modality; by default those
+        with the same name, ignoring case.
     modalities
-        Names of the first and second modality; the two that `real` has if None.
+        Names of the first and second modality; by default the two in `real`.
     groupby
-        Column of `obs`, or several: each label's mean is taken away first.
+        Column of `obs`, or several, whose label means are subtracted first.
     n_features
-        How many features of each modality `summary` looks at: those that vary most in real cells.
+        Number of features of each modality that `summary` uses: those that vary most in real cells.
     scales, layers
-        As in :func:`evaluate`, `layers` by modality.
+        As in :func:`evaluate`, with `layers` by modality.
     n_floor
         Number of splits.
     seed
-        Decides the splits.
+        Seed of the splits.
 
     Raises
     ------
     KeyError
-        If a modality, a feature or a column is absent.
+        If a modality, a feature or a column is missing.
     ValueError
-        If it is not clear which two modalities are meant, or fewer than four cells have both.
+        If it is unclear which two modalities are meant, or fewer than four cells have both.
 
     Examples
     --------
@@ -284,7 +293,7 @@ class Paired:
         return Paired(self.first, self.second[order], self.labels)
 
     def residuals(self) -> list[NDArray[np.float64]]:
-        """Return both modalities less every label's mean, of length 1 over cells, so that products are correlations."""
+        """Return both modalities minus every label's mean, scaled to length 1 over cells."""
         return [unit_residuals(values.toarray(), self.labels) for values in (self.first, self.second)]
 
     def correlations(self) -> NDArray[np.float64]:
@@ -299,7 +308,7 @@ class Paired:
 
 
 def _pair_context(real: Paired, synthetic: Paired, n_splits: int, seed: int) -> Context:
-    """Compare one half of the real cells with as many synthetic cells, with the other half, and with that half with modalities of different cells."""
+    """Compare one half of the real cells with as many synthetic cells, the other half, and the other half re-paired."""
     rng = np.random.default_rng(seed)
     n_cells = min(len(real) // 2, len(synthetic))
     players: dict[str, list[Comparison]] = {"value": [], "floor": [], "shuffled": []}

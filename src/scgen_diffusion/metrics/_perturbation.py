@@ -1,10 +1,10 @@
-"""How well is the effect of a perturbation predicted: changes against control, and who is compared with whom in the table.
+"""How well the effect of a perturbation is predicted: changes against control, and the comparisons behind the table.
 
-Names elsewhere: ``pearson_delta`` of cell-eval is :func:`mean_change_correlation` on all genes, its ``mae`` the mean absolute difference of
-means; its ``pearson_edistance`` correlates distances *from control* over perturbations, which is another question than how far predicted
-cells are from real ones. The ``edistance`` of pertpy and cell-eval counts each cell's distance of 0 to itself, so that it is larger than
-:func:`energy_distance`, the more so the fewer cells there are; pertpy's ``pearson_distance`` is 1 minus the correlation of *means*, which
-is near 0 whatever the change.
+Other packages use other names and definitions. ``pearson_delta`` of cell-eval is :func:`mean_change_correlation` on all
+genes, and its ``mae`` is the mean absolute difference of means. Its ``pearson_edistance`` correlates distances *from
+control* over perturbations, which is a different question. The ``edistance`` of pertpy and cell-eval includes each
+cell's distance of 0 to itself, so it is larger than :func:`energy_distance`, above all for few cells. pertpy's
+``pearson_distance`` is 1 minus the correlation of *means*, which is near 0 whatever the change.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from ._cells import Cells, Expression
     from ._comparison import Draws
 
-#: The single perturbations of a cell, sorted; none for unperturbed cells.
+#: The single perturbations of a cell, sorted; empty for unperturbed cells.
 Parts: TypeAlias = tuple[str, ...]
 
 FDR = 0.05
 SEPARATOR = "+"
 MIN_CELLS = 2
-MANY_COPIES = 0.2  # of the predicted cells: more copies than this are no accident
+MANY_COPIES = 0.2  # more copies than this share of the predicted cells are no accident
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GeneMoments:
     Attributes
     ----------
     mean, variance
-        Of log-normalised values, `(genes,)`; the variance is the unbiased one.
+        Mean and unbiased variance of log-normalised values, `(genes,)`.
     n_cells
         Number of cells.
     """
@@ -62,7 +62,7 @@ class GeneMoments:
 
     @classmethod
     def of(cls, cells: Expression) -> Self:
-        """Take the moments of some cells."""
+        """Compute the moments of some cells."""
         n_cells = len(cells)
         return cls(means(cells.values), variances(cells.values) * n_cells / max(n_cells - 1, 1), n_cells)
 
@@ -70,8 +70,9 @@ class GeneMoments:
     def squared_error(self) -> NDArray[np.float64]:
         """Squared standard error of the mean, `(genes,)`.
 
-        It is at least that of a gene which one of the cells expresses, with a value of 1. Cells that are moved as a whole, or predicted without spread, have
-        genes with no variance at all, and the slightest change of these would be infinitely many standard errors.
+        It is at least that of a gene expressed in one cell, with a value of 1. Cells that are shifted as a whole, or
+        predicted without spread, have genes with no variance, and their slightest change would be infinitely many
+        standard errors.
         """
         return np.maximum(self.variance, 1 / self.n_cells) / self.n_cells
 
@@ -83,7 +84,7 @@ class Effect:
     Attributes
     ----------
     cells, control
-        Moments of both.
+        Moments of the two sets.
     """
 
     cells: GeneMoments
@@ -106,16 +107,16 @@ class Effect:
 
     @cached_property
     def is_significant(self) -> NDArray[np.bool_]:
-        """Whether a gene is differential: Welch's test, both sides, false discovery rate 5 % (Benjamini and Hochberg), `(genes,)`."""
-        # degrees of freedom by Welch and Satterthwaite
+        """Whether each gene is differential, `(genes,)`: two-sided Welch test, Benjamini-Hochberg FDR of 5 %."""
+        # Welch-Satterthwaite degrees of freedom
         parts = [side.squared_error**2 / max(side.n_cells - 1, 1) for side in (self.cells, self.control)]
         p_values = 2 * stdtr(self.squared_error**2 / sum(parts), -np.abs(self.welch_t))
         return false_discovery_control(p_values) <= FDR
 
     def top_genes(self, n_top: int) -> NDArray[np.intp]:
-        """Return the positions of the genes of the largest absolute Welch *t*, largest first, `(n_top,)`."""
+        """Return the positions of the genes with the largest absolute Welch *t*, largest first, `(n_top,)`."""
         if n_top < 2:
-            msg = f"`n_top` must be at least 2 genes, so that they have a correlation, but is {n_top}."
+            msg = f"`n_top` must be at least 2 genes, but is {n_top}."
             raise ValueError(msg)
         return np.argsort(-np.abs(self.welch_t), kind="stable")[:n_top]
 
@@ -131,9 +132,9 @@ def real_and_predicted_effect(
 
 
 def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMoments) -> Effect:
-    """Return the effect in predicted cells, tested as if there were as many of them as real ones.
+    """Return the effect in predicted cells, tested as if there were as many as real cells.
 
-    More cells give smaller p-values: without this, a model would have more differential genes the more cells it generates.
+    More cells give smaller p-values. Without this, a model would get more differential genes by generating more cells.
     """
     return Effect(replace(predicted, n_cells=real.n_cells), control)
 
@@ -146,21 +147,24 @@ def mean_change_correlation(
     n_top: int | None = None,
     layer: str | None = None,
 ) -> float:
-    r"""Correlate real and predicted mean changes against control over genes (Pearson).
+    r"""Measure whether predicted changes against control have the right direction (Pearson correlation over genes).
 
     .. math:: \operatorname{corr}_g \left( \bar x^{\text{real}}_g - \bar x^{\text{control}}_g,\;
         \bar x^{\text{predicted}}_g - \bar x^{\text{control}}_g \right)
 
-    From -1 to 1; 1 is best, and 0 is returned where one side does not change at all. It does not see the size of the change, nor anything but
-    means; and since both sides subtract the same control cells, the sampling noise of these alone gives a positive value where control
-    cells are few. Read it beside the baselines (:func:`evaluate` with `control`).
+    From -1 to 1; 1 is perfect, and 0 is returned if one side does not change at all.
+
+    *Catches* changes in the wrong genes or the wrong direction. *Misses* the size of the change, and everything but
+    means. Both sides subtract the same control cells, so with few control cells their sampling noise alone gives a
+    positive value. Read it beside the baselines (:func:`evaluate` with `control`).
 
     Parameters
     ----------
     real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, the same genes.
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
     n_top
-        Use only this many genes, those of the largest absolute Welch *t* between the real perturbed cells and control; all genes if None.
+        Use only the genes with the largest absolute Welch *t* between real perturbed cells and control; all genes if
+        None.
     layer
         Layer with the counts.
 
@@ -186,25 +190,26 @@ def variance_error(
     n_top: int | None = None,
     layer: str | None = None,
 ) -> float:
-    r"""Return how far the genes' variances in predicted cells are from those in real cells.
+    r"""Measure how far the genes' variances in predicted cells are from those in real cells.
 
     .. math:: \frac{1}{G} \sum_g \bigl| s^2_g(\text{real}) - s^2_g(\text{predicted}) \bigr|
 
-    with unbiased variances of log-normalised values. From 0 upwards; lower is better. The plain difference is taken because a correlation of variances does not see
-    that all of them are too small, and logarithms drown in the noise of genes that few cells have. (CD14 monocytes of `kang_ifnb`, half of the real cells
-    0.022; with cells averaged in fives 0.080, control cells 0.055: the correlations of the log variances over genes are 0.93, 0.92 and 0.87.)
+    with unbiased variances of log-normalised values. From 0 (perfect) upwards; lower is better. It uses plain
+    differences because a correlation of variances would not notice that all of them are too small, and logarithms would
+    be dominated by genes that few cells express.
 
-    *Catches* cells without their spread (predicted means), noise added, and control cells moved as they are, whose spread is that of control:
-    most clearly in the genes that change most. *Misses* means, and everything between genes.
+    *Catches* cells without spread (predicted means), added noise, and control cells that are only shifted, which keep
+    the spread of control. The genes that change most show this best. *Misses* means, and everything between genes.
 
     Parameters
     ----------
     real, predicted
-        Counts, or AnnData with counts or `log1p` values, the same genes.
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
     control
-        Control cells, needed with `n_top` only.
+        Control cells; needed only with `n_top`.
     n_top
-        Use only this many genes, those of the largest absolute Welch *t* between the real perturbed cells and control; all genes if None.
+        Use only the genes with the largest absolute Welch *t* between real perturbed cells and control; all genes if
+        None.
     layer
         Layer with the counts.
 
@@ -223,7 +228,7 @@ def variance_error(
     True
     """
     if n_top is not None and control is None:
-        msg = "`n_top` needs `control`, against which genes change."
+        msg = "`n_top` needs `control`, because it ranks genes by their change against control."
         raise ValueError(msg)
     effects = real_and_predicted_effect(real, predicted, real if control is None else control, layer)
     return error_of_variances(*effects, n_top=n_top)
@@ -252,19 +257,20 @@ def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     Parameters
     ----------
     real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, the same genes.
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
     layer
         Layer with the counts.
 
     Returns
     -------
-    A row per gene, those first that are most clearly changed in real cells: `real` and `predicted`, the change of the mean (log-normalised values); `real_t` and
-    `predicted_t`, Welch's statistic, of predicted cells as if there were as many as real ones; `real_is_differential` and `predicted_is_differential`, whether Welch's
-    test says so at a false discovery rate of 5 %. The index holds the genes' names, or their positions where the cells have no names.
+    A row per gene, sorted by how clearly it changes in real cells: `real` and `predicted`, the change of the mean
+    (log-normalised values); `real_t` and `predicted_t`, Welch's *t*; `real_is_differential` and
+    `predicted_is_differential`, from Welch's test at a false discovery rate of 5 %. Predicted cells are tested as if
+    there were as many as real ones. The index holds the gene names, or positions if the cells have no names.
 
     See Also
     --------
-    mean_change_correlation, de_overlap, de_jaccard, de_direction : single figures of this table.
+    mean_change_correlation, de_overlap, de_jaccard, de_direction : single figures from this table.
 
     Examples
     --------
@@ -291,21 +297,23 @@ def de_overlap(
     n_top: int = 100,
     layer: str | None = None,
 ) -> float:
-    r"""Return the share in common of the genes that change most against control in real and in predicted cells.
+    r"""Measure whether the genes that change most are the right ones: the overlap of the real and predicted top genes.
 
     .. math:: \frac{|T \cap T'|}{|T|}
 
-    with the `n_top` genes :math:`T` of the largest absolute Welch *t* in real cells and :math:`T'` in predicted cells. From 0 to 1; higher is
-    better. Both lists have one length, so that this is precision and recall at `n_top` at once, and Jaccard's index of the lists is
-    :math:`o / (2 - o)`. Genes that do not change at all are in no list: the control cells themselves score 0.
+    with the `n_top` genes :math:`T` of the largest absolute Welch *t* in real cells and :math:`T'` in predicted cells.
+    From 0 to 1; higher is better. Genes that do not change at all are in no list, so the control cells themselves score
+    0. Both lists have the same length, so the overlap :math:`o` is both precision and recall at `n_top`, and their
+    Jaccard index is :math:`o / (2 - o)`.
 
-    *Catches* effects in the wrong genes, and effects that drown in wrong variances. *Misses* direction (:func:`de_direction`) and size, and lets the weakest of the
-    real list count as much as the strongest. Where hardly any gene changes, real lists are noise: read it beside the floor.
+    *Catches* effects in the wrong genes, and effects hidden by wrong variances. *Misses* direction
+    (:func:`de_direction`) and size. The weakest gene of the real list counts as much as the strongest. If hardly any
+    gene changes, the real list is noise: read the overlap beside the floor.
 
     Parameters
     ----------
     real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, the same genes.
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
     n_top
         Length of the lists. Predicted cells are tested as if there were as many as real ones.
     layer
@@ -313,7 +321,7 @@ def de_overlap(
 
     Returns
     -------
-    The share; NaN where no gene changes in the real cells.
+    The share; NaN if no gene changes in the real cells.
 
     Examples
     --------
@@ -330,27 +338,28 @@ def de_overlap(
 
 
 def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
-    r"""Return Jaccard's index of the differential genes of real and of predicted cells.
+    r"""Measure whether the same genes are differential in real and predicted cells (Jaccard index).
 
     .. math:: \frac{|D \cap D'|}{|D \cup D'|}
 
-    with the genes :math:`D` that differ from control in real cells and :math:`D'` in predicted cells: Welch's test with a false discovery rate of 5 %, of predicted
-    cells as if there were as many as real ones. From 0 to 1; higher is better.
+    with the genes :math:`D` that differ from control in real cells and :math:`D'` in predicted cells, by Welch's test
+    at a false discovery rate of 5 %. Predicted cells are tested as if there were as many as real ones. From 0 to 1;
+    higher is better.
 
-    *Catches* how many genes are called, which :func:`de_overlap` does not: effects that are too small or too noisy (few genes), cells without their
-    spread (far too many, since their variance is too small). *Misses* direction and size. It falls with the number of cells even for real cells, as power does: compare it with the
-    floor only.
+    *Catches* wrong numbers of differential genes, which :func:`de_overlap` does not see: too few if effects are too
+    small or too noisy, far too many if cells lack spread. *Misses* direction and size. It falls with the number of
+    cells even for real cells, as statistical power does, so compare it only with the floor.
 
     Parameters
     ----------
     real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, the same genes.
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
     layer
         Layer with the counts.
 
     Returns
     -------
-    The index; NaN where no gene differs in the real cells.
+    The index; NaN if no gene differs in the real cells.
 
     Examples
     --------
@@ -366,27 +375,28 @@ def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | No
 
 
 def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
-    r"""Return the share of the differential genes whose direction of change is predicted.
+    r"""Measure whether differential genes go up and down as they really do: the share with the right direction.
 
     .. math:: \frac{1}{|D|} \bigl|\{ g \in D : \operatorname{sign}(\bar x^{\text{predicted}}_g - \bar x^{\text{control}}_g) =
         \operatorname{sign}(\bar x^{\text{real}}_g - \bar x^{\text{control}}_g) \}\bigr|
 
-    over the genes :math:`D` that differ from control in real cells (Welch's test, false discovery rate 5 %). From 0 to 1; higher is better. Tossing a coin scores 0.5; the
-    control cells themselves score 0, since they say nothing of any gene.
+    over the genes :math:`D` that differ from control in real cells (Welch's test, false discovery rate 5 %). From 0 to
+    1; higher is better. Random guessing scores 0.5; the control cells themselves score 0, because they predict no
+    change.
 
-    *Catches* effects that go the wrong way. *Misses* their size: the slightest move in the right direction is enough. Where nearly all genes go one way, so
-    that one guess is right for all, it says little: the baselines show that.
+    *Catches* effects in the wrong direction. *Misses* their size: the slightest change in the right direction is
+    enough. If nearly all genes change in one direction, a single guess is right for all; the baselines show that.
 
     Parameters
     ----------
     real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, the same genes.
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
     layer
         Layer with the counts.
 
     Returns
     -------
-    The share; NaN where no gene differs in the real cells.
+    The share; NaN if no gene differs in the real cells.
 
     Examples
     --------
@@ -425,19 +435,19 @@ def direction_of_effects(real: Effect, predicted: Effect) -> float:
     return float(agrees[real.is_significant].mean())
 
 
-# --- who is compared with whom ----------------------------------------------------------------------------------------
+# --- the comparisons --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What of some cells is compared.
+    """What metrics of perturbations need to know about some cells.
 
     Attributes
     ----------
     moments
-        Of all genes.
+        Mean and variance of all genes.
     pcs
-        The cells in the space of the distances, `(cells, dimensions)`.
+        The cells in the space for distances, `(cells, dimensions)`.
     """
 
     moments: GeneMoments
@@ -446,16 +456,16 @@ class Profile:
 
 @dataclass(frozen=True)
 class Perturbed:
-    """Cells, and where those of each perturbation in each group are.
+    """Cells, and the positions of those of each perturbation in each group.
 
     Attributes
     ----------
     name
-        What errors call them.
+        Name of the set in error messages.
     expression
         Log-normalised values.
     rows
-        Positions of the cells by their single perturbations, none for unperturbed cells, and their group; sorted.
+        Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
     """
 
     name: str
@@ -464,7 +474,10 @@ class Perturbed:
 
     @classmethod
     def read(cls, cells: AnnData, source: Source, key: str, split_name: Callable[[str], Parts]) -> Perturbed:
-        """Read cells with the perturbation that each names in a column of `obs`; those of ``control`` have none, and the real perturbed ones no cell without."""
+        """Read cells and their perturbations from a column of `obs`.
+
+        Cells of ``control`` are all unperturbed; unperturbed cells of ``real_test`` and ``train`` are left out.
+        """
         parts: list[Parts] = [()] * len(source)
         if source.name != "control":
             named = labels_of(cells, key, name=source.name)
@@ -474,7 +487,7 @@ class Perturbed:
         if source.name in ("real_test", "train"):
             kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
             if not len(kept):
-                msg = "`real_test` and `train` must have perturbed cells, but all of theirs are named as `control` is."
+                msg = f"`{source.name}` must have perturbed cells, but all of its cells have the name of the control."
                 raise ValueError(msg)
         rows: dict[tuple[Parts, str], list[int]] = {}
         for place, row in enumerate(kept):
@@ -483,11 +496,11 @@ class Perturbed:
         return cls(source.name, source.read(kept), dict(sorted(rows.items())))
 
     def of(self, parts: Parts, group: str) -> Expression:
-        """Return the cells of one perturbation, none for control, in one group."""
+        """Return the cells of one perturbation (empty for control) in one group."""
         return self.expression[np.array(self.rows.get((parts, group), []), dtype=np.intp)]
 
     def enough_of(self, parts: Parts, group: str, wanted: Parts) -> Expression:
-        """Return the same, at least two cells, for the perturbation that they are wanted for."""
+        """Return the same cells. If there are fewer than two, raise and name the perturbation that needs them."""
         found = self.of(parts, group)
         if len(found) < MIN_CELLS:
             where = f"perturbation {SEPARATOR.join(wanted)!r}" + ("" if group == ALL else f" in group {group!r}")
@@ -506,17 +519,17 @@ def perturbation_contexts(
     space: ComparisonSpace | None,
     draws: Draws,
 ) -> Iterator[Context]:
-    """Gather what belongs to each perturbation in each group: its cells, and all who predict them.
+    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
 
     Parameters
     ----------
     given
-        ``real_test``, ``synthetic``, ``control``, perhaps ``train``, and what other methods predict.
+        ``real_test``, ``synthetic``, ``control``, ``train`` if given, and the predictions of other methods.
     key, separator, groupby, layer, space, draws
         As in :func:`evaluate`.
     """
     if not (isinstance(key, str) and separator and isinstance(separator, str)):
-        msg = f"`perturbation_key` must name a column of `obs` and `separator` be a text, but they are {key!r} and {separator!r}."
+        msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
         raise TypeError(msg)
     for name, cells in given.items():
         if not isinstance(cells, AnnData):
@@ -529,11 +542,14 @@ def perturbation_contexts(
     sets = {name: Perturbed.read(given[name], source, key, split_name) for name, source in sources.items()}
     real_cells = sets["real_test"].expression
     found, usual = (copied_cells(sets[name].expression, real_cells) for name in ("synthetic", "control"))
-    if found - usual > MANY_COPIES:  # no two measured cells are equal, but in data with hardly any counts
-        msg = f"{found:.0%} of the cells in `synthetic` are cells of `real_test`, count by count: these figures say nothing of a model."
+    if found - usual > MANY_COPIES:  # no two measured cells are equal, except in data with very few counts
+        msg = (
+            f"{found:.0%} of the cells in `synthetic` are exact copies of cells in `real_test`, "
+            "so the figures say nothing about a model."
+        )
         warn_user(msg)
 
-    changes: dict[tuple[Parts, str], NDArray] = {}  # of the training perturbations, where there are control cells
+    changes: dict[tuple[Parts, str], NDArray] = {}  # of training perturbations with control cells
     if "train" in sets:
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
         controls_of = {group: means(sets["control"].of((), group).values) for _, group in sets["control"].rows}
@@ -544,14 +560,14 @@ def perturbation_contexts(
         }
 
     def profile(cells: Expression) -> Profile:
-        """Take the moments of all cells, and draw some for distances."""
+        """Compute the moments of all cells, and draw some cells for distances."""
         drawn = cells
         if len(cells) > draws.max_cells:
             drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
         return Profile(GeneMoments.of(cells), drawn.values.toarray() if space is None else space.project(drawn))
 
     def moved(cells: Profile, change: NDArray) -> Profile:
-        """Move all cells by a change of the genes; the projection is linear."""
+        """Shift all cells by a change of the genes. The projection is linear."""
         step = change if space is None else space.pca.components_ @ change[space.genes]
         return Profile(replace(cells.moments, mean=cells.moments.mean + change), cells.pcs + step)
 
@@ -586,8 +602,8 @@ def _equal_players(
 ) -> dict[str, list[Comparison]]:
     """Compare one half of the real cells with every prediction and with the other half (`floor`), several times.
 
-    The distance of equal distributions falls with the number of cells, so that only figures of equally many cells can stand side by side: all
-    sides have as many as the smallest allows. Predictions of equally many cells are drawn from in the same way.
+    The distance between equal distributions falls with the number of cells, so only figures for equal numbers of cells
+    are comparable. All sides have as many cells as the smallest set allows.
     """
     n_cells = min(len(real.pcs) // 2, *(len(own.pcs) for own in predictions.values()))
 
@@ -606,7 +622,7 @@ def _equal_players(
 
 
 def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collection[str] = ()) -> Parts:
-    """Return the single perturbations of a combination, sorted, without those `ignored`, such as the name of the control.
+    """Return the single perturbations of a combination, sorted, without the `ignored` ones, such as the control.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Safety: whether synthetic cells are new, or give away the cells that the model learned from."""
+"""Safety: whether synthetic cells are new, or reveal the cells that the model was trained on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ._cells import Cells, Expression
 
-NEAREST_SHARE = 0.01  # of held-out cells, whose distance marks a synthetic cell as near
-N_CANDIDATES = 3  # neighbours looked up beyond those asked for, and measured again
+NEAREST_SHARE = 0.01  # a synthetic cell is "near" if it is nearer than this share of the held-out cells
+N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
 
 
 class MembershipInference(NamedTuple):
@@ -29,7 +29,7 @@ class MembershipInference(NamedTuple):
     Parameters
     ----------
     auc
-        Area under the ROC curve of the attack; 0.5: nothing leaks, 1: every training cell is found.
+        Area under the ROC curve of the attack. 0.5: nothing leaks; 1: every training cell is found.
     advantage
         Largest difference between true and false positive rate, from 0 to 1.
     """
@@ -43,16 +43,17 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
 
     .. math:: d_i = \frac{1}{k} \sum_{j \in N_k(i)} \lVert v_i - r_j \rVert
 
-    with the :math:`k` cells :math:`N_k(i)` of the reference that are nearest to cell :math:`i`. Exact also for copies, whose distance is 0.
+    where :math:`N_k(i)` are the :math:`k` reference cells nearest to cell :math:`i`. Copies have a distance of exactly
+    0.
 
     Parameters
     ----------
     values, reference
-        Cells in the same features, `(cells, features)`, or AnnData.
+        Points with the same features, `(cells, features)`, or AnnData.
     k
-        Neighbours to average over.
+        Number of neighbours to average over.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     Returns
     -------
@@ -63,7 +64,7 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
     if not 1 <= k <= len(reference):
         msg = f"`k` must lie between 1 and the number of cells in `reference`, {len(reference)}, but is {k}."
         raise ValueError(msg)
-    # Matrix products are fast and lose small distances, and copies are what is looked for: measure the nearest few again.
+    # Matrix products are fast but lose small distances, and copies matter here: compute the nearest few again.
     n_candidates = min(k + N_CANDIDATES, len(reference))
     search = NearestNeighbors(n_neighbors=n_candidates, algorithm="brute").fit(reference)
     candidates = search.kneighbors(values, return_distance=False)
@@ -72,36 +73,37 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
 
 
 def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep: str = USE_REP) -> dict[str, float]:
-    r"""Return how near synthetic cells are to training cells, measured by how near unseen real cells are.
+    r"""Measure whether a model repeats its training cells: how near synthetic cells are, relative to unseen real cells.
 
     With the distance :math:`d` of a cell to its nearest training cell (:func:`nearest_distances`):
 
     .. math:: \text{nearest train ratio} = \frac{\operatorname{median}_{\text{synthetic}} d}{\operatorname{median}_{\text{held-out}} d},
         \qquad \text{nearer than held-out} = \bigl|\{d_{\text{synthetic}} < q_{0.01}(d_{\text{held-out}})\}\bigr| / n
 
-    The ratio runs from 0 (copies) upwards; 1 is what new real cells have, and more than 1 says that cells are off. The share runs from 0
-    to 1; 0.01 is what new real cells have, more is memorisation. The closer to these, the better.
+    The ratio is 0 for copies and 1 for new real cells; above 1, cells are off. The share is between 0 and 1; new real
+    cells have 0.01, and more means memorisation. The closer to 1 and to 0.01, the better.
 
-    *Catches* a model that repeats its training cells (the ratio, if most cells are repeated; the share, also if a few per cent are),
-    exactly or with little noise. *Misses* a leak of which distances tell nothing, single cells among many, and quality: noise far from
-    all cells memorises nothing. Cells too smooth lie near everything: read it beside precision and recall.
+    *Catches* a model that repeats training cells, exactly or with little noise: the ratio if most cells are repeated,
+    the share even if a few per cent are. *Misses* leaks that distances do not show, single cells among many, and
+    quality: noise far from all cells memorises nothing. Cells that are too smooth are near everything: read it beside
+    precision and recall.
 
     Parameters
     ----------
     synthetic, held_out, train
-        Synthetic cells, real cells that the model has not seen, and its training cells, in the same features, `(cells, features)`, or
-        AnnData.
+        Synthetic cells, real cells that the model has not seen, and its training cells: points with the same features,
+        `(cells, features)`, or AnnData.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     Returns
     -------
-    `nearest_train_ratio` (NaN where most held-out cells are copies of training cells) and `nearer_than_held_out`.
+    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells) and `nearer_than_held_out`.
 
     References
     ----------
-    Meehan et al. 2020, A non-parametric test to detect data-copying in generative models. Alaa et al. 2022, How faithful is your
-    synthetic data?
+    Meehan et al. 2020, A non-parametric test to detect data-copying in generative models. Alaa et al. 2022, How
+    faithful is your synthetic data?
     """
     of_synthetic, of_held_out = (nearest_distances(cells, train, use_rep=use_rep) for cells in (synthetic, held_out))
     typical = np.median(of_held_out)
@@ -112,25 +114,27 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
 
 
 def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, layer: str | None = None) -> float:
-    r"""Return the share of synthetic cells whose counts are exactly those of a training cell.
+    r"""Measure how many synthetic cells are exact copies: the share whose counts equal those of a training cell.
 
     .. math:: \frac{1}{n} \bigl|\{i : x_i' = x_j \text{ for some training cell } j\}\bigr|
 
-    From 0 to 1; lower is better. Cells without any count say nothing and do not count. In data with many counts per cell, two real cells
-    are never equal, and the floor is 0; in very sparse data it is not.
+    From 0 (no copies) to 1; lower is better. Cells without counts are ignored. In data with many counts per cell, two
+    real cells are never equal and the floor is 0; in very sparse data it is not.
 
-    *Catches* exact copies, each single one. *Misses* copies with one count changed: :func:`memorisation` looks for those.
+    *Catches* every exact copy. *Misses* copies with one changed count: use :func:`memorisation` for those.
 
     Parameters
     ----------
     synthetic, train
-        Counts of the same genes, `(cells, genes)`; sparse ones stay sparse, and explicit zeros or another order of entries do not matter.
+        Counts of the same genes, `(cells, genes)`. Sparse matrices stay sparse; explicit zeros and the order of entries
+        do not matter.
     layer
         Layer with the counts.
 
     Returns
     -------
-    The share; NaN where all synthetic cells are empty, or where one side came log-normalised, so that no two cells can be equal.
+    The share; NaN if all synthetic cells are empty, or if only one side came log-normalised, so that no cells can be
+    equal.
     """
     of_train, of_synthetic = pair_of_expressions(train, synthetic, layer, ("train", "synthetic"))
     if (of_synthetic.library_sizes is None) != (of_train.library_sizes is None):
@@ -141,14 +145,14 @@ def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, la
 
 
 def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) -> float:
-    r"""Return the share of synthetic cells whose counts are exactly those of another synthetic cell.
+    r"""Measure how often a model repeats itself: the share of synthetic cells that equal another synthetic cell.
 
     .. math:: \frac{1}{n} \bigl|\{i : x_i' = x_j' \text{ for some } j \ne i\}\bigr|
 
-    From 0 to 1; lower is better. Cells without any count do not count.
+    From 0 (no repeats) to 1; lower is better. Cells without counts are ignored.
 
-    *Catches* a generator that repeats itself: a seed used twice, collapsed modes in a model of counts. *Misses* cells that are alike but not
-    equal (recall and coverage see those).
+    *Catches* a seed that was used twice, or collapsed modes in a model of counts. *Misses* cells that are similar but
+    not equal (recall and coverage see those).
 
     Parameters
     ----------
@@ -159,7 +163,7 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
 
     Returns
     -------
-    The share; NaN where all cells are empty.
+    The share; NaN if all cells are empty.
     """
     n_equal = Counter(fingerprints_of(expression_of(synthetic, layer=layer, name="synthetic")))
     if not n_equal:
@@ -170,37 +174,38 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
 def membership_inference(
     synthetic: Points, held_out: Points, train: Points, *, k: int = 1, seed: int = 0, use_rep: str = USE_REP
 ) -> MembershipInference:
-    r"""Attack: tell the cells that a model was trained on from other real cells, by how near synthetic cells come to them.
+    r"""Attack the model: guess which real cells it was trained on from how near synthetic cells come to them.
 
-    Every real cell :math:`r` is scored by its nearness to the synthetic cells :math:`S`, and cells with high scores are taken for
-    training cells:
+    Every real cell :math:`r` is scored by its nearness to the synthetic cells :math:`S`; cells with high scores are
+    taken for training cells:
 
     .. math:: s(r) = -d_k(r, S), \qquad \text{AUC} = P\bigl( s(r_{\text{train}}) > s(r_{\text{held-out}}) \bigr), \qquad
         \text{advantage} = \max_c\; \bigl[ \text{TPR}(c) - \text{FPR}(c) \bigr]
 
-    with the distance :math:`d_k` of :func:`nearest_distances`. The AUC runs from 0 to 1, where 0.5 says that nothing leaks (for
-    :math:`n` cells a side, chance leaves it within about :math:`0.8 / \sqrt{n}`); the advantage runs from 0 to 1, and is above 0 by
-    chance, about :math:`0.87 \sqrt{2 / n}`. Closest to this is best.
+    with the distance :math:`d_k` of :func:`nearest_distances`. The AUC is between 0 and 1, and 0.5 means that nothing
+    leaks (with :math:`n` cells a side, chance alone reaches about :math:`0.5 \pm 0.8 / \sqrt{n}`). The advantage is
+    between 0 and 1, and about :math:`0.87 \sqrt{2 / n}` by chance. The closer to these, the better.
 
-    *Catches* copies, exact or with little noise. *Misses* much: with thousands of genes cells are far from each other, and the attack has low
-    power. An AUC of 0.5 shows that this attack fails, not that the model is private; an attacker who has the model itself knows more.
-    More synthetic cells make it stronger: give as many as would be published.
+    *Catches* copies, exact or with little noise. *Misses* much: with thousands of genes cells are far from each other,
+    and the attack has low power. An AUC of 0.5 shows that this attack fails, not that the model is private; an attacker
+    with access to the model knows more. More synthetic cells make the attack stronger: pass as many as you would
+    publish.
 
-    The features must come from neither set. A PCA fitted on the training cells spreads them more than any others, so that they are far from
-    all synthetic cells: the AUC drops towards 0 for a model that leaks nothing, and a leak is hidden. Fit it on further cells, or on a part of the
-    training cells that is left out here.
+    The features must not be fitted to either set. A PCA fitted to the training cells spreads them, so they are far from
+    all synthetic cells: the AUC drops towards 0 for a model that leaks nothing, and a leak is hidden. Fit it to other
+    cells, or to part of the training cells that you leave out here.
 
     Parameters
     ----------
     synthetic, held_out, train
-        Synthetic cells, real cells that the model has not seen, and its training cells, from the same distribution as these, in the same
-        features, `(cells, features)`, or AnnData.
+        Synthetic cells, real cells that the model has not seen, and its training cells from the same distribution:
+        points with the same features, `(cells, features)`, or AnnData.
     k
-        Synthetic cells to average the distance over.
+        Number of synthetic cells to average the distance over.
     seed
-        Decides which cells are left out where there are more training than held-out cells, or fewer.
+        Seed that chooses which cells to drop if there are more training than held-out cells, or fewer.
     use_rep
-        Entry of `obsm`, for AnnData.
+        Entry of `obsm` to use, for AnnData.
 
     Returns
     -------
@@ -208,8 +213,8 @@ def membership_inference(
 
     References
     ----------
-    Chen et al. 2020, GAN-Leaks: a taxonomy of membership inference attacks against generative models. Yeom et al. 2018, Privacy risk in
-    machine learning (for the advantage).
+    Chen et al. 2020, GAN-Leaks: a taxonomy of membership inference attacks against generative models. Yeom et al. 2018,
+    Privacy risk in machine learning (for the advantage).
     """
     synthetic, held_out, train = representations(use_rep, synthetic=synthetic, held_out=held_out, train=train)
     rng = np.random.default_rng(seed)
@@ -222,7 +227,7 @@ def membership_inference(
 
 
 def fingerprints_of(expression: Expression) -> Iterator[bytes]:
-    """Give a hash of every cell that has counts: equal for equal counts, since profile and total determine them."""
+    """Yield a hash of every cell with counts; equal hashes mean equal counts."""
     values, sizes = expression.values, expression.library_sizes
     if not values.has_canonical_format:
         values = values.copy()

@@ -1,4 +1,4 @@
-"""The space in which cells are compared: a scale for the features of each modality, then genes and principal components of real training cells."""
+"""The space in which cells are compared: a scale for each modality, then genes and principal components."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-#: What turns counts `(cells, features)` into values that are compared; zeros stay zeros.
+#: Function that turns counts `(cells, features)` into the values to compare; zeros stay zeros.
 Scale: TypeAlias = "Callable[[sp.csr_matrix], sp.csr_matrix]"
 
 ScaleName: TypeAlias = Literal["log_normalised", "log1p", "tf_idf"]
 
-#: Below so many features, one of them is a large part of a cell's total, and dividing by the total would let its rise be the fall of all others.
+#: With fewer features, each is a large part of the total: dividing by the total makes all others fall when one rises.
 FEW_FEATURES = 500
 
 
 def tf_idf(reference: sp.csr_matrix) -> Scale:
-    r"""Return term frequency, inverse document frequency: the scale of open chromatin.
+    r"""Return term frequency, inverse document frequency (TF-IDF), the scale of open chromatin.
 
     .. math:: y_{if} = \log\Bigl(1 + 10^4\, \frac{x_{if}}{\sum_h x_{ih}} \cdot \frac{n}{n_f}\Bigr)
 
-    with the number :math:`n_f` of the :math:`n` reference cells that have feature :math:`f`, at least 1.
+    where :math:`n_f` of the :math:`n` reference cells have feature :math:`f` (at least 1).
 
-    References
-    ----------
-    Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Nat Methods 18:1333 (`RunTFIDF`, its first method).
+    References ---------- Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Nat Methods 18:1333
+    (`RunTFIDF`, its first method).
     """
     n_found = np.asarray((reference != 0).sum(axis=0)).ravel()
     inverse_frequencies = reference.shape[0] / np.maximum(n_found, 1)
@@ -53,18 +52,21 @@ def tf_idf(reference: sp.csr_matrix) -> Scale:
 
 
 def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """Take `log1p` of counts as they are: the scale of a panel of proteins. CSR, float32."""
+    """Take `log1p` of the counts as they are (CSR, float32), the scale of a panel of proteins."""
     return sp.csr_matrix(counts, dtype=np.float64).log1p().astype(np.float32)
 
 
 def choose_scales(
     real: Mapping[str, AnnData], scales: Mapping[str, ScaleName] | None, layers: Mapping[str, str]
 ) -> dict[str, ScaleName]:
-    """Return the name of each modality's scale: the one given, or the one that suits the real cells, by their values and the number of features."""
+    """Return the name of each modality's scale: the given one, or one that suits its values and number of features."""
     chosen = dict(scales or {})
     for modality in [*chosen, *layers]:
         if modality not in real:
-            msg = f"`scales` and layers are named by modality, but there is no {modality!r}. {known_names(modality, list(real))}"
+            msg = (
+                f"`scales` and layers are named by modality, but there is no modality {modality!r}. "
+                f"{known_names(modality, list(real))}"
+            )
             raise KeyError(msg)
     for modality, cells in real.items():
         if modality not in chosen:
@@ -77,14 +79,14 @@ def choose_scales(
 
 
 def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
-    """Return a scale, fitted to reference cells where it needs some."""
+    """Return a scale, fitted to the reference cells if it needs fitting."""
     if name == "log_normalised":
         return log_normalise
     if name == "log1p":
         return log1p_of_counts
     if name == "tf_idf":
         return tf_idf(sp.csr_matrix(matrix_of(reference, layer, "train")[0][:]))
-    msg = f"`scales` names {name!r}; a scale must be one of {list(get_args(ScaleName))}."
+    msg = f"`scales` has {name!r}; a scale must be one of {list(get_args(ScaleName))}."
     raise ValueError(msg)
 
 
@@ -95,14 +97,14 @@ MAX_CELLS = 10_000
 
 @dataclass(frozen=True)
 class ComparisonSpace:
-    """Genes and principal components chosen on real training cells, the same for every model that is judged.
+    """Genes and principal components of real training cells, in which every model is judged.
 
-    A PCA separates the very cells that it was fitted to from any others: fit it on cells that are not compared.
+    A PCA separates the cells that it was fitted to from all others, so fit it to cells that you do not compare.
 
     Parameters
     ----------
     genes
-        Positions of the genes that vary most, ascending, `(genes,)`.
+        Positions of the most variable genes, ascending, `(genes,)`.
     pca
         Principal components of their log-normalised values.
 
@@ -133,22 +135,22 @@ class ComparisonSpace:
         Parameters
         ----------
         train
-            Real cells, none of which is compared later.
+            Real cells, none of which you compare later.
         n_genes
-            Genes kept, by the variance of log-normalised values.
+            Number of genes to keep: those whose log-normalised values vary most.
         n_components
-            Principal components; fewer where there are fewer cells or genes.
+            Number of principal components; fewer if there are fewer cells or genes.
         layer
             Layer with the counts.
         seed
-            Decides the randomised decomposition, and which 10 000 cells it sees where there are more.
+            Seed of the randomised decomposition, and of the 10 000 cells that it uses if there are more.
         """
         expression = expression_of(train, layer=layer, name="train")
         of_genes = variances(expression.values)
         if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
             msg = (
-                f"Principal components need cells that differ, two or more, in two genes or more, but `train` has {len(expression)} cells and "
-                f"{len(of_genes)} genes{'' if of_genes.any() else ', none of which varies'}."
+                "Principal components need two or more cells that differ and two or more genes, but `train` has "
+                f"{len(expression)} cells and {len(of_genes)} genes{'' if of_genes.any() else ', none of which varies'}."
             )
             raise ValueError(msg)
         genes = np.sort(np.argsort(-of_genes, kind="stable")[:n_genes])
@@ -159,15 +161,18 @@ class ComparisonSpace:
         return cls(genes, PCA(n_components, svd_solver="randomized", random_state=seed).fit(values))
 
     def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
-        """Return the cells in principal components, `(cells, components)`."""
+        """Return the principal components of the cells, `(cells, components)`."""
         expression = expression_of(cells, layer=layer)
         if (n_genes := expression.values.shape[1]) <= self.genes.max():
-            msg = f"The cells have {n_genes} genes, but the space was fitted to cells with more. They must have the same genes in the same order."
+            msg = (
+                f"The cells have {n_genes} genes, but the space was fitted to more. "
+                "Cells must have the same genes in the same order."
+            )
             raise ValueError(msg)
         return self.pca.transform(expression.values[:, self.genes].toarray())
 
     def write(self, *adatas: AnnData, key: str = USE_REP, layer: str | None = None) -> None:
-        """Put the principal components of every AnnData into its `obsm`, where the metrics of points look for them.
+        """Write principal components to the `obsm` of every AnnData, where the metrics of points look for them.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Use: what a classifier learns from synthetic cells about real ones and the other way round, and what embeddings are worth."""
+"""Usefulness: what classifiers learn from synthetic cells about real ones, and the value of embeddings."""
 
 from __future__ import annotations
 
@@ -40,28 +40,30 @@ def transfer_f1(
     *,
     classifier: LabelClassifier = "logistic",
 ) -> float:
-    r"""Return how well a classifier that learned from one set of cells labels another: train on synthetic, test on real.
+    r"""Measure whether a cell-type classifier trained on synthetic cells works on real ones (macro F1).
 
     .. math:: \frac{1}{K} \sum_k \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
 
-    over the :math:`K` labels of the test cells (macro F1). From 0 to 1; higher is better. A label without training cells counts 0.
+    over the :math:`K` labels of the test cells. From 0 to 1; higher is better. A label without training cells counts as
+    0.
 
-    *Catches* labels that are missing, swapped, blurred into each other, or far from where real cells have them. *Misses* what does not
-    move the boundary between labels: too little spread within a label (which may even help), wrong shares of labels to a degree, zeros,
-    total counts, memorisation (copies score best).
+    *Catches* labels that are missing, swapped, blurred into each other, or far from the real ones. *Misses* what does
+    not move the boundary between labels: too little spread within a label (which may even help), moderately wrong
+    shares of labels, zeros, total counts, and memorisation (copies score best).
 
     Parameters
     ----------
     train_values, train_labels
-        Cells to learn from, `(cells, features)` and `(cells,)`: synthetic ones, with the label asked for.
+        Cells to learn from, `(cells, features)` and `(cells,)`: synthetic cells with the labels they were generated
+        for.
     test_values, test_labels
         Real cells that no model has seen, in the same features, such as principal components.
     classifier
-        Logistic regression (penalty 1 / 0.1), or the vote of the 15 nearest neighbours.
+        ``"logistic"``: logistic regression with ``C=0.1``. ``"neighbours"``: the vote of the 15 nearest neighbours.
 
     Returns
     -------
-    Macro F1; NaN where the training cells have less than two labels.
+    Macro F1; NaN if the training cells have fewer than two labels.
 
     References
     ----------
@@ -84,29 +86,30 @@ def label_fidelity(
     *,
     classifier: LabelClassifier = "logistic",
 ) -> float:
-    r"""Return how often a classifier that learned from real cells agrees with the label that was asked for.
+    r"""Measure whether synthetic cells match the label they were generated for, by a classifier trained on real cells.
 
     .. math:: \frac{1}{K} \sum_k \frac{|\{i : \hat l_i = l_i = k\}|}{|\{i : l_i = k\}|}
 
-    with the label :math:`l_i` asked for and the one :math:`\hat l_i` that the classifier gives, over the :math:`K` labels that were asked
-    for and that real cells have. From 0 to 1; higher is better, up to what held-out real cells reach: pass them as `synthetic_values` for
-    the floor. Above it, cells are more typical than real ones.
+    where cell :math:`i` was generated for label :math:`l_i` and classified as :math:`\hat l_i`, averaged over the
+    :math:`K` requested labels that real cells have. From 0 to 1; higher is better, up to the floor: pass held-out real
+    cells as `synthetic_values` to get it. Above the floor, cells are more typical than real ones.
 
-    *Catches* conditions that are ignored or mixed up, also label by label. *Misses* diversity: one perfect cell a hundred times scores 1,
-    and so does guidance that overdoes. Says nothing on labels that were not asked for.
+    *Catches* conditions that are ignored or mixed up, also label by label. *Misses* diversity: one perfect cell
+    repeated a hundred times scores 1, and so does exaggerated guidance. It says nothing about labels that were not
+    requested.
 
     Parameters
     ----------
     real_values, real_labels
         Real cells to learn from, `(cells, features)` and `(cells,)`.
     synthetic_values, requested_labels
-        Cells to judge, in the same features, and the label that each was asked to have.
+        Cells to judge, in the same features, and the label that each was generated for.
     classifier
         As in :func:`transfer_f1`.
 
     Returns
     -------
-    Mean over labels of the accuracy; NaN where real cells have less than two labels, or none of those asked for.
+    Accuracy, averaged over labels; NaN if real cells have fewer than two labels, or none of the requested ones.
 
     References
     ----------
@@ -134,18 +137,18 @@ def augmentation_gain(
     classifier: LabelClassifier = "logistic",
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Return what a classifier gains, label by label, when synthetic cells are added to its real training cells.
+    r"""Measure whether synthetic cells, added to the training cells, improve a cell-type classifier, label by label.
 
     .. math:: \text{gain}_k = F_1^{\text{real + synthetic}}(k) - F_1^{\text{real}}(k), \qquad
         F_1(k) = \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
 
-    on held-out real cells. From -1 to 1; higher is better, and 0 is what cells without news bring. The interval is a bootstrap of the test
-    cells (500 draws, both classifiers judged on the same draw): it has the chance in the test cells in it, not that in training or in
-    generating. Generate with several seeds for that.
+    on held-out real cells. From -1 to 1; higher is better, and 0 means that nothing was gained. The interval is a
+    bootstrap of the test cells (500 draws, both classifiers on the same draw). It does not include the randomness of
+    training and generation; use several seeds for that.
 
-    *Catches* whether synthetic cells of rare labels are worth having, and whether they do harm. *Misses* the cells' quality where real
-    cells suffice anyway: a gain near 0 is then no fault. Part of a gain may be class balance alone; compare with real cells of the label
-    repeated as often.
+    *Catches* whether synthetic cells of rare labels help or harm. *Misses* the quality of the cells if the real cells
+    already suffice: a gain near 0 is then no fault. Part of a gain may come from class balance alone; compare with real
+    cells of the label repeated as often.
 
     Parameters
     ----------
@@ -158,16 +161,17 @@ def augmentation_gain(
     classifier
         As in :func:`transfer_f1`.
     seed
-        Decides the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
-    A row per label of the test cells, and a last one, `macro`, for their mean: `n_train`, `n_synthetic`, `n_test`, `f1_real`,
-    `f1_augmented`, `gain`, and `low` and `high`, the 95 % interval of the gain.
+    A row per label of the test cells, and a last row `macro` with their mean: `n_train`, `n_synthetic`, `n_test`,
+    `f1_real`, `f1_augmented`, `gain`, and `low` and `high`, the 95 % interval of the gain.
 
     References
     ----------
-    Marouf et al. 2020, Realistic in silico generation and augmentation of single-cell RNA-seq data using generative adversarial networks.
+    Marouf et al. 2020, Realistic in silico generation and augmentation of single-cell RNA-seq data using generative
+    adversarial networks.
     """
     train_values, synthetic_values, test_values = _doubles(
         train_values=train_values, synthetic_values=synthetic_values, test_values=test_values
@@ -216,12 +220,12 @@ def _predict(
     classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray, test_values: NDArray
 ) -> NDArray:
     if len(names := np.unique(labels)) < 2:
-        return np.repeat(names, len(test_values))  # there is nothing to choose
+        return np.repeat(names, len(test_values))  # there is only one label
     return _fit(classifier, values, labels).predict(test_values)
 
 
 def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Return F1 with cells counted as often as each row of weights says, and the mean, `(rows, names + 1)`; NaN for a label that is not there."""
+    """Return F1 per label and its mean, `(rows, names + 1)`, for cells weighted by each row; NaN for absent labels."""
     is_label, is_predicted = labels[:, None] == names, predicted[:, None] == names
     hits, n_true, n_predicted = (weights @ table for table in (is_label & is_predicted, is_label, is_predicted))
     scores = np.where(n_true > 0, 2 * hits / np.maximum(n_true + n_predicted, 1), np.nan)
@@ -234,24 +238,26 @@ N_FOLDS = 5
 def evaluate_embeddings(
     adata: AnnData, use_reps: Sequence[str], label_key: str, *, donor_key: str | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    r"""Return how well labels of held-out cells, and of held-out donors, can be told from embeddings.
+    r"""Measure how well embeddings separate the labels of held-out cells and held-out donors.
 
     .. math:: \text{accuracy} = \frac{1}{n} \sum_i [\hat l_i = l_i], \qquad \text{macro } F_1 =
         \frac{1}{K} \sum_k \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
 
-    over all test cells of a split, each labelled by a classifier that has not seen it. Both from 0 to 1; higher is better. Compare
-    embeddings with each other, `X_pca` among them: what is good enough depends on the labels.
+    over all test cells of a split, each labelled by a classifier that was not trained on it. Both are between 0 and 1;
+    higher is better. Compare embeddings with each other, including `X_pca`: which values are good depends on the
+    labels.
 
-    - `linear_probe`: logistic regression on standardised features; what the embedding says along straight lines.
-    - `knn`: the vote of the 15 nearest neighbours; whether neighbours in the embedding are alike.
-    - `label_transfer`: the same vote, with one donor as the reference for all the others, every donor in turn.
+    - `linear_probe`: logistic regression on standardised features, for what the embedding encodes linearly.
+    - `knn`: the vote of the 15 nearest neighbours, for whether neighbours are alike.
+    - `label_transfer`: the same vote, with one donor as the reference for all others, for every donor in turn.
 
-    The split `cells` is five stratified folds; `donors` holds out one donor after the other (for `label_transfer`, all but one).
+    The split `cells` is five stratified folds. The split `donors` holds out one donor at a time (for `label_transfer`,
+    all but one).
 
-    *Catches* embeddings that lose types, above all rare ones (macro F1), and embeddings whose neighbours are of one donor rather than of one type.
-    *Misses* what the labels do not name: states, gradients, how well cells can be generated. Labels that were clustered from one of the
-    embeddings favour it. Embeddings learned with the test cells, even without their labels, have seen them: learn them on other cells
-    where the claim is about new ones.
+    *Catches* embeddings that lose types, above all rare ones (macro F1), and embeddings whose neighbours share a donor
+    rather than a type. *Misses* what the labels do not name: states, gradients, how well cells can be generated. Labels
+    that were clustered from one of the embeddings favour it. Embeddings trained on the test cells, even without their
+    labels, have seen them; if you make claims about new cells, train them on other cells.
 
     Parameters
     ----------
@@ -260,34 +266,36 @@ def evaluate_embeddings(
     use_reps
         Names of the embeddings, such as `["X_scldm", "X_pca", "X_scVI"]`.
     label_key
-        Column of `obs` with the labels to tell. Labels of fewer than five cells are left out.
+        Column of `obs` with the labels. Labels with fewer than five cells are left out.
     donor_key
-        Column of `obs` with the donors (or batches); None tests on held-out cells only.
+        Column of `obs` with the donors (or batches). If None, only held-out cells are tested.
     seed
-        Decides the folds.
+        Seed of the folds.
 
     Returns
     -------
-    A row for each `embedding`, `task`, `split` and `score` (`accuracy`, `macro_f1`), with its `value`, and `n_cells`, the number of
-    test cells.
+    A row for each `embedding`, `task`, `split` and `score` (`accuracy`, `macro_f1`), with its `value` and `n_cells`,
+    the number of test cells.
 
     Raises
     ------
     KeyError
         If `obsm` or `obs` lacks a name.
+    TypeError
+        If `adata` is not an AnnData, or `use_reps` is a string.
     ValueError
-        If a cell has no label or donor, if there are less than two labels to tell or donors to hold out, or if an embedding is not finite.
+        If a cell has no label or donor, if there are fewer than two labels or donors, or if an embedding is not finite.
 
     References
     ----------
-    Alain and Bengio 2016, Understanding intermediate layers using linear classifier probes. Luecken et al. 2022, Benchmarking
-    atlas-level data integration in single-cell genomics.
+    Alain and Bengio 2016, Understanding intermediate layers using linear classifier probes. Luecken et al. 2022,
+    Benchmarking atlas-level data integration in single-cell genomics.
     """
     if not isinstance(adata, AnnData):
         msg = f"`adata` must be an AnnData with embeddings in `obsm`, but is {type(adata).__name__}."
         raise TypeError(msg)
     if not len(use_reps):
-        msg = "`use_reps` is empty; name entries of `adata.obsm`."
+        msg = "`use_reps` is empty; name one or more entries of `adata.obsm`."
         raise ValueError(msg)
     if isinstance(use_reps, str):
         msg = f"`use_reps` must be a list of names, but is the string {use_reps!r}. Did you mean [{use_reps!r}]?"
@@ -296,7 +304,10 @@ def evaluate_embeddings(
     names, sizes = np.unique(labels, return_counts=True)
     common = names[sizes >= N_FOLDS]
     if len(common) < 2:
-        msg = f"`label_key` {label_key!r} must have two labels or more with at least {N_FOLDS} cells, but has {len(common)}."
+        msg = (
+            f"`label_key` {label_key!r} must have two or more labels with at "
+            f"least {N_FOLDS} cells each, but has {len(common)}."
+        )
         raise ValueError(msg)
     kept = np.isin(labels, common)
     labels = labels[kept]
@@ -308,7 +319,7 @@ def evaluate_embeddings(
     if donor_key is not None:
         donors = labels_of(adata, donor_key)
         if len(np.unique(donors)) < 2:
-            msg = f"`donor_key` {donor_key!r} must name two donors or more, but all cells are of {str(donors[0])!r}."
+            msg = f"`donor_key` {donor_key!r} must have two or more donors, but all cells are from {str(donors[0])!r}."
             raise ValueError(msg)
         donors = donors[kept]
         others_to_one = [(np.flatnonzero(donors != one), np.flatnonzero(donors == one)) for one in np.unique(donors)]

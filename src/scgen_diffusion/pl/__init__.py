@@ -1,9 +1,9 @@
-"""Plots: real beside synthetic cells, how a model was trained and how good it is, and the inside of the white box.
+"""Plots: real beside synthetic cells, training curves, metrics, and the inside of the white-box model.
 
-Plots of cells take two AnnData objects with the same genes, from whatever tool, and leave them as they are. Plots of figures take
-the tables that :mod:`~scgen_diffusion.metrics` return. Plots of the white box take the tables that
-:mod:`~scgen_diffusion.interpret` returns, or the AnnData that :func:`~scgen_diffusion.interpret.write` wrote them
-into. As in scanpy, ``show=False`` returns the axes, ``save`` names a file, and colours of labels come from ``uns``.
+Plots of cells take two AnnData objects with the same genes, from any tool, and do not change them. Plots of figures
+take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box model take the tables from
+:mod:`~scgen_diffusion.interpret`, or an AnnData that :func:`~scgen_diffusion.interpret.write` wrote them to. As in
+scanpy, ``show=False`` returns the axes, ``save`` names a file, and label colours come from ``uns``.
 """
 
 from ._correlations import gene_correlation, modality_correlation

@@ -1,4 +1,4 @@
-"""What plots of real beside synthetic cells start from: the same genes, few enough cells, labels and their colours."""
+"""What plots of real beside synthetic cells share: matching genes, subsampling, labels and their colours."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MISSING, MISSING_COLOR = "no label", "lightgray"
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two sets, as it is drawn."""
+    """One of the two sets of cells, ready to plot."""
 
     cells: AnnData
     expression: Expression
 
 
 def sides_of(real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells: int, seed: int) -> dict[str, Side]:
-    """Return ``real`` and ``synthetic`` cells with the same genes, each with at most so many cells.
+    """Return ``real`` and ``synthetic`` cells with the same genes, each subsampled to ``max_cells``.
 
-    A layer is read of the synthetic cells if they have it; cells that a model generated have their counts in `X`.
+    The layer is read from the synthetic cells only if they have it: generated cells have their counts in `X`.
     """
     check_count("max_cells", max_cells, least=2)
     real = subsample(real, "real", max_cells, seed)
@@ -46,14 +46,14 @@ def sides_of(real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells:
 
 
 def check_is_anndata(cells: object, name: str) -> None:
-    """Raise TypeError for anything else."""
+    """Raise TypeError for anything but an AnnData."""
     if not isinstance(cells, AnnData):
         msg = f"`{name}` must be an AnnData, but found {type(cells).__name__}."
         raise TypeError(msg)
 
 
 def subsample(cells: AnnData, name: str, max_cells: int, seed: int) -> AnnData:
-    """Return the cells, or a random part of them in their order."""
+    """Return the cells, or a random subset in their original order."""
     check_is_anndata(cells, name)
     if cells.n_obs <= max_cells:
         return cells
@@ -61,30 +61,30 @@ def subsample(cells: AnnData, name: str, max_cells: int, seed: int) -> AnnData:
 
 
 def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
-    """Return a column of `obs` as text; cells without a label get one that says so.
+    """Return a column of `obs` as text; missing labels become ``"no label"``.
 
     Raises
     ------
     TypeError
         If several columns are named.
     KeyError
-        If there is no such column.
+        If the column does not exist.
     """
     if not isinstance(key, str):
-        msg = f"Cells are grouped by one column of `obs` here, but found {key!r}. Join several to one first."
+        msg = f"Plots group cells by one column of `obs`, but found {key!r}. Combine several columns into one first."
         raise TypeError(msg)
     column = obs_column(cells, key, name)
     return column.astype(object).where(column.notna(), MISSING).astype(str)
 
 
 def categories_of(cells: AnnData, key: str) -> list[str]:
-    """Return the categories of a column of `obs` as text; none if it has no categories."""
+    """Return the categories of a column of `obs` as text; an empty list if it is not categorical."""
     column = cells.obs[key]
     return list(map(str, column.cat.categories)) if isinstance(column.dtype, pd.CategoricalDtype) else []
 
 
 def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
-    """Return the labels that there are, those of the real cells in the order of their categories first."""
+    """Return the labels that occur, with those of the real cells first, in the order of their categories."""
     order = categories_of(real, key)
     present = set().union(*map(set, labels))
     unknown = sorted(present - set(order) - {MISSING})
@@ -94,7 +94,7 @@ def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
 def label_colors(
     real: AnnData, key: str, labels: Sequence[str], palette: Mapping[str, str] | Sequence[str] | None
 ) -> dict[str, str]:
-    """Give every label the colour of the palette, or of ``real.uns``, or of scanpy.
+    """Give every label its colour from the palette, from ``real.uns``, or from scanpy.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What goes together in real and in synthetic cells: genes, and the features of two modalities."""
+"""Correlations in real and synthetic cells: between genes, and between features of two modalities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from mudata import MuData
 
-MOST_NAMES = 60  # that can be read along an axis
+MOST_NAMES = 60  # readable along one axis
 UNCLIPPED_SHARE = 0.99
 
 
@@ -42,48 +42,48 @@ def gene_correlation(
 ) -> list[Axes] | None:
     """Plot the correlations between genes, in real beside synthetic cells, as two heat maps on one scale.
 
-    Genes are ordered by average-linkage clustering of the real correlations. The title of the synthetic ones says how similar
-    they are: Pearson's correlation of the correlations. One per cent of them, the strongest, may be beyond the scale.
+    Genes are ordered by average-linkage clustering of the real correlations. The title of the synthetic panel gives
+    their similarity, Pearson's correlation of the correlations. The strongest one per cent may exceed the colour scale.
 
     Parameters
     ----------
     real, synthetic
-        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+        Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     n_genes
-        How many genes, those that vary most in real cells (variance of log-normalised expression).
+        Number of genes to show: those that vary most in real cells (variance of log-normalised expression).
     genes
-        These genes instead.
+        Genes to show instead.
     groupby
-        Column of `obs`. Correlations are then those within groups: each group's mean is taken away. Default: among all cells,
-        where differences between cell types make most of the correlations.
+        Column of `obs`. Correlations are then within groups, after subtracting each group's mean. Default: among all
+        cells, where differences between cell types cause most of the correlations.
     layer
-        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
-        A random part of each set, where it has more.
+        Larger sets are subsampled at random to this many cells.
     seed
-        Decides the part of the cells.
+        Seed of the subsampling.
     axs
         Two axes to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes of real and synthetic cells, if they are not shown.
+        The axes of real and synthetic cells, or None if the figure is shown.
 
     Raises
     ------
     KeyError
-        If `groupby` is no column of both.
+        If `groupby` is not a column of both `obs`.
     ValueError
         If there are fewer than three genes, or unknown ones.
 
     See Also
     --------
-    scgen_diffusion.metrics.gene_correlation_similarity : The figure for it.
+    scgen_diffusion.metrics.gene_correlation_similarity : The similarity in the title.
     """
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
     if genes is None:
@@ -133,56 +133,61 @@ def modality_correlation(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot the correlation of every pair of features of two modalities, such as a transcript and its protein, in real and in synthetic cells.
+    """Plot the correlation of each pair of features, such as a transcript and its protein, in real and synthetic cells.
 
-    The grey bar around the real correlation reaches as far as two halves of the real cells differ on average: a synthetic point within it is as near as can be told. The title says how
-    similar the correlations of all features of both modalities are, and how similar those of two sets of real cells.
+    The grey bar around the real correlation shows how much two halves of the real cells differ on average. A synthetic
+    point inside it is as close as the data can show. The title gives the similarity of the correlations of all
+    features, and that between two sets of real cells.
 
     Parameters
     ----------
     real, synthetic
-        Cells with both modalities, with the same features. They are not changed.
+        Cells with both modalities and the same features. They are not changed.
     pairs
-        Pairs of a feature of the first and one of the second modality; default: those of the same name. At most 60.
+        Pairs of a feature of the first and one of the second modality, at most 60. Default: features with the same
+        name.
     modalities
-        Names of the first and second modality; default: the two that there are.
+        Names of the first and second modality. Default: the two in `real`.
     groupby
-        Column of `obs`, or several. Correlations are then those within groups: each group's mean is taken away. Default: among all cells, where differences
-        between cell types make most of the correlations.
+        Column of `obs`, or several. Correlations are then within groups, after subtracting each group's mean. Default:
+        among all cells, where differences between cell types cause most of the correlations.
     scales
         See :func:`~scgen_diffusion.metrics.evaluate`.
     layers
-        Layers with the counts, by modality. Default: ``"counts"`` where there is one, else `X`.
+        Layers with the counts, by modality. Default: ``"counts"`` if it exists, else `X`.
     seed
-        Decides the halves.
+        Seed of the halves.
     ax
         Axis to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     matplotlib.axes.Axes or None
-        The axis, if it is not shown.
+        The axis, or None if the figure is shown.
 
     Raises
     ------
     KeyError
-        If a modality, a feature or a column is absent.
+        If a modality, a feature or a column is missing.
     ValueError
         If there are no pairs, or too many.
 
     See Also
     --------
-    scgen_diffusion.metrics.cross_modality_correlation : The figures for it.
+    scgen_diffusion.metrics.cross_modality_correlation : The numbers behind this plot.
     """
     found = cross_modality_correlation(
         real, synthetic, pairs, modalities=modalities, groupby=groupby, scales=scales, layers=layers, seed=seed
     )
     if not 0 < len(found.pairs) <= MOST_NAMES:
-        msg = f"`pairs` must have 1 to {MOST_NAMES} pairs, but found {len(found.pairs)}. If none are given, they are the features of the same name in both."
+        msg = (
+            f"`pairs` must have 1 to {MOST_NAMES} pairs, but found {len(found.pairs)}. "
+            "By default, features with the same name are paired."
+        )
         raise ValueError(msg)
     table = found.pairs.sort_values("real", ignore_index=True)
     ax = one_axis(ax, size=(4.6, 1.3 + 0.24 * len(table)))

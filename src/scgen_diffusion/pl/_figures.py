@@ -1,4 +1,4 @@
-"""What all plots share: axes, colours, legends, names that must exist, and the end of a plot."""
+"""What all plots share: axes, colours, legends, checks of names, and saving and showing."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from matplotlib.collections import PathCollection
     from numpy.typing import NDArray
 
-#: Grey, which no palette of labels has, and the vermilion of Okabe and Ito: everybody can tell them apart, in print, too.
+#: Grey, which no label palette uses, and Okabe and Ito's vermilion: distinct for everybody, also in print.
 SOURCES = {"real": "#6e6e6e", "synthetic": "#D55E00"}
-#: Of Okabe and Ito, in an order in which neighbours differ in lightness, too.
+#: Okabe and Ito's colours, ordered so that neighbours also differ in lightness.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 SIGNS = {"lower": "↓", "higher": "↑", "floor": "="}
 FLOOR_LABEL = "floor: real\nagainst real cells"
 N_COLUMNS = 4
 SPAN_OF_LOG = 8  # numbers that span a larger factor get a logarithmic axis
-MOST_FOR_ONE_TWO_FIVE = 50  # from end to end: numbers would run into each other
-MOST_VECTORS = 2_000  # points: with more, a vector graphic would be too large
+MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
+MOST_VECTORS = 2_000  # with more points, a vector graphic would be too large
 
 
 def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float], sharey: bool = True) -> list[Axes]:
-    """Return the given axes, or new ones: in a row with a common y axis, or in rows of four, each with its own.
+    """Return the given axes, or new ones: in one row with a common y axis, or in rows of four with separate y axes.
 
     Raises
     ------
     ValueError
-        If there are not as many axes as panels.
+        If the number of axes differs from the number of panels.
     """
     if axs is not None:
         if len(axs) != n:
@@ -63,7 +63,7 @@ def one_axis(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
 
 
 def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[str] | None) -> Axes | list[Axes] | None:
-    """Save and show as asked, and return the axes if they are not shown."""
+    """Save and show the figure if requested, and return the axes if it is not shown."""
     first = axes[0] if isinstance(axes, list) else axes
     if save is not None:
         first.figure.savefig(save, bbox_inches="tight", dpi=150)
@@ -74,12 +74,12 @@ def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[s
 
 
 def choose(name: str, wanted: Sequence | None, known: Iterable) -> list:
-    """Return what is wanted, or all that is known.
+    """Return the requested values, or all known ones if None.
 
     Raises
     ------
     ValueError
-        For what is not known.
+        If a value is not known.
     """
     known = list(known)
     for value in () if wanted is None else wanted:
@@ -93,17 +93,17 @@ def choose(name: str, wanted: Sequence | None, known: Iterable) -> list:
 
 
 def without_frame(ax: Axes) -> None:
-    """Keep only the axes that carry numbers."""
+    """Hide the top and right spines."""
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def spans_decades(values: NDArray, log: bool | None) -> bool:
-    """Return what is asked for, or else whether numbers suit a logarithmic axis."""
+    """Return the given choice, or else whether the numbers suit a logarithmic axis."""
     return bool(values.min() > 0 and values.max() > SPAN_OF_LOG * values.min()) if log is None else log
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Write 500 instead of a power of ten along a logarithmic axis."""
+    """Write 500 rather than a power of ten along a logarithmic axis."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_FOR_ONE_TWO_FIVE * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
@@ -111,7 +111,7 @@ def plain_numbers(axis: Axis) -> None:
 
 
 def name_both_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, most: int, fontsize: str | float) -> None:
-    """Name the rows and columns of a heat map, as many as can be read."""
+    """Name the rows and columns of a heat map, or as many as are readable."""
     for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
         step = -(-len(names) // most)
         axis.set_ticks(range(0, len(names), step), list(names[::step]), fontsize=fontsize)
@@ -119,7 +119,7 @@ def name_both_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, mos
 
 
 def limits_around(points: NDArray) -> tuple[NDArray, NDArray]:
-    """Return the lowest and the highest corner around points ``(n, 2)``, with a margin."""
+    """Return the lowest and highest corner around points ``(n, 2)``, with a margin."""
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.05 * np.maximum(high - low, 1e-6)
     return low - margin, high + margin
@@ -140,7 +140,7 @@ def mixed_scatter(
 
 
 def scanpy_colors(names: Sequence[str]) -> dict[str, str]:
-    """Give names colours as scanpy does, by their number."""
+    """Give names the colours that scanpy would choose for that many categories."""
     colors = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
     return {name: colors[number % len(colors)] for number, name in enumerate(names)}
 
@@ -152,7 +152,7 @@ def legend_beside(ax: Axes, handles: Sequence[Artist], **look: object) -> None:
 
 
 def explain_colors(ax: Axes, sections: Mapping[str, Mapping[str, str]]) -> None:
-    """Say to the right of the axis which colour is what, in parts with headings."""
+    """Add a legend of colours to the right of the axis, in sections with headings."""
     handles = []
     for heading, colors in sections.items():
         gap = ["", heading] if handles else [heading]

@@ -1,4 +1,4 @@
-"""Total counts and genes of real and synthetic cells: means, variances, zeros and markers."""
+"""Plots of total counts and genes of real and synthetic cells: means, variances, zeros and markers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ MEAN = "mean expression, ln(1 + CP10k)"
 VARIANCE = "variance, (ln(1 + CP10k))²"
 N_TREND_POINTS = 20
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LARGEST_DOT = 130.0  # points squared, of a gene that every cell expresses
-SHIFTS = (-0.22, 0.22)  # of the row of real and of synthetic cells within a label
+LARGEST_DOT = 130.0  # area for a gene that every cell expresses, in points squared
+SHIFTS = (-0.22, 0.22)  # vertical shift of the rows of real and synthetic cells within a label
 
 
 def library_size(
@@ -51,11 +51,11 @@ def library_size(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot how total counts are distributed over real and synthetic cells, on a logarithmic axis.
+    """Plot the distribution of total counts in real and synthetic cells, on a logarithmic axis.
 
-    All together: the share of cells in each bin, with lines at the medians. By group: boxes from the first to the third quartile
-    with a thick line at the median, and thin lines from the 5th to the 95th percentile. Cells without any count cannot be drawn; the
-    legend says so.
+    Without `groupby`, it draws histograms with lines at the medians. By group, it draws boxes from the first to the
+    third quartile, with a thick line at the median and whiskers from the 5th to the 95th percentile. Cells without
+    counts cannot be drawn; the legend gives their number.
 
     Parameters
     ----------
@@ -64,42 +64,40 @@ def library_size(
     groupby
         Column of `obs`. Default: all cells together.
     layer
-        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
-        A random part of each set, where it has more.
+        Larger sets are subsampled at random to this many cells.
     seed
-        Decides the part of the cells.
+        Seed of the subsampling.
     ax
         Axis to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     matplotlib.axes.Axes or None
-        The axis, if it is not shown.
+        The axis, or None if the figure is shown.
 
     Raises
     ------
     KeyError
-        If `groupby` is no column of both.
+        If `groupby` is not a column of both `obs`.
     ValueError
         If a set came log-normalised, or has no counts at all.
 
     See Also
     --------
-    scgen_diffusion.metrics.library_size_ks : The figure for it.
+    scgen_diffusion.metrics.library_size_ks : The difference as a number.
     """
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
     sizes = {name: side.expression.library_sizes for name, side in sides.items()}
     names = {}
     for name, values in sizes.items():
         if values is None:
-            msg = (
-                f"`{name}` holds log-normalised values, which have lost the total counts; name the `layer` with counts."
-            )
+            msg = f"`{name}` holds log-normalised values, which have lost the total counts; set `layer` to the layer with counts."
             raise ValueError(msg)
         if not values.any():
             msg = f"`{name}` has no counts at all."
@@ -128,7 +126,7 @@ def library_size(
 
 
 def draw_histograms(ax: Axes, sizes: Mapping[str, NDArray]) -> None:
-    """Draw the shares of cells in bins that both sets share, and the medians."""
+    """Draw histograms of both sets with the same bins, and the medians."""
     both = np.concatenate(list(sizes.values()))
     low, high = both.min() / 1.02, both.max() * 1.02
     n_bins = int(np.clip(2 * min(map(len, sizes.values())) ** (1 / 3), 8, 60))  # Rice's rule
@@ -163,43 +161,46 @@ def mean_variance(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot every gene's variance against its mean, in real and in synthetic cells, on logarithmic axes.
+    """Plot every gene's variance against its mean, in real and synthetic cells, on logarithmic axes.
 
-    Of log-normalised expression (counts per 10 000, natural logarithm). Lines are medians over genes of like mean. Genes that
-    no cell of a set expresses cannot be drawn; the legend says how many are.
+    Values are log-normalised expression (counts per 10 000, natural logarithm). Lines are running medians over genes
+    with similar means. Genes that no cell of a set expresses cannot be drawn; the legend gives the number that is
+    drawn.
 
     Parameters
     ----------
     real, synthetic
-        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+        Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     layer
-        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
-        A random part of each set, where it has more.
+        Larger sets are subsampled at random to this many cells.
     size
         Size of the points.
     seed
-        Decides the part of the cells.
+        Seed of the subsampling.
     ax
         Axis to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     matplotlib.axes.Axes or None
-        The axis, if it is not shown.
+        The axis, or None if the figure is shown.
 
     See Also
     --------
-    scgen_diffusion.metrics.mean_variance_error : The figure for it.
+    scgen_diffusion.metrics.mean_variance_error : The difference as a number.
     """
     tables = tables_of(real, synthetic, layer, max_cells, seed)
     ax = one_axis(ax, size=(4.4, 3.8))
     drawn = draw_genes(ax, tables, "variance", size)
-    for (name, table), width in zip(drawn.items(), (4.5, 1.8), strict=True):  # the first one shows below the second
+    for (name, table), width in zip(
+        drawn.items(), (4.5, 1.8), strict=True
+    ):  # the first line stays visible under the second
         medians = medians_along_mean(table)
         ax.plot(*medians, color="white", linewidth=width + 1.5)
         ax.plot(*medians, color=SOURCES[name], linewidth=width)
@@ -222,36 +223,36 @@ def zero_fraction(
 ) -> list[Axes] | None:
     """Plot every gene's share of zeros: synthetic against real cells, and both against the gene's mean.
 
-    In the left panel, genes below the dashed diagonal have too few zeros in synthetic cells. The right panel tells whether that is because they are
-    expressed more, or more evenly than real ones at the same mean.
+    In the left panel, genes below the dashed diagonal have too few zeros in synthetic cells. The right panel shows why:
+    because they are expressed more, or because they are more evenly expressed than real genes with the same mean.
 
     Parameters
     ----------
     real, synthetic
-        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+        Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     layer
-        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
-        A random part of each set, where it has more.
+        Larger sets are subsampled at random to this many cells.
     size
         Size of the points.
     seed
-        Decides the part of the cells.
+        Seed of the subsampling.
     axs
         Two axes to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
 
     See Also
     --------
-    scgen_diffusion.metrics.gene_profile_errors : The figure for it.
+    scgen_diffusion.metrics.gene_profile_errors : The difference as a number.
     """
     tables = tables_of(real, synthetic, layer, max_cells, seed)
     axes = panels(2, axs, size=(3.8, 3.8))
@@ -272,7 +273,7 @@ def zero_fraction(
 def tables_of(
     real: AnnData, synthetic: AnnData, layer: str | None, max_cells: int, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Return the statistics of the genes of both sets."""
+    """Return the gene statistics of both sets."""
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
     return {name: gene_statistics(side.expression) for name, side in sides.items()}
 
@@ -280,7 +281,7 @@ def tables_of(
 def draw_genes(
     ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str, size: float | None
 ) -> dict[str, pd.DataFrame]:
-    """Draw a statistic of every gene against its mean, and return the genes of each set that a logarithmic axis has."""
+    """Draw a statistic of every gene against its mean. Return the genes that fit on a logarithmic axis."""
     drawn = {name: table[(table["mean"] > 0) & (table["variance"] > 0)] for name, table in tables.items()}
     points = [table[["mean", statistic]].to_numpy() for table in drawn.values()]
     n_genes = len(tables["real"])
@@ -297,7 +298,7 @@ def draw_genes(
 
 
 def medians_along_mean(table: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Return medians of mean and variance of genes with like means, as many genes in each part."""
+    """Return the medians of mean and variance over bins with equal numbers of genes, sorted by mean."""
     table = table.sort_values("mean")
     bounds = np.linspace(0, len(table), min(N_TREND_POINTS, len(table)) + 1).astype(int)
     parts = [table.iloc[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
@@ -305,7 +306,7 @@ def medians_along_mean(table: pd.DataFrame) -> tuple[list[float], list[float]]:
 
 
 def point_size(n_points: int) -> float:
-    """Return a size at which as many points can be told apart."""
+    """Return a point size at which this many points remain distinguishable."""
     return float(np.clip(8_000 / n_points, 3, 14))
 
 
@@ -323,50 +324,50 @@ def marker_dotplot(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot the expression of marker genes as dots: for each label a row of real above a row of synthetic cells.
+    """Plot the expression of marker genes as dots: for each label, a row of real cells above a row of synthetic ones.
 
-    Areas of dots are shares of cells that express the gene, colours its mean log-normalised expression. Markers are those of real
-    cells (:func:`~scgen_diffusion.metrics.marker_genes`), from the first label to the last; a gene that marks several labels
-    is drawn once, with the first of them.
+    The area of a dot is the share of cells that express the gene, its colour the mean log-normalised expression.
+    Markers come from the real cells (:func:`~scgen_diffusion.metrics.marker_genes`), label by label. A gene that marks
+    several labels is drawn once, with the first of them.
 
     Parameters
     ----------
     real, synthetic
-        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+        Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     groupby
         Column of `obs` with the labels.
     n_genes
         Markers per label.
     genes
-        These genes instead.
+        Genes to show instead.
     layer
-        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
-        A random part of each set, where it has more.
+        Larger sets are subsampled at random to this many cells.
     seed
-        Decides the part of the cells.
+        Seed of the subsampling.
     ax
         Axis to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     matplotlib.axes.Axes or None
-        The axis, if it is not shown.
+        The axis, or None if the figure is shown.
 
     Raises
     ------
     KeyError
-        If `groupby` is no column of both.
+        If `groupby` is not a column of both `obs`.
     ValueError
-        For unknown genes, or if there are no markers.
+        If genes are unknown, or there are no markers.
 
     See Also
     --------
-    scgen_diffusion.metrics.marker_agreement : Figures for it.
+    scgen_diffusion.metrics.marker_agreement : The agreement in numbers.
     """
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
@@ -380,7 +381,7 @@ def marker_dotplot(
             msg = f"There are no marker genes of {groupby!r}: two labels with at least two cells each are needed."
             raise ValueError(msg)
     genes = choose("genes", genes, real.var_names)
-    means, shares = {}, {}  # of every label (rows) and gene
+    means, shares = {}, {}  # labels in rows, genes in columns
     for name, side in sides.items():
         places = side.cells.var_names.get_indexer(genes)
         values = pd.DataFrame(side.expression.values[:, places].toarray(), columns=genes)
@@ -413,8 +414,8 @@ def marker_dotplot(
 
 
 def explain_dots(ax: Axes, image: object) -> None:
-    """Say to the right what sizes and colours mean."""
-    inch = ax.figure.dpi / ax.get_window_extent().width  # in widths of the axis
+    """Add a legend of sizes and colours to the right of the axis."""
+    inch = ax.figure.dpi / ax.get_window_extent().width  # one inch as a share of the axis width
     bar = ax.inset_axes((1 + 0.15 * inch, 0, 0.13 * inch, 0.45))
     ax.figure.colorbar(image, cax=bar, label="mean expression,\nln(1 + CP10k)")
     handles = [

@@ -1,4 +1,4 @@
-"""What perturbations do: every gene's change, predicted and real; and how well methods predict them."""
+"""Plots of perturbations: the predicted and real change of every gene, and how well methods predict the changes."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-TOP_COLOR = COLORS[1]  # of the genes that change most
-MARGIN = 0.06  # of the range, around the points
-NAME_MARGIN = 0.34  # of the range, for a column of names
-LINE_HEIGHT = 0.062  # of the range, between names
+TOP_COLOR = COLORS[1]  # for the genes that change most
+MARGIN = 0.06  # around the points, as a share of the range
+NAME_MARGIN = 0.34  # for the column of names, as a share of the range
+LINE_HEIGHT = 0.062  # between names, as a share of the range
 
-#: Columns of the table of scores that are no method.
+#: Columns of the table of scores that are not methods.
 NOT_METHODS = ("metric", "perturbation", "group", "floor", "better")
-GREYS = {"no_change": "0.15", "mean_shift": "0.45", "additive": "0.7"}  # of the baselines
+GREYS = {"no_change": "0.15", "mean_shift": "0.45", "additive": "0.7"}  # for the baselines
 METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
-HEIGHT_OF_ALL = 0.7  # of a row, over which methods are spread
+SPREAD = 0.7  # share of a row's height over which its methods are spread
 
 
 def mean_change(
@@ -61,47 +61,50 @@ def mean_change(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot every gene's mean change against control, predicted against real, and name the genes that really change most.
+    """Plot every gene's mean change against control, predicted against real, and name the genes that change most.
 
-    Genes on the dashed diagonal change as much as they should; below it (for a rise) the effect is too small. Each panel says Pearson's correlation over all genes and
-    over the top ones, which are in blue: those with the largest Welch *t* in real cells.
+    Genes on the dashed diagonal change as much as in real cells. For genes that go up, points below it mean that the
+    predicted effect is too small. Each panel shows Pearson's correlation over all genes and over the top genes, in
+    blue: those with the largest Welch *t* in real cells.
 
     Parameters
     ----------
     real, predicted, control
-        Perturbed cells, real and predicted, and real unperturbed ones, with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+        Real and predicted perturbed cells, and real unperturbed cells, with the same genes: counts, or `log1p` values
+        with ``uns["log1p"]`` set. They are not changed.
     groupby
-        Column of `obs`, such as the cell type: one panel per group, against the control cells of the group. Default: one panel of all cells.
+        Column of `obs`, such as the cell type: one panel per group, against the group's control cells. Default: one
+        panel of all cells.
     groups
-        Which of them; default: all of `real`.
+        Groups to show. Default: all groups of `real`.
     n_top
-        How many genes are the top ones.
+        Number of top genes.
     n_names
-        How many of them are named.
+        Number of top genes to name.
     layer
-        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     axs
         Axes to draw on, one per group.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
 
     Raises
     ------
     KeyError
-        If `groupby` is no column of all three.
+        If `groupby` is not a column of all three `obs`.
     ValueError
-        For unknown groups, and groups without predicted or control cells.
+        If a group is unknown, or has no predicted or control cells.
 
     See Also
     --------
-    scgen_diffusion.metrics.gene_changes : The figures as a table.
+    scgen_diffusion.metrics.gene_changes : The changes as a table.
     scgen_diffusion.metrics.mean_change_correlation : The correlations.
     """
     sets = {"real": real, "predicted": predicted, "control": control}
@@ -126,7 +129,7 @@ def mean_change(
 
 
 def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> None:
-    """Draw the genes of one group, the top ones over all others, and their names in a column at the side that has room."""
+    """Draw the genes of one group, the top ones above all others, with their names on the side with more room."""
     top = table.iloc[:n_top]
     ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
     ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
@@ -165,7 +168,7 @@ def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> Non
 
 
 def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray[np.float64]:
-    """Move ascending heights apart until each is a gap above the last one, and all are within bounds if they fit."""
+    """Move ascending heights apart by at least a gap, within bounds if they fit."""
     heights = np.array(heights, dtype=np.float64)
     steps = gap * np.arange(len(heights))
     heights = np.maximum.accumulate(heights - steps) + steps
@@ -183,37 +186,41 @@ def perturbation_scores(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot the table of :func:`~scgen_diffusion.metrics.evaluate` with ``control``: methods, baselines and floor, one panel per metric and one row per case.
+    """Plot how well methods predict perturbations, beside baselines and floor: one panel per metric, one row per case.
 
-    A case is a perturbation in a group. Baselines are grey; the black stroke is the floor, what real cells score as prediction of each other. Several rows of one metric and
-    case, such as those of several seeds, are small points beside their mean. An arrow says which way is better.
+    A case is a perturbation in a group. Baselines are grey. The black line is the floor: real cells as a prediction of
+    each other. Several rows for one metric and case, such as several seeds, are small points beside their mean. An
+    arrow shows which direction is better.
 
     Parameters
     ----------
     table
-        Table of :func:`~scgen_diffusion.metrics.evaluate` with ``control``, or several, one below the other.
+        Table from :func:`~scgen_diffusion.metrics.evaluate` with ``control``, or several tables concatenated.
     metrics
-        Which of them; default: energy distance, Wasserstein distance, correlation of mean changes, and overlap of differential genes, as far as they are there.
+        Metrics to show. Default: energy distance, Wasserstein distance, correlation of mean changes, and overlap of
+        differential genes, if the table has them.
     cases
-        Which of them, in this order from the top: groups or perturbations (what tells the rows apart), or ``"perturbation, group"``; default: all.
+        Cases to show, from the top: groups, perturbations (whichever differ), or ``"perturbation, group"`` if both
+        differ. Default: all.
     methods
-        Columns of the table, or a mapping from columns to what they shall be called; default: all. The column ``"value"`` is called ``"predicted"``.
+        Columns of the table, or a mapping from columns to names in the plot. Default: all, with ``"predicted"`` as the
+        name of ``"value"``.
     axs
         Axes to draw on, one per metric.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
 
     Raises
     ------
     ValueError
-        For unknown metrics, cases and methods, and for more methods than can be told apart.
+        If a metric, case or method is unknown, or there are more methods than colours.
 
     Examples
     --------
@@ -225,19 +232,17 @@ def perturbation_scores(
     known = list(table["metric"].unique())
     metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics
     metrics = choose("metrics", metrics, known)
-    telling_apart = [key for key in ("perturbation", "group") if table[key].nunique() > 1] or ["perturbation"]
-    labels = table[telling_apart].astype(str).agg(", ".join, axis=1)
+    case_keys = [key for key in ("perturbation", "group") if table[key].nunique() > 1] or ["perturbation"]
+    labels = table[case_keys].astype(str).agg(", ".join, axis=1)
     cases = choose("cases", cases, labels.unique())
     names = method_names(table, methods)
     own = [column for column in names if column not in GREYS]
     if len(own) > len(COLORS):
-        msg = (
-            f"At most {len(COLORS)} `methods` besides the baselines can be told apart, but there are {len(own)}: {own}."
-        )
+        msg = f"At most {len(COLORS)} `methods` besides the baselines have distinct colours, but there are {len(own)}: {own}."
         raise ValueError(msg)
     colors = dict(zip(own, COLORS, strict=False)) | GREYS
     styles = {column: (colors[column], marker) for column, marker in zip(names, MARKERS, strict=False)}
-    offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * HEIGHT_OF_ALL / max(len(names), 2)
+    offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * SPREAD / max(len(names), 2)
     axes = panels(len(metrics), axs, size=(2.7, 1.3 + 0.42 * len(cases)))
     for ax, metric in zip(axes, metrics, strict=True):
         is_metric = table["metric"] == metric
@@ -269,16 +274,16 @@ def perturbation_scores(
 
 
 def method_names(table: pd.DataFrame, methods: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
-    """Return what the columns of methods are called; baselines last.
+    """Return the names of the methods by column, baselines last.
 
     Raises
     ------
     ValueError
-        For columns that are no methods.
+        If a column is not a method.
     """
     known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind == "f"]
-    there = [column for column in known if table[column].notna().any()]
-    columns = there if methods is None else choose("methods", list(methods), known)
-    called = methods if isinstance(methods, Mapping) else {"value": "predicted"}
+    filled = [column for column in known if table[column].notna().any()]
+    columns = filled if methods is None else choose("methods", list(methods), known)
+    names = methods if isinstance(methods, Mapping) else {"value": "predicted"}
     columns = sorted(columns, key=lambda column: column in GREYS)  # keeps the order otherwise
-    return {column: called.get(column, column.replace("_", " ")) for column in columns}
+    return {column: names.get(column, column.replace("_", " ")) for column in columns}

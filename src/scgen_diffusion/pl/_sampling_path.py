@@ -1,4 +1,4 @@
-"""Noise becoming cells, in the plane of the principal components of real cells: still and animated."""
+"""Plots of generation, from noise to cells, in the plane of the real cells' principal components."""
 
 from __future__ import annotations
 
@@ -45,47 +45,49 @@ def sampling_path(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot cells on their way from noise, in a row of panels.
+    """Plot how noise turns into cells, as a row of panels.
 
-    The plane is that of the first two principal components of real cells, grey in the back, and the same in all panels.
+    All panels show the first two principal components of real cells, which are grey in the background.
 
     Parameters
     ----------
     path
-        Of ``get_sampling_path`` of a model, such as :meth:`~scgen_diffusion.model.SCLDM.get_sampling_path`.
+        Result of a model's ``get_sampling_path``, such as :meth:`~scgen_diffusion.model.SCLDM.get_sampling_path`.
     reference
-        Real cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. Default: none, and the plane
-        is that of the finished cells.
+        Real cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. Without them, the principal
+        components are those of the finished cells.
     color
         Column of ``path.obs``, such as a condition. Default: none.
     values
-        ``"state"``: where the cells are. ``"estimate"``: what the model takes the finished cells to be at that moment.
+        ``"state"``: the cells at that time. ``"estimate"``: the finished cells as the model estimates them at that
+        time.
     n_panels
-        Number of moments, evenly chosen from the frames.
+        Number of panels, evenly spaced over the frames.
     layer
         Layer of `reference` with the counts. Default: ``"counts"`` if there is one, else `X`.
     palette
-        Colour of each label, or colours in their order. Default: ``reference.uns[f"{color}_colors"]``, else scanpy's.
+        Colour of each label, or colours in label order. Default: ``reference.uns[f"{color}_colors"]``, else scanpy's.
     size
         Size of the points.
     axs
         Axes to draw on, one per panel.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
 
     Raises
     ------
     KeyError
-        If `color` is no column.
+        If `color` is not a column of ``path.obs``.
     ValueError
-        If `path` is not of ``get_sampling_path``, has fewer frames than panels, or other genes than `reference`.
+        If `path` does not come from ``get_sampling_path``, has fewer frames than panels, or has genes that `reference`
+        lacks.
     """
     film = film_of(path, reference, color=color, values=values, layer=layer, palette=palette)
     if not 2 <= n_panels <= len(film.times):
@@ -116,33 +118,34 @@ def animate_sampling_path(
 ) -> FuncAnimation:
     """Animate :func:`sampling_path`.
 
-    From one frame of the path to the next, cells move in straight lines. The finished cells stay for a second.
+    Cells move in straight lines between frames. The finished cells stay for one second.
 
     Parameters
     ----------
     path, reference, color, values, layer, palette, size
         See :func:`sampling_path`.
     seconds
-        How long the way from noise to cells takes.
+        Duration from noise to cells.
     fps
-        Pictures per second.
+        Frames per second.
     dpi
-        Resolution; 80 makes pictures of 512 by 336 pixels.
+        Resolution; 80 gives 512 by 336 pixels.
     save
-        ``.gif`` file to write, of about 1 MB.
+        ``.gif`` file to write.
 
     Returns
     -------
     matplotlib.animation.FuncAnimation
-        ``animation.to_jshtml()`` is a page with buttons, which ``IPython.display.HTML`` shows in a notebook. Keep it until it
-        is drawn.
+        In a notebook, show it with ``IPython.display.HTML(animation.to_jshtml())``. Keep a reference to it until it is
+        drawn.
 
     Raises
     ------
     KeyError
-        If `color` is no column.
+        If `color` is not a column of ``path.obs``.
     ValueError
-        If `path` is not of ``get_sampling_path``, has other genes than `reference`, or `save` ends otherwise.
+        If `path` does not come from ``get_sampling_path`` or has genes that `reference` lacks, if `seconds` or `fps` is
+        not positive, or if `save` does not end with ``.gif``.
     """
     if save is not None:
         choose("save", [Path(save).suffix.lower()], [".gif"])
@@ -151,17 +154,17 @@ def animate_sampling_path(
         raise ValueError(msg)
     film = film_of(path, reference, color=color, values=values, layer=layer, palette=palette)
     figure, ax = plt.subplots(figsize=(6.4, 4.2), dpi=dpi, layout="constrained")
-    plt.close(figure)  # or a notebook would show the last picture beside the film
+    plt.close(figure)  # otherwise a notebook also shows the last frame
     cells = film.draw(ax, film.points[-1], film.times[-1], size)
     explain_colors(ax, {color or "": film.legend})
     figure.draw_without_rendering()
     place = ax.get_position()
-    figure.set_layout_engine("none")  # from here on nothing moves but the cells
+    figure.set_layout_engine("none")  # from here on, only the cells move
     ax.set_position(place)
 
     def show_moment(moment: float) -> tuple[PathCollection]:
         first = min(int(moment), len(film.times) - 2)
-        share = moment - first  # of the way to the next frame
+        share = moment - first  # how far on the way to the next frame
         points, times = film.points[first : first + 2], film.times[first : first + 2]
         cells.set_offsets((1 - share) * points[0] + share * points[1])
         ax.set_title(film.title((1 - share) * times[0] + share * times[1]))
@@ -177,20 +180,20 @@ def animate_sampling_path(
 
 @dataclass(frozen=True)
 class Film:
-    """Cells on their way in the plane.
+    """Cells on their way from noise, in the plane of two principal components.
 
     Attributes
     ----------
     points
-        ``(frames, cells, 2)``, cells in random order, so that none hides the others.
+        ``(frames, cells, 2)``, with the cells in random order so that none hides the others.
     times
         ``(frames,)``.
     background
-        Real cells, ``(cells, 2)``; none without a reference.
+        Real cells, ``(cells, 2)``; empty without a reference.
     colors
-        Of the cells, ``(cells, 4)``.
+        Colours of the cells, ``(cells, 4)``.
     legend
-        What the colours mean.
+        Colours by label.
     """
 
     points: NDArray
@@ -200,7 +203,7 @@ class Film:
     legend: dict[str, str]
 
     def draw(self, ax: Axes, points: NDArray, time: float, size: float | None) -> PathCollection:
-        """Draw real cells in grey, and the cells on their way on top; the limits are those of all frames."""
+        """Draw real cells in grey, and the moving cells on top, with the same limits for all frames."""
         size = float(np.clip(4_000 / len(points), 4, 18)) if size is None else size
         many = len(self.background) > MOST_VECTORS
         ax.scatter(*self.background.T, s=0.6 * size, c=BACKGROUND, linewidths=0, rasterized=many)
@@ -210,7 +213,7 @@ class Film:
         return ax.scatter(*points.T, s=size, c=self.colors, linewidths=0, rasterized=len(points) > MOST_VECTORS)
 
     def title(self, time: float) -> str:
-        """Say when, and at the ends what."""
+        """Return the title of a frame: the time, with "noise" or "cells" at the ends."""
         ends = {self.times[0]: "noise, ", self.times[-1]: "cells, "}
         return f"{ends.get(time, '')}$t = {time:.2f}$"
 
@@ -224,7 +227,7 @@ def film_of(
     layer: str | None,
     palette: Mapping[str, str] | Sequence[str] | None,
 ) -> Film:
-    """Bring a sampling path to the plane of the reference's, or else its own cells', principal components."""
+    """Project a sampling path onto the principal components of the reference, or of its own finished cells."""
     choose("values", [values], ["state", "estimate"])
     rows = rows_of_frames(path)
     matrix = path.X if values == "state" else path.layers["estimate"]
@@ -234,16 +237,19 @@ def film_of(
         if len(missing):
             msg = f"`reference` lacks {len(missing)} of the {path.n_vars} genes of `path`, such as {list(missing[:3])}."
             raise ValueError(msg)
-        # The genes of the path, over which models normalise; logarithms as they are.
+        # Normalise over the genes of the path, as models do; keep logarithms as they are.
         real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)[:, path.var_names]
         expression = expression_of(real, layer=layer, name="reference")
         fitted = real.X if expression.library_sizes is None else expression.values
     if min(fitted.shape) < 3:
-        msg = f"Principal components need at least 3 cells and 3 genes, but found {fitted.shape}; give a larger `reference`."
+        msg = (
+            "Principal components need at least 3 cells and 3 genes, "
+            f"but found {fitted.shape}; pass a larger `reference`."
+        )
         raise ValueError(msg)
     space = ComparisonSpace.fit(Expression(sp.csr_matrix(fitted), None), n_components=2)
 
-    def project(log_values: NDArray | sp.csr_matrix) -> NDArray:  # as they are: noise has no total to be scaled to
+    def project(log_values: NDArray | sp.csr_matrix) -> NDArray:  # not normalised: noise has no total
         of_genes = log_values[:, space.genes]
         return space.pca.transform(of_genes.toarray() if sp.issparse(of_genes) else np.asarray(of_genes))
 
@@ -265,16 +271,16 @@ def film_of(
 
 
 def rows_of_frames(path: AnnData) -> NDArray[np.intp]:
-    """Return the rows of each frame, ``(frames, cells)``, the cells in the same random order.
+    """Return the rows of each frame, ``(frames, cells)``, with the cells in the same random order.
 
     Raises
     ------
     ValueError
-        If that is not told in `obs`, or frames have different cells.
+        If `obs` lacks a column, or the frames have different cells.
     """
     lacking = [name for name in COLUMNS if name not in path.obs]
     if lacking:
-        msg = f"`path` must be of a model's get_sampling_path, but its `obs` has no column {lacking[0]!r}."
+        msg = f"`path` must come from a model's get_sampling_path, but its `obs` has no column {lacking[0]!r}."
         raise ValueError(msg)
     frames, frame_of = np.unique(path.obs["frame"], return_inverse=True)
     cells, cell_of = np.unique(path.obs["cell"].astype(str), return_inverse=True)

@@ -1,4 +1,4 @@
-"""Tables of metrics as pictures: all figures of one evaluation, and those of several against what one turns."""
+"""Plots of metrics: all figures of one evaluation, or those of several evaluations against a varying number."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "better"}
 WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 KEY = "↓ lower is better   ↑ higher is better   = best at the floor\ngrey: too few cells for a floor, or no value"
-DARK = 0.6  # of the scale: white text from here on
-CLEAR = 2.0  # half-intervals by which shuffled cells must be worse than the floor, to be a measure of what is bad
+DARK = 0.6  # badness above which the text is white
+CLEAR = 2.0  # shuffled cells set the scale only if they are worse than the floor by this many half-intervals
 FLOOR = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
-MOST_LINES = 6  # that can be told apart
+MOST_LINES = 6  # that remain distinguishable
 
 
 def scores(
@@ -50,43 +50,43 @@ def scores(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    r"""Plot the table of :func:`~scgen_diffusion.metrics.evaluate` as a heat map: metrics by groups, coloured by how bad they are.
+    r"""Plot all metrics of one evaluation as a heat map, metrics by groups, coloured by how bad they are.
 
-    The text is the value. The colour tells how far it is from its floor (what real cells score against real cells) on the way
-    to cells with shuffled genes:
+    The text is the value. The colour shows how far it is from its floor (real against real cells), on the way to cells
+    with shuffled genes:
 
     .. math:: \text{badness} = \min\Bigl(1, \frac{\text{worse}(\text{value})}{\text{worse}(\text{shuffled})}\Bigr), \qquad
         \text{worse}(x) = \max(0, \pm (x - \text{floor}))
 
-    with the sign by which values are bad, or both where the best value is the floor. Where shuffling does not harm (clearly, by two half
-    widths of the value's interval), twice the floor takes the place of the shuffled value, such as for total counts. The
-    colour is 0 for values better than their floor.
+    with the sign in which the metric gets worse, or both signs if the best value is the floor. Badness is 0 for values
+    better than their floor. For some metrics, such as total counts, shuffling does no clear harm (less than two
+    half-widths of the value's interval). Twice the floor then replaces the shuffled value.
 
     Parameters
     ----------
     table
-        Columns ``metric``, ``group``, ``value``, ``floor``, ``shuffled``, ``low``, ``high`` and ``better``.
+        Table from :func:`~scgen_diffusion.metrics.evaluate`.
     metrics, groups
-        Which of them, in this order; default: all.
+        Metrics and groups to show, in this order. Default: all.
     ax
         Axis to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     matplotlib.axes.Axes or None
-        The axis, if it is not shown.
+        The axis, or None if the figure is shown.
 
     Raises
     ------
     ValueError
-        For unknown metrics and groups, and if the table has several rows for one of each.
+        If a metric or group is unknown, or the table has several rows for the same metric and group.
     """
     if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
-        msg = f"`table` must be what `evaluate` returns, with the columns {sorted(COLUMNS)}."
+        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}."
         raise ValueError(msg)
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", groups, table["group"].unique())
@@ -94,8 +94,8 @@ def scores(
     if repeated.any():
         first = table[repeated].iloc[0]
         msg = (
-            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; plot the table of "
-            "one evaluation at a time, or compare several with `quality_curve`."
+            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}. "
+            "Plot one evaluation at a time, or compare several with `quality_curve`."
         )
         raise ValueError(msg)
     cells = table.assign(bad=badness(table)).pivot(index="metric", columns="group", values=["value", "bad"])
@@ -118,7 +118,10 @@ def scores(
 
 
 def badness(table: pd.DataFrame) -> pd.Series:
-    """Return how far each value is from its floor towards shuffled cells, from 0 to 1; NaN without value or floor."""
+    """Return how far each value is from its floor, relative to shuffled cells, from 0 to 1.
+
+    It is NaN without value or floor.
+    """
 
     def worse_than_floor(values: pd.Series) -> pd.Series:
         beyond = values - table["floor"]
@@ -133,7 +136,7 @@ def badness(table: pd.DataFrame) -> pd.Series:
 
 
 def short(value: float) -> str:
-    """Write a number with three digits, and nothing for NaN."""
+    """Format a number with three digits, and NaN as an empty string."""
     if np.isnan(value):
         return ""
     if 0 < abs(value) < 0.0005:
@@ -153,41 +156,41 @@ def quality_curve(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot figures of several evaluations against a number that they differ in, one panel per metric.
+    """Plot how metrics change with a number that differs between evaluations, one panel per metric.
 
-    Bands are the intervals ``low`` to ``high``, dashed lines the floor: what real cells score against real cells. Several rows at
-    one place, such as those of several seeds, are averaged, and so are their intervals and floors.
+    Bands are the intervals from ``low`` to ``high``, dashed lines the floor (real against real cells). Several rows for
+    the same `x`, such as several seeds, are averaged, and so are their intervals and floors.
 
     Parameters
     ----------
     table
-        Tables of :func:`~scgen_diffusion.metrics.evaluate`, one below the other, with a column for `x`.
+        Concatenated tables from :func:`~scgen_diffusion.metrics.evaluate`, with a column for `x`.
     x
         Column of numbers, such as ``"guidance_scale"`` or ``"n_steps"``.
     metrics
-        Which of them; default: all.
+        Metrics to show. Default: all.
     group
-        Which group.
+        Group to show.
     hue
-        Column that tells lines apart, such as ``"sampler"``; at most six. Default: one line.
+        Column that defines the lines, such as ``"sampler"``, with at most six values. Default: one line.
     log
-        Whether `x` has a logarithmic axis. Default: where it is positive and spans more than a factor of eight.
+        Whether `x` has a logarithmic axis. Default: if it is positive and spans more than a factor of eight.
     axs
         Axes to draw on, one per metric.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
 
     Raises
     ------
     ValueError
-        For unknown columns, metrics and groups, `x` that holds no numbers, and more lines than can be told apart.
+        If a column, metric or group is unknown, `x` does not hold numbers, or there are too many lines.
 
     Examples
     --------
@@ -206,7 +209,7 @@ def quality_curve(
     metrics = choose("metrics", [metrics] if isinstance(metrics, str) else metrics, table["metric"].unique())
     lines = {"synthetic cells": table} if hue is None else dict(list(table.groupby(hue, sort=False, observed=True)))
     if len(lines) > MOST_LINES:
-        msg = f"At most {MOST_LINES} values of `hue` can be told apart, but {hue!r} has {len(lines)}."
+        msg = f"`hue` can have at most {MOST_LINES} values, but {hue!r} has {len(lines)}."
         raise ValueError(msg)
     axes = panels(len(metrics), axs, size=(3.2, 2.9), sharey=False)
     for ax, metric in zip(axes, metrics, strict=True):

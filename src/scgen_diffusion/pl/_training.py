@@ -1,4 +1,4 @@
-"""How training went."""
+"""Plots of training."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ def training_history(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot the losses of training and validation cells over the epochs, one panel per stage of the training.
+    """Plot the losses of training and validation cells over the epochs, one panel per training stage.
 
-    The star is the epoch with the lowest loss of validation cells.
+    The star marks the epoch with the lowest validation loss.
 
     Parameters
     ----------
     model
-        A trained model, of this package or of scvi-tools, or its ``history``.
+        A trained model of this package or scvi-tools, or its ``history``.
     losses
-        Which figures, such as ``"prior_velocity_loss"``: the names in the history without ``_train`` and ``_validation``. Default: the
-        loss that each stage minimises, such as ``"autoencoder_loss"`` and ``"prior_loss"``.
+        Losses to show, such as ``"prior_velocity_loss"``: names in the history without ``_train`` or ``_validation``.
+        Default: the loss that each stage minimises, such as ``"autoencoder_loss"`` and ``"prior_loss"``.
     log
-        Whether the loss has a logarithmic axis. Default: where it is positive and spans more than a factor of eight.
+        Whether the loss has a logarithmic axis. Default: if it is positive and spans more than a factor of eight.
     axs
         Axes to draw on, one per loss.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
 
     Raises
     ------
     ValueError
-        If there is no history, or no such loss in it.
+        If there is no history, or it lacks a loss.
     """
     curves = {}
     for name, table in (getattr(model, "history", model) or {}).items():
@@ -65,12 +65,10 @@ def training_history(
         if name.endswith((TRAIN, VALIDATION)) and len(curve):
             curves[name] = curve
     if not curves:
-        msg = f"`model` has no history of training; call train() first. Found {type(model).__name__}."
+        msg = f"`model` ({type(model).__name__}) has no training history; call train() first."
         raise ValueError(msg)
     names = list(dict.fromkeys(name.removesuffix(TRAIN).removesuffix(VALIDATION) for name in curves))
-    if (
-        losses is None
-    ):  # those of the stages, named by the stage alone; of models of scvi-tools the ELBO; else everything
+    if losses is None:  # the loss of each stage, "<stage>_loss"; the ELBO of scvi-tools' models; else everything
         of_stages = [name for name in names if name.endswith("_loss") and name.count("_") == 1]
         losses = [name for name in of_stages if name != "reconstruction_loss"]
         losses = losses or [name for name in names if name == "elbo"] or names

@@ -1,4 +1,4 @@
-"""Real and synthetic cells in one UMAP."""
+"""A UMAP of real and synthetic cells."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 N_PLACED_BY = 5
 N_ITERATIONS = 50
-SMALLEST_SHARE = 1e-3  # of the spread of the points: nearer is as good as there
+SMALLEST_SHARE = 1e-3  # distances below this share of the points' spread count as equal
 
 
 def umap(
@@ -51,54 +51,54 @@ def umap(
 ) -> list[Axes] | None:
     """Plot real cells, synthetic cells, and both together, in one UMAP.
 
-    Genes and principal components are those of real cells (:class:`~scgen_diffusion.metrics.ComparisonSpace`). UMAP is fitted to
-    real cells, and every cell, real or synthetic, is placed at the (geometric) median of the five real cells nearest to it in
-    principal components, itself not counted. Both sets are thus treated alike. (UMAP's own ``transform`` would draw rings around
-    the islands of the cells that it was fitted to, even with held-out real cells.)
+    The UMAP is fitted to real cells, in their principal components (:class:`~scgen_diffusion.metrics.ComparisonSpace`).
+    Every cell, real or synthetic, is then placed at the geometric median of the five nearest other real cells, so both
+    sets are treated alike. (UMAP's own ``transform`` draws rings around the fitted cells, even for held-out real
+    cells.)
 
-    What it cannot show: a cell that is like no real cell is placed among real cells, too. With ``fit="both"``, such cells
-    form islands of their own; but synthetic cells then decide about the picture.
+    This means that even a cell unlike any real cell appears among real cells. With ``fit="both"``, such cells form
+    separate islands, but then the synthetic cells shape the picture too.
 
     Parameters
     ----------
     real, synthetic
-        Cells with the same genes: counts, or `log1p` values where ``uns["log1p"]`` says so. They are not changed.
+        Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     color
         Column of `obs`, or a gene. Default: none.
     train
-        Real cells to fit UMAP and principal components to; default: `real`. Give the training cells if `real` are held-out ones.
+        Real cells to fit UMAP and principal components to, such as the training cells. Default: `real`.
     fit
-        Fit UMAP to real cells, or to both sets together.
+        Fit the UMAP to ``"real"`` cells or to ``"both"`` sets.
     layer
-        Layer with the counts. Default: ``"counts"`` if there is one, else `X`.
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     n_neighbors, min_dist
         See :func:`scanpy.pp.neighbors` and :func:`scanpy.tl.umap`.
     max_cells
-        A random part of each set, where it has more.
+        Larger sets are subsampled at random to this many cells.
     palette
-        Colour of each label, or colours in their order. Default: ``real.uns[f"{color}_colors"]``, else scanpy's.
+        Colour of each label, or colours in label order. Default: ``real.uns[f"{color}_colors"]``, else scanpy's.
     size
         Size of the points.
     seed
-        Decides the part of the cells, and UMAP.
+        Seed of the subsampling and of UMAP.
     axs
         Three axes to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes of real, synthetic and both, if they are not shown.
+        The axes of real, synthetic and both, or None if the figure is shown.
 
     Raises
     ------
     KeyError
-        If `color` is no column of both and no gene.
+        If `color` is neither a column of both `obs` nor a gene.
     ValueError
-        If genes are absent, values are no expression, or the palette lacks labels.
+        If genes are missing, values are not expression, or the palette lacks labels.
 
     Examples
     --------
@@ -150,15 +150,15 @@ def umap(
 def colors_of(
     sides: Mapping[str, Side], color: str, palette: Mapping[str, str] | Sequence[str] | None
 ) -> tuple[list[NDArray], dict[str, str], Normalize | None]:
-    """Return the colours of both sets, each ``(cells, 4)``, and what they mean: colours of labels, or a scale of numbers.
+    """Return the colours of both sets, each ``(cells, 4)``, with a legend of labels or a scale of numbers.
 
     Raises
     ------
     KeyError
-        If `color` is no column of both and no gene.
+        If `color` is neither a column of both `obs` nor a gene.
     """
     if not isinstance(color, str):
-        msg = f"`color` must be the name of one column of `obs` or of a gene, but found {color!r}."
+        msg = f"`color` must name one column of `obs` or one gene, but found {color!r}."
         raise TypeError(msg)
     lacking = [name for name, side in sides.items() if color not in side.cells.obs]
     genes = sides["real"].cells.var_names
@@ -167,7 +167,7 @@ def colors_of(
         numbers = [side.expression.values[:, [gene]].toarray().ravel() for side in sides.values()]
     elif lacking:
         known = list(sides[lacking[0]].cells.obs.columns)
-        msg = f"`color` {color!r} is no column of `{lacking[0]}.obs` and no gene. {known_names(color, known)}"
+        msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
         raise KeyError(msg)
     else:
         columns = [side.cells.obs[color] for side in sides.values()]
@@ -186,26 +186,26 @@ def umap_of(values: NDArray, *, n_neighbors: int, min_dist: float, seed: int) ->
     """Return scanpy's UMAP, `(cells, 2)`."""
     cells = AnnData(np.ascontiguousarray(values, dtype=np.float32))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of umap-learn, about seeds and threads
+        warnings.simplefilter("ignore")  # umap-learn warns about seeds and threads
         sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, len(values) - 1), use_rep="X", random_state=seed)
         sc.tl.umap(cells, min_dist=min_dist, random_state=seed)
     return cells.obsm["X_umap"]
 
 
 def place(values: NDArray | None, fitted: NDArray, coordinates: NDArray) -> NDArray:
-    """Place cells at the geometric median of the coordinates of the fitted cells that are nearest.
+    """Place cells at the geometric median of the coordinates of the nearest fitted cells.
 
-    The median, since a mean puts cells that are near two islands into the empty space between them; the geometric one, since that
-    of each coordinate by itself puts cells in rows.
+    A mean would put cells between two islands into the empty space between them, and a median of each coordinate would
+    put cells in rows.
 
     Parameters
     ----------
     values
-        Cells to place, `(cells, features)`. None places the fitted cells themselves, each by the others.
+        Cells to place, `(cells, features)`. None places the fitted cells themselves, each by its neighbours.
     fitted
         Cells that have coordinates, `(cells, features)`.
     coordinates
-        Of the fitted cells, `(cells, 2)`.
+        Coordinates of the fitted cells, `(cells, 2)`.
     """
     n_others = len(fitted) - (values is None)
     neighbors = NearestNeighbors(n_neighbors=min(N_PLACED_BY, n_others)).fit(fitted)
@@ -213,7 +213,7 @@ def place(values: NDArray | None, fitted: NDArray, coordinates: NDArray) -> NDAr
 
 
 def geometric_median(points: NDArray) -> NDArray[np.float64]:
-    r"""Return the point with the smallest sum of distances to the points of each set, by Weiszfeld's iteration.
+    r"""Return the point with the smallest sum of distances to each set of points (Weiszfeld's algorithm).
 
     .. math:: y \leftarrow \frac{\sum_i x_i / \lVert x_i - y \rVert}{\sum_i 1 / \lVert x_i - y \rVert}
 

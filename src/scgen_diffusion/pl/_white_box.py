@@ -1,4 +1,4 @@
-"""The inside of the white box: what its layers do to the tokens, what its heads read, and which patches of genes attend to which."""
+"""Plots of the white-box model: what layers do to tokens, which genes heads read, and which patches attend."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LABELS = {
     "sparse_coding_loss_after": "sparse-coding loss after",
     "attention_step": "relative step of attention",
     "sparse_coding_step": "relative step of sparse coding",
-    # what several statistics of one plot have in common
+    # common prefixes of several statistics
     "coding_rate_": "coding rate $R$ (nats)",
     "subspace_coding_rate_": "coding rate $R^c$ (nats)",
     "sparse_coding_loss_": "sparse-coding loss",
@@ -63,13 +63,13 @@ def layer_statistics(
         Table of :func:`~scgen_diffusion.interpret.layer_statistics` or
         :func:`~scgen_diffusion.interpret.sampling_statistics`, or the AnnData with it.
     statistics
-        What to plot. Several are told apart by the style of their lines.
+        Statistics to plot, with one line style each.
     x
-        ``"step"``, ``"time"`` or ``"noise_level"``. Default: the steps, noise becoming cells, where the table has them; else the time.
+        ``"step"``, ``"time"`` or ``"noise_level"``. Default: the sampling steps if the table has them, else the time.
     head
-        One head, such as ``"L0H2"``, of its layer; default: all heads together.
+        One head, such as ``"L0H2"``. Default: all heads together.
     layers, groups
-        Which of them; default: all.
+        Layers and groups to show. Default: all.
     palette
         Colour of each group. Default: scanpy's colours, in the order of the table.
     ylabel
@@ -79,19 +79,19 @@ def layer_statistics(
     axs
         Axes to draw on, one per layer.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
 
     Raises
     ------
     ValueError
-        For statistics, layers, groups and columns that are not in the table.
+        If a statistic, layer, group or column is not in the table.
     KeyError
         If the AnnData has no such table.
     """
@@ -144,15 +144,15 @@ def coding_rate(data: pd.DataFrame | AnnData, *, subspaces: bool = True, **kwarg
     data
         See :func:`layer_statistics`.
     subspaces
-        Whether to plot the rate within the subspaces of the heads, :math:`R^c`, which attention is derived to lower; or that
-        of the tokens as a whole, :math:`R`.
+        Whether to plot the rate within the subspaces of the heads, :math:`R^c`, which attention is designed to lower,
+        or that of the tokens as a whole, :math:`R`.
     **kwargs
         See :func:`layer_statistics`.
 
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes, if they are not shown.
+        The axes, or None if the figure is shown.
     """
     name = "subspace_coding_rate" if subspaces else "coding_rate"
     return layer_statistics(data, [f"{name}_before", f"{name}_after"], **kwargs)
@@ -173,30 +173,30 @@ def head_loadings(
     Parameters
     ----------
     data
-        Genes by heads, of :func:`~scgen_diffusion.interpret.head_loadings`; or the AnnData, of which the specificities
-        are taken. Relative loadings get a diverging colour map.
+        Genes by heads, from :func:`~scgen_diffusion.interpret.head_loadings`, or the AnnData, whose specificities are
+        then shown. Relative loadings get a diverging colour map.
     n_genes
-        Genes per head. A gene that is on top of several heads is shown once, at the first of them.
+        Genes per head. A gene that is at the top of several heads is shown once, with the first of them.
     heads
-        Which of them; default: all.
+        Heads to show. Default: all.
     key
         Name in ``varm``, for AnnData.
     ax
         Axis to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     matplotlib.axes.Axes or None
-        The axis, if it is not shown.
+        The axis, or None if the figure is shown.
 
     Raises
     ------
     ValueError
-        For unknown heads.
+        If a head is unknown.
     KeyError
         If the AnnData has no loadings.
     """
@@ -234,29 +234,29 @@ def patch_attention(
     data
         Table of :func:`~scgen_diffusion.interpret.patch_attention`, or the AnnData with it.
     head
-        Such as ``"L0H2"``.
+        Name of the head, such as ``"L0H2"``.
     group
         Group of cells.
     relative
-        Whether to colour by the doublings over even attention, or by the attention itself.
+        Whether to show the log2 ratio to even attention, or the attention itself.
     key
         Name in ``uns``, for AnnData.
     ax
         Axis to draw on.
     show
-        Whether to show the figure; default: scanpy's ``settings.autoshow``.
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
         File to write the figure to.
 
     Returns
     -------
     matplotlib.axes.Axes or None
-        The axis, if it is not shown.
+        The axis, or None if the figure is shown.
 
     Raises
     ------
     ValueError
-        For unknown heads and groups.
+        If the head or group is unknown.
     KeyError
         If the AnnData has no attention.
     """
@@ -283,7 +283,7 @@ def patch_attention(
 def draw_matrix(
     ax: Axes, values: np.ndarray, label: str, *, is_relative: bool, shrink: float, aspect: str | None = None
 ) -> None:
-    """Draw a heat map with its scale: from zero, or to both sides of it."""
+    """Draw a heat map with a scale that starts at zero, or is centred on it."""
     norm = CenteredNorm() if is_relative else Normalize(0, values.max())
     image = ax.imshow(values, aspect=aspect, cmap="RdBu_r" if is_relative else "viridis", norm=norm)
     ax.figure.colorbar(image, ax=ax, label=label, shrink=shrink)
@@ -295,10 +295,13 @@ def written(adata: AnnData, key: str, where: str, name: str) -> object:
     Raises
     ------
     KeyError
-        If it is not there.
+        If there is no such entry.
     """
     mapping = getattr(adata, where)
     if name not in mapping:
-        msg = f"There is no {name!r} in `adata.{where}`; call interpret.write(model, adata, key={key!r}) with a trained WBDIT first."
+        msg = (
+            f"`adata.{where}` has no {name!r}. With a trained WBDIT, "
+            f"call interpret.write(model, adata, key={key!r}) first."
+        )
         raise KeyError(msg)
     return mapping[name]

@@ -1,0 +1,159 @@
+"""Tables of the user guide: defaults and training lengths from the code, and what the studies of samplers found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.tables import ROOT, markdown_table, read_table
+from scgen_diffusion.module import GeneSpaceModule, build_architecture, build_gene_space_architecture
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+    from scgen_diffusion.train import Recipe
+
+GUIDE = "docs/user_guide"
+STUDIES = ROOT / "benchmarks" / "studies" / "results"
+N_TRAINING_CELLS = (500, 2_000, 10_000, 100_000, 1_000_000)
+#: For the table of network sizes.
+N_GENES, N_CLASSES = 2_000, 8
+#: Values that depend on the data, in words.
+DEPENDS_ON_DATA = {"patch_size": "genes / 10, at most 200", "width": "128; 256 for 20 000 cells or more on a GPU"}
+#: Rows of the samplers' tables.
+SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10), ("heun", 10), ("dopri5", None)]
+
+
+def page_blocks() -> dict[tuple[str, str], str]:
+    """Return the text of each marked place, by page and mark."""
+    stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior", "transport")}
+    diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["default"]}
+    scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
+    scrdit = {size: asdict(build_gene_space_architecture("SCRDIT", size)) for size in ("default", "published")}
+    scrdit["default"] |= DEPENDS_ON_DATA
+    return {
+        (f"{GUIDE}/scldm.md", "training length"): length_table(stages),
+        (f"{GUIDE}/scldm_mathematics.md", "architecture"): option_table(scldm),
+        (f"{GUIDE}/scldm_mathematics.md", "recipe"): recipe_table(
+            {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}
+        ),
+        (f"{GUIDE}/scldm_mathematics.md", "samplers"): scldm_sampler_table(),
+        (f"{GUIDE}/scrdit.md", "training length"): length_table(diffusion),
+        (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
+        (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
+            {size: {"diffusion": recipe} for size, recipe in DIFFUSION_RECIPES["SCRDIT"].items()}
+        ),
+        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(),
+        (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
+    }
+
+
+def length_table(stages: Mapping[str, Recipe]) -> str:
+    """Write the default epochs and steps of each stage, by number of training cells."""
+    lines = []
+    for n_cells in N_TRAINING_CELLS:
+        epochs = [(recipe.max_epochs(n_cells), recipe.steps_per_epoch(n_cells)) for recipe in stages.values()]
+        lines.append([_grouped(n_cells), *(f"{n:,} ({_grouped(n * steps)})" for n, steps in epochs)])
+    header = ["training cells", *(f"{stage}: epochs (steps)" for stage in stages)]
+    return markdown_table(header if len(stages) > 1 else ["training cells", "epochs (steps)"], lines)
+
+
+def option_table(options: Mapping[str, Mapping[str, object]]) -> str:
+    """Write the options of an architecture whose published value is another one."""
+    default, published = options["default"], options["published"]
+    differing = [name for name in default if default[name] != published[name]]
+    lines = [[f"`{name}`", _value(default[name]), _value(published[name])] for name in differing]
+    return _left(["option", "default", "published"], lines)
+
+
+def recipe_table(recipes: Mapping[str, Mapping[str, Recipe]]) -> str:
+    """Write the options of each stage's training whose published value is another one."""
+    default, published = recipes["default"], recipes["published"]
+    names = dict.fromkeys(field.name for recipe in default.values() for field in fields(recipe))
+    lines = []
+    for name in names:
+        pairs = [(getattr(default[stage], name, ""), getattr(published[stage], name, "")) for stage in default]
+        if any(ours != theirs for ours, theirs in pairs):
+            lines.append([f"`{name}`", *(_value(value) for pair in pairs for value in pair)])
+    sizes = ["default", "published"]
+    header = [f"{stage}: {size}" for stage in default for size in sizes] if len(default) > 1 else sizes
+    return _left(["option", *header], lines)
+
+
+def network_size_table() -> str:
+    """Write the number of parameters of the gene-space networks."""
+    lines = []
+    for size in ("default", "published"):
+        for name in ("SCRDIT", "WBDIT"):
+            with torch.device("meta"):
+                architecture = build_gene_space_architecture(name, size, n_genes=N_GENES)
+                network = GeneSpaceModule(N_GENES, (N_CLASSES,), architecture=architecture).network
+            per_gene = ("gene_prior", "all_genes")
+            counts = {key: parameter.numel() for key, parameter in network.named_parameters()}
+            inner = sum(n for key, n in counts.items() if not any(part in key for part in per_gene))
+            lines.append([f"{name}, {size}", _millions(sum(counts.values())), _millions(inner)])
+    return markdown_table(["", "parameters", "of these, in tokens and blocks"], lines)
+
+
+def scldm_sampler_table() -> str:
+    """Write how exact SCLDM's samplers are, and the recall of their cells."""
+    rows = read_table(STUDIES / "scldm_samplers.csv")
+    lines = []
+    for sampler, n_steps in SCLDM_SAMPLERS:
+        steps = rows["n_steps"].isna() if n_steps is None else rows["n_steps"] == n_steps
+        row = rows[(rows["sampler"] == sampler) & steps].iloc[0]
+        evaluations = "adaptive" if n_steps is None else f"{row['evaluations']:.0f}"
+        lines.append(
+            [f"`{sampler}`", str(n_steps or ""), evaluations, f"{row['error']:.2g}", *_two(row, "precision", "recall")]
+        )
+    floor = rows[rows["sampler"] == "floor"].iloc[0]
+    lines.append(["real cells", "", "", "", *_two(floor, "precision", "recall")])
+    return markdown_table(["sampler", "steps", "evaluations", "error", "precision", "recall"], lines)
+
+
+def gene_space_sampler_table() -> str:
+    """Write the quality and the cost of SCRDIT's cells by sampler, means of the drawings."""
+    rows = read_table(STUDIES / "gene_space_samplers.csv")
+    figures = ["auc_boosting", "auc_genes", "precision", "recall"]
+    rows = rows[rows["model"].isin(["SCRDIT", "real cells"])].rename(columns={"auc_pcs": "auc_boosting"})
+    means = rows.groupby(["model", "sampler", "n_steps"], sort=False)[[*figures, "cpu_seconds"]].mean().reset_index()
+    fewest = means["cpu_seconds"].min()
+    lines = []
+    for row in means.sort_values("n_steps").to_dict("records"):
+        is_floor = row["sampler"] == "floor"
+        name = ["real cells", "", ""] if is_floor else [f"`{row['sampler']}`", f"{row['n_steps']:.0f}", ""]
+        name[2] = "" if is_floor else f"{row['cpu_seconds'] / fewest:.1f}"
+        lines.append([*name, *_two(row, *figures)])
+    header = ["sampler", "steps", "relative time", "AUC, PCs", "AUC, genes", "precision", "recall"]
+    return markdown_table(header, lines)
+
+
+def _two(row: Mapping[str, float] | pd.Series, *names: str) -> list[str]:
+    return [f"{row[name]:.2f}" for name in names]
+
+
+def _grouped(number: int) -> str:
+    return f"{number:,}"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} million"
+
+
+def _value(value: object) -> str:
+    """Write a value as Python does, numbers shortest; words as they are."""
+    if value == "" or (isinstance(value, str) and " " in value):
+        return str(value)
+    text = f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"`{text}`"
+
+
+def _left(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table of text."""
+    rule = ["---"] * len(header)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -1,0 +1,166 @@
+"""Short tables of the studies for the documentation; `python -m benchmarks.pages` writes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from benchmarks.tables import markdown_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Blocks = dict[tuple[str, str], str]
+REAL = "real cells"
+
+
+def guidance(table: pd.DataFrame) -> Blocks:
+    """Write scales, intervals and rescaling on two data sets, and the guidance of one key."""
+    rows = {
+        REAL: "floor",
+        "scale 0": "scale 0",
+        "scale 1": "scale 1",
+        "scale 1.5": "scale 1.5",
+        "scale 2": "scale 2",
+        "scale 5": "scale 5",
+        "scale 2, `interval=(0.5, 1)`": "scale 2 from 0.5 to 1",
+        "scale 2, `rescale=1`": "scale 2, rescaled by 1",
+    }
+    metrics = {"precision": "precision", "recall": "recall", "f1 of cell_type": "F1"}
+    columns = {
+        f"{dataset}: {name}": (dataset, metric)
+        for dataset in ("pbmc3k", "kang_ifnb")
+        for metric, name in metrics.items()
+    }
+    means = table[table["training"].isin(["joint", "floor"])]
+    means = means.pivot_table(index="guidance", columns=["dataset", "metric"], values="value")
+    scales = _table(means, rows, columns)
+
+    of_keys = {
+        REAL: ("floor", "floor"),
+        '`"joint"`, scale 1': ("joint", "scale 1"),
+        '`"mutually_exclusive"`, scale 1': ("mutually_exclusive", "scale 1"),
+        '`"additive"`, scale 1': ("additive", "additive, scale 1"),
+        '`"additive"`, condition 2': ("additive", "additive, scale 2 for condition"),
+        '`"additive"`, condition 0': ("additive", "additive, scale 0 for condition"),
+    }
+    metrics = {
+        "precision": "precision",
+        "recall": "recall",
+        "spread": "spread",
+        "f1 of cell_type": "F1, cell type",
+        "f1 of condition": "F1, condition",
+    }
+    means = table[table["dataset"] == "kang_ifnb"]
+    means = means.pivot_table(index=["training", "guidance"], columns="metric", values="value")
+    page = "docs/user_guide/guidance.md"
+    keys = _table(means, of_keys, {name: metric for metric, name in metrics.items()})
+    return {(page, "guidance: scales"): scales, (page, "guidance: keys"): keys}
+
+
+PERTURBATION_METHODS = {
+    "floor": REAL,
+    "scldm_transport": "SCLDM, transport",
+    "latent_arithmetic": "latent arithmetic",
+    "scvi_arithmetic": "scVI arithmetic",
+    "mean_shift": "mean shift",
+    "linear_additive": "linear model",
+    "no_change": "no change",
+}
+PERTURBATION_METRICS = {
+    "energy_distance": "energy distance",
+    "w2": "W2",
+    "mean_change_correlation": "correlation",
+    "de_jaccard": "DE genes",
+    "variance_error": "variances",
+}
+
+
+def perturbation(table: pd.DataFrame) -> Blocks:
+    """Write the means over left-out types, and the energy distance of each type."""
+    page = "docs/user_guide/perturbations.md"
+    by_type = table.groupby(["metric", "method", "cell_type"])["value"].mean().unstack()
+    means = by_type.mean(axis=1).unstack("metric")
+    methods = {name: method for method, name in PERTURBATION_METHODS.items()}
+    overall = _table(means, methods, {name: metric for metric, name in PERTURBATION_METRICS.items()})
+    shown = {
+        "SCLDM, transport": "scldm_transport",
+        "latent arithmetic": "latent_arithmetic",
+        "mean shift": "mean_shift",
+        "SCLDM, inversion": "scldm_inversion",
+        "`generate`": "scldm_unpaired",
+    }
+    energy = by_type.loc["energy_distance"].T
+    types = _table(energy, {name: name for name in energy.index}, {REAL: "floor"} | shown, corner="left-out type")
+    return {(page, "perturbation"): overall, (page, "perturbation: types"): types}
+
+
+def memory(table: pd.DataFrame) -> Blocks:
+    """Write the peak memory of training on .h5ad by the number of cells."""
+    rows = {
+        "open and check": ("SCLDM", "open and check"),
+        "SCLDM, autoencoder": ("SCLDM", "autoencoder"),
+        "SCLDM, prior": ("SCLDM", "prior"),
+        "SCRDIT": ("SCRDIT", "train"),
+    }
+    peaks = table[table["source"] == "h5ad"]
+    peaks = peaks.pivot_table(index=["system", "stage"], columns="cells", values="peak_mib")
+    columns = {f"{size:,} cells": size for size in peaks.columns}
+    text = _table(peaks, rows, columns, corner="peak memory, MiB", write="{:,.0f}")
+    return {("docs/how_to/larger_than_memory.md", "memory"): text}
+
+
+def streaming(table: pd.DataFrame) -> Blocks:
+    """Write the peak memory of generating into a file by the number of cells."""
+    peaks = table.pivot_table(index="cells", columns="way", values="peak_mib")
+    columns = {"`generate_to`, .zarr": "zarr", "`generate_to`, .h5ad": "h5ad", "`generate`": "in memory"}
+    rows = {f"{size:,} cells": size for size in peaks.index}
+    text = _table(peaks, rows, columns, corner="peak memory, MiB", write="{:,.0f}")
+    return {("docs/how_to/streaming.md", "streaming"): text}
+
+
+def multimodal(table: pd.DataFrame) -> Blocks:
+    """Write how good generated RNA and proteins are, beside SCLDM on the RNA alone."""
+    rows = {
+        "RNA: AUC": ("rna", "auc_pcs"),
+        "RNA: precision": ("rna", "precision"),
+        "RNA: recall": ("rna", "recall"),
+        "proteins: AUC": ("prot", "auc"),
+        "proteins: mean KS statistic": ("prot", "feature_ks"),
+        "proteins: error of correlations": ("prot", "correlation_error"),
+        "genes with proteins: error of correlations": ("rna+prot", "cross_correlation_error"),
+        "right label": ("rna+prot", "label_fidelity"),
+    }
+    means = table[table["dataset"] == "pbmc10k_citeseq"]
+    means = means.pivot_table(index=["part", "metric"], columns="method", values="value")
+    columns = {REAL: "floor", "MULTISCLDM": "multimodal", "SCLDM, RNA only": "RNA only"}
+    return {("docs/how_to/multimodal.md", "multimodal"): _table(means, rows, columns)}
+
+
+def _table(
+    values: pd.DataFrame,
+    rows: Mapping[str, object],
+    columns: Mapping[str, object],
+    *,
+    corner: str = "",
+    write: str = "{:.2f}",
+) -> str:
+    """Write some rows and columns under other names; what was not measured stays empty."""
+    lines = []
+    for name, row in rows.items():
+        found = [values[column].get(row) for column in columns.values()]
+        lines.append(
+            [name, *("" if pd.isna(value) else write.format(value).replace("-0.00", "0.00") for value in found)]
+        )
+    return markdown_table([corner, *columns], lines)
+
+
+#: By the file of results.
+BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
+    "guidance": guidance,
+    "perturbation": perturbation,
+    "memory": memory,
+    "streaming": streaming,
+    "multimodal": multimodal,
+}

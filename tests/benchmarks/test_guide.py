@@ -1,0 +1,82 @@
+"""The user guide names the defaults of the code."""
+
+import ast
+import inspect
+import re
+
+import pytest
+from benchmarks.tables import ROOT
+
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, PATHS, samplers_for
+from scgen_diffusion.model import SCLDM, SCRDIT
+from scgen_diffusion.model._gene_space import default_sampler
+from scgen_diffusion.module import build_architecture, build_gene_space_architecture
+from scgen_diffusion.train import RECIPES
+
+
+def defaults_of(*functions):
+    return {name: p.default for function in functions for name, p in inspect.signature(function).parameters.items()}
+
+
+SCLDM_OPTIONS = defaults_of(SCLDM.train, SCLDM.generate, SCLDM.__init__) | {
+    "n_steps": FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps,
+    **vars(build_architecture("default")),
+}
+SCRDIT_ARCHITECTURE = build_gene_space_architecture("SCRDIT", "default")
+SCRDIT_SAMPLERS = samplers_for(PATHS[SCRDIT_ARCHITECTURE.path])
+SCRDIT_OPTIONS = defaults_of(SCRDIT.train, SCRDIT.generate, SCRDIT.__init__) | {
+    "sampler": default_sampler(SCRDIT_ARCHITECTURE),
+    "n_steps": SCRDIT_SAMPLERS[default_sampler(SCRDIT_ARCHITECTURE)].default_n_steps,
+    **vars(SCRDIT_ARCHITECTURE),
+}
+ROW = re.compile(r"^\| `(\w+)` \| `([^`]+)` \|", re.MULTILINE)
+
+#: Page, sentence with one group per number, and these numbers.
+SENTENCES = [
+    (
+        "scldm.md",
+        r"compresses each cell into (\d+) numbers",
+        [SCLDM_OPTIONS["n_latent_tokens"] * SCLDM_OPTIONS["n_latent"]],
+    ),
+    (
+        "scldm_mathematics.md",
+        r"\\beta\$ rises from 0 to ([\d.]+) over the first third",
+        [RECIPES["default"].autoencoder.kl_weight],
+    ),
+    (
+        "scldm_mathematics.md",
+        r"\\rho \\sim \\mathcal\{U\}\(([\d.]+), 1\)",
+        [RECIPES["default"].autoencoder.keep_at_least],
+    ),
+    (
+        "scldm_mathematics.md",
+        r"hides conditions with probability ([\d.]*\d)",
+        [RECIPES["default"].prior.drop_probability],
+    ),
+]
+
+
+def text_of(page):
+    return (ROOT / "docs" / "user_guide" / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("page", "options"), [("scldm.md", SCLDM_OPTIONS), ("scrdit.md", SCRDIT_OPTIONS), ("wbdit.md", SCRDIT_OPTIONS)]
+)
+def test_tables_of_options_name_the_defaults(page, options):
+    shown = {name: ast.literal_eval(value) for name, value in ROW.findall(text_of(page))}
+    assert shown
+    assert shown == {name: options[name] for name in shown}
+
+
+@pytest.mark.parametrize(("page", "pattern", "numbers"), SENTENCES)
+def test_numbers_in_sentences_are_the_defaults(page, pattern, numbers):
+    found = re.findall(pattern, text_of(page))
+    assert len(found) == 1, f"{page} has {len(found)} sentences like {pattern!r}."
+    shown = [found[0]] if isinstance(found[0], str) else list(found[0])
+    assert [float(number) for number in shown] == numbers
+
+
+def test_table_of_samplers_names_their_steps():
+    rows = re.findall(r"^\| `\"(\w+)\"` \|.*\| (\d+) \|$", text_of("scrdit_mathematics.md"), re.MULTILINE)
+    assert {name: int(n) for name, n in rows} == {name: s.default_n_steps for name, s in SCRDIT_SAMPLERS.items()}
