@@ -24,8 +24,9 @@ test-newest: ## run the tests with the newest libraries, in .venv-newest; PYTHON
 docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-tutorials: $(VENV)/.doc ## run every notebook anew, then build the site; needs the data sets, and half an hour on two cores
-	SCGEN_DIFFUSION_DOCS_EXECUTE=force $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+tutorials: $(VENV)/.doc ## run every notebook in place, two at a time on two cores, then build the site; downloads the data sets
+	$(PY) docs/run_tutorials.py
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(VENV)/.lint ## check style, format, what imports what, and the types of the public surface
 	$(PY) -m ruff check .
