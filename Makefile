@@ -28,8 +28,9 @@ check-docs: $(VENV)/.doc ## look at every page of the built site in Chromium, on
 	$(INSTALL) playwright
 	$(PY) docs/check_pages.py
 
-tutorials: $(VENV)/.doc ## run every notebook anew, then build the site; needs the data sets, and half an hour on two cores
-	SCGEN_DIFFUSION_DOCS_EXECUTE=force $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+tutorials: $(VENV)/.doc ## run every notebook in place, two at a time on two cores, then build the site; downloads the data sets
+	$(PY) docs/run_tutorials.py
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(VENV)/.lint ## check style, format, imports between packages, and types of the public interface
 	$(PY) -m ruff check .

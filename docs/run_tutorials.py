@@ -1,0 +1,81 @@
+"""Run the notebooks from top to bottom and store what they show: `make tutorials`, or `python docs/run_tutorials.py quick_start judging`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "tutorials"
+TIMEOUT = 7_200  # seconds for one cell; training on a busy machine is slow
+COLORS = 256  # of a stored picture, which makes it a third as large
+
+
+def main() -> None:
+    """Run all notebooks, or the named ones, and exit with 1 if one fails."""
+    names = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=names, metavar="NAME", help=f"one or more of {', '.join(names)}")
+    parser.add_argument(
+        "--lanes", type=int, default=os.cpu_count(), help="notebooks that run at the same time, on one core each"
+    )
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(names):
+        parser.error(f"no notebook is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # notebooks side by side would slow each other down
+    failed = False
+    with ProcessPoolExecutor(arguments.lanes, max_tasks_per_child=1) as lanes:
+        runs = {lanes.submit(run, FOLDER / f"{name}.ipynb"): name for name in arguments.names}
+        for finished in as_completed(runs):
+            try:
+                print(f"{runs[finished]}: {finished.result():.1f} minutes of processor time", flush=True)
+            except CellExecutionError as error:
+                failed = True
+                print(f"{runs[finished]} FAILED\n{error}", file=sys.stderr, flush=True)
+    sys.exit(failed)
+
+
+def run(path: Path) -> float:
+    """Run a notebook, store its outputs, and return the minutes of processor time. If it fails, the file stays as it is."""
+    notebook = nbformat.read(path, as_version=4)
+    with TemporaryDirectory() as folder:  # for the files that it writes
+        options = {"timeout": TIMEOUT, "record_timing": False, "resources": {"metadata": {"path": folder}}}
+        NotebookClient(notebook, **options).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [shrink(output) for output in cell.outputs if not is_log(output)]
+    times = os.times()
+    minutes = (times.children_user + times.children_system) / 60
+    notebook.metadata["scgen_diffusion"]["minutes"] = max(1, round(minutes))
+    nbformat.write(notebook, path)
+    return minutes
+
+
+def is_log(output: nbformat.NotebookNode) -> bool:
+    """Tell whether an output is no result: progress, warnings, and what scvi-tools logs (which goes to stdout in a notebook)."""
+    return output.get("name") == "stderr" or (output.get("name") == "stdout" and "\x1b[34mINFO" in output.text)
+
+
+def shrink(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Store a picture with fewer colours."""
+    if "image/png" in output.get("data", {}):
+        picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+        packed = io.BytesIO()
+        picture.quantize(COLORS).save(packed, "PNG", optimize=True)
+        output.data["image/png"] = base64.b64encode(packed.getvalue()).decode()
+    return output
+
+
+if __name__ == "__main__":
+    main()
