@@ -92,7 +92,9 @@ class CellFiles:
     --------
     >>> import scgen_diffusion as scgd
     >>> scgd.datasets.pbmc68k_reduced().write_h5ad("cells.h5ad")
-    >>> cells = scgd.data.CellFiles("cells.h5ad", layer="counts", condition_keys=["cell_type"])
+    >>> cells = scgd.data.CellFiles(
+    ...     "cells.h5ad", layer="counts", condition_keys=["cell_type"]
+    ... )
     >>> model = scgd.model.SCLDM(registry=cells.registry)
     >>> model.train(datamodule=cells)  # doctest: +SKIP
     """
