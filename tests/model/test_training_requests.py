@@ -259,6 +259,11 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
     loaded = SCLDM.load(tmp_path / "model", adata=False)
     assert "not loaded" in lines_of(loaded, capsys)[0]
     assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
+    cells = make_cells(seed=1)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"NK": "ILC"})
+    *_, state, following = lines_of(SCLDM.load_query_data(cells, loaded), capsys)
+    assert "autoencoder, prior (by the reference; not fine-tuned yet)" in state
+    assert following.endswith("model.train()")
     assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion")
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
     MULTISCLDM.setup_mudata(mdata)

@@ -17,7 +17,7 @@ N_NAMED = 6
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     lines = {
-        "genes": _genes(model),
+        "features" if getattr(model, "modalities", {}) else "genes": _genes(model),
         "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
         "trained": _trained(model),
         "next": next_step(model),

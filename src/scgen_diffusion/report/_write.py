@@ -208,7 +208,9 @@ def draw(
 
     if label is None:
         skipped.append("figures of each label, because `groupby` was not given")
-    elif (table["group"] != "all").any():
+    else:
+        pictures["Labels"] = []
+    if label is not None and (table["group"] != "all").any():
         of_labels = table.loc[table["group"] != "all", "metric"].unique()
         axes = pl.scores(table[table["metric"].isin(of_labels)], show=False)
         add("Labels", axes, "Figures of all cells and of each label with enough cells.")
