@@ -98,7 +98,7 @@ def test_no_keys_may_be_written_as_none(make_cells, tiny):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (["a", 1], "numbers and text together"),
+        (["a", 1], "mixes numbers and text"),
         ([True, 1.5], "mixes booleans and numbers"),
         ([["a"], "b"], "holds \\['a'\\] of type list"),
         (pd.to_datetime(["2020-01-01", "2020-01-02"]), "text, numbers or booleans only"),
