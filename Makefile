@@ -1,4 +1,4 @@
-# Targets make what they need, with the versions of constraints.txt, in .venv. `make help` lists them.
+# Targets install what they need into .venv, with the versions of constraints.txt. `make help` lists them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,13 +12,13 @@ INSTALL := $(PY) -m pip install --constraint constraints.txt
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.package ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the others
+demo: $(VENV)/.package ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the other models
 	$(PY) demo/make_demo.py --model $(MODEL)
 
 test: $(VENV)/.test ## run the tests
 	$(PY) -m pytest
 
-test-newest: ## run the tests with the newest libraries, in .venv-newest; PYTHON=python3.12 or later has annbatch too
+test-newest: ## run the tests with the newest libraries, in .venv-newest; with annbatch if PYTHON is 3.12 or later
 	$(MAKE) test VENV=.venv-newest INSTALL=".venv-newest/bin/python -m pip install --upgrade 'annbatch; python_version >= \"3.12\"'"
 
 docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
@@ -27,7 +27,7 @@ docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 tutorials: $(VENV)/.doc ## run every notebook anew, then build the site; needs the data sets, and half an hour on two cores
 	SCGEN_DIFFUSION_DOCS_EXECUTE=force $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-lint: $(VENV)/.lint ## check style, format, what imports what, and the types of the public surface
+lint: $(VENV)/.lint ## check style, format, imports between packages, and types of the public interface
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
@@ -37,25 +37,25 @@ pretrained: $(VENV)/.test ## make the pretrained models again: train, judge, wri
 	$(PY) -m benchmarks.pretrained
 	$(PY) -m benchmarks.pages
 
-benchmark-quality: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics, beside goals and floors; hours
+benchmark-quality: $(VENV)/.package ## compare all models and simple baselines by all metrics, with goals and floors; takes hours
 	$(PY) -m benchmarks.quality --picture docs/_static/compare.png
 	$(PY) -m benchmarks.pages
 
-benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
+benchmark-sensitivity: $(VENV)/.package ## find out which metric detects which corruption of real cells
 	$(PY) -m benchmarks.studies.sensitivity
 
-benchmark-speed: $(VENV)/.package ## speed and memory of everything on this processor, and the tables of the guide; 10 minutes on two quiet cores
+benchmark-speed: $(VENV)/.package ## measure speed and memory on this processor, and write the tables of the guide; 15 minutes on two quiet cores
 	$(PY) -m benchmarks.speed
 
-benchmark-gpu: $(VENV)/.package ## speed and memory on a CUDA device, beside the goals and the CPU; 10 minutes
+benchmark-gpu: $(VENV)/.package ## measure speed and memory on a CUDA device, compared with goals and the CPU; 10 minutes
 	$(PY) -m benchmarks.speed.gpu
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) docs/_build docs/generated docs/api/generated docs/tutorials build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
 	rm -rf .venv-newest .pytest_cache .ruff_cache .mypy_cache
 
-# Each stamp says that an installation is complete and newer than the files that define it.
-# pip reads dependency groups from 25.1 on; Python ships an older one.
+# Each stamp file means that an installation is complete and newer than the files that define it.
+# Dependency groups need pip 25.1 or newer; Python ships an older one.
 $(VENV)/.package: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --upgrade "pip>=25.1"

@@ -1,8 +1,8 @@
-"""Write the tables that README and documentation show, between their marks, from the stored results.
+"""Write the tables between the marks in README and documentation from the stored results.
 
     python -m benchmarks.pages
 
-`tests/benchmarks/test_figures.py` fails where a page says something else than the results do.
+`tests/benchmarks/test_figures.py` fails if a page and the results disagree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What holds for the package as a whole and no linter checks; what may import what stands in ``pyproject.toml``."""
+"""Rules for the package as a whole that no linter checks; import rules are in ``pyproject.toml``."""
 
 import ast
 import importlib

@@ -1,7 +1,7 @@
-"""How many threads, how many processes? The training steps of several processes at once, each with some threads.
+"""How many threads, how many processes? Training steps of several processes at once, each with some threads.
 
 python -m benchmarks.studies.threads                          # results/threads.csv
-OMP_WAIT_POLICY=passive python -m benchmarks.studies.threads  # what OpenMP is told is read at its start, and stored beside the figures
+OMP_WAIT_POLICY=passive python -m benchmarks.studies.threads  # OpenMP's settings are stored beside the figures
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ N_WARM_UP = 3
 
 
 def cells_per_second(system: str, stage: str, n_threads: int, seconds: float, barrier: object) -> float:
-    """Take steps for so many seconds of the wall's clock, starting when all processes are ready."""
+    """Take steps for this many seconds of wall time, starting when all processes are ready."""
     torch.set_num_threads(n_threads)
     built = SYSTEMS[system](Setting(n_genes=2000, n_expressed=720))
     step = getattr(built, stage)

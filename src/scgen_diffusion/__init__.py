@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "data", "datasets", "interpret", "metrics", "model", "pl", "report"]
 
-# Imported when they are first asked for: PyTorch and scvi-tools take seconds, and the command line's help needs neither.
+# Imported on first use: PyTorch and scvi-tools take seconds to import, and the command line's help needs neither.
 _PARTS = (
     "cli",
     "data",

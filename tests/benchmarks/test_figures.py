@@ -84,3 +84,16 @@ def test_readme_counts_the_metrics_and_seeds_of_the_results():
     assert f"{len({row['metric'] for row in rows} - costs)} metrics" in text
     assert len({row["seed"] for row in rows}) == 3
     assert "means of three seeds" in text
+
+
+def test_readme_says_in_how_many_steps_gene_space_models_were_measured():
+    rows = rows_of("speed/results/speed.csv", {"threads": "2", "device": "cpu"})
+
+    def steps(system, stage):
+        last = [row["how"] for row in rows if (row["system"], row["stage"]) == (system, stage)][-1]
+        return int(re.search(r"(\d+) steps", last).group(1))
+
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert steps("SCRDIT", "generate") == steps("WBDIT", "generate")
+    assert f"generate in {steps('SCRDIT', 'generate')} steps" in text
+    assert f"published counterparts in {steps('published-scrdit', 'generate_ddim')}" in text

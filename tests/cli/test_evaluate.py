@@ -41,7 +41,7 @@ def judge(call, files):
     return judge
 
 
-def test_the_table_is_that_of_evaluate_and_the_verdict_is_told(judge, files, tmp_path):
+def test_the_table_is_that_of_evaluate_and_the_verdict_is_printed(judge, files, tmp_path):
     path = tmp_path / "table.csv"
     code, out, err = judge("-g", "cell_type", "--out", path)
     assert (code, out) == (0, f"{path}\n"), err
@@ -57,7 +57,7 @@ def test_the_table_is_that_of_evaluate_and_the_verdict_is_told(judge, files, tmp
     pd.testing.assert_frame_equal(pd.read_csv(path), expected, check_dtype=False)
     assert "[ok] copies" in err
     code, _, err = judge("--out", path)
-    assert (code, "exists already" in err) == (2, True)
+    assert (code, "already exists" in err) == (2, True)
     assert judge("--out", path, "--overwrite")[0] == 0
 
 
@@ -172,6 +172,6 @@ def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_
     assert (code, out) == (0, f"{page}\n"), err
     assert "Ours" in page.read_text()
     code, _, err = call(*command, "--out", page)
-    assert (code, "exists already" in err) == (2, True)
+    assert (code, "already exists" in err) == (2, True)
     code, _, err = call(*command, "--out", tmp_path / "report.pdf")
     assert (code, "the name must end in .html" in err) == (2, True)

@@ -1,4 +1,4 @@
-"""Errors, warnings and signals: what the user sees, and what the script that called is told."""
+"""Errors, warnings and signals: what users and calling scripts see."""
 
 import logging
 import os
@@ -166,7 +166,7 @@ def test_a_library_that_exits_by_itself_may():
         raise SystemExit(5)
 
 
-def test_of_the_processes_of_a_distributed_run_the_first_speaks(capsys, monkeypatch):
+def test_only_the_first_process_of_a_distributed_run_prints(capsys, monkeypatch):
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
         Terminal().say(f"rank {rank}")

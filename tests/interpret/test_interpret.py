@@ -223,13 +223,13 @@ def test_the_seed_alone_decides(opened, method):
     assert not np.allclose(one.select_dtypes("number"), other.select_dtypes("number"), equal_nan=True)
 
 
-def test_a_network_that_is_told_no_condition_sees_another_cell(opened):
+def test_the_condition_changes_what_the_network_sees(opened):
     told, not_told = (interpret.head_coding_rates(opened, seed=0, conditional=value) for value in (True, False))
 
     assert not np.allclose(told, not_told)
 
 
-def test_a_cell_is_measured_the_same_whatever_it_is_called_if_no_condition_is_told(opened):
+def test_without_conditions_a_cells_label_does_not_change_its_measurements(opened):
     renamed = opened.adata.copy()
     renamed.obs["cell_type"] = pd.Categorical(["T cell"] * 96, categories=opened.adata.obs["cell_type"].cat.categories)
 

@@ -1,4 +1,4 @@
-"""What ``train`` is asked for, and the cells that it finds: all is checked before the first stage starts."""
+"""Arguments and cells of ``train`` are checked before the first stage starts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_cells_that_were_changed_since_they_were_set_up_are_refused(make, change
     work, message = CHANGES[change]
     work(adata)
 
-    with pytest.raises(ValueError, match=f"not what they were when they were set up: .*{message}"):
+    with pytest.raises(ValueError, match=f"have changed since they were set up: .*{message}"):
         model.train(1, **quick)
     assert model.trained_stages_ == []
 
@@ -67,7 +67,7 @@ def test_changed_values_of_a_backed_file_are_refused(make_cells, make_model, qui
     model = make_model(adata)
     adata.X[:, :] = np.log1p(adata.X[:, :])
 
-    with pytest.raises(ValueError, match="not what they were when they were set up"):
+    with pytest.raises(ValueError, match="have changed since they were set up"):
         model.train(1, **quick)
 
 
@@ -125,7 +125,7 @@ MISTAKES = [
     ({"train_size": "most"}, ValueError, "`train_size` must be a number"),
     ({"train_size": 0.8, "validation_size": 0.3}, ValueError, "must add up to at most 1"),
     ({"validation_size": 1.0}, ValueError, "cells to train on"),
-    ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the loss of validation cells"),
+    ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the validation loss"),
 ]
 
 

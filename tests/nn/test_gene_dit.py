@@ -93,7 +93,7 @@ def test_blocks_are_made_of_their_halves():
             assert (type(one.attention), type(one.feed_forward)) == halves
 
 
-def test_a_transformer_has_the_inner_width_that_was_asked_for():
+def test_a_transformer_has_the_requested_inner_width():
     inner = [build(hidden=hidden).network.blocks[0].feed_forward.project_in.out_features for hidden in (None, 5)]
     assert inner == [32, 5]
 

@@ -122,7 +122,7 @@ def test_messages_give_the_value_beside_that_of_real_cells_and_advice():
     assert "drawn as counts" in message
 
 
-def test_an_excess_within_chance_is_not_held_against_the_cells():
+def test_an_excess_within_chance_is_not_reported():
     wide = table(precision=0.7)
     wide.loc[wide["metric"] == "precision", ["low", "high"]] = [0.4, 1.0]
     assert level_of(verdict(wide), "realism") == "ok"
@@ -134,7 +134,7 @@ def test_without_intervals_the_size_alone_decides():
     assert level_of(verdict(bare), "realism") == "warning"
 
 
-def test_the_best_classifier_speaks():
+def test_the_best_classifier_decides():
     result = verdict(table(auc_boosting=0.8, auc_logistic=0.9))
     assert "a linear classifier" in message_of(result, "told apart")
 
@@ -205,7 +205,7 @@ def test_data_without_structure_between_genes_is_not_judged_by_it():
     assert "gene-gene structure" not in {finding.topic for finding in verdict(without).findings}
 
 
-def test_what_was_not_measured_is_left_out_and_said():
+def test_missing_measurements_are_left_out_and_reported():
     rows = table()
     part = verdict(rows[rows["metric"].isin(["w2", "precision"])])
     assert {finding.topic for finding in part.findings} == {"distribution", "realism", "groups"}

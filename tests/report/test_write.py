@@ -120,7 +120,7 @@ def test_verdict_and_all_its_findings_are_shown(written):
     assert all(finding.message in text for finding in verdict.findings)
 
 
-def test_copied_training_cells_are_warned_of(tmp_path):
+def test_copied_training_cells_give_a_warning(tmp_path):
     real, train = cells(1), cells(3, 300)
     copies = train[:150].copy()
     copies.obs_names = [f"synthetic-{i}" for i in range(150)]

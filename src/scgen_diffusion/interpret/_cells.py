@@ -12,7 +12,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import checked_rows, resolve_seed
+from scgen_diffusion.data import check_rows, resolve_seed
 from scgen_diffusion.diffusion import Generators, VariancePreserving
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def opened_network(model: WBDIT) -> GeneDiT:
 def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
     """Return the cells to look at, by default those of the model, and the requested rows."""
     source = model._validated(adata)
-    return source, checked_rows(indices, source.n_obs)
+    return source, check_rows(indices, source.n_obs)
 
 
 def noised_cells(

@@ -211,8 +211,9 @@ def _quiet() -> Iterator[None]:
 class StageCheckpoint(Checkpoint):
     """Write one checkpoint over and over at ends of epochs, beside its goal first, so that a kill never leaves half a file.
 
-    Lightning's ``ModelCheckpoint`` writes to the system's temporary folder and copies from there; its ``save_on_exception`` keeps states that
-    diverged, and states in the middle of an epoch, from which Lightning would go through the epoch's first cells again.
+    Lightning's ``ModelCheckpoint`` writes to the system's temporary folder and copies from there; its
+    ``save_on_exception`` keeps states that diverged, and states in the middle of an epoch, from which Lightning would
+    go through the epoch's first cells again.
 
     Parameters
     ----------
@@ -277,8 +278,8 @@ class StoppedByUserError(Exception):
 class Interruption(Callback):
     """Ctrl-C ends training before the next step and keeps the weights; a second one interrupts at once.
 
-    Lightning's own answer to Ctrl-C ends the process wherever it is. So it stays in runs of several processes, which would have to agree on a
-    step.
+    Lightning's own answer to Ctrl-C ends the process wherever it is. So it stays in runs of several processes, which
+    would have to agree on a step.
     """
 
     def __init__(self) -> None:
