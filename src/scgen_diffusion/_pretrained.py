@@ -21,7 +21,7 @@ def pretrained_models() -> dict[str, Path]:
 
     Returns
     -------
-    Folders by name, for :func:`load` or ``scvi.hub.HubModel``. Each has a model card, ``README.md``.
+    Folders by name, for :func:`~scgen_diffusion.model.load` or ``scvi.hub.HubModel``. Each has a model card, ``README.md``.
 
     Examples
     --------

@@ -387,7 +387,8 @@ def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str)
         return cells
     for name, read in ((ADATA_FILE, anndata.read_h5ad), (MUDATA_FILE, mudata.read_h5mu)):
         if (path := folder / f"{prefix}{name}").is_file():
-            with name_damaged_file(path):
+            with name_damaged_file(path), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="mudata")  # it announces changes of its own
                 found = read(path)
-                return found if found.n_obs else None
+            return found if found.n_obs else None
     return None
