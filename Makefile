@@ -1,4 +1,4 @@
-# Targets make what they need, with the versions of constraints.txt, in .venv. `make help` lists them.
+# Targets install what they need into .venv, with the versions of constraints.txt. `make help` lists them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,52 +7,60 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest docs tutorials lint benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
+.PHONY: help demo test test-newest docs check-docs tutorials lint pretrained benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.package ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the others
+demo: $(VENV)/.package ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the other models
 	$(PY) demo/make_demo.py --model $(MODEL)
 
 test: $(VENV)/.test ## run the tests
 	$(PY) -m pytest
 
-test-newest: ## run the tests with the newest libraries, in .venv-newest; PYTHON=python3.12 or later has annbatch too
+test-newest: ## run the tests with the newest libraries, in .venv-newest; with annbatch if PYTHON is 3.12 or later
 	$(MAKE) test VENV=.venv-newest INSTALL=".venv-newest/bin/python -m pip install --upgrade 'annbatch; python_version >= \"3.12\"'"
 
 docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
+check-docs: $(VENV)/.doc ## look at every page of the built site in Chromium, on a wide and a narrow screen; needs Chromium
+	$(INSTALL) playwright
+	$(PY) docs/check_pages.py
+
 tutorials: $(VENV)/.doc ## run every notebook in place, two at a time on two cores, then build the site; downloads the data sets
 	$(PY) docs/run_tutorials.py
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-lint: $(VENV)/.lint ## check style, format, what imports what, and the types of the public surface
+lint: $(VENV)/.lint ## check style, format, imports between packages, and types of the public interface
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(PY) -m mypy
 
-benchmark-quality: $(VENV)/.package ## every model and simple baselines, three data sets, three seeds, all metrics, beside goals and floors; hours
+pretrained: $(VENV)/.test ## make the pretrained models again: train, judge, write their cards; half an hour of one core
+	$(PY) -m benchmarks.pretrained
+	$(PY) -m benchmarks.pages
+
+benchmark-quality: $(VENV)/.package ## compare all models and simple baselines by all metrics, with goals and floors; takes hours
 	$(PY) -m benchmarks.quality --picture docs/_static/compare.png
 	$(PY) -m benchmarks.pages
 
-benchmark-sensitivity: $(VENV)/.package ## which metric sees which known corruption of real cells
+benchmark-sensitivity: $(VENV)/.package ## find out which metric detects which corruption of real cells
 	$(PY) -m benchmarks.studies.sensitivity
 
-benchmark-speed: $(VENV)/.package ## speed and memory of everything on this processor, and the tables of the guide; 10 minutes on two quiet cores
+benchmark-speed: $(VENV)/.package ## measure speed and memory on this processor, and write the tables of the guide; 15 minutes on two quiet cores
 	$(PY) -m benchmarks.speed
 
-benchmark-gpu: $(VENV)/.package ## speed and memory on a CUDA device, beside the goals and the CPU; 10 minutes
+benchmark-gpu: $(VENV)/.package ## measure speed and memory on a CUDA device, compared with goals and the CPU; 10 minutes
 	$(PY) -m benchmarks.speed.gpu
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) docs/_build docs/generated docs/tutorials build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
+	rm -rf $(VENV) docs/_build docs/generated docs/api/generated docs/tutorials build dist benchmarks/cells demo/synthetic.h5ad demo/umap.png demo/quality.csv demo/report.html
 	rm -rf .venv-newest .pytest_cache .ruff_cache .mypy_cache
 
-# Each stamp says that an installation is complete and newer than the files that define it.
-# pip reads dependency groups from 25.1 on; Python ships an older one.
+# Each stamp file means that an installation is complete and newer than the files that define it.
+# Dependency groups need pip 25.1 or newer; Python ships an older one.
 $(VENV)/.package: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --upgrade "pip>=25.1"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.studies.sensitivity import SEEN, effects
 from benchmarks.tables import ROOT, markdown_table, read_table
+from scgen_diffusion.metrics import CATALOGUE, DESCRIPTIONS
 from scgen_diffusion.module import GeneSpaceModule, build_architecture, build_gene_space_architecture
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
@@ -27,6 +29,25 @@ N_GENES, N_CLASSES = 2_000, 8
 DEPENDS_ON_DATA = {"patch_size": "genes / 10, at most 200", "width": "128; 256 for 20 000 cells or more on a GPU"}
 #: Rows of the samplers' tables.
 SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10), ("heun", 10), ("dopri5", None)]
+#: Faults of the study of sensitivity, in words.
+FAULTS = {
+    "dropout 10 %": "10 % of the values set to zero",
+    "totals halved": "half of the counts lost",
+    "totals doubled": "all counts doubled",
+    "ambient 20 %": "20 % ambient RNA",
+    "genes shuffled": "genes shuffled among all cells",
+    "shuffled in labels": "genes shuffled within labels",
+    "means only": "cells drawn from their label's mean",
+    "averages of 3": "averages of three cells",
+    "type dropped": "a cell type is missing",
+    "types swapped": "two labels swapped",
+    "duplicates 1 %": "1 % duplicates",
+    "copies 1 %": "1 % copies of training cells",
+    "near copies 50 %": "50 % copies, with some counts changed",
+}
+N_NAMED = 4
+#: Of metrics, in the order of the page.
+TOPICS = list(dict.fromkeys(description.topic for description in DESCRIPTIONS.values()))
 
 
 def page_blocks() -> dict[tuple[str, str], str]:
@@ -50,6 +71,9 @@ def page_blocks() -> dict[tuple[str, str], str]:
         ),
         (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
+        **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
+        (f"{GUIDE}/metrics.md", "faults"): fault_table(),
+        (f"{GUIDE}/speed.md", "speed: threads"): thread_table(),
     }
 
 
@@ -100,6 +124,30 @@ def network_size_table() -> str:
     return markdown_table(["", "parameters", "of these, in tokens and blocks"], lines)
 
 
+def metric_table(topic: str) -> str:
+    """Write the metrics of a topic in words."""
+    lines = []
+    for name, words in DESCRIPTIONS.items():
+        base, ending, _ = name.partition("_top_")
+        if words.topic != topic or (ending and base in DESCRIPTIONS) or name.endswith("_top_100"):
+            continue  # one row stands for a metric and what it is on the genes that change most
+        shown = f"{{func}}`{name} <scgen_diffusion.metrics.{words.function}>`" if words.function else f"`{name}`"
+        best = CATALOGUE[name].better.replace("floor", "like the floor")
+        lines.append([shown, words.meaning, best, words.misses])
+    return _left(["metric", "measures", "better", "misses"], lines)
+
+
+def fault_table() -> str:
+    """Write which metrics see each fault best."""
+    table = effects(read_table(STUDIES / "sensitivity.csv"))
+    lines = []
+    for fault, words in FAULTS.items():
+        seen = table.loc[fault].sort_values(ascending=False, kind="stable")
+        seen = seen[seen >= SEEN].index[:N_NAMED]
+        lines.append([words, ", ".join(f"`{metric}`" for metric in seen)])
+    return _left(["fault", "metrics that see it best"], lines)
+
+
 def scldm_sampler_table() -> str:
     """Write how exact SCLDM's samplers are, and the recall of their cells."""
     rows = read_table(STUDIES / "scldm_samplers.csv")
@@ -131,6 +179,18 @@ def gene_space_sampler_table() -> str:
         lines.append([*name, *_two(row, *figures)])
     header = ["sampler", "steps", "relative time", "AUC, PCs", "AUC, genes", "precision", "recall"]
     return markdown_table(header, lines)
+
+
+def thread_table() -> str:
+    """Write the speed of all processes together by processes and threads of each."""
+    rows = read_table(STUDIES / "threads.csv")
+    rows = rows[rows["openmp"] == "defaults"].drop_duplicates(["system", "processes", "threads"], keep="last")
+    speeds = rows.pivot_table(index=["processes", "threads"], columns="system", values="cells_per_second")
+    lines = [
+        [str(n) for n in mix] + [f"{row[name]:,.0f}" for name in ("package", "SCRDIT")]
+        for mix, row in speeds.iterrows()
+    ]
+    return markdown_table(["processes", "threads of each", "SCLDM, autoencoder", "SCRDIT"], lines)
 
 
 def _two(row: Mapping[str, float] | pd.Series, *names: str) -> list[str]:

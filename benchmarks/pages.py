@@ -1,15 +1,15 @@
-"""Write the tables that README and documentation show, between their marks, from the stored results.
+"""Write the tables between the marks in README and documentation from the stored results.
 
     python -m benchmarks.pages
 
-`tests/benchmarks/test_figures.py` fails where a page says something else than the results do.
+`tests/benchmarks/test_figures.py` fails if a page and the results disagree.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from benchmarks import guide
+from benchmarks import guide, pretrained
 from benchmarks.quality import report as quality
 from benchmarks.speed import report as speed
 from benchmarks.studies import pages as studies
@@ -18,6 +18,7 @@ from benchmarks.tables import ROOT, read_table, write_block
 RESULTS = {
     "quality/results/compare.csv": quality.page_blocks,
     "speed/results/speed.csv": speed.page_blocks,
+    "results/pretrained.csv": pretrained.page_blocks,
     **{f"studies/results/{name}.csv": page_blocks for name, page_blocks in studies.BLOCKS.items()},
 }
 

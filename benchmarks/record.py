@@ -1,12 +1,12 @@
-"""What a redesign must not lose: the cells' quality, held-out perturbations, speed, memory and the tests' time of one commit beside those of others.
+"""Compare commits: quality of the cells, held-out perturbations, speed, memory, and the duration of the tests.
 
-    python -m benchmarks.record --label v2                              # everything that is not there yet; two hours of one core
-    python -m benchmarks.record --label v2 --parts speed tests          # part of it: these on a quiet machine
-    PYTHONPATH=elsewhere/src python -m benchmarks.record --label v1     # of the package in another tree, with the studies of this one
-    python -m benchmarks.record --label v2 --collect                    # take what is there into the tables, and measure nothing
+    python -m benchmarks.record --label v2                              # everything that is missing; two hours on one
+    core python -m benchmarks.record --label v2 --parts speed tests          # a part of it, on a quiet machine
+    PYTHONPATH=elsewhere/src python -m benchmarks.record --label v1     # the package of another tree, with these
+    studies python -m benchmarks.record --label v2 --collect                    # only collect what was measured
 
-Calls the other studies, whose tables go to a folder of the label, and condenses them to ``results/record.csv``, a row per figure, and ``results/record.md``, the
-labels beside each other. Without ``PYTHONPATH`` it measures the package of the tree it lies in.
+Runs the other studies, whose tables go to a folder of the label. Condenses them to ``results/record.csv``, a row per
+figure, and ``results/record.md``, a column per label. Without ``PYTHONPATH`` it measures the package of its own tree.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger("benchmarks.record")
 
 SPEED = "-m benchmarks.speed --device cpu --seconds 2 --systems"
 QUALITY = "-m benchmarks.quality --cells {folder} --datasets pbmc3k kang_ifnb --seeds 0 1 --methods SCLDM SCRDIT WBDIT"
-#: What each part runs; speed three times, of which the medians count.
+#: The commands of each part; speed runs three times, for medians.
 COMMANDS = {
     "quality": [f"{QUALITY} --steps draw", f"{QUALITY} --steps judge"],
     "perturbation": [
@@ -56,7 +56,7 @@ COMMANDS = {
     "streaming": ["-m benchmarks.studies.streaming --cells 100000 --ways zarr h5ad"],
     "tests": ["-m pytest -q"],
 }
-#: How the columns of each study's table become a data set, a method, and metrics (none: it has a column of them).
+#: How the columns of each study's table map to data set, method, and metrics (empty if it has a column of metrics).
 COLUMNS: dict[str, tuple[str, str, list[str]]] = {
     "quality": ("{dataset}", "{method}", []),
     "perturbation": ("kang_ifnb without {cell_type}", "{method}", []),
@@ -65,17 +65,17 @@ COLUMNS: dict[str, tuple[str, str, list[str]]] = {
     "streaming": ("{cells} cells, {way}", "SCLDM generate_to", ["peak_before_mib", "peak_mib", "cpu_seconds"]),
     "tests": ("", "pytest", ["passed", "skipped", "seconds"]),
 }
-TABLES = {"quality": "compare.csv"}  # the others are called as their part
-BY_RATIO = ("speed", "memory", "streaming", "tests")  # the other parts are compared by differences
+TABLES = {"quality": "compare.csv"}  # the others have the name of their part
+BY_RATIO = ("speed", "memory", "streaming", "tests")  # compared by ratios, the other parts by differences
 
 
 def run(part: str, folder: Path) -> None:
-    """Run the commands of a part that have not come to their end yet."""
+    """Run the commands of a part that have not finished yet."""
     for number, command in enumerate(COMMANDS[part]):
         environment = {"PYTHONPATH": str(ROOT / "src")} | os.environ
         if part not in ("speed", "tests"):
             environment["OMP_NUM_THREADS"] = "1"
-        if command.endswith("judge"):  # cells of all packages are judged by the metrics of this tree
+        if command.endswith("judge"):  # judge the cells of all packages by the metrics of this tree
             environment["PYTHONPATH"] = str(ROOT / "src")
         done = folder / f"{part}-{number}.done"
         if done.exists():
@@ -93,7 +93,7 @@ def condense(part: str, folder: Path) -> pd.DataFrame:
     table = (
         _read_tests(folder / "tests.log") if part == "tests" else read_table(folder / TABLES.get(part, f"{part}.csv"))
     )
-    if part == "quality":  # the floor of a split is the same beside all methods
+    if part == "quality":  # the floor of a split is the same for all methods
         table = pd.concat([table, table.dropna(subset="floor").assign(method="floor", value=table["floor"])])
     dataset, method, metrics = COLUMNS[part]
     records = table.to_dict("records")
@@ -112,11 +112,11 @@ def _read_tests(log: Path) -> pd.DataFrame:
 
 
 def report(table: pd.DataFrame) -> str:
-    """Write a table per part: a column per label, and how the last differs from the first."""
+    """Write a table per part: a column per label, and the difference or ratio of the last and the first."""
     about = table[["label", "machine", "versions", "date"]].drop_duplicates().to_numpy()
-    parts = ["# What a redesign must not lose", "\n".join(f"- {'; '.join(row)}" for row in about)]
+    parts = ["# Record of commits", "\n".join(f"- {'; '.join(row)}" for row in about)]
     parts.append(
-        "Means over seeds ± half their range, and over left-out cell types. Written by `python -m benchmarks.record`."
+        "Means over seeds (± half their range) and over left-out cell types. Written by `python -m benchmarks.record`."
     )
     for part in sorted(table["part"].unique(), key=lambda part: [*COMMANDS].index(part.partition(" ")[0])):
         parts += [f"## {part}", _compare(table[table["part"] == part], by_difference=part not in BY_RATIO)]
@@ -142,11 +142,14 @@ def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--label", default=describe_commit(), help="name of what is measured; default: the commit")
+    parser.add_argument("--label", default=describe_commit(), help="name of the measurement; default: the commit")
     parser.add_argument("--parts", nargs="+", choices=COMMANDS, default=list(COMMANDS))
-    parser.add_argument("--collect", action="store_true", help="measure nothing")
+    parser.add_argument("--collect", action="store_true", help="only collect what was measured")
     parser.add_argument(
-        "--work", type=Path, default=ROOT / "benchmarks" / "cells" / "record", help="folder of the labels' folders"
+        "--work",
+        type=Path,
+        default=ROOT / "benchmarks" / "cells" / "record",
+        help="parent folder of the labels' folders",
     )
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tables of results that grow by one measurement at a time and survive interruption."""
+"""Tables of results that grow by one measurement at a time and survive interruptions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def stored_keys(path: Path, keys: Sequence[str]) -> set[tuple[object, ...]]:
-    """Return what the stored table has rows of."""
+    """Return the keys that the stored table has rows for."""
     table = read_table(path)
     return set() if table.empty else set(table[list(keys)].itertuples(index=False, name=None))
 
 
 def store_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str] = ()) -> None:
-    """Append rows, in place of stored ones that have the same ``keys``; other processes may do so at the same time.
+    """Append rows, and replace stored ones with the same ``keys``. Other processes may do so at the same time.
 
-    The file is written beside its goal and renamed, so that a reader never meets half a table.
+    The file is written under another name and renamed, so that no reader sees half a table.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path):
@@ -48,7 +48,7 @@ def store_rows(path: Path, rows: pd.DataFrame, keys: Sequence[str] = ()) -> None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its goal and rename it."""
+    """Write a file under another name and rename it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
@@ -68,12 +68,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_block(path: Path, name: str, text: str) -> None:
-    """Put ``text`` between ``<!-- name -->`` and ``<!-- /name -->`` in a page, in place of what stood there.
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->`` in a page.
 
     Raises
     ------
     ValueError
-        If the page has not exactly one such place.
+        If the page does not have exactly one such place.
     """
     page = path.read_text(encoding="utf-8")
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -85,7 +85,7 @@ def write_block(path: Path, name: str, text: str) -> None:
 
 
 def describe_commit() -> str:
-    """Return the commit of the source tree, with a + where code was changed since; nothing outside a repository."""
+    """Return the commit of the source tree, with a + if code was changed since; empty outside a repository."""
     answer = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)src", ":(top)benchmarks/*.py")
     return f"{answer}+" if answer and changed else answer
@@ -102,7 +102,7 @@ def _git(*arguments: str) -> str:
 
 
 def describe_source(*packages: str, device: str = "cpu") -> dict[str, str]:
-    """Return the columns that say where, with what and when a figure was measured."""
+    """Return columns with the machine, the versions and the date of a measurement."""
     return {"machine": describe_machine(device), "versions": describe_versions(*packages), "date": today()}
 
 
@@ -112,7 +112,7 @@ def today() -> str:
 
 
 def describe_machine(device: str = "cpu") -> str:
-    """Say on what the measurement ran."""
+    """Describe the machine of a measurement."""
     import torch
 
     if device.startswith("cuda"):
@@ -121,7 +121,7 @@ def describe_machine(device: str = "cpu") -> str:
 
 
 def describe_processor(device: str = "cpu") -> str:
-    """Return the name of what computes."""
+    """Return the name of the processor or GPU."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()

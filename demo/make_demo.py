@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ KEY = "cell_type"
 HELD_OUT_SHARE = 0.2
 SEED = 0
 
-logger = logging.getLogger("demo")
+say = partial(print, flush=True)  # in order with the bars, which go to stderr
 
 
 def split(adata: AnnData) -> tuple[AnnData, AnnData]:
@@ -55,36 +55,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="SCLDM", help="default: %(default)s")
     name = parser.parse_args().model
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # which says that the seed is set
     start = time.perf_counter()
     scvi.settings.seed = SEED
 
     training, held_out = split(scgd.datasets.pbmc68k_reduced())
-    logger.info("Training %s on %d cells, %d held out ...", name, training.n_obs, held_out.n_obs)
+    say(f"Training {name} on {training.n_obs} cells; {held_out.n_obs} are held out.")
     model = train(training, name)
-    synthetic = generate(model, condition=held_out.obs[[KEY]], show_progress=True)
+    say(f"Generating {held_out.n_obs} cells with the labels of those held out.")
+    synthetic = generate(model, condition=held_out.obs[[KEY]])
     synthetic.write_h5ad(FOLDER / "synthetic.h5ad")
 
-    logger.info("Judging the cells ...")
+    say("Comparing them with the held-out cells.")
     table = scgd.metrics.evaluate(held_out, synthetic, train=training, groupby=KEY, seed=SEED)
     table.to_csv(FOLDER / "quality.csv", index=False)
-    scgd.report.write(
+    report = scgd.report.write(
         held_out, synthetic, FOLDER / "report.html", train=training, groupby=KEY, table=table, model=model
     )
     many = generate(model, n_cells=training.n_obs)
     scgd.pl.umap(training, many, color=KEY, fit="both", seed=SEED, show=False, save=FOLDER / "umap.png")
 
-    columns = ["metric", "value", "floor", "shuffled", "low", "high", "better"]
-    of_all = table.loc[table["group"] == "all", columns]
-    logger.info("\n%s\n", of_all.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
-    logger.info("%s\n", scgd.report.verdict(table).summary)
-    results = {"synthetic.h5ad": "cells", "umap.png": "picture", "quality.csv": "figures", "report.html": "report"}
-    for file, what in results.items():
-        logger.info("%-8s %s", what, FOLDER / file)
-    logger.info("Done in %.1f minutes.", (time.perf_counter() - start) / 60)
+    told, _, checks = scgd.report.verdict(table).summary.partition(". ")
+    say(f"\n{told}.\n{checks}")
+    say(f"Open {report.as_uri()} in a browser: all figures and pictures.")
+    say("Beside it: umap.png (picture), quality.csv (figures), synthetic.h5ad (cells).")
+    say(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes.")
 
 
 if __name__ == "__main__":

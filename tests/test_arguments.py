@@ -14,12 +14,12 @@ def test_a_count_comes_back_as_pythons_own(value):
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, np.float32(2), "2", None, True, [2]])
-def test_what_is_no_count_is_refused_by_the_name_of_the_argument(value):
+def test_an_invalid_count_raises_with_the_name_of_the_argument(value):
     with pytest.raises(ValueError, match="`n_cells` must be a whole number of at least 1, but found"):
         check_count("n_cells", value)
 
 
-def test_what_is_allowed_is_said():
+def test_the_error_says_what_is_allowed():
     with pytest.raises(ValueError, match="at least 2, but found 1"):
         check_count("n_frames", 1, least=2)
     with pytest.raises(ValueError, match="`rank` must be a whole number from 0 to 3, but found 4"):

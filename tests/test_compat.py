@@ -1,4 +1,4 @@
-"""Private names of other libraries: they are there, and they stand in one file."""
+"""Private names of other libraries exist, and are used in one file only."""
 
 import re
 from importlib.metadata import version
@@ -71,7 +71,7 @@ def test_cells_take_over_the_contents_of_others():
     assert adata.var_names.equals(other.var_names)
 
 
-def test_private_names_of_other_libraries_stand_in_one_file():
+def test_private_names_of_other_libraries_are_in_one_file():
     texts = {path: path.read_text() for path in ROOT.rglob("*.py")}
     definition = r"(?:def|class) (_\w+)|\b(_[a-z]\w*)(?:: [^=\n]+)? = |^\s+(_[a-z]\w*): |self\.(_[a-z]\w*), "
     own = {name for text in texts.values() for names in re.findall(definition, text, re.MULTILINE) for name in names}

@@ -33,7 +33,7 @@ VALUES = np.array([[float(text) for text in fields[5:]] for fields in CELLS.valu
 
 
 def make_rows():
-    """Build the table, a list of fields per line; a test alters what it is about."""
+    """Build the table, a list of fields per line, for tests to change."""
     return [
         ["", *CELLS],
         *([name, *fields] for name, *fields in zip(ANNOTATIONS + GENES, *CELLS.values(), strict=True)),
@@ -53,7 +53,7 @@ def read(folder, rows):
 class TestContent:
     @pytest.mark.parametrize("name", ["table.txt.gz", "table.txt"])
     @pytest.mark.parametrize("compressed", [True, False])
-    def test_gzipped_and_plain_tables_are_told_apart_by_their_content(self, tmp_path, name, compressed):
+    def test_gzipped_and_plain_tables_are_recognised_by_their_content(self, tmp_path, name, compressed):
         content = as_text(make_rows()).encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if compressed else content)
         adata = datasets.read_gse103322(str(tmp_path / name))
@@ -137,7 +137,7 @@ class TestRefusals:
             datasets.read_gse103322(tmp_path / "absent.txt.gz")
 
     @pytest.mark.parametrize("line", [1, 5])
-    def test_an_absent_annotation_is_named_with_what_stands_there(self, tmp_path, line):
+    def test_the_error_names_a_missing_annotation_and_what_was_found(self, tmp_path, line):
         rows = make_rows()
         del rows[line]
         found = rows[line][0].strip("'")
@@ -184,7 +184,7 @@ class TestRefusals:
     @pytest.mark.parametrize("text", ["", "cells\n"])
     def test_a_table_without_cells_is_refused(self, tmp_path, text):
         (tmp_path / "table.txt").write_text(text)
-        with pytest.raises(ValueError, match="first line must name the cells"):
+        with pytest.raises(ValueError, match="After the cell names, the lines must be"):
             datasets.read_gse103322(tmp_path / "table.txt")
 
     @pytest.mark.parametrize("line", [1, 6, 8])

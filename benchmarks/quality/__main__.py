@@ -1,13 +1,14 @@
-"""Which method draws the best cells, and which goals do they reach? Models and simple baselines, on held-out cells, judged by all metrics.
+"""Which method draws the best cells, and which goals do they reach? Models and baselines, judged on held-out cells.
 
-    python -m benchmarks.quality                                # everything that is not there yet
-    python -m benchmarks.quality --datasets pbmc3k --seeds 0    # part of it
+    python -m benchmarks.quality                                # everything that is missing
+    python -m benchmarks.quality --datasets pbmc3k --seeds 0    # a part of it
     python -m benchmarks.quality --methods SCLDM 'wide={"class": "WBDIT", "width": 256}'    # other arguments of a model
-    python -m benchmarks.quality --steps draw --cells FOLDER    # draw now; `--steps judge` judges what is there
+    python -m benchmarks.quality --steps draw --cells FOLDER    # draw now, judge later with `--steps judge`
 
-Every method trains and draws in a process of its own, one torch thread, so that its time and peak memory are its own; its cells are kept
-in ``--cells``. They are judged by ``scgen_diffusion.metrics.evaluate``, and the figures added to ``compare.csv`` in ``--results``; what is there
-already is skipped. ``compare.md`` sets the methods side by side, ``goals.md`` beside the project's goals, and a picture goes to ``--picture``.
+Every method trains and draws in its own process with one torch thread, so its time and peak memory are its own. Its
+cells are kept in ``--cells``. They are judged by ``scgen_diffusion.metrics.evaluate``, and the figures are added to
+``compare.csv`` in ``--results``. What is already stored is skipped. ``compare.md`` compares the methods, ``goals.md``
+shows which goals they reach, and a picture goes to ``--picture``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SOURCE = ("settings", "machine", "versions", "date")
 
 
 def figures(split: Split, cells: ad.AnnData, seed: int) -> pd.DataFrame:
-    """Return the figures of a method's cells, its costs included."""
+    """Return the figures of a method's cells, including its costs."""
     spent = cells.uns[COSTS_KEY]
     costs = pd.DataFrame(
         {"metric": name, "group": "all", "value": float(spent[name]), "better": "lower"} for name in COSTS
@@ -54,7 +55,7 @@ def figures(split: Split, cells: ad.AnnData, seed: int) -> pd.DataFrame:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draw what is not drawn, judge what is not judged, then write the tables and the picture.
+    """Draw and judge what is missing, then write the tables and the picture.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     methods = [text.partition("=")[0] for text in arguments.methods]
     if unknown := sorted(set(methods) - set(variants) - set(BASELINES)):
         msg = (
-            f"Unknown methods {unknown}; known: {[*VARIANTS, *BASELINES]}, or NAME=JSON for other arguments of a model."
+            f"Unknown methods {unknown}. Known: {[*VARIANTS, *BASELINES]}, or NAME=JSON for other arguments of a model."
         )
         raise ValueError(msg)
     results, splits = arguments.results / "compare.csv", {}
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         if (dataset, seed, method) in stored:
             continue
         if "draw" in arguments.steps and not path.exists():
-            logger.info("%s, seed %d: %s draws", dataset, seed, method)
+            logger.info("%s, seed %d: drawing with %s", dataset, seed, method)
             command = [sys.executable, "-m", "benchmarks.quality.drawing", dataset, str(seed), method, path.resolve()]
             command += ["--variant", json.dumps(variants[method])] if method in variants else []
             subprocess.run(command, check=True, cwd=ROOT)
@@ -103,9 +104,11 @@ def main() -> None:
     known = ", ".join([*VARIANTS, *BASELINES])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"{known}, or NAME=JSON")
     parser.add_argument("--steps", nargs="+", choices=["draw", "judge"], default=["draw", "judge"])
-    parser.add_argument("--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the drawn cells")
+    parser.add_argument(
+        "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the generated cells"
+    )
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the tables")
-    parser.add_argument("--picture", type=Path, help="default: compare.png beside the tables")
+    parser.add_argument("--picture", type=Path, help="default: compare.png next to the tables")
     run(parser.parse_args())
 
 

@@ -1,6 +1,7 @@
-"""Simple generators that a model has to beat; each learns from the training cells and draws one cell per requested label.
+"""Simple generators that a model has to beat. Each learns from training cells and draws a cell per requested label.
 
-Every baseline is called ``fit_sample(train_adata, labels, requested_labels, seed)`` and returns counts ``(requested, genes)`` as CSR.
+Every baseline is called as ``fit_sample(train_adata, labels, requested_labels, seed)`` and returns CSR counts
+``(requested, genes)``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-#: Share of the identity in the copula's correlation. Ledoit and Wolf's estimate (0.3 to 0.9 on `pbmc3k`, 2 000 genes) gives cells that are
-#: easier to tell from real ones by their genes (AUC 0.67 against 0.60) and less correlated: a weaker baseline.
+#: Share of the identity in the copula's correlation. Ledoit and Wolf's estimate (0.3 to 0.9 on `pbmc3k`, 2 000
+#: genes) gives a weaker baseline: its cells are less correlated and easier to tell from real ones by their genes.
 COPULA_SHRINKAGE = 0.3
 
 
@@ -36,7 +37,7 @@ class Baseline(Protocol):
 def scvi_prior(
     train_adata: AnnData, labels: ArrayLike, requested_labels: ArrayLike, seed: int, max_epochs: int | None = None
 ) -> sp.csr_matrix:
-    """Decode draws from scVI's prior, the label serving as batch, and draw negative-binomial counts.
+    """Decode draws from scVI's prior, with the label as batch, and draw negative-binomial counts.
 
     Library sizes are drawn from the training cells of the label.
 
@@ -78,14 +79,15 @@ def _decode_scvi_prior(
 
 
 def gaussian_copula(train_adata: AnnData, labels: ArrayLike, requested_labels: ArrayLike, seed: int) -> sp.csr_matrix:
-    """Draw every label's genes from their empirical distributions, tied together by a Gaussian copula.
+    """Draw every label's genes from their empirical distributions, correlated by a Gaussian copula.
 
-    The correlation of normal scores is shrunk towards the identity, for there are more genes than cells. This is the idea of scDesign2 with
-    empirical margins.
+    The correlation of normal scores is shrunk towards the identity, because there are more genes than cells. This is
+    the idea of scDesign2 with empirical margins.
 
     References
     ----------
-    Sun et al. 2021, scDesign2: a transparent simulator that generates high-fidelity single-cell gene expression count data.
+    Sun et al. 2021, scDesign2: a transparent simulator that generates high-fidelity single-cell gene expression count
+    data.
     """
     return _per_label(_copula_of_label, train_adata, labels, requested_labels, seed)
 
@@ -93,10 +95,11 @@ def gaussian_copula(train_adata: AnnData, labels: ArrayLike, requested_labels: A
 def negative_binomial_copula(
     train_adata: AnnData, labels: ArrayLike, requested_labels: ArrayLike, seed: int
 ) -> sp.csr_matrix:
-    """Draw every label's genes from negative binomials fitted by moments, tied together by the same Gaussian copula.
+    """Draw every label's genes from negative binomials fitted by moments, correlated by the same Gaussian copula.
 
-    The idea of scDesign2 and scDesign3: smooth margins, which can exceed what was seen. A gene that varies less than a Poisson variable gets
-    a Poisson margin. The library size is not modelled apart: the copula carries it as correlation.
+    This is the idea of scDesign2 and scDesign3: smooth margins, which can exceed the observed counts. A gene that
+    varies less than a Poisson variable gets a Poisson margin. The library size is not modelled separately: the copula
+    represents it as correlation.
 
     References
     ----------
@@ -106,14 +109,14 @@ def negative_binomial_copula(
 
 
 def genes_shuffled(train_adata: AnnData, labels: ArrayLike, requested_labels: ArrayLike, seed: int) -> sp.csr_matrix:
-    """Shuffle every gene on its own among the cells of a label: right margins, no correlation."""
+    """Shuffle every gene among the cells of a label: right margins, no correlation."""
     return _per_label(_shuffle_of_label, train_adata, labels, requested_labels, seed)
 
 
 def independent_negative_binomial(
     train_adata: AnnData, labels: ArrayLike, requested_labels: ArrayLike, seed: int
 ) -> sp.csr_matrix:
-    """Draw every gene on its own from a negative binomial fitted by moments, scaled by an empirical library size."""
+    """Draw every gene independently from a negative binomial fitted by moments, scaled by an empirical library size."""
     return _per_label(_negative_binomial_of_label, train_adata, labels, requested_labels, seed)
 
 
@@ -209,5 +212,5 @@ def _check_known(labels: NDArray, requested: NDArray) -> None:
     known = np.unique(labels).tolist()
     unknown = sorted(set(requested.tolist()) - set(known))
     if unknown:
-        msg = f"`requested_labels` holds {unknown}, of which there is no training cell; known: {known}."
+        msg = f"`requested_labels` has {unknown}, which no training cell has. Known: {known}."
         raise ValueError(msg)

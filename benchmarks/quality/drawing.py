@@ -1,8 +1,8 @@
-"""Train a method on one split and draw a cell for every held-out cell; as a command, in a process of its own, with what that cost.
+"""Train a method on one split and draw a cell for every held-out cell. As a command, it also records the cost.
 
 python -m benchmarks.quality.drawing pbmc3k 0 SCLDM cells/pbmc3k-0-SCLDM.h5ad
 
-Of the package it uses models and data sets alone, as users call them, so that older ones can draw, too.
+It uses only models and data sets of the package, as users call them, so that older versions can draw too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
 RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
 
-#: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...}``; ``"draw"`` may be
-#: ``"reconstruction"`` (held-out cells encoded and decoded) or ``"ideal-prior"`` (latents of training cells decoded).
+#: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...}``.
+#: ``"draw"`` may be ``"reconstruction"`` (held-out cells, encoded and decoded) or ``"ideal-prior"`` (decoded latents of
+#: training cells).
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
@@ -39,12 +40,12 @@ VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECO
 
 
 def parse_variant(text: str) -> tuple[str, Variant]:
-    """Read ``name={"class": ..., ...}``; what a variant does not know goes to the model.
+    """Read ``name={"class": ..., ...}``. Unknown keys become arguments of the model.
 
     Raises
     ------
     ValueError
-        If there is no such class.
+        If the class is unknown.
     """
     name, _, value = text.partition("=")
     given = {"class": "SCLDM"} | json.loads(value or "{}")
@@ -56,7 +57,7 @@ def parse_variant(text: str) -> tuple[str, Variant]:
 
 
 def train_model(split: Split, variant: Variant, seed: int) -> Any:
-    """Return a model of a variant, trained on the split's training cells."""
+    """Return the model of a variant, trained on the split's training cells."""
     import scvi
 
     from scgen_diffusion import model as models
@@ -82,19 +83,19 @@ def generate(model: Any, split: Split, seed: int, **options: Any) -> ad.AnnData:
     Raises
     ------
     ValueError
-        If the cells do not have the genes or the labels that were asked for.
+        If the cells do not have the requested genes or labels.
     """
     counts = {} if type(model).__name__ == "SCLDM" else {"counts": True}
     cells = model.generate(condition=held_out_conditions(split), seed=seed, **counts, **options)
     labels = join_labels(cells.obs, split.condition_keys)
     if not cells.var_names.equals(split.train.var_names) or (labels != split.held_out_labels).any():
-        msg = "The generated cells do not have the genes and labels that were asked for, in their order."
+        msg = "The generated cells do not have the requested genes and labels in the requested order."
         raise ValueError(msg)
     return cells
 
 
 def draw_matching(labels: np.ndarray, requested: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return, per requested label, the index of a random cell that has it; no cell twice unless there are too few."""
+    """Return a random cell's index for each requested label, without replacement if there are enough cells."""
     drawn = np.empty(len(requested), dtype=np.intp)
     for label in np.unique(requested):
         rows, candidates = requested == label, np.flatnonzero(labels == label)
@@ -107,7 +108,7 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
     part = variant.get("draw")
     if part == RECONSTRUCTION:
         return model.get_reconstruction(split.held_out, seed=seed).X
-    if part == IDEAL_PRIOR:  # the latents of training cells are what a perfect prior would return
+    if part == IDEAL_PRIOR:  # a perfect prior would return the latents of training cells
         rows = draw_matching(split.train_labels, split.held_out_labels, np.random.default_rng(seed))
         cells = split.train[rows].copy()
         cells.obs_names_make_unique()
@@ -116,7 +117,7 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
 
 
 def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:
-    """Train a method (a variant of a model, or a baseline), draw, and note what that cost."""
+    """Train a method (a variant of a model, or a baseline), draw cells, and record the cost."""
     started, started_cpu = time.perf_counter(), time.process_time()
     if variant is None:
         counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
@@ -139,7 +140,7 @@ def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.An
 
 
 def write_cells(cells: ad.AnnData, path: Path) -> None:
-    """Write beside the goal and rename, so that no reader meets half a file."""
+    """Write under another name and rename, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
     cells.write_h5ad(partial, compression="gzip")

@@ -1,4 +1,4 @@
-"""The methods side by side, as a table and as a picture, and beside the project's goals."""
+"""Compare the methods in tables and a picture, and with the project's goals."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 #: 95 % of a normal distribution lies within this many standard deviations.
 NORMAL_95 = 1.96
 
-#: Wall time depends on what else the machine had to do; it stays in the csv.
+#: Wall time depends on what else ran on the machine, so it appears only in the CSV file.
 LEFT_OUT = ("wall_minutes",)
 
-#: What the picture shows, in words; the tables hold all metrics.
+#: The metrics in the picture, in words; the tables have all metrics.
 SHOWN = {
     "w2": "Wasserstein-2",
     "mmd2": "MMD²",
@@ -36,9 +36,9 @@ SHOWN = {
 
 
 def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per data set, metric and method: means over seeds, and the standard error of the mean's value.
+    """Return one row per data set, metric and method: means over seeds, and the standard error of the mean.
 
-    The error is the larger of the spread between seeds and of the intervals within them.
+    The error is the larger of the spread between seeds and the intervals within seeds.
     """
     rows = table[table["group"] == "all"].copy()
     rows["deviation"] = (rows["high"] - rows["low"]) / (2 * NORMAL_95)
@@ -54,9 +54,9 @@ def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shortfall(rows: pd.DataFrame) -> pd.Series:
-    """Return how far a value is on the bad side of the floor; 0 where it is as good as real cells.
+    """Return how far a value is on the bad side of the floor; 0 if it is as good as real cells.
 
-    A value better than the floor earns nothing: cells nearer to held-out cells than other real cells are would be too alike.
+    A value better than the floor earns nothing: cells closer to held-out cells than other real cells are too similar.
     """
     floor = rows["floor"]
     below, above = floor - rows["value"], rows["value"] - floor
@@ -68,14 +68,14 @@ def shortfall(rows: pd.DataFrame) -> pd.Series:
 
 
 def leaders(rows: pd.DataFrame) -> pd.Series:
-    """Say which methods are first, or not told from the first by their errors, in the rows of one metric."""
+    """Return which methods are best, or not significantly different from the best, in the rows of one metric."""
     far = shortfall(rows)
     best = far.idxmin()
     reach = NORMAL_95 * np.sqrt(rows["error"].fillna(0) ** 2 + np.nan_to_num(rows["error"][best]) ** 2)
     return far <= far[best] + reach
 
 
-#: The goals of the project: the least and the largest value, given the floor.
+#: The goals of the project: the smallest and the largest value, given the floor.
 GOALS: dict[str, Callable[[float], tuple[float, float]]] = {
     "auc_boosting": lambda floor: (-np.inf, 0.60),
     "auc_genes": lambda floor: (-np.inf, 0.60),
@@ -96,12 +96,13 @@ def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Write one markdown table per data set."""
     means = means_over_seeds(table)
     parts = [
-        "Means over seeds, of as many generated as held-out cells. The floor is what real cells score in place of the synthetic ones: training cells that the PCA has not "
-        "seen, or, for memorisation, halves of the held-out cells; "
-        "*shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: first, or not told from the first by the "
-        "errors of both (a p-value and the costs have none); a value on the good side of the floor counts as the floor. Synthetic cells have the very labels of the held-out ones, "
-        "floor cells random ones, which favours all methods alike by a few per cent. `cpu_minutes` are training and drawing on one core; `peak_memory_gib` is that of the process, loading the data included. "
-        "Written by `python -m benchmarks.quality`.",
+        "Means over seeds, for equal numbers of generated and held-out cells. The floor is what real cells score in place of "
+        "synthetic ones: training cells that the PCA was not fitted to, or, for memorisation, halves of the held-out cells. "
+        "*shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: best, or not significantly "
+        "different from the best (a p-value and the costs have no error); values better than the floor count as the floor. "
+        "Synthetic cells have exactly the labels of the held-out ones, floor cells random ones, which favours all methods "
+        "slightly. `cpu_minutes` covers training and drawing on one core; `peak_memory_gib` is that of the process, including "
+        "loading the data. Written by `python -m benchmarks.quality`.",
         "",
     ]
     for dataset, rows in means.groupby("dataset", sort=False):
@@ -127,7 +128,7 @@ def _summarise_one(rows: pd.DataFrame, methods: Sequence[str]) -> str:
 
 
 def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
-    """Write one markdown table per data set: the figures that have a goal, in bold where it is met."""
+    """Write one markdown table per data set, of the figures that have a goal, in bold if it is met."""
     means = means_over_seeds(table)
     parts = ["Means over seeds. **Bold**: the goal is met. Written by `python -m benchmarks.quality`.", ""]
     for dataset, rows in means.groupby("dataset", sort=False):
@@ -147,7 +148,7 @@ def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-#: The columns of the short table, and the decimals that the errors allow.
+#: The columns of the short table, with the decimals that the errors justify.
 IN_SHORT = {
     "auc_boosting": "AUC, PCs",
     "auc_genes": "AUC, genes",
@@ -170,15 +171,17 @@ REAL_CELLS = "real cells"
 
 def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
+    in_short = summarise_in_short(table)
     return {
-        ("README.md", "quality"): summarise_in_short(table),
+        ("README.md", "quality"): in_short,
+        ("docs/comparison.md", "quality"): in_short,
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
         **{(f"docs/user_guide/{name.lower()}.md", "quality"): summarise_model(table, name) for name in MODELS},
     }
 
 
 def summarise_in_short(table: pd.DataFrame) -> str:
-    """Write one row per data set and method, of the figures that say most."""
+    """Write one row per data set and method, with the most informative figures."""
     lines = []
     for dataset, rows in means_over_seeds(table).groupby("dataset", sort=False):
         columns = [_column(rows[rows["metric"] == metric]) for metric in IN_SHORT]
@@ -202,7 +205,7 @@ def summarise_models(table: pd.DataFrame, dataset: str) -> str:
 
 
 def summarise_model(table: pd.DataFrame, model: str) -> str:
-    """Write one row per figure, and for each data set a column of real cells and one of the model's."""
+    """Write one row per figure, and for each data set a column of real cells and one of the model."""
     header, columns = [""], []
     for dataset, rows in means_over_seeds(table).groupby("dataset", sort=False):
         header += [f"{dataset}: {REAL_CELLS}", model]
@@ -215,7 +218,7 @@ def summarise_model(table: pd.DataFrame, model: str) -> str:
 
 
 def _column(of_metric: pd.DataFrame) -> dict[str, str]:
-    """Return a metric's values by method with two decimals, the leaders' in bold; minutes with one."""
+    """Return a metric's values by method with two decimals, the leaders in bold; minutes with one decimal."""
     of_metric = of_metric.set_index("method")
     if of_metric.index.empty:
         return {}
@@ -236,7 +239,7 @@ def _number(value: float, *, bold: bool = False) -> str:
 
 
 def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
-    """Draw every method's figures between the floor, 0, and the worst method, 1."""
+    """Draw every method's figures on a scale from the floor (0) to the worst method (1)."""
     means = means_over_seeds(table)
     means = means[means["metric"].isin(SHOWN)]
     datasets = list(dict.fromkeys(means["dataset"]))

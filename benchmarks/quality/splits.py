@@ -1,4 +1,4 @@
-"""The studies' data: a data set's most variable genes, a stratified quarter held out, by which drawn cells are judged."""
+"""Data of the studies: the most variable genes of a data set, with a stratified quarter of the cells held out."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CONDITION_KEYS = {
     "pbmc10k_citeseq": ("cell_type",),
 }
 
-#: The column of `obs` with a cell's conditions, joined.
+#: The column of `obs` with the joined conditions of a cell.
 LABEL = "label"
 
-#: Cells of each side that are compared; what lies between them grows with the square.
+#: Number of cells to compare on each side; cost grows with its square.
 MAX_CELLS = 1_000
 
-#: Labels with fewer cells are one stratum: they are too few to be split each on its own.
+#: Labels with fewer cells share one stratum, because they are too few to be split separately.
 MIN_CELLS_PER_STRATUM = 4
 
 
@@ -45,12 +45,12 @@ class Split:
 
     @property
     def train_labels(self) -> NDArray[np.str_]:
-        """One label per training cell: its conditions, joined."""
+        """One label per training cell: its joined conditions."""
         return join_labels(self.train.obs, self.condition_keys)
 
     @property
     def held_out_labels(self) -> NDArray[np.str_]:
-        """One label per held-out cell: its conditions, joined."""
+        """One label per held-out cell: its joined conditions."""
         return join_labels(self.held_out.obs, self.condition_keys)
 
 
@@ -67,7 +67,8 @@ def to_dense(counts: NDArray | sp.spmatrix | sp.sparray) -> NDArray:
 def log_normalise(counts: NDArray | sp.spmatrix | sp.sparray, target_sum: float = 1e4) -> NDArray[np.float32]:
     """Scale every cell to ``target_sum`` counts and take ``log1p``, dense; a cell without counts stays zero.
 
-    As :func:`scgen_diffusion.metrics.log_normalise`, up to the last bit: which genes and components a stored result is of hangs on that.
+    It differs from :func:`scgen_diffusion.metrics.log_normalise` in the last bit, and the genes and components of
+    stored results depend on that.
     """
     dense = to_dense(counts).astype(np.float64)
     totals = np.maximum(dense.sum(axis=1, keepdims=True), 1)
@@ -75,7 +76,7 @@ def log_normalise(counts: NDArray | sp.spmatrix | sp.sparray, target_sum: float 
 
 
 def load(dataset: str) -> ad.AnnData:
-    """Return the RNA of a data set by the package's loader, offline where ``SCGEN_DIFFUSION_DATA_DIR`` has its files."""
+    """Return the RNA of a data set from the package's loader, offline if ``SCGEN_DIFFUSION_DATA_DIR`` has its files."""
     from scgen_diffusion import datasets
 
     cells = getattr(datasets, dataset)()
@@ -83,9 +84,15 @@ def load(dataset: str) -> ad.AnnData:
 
 
 def split_cells(
-    adata: ad.AnnData, condition_keys: tuple[str, ...], *, seed: int, n_genes: int = 2_000, held_out_share: float = 0.25
+    adata: ad.AnnData,
+    condition_keys: tuple[str, ...],
+    *,
+    seed: int,
+    n_genes: int = 2_000,
+    held_out_share: float = 0.25,
+    kept_genes: Sequence[str] = (),
 ) -> Split:
-    """Hold out a share of the cells, stratified by label, and keep the genes that vary most among the others.
+    """Hold out a share of the cells, stratified by label, and keep the genes that vary most in the others.
 
     Parameters
     ----------
@@ -94,23 +101,26 @@ def split_cells(
     condition_keys
         Columns of ``obs`` that together make the label.
     seed
-        Decides which cells are held out.
+        Seed of the split.
     n_genes
-        Genes kept, by variance of log-normalised values of the training cells.
+        Number of genes to keep, by variance of log-normalised values in the training cells.
     held_out_share
-        Share of cells held out.
+        Share of cells to hold out.
+    kept_genes
+        Genes to keep however little they vary. Names that the data lack are ignored.
     """
     labels = pd.Series(join_labels(adata.obs, condition_keys))
     strata = labels.where(labels.map(labels.value_counts()) >= MIN_CELLS_PER_STRATUM, "rare")
     splitter = StratifiedShuffleSplit(1, test_size=held_out_share, random_state=seed)
     train, held_out = next(splitter.split(np.empty(len(strata)), strata))
     variance = log_normalise(adata.layers["counts"][train]).var(axis=0)
+    variance[adata.var_names.isin(kept_genes)] = np.inf
     adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
     return Split(_minimal(adata[train]), _minimal(adata[held_out]), condition_keys)
 
 
 def judge(split: Split, counts: NDArray | sp.csr_matrix, seed: int, **options: Any) -> pd.DataFrame:
-    """Compare cells, one per held-out cell and with its label, with the held-out ones by :func:`scgen_diffusion.metrics.evaluate`.
+    """Compare generated with held-out cells, one for each and with its label.
 
     Parameters
     ----------
@@ -137,7 +147,7 @@ def judge(split: Split, counts: NDArray | sp.csr_matrix, seed: int, **options: A
 
 
 def _minimal(adata: ad.AnnData) -> ad.AnnData:
-    """Keep counts and `obs` only, and no category that these cells lack."""
+    """Keep only counts and `obs`, without unused categories."""
     counts = adata.layers["counts"].copy()
     obs = adata.obs.copy()
     for column in obs.select_dtypes("category"):

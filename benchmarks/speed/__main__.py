@@ -1,15 +1,17 @@
-"""How fast, in how much memory? Steps and calls of the package beside those of the published systems, on made-up cells.
+"""How fast, in how much memory? Steps and calls of the package and of the published systems, on simulated cells.
 
-    python -m benchmarks.speed                                  # everything on this processor; fifteen minutes on two quiet cores
-    python -m benchmarks.speed --write-only                     # tables again, from what is stored
+    python -m benchmarks.speed                                  # everything on this processor; 15 minutes on two cores
+    python -m benchmarks.speed --write-only                     # only write the tables from the stored results
     python -m benchmarks.speed --systems package SCRDIT --threads 1
     python -m benchmarks.speed --systems published-scrdit SCRDIT-published-size SCRDIT --batch 16 128
     python -m benchmarks.speed --systems calls-SCLDM --cells 20000
-    python -m benchmarks.speed --systems package --genes 17002 --expressed 6147 --device cuda --precision bf16 --compile --profile
+    python -m benchmarks.speed --systems package --genes 17002 --expressed 6147 --device cuda --precision bf16
 
-A step is one optimiser step (or one batch of cells generated) with its data on the device: loading data is not part of it. A call is what a user writes, all
-included. Rows are added to ``results/speed.csv``. Without ``--systems``, ``results/speed.md`` and what stands between the marks ``<!-- speed... -->`` in
-``docs/user_guide/speed.md``, ``docs/comparison.md`` and ``README.md`` are written, too. ``python -m benchmarks.speed.gpu`` is for a machine with a GPU.
+A step is one optimiser step (or the generation of one batch of cells) with its data on the device, without loading
+data. A call is what a user writes, with everything included. Rows are added to ``results/speed.csv``. Without
+``--systems``, ``results/speed.md`` and the text between the marks ``<!-- speed... -->`` in
+``docs/user_guide/speed.md`` and ``README.md`` are written too. On a machine with a GPU, use
+``python -m benchmarks.speed.gpu``.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TRAIN = "--seconds 1 --threads 2 --stages training_step --batch"
 SAMPLE = "--seconds 1 --threads 2 --stages generate generate_ddim"
-#: What a run without ``--systems`` measures; the last line is the processor's own time.
+#: What a run without ``--systems`` measures; the last line, with one thread, gives CPU time.
 EVERYTHING = (
     "--systems published package --threads 2 --seconds 2",
     "--systems package --threads 2 --seconds 1 --batch 512 --stages prior_step transport_step",
@@ -65,24 +67,26 @@ def measure(arguments: argparse.Namespace) -> pd.DataFrame:
 
 
 def parse() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: everything, and the pages are written")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: everything, and write the pages")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--genes", type=int, default=2_000, help="size of the panel")
     parser.add_argument("--expressed", type=int, help="expressed genes per cell; default: 0.36 of the panel")
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[128], help="cells per step; published in gene space: 16"
+        "--batch", type=int, nargs="+", default=[128], help="cells per step; published for gene space: 16"
     )
     parser.add_argument("--cells", type=int, default=4096, help="size of the data set of calls-...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="of the package's steps")
+    parser.add_argument(
+        "--precision", choices=["float32", "bf16"], default="float32", help="precision of the package's steps"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the package's networks")
-    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement, about")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch; with 1, times are those of the processor")
-    parser.add_argument("--limit", action=argparse.BooleanOptionalAction, default=True, help="count what steps compute")
-    parser.add_argument("--profile", action="store_true", help="say where the time goes")
-    parser.add_argument("--write-only", action="store_true", help="write the pages from what is stored")
+    parser.add_argument("--seconds", type=float, default=10.0, help="approximate duration of each measurement")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; with 1, times are CPU times")
+    parser.add_argument("--limit", action=argparse.BooleanOptionalAction, default=True, help="count FLOPs of steps")
+    parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    parser.add_argument("--write-only", action="store_true", help="only write the pages from the stored results")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs")
     return parser

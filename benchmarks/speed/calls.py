@@ -1,4 +1,4 @@
-"""What users call, timed as they feel it: whole epochs of ``train``, ``generate`` into an AnnData, reading cells, saving and loading."""
+"""Time what users call: whole epochs of ``train``, ``generate`` to an AnnData, reading cells, saving and loading."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from scgen_diffusion.model import SCLDM
     from scgen_diffusion.train import TrainingCells
 
-N_DISTINCT = 2048  # cells that are drawn; larger sets repeat them
+N_DISTINCT = 2048  # number of simulated cells; larger sets repeat them
 CONTROL = {"condition": "0"}
 
 
-def made_up_cells(setting: Setting, seed: int = 0) -> ad.AnnData:
-    """Draw ``setting.n_cells`` cells of which each expresses about ``n_expressed`` genes, some oftener than others, with two labels."""
+def simulated_cells(setting: Setting, seed: int = 0) -> ad.AnnData:
+    """Simulate ``setting.n_cells`` cells with two labels that express about ``n_expressed`` genes each.
+
+    Some genes are expressed more often than others.
+    """
     rng = np.random.default_rng(seed)
     n_distinct = min(setting.n_cells, N_DISTINCT)
     expressed = rng.random((n_distinct, setting.n_genes), dtype=np.float32) < _frequencies(setting, rng)
@@ -54,30 +57,30 @@ def _frequencies(setting: Setting, rng: np.random.Generator) -> np.ndarray:
 
 
 N_WARM_UP_EPOCHS = 1
-GENERATED = {"cpu": 512, "cuda": 8192}  # cells of a request
-#: What Lightning's profiler calls the waiting for a batch, and all of training.
+GENERATED = {"cpu": 512, "cuda": 8192}  # cells per request
+#: The names in Lightning's profiler of waiting for a batch, and of all training.
 FETCH, EPOCH = ".train_dataloader_next", "run_training_epoch"
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 
 
 class EpochClock(pl.Callback):
-    """Read the clock at the start of each epoch, and at the end of the last."""
+    """Record the time at the start of each epoch, and at the end of the last one."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.times: list[float] = []
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Note when the epoch starts."""
+        """Record the start of the epoch."""
         self._note()
 
     def on_train_end(self, *_: Any) -> None:
-        """Note when the last one has ended."""
+        """Record the end of the last epoch."""
         self._note()
 
     @property
     def seconds(self) -> list[float]:
-        """Seconds of each epoch, validation included."""
+        """Seconds of each epoch, with validation."""
         return [stop - start for start, stop in zip(self.times[:-1], self.times[1:], strict=True)]
 
     def _note(self) -> None:
@@ -86,14 +89,14 @@ class EpochClock(pl.Callback):
 
 
 class SilentProfiler(SimpleProfiler):
-    """Lightning's clock of everything, which does not print its table."""
+    """Lightning's profiler, without printing its table."""
 
     def describe(self) -> None:
         """Say nothing."""
 
 
 class Calls(System):
-    """A model of the package with its defaults, and its users' calls as stages. What a call needs that was not called is called first."""
+    """A model with its defaults, and users' calls as stages. Calls that a stage depends on run first."""
 
     model_class: str
     trainings: dict[str, str]
@@ -102,7 +105,7 @@ class Calls(System):
         super().__init__(setting)
         torch.manual_seed(0)
         self.folder = tempfile.TemporaryDirectory()
-        self.adata = made_up_cells(setting)
+        self.adata = simulated_cells(setting)
         self.how: dict[str, str] = {}
         self._done: set[str] = set()
 
@@ -117,7 +120,7 @@ class Calls(System):
         self._class.setup_anndata(self.adata, layer="counts", condition_keys=list(N_CLASSES), **self._setup_options)
 
     def importing(self) -> None:
-        """Import the package, and what its models need, in a fresh process."""
+        """Import the package, and the dependencies of its models, in a fresh process."""
         subprocess.run([sys.executable, "-c", "import scgen_diffusion.model"], check=True)
 
     def loading(self) -> None:
@@ -133,8 +136,8 @@ class Calls(System):
         read_shuffled(self._cell_files, np.arange(self.setting.n_cells))
 
     def generate_anndata(self) -> None:
-        """Ask for cells, conditions drawn, and take them as an AnnData with sparse counts."""
-        with warnings.catch_warnings(action="ignore"):  # an untrained network's cells are far from any
+        """Generate cells with random conditions, as an AnnData with sparse counts."""
+        with warnings.catch_warnings(action="ignore"):  # an untrained network's cells are far from real ones
             self.model.generate(
                 self.n_cells("generate_anndata"), n_steps=self.setting.n_steps, seed=0, show_progress=False
             )
@@ -144,7 +147,7 @@ class Calls(System):
         self.model.save(f"{self.folder.name}/model", overwrite=True)
 
     def load(self) -> None:
-        """Load it, to generate from it."""
+        """Load it for generation."""
         self._class.load(f"{self.folder.name}/model", adata=False)
 
     def n_cells(self, stage: str) -> int:
@@ -154,7 +157,7 @@ class Calls(System):
         return self.setting.n_cells
 
     def precision(self, stage: str) -> str:
-        """Return what a stage computes in."""
+        """Return the precision of a stage."""
         return self.setting.precision if stage in self.trainings else "float32"
 
     def describe(self, stage: str) -> str:
@@ -163,11 +166,11 @@ class Calls(System):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """All that the model learns."""
+        """All networks of the model."""
         return (self.model.module,)
 
     def measure(self, stage: str, seconds: float) -> Measurement:
-        """Measure a stage; of trainings the epochs after the first, of imports the whole process."""
+        """Measure a stage: for training the epochs after the first, for imports the whole process."""
         self.prepare(stage)
         if stage in self.trainings:
             return self._measure_training(stage, seconds)
@@ -176,19 +179,19 @@ class Calls(System):
         return measure(getattr(self, stage), self.n_cells(stage), device=self.setting.device, seconds=seconds)
 
     def prepare(self, stage: str) -> None:
-        """Train for an epoch what a stage needs, and write what it reads."""
+        """Train the dependencies of a stage for one epoch, and write the files that it reads."""
         for training in self._needed(stage):
             if training not in self._done:
                 self._train(training, 1)
         if stage == "load":
             self.save()
         if stage == "loading_backed":
-            self._backed_model  # noqa: B018  built before the clock runs
+            self._backed_model  # noqa: B018  built before the measurement
         if stage == "loading_files":
             self._cell_files  # noqa: B018  as above
 
     def _needed(self, stage: str) -> tuple[str, ...]:
-        """List the trainings that a stage builds upon."""
+        """List the training stages that a stage depends on."""
         return tuple(self.trainings) if stage in ("generate_anndata", "save", "load") else ()
 
     def _train(self, stage: str, n_epochs: int, **options: Any) -> None:
@@ -211,7 +214,7 @@ class Calls(System):
         return {"compile": True} if self.setting.compile else {}
 
     def _measure_training(self, stage: str, seconds: float) -> Measurement:
-        """Time epochs as they are within ``train``, and what the call takes beside them."""
+        """Measure the epochs inside ``train``, and the rest of the call."""
         started = clock(self.setting.device)
         self._train(stage, N_WARM_UP_EPOCHS)
         once = clock(self.setting.device) - started
@@ -231,7 +234,7 @@ class Calls(System):
         return len(self.model.train_indices_)
 
     def _measure_import(self) -> Measurement:
-        started = clock("cuda")  # the wall's: the work is another process's
+        started = clock("cuda")  # wall time, because another process does the work
         self.importing()
         spent = clock("cuda") - started
         self.how["importing"] = "a fresh process"
@@ -330,7 +333,7 @@ class CallsWbdit(CallsScrdit):
 
 
 def _loading_share(profiler: SimpleProfiler) -> float:
-    """Return the share of the epochs' time in which training waited for batches."""
+    """Return the share of the epochs' time that training spent waiting for batches."""
     seconds = {name: sum(durations) for name, durations in profiler.recorded_durations.items()}
     fetching = sum(value for name, value in seconds.items() if name.endswith(FETCH))
     training = sum(value for name, value in seconds.items() if name.endswith(EPOCH))

@@ -1,10 +1,10 @@
-"""All figures of a GPU in one command, in less than ten minutes: goals, precision and compilation, equivalence with the CPU, profiles.
+"""All figures of a GPU in ten minutes: goals, precision and compilation, equivalence with the CPU, profiles.
 
-    python -m benchmarks.speed.gpu                         # on a machine with a CUDA device: results/speed_gpu.csv, results/speed_gpu.md
-    python -m benchmarks.speed.gpu --device cpu --tiny     # the same script on a small scale, to see that it runs
+    python -m benchmarks.speed.gpu                         # needs CUDA; results/speed_gpu.csv, results/speed_gpu.md
+    python -m benchmarks.speed.gpu --device cpu --tiny     # a small test of the script
 
-The package need not be installed: ``PYTHONPATH=src`` will do. What fails is written down with its error, and the rest goes on. Goals are those of
-an H200: 17 002 genes, 6 147 expressed, batches of 128.
+The package does not have to be installed: ``PYTHONPATH=src`` is enough. Failures are recorded with their error, and the
+rest continues. Goals are those for an H200: 17 002 genes, 6 147 expressed, batches of 128.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ FULL = Setting(n_genes=17_002, n_expressed=6_147, batch_size=128, device="cuda",
 TINY = Setting(
     n_genes=60, n_expressed=20, batch_size=8, device="cpu", n_cells=64, n_steps=2, architecture={"width": 32}
 )
-MINUTES = 9.0  # after which nothing new is begun
+MINUTES = 9.0  # after this time, nothing new is started
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a stage shall reach."""
+    """What a stage should reach."""
 
     system: str
     stage: str
@@ -70,17 +70,17 @@ GOALS = (
     Goal("calls-SCLDM", "prior_epochs"),
     Goal("calls-SCLDM", "latent_representation"),
 )
-#: Ways of computing, the likely fastest first, in case time runs out.
+#: Precision and compilation, probably fastest first in case time runs out.
 WAYS = (("bf16", True), ("bf16", False), ("float32", False), ("float32", True))
-#: What a table without rows has.
+#: Columns of a table without rows.
 COLUMNS = ("system", "stage", "precision", "compile", "cells_per_second", "peak_gib", "how")
 PROFILED = {"package": ("autoencoder_step", "prior_step", "generate"), "SCRDIT-published-size": ("training_step",)}
 
 
-# --- the same as on the CPU? --------------------------------------------------------------------------------
+# --- equivalence with the CPU -------------------------------------------------------------------------------
 
-#: Largest relative difference that passes. Sums over thousands of genes in another order, and a sampler of twenty steps, carry float32's 1e-7 up to here;
-#: bfloat16 has three digits.
+#: Largest relative difference that passes. Sums over thousands of genes in another order, and twenty sampling steps,
+#: turn float32's 1e-7 into this; bfloat16 has three digits.
 TOLERANCES = {"float32": 1e-3, "bf16": 5e-2}
 N_CELLS = 16
 SHAKE = 0.02
@@ -88,7 +88,7 @@ SHAKE = 0.02
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity on both devices."""
+    """A quantity computed on both devices."""
 
     name: str
     precision: str
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def passes(self) -> bool:
-        """Whether both are the same as far as the precision goes."""
+        """Whether both values agree within the precision."""
         return self.difference <= TOLERANCES[self.precision]
 
 
@@ -117,7 +117,7 @@ def compare_devices(setting: Setting, precision: str = "float32") -> list[Compar
 
 @torch.no_grad()
 def shaken(module: nn.Module) -> nn.Module:
-    """Move all weights a little: what starts at zero would hide everything before it."""
+    """Perturb all weights slightly: layers that start at zero would hide everything before them."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.add_(SHAKE * torch.randn(parameter.shape, generator=generator))
@@ -132,12 +132,12 @@ def on_device(module: nn.Module, compute: Callable[..., Tensor], device: str, pr
 
 
 def relative_difference(expected: Tensor, got: Tensor) -> float:
-    """Return the norm of the difference over that of what is expected."""
+    """Return the norm of the difference, relative to that of the expected value."""
     return float((expected - got).norm() / expected.norm())
 
 
 def scldm_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]]:
-    """Name what is compared of SCLDM: each a function of the module and its device."""
+    """Return the quantities of SCLDM to compare, each a function of the module and its device."""
     from scvi import REGISTRY_KEYS
 
     from scgen_diffusion.diffusion import FLOW_SAMPLERS, TARGETS, diffusion_loss
@@ -169,7 +169,7 @@ def scldm_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]]:
 
 
 def gene_space_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]]:
-    """Name what is compared of a gene-space model."""
+    """Return the quantities of a gene-space model to compare."""
     from scvi import REGISTRY_KEYS
 
     from scgen_diffusion.diffusion import samplers_for
@@ -203,7 +203,7 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def measure_goals(setting: Setting, arguments: argparse.Namespace, ends: float) -> pd.DataFrame:
-    """Measure all that has a goal in all ways of computing, and set the figures beside their goals; ``met`` is empty where there is none."""
+    """Measure everything at every precision, and compare figures with goals; ``met`` is empty without a goal."""
     rows: list[dict[str, Any]] = []
     for precision, compile in WAYS:
         if compile and not arguments.compile:
@@ -230,7 +230,7 @@ def _measure(system: str, stages: Sequence[str], setting: Setting, seconds: floa
         row = {"system": system, "stage": stage, "how": how, "precision": setting.precision, "compile": setting.compile}
         return row | {"cells_per_second": float("nan"), "peak_gib": float("nan")}
 
-    try:  # one failure must not cost the other figures of a machine that was lent
+    try:  # one failure must not cost the other figures of a borrowed machine
         rows = measure_system(system, setting, stages, seconds=seconds, on_failure=failed)
     except Exception as error:  # noqa: BLE001  as above: the system could not be built
         rows = [failed(stage, error) for stage in stages]
@@ -239,7 +239,7 @@ def _measure(system: str, stages: Sequence[str], setting: Setting, seconds: floa
 
 
 def profiles(setting: Setting) -> Iterator[tuple[str, str]]:
-    """Yield the operators that take most time, in the precision of training on a GPU, not compiled, so that they have names."""
+    """Yield the operators that take most time, in GPU precision and not compiled, so that they have names."""
     for name, stages in PROFILED.items():
         system = SYSTEMS[name](replace(setting, precision="bf16"))
         for stage in stages:
@@ -250,7 +250,7 @@ def profiles(setting: Setting) -> Iterator[tuple[str, str]]:
 
 
 def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict[str, str], setting: Setting) -> str:
-    """Write all of it as markdown."""
+    """Write all results as markdown."""
     rates = {precision: device_rate(setting.device, precision) for precision in TOLERANCES}
     flops = ", ".join(f"{precision} {rate / 1e12:,.1f}" for precision, rate in rates.items())
     goals = [
@@ -274,7 +274,7 @@ def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict
         f"{setting.n_genes:,} genes, {setting.n_expressed:,} expressed, batches of {setting.batch_size}. "
         f"Matrix product, TFLOP/s: {flops}. Written by `python -m benchmarks.speed.gpu`.",
         markdown_table(["", "cells/s", "goal", "GiB", "goal", "met", "how"], goals),
-        "## The same as on the CPU?",
+        "## Equivalence with the CPU",
         markdown_table(["", "relative difference", "within tolerance"], compared),
         "## Where the time goes (bf16, not compiled)",
         *(f"{name}\n\n```text\n{table}\n```" for name, table in profiled.items()),
@@ -283,7 +283,7 @@ def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict
 
 
 def attempt(what: str, work: Callable[[], Any], otherwise: Any) -> Any:
-    """Return what ``work`` returns, or, if it fails, write the error down and return something else."""
+    """Return the result of ``work``, or, if it fails, log the error and return ``otherwise``."""
     try:
         return work()
     except Exception:  # noqa: BLE001  as above
@@ -292,7 +292,7 @@ def attempt(what: str, work: Callable[[], Any], otherwise: Any) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Measure, compare, profile and write; say whether the device computes what the CPU computes."""
+    """Measure, compare, profile and write; return whether the device and the CPU compute the same."""
     setting = replace(TINY if arguments.tiny else FULL, device=arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     ends = time.monotonic() + 60 * arguments.minutes
@@ -315,15 +315,15 @@ def main() -> None:
     quieten()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that the script runs")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to test the script")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="measure compiled steps too"
     )
-    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement, about")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which nothing new is begun")
+    parser.add_argument("--seconds", type=float, default=2.0, help="approximate duration of each measurement")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which nothing new is started")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     if not run(parser.parse_args()):
-        parser.exit(1, "The device does not compute what the CPU computes; see the table.\n")
+        parser.exit(1, "The device and the CPU do not compute the same; see the table.\n")
 
 
 if __name__ == "__main__":

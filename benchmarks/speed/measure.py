@@ -1,4 +1,4 @@
-"""Measure a system's stages: speed, memory, and the share of what the machine could do."""
+"""Measure a system's stages: speed, memory, and the share of the machine's limit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SYSTEMS: dict[str, type[System]] = {
     "WBDIT-published-size": PackageWbditPublishedSize,
 }
 STAGES = tuple(dict.fromkeys(stage for system in SYSTEMS.values() for stage in system.stages))
-LONG_STEP = 0.3  # seconds; one such step shows where the time goes as well as three
+LONG_STEP = 0.3  # seconds; for longer steps, profiling one is as informative as three
 
 
 def measure_system(
@@ -70,22 +70,22 @@ def measure_system(
     threads: int | None = None,
     on_failure: Callable[[str, Exception], dict[str, object]] | None = None,
 ) -> list[dict[str, object]]:
-    """Measure those of a system's stages that are asked for.
+    """Measure the requested stages of a system.
 
     Parameters
     ----------
     name, setting, stages
-        A key of :data:`SYSTEMS`, sizes, and which stages; those that the system lacks are left out.
+        A key of :data:`SYSTEMS`, sizes, and stages; stages that the system lacks are left out.
     seconds
-        Duration of each measurement, about.
+        Approximate duration of each measurement.
     limit
-        Measure what the device could do, and count what the package's steps do.
+        Whether to measure the limit of the device, and count the operations of the package's steps.
     show_profile
-        Log where the time goes.
+        Whether to log where the time goes.
     threads
-        CPU threads of torch; None for its own choice.
+        CPU threads of torch; None for torch's default.
     on_failure
-        Makes a row of a stage that failed; without it the error is raised.
+        Function that makes a row for a failed stage; without it the error is raised.
     """
     stages = [stage for stage in SYSTEMS[name].stages if stage in stages]
     if not stages:
@@ -116,7 +116,7 @@ def measure_system(
 
 
 def measure_apart(name: str, setting: Setting, stages: Sequence[str] = STAGES, **options: object) -> list[dict]:
-    """Measure a system in a process of its own, where that can be had: a CUDA context does not survive a fork."""
+    """Measure a system in its own process if possible: a CUDA context does not survive a fork."""
     if setting.device.startswith("cuda"):
         return measure_system(name, setting, stages, **options)
     return in_child(_measure_in_child, name, setting, stages, options)
@@ -130,12 +130,12 @@ device_rate = cache(matrix_rate)
 
 
 def limits(system: System, stage: str, name: str) -> dict[str, object]:
-    """Return the device's matrix rate, and for a stage that is counted its arithmetic and the cells per second that it would allow."""
+    """Return the device's matrix rate and, for counted stages, their FLOPs and the cells per second that they allow."""
     row: dict[str, object] = {"matrix_rate": device_rate(system.setting.device, system.precision(stage))}
     if stage not in system.counted:
         return row
     counted = system
-    if system.setting.compile:  # compiled code hides its operators
+    if system.setting.compile:  # operators of compiled code cannot be counted
         counted = SYSTEMS[name](replace(system.setting, compile=False))
         counted.prepare(stage)
     flops_per_cell = count_flops(getattr(counted, stage)) / (system.n_cells(stage) * system.share(stage))
@@ -171,7 +171,7 @@ def _row(name: str, stage: str, system: System, setting: Setting, result: Measur
 
 
 def quieten() -> None:
-    """Hide what libraries say at every training."""
+    """Hide messages that libraries print at every training."""
     logging.getLogger("scgen_diffusion").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)

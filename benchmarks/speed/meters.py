@@ -1,4 +1,4 @@
-"""Clocks, memory meters, profiles, and what a step has to compute."""
+"""Clocks, memory meters, profiles, and FLOP counts of steps."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 N_WARM_UP = 3
 SAMPLING_SECONDS = 0.005
-N_ROWS = 12  # of a profile that are listed
+N_ROWS = 12  # rows of a profile to list
 
-#: Operators that are matrix products, or attention, which is little else.
+#: Operators that are matrix products, or attention, which is mostly matrix products.
 MATRIX_OPERATORS = (
     "aten::mm",
     "aten::addmm",
@@ -44,14 +44,14 @@ ATTENTION_OPERATORS = ("attention",)
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a step costs.
+    """The cost of a step.
 
     Parameters
     ----------
     cells_per_second, peak_bytes
-        Speed, and memory that it took at most.
+        Speed, and peak memory.
     further
-        Figures that only some stages have, by their column.
+        Figures that only some stages have, by column.
     """
 
     cells_per_second: float
@@ -60,9 +60,10 @@ class Measurement:
 
 
 class PeakMemory:
-    """The most memory in use inside a ``with`` block, beyond what was in use before the process had any tensors.
+    """The peak memory inside a ``with`` block, beyond what was in use before the process had any tensors.
 
-    On a GPU that is what torch's allocator handed out; on a CPU the process's resident memory without pages of files, looked at every 5 ms.
+    On a GPU, this is memory from torch's allocator. On a CPU, it is the resident memory of the process without pages of
+    files, sampled every 5 ms.
     """
 
     baseline_resident = 0
@@ -74,7 +75,7 @@ class PeakMemory:
         self._thread = Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        """Start to look."""
+        """Start measuring."""
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -97,19 +98,19 @@ class PeakMemory:
 
 
 def clock(device: str) -> float:
-    """Read a clock, in seconds: CPU time where one thread computes, so that other processes do not count; else the time of day."""
+    """Read a clock, in seconds: CPU time with one thread, so that other processes do not count; else wall time."""
     on_one_thread = not device.startswith("cuda") and torch.get_num_threads() == 1
     return time.process_time() if on_one_thread else time.perf_counter()
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process (Linux) that no file backs: libraries and mapped files are left out."""
+    """Return the resident memory of this process (Linux), without libraries and mapped files."""
     resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def release_memory() -> None:
-    """Give back what was freed, so that the next measurement does not count it."""
+    """Return freed memory to the system, so that the next measurement does not count it."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -118,23 +119,23 @@ def release_memory() -> None:
 
 
 def in_child(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a forked process and return what it returns, so that its memory, threads and global state are its own.
+    """Call a function in a forked process, which has its own memory, threads and global state, and return the result.
 
-    A fork starts at once, where a fresh process imports for ten seconds. But it may hang where this process has used its own threads before:
-    nothing may be computed by torch in here. Not for GPUs.
+    A fork starts at once, while a fresh process imports for ten seconds. But it may hang if this process has used its
+    own threads before, so torch must not compute anything in here. Not for GPUs.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         return pool.submit(function, *args).result()
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def measure(step: Callable[[], None], n_cells: int, *, device: str, seconds: float) -> Measurement:
-    """Run ``step``, which handles ``n_cells`` cells, for about so many seconds after a warm-up."""
+    """Run ``step``, which handles ``n_cells`` cells, for about ``seconds`` after a warm-up."""
     durations = []
     while len(durations) < N_WARM_UP and sum(durations) < 2 * seconds:
         durations.append(_seconds(step, 1, device))
@@ -155,13 +156,13 @@ def _seconds(step: Callable[[], None], n_steps: int, device: str) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds that each operator took itself, without those that it called."""
+    """Seconds that each operator took, without the operators that it called."""
 
     seconds: dict[str, float]
 
     @property
     def matrix_share(self) -> float:
-        """Share of the time that went into matrix products and attention."""
+        """Share of the time spent on matrix products and attention."""
         matrix = sum(value for name, value in self.seconds.items() if _is_matrix_work(name))
         return matrix / max(sum(self.seconds.values()), 1e-12)
 
@@ -174,7 +175,7 @@ class Profile:
 
 
 def profile(step: Callable[[], None], *, device: str, n_steps: int = 3) -> Profile:
-    """Run ``step`` some times under torch's profiler."""
+    """Run ``step`` a few times under torch's profiler."""
     is_cuda = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with torch_profile(activities=activities) as profiler:
@@ -183,7 +184,7 @@ def profile(step: Callable[[], None], *, device: str, n_steps: int = 3) -> Profi
     for event in profiler.key_averages():
         spent = event.self_device_time_total if is_cuda else event.self_cpu_time_total
         times[event.key] = times.get(event.key, 0.0) + spent * 1e-6
-    # on a GPU, kernels are listed beside the operators that launched them: count the operators, or all would count twice
+    # on a GPU, kernels are listed beside the operators that launched them: count only the operators
     return Profile(
         {
             name: value
@@ -200,13 +201,13 @@ def _is_matrix_work(operator: str) -> bool:
 # --- arithmetic -----------------------------------------------------------------------------------------------
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-#: Side of the matrices whose product is timed: well beyond the last cache.
+#: Size of the square matrices whose product is timed: well beyond the last cache.
 MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}
 N_REPEATS = 5
 
 
 aten = torch.ops.aten
-#: Formulas, of shapes, of attention on a CPU, which torch's counter does not know.
+#: FLOP formulas for attention on a CPU, by shapes; torch's counter does not have them.
 CPU_ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -216,9 +217,12 @@ CPU_ATTENTION = {
 
 
 def count_flops(step: Callable[[], object]) -> int:
-    """Run ``step`` once, eagerly, and count the FLOPs of its matrix products, convolutions and attention: two for each multiply-add."""
+    """Run ``step`` once, eagerly, and count the FLOPs of matrix products, convolutions and attention.
+
+    A multiply-add counts as two.
+    """
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # or generation would work in other threads, which the counter does not see
+    torch.set_num_threads(1)  # otherwise generation uses other threads, which the counter does not see
     try:
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             step()
@@ -228,11 +232,14 @@ def count_flops(step: Callable[[], object]) -> int:
 
 
 def matrix_rate(device: str, precision: str) -> float:
-    """Return the FLOPs per second that a device reaches in the product of large matrices, the best of some; with as many threads as torch has now."""
+    """Return the FLOPs per second of large matrix products on a device, the best of several runs.
+
+    It uses torch's current number of threads.
+    """
     side, generator = (
         MATRIX_SIDES[torch.device(device).type],
         torch.Generator().manual_seed(0),
-    )  # zeros alone would flatter some devices
+    )  # some devices are faster with zeros
     a, b = (torch.randn(side, side, generator=generator).to(device, DTYPES[precision]) for _ in range(2))
     _seconds(lambda: a @ b, 1, device)
     return 2 * side**3 / min(_seconds(lambda: a @ b, 1, device) for _ in range(N_REPEATS))

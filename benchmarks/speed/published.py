@@ -1,8 +1,8 @@
-"""The published scLDM, plainly re-stated: the yardstick of the speed benchmark.
+"""A plain re-implementation of the published scLDM: the reference of the speed benchmark.
 
-Written from the paper's equations, without any of what makes the package fast: float32, attention as a softmax that is held in memory, gene
-queries projected once per cell, padding not masked, and a prior that encodes every batch again. Submodules carry the names of the published
-weights, so that these can be loaded and the outputs compared.
+Written from the paper's equations, without the package's optimisations: float32, attention with its weights in memory,
+gene queries projected once per cell, padding not masked, and a prior that encodes every batch again. Submodules have
+the names of the published weights, so that these can be loaded and the outputs compared.
 
 References
 ----------

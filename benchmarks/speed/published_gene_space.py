@@ -1,8 +1,8 @@
-"""The published scRDiT and white-box diffusion transformer, plainly re-stated: the yardsticks of the speed benchmark in gene space.
+"""Plain re-implementations of the published scRDiT and white-box diffusion transformer, for the speed benchmark.
 
-Written from the papers' equations, without any of what makes the package fast: float32, eager, attention as a softmax that is held in
-memory. One unconditional model per cell type. Submodules carry the names of the published weights, so that these can be loaded and the
-outputs compared.
+Written from the papers' equations, without the package's optimisations: float32, eager, attention with its weights in
+memory. One unconditional model per cell type. Submodules have the names of the published weights, so that these can be
+loaded and the outputs compared.
 
 References
 ----------
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 N_TIMESTEPS = 1_000
 STEP_SIZE, THRESHOLD = 0.1, 0.1  # eta and lambda of the white-box block
 
-#: The timesteps between which the samplers go; a step evaluates the network at the first of the two.
+#: The timesteps of the samplers; a step between two evaluates the network at the first.
 DDPM_TIMESTEPS = tuple(range(N_TIMESTEPS - 1, -1, -1))
 DDIM_TIMESTEPS = (*range(990, 0, -10), 1, 0)
 

@@ -1,4 +1,4 @@
-"""Figures of speed as the tables of `results/speed.md`, the guide and the README."""
+"""Write figures of speed as tables: `results/speed.md`, the guide and the README."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-#: What users call a step, and the published step that it stands beside.
+#: The names of steps in the tables, and the published steps that they are compared with.
 STEP_NAMES = {
     ("package", "autoencoder_step"): ("SCLDM, training of the autoencoder", ("published", "autoencoder_step")),
     ("package", "prior_step"): ("SCLDM, training of the prior", ("published", "prior_step")),
@@ -55,6 +55,10 @@ CALL_NAMES = {
     "save": "`save`",
     "load": "`load`",
 }
+LONG_CALLS = (
+    *("importing", "autoencoder_epochs", "prior_epochs", "transport_epochs", "training_epochs"),
+    *("generate_anndata", "latent_representation"),
+)
 #: The bare step of a call, and its cells per step.
 BARE_STEPS = {
     ("calls-SCLDM", "autoencoder_epochs"): ("package", "autoencoder_step", 128),
@@ -69,7 +73,7 @@ BARE_STEPS = {
 
 
 def write(results: Path, root: Path) -> None:
-    """Write the tables of what is stored: ``speed.md``, and the marked places of the pages."""
+    """Write the tables of the stored results: ``speed.md``, and the marked places of the pages."""
     stored = read_table(results / "speed.csv")
     shown = latest(stored)
     steps, calls = step_table(Figures(shown)), call_table(Figures(shown))
@@ -85,15 +89,14 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     figures, where = Figures(shown), describe(shown)
     beside = f"{published_table(figures)}\n\n{where}"
     return {
-        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures)}\n\n{where}",
-        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures),
-        ("docs/comparison.md", "speed"): beside,
+        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures, in_short=True)}\n\n{where}",
+        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures, in_short=True),
         ("README.md", "speed"): beside,
     }
 
 
 def latest(stored: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the processor, panel and largest number of threads that were measured last."""
+    """Return the rows of the latest processor, panel and largest number of threads."""
     rows = stored[stored["device"] == "cpu"]
     rows = rows[rows["processor"] == rows["processor"].iloc[-1]]
     return rows[(rows["threads"] == rows["threads"].max()) & (rows["genes"] == rows["genes"].iloc[-1])]
@@ -112,7 +115,7 @@ class Figures:
         return sorted(found, key=lambda row: row["batch"])
 
     def get(self, system: str, stage: str, batch: int) -> dict[str, Any] | None:
-        """Return one row, if it was measured."""
+        """Return one row, or None if it was not measured."""
         return self._rows.get((system, stage, batch))
 
 
@@ -128,8 +131,8 @@ def published_table(figures: Figures) -> str:
     return markdown_table(["", "cells/s", "published, cells/s", "times"], lines)
 
 
-def step_table(figures: Figures) -> str:
-    """Write the steps beside the published ones and the device's limits."""
+def step_table(figures: Figures, *, in_short: bool = False) -> str:
+    """Write the steps beside the published ones and, unless in short, the device's limits."""
     lines = []
     for key in STEP_NAMES:
         name, published = STEP_NAMES[key]
@@ -145,6 +148,8 @@ def step_table(figures: Figures) -> str:
         "matrix work",
         "GiB",
     ]
+    if in_short:
+        header, *lines = ([*row[:4], row[-1]] for row in (header, *lines))
     return markdown_table(header, lines)
 
 
@@ -157,16 +162,20 @@ def _step_line(name: str, row: Mapping[str, Any], published: Mapping[str, Any] |
     return [name, _number(speed), *beside, share, _percent(row.get("matrix_share")), f"{row['peak_gib']:.2f}"]
 
 
-def call_table(figures: Figures) -> str:
-    """Write what users call, beside the bare steps."""
+def call_table(figures: Figures, *, in_short: bool = False) -> str:
+    """Write the calls of users, beside the bare steps; in short, only the times of the longer calls."""
     lines = []
     for system in ("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"):
         for stage, name in CALL_NAMES.items():
+            if in_short and stage not in LONG_CALLS:
+                continue
             lines += [
                 _call_line(f"{system.removeprefix('calls-')}, {name}", row, figures)
                 for row in figures.of(system, stage)
             ]
     header = ["", "cells", "seconds", "cells/s", "of the bare step", "waits for cells", "beside the epochs, s", "GiB"]
+    if in_short:
+        header, *lines = (row[:4] for row in (header, *lines))
     return markdown_table(header, lines)
 
 
@@ -188,7 +197,7 @@ def _call_line(name: str, row: Mapping[str, Any], figures: Figures) -> list[str]
 
 
 def describe(rows: pd.DataFrame) -> str:
-    """Say where, with what and how figures were measured."""
+    """Describe the machine, the versions and the setting of the figures."""
     last = rows.iloc[-1]
     return (
         f"{last['processor']}, {last['threads']:.0f} threads, {last['genes']:,.0f} genes of which {last['expressed']:,.0f} are expressed, float32; "
@@ -203,5 +212,5 @@ def _number(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    """Write a share; none where nothing was counted, as in other threads than the one that looks."""
+    """Write a share; empty if nothing was counted, as in other threads."""
     return "" if value is None or pd.isna(value) or value < 0.001 else f"{value:.0%}"

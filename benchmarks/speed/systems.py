@@ -1,4 +1,4 @@
-"""What is measured: systems, each of which takes steps on one batch of made-up cells; the package's beside the published ones."""
+"""The systems to measure, of the package and published ones; each takes steps on a batch of simulated cells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N_CLASSES = {"cell_type": 20, "condition": 10}
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes, and how to compute.
+    """Sizes, device and precision.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ class Setting:
     batch_size
         Cells per step.
     device, precision, compile
-        How to compute.
+        Where and how to compute.
     n_cells
-        Size of a whole data set, for the stages that have one.
+        Size of a whole data set, for stages that use one.
     n_steps
         Steps of the package's samplers; None for their defaults.
     architecture
-        What differs from the default architecture of the package's models.
+        Changes to the default architecture of the package's models.
     """
 
     n_genes: int
@@ -61,7 +61,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cells:
-    """A batch of made-up cells on the device."""
+    """A batch of simulated cells on the device."""
 
     counts: Tensor  # (cells, genes)
     genes: Tensor  # (cells, expressed), 1-based
@@ -70,7 +70,7 @@ class Cells:
 
     @classmethod
     def draw(cls, setting: Setting, seed: int = 0) -> Cells:
-        """Draw cells of which each expresses ``n_expressed`` random genes."""
+        """Simulate cells that express ``n_expressed`` random genes each."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.rand(setting.batch_size, setting.n_genes, generator=generator).argsort(dim=1)
         genes = order[:, : setting.n_expressed].sort(dim=1).values
@@ -89,7 +89,7 @@ class System:
     stages
         Names of the steps.
     counted
-        Stages whose arithmetic is counted, to set the time beside the limit.
+        Stages whose FLOPs are counted, to compare the time with the device's limit.
     """
 
     stages: tuple[str, ...]
@@ -103,10 +103,10 @@ class System:
         return self.setting.batch_size
 
     def prepare(self, stage: str) -> None:
-        """Do what must be done before a stage is measured: nothing, unless a system says otherwise."""
+        """Prepare a stage before it is measured. Does nothing by default."""
 
     def measure(self, stage: str, seconds: float) -> Measurement:
-        """Measure a stage for about so many seconds."""
+        """Measure a stage for about ``seconds``."""
         self.prepare(stage)
         return measure(getattr(self, stage), self.n_cells(stage), device=self.setting.device, seconds=seconds)
 
@@ -115,7 +115,7 @@ class System:
         return "float32"
 
     def share(self, stage: str) -> float:
-        """Return the share of a stage's work that one call of it does; the rest is extrapolated."""
+        """Return the share of a stage's work that one call does; the rest is extrapolated."""
         return 1.0
 
     def describe(self, stage: str) -> str:
@@ -124,12 +124,12 @@ class System:
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """What is learned."""
+        """The networks that are trained."""
         raise NotImplementedError
 
     @property
     def n_parameters(self) -> int:
-        """Number of learned numbers."""
+        """Number of parameters."""
         return sum(p.numel() for network in self.networks for p in network.parameters() if p.requires_grad)
 
     def _autocast(self) -> torch.autocast:
@@ -138,7 +138,7 @@ class System:
 
 
 class StandInTrainer:
-    """What a stage's plan asks of Lightning's trainer, half-way through a training."""
+    """What a stage's plan needs from Lightning's trainer, half-way through training."""
 
     precision = "32-true"
     estimated_stepping_batches = 10_000
@@ -147,7 +147,7 @@ class StandInTrainer:
 
 
 class PlannedSteps:
-    """Optimiser steps as training takes them, by the plan's own optimiser, clipping and averages, without Lightning around them."""
+    """Optimiser steps as in training, with the plan's optimiser, clipping and averages, but without Lightning."""
 
     def __init__(self, plan: StagePlan, setting: Setting) -> None:
         self.plan = plan.to(setting.device)
@@ -169,7 +169,7 @@ class PlannedSteps:
 
 
 def read_shuffled(cells: TrainingCells, rows: np.ndarray, batch_size: int = 128, n_cells: int | None = None) -> None:
-    """Read cells in batches as a pass of training does; the first so many, if it is said."""
+    """Read cells in batches as a training epoch does, or only the first ``n_cells``."""
     from scgen_diffusion.train import EpochBatches
 
     batches = cells.loader(rows, batch_size, batches=EpochBatches(len(rows), batch_size, seed=0))
@@ -178,7 +178,7 @@ def read_shuffled(cells: TrainingCells, rows: np.ndarray, batch_size: int = 128,
 
 
 def optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float = 10.0) -> None:
-    """Take one optimiser step; a clip of 0 is none."""
+    """Take one optimiser step; a clip of 0 means no clipping."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if gradient_clip:
@@ -188,10 +188,10 @@ def optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer,
 
 # --- SCLDM ----------------------------------------------------------------------------------------------------
 
-#: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations; a trained one is not.
+#: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations.
 N_PRIOR_STEPS_BEFORE_SAMPLING = 50
 
-N_PERTURBATION_GROUPS = 16  # that a step of the transport draws, as with the default recipe
+N_PERTURBATION_GROUPS = 16  # groups per step of the transport, as in the default recipe
 
 
 class PublishedSystem(System):
@@ -252,7 +252,7 @@ class PublishedSystem(System):
 
 
 class PackageSystem(System):
-    """SCLDM with its default architecture and recipes; the prior trains on latents computed once."""
+    """SCLDM with its default architecture and recipes; the prior trains on latents that are computed once."""
 
     stages = ("autoencoder_step", "prior_step", "generate", "transport_step")
     size = "default"
@@ -323,7 +323,7 @@ class PackageSystem(System):
         return self.setting.precision
 
     def prepare(self, stage: str) -> None:
-        """Make the transport, which few models have."""
+        """Build the transport if the stage needs it."""
         if stage == "transport_step" and self.module.transport is None:
             self._make_transport()
 
@@ -335,7 +335,7 @@ class PackageSystem(System):
 
     @torch.no_grad()
     def _start(self) -> dict[str, Tensor]:
-        """Do what training does before its first steps: start from the mean cell, compute latents and library statistics."""
+        """Do what training does first: start from the mean cell, compute latents and library statistics."""
         from scgen_diffusion.module import total_counts
 
         x, condition, module = self.cells.counts, self.cells.condition, self.module
@@ -357,28 +357,28 @@ class PackageSystem(System):
 
 
 class PackagePublishedSizes(PackageSystem):
-    """SCLDM with the published architecture, computed the package's way."""
+    """SCLDM with the published architecture, computed as in the package."""
 
     size = "published"
 
 
 # --- gene space ------------------------------------------------------------------------------------------------
 
-LONGEST_SAMPLING = 60.0  # seconds that a batch may take to be sampled in full
-N_STEPS = 3  # of a sampler that would take longer
-LONG_STEP = 2.0  # seconds; of such steps, one is enough
+LONGEST_SAMPLING = 60.0  # seconds; a batch that takes longer is not sampled in full
+N_STEPS = 3  # steps to measure of a sampler that takes longer
+LONG_STEP = 2.0  # seconds; one step of this length is enough
 ZERO_VALUE = -10.0  # published for scRDiT
-N_SAMPLED = {"cpu": 128, "cuda": 1024}  # cells sampled at a time, as many as the package takes
+N_SAMPLED = {"cpu": 128, "cuda": 1024}  # cells sampled at a time, as in the package
 
 
 class Extrapolation:
-    """How much of a sampler's work is measured: all of it, or a few of its steps, each of which costs the same."""
+    """How much of a sampler's work is measured: all of it, or a few steps, which all cost the same."""
 
     def __init__(self, n_steps: int) -> None:
         self.n_steps = self.n_measured = n_steps
 
     def choose(self, take_step: Callable[[], object], device: str) -> None:
-        """Time one step, the second one, and measure all if they are done soon enough."""
+        """Measure the second step, and then all steps if they are fast enough."""
         take_step()
         synchronise(device)
         started = clock(device)
@@ -394,7 +394,7 @@ class Extrapolation:
         return self.n_measured / self.n_steps
 
     def describe(self) -> str:
-        """Say so in words."""
+        """Describe the number of steps in words."""
         if self.n_measured == self.n_steps:
             return f"{self.n_steps} steps"
         return f"{self.n_steps} steps, extrapolated from {self.n_measured}"
@@ -477,7 +477,7 @@ class PublishedWbdit(PublishedScrdit):
 
 
 class PackageScrdit(System):
-    """SCRDIT, trained and sampled the package's way."""
+    """SCRDIT, trained and sampled as in the package."""
 
     stages = ("training_step", "generate")
     counted = stages
@@ -522,7 +522,7 @@ class PackageScrdit(System):
         return self.extrapolation.share if stage == "generate" else 1.0
 
     def describe(self, stage: str) -> str:
-        """Say how the stage was computed; `generate` computes in float32 whatever the training does."""
+        """Say how the stage was computed; `generate` always uses float32."""
         compiled = f"{self.size} size, {'compiled ' if self.setting.compile else ''}"
         if stage != "generate":
             return f"{compiled}{self.setting.precision}"
@@ -543,7 +543,7 @@ class PackageScrdit(System):
             self.extrapolation.choose(lambda: self._sample(1), self.setting.device)
 
     def _sample(self, n_steps: int) -> None:
-        with warnings.catch_warnings(action="ignore"):  # an untrained network's cells are far from any
+        with warnings.catch_warnings(action="ignore"):  # an untrained network's cells are far from real ones
             self.model.generate(self.n_cells("generate"), n_steps=n_steps, seed=0, show_progress=False)
 
     @property
@@ -554,7 +554,7 @@ class PackageScrdit(System):
         return samplers_for(self.module.path)[sampler] if isinstance(sampler, str) else sampler
 
     def _model(self) -> SCRDIT:
-        """Build the model and train it for one step, which also takes all that it takes from the cells."""
+        """Build the model and train it for one step, which also computes its statistics of the cells."""
         from scgen_diffusion import model
 
         model_class = getattr(model, self.model_class)
@@ -580,7 +580,7 @@ class PackageScrdit(System):
 
 
 def n_cells(setting: Setting, stage: str) -> int:
-    """Return how many cells one call of a stage handles: sampling takes whole blocks, whatever the training's batch."""
+    """Return how many cells one call of a stage handles: sampling uses whole blocks, whatever the batch size."""
     return N_SAMPLED[torch.device(setting.device).type] if stage.startswith("generate") else setting.batch_size
 
 

@@ -1,6 +1,7 @@
-"""Known corruptions of real cells: what a metric should see, or should not.
+"""Known corruptions of real cells, which a metric should or should not detect.
 
-Every function returns new cells and leaves its arguments as they are. Counts are read from, and written to, ``X`` and ``layers["counts"]``.
+Every function returns new cells and does not change its arguments. Counts are read from and written to ``X`` and
+``layers["counts"]``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 LABEL_KEY = "cell_type"
 
-#: Takes cells, training cells and a random generator.
+#: Function of cells, training cells and a random generator.
 Corruption: TypeAlias = "Callable[[AnnData, AnnData, np.random.Generator], AnnData]"
 
 
@@ -65,7 +66,7 @@ def multiply_counts(cells: AnnData, *, factor: int) -> AnnData:
 
 
 def shuffle_genes(cells: AnnData, rng: np.random.Generator, *, within_label: bool) -> AnnData:
-    """Shuffle every gene's counts among all cells, or among those of a label: single genes stay, their correlation goes."""
+    """Shuffle every gene's counts among all cells, or among those of a label: the correlations are lost."""
     counts = counts_of(cells)
     groups = labels_of(cells) if within_label else np.zeros(len(counts))
     for group in np.unique(groups):
@@ -75,13 +76,13 @@ def shuffle_genes(cells: AnnData, rng: np.random.Generator, *, within_label: boo
 
 
 def drop_label(cells: AnnData, *, rank: int = 1) -> AnnData:
-    """Leave out the cells of a label, by its rank in frequency (0 is the most frequent)."""
+    """Leave out the cells of a label, by its frequency rank (0 is the most frequent)."""
     labels = labels_of(cells)
     return cells[labels != _by_frequency(labels)[rank]].copy()
 
 
 def swap_labels(cells: AnnData) -> AnnData:
-    """Give the two most frequent labels to each other's cells."""
+    """Swap the two most frequent labels."""
     labels = labels_of(cells)
     first, second = _by_frequency(labels)[:2]
     return with_labels(cells, np.select([labels == first, labels == second], [second, first], labels))
@@ -98,7 +99,7 @@ def copy_cells(cells: AnnData, others: AnnData, rng: np.random.Generator, *, sha
 
 
 def copy_roughly(cells: AnnData, others: AnnData, rng: np.random.Generator, *, share: float, kept: float) -> AnnData:
-    """Replace a share of the cells with copies of others that have lost some of their counts: no two are equal."""
+    """Replace a share of the cells with copies of others that have lost some of their counts."""
     return copy_cells(cells, thin_counts(others, rng, share=kept), rng, share=share)
 
 
@@ -119,13 +120,13 @@ def add_ambient(cells: AnnData, rng: np.random.Generator, *, share: float) -> An
 
 
 def multiply_noise(cells: AnnData, rng: np.random.Generator, *, sd: float) -> AnnData:
-    """Multiply every count by log-normal noise and round it: zeros stay, means nearly so, the spread grows."""
+    """Multiply every count by log-normal noise and round: zeros and means hardly change, the spread grows."""
     counts = counts_of(cells)
     return with_counts(cells, np.rint(counts * np.exp(sd * rng.normal(size=counts.shape) - sd**2 / 2)))
 
 
 def draw_from_means(cells: AnnData, rng: np.random.Generator) -> AnnData:
-    """Replace every cell by a Poisson draw from its label's mean: cells that differ by their label only."""
+    """Replace every cell by a Poisson draw from its label's mean: cells differ only by their label."""
     counts, labels = counts_of(cells), labels_of(cells)
     for label in np.unique(labels):
         rows = labels == label
@@ -134,7 +135,7 @@ def draw_from_means(cells: AnnData, rng: np.random.Generator) -> AnnData:
 
 
 def average_cells(cells: AnnData, rng: np.random.Generator, *, n_cells: int) -> AnnData:
-    """Replace every cell by the rounded mean of itself and random cells of its label: cells too smooth."""
+    """Replace every cell by the rounded mean of itself and random cells of its label: too smooth."""
     counts, labels = counts_of(cells), labels_of(cells)
     averaged = counts.copy()
     for label in np.unique(labels):
@@ -149,7 +150,7 @@ def _by_frequency(labels: NDArray) -> NDArray:
     return names[np.argsort(-sizes, kind="stable")]
 
 
-#: Name in the table, and what is done.
+#: The corruptions, by name in the table.
 CORRUPTIONS: dict[str, Corruption] = {
     "unchanged": lambda cells, train, rng: cells.copy(),
     "dropout 10 %": lambda cells, train, rng: drop_counts(cells, rng, share=0.1),

@@ -1,11 +1,12 @@
-"""The open questions of the gene-space models on real data: what the network predicts, gene order, one model or many, network, zero value.
+"""Design choices of the gene-space models on real data: target, gene order, one model or many, network, zero value.
 
     python -m benchmarks.studies.gene_space --threads 1 --steps 1500
     python -m benchmarks.studies.gene_space --experiments targets gene_order --seeds 0
     python -m benchmarks.studies.gene_space --experiments                  # only the table
 
-Each configuration differs from the default ``SCRDIT`` in what its name says, is stored in ``results/gene_space.csv`` as soon as it is measured, and skipped the next time:
-after a change of the model, delete the file. Steps are optimiser steps at batch 128, rounded to whole epochs. ``results/gene_space.md`` has the means over seeds beside the floor.
+Each configuration changes the default ``SCRDIT`` as its name says. It is stored in ``results/gene_space.csv`` as soon
+as it is measured, and skipped the next time; delete the file after a change of the model. Steps are optimiser steps at
+batch 128, rounded to whole epochs. ``results/gene_space.md`` has the means over seeds next to the floor.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 KEYS = ("dataset", "seed", "experiment", "configuration")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH_SIZE, TRAIN_SIZE = 128, 0.9
-LARGE_TYPE = 100  # training cells that a type needs for a model of its own
+LARGE_TYPE = 100  # training cells that a type needs for its own model
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Configuration:
     Parameters
     ----------
     model
-        Changes of SCRDIT's default architecture; the gene order may be ``"random"`` too.
+        Changes to SCRDIT's default architecture; the gene order may also be ``"random"``.
     n_genes
-        Most variable genes kept.
+        Number of most variable genes to keep.
     as_long_as
-        Name of the configuration whose time this one trains for, in place of its number of steps.
+        Name of a configuration. This one trains for the same time, instead of the same number of steps.
     shared
-        Only types with many cells are compared: ``"no"`` for one conditional model, else every type has an unconditional model of its own, and the steps are shared
-        out among them ``"in proportion to cells"`` or ``"equally"``.
+        Compare only types with many cells. ``"no"``: one conditional model. Otherwise every type has its own
+        unconditional model, and the steps are divided among them ``"in proportion to cells"`` or ``"equally"``.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +106,7 @@ TITLES = {
     "gene_order": "Does it matter which genes share a patch?",
     "targets": "Which path, and what should the network predict?",
 }
-#: Columns of the tables; the first of the judge that older rows are of.
+#: Columns of the tables; the first one comes from the metrics of older rows.
 FIGURES = {
     "auc_pcs": "AUC (PCs)",
     "auc_boosting": "AUC (PCs)",
@@ -139,13 +140,13 @@ COSTS = ("n_parameters", "steps", "train_seconds", "generation_seconds")
 
 
 def measure(split: Split, configuration: Configuration, steps: int, seed: int) -> pd.DataFrame:
-    """Train, draw, judge; return a figure per row beside its floor."""
+    """Train, draw and judge. Return a row per figure, with its floor."""
     model, labels = dict(configuration.model), split.train_labels
     if model.get("gene_order") == "random":
         model["gene_order"] = np.random.default_rng(seed).permutation(split.train.var_names).tolist()
     sizes = {label: (labels == label).sum() for label in np.unique(labels)}
     if configuration.shared in (None, "no"):
-        sizes = {None: split.train.n_obs}  # one model of all
+        sizes = {None: split.train.n_obs}  # one model for all
     counts, costs = np.empty(split.held_out.shape, np.float32), dict.fromkeys(COSTS, 0.0)
     for label, size in sizes.items():
         cells, drawn, share = split, slice(None), 1.0
@@ -165,7 +166,7 @@ def measure(split: Split, configuration: Configuration, steps: int, seed: int) -
         try:
             request = {"n_cells": cells.held_out.n_obs, "counts": True, "seed": seed}
             generated = generate(trained, cells, seed) if label is None else trained.generate(**request)
-        except FloatingPointError as error:  # cells that diverge have no figures
+        except FloatingPointError as error:  # a diverged model has no figures
             logger.warning("%s", error)
             return pd.DataFrame({"metric": ["diverged"], "value": 1.0, "floor": np.nan})
         costs["generation_seconds"] += clock(DEVICE) - started
@@ -178,7 +179,7 @@ def measure(split: Split, configuration: Configuration, steps: int, seed: int) -
 
 
 def of_large_types(split: Split) -> Split:
-    """Leave out the cells of types that are too small for a model of their own."""
+    """Leave out the cells of types that are too small for their own model."""
     names, sizes = np.unique(split.train_labels, return_counts=True)
     train, held_out = (
         np.isin(labels, names[sizes >= LARGE_TYPE]) for labels in (split.train_labels, split.held_out_labels)
@@ -187,7 +188,7 @@ def of_large_types(split: Split) -> Split:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure what is asked for and not yet stored."""
+    """Measure what is requested and not stored yet."""
     path, adata = options.results / "gene_space.csv", load(options.dataset)
     for seed, experiment in product(options.seeds, options.experiments):
         for name, configuration in EXPERIMENTS[experiment].items():
@@ -211,9 +212,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def summarise(table: pd.DataFrame) -> str:
-    """Write one markdown table per data set and experiment: configurations below the floor of the cells that they were compared with."""
+    """Write one markdown table per data set and experiment: the floor, then the configurations."""
     parts = [
-        "# The gene-space models' open questions",
+        "# Design choices of the gene-space models",
         "",
         "Mean over seeds ± half the range. The floor is what real training cells score in place of generated ones. Written by "
         "`python -m benchmarks.studies.gene_space`.",
@@ -234,7 +235,7 @@ def summarise(table: pd.DataFrame) -> str:
 
 
 def _spread(rows: pd.DataFrame, metric: str, column: str) -> str:
-    """Write mean +- half range over seeds; nothing where there is no value."""
+    """Write mean ± half range over seeds; empty without a value."""
     values = rows[rows["metric"] == metric].groupby("seed")[column].mean().dropna()
     if values.empty:
         return ""
@@ -257,7 +258,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--experiments", nargs="*", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--steps", type=int, default=1_500, help="optimiser steps at batch 128")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch; with 1, seconds are CPU seconds")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; with 1, times are CPU times")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.threads:

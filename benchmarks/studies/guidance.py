@@ -3,8 +3,9 @@
     python -m benchmarks.studies.guidance --threads 1
     python -m benchmarks.studies.guidance --datasets pbmc3k --seeds 0 1 2
 
-Every way of generating is stored in ``results/guidance.csv`` as soon as it is measured, and skipped the next time; ``results/guidance.md``
-has the means over seeds beside the floor. A model is trained for each ``condition_strategy`` of which something is missing.
+Each guidance setting is stored in ``results/guidance.csv`` as soon as it is measured, and skipped the next time.
+``results/guidance.md`` has the means over seeds next to the floor. A model is trained for each ``condition_strategy``
+with missing results.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ COMPOSITIONS = ("joint", "mutually_exclusive", "additive")
 
 
 def ways_of(dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return what is measured on a data set: the arguments of ``generate`` by how the model was trained, and by name."""
+    """Return the settings of a data set: arguments of ``generate``, by training strategy and name."""
     ways: dict[tuple[str, str], dict[str, Any]] = {
         ("joint", f"scale {scale:g}"): {"guidance_scale": scale} for scale in SCALES
     }
@@ -70,10 +71,10 @@ def ways_of(dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 class Figures:
-    """What `evaluate` says of generated cells, their spread, and whether they are what was asked for.
+    """Figures of generated cells: those of `evaluate`, their spread, and whether they match the requested conditions.
 
-    The training cells are split in two: principal components and the classifiers of labels learn from one half, the other half plays the generated cells
-    and gives the floor.
+    The training cells are split in two. Principal components and label classifiers are fitted to one half; the other
+    half plays the generated cells and gives the floor.
     """
 
     def __init__(self, split: Split, seed: int) -> None:
@@ -85,32 +86,32 @@ class Figures:
         self.held_out_pcs = self.pca.transform(log_normalise(split.held_out.layers["counts"]))
 
     def measure(self, cells: ad.AnnData) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the figures of cells that were asked to have the held-out cells' conditions, and of the floor."""
+        """Return the figures of cells generated with the held-out cells' conditions, and those of the floor."""
         table = judge(self.split, cells.X, self.seed, metrics=METRICS).set_index("metric")
         rows = self.floor_half[: self.split.held_out.n_obs]
         found = table["value"].to_dict() | self._own(self.pca.transform(log_normalise(cells.X)), self.split.held_out)
         floor = table["floor"].to_dict() | self._own(self.train_pcs[rows], self.split.train[rows])
         return found, floor
 
-    def _own(self, drawn: NDArray, asked: ad.AnnData) -> dict[str, float]:
+    def _own(self, drawn: NDArray, requested: ad.AnnData) -> dict[str, float]:
         keys, train = self.split.condition_keys, self.split.train[self.known].obs
         real = within_label_variance(self.held_out_pcs, self.split.held_out.obs[list(keys)])
-        found = {"spread": within_label_variance(drawn, asked.obs[list(keys)]) / real}
+        found = {"spread": within_label_variance(drawn, requested.obs[list(keys)]) / real}
         for key in keys:
-            labels = train[key].astype(str), asked.obs[key].astype(str)
+            labels = train[key].astype(str), requested.obs[key].astype(str)
             found[f"f1 of {key}"] = transfer_f1(self.train_pcs[self.known], labels[0], drawn, labels[1])
         return found
 
 
 def within_label_variance(values: NDArray, conditions: pd.DataFrame) -> float:
-    """Return the variance of values ``(cells, components)`` about the means of their labels, summed over components."""
+    """Return the variance of values ``(cells, components)`` around their label means, summed over components."""
     table = pd.DataFrame(values)
     means = table.groupby([conditions[key].astype(str).to_numpy() for key in conditions]).transform("mean")
     return float((table - means).pow(2).sum(axis=1).mean())
 
 
 def run(path: Path, dataset: str, seed: int) -> None:
-    """Measure what is not stored, and store each way of generating as soon as it is measured."""
+    """Measure what is not stored, and store each setting as soon as it is measured."""
     done = stored_keys(path, KEYS)
     missing = {way: how for way, how in ways_of(dataset).items() if (dataset, seed, *way) not in done}
     if not missing:
@@ -133,9 +134,9 @@ def run(path: Path, dataset: str, seed: int) -> None:
 
 def summarise(table: pd.DataFrame) -> str:
     """Write one table per data set: means over seeds, the floor first."""
-    parts = [f"Means over seeds; columns as told above. Machine: {', '.join(table['machine'].unique())}.", ""]
+    parts = [f"Means over seeds. Machine: {', '.join(table['machine'].unique())}.", ""]
     for dataset, rows in table.groupby("dataset", sort=False):
-        figures = rows[rows["metric"] != "seconds"]  # of older rows
+        figures = rows[rows["metric"] != "seconds"]  # only older rows have it
         means = figures.pivot_table(index=["training", "guidance"], columns="metric", values="value", sort=False)
         lines = [[training, guidance, *map(_number, row)] for (training, guidance), row in means.iterrows()]
         seeds = sorted(rows["seed"].unique())

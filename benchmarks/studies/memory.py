@@ -1,12 +1,12 @@
-"""Does memory grow with the number of cells? Training from files beside training from memory, on 10 000 to 1 000 000 cells.
+"""Does memory grow with the number of cells? Training from files and from memory, on 10 000 to 1 000 000 cells.
 
-    python -m benchmarks.studies.memory                                  # all sizes; 2 GB of disk per million cells and format
+    python -m benchmarks.studies.memory                                  # all sizes; 2 GB of disk per million cells
     python -m benchmarks.studies.memory --cells 10000 --sources h5ad     # a part
     python -m benchmarks.studies.memory --systems SCRDIT
 
-The cells are `datasets.pbmc3k` over and over, 2 000 genes, written part by part. Every measurement is a process of its own: it opens the cells,
-trains a few steps of each stage (with all that training reads of the cells before and after), generates, and tells the peak of its resident
-memory, and the cells per second, of each step.
+The cells are `datasets.pbmc3k` repeated, 2 000 genes, written in parts. Every measurement runs in its own process. It
+opens the cells, trains a few steps of each stage (with everything that training reads from the cells before and after),
+generates, and reports peak resident memory and cells per second of each step.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CONDITIONS = ["cell_type", "sample"]
 
 
 def write_cells(source: anndata.AnnData, path: Path, n_cells: int) -> None:
-    """Write the cells of ``source`` over and over to ``.h5ad`` or ``.zarr``."""
+    """Write the cells of ``source`` repeatedly to ``.h5ad`` or ``.zarr``."""
     cells = anndata.concat([source] * -(-n_cells // source.n_obs))[:n_cells].copy()
     cells.obs_names = [f"cell{number}" for number in range(n_cells)]
     samples = [f"sample {number}" for number in range(8)]
@@ -60,11 +60,11 @@ def write_cells(source: anndata.AnnData, path: Path, n_cells: int) -> None:
     (cells.write_h5ad if path.suffix == ".h5ad" else cells.write_zarr)(path)
 
 
-# --- one process -------------------------------------------------------------------------------------------------------------------------
+# --- one process ------------------------------------------------------------------------------------------------------
 
 
 def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
-    """Train from the cells at a path, and return a row for each stage."""
+    """Train on the cells at a path, and return a row per stage."""
     import scvi
     import torch
     from scvi.dataloaders import AnnDataLoader
@@ -97,7 +97,7 @@ def measure(system: str, source: str, path: Path) -> list[dict[str, Any]]:
     for name, train in stages.items():
         with meter.stage(name):
             train(1, **options)
-    from benchmarks.speed.systems import read_shuffled  # here, since what it imports would count above
+    from benchmarks.speed.systems import read_shuffled  # here, because its imports would count above
 
     with meter.stage("read batches", 10_000):
         read_shuffled(model._cells, model.train_indices_, n_cells=10_000)
@@ -119,7 +119,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str, n_cells: int | None = None) -> Iterator[None]:
-        """Measure what is done within."""
+        """Measure the code inside the block."""
         is_apart = _forget_peak()
         start, start_cpu = time.perf_counter(), time.process_time()
         yield
@@ -135,7 +135,7 @@ class Meter:
 
 
 def _forget_peak() -> bool:
-    """Let the peak of memory begin anew, so that each stage has its own (Linux)."""
+    """Reset the memory peak, so that each stage has its own (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -151,11 +151,11 @@ def _peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-# --- all of them -------------------------------------------------------------------------------------------------------------------------
+# --- all of them ------------------------------------------------------------------------------------------------------
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure whatever was asked for, one process after the other, and store each as soon as it is there."""
+    """Measure what was requested, one process after the other, and store each result at once."""
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="memory-"))
     source = pbmc3k()
     for n_cells in arguments.cells:
@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def pbmc3k() -> anndata.AnnData:
-    """Return the cells that are repeated, with the 2 000 genes that vary most among them (by a robust ranking that needs nothing else)."""
+    """Return the cells to repeat, with the 2 000 genes that vary most (by a robust ranking without dependencies)."""
     import scanpy as sc
 
     import scgen_diffusion as scgd
@@ -189,13 +189,13 @@ def _in_own_process(system: str, source: str, path: Path) -> list[dict[str, Any]
 
 
 def store(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Add rows to the table, in place of older ones of the same measurement."""
+    """Add rows to the table, and replace older ones of the same measurement."""
     where = describe_source("scgen-diffusion", "torch", "scvi-tools", "anndata")
     store_rows(folder / "memory.csv", pd.DataFrame([row | where for row in rows]), KEYS)
 
 
 def report(folder: Path) -> None:
-    """Write the table that people read: peaks in MiB, one line per system, stage and source, one column per number of cells."""
+    """Write the readable table: one row per system, stage and source, one column per number of cells."""
     table = read_table(folder / "memory.csv")
     sizes = sorted(table["cells"].unique())
     parts = [_HEAD, f"Measured {table['date'].max()} on {table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}."]
@@ -220,9 +220,9 @@ def report(folder: Path) -> None:
 
 _HEAD = f"""# Memory and the number of cells
 
-`python -m benchmarks.studies.memory`. pbmc3k over and over, 2 000 genes; conditions: cell type and sample. A process for each measurement; each stage has its own peak.
-"autoencoder", "prior" and "train" are {N_STEPS} steps of training and all that is read of *all* cells before and after them: means, latents, library sizes. "memory" is an
-AnnData that was read whole, "backed" one that was opened with `backed="r"`. SCLDM has `pooling="factors"` here, which encodes faster; it does not matter for what grows with the cells."""
+`python -m benchmarks.studies.memory`. pbmc3k repeated, 2 000 genes; conditions: cell type and sample. Each measurement has its own process, and each stage its own peak.
+"autoencoder", "prior" and "train" are {N_STEPS} training steps, and everything that is read from *all* cells before and after them: means, latents, library sizes. "memory" is
+an AnnData in memory, "backed" one that was opened with `backed="r"`. SCLDM uses `pooling="factors"`, which encodes faster and does not affect what grows with the cells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["memory", "h5ad", "zarr"])
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
-    parser.add_argument("--folder", help="where the files of cells are, or are written")
+    parser.add_argument("--folder", help="folder of the files with cells")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)

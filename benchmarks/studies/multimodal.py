@@ -1,10 +1,10 @@
-"""Do cells with several modalities come out whole? SCLDM on MuData against real cells, and its RNA against SCLDM on RNA alone.
+"""Do the modalities of generated cells belong together? Multimodal SCLDM against real cells and SCLDM on RNA alone.
 
-    python -m benchmarks.studies.multimodal --folder ../shared/data           # everything that is not there yet
+    python -m benchmarks.studies.multimodal --folder ../shared/data           # everything that is missing
     python -m benchmarks.studies.multimodal --datasets pbmc10k_citeseq        # the data set that the package loads
 
-Figures are added to ``results/multimodal.csv`` one (data set, seed, method) at a time, and what is there is skipped. The summary goes to
-``results/multimodal.md``. (Rows before 2026-11-21 are of the study's own judge: other names of metrics.)
+Figures are added to ``results/multimodal.csv`` one (data set, seed, method) at a time; stored ones are skipped. The
+summary goes to ``results/multimodal.md``. (Rows before 2026-11-21 come from earlier metrics, with other names.)
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ RESULTS = Path(__file__).parent / "results"
 KEYS = ("dataset", "seed", "method")
 FLOOR, TOGETHER, RNA_ONLY, RIDGE = METHODS = ("floor", "multimodal", "RNA only", "ridge")
 RNA = "rna"
-#: Per data set: the modality besides RNA, the column of ``obs`` on which cells are generated, and the file where the package has no loader.
+#: Per data set: the second modality, the condition column of ``obs``, and the file if the package has no loader.
 DATASETS = {"pbmc10k_citeseq": ("prot", "cell_type", ""), "a549_scicar": ("atac", "time_h", "a549_scicar.h5mu")}
 #: The prior's steps are as many as by default, and smaller.
 TRAINING: dict[str, Any] = {"plan_kwargs": {"prior": {"batch_size": 128}}, "enable_progress_bar": False}
 MIN_CELLS = 20
 
 if hasattr(mudata, "set_options"):  # mudata before 0.4
-    mudata.set_options(pull_on_update=False)  # columns of a modality's obs stay there
+    mudata.set_options(pull_on_update=False)  # keeps columns in the modality's obs
 
 
 class PairedSplit(NamedTuple):
@@ -63,7 +63,7 @@ class PairedSplit(NamedTuple):
 
 
 def split_paired(name: str, folder: Path, seed: int) -> PairedSplit:
-    """Hold out a quarter of the cells, stratified by label, and keep the genes that vary most among the others."""
+    """Hold out a quarter of the cells, stratified by label, and keep the genes that vary most in the others."""
     warnings.filterwarnings("ignore", message="var_names are not unique")
     other, label, file = DATASETS[name]
     mdata = mudata.read_h5mu(folder / file) if file else getattr(datasets, name)()
@@ -81,7 +81,7 @@ def split_paired(name: str, folder: Path, seed: int) -> PairedSplit:
 
 
 def train(split: PairedSplit, seed: int, *, rna_only: bool) -> tuple[SCLDM, pd.DataFrame]:
-    """Return a model of both modalities, or of RNA alone, and what its training cost."""
+    """Return a model of both modalities, or of RNA alone, and the cost of its training."""
     scvi.settings.seed = seed
     started, keys = time.process_time(), [split.label]
     cells = split.train[RNA].copy() if rna_only else split.train.copy()
@@ -93,12 +93,12 @@ def train(split: PairedSplit, seed: int, *, rna_only: bool) -> tuple[SCLDM, pd.D
 
 
 def figures(split: PairedSplit, seed: int, method: str) -> pd.DataFrame:
-    """Return the figures of a method, those of real cells in the column ``floor``."""
+    """Return the figures of a method, with those of real cells in the column ``floor``."""
     if method == RIDGE:
         return imputation(split, ridge(split, seed))
     model, costs = train(split, seed, rna_only=method == RNA_ONLY)
-    asked = split.held_out.obs[[split.label]].reset_index(drop=True)
-    cells = model.generate(condition=asked, seed=seed)
+    requested = split.held_out.obs[[split.label]].reset_index(drop=True)
+    cells = model.generate(condition=requested, seed=seed)
     options = {"groupby": split.label, "seed": seed}
     if method == RNA_ONLY:
         table = metrics.evaluate(split.held_out[RNA], cells, train=split.train[RNA], **options).assign(modality=RNA)
@@ -119,7 +119,7 @@ def logs(cells: MuData, name: str) -> NDArray[np.float32]:
 
 
 def ridge(split: PairedSplit, seed: int) -> NDArray[np.float64]:
-    """Predict the held-out cells' other modality (logarithms) from their RNA by ridge regression on principal components."""
+    """Predict the other modality (logarithms) of held-out cells from their RNA by ridge regression on components."""
     values = [log_normalise(part[RNA].X) for part in (split.train, split.held_out)]
     pca = PCA(50, svd_solver="randomized", random_state=seed).fit(values[0])
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13)))
@@ -128,7 +128,7 @@ def ridge(split: PairedSplit, seed: int) -> NDArray[np.float64]:
 
 
 def imputation(split: PairedSplit, predicted: NDArray) -> pd.DataFrame:
-    """Compare predicted with measured logarithms of the held-out cells: correlations over cells, also after each label's mean was taken away."""
+    """Correlate predicted and measured logarithms over held-out cells, also after subtracting label means."""
     names, labels = list(split.held_out[split.other].var_names), split.held_out.obs[split.label].to_numpy(str)
     found, real = (pd.DataFrame(x, columns=names) for x in (predicted, logs(split.held_out, split.other)))
     seen = (real > real.min()).sum() >= MIN_CELLS
@@ -152,7 +152,7 @@ TITLES = {
 
 
 def summarise(table: pd.DataFrame) -> str:
-    """Write one table per data set and part, means over seeds, with a column for every method that has figures of it."""
+    """Write one table per data set and part, with means over seeds and a column for every method that has figures."""
     lines = ["# Several modalities", "", "Means over seeds. Written by `python -m benchmarks.studies.multimodal`.", ""]
     for dataset, rows in table.groupby("dataset", sort=False):
         lines += [f"## {dataset}", "", f"{rows['seed'].nunique()} seed(s).", ""]
@@ -198,9 +198,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS[1:], default=list(METHODS[1:]))
     parser.add_argument("--folder", type=Path, default=Path(), help="folder of the data sets without a loader")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads of torch; with one, minutes are those of the CPU"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch; with 1, times are CPU times")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     run(arguments)

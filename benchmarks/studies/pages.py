@@ -121,7 +121,7 @@ def streaming(table: pd.DataFrame) -> Blocks:
 
 
 def multimodal(table: pd.DataFrame) -> Blocks:
-    """Write how good generated RNA and proteins are, beside SCLDM on the RNA alone."""
+    """Write how good generated RNA and proteins are and by SCLDM on the RNA alone."""
     rows = {
         "RNA: AUC": ("rna", "auc_pcs"),
         "RNA: precision": ("rna", "precision"),

@@ -1,13 +1,14 @@
-"""How well are perturbed cells of a type predicted that was never seen perturbed? SCLDM's ways and baselines on `kang_ifnb`.
+"""How well is a perturbation predicted in a cell type never seen perturbed? SCLDM and baselines on `kang_ifnb`.
 
-    python -m benchmarks.studies.perturbation                                          # everything that is not there yet
-    python -m benchmarks.studies.perturbation --types B --seeds 0 --methods latent_arithmetic    # part of it
-    python -m benchmarks.studies.perturbation --methods                                # only the summary and the pictures
+    python -m benchmarks.studies.perturbation                                          # everything that is missing
+    python -m benchmarks.studies.perturbation --types B --seeds 0 --methods latent_arithmetic    # a part of it
+    python -m benchmarks.studies.perturbation --methods                                # only the summary and pictures
 
-The interferon-stimulated cells of one type at a time are left out; from its control cells, and from the control and stimulated cells of all other types,
-they are predicted. Predictions are kept in ``--cells``, judged by ``scgen_diffusion.metrics.evaluate``, and the figures added to
-``results/perturbation.csv``; what is there already is skipped. The summary goes to ``results/perturbation.md``, what the
-user guide shows of it to ``results/perturbation_headline.md``, pictures to ``docs/_static``.
+The interferon-stimulated cells of one type at a time are left out. They are predicted from the type's control cells,
+and from control and stimulated cells of all other types. Predictions are kept in ``--cells`` and judged by
+``scgen_diffusion.metrics.evaluate``. The figures are added to ``results/perturbation.csv``; stored ones are skipped.
+The summary goes to ``results/perturbation.md``, a short version to ``results/perturbation_headline.md``, and pictures
+to ``docs/_static``.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ logger = logging.getLogger("benchmarks.perturbation")
 HERE = Path(__file__).parent
 DATASET = "kang_ifnb"
 KEYS = ("cell_type", "seed", "method")
-#: Figures that every judgement has beside those of the methods.
+#: Figures that every table has besides those of the methods.
 REFERENCES = ("floor", "no_change", "mean_shift")
 
 # --- cases ------------------------------------------------------------------------------------------------------------
@@ -72,16 +73,16 @@ MIN_CELLS = 50
 
 @dataclass(frozen=True)
 class Case:
-    """What is known and what is asked; integer counts in ``layers["counts"]``.
+    """Training cells, and the cells to predict; integer counts in ``layers["counts"]``.
 
     Attributes
     ----------
     cell_type
         Type whose perturbed cells are left out.
     train
-        All other cells, the control cells of the type among them.
+        All other cells, including the control cells of the type.
     real
-        The cells left out.
+        The cells that were left out.
     """
 
     cell_type: str
@@ -95,7 +96,7 @@ class Case:
 
     @property
     def other_types(self) -> list[str]:
-        """Types with control and perturbed cells, at least two of each, to learn the effect from."""
+        """Types with at least two control and two perturbed cells, to learn the effect from."""
         types = self.train.obs[CELL_TYPE].unique()
         return [name for name in types if min(len(self.rows(name, value)) for value in (CONTROL, PERTURBED)) >= 2]
 
@@ -112,7 +113,7 @@ def judged_types(adata: ad.AnnData) -> list[str]:
 
 
 def leave_out(adata: ad.AnnData, cell_type: str, *, n_genes: int = N_GENES) -> Case:
-    """Leave the perturbed cells of a type out, and keep the genes that vary most among the others."""
+    """Leave out the perturbed cells of a type, and keep the genes that vary most in the others."""
     is_out = ((adata.obs[CELL_TYPE] == cell_type) & (adata.obs[CONDITION] == PERTURBED)).to_numpy()
     variance = log_normalise(adata.layers["counts"][~is_out]).var(axis=0)
     adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
@@ -129,9 +130,9 @@ def _minimal(adata: ad.AnnData) -> ad.AnnData:
 
 
 def linear_additive(case: Case, seed: int) -> ad.AnnData:
-    """Move control cells by the perturbation's effect in a linear model of expression, one effect per cell type plus one of the perturbation.
+    """Shift control cells by the perturbation's effect in a linear model with one effect per cell type and one for it.
 
-    A cell counts as a cell, so that large types weigh more than in the mean shift. Values below zero become zero.
+    Every cell counts equally, so large types weigh more than in the mean shift. Negative values become zero.
     """
     is_perturbed = (case.train.obs[CONDITION] == PERTURBED).to_numpy()
     design = np.column_stack([pd.get_dummies(case.train.obs[CELL_TYPE]), is_perturbed]).astype(float)
@@ -143,7 +144,9 @@ def linear_additive(case: Case, seed: int) -> ad.AnnData:
 
 
 def scvi_arithmetic(case: Case, seed: int, max_epochs: int | None = None) -> ad.AnnData:
-    """Move control cells in scVI's latent space by the mean change of the other types, and draw counts with the cells' own totals.
+    """Shift control cells in scVI's latent space by the mean change of the other types, and draw counts.
+
+    Cells keep their own total counts.
 
     References
     ----------
@@ -173,7 +176,7 @@ def scvi_arithmetic(case: Case, seed: int, max_epochs: int | None = None) -> ad.
 
 
 def mean_latent_change(case: Case, latents: NDArray) -> NDArray:
-    """Return the mean change of latents ``(cells, ...)`` of the training cells, the mean over the other types."""
+    """Return the mean change of the training cells' latents ``(cells, ...)``, averaged over the other types."""
     changes = [
         latents[case.rows(name, PERTURBED)].mean(axis=0) - latents[case.rows(name, CONTROL)].mean(axis=0)
         for name in case.other_types
@@ -187,7 +190,7 @@ def as_cells(case: Case, counts: NDArray | sp.csr_matrix) -> ad.AnnData:
 
 
 def predicted_obs(case: Case) -> pd.DataFrame:
-    """Return the control cells' table, perturbed."""
+    """Return the control cells' table, with the perturbation set."""
     return case.control.obs.assign(**{CONDITION: PERTURBED})
 
 
@@ -195,24 +198,24 @@ def predicted_obs(case: Case) -> pd.DataFrame:
 
 
 CONDITION_KEYS = [CELL_TYPE, CONDITION]
-#: What is shared: weights whose names start so.
+#: Prefixes of the names of shared weights.
 AUTOENCODER = ("encoder.", "decoder.", "likelihood.")
-#: Changes of the prior's recipe: its step on a CPU takes a third of the time, for as many steps.
+#: Changes to the prior's recipe: a step on a CPU takes a third of the time, for the same number of steps.
 PRIOR_KWARGS = {"batch_size": 128}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A case's SCLDM, whose stages are trained when they are first needed.
+    """A case's SCLDM, whose stages are trained when first needed.
 
     Attributes
     ----------
     case
-        What is known, and what is asked.
+        Training cells, and the cells to predict.
     seed
         Seed of training and of draws.
     folder
-        Where the autoencoder is stored.
+        Folder of the stored autoencoder.
     """
 
     case: Case
@@ -221,7 +224,7 @@ class Trained:
 
     @cached_property
     def with_autoencoder(self) -> SCLDM:
-        """The model with a trained autoencoder, that of the store if there is one."""
+        """The model with a trained autoencoder, loaded if it is stored."""
         import scvi
 
         from scgen_diffusion.model import SCLDM
@@ -279,7 +282,7 @@ def inversion(trained: Trained) -> ad.AnnData:
 
 
 def transport(trained: Trained) -> ad.AnnData:
-    """Carry control cells along the flow that was trained to start at them."""
+    """Carry control cells along the flow that was trained to start from them."""
     return _predict(trained, trained.with_transport, method="transport")
 
 
@@ -289,7 +292,7 @@ def transport_with_new_counts(trained: Trained) -> ad.AnnData:
 
 
 def latent_arithmetic(trained: Trained) -> ad.AnnData:
-    """Move control cells in the autoencoder's latents by the mean change of the other types, and draw counts with the cells' own totals.
+    """Shift control cells' latents by the mean change of the other types, and draw counts with the cells' own totals.
 
     References
     ----------
@@ -299,11 +302,11 @@ def latent_arithmetic(trained: Trained) -> ad.AnnData:
 
 
 def arithmetic_with_own_residuals(trained: Trained) -> ad.AnnData:
-    """Do the same, but keep what the latents do not explain of a cell."""
+    """Do the same, but keep what the latents do not explain about a cell."""
     return _arithmetic(trained, keeps_residuals=True)
 
 
-#: Baselines that learn, by name; the names of all others are those of :func:`scgen_diffusion.metrics.evaluate`.
+#: Trained baselines by name; all others have the names of :func:`scgen_diffusion.metrics.evaluate`.
 BASELINES: dict[str, Callable[[Case, int], ad.AnnData]] = {
     "linear_additive": linear_additive,
     "scvi_arithmetic": scvi_arithmetic,
@@ -320,7 +323,7 @@ METHODS = (*BASELINES, *SCLDM_METHODS)
 
 
 def stored_path(folder: Path, cell_type: str, seed: int, name: str, suffix: str = ".h5ad") -> Path:
-    """Return where something of a case and seed is stored."""
+    """Return the path of a stored file of a case and seed."""
     return folder / f"{cell_type.replace(' ', '_')}-{seed}-{name}{suffix}"
 
 
@@ -340,14 +343,14 @@ def _arithmetic(trained: Trained, *, keeps_residuals: bool) -> ad.AnnData:
     totals, generators = counts.sum(1), Generators(trained.seed, range(len(counts)))
     with torch.inference_mode():
         if keeps_residuals:
-            return as_cells(case, model.module.carry_over_cells(counts, z, moved, totals, generators).numpy())
+            return as_cells(case, model.module.counterfactual_cells(counts, z, moved, totals, generators).numpy())
         return as_cells(case, model.module.draw_cells(moved, totals, generators).numpy())
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-#: The types on which the transport and its training were chosen; nothing was tried on the others.
+#: The types on which the transport and its training were tuned; nothing was tried on the others.
 TUNED = ("B", "CD14 Mono", "CD4 Naive T")
 FLOOR = "floor"
 OURS = "scldm_transport"
@@ -378,7 +381,7 @@ HEADLINE = {
     "de_direction": "direction of differential genes",
     "variance_error": "error of variances",
 }
-HEADLINE_METHODS = (  # the model first, since pages cut wide tables off on the right
+HEADLINE_METHODS = (  # the model first, because pages cut off wide tables on the right
     OURS,
     "scldm_inversion",
     "scldm_unpaired",
@@ -389,7 +392,7 @@ HEADLINE_METHODS = (  # the model first, since pages cut wide tables off on the 
     "mean_shift",
     "no_change",
 )
-#: What the pictures show.
+#: Metrics in the pictures.
 DRAWN_METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
 DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", OURS)
 CHANGES_OF = ("CD14 Mono", "CD16 Mono")
@@ -408,8 +411,9 @@ def summarise(table: pd.DataFrame) -> str:
     means = means_over_seeds(table)
     types = list(dict.fromkeys(means.index.get_level_values("cell_type")))
     parts = [
-        "Means over cell types of means over seeds. One type's stimulated cells are left out at a time, and predicted from its control cells. The floor is what one half of the "
-        "real cells scores as prediction of the other. **Bold**: the best of a row. Written by `python -m benchmarks.studies.perturbation`.",
+        "Means over cell types of means over seeds. One type's stimulated cells are left out at a time, and predicted from "
+        "its control cells. The floor is what one half of the real cells scores as a prediction of the other. **Bold**: the "
+        "best of a row. Written by `python -m benchmarks.studies.perturbation`.",
         "",
         f"**All {len(types)} types**",
         "",
@@ -418,8 +422,8 @@ def summarise(table: pd.DataFrame) -> str:
     ]
     untuned = [name for name in types if name not in TUNED]
     for title, some in (
-        ("Types on which the method was chosen", set(types) & set(TUNED)),
-        ("Types that were not looked at", set(untuned)),
+        ("Types used for tuning", set(types) & set(TUNED)),
+        ("Types not used for tuning", set(untuned)),
     ):
         if some:
             shown = means[means.index.get_level_values("cell_type").isin(some)]
@@ -433,7 +437,7 @@ def summarise(table: pd.DataFrame) -> str:
         ]
     if OURS in means:
         parts += [
-            "**In how many types SCLDM's transport is better than each baseline**",
+            "**Number of types where SCLDM's transport is better than each baseline**",
             "",
             _table_of_wins(means, better),
             "",
@@ -487,7 +491,7 @@ def _table_of_metrics(means: pd.DataFrame, better: pd.Series) -> str:
     for metric, row in of_all.iterrows():
         values = row[methods].where(
             complete.loc[metric, methods] == n_types
-        )  # a mean over other types would not compare
+        )  # means over other types are not comparable
         lines.append([f"`{metric}`", better[metric], _number(row[FLOOR]), *_with_best(values, better[metric])])
     return markdown_table(["figure", "better", FLOOR, *(NAMES[name] for name in methods)], lines)
 
@@ -517,14 +521,14 @@ def _table_of_wins(means: pd.DataFrame, better: pd.Series) -> str:
 
 def _seeds(table: pd.DataFrame) -> str:
     n_seeds = table.groupby(["method", "cell_type"])["seed"].nunique().groupby("method").agg(["min", "max", "size"])
-    told = [
+    parts = [
         f"{NAMES[name]} {row['min']}"
         + (f" to {row['max']}" if row["max"] > row["min"] else "")
         + f" ({row['size']} types)"
         for name, row in n_seeds.iterrows()
         if name in NAMES
     ]
-    return f"Seeds per type: {', '.join(told)}."
+    return f"Seeds per type: {', '.join(parts)}."
 
 
 def _with_best(values: pd.Series, better: str, write: Callable[[float], str] | None = None) -> list[str]:
@@ -553,7 +557,7 @@ def draw_scores(table: pd.DataFrame, path: Path) -> None:
 
 
 def draw_changes(cases: Mapping[str, tuple[Case, Mapping[str, ad.AnnData]]], path: Path) -> None:
-    """Draw every gene's predicted change against the real one: a row per case, a column per method."""
+    """Draw every gene's predicted change against the real one: one row per case, one column per method."""
     n_methods = len(next(iter(cases.values()))[1])
     size = (3.9 * n_methods, 3.7 * len(cases))
     figure, axes = plt.subplots(len(cases), n_methods, figsize=size, squeeze=False, layout="constrained")
@@ -569,10 +573,10 @@ def draw_changes(cases: Mapping[str, tuple[Case, Mapping[str, ad.AnnData]]], pat
 
 
 def predict(trained: Trained, method: str) -> ad.AnnData:
-    """Return a method's cells, predicted now if they are not stored yet."""
+    """Return a method's cells; predict them if they are not stored."""
     path = stored_path(trained.folder, trained.case.cell_type, trained.seed, method)
     if not path.exists():
-        logger.info("%s, seed %d: %s predicts", trained.case.cell_type, trained.seed, method)
+        logger.info("%s, seed %d: predicting with %s", trained.case.cell_type, trained.seed, method)
         started = time.process_time()
         is_baseline = method in BASELINES
         cells = BASELINES[method](trained.case, trained.seed) if is_baseline else SCLDM_METHODS[method](trained)
@@ -630,7 +634,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _stored_cases(adata: ad.AnnData, cells: Path) -> dict[str, tuple[Case, dict[str, ad.AnnData]]]:
-    """Return the cases of the second picture with their first seed's predictions, those that are stored."""
+    """Return the cases of the second picture, with the stored predictions of the first seed."""
     paths = {name: {method: stored_path(cells, name, 0, method) for method in CHANGES_BY} for name in CHANGES_OF}
     return {
         name: (leave_out(adata, name), {method: ad.read_h5ad(path) for method, path in of_type.items()})

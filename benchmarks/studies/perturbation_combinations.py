@@ -1,9 +1,10 @@
-"""Are combinations of two perturbations predicted from the single ones? SCLDM beside the additive baseline, on K562 of `norman_mcfaline_devel`.
+"""Can combinations of two perturbations be predicted from single ones? SCLDM and the additive baseline, on K562 cells.
 
-    python -m benchmarks.studies.perturbation_combinations               # seeds that are not there yet, then the summary
+    python -m benchmarks.studies.perturbation_combinations               # missing seeds, then the summary
 
-All combinations whose two parts were measured alone are left out together, and predicted from the control cells. Figures are those of
-``scgen_diffusion.metrics.evaluate``, in ``results/perturbation_combinations.csv`` and ``.md``. A minute or two of processor time per seed.
+All combinations of `norman_mcfaline_devel` whose two parts were measured alone are left out together, and predicted
+from control cells. Figures from ``scgen_diffusion.metrics.evaluate`` go to ``results/perturbation_combinations.csv``
+and ``.md``. One or two minutes of CPU time per seed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ METHODS = ("floor", "no_change", "mean_shift", "additive", "scldm_transport", "s
 
 
 def split_combinations(adata: ad.AnnData) -> tuple[ad.AnnData, ad.AnnData]:
-    """Return training cells, and the cells of combinations whose parts are in training alone."""
+    """Return training cells, and the cells of combinations whose parts are in the training cells as singles."""
     names = set(adata.obs[KEY])
     out = [name for name in names if "+" in name and set(name.split("+")) <= names]
     is_out = adata.obs[KEY].isin(out).to_numpy()
@@ -51,7 +52,7 @@ def _minimal(adata: ad.AnnData) -> ad.AnnData:
 
 
 def predict(train: ad.AnnData, combinations: list[str], seed: int) -> dict[str, ad.AnnData]:
-    """Train SCLDM, and predict every combination for all control cells, with own and with new residuals."""
+    """Train SCLDM, and predict every combination from all control cells, with their own and with new residuals."""
     import scvi
 
     from scgen_diffusion.model import SCLDM
@@ -93,7 +94,7 @@ def judge(train: ad.AnnData, real: ad.AnnData, predicted: dict[str, ad.AnnData],
 
 
 def summarise(table: pd.DataFrame) -> str:
-    """Write one row per metric: means over combinations and seeds, and in how many combinations SCLDM is better than adding."""
+    """Write one row per metric: means over combinations and seeds, and how often SCLDM beats adding."""
     means = table.groupby(["metric", "better", "perturbation", "method"], sort=False)["value"].mean().unstack("method")
     lines = []
     for (metric, better), rows in means.groupby(level=["metric", "better"], sort=False):

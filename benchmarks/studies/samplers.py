@@ -1,10 +1,11 @@
-"""How many steps does a sampler need? One trained model each, its samplers and numbers of steps, figures beside their floor.
+"""How many steps does a sampler need? One trained model per class, with its samplers and numbers of steps.
 
     python -m benchmarks.studies.samplers --dataset pbmc3k
     python -m benchmarks.studies.samplers --models SCRDIT WBDIT --drawings 2
 
-Adds to ``results/samplers.csv`` and ``results/samplers.md``. The error is that of the profiles (root mean square, log-normalised values) against very many
-steps from the same noise. (``scldm_samplers.*``, with the error of latents, and ``gene_space_samplers.*`` are of older versions.)
+Adds to ``results/samplers.csv`` and ``results/samplers.md``. The error is the root mean square difference of
+log-normalised profiles to very many steps from the same noise. (``scldm_samplers.*``, with the error of latents, and
+``gene_space_samplers.*`` come from older versions.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FLOW = [("euler", n) for n in (5, 10, 25, 50, 100)] + [
     (name, n) for name in ("midpoint", "heun") for n in (3, 5, 10, 25)
 ]
 DIFFUSION = [("dpm_solver_3m", 12), ("dpm_solver", 20), ("dpm_solver", 100)]
-#: Per model: the sampler that takes very many steps, and the others, all with their steps.
+#: Per model: the reference sampler with very many steps, and the others, each with its steps.
 EXACT = {"SCLDM": ("heun", 200), "SCRDIT": ("dpm_solver", 200), "WBDIT": ("dpm_solver", 200)}
 WAYS = {"SCLDM": [*FLOW, ("dopri5", None)], "SCRDIT": DIFFUSION, "WBDIT": DIFFUSION}
 FIGURES = ("auc_boosting", "auc_genes", "precision", "recall", "w2", "mmd2", "within_label_correlation")
@@ -37,7 +38,7 @@ KEYS = ("dataset", "seed", "model", "sampler", "n_steps", "drawing")
 
 
 def study(dataset: str, seed: int, name: str, n_drawings: int) -> pd.DataFrame:
-    """Train a model once, and measure every way of drawing."""
+    """Train a model once, and measure every sampler."""
     split = split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)
     model = train_model(split, VARIANTS[name], seed)
 
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=CONDITION_KEYS, default="pbmc3k")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["SCLDM"])
-    parser.add_argument("--drawings", type=int, default=1, help="how often each way draws")
+    parser.add_argument("--drawings", type=int, default=1, help="number of draws per sampler")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What grows with what: cost per cell over the batch, the panel, the latent's tokens and the sampler's steps, and of whole calls over the data set.
+"""How costs scale: with the batch, the panel, the latent tokens, the sampler's steps, and the size of the data set.
 
-    python -m benchmarks.studies.scaling                          # measure, store in results/scaling.csv, draw docs/_static/speed_*.png
+    python -m benchmarks.studies.scaling                          # results/scaling.csv, docs/_static/speed_*.png
     python -m benchmarks.studies.scaling --plots-only
 
-One of these is varied at a time, from 2 000 genes, 720 expressed, batches of 128 (512 of the prior), and the defaults of the models. One thread, time of the
-processor, unless ``--threads`` says otherwise.
+One of these varies at a time, from 2 000 genes, 720 expressed, batches of 128 (512 for the prior), and the models'
+defaults. CPU time of one thread, unless ``--threads`` says otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("benchmarks.scaling")
 RESULTS = Path(__file__).parent / "results"
 PLOTS = ROOT / "docs" / "_static"
 BASE = Setting(n_genes=2000, n_expressed=720)
-EXPRESSED = 0.36  # of the panel
+EXPRESSED = 0.36  # share of the panel
 KEYS = ("sweep", "value", "system", "stage", "commit", "threads", "processor")
 
 STEPS = {
@@ -63,11 +63,11 @@ class Sweep:
     Parameters
     ----------
     values
-        What it is set to.
+        Its values.
     change
-        What a value does to the setting.
+        Function that applies a value to the setting.
     title, unit
-        Of the plot; the unit is what is drawn upwards.
+        Title and y axis of the plot.
     systems
         Systems and their stages.
     """
@@ -114,7 +114,7 @@ SWEEPS = {
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure the sweeps that are asked for, one value at a time, and store each at once."""
+    """Measure the requested sweeps, one value at a time, and store each at once."""
     for name in arguments.sweeps:
         sweep = SWEEPS[name]
         for value in sweep.values[: arguments.largest]:
@@ -133,10 +133,10 @@ def measure_value(
 
 
 def draw(table: pd.DataFrame, folder: Path) -> None:
-    """Draw cost per cell, and peak memory, as functions of the sizes; the last measurement of each."""
+    """Draw cost per cell and peak memory against the sizes, from the latest measurements."""
     latest = table.drop_duplicates(["sweep", "value", "system", "stage"], keep="last")
     names = [name for name in SWEEPS if name in set(latest["sweep"])]
-    with_memory = [name for name in names if name != "steps"]  # which take no more of it
+    with_memory = [name for name in names if name != "steps"]  # which need no more memory
     _draw_figure(latest, names, folder / "speed_scaling.png", lambda name, rows: _cost(SWEEPS[name], rows))
     _draw_figure(latest, with_memory, folder / "speed_memory.png", lambda _, rows: rows["peak_gib"], "GiB")
 
@@ -191,8 +191,8 @@ def main() -> None:
     quieten()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
-    parser.add_argument("--largest", type=int, help="measure this many values of each only, the smaller ones")
-    parser.add_argument("--seconds", type=float, default=1.0, help="duration of each measurement, about")
+    parser.add_argument("--largest", type=int, help="measure only this many values of each, smallest first")
+    parser.add_argument("--seconds", type=float, default=1.0, help="approximate duration of each measurement")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--plots", type=Path, default=PLOTS)

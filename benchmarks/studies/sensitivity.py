@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.studies.sensitivity --datasets pbmc3k paul15 --seeds 0 1 2
     python -m benchmarks.studies.sensitivity --report
 
-Results are added to ``results/sensitivity.csv`` one data set and seed at a time; what is there already is skipped. The table for the
-docs is ``results/sensitivity.md``.
+Results are added to ``results/sensitivity.csv`` one data set and seed at a time; stored ones are skipped. The table for
+the docs is ``results/sensitivity.md``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ UNCHANGED = "unchanged"
 DATASETS = ("pbmc3k", "paul15")
 N_CELLS = 400
 N_GENES = 2_000
-#: Boosting takes longer than all other metrics together: it is asked for by `--metrics`.
+#: Boosting takes longer than all other metrics together; request it with `--metrics`.
 SLOW_METRICS = ("auc_boosting", "auc_genes")
 FAST_METRICS = tuple(name for name, metric in CATALOGUE.items() if "all" in metric.scopes and name not in SLOW_METRICS)
-#: Measured with labels; all others are spared the rows of groups, which take most of the time and are not in the study.
+#: Measured with labels. The others are measured without: rows of groups take most of the time and are not used here.
 WITH_LABELS = (
     *("precision", "recall", "within_label_correlation"),
     *(name for name, metric in CATALOGUE.items() if "groups" in metric.needs),
@@ -52,7 +52,7 @@ N_HALVES = 8
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-QUANTILE = 1.959964  # intervals are 95 % ones of a normal distribution
+QUANTILE = 1.959964  # of the normal distribution, for 95 % intervals
 SEEN, STRONG = 3.0, 10.0  # standard deviations
 SIGNIFICANT = 0.01
 NOTHING, SEES, SEES_STRONGLY, FOOLED = "·", "sees", "**sees**", "*fooled*"
@@ -81,7 +81,7 @@ FAMILIES = {
 
 
 def report(rows: pd.DataFrame) -> str:
-    """Write the explanation, a table per family of metrics, and what the verdict says."""
+    """Write the explanation, a table per family of metrics, and the warnings of the verdict."""
     table = effects(rows)
     parts = [_explanation(rows)]
     for family, metrics in FAMILIES.items():
@@ -96,18 +96,18 @@ def report(rows: pd.DataFrame) -> str:
     parts.append(READING)
     if said:
         parts += [
-            "**Warnings of `verdict`**, with the share of runs that have them",
+            "**Warnings of `verdict`**, with the share of runs that give them",
             markdown_table(["corruption", "warnings"], said),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def effects(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return by how many standard deviations a corruption makes each metric worse, the median over data sets and seeds.
+    """Return by how many standard deviations a corruption worsens each metric, the median over data sets and seeds.
 
-    A run's effect is its value minus that of the unchanged cells of the same data set and seed, signed so that worse is positive, over the
-    standard deviation of the unchanged cells' value. A metric that is always 0 for real cells, such as copies, has none; any change of it is strong.
-    A p-value counts as seen where it is 0.01 or less.
+    A run's effect is its value minus that of the unchanged cells of the same data set and seed, with positive sign for
+    worse, divided by the standard deviation of the unchanged cells' value. For a metric that is always 0 for real
+    cells, such as copies, any change is strong. A p-value of 0.01 or less counts as detected.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def _symbol(effect: float) -> str:
 
 
 def _verdicts(rows: pd.DataFrame) -> list[list[str]]:
-    said = rows[rows["metric"] == "verdict"].reindex(columns=["corruption", "says"])  # none where metrics were left out
+    said = rows[rows["metric"] == "verdict"].reindex(columns=["corruption", "says"])  # NaN if metrics were left out
     lines = []
     for name in CORRUPTIONS:
         runs = said.loc[said["corruption"] == name, "says"].fillna("")
@@ -155,24 +155,26 @@ def _explanation(rows: pd.DataFrame) -> str:
     n_splits = rows.groupby("metric")["seed"].nunique()
     fewer = ", ".join(f"`{metric}` {n}" for metric, n in n_splits[n_splits < n_splits.max()].items())
     return (
-        f"Real cells of {names} that play the synthetic ones ({n_splits.max()} splits each{'; ' + fewer if fewer else ''}; 400 cells on "
-        "either side, about 1 000 training cells, the 2 000 most variable genes) were corrupted in known ways and judged by `evaluate`. "
-        "An entry says by how many standard deviations of chance a corruption makes a metric worse, in the median over data sets and "
-        f"splits: {NOTHING} is less than {SEEN:.0f}, {SEES} is {SEEN:.0f} or more, {SEES_STRONGLY} {STRONG:.0f} or more; {FOOLED} would say "
-        f"that the metric calls the corrupted cells *better* than real ones by {SEEN:.0f} or more. A p-value counts as seen at {SIGNIFICANT} "
-        "or less. With more cells every metric sees smaller defects. The first row, cells left as they are, has no entries by "
-        "construction in the tables of metrics; in that of the verdict it shows the false alarms."
+        f"Real cells of {names} in place of synthetic ones ({n_splits.max()} splits each{'; ' + fewer if fewer else ''}; "
+        "400 cells on either side, about 1 000 training cells, the 2 000 most variable genes) were corrupted in known ways "
+        "and judged by `evaluate`. An entry shows by how many standard deviations a corruption worsens a metric, in the "
+        f"median over data sets and splits: {NOTHING} is less than {SEEN:.0f}, {SEES} is {SEEN:.0f} or more, "
+        f"{SEES_STRONGLY} is {STRONG:.0f} or more. {FOOLED} means that the metric calls the corrupted cells *better* than "
+        f"real ones by {SEEN:.0f} or more. A p-value counts as detected at {SIGNIFICANT} or less. With more cells, every "
+        "metric detects smaller defects. The first row, unchanged cells, has no entries by construction in the tables of "
+        "metrics; in the table of the verdict it shows false alarms."
     )
 
 
 READING = (
-    "What to take from it: no single metric sees everything, and many see most things a little. Cells drawn from their label's mean lie "
-    "where real cells do (`precision`) and carry the right label (`label_fidelity`); `recall`, `coverage`, `auc_neighbours`, `ilisi` and "
-    "`within_label_correlation` show best that they have no structure of their own. Swapped labels are seen by the metrics that look at labels alone. Single copies and "
-    "twins are seen by `copied_cells` and `duplicate_share` alone, copies with some counts changed by the distances to training cells and "
-    "by `membership_auc`. A model that repeats its training cells is not rewarded elsewhere: those of them that the principal "
-    "components were fitted to stick out in this space, which `precision` and `w2` show. `totals doubled` keeps every profile, so "
-    "that nothing but the library size can see it."
+    "No single metric detects everything, and many detect most things weakly. Cells drawn from their label's mean are "
+    "where real cells are (`precision`) and have the right label (`label_fidelity`). `recall`, `coverage`, "
+    "`auc_neighbours`, `ilisi` and `within_label_correlation` show best that they have no structure of their own. Only "
+    "the metrics of labels detect swapped labels. Only `copied_cells` and `duplicate_share` detect single copies and "
+    "duplicates. Distances to training cells and `membership_auc` detect copies with some changed counts. A model that "
+    "repeats its training cells is not rewarded elsewhere: cells that the principal components were fitted to stick out "
+    "in this space, as `precision` and `w2` show. `totals doubled` keeps every profile, so only the library size can "
+    "detect it."
 )
 
 
@@ -181,7 +183,7 @@ READING = (
 
 @dataclass(frozen=True)
 class Material:
-    """Real cells in three disjoint parts: held out, used in training, and those that are corrupted."""
+    """Real cells in three disjoint parts: held-out cells, training cells, and cells to corrupt."""
 
     real: AnnData
     train: AnnData
@@ -190,14 +192,14 @@ class Material:
 
     @classmethod
     def of(cls, dataset: str, seed: int, n_cells: int) -> Material:
-        """Split a data set; one half of its training cells play the synthetic ones."""
+        """Split a data set; one half of its training cells plays the synthetic ones."""
         split = split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed, n_genes=N_GENES)
         order = np.random.default_rng(seed).permutation(split.train.n_obs)
         train, pool = (split.train[rows].copy() for rows in np.array_split(order, 2))
         return cls(split.held_out[:n_cells].copy(), train, pool, seed)
 
     def corrupted(self, name: str) -> AnnData:
-        """Return as many corrupted cells as there are held-out ones, also if the corruption leaves some out."""
+        """Return as many corrupted cells as held-out ones, even if the corruption leaves some out."""
         n_cells = min(self.real.n_obs, self.pool.n_obs)
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         changed = CORRUPTIONS[name](self.pool[:n_cells].copy(), self.train, rng)
@@ -227,12 +229,12 @@ class Material:
 
 
 def study(dataset: str, seed: int, metrics: Sequence[str], n_cells: int) -> pd.DataFrame:
-    """Judge every corruption of one data set; floors and intervals are those of the unchanged cells.
+    """Judge every corruption of one data set, with the floors and intervals of the unchanged cells.
 
     Returns
     -------
-    Columns ``dataset, seed, corruption, metric, value, floor, low, high``, figures of all cells; and per corruption a row
-    ``verdict`` whose ``says`` lists the topics with a warning.
+    Columns ``dataset, seed, corruption, metric, value, floor, low, high``, figures of all cells; and per corruption a
+    row ``verdict`` whose ``says`` lists the topics with a warning.
     """
     material = Material.of(dataset, seed, n_cells)
     reference = material.judge(UNCHANGED, metrics, n_floor=N_FLOOR, n_halves=N_HALVES)
@@ -251,7 +253,7 @@ def study(dataset: str, seed: int, metrics: Sequence[str], n_cells: int) -> pd.D
 
 
 def with_chance(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Put the floors and the widths of the intervals of another table beside these values."""
+    """Take floors and interval widths from another table."""
     keys = ["metric", "group"]
     reference = reference.set_index(keys)
     rows = pd.MultiIndex.from_frame(table[keys])
@@ -264,7 +266,7 @@ def with_chance(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is not there yet, and write the report."""
+    """Run what is missing, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", nargs="*", default=list(DATASETS), choices=list(CONDITION_KEYS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -274,9 +276,9 @@ def main(arguments: list[str] | None = None) -> None:
         default=list(FAST_METRICS),
         choices=[name for name, metric in CATALOGUE.items() if "all" in metric.scopes],
     )
-    parser.add_argument("--cells", type=int, default=N_CELLS, help="cells on either side of a comparison")
+    parser.add_argument("--cells", type=int, default=N_CELLS, help="number of cells on each side")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="write the tables of what is there, run nothing")
+    parser.add_argument("--report", action="store_true", help="only write the tables of stored results")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     path = options.results / "sensitivity.csv"
@@ -288,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def is_done(stored: pd.DataFrame, dataset: str, seed: int, metrics: Sequence[str]) -> bool:
-    """Say whether all of these metrics are stored for all corruptions."""
+    """Return whether all of these metrics are stored for all corruptions."""
     if stored.empty:
         return False
     rows = stored[(stored["dataset"] == dataset) & (stored["seed"] == seed) & stored["metric"].isin(metrics)]

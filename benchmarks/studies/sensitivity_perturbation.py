@@ -1,10 +1,11 @@
-"""Which metric of perturbations sees what? Real stimulated cells are spoiled in known ways and judged as if they were predicted.
+"""Which metric of perturbations detects what? Real stimulated cells are corrupted and judged as if predicted.
 
     OMP_NUM_THREADS=1 python -m benchmarks.studies.sensitivity_perturbation
     python -m benchmarks.studies.sensitivity_perturbation --report
 
-One half of the stimulated cells of each of the largest cell types of ``kang_ifnb`` plays the prediction of the other half. Results are in
-``results/sensitivity_perturbation.csv``; the table for the docs is ``results/sensitivity_perturbation.md``.
+For each of the largest cell types of ``kang_ifnb``, one half of the stimulated cells plays the prediction of the other
+half. Results are in ``results/sensitivity_perturbation.csv``; the table for the docs is
+``results/sensitivity_perturbation.md``.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ KEY, CONTROL, TYPE = "condition", "control", "cell_type"
 CELL_TYPES = ("CD14 Mono", "CD4 Naive T", "CD16 Mono", "B")
 SEEDS = (0, 1, 2)
 
-#: Takes stimulated cells, as many control cells at most, and a random generator.
-SPOILED: dict[str, Callable[[AnnData, AnnData, np.random.Generator], AnnData]] = {
+#: Functions of stimulated cells, at most as many control cells, and a random generator.
+CORRUPTIONS: dict[str, Callable[[AnnData, AnnData, np.random.Generator], AnnData]] = {
     "half untouched": lambda cells, control, rng: half_untouched(cells, control, rng),
     "means only": lambda cells, control, rng: draw_from_means(cells, rng),
     "averages of 3": lambda cells, control, rng: average_cells(cells, rng, n_cells=3),
     "totals halved": lambda cells, control, rng: thin_counts(cells, rng, share=0.5),
     "genes shuffled": lambda cells, control, rng: shuffle_genes(cells, rng, within_label=True),
 }
-COLUMNS = {"floor": "floor", "value": "other real cells", **{name: name for name in SPOILED}}
+COLUMNS = {"floor": "floor", "value": "other real cells", **{name: name for name in CORRUPTIONS}}
 COLUMNS |= {"mean_shift": "mean shift", "no_change": "no change"}
 
 
 def half_untouched(cells: AnnData, control: AnnData, rng: np.random.Generator) -> AnnData:
-    """Put control cells in the place of every second one: half of the cells do not respond."""
+    """Replace every second cell by a control cell: half of the cells do not respond."""
     counts = counts_of(cells)
     rows = np.arange(0, len(counts), 2)
     counts[rows] = counts_of(control)[rng.integers(0, control.n_obs, len(rows))]
@@ -73,7 +74,7 @@ def judge(adata: AnnData, cell_type: str, seed: int) -> pd.DataFrame:
         train=stimulated[~is_own(stimulated)],
         perturbation_key=KEY,
         groupby=TYPE,
-        others={name: spoil(other, untouched, rng) for name, spoil in SPOILED.items()},
+        others={name: spoil(other, untouched, rng) for name, spoil in CORRUPTIONS.items()},
         seed=seed,
     )
     return table.assign(seed=seed)
@@ -88,9 +89,11 @@ def report(rows: pd.DataFrame) -> str:
     ]
     cell_types, seeds = rows["group"].nunique(), rows["seed"].nunique()
     text = (
-        f"One half of the stimulated cells of a type was judged against the other half as if it were predicted (`kang_ifnb`, {cell_types} cell types, {seeds} splits; "
-        "means): as it is, and spoiled. *Half untouched*: every second cell is a control cell. *Means only*: Poisson draws from the mean profile. *Averages of 3*: cells averaged with two others. "
-        "*Totals halved*: half of the counts. *Genes shuffled*: every gene's values shuffled among the cells. The floor is of halves of halves, and so a little worse than other real cells."
+        "One half of the stimulated cells of a type was judged against the other half as if it were predicted, unchanged and "
+        f"corrupted (`kang_ifnb`, means over {cell_types} cell types and {seeds} splits). *Half untouched*: every second "
+        "cell is a control cell. *Means only*: Poisson draws from the mean profile. *Averages of 3*: cells averaged with "
+        "two others. *Totals halved*: half of the counts. *Genes shuffled*: every gene's values shuffled among the cells. "
+        "The floor compares halves of halves, so it is slightly worse than other real cells."
     )
     return "\n\n".join([text, markdown_table(["metric", *COLUMNS.values()], body)]) + "\n"
 
@@ -98,7 +101,7 @@ def report(rows: pd.DataFrame) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, or write its report again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", action="store_true", help="only write the table of what is there")
+    parser.add_argument("--report", action="store_true", help="only write the table of stored results")
     path = RESULTS / "sensitivity_perturbation.csv"
     if not parser.parse_args(arguments).report:
         adata = load("kang_ifnb")

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming
     OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming --cells 1000000 --ways zarr
 
-Trains a small model on made-up counts, and lets fresh processes generate with one Euler step: a network that takes next to no
-time, so that what is measured is the streaming. Peak memory is that of the whole process. Rows go to ``results/streaming.csv``,
-and the table to ``results/streaming.md``; ``--report`` only writes the table.
+Trains a small model on simulated counts. Fresh processes then generate with one Euler step. The network takes almost no
+time, so the measurement covers the streaming. Peak memory is that of the whole process. Rows go to
+``results/streaming.csv``, and the table to ``results/streaming.md``; ``--report`` only writes the table.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SMALL = {
 
 
 def train_small_model(folder: Path, n_genes: int) -> None:
-    """Save a model of made-up cells, of whose genes a fifth is expressed."""
+    """Save a model of simulated cells that express a fifth of the genes."""
     rng = np.random.default_rng(0)
     rates = rng.gamma(0.3, 0.8, n_genes)
     counts = sp.csr_matrix(rng.poisson(rates * rng.lognormal(0, 0.3, (1000, 1))).astype(np.float32))
@@ -69,7 +69,7 @@ def peak_mib() -> float:
 
 
 def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
-    """Generate cells in this process, which shall be a fresh one, and return what it took."""
+    """Generate cells in this process, which must be fresh, and return time and memory."""
     model = SCLDM.load(folder / "model", adata=False, accelerator="cpu")
     request = {"n_cells": n_cells, "seed": 0, "sampler": "euler", "n_steps": 1}
     model.generate(128, seed=0, sampler="euler", n_steps=1)
@@ -104,8 +104,9 @@ def report(rows: pd.DataFrame) -> str:
     lines = [
         "# Streaming",
         "",
-        "`OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming`: peak memory of a fresh process (before: package and model loaded, one block made), "
-        f"parts of {SHARD_SIZE} cells. The network is a toy, so that streaming is what takes time. `in memory` is `generate`, whose file is still to be written.",
+        "`OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming`: peak memory of a fresh process (before: package and "
+        f"model loaded, one block generated), in parts of {SHARD_SIZE} cells. The network is tiny, so streaming takes most "
+        "of the time. `in memory` is `generate`, which writes no file.",
         "",
         "| cells | genes | way | peak before, MiB | peak, MiB | processor s | wall s | size, MiB |",
         "|---:|---:|---|---:|---:|---:|---:|---:|",
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=CELLS)
     parser.add_argument("--genes", type=int, default=1_000)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--folder", type=Path, help="where to write the cells, default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder for the cells; default: a temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="only write the table")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""How many threads, how many processes? The training steps of several processes at once, each with some threads.
+"""How many threads, how many processes? Training steps of several processes at once, each with some threads.
 
 python -m benchmarks.studies.threads                          # results/threads.csv
-OMP_WAIT_POLICY=passive python -m benchmarks.studies.threads  # what OpenMP is told is read at its start, and stored beside the figures
+OMP_WAIT_POLICY=passive python -m benchmarks.studies.threads  # OpenMP's settings are stored with the figures
 """
 
 from __future__ import annotations
@@ -19,20 +19,9 @@ import torch
 
 from benchmarks.speed.measure import SYSTEMS, quieten
 from benchmarks.speed.systems import Setting
-from benchmarks.tables import (
-    ROOT,
-    describe_commit,
-    describe_processor,
-    describe_versions,
-    markdown_table,
-    read_table,
-    store_rows,
-    today,
-    write_block,
-)
+from benchmarks.tables import describe_commit, describe_processor, describe_versions, store_rows, today
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = ROOT / "docs" / "user_guide" / "speed.md"
 logger = logging.getLogger("benchmarks.threads")
 
 STAGES = {"package": "autoencoder_step", "SCRDIT": "training_step"}
@@ -42,7 +31,7 @@ N_WARM_UP = 3
 
 
 def cells_per_second(system: str, stage: str, n_threads: int, seconds: float, barrier: object) -> float:
-    """Take steps for so many seconds of the wall's clock, starting when all processes are ready."""
+    """Take steps for this many seconds of wall time, starting when all processes are ready."""
     torch.set_num_threads(n_threads)
     built = SYSTEMS[system](Setting(n_genes=2000, n_expressed=720))
     step = getattr(built, stage)
@@ -79,19 +68,6 @@ def measure(system: str, n_processes: int, n_threads: int, seconds: float) -> di
     }
 
 
-def thread_table(rows: pd.DataFrame) -> str:
-    """Write the mixes of processes and threads as rows, OpenMP's settings and systems as columns; speeds of all processes together."""
-    latest = rows.drop_duplicates(["system", "processes", "threads", "openmp"], keep="last")
-    columns = list(dict.fromkeys(latest[["system", "openmp"]].itertuples(index=False, name=None)))
-    lines = []
-    for (processes, threads), group in latest.groupby(["processes", "threads"]):
-        speeds = group.set_index(["system", "openmp"])["cells_per_second"].to_dict()
-        shown = [f"{speeds[column]:,.0f}" if column in speeds else "" for column in columns]
-        lines.append([f"{processes} x {threads}", *shown])
-    names = [f"{'SCLDM, autoencoder' if system == 'package' else system}, {openmp}" for system, openmp in columns]
-    return markdown_table(["processes x threads", *names], lines)
-
-
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -114,7 +90,7 @@ def main() -> None:
                 row["cells_per_second"],
             )
             store_rows(arguments.results / "threads.csv", pd.DataFrame([row]), KEYS)
-    write_block(PAGE, "speed: threads", thread_table(read_table(arguments.results / "threads.csv")))
+    logger.info("Run `python -m benchmarks.pages` to bring the figures to the user guide.")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,10 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "data", "datasets", "interpret", "metrics", "model", "pl", "report"]
 
-# Imported when they are first asked for: PyTorch and scvi-tools take seconds, and the command line's help needs neither.
+# Without ipywidgets, tqdm warns in every notebook that its bars are text.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+# Imported on first use: PyTorch and scvi-tools take seconds to import, and the command line's help needs neither.
 _PARTS = (
     "cli",
     "data",

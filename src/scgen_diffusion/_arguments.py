@@ -1,6 +1,6 @@
-"""What users give as arguments: whole numbers, names near to known ones, arguments that a function lacks.
+"""Checks of arguments: whole numbers, unknown names, and arguments that a function does not have.
 
-It imports little, since the command line needs it before all else.
+This module imports little, because the command line needs it before anything else.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ R = TypeVar("R")
 
 
 def is_whole_number(value: object) -> bool:
-    """Tell whether a value is a whole number, of Python or numpy; truth values are not."""
+    """Return whether a value is a whole number, of Python or numpy, but not a boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Return the argument ``name`` as Python's own whole number, or raise ValueError unless it is one from ``least`` to ``most``."""
+    """Return the argument ``name`` as an int; raise ValueError unless it is whole and from ``least`` to ``most``."""
     is_allowed = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
     if not is_allowed or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -35,7 +35,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 
 def known_names(name: object, known: Sequence[object]) -> str:
-    """Say which names there are, closest to ``name`` first."""
+    """List the known names in a sentence, closest to ``name`` first."""
     by_text = {str(k): k for k in known}
     closest = get_close_matches(str(name), list(by_text), n=max(len(by_text), 1), cutoff=0)
     return (
@@ -46,7 +46,7 @@ def known_names(name: object, known: Sequence[object]) -> str:
 def check_argument_names(
     function: str, given: Iterable[str], known: Sequence[str], other_names: Mapping[str, str]
 ) -> None:
-    """Raise TypeError for arguments that a function does not have, and say for each what to write instead.
+    """Raise TypeError for arguments that a function does not have, and say what to use instead.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def check_argument_names(
     known
         Names of the arguments that the function has.
     other_names
-        Names by which other packages call them: a mapping to the function's own name, or to a sentence that says what to do.
+        Names of the arguments in other packages, mapped to the function's own name, or to a sentence with advice.
     """
     answers = []
     for name in given:
@@ -74,7 +74,7 @@ def check_argument_names(
 
 
 def suggests_arguments(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a method refuse arguments that it does not have as :func:`check_argument_names` does."""
+    """Make a method reject unknown arguments with the advice of :func:`check_argument_names`."""
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         known = list(inspect.signature(method).parameters)[1:]
@@ -90,7 +90,7 @@ def suggests_arguments(other_names: Mapping[str, str]) -> Callable[[Callable[P, 
 
 
 def warn_user(message: str) -> None:
-    """Warn at the line outside of this package that led here."""
+    """Issue a warning that points to the line outside of this package that led here."""
     package, frame, level = __name__.partition(".")[0], inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         frame, level = frame.f_back, level + 1

@@ -1,7 +1,7 @@
-"""Private names of other libraries: all that the package uses stand here, and ``tests/test_compat.py`` tells when an upgrade takes one away.
+"""All private names of other libraries that the package uses; ``tests/test_compat.py`` fails if an upgrade removes one.
 
-They are looked up when they are called, so that a name that is gone breaks what needs it, and not every import. Hooks that subclasses of a library are meant to
-override or call, such as scvi-tools' ``_validate_anndata``, stay where they are used.
+They are looked up when called, so a missing name breaks only what needs it, not every import. Hooks that a library
+intends for subclasses to override or call, such as scvi-tools' ``_validate_anndata``, stay where they are used.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def parse_device_args(*args: Any, **kwargs: Any) -> Any:
 
 
 def registered_manager(model_class: type[BaseModelClass], adata: AnnData) -> AnnDataManager:
-    """Return what ``model_class.setup_anndata`` registered of ``adata``, without a model."""
+    """Return what ``model_class.setup_anndata`` registered for ``adata``, without a model."""
     return model_class._get_most_recent_anndata_manager(adata, required=True)
 
 
 def replace_contents(adata: AnnData, other: AnnData) -> None:
-    """Let ``adata`` hold what ``other`` holds, other genes included."""
+    """Replace the contents of ``adata``, including its genes, with those of ``other``."""
     adata._init_as_actual(other)

@@ -1,4 +1,4 @@
-"""Files and folders that bear their names only when they are whole."""
+"""Write files and folders that get their names only once they are complete."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def write_atomically(goal: Path) -> Iterator[Path]:
-    """Yield a path beside the goal; the file or folder that is written there gets the goal's name at the end, or is removed after an error.
+def write_atomically(destination: Path) -> Iterator[Path]:
+    """Yield a temporary path, which gets the name ``destination`` at the end, or is removed after an error.
 
-    What bore the name before is replaced, or, whatever goes wrong, still there.
+    An existing file or folder is replaced at the end, and kept if anything goes wrong.
     """
-    beside, old = (goal.with_name(f".{goal.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    partial, old = (destination.with_name(f".{destination.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
-        yield beside
-        sync(beside)
-        if goal.is_dir():
-            goal.rename(old)  # a folder with files cannot be replaced in one step
-        beside.replace(goal)
+        yield partial
+        sync(partial)
+        if destination.is_dir():
+            destination.rename(old)  # a folder with files cannot be replaced in one step
+        partial.replace(destination)
     finally:
-        if os.path.lexists(old) and not goal.exists():
-            old.rename(goal)
-        remove(beside)
+        if os.path.lexists(old) and not destination.exists():
+            old.rename(destination)
+        remove(partial)
         remove(old)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or all files of a folder, are on the disk."""
+    """Wait until a file, or every file of a folder, is on disk."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
@@ -44,7 +44,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""The baselines draw counts with the labels that were asked for."""
+"""The baselines draw counts with the requested labels."""
 
 import anndata as ad
 import numpy as np
@@ -24,7 +24,7 @@ def requested(n_cells=600):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_counts_are_integers_in_the_shape_that_was_asked_for(name):
+def test_counts_are_integers_in_the_requested_shape(name):
     drawn = baselines.BASELINES[name](*training_cells(), requested(), 0)
     assert sp.issparse(drawn)
     assert drawn.format == "csr"
@@ -53,7 +53,7 @@ def test_seed_decides(name):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_label_without_training_cells_is_an_error(name):
-    with pytest.raises(ValueError, match=r"\['d'\].*known: \['a', 'b', 'c'\]"):
+    with pytest.raises(ValueError, match=r"\['d'\].*Known: \['a', 'b', 'c'\]"):
         baselines.BASELINES[name](*training_cells(), np.array(["a", "d"]), 0)
 
 

@@ -19,17 +19,17 @@ def quality(metric, method, dataset="pbmc3k", column="value"):
 SENTENCES = [
     (
         "README.md",
-        r"reaches fewer real cells \(recall ([\d.]+)\) than scVI and the\s+copula \(([\d.]+)\)",
+        r"reaches fewer real cells \(recall ([\d.]+)\) than scVI and the copula \(([\d.]+)\)",
         [quality("recall", "SCLDM", "pbmc10k_citeseq"), quality("recall", "scVI", "pbmc10k_citeseq")],
     ),
     (
         "README.md",
-        r"recall [\d.]+\) than scVI and the\s+copula \(([\d.]+)\)",
+        r"recall [\d.]+\) than scVI and the copula \(([\d.]+)\)",
         [quality("recall", "NB-copula", "pbmc10k_citeseq")],
     ),
     (
         "docs/comparison.md",
-        r"\(recall ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. .*\n.*by precision \(([\d.]+) and ([\d.]+)\)",
+        r"\(recall ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. [^(]*by precision \(([\d.]+) and ([\d.]+)\)",
         [
             quality("recall", "SCLDM", "pbmc10k_citeseq"),
             *(
@@ -41,7 +41,7 @@ SENTENCES = [
     ),
     (
         "docs/faq.md",
-        r"SCLDM's cells reach an\s+AUC of ([\d.]+) on principal components and ([\d.]+) on genes",
+        r"SCLDM's cells reach an AUC of ([\d.]+) on principal components and ([\d.]+) on genes",
         [quality("auc_boosting", "SCLDM"), quality("auc_genes", "SCLDM")],
     ),
     (
@@ -57,9 +57,14 @@ def rows_of(results, chosen):
         return [row for row in csv.DictReader(file) if chosen.items() <= row.items()]
 
 
+def words_of(page):
+    """Return a page without line breaks."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
 @pytest.mark.parametrize(("page", "pattern", "figures"), SENTENCES)
 def test_figures_in_sentences_are_those_of_the_results(page, pattern, figures):
-    found = re.findall(pattern, (ROOT / page).read_text(encoding="utf-8"))
+    found = re.findall(pattern, words_of(page))
     assert len(found) == 1, f"{page} has {len(found)} sentences like {pattern!r}."
     shown = [found[0]] if isinstance(found[0], str) else list(found[0])
     expected = [
@@ -80,7 +85,20 @@ def test_tables_of_the_pages_are_those_of_the_results(page, mark):
 def test_readme_counts_the_metrics_and_seeds_of_the_results():
     rows = rows_of(QUALITY, {"group": "all"})
     costs = {"wall_minutes", "cpu_minutes", "peak_memory_gib"}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = words_of("README.md")
     assert f"{len({row['metric'] for row in rows} - costs)} metrics" in text
     assert len({row["seed"] for row in rows}) == 3
     assert "means of three seeds" in text
+
+
+def test_readme_says_in_how_many_steps_gene_space_models_were_measured():
+    rows = rows_of("speed/results/speed.csv", {"threads": "2", "device": "cpu"})
+
+    def steps(system, stage):
+        last = [row["how"] for row in rows if (row["system"], row["stage"]) == (system, stage)][-1]
+        return int(re.search(r"(\d+) steps", last).group(1))
+
+    text = words_of("README.md")
+    assert steps("SCRDIT", "generate") == steps("WBDIT", "generate")
+    assert f"generate in {steps('SCRDIT', 'generate')} steps" in text
+    assert f"published counterparts in {steps('published-scrdit', 'generate_ddim')}" in text

@@ -1,4 +1,4 @@
-"""The script for a GPU, on a CPU: it runs from end to end, and failures are told apart from figures."""
+"""The GPU script on a CPU: it runs from end to end and records failures."""
 
 import sys
 

@@ -8,10 +8,15 @@ import pytest
 from benchmarks.tables import ROOT
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, PATHS, samplers_for
+from scgen_diffusion.metrics import ComparisonSpace, evaluate
 from scgen_diffusion.model import SCLDM, SCRDIT
 from scgen_diffusion.model._gene_space import default_sampler
 from scgen_diffusion.module import build_architecture, build_gene_space_architecture
+from scgen_diffusion.module._gene_space import SMALLEST_SCALE
+from scgen_diffusion.module._multimodal import LARGE_PANEL
+from scgen_diffusion.module._profile_networks import LARGEST_WEIGHT
 from scgen_diffusion.train import RECIPES
+from scgen_diffusion.train._profiles import N_AXES
 
 
 def defaults_of(*functions):
@@ -53,6 +58,19 @@ SENTENCES = [
         r"hides conditions with probability ([\d.]*\d)",
         [RECIPES["default"].prior.drop_probability],
     ),
+    ("scldm_mathematics.md", r"Panels of fewer than (\d+) features", [LARGE_PANEL]),
+    ("scrdit_mathematics.md", r"\$d_g\$ is at least ([\d.]*\d)", [SMALLEST_SCALE]),
+    ("scrdit_mathematics.md", r"The first (\d+) rows of", [N_AXES]),
+    ("scrdit_mathematics.md", r"\\min\(1 / \\sigma_t\^2,\\ (\d+)\)", [LARGEST_WEIGHT]),
+    ("scrdit_mathematics.md", r"So (\d+) steps are enough", [SCRDIT_OPTIONS["n_steps"]]),
+    ("scrdit_mathematics.md", r"DPM-Solver\+\+ in (\d+) \|", [SCRDIT_OPTIONS["n_steps"]]),
+    ("speed.md", r"gene-space models generate in (\d+) steps", [SCRDIT_OPTIONS["n_steps"]]),
+    ("metrics.md", r"at most ([\d ]+) \(`max_cells`\)", [defaults_of(evaluate)["max_cells"]]),
+    (
+        "metrics.md",
+        r"use (\d+) principal components of the\s+([\d ]+) most variable genes",
+        [defaults_of(ComparisonSpace.fit)[name] for name in ("n_components", "n_genes")],
+    ),
 ]
 
 
@@ -74,7 +92,7 @@ def test_numbers_in_sentences_are_the_defaults(page, pattern, numbers):
     found = re.findall(pattern, text_of(page))
     assert len(found) == 1, f"{page} has {len(found)} sentences like {pattern!r}."
     shown = [found[0]] if isinstance(found[0], str) else list(found[0])
-    assert [float(number) for number in shown] == numbers
+    assert [float(number.replace(" ", "")) for number in shown] == numbers
 
 
 def test_table_of_samplers_names_their_steps():

@@ -139,7 +139,7 @@ def test_only_the_bad_side_of_the_floor_counts(better, expected):
     np.testing.assert_allclose(report.shortfall(rows), expected)
 
 
-def test_methods_that_errors_do_not_tell_from_the_first_are_first_too():
+def test_methods_not_significantly_different_from_the_best_are_best_too():
     values = {"best": 0.50, "near": 0.52, "far": 0.60}
     rows = pd.DataFrame({"value": values, "floor": 0.0, "error": 0.01, "better": "lower"})
     assert report.leaders(rows).to_dict() == {"best": True, "near": True, "far": False}

@@ -51,7 +51,7 @@ def test_each_figure_has_a_row_and_repeated_speeds_their_median(run_record):
     assert "fixed_seconds" not in set(rows["metric"])
 
 
-def test_a_later_label_stands_beside_the_earlier_with_differences_and_ratios(run_record):
+def test_labels_are_compared_by_differences_and_ratios(run_record):
     run_record("before", [1.0, 2.0, 9.0])
     run_record("after", [2.0, 4.0, 6.0])
     rows, page = run_record("after", [7.0, 8.0, 9.0], "--collect")

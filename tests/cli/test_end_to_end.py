@@ -44,9 +44,7 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
-def test_a_killed_run_is_gone_on_with_by_the_same_command_to_cells_and_their_report(
-    call, make_cells, tiny, tmp_path, monkeypatch
-):
+def test_the_same_command_resumes_a_killed_run(call, make_cells, tiny, tmp_path, monkeypatch):
     make_cells(160).write_h5ad(tmp_path / "cells.h5ad")
     architecture = "\n".join(f"{name} = {value}" for name, value in tiny.items())
     (tmp_path / "run.toml").write_text(CONFIG.format(architecture=architecture))
@@ -61,7 +59,7 @@ def test_a_killed_run_is_gone_on_with_by_the_same_command_to_cells_and_their_rep
     process = start(tmp_path, *train)
     out, err = process.communicate()
     assert (process.returncode, out) == (0, "model\n"), err
-    assert "autoencoder: going on after epoch" in err
+    assert "Resuming the autoencoder after epoch" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model", "run.toml"]
 
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from scgen_diffusion.model import SCLDM
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Record what a model is asked for, and generate nothing."""
+    """Record the request of a model without generating."""
     record = {}
 
     def generate_to(
@@ -51,7 +51,7 @@ def test_the_processes_of_a_job_make_the_cells_of_one(call, saved_model, trained
     ranks = ["-n", "300", "--shard-size", "128", "--n-ranks", "2", "--rank"]
     code, printed, err = call("generate", saved_model, out, *ranks, 0)
     assert (code, printed, out.exists()) == (0, "", False)
-    assert "This share is done; others are still to be made." in err
+    assert "This process is done; other processes are still at work." in err
     assert call("generate", saved_model, out, *ranks, 1)[:2] == (0, f"{out}\n")
     assert same(anndata.read_zarr(out), trained.generate(300, seed=0))
 
@@ -67,7 +67,7 @@ def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, as
     assert asked["library_size"] == [50, 70]
 
 
-def test_options_of_generate_reach_the_arguments_that_they_stand_for(call, saved_model, asked, tmp_path):
+def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp_path):
     options = [
         "-n",
         "5",
@@ -124,19 +124,31 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "-c", "dose=1")
     assert (code, "--condition and --condition-table exclude each other" in err) == (2, True)
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "--library-size-column", "n")
-    assert (code, "'n' is no column of the table; it has ['cell_type']" in err) == (2, True)
+    assert (code, "'n' is not a column of the table, which has ['cell_type']" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.csv", "-n", "2")
     assert (code, "the name must end in .zarr or .h5ad or .h5mu" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.h5mu", "-n", "2")
     assert (code, "a model of one modality writes .zarr or .h5ad" in err) == (2, True)
     (tmp_path / "model.zarr").symlink_to(saved_model)
     code, _, err = call("generate", saved_model, tmp_path / "model.zarr", "-n", "2", "--overwrite")
-    assert (code, f"is, or holds, {saved_model}, which is needed" in err) == (2, True)
+    assert (code, f"is or contains {saved_model}" in err) == (2, True)
     code, _, err = call("generate", tmp_path, out, "-n", "2")
     assert (code, "There is no saved model at" in err) == (2, True)
 
 
-def test_info_says_what_a_model_can_be_asked_for(call, saved_model):
+def test_a_pretrained_model_is_called_by_its_name(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("generate", "pbmc3k", "cells.h5ad", "-n", "5", "-c", "cell_type=B")
+    assert code == 0, err
+    assert anndata.read_h5ad("cells.h5ad").obs["cell_type"].tolist() == ["B"] * 5
+    assert call("info", "kang_ifnb")[1].startswith("SCLDM of ")
+    code, _, err = call("generate", "pbmc3", "cells.zarr", "-n", "5")
+    assert (code, "no pretrained model has this name. Known, closest first: 'pbmc3k', " in err) == (2, True)
+    printed = call("generate", "pbmc3k", "cells.zarr", "-n", "5", "--print-config")[1]
+    assert 'model = "pbmc3k"' in printed
+
+
+def test_info_lists_what_a_model_can_generate(call, saved_model):
     code, out, err = call("info", saved_model)
     assert (code, err) == (0, "")
     assert out.startswith("SCLDM of 96 cells")

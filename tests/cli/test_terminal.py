@@ -1,4 +1,4 @@
-"""Errors, warnings and signals: what the user sees, and what the script that called is told."""
+"""Errors, warnings and signals: what users and calling scripts see."""
 
 import logging
 import os
@@ -63,7 +63,7 @@ def test_what_python_finds_in_our_code_is_a_bug_to_report(call_function, argumen
     code, _, err = call_function(lambda terminal, options: check_same_genes(argument, argument))
     assert code == 1
     assert "Traceback" in err
-    assert "This is a bug in scgen-diffusion; please report it, with the lines above." in err.splitlines()[-1]
+    assert "This is a bug in scgen-diffusion; please report it with the lines above." in err.splitlines()[-1]
 
 
 def test_verbose_shows_where(call_function):
@@ -78,7 +78,7 @@ def test_verbose_shows_where(call_function):
     [
         (
             OSError(28, "No space left on device", "x.zarr"),
-            "x.zarr: No space left on device. Make room, and give the same command again.",
+            "x.zarr: No space left on device. Make room and run the same command again.",
         ),
         (OSError(28, "Writing failed (about 1 GiB).\nand more"), "Writing failed (about 1 GiB)."),
         (PermissionError(13, "Permission denied"), "Permission denied."),
@@ -166,7 +166,7 @@ def test_a_library_that_exits_by_itself_may():
         raise SystemExit(5)
 
 
-def test_of_the_processes_of_a_distributed_run_the_first_speaks(capsys, monkeypatch):
+def test_only_the_first_process_of_a_distributed_run_prints(capsys, monkeypatch):
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
         Terminal().say(f"rank {rank}")

@@ -1,4 +1,4 @@
-"""``train``: from files to a model, with the arguments of Python's interface, and stopped and gone on with."""
+"""``train``: from files to a model, with the arguments of the Python interface, interrupted and resumed."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from scgen_diffusion.model import SCLDM
 
 @pytest.fixture
 def told(monkeypatch):
-    """Record what ``SCLDM`` is told, and train nothing."""
+    """Record the calls of ``SCLDM`` without training."""
     record = {}
 
     def note(name):
@@ -45,7 +45,7 @@ def test_a_model_is_trained_and_saved_with_the_command_that_made_it(call, cells_
     assert (code, printed) == (0, f"{out}\n"), err
     assert "SCLDM of 96 cells" in err
     assert "cell_type (5 classes)" in err
-    assert "Training the prior: epoch 1 of 1, loss" in err
+    assert "Prior (generates cells): 100%, epoch 1 of 1, validation loss" in err
     assert sorted(path.name for path in out.iterdir()) == ["model.pt", "train.toml"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     model = sgd.model.load(out)
@@ -63,7 +63,7 @@ def test_what_is_not_given_is_left_to_python(call, cells_file, told, tmp_path, m
     assert told["train"]["checkpoint_dir"] == tmp_path / ".model.checkpoints"
 
 
-def test_options_reach_the_arguments_that_they_stand_for(call, cells_file, told, tmp_path, monkeypatch):
+def test_options_reach_their_arguments(call, cells_file, told, tmp_path, monkeypatch):
     monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: folder.mkdir())
     table = tmp_path / "vectors.csv"
     pd.DataFrame(np.eye(4), index=["B cell", "T cell", "NK", "rare"]).to_csv(table)
@@ -120,11 +120,11 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
     assert call("generate", out, cells, "-n", "4")[0] == 2
     assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0
     code, _, err = call("generate", out, path, "-n", "4", "--overwrite")
-    assert (code, "something other than generated cells" in err) == (2, True)
+    assert (code, "does not hold generated cells" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "new.zarr", "-n", "4")
     assert (code, "a model of several modalities writes .h5mu" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "newer.h5mu", "-n", "4", "--rank", "1")
-    assert (code, "--rank is for cells of one modality" in err) == (2, True)
+    assert (code, "--rank needs a model of one modality" in err) == (2, True)
 
 
 class Sender(Callback):
@@ -146,7 +146,7 @@ def send_while_training(patch, sender):
 @pytest.mark.parametrize(
     ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
 )
-def test_a_signal_stops_training_in_order_and_the_same_command_goes_on(
+def test_a_signal_stops_training_and_the_same_command_resumes(
     call, cells_file, small, tmp_path, monkeypatch, number, stage, code
 ):
     out, command = tmp_path / "model", ["train", cells_file, "-o", tmp_path / "model", *small]
@@ -155,12 +155,12 @@ def test_a_signal_stops_training_in_order_and_the_same_command_goes_on(
         send_while_training(patch, Sender(number, stage, 0))
         found, printed, err = call(*command)
     assert (found, printed) == (code, "")
-    assert "the same command goes on from there" in err
+    assert "run the same command again to resume" in err
     assert not out.exists()
     assert (tmp_path / ".model.checkpoints" / f"{stage}.ckpt").exists()
     found, printed, err = call(*command)
     assert (found, printed) == (0, f"{out}\n")
-    assert f"{stage}: going on after epoch 1" in err
+    assert f"Resuming the {stage} after epoch 1" in err
     assert not (tmp_path / ".model.checkpoints").exists()
     assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
 
@@ -179,7 +179,7 @@ def test_checkpoints_of_cells_that_have_changed_since_are_refused(
     assert "of other cells" in err
     assert "`--restart`" in err
     code, _, err = call(*command, "--restart")
-    assert (code, "going on after" in err) == (0, False), err
+    assert (code, "Resuming the" in err) == (0, False), err
 
 
 def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):
@@ -207,13 +207,13 @@ def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):
         (["-e", "decoder=3"], "`max_epochs` names the unknown stage 'decoder'"),
         (["-e", "many"], "'many' is not a number"),
         (["-e", "2.5"], "'2.5' is not a whole number"),
-        (["-e", "3", "-e", "4"], "--max-epochs takes one value, or KEY=VALUE as often as needed"),
+        (["-e", "3", "-e", "4"], "--max-epochs takes one value, or several KEY=VALUE"),
         (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
-        (["--modality", "rna"], "are for .h5mu files"),
-        (["--window-size", "9"], "--window-size is for cells that stay in their files"),
-        (["--backed", "--save-cells"], "--save-cells is for cells in memory"),
-        (["--backed", "--layer", "rna=raw"], "are for .h5mu files"),
-        (["-e", "3", "--trainer", "max_epochs=4"], "--trainer max_epochs has an option of its own: --max-epochs"),
+        (["--modality", "rna"], "need an .h5mu file"),
+        (["--window-size", "9"], "--window-size needs cells that stay in files"),
+        (["--backed", "--save-cells"], "--save-cells needs cells in memory"),
+        (["--backed", "--layer", "rna=raw"], "need an .h5mu file"),
+        (["-e", "3", "--trainer", "max_epochs=4"], "Use --max-epochs instead of --trainer max_epochs"),
         (["--no-checkpoints", "--checkpoint-dir", "x"], "--no-checkpoints and --checkpoint-dir exclude each other"),
         (["--condition-embedding", "cell_type=nowhere.xlsx", "-c", "cell_type"], "nowhere.xlsx"),
     ],
@@ -230,7 +230,7 @@ def test_wrong_files_are_named(call, cells_file, tmp_path):
     assert "'nowhere.h5ad' does not exist" in call("train", "nowhere.h5ad", "-o", out)[2]
     other = tmp_path / "cells.csv"
     other.write_text("a,b")
-    assert "the name ends in '.csv'" in call("train", other, "-o", out)[2]
+    assert "but found '.csv'" in call("train", other, "-o", out)[2]
     damaged = tmp_path / "damaged.h5ad"
     damaged.write_text("no HDF5")
     code, _, err = call("train", damaged, "-o", out)
@@ -246,10 +246,10 @@ def test_wrong_files_are_named(call, cells_file, tmp_path):
     assert (code, f"{table} cannot be read as a table" in err) == (2, True)
     paired = tmp_path / "cells.h5mu"
     paired.write_text("")
-    assert "read into memory, and from one file" in call("train", cells_file, paired, "-o", out)[2]
+    assert "read into memory, from one file" in call("train", cells_file, paired, "-o", out)[2]
     out.mkdir()
     code, _, err = call("train", cells_file, "-o", out)
-    assert (code, "exists already; choose another name, or give --overwrite" in err) == (2, True)
+    assert (code, "already exists; choose another name, or give --overwrite" in err) == (2, True)
     code, _, err = call("train", cells_file, "-o", tmp_path / "none" / "model")
     assert (code, "There is no folder" in err) == (2, True)
 
@@ -271,15 +271,15 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("pj", "is, or holds, pj/data/cells.h5ad"),
-        ("pj/data", "is, or holds, pj/data/cells.h5ad"),
-        ("link", "is, or holds, pj/data/cells.h5ad"),
+        ("pj", "is or contains pj/data/cells.h5ad"),
+        ("pj/data", "is or contains pj/data/cells.h5ad"),
+        ("link", "is or contains pj/data/cells.h5ad"),
         ("pj/data/cells.h5ad", "is a file"),
-        ("notes", "is not, or not only, a model"),
-        ("names", "is not, or not only, a model"),
-        ("beside", "is not, or not only, a model"),
-        (".", "is the folder that you are in, or holds it"),
-        ("..", "is the folder that you are in, or holds it"),
+        ("notes", "contains other files than a model"),
+        ("names", "contains other files than a model"),
+        ("beside", "contains other files than a model"),
+        (".", "is or contains the current folder"),
+        ("..", "is or contains the current folder"),
     ],
 )
 def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_path, monkeypatch, out, message):
@@ -313,7 +313,7 @@ def test_restart_removes_no_checkpoints_of_others(call, cells_file, tmp_path):
 def test_checkpoints_do_not_lie_where_the_model_will(call, cells_file, tmp_path):
     out = tmp_path / "model"
     code, _, err = call("train", cells_file, "-o", out, "--checkpoint-dir", out / "checkpoints")
-    assert (code, "is, or holds" in err) == (2, True)
+    assert (code, "is or contains" in err) == (2, True)
 
 
 def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_file, small, saved_model, tmp_path):

@@ -1,4 +1,4 @@
-"""Matrices in files: the rows that are asked for, sparse or dense, of one file or several."""
+"""Matrices in files: requested rows, sparse or dense, from one file or several."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_rows_are_read_as_they_were_written(element, rows):
     assert np.array_equal(dense(FileMatrix(element).read(np.array(rows))), X[rows])
 
 
-def test_columns_are_taken_in_the_order_that_is_asked_for(element):
+def test_columns_are_taken_in_the_requested_order(element):
     columns = np.array([4, 0, 2])
     matrix = FileMatrix(element, columns)
 

@@ -172,7 +172,7 @@ def test_text_and_embeddings_of_files_are_read(adata, write):
     assert cells.by_key[1].members == ["A", "B"]
 
 
-def test_cells_are_read_into_memory_when_they_are_asked_for(adata, write):
+def test_cells_are_read_into_memory_on_request(adata, write):
     adata.layers["raw"] = adata.X
     cells = CellFiles([write(adata), write(adata, "b.h5ad")], layer="raw", **KEYS)
 
@@ -217,7 +217,7 @@ def test_values_that_are_wrong_in_one_file_name_the_file(adata, write):
         CellFiles(paths[:2], **KEYS)
     with pytest.raises(ValueError, match=r"X of c.h5ad has cells without any count: 1 \('cell_7'\)"):
         CellFiles(paths[::2], **KEYS)
-    with pytest.raises(ValueError, match=r"X of cells.h5ad holds values up to 26, which are no logarithms"):
+    with pytest.raises(ValueError, match=r"X of cells.h5ad holds values up to 26, too large for logarithms"):
         CellFiles(paths[0], **KEYS, values="log1p")
     with pytest.raises(ValueError, match=r"`values` must be 'counts' or 'log1p', but found 'raw'"):
         CellFiles(paths[0], **KEYS, values="raw")
@@ -322,7 +322,7 @@ def test_classes_of_one_kind_are_the_same_however_files_store_them(columns_in_fi
         (("whole", "nullable text"), "whole numbers in 0.h5ad, text in 1.h5ad"),
         (("whole", "text"), "whole numbers in 0.h5ad, text in 1.h5ad"),
         (("text", "whole classes"), "text in 0.h5ad, whole numbers in 1.h5ad"),
-        (("truth", "whole"), "truth values in 0.h5ad, whole numbers in 1.h5ad"),
+        (("truth", "whole"), "booleans in 0.h5ad, whole numbers in 1.h5ad"),
     ],
 )
 def test_classes_of_different_kinds_are_refused_with_the_kind_in_each_file(columns_in_files, kinds, found):
@@ -340,7 +340,7 @@ def test_numbers_may_be_whole_in_one_file_only(columns_in_files):
     assert np.array_equal(again.codes, cells.codes)
 
 
-def test_what_is_no_anndata_is_refused(adata, write, tmp_path):
+def test_anything_but_an_anndata_raises(adata, write, tmp_path):
     text, folder = tmp_path / "text.h5ad", tmp_path / "empty.zarr"
     text.write_text("no")
     folder.mkdir()
@@ -350,9 +350,9 @@ def test_what_is_no_anndata_is_refused(adata, write, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="There is no file"):
         CellFiles(tmp_path / "none.h5ad")
-    with pytest.raises(ValueError, match=r"text.h5ad is no .h5ad file"):
+    with pytest.raises(ValueError, match=r"text.h5ad is not an .h5ad file"):
         CellFiles(text)
-    with pytest.raises(ValueError, match=r"empty.zarr is no zarr store|empty.zarr is no AnnData"):
+    with pytest.raises(ValueError, match=r"empty.zarr is not a zarr store|empty.zarr is not an AnnData"):
         CellFiles(folder)
     with pytest.raises(ValueError, match=r"X of csc.h5ad: the matrix is stored as 'csc_matrix'"):
         CellFiles(write(csc, "csc.h5ad"))

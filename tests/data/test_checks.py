@@ -107,7 +107,7 @@ def test_log_values_may_be_20_and_no_more():
     ("value", "words"),
     [
         (-0.5, "negative values .smallest -0.5.*scanpy.pp.scale.*layer="),
-        (20.5, r"up to 20\.5, which are no logarithms.*values='counts'"),
+        (20.5, r"up to 20\.5, too large for logarithms.*values='counts'"),
         (np.nan, "NaN or infinite"),
     ],
 )
@@ -161,7 +161,7 @@ def test_log_values_must_be_finite(value):
 
 @pytest.mark.parametrize("dtype", [object, str, complex])
 def test_values_that_are_no_numbers_are_refused(dtype):
-    with pytest.raises(ValueError, match="values of the type .*, but numbers are needed"):
+    with pytest.raises(ValueError, match="values of type .*, but numbers are needed"):
         check_expression(anndata.AnnData(np.ones((3, 2)).astype(dtype)), None, "counts")
 
 
@@ -185,7 +185,7 @@ def test_an_unknown_layer_lists_the_known_ones_closest_first():
         check_expression(adata, "count", "counts")
 
 
-def test_an_absent_matrix_is_said():
+def test_a_missing_matrix_is_reported():
     adata = anndata.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"]))
 
     with pytest.raises(ValueError, match=r"adata\.X is empty"):

@@ -71,7 +71,7 @@ def test_common_doses_come_back_exactly():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None])
-def test_what_is_no_finite_number_is_refused(value):
+def test_infinite_and_missing_numbers_raise(value):
     with pytest.raises(ValueError, match="a finite number is needed"):
         KEYS[1].encode([1.0, value])
 
@@ -228,7 +228,7 @@ def test_numbers_keep_all_their_digits(scale):
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 1e12])
 def test_absurd_numbers_are_refused(conditions, value):
-    with pytest.raises(ValueError, match="for 'd', which is absurdly far from"):
+    with pytest.raises(ValueError, match="for 'd', too far from"):
         conditions.encode({"d": value}, 2)
 
 
@@ -252,7 +252,7 @@ def test_numbers_keep_their_scale():
     assert (extended.mean, extended.std, extended.low, extended.high) == (1.0, 1.0, 0.0, 7.0)
 
 
-def test_sets_mean_the_same_after_being_written_anew():
+def test_sets_mean_the_same_after_being_rewritten():
     extended = DRUGS.extended(pd.Series(["C + A", "B+A", "ctrl"]))
     texts = ["ctrl", "A", "B", "A+B"]
 
@@ -263,7 +263,7 @@ def test_sets_mean_the_same_after_being_written_anew():
     assert extended.decode(extended.encode(["A+C"]))[0] == "C + A"
 
 
-def test_what_stands_for_any_value_does_still():
+def test_placeholders_for_any_value_still_work():
     before, after = [TYPES, DRUGS], [TYPES, DRUGS.extended(pd.Series(["C"]))]
     codes = np.array([[-1, -1, -1], [1, -1, -1], [-1, 1, -1], [0, 0, 2]])
 
@@ -273,7 +273,7 @@ def test_what_stands_for_any_value_does_still():
     assert written.dtype == codes.dtype
 
 
-def test_what_occurs_is_told_for_each_key():
+def test_the_values_of_each_key_are_listed():
     codes = np.array([[1.0, 0.5, 0.0, 2.0], [1.0, 0.0, 2.0, 2.0]])
 
     assert [are.tolist() for are in occurring([TYPES, TIME, DRUGS], codes)] == [[False, True], [], [True, False]]

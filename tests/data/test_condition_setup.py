@@ -77,11 +77,11 @@ def make(**changes):
     [
         (make(sets="gene"), TypeError, r"`set_condition_keys`.*Did you mean \['gene'\]"),
         (make(continuous="dose"), TypeError, r"`continuous_condition_keys`.*Did you mean \['dose'\]"),
-        (make(categorical=["gene"], sets=["gene"]), ValueError, "'gene' is named more than once"),
+        (make(categorical=["gene"], sets=["gene"]), ValueError, "'gene' is listed more than once"),
         (make(continuous=["doze"]), KeyError, "'doze' is not a column.*closest first: 'dose'"),
         (make(sets={"gene": " "}), ValueError, "separator of 'gene' .* must be text"),
         (make(sets={"gene": 3}), ValueError, "separator of 'gene' .* must be text"),
-        (make(continuous=["gene"]), ValueError, "holds .* and not numbers. Name it in `condition_keys`"),
+        (make(continuous=["gene"]), ValueError, "holds .* instead of numbers. List it in `condition_keys`"),
         (make(sets=["gene"], controls={"gene": "none"}), ValueError, "No cell has the control value 'none'"),
         (make(categorical=["type"], controls={"type": "z"}), ValueError, "No cell has the control value 'z'"),
         (
@@ -103,8 +103,8 @@ def make(**changes):
             ValueError,
             "more than one row for 'A'",
         ),
-        (make(sets=["gene"], embeddings={"gene": TABLE.assign(text="a")}), ValueError, "finite numbers only"),
-        (make(sets=["gene"], embeddings={"gene": TABLE * np.nan}), ValueError, "finite numbers only"),
+        (make(sets=["gene"], embeddings={"gene": TABLE.assign(text="a")}), ValueError, "only finite numbers"),
+        (make(sets=["gene"], embeddings={"gene": TABLE * np.nan}), ValueError, "only finite numbers"),
         (make(sets=["gene"], embeddings={"gene": TABLE[[]]}), ValueError, "at least one column"),
         (
             make(sets=["gene"], embeddings={"gene": TABLE.rename(index={"NEW": "X+Y"})}),
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused(adata, build, error, words):
         ("dose", [np.nan, *[1.0] * (N - 1)], "no label for 1 of 12"),
         ("dose", [np.inf, *[1.0] * (N - 1)], "infinite"),
         ("dose", [2.0] * N, "'dose'] is 2 in every cell"),
-        ("dose", [True, False] * 6, "holds bool and not numbers"),
+        ("dose", [True, False] * 6, "holds bool instead of numbers"),
     ],
 )
 def test_bad_numbers_are_refused(adata, name, values, words):
@@ -136,7 +136,7 @@ def test_bad_numbers_are_refused(adata, name, values, words):
 @pytest.mark.parametrize("values", [["A+"] * N, ["ctrl"] * N, [None, *["A"] * (N - 1)]])
 def test_bad_sets_are_refused(adata, values):
     adata.obs["gene"] = values
-    with pytest.raises(ValueError, match=r"empty member|nothing but the control|no label"):
+    with pytest.raises(ValueError, match=r"empty member|only the control value|no label"):
         make(sets=["gene"], controls={"gene": "ctrl"})(adata)
 
 
@@ -196,7 +196,7 @@ def test_sets_must_be_written_as_text(adata, value):
 
 def test_classes_that_could_not_be_saved_are_refused(adata):
     adata.obs["type"] = pd.cut(np.arange(N), 3)
-    with pytest.raises(ValueError, match="of type Interval; it may hold text, numbers or truth values only"):
+    with pytest.raises(ValueError, match="of type Interval; it may hold text, numbers or booleans only"):
         make(categorical=["type"])(adata)
 
 
@@ -234,7 +234,7 @@ def test_cells_without_a_label_are_counted_and_named(obs, column):
         check_conditions(obs, ["donor", "cell_type"])
 
 
-def test_a_key_that_no_file_can_hold_is_refused_with_a_way_out(obs):
+def test_a_key_that_files_cannot_store_raises_with_advice(obs):
     obs = obs.rename(columns={"cell_type": "cell/type"})
     with pytest.raises(ValueError, match=r"'cell/type' has a '/'.*rename\(columns=\{'cell/type': 'cell_type'\}\)"):
         check_conditions(obs, ["donor", "cell/type"])

@@ -70,7 +70,7 @@ def test_a_table_gives_one_row_per_cell_whatever_its_index(conditions):
     assert conditions.encode(table, 2).tolist() == [[1, OPEN, 1], [0, OPEN, 0]]
 
 
-def test_a_table_is_never_stretched(conditions):
+def test_a_table_is_never_repeated_to_fit(conditions):
     with pytest.raises(ValueError, match="`n_cells` is 4, but the `condition` table has 2 rows"):
         conditions.encode(pd.DataFrame({"cell_type": ["T", "B"]}), 4)
 
@@ -91,7 +91,7 @@ def test_values_of_another_type_or_missing_ones_are_unknown(conditions, value):
         conditions.encode({"dose": [1, value]}, 2)
 
 
-def test_a_category_without_cells_cannot_be_asked_for(conditions):
+def test_a_category_without_cells_cannot_be_requested(conditions):
     with pytest.raises(ValueError, match="'empty' of 'cell_type', a category without any training cell"):
         conditions.encode({"cell_type": "empty"}, 1)
 
@@ -220,7 +220,7 @@ classes = st.one_of(
 
 
 @given(data=st.data(), categories=st.lists(classes, min_size=1, max_size=3), n_cells=st.integers(1, 12))
-def test_what_comes_out_as_obs_can_be_asked_for(data, categories, n_cells):
+def test_generated_obs_can_be_requested_again(data, categories, n_cells):
     codes = [data.draw(st.lists(st.integers(0, len(c) - 1), min_size=n_cells, max_size=n_cells)) for c in categories]
     codes = np.array(codes).T
     conditions = Conditions.from_codes(categorical_keys({f"key {i}": c for i, c in enumerate(categories)}), codes)
@@ -249,7 +249,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
-def test_the_number_of_cells_is_no_part_of_what_was_asked_for(given):
+def test_the_number_of_cells_is_not_part_of_the_request(given):
     assert RequestedCodes(600, 3, given).digest == RequestedCodes(500, 3, given).digest
 
 

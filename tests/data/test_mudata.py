@@ -42,7 +42,7 @@ LIKELIHOODS = {"rna": "negative_binomial", "prot": "poisson"}
 MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "poisson")}
 
 
-def test_modalities_stand_side_by_side_in_the_order_of_the_cells(mdata):
+def test_modalities_are_concatenated_in_the_order_of_the_cells(mdata):
     joined = pd.DataFrame(join_expression(mdata, MODALITIES, {}).toarray(), index=mdata.obs_names).loc[list("abcd")]
 
     assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
@@ -166,7 +166,7 @@ def test_zeros_and_ones_are_taken_for_open_or_closed():
     [
         (np.zeros((0, 2)), "", "xy", None, r"mdata\['m'\].X has 0 cells and 2 genes"),
         (np.zeros((2, 0)), "ab", "", None, "has 2 cells and 0 genes"),
-        ([[0, 0], [0, 0]], "ab", "xy", None, "holds no count at all"),
+        ([[0, 0], [0, 0]], "ab", "xy", None, "holds no counts"),
         ([[0.5, 1], [1, 1]], "ab", "xy", None, r"not whole numbers.*layers=\{'m': ...\}"),
         ([[-1, 1], [1, 1]], "ab", "xy", None, "negative"),
         ([[np.nan, 1], [1, 1]], "ab", "xy", None, "NaN"),
@@ -176,7 +176,7 @@ def test_zeros_and_ones_are_taken_for_open_or_closed():
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_values_that_no_likelihood_explains_are_refused(values, cells, names, likelihood, message):
+def test_values_outside_every_likelihood_raise(values, cells, names, likelihood, message):
     with pytest.raises(ValueError, match=message):
         check_modalities(mudata.MuData({"m": modality(values, cells, names)}), {"m": likelihood}, {})
 
@@ -187,7 +187,7 @@ def test_matrices_of_text_are_refused_by_the_type_of_their_values(dtype):
     mdata = mudata.MuData({"m": text})
 
     assert resolve_modalities(mdata, None, None)[0] == {"m": "negative_binomial"}  # which is no error of its own
-    with pytest.raises(ValueError, match=r"mdata\['m'\].X holds values of the type .*, but numbers are needed"):
+    with pytest.raises(ValueError, match=r"mdata\['m'\].X holds values of type .*, but numbers are needed"):
         check_modalities(mdata, {"m": "negative_binomial"}, {})
 
 

@@ -57,7 +57,7 @@ def test_processes_share_the_cells_in_equal_numbers_of_batches(n_cells, n_ranks,
     assert {len(share) for share in shares} == {len(loaders[0])}
     read = np.concatenate([np.concatenate(share) for share in shares])
     assert set(read) == set(range(n_cells))
-    assert len(read) < n_cells + n_ranks  # whoever has no cell left reads another's
+    assert len(read) < n_cells + n_ranks  # ranks without cells read another rank's
 
 
 def test_without_batches_of_a_stage_the_order_is_the_given_one():
@@ -66,7 +66,7 @@ def test_without_batches_of_a_stage_the_order_is_the_given_one():
     assert np.concatenate(order_of(make_loader(given))).tolist() == given
 
 
-def test_a_pass_goes_on_with_any_batch():
+def test_an_epoch_can_resume_at_any_batch():
     loader = make_loader(np.arange(90), seed=0)
     whole = order_of(loader)
     loader.sampler.first_batch = 6

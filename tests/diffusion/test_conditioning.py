@@ -29,7 +29,7 @@ def draw_classes(n_samples, n_classes, seed=0):
 
 
 def draw_columns(n_columns, *, is_number):
-    """Return keys of so many columns each, numbers or classes, and a condition ``(7, columns)``, of which nothing is null."""
+    """Return keys with this many columns each, numbers or classes, and a condition ``(7, columns)`` without nulls."""
     key = torch.repeat_interleave(torch.arange(len(n_columns)), torch.tensor(n_columns))
     generator = torch.Generator().manual_seed(0)
     if is_number:
@@ -67,7 +67,7 @@ def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns,
 
 
 @given(n_classes=N_CLASSES)
-def test_a_categorical_key_is_one_column_whose_number_of_classes_stands_for_nothing(n_classes):
+def test_the_number_of_classes_of_a_categorical_key_means_not_given(n_classes):
     columns = ConditionColumns.of_classes(n_classes)
     assert columns.n_keys == len(n_classes)
     assert columns.null.tolist() == n_classes
@@ -234,7 +234,7 @@ def test_a_group_of_all_keys_is_joint(scales):
 
 @given(scales=SCALES)
 @settings(max_examples=50, deadline=None)
-def test_weights_sum_to_one_and_no_subset_comes_twice_or_in_vain(scales):
+def test_weights_sum_to_one_and_subsets_are_unique_and_needed(scales):
     for strategy in CONDITION_STRATEGIES.values():
         terms = strategy.terms(scales)
         assert sum(term.weight for term in terms) == pytest.approx(1)

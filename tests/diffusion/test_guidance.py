@@ -189,7 +189,7 @@ def test_samples_at_different_times_are_guided_each_by_its_own():
 @pytest.mark.parametrize(
     "interval", [(0.5, 0.5), (0.7, 0.3), (-0.1, 1), (0, 1.1), (0.5,), 0.5, None, ("a", "b"), (0, np.nan)]
 )
-def test_an_interval_that_is_none_is_refused(interval):
+def test_an_invalid_interval_raises(interval):
     with pytest.raises(ValueError, match=r"`Guidance\(interval=...\)` must be two times"):
         ResolvedGuidance(interval=interval)
 
@@ -244,7 +244,7 @@ def test_a_prediction_without_spread_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.1, np.nan, "much", None, True])
-def test_a_share_of_rescaling_that_is_none_is_refused(rescale):
+def test_an_invalid_rescale_raises(rescale):
     with pytest.raises(ValueError, match=r"`Guidance\(rescale=...\)` must be a number from 0 to 1"):
         ResolvedGuidance(rescale=rescale)
 

@@ -183,7 +183,7 @@ def test_where_the_spread_differs_the_law_is_right():
 
 
 def test_a_value_that_many_noises_lead_to_gets_one_of_them():
-    """All data are the very same number, so that the flow back has nothing to tell them apart by."""
+    """All data are the same number, so the flow back cannot separate them."""
     x = torch.zeros(4, 5000, dtype=torch.float64)
     own, new = denoiser_of(0.0, 0.0), denoiser_of(0.0, 1.0)
 

@@ -93,7 +93,7 @@ def test_training_times_of_the_straight_path_are_uniform():
     assert abs(t.var() - 1 / 12) < 4 / (180 * 10_000) ** 0.5
 
 
-def test_a_path_of_ones_own_must_be_whole():
+def test_a_custom_path_must_be_complete():
     class Half(Path):
         def alpha(self, t):
             return t

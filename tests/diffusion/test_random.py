@@ -12,7 +12,7 @@ INDICES = st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True)
 
 
 def draw_everything(seed, indices):
-    """Draw in turn all kinds of numbers, so that the state after each draw matters too."""
+    """Draw all kinds of numbers in turn, so the state after each draw matters too."""
     generators = Generators(seed, indices)
     drawn = [
         generators.normal(2, 3).flatten(1),

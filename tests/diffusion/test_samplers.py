@@ -173,7 +173,7 @@ def test_flow_samplers_draw_nothing(name):
     assert torch.equal(generators.normal(3), Generators(0, range(2)).normal(3))
 
 
-def test_a_step_of_ones_own_can_be_used():
+def test_a_custom_step_can_be_used():
     def exact_step(field, x, t, dt):
         return x * dt.exp()
 

@@ -43,7 +43,7 @@ def test_without_noise_the_data_are_what_is_seen():
     assert expected(0.0, 0.0, 0.0, -0.5, alpha=1.0, sigma=1e-3) == pytest.approx(-0.5, abs=1e-4)
 
 
-def test_under_pure_noise_the_prior_speaks():
+def test_under_pure_noise_the_result_is_the_prior():
     assert expected(0.0, 2.0, 0.0, 5.0, alpha=1e-6, sigma=1.0) == pytest.approx((2.0 - 0.5) / 2, abs=1e-4)
 
 

@@ -11,7 +11,7 @@ SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)
 
 
 def draw(shape, seed):
-    """Return data, noise and times away from both ends, where some targets say nothing of one of the two."""
+    """Return data, noise and times away from both ends, where some targets do not determine one of the two."""
     generator = torch.Generator().manual_seed(seed)
     data, noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return data, noise, 0.05 + 0.9 * torch.rand(shape[0], generator=generator, dtype=torch.float64)

@@ -223,13 +223,13 @@ def test_the_seed_alone_decides(opened, method):
     assert not np.allclose(one.select_dtypes("number"), other.select_dtypes("number"), equal_nan=True)
 
 
-def test_a_network_that_is_told_no_condition_sees_another_cell(opened):
+def test_the_condition_changes_what_the_network_sees(opened):
     told, not_told = (interpret.head_coding_rates(opened, seed=0, conditional=value) for value in (True, False))
 
     assert not np.allclose(told, not_told)
 
 
-def test_a_cell_is_measured_the_same_whatever_it_is_called_if_no_condition_is_told(opened):
+def test_without_conditions_a_cells_label_does_not_change_its_measurements(opened):
     renamed = opened.adata.copy()
     renamed.obs["cell_type"] = pd.Categorical(["T cell"] * 96, categories=opened.adata.obs["cell_type"].cat.categories)
 
@@ -245,7 +245,7 @@ def test_flow_matching_counts_time_from_noise_to_data(make_opened):
 
     levels = table.groupby("time")["noise_level"].first()
     assert levels.to_dict() == pytest.approx({0.0: 1.0, 0.25: 0.75, 0.5: 0.5, 0.75: 0.25, 0.9: 0.1, 1.0: 0.0})
-    with pytest.raises(ValueError, match=r"between 0 \(noise\) and 1 \(data\) here, but found 250"):
+    with pytest.raises(ValueError, match=r"between 0 \(noise\) and 1 \(data\), but found 250"):
         interpret.head_loadings(model, time=250)
 
 
@@ -575,13 +575,13 @@ def test_an_untrained_model_has_nothing_to_show(make_cells):
 def test_a_network_that_is_no_white_box_cannot_be_opened(make_opened):
     model = make_opened(backbone="dit")
 
-    with pytest.raises(ValueError, match="Only white-box networks can be opened, but `backbone` is 'dit'"):
+    with pytest.raises(ValueError, match="Only white-box networks can be interpreted, but `backbone` is 'dit'"):
         interpret.layer_statistics(model)
 
 
 @pytest.mark.parametrize("time", [-1, 1000, "late", True, float("nan")])
 def test_times_beyond_the_path_are_refused(opened, time):
-    with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\) here, but found"):
+    with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\), but found"):
         interpret.layer_statistics(opened, times=[0, time])
     with pytest.raises(ValueError, match="between 0"):
         interpret.head_loadings(opened, time=time)
@@ -639,5 +639,5 @@ def test_sampling_says_what_is_wrong(opened, make_opened):
     with pytest.raises(ValueError, match="`n_cells` is needed"):
         interpret.sampling_statistics(opened)
     flow = make_opened(path="flow_matching", target="velocity", head="regression")
-    with pytest.raises(ValueError, match="steps of 'dopri5' differ from block to block"):
+    with pytest.raises(ValueError, match="steps of 'dopri5' differ between blocks"):
         interpret.sampling_statistics(flow, 3, sampler="dopri5")

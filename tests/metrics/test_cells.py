@@ -43,7 +43,7 @@ def test_an_unknown_entry_is_named_with_the_known_ones():
         ([[1.0, np.nan]], "infinite or missing"),
     ],
 )
-def test_what_is_no_set_of_points_is_refused(values, message):
+def test_arrays_that_are_not_points_raise(values, message):
     with pytest.raises(ValueError, match=message):
         representation(values)
 

@@ -1,4 +1,4 @@
-"""The table of all metrics: what stands in it, beside what, and what it refuses."""
+"""The table of all metrics: its content, its baselines, and its errors."""
 
 import anndata as ad
 import numpy as np
@@ -55,7 +55,7 @@ def full():
     )
 
 
-# --- what stands in it ------------------------------------------------------------------------------------------------
+# --- content ----------------------------------------------------------------------------------------------------------
 
 
 def test_columns_are_those_promised(full):
@@ -241,7 +241,7 @@ def test_genes_shuffled_within_groups_score_like_the_shuffled_column():
     assert abs(figure(found, "within_label_correlation")) < 0.2
 
 
-# --- what it is made of -----------------------------------------------------------------------------------------------
+# --- the cells behind it ----------------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_table_and_another_seed_another():
@@ -313,7 +313,7 @@ def test_only_drawn_cells_are_normalised(monkeypatch):
     assert sum(read) == 200 + 60 + 2 * 120 + 3 * 20
 
 
-def test_a_space_of_ones_own_leaves_all_training_cells_to_the_floor():
+def test_with_a_given_space_all_training_cells_are_available_for_the_floor():
     space = ComparisonSpace.fit(cells(200, seed=9))
     assert table(train=cells(110, seed=3), space=space).attrs["n_cells"] == {"all": 110}
     assert table(real=cells(180, seed=1), train=None, space=space).attrs["n_cells"] == {"all": 90}

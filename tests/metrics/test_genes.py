@@ -114,7 +114,7 @@ def test_genes_that_move_along_the_trend_have_no_mean_variance_error():
 
 def test_mean_variance_error_sees_cells_that_are_all_alike():
     counts = some_counts()
-    # a variance of none stands at 1e-8, far below any gene's
+    # no variance counts as 1e-8, far below any gene's
     assert mean_variance_error(counts, np.tile(counts[:1], (50, 1))) > 3
 
 
@@ -240,7 +240,7 @@ def test_scores_are_those_of_scanpy():
         assert len(set(mine["gene"]) ^ set(theirs["names"])) <= 2  # ties at the end of the list
 
 
-def test_cells_are_left_alone_and_nothing_is_said(capsys, recwarn):
+def test_cells_are_not_changed_and_there_is_no_warning(capsys, recwarn):
     cells = make_cells()
     before = cells.copy()
     marker_genes(cells, "cell_type")

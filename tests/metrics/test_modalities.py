@@ -88,7 +88,7 @@ def test_modalities_that_do_not_belong_together_are_seen_together_only(table, ju
     assert figure(wrong, "rna+prot", "cross_correlation_similarity")["value"] < 0.3
 
 
-def test_metrics_across_modalities_can_be_asked_for_alone(judge, cells, table):
+def test_metrics_across_modalities_can_be_requested_alone(judge, cells, table):
     found = judge(cells(1, 120), groupby="kind", metrics="cross_correlation_error")
     assert len(found) == 1
     expected = figure(table, "rna+prot", "cross_correlation_error")
@@ -130,7 +130,7 @@ def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells)
     assert list(found["modality"].unique()) == ["rna", "prot"]
 
 
-def test_what_is_wrong_with_the_arguments_is_said(judge, cells):
+def test_errors_say_what_is_wrong_with_the_arguments(judge, cells):
     with pytest.raises(TypeError, match="`synthetic` must be a MuData, but is AnnData"):
         judge(cells(1)["rna"])
     with pytest.raises(KeyError, match="`synthetic` has no modality 'prot'"):
@@ -219,7 +219,7 @@ def test_features_of_the_same_name_are_pairs_if_none_are_given(cells):
     assert (pairs["difference"] < 5 * pairs["floor"]).all()
 
 
-def test_within_labels_the_difference_between_labels_is_gone(cells):
+def test_within_labels_differences_between_labels_vanish(cells):
     real, synthetic = cells(0, strength=0.0, label_shift=2.0), cells(1, strength=0.0, label_shift=2.0)
     among_all = cross_modality_correlation(real, synthetic, [("g2", "p3")]).pairs["real"][0]
     within = cross_modality_correlation(real, synthetic, [("g2", "p3")], groupby="kind").pairs["real"][0]
@@ -249,7 +249,7 @@ def test_the_same_seed_gives_the_same_figures(cells):
     assert not first.equals(other)
 
 
-def test_what_is_wrong_with_the_arguments_of_correlations_is_said(cells):
+def test_errors_say_what_is_wrong_with_the_arguments_of_correlations(cells):
     real, synthetic = cells(0), cells(1)
     with pytest.raises(TypeError, match="`real` must be a MuData, but is AnnData"):
         cross_modality_correlation(real["rna"], synthetic)

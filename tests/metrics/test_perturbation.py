@@ -267,7 +267,7 @@ def test_the_variance_of_the_top_genes_needs_control():
         variance_error(cells, cells, n_top=2)
 
 
-def test_the_table_of_genes_holds_what_the_figures_are_made_of():
+def test_the_table_of_genes_has_the_values_behind_the_figures():
     rng = np.random.default_rng(0)
     rates = np.where(np.arange(20) < 4, [[30.0], [25.0], [10.0]], 10.0)
     real, predicted, control = (AnnData(rng.poisson(rate, (60, 20)).astype(np.float32)) for rate in rates)

@@ -70,7 +70,7 @@ def test_fidelity_is_the_share_of_requests_that_were_followed_label_by_label():
     values, labels = clear_cells(seed=1)
     kept = np.r_[0:60, 60:72, 120:180]  # the mean is over labels, so that their sizes do not matter
     asked = labels[kept].copy()
-    asked[:15] = "b"  # cells of a that were asked to be b: 15 of 27 requests for b fail
+    asked[:15] = "b"  # cells of a requested as b: 15 of 27 requests for b fail
     assert label_fidelity(*real, values[kept], asked) == pytest.approx((1 + 12 / 27 + 1) / 3, abs=0.01)
 
 
@@ -175,7 +175,7 @@ def test_without_donors_only_cells_are_held_out():
     assert set(table["task"]) == {"linear_probe", "knn"}
 
 
-def test_an_embedding_that_knows_the_labels_tells_them_in_every_way():
+def test_an_embedding_that_encodes_the_labels_scores_in_every_task():
     assert (scores(make_adata(), "X_clear") > 0.99).all()
 
 

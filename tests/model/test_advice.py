@@ -10,7 +10,7 @@ from scvi.model.base import BaseModelClass
 from scgen_diffusion.model import SCLDM
 
 IN_GENE_SPACE = {
-    "get_latent_representation": "SCLDM has one, or embed cells with scanpy.pp.pca",
+    "get_latent_representation": "use SCLDM, or embed cells with scanpy.pp.pca",
     "get_elbo": "scgen_diffusion.metrics.evaluate",
     "get_normalized_expression": "generate.condition=",
     "posterior_predictive_sample": "generate.condition=",

@@ -91,7 +91,7 @@ def test_conditions_are_drawn_like_the_training_cells(model, cells):
         assert (real.reindex(drawn.index, fill_value=0) - drawn).abs().max() < 0.08
 
 
-def test_what_lies_outside_training_is_warned_of_and_kept(model, tmp_path):
+def test_values_outside_training_give_a_warning_and_are_kept(model, tmp_path):
     with pytest.warns(UserWarning, match=r"outside the range.*dose=500.0 \(trained on 1 to 100\)"):
         synthetic = generate(model, gene="A", dose=500)
 

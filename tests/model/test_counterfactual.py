@@ -106,7 +106,7 @@ def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_othe
 
     np.testing.assert_allclose(same.X, expected, **CLOSE)
     assert np.abs(other.X - told_of_both.X).max() > 0.01
-    np.testing.assert_allclose(as_if_nk.X, other.X, **CLOSE)  # the model is not told the type
+    np.testing.assert_allclose(as_if_nk.X, other.X, **CLOSE)  # the model does not get the type
     assert other.uns["scgen_diffusion"]["given_keys"] == ["dose"]
 
 
@@ -153,7 +153,7 @@ def test_counts_are_drawn_or_expected(trained):
     assert np.corrcoef(drawn.X.toarray().ravel(), expected.X.ravel())[0, 1] > 0.5
 
 
-def test_a_cell_keeps_its_total_unless_another_is_asked_for(trained):
+def test_a_cell_keeps_its_total_unless_another_is_requested(trained):
     totals = trained.adata.X.sum(1)
 
     kept = trained.predict_perturbation(condition={"dose": 1}, sample=False)
@@ -165,7 +165,7 @@ def test_a_cell_keeps_its_total_unless_another_is_asked_for(trained):
     assert not np.allclose(drawn.X.sum(1), totals, rtol=0.05)
 
 
-def test_how_cells_were_made_is_told_and_can_be_written(trained, tmp_path):
+def test_provenance_is_recorded_and_can_be_written(trained, tmp_path):
     cells = trained.predict_perturbation(condition={"dose": 1}, strength=0.5, seed=4, n_steps=3)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     told = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]
@@ -185,7 +185,7 @@ def test_a_combination_never_seen_is_predicted_with_a_warning(trained):
     assert set(cells.obs["dose"]) == {100}
 
 
-def test_numbers_and_sets_can_be_asked_for_too(make_trained, make_cells):
+def test_numbers_and_sets_can_be_requested_too(make_trained, make_cells):
     adata = make_cells()
     rng = np.random.default_rng(0)
     adata.obs["drugs"] = rng.choice(["A", "B", "A+B", "none"], 96)
@@ -250,7 +250,7 @@ def test_the_same_seed_draws_the_same_cells_and_another_one_others(trained):
     assert not same_cells(one, other)
 
 
-def test_a_saved_model_predicts_the_same_of_cells_given_anew(trained, saved_model):
+def test_a_saved_model_predicts_the_same_for_cells_passed_again(trained, saved_model):
     loaded = SCLDM.load(saved_model, adata=False)
 
     one = trained.predict_perturbation(condition={"dose": 1}, seed=1)
@@ -286,7 +286,7 @@ def test_requests_of_one_seed_share_their_noise(gaussian):
     assert abs(paired_correlation(unpaired)) < 0.2
     as_nk = ((mixed.obs["cell_type"] == "NK") & (mixed.obs["dose"] == 1)).to_numpy()
     assert as_nk.any()
-    np.testing.assert_allclose(mixed.X[as_nk], nk.X[as_nk], **CLOSE)  # drawn or asked for
+    np.testing.assert_allclose(mixed.X[as_nk], nk.X[as_nk], **CLOSE)  # drawn or requested
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------
@@ -303,9 +303,9 @@ BAD_REQUESTS = {
     "unknown given key": ({"given_keys": ["dos"]}, "`given_keys` has the unknown key 'dos'.*'dose'"),
     "asked but not given": (
         {"condition": {"dose": 1}, "given_keys": ["cell_type"]},
-        "asks for 'dose', of which the model is not told",
+        "has the key 'dose', but `given_keys` does not",
     ),
-    "not learned alone": ({"given_keys": ["dose"]}, "condition_strategy='joint'.*has not learned these without"),
+    "not learned alone": ({"given_keys": ["dose"]}, "has not learned these keys without.*condition_strategy='joint'"),
     "adaptive sampler": ({"sampler": "dopri5"}, "cannot be run backwards"),
     "unknown sampler": ({"sampler": "eulr"}, "not known.*'euler'"),
     "no cells": ({"indices": []}, "`indices` selects no cells"),
@@ -368,7 +368,7 @@ def test_untrained_models_and_models_without_cells_say_so(make_model, saved_mode
         SCLDM.load(saved_model, adata=False).predict_perturbation(condition={"dose": 1})
 
 
-def test_nothing_is_warned_of_in_an_ordinary_request(trained):
+def test_an_ordinary_request_gives_no_warning(trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         trained.predict_perturbation(condition={"dose": 1}, indices=[0, 1], seed=0)

@@ -62,7 +62,7 @@ def history(*losses):
 # --- training --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_hardly_falls_is_warned_of_where_the_user_trains(make_gene_space, gene_space_class, quick):
+def test_a_loss_that_hardly_falls_gives_a_warning_at_the_users_line(make_gene_space, gene_space_class, quick):
     model = make_gene_space(gene_space_class)
 
     with pytest.warns(UserWarning, match=r"loss hardly fell, from .* to .*`plan_kwargs`") as caught:
@@ -75,7 +75,7 @@ def test_a_loss_that_hardly_falls_is_warned_of_where_the_user_trains(make_gene_s
 @pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("head", ["regression", "spike_and_slab"])
 @pytest.mark.parametrize("losses", [np.linspace(1, 0.5, 10), [1.0] * 9, [1.0]], ids=["falls", "short", "one epoch"])
-def test_a_loss_that_falls_and_a_short_run_are_not_warned_of(losses, head):
+def test_a_falling_loss_and_a_short_run_give_no_warning(losses, head):
     warn_of_early_plateau(history(*losses), head)
 
 
@@ -107,7 +107,7 @@ def test_a_single_value_that_is_no_number_is_an_error(plant_profiles):
         plant_profiles(profile).generate(5, seed=0)
 
 
-def test_values_far_above_training_are_warned_of_where_the_user_generates(plant_profiles, trained_gene_space):
+def test_values_far_above_training_give_a_warning_at_the_users_line(plant_profiles, trained_gene_space):
     largest = trained_gene_space.module.largest_value.item()
     profile = np.zeros(12)
     profile[3] = 2 * largest
@@ -137,7 +137,7 @@ ADVICE = {
 
 
 @pytest.mark.parametrize(("options", "advice"), ADVICE.values(), ids=ADVICE)
-def test_missing_zeros_are_warned_of_where_the_user_generates(make_trained_gene_space, monkeypatch, options, advice):
+def test_missing_zeros_give_a_warning_at_the_users_line(make_trained_gene_space, monkeypatch, options, advice):
     model = make_trained_gene_space(**options)
     monkeypatch.setattr(model.module, "decode", lambda *_, **__: torch.ones(128, 12))
 

@@ -183,7 +183,7 @@ def check_independence(model, request):
 
 
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS, ids=str)
-def test_cells_do_not_depend_on_batch_size_nor_on_how_many_are_asked_for(trained_gene_space, sampler):
+def test_cells_do_not_depend_on_batch_size_or_number_of_cells(trained_gene_space, sampler):
     check_independence(trained_gene_space, {"seed": 5, "sampler": sampler, "n_steps": 3})
 
 
@@ -314,7 +314,7 @@ def test_provenance_says_what_was_asked(trained_gene_space):
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
-def test_a_sampler_of_ones_own_is_recorded_with_its_options_and_can_be_written(trained_gene_space, tmp_path):
+def test_a_custom_sampler_is_recorded_with_its_options_and_can_be_written(trained_gene_space, tmp_path):
     sampler = DDIMSampler(eta=0.5, timesteps=(900, 500, 100, 0))
     cells = trained_gene_space.generate(2, seed=3, sampler=sampler)
 

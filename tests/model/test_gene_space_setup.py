@@ -105,7 +105,7 @@ def test_a_list_that_is_no_order_of_the_genes_is_refused(make_gene_space, order,
     ("spoil", "words"),
     [
         (lambda a: a.X.__setitem__((3, 1), -1), "negative.*scanpy.pp.scale"),
-        (lambda a: a.X.__setitem__((3, 1), 21), "up to 21, which are no logarithms"),
+        (lambda a: a.X.__setitem__((3, 1), 21), "up to 21, too large for logarithms"),
         (lambda a: a.X.__setitem__(3, 0), "without any count.*cell_3"),
         (lambda a: setattr(a, "X", np.ceil(a.X)), "whole numbers only"),
     ],

@@ -95,7 +95,7 @@ def test_a_trained_model_expresses_the_genes_of_the_requested_type(learned):
     assert np.mean(of_b) < 0.15  # 0
 
 
-def test_without_guidance_both_types_come_out_whatever_is_asked_for(learned):
+def test_without_guidance_both_types_are_generated_whatever_is_requested(learned):
     model, _ = learned
 
     free = share_of_first_half(model.generate(200, {"kind": "a"}, seed=0, guidance_scale=0))
@@ -202,7 +202,7 @@ def test_the_published_size_is_trained_by_the_published_recipe(
 
 
 @pytest.mark.parametrize("max_epochs", [0, -1, 1.5])
-def test_a_number_of_epochs_that_is_none_is_refused(make_gene_space, quick, max_epochs):
+def test_an_invalid_number_of_epochs_raises(make_gene_space, quick, max_epochs):
     with pytest.raises(ValueError, match="max_epochs"):
         make_gene_space().train(max_epochs, **quick)
 
@@ -275,7 +275,7 @@ def test_only_training_cells_set_the_scale(make_gene_space, quick):
 
 
 @pytest.mark.parametrize("values", ["counts", "log1p"])
-def test_training_goes_on_where_it_ended(make_trained_gene_space, make_cells, quick, values):
+def test_training_continues_where_it_ended(make_trained_gene_space, make_cells, quick, values):
     model = make_trained_gene_space(adata=make_cells(values=values), setup={"values": values})
     before = weights(model)
 
@@ -339,9 +339,7 @@ def test_an_interrupted_model_generates_and_can_be_saved(make_gene_space, gene_s
     [{}, {"head": "spike_and_slab", "target": "data", "scaling": "gene", "gene_order": "correlation"}],
     ids=["regression", "spike_and_slab"],
 )
-def test_a_killed_run_that_is_resumed_equals_one_that_was_not(
-    make_gene_space, gene_space_class, quick, tmp_path, options
-):
+def test_a_resumed_run_equals_an_uninterrupted_one(make_gene_space, gene_space_class, quick, tmp_path, options):
     scvi.settings.seed = 0
     whole = make_gene_space(gene_space_class, **options)
     whole.train(5, **quick)

@@ -80,7 +80,7 @@ def test_a_rare_category_can_be_generated_and_an_empty_one_cannot(trained):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_cells_do_not_depend_on_batch_size_nor_on_how_many_are_asked_for(trained, sampler):
+def test_cells_do_not_depend_on_batch_size_or_number_of_cells(trained, sampler):
     n_steps = None if sampler == "dopri5" else 4
     whole = trained.generate(300, seed=5, sampler=sampler, n_steps=n_steps)
 

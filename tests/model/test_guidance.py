@@ -36,7 +36,7 @@ def joint(make_trained):
     return make_trained(condition_keys=KEYS)
 
 
-# --- what is asked, resolved -------------------------------------------------------------------------------------------------
+# --- resolved requests ------------------------------------------------------------------------------------------------
 
 
 @given(scale=st.one_of(st.floats(-2, 5), st.dictionaries(st.sampled_from(KEYS), st.floats(-2, 5))), data=st.data())
@@ -98,7 +98,7 @@ def test_predictions_of_weight_zero_need_not_be_known():
     ("options", "words"),
     [
         ({"composition": "addtive"}, "`Guidance\\(composition='addtive'\\)` is not known.*closest first: 'additive'"),
-        ({"scale": {("dose",): 1.0}, "composition": "additive"}, "`composition` has no say"),
+        ({"scale": {("dose",): 1.0}, "composition": "additive"}, "`composition` has no effect"),
         ({"scale": {("dose",): 1.0, "treated": 1.0}}, "tuples of different keys, but found 'treated'"),
         ({"scale": {(): 1.0}}, r"tuples of different keys, but found \(\)"),
         ({"scale": {("dose", "dose"): 1.0}}, r"tuples of different keys, but found \('dose', 'dose'\)"),
@@ -218,7 +218,7 @@ def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained_gen
     ],
     ids=["default", "subsets", "composition"],
 )
-def test_provenance_tells_of_guidance_and_can_be_written(additive, tmp_path, how, told):
+def test_provenance_records_guidance_and_can_be_written(additive, tmp_path, how, told):
     cells = additive.generate(**REQUEST, **how)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     back = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]

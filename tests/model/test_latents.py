@@ -96,7 +96,7 @@ def test_values_and_genes_that_changed_after_training_are_refused(make_trained):
         model.get_latent_representation()
 
 
-def test_cells_without_counts_are_named_where_they_are_asked_for(trained):
+def test_requested_cells_without_counts_are_named(trained):
     other = trained.adata.copy()
     other.X[3] = 0
 
@@ -235,7 +235,7 @@ def test_sampled_reconstructions_are_counts_that_depend_on_the_seed_alone(traine
     assert (one.X != other.X).nnz > 0
 
 
-def test_a_sampled_reconstruction_does_not_depend_on_which_others_are_asked_for(trained):
+def test_a_sampled_reconstruction_does_not_depend_on_other_cells(trained):
     whole, picked = trained.get_reconstruction(seed=1), trained.get_reconstruction(indices=[7, 3, 90], seed=1)
 
     differing = (whole.X[[7, 3, 90]] != picked.X).nnz
@@ -292,7 +292,7 @@ def test_reconstructions_can_be_written(trained, tmp_path):
     trained.get_reconstruction(seed=0).write_h5ad(tmp_path / "cells.h5ad")
 
 
-def test_rows_of_a_file_come_in_the_order_asked_for(trained, make_cells, tmp_path):
+def test_rows_of_a_file_come_in_the_requested_order(trained, make_cells, tmp_path):
     cells = make_cells()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")

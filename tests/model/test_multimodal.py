@@ -1,4 +1,4 @@
-"""SCLDM on cells with several modalities, of which some cells lack some."""
+"""SCLDM on cells with several modalities, some of which are missing in some cells."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_library_sizes_that_cannot_be_are_refused(multimodal, library_size, erro
         multimodal.generate(3, library_size=library_size)
 
 
-def test_every_distribution_of_library_sizes_can_be_asked_for(multimodal):
+def test_every_distribution_of_library_sizes_can_be_requested(multimodal):
     for kind in ("latent", "empirical", "normal"):
         assert multimodal.generate(3, library_size=kind, seed=0).uns["scgen_diffusion"]["library_size"] == kind
 
@@ -295,7 +295,7 @@ def test_likelihoods_and_layers_can_be_chosen(tiny):
 
 @pytest.mark.parametrize("cls", [SCLDM, SCRDIT, WBDIT])
 def test_models_of_one_modality_name_the_one_of_several(cls):
-    with pytest.raises(TypeError, match="found MuData. Give one modality.*or take MULTISCLDM"):
+    with pytest.raises(TypeError, match="found MuData. Give one modality.*or use MULTISCLDM"):
         cls.setup_anndata(make_mudata())
 
 

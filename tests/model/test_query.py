@@ -215,7 +215,7 @@ def test_a_query_model_is_whole_without_its_reference(reference, make_cells, qui
     assert same(old_cells(again), before)
 
 
-def test_the_transport_is_learned_anew_from_the_new_cells(make_cells, make_trained, quick):
+def test_the_transport_is_trained_again_on_the_new_cells(make_cells, make_trained, quick):
     reference = make_trained(setup={"control_values": {"dose": 1}})
     reference.train_transport(max_epochs=1, **quick)
     query = query_cells(make_cells)
@@ -238,7 +238,7 @@ def test_a_query_model_can_be_a_reference(scldm, make_cells, quick):
 
     assert second.conditions.categories["cell_type"][-2:] == [NEW_TYPE, "mast"]
     assert same(old_cells(second), old_cells(scldm))
-    # the open dose may be drawn anew only if new cells had this type
+    # the open dose may be drawn again only if new cells had this type
     assert same(second.generate(20, {"cell_type": NEW_TYPE}, seed=1), known)
 
 
@@ -315,7 +315,7 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
         load(pd.concat([row, table + 1]), trainable="conditions")
     with pytest.raises(ValueError, match="nothing to train"):
         load(row)
-    with pytest.raises(ValueError, match="'cell_type', of which the reference has no known embeddings"):
+    with pytest.raises(ValueError, match="'cell_type', for which the reference has no known embeddings"):
         SCLDM.load_query_data(cells, reference, condition_embeddings={"cell_type": row}, accelerator="cpu")
 
     model = load(row, trainable="conditions")
@@ -384,7 +384,7 @@ def renamed(cells):
     return other
 
 
-def test_nothing_new_is_said(scldm, make_cells):
+def test_known_problems_are_reported_once(scldm, make_cells):
     with pytest.raises(ValueError, match="nothing to train.*'conditions', 'network', 'all'"):
         SCLDM.load_query_data(query_cells(make_cells, new=()), scldm, accelerator="cpu")
 
@@ -393,7 +393,7 @@ def test_classes_of_another_type_are_not_taken_for_new_ones(scldm, make_cells):
     cells = query_cells(make_cells)
     cells.obs["dose"] = cells.obs["dose"].astype(str)
 
-    with pytest.raises(ValueError, match="holds '1' of the type str, which the reference knows as 1 of the type int"):
+    with pytest.raises(ValueError, match="holds '1' of type str, which the reference knows as 1 of type int"):
         SCLDM.load_query_data(cells, scldm, accelerator="cpu")
 
 
@@ -449,7 +449,7 @@ def test_genes_can_be_prepared_in_place_and_from_a_folder(scldm, make_cells, tmp
     assert list(cells.var_names) == list(scldm.var_.index)
 
 
-def test_few_genes_are_warned_of_and_none_or_doubled_ones_refused(scldm, make_cells):
+def test_few_genes_give_a_warning_and_none_or_duplicates_raise(scldm, make_cells):
     cells = query_cells(make_cells)
     with pytest.warns(UserWarning, match="6 of the model's 12 genes were found; 6 were filled with zeros, and 0 genes"):
         SCLDM.prepare_query_anndata(cells[:, :6].copy(), scldm)

@@ -195,7 +195,7 @@ def test_the_way_of_a_cell_depends_on_neither_frames_nor_other_cells(either):
         assert np.array_equal(frame(few_cells, number).X, frame(whole, number).X[:17])
 
 
-def test_how_the_cells_were_made_is_told(either, tmp_path):
+def test_provenance_is_recorded(either, tmp_path):
     path = either.get_sampling_path(4, B_CELLS, n_frames=3, n_steps=5, guidance_scale=2.0, seed=7)
 
     told = path.uns["scgen_diffusion"]
@@ -247,7 +247,7 @@ def test_an_untrained_model_says_what_to_call(make_model, make_gene_space):
             model.get_sampling_path(3)
 
 
-def test_what_generate_refuses_is_refused(trained):
+def test_what_generate_rejects_raises(trained):
     with pytest.raises(ValueError, match="`sampler` 'eulr' is not known"):
         trained.get_sampling_path(3, sampler="eulr")
     with pytest.raises(ValueError, match="unknown value 'B sell'"):

@@ -183,7 +183,7 @@ def test_damaged_cells_beside_a_model_are_named(trained, tmp_path):
     assert SCLDM.load(tmp_path / "m", adata=False).is_trained
 
 
-def test_a_missing_model_is_said(tmp_path):
+def test_a_missing_model_is_reported(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(FileNotFoundError, match="no saved model at"):
             SCLDM.load(folder)

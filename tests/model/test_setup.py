@@ -59,7 +59,7 @@ def test_an_unknown_kind_of_values_is_refused(make_cells):
     [
         ({"batch_key": "donor"}, "no argument 'batch_key'.*`condition_keys`"),
         ({"labels_key": None, "categorical_covariate_keys": ["a"]}, "'labels_key'.*'categorical_covariate_keys'"),
-        ({"continuous_covariate_keys": ["dose"]}, "Name such columns in `continuous_condition_keys`"),
+        ({"continuous_covariate_keys": ["dose"]}, "Give such columns as `continuous_condition_keys`"),
         ({"size_factor_key": "total"}, r"Leave it out.*generate\(library_size="),
         ({"conditions": ["cell_type"]}, "closest first: 'condition_keys'"),
         ({"cell_type_key": "cell_type"}, "closest first: 'condition_keys'"),
@@ -99,9 +99,9 @@ def test_no_keys_may_be_written_as_none(make_cells, tiny):
     ("values", "words"),
     [
         (["a", 1], "numbers and text together"),
-        ([True, 1.5], "numbers and truth values together"),
+        ([True, 1.5], "mixes booleans and numbers"),
         ([["a"], "b"], "holds \\['a'\\] of type list"),
-        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "text, numbers or truth values only"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "text, numbers or booleans only"),
         (pd.Categorical(pd.to_datetime(["2020-01-01", "2020-01-02"])), "of type Timestamp"),
         ([1j, 2j], "of type complex"),
     ],
@@ -138,10 +138,11 @@ def test_columns_of_one_name_are_refused(make_cells, table):
     [
         (np.arange(400) % 300, "300 distinct numbers.*`continuous_condition_keys`"),
         (np.linspace(0, 1, 400), "400 distinct numbers.*`continuous_condition_keys`"),
-        ([f"barcode_{number}" for number in range(400)], "400 classes for 400 cells"),
+        ([f"barcode_{number}" for number in range(400)], "400 classes in 400 cells"),
+        (np.arange(400) % 30 / 10, "30 distinct numbers.*`continuous_condition_keys`"),
     ],
 )
-def test_columns_that_look_like_amounts_or_barcodes_are_warned_of(make_cells, values, words):
+def test_columns_that_look_like_amounts_or_barcodes_give_a_warning(make_cells, values, words):
     adata = make_cells(400)
     adata.obs["key"] = values
 
@@ -200,7 +201,7 @@ def test_registries_of_other_models_are_refused(registry, tiny):
 
 
 @pytest.mark.parametrize("cells", ["cells.h5ad", 5, pd.DataFrame()])
-def test_what_is_no_anndata_is_refused_by_the_model(cells, tiny):
+def test_the_model_rejects_anything_but_an_anndata(cells, tiny):
     with pytest.raises(TypeError, match="must be an AnnData"):
         SCLDM(cells, **tiny)
 

@@ -1,4 +1,4 @@
-"""``generate_to``: the cells of ``generate`` in a file, whoever made them and however often it was killed."""
+"""``generate_to``: the cells of ``generate`` in a file, from any number of processes and after any number of kills."""
 
 from __future__ import annotations
 

@@ -178,7 +178,9 @@ def test_processes_that_join_the_same_parts_at_once_do_no_harm(trained, goal, ex
 
 @pytest.mark.parametrize(("moment", "goal"), [("one part", ".h5ad"), ("joining", ".zarr")], indirect=["goal"], ids=str)
 def test_a_process_that_stood_still_finds_its_work_done_by_others(trained, goal, expected, moment, monkeypatch):
-    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refused(errno.ENOLCK))  # or others would wait for it
+    monkeypatch.setattr(
+        pytest.importorskip("fcntl"), "flock", refused(errno.ENOLCK)
+    )  # otherwise others would wait for it
     process = start(lambda: trained.generate_to(goal, **REQUEST))
     wait_for(process, lambda: MOMENTS[moment](goal))
     os.kill(process.pid, signal.SIGSTOP)
@@ -215,7 +217,7 @@ def test_a_damaged_part_is_noticed_and_made_again(trained, h5ad, expected, damag
     assert_whole(h5ad, expected)
 
 
-def test_a_loaded_model_goes_on(trained, saved_model, h5ad, expected):
+def test_a_loaded_model_continues_training(trained, saved_model, h5ad, expected):
     trained.generate_to(h5ad, **REQUEST, rank=0, n_ranks=2)
 
     type(trained).load(saved_model, adata=False).generate_to(h5ad, **REQUEST)
@@ -223,7 +225,7 @@ def test_a_loaded_model_goes_on(trained, saved_model, h5ad, expected):
     assert_whole(h5ad, expected)
 
 
-def test_what_was_begun_with_other_arguments_can_be_given_up(trained, h5ad, expected):
+def test_files_of_other_arguments_can_be_discarded(trained, h5ad, expected):
     trained.generate_to(h5ad, **{**REQUEST, "seed": 1}, rank=0, n_ranks=2)
 
     trained.generate_to(h5ad, **REQUEST, overwrite=True)
@@ -231,7 +233,7 @@ def test_what_was_begun_with_other_arguments_can_be_given_up(trained, h5ad, expe
     assert_whole(h5ad, expected)
 
 
-def test_a_folder_without_a_request_is_no_hindrance(trained, h5ad, expected):
+def test_a_folder_without_a_request_can_be_used(trained, h5ad, expected):
     (folder_of(h5ad) / "whole-1.zarr").mkdir(parents=True)  # as of a process whose work was taken away while it wrote
 
     trained.generate_to(h5ad, **REQUEST)
@@ -245,7 +247,7 @@ def test_folders_that_are_missing_none_or_closed_are_named_before_any_work(train
 
     with pytest.raises(FileNotFoundError, match="The folder .*missing of `path` does not exist"):
         trained.generate_to(tmp_path / "missing" / "cells.zarr", **REQUEST)
-    with pytest.raises(NotADirectoryError, match="file, in which `path` shall lie, is not a folder"):
+    with pytest.raises(NotADirectoryError, match="file, the parent of `path`, is not a folder"):
         trained.generate_to(tmp_path / "file" / "cells.zarr", **REQUEST)
     monkeypatch.setattr(os, "mkdir", refused(errno.EACCES))  # root may write anywhere
     with pytest.raises(OSError, match="Making a folder for finished cells in .* Permission denied"):

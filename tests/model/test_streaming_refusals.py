@@ -44,7 +44,7 @@ def test_other_arguments_are_refused_by_name(trained, begun, finished, name, cha
     assert not begun.exists()
 
     before = finished.read_bytes()
-    with pytest.raises(FileExistsError, match=rf"exists already.*{named}.*overwrite=True"):
+    with pytest.raises(FileExistsError, match=rf"already exists.*{named}.*overwrite=True"):
         trained.generate_to(finished, **{**REQUEST, **change})
     assert finished.read_bytes() == before
 
@@ -104,7 +104,7 @@ def test_what_this_package_did_not_write_is_never_replaced(
     write(make_cells, goal.resolve())
     before = contents(tmp_path)
 
-    with pytest.raises(FileExistsError, match=r"which is never replaced\. Choose another path"):
+    with pytest.raises(FileExistsError, match=r"such a file is never replaced\. Choose another path"):
         trained.generate_to(goal, **REQUEST, overwrite=True)
 
     assert contents(tmp_path) == before
@@ -114,7 +114,7 @@ def test_generated_cells_beside_other_files_are_not_replaced(trained, tmp_path):
     goal = trained.generate_to(tmp_path / "cells.zarr", 3, seed=1)
     (goal / "notes.txt").write_text("mine")
 
-    with pytest.raises(FileExistsError, match="which is never replaced"):
+    with pytest.raises(FileExistsError, match="such a file is never replaced"):
         trained.generate_to(goal, **REQUEST, overwrite=True)
 
     (goal / "notes.txt").unlink()

@@ -109,7 +109,7 @@ def test_the_number_of_epochs_follows_from_the_number_of_cells(make_model, quick
 
 
 @pytest.mark.parametrize("max_epochs", [0, -1, 1.5])
-def test_a_number_of_epochs_that_is_none_is_refused(make_model, quick, monkeypatch, max_epochs):
+def test_an_invalid_number_of_epochs_raises(make_model, quick, monkeypatch, max_epochs):
     monkeypatch.setattr("scgen_diffusion.train.Recipe.max_epochs", lambda self, n: 1)
 
     with pytest.raises((ValueError, TypeError), match="max_epochs"):
@@ -214,7 +214,7 @@ def test_an_interrupted_autoencoder_is_usable(make_model, quick):
 
     assert signal.getsignal(signal.SIGINT) is handler
     assert 1 <= len(model.history["autoencoder_loss_train"]) <= 2
-    assert "prior_loss_train" not in model.history  # the user asked to stop, not to go on
+    assert "prior_loss_train" not in model.history  # the user asked to stop
     assert np.isfinite(model.get_latent_representation()).all()
     with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
         model.generate(2)
@@ -360,7 +360,7 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
     model.train(1, checkpoint_dir=tmp_path, **quick)
     model.train_autoencoder(2, **quick)
 
-    with pytest.raises(ValueError, match="older than what it was trained on"):
+    with pytest.raises(ValueError, match="older than the stage before it"):
         model.train_prior(1, checkpoint_dir=tmp_path, **quick)
 
 
@@ -389,7 +389,7 @@ def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, mak
 def test_cells_in_the_devices_memory_train_as_those_that_are_read(make_model, quick, monkeypatch):
     trained = []
     for room in (0.0, 1e9):  # none, as on a CPU, and enough
-        monkeypatch.setattr(train_cells, "room_for_cells", lambda device, room=room: room)
+        monkeypatch.setattr(train_cells, "memory_for_cells", lambda device, room=room: room)
         torch.manual_seed(0)
         model = make_model()
         model.train_autoencoder(2, **quick)

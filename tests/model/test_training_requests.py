@@ -1,17 +1,25 @@
-"""What ``train`` is asked for, and the cells that it finds: all is checked before the first stage starts."""
+"""Arguments and cells of ``train`` are checked before the first stage starts."""
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
 import pytest
 import scanpy as sc
 import scvi
+from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 from scgen_diffusion.model import MULTISCLDM, SCLDM
+from scgen_diffusion.model._training import closing_message, validation_trend
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
 
@@ -56,7 +64,7 @@ def test_cells_that_were_changed_since_they_were_set_up_are_refused(make, change
     work, message = CHANGES[change]
     work(adata)
 
-    with pytest.raises(ValueError, match=f"not what they were when they were set up: .*{message}"):
+    with pytest.raises(ValueError, match=f"have changed since they were set up: .*{message}"):
         model.train(1, **quick)
     assert model.trained_stages_ == []
 
@@ -67,7 +75,7 @@ def test_changed_values_of_a_backed_file_are_refused(make_cells, make_model, qui
     model = make_model(adata)
     adata.X[:, :] = np.log1p(adata.X[:, :])
 
-    with pytest.raises(ValueError, match="not what they were when they were set up"):
+    with pytest.raises(ValueError, match="have changed since they were set up"):
         model.train(1, **quick)
 
 
@@ -125,7 +133,7 @@ MISTAKES = [
     ({"train_size": "most"}, ValueError, "`train_size` must be a number"),
     ({"train_size": 0.8, "validation_size": 0.3}, ValueError, "must add up to at most 1"),
     ({"validation_size": 1.0}, ValueError, "cells to train on"),
-    ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the loss of validation cells"),
+    ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the validation loss"),
 ]
 
 
@@ -236,7 +244,7 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     assert "SCLDM of 96 cells" in first
     assert "12" in genes
     assert "cell_type (5 classes), dose (3 classes)" in conditions
-    assert "nothing; not yet: autoencoder, prior, transport" in trained
+    assert "nothing yet (stages: autoencoder, prior, transport)" in trained
     assert following.endswith("model.train()")
     model.train_autoencoder(1, **quick)
     assert "model.train_prior()" in lines_of(model, capsys)[4]
@@ -251,6 +259,11 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
     loaded = SCLDM.load(tmp_path / "model", adata=False)
     assert "not loaded" in lines_of(loaded, capsys)[0]
     assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
+    cells = make_cells(seed=1)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"NK": "ILC"})
+    *_, state, following = lines_of(SCLDM.load_query_data(cells, loaded), capsys)
+    assert "autoencoder, prior (by the reference; not fine-tuned yet)" in state
+    assert following.endswith("model.train()")
     assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion")
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
     MULTISCLDM.setup_mudata(mdata)
@@ -262,17 +275,130 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
 QUIET = """
 import sys
 sys.path.insert(0, sys.argv[1])
+import warnings
 import conftest
+warnings.filterwarnings("ignore", message="Too few ")
 sys.stderr.write("begin\\n")
 conftest._make_model().train(2)
 """
 
 
-def test_training_shows_a_bar_for_each_stage_and_nothing_else(run_apart):
+def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apart):
     out, err = run_apart(QUIET, Path(__file__).parents[1])
 
-    shown = err.partition("begin\n")[2].replace("\r", "\n").splitlines()
+    *stages, words = err.partition("begin\n")[2].splitlines()
     assert out == ""
-    assert {line.split()[2].rstrip(":") for line in shown if line} == {"autoencoder", "prior"}
-    assert all(line.startswith("Training the ") for line in shown if line)
-    assert any("epoch 2 of 2, loss " in line and "100%" in line for line in shown)
+    assert [line.partition(":")[0] for line in stages] == ["Autoencoder (compresses cells)", "Prior (generates cells)"]
+    assert all("100%, epoch 2 of 2, validation loss " in line for line in stages)
+    assert "\r" not in err
+    assert words == (
+        "Training is done, but was too short to show how well it went. Next: "
+        "model.generate(1_000, condition={'cell_type': 'B cell'}) and model.save('my_model')."
+    )
+
+
+def words_of(losses, n_epochs_done=100, **options):
+    """Say how a prior of 100 epochs went."""
+    plan = SimpleNamespace(name="prior", validation_losses=np.array(losses, float), n_epochs_done=n_epochs_done)
+    result = SimpleNamespace(plan=plan, trainer=SimpleNamespace(max_epochs=100), was_interrupted=False)
+    options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
+    return closing_message([result], {"prior": 100}, {"prior": 300}, **options)
+
+
+def test_the_last_sentences_say_how_validation_went_and_what_to_do():
+    settled = [9.0, 5, 3, 2, 2, 2, 2, 2, 2, 2]
+    assert words_of(settled) == "Training is done, and the validation loss has settled. Next: model.generate(10)."
+    assert "falling at the end. Next: train longer, max_epochs={'prior': 300}." in words_of(np.arange(10)[::-1])
+    assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
+    assert "without validation cells" in words_of([])
+    assert "ended the prior after epoch 40 of 100. Next: model.generate(10)." in words_of(settled, 40)
+
+
+class Stop(Callback):
+    """Press Ctrl-C in the second epoch of the prior."""
+
+    def on_train_epoch_start(self, trainer, plan):
+        if (plan.name, trainer.current_epoch) == ("prior", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("folder", "again"), [(False, "continue training"), (True, "resume from the last checkpoint")])
+def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick, capsys, tmp_path, folder, again):
+    options = {**quick, "enable_progress_bar": True, "callbacks": [Stop()]}
+    make_model().train(3, **options, checkpoint_dir=tmp_path if folder else None)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        "You stopped the prior in epoch 2 of 3; its weights are kept. Next: make the same call again to "
+    )
+    assert again in last
+
+
+def test_labels_with_few_cells_are_named_once(make_model, quick):
+    model = make_model()
+    with pytest.warns(UserWarning, match=r"Too few training cells \(under 10\) of cell_type 'rare' \(1\): "):
+        model.train_autoencoder(2, **quick, train_size=1.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Too few training cells")
+        model.train_prior(2, **quick)
+
+
+def test_a_training_that_is_far_too_short_is_named(make_gene_space, quick):
+    with pytest.warns(UserWarning, match=r"Too few epochs for 86 training cells: 2 of the diffusion \(default 133"):
+        make_gene_space().train(2, **quick)
+
+
+class Terminal(io.StringIO):
+    """What a terminal shows."""
+
+    def isatty(self):
+        return True
+
+
+def test_in_a_terminal_training_shows_a_bar_per_stage(make_model, quick, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    make_model().train(2, **quick | {"enable_progress_bar": True})
+    shown = sys.stderr.getvalue().replace("\r", "\n").splitlines()
+    assert any(line.startswith("Autoencoder (compresses cells)   0%|") for line in shown)
+    assert any(
+        line.startswith("Prior (generates cells) 100%|") and "epoch 2 of 2, validation loss" in line for line in shown
+    )
+
+
+def test_without_a_progress_bar_training_says_nothing(make_model, quick, capsys):
+    make_model().train(2, **quick)
+    assert capsys.readouterr() == ("", "")
+
+
+EPOCHS = np.arange(50)
+LEARNING = 100 * np.exp(-EPOCHS / 8)  # what the loss falls by
+
+
+@pytest.mark.parametrize(
+    ("losses", "trend"),
+    [
+        (600 + LEARNING, "settled"),
+        (600 + LEARNING + 4 * np.sin(3 * EPOCHS), "settled"),  # moves to and fro
+        (600 + LEARNING + EPOCHS / 10, "settled"),  # rises by 5 of 100
+        (600 + LEARNING + EPOCHS, "rose"),
+        (600 - EPOCHS, "fell"),
+        (600 + 100 * np.exp(-EPOCHS / 40), "fell"),
+        (600 + np.sin(7 * EPOCHS), "settled"),  # knew all from the beginning
+        (600 + EPOCHS, "rose"),
+        (np.array([700.0, 660, 640, 630, 628]), "fell"),
+        (np.array([700.0, 650, 648]), "unknown"),
+        (np.array([]), "unknown"),
+        # the prior of pbmc3k and the autoencoder of kang_ifnb, by default
+        (
+            np.array(
+                [1.72, 1.28, 0.67, 0.58, 0.553, 0.57, 0.565, 0.57, 0.575, 0.585, 0.586, 0.584, 0.589, 0.587, 0.587]
+            ),
+            "settled",
+        ),
+        (
+            np.array([1530.0, 1460, 1425, 1407, 1402, 1400, 1398, 1397, 1395, 1393, 1393, 1392, 1392, 1392, 1392]),
+            "settled",
+        ),
+    ],
+)
+def test_the_trend_of_the_validation_loss(losses, trend):
+    assert validation_trend(losses) == trend

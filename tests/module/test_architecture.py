@@ -104,7 +104,7 @@ def test_an_architecture_cannot_be_changed_after_it_was_checked():
         ({"dropped_together": [["a"]]}, "must list groups of at least two"),
         ({"dropped_together": None}, "must list groups of at least two"),
         ({"dropped_together": [["a", "b"], ["c", "a"]]}, "has the key 'a' more than once"),
-        ({"dropped_together": [["a", "b"]], "condition_strategy": "joint"}, "belongs to .*'additive'.*'joint'"),
+        ({"dropped_together": [["a", "b"]], "condition_strategy": "joint"}, "needs .*'additive'.*'joint'"),
     ],
     ids=str,
 )

@@ -159,16 +159,14 @@ def test_parameters_that_are_not_finite_are_an_error_that_names_them(bad, other)
     u, good, broken = uniforms(3), torch.full((3,), other), torch.tensor([other, bad, other])
 
     for mu, theta, name in [(broken, good, "`mu`"), (good, broken, "`theta`"), (broken, broken, "`mu` and `theta`")]:
-        with pytest.raises(FloatingPointError, match=f"{name} of the .* model has diverged. Train anew"):
+        with pytest.raises(FloatingPointError, match=f"{name} of the .* model has diverged. Train again"):
             draw_negative_binomial(u, mu, theta)
     with pytest.raises(FloatingPointError, match="`mean` of the"):
         draw_poisson(u, broken)
 
 
 def test_where_looking_would_mean_to_wait_such_counts_are_no_numbers(monkeypatch):
-    monkeypatch.setattr(
-        _count_draws, "where_finite", lambda **values: torch.stack([*values.values()]).isfinite().all(0)
-    )
+    monkeypatch.setattr(_count_draws, "finite_mask", lambda **values: torch.stack([*values.values()]).isfinite().all(0))
     nan, inf = float("nan"), float("inf")
     mu, theta = torch.tensor([nan, inf, 40.0, 40.0, 40.0]), torch.tensor([1.0, 1.0, nan, inf, 1.0])
 
@@ -202,7 +200,7 @@ def test_neighbouring_numbers_have_streams_of_their_own():
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / 20_000**0.5
 
 
-def test_what_is_no_count_is_thinned_to_nan_and_not_drawn_for_ever():
+def test_invalid_counts_become_nan_and_sampling_ends():
     counts = torch.tensor([[3.0, torch.nan, torch.inf, -2.0, 40.0]])
 
     thinned = thin(counts, torch.tensor([[0.5]]), torch.Generator().manual_seed(0))

@@ -32,7 +32,7 @@ def test_the_average_has_no_gradients_and_is_part_of_the_state():
     assert {"average.n_averaged", "average.module.weight"} <= set(holder.state_dict())
 
 
-def test_the_average_goes_on_from_a_saved_state():
+def test_the_average_continues_from_a_saved_state():
     network = nn.Linear(1, 1, bias=False)
     one, other = averaged_copy(network, 0.99), averaged_copy(network, 0.99)
     for value in (1.0, 5.0):

@@ -15,7 +15,7 @@ def counts():
     return torch.poisson(torch.rand(50, 30) * 5, generator=torch.Generator().manual_seed(0)) + torch.eye(50, 30)
 
 
-def test_a_profile_stands_for_ten_thousand_counts(counts):
+def test_a_profile_sums_to_ten_thousand_counts(counts):
     sums = log_profile(counts, "counts").expm1().sum(1)
 
     torch.testing.assert_close(sums, torch.full((50,), TARGET_SUM), rtol=1e-5, atol=0)  # single precision

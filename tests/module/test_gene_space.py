@@ -194,7 +194,7 @@ def test_log_values_have_no_loss_of_library_sizes(profiles):
     assert set(with_sizes.extra_metrics) - set(losses.extra_metrics) == {"library_size_loss"}
 
 
-def test_the_averaged_weights_are_asked_for_by_name(counts, profiles):
+def test_the_averaged_weights_are_requested_by_name(counts, profiles):
     module = build()
     data = module.encode(profiles)
     kwargs = {"noise": torch.zeros_like(data), "t": torch.full((40,), 0.5), "condition": torch.zeros(40, 0).long()}
@@ -301,7 +301,7 @@ def test_negative_values_get_no_counts_and_a_cell_of_zeros_none(profiles):
     assert not counts[1:].any()
 
 
-def test_what_is_no_number_is_no_count():
+def test_nan_is_not_a_count():
     assert to_counts(torch.full((1, N_GENES), torch.nan), torch.tensor([10.0])).isnan().all()
 
 

@@ -61,7 +61,7 @@ def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
     assert a.width % a.n_heads == 0
 
 
-def test_sizes_of_ones_own_and_published_ones_do_not_follow_from_the_data():
+def test_custom_and_published_sizes_do_not_depend_on_the_data():
     few = {"n_genes": 5, "n_cells": 5, "on_gpu": False}
 
     assert build_gene_space_architecture("WBDIT", "published", **few) == published("WBDIT")
@@ -114,7 +114,7 @@ def test_an_unknown_choice_is_refused_with_those_there_are(name):
 
 
 @pytest.mark.parametrize("order", [5, None, 1.5, True])
-def test_an_order_of_genes_that_is_none_is_refused(order):
+def test_an_invalid_gene_order_raises(order):
     with pytest.raises((ValueError, TypeError), match="`gene_order` must be 'given', 'correlation' or a list"):
         build_gene_space_architecture("SCRDIT", "default", gene_order=order)
 

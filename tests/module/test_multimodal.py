@@ -104,7 +104,7 @@ def test_thinning_and_dropping_go_together(module):
     assert len(kept.unique()) > 100
 
 
-def test_what_the_encoder_was_not_shown_is_not_held_against_the_latent(module):
+def test_genes_hidden_from_the_encoder_do_not_count_against_the_latent(module):
     x = make_cells()
     keep = torch.ones_like(x)
     keep[:, 6:10] = 0

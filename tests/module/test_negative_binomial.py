@@ -41,7 +41,7 @@ def value_and_gradients(case, outliers):
 @pytest.mark.parametrize("with_outliers", [False, True])
 @pytest.mark.parametrize("per_cell", [False, True])
 @pytest.mark.parametrize("largest", [2, N_TABULATED, 40, 3000])
-def test_all_entries_tell_the_same_as_those_above_zero(monkeypatch, largest, per_cell, with_outliers):
+def test_all_entries_give_the_same_result_as_the_positive_ones(monkeypatch, largest, per_cell, with_outliers):
     case, outliers = draw_case(per_cell=per_cell, largest=largest), build_outliers() if with_outliers else None
     of_nonzero = value_and_gradients(case, outliers)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scgen_diffusion.module._count_draws import draw_negative_binomial
-from scgen_diffusion.module._residuals import carry_over_counts
+from scgen_diffusion.module._residuals import counterfactual_counts
 
 N_CELLS = 40_000
 
@@ -16,7 +16,7 @@ def carried(mean, new_mean, theta=2.0, seed=0):
     mean, new_mean, theta = (torch.full((N_CELLS,), value) for value in (mean, new_mean, theta))
     first, second = torch.rand(2, N_CELLS, generator=generator, dtype=torch.float64)
     counts = draw_negative_binomial(first, mean, theta)
-    return counts, carry_over_counts(second, counts, mean, new_mean, theta)
+    return counts, counterfactual_counts(second, counts, mean, new_mean, theta)
 
 
 @pytest.mark.parametrize("new_mean", [0.5, 3.0, 9.0])

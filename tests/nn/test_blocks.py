@@ -21,7 +21,7 @@ def draw(*shape, seed=1):
 
 
 def build(block, seed=0):
-    """Give every parameter a value that is not its start, so that none can be forgotten."""
+    """Change every parameter from its initial value, so that none can be forgotten."""
     generator = torch.Generator().manual_seed(seed)
     block = block.double()
     for parameter in block.parameters():

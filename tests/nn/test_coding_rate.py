@@ -94,7 +94,7 @@ def test_sparsity_counts_exact_zeros_of_each_cell():
     assert sparsity(tokens).tolist() == [0.5, 1.0]
 
 
-def test_what_is_not_a_number_stays_so():
+def test_nan_stays_nan():
     assert coding_rate(torch.full((3, 2), torch.nan)).isnan()
 
 

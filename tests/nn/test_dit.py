@@ -71,7 +71,7 @@ def test_prediction_depends_on_every_input(changed):
     assert (difference[[0, 1, 3, 4]] > 1e-4).all()  # flipping leaves the middle sample where it is
 
 
-def test_tokens_are_told_apart_by_their_position():
+def test_tokens_differ_by_their_position():
     network, (x_t, t, condition) = build(), build_inputs()
     order = torch.tensor([1, 0, 3, 2])
     assert not torch.allclose(network(x_t[:, order], t, condition), network(x_t, t, condition)[:, order], atol=1e-3)

@@ -48,7 +48,7 @@ def test_time_embedding_follows_its_formula():
     torch.testing.assert_close(embedding(t), expected, rtol=1e-4, atol=1e-5)  # single precision, sums of 256 terms
 
 
-def test_time_embedding_tells_close_times_apart():
+def test_time_embedding_separates_close_times():
     torch.manual_seed(0)
     near, far = TimeEmbedding(16)(torch.tensor([0.50, 0.52])), TimeEmbedding(16)(torch.tensor([0.5, 0.5]))
     assert not torch.allclose(near[0], near[1], atol=1e-5)

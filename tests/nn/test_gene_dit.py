@@ -93,7 +93,7 @@ def test_blocks_are_made_of_their_halves():
             assert (type(one.attention), type(one.feed_forward)) == halves
 
 
-def test_a_transformer_has_the_inner_width_that_was_asked_for():
+def test_a_transformer_has_the_requested_inner_width():
     inner = [build(hidden=hidden).network.blocks[0].feed_forward.project_in.out_features for hidden in (None, 5)]
     assert inner == [32, 5]
 
@@ -154,7 +154,7 @@ def test_half_precision_gives_nearly_the_same(block):
         ({"width": 6}, "multiple of 4, but found 6"),
         ({"gene_order": [0, 1]}, "permutation of 0 to 10"),
         ({"block": "crate"}, "one of transformer, white_box, but found 'crate'"),
-        ({"block": "white_box", "hidden": 3}, "leave out `hidden`, found 3"),
+        ({"block": "white_box", "hidden": 3}, "found `hidden` 3; leave it out"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, message):

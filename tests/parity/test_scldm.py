@@ -247,7 +247,7 @@ def with_ema(weights):
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("has_online_model", [True, False])
-def test_averaged_weights_are_used_when_asked_for(tmp_path, weights, module, suffix, has_online_model):
+def test_averaged_weights_are_used_on_request(tmp_path, weights, module, suffix, has_online_model):
     with_both, averaged_only = with_ema(weights)
     if not has_online_model:
         with_both = {name: w for name, w in with_both.items() if ".online_model." not in name}
@@ -261,7 +261,7 @@ def test_averaged_weights_are_used_when_asked_for(tmp_path, weights, module, suf
     assert_same_weights(found.encoder, module.encoder)
 
 
-def test_raw_weights_are_used_when_averaged_ones_are_not_asked_for(tmp_path, weights, module):
+def test_raw_weights_are_used_unless_averaged_ones_are_requested(tmp_path, weights, module):
     torch.save({"state_dict": with_ema(weights)[0]}, tmp_path / "model.ckpt")
     assert_same_weights(read(tmp_path / "model.ckpt").module.averaged_prior.module, module.prior)
 

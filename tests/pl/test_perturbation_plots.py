@@ -72,7 +72,7 @@ def test_there_is_a_panel_per_group_with_its_own_control():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_names_stand_where_no_points_are(sign):
+def test_names_are_placed_beside_the_points(sign):
     falling = cells(3, effect=0.5)
     falling.X[:, :10] = cells(3, effect=0.0).X[:, :10]
     falling.X[:, :3] = np.random.default_rng(0).poisson(20 * np.exp(sign * 1.5), (80, 3))
@@ -150,7 +150,7 @@ def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     assert [text.get_text() for text in axes[1].get_legend().get_texts()][:2] == ["SCLDM", "control"]
 
 
-def test_cases_are_named_by_what_tells_them_apart(table):
+def test_cases_are_named_by_the_columns_that_differ(table):
     other = table.assign(perturbation="other")
     (ax,) = sgd.pl.perturbation_scores(pd.concat([table, other], ignore_index=True), metrics=["w2"], show=False)
     names = [label.get_text() for label in ax.get_yticklabels()]
@@ -168,7 +168,7 @@ def test_what_is_unknown_is_named(table, arguments, name):
         sgd.pl.perturbation_scores(table, show=False, **arguments)
 
 
-def test_more_methods_than_can_be_told_apart_are_refused(table):
+def test_more_methods_than_colours_raise(table):
     many = table.assign(**{f"method_{n}": 1.0 for n in range(6)})
     with pytest.raises(ValueError, match="At most 7 `methods`"):
         sgd.pl.perturbation_scores(many, show=False)

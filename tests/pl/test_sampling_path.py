@@ -28,7 +28,7 @@ def close_figures():
 
 
 def profiles(seed, n=N_CELLS):
-    """Return positive profiles of two types, told apart by the first genes, and the types."""
+    """Return positive profiles of two types that differ in the first genes, and the types."""
     rng = np.random.default_rng(seed)
     types = rng.integers(0, 2, n)
     x = rng.gamma(2.0, 0.3, (n, len(GENES)))

@@ -118,7 +118,7 @@ def test_colours_are_badness_and_texts_are_values():
     assert tick_names(ax.xaxis) == ["all", "B"]
 
 
-def test_metrics_and_groups_come_in_the_order_asked_for():
+def test_metrics_and_groups_come_in_the_requested_order():
     ax = sgd.pl.scores(make_table(), metrics=["recall", "w2"], groups=["B"], show=False)
 
     np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[np.nan], [1]])
@@ -193,6 +193,15 @@ def test_the_axis_is_logarithmic_where_losses_span_more_than_tenfold():
     assert [ax.get_yscale() for ax in linear] == ["linear", "linear"]
 
 
+def test_the_loss_of_the_network_is_drawn_rather_than_the_sum_with_the_library_size_head():
+    history = make_history()
+    history["prior_velocity_loss_validation"] = history["prior_loss_validation"]
+
+    axes = sgd.pl.training_history(history, show=False)
+
+    assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior velocity loss"]
+
+
 def test_epochs_without_validation_are_left_out():
     history = make_history()
     history["prior_loss_validation"].iloc[1::2] = np.nan
@@ -213,7 +222,7 @@ def test_models_without_validation_and_of_scvi_tools_are_drawn():
     assert [ax.get_title() for ax in axes] == ["elbo"]
 
 
-def test_what_is_no_history_is_refused():
+def test_anything_without_a_history_raises():
     with pytest.raises(ValueError, match="call train\\(\\) first"):
         sgd.pl.training_history(SimpleNamespace(history=None))
     with pytest.raises(ValueError, match="`losses` .*'prior'.*prior_loss"):
@@ -252,7 +261,7 @@ def test_six_metrics_fill_two_rows():
     assert len(axes[0].figure.axes) == 6
 
 
-def test_seeds_are_averaged_and_groups_told_apart():
+def test_seeds_are_averaged_and_groups_are_separate():
     table = pd.concat([make_curve(), make_curve().assign(value=0.5), make_curve(group="B").assign(value=0.1)])
 
     ax = sgd.pl.quality_curve(table, x="guidance_scale", show=False)[0]

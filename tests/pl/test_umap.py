@@ -204,7 +204,7 @@ def test_held_out_cells_land_where_real_cells_are(first_components):
     np.testing.assert_allclose(real_xy.std(axis=0), synthetic_xy.std(axis=0), rtol=0.1)
 
 
-def test_cells_like_no_real_ones_stand_apart_where_umap_is_fitted_to_both(first_components):
+def test_cells_unlike_real_ones_form_islands_if_umap_is_fitted_to_both(first_components):
     synthetic = make_cells(seed=1)[::3].copy()  # T cells
     synthetic.X[:, 5:] = 0  # that express no other gene
 
@@ -254,7 +254,7 @@ def test_given_axes_are_drawn_on(first_components):
         ({"axs": []}, ValueError, "one axis per panel, 3, but found 0"),
     ],
 )
-def test_what_is_wrong_is_said(options, error, message):
+def test_errors_say_what_is_wrong(options, error, message):
     with pytest.raises(error, match=message):
         sgd.pl.umap(make_cells(), make_cells(seed=1), **options)
 

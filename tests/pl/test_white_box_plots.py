@@ -160,7 +160,7 @@ def test_attention_is_relative_to_even_attention():
     assert [label.get_text() for label in ax.get_xticklabels()] == TOKENS
 
 
-def test_the_same_comes_out_of_anndata():
+def test_an_anndata_gives_the_same_plot():
     adata = make_adata()
 
     pairs = [

@@ -97,7 +97,7 @@ def test_one_bad_figure_gives_one_warning_of_its_topic(metric, value, topic):
     result = verdict(table(**{metric: value}))
     assert [finding.topic for finding in result.warnings] == [topic]
     assert result.findings[0] == result.warnings[0]
-    assert f"1 warning: {topic}." in result.summary
+    assert f" checks failed: {topic}." in result.summary
 
 
 @pytest.mark.parametrize(("metric", "value"), [("auc_boosting", 0.63), ("precision", 0.83), ("gene_zero_error", 0.022)])
@@ -105,7 +105,7 @@ def test_a_small_defect_is_a_note(metric, value):
     result = verdict(table(**{metric: value}))
     assert not result.warnings
     assert len(result.notes) == 1
-    assert result.summary.startswith("No warnings. Worth a look:")
+    assert "No check failed; worth a look:" in result.summary
 
 
 @pytest.mark.parametrize("metric", ["precision", "gene_zero_error", "auc_logistic", "membership_auc", "marker_slope"])
@@ -122,7 +122,7 @@ def test_messages_give_the_value_beside_that_of_real_cells_and_advice():
     assert "drawn as counts" in message
 
 
-def test_an_excess_within_chance_is_not_held_against_the_cells():
+def test_an_excess_within_chance_is_not_reported():
     wide = table(precision=0.7)
     wide.loc[wide["metric"] == "precision", ["low", "high"]] = [0.4, 1.0]
     assert level_of(verdict(wide), "realism") == "ok"
@@ -134,7 +134,23 @@ def test_without_intervals_the_size_alone_decides():
     assert level_of(verdict(bare), "realism") == "warning"
 
 
-def test_the_best_classifier_speaks():
+@pytest.mark.parametrize(
+    ("auc", "words"),
+    [
+        (0.52, "cannot reliably tell the synthetic cells from real ones (AUC 0.52, 0.50 is perfect)."),
+        (0.57, "can tell the synthetic cells from real ones slightly better than by guessing (AUC 0.57, "),
+        (0.69, "real ones often (AUC 0.69, "),
+        (0.89, "real ones easily (AUC 0.89, "),
+    ],
+)
+def test_the_verdict_begins_with_what_a_classifier_can_tell(auc, words):
+    summary = verdict(table(auc_boosting=auc)).summary
+    assert summary.startswith("A classifier can")
+    assert words in summary
+    assert not verdict(table().query("not metric.str.startswith('auc')")).summary.startswith("A classifier")
+
+
+def test_the_best_classifier_decides():
     result = verdict(table(auc_boosting=0.8, auc_logistic=0.9))
     assert "a linear classifier" in message_of(result, "told apart")
 
@@ -205,11 +221,11 @@ def test_data_without_structure_between_genes_is_not_judged_by_it():
     assert "gene-gene structure" not in {finding.topic for finding in verdict(without).findings}
 
 
-def test_what_was_not_measured_is_left_out_and_said():
+def test_missing_measurements_are_left_out_and_reported():
     rows = table()
     part = verdict(rows[rows["metric"].isin(["w2", "precision"])])
     assert {finding.topic for finding in part.findings} == {"distribution", "realism", "groups"}
-    assert "Not looked at: memorisation (give `train`), labels (give `groupby`) and library size" in part.summary
+    assert "Not checked: memorisation (give `train`), labels (give `groupby`) and library size" in part.summary
 
 
 def test_a_table_without_floors_cannot_be_judged():

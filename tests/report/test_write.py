@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -109,7 +110,23 @@ def test_every_figure_of_the_table_is_shown(written):
     path, table = written
     text = Parsed(path.read_text(encoding="utf-8")).text
     for metric in table.loc[table["group"] == "all", "metric"]:
-        assert metric.replace("_", " ") in text
+        assert metric in text
+        assert sgd.metrics.DESCRIPTIONS[metric].meaning in text
+
+
+def test_every_label_is_shown_or_says_what_it_lacks(tmp_path):
+    real, synthetic = cells(1), cells(2)
+    for adata in (real, synthetic):
+        adata.obs["cell_type"] = adata.obs["cell_type"].cat.add_categories(["rare"])
+    real.obs.loc[real.obs_names[:5], "cell_type"] = "rare"
+    path = sgd.report.write(real, synthetic, tmp_path / "rare.html", groupby="cell_type", table=TABLE)
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(\d+)</td><td>(\d+)</td>(.*?)</tr>", path.read_text(encoding="utf-8"))
+    assert {row[0]: row[3] for row in rows} == {
+        "A &amp; B": "<td>0.9</td><td>–</td>",
+        "T &lt;helper&gt;": '<td class="words" colspan="2">not measured</td>',
+        "naïve": '<td class="words" colspan="2">not measured</td>',
+        "rare": '<td class="words" colspan="2">fewer than 30 real and synthetic cells</td>',
+    }
 
 
 def test_verdict_and_all_its_findings_are_shown(written):
@@ -120,7 +137,7 @@ def test_verdict_and_all_its_findings_are_shown(written):
     assert all(finding.message in text for finding in verdict.findings)
 
 
-def test_copied_training_cells_are_warned_of(tmp_path):
+def test_copied_training_cells_give_a_warning(tmp_path):
     real, train = cells(1), cells(3, 300)
     copies = train[:150].copy()
     copies.obs_names = [f"synthetic-{i}" for i in range(150)]
@@ -150,7 +167,7 @@ def test_generated_cells_may_lack_the_layer_of_the_real_ones(tmp_path):
 def test_cells_of_one_label_get_a_report_without_marker_genes(tmp_path):
     real, synthetic = (cells(seed)[::3].copy() for seed in (1, 2))
     path = sgd.report.write(real, synthetic, tmp_path / "one.html", groupby="cell_type", table=TABLE)
-    assert "marker genes, for there are no two labels" in path.read_text(encoding="utf-8")
+    assert "marker genes, because there are no two labels" in path.read_text(encoding="utf-8")
 
 
 def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_path):
@@ -203,16 +220,17 @@ def browse(*arguments):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")
 class TestBrowser:
-    def test_all_pictures_are_decoded_and_nothing_sticks_out(self, written, tmp_path):
-        probe = """<script>onload = () => { const images = [...document.images];
+    @pytest.mark.parametrize("width", [420, 1400])
+    def test_all_pictures_are_decoded_and_nothing_sticks_out(self, written, tmp_path, width):
+        page = escape(written[0].read_text(encoding="utf-8"), quote=True)
+        probe = """<script>onload = () => { const page = document.querySelector("iframe").contentDocument, images = [...page.images];
             document.title = [images.length, images.filter(i => i.naturalWidth > 100).length,
-                              document.documentElement.scrollWidth - innerWidth].join(" "); }</script>"""
-        probed = tmp_path / "probed.html"
-        probed.write_text(
-            written[0].read_text(encoding="utf-8").replace("</body>", f"{probe}</body>"), encoding="utf-8"
-        )
-        page = browse("--dump-dom", "--window-size=900,900", probed.as_uri())
-        found, decoded, excess = map(int, re.search(r"<title>(\d+) (\d+) (-?\d+)</title>", page).groups())
+                              page.documentElement.scrollWidth - page.documentElement.clientWidth].join(" "); }</script>"""
+        framed = tmp_path / "framed.html"
+        frame = f'<iframe srcdoc="{page}" style="width: {width}px; height: 900px"></iframe>'
+        framed.write_text(f"<!doctype html><meta charset='utf-8'><title></title>{frame}{probe}", encoding="utf-8")
+        shown = browse("--dump-dom", "--window-size=1500,900", framed.as_uri())
+        found, decoded, excess = map(int, re.search(r"<title>(\d+) (\d+) (-?\d+)</title>", shown).groups())
         assert found == decoded > 5
         assert excess <= 0
 

@@ -25,7 +25,7 @@ def test_an_epoch_has_every_cell_and_processes_take_equally_many_steps(n_rows, s
     assert len({tuple(map(len, share)) for share in shares}) == 1
     read = [row for share in shares for batch in share for row in batch]
     assert set(read) == set(range(n_rows))
-    assert len(read) - n_rows < n_processes  # cells that come twice, so that all have equally many
+    assert len(read) - n_rows < n_processes  # some cells come twice, so that all ranks have equal numbers
 
 
 def test_the_order_depends_on_seed_and_epoch():

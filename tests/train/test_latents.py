@@ -49,7 +49,7 @@ def loaders(*arguments):
     return data
 
 
-def test_what_was_written_is_read(cache):
+def test_written_values_are_read_back(cache):
     picked = [24, 0, 13, 13]
 
     found = cache[picked]

@@ -166,7 +166,7 @@ def test_conditions_are_dropped_in_training_only(gene_space_module, monkeypatch)
     for training in (True, False):
         plan.compute_losses(batch, torch.Generator().manual_seed(0), training=training)
 
-    assert set(seen[0].flatten().tolist()) == {1, 3}  # 3 stands for none of the three classes
+    assert set(seen[0].flatten().tolist()) == {1, 3}  # 3 means none of the three classes
     assert (seen[0] == 3).float().mean().item() == pytest.approx(0.5, abs=0.15)
     assert (seen[1] == 1).all()
 

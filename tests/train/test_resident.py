@@ -10,7 +10,7 @@ import torch
 
 from scgen_diffusion.train import CellData
 from scgen_diffusion.train import _cells as cells_module
-from scgen_diffusion.train._cells import BYTES_PER_COUNT, ResidentCells, room_for_cells
+from scgen_diffusion.train._cells import BYTES_PER_COUNT, ResidentCells, memory_for_cells
 
 N_CELLS, N_GENES, CPU = 11, 6, torch.device("cpu")
 
@@ -62,12 +62,12 @@ def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
 
 
 def test_on_a_cpu_cells_are_read_by_their_own_loader():
-    assert room_for_cells(CPU) == 0
+    assert memory_for_cells(CPU) == 0
 
 
 @pytest.mark.parametrize(("room", "is_resident"), [(1e9, True), (0.0, False), (1.0, False)])
 def test_a_stage_keeps_its_training_cells_on_the_device_where_there_is_room(monkeypatch, room, is_resident):
-    monkeypatch.setattr(cells_module, "room_for_cells", lambda device: room)
+    monkeypatch.setattr(cells_module, "memory_for_cells", lambda device: room)
     data = CellData(Cells(), np.arange(0, 8), np.arange(8, N_CELLS), 3)
     stage = SimpleNamespace(seed=0, n_epochs_done=0)
     where = {"strategy": SimpleNamespace(root_device=CPU), "global_rank": 0, "world_size": 1}

@@ -107,7 +107,7 @@ def assert_same_model(one, other):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_stage_ends_bit_for_bit_as_if_it_had_not_been(train, whole, tmp_path, stage):
+def test_a_killed_stage_resumes_to_identical_weights(train, whole, tmp_path, stage):
     work = signal_at(signal.SIGKILL, stage, MIDDLE[stage])
 
     assert run_until_killed(lambda: train(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
@@ -116,7 +116,7 @@ def test_a_killed_stage_ends_bit_for_bit_as_if_it_had_not_been(train, whole, tmp
     assert_same_model(whole[0], train(tmp_path))
 
 
-def test_a_killed_gene_space_model_ends_bit_for_bit_as_if_it_had_not_been(make_gene_space, make_cells, tmp_path):
+def test_a_killed_gene_space_model_resumes_to_identical_weights(make_gene_space, make_cells, tmp_path):
     def run(folder, **options):
         torch.manual_seed(0)
         model = make_gene_space(SCRDIT, make_cells())
@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_the_weights_and_the_same_call_ends_as_if_it_had_not_been(
 
     assert signal.getsignal(signal.SIGINT) is handler
     assert stopped.trainer.global_step == step
-    assert len(stopped.history_.get(f"{stage}_loss_train", [])) == n_whole  # a part of an epoch is no epoch
+    assert len(stopped.history_.get(f"{stage}_loss_train", [])) == n_whole  # a partial epoch does not count
     assert all(p.requires_grad for p in stopped.module.encoder.parameters())
     assert_same_model(whole[0], train(tmp_path))
 
@@ -231,7 +231,7 @@ def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
             train(tmp_path, epochs, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
     with pytest.raises(ValueError, match="`batch_size` of 16, not 8"):
         train(tmp_path, longer, batch_size=8)
-    with pytest.raises(ValueError, match="has 2 epochs behind it, more than the 1 that are asked for"):
+    with pytest.raises(ValueError, match="has 2 finished epochs, more than the 1 of this run"):
         train(tmp_path, shorter)
 
 

@@ -1,4 +1,4 @@
-"""Train a model by Ray Train: two workers of this machine's CPU as it is, or as many as a Ray cluster has.
+"""Train a model with Ray Train: by default two CPU workers on this machine, or more on a Ray cluster.
 
 pip install "ray[train]"
 python ray_train.py
@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 
 
 def train(asked: dict[str, Any]) -> None:
-    """Do what each worker does."""
+    """Train on one worker."""
     import anndata
     import ray.train.lightning
     import scvi
@@ -34,7 +34,7 @@ def train(asked: dict[str, Any]) -> None:
         devices=1 if asked["gpu"] else "auto",  # a worker sees its own GPU
         strategy=ray.train.lightning.RayDDPStrategy(),
         plugins=[ray.train.lightning.RayLightningEnvironment()],
-        checkpoint_dir=f"{asked['output']}.checkpoints",  # a worker that died goes on from there
+        checkpoint_dir=f"{asked['output']}.checkpoints",  # a worker that is started again resumes from there
         enable_progress_bar=False,
     )
     losses = {name: float(frame.iloc[-1, 0]) for name, frame in model.history.items()}

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Train on several machines by Slurm, and go on by itself when the time is up or the machines are taken away:
+# Train on several machines with Slurm. The job queues itself again when its time is up or it is preempted:
 #     sbatch slurm_train.sh cells.h5ad --layer counts --condition-keys cell_type
-# Without Slurm it runs here, by two processes of the CPU, on the package's small data set:
+# Without Slurm, two CPU processes train here on a small data set of the package:
 #     bash slurm_train.sh
 #SBATCH --job-name=scgen-train
 #SBATCH --nodes=2
@@ -15,7 +15,7 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
-folder="${SCRIPTS:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}" # sbatch runs a copy of this file: give SCRIPTS then
+folder="${SCRIPTS:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}" # sbatch runs a copy of this file, so set SCRIPTS
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
 if [[ -n "${SLURM_JOB_ID:-}" ]]; then
@@ -26,7 +26,7 @@ else
 fi
 status=$?
 
-# 143: SIGTERM came. The requeued job makes the same call, which resumes from the last checkpoint.
+# 143 means SIGTERM. The queued job runs the same command, which resumes from the last checkpoint.
 if [[ $status -eq 143 && -n "${SLURM_JOB_ID:-}" ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -1,6 +1,6 @@
-"""Train a model by one process per device, on one machine or on several; the same call goes on where it was stopped.
+"""Train a model with one process per device, on one machine or several. Run the same command again to resume.
 
-As it is: two processes of this machine's CPU, on the small data set that the package brings along.
+Without arguments, two CPU processes train on a small data set of the package.
 
     python train_ddp.py
     python train_ddp.py cells.h5ad --layer counts --condition-keys cell_type donor --accelerator gpu --devices 4
@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("cells", nargs="?", help="an .h5ad file with counts; without one: 700 blood cells")
     parser.add_argument("--layer", default="counts", help="where the counts are; 'X' for adata.X")
     parser.add_argument("--condition-keys", nargs="*", default=["cell_type"])
-    parser.add_argument("--output", default="model", help="folder of the model; checkpoints lie beside it")
+    parser.add_argument("--output", default="model", help="folder of the model; checkpoints go beside it")
     parser.add_argument("--max-epochs", type=int, help="default: from the number of cells")
     parser.add_argument("--batch-size", type=int, help="cells per step of each process")
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = arguments()
-    scvi.settings.seed = 0  # the same in all processes; without one, they take the first one's
+    scvi.settings.seed = 0  # the same in all processes
     adata = anndata.read_h5ad(asked.cells) if asked.cells else scgd.datasets.pbmc68k_reduced()
     layer = None if asked.layer == "X" else asked.layer
     scgd.model.SCLDM.setup_anndata(adata, layer=layer, condition_keys=asked.condition_keys)
@@ -50,12 +50,12 @@ def main() -> None:
         checkpoint_dir=f"{asked.output}.checkpoints",  # a folder that all machines see
         enable_progress_bar=False,
     )
-    if is_first_process():  # all have the same weights; one writes
+    if is_first_process():  # all have the same weights; one saves
         model.save(asked.output, overwrite=True)
 
 
 def is_first_process() -> bool:
-    """Tell it by what torchrun, Slurm or Lightning say in the environment."""
+    """Read the rank that torchrun, Slurm or Lightning set in the environment."""
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     if "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ:

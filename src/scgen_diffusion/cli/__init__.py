@@ -1,6 +1,6 @@
 """The command line: ``scgen-diffusion train``, ``generate``, ``evaluate`` and ``report`` on files.
 
-Nothing here imports PyTorch before a command is at work, so that help and completion are quick.
+PyTorch is imported only when a command runs, so that help and completion are quick.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main", "run"]
 
-SECONDS_BETWEEN_LINES = "30"  # of progress, where there is no terminal, but a log
+SECONDS_BETWEEN_LINES = "30"  # of progress, in a log instead of a terminal
 EPILOG = """\b
 Exit codes:
   0    done
-  1    the work failed; --verbose shows where
-  2    what was asked for cannot be: options, files, names or values
-  3    evaluate: the cells are not as good as was asked for
-  130  interrupted by Ctrl-C; 143: by SIGTERM. The same command goes on.
+  1    failed; --verbose shows where
+  2    wrong options, files, names or values
+  3    evaluate: the cells are worse than the thresholds
+  130  interrupted by Ctrl-C (143: by SIGTERM); run the same command again to resume
 
 Results go to files and stdout, messages to stderr."""
 
@@ -58,7 +58,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     help="Show the version and exit.",
 )
 def cli() -> None:
-    """Conditional diffusion models that generate single cells: train on files, generate into files, judge."""
+    """Conditional diffusion models of single cells: train on files, generate to files, and evaluate."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        What stands behind the program's name; default: that of this process.
+        Arguments after the program's name; default: those of this process.
 
     Returns
     -------
-    The exit code: 0 done, 1 the work failed, 2 a wrong request, 3 cells below the threshold, 130 and 143 stopped by a signal.
+    The exit code: 0 done, 1 failed, 2 wrong request, 3 cells below a threshold, 130 and 143 stopped by a signal.
     """
     try:
         cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
@@ -95,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Run the command line and end the process.
 
-    SIGTERM, by which schedulers end a job, stops the work in order. Bars tell a log every half minute how far they are. And numba, by which
-    scanpy computes, is held to ``OMP_NUM_THREADS``: where it starts, PyTorch takes its number of threads, which is that of all cores.
+    SIGTERM, which schedulers send, ends the work cleanly. Progress bars write a line to a log every 30 seconds. numba,
+    which scanpy uses, is limited to ``OMP_NUM_THREADS``: otherwise it starts a thread for every core, and PyTorch
+    follows.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Commands whose options stand on the command line or in a TOML file, and come in sections in the help."""
+"""Commands with options on the command line or in a TOML file, and help in sections."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scgen_diffusion._arguments import known_names
+from scgen_diffusion._pretrained import model_folder
 
 from ._terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-OWN = ("config", "print_config", "help", "quiet", "verbose")  # what a configuration does not hold
-NONE = "none"  # how None is written, which TOML lacks
+OWN = ("config", "print_config", "help", "quiet", "verbose")  # options that a configuration cannot have
+NONE = "none"  # spelling of None, which TOML lacks
 
 
 def number(value: Any) -> int | float:
-    """Take a value as a number, whole if it is written so."""
+    """Read a value as a number, an integer if it is written as one."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     try:
@@ -34,7 +35,7 @@ def number(value: Any) -> int | float:
 
 
 def whole_number(value: Any) -> int:
-    """Take a value as a whole number."""
+    """Read a value as a whole number."""
     if isinstance(found := number(value), int):
         return found
     msg = f"{value!r} is not a whole number"
@@ -42,7 +43,7 @@ def whole_number(value: Any) -> int:
 
 
 def number_or_text(value: Any) -> Any:
-    """Take a value as a number if it is one, and as it is otherwise."""
+    """Read a value as a number if possible, else leave it as it is."""
     try:
         return number(value)
     except ValueError:
@@ -50,7 +51,7 @@ def number_or_text(value: Any) -> Any:
 
 
 def toml_value(value: Any) -> Any:
-    """Read text as TOML does (``true``, ``1e-3``, ``[1, 2]``), ``none`` as None, and take it as it is where that fails."""
+    """Read text as TOML (``true``, ``1e-3``, ``[1, 2]``), ``none`` as None, and anything else as it is."""
     if not isinstance(value, str):
         return value
     if value == NONE:
@@ -64,23 +65,23 @@ def toml_value(value: Any) -> Any:
 
 
 def scalar(value: Any) -> Any:
-    """Take a number or truth value as what it is, and everything else as it is written."""
+    """Read a number or boolean, and anything else as text."""
     found = toml_value(value)
     return found if isinstance(found, bool | int | float) else value
 
 
 class Keyed(click.ParamType):
-    """``KEY=VALUE``, as often as needed: a mapping.
+    """A repeatable option ``KEY=VALUE`` that gives a mapping.
 
     Parameters
     ----------
     form
-        How it is written, for the help: ``[KEY=]VALUE`` if a value may stand without a key, and is then all that is given;
-        ``KEY[=VALUE]`` if a key may stand without a value, which is then None.
+        Form for the help. ``[KEY=]VALUE`` allows a single value without a key; ``KEY[=VALUE]`` allows a key without a
+        value, which is then None.
     read
-        Turns what is written into the value, or raises ValueError.
+        Converts the text to the value, or raises ValueError.
     repeats
-        Whether a key may be given several times, which makes a list.
+        Whether a key may occur several times, which gives a list.
     """
 
     name = "key=value"
@@ -90,12 +91,12 @@ class Keyed(click.ParamType):
         self.alone, self.bare = form.startswith("["), form.endswith("]")
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Say how the option is written."""
+        """Return the form of the option."""
         return self.form
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, Any]:
         """Split and convert one value."""
-        if isinstance(value, tuple):  # of a file
+        if isinstance(value, tuple):  # from a file
             key, found = value
         else:
             before, separator, after = str(value).partition("=")
@@ -108,7 +109,7 @@ class Keyed(click.ParamType):
             self.fail(f"{error}.", param, ctx)
 
     def pairs(self, value: Any) -> list[tuple[str | None, Any]]:
-        """Spell out what stands in a TOML file: a table, a list of keys or values, or one of these."""
+        """Turn a value of a TOML file into pairs: a table, a list of keys or values, or a single one."""
         if isinstance(value, Mapping):
             lists = {key: item if self.repeats and isinstance(item, list) else [item] for key, item in value.items()}
             return [(key, item) for key, items in lists.items() for item in items]
@@ -117,7 +118,7 @@ class Keyed(click.ParamType):
         return [(str(value), None)] if self.bare else [(None, value)]
 
     def collect(self, ctx: click.Context, param: click.Parameter, pairs: Sequence[tuple[str | None, Any]]) -> Any:
-        """Put the values of an option together: one value, or a mapping; None where there are none."""
+        """Combine the values of an option: one value, a mapping, or None if there are none."""
         if not pairs:
             return None
         if len(pairs) == 1 and pairs[0][0] is None:
@@ -125,17 +126,17 @@ class Keyed(click.ParamType):
         found: dict[str, list[Any]] = {}
         for key, value in pairs:
             if key is None:
-                msg = f"{param.opts[0]} takes one value, or KEY=VALUE as often as needed, but not {value!r} beside others."
+                msg = f"{param.opts[0]} takes one value, or several KEY=VALUE, but found {value!r} beside others."
                 raise click.UsageError(msg)
             found.setdefault(key, []).append(value)
         if not self.repeats and (twice := [key for key, values in found.items() if len(values) > 1]):
-            msg = f"{param.opts[0]} gives {twice[0]!r} more than once."
+            msg = f"{param.opts[0]} has {twice[0]!r} more than once."
             raise click.UsageError(msg)
         return {key: values if len(values) > 1 else values[0] for key, values in found.items()}
 
 
 def option(names: str, help: str, kind: Any = None, metavar: str | None = None, **kwargs: Any) -> click.Option:
-    """Make an option of one or several names; what is not given is None or empty, so that Python's default holds."""
+    """Make an option with one or several names. If not given, it is None or empty, so that Python's default applies."""
     if isinstance(kind, Keyed):
         kwargs |= {"multiple": True, "callback": kind.collect}
     kwargs |= {"metavar": "N" if kind is int else metavar, "show_default": "default" in kwargs}
@@ -148,38 +149,53 @@ def flag(names: str, help: str) -> click.Option:
 
 
 def columns(names: str, help: str) -> click.Option:
-    """Make an option that names columns of obs, as often as needed."""
+    """Make a repeatable option that names columns of obs."""
     return option(names, help, metavar="COLUMN", multiple=True)
 
 
 def existing(**kwargs: Any) -> click.Path:
-    """Return the kind of a file or folder that is there and can be read."""
+    """Return the type of an existing, readable file or folder."""
     return click.Path(exists=True, readable=True, path_type=Path, **kwargs)
 
 
+class Model(click.Path):
+    """The folder of a model, or the name of a pretrained one."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False, readable=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check that there is such a model; a name stays as it is, for configuration files."""
+        try:
+            folder = model_folder(value)
+        except FileNotFoundError as error:
+            self.fail(str(error), param, ctx)
+        return Path(value) if folder != Path(value) else super().convert(value, param, ctx)
+
+
 def new(**kwargs: Any) -> click.Path:
-    """Return the kind of a file or folder to write."""
+    """Return the type of a file or folder to write."""
     return click.Path(path_type=Path, **kwargs)
 
 
 def given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return those of the options, by name, that were given."""
+    """Return the named options that were given."""
     return {name: options[name] for name in names if name in options}
 
 
 class Command(click.Command):
-    """A command that takes ``--config`` and ``--print-config``, and calls its function with a terminal and what was given.
+    """A command with ``--config`` and ``--print-config`` that calls a function with a terminal and the given options.
 
     Parameters
     ----------
     name
         Name of the command.
     function
-        What to call; its docstring is the help.
+        Function to call; its docstring is the help.
     arguments
-        Names of the arguments and their kinds.
+        The arguments.
     sections
-        Headings of the help and the options under each.
+        Headings of the help, and the options under each.
     """
 
     def __init__(
@@ -192,10 +208,10 @@ class Command(click.Command):
     ) -> None:
         kind = existing(dir_okay=False)
         general = [
-            option("--config", "Take options from this file; those on the command line win.", kind, "FILE.toml", is_eager=True, callback=_use_config),
-            flag("--print-config", "Write what was asked for as TOML to stdout, and do nothing else."),
-            flag("-q --quiet", "Errors only."),
-            flag("-v --verbose", "All messages, of libraries too, and tracebacks of errors."),
+            option("--config", "Read options from this file; the command line overrides them.", kind, "FILE.toml", is_eager=True, callback=_use_config),
+            flag("--print-config", "Print the options as TOML and exit."),
+            flag("-q --quiet", "Show errors only."),
+            flag("-v --verbose", "Show all messages, including those of libraries, and tracebacks."),
         ]  # fmt: skip
         self.function = function
         self.sections = {**sections, "General": general}
@@ -232,12 +248,12 @@ class Command(click.Command):
 
 
 def command(name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[[Terminal, dict[str, Any]], None]], Command]:
-    """Make a command of a function; the arguments are those of :class:`Command`."""
+    """Turn a function into a command; arguments as in :class:`Command`."""
     return lambda function: Command(name, function, *args, **kwargs)
 
 
 def to_toml(name: str, values: Mapping[str, Any]) -> str:
-    """Write a table of plain values, lists, and tables of these, which come last; Python itself only reads TOML."""
+    """Write plain values, lists and tables as TOML, tables last; Python's own library only reads TOML."""
     tables: dict[str, Mapping[str, Any]] = {
         name: {key: value for key, value in values.items() if not isinstance(value, Mapping)}
     }
@@ -258,23 +274,23 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     text = NONE if value is None else str(value)
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # which only TOML escapes
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON does not escape it
 
 
 def _use_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    """Take what a file has for the command as defaults.
+    """Use the command's section of a file as defaults.
 
     Raises
     ------
     click.UsageError
-        If the file is no TOML, or names a section or an option that does not exist, or an option has a value of the wrong kind.
+        If the file is not TOML, has an unknown section or option, or a value of the wrong type.
     """
     if path is None:
         return
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{path} is no TOML file: {error}."
+        msg = f"{path} is not a TOML file: {error}."
         raise click.UsageError(msg) from error
     group = ctx.parent.command if ctx.parent else None
     sections = list(group.commands) if isinstance(group, click.Group) else [ctx.command.name]
@@ -296,17 +312,17 @@ def _use_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 
 
 def _for_click(value: Any, param: click.Parameter, where: str) -> Any:
-    """Return a value of a file in the form that click takes."""
+    """Return a value of a file in the form that click expects."""
     if isinstance(param.type, Keyed):
         return param.type.pairs(value)
     takes_many = param.nargs != 1 or getattr(param, "multiple", False)
     if isinstance(value, Mapping) or (isinstance(value, list) and not takes_many):
-        msg = f"{where}: one value was expected, but found {value!r}."
+        msg = f"{where} must be one value, but found {value!r}."
         raise click.UsageError(msg)
     values = value if isinstance(value, list) else [value]
     if isinstance(param.type, click.types.IntParamType):
         for found in values:
-            if isinstance(found, bool | float):  # which click would cut off, or count
-                msg = f"{where}: a whole number was expected, but found {str(found).lower()}."
+            if isinstance(found, bool | float):  # click would convert them silently
+                msg = f"{where} must be a whole number, but found {str(found).lower()}."
                 raise click.UsageError(msg)
     return values if takes_many else value

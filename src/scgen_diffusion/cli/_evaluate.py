@@ -1,4 +1,4 @@
-"""``scgen-diffusion evaluate``, ``evaluate-perturbation`` and ``report``: from files with cells to a table or a page."""
+"""``scgen-diffusion evaluate``, ``evaluate-perturbation`` and ``report``: from files of cells to a table or a page."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 
 ARGUMENTS = [click.Argument(["real"], type=existing()), click.Argument(["synthetic"], type=existing())]
 TRAIN = option("--train -t", "Real cells that the model was trained on.", existing())
 GROUPBY = columns("--groupby -g", "Column of obs with the label; several are joined.")
-BACKED = flag("--backed", "Leave the values of .h5ad in the files; only what is compared is read.")
-SEED = option("--seed", "Decides all draws.", click.IntRange(min=0))
-OVERWRITE = flag("--overwrite", "Replace the file if it is there.")
-METRIC = option("--metric", "Only this metric, as often as needed.", metavar="NAME", multiple=True)
+BACKED = flag("--backed", "Leave .h5ad values in their files, and read only the cells that are compared.")
+SEED = option("--seed", "Seed of all random draws.", click.IntRange(min=0))
+OVERWRITE = flag("--overwrite", "Replace an existing file.")
+METRIC = option("--metric", "Compute only this metric. Repeatable.", metavar="NAME", multiple=True)
 OF_JUDGING = [
-    option("--max-cells", "Cells of each side that are compared at most.", int),
-    option("--n-floor", "Draws for what real cells score; 0 for none.", int),
+    option("--max-cells", "Largest number of cells compared on each side.", int),
+    option("--n-floor", "Repeats for the score of real cells; 0 for none.", int),
     SEED,
 ]
 OF_THRESHOLDS = [
-    option("--max", "Largest value of a metric that is good enough.", Keyed("METRIC=NUMBER", number)),
-    option("--min", "Smallest value of a metric that is good enough.", Keyed("METRIC=NUMBER", number)),
+    option("--max", "Fail if the metric is larger.", Keyed("METRIC=NUMBER", number)),
+    option("--min", "Fail if the metric is smaller.", Keyed("METRIC=NUMBER", number)),
 ]
-OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(dir_okay=False), "FILE.csv"), OVERWRITE]
+OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_okay=False), "FILE.csv"), OVERWRITE]
 
 
 @command(
@@ -54,15 +54,15 @@ OF_OUTPUT = [option("--out -o", "Where the table goes; stdout by default.", new(
         ],
         JUDGING: [METRIC, *OF_JUDGING, option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int)],
         THRESHOLDS: [
-            option("--fail-on", "Fail if the verdict has warnings, or warnings or notes.", click.Choice(list(LEVELS))),
+            option("--fail-on", "Fail on warnings, or on warnings and notes.", click.Choice(list(LEVELS))),
             *OF_THRESHOLDS,
         ],
         OUTPUT: OF_OUTPUT,
     },
-    short_help="Judge synthetic cells beside real ones.",
+    short_help="Compare synthetic with real cells.",
 )
 def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Judge synthetic cells beside real ones that no model has seen (.h5ad, .zarr; .h5mu for several modalities).
+    """Compare synthetic cells with held-out real cells (.h5ad, .zarr; .h5mu for several modalities).
 
     scgen-diffusion evaluate held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out table.csv
     """
@@ -73,8 +73,9 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
         verdict = package.report.verdict(part)
         terminal.say(f"{name}{verdict.summary}")
         for finding in verdict.findings:
-            level = click.style(f"[{finding.level}]", fg=COLOURS[finding.level])
-            terminal.say(f"{level} {finding.topic}: {finding.message}")
+            if finding.level != "ok" or terminal.verbose:
+                level = click.style(f"[{finding.level}]", fg=COLOURS[finding.level])
+                terminal.say(f"{level} {finding.topic}: {finding.message}")
             levels.add(finding.level)
     fatal = LEVELS.get(options.get("fail_on", ""), ())
     failed = [f"the verdict has {level}s" for level in fatal if level in levels]
@@ -89,21 +90,21 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--control", "Real unperturbed cells.", existing(), required=True),
             option("--perturbation-key -p", "Column of obs with the perturbation.", metavar="COLUMN", required=True),
             option("--train -t", "Real cells that the model was trained on, for baselines.", existing()),
-            option("--other", "Cells that another method predicts; a column of its own.", Keyed("NAME=FILE", Path)),
-            option("--groupby -g", "Column such as the cell type.", metavar="COLUMN"),
-            option("--separator", "What stands between the parts of a combination.", metavar="TEXT"),
+            option("--other", "Predictions of another method, for a separate column.", Keyed("NAME=FILE", Path)),
+            option("--groupby -g", "Column of obs with groups, such as the cell type.", metavar="COLUMN"),
+            option("--separator", "Separator between the parts of a combination.", metavar="TEXT"),
             option("--layer -l", "Layer with the counts.", metavar="NAME"),
         ],
         JUDGING: [METRIC, *OF_JUDGING],
         THRESHOLDS: OF_THRESHOLDS,
         OUTPUT: OF_OUTPUT,
     },
-    short_help="Judge predicted perturbations.",
+    short_help="Evaluate predicted perturbations.",
 )
 def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Judge predicted cells of perturbations beside real ones, simple baselines and other methods.
+    """Compare predicted perturbed cells with real ones, simple baselines and other methods.
 
-    Thresholds hold for the mean over perturbations.
+    Thresholds apply to the mean over perturbations.
 
     scgen-diffusion evaluate-perturbation real.h5ad predicted.h5ad --control control.h5ad -p perturbation -o table.csv
     """
@@ -124,19 +125,19 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
             BACKED,
         ],
         "Page": [
-            option("--table", "What evaluate wrote for these cells, to save the time.", existing(dir_okay=False)),
-            option("--model", "Folder of the model, whose training is shown.", existing(file_okay=False)),
-            option("--title", "Heading.", metavar="TEXT"),
-            option("--max-cells", "Cells of each kind that are compared and drawn.", int),
+            option("--table", "Table of evaluate for these cells, to save time.", existing(dir_okay=False)),
+            option("--model", "Folder of the model, to show its training.", existing(file_okay=False)),
+            option("--title", "Title of the page.", metavar="TEXT"),
+            option("--max-cells", "Largest number of cells compared and drawn on each side.", int),
             SEED,
-            option("--out -o", "The file to write.", new(dir_okay=False), "FILE.html", required=True),
+            option("--out -o", "File to write.", new(dir_okay=False), "FILE.html", required=True),
             OVERWRITE,
         ],
     },
     short_help="Write an HTML report of synthetic cells.",
 )
 def report(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Write one HTML file with the verdict, all figures and plots of synthetic cells beside real ones.
+    """Write an HTML page that compares synthetic with real cells: verdict, metrics and plots.
 
     scgen-diffusion report held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out report.html
     """
@@ -151,7 +152,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
         arguments["table"] = read_table(options["table"])
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
-    terminal.say("Judging and drawing")
+    terminal.say("Comparing and plotting")
     terminal.result(
         package.report.write(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments)
     )
@@ -163,15 +164,15 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     _check_output(options, {**others, **files}, ".csv")
     has_modalities = {path.suffix == MUDATA for path in files.values()}
     if len(has_modalities) > 1:
-        msg = "Either all files are .h5mu, or none is."
+        msg = "Either all files must be .h5mu, or none."
         raise click.UsageError(msg)
     if "layer" in options and isinstance(options["layer"], Mapping) is not (True in has_modalities):
-        msg = "--layer takes MODALITY=NAME for .h5mu, and NAME for other files."
+        msg = "--layer takes MODALITY=NAME for .h5mu files, and NAME for other files."
         raise click.UsageError(msg)
     package = terminal.libraries()
     known = list(package.metrics.CATALOGUE)
     for metric in [*options.get("max", {}), *options.get("min", {})]:
-        if metric not in known:  # said before minutes of work
+        if metric not in known:  # checked before minutes of work
             msg = f"There is no metric {metric!r}. {known_names(metric, known)}"
             raise click.UsageError(msg)
     cells = _read(terminal, files, options)
@@ -201,18 +202,19 @@ def _read(terminal: Terminal, files: Mapping[str, Path], options: Mapping[str, A
 def _write_and_judge(
     terminal: Terminal, table: pd.DataFrame, judged: pd.DataFrame, options: Mapping[str, Any], failed: list[str]
 ) -> None:
-    """Write a table, and raise if metrics of all cells are beyond the limits, or are no numbers, or anything else ``failed``.
+    """Write a table, and raise if a metric is NaN or beyond its limit, or anything else ``failed``.
 
     Raises
     ------
     Stop
-        With an exit code of its own.
+        If a check failed, with its own exit code.
     click.UsageError
         For a metric that the table does not have.
     """
     if "out" in options:
         with write_atomically(options["out"]) as beside:
             table.to_csv(beside, index=False)
+        terminal.say("All figures:")
         terminal.result(options["out"])
     else:
         terminal.result(table.to_csv(index=False).rstrip("\n"))
@@ -220,7 +222,8 @@ def _write_and_judge(
         for metric, limit in options.get(name, {}).items():
             values = judged.loc[judged["metric"] == metric, "value"].astype(float)
             if values.empty:
-                msg = f"There is no metric {metric!r} in the table. {known_names(metric, list(judged['metric'].unique()))}"
+                known = known_names(metric, list(judged["metric"].unique()))
+                msg = f"There is no metric {metric!r} in the table. {known}"
                 raise click.UsageError(msg)
             beyond = [value for value in values if math.isnan(value) or is_beyond(value, float(limit))]
             failed += [f"{metric} is {value:.4g}, {word} {limit:g}" for value in beyond]

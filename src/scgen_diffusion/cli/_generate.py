@@ -1,4 +1,4 @@
-"""``scgen-diffusion info`` and ``generate``: what a model in a folder can be asked for, and its cells in a file."""
+"""``scgen-diffusion info`` and ``generate``: describe a model, and generate cells to a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from scgen_diffusion._files import write_atomically
 
-from ._command import Keyed, command, existing, flag, given, new, number, number_or_text, option
+from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
 from ._files import MUDATA, check_place, read_table
 
 if TYPE_CHECKING:
@@ -44,46 +44,48 @@ SECTIONS = {
         option(
             "--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", number_or_text)
         ),
-        option("--library-size-column", "Column of the table with total counts, cell by cell.", metavar="NAME"),
-        flag("--counts", "Whole counts, also from SCRDIT and WBDIT."),
+        option("--library-size-column", "Column of the table with each cell's total counts.", metavar="NAME"),
+        flag("--counts", "Return integer counts, also from SCRDIT and WBDIT."),
     ],
     "Sampling": [
         option(
             "--guidance-scale -g",
-            "Strength of the condition, 1 by default: a number, or one per key or set of keys (KEY,KEY=2).",
+            "Strength of the condition (default: 1): a number, or one per key or set of keys (KEY,KEY=2).",
             Keyed("[KEY=]NUMBER", number),
         ),
-        option("--composition", "joint, mutually_exclusive or additive guidance.", metavar="NAME"),
-        option("--guidance-interval", "Times of guidance.", float, "FROM TO", nargs=2),
-        option("--guidance-rescale", "How far its spread is brought back.", float, "SHARE"),
-        option("--sampler", "euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
+        option("--composition", "Composition of guidance: joint, mutually_exclusive or additive.", metavar="NAME"),
+        option("--guidance-interval", "Times between which guidance is used.", float, "FROM TO", nargs=2),
+        option("--guidance-rescale", "How far to restore the spread of predictions.", float, "SHARE"),
+        option("--sampler", "Sampler: euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
         option("--n-steps", "Steps of the sampler.", int),
-        option("--batch-size", "Cells at a time. Does not change the cells.", int),
-        option("--seed", "The same seed, the same cells.", int, default=0),
-        option("--accelerator", "auto, cpu, gpu ... of Lightning.", metavar="NAME"),
-        option("--device", "Which device.", number_or_text, "N"),
+        option("--batch-size", "Cells at a time. It does not change the cells.", int),
+        option("--seed", "Same seed, same cells.", int, default=0),
+        option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...", metavar="NAME"),
+        option("--device", "Index of the device.", number_or_text, "N"),
     ],
     "Output": [
         flag("--overwrite", "Replace cells of another request."),
-        option("--shard-size", "Cells of a part of the output.", int),
-        option("--rank", "Number of this process, such as $SLURM_PROCID; from 0.", int),
-        option("--n-ranks", "How many processes share the work, such as $SLURM_NTASKS.", int),
+        option("--shard-size", "Cells per part of the output.", int),
+        option("--rank", "Index of this process from 0, such as $SLURM_PROCID.", int),
+        option("--n-ranks", "Number of processes, such as $SLURM_NTASKS.", int),
     ],
 }
 
 
 @command(
     "generate",
-    [click.Argument(["model"], type=existing(file_okay=False)), click.Argument(["out"], type=new())],
+    [click.Argument(["model"], type=Model()), click.Argument(["out"], type=new())],
     SECTIONS,
-    short_help="Generate cells into a file.",
-    epilog="The same command after Ctrl-C, SIGTERM or a crash goes on where that one stopped; .h5mu, which is made in memory, begins anew. "
-    "With --n-ranks every process makes its share, and the last one puts the file together; the cells do not depend on the number of processes.",
+    short_help="Generate cells to a file.",
+    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume; .h5mu files start again. With --n-ranks, "
+    "each process makes its share and the last one joins them; the cells do not depend on the number of processes.",
 )
 def generate(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Generate cells with the model in a folder, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
+    """Generate cells with a model, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
 
-    scgen-diffusion generate my_model cells.zarr --n-cells 100000 --condition cell_type="CD4 T"
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+
+    scgen-diffusion generate pbmc3k cells.h5ad --n-cells 1000 --condition cell_type=B
     """
     out = options["out"]
     check_place(out, suffixes=(".zarr", ".h5ad", MUDATA), inputs=given(options, "model", "condition_table").values())
@@ -91,7 +93,7 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
         msg = "--condition and --condition-table exclude each other."
         raise click.UsageError(msg)
     if "library_size_column" in options and "condition_table" not in options:
-        msg = "--library-size-column needs --condition-table, whose column it is."
+        msg = "--library-size-column needs --condition-table."
         raise click.UsageError(msg)
     package = terminal.libraries()
     model = package.model.load(options["model"], adata=False, **given(options, "accelerator", "device"))
@@ -99,18 +101,20 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
     has_modalities = bool(getattr(model, "modalities", None))
     if (out.suffix == MUDATA) is not has_modalities:
         what = "several modalities writes .h5mu" if has_modalities else "one modality writes .zarr or .h5ad"
-        msg = f"{out}: a model of {what}."
+        msg = f"{out} has the wrong suffix: a model of {what}."
         raise click.UsageError(msg)
     if not has_modalities:
-        terminal.on_interrupt = "The same command goes on from the parts that are done."
+        terminal.on_interrupt = "Run the same command again to resume."
         model.generate_to(out, **arguments, show_progress=not terminal.quiet)
     else:  # made in memory
         if unused := list(given(options, *OF_STREAMS)):
-            msg = f"--{unused[0].replace('_', '-')} is for cells of one modality."
+            msg = f"--{unused[0].replace('_', '-')} needs a model of one modality."
             raise click.UsageError(msg)
         check_place(out, overwrite=arguments.pop("overwrite", False))
         if out.exists() and not package.data.is_generated(out):
-            msg = f"{out} holds something other than generated cells, which --overwrite does not replace; choose another name."
+            msg = (
+                f"{out} does not hold generated cells, and --overwrite never replaces other files; choose another name."
+            )
             raise click.UsageError(msg)
         cells = model.generate(**arguments, show_progress=not terminal.quiet)
         with write_atomically(out) as beside:
@@ -118,18 +122,18 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
     if out.exists():
         terminal.result(out)
     else:
-        terminal.say("This share is done; others are still to be made.")
+        terminal.say("This process is done; other processes are still at work.")
 
 
 def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``Model.generate_to``; what was not given is left to it."""
+    """Return the given arguments of ``generate_to``."""
     from scgen_diffusion.diffusion import Guidance
 
     arguments = given(options, *PASSED_ON)
     keys = {key.name: key for key in model.conditions.by_key}
 
     def read(name: str, written: str) -> Any:
-        """Read a value of a condition: a number, or the class that is written so; what is neither is for the model to refuse."""
+        """Read a value of a condition: a number, or a class with this text; the model refuses others."""
         key = keys.get(name)
         if getattr(key, "kind", None) == "continuous":
             return number_or_text(written)
@@ -140,7 +144,7 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         column = options.get("library_size_column")
         if column is not None:
             if column not in table:
-                msg = f"--library-size-column {column!r} is no column of the table; it has {list(table)}."
+                msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
                 raise click.UsageError(msg)
             arguments["library_size"] = [number(value) for value in table.pop(column)]
         columns = {name: [read(name, value) for value in table[name]] for name in table}
@@ -152,19 +156,22 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         }
     guidance = {GUIDANCE[name]: value for name, value in given(options, *GUIDANCE).items()}
     scale = guidance.get("scale")
-    if isinstance(scale, dict) and any("," in key for key in scale):  # keys are subsets of the conditions
+    if isinstance(scale, dict) and any("," in key for key in scale):  # scales of sets of keys
         guidance["scale"] = {tuple(part.strip() for part in key.split(",")): value for key, value in scale.items()}
     return arguments | ({"guidance_scale": Guidance(**guidance)} if guidance else {})
 
 
 @command(
     "info",
-    [click.Argument(["model"], type=existing(file_okay=False))],
+    [click.Argument(["model"], type=Model())],
     {"Output": [flag("--json", "For scripts: everything, as JSON.")]},
-    short_help="Say what a model is.",
+    short_help="Describe a model.",
 )
 def info(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Say what the model in a folder is: class, genes, conditions and their values, architecture, training."""
+    """Show what a model is: class, genes, conditions and their values, architecture, training.
+
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+    """
     model = terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu")
     conditions = {}
     for key in model.conditions.by_key:

@@ -1,4 +1,4 @@
-"""What the user sees: messages on stderr, results on stdout, and errors as one line and an exit code."""
+"""Output of the commands: messages on stderr, results on stdout, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
-OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # PyTorch's errors of devices are RuntimeErrors
+OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
 
 
 class ExitCode(IntEnum):
-    """What the process tells the script that called it."""
+    """Exit codes of the process."""
 
     DONE = 0
     FAILED = 1
@@ -40,7 +40,7 @@ class ExitCode(IntEnum):
 
 
 class Stop(click.ClickException):
-    """The end of a command, with a message and an exit code; a bug of this package is shown with its traceback."""
+    """Ends a command with a message and an exit code; a bug in this package is shown with its traceback."""
 
     def __init__(self, message: str, code: int, *, is_bug: bool = False) -> None:
         super().__init__(message)
@@ -49,15 +49,15 @@ class Stop(click.ClickException):
 
     @classmethod
     def of(cls, error: Exception) -> Stop:
-        """Tell what cannot be done as it was asked for from what failed, and both from a bug of this package."""
+        """Classify an error as a wrong request, a failure, or a bug in this package."""
         frames = traceback.extract_tb(error.__traceback__)
         is_ours = bool(frames) and frames[-1].filename.startswith(FOLDER)
-        is_check = is_ours and (frames[-1].line or "").startswith("raise")  # with a message for users
+        is_check = is_ours and (frames[-1].line or "").startswith("raise")  # it has a message for users
         code = ExitCode.WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else ExitCode.FAILED
         if isinstance(error, OSError) and error.strerror:
             where = "" if error.filename is None else f"{error.filename}: "
             is_bare = error.strerror == os.strerror(errno.ENOSPC)  # our own errors say more
-            advice = " Make room, and give the same command again." if is_bare else ""
+            advice = " Make room and run the same command again." if is_bare else ""
             return cls(f"{where}{error.strerror.splitlines()[0].rstrip('.')}.{advice}", code)
         if is_check:
             message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
@@ -66,25 +66,25 @@ class Stop(click.ClickException):
         first = next(iter(str(error).strip().splitlines()), "")
         message = f"{kind}: {first}" if first else kind
         if is_ours and not isinstance(error, OF_SYSTEM):
-            advice = f"This is a bug in {PROGRAM}; please report it, with the lines above."
+            advice = f"This is a bug in {PROGRAM}; please report it with the lines above."
             return cls(f"{message}. {advice}", ExitCode.FAILED, is_bug=True)
         return cls(f"{message} (--verbose shows where)", ExitCode.FAILED)
 
 
 class Terminal:
-    """Where a command speaks.
+    """Writes the messages and results of a command.
 
     Parameters
     ----------
     quiet
-        Whether to keep back everything but errors.
+        Whether to show only errors.
     verbose
-        Whether to show the messages of libraries, and tracebacks.
+        Whether to show messages of libraries, and tracebacks.
 
     Raises
     ------
     click.UsageError
-        If both are asked for.
+        If both are True.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -95,19 +95,19 @@ class Terminal:
         self.on_interrupt = ""
 
     def say(self, message: str) -> None:
-        """Tell the user something; once, where Lightning starts this very command for each device."""
+        """Write a message, only once if Lightning starts the command for each device."""
         if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
             click.echo(message, err=True)
 
     def result(self, line: str | Path) -> None:
-        """Write one line for the script that called."""
+        """Write one line of results to stdout."""
         click.echo(str(line))
 
     def libraries(self) -> ModuleType:
-        """Import what takes seconds, and silence what talks."""
+        """Import the slow libraries and silence their messages."""
         if sys.stderr.isatty():
             self.say("Loading PyTorch and scvi-tools ...")
-        import scvi  # noqa: F401  sets levels of loggers, which are set again below
+        import scvi  # noqa: F401  it sets levels of loggers, which are changed below
 
         import scgen_diffusion.model
 
@@ -118,7 +118,7 @@ class Terminal:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Show messages, and turn whatever ends the work into a :class:`Stop`."""
+        """Show messages, and turn any exception into a :class:`Stop`."""
         try:
             with self._showing_messages():
                 yield
@@ -127,7 +127,7 @@ class Terminal:
         except SystemExit as error:
             if error.code == ExitCode.TERMINATED:
                 raise self.stopped(ExitCode.TERMINATED) from error
-            if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an exit
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into an exit
                 raise self.stopped(ExitCode.INTERRUPTED) from error
             raise
         except click.ClickException as error:
@@ -154,7 +154,7 @@ class Terminal:
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if self.verbose else logging.INFO)
         with warnings.catch_warnings():
-            warnings.showwarning = self._show_warning  # type: ignore[assignment]  # takes what that takes
+            warnings.showwarning = self._show_warning  # type: ignore[assignment]  # same arguments
             try:
                 yield
             finally:
@@ -168,7 +168,7 @@ class Terminal:
         self.say(prefix + record.getMessage())
 
     def _show_warning(self, message: Warning | str, category: type[Warning], filename: str, line: int, *_: Any) -> None:
-        """Show our warnings, at whatever line they point; those of libraries are not the user's to mend."""
+        """Show warnings of this package, and with ``verbose`` those of libraries too."""
         if self.verbose:
             self.say(warnings.formatwarning(message, category, filename, line).strip())
             return

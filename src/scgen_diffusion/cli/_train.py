@@ -1,4 +1,4 @@
-"""``scgen-diffusion train``: from files with cells to a folder with a model."""
+"""``scgen-diffusion train``: from files of cells to a model folder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 MODELS = ("SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT")
 STAGES = ("autoencoder", "prior", "transport", "diffusion")
-OF_WINDOWS = ("shared_genes", "window_size", "block_size")
+WINDOW_OPTIONS = ("shared_genes", "window_size", "block_size")
 LARGEST_SEED = 2**32 - 1
 SETTING = Keyed("KEY=VALUE", toml_value)
-OF_TRAIN = (
+TRAIN_OPTIONS = (
     "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "early_stopping_patience", "check_val_every_n_epoch",
     "compile", "accelerator", "num_nodes", "strategy", "precision",
 )  # fmt: skip
 
 
 def read_devices(value: Any) -> int | list[int] | str:
-    """Take a number of devices, a list of their numbers, or a name."""
+    """Read a number of devices, a list of their indices, or a name."""
     written = str(value)
     if written.lstrip("-").isdecimal():
         return int(written)
@@ -41,25 +41,27 @@ def read_devices(value: Any) -> int | list[int] | str:
 
 SECTIONS = {
     "Cells": [
-        option("--layer -l", "Layer that holds the values; X by default.", Keyed("[MODALITY=]NAME")),
-        columns("--condition -c", "Column of obs with classes to generate by. As often as needed."),
-        columns("--continuous-condition", "Column of numbers to generate by: dose, time, age."),
+        option("--layer -l", "Layer with the counts; default: X.", Keyed("[MODALITY=]NAME")),
+        columns("--condition -c", "Column of obs with classes to condition on. Repeatable."),
+        columns("--continuous-condition", "Column of numbers to condition on: dose, time, age. Repeatable."),
+        option("--set-condition", "Column of sets such as A+B; default separator: +.", Keyed("COLUMN[=SEPARATOR]")),
+        option("--control", "Value of unperturbed cells in a column.", Keyed("COLUMN=VALUE", scalar)),
         option(
-            "--set-condition", "Column of sets such as A+B; the separator is + by default.", Keyed("COLUMN[=SEPARATOR]")
+            "--condition-embedding",
+            "Embedding of a column's values: a .csv or .tsv file, or an entry of uns.",
+            Keyed("COLUMN=TABLE"),
         ),
-        option("--control", "What is written for unperturbed cells in a column.", Keyed("COLUMN=VALUE", scalar)),
-        option("--condition-embedding", "Vectors of the values: a .csv, .tsv, or entry of uns.", Keyed("COLUMN=TABLE")),
-        option("--values", "What the layer holds; counts by default.", click.Choice(["counts", "log1p"])),
-        option("--modality", "Modality of .h5mu, and its likelihood; all by default.", Keyed("NAME[=LIKELIHOOD]")),
-        flag("--backed", "Leave cells in their files, for what does not fit in memory; several files are always left."),
-        flag("--shared-genes", "Of several files take the genes that all have."),
-        option("--window-size", "Cells in memory together, if they are read from files.", int),
+        option("--values", "Kind of values in the layer; default: counts.", click.Choice(["counts", "log1p"])),
+        option("--modality", "Modality of .h5mu and its likelihood; default: all.", Keyed("NAME[=LIKELIHOOD]")),
+        flag("--backed", "Read cells from the file during training, if they do not fit into memory."),
+        flag("--shared-genes", "Use the genes that all files have."),
+        option("--window-size", "Cells in memory at a time, if they are read from files.", int),
         option("--block-size", "Neighbouring cells that are read together.", int),
     ],
     "Model": [
         option("--model -m", "Class of the model.", click.Choice(MODELS), default=MODELS[0]),
-        option("--size", "Architecture: ours, or the paper's.", click.Choice(["default", "published"])),
-        option("--set architecture", "One part or size of the architecture, such as n_latent=16.", SETTING),
+        option("--size", "Architecture: recommended, or of the paper.", click.Choice(["default", "published"])),
+        option("--set architecture", "Option of the architecture, such as n_latent=16.", SETTING),
     ],
     "Training": [
         option(
@@ -68,32 +70,32 @@ SECTIONS = {
         option("--batch-size", "Cells per step.", int),
         option("--train-size", "Share of cells to train on.", float, "SHARE"),
         option("--validation-size", "Share of cells to validate on.", float, "SHARE"),
-        flag("--early-stopping", "Stop a stage when its validation loss falls no more."),
-        option("--early-stopping-patience", "Validations to wait for that.", int),
+        flag("--early-stopping", "Stop a stage when its validation loss no longer falls."),
+        option("--early-stopping-patience", "Validations without a lower loss before stopping.", int),
         option("--check-val-every-n-epoch", "Epochs between validations.", int),
-        option("--seed", "Decides the split and all random draws.", click.IntRange(0, LARGEST_SEED), "N", default=0),
+        option("--seed", "Seed of the split and all random draws.", click.IntRange(0, LARGEST_SEED), "N", default=0),
         flag("--compile", "Compile the networks (torch.compile)."),
-        option("--accelerator", "auto, cpu, gpu ... of Lightning.", metavar="NAME"),
-        option("--devices", "How many devices, or which.", metavar="N|I,J"),
-        option("--num-nodes", "Machines of a distributed run.", int),
-        option("--strategy", "ddp for several devices.", metavar="NAME"),
-        option("--precision", "32-true, bf16-mixed ...", metavar="NAME"),
-        option("--autoencoder", "Change of the autoencoder's recipe (SCLDM), such as learning_rate=1e-3.", SETTING),
-        option("--prior", "Change of the prior's recipe (SCLDM).", SETTING),
-        option("--recipe", "Change of the recipe (SCRDIT, WBDIT).", SETTING),
-        option("--trainer", "Further option of Lightning's trainer.", SETTING),
+        option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...", metavar="NAME"),
+        option("--devices", "Number of devices, or their indices.", metavar="N|I,J"),
+        option("--num-nodes", "Number of machines of a distributed run.", int),
+        option("--strategy", "Strategy of Lightning: ddp for several devices.", metavar="NAME"),
+        option("--precision", "Precision: 32-true, bf16-mixed ...", metavar="NAME"),
+        option("--autoencoder", "Training option of the autoencoder (SCLDM), such as learning_rate=1e-3.", SETTING),
+        option("--prior", "Training option of the prior (SCLDM).", SETTING),
+        option("--recipe", "Training option (SCRDIT, WBDIT).", SETTING),
+        option("--trainer", "Option of Lightning's trainer.", SETTING),
     ],
     "Output": [
         option("--out -o", "Folder of the model.", new(file_okay=False), required=True),
-        flag("--overwrite", "Replace the model if one is there; no other folder."),
+        flag("--overwrite", "Replace an existing model; other folders are never replaced."),
         flag("--save-cells", "Save the training cells with the model."),
         option(
             "--checkpoint-dir",
-            "Folder of checkpoints. Default: a hidden one, removed at the end.",
+            "Folder for checkpoints. Default: a hidden folder, removed at the end.",
             new(file_okay=False),
         ),
-        flag("--no-checkpoints", "Keep none."),
-        flag("--restart", "Begin anew, whatever checkpoints there are."),
+        flag("--no-checkpoints", "Write no checkpoints."),
+        flag("--restart", "Start again and ignore checkpoints."),
     ],
 }
 
@@ -103,10 +105,11 @@ SECTIONS = {
     [click.Argument(["cells"], nargs=-1, required=True, type=existing())],
     SECTIONS,
     short_help="Train a model on files of cells.",
-    epilog="After Ctrl-C or SIGTERM (exit code 130 or 143) or a crash the same command goes on from the last checkpoint.",
+    epilog="After Ctrl-C, SIGTERM (exit code 130 or 143) or a crash, run the same command again to resume from the last "
+    "checkpoint. Several files are always read during training, as with --backed.",
 )
 def train(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Train a model on the cells of one or several files (.h5ad, .zarr, .h5mu), and write it into a folder.
+    """Train a model on the cells of one or several files (.h5ad, .zarr, .h5mu), and save it to a folder.
 
     scgen-diffusion train cells.h5ad --layer counts --condition cell_type --out my_model
     """
@@ -122,8 +125,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     checkpoints = None
     if not options.get("no_checkpoints"):
         checkpoints = options.get("checkpoint_dir", out.absolute().with_name(f".{out.name}.checkpoints"))
-        terminal.on_interrupt = f"The checkpoints are in {checkpoints}; the same command goes on from there."
-        for stage in STAGES if options.get("restart") else ():  # a folder of yours may hold the checkpoints of others
+        terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
+        for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
             (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
 
     package = terminal.libraries()
@@ -149,21 +152,21 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         cells = read_cells(paths[0])
         (model_class.setup_mudata if has_modalities else model_class.setup_anndata)(cells, **setup)
         model = model_class(cells, **architecture)
-    terminal.say(str(model).partition("\n  trained:")[0])  # what follows tells what to do in Python
+    terminal.say(str(model).partition("\n  trained:")[0])  # the rest says what to do in Python
 
-    arguments = given(options, *OF_TRAIN) | options.get("trainer", {})
+    arguments = given(options, *TRAIN_OPTIONS) | options.get("trainer", {})
     if plan := options.get("recipe", {}) | given(options, "autoencoder", "prior"):
         arguments["plan_kwargs"] = plan
     if "devices" in options:
         arguments["devices"] = read_devices(options["devices"])
     model.train(**{"enable_progress_bar": not terminal.quiet, **arguments}, **data, checkpoint_dir=checkpoints)
     callbacks = model.trainer.callbacks
-    if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # and stopped in order
+    if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # stopped cleanly
         raise terminal.stopped(ExitCode.INTERRUPTED)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
 
-    check_replaced(out)  # hours may have passed
+    check_replaced(out)  # again, hours later
     with write_atomically(out) as beside:
         model.save(beside, save_anndata=options.get("save_cells", False))
         (beside / COMMAND_FILE).write_text(train.as_toml(options), encoding="utf-8")
@@ -175,32 +178,32 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 
 
 def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool) -> None:
-    """Raise for options that do not go together, before anything takes time."""
-    of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*OF_TRAIN, "devices", "checkpoint_dir")}
+    """Raise for options that exclude each other, before any long work."""
+    of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "devices", "checkpoint_dir")}
     of_trainer["plan_kwargs"] = "--recipe, or --autoencoder and --prior"
     msg = ""
     if stay_in_files and has_modalities:
-        msg = "Several modalities (.h5mu) are read into memory, and from one file."
+        msg = "Several modalities (.h5mu) must be read into memory, from one file and without --backed."
     elif stay_in_files and options.get("save_cells"):
-        msg = "--save-cells is for cells in memory; those of several files, or with --backed, stay where they are."
-    elif not stay_in_files and (unused := [name for name in OF_WINDOWS if name in options]):
-        msg = f"--{unused[0].replace('_', '-')} is for cells that stay in their files: several files, or --backed."
+        msg = "--save-cells needs cells in memory, but several files, or --backed, leave them in their files."
+    elif not stay_in_files and (unused := [name for name in WINDOW_OPTIONS if name in options]):
+        msg = f"--{unused[0].replace('_', '-')} needs cells that stay in files: several files, or --backed."
     elif not has_modalities and ("modality" in options or isinstance(options.get("layer"), dict)):
-        msg = "--modality, and --layer with a modality, are for .h5mu files."
+        msg = "--modality, and --layer with a modality, need an .h5mu file."
     elif has_modalities and options["model"] in ("SCRDIT", "WBDIT"):
-        msg = f"{options['model']} reads one modality, not .h5mu; MULTISCLDM reads several."
+        msg = f"{options['model']} reads one modality, not .h5mu; use MULTISCLDM for several."
     elif has_modalities and "values" in options:
-        msg = "--values is for .h5ad and .zarr; the modalities of .h5mu hold counts."
+        msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
     elif options.get("no_checkpoints") and "checkpoint_dir" in options:
         msg = "--no-checkpoints and --checkpoint-dir exclude each other."
     elif twice := [name for name in options.get("trainer", {}) if name in of_trainer]:
-        msg = f"--trainer {twice[0]} has an option of its own: {of_trainer[twice[0]]}."
+        msg = f"Use {of_trainer[twice[0]]} instead of --trainer {twice[0]}."
     if msg:
         raise click.UsageError(msg)
 
 
 def _setup_arguments(options: Mapping[str, Any], has_modalities: bool) -> dict[str, Any]:
-    """Return the arguments of ``setup_anndata``, ``setup_mudata`` or ``CellFiles`` that say what the cells hold."""
+    """Return the arguments of ``setup_anndata``, ``setup_mudata`` or ``CellFiles``."""
     names = {
         "layer": "layers" if has_modalities else "layer",
         "values": "values",

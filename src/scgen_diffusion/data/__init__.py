@@ -1,4 +1,4 @@
-"""AnnData and MuData in and out: checks, conditions, plain forms for saving."""
+"""AnnData, MuData and files of cells: checks, conditions, and plain values for saving."""
 
 from ._anndata import (
     JOIN,
@@ -15,22 +15,22 @@ from ._checks import (
     check_expression,
     check_layer,
     check_not_empty,
+    check_rows,
     check_same_genes,
     check_values,
-    checked_rows,
     layer_names,
     obs_column,
     resolve_seed,
     row_numbers,
 )
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, occurring, recode
+from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of, occurring, recode
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
     condition_names,
     encode_obs,
-    extended_table,
+    extend_table,
     keys_of_state,
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
@@ -78,14 +78,15 @@ __all__ = [
     "check_is_mudata",
     "check_layer",
     "check_not_empty",
+    "check_rows",
     "check_same_features",
     "check_same_genes",
     "check_same_registry",
     "check_values",
-    "checked_rows",
+    "columns_of",
     "condition_names",
     "encode_obs",
-    "extended_table",
+    "extend_table",
     "is_generated",
     "is_single",
     "join_labels",

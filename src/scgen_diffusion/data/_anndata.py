@@ -1,4 +1,4 @@
-"""AnnData out and in: the cells that a model returns, and cells that are given the genes of a model."""
+"""AnnData: the cells that a model returns, and new cells padded to the genes of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 PROVENANCE_KEY = "scgen_diffusion"
 SYNTHETIC = "synthetic"
 JOIN = "|"
-SMALLEST_SHARE = 0.8  # of a model's genes, as in scvi-tools; with fewer there is a warning
+SMALLEST_SHARE = 0.8  # of a model's genes, as in scvi-tools; fewer give a warning
 
 
 def build_anndata(
@@ -35,7 +35,7 @@ def build_anndata(
     is_log1p: bool,
     layers: Mapping[str, np.ndarray] | None = None,
 ) -> AnnData:
-    """Assemble the cells of a model, which provenance names; ``uns["log1p"]`` tells scanpy that values are logarithms."""
+    """Build the AnnData of generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
     uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
     if is_log1p:
         uns["log1p"] = {}
@@ -43,7 +43,7 @@ def build_anndata(
 
 
 def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataFrame:
-    """Add the column that says that cells are synthetic, and which model made them."""
+    """Add the column that marks cells as synthetic and names the model."""
     maker = f"{provenance['model']} {version('scgen-diffusion')}"
     return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
 
@@ -51,7 +51,8 @@ def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataF
 def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
     r"""Return one label per cell, `(cells,)`: the values of several columns as text, joined by ``|``.
 
-    A ``|`` or ``\`` within the value of one of several columns gets a ``\`` before it, so that other values never give the same label.
+    With several columns, a ``|`` or ``\`` within a value is escaped by a ``\``, so that different values give different
+    labels.
     """
     columns = [obs[key].astype(str) for key in keys]
     if len(columns) > 1:
@@ -60,14 +61,14 @@ def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
 
 
 class ValueSummary(NamedTuple):
-    """What is to be known of many values to judge them.
+    """Summary of the values of a matrix.
 
     Parameters
     ----------
     n_values, n_stored
-        How many values there are, and how many of them are stored: not zero in a sparse matrix, or all.
+        Number of values, and of stored values (those that a sparse matrix stores, or all).
     n_nonzero
-        How many are not zero.
+        Number of values that are not zero.
     largest
         The largest value, NaN if any is not finite.
     """
@@ -79,7 +80,7 @@ class ValueSummary(NamedTuple):
 
     @classmethod
     def of(cls, x: sp.csr_matrix | np.ndarray) -> ValueSummary:
-        """Look at values ``(cells, genes)``."""
+        """Summarise values ``(cells, genes)``."""
         stored = x if isinstance(x, np.ndarray) else x.data
         largest = max(float(stored.max(initial=-np.inf)), 0.0 if stored.size < np.prod(x.shape) else -np.inf)
         is_finite = bool(np.isfinite(stored).all())
@@ -90,8 +91,8 @@ class ValueSummary(NamedTuple):
         """Share of the values that are zero."""
         return 1 - self.n_nonzero / self.n_values
 
-    def together(self, other: ValueSummary) -> ValueSummary:
-        """Return the summary of the values of both."""
+    def merge(self, other: ValueSummary) -> ValueSummary:
+        """Return the joint summary of both."""
         return ValueSummary(
             self.n_values + other.n_values,
             self.n_stored + other.n_stored,
@@ -101,30 +102,30 @@ class ValueSummary(NamedTuple):
 
 
 def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
-    """Return cells with the genes of ``var``, in its order and in every layer, and zeros for those that they lack.
+    """Return cells with the genes of ``var``, in its order and in every layer; missing genes are zero.
 
     Raises
     ------
     ValueError
-        If a gene occurs more than once, or none is known.
+        If a gene name is not unique, or no gene is known.
     """
     found, wanted = adata.var_names, var.index
     if not found.is_unique:
         repeated = found[found.duplicated()][0]
-        msg = f"Genes occur more than once, for example {repeated!r}; adata.var_names must be unique."
+        msg = f"adata.var_names must be unique, but some genes occur more than once, for example {repeated!r}."
         raise ValueError(msg)
     place = found.get_indexer(wanted)
     shared = place >= 0
     if not shared.any():
         msg = (
-            f"None of the {len(wanted)} genes of the model is among adata.var_names: the model knows genes such as {wanted[0]!r}, the cells "
-            f"have genes such as {found[0]!r}."
+            f"None of the {len(wanted)} genes of the model is in adata.var_names: the model has genes such as "
+            f"{wanted[0]!r}, the cells have genes such as {found[0]!r}."
         )
         raise ValueError(msg)
     n_missing, n_unknown = int((~shared).sum()), adata.n_vars - int(shared.sum())
     msg = (
-        f"{shared.sum()} of the model's {len(wanted)} genes were found; {n_missing} were filled with zeros, and {n_unknown} genes that the model "
-        "does not know were left out."
+        f"{shared.sum()} of the model's {len(wanted)} genes were found; {n_missing} were filled with zeros, and "
+        f"{n_unknown} genes unknown to the model were dropped."
     )
     logger.info(msg)
     if shared.mean() < SMALLEST_SHARE:

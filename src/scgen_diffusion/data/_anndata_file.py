@@ -1,4 +1,4 @@
-"""An AnnData in a file, and several matrices as one, of which parts are read when they are asked for."""
+"""AnnData in files: tables and matrices whose parts are read on demand."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
-NEAR = 16  # rows that are rather read and left out than skipped
+LARGEST_GAP = 16  # gaps of at most so many rows are read and dropped instead of skipped
 TEXTS_AT_A_TIME = 65_536
 DAMAGE = (OSError, RuntimeError, LookupError, TypeError, AttributeError)  # what h5py, zarr and anndata raise
-COLLECTION = "annbatch-preshuffled"  # what annbatch writes at the root of a collection of several AnnData
+COLLECTION = "annbatch-preshuffled"  # encoding type of an annbatch collection
 
 
 class AnnDataFile:
-    """Genes, names, columns and matrices of an AnnData in HDF5 or zarr, without reading what is not asked for.
+    """An AnnData in HDF5 or zarr, whose genes, names, columns and matrices are read on demand.
 
     Parameters
     ----------
     root
         The open file, or the group in it that holds the AnnData.
     name
-        What errors call it.
+        Name of the file in error messages.
 
     Raises
     ------
     ValueError
-        If it is not what anndata writes.
+        If it was not written by anndata.
     """
 
     def __init__(self, root: Any, name: str) -> None:
@@ -48,17 +48,20 @@ class AnnDataFile:
         self.name = name
         for part in ("obs", "var"):
             if part not in root or "_index" not in root[part].attrs:
-                msg = f"{name} is no AnnData: it has no table {part!r} as anndata writes it since version 0.7; read and write it again."
+                msg = (
+                    f"{name} is not an AnnData file of anndata 0.7 or later: it has no table {part!r}. If an older version "
+                    "wrote it, read it and write it again."
+                )
                 raise ValueError(msg)
 
     @property
     def n_cells(self) -> int:
-        """How many cells there are."""
+        """Number of cells."""
         return self._n_rows("obs")
 
     @property
     def var(self) -> pd.DataFrame:
-        """The genes' columns."""
+        """The table of genes."""
         with self.reading("var"):
             var = anndata.io.read_elem(self.root["var"])
         var.index = var.index.astype(str)
@@ -66,12 +69,12 @@ class AnnDataFile:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the cells' columns."""
+        """Names of the columns of ``obs``."""
         with self.reading("obs"):
             return [str(name) for name in self.root["obs"].attrs["column-order"]]
 
     def column(self, name: str) -> pd.Series:
-        """Read a column of the cells; text becomes classes."""
+        """Read a column of ``obs``; text becomes categorical."""
         with self.reading(f"obs[{name!r}]"):
             element = self.root["obs"][name]
             if element.attrs["encoding-type"] == "string-array":
@@ -79,23 +82,23 @@ class AnnDataFile:
             return pd.Series(anndata.io.read_elem(element))
 
     def names(self) -> Iterator[list[str]]:
-        """Yield the cells' names, part by part."""
+        """Yield the cell names, part by part."""
         with self.reading("obs"):
             yield from _texts(_index_of(self.root["obs"]))
 
     def all_names(self) -> pd.Index:
-        """Return the cells' names."""
+        """Return the cell names."""
         return pd.Index(chain.from_iterable(self.names()))
 
     def matrix(self, layer: str | None, columns: np.ndarray | None = None) -> FileMatrix:
-        """Return a layer, or X, whose rows are read when they are asked for.
+        """Return a layer, or X, whose rows are read on demand.
 
         Raises
         ------
         KeyError
             If there is no such layer.
         ValueError
-            If it is stored by columns, damaged, or not as large as the tables of cells and genes.
+            If it is stored by columns, damaged, or does not fit the tables of cells and genes.
         """
         layers = list(self.root["layers"]) if "layers" in self.root else []
         if layer is not None and layer not in layers:
@@ -111,17 +114,20 @@ class AnnDataFile:
             msg = f"{self.where(layer)}: {error}"
             raise ValueError(msg) from error
         if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
-            msg = f"{self.where(layer)} is {matrix.stored_shape}, but the file has {expected} cells and genes; it is damaged."
+            msg = (
+                f"{self.where(layer)} has the shape {matrix.stored_shape}, but the file has {expected} cells and genes; "
+                "it is damaged."
+            )
             raise ValueError(msg)
         return matrix
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """Name the file if a part of it cannot be read, which the libraries below do not."""
+        """Name the file in errors of the libraries below."""
         try:
             yield
         except DAMAGE as error:
-            msg = f"{what} of {self.name} cannot be read; the file is damaged, or not what anndata writes: {error}"
+            msg = f"{what} of {self.name} cannot be read; the file is damaged, or was not written by anndata: {error}"
             raise ValueError(msg) from error
 
     def _n_rows(self, table: str) -> int:
@@ -129,7 +135,7 @@ class AnnDataFile:
             return int(_text_array(_index_of(self.root[table])).shape[0])
 
     def where(self, layer: str | None) -> str:
-        """Say which matrix it is."""
+        """Return the name of a matrix for messages."""
         return f"X of {self.name}" if layer is None else f"layers[{layer!r}] of {self.name}"
 
     def unstructured(self, name: str) -> Any:
@@ -138,14 +144,14 @@ class AnnDataFile:
 
 
 def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
-    """Open an AnnData in ``.h5ad`` or ``.zarr``, or the several ones of a collection of annbatch.
+    """Open an AnnData in ``.h5ad`` or ``.zarr``, or all AnnData of an annbatch collection.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no AnnData.
+        If it is not an AnnData.
     """
     path = Path(path)
     if not path.exists():
@@ -162,17 +168,17 @@ def _open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        msg = f"{path} is no .h5ad file, or damaged: {error}"
+        msg = f"{path} is not an .h5ad file, or is damaged: {error}"
         raise ValueError(msg) from error
 
 
 def _open_zarr(path: Path) -> Any:
-    import zarr  # anndata 0.11 does without; those who have a zarr store have it
+    import zarr  # optional in anndata 0.11
 
     try:
         return zarr.open_group(str(path), mode="r")
     except (OSError, KeyError, ValueError) as error:
-        msg = f"{path} is no zarr store: {error}"
+        msg = f"{path} is not a zarr store: {error}"
         raise ValueError(msg) from error
 
 
@@ -181,7 +187,7 @@ def _index_of(table: Any) -> Any:
 
 
 def _text_array(element: Any) -> Any:
-    """Return the array of text in an element, which pandas' own kind of text keeps beside a mask."""
+    """Return the array of text in an element; nullable text of pandas has it beside a mask."""
     return element if hasattr(element, "dtype") else element["values"]
 
 
@@ -193,7 +199,7 @@ def _texts(element: Any) -> Iterator[list[str]]:
 
 
 def _classes(element: Any) -> pd.Categorical:
-    """Read text part by part; of what occurs again and again one copy is kept."""
+    """Read text part by part as categorical, which keeps one copy of each text."""
     number: dict[str, int] = {}
     codes = [
         np.fromiter((number.setdefault(text, len(number)) for text in texts), np.int32) for texts in _texts(element)
@@ -203,14 +209,14 @@ def _classes(element: Any) -> pd.Categorical:
 
 
 class FileMatrix:
-    """A matrix in an HDF5 file or zarr store, dense or CSR, of which rows are read.
+    """A dense or CSR matrix in an HDF5 file or zarr store, read by rows.
 
     Parameters
     ----------
     element
-        What anndata wrote: an array, or a group with ``data``, ``indices`` and ``indptr``.
+        Element of the file: an array, or a group with ``data``, ``indices`` and ``indptr``.
     columns
-        Which columns to take, in which order; None for all as they are.
+        Columns to read, in order; None for all.
 
     Raises
     ------
@@ -224,8 +230,8 @@ class FileMatrix:
         self.is_sparse = not hasattr(element, "dtype")
         if self.is_sparse and element.attrs["encoding-type"] != "csr_matrix":
             msg = (
-                f"the matrix is stored as {element.attrs['encoding-type']!r}, of which single cells cannot be read; write it by rows: "
-                "`adata.X = adata.X.tocsr()`."
+                f"the matrix is stored as {element.attrs['encoding-type']!r}, from which single cells cannot be read. "
+                "Write it by rows: `adata.X = adata.X.tocsr()`."
             )
             raise ValueError(msg)
         if self.is_sparse and (missing := {"data", "indices", "indptr"} - set(element)):
@@ -236,7 +242,7 @@ class FileMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Cells, and columns that are taken."""
+        """Number of cells and of columns read."""
         return self.stored_shape[0], self.stored_shape[1] if self.columns is None else len(self.columns)
 
     def __getitem__(self, rows: slice) -> Rows:
@@ -246,13 +252,13 @@ class FileMatrix:
         return read if self.columns is None else read[:, self.columns]
 
     def read(self, rows: np.ndarray) -> Rows:
-        """Read rows, whose numbers ascend."""
-        parts = [self._select(part) for part in runs_of(rows)]
-        return parts[0] if len(parts) == 1 else stacked(parts)
+        """Read rows in ascending order."""
+        parts = [self._select(part) for part in split_at_gaps(rows)]
+        return parts[0] if len(parts) == 1 else stack_rows(parts)
 
     @property
     def rows_per_chunk(self) -> float:
-        """How many rows one part has in which the file is stored, about; 0 if it is not stored in parts."""
+        """Approximate number of rows in a chunk of the file; 0 if it is not chunked."""
         array = self.element["data"] if self.is_sparse else self.element
         per_chunk = (getattr(array, "shards", None) or array.chunks or (0,))[0]
         return per_chunk * self.shape[0] / max(array.shape[0], 1)
@@ -269,7 +275,7 @@ class FileMatrix:
 
 
 class JoinedMatrix:
-    """Several matrices, one below the other, as one.
+    """Several matrices, stacked by rows.
 
     Parameters
     ----------
@@ -283,11 +289,11 @@ class JoinedMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Cells and columns."""
+        """Number of cells and columns."""
         return int(self.ends[-1]), self.parts[0].shape[1]
 
     def read(self, rows: np.ndarray) -> Rows:
-        """Read rows, whose numbers ascend."""
+        """Read rows in ascending order."""
         bounds = [0, *np.searchsorted(rows, self.ends)]
         starts = [0, *self.ends[:-1]]
         read = [
@@ -295,11 +301,11 @@ class JoinedMatrix:
             for part, start, low, high in zip(self.parts, starts, bounds[:-1], bounds[1:], strict=True)
             if high > low
         ]
-        return read[0] if len(read) == 1 else stacked(read)
+        return read[0] if len(read) == 1 else stack_rows(read)
 
 
-def stacked(parts: Sequence[Rows]) -> Rows:
-    """Put rows below each other; they are sparse if any of them is."""
+def stack_rows(parts: Sequence[Rows]) -> Rows:
+    """Stack rows; the result is sparse if any part is."""
     if any(sp.issparse(part) for part in parts):
         return sp.vstack(parts, format="csr")
     return np.concatenate(parts)
@@ -312,6 +318,6 @@ def dense(rows: Rows) -> np.ndarray:
     return rows.astype(np.float32, copy=False).toarray()
 
 
-def runs_of(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Part ascending row numbers where there is a gap that is better skipped than read."""
-    yield from np.split(rows, np.flatnonzero(np.diff(rows) > NEAR) + 1)
+def split_at_gaps(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Split ascending row numbers at gaps that are too long to read."""
+    yield from np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)

@@ -1,4 +1,4 @@
-"""Cells in one or several files, as training takes them: nothing is read whole."""
+"""Cells in one or several files, for training without reading them into memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ._checks import (
     check_not_empty,
     check_size,
     check_values,
-    name_some,
+    list_some,
     row_numbers,
 )
 from ._condition_keys import ContinuousKey
@@ -41,7 +41,7 @@ from ._condition_setup import (
 )
 from ._conditions import Conditions
 from ._registered_cells import digest_of_cells, sampled_rows
-from ._windows import WINDOW_SIZE, Batches, WindowLoader, suitable_block
+from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -53,44 +53,48 @@ if TYPE_CHECKING:
 
 
 class CellFiles:
-    """Cells in one or several AnnData files, to train a model on without reading them into memory.
+    """Cells in one or several AnnData files, to train a model without reading them into memory.
 
-    Pass ``registry=cells.registry`` to a model, and ``datamodule=cells`` to its ``train``. What is kept of each cell in memory are its
-    conditions (8 bytes for each column), its total (8 bytes) and, by the model, its number in the split (8 bytes). Expression is read in windows of cells; a
-    window mixes blocks of neighbouring cells from all over the files, its cells are shuffled, and the next one is read meanwhile.
+    Pass ``registry=cells.registry`` to a model and ``datamodule=cells`` to its ``train``. Memory holds a few numbers
+    per cell: its conditions (8 bytes per column), its total and its place in the split (8 bytes each). Expression is
+    read in windows. A window mixes blocks of neighbouring cells from all files and shuffles its cells; the next window
+    is read in the background.
 
     Parameters
     ----------
     paths
-        An ``.h5ad`` file, a ``.zarr`` store, a collection that annbatch wrote, or several of these. They are cells of one set, one file
-        after the other. Matrices are dense or CSR.
+        An ``.h5ad`` file, a ``.zarr`` store, an annbatch collection, or several of these, whose cells are joined.
+        Matrices must be dense or CSR.
     layer
-        Layer that holds the values; default ``X``.
+        Layer with the counts; default ``X``.
     genes
-        Names of the genes to take; ``"shared"`` for those that all files have. Default: those of the first file, which the others must have,
-        in whatever order, and no more.
+        Names of the genes to use; ``"shared"`` for the genes that all files have. Default: the genes of the first file;
+        the others must have the same genes in any order.
     condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings, values
-        As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`. Names of tables are looked up in ``uns`` of the files.
+        As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`. Names of embeddings refer to ``uns`` of
+        the files.
     window_size
-        Cells in memory together, twice: in use, and being read. More mix better and take more memory.
+        Cells per window. Memory holds two windows. Larger windows shuffle better and need more memory.
     block_size
-        Neighbouring cells that are read together. Fewer mix better and are read more slowly. Default: 128, or as many as fit the parts
-        in which a file is stored, up to 512.
+        Neighbouring cells read together. Smaller blocks shuffle better and read more slowly. Default: 128, or up to 512
+        to match the chunks of the files.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     KeyError
-        For a layer, column or table that a file lacks.
+        For a layer, column or embedding that a file lacks.
     ValueError
-        For files that are no AnnData or stored by columns, other genes, and whatever ``setup_anndata`` refuses; errors name the file.
+        For files that are not AnnData or are stored by columns, for different genes, and as in ``setup_anndata``.
 
     Examples
     --------
     >>> import scgen_diffusion as scgd
     >>> scgd.datasets.pbmc68k_reduced().write_h5ad("cells.h5ad")
-    >>> cells = scgd.data.CellFiles("cells.h5ad", layer="counts", condition_keys=["cell_type"])
+    >>> cells = scgd.data.CellFiles(
+    ...     "cells.h5ad", layer="counts", condition_keys=["cell_type"]
+    ... )
     >>> model = scgd.model.SCLDM(registry=cells.registry)
     >>> model.train(datamodule=cells)  # doctest: +SKIP
     """
@@ -113,7 +117,7 @@ class CellFiles:
         self._open(paths, layer, genes, values, window_size, block_size)
         keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
         obs = read_columns(self.files, chain.from_iterable(keys), numbers=keys[1])
-        uns = looked_up(self.files, condition_embeddings)
+        uns = look_up_tables(self.files, condition_embeddings)
         setup = ConditionSetup.of(
             ReadTables(obs, uns),
             condition_keys,
@@ -133,18 +137,21 @@ class CellFiles:
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> Self:
-        """Open files for a model that is there already, with the layer, genes and conditions that it knows.
+        """Open files for an existing model, with its layer, genes and conditions.
 
         Parameters
         ----------
         registry
-            Of the model: ``model.registry``.
+            Registry of the model: ``model.registry``.
         paths, window_size, block_size
-            As for the class itself.
+            As in :class:`CellFiles`.
         """
         arguments = registry["setup_args"]
         if "layer" not in arguments:
-            msg = "The model was set up for several modalities (setup_mudata), which are not read from files; load the MuData."
+            msg = (
+                "The model was set up for several modalities (setup_mudata), which cannot be read from files; load the "
+                "MuData into memory."
+            )
             raise ValueError(msg)
         by_key = _keys(registry)
         cells = cls.__new__(cls)
@@ -164,7 +171,7 @@ class CellFiles:
         window_size: int,
         block_size: int | None,
     ) -> None:
-        """Open the files, and check every value in them, part by part."""
+        """Open the files, and check all values, part by part."""
         self.layer, self.values = layer, values
         listed = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
         if not listed:
@@ -178,7 +185,7 @@ class CellFiles:
         )
         largest = max(part.rows_per_chunk for part in self.matrix.parts)
         self.window_size = check_count("window_size", window_size)
-        self.block_size = suitable_block(largest) if block_size is None else check_count("block_size", block_size)
+        self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
         self._totals = []
         for file, part in zip(self.files, self.matrix.parts, strict=True):
             check_size(part.shape, file.where(layer))
@@ -195,50 +202,50 @@ class CellFiles:
         self.codes = encode_obs(obs, by_key)
         """Conditions of the cells, ``(cells, columns)``."""
         self.registry = file_registry(self.var.index, self.n_cells, setup, by_key, layer=self.layer, values=self.values)
-        """What models of scvi-tools are built from in the place of cells."""
+        """Registry to build a model from, in place of an AnnData."""
 
     @property
     def n_cells(self) -> int:
-        """How many cells there are, in all files."""
+        """Number of cells in all files."""
         return self.matrix.shape[0]
 
     @cached_property
     def digest(self) -> str:
-        """Tell these cells from others, by their names and values."""
+        """Digest of the cells' names and values."""
         names = chain.from_iterable(file.names() for file in self.files)
         return digest_of_cells(names, self._totals, self.matrix.read(sampled_rows(self.n_cells)))
 
     def check(self) -> None:
-        """Nothing can have changed: conditions were read once, and files are open for reading only."""
+        """Do nothing: conditions were read once, and files are open for reading only."""
 
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
-        """Return batches of dense expression and conditions, by their names in the registry.
+        """Return a loader of batches of dense expression and conditions, by their names in the registry.
 
         Parameters
         ----------
         indices
-            Which cells; None for all.
+            Row numbers; None for all cells.
         batch_size
             Cells per batch.
         batches
-            Seed, epoch and share of this process in a stage of training; default: ``indices`` in order.
+            Seed, epoch and process of a training stage; default: ``indices`` in order.
         """
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         sizes = {"block_size": self.block_size, "window_size": self.window_size}
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> anndata.AnnData:
-        """Read some cells into memory, for what takes an AnnData: with their conditions in ``obs``, and the values in their layer.
+        """Read some cells into an AnnData in memory, with conditions in ``obs`` and values in ``X`` and the layer.
 
         Parameters
         ----------
         indices
-            Row numbers, in the order of the files; or one truth value per cell.
+            Row numbers, counted over all files, or a boolean mask.
 
         Returns
         -------
         AnnData
-            The cells in the order that is asked for.
+            The cells, in the order of ``indices``.
         """
         rows = row_numbers(indices, self.n_cells)
         distinct, positions = np.unique(rows, return_inverse=True)
@@ -249,7 +256,7 @@ class CellFiles:
         return anndata.AnnData(values, obs=obs, var=self.var.copy(), layers=layers)
 
     def _names_of(self, rows: np.ndarray) -> pd.Index:
-        """Return the names of cells, whose numbers ascend."""
+        """Return the names of cells with ascending row numbers."""
         wanted, names, start = set(rows.tolist()), [], 0
         for part in chain.from_iterable(file.names() for file in self.files):
             names += [name for number, name in enumerate(part, start) if number in wanted]
@@ -263,7 +270,7 @@ class CellFiles:
 
 
 def _check_distinct(paths: Sequence[Path]) -> None:
-    """Raise if two paths, which exist, lead to the same file: its cells would count twice."""
+    """Raise if two existing paths lead to the same file."""
     first: dict[tuple[int, int], Path] = {}
     for path in paths:
         found = path.stat()
@@ -273,13 +280,13 @@ def _check_distinct(paths: Sequence[Path]) -> None:
             raise ValueError(msg)
 
 
-# --- what several files have in common: genes and columns ------------------------------------------------------------
+# --- genes and columns of several files -------------------------------------------------------------------------------
 
-KINDS = {  # by what pandas finds
+KINDS = {  # by the type that pandas infers
     "string": "text",
     "integer": "whole numbers",
     "floating": "decimal numbers",
-    "boolean": "truth values",
+    "boolean": "booleans",
     "empty": "nothing",
 }
 NUMBERS = {"whole numbers", "decimal numbers"}
@@ -287,7 +294,7 @@ NUMBERS = {"whole numbers", "decimal numbers"}
 
 @dataclass(frozen=True)
 class ReadTables:
-    """What was read of cells: some columns, and some tables of embeddings, where an AnnData has them."""
+    """Columns and embedding tables that were read from files, under the attributes of an AnnData."""
 
     obs: pd.DataFrame
     uns: Mapping[str, Any]
@@ -296,12 +303,12 @@ class ReadTables:
 def columns_of_genes(
     files: Sequence[AnnDataFile], genes: Sequence[str] | str | None
 ) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
-    """Return the genes that are taken, with their columns in the first file, and where each file has them: None if all are as they are.
+    """Return the table of the genes to use, and their columns in each file (None for all columns in order).
 
     Raises
     ------
     ValueError
-        For genes that a file lacks, or has twice.
+        For genes that a file lacks or has twice.
     """
     tables = [file.var for file in files]
     for file, table in zip(files, tables, strict=True):
@@ -313,14 +320,18 @@ def columns_of_genes(
             missing, extra = first.difference(table.index, sort=False), table.index.difference(first, sort=False)
             if len(missing) or len(extra):
                 msg = (
-                    f"The genes of {file.name} are not those of {files[0].name}: {name_some(missing)} missing, {name_some(extra)} more. Take "
-                    "those that all files have with `genes='shared'`, or name some with `genes=[...]`."
+                    f"The genes of {file.name} are not those of {files[0].name}: {list_some(missing)} missing, "
+                    f"{list_some(extra)} additional. Use the genes of all files with `genes='shared'`, or choose some with "
+                    "`genes=[...]`."
                 )
                 raise ValueError(msg)
     elif genes == "shared":
         wanted = first[np.logical_and.reduce([first.isin(table.index) for table in tables])]
         if not len(wanted):
-            msg = f"The {len(files)} files have no gene in common; are all of their names of one kind (symbols, or Ensembl)?"
+            msg = (
+                f"The {len(files)} files have no gene in common. Do all use the same kind of gene names (symbols or "
+                "Ensembl)?"
+            )
             raise ValueError(msg)
     elif isinstance(genes, str):
         msg = f"`genes` must be a list of names, 'shared' or None, but found {genes!r}."
@@ -332,7 +343,10 @@ def columns_of_genes(
     for file, table in zip(files, tables, strict=True):
         place = table.index.get_indexer(wanted)
         if (lacking := wanted[place < 0]).size:
-            msg = f"{file.name} lacks genes that `genes` names: {name_some(lacking)}. {known_names(lacking[0], list(table.index))}"
+            msg = (
+                f"{file.name} lacks genes that `genes` names: {list_some(lacking)}. "
+                f"{known_names(lacking[0], list(table.index))}"
+            )
             raise ValueError(msg)
         places.append(None if np.array_equal(place, np.arange(len(table))) else place)
     return tables[0].loc[wanted], places
@@ -340,34 +354,37 @@ def columns_of_genes(
 
 def _check_unique(names: pd.Index, where: str) -> None:
     if not names.is_unique:
-        msg = f"{where} has genes that occur more than once: {name_some(names[names.duplicated()].unique())}. Make their names unique."
+        repeated = list_some(names[names.duplicated()].unique())
+        msg = f"{where} has genes that occur more than once: {repeated}. Make their names unique."
         raise ValueError(msg)
 
 
 def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], numbers: Container[str] = ()) -> pd.DataFrame:
-    """Read columns of the cells of all files, one file below the other; classes are those of any.
+    """Read columns of ``obs`` of all files and join them; classes are the union over files.
 
     Parameters
     ----------
     files
         The files.
     names
-        The columns.
+        Names of the columns.
     numbers
-        Those of them that are read as numbers, of which some files may have whole ones, and others not.
+        Names of the columns to read as numbers; files may mix whole and decimal numbers.
 
     Raises
     ------
     KeyError
         For a column that a file lacks.
     ValueError
-        For one that holds numbers in one file, and text in another; for classes also if they are whole numbers in one file, and others not.
+        For a column with different kinds of values in different files. Whole and decimal numbers are different kinds of
+        classes.
     """
     columns = {}
     for name in names:
         for file in files:
             if name not in file.columns:
-                msg = f"The condition key {name!r} is not a column of obs in {file.name}. {known_names(name, file.columns)}"
+                known = known_names(name, file.columns)
+                msg = f"The condition key {name!r} is not a column of obs in {file.name}. {known}"
                 raise KeyError(msg)
         parts = [file.column(name) for file in files]
         if len(parts) == 1:
@@ -378,7 +395,7 @@ def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], numbers: Co
         distinct = set(found) - {KINDS["empty"]}
         if len(distinct) > 1 and not (name in numbers and distinct <= NUMBERS):
             listed = ", ".join(f"{kind} in {file.name}" for file, kind in zip(files, found, strict=True))
-            msg = f"The column {name!r} holds values of different kinds: {listed}. Write it alike in all files."
+            msg = f"The column {name!r} holds values of different kinds: {listed}. Use one kind in all files."
             raise ValueError(msg)
         if name in numbers:
             plain = [part.astype(part.cat.categories.dtype) if _has_classes(part) else part for part in parts]
@@ -393,19 +410,19 @@ def _has_classes(part: pd.Series) -> bool:
 
 
 def _as_classes(part: pd.Series) -> pd.Categorical:
-    """Turn a column into classes, whose type is what pandas takes their values for: the same for all of one kind."""
+    """Turn a column into classes of the type that pandas infers, which is the same for all files."""
     classes = part.astype("category").cat.as_unordered()
     return classes.cat.rename_categories(pd.Index(classes.cat.categories.tolist())).array
 
 
-def looked_up(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what ``uns`` of the files has under the names of tables, of the first file that has it."""
+def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return named tables from ``uns``, each of the first file that has it."""
     named = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
     found = {table: [entry for file in files if (entry := file.unstructured(table)) is not None] for table in named}
     return {table: entries[0] for table, entries in found.items() if entries}
 
 
-# --- the registry of cells that are in no AnnData ----------------------------------------------------------------------
+# --- registry of cells in files ---------------------------------------------------------------------------------------
 
 
 def file_registry(
@@ -417,9 +434,9 @@ def file_registry(
     layer: str | None,
     values: Literal["counts", "log1p"],
 ) -> dict[str, Any]:
-    """Return the registry that ``setup_anndata`` would make of the same cells in memory, but for the name of a model.
+    """Return the registry that ``setup_anndata`` would make of the same cells in memory, without a model name.
 
-    It is made by scvi-tools, of one cell in place of all.
+    scvi-tools makes it from a single made-up cell.
     """
     one, codes = np.ones((1, len(genes)), dtype=np.float32), np.zeros((1, sum(key.n_columns for key in by_key)))
     obs = Conditions.from_codes(by_key, codes).to_obs(codes, pd.Index(["any"]))
@@ -437,12 +454,13 @@ def file_registry(
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError unless cells were registered as those of a model: with the same genes, conditions and kind of values."""
+    """Raise ValueError unless cells were registered with the genes, conditions and kind of values of a model."""
     for what, part in {"genes": _genes, "conditions": _keys, "values": _values}.items():
         if part(found) != part(expected):
             msg = (
-                f"The cells were not set up as those of the model: their {what} differ. Build the model with `registry=cells.registry`, or open "
-                "the files as it knows them: `CellFiles.like(model.registry, paths)`."
+                f"The cells were not set up like the model's: their {what} differ. Build the model with "
+                "`registry=cells.registry`, or open the files with the model's setup: "
+                "`CellFiles.like(model.registry, paths)`."
             )
             raise ValueError(msg)
 

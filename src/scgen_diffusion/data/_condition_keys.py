@@ -1,7 +1,7 @@
-"""Condition keys: columns of ``obs`` that hold classes, numbers or sets, and how a value becomes columns of numbers.
+"""Condition keys: columns of ``obs`` with classes, numbers or sets, and their codes.
 
-A key is learned from the training cells (``of``), and turns values into codes and back (``encode``, ``decode``). For fine-tuning it learns
-further values (``extended``), and the codes of the old ones keep their meaning.
+A key learns its values from the training cells (``of``), and turns values into columns of codes and back (``encode``,
+``decode``). For fine-tuning it learns more values (``extended``); the codes of the old ones do not change.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from scgen_diffusion._arguments import known_names
 
 from ._plain import to_plain
 
-OPEN = -np.inf  # in the columns of a condition that is still to be drawn
+OPEN = -np.inf  # code of a condition that is still to be drawn
 REQUEST = "`condition`"
-FEWEST_DIGITS, MOST_DIGITS = 10, 17  # that a number may need to be the same after being standardised and back
+FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
-ROOM = 2  # members that a set can have beyond the largest of training
+EXTRA_MEMBERS = 2  # members that a set can have beyond the largest training set
 
 
 @dataclass(frozen=True)
 class ConditionKey(ABC):
-    """One key: its name, its kind, and what it knows of the training cells."""
+    """One key: its name, its kind, and its values in the training cells."""
 
     kind: ClassVar[str]
     name: str
 
     @property
     def n_columns(self) -> int:
-        """How many columns a value takes."""
+        """Number of columns that encode a value."""
         return 1
 
     @property
     def n_values(self) -> int:
-        """How many classes or members there are; none of numbers."""
+        """Number of classes or members; 0 for numbers."""
         return 0
 
     @abstractmethod
@@ -52,23 +52,23 @@ class ConditionKey(ABC):
         Raises
         ------
         ValueError
-            For a value that the key does not know; ``source`` says where it was found.
+            For an unknown value; ``source`` names its origin in the message.
         """
 
     @abstractmethod
     def decode(self, codes: np.ndarray) -> pd.Categorical | np.ndarray:
-        """Turn columns ``(n, n_columns)`` into what a column of ``obs`` holds."""
+        """Turn columns ``(n, n_columns)`` into a column of ``obs``."""
 
     @abstractmethod
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
-        """Raise if columns ``(n, n_columns)`` hold a value that no training cell, ``occurring``, let the model learn."""
+        """Raise if columns ``(n, n_columns)`` hold a value that the model could not learn from those ``occurring``."""
 
     @abstractmethod
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> Self:
-        """Return a key that knows further values: those of a column of other cells, or of the rows of a table of known embeddings."""
+        """Return a key with more values, from a column of other cells or the rows of an embedding table."""
 
     def describe(self, codes: np.ndarray) -> str:
-        """Name one value by its columns."""
+        """Return one value as text."""
         return repr(to_plain(self.decode(codes[None])[0]))
 
     def state(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class CategoricalKey(ConditionKey):
     values
         The classes.
     has_vectors
-        Whether the classes have known embeddings, so that those without training cells can be asked for.
+        Whether the classes have known embeddings, so that classes without training cells can be generated.
     """
 
     kind = "categorical"
@@ -97,7 +97,7 @@ class CategoricalKey(ConditionKey):
 
     @classmethod
     def of(cls, name: str, column: pd.Series, control: Any, table: pd.DataFrame | None) -> CategoricalKey:
-        """Learn the classes of training cells, or take those of a table of known embeddings."""
+        """Learn the classes from training cells, or take them from an embedding table."""
         classes = list(column.astype("category").cat.categories)
         if control is not None and control not in classes:
             raise ValueError(_no_control(name, control, classes))
@@ -106,7 +106,7 @@ class CategoricalKey(ConditionKey):
         return cls(name, _with_vectors(name, column.unique(), table), has_vectors=True)
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:
-        """Add classes after the known ones, unless they differ from these in their type only."""
+        """Add classes after the known ones; raise if they differ from these only by type."""
         found = column.astype("category").cat.remove_unused_categories().cat.categories
         new = [value for value in found if value not in set(self.values)]
         as_text = {str(value): value for value in self.values}
@@ -114,8 +114,8 @@ class CategoricalKey(ConditionKey):
             if str(value) in as_text:
                 known = as_text[str(value)]
                 msg = (
-                    f"adata.obs[{self.name!r}] holds {value!r} of the type {type(value).__name__}, which the reference knows as "
-                    f"{known!r} of the type {type(known).__name__}. Turn the column into that type."
+                    f"adata.obs[{self.name!r}] holds {value!r} of type {type(value).__name__}, which the reference knows "
+                    f"as {known!r} of type {type(known).__name__}. Convert the column to that type."
                 )
                 raise ValueError(msg)
         values = [*self.values, *new]
@@ -123,7 +123,7 @@ class CategoricalKey(ConditionKey):
 
     @property
     def n_values(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.values)
 
     @cached_property
@@ -131,14 +131,14 @@ class CategoricalKey(ConditionKey):
         return pd.Index(self.values)
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
-        """Look classes up."""
+        """Look up classes."""
         try:
             codes = self._index.get_indexer(pd.Index(np.asarray(values, dtype=object)))
         except (TypeError, ValueError) as error:
             value = next(value for value in values if not np.isscalar(value))
             msg = (
-                f"{source} has {value!r} for {self.name!r}; give one value for all cells, or a list with one value per cell or fewer, "
-                "each of which an equal share of the cells gets."
+                f"{source} has {value!r} for {self.name!r}; give one value for all cells, or a list with one value per "
+                "cell or fewer (each for an equal share of the cells)."
             )
             raise TypeError(msg) from error
         if (codes < 0).any():
@@ -165,7 +165,7 @@ class ContinuousKey(ConditionKey):
     name
         Column of ``obs``.
     mean, std
-        Of the training cells, by which values are standardised.
+        Mean and standard deviation of the training cells, which standardise values.
     low, high
         Range of the training cells.
     """
@@ -181,19 +181,22 @@ class ContinuousKey(ConditionKey):
     def of(cls, name: str, column: pd.Series) -> ContinuousKey:
         """Take range and scale from the values of training cells."""
         if column.dtype.kind not in "iuf":
-            msg = f"adata.obs[{name!r}] holds {column.dtype} and not numbers. Name it in `condition_keys`, or turn it into numbers: `.astype(float)`."
+            msg = (
+                f"adata.obs[{name!r}] holds {column.dtype} instead of numbers. List it in `condition_keys`, or convert it: "
+                "`.astype(float)`."
+            )
             raise ValueError(msg)
         values = column.to_numpy(dtype=float)
         if not np.isfinite(values).all():
             msg = f"adata.obs[{name!r}] holds infinite numbers; every value must be finite."
             raise ValueError(msg)
         if values.min() == values.max():
-            msg = f"adata.obs[{name!r}] is {values[0]:g} in every cell; a number that never varies is no condition."
+            msg = f"adata.obs[{name!r}] is {values[0]:g} in every cell; a condition must vary. Leave it out."
             raise ValueError(msg)
         return cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
-        """Widen the range, and keep the scale."""
+        """Widen the range and keep the scale."""
         numbers = self.decode(self.encode(column.to_numpy(), source="adata.obs"))
         return replace(self, low=float(min(self.low, *numbers)), high=float(max(self.high, *numbers)))
 
@@ -207,12 +210,15 @@ class ContinuousKey(ConditionKey):
         codes = (numbers - self.mean) / self.std
         if (np.abs(codes) > LARGEST_NUMBER).any():
             value = list(values)[int(np.argmax(np.abs(codes)))]
-            msg = f"{source} has the value {value!r} for {self.name!r}, which is absurdly far from {self.low:g} to {self.high:g} of the training cells."
+            msg = (
+                f"{source} has the value {value!r} for {self.name!r}, too far from the range of the training cells, "
+                f"{self.low:g} to {self.high:g}."
+            )
             raise ValueError(msg)
         return codes[:, None]
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Return numbers on their own scale: those with the fewest digits that have these codes."""
+        """Return numbers on their original scale, with the fewest digits that give these codes."""
         distinct, which = np.unique(codes[:, 0], return_inverse=True)
         numbers = distinct * self.std + self.mean
         is_found = np.zeros(len(distinct), dtype=bool)
@@ -224,10 +230,10 @@ class ContinuousKey(ConditionKey):
         return numbers[which] + 0.0  # no negative zero
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
-        """Allow every number: what lies between or beyond those of training is inter- or extrapolated."""
+        """Do nothing: the model inter- or extrapolates every number."""
 
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
-        """Tell which values ``(n, 1)`` lie outside the training cells' range, ``(n,)``."""
+        """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
         low, high = self.encode([self.low, self.high])[:, 0]
         return (codes[:, 0] < low) | (codes[:, 0] > high)
 
@@ -243,15 +249,15 @@ class SetKey(ConditionKey):
     members
         All members.
     separator
-        What stands between members.
+        Text between members.
     largest
-        Most members that a set can have.
+        Largest number of members in a set.
     control
-        How the empty set is written, if there is one.
+        Text of the empty set, if there is one.
     spellings
-        How the training cells' sets are written.
+        Texts of the sets in the training cells.
     has_vectors
-        Whether the members have known embeddings, so that those without training cells can be asked for.
+        Whether the members have known embeddings, so that members without training cells can be generated.
     """
 
     kind = "set"
@@ -267,42 +273,42 @@ class SetKey(ConditionKey):
     def of(
         cls, name: str, column: pd.Series, separator: str, control: str | None, table: pd.DataFrame | None
     ) -> SetKey:
-        """Learn the members of training cells' sets, or take those of a table of known embeddings."""
+        """Learn the members from training cells, or take them from an embedding table."""
         rows = [] if table is None else map(str, table.index)
         if within := [member for member in rows if separator in member]:
             msg = (
-                f"The member {within[0]!r} of {name!r} contains the separator {separator!r}. Choose another with "
-                f"`set_condition_keys={{{name!r}: '...'}}`, and write the sets in adata.obs with it."
+                f"The member {within[0]!r} of {name!r} contains the separator {separator!r}. Choose another separator by "
+                f"`set_condition_keys={{{name!r}: '...'}}`, and use it in adata.obs."
             )
             raise ValueError(msg)
         key = cls(name, [], separator, 0, control, [], has_vectors=table is not None).extended(column, table)
         if control is not None and all(key.parts(text) for text in key.spellings):
             raise ValueError(_no_control(name, control, key.spellings))
         if not any(key.parts(text) for text in key.spellings):
-            msg = f"adata.obs[{name!r}] holds nothing but the control value {control!r}; at least one perturbation is needed."
+            msg = f"adata.obs[{name!r}] has only the control value {control!r}; at least one perturbation is needed."
             raise ValueError(msg)
         return key
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> SetKey:
-        """Add members after the known ones, and places if there are larger sets."""
+        """Add members after the known ones, and columns for larger sets."""
         spellings = sorted(map(str, column.unique()))
         parts = [self.parts(text) for text in spellings]
         members = [*self.members, *sorted(frozenset().union(*parts) - set(self.members))]
         return replace(
             self,
             members=members if table is None else _with_vectors(self.name, members, table.rename(index=str)),
-            largest=max(self.largest, max(map(len, parts)) + ROOM),
+            largest=max(self.largest, max(map(len, parts)) + EXTRA_MEMBERS),
             spellings=list(dict.fromkeys([*self.spellings, *spellings])),
         )
 
     @property
     def n_columns(self) -> int:
-        """One per place; members in ascending order, then the number of members for empty places."""
+        """One column per slot: members in ascending order; empty slots hold the number of members."""
         return self.largest
 
     @property
     def n_values(self) -> int:
-        """How many members there are."""
+        """Number of members."""
         return len(self.members)
 
     @cached_property
@@ -311,34 +317,32 @@ class SetKey(ConditionKey):
 
     @cached_property
     def _spelling(self) -> dict[tuple[float, ...], str]:
-        """How a set is written in training, by its columns."""
+        """Text of each set in training, by its columns."""
         return {self._columns(self.parts(text)): text for text in reversed(self.spellings)}
 
     def parts(self, value: Any) -> frozenset[str]:
-        """Split what stands for a set into its members; the control is none.
+        """Split the text of a set into its members, without the control.
 
         Raises
         ------
         ValueError
-            If there is nothing before, after or between separators.
+            If a member is empty.
         """
         if isinstance(value, AbstractSet):
             return frozenset(map(str, value)) - {self.control}
         members = frozenset(part.strip() for part in str(value).split(self.separator))
         if "" in members:
-            msg = (
-                f"The set {value!r} of {self.name!r} has an empty member; members are separated by {self.separator!r}."
-            )
+            msg = f"The set {value!r} of {self.name!r} has an empty member; {self.separator!r} separates members."
             raise ValueError(msg)
         return members - {self.control}
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
-        """Look members up; a set may also be given as a Python set."""
+        """Look up members; sets may be text or Python sets."""
         distinct = {value: self._columns(self.parts(value), source) for value in map(_hashable, values)}
         return np.array([distinct[_hashable(value)] for value in values], dtype=float).reshape(-1, self.largest)
 
     def decode(self, codes: np.ndarray) -> pd.Categorical:
-        """Return sets as they are written in training; what did not occur there in the order of members."""
+        """Return sets with their text in training; unseen ones in the order of members."""
         texts = [self._text(tuple(row)) for row in codes]
         categories = dict.fromkeys([*self._spelling.values(), *texts])
         return pd.Categorical(texts, categories=sorted(categories))
@@ -375,15 +379,15 @@ def key_from_state(state: Mapping[str, Any]) -> ConditionKey:
 
 
 def columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
-    """Return where the columns of each key are, if those of all keys lie side by side."""
+    """Return the columns of each key among those of all keys."""
     ends = [0, *accumulate(key.n_columns for key in by_key)]
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[ConditionKey]) -> np.ndarray:
-    """Write codes ``(n, columns)`` of keys as those of the extended keys; what is negative stands for any value.
+    """Turn codes ``(n, columns)`` of keys into codes of the extended keys; negative codes stay.
 
-    Only sets change: their empty places have the number after the last member, and there may be more places.
+    Only sets change: their empty slots hold the new number of members, and there may be more slots.
     """
     written = np.zeros((len(codes), sum(key.n_columns for key in after)), dtype=codes.dtype)
     for old, new, source, goal in zip(before, after, columns_of(before), columns_of(after), strict=True):
@@ -397,7 +401,7 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
 
 
 def occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
-    """Tell, for each key, which of its classes or members are among codes ``(n, columns)``; nothing for numbers."""
+    """Mark, for each key, the classes or members that occur in codes ``(n, columns)``; empty for numbers."""
     return [
         np.isin(np.arange(key.n_values), codes[:, columns])
         for key, columns in zip(by_key, columns_of(by_key), strict=True)
@@ -405,12 +409,12 @@ def occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndar
 
 
 def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list[Any]:
-    """Return all values that have a row in a table of known embeddings, or raise if one of those needed has none."""
+    """Return all values with a row in an embedding table; raise if a needed value has none."""
     known, needed = list(table.index), set(needed)
     if missing := sorted(needed.difference(known), key=str):
         msg = (
-            f"The embedding of {name!r} has no row for {len(missing)} of the {len(needed)} values in adata.obs, for example {missing[0]!r}; "
-            f"give rows for all with `condition_embeddings`. {known_names(missing[0], known)}"
+            f"The embedding of {name!r} has no row for {len(missing)} of the {len(needed)} values in adata.obs, for "
+            f"example {missing[0]!r}; give rows for all in `condition_embeddings`. {known_names(missing[0], known)}"
         )
         raise ValueError(msg)
     return known
@@ -438,6 +442,6 @@ def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
 
 def _not_learned(name: str, value: Any, what: str) -> str:
     return (
-        f"`condition` asks for {value!r} of {name!r}, a {what} without any training cell. What was never seen can be generated "
-        "only from a known embedding: give `condition_embeddings` to setup_anndata."
+        f"`condition` asks for {value!r} of {name!r}, a {what} without any training cell. To generate it, give its "
+        "embedding in `condition_embeddings` of setup_anndata."
     )

@@ -1,7 +1,8 @@
-"""From what a user says of the columns of ``obs`` to the conditions of cells as a field of scvi-tools' registry.
+"""From arguments of ``setup_anndata`` to the conditions of cells, a field of scvi-tools' registry.
 
-``setup_anndata`` makes a :class:`ConditionSetup`, which checks everything. Registering :class:`ConditionField` lets each key learn its column,
-and writes the conditions of the cells as numbers ``(cells, columns)`` to ``obsm``, from where scvi-tools' loaders read batches.
+``setup_anndata`` makes a :class:`ConditionSetup`, which checks the arguments. Registering a :class:`ConditionField`
+lets each key learn its column, and writes the codes of the cells ``(cells, columns)`` to ``obsm``, from which
+scvi-tools' loaders read batches.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import rich.pretty  # with which scvi-tools prints registries; it does not import it, and rich 15 no longer does so by itself
+import rich.pretty  # scvi-tools uses it to print registries without importing it
 import rich.table
 from scvi.data.fields import BaseAnnDataField
 
@@ -27,19 +28,20 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-WHERE = "_scgen_conditions"
+OBSM_KEY = "_scgen_conditions"
 CONDITIONS = "conditions"
-"""Name of the cells' conditions in the registry and in batches, as the modules know it."""
+"""Name of the cells' conditions in the registry and in batches; the same as in the modules."""
 SEPARATOR = "+"
 NUMBERS = "numbers"
-MANY_NUMBERS = 256  # beyond which classes that are numbers are rather amounts
-MANY_CLASSES = 50  # beyond which as many classes as cells are no chance
+MANY_NUMBERS = 256  # more distinct numbers than this are probably amounts
+MANY_FRACTIONS = 20  # the same for numbers that are not all whole
+MANY_CLASSES = 50  # more classes than this, and than half of the cells, are probably not classes
 CELLS_AT_A_TIME = 65_536
 
 
 @dataclass(frozen=True)
 class ConditionSetup:
-    """Which columns of ``obs`` are conditions, and of which kind.
+    """The columns of ``obs`` that are conditions, by kind.
 
     Parameters
     ----------
@@ -48,9 +50,9 @@ class ConditionSetup:
     set_condition_keys
         Columns of sets, with their separators.
     control_values
-        What is written for unperturbed cells in some of the columns.
+        Values of unperturbed cells, by column.
     condition_embeddings
-        Known embeddings of some of the keys: a row per class or member.
+        Known embeddings, by column: a row per class or member.
     """
 
     condition_keys: Sequence[str]
@@ -69,21 +71,21 @@ class ConditionSetup:
         controls: Mapping[str, Any] | None,
         embeddings: Mapping[str, pd.DataFrame | str] | None,
     ) -> ConditionSetup:
-        """Check what a user gave to ``setup_anndata``, and look up tables that are named.
+        """Check the arguments of ``setup_anndata``, and look up embeddings in ``uns``.
 
         Raises
         ------
         KeyError
             For an unknown column of ``obs`` or entry of ``uns``.
         TypeError
-            For what is no list of names, or no mapping.
+            For arguments that are not lists of names, or not mappings.
         ValueError
-            For cells without a value, and for names, values, separators and tables that do not fit.
+            For missing labels, and for names, values, separators and embeddings that do not fit.
 
         Warns
         -----
         UserWarning
-            For a column that looks like amounts or names of cells rather than like classes.
+            If a column of classes looks like numbers or cell names.
         """
         for argument, given in (("control_values", controls), ("condition_embeddings", embeddings)):
             if given is not None and not isinstance(given, Mapping):
@@ -93,21 +95,22 @@ class ConditionSetup:
         categorical, continuous, listed_sets = condition_names(categorical, continuous, sets)
         listed = [*categorical, *continuous, *listed_sets]
         if SYNTHETIC in listed:
-            msg = f"{SYNTHETIC!r} cannot be a condition key: generated cells have a column of that name. Rename adata.obs[{SYNTHETIC!r}]."
+            msg = (
+                f"{SYNTHETIC!r} cannot be a condition key, because generated cells have a column of this name. Rename "
+                f"adata.obs[{SYNTHETIC!r}]."
+            )
             raise ValueError(msg)
         for key in listed:
             owners = [name for name, part in getattr(adata, "mod", {}).items() if key in part.obs]
             if key not in adata.obs and owners:
                 msg = (
-                    f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Bring it up with "
+                    f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Copy it: "
                     f"mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
                 )
                 raise KeyError(msg)
         check_conditions(adata.obs, listed)
         if repeated := [name for name in listed if listed.count(name) > 1]:
-            msg = (
-                f"The condition key {repeated[0]!r} is named more than once; one list, and one place in it, is enough."
-            )
+            msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
         for name in categorical:
             _check_classes(name, adata.obs[name])
@@ -117,28 +120,28 @@ class ConditionSetup:
         for name in {**controls, **embeddings}:
             if name not in [*categorical, *listed_sets]:
                 known = known_names(name, [*categorical, *listed_sets])
-                msg = f"{name!r} has a control value or an embedding, but is no categorical or set key. {known}"
+                msg = f"{name!r} has a control value or an embedding, but is not a categorical or set key. {known}"
                 raise ValueError(msg)
         tables = {name: _table(adata, name, table) for name, table in embeddings.items()}
         return cls(categorical, continuous, separators, controls, tables)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
-        """Return the setup that these arguments of ``setup_anndata`` gave."""
+        """Return the setup from stored arguments of ``setup_anndata``."""
         return cls(**{option.name: arguments[option.name] for option in fields(cls)})
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of ``setup_anndata`` that give this setup, without what lies in the cells' ``uns``."""
+        """The arguments of ``setup_anndata`` that give this setup, with embeddings as tables."""
         return {option.name: getattr(self, option.name) for option in fields(self)}
 
     @property
     def names(self) -> list[str]:
-        """The columns: those of classes, of numbers, of sets."""
+        """Names of the columns of classes, of numbers and of sets, in this order."""
         return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
 
     def keys_of(self, obs: pd.DataFrame) -> list[ConditionKey]:
-        """Learn the keys from the training cells' columns, in the order of :attr:`names`."""
+        """Learn the keys from ``obs`` of the training cells, in the order of :attr:`names`."""
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
             *(CategoricalKey.of(name, obs[name], *known[name]) for name in self.condition_keys),
@@ -148,21 +151,21 @@ class ConditionSetup:
 
 
 class ConditionField(BaseAnnDataField):
-    """Writes the conditions of cells as numbers, ``(cells, columns)``, to ``obsm``, from where batches are made.
+    """Writes the condition codes of cells, ``(cells, columns)``, to ``obsm``, for batches.
 
     Parameters
     ----------
     registry_key
         Name in the registry and in batches.
     setup
-        Which columns of ``obs`` are conditions.
+        The columns of ``obs`` that are conditions.
     by_key
-        The keys, if they are known; or else they are learned from the first cells that are registered.
+        The keys, if known; default: learn them from the first registered cells.
     """
 
     registry_key = ""
     attr_name = "obsm"
-    attr_key = WHERE
+    attr_key = OBSM_KEY
     is_empty = False
 
     def __init__(self, registry_key: str, setup: ConditionSetup, by_key: Sequence[ConditionKey] | None = None) -> None:
@@ -173,11 +176,11 @@ class ConditionField(BaseAnnDataField):
         self.is_empty = not setup.names
 
     def validate_field(self, adata: AnnData | MuData) -> None:
-        """Raise unless every cell has a value of every key."""
+        """Raise unless every cell has a value for every key."""
         check_conditions(adata.obs, self.setup.names)
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
-        """Learn the keys from cells, and write their conditions; scvi-tools does this again if the cells were set up for another model since."""
+        """Learn the keys and write the codes; scvi-tools repeats this if the cells were set up for another model."""
         super().register_field(adata)
         if self.by_key is None:
             self.by_key = self.setup.keys_of(adata.obs)
@@ -191,7 +194,7 @@ class ConditionField(BaseAnnDataField):
         extend_categories: bool = False,
         **_: Any,
     ) -> dict[str, Any]:
-        """Write the conditions of other cells with keys that are known already, or, for fine-tuning, learn their new values too."""
+        """Write the codes of other cells with known keys; for fine-tuning, the keys learn new values first."""
         self.validate_field(adata_target)
         by_key = keys_of_state(state_registry)
         if extend_categories:
@@ -200,8 +203,8 @@ class ConditionField(BaseAnnDataField):
         return self._write(adata_target, by_key)
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
-        """Write the conditions, and return the keys by number: scvi-tools shows no mappings in lists, and no names with dots."""
-        adata.obsm[WHERE] = encode_obs(adata.obs, by_key)
+        """Write the codes and return the keys by number; scvi-tools cannot show mappings in lists or names with dots."""
+        adata.obsm[OBSM_KEY] = encode_obs(adata.obs, by_key)
         return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
@@ -217,12 +220,12 @@ class ConditionField(BaseAnnDataField):
 
 
 def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
-    """Build the keys from what the registry keeps."""
+    """Build the keys from the registry."""
     return [key_from_state(state) for state in state_registry.get("keys", {}).values()]
 
 
 def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
-    """Return the columns of all keys side by side, ``(cells, columns)``; they are made part by part, since values become objects."""
+    """Return the codes of all keys, ``(cells, columns)``; done part by part, because values become objects."""
     codes = np.zeros((len(obs), sum(key.n_columns for key in by_key)))
     for key, columns in zip(by_key, columns_of(by_key), strict=True):
         for start in range(0, len(obs), CELLS_AT_A_TIME):
@@ -231,21 +234,24 @@ def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
     return codes
 
 
-def extended_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
-    """Add rows for new values to a table of known embeddings; rows that it has already must be the same.
+def extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
+    """Add rows for new values to an embedding table; rows for known values must not differ.
 
     Raises
     ------
     ValueError
-        For other columns or other vectors.
+        For different columns or vectors.
     """
     further = _table(adata, name, further)
     if list(further.columns) != list(table.columns):
-        msg = f"The embedding of {name!r} must have the {table.shape[1]} columns of the reference's, but has {list(further.columns)[:5]} ..."
+        msg = (
+            f"The embedding of {name!r} must have the {table.shape[1]} columns of the reference's, but has "
+            f"{list(further.columns)[:5]} ..."
+        )
         raise ValueError(msg)
     shared = [value for value in further.index if value in table.index]
     if not np.allclose(further.loc[shared], table.loc[shared]):
-        msg = f"The embedding of {name!r} has other vectors than the reference's for values that it knows; leave these out."
+        msg = f"The embedding of {name!r} has other vectors than the reference's for known values; leave these out."
         raise ValueError(msg)
     return pd.concat([table, further.drop(index=shared)])
 
@@ -257,14 +263,14 @@ def condition_names(
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the columns of each kind."""
     return (
-        listed_names(categorical, "condition_keys"),
-        listed_names(continuous, "continuous_condition_keys"),
-        listed_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys"),
+        check_names(categorical, "condition_keys"),
+        check_names(continuous, "continuous_condition_keys"),
+        check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys"),
     )
 
 
-def listed_names(names: Collection[str] | None, argument: str) -> list[str]:
-    """Return names as a list, of which None is an empty one, or raise TypeError for what is no list of names."""
+def check_names(names: Collection[str] | None, argument: str) -> list[str]:
+    """Return names as a list, empty for None; raise TypeError for anything but a list of names."""
     if names is None:
         return []
     if isinstance(names, str):
@@ -276,7 +282,7 @@ def listed_names(names: Collection[str] | None, argument: str) -> list[str]:
         found = f"{strange[0]!r} of type {type(strange[0]).__name__} in it" if strange else type(names).__name__
         msg = f"`{argument}` must be a list of names, but found {found}."
         raise TypeError(msg)
-    return [str(name) for name in names]  # plain ones, of whatever type of text
+    return [str(name) for name in names]  # also subclasses of str
 
 
 def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
@@ -285,7 +291,7 @@ def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
         if "/" in str(key):
             renamed = {key: str(key).replace("/", "_")}
             msg = (
-                f"The condition key {key!r} has a '/' in its name, under which no .h5ad or .zarr file can hold a column. Rename it: "
+                f"The condition key {key!r} has a '/', which column names in .h5ad and .zarr files cannot have. Rename it: "
                 f"adata.obs = adata.obs.rename(columns={renamed})."
             )
             raise ValueError(msg)
@@ -304,26 +310,31 @@ def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
 
 
 def _check_classes(name: str, column: pd.Series) -> None:
-    """Raise unless a column holds what classes can be, and warn if it looks like something else."""
+    """Raise unless a column can hold classes, and warn if it looks like something else."""
     types = (str, int, float, np.integer, np.floating, np.bool_)
-    values = _checked_values(name, column, types, "text, numbers or truth values")
+    values = _check_types(name, column, types, "text, numbers or booleans")
     kinds = {
-        "text" if isinstance(v, str) else "truth values" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
+        "text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
     }
     if len(kinds) > 1:
-        msg = f"adata.obs[{name!r}] holds {' and '.join(sorted(kinds))} together; write it alike in all cells."
+        msg = f"adata.obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
         raise ValueError(msg)
-    n_classes, n_cells = column.nunique(), len(column)
-    if (kinds == {NUMBERS} and n_classes > MANY_NUMBERS) or n_classes > max(MANY_CLASSES, n_cells / 2):
-        what = "distinct numbers" if kinds == {NUMBERS} else "classes"
+    n_classes, n_cells, are_numbers = column.nunique(), len(column), kinds == {NUMBERS}
+    most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS
+    if are_numbers and n_classes > min(most, max(MANY_CLASSES, n_cells / 2)):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes} {what} for {n_cells} cells; each is learned as a class of its own. If they "
-            "are amounts, name it in `continuous_condition_keys` as numbers; if they name cells, leave it out."
+            f"adata.obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells; each is learned as a separate "
+            "class. If they are amounts, such as doses or times, list the column in `continuous_condition_keys` instead."
+        )
+    elif n_classes > max(MANY_CLASSES, n_cells / 2):
+        warn_user(
+            f"adata.obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name cells, "
+            "leave the column out of `condition_keys`."
         )
 
 
-def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Collection[Any]:
-    """Return the values of a column, more than once if they are objects, or raise if any is of another type."""
+def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Collection[Any]:
+    """Return the values of a column (objects may repeat); raise if any is of another type."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         values = column.cat.categories
     else:
@@ -337,18 +348,18 @@ def _checked_values(name: str, column: pd.Series, types: tuple[type, ...], allow
 
 
 def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> None:
-    """Raise unless a column holds text, whose separator is no part of how the empty set is written."""
+    """Raise unless a column holds text, and the separator is not part of the control value."""
     if not isinstance(separator, str) or not separator.strip():
         msg = f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
         raise ValueError(msg)
     if control is not None and (not isinstance(control, str) or separator in control):
         msg = f"The control value of {name!r} must be text without the separator {separator!r}, but found {control!r}."
         raise ValueError(msg)
-    _checked_values(name, column, (str,), f"text such as 'A{separator}B'")
+    _check_types(name, column, (str,), f"text such as 'A{separator}B'")
 
 
 def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame:
-    """Return a table of embeddings, looked up in ``uns`` where it is named, checked and of type float32."""
+    """Return a checked embedding table of type float32, from ``uns`` if given by name."""
     if isinstance(table, str):
         if table not in adata.uns:
             msg = f"The embedding {table!r} of {name!r} is not in adata.uns. {known_names(table, list(adata.uns))}"
@@ -356,14 +367,17 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame
         table = adata.uns[table]
     if not isinstance(table, pd.DataFrame):
         found = type(table).__name__
-        msg = f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in adata.uns, but found {found}."
+        msg = (
+            f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in adata.uns, but "
+            f"found {found}."
+        )
         raise TypeError(msg)
     if not table.index.is_unique:
         msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
         raise ValueError(msg)
     numbers = table.select_dtypes("number")
     if numbers.shape[1] < table.shape[1] or not table.shape[1] or not np.isfinite(numbers.to_numpy(dtype=float)).all():
-        msg = f"The embedding of {name!r} must hold finite numbers only, in at least one column."
+        msg = f"The embedding of {name!r} must have at least one column, and only finite numbers."
         raise ValueError(msg)
     renamed = table.astype("float32").rename(columns=str)
     check_distinct_columns(renamed.columns, f"The embedding of {name!r}")

@@ -1,4 +1,4 @@
-"""Conditions: all keys of a model, how often their combinations occur, and requests of them."""
+"""Conditions: all keys of a model, the frequencies of their combinations, and requests for them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from scgen_diffusion._arguments import check_count, known_names
 
 from ._condition_keys import OPEN, ConditionKey, ContinuousKey, SetKey, columns_of
 
-N_VALUES = 256  # of a number that are kept apart
-NEAR = 0.25  # standard deviations within which a number counts as one that occurs
+N_VALUES = 256  # distinct values kept of a numeric key
+LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | None
 
 
 @dataclass(frozen=True)
 class RequestedCodes:
-    """Codes ``(cells, columns)`` of what was asked for, of which rows are made when they are looked at.
+    """Codes ``(cells, columns)`` of a request, whose rows are made on demand.
 
     Parameters
     ----------
     n_cells, n_columns
-        How many rows and columns there are.
+        Number of rows and columns.
     given
-        Columns of each key that was asked for, and its values ``(values, columns of the key)``, each of which belongs to an
-        equal share of consecutive cells.
+        Columns of each requested key, and its values ``(values, columns of the key)``. Each value belongs to an equal
+        share of consecutive cells.
     """
 
     n_cells: int
@@ -43,7 +43,7 @@ class RequestedCodes:
         return self.n_cells
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Return the codes of some cells, :data:`OPEN` where nothing was asked."""
+        """Return the codes of some cells, :data:`OPEN` for keys left out."""
         codes = np.full((len(rows), self.n_columns), OPEN)
         for columns, values in self.given:
             codes[:, columns] = values[rows * len(values) // self.n_cells]
@@ -54,20 +54,20 @@ class RequestedCodes:
         return self[np.arange(self.n_cells)]
 
     def distinct(self) -> np.ndarray:
-        """Return every combination at least once, in the order in which they first occur."""
+        """Return every combination at least once, in order of first occurrence."""
         first = [-(-np.arange(len(values)) * self.n_cells // len(values)) for _, values in self.given]
         return self[np.unique(np.concatenate([np.zeros(1, int), *first]))]
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all cells were asked for alike."""
+        """Whether all cells have the same request."""
         return all(len(values) == 1 for _, values in self.given)
 
     @property
     def digest(self) -> str:
-        """Tell what was asked for from other things, for however many cells.
+        """Digest of the request, for any number of cells.
 
-        Each key's values come after what says how many bytes they are, so that no two requests are written alike.
+        Each key's values follow their shape and type, so that no two requests have the same bytes.
         """
         digest = hashlib.sha256(f"{self.n_columns}".encode())
         for columns, values in sorted(self.given, key=lambda one: one[0].start):
@@ -78,14 +78,14 @@ class RequestedCodes:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The condition keys of a model, and the joint distribution in the training cells.
+    """The condition keys of a model, and their joint distribution in the training cells.
 
     Parameters
     ----------
     by_key
         The keys, in the order of their columns.
     combinations
-        Codes of each combination that occurs, ``(combinations, columns)``. A number of many values is rounded to one of 256.
+        Codes of each combination that occurs, ``(combinations, columns)``. Numbers are rounded to at most 256 values.
     n_cells
         Number of training cells of each combination.
     """
@@ -100,12 +100,12 @@ class Conditions:
         codes = codes.astype(float)
         for key, columns in zip(by_key, columns_of(by_key), strict=True):
             if isinstance(key, ContinuousKey) and len(codes):
-                codes[:, columns] = _rounded(codes[:, columns])
+                codes[:, columns] = _round_to_quantiles(codes[:, columns])
         combinations, n_cells = np.unique(codes, axis=0, return_counts=True)
         return cls(by_key, combinations, n_cells)
 
     def joined(self, combinations: np.ndarray, n_cells: np.ndarray) -> Conditions:
-        """Add the combinations ``(combinations, columns)`` of other cells."""
+        """Return the conditions with added combinations ``(combinations, columns)`` of other cells."""
         codes = np.concatenate([self.combinations, combinations])
         distinct, number = np.unique(codes, axis=0, return_inverse=True)
         counts = np.bincount(number.ravel(), weights=np.concatenate([self.n_cells, n_cells]), minlength=len(distinct))
@@ -118,7 +118,7 @@ class Conditions:
 
     @property
     def n_columns(self) -> int:
-        """Number of columns of all keys."""
+        """Total number of columns."""
         return sum(key.n_columns for key in self.by_key)
 
     @property
@@ -128,19 +128,19 @@ class Conditions:
         return {name: list(values) for name, values in discrete if values is not None}
 
     def columns(self, name: str) -> slice:
-        """Return where the columns of a key are."""
+        """Return the columns of a key."""
         return self._columns[self.keys.index(name)]
 
     def encode(self, request: ConditionRequest, n_cells: int | None) -> np.ndarray:
-        """Turn what a user asks for into codes ``(n_cells, columns)``, with :data:`OPEN` where nothing was asked.
+        """Turn a user's request into codes ``(n_cells, columns)``, :data:`OPEN` for keys left out.
 
         Parameters
         ----------
         request
-            A mapping from key to a value, or to a list with one value per cell or fewer (each is then repeated for an
-            equal share of the cells); a table with one row per cell; or None.
+            A mapping from key to a value, or to a list with one value per cell or fewer (each for an equal share of the
+            cells); a table with one row per cell; or None.
         n_cells
-            Number of cells; may be left out when the request has a length.
+            Number of cells. You can leave it out if the request has a length.
 
         Raises
         ------
@@ -150,12 +150,12 @@ class Conditions:
         return self.request(request, n_cells).all()
 
     def request(self, request: ConditionRequest, n_cells: int | None) -> RequestedCodes:
-        """Check what a user asks for like :meth:`encode`, without a row in memory for each cell."""
+        """Check a user's request like :meth:`encode`, without a row in memory for each cell."""
         if not isinstance(request, Mapping | pd.DataFrame | None):
             msg = f"`condition` must be a mapping, a DataFrame or None, but found {type(request).__name__}."
             raise TypeError(msg)
         if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
-            msg = f"`condition` has two columns of the name {request.columns[request.columns.duplicated()][0]!r}."
+            msg = f"`condition` has two columns named {request.columns[request.columns.duplicated()][0]!r}."
             raise ValueError(msg)
         requested = {} if request is None else {name: request[name] for name in request}
         for name in requested:
@@ -167,7 +167,10 @@ class Conditions:
         for name, values in requested.items():
             key, columns = self.by_key[self.keys.index(name)], self.columns(name)
             if isinstance(key, SetKey) and isinstance(values, tuple):
-                msg = f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set per cell."
+                msg = (
+                    f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set per "
+                    "cell."
+                )
                 raise TypeError(msg)
             listed = [values] if is_single(values) else list(values)
             if not 0 < len(listed) <= n_cells:
@@ -179,10 +182,11 @@ class Conditions:
         return RequestedCodes(n_cells, self.n_columns, given)
 
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Draw what is open from the training distribution, given what is not.
+        """Draw open values from the training distribution, given the others.
 
-        Where the given values do not occur together in the training cells, the open ones are drawn regardless of them. A given
-        number counts as the nearest one of the training cells with the given classes and sets, up to a quarter of a standard deviation.
+        If the given values do not occur together in the training cells, open values are drawn regardless of them. A
+        given number counts as the nearest number of the training cells with the given classes and sets, if it is within
+        a quarter of a standard deviation.
 
         Parameters
         ----------
@@ -204,17 +208,17 @@ class Conditions:
         return np.where(codes == OPEN, drawn, codes)
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
-        """Return codes ``(n, columns)`` as a table: classes and sets as categories, numbers as numbers."""
+        """Return codes ``(n, columns)`` as a table, with classes and sets as categories."""
         columns = {key.name: key.decode(codes[:, self.columns(key.name)]) for key in self.by_key}
         return pd.DataFrame(columns, index=index)
 
     def describe(self, codes: np.ndarray) -> str:
-        """Name one combination ``(columns,)``, without what is open."""
+        """Return one combination ``(columns,)`` as text, without open values."""
         given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
     def unseen(self, codes: np.ndarray) -> list[str]:
-        """Name the combinations among codes ``(n, columns)`` that no training cell has."""
+        """Describe the combinations among codes ``(n, columns)`` that no training cell has."""
         patterns, first = np.unique(self._snapped(codes), axis=0, return_index=True)
         return [
             self.describe(codes[row])
@@ -223,7 +227,7 @@ class Conditions:
         ]
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
-        """Name the numbers among codes ``(n, columns)`` that lie outside the training cells' range, one per key."""
+        """Describe numbers among codes ``(n, columns)`` outside the range of the training cells, one per key."""
         named = []
         for key in self.by_key:
             if isinstance(key, ContinuousKey):
@@ -239,13 +243,13 @@ class Conditions:
         return columns_of(self.by_key)
 
     def _matches(self, pattern: np.ndarray) -> np.ndarray:
-        """Tell which combinations have a pattern's classes and sets, and of these the nearest numbers, if they are near."""
+        """Mark combinations that have a pattern's classes and sets and, among these, the nearest numbers within reach."""
         given = pattern != OPEN
         are_numbers = self._are_numbers
         matches = (~given | (self.combinations == pattern))[:, ~are_numbers].all(1)
         for column in np.flatnonzero(given & are_numbers):
             distance = np.where(matches, np.abs(self.combinations[:, column] - pattern[column]), np.inf)
-            matches = matches & (distance == distance.min(initial=np.inf)) & (distance <= NEAR)
+            matches = matches & (distance == distance.min(initial=np.inf)) & (distance <= LARGEST_DISTANCE)
         return matches
 
     @cached_property
@@ -254,36 +258,36 @@ class Conditions:
         return np.concatenate(kinds) if kinds else np.zeros(0, dtype=bool)
 
     def _snapped(self, codes: np.ndarray) -> np.ndarray:
-        """Replace numbers in codes ``(n, columns)`` by the nearest that a training cell has."""
+        """Replace numbers in codes ``(n, columns)`` by the nearest ones of the training cells."""
         snapped = codes.copy()
         for key, columns in zip(self.by_key, self._columns, strict=True):
             if isinstance(key, ContinuousKey) and len(self.combinations):
-                asked = codes[:, columns.start]
+                requested = codes[:, columns.start]
                 snapped[:, columns.start] = np.where(
-                    asked == OPEN, OPEN, _nearest(self.combinations[:, columns], asked)
+                    requested == OPEN, OPEN, _nearest(self.combinations[:, columns], requested)
                 )
         return snapped
 
 
-def _rounded(column: np.ndarray) -> np.ndarray:
-    """Round the values of a column ``(cells, 1)`` to the nearest of 256 of them, if there are more."""
+def _round_to_quantiles(column: np.ndarray) -> np.ndarray:
+    """Round the values of a column ``(cells, 1)`` to 256 quantiles, if there are more."""
     values = np.unique(column)
     if len(values) <= N_VALUES:
         return column
     return _nearest(np.quantile(column, (np.arange(N_VALUES) + 0.5) / N_VALUES, method="nearest"), column)
 
 
-def _nearest(values: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Return the nearest of some values to each that is asked for."""
+def _nearest(values: np.ndarray, requested: np.ndarray) -> np.ndarray:
+    """Return, for each requested value, the nearest of some values."""
     kept = np.unique(values)
-    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, asked)]
+    return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, requested)]
 
 
 def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact: bool) -> int:
     lengths = {name: len(values) for name, values in requested.items() if not is_single(values)}
     if n_cells is None:
         if not lengths:
-            msg = "`n_cells` is needed when `condition` gives no list of values and no DataFrame."
+            msg = "`n_cells` is needed unless `condition` is a DataFrame or has a list of values."
             raise ValueError(msg)
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{length} for {name!r}" for name, length in lengths.items())
@@ -302,5 +306,5 @@ def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact:
 
 
 def is_single(values: Any) -> bool:
-    """Tell one value for all cells, a set of members too, from a list of values."""
+    """Return whether this is one value for all cells (possibly a set), not a list of values."""
     return values is None or isinstance(values, str | AbstractSet) or np.ndim(values) == 0

@@ -1,4 +1,4 @@
-"""MuData in and out: checks, modalities side by side in one matrix, cells that lack a modality with zeros."""
+"""MuData: checks, and modalities joined in one matrix, with zeros for cells that lack a modality."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from scvi.data.fields import BaseAnnDataField
 from scgen_diffusion._arguments import known_names
 
 from ._anndata import PROVENANCE_KEY, build_anndata, mark_synthetic
-from ._checks import check_layer, check_same_genes, check_shape, check_values, name_some
-from ._condition_setup import listed_names
+from ._checks import check_layer, check_same_genes, check_shape, check_values, list_some
+from ._condition_setup import check_names
 
 if TYPE_CHECKING:
     import rich.table
 
-JOINED = "_scgen_expression"  # in obsm
+JOINED = "_scgen_expression"  # key in obsm
 ModalityLikelihood = Literal["negative_binomial", "poisson", "bernoulli"]
 
 
 @dataclass(frozen=True)
 class Modality:
-    """What a model knows of a modality.
+    """Features and likelihood of a modality.
 
     Parameters
     ----------
     features
-        Names of its features (genes, proteins, peaks), in the order of the model.
+        Names of its features (genes, proteins, peaks), in the model's order.
     likelihood
         Distribution of its values: ``"negative_binomial"``, ``"poisson"`` or ``"bernoulli"``.
     """
@@ -46,18 +46,16 @@ class Modality:
     likelihood: str
 
 
-# --- what a user says of modalities ---------------------------------------------------------------------------------
+# --- arguments of setup_mudata ----------------------------------------------------------------------------------------
 
 
 def check_is_mudata(mdata: object) -> None:
-    """Raise for anything else than MuData in memory."""
+    """Raise for anything but MuData in memory."""
     if not isinstance(mdata, MuData):
         msg = f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`."
         raise TypeError(msg)
     if mdata.isbacked:
-        msg = (
-            "`mdata` is left in its file (`backed`), but models of MuData need it in memory: `mudata.read_h5mu(path)`."
-        )
+        msg = "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`."
         raise ValueError(msg)
 
 
@@ -66,21 +64,21 @@ def resolve_modalities(
     modalities: Sequence[str] | Mapping[str, str | None] | None,
     layers: str | Mapping[str, str | None] | None,
 ) -> tuple[dict[str, str], dict[str, str | None]]:
-    """Turn what a user says of modalities into the likelihood of each, guessed where it is left open, and its layer; None is ``X``.
+    """Return likelihood and layer (None is ``X``) of each modality.
 
-    Values that are all 0 or 1 are taken for a Bernoulli's, all others for a negative binomial's.
+    The default likelihood is Bernoulli if all values are 0 or 1, else negative binomial.
 
     Raises
     ------
     TypeError
-        For what is no list of names, and no mapping; and for MuData within MuData.
+        For arguments that are neither lists of names nor mappings, and for MuData within MuData.
     KeyError
-        For modalities and layers that there are not.
+        For unknown modalities and layers.
     ValueError
-        For no modality, a repeated one, an unknown likelihood, and MuData that share features in place of cells.
+        For no modality, a repeated one, an unknown likelihood, and MuData that shares features instead of cells.
     """
     given = list(modalities) if isinstance(modalities, Mapping) else modalities
-    names = list(mdata.mod) if modalities is None else listed_names(given, "modalities")
+    names = list(mdata.mod) if modalities is None else check_names(given, "modalities")
     if not names or len(set(names)) < len(names):
         msg = f"`modalities` must name at least one modality, and each once, but found {names}."
         raise ValueError(msg)
@@ -97,7 +95,10 @@ def resolve_modalities(
             msg = f"There is no modality {name!r} in the MuData. {known_names(name, list(mdata.mod))}"
             raise KeyError(msg)
         if not isinstance(mdata[name], AnnData):
-            msg = f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData, or leave it out of `modalities`."
+            msg = (
+                f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData, or leave "
+                "it out of `modalities`."
+            )
             raise TypeError(msg)
         likelihood = modalities[name] if isinstance(modalities, Mapping) else None
         if likelihood not in (None, *known):
@@ -106,7 +107,8 @@ def resolve_modalities(
         check_layer(mdata[name], layer, f"mdata[{name!r}]")
         if likelihood is None:
             values = _matrix(mdata[name], layer)
-            has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"  # or is refused
+            # check_modalities refuses other values later
+            has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
             likelihood = "bernoulli" if has_numbers and values.max() <= 1 else "negative_binomial"
         likelihoods[name] = likelihood
     return likelihoods, chosen
@@ -116,17 +118,17 @@ def resolve_modalities(
 
 
 class ModalitiesField(BaseAnnDataField):
-    """Registers several modalities as one matrix, which it keeps in ``mdata.obsm``.
+    """Registers several modalities as one matrix, kept in ``mdata.obsm``.
 
-    Cells that a modality lacks have zeros there; modalities need neither the same cells nor the same order. In cells that
-    are registered later, a whole modality may be absent.
+    Cells that a modality lacks have zeros. Modalities need neither the same cells nor the same order. Cells registered
+    later may lack a whole modality.
 
     Parameters
     ----------
     likelihoods
-        Distribution of each modality's values, by its name.
+        Distribution of each modality's values, by name.
     layers
-        Layer that holds them; None for ``X``.
+        Layer of each modality; None for ``X``.
     """
 
     registry_key = REGISTRY_KEYS.X_KEY
@@ -139,18 +141,18 @@ class ModalitiesField(BaseAnnDataField):
         self.likelihoods, self.layers = dict(likelihoods), dict(layers)
 
     def validate_field(self, mdata: MuData) -> None:
-        """Raise unless every modality that is there holds what its likelihood explains, and they hang together."""
+        """Raise unless all present modalities have values that fit their likelihoods, and share cells."""
         check_modalities(mdata, {name: k for name, k in self.likelihoods.items() if name in mdata.mod}, self.layers)
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
-        """Join the modalities' values, and take note of their features."""
+        """Join the modalities' values and record their features."""
         self.validate_field(mdata)
         return self._join(
             mdata, {n: Modality(list(mdata[n].var_names.astype(str)), k) for n, k in self.likelihoods.items()}
         )
 
     def transfer_field(self, state_registry: dict[str, Any], mdata_target: MuData, **_: Any) -> dict[str, Any]:
-        """Join the values of other cells, whose features must be the same."""
+        """Join the values of other cells; raise unless their features are the same."""
         modalities = modalities_of(state_registry)
         check_same_features(mdata_target, modalities)
         self.validate_field(mdata_target)
@@ -167,18 +169,18 @@ class ModalitiesField(BaseAnnDataField):
         }
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
-        """Return the numbers of cells and of features."""
+        """Return the numbers of cells and features."""
         return {"n_cells": state_registry["n_obs"], "n_vars": state_registry["n_vars"]}
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table | None:
-        """Show nothing beyond the numbers."""
+        """Show no more than the summary."""
         return None
 
 
 def join_expression(
     mdata: MuData, modalities: Mapping[str, Modality], layers: Mapping[str, str | None]
 ) -> sp.csr_matrix:
-    """Put the modalities' values side by side, ``(cells, features of all)``; what a cell lacks is zero."""
+    """Join the modalities' values side by side, ``(cells, features of all)``, with zeros for missing modalities."""
     blocks = []
     for name, modality in modalities.items():
         if name not in mdata.mod:
@@ -194,7 +196,7 @@ def join_expression(
 
 
 def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layers: Mapping[str, str | None]) -> None:
-    """Raise unless modalities hold counts that their likelihoods can explain, and hang together.
+    """Raise unless modalities hold counts that fit their likelihoods, and share cells.
 
     A modality may lack cells, but every cell needs a count in one of them.
 
@@ -203,8 +205,9 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
     KeyError
         If there is no such layer.
     ValueError
-        For a modality without cells, features or counts, names that occur twice, values that are no counts or, for a Bernoulli,
-        neither 0 nor 1; for modalities of which another has no cell, cells that the MuData does not list, and cells without any count.
+        For a modality without cells, features or counts, or that shares no cell with another; for duplicate names,
+        values that are not counts (for a Bernoulli, 0 or 1), cells that the MuData does not list, and cells without any
+        count.
     """
     totals = pd.Series(0.0, index=mdata.obs_names)
     for name, likelihood in likelihoods.items():
@@ -212,7 +215,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
         where = check_layer(adata, layer, owner)
         check_shape(adata, where, owner)
         if not adata.obs_names.is_unique:
-            repeated = name_some(adata.obs_names[adata.obs_names.duplicated()].unique())
+            repeated = list_some(adata.obs_names[adata.obs_names.duplicated()].unique())
             msg = f"{owner}.obs_names has duplicates: {repeated}. Call {owner}.obs_names_make_unique() first."
             raise ValueError(msg)
         if unlisted := len(adata.obs_names.difference(mdata.obs_names)):
@@ -221,40 +224,38 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
         others = [mdata[other].obs_names for other in likelihoods if other != name]
         if others and not any(adata.obs_names.isin(cells).any() for cells in others):
             msg = (
-                f"No cell of {owner} ({name_some(adata.obs_names)}) is in another modality ({name_some(others[0])}). The same cell must "
-                "have the same name in every modality."
+                f"No cell of {owner} ({list_some(adata.obs_names)}) is in another modality ({list_some(others[0])}). A "
+                "cell must have the same name in every modality."
             )
             raise ValueError(msg)
         matrix = _matrix(adata, layer)
         if matrix is None:
-            msg = f"{where} is empty; name the layer that holds the counts with `layers={{{name!r}: ...}}`."
+            msg = f"{where} is empty; give the layer with the counts as `layers={{{name!r}: ...}}`."
             raise ValueError(msg)
-        advice = f"Name the layer that holds raw counts with `layers={{{name!r}: ...}}`; models of MuData need counts."
+        advice = f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
         found = check_values(matrix, where, "counts", advice)
         if not found.any():
-            msg = f"{where} holds no count at all; leave the modality out, or name the layer that holds its counts."
+            msg = f"{where} holds no counts; leave the modality out, or give the layer with its counts."
             raise ValueError(msg)
         if likelihood == "bernoulli" and (largest := matrix.max()) > 1:
-            msg = (
-                f"{where} holds values up to {largest:g}, but `modalities[{name!r}]='bernoulli'` explains 0 and 1 only."
-            )
+            msg = f"{where} holds values up to {largest:g}, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
             raise ValueError(msg)
         totals[adata.obs_names] += found
     if (totals == 0).any():
         msg = (
-            f"Cells have no count in any of {list(likelihoods)}: {name_some(totals.index[totals == 0])}. Remove them: "
-            "mdata[mdata.obs_names.isin(...)].copy()."
+            f"Some cells have no count in any of {list(likelihoods)}: {list_some(totals.index[totals == 0])}. Remove "
+            "them: mdata[mdata.obs_names.isin(...)].copy()."
         )
         raise ValueError(msg)
 
 
 def modalities_of(state_registry: Mapping[str, Any]) -> dict[str, Modality]:
-    """Read the modalities that :class:`ModalitiesField` registered; none of AnnData."""
+    """Return the modalities that :class:`ModalitiesField` registered; none for AnnData."""
     return {name: Modality(**dict(state)) for name, state in state_registry.get("modalities", {}).items()}
 
 
 def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> None:
-    """Raise unless the modalities that are there, at least one, have the model's features in the same order."""
+    """Raise unless at least one modality is present, and all present ones have the model's features in order."""
     if not isinstance(mdata, MuData):
         msg = f"The model reads MuData with the modalities {list(modalities)}, but found {type(mdata).__name__}."
         raise TypeError(msg)
@@ -287,9 +288,9 @@ def build_mudata(
     is_log1p: bool,
     layers: Mapping[str, np.ndarray] | None = None,
 ) -> MuData:
-    """Assemble paired cells from values ``(cells, features of all modalities)``.
+    """Build a MuData of paired cells from values ``(cells, features of all modalities)``.
 
-    ``obs`` and provenance stand in the MuData and in each of its modalities, which may be looked at on their own.
+    ``obs`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
     """
     parts, start = {}, 0
     for name, var in variables.items():
@@ -304,8 +305,8 @@ def build_mudata(
 
 
 def mudata_of(modalities: Mapping[str, AnnData]) -> MuData:
-    """Put modalities into a MuData, whose columns stay where they are; features of two modalities may share a name."""
-    has_option = hasattr(mudata, "set_options")  # from mudata 0.4 on, columns stay without it
+    """Combine modalities into a MuData without moving their columns; modalities may share feature names."""
+    has_option = hasattr(mudata, "set_options")  # mudata 0.4 no longer moves columns
     with warnings.catch_warnings(), mudata.set_options(pull_on_update=False) if has_option else nullcontext():
         warnings.filterwarnings("ignore", message="var_names are not unique")
         return MuData(dict(modalities))

@@ -1,4 +1,4 @@
-"""Arrays and tables as dicts with text as keys, lists, tensors and scalars: what a file may hold so that reading it executes nothing."""
+"""Arrays and tables as dicts, lists, tensors and scalars, which can be read from a file without executing code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MASKED = (pd.arrays.BooleanArray, pd.arrays.IntegerArray, pd.arrays.FloatingArra
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a value into dicts, lists, tensors and scalars. :func:`to_array` and :func:`to_table` read the latter two.
+    """Turn a value into dicts, lists, tensors and scalars; :func:`to_array` and :func:`to_table` are the inverse.
 
     Raises
     ------
     TypeError
-        For values of other kinds than mappings with text as keys, sequences, arrays, tables and scalars.
+        For anything but mappings with string keys, sequences, arrays, tables and scalars.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -34,15 +34,15 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(np.array(value))  # a copy, since a view would be saved with all that it is a part of
+        return torch.from_numpy(np.array(value))  # a copy, since a view would be saved with its whole base
     if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
         return to_plain(value.tolist())
-    msg = f"A {type(value).__name__} cannot be saved; only numbers, text, lists, mappings from text, arrays and tables can."
+    msg = f"{type(value).__name__} cannot be saved; use numbers, text, lists, mappings with string keys, arrays or tables."
     raise TypeError(msg)
 
 
 def to_array(plain: torch.Tensor | list[Any]) -> np.ndarray:
-    """Build the array that :func:`to_plain` turned into a tensor or a list."""
+    """Rebuild an array from a tensor or a list of :func:`to_plain`."""
     if isinstance(plain, torch.Tensor):
         return plain.numpy()
     array = np.empty(len(plain), dtype=object)
@@ -51,7 +51,7 @@ def to_array(plain: torch.Tensor | list[Any]) -> np.ndarray:
 
 
 def to_table(plain: Mapping[str, Any]) -> pd.DataFrame:
-    """Build the table that :func:`to_plain` turned into a dict, with the same types of columns."""
+    """Rebuild a table from a dict of :func:`to_plain`, with the same column types."""
     values = _read_column(plain["index"])
     index = pd.Index(values, dtype=values.dtype, name=plain["index_name"])
     columns = {name: _read_column(column) for name, column in plain["columns"].items()}
@@ -59,7 +59,7 @@ def to_table(plain: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def savable_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out columns of other kinds than text, numbers, truth values and categories of these."""
+    """Keep only columns of text, numbers, booleans and categories of these."""
     return table[[name for name in table if isinstance(name, str) and _is_savable(table[name])]].copy()
 
 
@@ -76,7 +76,7 @@ def _is_savable(column: pd.Series | pd.Index) -> bool:
 
 
 def _column(values: pd.Series | pd.Index) -> Any:
-    """Return a column as a tensor, a list, or a dict for pandas' own types."""
+    """Return a column as a tensor, a list, or (for pandas' own types) a dict."""
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         codes = pd.Categorical(values).codes
@@ -94,7 +94,6 @@ def _read_column(plain: Any) -> Any:
         values = _read_column(plain["categories"])
         categories = pd.Index(values, dtype=values.dtype)
         return pd.Categorical.from_codes(to_array(plain["codes"]), categories, ordered=plain["ordered"])
-    dtype = (
-        pd.StringDtype(na_value=np.nan) if plain["dtype"] == "str" else plain["dtype"]
-    )  # pandas 3's own, in pandas 2
+    # "str" is the default string type of pandas 3; pandas 2 needs it spelled out
+    dtype = pd.StringDtype(na_value=np.nan) if plain["dtype"] == "str" else plain["dtype"]
     return pd.array(plain["values"], dtype=dtype)

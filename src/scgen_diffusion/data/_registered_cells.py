@@ -1,4 +1,4 @@
-"""Cells of an AnnData or MuData that was registered, as training takes them."""
+"""Cells of a registered AnnData or MuData, for training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
 from ._condition_setup import CONDITIONS, check_conditions, encode_obs, keys_of_state
 from ._mudata import JOINED
-from ._windows import WindowLoader, suitable_block
+from ._windows import WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from ._windows import Batches
 
 NAMES_AT_A_TIME = 65_536
-N_RUNS, LENGTH_OF_RUN = 32, 8  # of cells whose values tell cells from others; neighbours are read together
+N_RUNS, LENGTH_OF_RUN = 32, 8  # runs of neighbouring cells whose values enter the digest
 
 
 class RegisteredCells:
-    """Cells of an AnnData or MuData, through the manager that registered them.
+    """Cells of a registered AnnData or MuData.
 
     Parameters
     ----------
     manager
-        Of scvi-tools.
+        The manager of scvi-tools that registered them.
     """
 
     def __init__(self, manager: AnnDataManager) -> None:
@@ -46,44 +46,44 @@ class RegisteredCells:
 
     @property
     def registry(self) -> Mapping[str, Any]:
-        """What a model is built from."""
+        """The registry that models are built from."""
         return self.manager.registry
 
     @property
     def var(self) -> pd.DataFrame:
-        """The genes' columns."""
+        """The table of genes."""
         return self.manager.adata.var
 
     @property
     def n_cells(self) -> int:
-        """How many cells there are."""
+        """Number of cells."""
         return self.manager.adata.n_obs
 
     @property
     def codes(self) -> np.ndarray:
-        """Their conditions as they were registered, ``(cells, columns)``."""
+        """The registered condition codes, ``(cells, columns)``."""
         if not self.by_key:
             return np.zeros((self.n_cells, 0))
         return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
 
     @property
     def digest(self) -> str:
-        """Tell these cells from others, by their names and values."""
+        """Digest of the cells' names and values."""
         names = self.manager.adata.obs_names
         parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
         return digest_of_cells(parts, [row_sums(self._matrix)], self._read(sampled_rows(self.n_cells)))
 
     def check(self) -> None:
-        """Raise if the cells are not what they were; register them once more if they were set up for another model since.
+        """Raise if the cells changed; register them again if they were set up for another model in the meantime.
 
-        All values in memory are looked at; of a file, which ``setup_anndata`` read to its end, those of some hundred cells.
+        Values in memory are all checked; in a backed file, which ``setup_anndata`` checked, only a sample of cells.
 
         Raises
         ------
         KeyError
-            If a column of ``obs`` is gone.
+            If a column of ``obs`` is missing.
         ValueError
-            If genes, values or columns of ``obs`` were changed.
+            If genes, values or columns of ``obs`` changed.
         """
         self._check_values()
         obs = self.manager.adata.obs
@@ -92,8 +92,8 @@ class RegisteredCells:
         self.manager.validate()
         if not np.array_equal(self.codes, codes):
             msg = (
-                "The conditions that were registered are not those of adata.obs any more. Set the AnnData up again and build the model "
-                "anew, or give every model a copy."
+                "The registered conditions are not those of adata.obs any more. Set the AnnData up again and build a new "
+                "model, or give every model its own copy."
             )
             raise ValueError(msg)
 
@@ -113,9 +113,9 @@ class RegisteredCells:
                 check_not_empty(totals, adata.obs_names, where)
         except ValueError as error:
             msg = (
-                f"The cells are not what they were when they were set up: {error} If they were normalised, scaled or filtered "
-                "in place since, keep the values to train on in a layer, `adata.layers['counts'] = adata.X.copy()`, before "
-                "that; then set up again with `layer='counts'`, and build the model anew."
+                f"The cells have changed since they were set up: {error} If you normalised, scaled or filtered them in "
+                "place, copy the counts to a layer before that, `adata.layers['counts'] = adata.X.copy()`. Then set up again "
+                "with `layer='counts'` and build a new model."
             )
             raise ValueError(msg) from error
 
@@ -124,21 +124,21 @@ class RegisteredCells:
         return self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
 
     def _read(self, rows: np.ndarray) -> Rows:
-        """Read cells, whose numbers ascend."""
+        """Read cells with ascending row numbers."""
         matrix = self._backing_file()
         return self._matrix[rows] if matrix is None else matrix.read(rows)
 
     def loader(
         self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return batches of what is registered: those of ``batches``, or ``indices`` in order; from a file by windows."""
+        """Return a loader of the registered data, in the order of ``batches`` or ``indices``; from files by windows."""
         if (matrix := self._backing_file()) is not None:
             chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-            block_size = suitable_block(matrix.rows_per_chunk)
+            block_size = choose_block_size(matrix.rows_per_chunk)
             return WindowLoader(matrix, self.codes, chosen, batch_size, batches, block_size=block_size)
         if batches is None:
             return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
-        # scvi-tools' loader shuffles and shares in ways of its own
+        # scvi-tools' own loader shuffles and distributes cells differently
         return DataLoader(
             self.manager.create_torch_dataset(indices=indices),
             sampler=batches,
@@ -148,7 +148,7 @@ class RegisteredCells:
         )
 
     def _backing_file(self) -> FileMatrix | None:
-        """Return the matrix if it is left in a file, by rows."""
+        """Return the matrix if it is backed by a file."""
         matrix = self._matrix
         if isinstance(matrix, h5py.Dataset):
             return FileMatrix(matrix)
@@ -156,23 +156,23 @@ class RegisteredCells:
 
 
 def sampled_rows(n_cells: int) -> np.ndarray:
-    """Choose some hundred cells, spread evenly over all; return their row numbers, which ascend."""
+    """Choose about 250 cells, spread evenly over all; return their row numbers, ascending."""
     starts = np.linspace(0, max(n_cells - LENGTH_OF_RUN, 0), N_RUNS).astype(int)
     rows = np.unique(starts[:, None] + np.arange(LENGTH_OF_RUN))
     return rows[rows < n_cells]
 
 
 def digest_of_cells(names: Iterable[Sequence[str]], totals: Iterable[np.ndarray], sampled: Rows) -> str:
-    """Tell cells from others; it does not depend on how they are parted or stored.
+    """Return a digest of cells that does not depend on how they are split or stored.
 
     Parameters
     ----------
     names
         Names of all cells, in consecutive parts.
     totals
-        Sums of their values, in double precision and in consecutive parts.
+        Row sums in double precision, in consecutive parts.
     sampled
-        Values of the cells that :func:`sampled_rows` chose.
+        Values of the cells that :func:`sampled_rows` chooses.
     """
     digest = hashlib.sha256()
     for part in names:

@@ -1,7 +1,7 @@
-"""Files of a stream of cells: parts, each an ``.h5ad``, and the ``.h5ad`` or sharded ``.zarr`` that they are joined to.
+"""Files of streamed cells: parts in ``.h5ad``, joined to one ``.h5ad`` or sharded ``.zarr``.
 
-``anndata.experimental.concat_on_disk`` would lose ``uns``, and can neither compress ``.h5ad`` nor shard ``.zarr``. So the first part is written by
-``anndata.io.write_elem``, and the others are appended to it.
+``anndata.experimental.concat_on_disk`` would lose ``uns``, and can neither compress ``.h5ad`` nor shard ``.zarr``. So
+``anndata.io.write_elem`` writes the first part, and the others are appended to it.
 """
 
 from __future__ import annotations
@@ -28,44 +28,42 @@ if TYPE_CHECKING:
 
     import scipy.sparse as sp
 
-RECORD = "scgen_diffusion_request"  # attribute of a finished file: what was asked
-NAMES_IN_ZARR = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"} | {
-    "zarr.json",
-    ".zattrs",
-    ".zgroup",
-    ".zmetadata",
-}  # what anndata writes, in zarr's formats 3 and 2
-CELLS_PER_CHUNK = 64  # at least; what random access, as of annbatch, reads at once
-VALUES_PER_CHUNK = 2**16  # at least
+RECORD = "scgen_diffusion_request"  # attribute of a finished file, with the request
+NAMES_IN_ZARR = {  # names that anndata writes, in zarr's formats 2 and 3
+    *("X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"),
+    *("zarr.json", ".zattrs", ".zgroup", ".zmetadata"),
+}
+CELLS_PER_CHUNK = 64  # minimum; random access, such as annbatch's, reads whole chunks
+VALUES_PER_CHUNK = 2**16  # minimum
 OBS_PER_CHUNK = 2**14
 OBS_PER_SHARD = 2**18
 INT32_MAX = np.iinfo(np.int32).max
 
 
 def part_of(cells: AnnData) -> memoryview:
-    """Return the content of an ``.h5ad`` of cells."""
-    content = io.BytesIO()  # a file of which nothing is written crashes HDF5
+    """Return the content of an ``.h5ad`` file of cells."""
+    content = io.BytesIO()  # in memory, because HDF5 crashes if the disk is full
     with h5py.File(content, "w") as root:
         write_elem(root, "/", cells)
     return content.getbuffer()
 
 
 def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> ValueSummary:
-    """Write the cells of several parts below each other, of which one is in memory at a time.
+    """Join the cells of several parts in one file, with one part in memory at a time.
 
     Parameters
     ----------
     parts
-        Files of what :func:`part_of` returned.
+        Files with the content that :func:`part_of` returned.
     path
-        A file ``.h5ad`` or folder ``.zarr`` that does not exist.
+        A new ``.h5ad`` file or ``.zarr`` folder.
     record
-        What :func:`read_record` shall return of it; written last.
+        The request, for :func:`read_record`; written last.
 
     Returns
     -------
     ValueSummary
-        Of all values.
+        Summary of all values.
     """
     n_stored = 0
     categories: dict[str, pd.Index] = {}
@@ -82,7 +80,7 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
                 if number == 0:
                     rest = AnnData(var=read_elem(file["var"]), uns=read_elem(file["uns"]))
-            obs.index = obs.index.astype(object)  # pandas' own text cannot be appended to
+            obs.index = obs.index.astype(object)  # the string type of pandas cannot be appended to
             for name, of_all in categories.items():
                 obs[name] = obs[name].cat.set_categories(of_all)
             if number == 0:
@@ -91,20 +89,23 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
             else:
                 _append_table(root["obs"], obs)
                 _append_matrix(root["X"], x)
-                summary = summary.together(ValueSummary.of(x))
+                summary = summary.merge(ValueSummary.of(x))
             check()
         root.attrs[RECORD] = json.dumps(record)
         if isinstance(root, zarr.Group):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata")
-                zarr.consolidate_metadata(root.store)  # as anndata does, so that opening reads one file
+                zarr.consolidate_metadata(root.store)  # as anndata does; opening then reads one file
     return summary
 
 
 def _write_first(root: Any, rest: AnnData, obs: pd.DataFrame, x: sp.csr_matrix | np.ndarray, n_stored: int) -> None:
-    """Write the first cells so that others can be appended, up to ``n_stored`` values of a sparse matrix; ``rest`` is all but ``obs`` and ``X``."""
+    """Write the first cells such that others can be appended, up to ``n_stored`` values of a sparse matrix.
+
+    ``rest`` has everything but ``obs`` and ``X``.
+    """
     write_elem(root, "/", rest, dataset_kwargs={"shards": None} if isinstance(root, zarr.Group) else {})
-    if "raw" in root:  # "none", which a file opened with `backed` takes for a matrix
+    if "raw" in root:  # it is "none", which anndata's backed mode takes for a matrix
         del root["raw"]
     write_elem(root, "obs", obs, dataset_kwargs=_layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None))
     n_cells, n_genes = x.shape
@@ -118,11 +119,11 @@ def _write_first(root: Any, rest: AnnData, obs: pd.DataFrame, x: sp.csr_matrix |
 
 
 def _layout(root: Any, chunk: int, shard: int, *maxshape: int | None) -> dict[str, Any]:
-    """Return how an array that grows is stored: in chunks of so many rows, and in zarr in shards of as many whole chunks as hold ``shard`` rows."""
+    """Return the layout of a growing array: chunks of ``chunk`` rows, and in zarr shards of at least ``shard`` rows."""
     rest = maxshape[1:]
     if isinstance(root, zarr.Group):
         return {"chunks": (chunk, *rest), "shards": (chunk * max(-(-shard // chunk), 1), *rest)}
-    grows = {"maxshape": maxshape} if maxshape else {}  # anndata says so itself of sparse matrices
+    grows = {"maxshape": maxshape} if maxshape else {}  # anndata sets it for sparse matrices
     return {"chunks": (chunk, *rest), "compression": "gzip", "compression_opts": 1, "shuffle": True, **grows}
 
 
@@ -149,30 +150,30 @@ def _append(array: Any, values: np.ndarray) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return what :func:`join_parts` was told of the cells of a file, or None for a file that it did not write."""
+    """Return the record that :func:`join_parts` wrote to a file, or None if it did not write the file."""
     try:
-        with _opened(path) as root:
+        with _open_file(path) as root:
             return json.loads(root.attrs[RECORD])
-    except (OSError, KeyError, ValueError):  # no such format, no such attribute, no such value
+    except (OSError, KeyError, ValueError):  # another format, or no valid attribute
         return None
 
 
 def is_generated(path: Path) -> bool:
-    """Tell whether a file or folder holds cells that this package generated, and nothing else."""
+    """Return whether a file or folder holds only cells that this package generated."""
     is_folder = path.suffix == ".zarr"
     if is_folder != path.is_dir() or (is_folder and {entry.name for entry in path.iterdir()} - NAMES_IN_ZARR):
         return False
     try:
-        with _opened(path) as root:
+        with _open_file(path) as root:
             return RECORD in root.attrs or f"uns/{PROVENANCE_KEY}" in root
-    except (OSError, ValueError):  # no such format
+    except (OSError, ValueError):  # another format
         return False
 
 
-class _PatientFile(io.FileIO):
-    """A file that takes, and gives back, all that is written to it, and tells only when asked that the file system refused some.
+class _DeferredErrorFile(io.FileIO):
+    """A file that keeps in memory what the file system refuses to write, and raises the error only in :meth:`check`.
 
-    HDF5 crashes the process if writing fails when a file is closed, or if something else is read than was written.
+    HDF5 crashes the process if writing fails while a file is closed, or if it reads something else than it wrote.
     """
 
     def __init__(self, path: Path) -> None:
@@ -181,7 +182,7 @@ class _PatientFile(io.FileIO):
         self._refused: list[tuple[int, bytes]] = []
 
     def write(self, data: Any) -> int:
-        """Write what the file system takes, and keep the rest."""
+        """Write what the file system accepts, and keep the rest in memory."""
         left = memoryview(data).cast("B")
         size = len(left)
         while len(left) and self.refusal is None:
@@ -195,7 +196,7 @@ class _PatientFile(io.FileIO):
         return size
 
     def readinto(self, buffer: Any) -> int:
-        """Read what was written, whether the file system took it or not."""
+        """Read what was written, from the file or from memory."""
         start, view = self.tell(), memoryview(buffer).cast("B")
         super().readinto(view)
         for offset, data in self._refused:
@@ -205,7 +206,7 @@ class _PatientFile(io.FileIO):
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Change the size, if the file system lets it."""
+        """Change the size, if the file system allows it."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -213,13 +214,13 @@ class _PatientFile(io.FileIO):
             return size or 0
 
     def check(self) -> None:
-        """Raise what the file system said."""
+        """Raise the first error of the file system."""
         if self.refusal is not None:
             raise self.refusal
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_file(path: Path) -> Iterator[Any]:
     if path.is_dir():
         yield zarr.open_group(path, mode="r")
         return
@@ -233,7 +234,7 @@ def _new_file(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
     if path.suffix == ".zarr":
         yield zarr.open_group(path, mode="w-", zarr_format=3), lambda: None
         return
-    with _PatientFile(path) as file:
+    with _DeferredErrorFile(path) as file:
         try:
             with h5py.File(file, "w") as root:
                 yield root, file.check

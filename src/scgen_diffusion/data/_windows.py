@@ -1,4 +1,4 @@
-"""Batches of cells that stay in files: blocks of neighbours are read, and mixed within a window that fits in memory."""
+"""Batches of cells in files: blocks of neighbours are read, and shuffled within a window that fits into memory."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 WINDOW_SIZE = 16_384
 BLOCK_SIZE = 128
-LARGEST_BLOCK = WINDOW_SIZE // 32  # so that a window mixes cells of at least so many places
+LARGEST_BLOCK = WINDOW_SIZE // 32  # a window mixes at least 32 blocks
 
 
 class ReadsRows(Protocol):
-    """What can be read by ascending row numbers."""
+    """A matrix that can be read by ascending row numbers."""
 
     def read(self, rows: np.ndarray) -> Rows:
-        """Read rows, whose numbers ascend."""
+        """Read rows in ascending order."""
 
 
 class Batches(Protocol):
-    """What decides the order of a stage's cells and the share of this process."""
+    """Order of the cells of a training stage, and the share of this process."""
 
     seed: int | None
     epoch: int
@@ -42,42 +42,42 @@ class Batches(Protocol):
     n_processes: int
 
     def __len__(self) -> int:
-        """How many batches to read, from the first one of the pass ``epoch``."""
+        """Return the number of batches to read, from ``first_batch`` of the pass ``epoch`` on."""
 
 
 class Window(NamedTuple):
-    """Cells that are in memory together: their row numbers, which ascend, and the batches, as positions among them."""
+    """Cells in memory together: their ascending row numbers, and batches as positions among them."""
 
     rows: np.ndarray
     batches: list[np.ndarray]
 
 
 class WindowLoader:
-    """Batches of expression and conditions, by their names in the registry; every pass goes through all cells.
+    """Loader of batches of expression and conditions, by their names in the registry; a pass reads all cells.
 
-    To shuffle, blocks of neighbouring rows are put in random order, as many as a window holds are read together, and their cells are put in
-    random order. The order of a pass depends on the seed and on the number of the pass alone, so that a run that was resumed goes on with
-    it. Several processes get consecutive shares of the same order, filled up to the same length from its beginning.
+    To shuffle, the loader puts blocks of neighbouring rows in random order, reads as many blocks as a window holds, and
+    shuffles the cells of the window. The order depends only on the seed and the pass, so a resumed run continues it.
+    Several processes get consecutive shares of the same order, padded to equal length from its start.
 
     Parameters
     ----------
     matrix
-        Where expression is read.
+        Source of expression.
     codes
         Conditions of all cells, ``(cells, columns)``.
     indices
-        Row numbers, ``(cells,)``; distinct, and in ascending order where they are shuffled.
+        Row numbers, ``(cells,)``; distinct, and ascending if they are shuffled.
     batch_size
         Cells per batch.
     batches
-        Seed, pass and share of this process in a stage of training; default: all cells in the order that is given.
+        Seed, pass and process of a training stage; default: all cells in the given order.
     block_size
-        Neighbouring rows that are read together.
+        Neighbouring rows read together.
     window_size
-        Cells in memory together, rounded to whole batches, of which there is at least one.
+        Cells in memory together, rounded down to whole batches, at least one.
     """
 
-    batch_sampler = None  # for Lightning, which looks for one beside a sampler
+    batch_sampler = None  # Lightning looks for it beside a sampler
 
     def __init__(
         self,
@@ -93,13 +93,13 @@ class WindowLoader:
         self.matrix, self.codes, self.indices = matrix, codes, indices
         self.batch_size, self.block_size = batch_size, block_size
         self.window_size = max(window_size // batch_size, 1) * batch_size
-        self.sampler = batches  # Lightning tells what bears this name the number of the epoch
+        self.sampler = batches  # Lightning sets the epoch of an attribute with this name
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size) if self.sampler is None else len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Read a window while the one before is used."""
+        """Yield batches; the next window is read in the background."""
         n_left, windows = len(self), self.windows()
         with ThreadPoolExecutor(1, thread_name_prefix="cells") as reader:
 
@@ -121,13 +121,13 @@ class WindowLoader:
                     yield tensors
 
     def windows(self) -> Iterator[Window]:
-        """Return the windows of the pass at hand, from its first batch on."""
+        """Yield the windows of the current pass, from its first batch on."""
         order, first_batch, rng = self.indices, 0, None
         if self.sampler is not None and len(order):
             first_batch = self.sampler.first_batch
             if self.sampler.seed is not None:
                 rng = np.random.default_rng([self.sampler.seed, self.sampler.epoch])
-                # blocks begin at the same rows whichever cells are chosen, so that they fit the parts in which a file is stored
+                # blocks begin at fixed rows, whichever cells are chosen, so that they fit the chunks of a file
                 limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
                 blocks = [block for block in np.split(order, limits) if len(block)]
                 order = np.concatenate([blocks[number] for number in rng.permutation(len(blocks))])
@@ -142,6 +142,6 @@ class WindowLoader:
                 yield Window(rows, left)
 
 
-def suitable_block(rows_per_chunk: float) -> int:
-    """Return a number of neighbouring rows that are read together from a file whose parts have so many rows."""
+def choose_block_size(rows_per_chunk: float) -> int:
+    """Return the block size for a file with so many rows per chunk."""
     return int(np.clip(np.ceil(rows_per_chunk), BLOCK_SIZE, LARGEST_BLOCK))

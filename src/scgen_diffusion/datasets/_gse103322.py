@@ -93,8 +93,12 @@ def read_gse103322(path: str | os.PathLike[str]) -> AnnData:
     Examples
     --------
     >>> import scgen_diffusion as scgd
-    >>> adata = scgd.datasets.read_gse103322("GSE103322_HNSCC_all_data.txt.gz")  # doctest: +SKIP
-    >>> scgd.model.SCLDM.setup_anndata(adata, values="log1p", condition_keys=["cell_type"])  # doctest: +SKIP
+    >>> adata = scgd.datasets.read_gse103322(
+    ...     "GSE103322_HNSCC_all_data.txt.gz"
+    ... )  # doctest: +SKIP
+    >>> scgd.model.SCLDM.setup_anndata(
+    ...     adata, values="log1p", condition_keys=["cell_type"]
+    ... )  # doctest: +SKIP
     """
     path = Path(path)
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The mathematics of diffusion: paths, targets, objectives, conditioning, guidance and samplers. Knows nothing of cells."""
+"""The mathematics of diffusion: paths, targets, losses, conditioning, guidance and samplers. Knows nothing of cells."""
 
 from ._conditioning import (
     CONDITION_STRATEGIES,

@@ -1,7 +1,7 @@
-"""Strategies for several conditions at once: what training drops, and how guidance composes them.
+"""Strategies for several conditions: which of them training drops, and how guidance composes them.
 
-A condition of ``n`` samples is one tensor ``(n, columns)``, in which every key owns one or more neighbouring columns.
-:class:`ConditionColumns` says which, and what stands for "not given".
+The condition of ``n`` samples is one tensor ``(n, columns)``, in which every key has one or more adjacent columns.
+:class:`ConditionColumns` describes the columns, and the values that mean "not given".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-ROUNDING = 1e-9  # a weight below it is what sums of scales leave of zero, and not worth a prediction
+ROUNDING = 1e-9  # weights below this are rounding errors of sums of scales, and need no prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,18 +27,20 @@ class ConditionColumns:
     Parameters
     ----------
     null
-        What stands for "not given" in each column, ``(columns,)``: for a class, one past the last; for a number, ``-inf``.
-        Of the same dtype as conditions: long, or float32 if any key is a number.
+        Value that means "not given" in each column, ``(columns,)``: the number of classes for a class, ``-inf`` for a
+        number. It has the dtype of the conditions: long, or float32 if any key is a number.
     key
         Number of the key that each column belongs to, ``(columns,)``, ascending from 0.
     n_keys
-        Number of keys. Default: read off ``key``, for which the host waits if that is on a GPU.
+        Number of keys. Default: derived from ``key``, which synchronises with the GPU if ``key`` is there.
 
     Examples
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import ConditionColumns
-    >>> columns = ConditionColumns(null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1]))
+    >>> columns = ConditionColumns(
+    ...     null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1])
+    ... )
     >>> columns.keep(torch.tensor([[2, 0, 4]]), keys=[0])
     tensor([[2, 6, 5]])
     """
@@ -48,13 +50,13 @@ class ConditionColumns:
     n_keys: int = -1
 
     def __post_init__(self) -> None:
-        """Count the keys, if nobody told."""
+        """Count the keys if their number is not given."""
         if self.n_keys < 0:
             object.__setattr__(self, "n_keys", int(self.key[-1]) + 1 if len(self.key) else 0)
 
     @classmethod
     def of_classes(cls, n_classes: Sequence[int]) -> Self:
-        """Describe categorical keys alone: one column each, and the number of classes for "not given"."""
+        """Describe categorical keys: one column each, with the number of classes meaning "not given"."""
         return cls(torch.tensor(list(n_classes), dtype=torch.long), torch.arange(len(n_classes)))
 
     def keep(self, condition: Tensor, keys: Sequence[int] | Tensor) -> Tensor:
@@ -64,20 +66,20 @@ class ConditionColumns:
         return self.keep_where(condition, given)
 
     def keep_where(self, condition: Tensor, given: Tensor) -> Tensor:
-        """Null the keys of ``condition (n, columns)`` where ``given (n, keys)`` is false; one row stands for all."""
+        """Null the keys of ``condition (n, columns)`` where ``given (n or 1, keys)`` is false."""
         return torch.where(given[:, self.key], condition, self.null)
 
 
 @dataclass(frozen=True)
 class GuidanceTerm:
-    """One prediction of a guided mixture: the keys that it is given, ascending, and its weight."""
+    """One prediction in a guided mixture: the keys that it is conditioned on, ascending, and its weight."""
 
     keys: tuple[int, ...]
     weight: float
 
 
 class ConditionStrategy(Protocol):
-    """How a model sees several conditions: what training shows it, and how guidance composes them."""
+    """How a model handles several conditions: what training drops, and how guidance composes them."""
 
     @property
     def name(self) -> str:
@@ -86,7 +88,7 @@ class ConditionStrategy(Protocol):
 
     @property
     def shows(self) -> str:
-        """Which subsets of keys training shows, in words."""
+        """Which subsets of keys are seen in training, in words."""
         ...
 
     def drop(
@@ -96,11 +98,11 @@ class ConditionStrategy(Protocol):
         ...
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Tell whether training shows just these of all keys."""
+        """Return whether training shows exactly these of all keys."""
         ...
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
-        """Turn one scale per key into weights of predictions, which sum to 1."""
+        """Turn one scale per key into weights of predictions that sum to 1."""
         ...
 
 
@@ -108,7 +110,7 @@ class ConditionStrategy(Protocol):
 class Joint:
     r"""All conditions together or none: :math:`v = v_\varnothing + \bar{s}\,(v_{all} - v_\varnothing)`.
 
-    As published for scLDM, the scale is the mean of the keys' scales.
+    The scale is the mean of the keys' scales, as published for scLDM.
     """
 
     name: ClassVar[str] = "joint"
@@ -117,15 +119,15 @@ class Joint:
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
-        """Drop all keys of a sample by one coin per sample."""
+        """Drop all keys of a sample together, with one coin per sample."""
         return _drop_samples(condition, columns, probability, generator)
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Tell whether these are all keys, or none."""
+        """Return whether these are all keys, or none."""
         return len(keys) in (0, n_keys)
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
-        """Weigh the prediction given all keys against that given none."""
+        """Weigh the prediction given all keys against the one given none."""
         return terms_of_subsets([(range(len(scales)), mean(scales))] if scales else [])
 
 
@@ -142,39 +144,39 @@ class MutuallyExclusive:
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
-        """Keep one random key of the batch, and drop that per sample."""
+        """Keep one random key for the batch, and drop it per sample."""
         if columns.n_keys == 0:
             return condition
         kept = torch.randint(columns.n_keys, (1,), generator=generator, device=condition.device)
         return _drop_samples(columns.keep(condition, kept), columns, probability, generator)
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Tell whether this is one key, or none."""
+        """Return whether this is at most one key."""
         return len(keys) <= 1
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
-        """Weigh the predictions given one key each against that given none."""
+        """Weigh the predictions given one key each against the one given none."""
         return terms_of_subsets([((key,), scale) for key, scale in enumerate(scales)])
 
 
 @dataclass(frozen=True)
 class Additive:
-    r"""Every condition on its own: :math:`v = v_{all} + \sum_k (s_k - 1)\,(v_{all} - v_{all \setminus k})`.
+    r"""Every condition separately: :math:`v = v_{all} + \sum_k (s_k - 1)\,(v_{all} - v_{all \setminus k})`.
 
-    Scale 1 everywhere is the conditional prediction; 0 for one key takes away that key's influence and nothing else. With
-    one key this is ordinary guidance. Training drops every key by a coin of its own, and all together by one more, so that
-    every subset is learned, and the empty one often enough.
+    Scale 1 everywhere is the conditional prediction; 0 for one key removes only that key's influence. With one key this
+    is ordinary guidance. Training drops every key with its own coin, and all keys with one more. So the model learns
+    every subset, and sees the empty one often enough.
 
     Parameters
     ----------
     groups
-        Numbers of keys that are dropped together and count as one in the formula, by the mean of their scales, for example
-        a drug and its dose. A key that is in none is a group of its own.
+        Numbers of keys that are dropped together, such as a drug and its dose. In the formula, a group counts as one
+        key with the mean of its scales. A key in no group forms its own.
 
     References
     ----------
-    Brooks et al. (2023), *InstructPix2Pix*, drop two conditions so. For scores, the difference is the gradient of
-    :math:`\log p(k \mid x, \text{the other keys})`, by Bayes' rule.
+    Brooks et al. (2023), *InstructPix2Pix*, drop two conditions in this way. For scores, the difference is the gradient
+    of :math:`\log p(k \mid x, \text{the other keys})`, by Bayes' rule.
 
     Examples
     --------
@@ -188,21 +190,21 @@ class Additive:
 
     @property
     def shows(self) -> str:
-        """Which subsets of keys training shows, in words."""
+        """Which subsets of keys are seen in training, in words."""
         return "every subset of keys" + (", those of `dropped_together` only together" if self.groups else "")
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
-        """Drop each group of keys of a sample by a coin of its own, and all of them by one more."""
+        """Drop each group of keys of a sample with its own coin, and all of them with one more."""
         groups = self.groups_of(columns.n_keys)
-        n_coins = len(groups) + (len(groups) > 1)  # one group alone is dropped by one coin, as elsewhere
+        n_coins = len(groups) + (len(groups) > 1)  # a single group needs no extra coin
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         group_of_key = [number for key in range(columns.n_keys) for number, keys in enumerate(groups) if key in keys]
         return columns.keep_where(condition, kept[:, group_of_key] & kept[:, -1:])
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Tell whether no group is given in part."""
+        """Return whether no group is given in part."""
         return all(len(set(group) & set(keys)) in (0, len(group)) for group in self.groups)
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
@@ -213,7 +215,7 @@ class Additive:
         return _merge([(every, 1 + sum(excess.values())), *lacking])
 
     def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
-        """List all groups of so many keys, those of one key included."""
+        """List all groups of ``n_keys`` keys, including those of one key."""
         grouped = {key for group in self.groups for key in group}
         return [*self.groups, *((key,) for key in range(n_keys) if key not in grouped)]
 
@@ -224,18 +226,18 @@ CONDITION_STRATEGIES: dict[str, ConditionStrategy] = {
 
 
 def condition_strategy(name: str, groups: tuple[tuple[int, ...], ...] = ()) -> ConditionStrategy:
-    """Return a strategy by name, which drops groups of keys together if it drops keys one by one."""
+    """Return a strategy by name. The additive one drops the keys of each group together."""
     return Additive(groups) if name == Additive.name else CONDITION_STRATEGIES[name]
 
 
 def terms_of_subsets(scales: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
-    r"""Turn scales of subsets of keys into weights, :math:`v = v_\varnothing + \sum_j s_j\,(v_{K_j} - v_\varnothing)`."""
+    r"""Turn the scales of subsets into weights, :math:`v = v_\varnothing + \sum_j s_j\,(v_{K_j} - v_\varnothing)`."""
     scales = list(scales)
     return _merge([((), 1 - sum(scale for _, scale in scales)), *scales])
 
 
 def _merge(weighted: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
-    """Add up the weights of equal subsets, and leave out those that have none."""
+    """Add the weights of equal subsets, and leave out subsets of weight zero."""
     weights: dict[tuple[int, ...], float] = {}
     for keys, weight in weighted:
         subset = tuple(sorted(set(keys)))

@@ -1,4 +1,4 @@
-"""Pairs of samples for flows between two data sets: which end belongs to which start."""
+"""Couplings for flows between two data sets: which end belongs to which start."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def optimal_pairs(start: Tensor, end: Tensor) -> Tensor:
-    r"""Pair equally many samples of two sets so that squared distances are smallest in sum.
+    r"""Pair samples of two sets of equal size so that the sum of squared distances is smallest (optimal transport).
 
     .. math:: \pi^* = \arg\min_\pi \sum_i \lVert x_i - y_{\pi(i)} \rVert^2
 
-    Batches that are paired so before a flow learns to join them make its paths straight, and let samples that are alike stay alike.
+    Pairing each batch this way before training makes the paths of a flow straighter, and keeps similar samples similar.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def optimal_pairs(start: Tensor, end: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        The number of the end that belongs to each start, ``(n,)``.
+        Index of the end that belongs to each start, ``(n,)``.
 
     References
     ----------
@@ -39,7 +39,7 @@ def optimal_pairs(start: Tensor, end: Tensor) -> Tensor:
     tensor([1, 0])
     """
     if len(start) != len(end):
-        msg = f"Pairs need equally many starts and ends, but found {len(start)} and {len(end)}."
+        msg = f"`start` and `end` must have equal numbers of samples, but found {len(start)} and {len(end)}."
         raise ValueError(msg)
     cost = torch.cdist(start.flatten(1), end.flatten(1)).square().double().cpu().numpy()
     plan = ot.emd([], [], cost)

@@ -1,4 +1,4 @@
-"""A denoiser: a network's prediction, read as data, as noise, or as a velocity."""
+"""A denoiser: a network whose prediction can be read as data, noise or velocity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """What ``x_t`` is thought to be made of: data and noise, each of ``x_t``'s shape."""
+    """The estimated data and noise in ``x_t``, each of ``x_t``'s shape."""
 
     data: Tensor
     noise: Tensor
@@ -25,17 +25,17 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    r"""A prediction that knows its path and its target.
+    r"""A network's prediction, together with its path and its target.
 
-    Called with ``(x_t, t)``, it gives the velocity :math:`\dot\alpha_t\,\text{data} + \dot\sigma_t\,\text{noise}` of the
-    probability-flow ODE, so that it is a field for the samplers of flows too.
+    Called with ``(x_t, t)``, it returns the velocity :math:`\dot\alpha_t\,\text{data} + \dot\sigma_t\,\text{noise}` of
+    the probability-flow ODE, so samplers for flows can use it as a field.
 
     Parameters
     ----------
     field
-        ``(x_t, network time) -> prediction``, for example a :class:`GuidedField`.
+        ``(x_t, network time) -> prediction``, such as a :class:`GuidedField`.
     path
-        Joins noise and data.
+        Path between noise and data.
     target
         What ``field`` predicts.
     bounds
@@ -45,7 +45,9 @@ class Denoiser:
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant
-    >>> denoiser = Denoiser(lambda x, t: torch.ones_like(x), LinearInterpolant(), TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, t: torch.ones_like(x), LinearInterpolant(), TARGETS["data"]
+    ... )
     >>> denoiser(torch.zeros(1, 2), torch.tensor(0.5))
     tensor([[2., 2.]])
     """
@@ -56,22 +58,22 @@ class Denoiser:
     bounds: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the velocity at ``x_t (n, ...)`` and one time or times ``(n,)``."""
+        """Return the velocity at ``x_t (n, ...)``, for one time or times ``(n,)``."""
         if self.bounds is None and self.target == TARGETS["velocity"]:
             return self.predict(x_t, t)
         return TARGETS["velocity"].of(self.path, *self.estimate(x_t, t), t)
 
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the prediction itself. Here, and nowhere else, a time becomes the network's time."""
+        """Return the raw prediction. This is the only place where a time is converted to the network's time."""
         return self.field(x_t, self.path.network_time(t))
 
     def estimate(self, x_t: Tensor, t: Tensor) -> Estimate:
-        """Estimate data and noise of ``x_t (n, ...)`` at one time or times ``(n,)``."""
+        """Estimate the data and noise in ``x_t (n, ...)``, for one time or times ``(n,)``."""
         estimate = Estimate(*self.target.to_data_and_noise(self.path, self.predict(x_t, t), x_t, t))
         return estimate if self.bounds is None else self._clip(estimate, self.bounds, x_t, t)
 
     def _clip(self, estimate: Estimate, bounds: tuple[Tensor, Tensor], x_t: Tensor, t: Tensor) -> Estimate:
-        r"""Clip the data, and let the noise be the rest of ``x_t``; at :math:`\sigma_t = 0` there is no rest."""
+        r"""Clip the data, and recompute the noise from ``x_t``, except at :math:`\sigma_t = 0`."""
         alpha, sigma = expand_time(self.path.alpha(t), x_t), expand_time(self.path.sigma(t), x_t)
         data = estimate.data.clamp(*bounds)
         return Estimate(data, torch.where(sigma > 0, (x_t - alpha * data) / sigma, estimate.noise))

@@ -1,4 +1,4 @@
-"""Samplers for variance-preserving paths: from noise at ``t = 0`` to data at ``t = 1`` by a denoiser."""
+"""Samplers for variance-preserving paths: from noise at ``t = 0`` to data at ``t = 1`` with a denoiser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Variance = Literal["upper", "lower"]
 
 @dataclass(frozen=True, kw_only=True)
 class _RandomWalk(DiffusionSampler):
-    r"""Steps to ``alpha_s data + direction noise + std z`` with fresh noise ``z``, which the last step leaves out."""
+    """Steps to ``alpha_s data + direction noise + std z`` with fresh noise ``z``, except in the last step."""
 
     def _states(
         self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
@@ -46,7 +46,7 @@ class _RandomWalk(DiffusionSampler):
 
     @abstractmethod
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
-        """Return the weight of the estimated noise, and of the fresh noise."""
+        """Return the weights of the estimated noise and of the fresh noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,13 @@ class DDPMSampler(_RandomWalk):
 
     .. math:: N(\alpha_s\,\text{data} + r \sigma_s\,\text{noise},\ \text{variance})
 
-    The last step returns the mean. The published steps of scRDiT are ``timesteps=published_timesteps()``.
+    The last step returns the mean. For the published steps of scRDiT, use ``timesteps=published_timesteps()``.
 
     Parameters
     ----------
     variance
-        ``"upper"``: the step's :math:`\beta = 1 - \alpha_t^2 / \alpha_s^2`, as published. ``"lower"``: the posterior's,
-        :math:`\beta \sigma_s^2 / \sigma_t^2 = \sigma_s^2 (1 - r^2)`.
+        ``"upper"``: the step's :math:`\beta = 1 - \alpha_t^2 / \alpha_s^2`, as published. ``"lower"``: that of the
+        posterior, :math:`\beta \sigma_s^2 / \sigma_t^2 = \sigma_s^2 (1 - r^2)`.
     spacing, timesteps, default_n_steps
         See :class:`StepGrid`; the published number of steps is 1 000.
 
@@ -75,8 +75,12 @@ class DDPMSampler(_RandomWalk):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, Generators
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
-    >>> DDPMSampler()(denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0]))
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
+    >>> DDPMSampler()(
+    ...     denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0])
+    ... )
     tensor([[2., 2.]])
     """
 
@@ -95,7 +99,7 @@ class DDPMSampler(_RandomWalk):
         return True
 
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
-        """Return the weight of the estimated noise, and of the fresh noise."""
+        """Return the weights of the estimated noise and of the fresh noise."""
         kept = _kept_noise(now, following)
         upper, lower = 1 - (now.alpha / following.alpha) ** 2, following.sigma**2 * (1 - kept**2)
         return following.sigma * kept, math.sqrt(upper if self.variance == "upper" else lower)
@@ -108,12 +112,14 @@ class DDIMSampler(_RandomWalk):
     .. math:: x_s = \alpha_s\,\text{data} + \sqrt{\sigma_s^2 - \tau^2}\,\text{noise} + \tau z, \qquad
         \tau = \eta\,\sigma_s \sqrt{1 - r^2}, \qquad r = \tfrac{\alpha_t \sigma_s}{\alpha_s \sigma_t}
 
-    The last step adds no ``z``. The published steps of scRDiT are ``eta=1.0, timesteps=published_timesteps(stride=10)``.
+    The last step adds no ``z``. For the published steps of scRDiT, use ``eta=1.0,
+    timesteps=published_timesteps(stride=10)``.
 
     Parameters
     ----------
     eta
-        Share of randomness: 0 follows the probability-flow ODE (order 1), 1 is :class:`DDPMSampler` with ``"lower"`` variance.
+        Amount of randomness: 0 follows the probability-flow ODE (order 1), 1 is :class:`DDPMSampler` with ``"lower"``
+        variance.
     spacing, timesteps, default_n_steps
         See :class:`StepGrid`.
 
@@ -125,7 +131,9 @@ class DDIMSampler(_RandomWalk):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
+    ... )
     >>> DDIMSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
     """
@@ -145,14 +153,14 @@ class DDIMSampler(_RandomWalk):
         return self.eta > 0
 
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
-        """Return the weight of the estimated noise, and of the fresh noise."""
+        """Return the weights of the estimated noise and of the fresh noise."""
         fresh = self.eta**2 * (1 - _kept_noise(now, following) ** 2)
         return following.sigma * math.sqrt(1 - fresh), following.sigma * math.sqrt(fresh)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolverSampler(DiffusionSampler):
-    r"""DPM-Solver++(2M) or (3M): two or three predictions make a step, and one evaluation.
+    r"""DPM-Solver++(2M) or (3M): each step uses the last two or three predictions, and one new evaluation.
 
     With :math:`h = \lambda_s - \lambda_t` in the log SNR :math:`\lambda = \log(\alpha / \sigma)`,
 
@@ -160,15 +168,14 @@ class DPMSolverSampler(DiffusionSampler):
         + \phi_2\,h\,\tfrac{d\,\text{data}}{d\lambda} + \phi_3\,h^2\,\tfrac{d^2\,\text{data}}{d\lambda^2}\Big),
         \qquad \phi_1 = 1 - e^{-h},\quad \phi_2 = 1 - \tfrac{\phi_1}{h},\quad \phi_3 = \tfrac12 - \tfrac{\phi_2}{h},
 
-    the derivatives being those of the polynomial through the last two or three predictions. ``order=2`` takes
-    :math:`\phi_2 = \phi_1 / 2`, and has no third term. ``order=3`` takes half of the third term, as its authors' code does: it
-    extrapolates less, and was a little more exact in twelve steps than with all of it. The first step and the last use one
-    prediction, the second two.
+    where the derivatives are those of the polynomial through the last two or three predictions. ``order=2`` uses
+    :math:`\phi_2 = \phi_1 / 2` and no third term. ``order=3`` uses half of the third term, as the authors' code does:
+    it extrapolates less. The first and the last step use one prediction, the second step two.
 
     Parameters
     ----------
     order
-        How many predictions make a step: 2 or 3.
+        Number of predictions that each step uses: 2 or 3.
     spacing, timesteps, default_n_steps
         See :class:`StepGrid`.
 
@@ -180,7 +187,9 @@ class DPMSolverSampler(DiffusionSampler):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
     >>> DPMSolverSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
     """
@@ -198,7 +207,7 @@ class DPMSolverSampler(DiffusionSampler):
         self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
     ) -> Iterator[Tensor]:
         yield x
-        known: deque[tuple[float, Tensor]] = deque(maxlen=self.order)  # log SNR and data of the last steps
+        known: deque[tuple[float, Tensor]] = deque(maxlen=self.order)  # log SNR and estimated data of the last steps
         for now, following in pairwise(levels):
             known.append((now.log_snr, denoiser.estimate(x, now.t).data))
             if following is levels[-1]:
@@ -209,11 +218,12 @@ class DPMSolverSampler(DiffusionSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class HeunSampler(DiffusionSampler):
-    r"""Heun's method of order 2 on ``x / alpha``, two evaluations per step.
+    r"""Heun's method of order 2 on ``x / alpha``, with two evaluations per step.
 
     In the variable :math:`\varsigma = \sigma / \alpha` the probability-flow ODE is
-    :math:`d(x / \alpha) / d\varsigma = \text{noise}`. A step to :math:`\varsigma = 0` is Euler's. Equal steps in ``t`` make the
-    first step in :math:`\varsigma` far too long on the cosine schedule; the default is equal steps of the log SNR.
+    :math:`d(x / \alpha) / d\varsigma = \text{noise}`. A step to :math:`\varsigma = 0` is an Euler step. On the cosine
+    schedule, equal steps in ``t`` would make the first step in :math:`\varsigma` far too long, so the default is equal
+    steps of the log SNR.
 
     Parameters
     ----------
@@ -228,7 +238,9 @@ class HeunSampler(DiffusionSampler):
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
-    >>> denoiser = Denoiser(lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"])
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
     >>> HeunSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
     """
@@ -261,7 +273,7 @@ DIFFUSION_SAMPLERS: dict[str, Sampler] = {
 
 
 def samplers_for(path: Path) -> dict[str, Sampler]:
-    """Return the samplers that a path admits, by name.
+    """Return the samplers for a path, by name.
 
     Examples
     --------
@@ -273,7 +285,7 @@ def samplers_for(path: Path) -> dict[str, Sampler]:
 
 
 def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
-    """Integrate the data over a step ``h`` of the log SNR, by the polynomial through what is known of it, latest last."""
+    """Integrate the data over a log-SNR step ``h``, by the polynomial through the known estimates (latest last)."""
     now, data = known[-1]
     phi_1 = -math.expm1(-h)
     if len(known) == 1:
@@ -289,5 +301,5 @@ def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
 
 
 def _kept_noise(now: Level, following: Level) -> float:
-    """Return the share of the noise that the posterior mean keeps, the ratio of the two levels' alpha / sigma."""
+    """Return the share of the noise that the posterior mean keeps: the ratio of ``alpha / sigma`` at the two levels."""
     return now.alpha * following.sigma / (following.alpha * now.sigma)

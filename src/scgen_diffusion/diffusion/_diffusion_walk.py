@@ -1,4 +1,4 @@
-"""What the samplers of denoising diffusion share: levels of noise, and the way from one to the next."""
+"""What the samplers of denoising diffusion share: noise levels, and steps between them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Level:
-    r"""How much data and noise ``x_t`` holds at one time: :math:`\alpha_t` and :math:`\sigma_t`."""
+    r"""The weights of data and noise in ``x_t`` at one time: :math:`\alpha_t` and :math:`\sigma_t`."""
 
     t: Tensor
     alpha: float
@@ -38,22 +38,23 @@ class Level:
         return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
 
     def mix(self, estimate: Estimate) -> Tensor:
-        """Bring an estimate of data and noise to this level."""
+        """Mix estimated data and noise at this level."""
         return self.alpha * estimate.data + self.sigma * estimate.noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSampler(SteppingSampler):
-    r"""What the samplers of denoising diffusion share: their steps.
+    r"""Base class of the samplers of denoising diffusion: their steps.
 
     Parameters
     ----------
     spacing
-        ``"time"`` for equal steps in ``t``, ``"slowing"`` for steps that grow shorter, ``"log_snr"`` for equal steps in :math:`\log(\alpha / \sigma)`.
+        ``"time"`` for equal steps in ``t``, ``"slowing"`` for steps that become shorter, ``"log_snr"`` for equal steps
+        in :math:`\log(\alpha / \sigma)`.
     timesteps
-        Explicit, decreasing timestep indices in place of a spacing, the last one being where sampling ends.
+        Explicit, decreasing timestep indices instead of a spacing. Sampling ends at the last one.
     default_n_steps
-        Number of steps when none is asked for; at most the path's number of timesteps.
+        Number of steps by default; at most the path's number of timesteps.
     """
 
     spacing: Spacing = "time"
@@ -61,11 +62,11 @@ class DiffusionSampler(SteppingSampler):
     default_n_steps: int
 
     def __post_init__(self) -> None:
-        StepGrid(self.spacing, self.timesteps)  # raises for what is not allowed
+        StepGrid(self.spacing, self.timesteps)  # raises if they are not allowed
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether random numbers are drawn on the way."""
+        """Whether random numbers are drawn during sampling."""
         return False
 
     def walk(
@@ -82,7 +83,7 @@ class DiffusionSampler(SteppingSampler):
         n_steps
             Number of steps, from 1 to the path's number of timesteps; not together with explicit timesteps.
         generators
-            One generator per sample, for the samplers that draw.
+            One generator per sample, for stochastic samplers.
         """
         denoiser, path = _as_denoiser(field)
         if self.is_stochastic:
@@ -98,7 +99,7 @@ class DiffusionSampler(SteppingSampler):
 
     def _check_generators(self, generators: Generators | None, n: int) -> None:
         if generators is None:
-            msg = f"`generators` must be given, because {type(self).__name__} draws noise on the way."
+            msg = f"`generators` must be given, because {type(self).__name__} draws noise while it samples."
             raise ValueError(msg)
         if len(generators) != n:
             msg = f"`generators` must be one per sample, but found {len(generators)} for {n} samples."

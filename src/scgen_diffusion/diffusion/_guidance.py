@@ -1,4 +1,4 @@
-"""Classifier-free guidance: how several predictions become one, and where on the path."""
+"""Classifier-free guidance: how several predictions are combined, and where on the path."""
 
 from __future__ import annotations
 
@@ -27,38 +27,41 @@ if TYPE_CHECKING:
 Composition = Literal["joint", "mutually_exclusive", "additive"]
 GuidanceScale = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
 WHOLE_PATH = (0.0, 1.0)
-TIME_ROUNDING = 1e-6  # of times that went through the network's count and back, in single precision
+TIME_ROUNDING = 1e-6  # error of times converted to the network's time and back, in single precision
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance as users ask for it: how strongly, in which way, and where on the path.
+    """Classifier-free guidance: how strong, composed in which way, and where on the path.
 
     Parameters
     ----------
     scale
         1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number; a mapping
-        from condition key to number (1 for keys that are left out); or a mapping from tuples of keys to numbers, which
-        adds up what each of these subsets changes in the unconditional prediction.
+        from condition keys to numbers (1 for missing keys); or a mapping from tuples of keys to numbers, which adds up
+        what each of these subsets changes in the unconditional prediction.
     composition
-        How the scales of several keys work together: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
-        influence given all others). Default: as the model was trained; the others need what training showed it.
+        How the scales of several keys are combined: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
+        influence given all others). Default: as in training. Others work only if training showed the model what they
+        need.
     interval
-        Path times, from 0 (noise) to 1 (data), between which the scale holds; it is 1 outside.
+        Path times, from 0 (noise) to 1 (data), between which the scale applies; elsewhere it is 1.
     rescale
-        From 0 to 1: how far the spread of guided predictions, which a large scale blows up, is brought back to that of
-        conditional ones.
+        From 0 to 1: how far to bring the standard deviation of guided predictions, which large scales inflate, back to
+        that of conditional ones.
 
     Raises
     ------
     ValueError
-        For values that are not allowed.
+        If a value is not allowed.
 
     Examples
     --------
     >>> import scgen_diffusion as scgd
     >>> late = scgd.diffusion.Guidance(2.0, interval=(0.5, 1.0))
-    >>> synthetic = model.generate(100, {"cell_type": "B"}, guidance_scale=late)  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     100, {"cell_type": "B"}, guidance_scale=late
+    ... )  # doctest: +SKIP
     """
 
     scale: GuidanceScale = 1.0
@@ -67,38 +70,41 @@ class Guidance:
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check all that can be checked without a model."""
+        """Check everything that can be checked without a model."""
         for scale in self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]:
             if not _is_number(scale) or not math.isfinite(scale):
-                msg = f"`guidance_scale` must be a finite number, one per key, or one per subset of keys, but found {scale!r}."
+                msg = (
+                    "`guidance_scale` must be a finite number, one per key, "
+                    f"or one per subset of keys, but found {scale!r}."
+                )
                 raise ValueError(msg)
         if self.composition is not None and self.composition not in list(CONDITION_STRATEGIES):
             known = known_names(self.composition, list(CONDITION_STRATEGIES))
             msg = f"`Guidance(composition={self.composition!r})` is not known. {known}"
             raise ValueError(msg)
         if self.composition is not None and self.has_subsets:
-            msg = "`composition` has no say where the guidance scale has subsets of keys; leave it out."
+            msg = "`composition` has no effect if the guidance scale has subsets of keys; leave it out."
             raise ValueError(msg)
         _check_interval(self.interval)
         _check_rescale(self.rescale)
 
     @classmethod
     def of(cls, guidance_scale: Any) -> Self:
-        """Return the guidance that a scale alone stands for; guidance stays as it is."""
+        """Return a scale as a guidance; a guidance stays as it is."""
         return guidance_scale if isinstance(guidance_scale, cls) else cls(guidance_scale)
 
     @property
     def has_subsets(self) -> bool:
-        """Whether the scales are those of subsets of keys."""
+        """Whether the scales belong to subsets of keys."""
         return isinstance(self.scale, Mapping) and any(isinstance(key, tuple) for key in self.scale)
 
     def resolve(self, trained: ConditionStrategy, keys: Sequence[str]) -> ResolvedGuidance:
-        """Return the predictions that are mixed for a model with these condition keys, trained in this way.
+        """Return the predictions to combine, for a model with these condition keys and this training strategy.
 
         Raises
         ------
         ValueError
-            For unknown keys, and for predictions that the model has never learned.
+            If a key is unknown, or the model has not learned a prediction that is needed.
         """
         composed_by = self._composed_by(trained)
         terms = terms_of_subsets(self._subsets(keys)) if self.has_subsets else composed_by.terms(self._scales(keys))
@@ -110,7 +116,7 @@ class Guidance:
         return resolved
 
     def describe(self, trained: ConditionStrategy) -> dict[str, Any]:
-        """Return what ``uns`` records of it, in values that a file can hold."""
+        """Return the values that ``uns`` records, in a form that a file can store."""
         scale: Any = self.scale
         if isinstance(scale, Mapping):
             scale = {", ".join(key) if isinstance(key, tuple) else key: float(value) for key, value in scale.items()}
@@ -143,35 +149,36 @@ class Guidance:
         return [([keys.index(key) for key in subset], float(scale)) for subset, scale in self.scale.items()]
 
     def _never_shown(self, subset: Sequence[str], trained: ConditionStrategy) -> str:
-        asked = "`guidance_scale`" if self.has_subsets else f"`Guidance(composition={self.composition!r})`"
+        source = "`guidance_scale`" if self.has_subsets else f"`Guidance(composition={self.composition!r})`"
         given = f"only {', '.join(map(repr, subset))}" if subset else "no condition"
         groups = " and without `dropped_together`" if trained.name == "additive" else ""
         return (
-            f"{asked} needs predictions that are given {given}, but the model was trained with "
-            f"`condition_strategy={trained.name!r}`, which shows {trained.shows}. Leave `composition` out and give one "
+            f"{source} needs predictions that are given {given}, but the model was trained with "
+            f"`condition_strategy={trained.name!r}`, which shows {trained.shows}. Leave `composition` out and pass one "
             f"scale per key, or train a model with `condition_strategy='additive'`{groups}."
         )
 
 
 @dataclass(frozen=True)
 class ResolvedGuidance:
-    r"""The predictions of a guided network, and how they become one.
+    r"""The predictions of a guided network, and how they are combined.
 
     Inside the interval,
 
     .. math:: v = \Big(1 + \phi\,\big(\tfrac{\operatorname{std} v_y}{\operatorname{std} v_s} - 1\big)\Big)\,v_s,
         \qquad v_s = \sum_j w_j v_{K_j},
 
-    where the standard deviations are each sample's own; outside of it, :math:`v = v_y`.
+    with each sample's own standard deviations; outside, :math:`v = v_y`.
 
     Parameters
     ----------
     terms
-        The weights :math:`w_j`, which sum to 1, and the subsets :math:`K_j` of keys. Default: the unconditional prediction.
+        The weights :math:`w_j`, which sum to 1, and the subsets :math:`K_j` of keys. Default: the unconditional
+        prediction.
     conditional
-        Those of :math:`v_y`, the plain conditional prediction. Default: ``terms``.
+        Terms of :math:`v_y`, the plain conditional prediction. Default: ``terms``.
     interval
-        Path times, from 0 (noise) to 1 (data), between which there is guidance, both included.
+        Path times, from 0 (noise) to 1 (data), between which guidance applies, ends included.
     rescale
         :math:`\phi`, from 0 to 1.
 
@@ -206,7 +213,7 @@ class ResolvedGuidance:
         interval: tuple[float, float] = WHOLE_PATH,
         rescale: float = 0.0,
     ) -> Self:
-        """Compose as a strategy does, with one scale per key."""
+        """Compose the predictions as a strategy does, with one scale per key."""
         return cls(strategy.terms(scales), strategy.terms([1.0] * len(scales)), interval, rescale)
 
     @property
@@ -216,39 +223,40 @@ class ResolvedGuidance:
 
     @property
     def covers_path(self) -> bool:
-        """Whether the same prediction is made along the whole path."""
+        """Whether the prediction is composed in the same way along the whole path."""
         return self.terms == self.plain or tuple(self.interval) == WHOLE_PATH
 
     @property
     def is_rescaled(self) -> bool:
-        """Whether the plain prediction is needed beside the guided one."""
+        """Whether the plain prediction is needed as well as the guided one."""
         return self.rescale > 0 and self.terms != self.plain
 
     @property
     def subsets(self) -> list[tuple[int, ...]]:
-        """The subsets of keys that predictions are needed for, anywhere on the path."""
+        """The subsets of keys whose predictions are needed anywhere on the path."""
         needs_plain = self.is_rescaled or not self.covers_path
         return _distinct(self.terms, *([self.plain] if needs_plain else []))
 
 
 @dataclass(frozen=True, eq=False)
 class GuidedField:
-    """A network under a fixed condition and guidance, as a function of ``(x_t, t)`` alone.
+    """A network with a fixed condition and guidance, as a function of ``(x_t, t)`` alone.
 
-    Predictions of weight zero are not evaluated: at scale 1, the null prediction costs nothing. All others run as one batch.
+    Predictions of weight zero are not evaluated, so at scale 1 the unconditional prediction costs nothing. All others
+    run as one batch.
 
     Parameters
     ----------
     network
-        ``(x_t, t, condition) -> prediction``, with ``t`` the network's time (:meth:`Path.network_time`).
+        ``(x_t, t, condition) -> prediction``, where ``t`` is the network's time (:meth:`Path.network_time`).
     condition
         ``(n, columns)``.
     columns
         What the columns of the condition mean.
     path
-        Tells where on it the network's time is, for guidance in an interval.
+        Path that converts the network's time, for guidance in an interval.
     guidance
-        Which predictions are mixed, and where. Default: the unconditional field.
+        Which predictions are combined, and where. Default: the unconditional field.
     """
 
     network: Network
@@ -258,7 +266,7 @@ class GuidedField:
     guidance: ResolvedGuidance = field(default_factory=ResolvedGuidance)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Evaluate the guided prediction at ``x_t (n, ...)`` and a scalar time or times ``(n,)``."""
+        """Evaluate the guided prediction at ``x_t (n, ...)``, for a scalar time or times ``(n,)``."""
         t = t.expand(len(x_t))
         mixtures, is_inside = [self._guided_mixture], None
         if not self.guidance.covers_path and not (is_inside := self._is_inside(t)).all():
@@ -272,7 +280,7 @@ class GuidedField:
         return predictions[0] if len(mixtures) == 1 else torch.where(_expand(is_inside, x_t), *predictions)
 
     def _is_inside(self, t: Tensor) -> Tensor:
-        """Tell which of the network's times ``(n,)`` are in the interval."""
+        """Return which of the network's times ``(n,)`` are in the interval."""
         times, (start, end) = self.path.time(t), self.guidance.interval
         return (times >= start - TIME_ROUNDING) & (times <= end + TIME_ROUNDING)
 
@@ -287,12 +295,14 @@ class GuidedField:
 
 
 class _Mixtures(NamedTuple):
-    """Mixtures of predictions, each of which is made once; conditions and weights are the same along the whole path.
+    """Weighted sums of predictions, each of which is evaluated once.
+
+    Conditions and weights do not change along the path.
 
     Parameters
     ----------
     conditions
-        Conditions of the predictions, one below the other, ``(predictions * n, columns)``.
+        Conditions of the predictions, concatenated, ``(predictions * n, columns)``.
     weights
         One row per mixture, ``(mixtures, predictions)``.
     """
@@ -302,7 +312,7 @@ class _Mixtures(NamedTuple):
 
     @classmethod
     def of(cls, condition: Tensor, columns: ConditionColumns, *mixtures: Sequence[GuidanceTerm]) -> Self:
-        """Prepare mixtures for samples of the condition ``(n, columns)``."""
+        """Prepare mixtures for samples with the condition ``(n, columns)``."""
         subsets = _distinct(*mixtures)
         weights_of = [{term.keys: term.weight for term in terms} for terms in mixtures]
         conditions = torch.cat([columns.keep(condition, keys) for keys in subsets])
@@ -310,7 +320,7 @@ class _Mixtures(NamedTuple):
 
 
 def rescale_to(guided: Tensor, plain: Tensor, share: float) -> Tensor:
-    """Bring each sample's standard deviation part of the way, ``share``, to that of the plain prediction; both ``(n, ...)``."""
+    """Move each sample's standard deviation towards that of the plain prediction, by ``share`` of the difference."""
     spread, wanted = (v.flatten(1).std(1, correction=0) for v in (guided, plain))
     ratio = torch.where(spread > 0, wanted / spread, 1.0)
     return _expand(1 + share * (ratio - 1), guided) * guided
@@ -353,7 +363,7 @@ def _is_number(value: object) -> bool:
 
 
 def _expand(values: Tensor, like: Tensor) -> Tensor:
-    """Give values ``(n,)`` a shape that broadcasts against ``like (n, ...)``."""
+    """Reshape values ``(n,)`` to broadcast against ``like (n, ...)``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -1,8 +1,9 @@
-r"""Inversion: given data become noise in one field, and the same noise becomes data in another.
+r"""Inversion: turn data into noise with one field, and the same noise into data with another.
 
-A walk from noise to the data is found. What the steps of a sampler under the data's own condition leave over of it,
-:math:`r = x_s - \text{step}_{own}(x_t)`, is added to the sampler's steps under the new condition. So both walks are the same
-where both conditions are, and the way there and back returns the very data, however few steps there are.
+First, a trajectory from noise to the data is found. The difference between this trajectory and a sampler's steps under
+the data's own condition, :math:`r = x_s - \text{step}_{own}(x_t)`, is then added to the sampler's steps under the new
+condition. So both trajectories agree if the conditions do, and the round trip returns exactly the same data, however
+few steps it takes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) ->
 
 
 class Inversion(Protocol):
-    """Anything that carries data of one field's distribution to that of another by way of noise."""
+    """Anything that carries data from one field's distribution to another's by way of noise."""
 
     def __call__(
         self,
@@ -47,9 +48,9 @@ class Inversion(Protocol):
 
 @dataclass(frozen=True)
 class FlowInversion:
-    r"""Back to noise along the probability flow of one field, and to data along that of another.
+    """Go back to noise along the probability flow of one field, and forward to data along that of another.
 
-    Nothing is drawn. For normally distributed data the way there and back is the optimal affine map between the two
+    It draws no random numbers. For normally distributed data the result is the optimal affine map between the two
     distributions. The error against the exact flows has the order of the method. The field must be finite at the data.
 
     Parameters
@@ -57,7 +58,7 @@ class FlowInversion:
     step
         One step of the method.
     default_n_steps
-        Number of steps each way when none is asked for.
+        Default number of steps in each direction.
 
     References
     ----------
@@ -89,7 +90,7 @@ class FlowInversion:
         return _replay(self._advance, own, new, self.invert(own, x, times), times)
 
     def invert(self, own: Field, x: Tensor, times: Tensor) -> list[Tensor]:
-        """Walk back from data ``x (n, ...)``, and return the states at the ``times`` of the way forward."""
+        """Integrate back from data ``x (n, ...)``, and return the states at the ``times`` of the forward trajectory."""
         states = [x]
         for t, earlier in pairwise(times.flip(0)):
             states.append(self._advance(own, states[-1], t, earlier))
@@ -101,22 +102,23 @@ class FlowInversion:
 
 @dataclass(frozen=True)
 class NoiseInversion:
-    r"""To data by the noise that ancestral sampling would have needed to reach given data.
+    r"""Reach data with the noise that ancestral sampling would have needed to reach given data.
 
-    Where many noises lead to the same data, as they do to a value that is exactly zero, the probability flow has no way back. So the
-    way is drawn: a chain of states from noise to the data :math:`x`, with the law that the diffusion has given its end,
+    If many noises lead to the same data, as for a value that is exactly zero, the probability flow cannot be inverted.
+    So a trajectory is drawn: a chain of states from noise to the data :math:`x`, distributed as in the diffusion that
+    ends there,
 
     .. math:: x_s = \alpha_s x + \sqrt{\sigma_s^2 - \tau^2}\,\frac{x_t - \alpha_t x}{\sigma_t} + \tau z
 
-    with :math:`\tau` as in :class:`DDIMSampler`. Distributions that differ by a shift are carried over exactly in any number of
-    steps, if the path starts at pure noise.
+    with :math:`\tau` as in :class:`DDIMSampler`. If the path starts at pure noise, distributions that differ by a shift
+    are mapped exactly, in any number of steps.
 
     Parameters
     ----------
     eta
-        Share of randomness; 0: one noise for the whole way.
+        Amount of randomness; 0 uses a single noise for the whole trajectory.
     default_n_steps
-        Number of steps when none is asked for.
+        Default number of steps.
 
     References
     ----------
@@ -126,9 +128,16 @@ class NoiseInversion:
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, Generators
+    >>> from scgen_diffusion.diffusion import (
+    ...     TARGETS,
+    ...     Denoiser,
+    ...     LinearInterpolant,
+    ...     Generators,
+    ... )
     >>> fields = [lambda x, t, mean=mean: torch.full_like(x, mean) for mean in (1.0, 3.0)]
-    >>> own, new = (Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields)
+    >>> own, new = (
+    ...     Denoiser(field, LinearInterpolant(), TARGETS["data"]) for field in fields
+    ... )
     >>> NoiseInversion()(own, new, torch.ones(1, 2), generators=Generators(0, [0]))
     tensor([[3., 3.]])
     """
@@ -146,7 +155,7 @@ class NoiseInversion:
         n_steps: int | None = None,
         generators: Generators | None = None,
     ) -> Tensor:
-        """Draw a way from ``t = 1 - strength`` to data ``x (n, ...)``, and go it anew under ``new``."""
+        """Draw a trajectory from ``t = 1 - strength`` to data ``x (n, ...)``, and repeat it under ``new``."""
         if generators is None:
             msg = "`generators` must be given, because NoiseInversion draws the noise that leads to the data."
             raise ValueError(msg)
@@ -155,7 +164,7 @@ class NoiseInversion:
         return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
 
     def _states(self, x: Tensor, levels: Sequence[Level], generators: Generators) -> Iterator[Tensor]:
-        """Draw states with the law of the diffusion that ends at ``x``."""
+        """Draw states from the diffusion that ends at ``x``."""
         noise = generators.normal(*x.shape[1:]).to(x)
         yield levels[0].alpha * x + levels[0].sigma * noise
         for now, following in pairwise(levels):
@@ -174,7 +183,7 @@ class NoiseInversion:
 
 
 def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], moments: Iterable[Any]) -> Tensor:
-    """Walk under ``new`` as the ``states`` at the ``moments``, from noisy to clean, walk under ``own``."""
+    """Sample under ``new``, adding the deviations of the ``states`` at the ``moments`` from the steps of ``own``."""
     following = iter(states)
     x = x_new = next(following)
     for (t, s), x_next in zip(pairwise(moments), following, strict=True):

@@ -1,4 +1,4 @@
-"""Training objectives."""
+"""Training losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Network(Protocol):
-    """What every path, guidance and sampler works with: ``(x_t, network time, condition) -> prediction`` of ``x_t``'s shape."""
+    """The interface of networks: ``(x_t, network time, condition) -> prediction``, of ``x_t``'s shape."""
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor: ...
 
@@ -22,24 +22,24 @@ class Network(Protocol):
 def diffusion_loss(
     network: Network, path: Path, target: Target, data: Tensor, *, noise: Tensor, t: Tensor, condition: Tensor
 ) -> Tensor:
-    r"""Compute the denoising loss of each sample: flow matching, noise prediction and their relatives.
+    r"""Compute the denoising loss of each sample, for flow matching, noise prediction and other targets.
 
     .. math:: \ell_i = \operatorname{mean}\, \| p_\theta(x_t, t, c) - (a_t\,\text{data} + b_t\,\text{noise}) \|^2
 
     Parameters
     ----------
     network
-        Predicts the target.
+        Network that predicts the target.
     path
-        Joins noise and data.
+        Path between noise and data.
     target
-        What is predicted.
+        What the network predicts.
     data, noise
         End points of the path, ``(n, ...)``.
     t
         Times in ``[0, 1]``, ``(n,)``.
     condition
-        Class indices, ``(n, keys)``.
+        Conditions of the samples, ``(n, columns)``.
 
     Returns
     -------

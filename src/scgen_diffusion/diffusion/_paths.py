@@ -1,4 +1,4 @@
-"""Probability paths: how data becomes noise."""
+"""Probability paths between noise and data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Path(Protocol):
-    r"""A Gaussian path :math:`x_t = \alpha_t\,\text{data} + \sigma_t\,\text{noise}`, noise at ``t = 0``, data at ``t = 1``.
+    r"""A Gaussian path :math:`x_t = \alpha_t\,\text{data} + \sigma_t\,\text{noise}` from noise (``t = 0``) to data (1).
 
     Every function of time maps times of any shape to values of the same shape.
     """
@@ -36,18 +36,18 @@ class Path(Protocol):
 
     @abstractmethod
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-        """Draw the times of ``n`` training samples, ``(n,)``; the generator belongs to the same device."""
+        """Draw the times of ``n`` training samples, ``(n,)``. The generator must be on the same device."""
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """Return what the network's time embedding sees at ``t``."""
+        """Return the input of the network's time embedding at ``t``."""
 
     @abstractmethod
     def time(self, network_time: Tensor) -> Tensor:
-        """Undo :meth:`network_time`."""
+        """Invert :meth:`network_time`."""
 
     def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Mix ``data`` and ``noise``, both ``(n, ...)``, at one time or at times ``(n,)``."""
+        """Mix ``data`` and ``noise``, both ``(n, ...)``, at one time or times ``(n,)``."""
         return expand_time(self.alpha(t), data) * data + expand_time(self.sigma(t), data) * noise
 
 
@@ -64,7 +64,9 @@ class LinearInterpolant(Path):
     Examples
     --------
     >>> import torch
-    >>> LinearInterpolant().interpolate(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.25]))
+    >>> LinearInterpolant().interpolate(
+    ...     torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.25])
+    ... )
     tensor([[0.2500, 0.2500]])
     """
 
@@ -85,7 +87,7 @@ class LinearInterpolant(Path):
         return -torch.ones_like(t)
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-        """Draw ``n`` times uniform in ``[0, 1)``."""
+        """Draw ``n`` times uniformly from ``[0, 1)``."""
         return torch.rand(n, generator=generator, device=device)
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -93,10 +95,10 @@ class LinearInterpolant(Path):
         return t
 
     def time(self, network_time: Tensor) -> Tensor:
-        """Return it as it is."""
+        """Return ``network_time``."""
         return network_time
 
 
 def expand_time(values: Tensor, like: Tensor) -> Tensor:
-    """Give one value or values ``(n,)`` the precision of ``like (n, ...)``, and a shape that broadcasts against it."""
+    """Cast one value or values ``(n,)`` to the dtype of ``like (n, ...)``, and reshape to broadcast against it."""
     return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

@@ -15,28 +15,29 @@ _MASK = (1 << 64) - 1
 _MASK_32 = (1 << 32) - 1
 
 BLOCK_SIZES = {"cpu": 128, "cuda": 1024}
-"""Samples of a block by kind of device: what one evaluation of a network sees, and what one random generator draws for."""
+"""Samples per block, by kind of device: the batch of one network evaluation and of one random generator."""
 
 
 def block_size(device: torch.device | str) -> int:
-    """Return how many samples a block has on a device."""
+    """Return the number of samples per block on a device."""
     return BLOCK_SIZES.get(torch.device(device).type, BLOCK_SIZES["cpu"])
 
 
 class Generators:
-    """Random numbers for some samples of a request, which are those that they get in the whole request.
+    """Random numbers for some samples of a request, the same as when the whole request is drawn.
 
-    The samples of a request lie in blocks of one size at fixed positions, and each block has a generator of its own, which draws for the
-    whole block. So a sample's numbers depend on the seed, its index and the kind of device, and not on which others are drawn with it.
+    The samples of a request are divided into blocks of equal size at fixed positions. Each block has its own generator,
+    which draws for the whole block. So a sample's numbers depend only on the seed, its index and the kind of device,
+    not on which other samples are drawn with it.
 
     Parameters
     ----------
     seed
         Seed of the whole request.
     indices
-        Number of each sample within the request.
+        Index of each sample within the request.
     device
-        Where the numbers are drawn.
+        Device on which the numbers are drawn.
 
     Examples
     --------
@@ -65,11 +66,11 @@ class Generators:
         return self._draw(torch.randn, shape, torch.float32)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw numbers uniform in ``[0, 1)``, ``(n, *shape)``."""
+        """Draw numbers uniformly from ``[0, 1)``, ``(n, *shape)``."""
         return self._draw(torch.rand, shape, dtype)
 
     def first(self, n: int) -> Generators:
-        """Return what draws the same numbers, and keeps those of the first ``n`` samples."""
+        """Return generators that draw the same numbers, but keep only those of the first ``n`` samples."""
         few = copy(self)
         few.indices, few._rows = self.indices[:n], self._rows[:n]
         few._are_whole = self._are_whole and n >= len(self)
@@ -83,10 +84,10 @@ class Generators:
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """Mix a request's seed and the number of a block into the block's own seed.
+    """Combine a request's seed and a block's number into the block's seed.
 
-    torch's CPU generator looks at the low 32 bits only. There the seed permutes the numbers, so that no two of 2**32 blocks
-    of a request share a generator.
+    torch's CPU generator uses only the low 32 bits. There, the seed permutes the numbers, so no two of 2**32 blocks of
+    a request share a generator.
     """
     key = _mix(seed & _MASK)
     low = _permute((_permute((index ^ key) & _MASK_32) ^ (key >> 32)) & _MASK_32)
@@ -95,14 +96,14 @@ def sample_seed(seed: int, index: int) -> int:
 
 
 def _permute(x: int) -> int:
-    """Apply a bijection of 32 bits (the finaliser of MurmurHash3)."""
+    """Apply a 32-bit bijection (the finaliser of MurmurHash3)."""
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK_32
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK_32
     return x ^ (x >> 16)
 
 
 def _mix(x: int) -> int:
-    """Spread 64 bits (the finaliser of SplitMix64)."""
+    """Mix 64 bits (the finaliser of SplitMix64)."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK

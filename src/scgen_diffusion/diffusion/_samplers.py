@@ -1,4 +1,4 @@
-"""Samplers for flows: integrators of ``dx/dt = v(x, t)`` from noise at ``t = 0`` to data at ``t = 1``."""
+"""Samplers for flows: they integrate ``dx/dt = v(x, t)`` from noise at ``t = 0`` to data at ``t = 1``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Step = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
 class Sampler(Protocol):
-    """Anything that carries samples along a field, with random numbers of their own where the method needs any."""
+    """Anything that carries samples along a field, with random numbers if the method needs them."""
 
     def __call__(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
@@ -57,7 +57,7 @@ class FixedStepSampler(SteppingSampler):
     step
         One step of the method.
     default_n_steps
-        Number of steps when none is asked for; chosen by quality against steps (user guide, "Samplers").
+        Default number of steps.
     """
 
     step: Step
@@ -66,7 +66,7 @@ class FixedStepSampler(SteppingSampler):
     def walk(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Walk:
-        """Prepare to integrate ``field`` from noise ``x (n, ...)`` in ``n_steps`` equal steps; nothing is drawn."""
+        """Prepare to integrate ``field`` from noise ``x (n, ...)`` in equal steps, without random numbers."""
         n_steps = self.default_n_steps if n_steps is None else n_steps
         if n_steps < 1:
             msg = f"`n_steps` must be at least 1, but found {n_steps}."
@@ -85,8 +85,8 @@ class FixedStepSampler(SteppingSampler):
 class DormandPrinceSampler:
     """Integrate adaptively with torchdiffeq's ``dopri5`` (order 5), as published for scLDM.
 
-    Its steps follow the error of all samples together, so that a sample depends, within the tolerance, on the others of its
-    batch.
+    The step size depends on the error of all samples in the batch, so within the tolerance a sample depends on the
+    others.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class DormandPrinceSampler:
     def __call__(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
-        """Integrate ``field`` from noise ``x (n, ...)``; the method chooses its own steps, and draws nothing."""
+        """Integrate ``field`` from noise ``x (n, ...)``, with adaptive steps and without random numbers."""
         return self.trace(field, x, n_frames=2, n_steps=n_steps, generators=generators).states[-1]
 
     def trace(
@@ -112,7 +112,7 @@ class DormandPrinceSampler:
         n_steps: int | None = None,
         generators: Generators | None = None,
     ) -> Trace:
-        """Integrate, and interpolate at ``n_frames`` equally spaced times between the steps, which stay as they are."""
+        """Integrate, and interpolate at ``n_frames`` equally spaced times. The steps stay the same."""
         if n_steps is not None:
             msg = f"`n_steps` was {n_steps}, but the sampler 'dopri5' chooses its own steps; leave `n_steps` out."
             raise ValueError(msg)
@@ -124,11 +124,11 @@ class DormandPrinceSampler:
         times = torch.linspace(0, 1, n_frames, device=x.device)
         try:
             states = odeint(lambda t, y: field(y, t), x, times, rtol=self.rtol, atol=self.atol, method="dopri5")
-        except AssertionError as error:  # torchdiffeq's, for steps of length zero
+        except AssertionError as error:  # raised by torchdiffeq for steps of length zero
             msg = (
-                "The sampler 'dopri5' found no step that is short enough: the network's predictions are not finite, or change too fast. "
-                "Take a sampler of fixed steps, or less guidance. If that does not help, the model has diverged. Train anew, with a "
-                "lower learning rate."
+                "The sampler 'dopri5' found no step that is short enough: the network's predictions are not finite, "
+                "or change too fast. Use a sampler with fixed steps, or less guidance. If that does not help, "
+                "the model has diverged: train it again with a lower learning rate."
             )
             raise FloatingPointError(msg) from error
         return Trace(times, states)

@@ -1,4 +1,4 @@
-"""Data of which many values are exactly one number: what noisy values tell about them."""
+"""Spike-and-slab data, in which many values equal exactly one number: what noisy values tell about them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ LOG_STD_RANGE = (-4.0, 2.0)
 
 
 def spike_and_slab_mean(prior: Tensor, x_t: Tensor, *, alpha: Tensor, sigma: Tensor, spike: Tensor) -> Tensor:
-    r"""Return the expected data given noisy values, where data are either exactly ``spike`` or normally distributed.
+    r"""Return the expected data given noisy values, if data are either exactly ``spike`` or normally distributed.
 
-    The prior :math:`(1 - \pi)\,\delta_z + \pi\,\mathcal N(m, s^2)` of each value, seen through
+    The prior :math:`(1 - \pi)\,\delta_z + \pi\,\mathcal N(m, s^2)` of each value, observed as
     :math:`x_t = \alpha x + \sigma \varepsilon`, gives with :math:`V = \sigma^2 + \alpha^2 s^2`
 
     .. math::
@@ -21,8 +21,8 @@ def spike_and_slab_mean(prior: Tensor, x_t: Tensor, *, alpha: Tensor, sigma: Ten
             + \log \mathcal N(x_t; \alpha m, V) - \log \mathcal N(x_t; \alpha z, \sigma^2) \\
         \mathbb E[x \mid x_t] &= (1 - q)\,z + q\,\Bigl(m + \frac{\alpha s^2}{V} (x_t - \alpha m)\Bigr)
 
-    A network that predicts :math:`\pi, m, s` from the whole of ``x_t`` need not learn to denoise a single value, which is mere
-    arithmetic, but only what the other values say about it.
+    A network that predicts :math:`\pi, m, s` from the whole of ``x_t`` does not have to learn how to denoise a single
+    value, which follows from this formula. It only has to learn what the other values say about it.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ def spike_and_slab_mean(prior: Tensor, x_t: Tensor, *, alpha: Tensor, sigma: Ten
     x_t
         Noisy values, ``(n, values)``.
     alpha, sigma
-        Weights of data and noise, broadcastable to them; ``sigma`` is not zero.
+        Weights of data and noise, broadcastable to them; ``sigma`` must not be zero.
     spike
-        The number, ``(values,)``.
+        The value of the spike, ``(values,)``.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def spike_and_slab_mean(prior: Tensor, x_t: Tensor, *, alpha: Tensor, sigma: Ten
     Examples
     --------
     >>> import torch
-    >>> prior = torch.tensor([[[50.0], [2.0], [0.0]]])  # certainly not the spike, but normal around 2 with deviation 1
+    >>> prior = torch.tensor([[[50.0], [2.0], [0.0]]])  # normal around 2, never the spike
     >>> one = torch.ones(1, 1)
     >>> spike_and_slab_mean(prior, 4 * one, alpha=one, sigma=one, spike=0 * one)
     tensor([[3.]])

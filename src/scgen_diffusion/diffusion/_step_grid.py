@@ -1,4 +1,4 @@
-"""Step grids: at which times the samplers of denoising diffusion stop."""
+"""Step grids: the times at which the samplers of denoising diffusion stop."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class StepGrid:
     Parameters
     ----------
     spacing
-        ``"time"``: equal steps in ``t``. ``"slowing"``: longer ones at first, at :math:`1 - t = (1 - u)^{1.25}` for equal steps of ``u``,
-        since what is decided last, such as whether a value is zero, needs to be exact. ``"log_snr"``: equal steps in :math:`\log(\alpha / \sigma)` from ``t = 0`` to
-        timestep ``k = 0``, and one more to ``t = 1``.
+        ``"time"``: equal steps in ``t``. ``"slowing"``: :math:`1 - t = (1 - u)^{1.25}` for equal steps of ``u``, whose
+        last steps are shorter, because what is decided last, such as whether a value is zero, needs to be exact.
+        ``"log_snr"``: equal steps in :math:`\log(\alpha / \sigma)` from ``t = 0`` to timestep ``k = 0``, and one more
+        to ``t = 1``.
     timesteps
-        Explicit, decreasing timestep indices ``k`` in place of a spacing. Sampling ends at the last of them.
+        Explicit, decreasing timestep indices ``k`` instead of a spacing. Sampling ends at the last one.
 
     Examples
     --------
@@ -48,7 +49,7 @@ class StepGrid:
             _check_timesteps(self.timesteps)
 
     def times(self, path: VariancePreserving, n_steps: int | None) -> Tensor:
-        """Return the times of ``n_steps`` steps, or those of the explicit timesteps, ``(n_steps + 1,)``, in double precision."""
+        """Return the ``n_steps + 1`` times of the steps, or those of the explicit timesteps, in double precision."""
         if self.timesteps is not None:
             return _explicit_times(path, self.timesteps, n_steps)
         if n_steps is None or not 1 <= n_steps <= path.n_timesteps:
@@ -61,7 +62,7 @@ class StepGrid:
 
 
 def published_timesteps(stride: int = 1, n_timesteps: int = 1000) -> tuple[int, ...]:
-    """Return the timesteps of scRDiT's samplers: the multiples of ``stride``, and 1, down to 0.
+    """Return the timesteps of scRDiT's samplers, decreasing: the multiples of ``stride``, 1 and 0.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def _explicit_times(path: VariancePreserving, timesteps: tuple[int, ...], n_step
 
 
 def _equal_log_snr(path: VariancePreserving, n_steps: int) -> Tensor:
-    """Return ``n_steps`` times with equal steps of the log SNR between them, and then ``t = 1``."""
+    """Return ``n_steps`` times with equal steps of the log SNR, followed by ``t = 1``."""
     ends = path.timestep_to_time(torch.tensor([path.n_timesteps - 1, 0], dtype=torch.float64))
     first, last = path.log_snr(ends)
     inner = path.log_snr_to_time(torch.linspace(float(first), float(last), n_steps, dtype=torch.float64)[1:-1])

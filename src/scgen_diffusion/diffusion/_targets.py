@@ -1,4 +1,4 @@
-"""Prediction targets: what the network is asked for."""
+"""Prediction targets: what the network predicts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Target:
     weights: Weights
 
     def of(self, path: Path, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return the right prediction for ``data`` and ``noise``, both ``(n, ...)``, at one time or times ``(n,)``."""
+        """Return the correct prediction for ``data`` and ``noise`` ``(n, ...)``, at one time or times ``(n,)``."""
         a, b = self.weights(path, t)
         return expand_time(a, data) * data + expand_time(b, data) * noise
 
@@ -49,8 +49,8 @@ class Target:
             \begin{pmatrix} \text{data} \\ \text{noise} \end{pmatrix}
             = \begin{pmatrix} x_t \\ p \end{pmatrix}
 
-        The answer is not finite where the determinant :math:`\alpha b - \sigma a` vanishes: a prediction of the noise says
-        nothing of the data at :math:`\alpha = 0`, one of the data nothing of the noise at :math:`\sigma = 0`.
+        The result is not finite if the determinant :math:`\alpha b - \sigma a` is zero: predicted noise says nothing
+        about the data at :math:`\alpha = 0`, and predicted data nothing about the noise at :math:`\sigma = 0`.
 
         Parameters
         ----------

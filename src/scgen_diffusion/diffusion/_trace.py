@@ -1,4 +1,4 @@
-"""Walking in steps, and looking at samples on their way from noise to data."""
+"""Samplers that move in steps, and the states of samples between noise and data."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Trace(NamedTuple):
-    """Samples on their way: times ``(frames,)`` from noise to data, and the states ``(frames, n, ...)`` at them."""
+    """States between noise and data: times ``(frames,)``, and states ``(frames, n, ...)``."""
 
     times: Tensor
     states: Tensor
 
 
 class Walk(NamedTuple):
-    """A walk to be done: its times ``(n_steps + 1,)``, and the state ``(n, ...)`` at each, computed when asked for."""
+    """A lazy trajectory: its times ``(n_steps + 1,)``, and an iterator that computes the state ``(n, ...)`` at each."""
 
     times: Tensor
     states: Iterator[Tensor]
@@ -33,7 +33,7 @@ class Walk(NamedTuple):
 
 @runtime_checkable
 class TracingSampler(Protocol):
-    """A sampler that can be watched."""
+    """A sampler that can return intermediate states."""
 
     def trace(
         self,
@@ -44,12 +44,12 @@ class TracingSampler(Protocol):
         n_steps: int | None = None,
         generators: Generators | None = None,
     ) -> Trace:
-        """Carry noise ``x (n, ...)`` to data, and keep ``n_frames`` states: noise, data, and what lies between."""
+        """Carry noise ``x (n, ...)`` to data, and return ``n_frames`` states, from noise to data."""
         ...
 
 
 class SteppingSampler(ABC):
-    """A sampler that walks from noise to data in steps, the same for all samples."""
+    """A sampler that moves from noise to data in steps, the same for all samples."""
 
     def __call__(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
@@ -66,12 +66,12 @@ class SteppingSampler(ABC):
         n_steps: int | None = None,
         generators: Generators | None = None,
     ) -> Trace:
-        """Walk, and keep the states at ``n_frames`` of the ``n_steps + 1`` times, evenly chosen, both ends among them.
+        """Sample, and keep the states at ``n_frames`` of the ``n_steps + 1`` times, evenly spaced, with both ends.
 
         Raises
         ------
         ValueError
-            If there are not that many times.
+            If there are fewer times than frames.
         """
         times, states = self.walk(field, x, n_steps=n_steps, generators=generators)
         kept = frame_numbers(len(times), n_frames)
@@ -80,11 +80,11 @@ class SteppingSampler(ABC):
 
     @abstractmethod
     def walk(self, field: Field, x: Tensor, *, n_steps: int | None, generators: Generators | None) -> Walk:
-        """Prepare the way of noise ``x (n, ...)`` to data in ``n_steps`` steps."""
+        """Prepare to carry noise ``x (n, ...)`` to data in ``n_steps`` steps."""
 
 
 def frame_numbers(n_states: int, n_frames: int) -> list[int]:
-    """Choose the numbers of ``n_frames`` of ``n_states`` states, the first and the last among them.
+    """Choose ``n_frames`` of ``n_states`` states, including the first and the last.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def frame_numbers(n_states: int, n_frames: int) -> list[int]:
     if not 2 <= n_frames <= n_states:
         msg = (
             f"`n_frames` must be between 2 and {n_states}, one more than the sampler's steps, but found {n_frames}; "
-            "take more steps (`n_steps`) to see more of them."
+            "use more steps (`n_steps`) to get more frames."
         )
         raise ValueError(msg)
     return [round(number * (n_states - 1) / (n_frames - 1)) for number in range(n_frames)]

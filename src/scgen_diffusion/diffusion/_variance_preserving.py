@@ -1,4 +1,4 @@
-"""The variance-preserving paths of denoising diffusion."""
+"""Variance-preserving paths of denoising diffusion."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ Schedule = Literal["linear", "cosine"]
 class VariancePreserving(Path):
     r"""The path of denoising diffusion, :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
-    As published, the timestep indices ``k = 0, ..., n_timesteps - 1`` carry
-    :math:`\alpha^2 = \bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`. Here index ``k`` sits at
-    ``t = 1 - (k + 1) / n_timesteps``, clean data at ``t = 1``, and between these times :math:`\log \bar\alpha` is linear. The
-    network sees ``k``; training draws it uniformly. :math:`\dot\sigma_t` is infinite at ``t = 1``.
+    As published, the timestep indices ``k = 0, ..., n_timesteps - 1`` have
+    :math:`\alpha^2 = \bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`. Here, index ``k`` corresponds to ``t = 1 - (k + 1)
+    / n_timesteps`` and clean data to ``t = 1``; between these times :math:`\log \bar\alpha` is linear. The network sees
+    ``k``, and training draws it uniformly. :math:`\dot\sigma_t` is infinite at ``t = 1``.
 
     Parameters
     ----------
     schedule
-        ``"linear"``: :math:`\beta_k` rises in equal steps. ``"cosine"``: :math:`\bar\alpha` follows
+        ``"linear"``: :math:`\beta_k` increases in equal steps. ``"cosine"``: :math:`\bar\alpha` follows
         :math:`\cos^2(\frac{\pi}{2}\,\frac{s + 0.008}{1.008})`, with :math:`\beta_k \le 0.999`.
     n_timesteps
         Number of timesteps; the published value is 1 000.
     beta_start, beta_end
-        First and last :math:`\beta` of the linear schedule, 1e-4 and 0.02 as published. The cosine schedule has none.
+        First and last :math:`\beta` of the linear schedule; the published values are 1e-4 and 0.02. The cosine schedule
+        does not use them.
 
     References
     ----------
-    Ho et al. (2020), *Denoising diffusion probabilistic models*; Nichol and Dhariwal (2021), *Improved denoising diffusion
-    probabilistic models*.
+    Ho et al. (2020), *Denoising diffusion probabilistic models*; Nichol and Dhariwal (2021), *Improved denoising
+    diffusion probabilistic models*.
 
     Examples
     --------
@@ -62,7 +63,10 @@ class VariancePreserving(Path):
             msg = f"`n_timesteps` must be at least 1, but found {self.n_timesteps}."
             raise ValueError(msg)
         if not 0 < self.beta_start <= self.beta_end < 1:
-            msg = f"`beta_start` and `beta_end` must satisfy 0 < beta_start <= beta_end < 1, but found {self.beta_start} and {self.beta_end}."
+            msg = (
+                "`beta_start` and `beta_end` must satisfy 0 < beta_start <= beta_end < 1, "
+                f"but found {self.beta_start} and {self.beta_end}."
+            )
             raise ValueError(msg)
 
     def betas(self) -> Tensor:
@@ -82,7 +86,7 @@ class VariancePreserving(Path):
         return (-self._log_alpha_bar(t).expm1()).sqrt()
 
     def alpha_rate(self, t: Tensor) -> Tensor:
-        r"""Return :math:`\dot\alpha_t`; at a timestep, that of the noisier side."""
+        r"""Return :math:`\dot\alpha_t`; at a timestep, the value of the noisier side."""
         _, below, above = self._segment(t)
         return self.alpha(t) * (below - above) * (self.n_timesteps / 2)
 
@@ -96,7 +100,7 @@ class VariancePreserving(Path):
         return (log_alpha_bar - (-log_alpha_bar.expm1()).log()) / 2
 
     def log_snr_to_time(self, log_snr: Tensor) -> Tensor:
-        r"""Return the time of a :math:`\lambda` between those of ``t = 0`` and ``t = 1``."""
+        r"""Return the time of a log SNR :math:`\lambda` between those of ``t = 0`` and ``t = 1``."""
         table = self._table(log_snr)
         log_alpha_bar = torch.nn.functional.logsigmoid(2 * log_snr)
         above = torch.searchsorted(-table, -log_alpha_bar).clamp(1, self.n_timesteps)
@@ -108,7 +112,7 @@ class VariancePreserving(Path):
         return 1 - (k + 1) / self.n_timesteps
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return the timestep index ``n_timesteps (1 - t) - 1``: exactly a whole number where rounding alone keeps it from one."""
+        """Return the timestep index ``n_timesteps (1 - t) - 1``, without rounding errors if it is a whole number."""
         k = self.n_timesteps * (1 - t) - 1
         whole = k.round()
         return torch.where((k - whole).abs() < self.n_timesteps * torch.finfo(k.dtype).eps, whole, k)
@@ -128,7 +132,7 @@ class VariancePreserving(Path):
         return _log_alpha_bar_table(self, like.device, like.dtype)
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Return how far ``t`` lies between two neighbours, and :math:`\log \bar\alpha` of the cleaner and the noisier one."""
+        r"""Return where ``t`` lies between two timesteps, and their :math:`\log \bar\alpha`, the cleaner one first."""
         table, position = self._table(t), self.network_time(t) + 1
         below = position.floor().long().clamp(0, self.n_timesteps - 1)
         return position - below, _look_up(table, below), _look_up(table, below + 1)
@@ -139,7 +143,7 @@ class VariancePreserving(Path):
 
 
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
-    """Return ``table[index]``, without waiting for the device, as plain indexing does when the index is a single number."""
+    """Return ``table[index]`` without the device synchronisation that plain indexing by a single number causes."""
     return table.index_select(0, index.flatten()).reshape(index.shape)
 
 
@@ -153,7 +157,7 @@ def _cosine_betas(n_timesteps: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _log_alpha_bar_table(path: VariancePreserving, device: torch.device, dtype: torch.dtype) -> Tensor:
     r"""Return :math:`\log \bar\alpha` of clean data and of every timestep, ``(n_timesteps + 1,)``."""
-    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
+    with torch.inference_mode(False):  # tensors created in inference mode cannot be used in training
         table = torch.cat([torch.zeros(1, dtype=torch.float64), (-path.betas()).log1p().cumsum(0)])
         return table.to(device, dtype)
 

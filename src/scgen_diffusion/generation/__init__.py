@@ -1,4 +1,4 @@
-"""Everything between a request of cells and the network: torch and numpy only, no AnnData and no files."""
+"""The engine between a request for cells and the network; it needs torch and numpy, no AnnData and no files."""
 
 from ._counterfactual import Counterfactual
 from ._generator import Block, CellGenerator, Cells, Frames
@@ -7,7 +7,7 @@ from ._request import (
     OTHER_NAMES,
     CellRequest,
     SamplingOptions,
-    checked_batch_size,
+    check_batch_size,
     differences,
     identity_of,
     name_of,
@@ -25,8 +25,8 @@ __all__ = [
     "LibrarySizes",
     "Rows",
     "SamplingOptions",
+    "check_batch_size",
     "check_finite",
-    "checked_batch_size",
     "differences",
     "identity_of",
     "name_of",

@@ -1,4 +1,4 @@
-"""Given cells carried over to other conditions, block by block."""
+"""Predictions of given cells under other conditions, block by block."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Given cells, what they shall become, and how; checked and resolved.
+    """A checked request to predict given cells under new conditions.
 
     Parameters
     ----------
     rows
-        Numbers of the cells, ``(cells,)``, on which their random numbers depend.
+        Row numbers of the cells, ``(cells,)``; their random numbers depend on them.
     own, codes
-        Codes of their own conditions, and of those asked for, ``(cells, columns)``.
+        Codes of their own and of their new conditions, ``(cells, columns)``.
     sampling
-        The sampler, its steps, and guidance on the way to the new condition.
+        Sampler, steps, and guidance on the way to the new condition.
     inversion
-        The way to noise and back; None for the trained transport, which goes to the new condition directly.
+        The inversion; None to use the trained transport.
     given
-        Numbers of the condition keys that the model is told of.
+        Indices of the condition keys that the model conditions on.
     strength
-        How much of the way is gone, from 0 (none) to 1 (all).
+        Share of the way to go, from 0 to 1.
     sample
-        Whether cells are drawn; or else expected values are returned.
+        Whether to draw cells or return expected values.
     residuals
-        Whether drawn cells keep what the model does not explain of them (``"own"``), or draw it anew (``"new"``).
+        Whether drawn cells keep their own residuals (``"own"``) or draw new ones (``"new"``).
     library_size
         Name of a distribution, one total per cell, or None for the cells' own.
     seed
@@ -66,9 +66,9 @@ class Counterfactual:
 
 
 class ControlBlock(NamedTuple):
-    """Given cells that the network sees together: expression ``(block, genes)``, their positions in the request, and how many are wanted.
+    """A block of given cells: expression ``(block, genes)``, positions in the request, and number of wanted cells.
 
-    The last block is filled up with repeated cells.
+    The last block is padded with repeated cells.
     """
 
     x: Tensor
@@ -77,7 +77,7 @@ class ControlBlock(NamedTuple):
 
 
 def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
-    """Cut batches ``(cells, genes)``, all but the last of whole blocks, into blocks."""
+    """Cut batches ``(cells, genes)`` into blocks; all batches but the last must have whole blocks."""
     start = 0
     for x in batches:
         for first in range(0, len(x), size):
@@ -86,7 +86,7 @@ def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
         start += len(x)
 
 
-def carry_over(module: Any, request: Counterfactual, block: ControlBlock) -> Rows:
+def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> Rows:
     """Predict the cells of a block."""
     positions, sampling = block.positions, request.sampling
     own, new = (module.condition_tensor(codes[positions]) for codes in (request.own, request.codes))
@@ -94,13 +94,13 @@ def carry_over(module: Any, request: Counterfactual, block: ControlBlock) -> Row
 
     def move(states: Tensor) -> Tensor:
         n_steps, strength = sampling.n_steps, request.strength
-        if request.inversion is None:  # the transport moves those that become perturbed
+        if request.inversion is None:  # the transport moves the cells that become perturbed
             moved = module.transport.move(states, new, sampler=sampling.sampler, n_steps=n_steps, strength=strength)
             return torch.where((own == new).all(1)[:, None, None], states, moved)
-        told_own, told_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
+        given_own, given_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
         return request.inversion(
-            module.denoiser(told_own, ResolvedGuidance(sampling.guidance.plain)),
-            module.denoiser(told_new, sampling.guidance),
+            module.denoiser(given_own, ResolvedGuidance(sampling.guidance.plain)),
+            module.denoiser(given_new, sampling.guidance),
             states,
             strength=strength,
             n_steps=n_steps,

@@ -1,4 +1,4 @@
-"""From a request to cells: the one engine that every method that generates is a source or a sink of."""
+"""From a request to cells: the engine that all generating methods use."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
 
-from ._counterfactual import blocks_of, carry_over
+from ._counterfactual import blocks_of, predict_block
 from ._request import (
     CellRequest,
     SamplingOptions,
-    checked_batch_size,
+    check_batch_size,
     default_steps,
     describe_condition,
     describe_library_size,
@@ -45,19 +45,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 N_GPU_WORKERS = 2
-"""So that one block is put together on the host while the GPU computes the next."""
-N_UNSEEN = 20  # combinations that provenance names at most
+"""The host assembles one block while the GPU computes the next."""
+N_UNSEEN = 20  # combinations listed in provenance
 
 
 class Cells(NamedTuple):
-    """Finished cells of a block: their values ``(cells, genes)``, and their condition codes ``(cells, columns)``."""
+    """Finished cells of a block: values ``(cells, genes)`` and condition codes ``(cells, columns)``."""
 
     x: Rows
     codes: np.ndarray
 
 
 class Frames(NamedTuple):
-    """Cells of a block on their way: times ``(frames,)``, profiles of states and of estimates ``(frames, cells, genes)``, and condition codes."""
+    """Sampling path of a block: times ``(frames,)``, states and estimates ``(frames, cells, genes)``, and codes."""
 
     times: Tensor
     states: np.ndarray
@@ -72,15 +72,15 @@ class Block:
     Parameters
     ----------
     rows
-        Row of each cell in the request. The last block is filled up with cells that nobody asked for.
+        Row of each cell in the request. The last block is padded with extra cells.
     n_wanted
-        How many cells, the first of the block, were asked for.
+        Number of requested cells, from the start of the block.
     codes
         Condition codes, ``(block, columns)``.
     condition
-        The same as the module takes them.
+        The codes as a tensor for the module.
     generators
-        Random numbers of the cells.
+        One random generator per cell.
     """
 
     rows: np.ndarray
@@ -92,7 +92,7 @@ class Block:
 
 @dataclass(frozen=True)
 class CellGenerator:
-    """Turns requests of cells into cells, block by block. Blocks lie at fixed positions, so any range comes out the same.
+    """Turns requests into cells, block by block. Blocks are at fixed positions, so any range gives the same cells.
 
     Parameters
     ----------
@@ -101,11 +101,11 @@ class CellGenerator:
     conditions
         Condition keys, their classes, and their joint distribution in the training cells.
     library_sizes
-        What total counts may be asked for.
+        The library sizes that the model supports.
     name
         Name of the model.
     default_sampler
-        Name of the sampler that is taken unless another is asked for.
+        Name of the default sampler.
     """
 
     module: SCLDMModule | GeneSpaceModule
@@ -114,7 +114,7 @@ class CellGenerator:
     name: str
     default_sampler: str
 
-    # --- what is asked for -----------------------------------------------------------------------------------------
+    # --- requests --------------------------------------------------------------------------------------------------
 
     def request(
         self,
@@ -128,17 +128,17 @@ class CellGenerator:
         seed: int,
         output: InputValues,
     ) -> CellRequest:
-        """Check what a user asks for, and resolve it; warn of what lies outside the training cells."""
+        """Check and resolve a user's request; warn about conditions outside the training cells."""
         codes = self.conditions.request(condition, n_cells)
-        outside = self.warn_of_what_lies_outside(codes.distinct())
+        outside = self.warn_outside_training(codes.distinct())
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
-    def warn_of_what_lies_outside(self, codes: np.ndarray) -> list[str]:
-        """Warn of conditions ``(n, columns)`` that lie outside the training cells, and name them for the provenance."""
+    def warn_outside_training(self, codes: np.ndarray) -> list[str]:
+        """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance."""
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         if unseen:
             combinations = (
@@ -148,16 +148,16 @@ class CellGenerator:
             )
             warn_user(
                 f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
-                "and conditions that were not given are drawn regardless of those that were."
+                "and conditions that you left out are drawn regardless of those that you gave."
             )
         if extrapolated:
-            warn_user(f"Numbers outside the range of the training cells were asked for: {', '.join(extrapolated)}.")
+            warn_user(f"You asked for numbers outside the range of the training cells: {', '.join(extrapolated)}.")
         return [*unseen[:N_UNSEEN], *extrapolated]
 
     def sampling(
         self, sampler: str | Sampler | None, n_steps: int | None, guidance: Guidance, output: InputValues
     ) -> SamplingOptions:
-        """Check how cells shall be sampled, and resolve it."""
+        """Check and resolve the sampling options."""
         name, chosen = self.sampler(sampler)
         n_steps = None if n_steps is None else check_count("n_steps", n_steps)
         trained = self.module.strategy
@@ -165,7 +165,7 @@ class CellGenerator:
         return SamplingOptions(name, chosen, n_steps, resolved, guidance.describe(trained), output)
 
     def sampler(self, sampler: str | Sampler | None) -> tuple[str, Sampler]:
-        """Return the name of a sampler that the module's path admits, and the sampler."""
+        """Return name and object of a sampler that fits the module's path."""
         chosen, samplers = self.default_sampler if sampler is None else sampler, samplers_for(self.module.path)
         if isinstance(chosen, str) and chosen in samplers:
             return chosen, samplers[chosen]
@@ -179,7 +179,7 @@ class CellGenerator:
         return repr(chosen), chosen
 
     def totals(self, library_size: Any, n_cells: int, output: InputValues) -> str | np.ndarray:
-        """Resolve a library size: the name of a distribution, or totals ``(cells, ...)``; ones where values have none."""
+        """Resolve a library size to the name of a distribution or totals ``(cells, ...)``; ones for log values."""
         if output == "counts":
             return self.library_sizes.check(library_size, n_cells)
         if library_size is not None:
@@ -190,7 +190,7 @@ class CellGenerator:
     def provenance(
         self, condition: ConditionRequest, options: SamplingOptions, library_size: Any, seed: int
     ) -> dict[str, Any]:
-        """Return what is told of a request in ``uns``."""
+        """Return the record of a request for ``uns``."""
         return {
             "model": self.name,
             "version": version("scgen-diffusion"),
@@ -203,7 +203,7 @@ class CellGenerator:
             "seed": seed,
         }
 
-    # --- how it is made --------------------------------------------------------------------------------------------
+    # --- cells -----------------------------------------------------------------------------------------------------
 
     @property
     def block_size(self) -> int:
@@ -217,16 +217,16 @@ class CellGenerator:
     def cells(
         self, request: CellRequest, start: int = 0, stop: int | None = None, *, batch_size: int | None = None
     ) -> Iterator[Cells]:
-        """Make the cells of a range, which starts with a block.
+        """Make the cells of a range that starts with a block.
 
         Parameters
         ----------
         request
-            What is asked for.
+            The request.
         start, stop
-            First row, and the one behind the last; default: all.
+            First row, and the row after the last; default: all.
         batch_size
-            Cells in the works at most, rounded up to whole blocks.
+            Largest number of cells made at a time, rounded up to whole blocks.
 
         Yields
         ------
@@ -238,12 +238,12 @@ class CellGenerator:
         return self.in_parallel(partial(self._cells_of_block, request, stop=stop), firsts, batch_size)
 
     def frames(self, request: CellRequest, n_frames: int) -> Iterator[Frames]:
-        """Make the same cells, and keep ``n_frames`` moments of their way.
+        """Make the same cells, and keep ``n_frames`` states of their sampling paths.
 
         Raises
         ------
         TypeError
-            For a sampler that cannot be watched.
+            For a sampler without a ``trace`` method.
         ValueError
             For fewer than two frames.
         """
@@ -251,7 +251,7 @@ class CellGenerator:
         sampler = request.options.sampler
         if not isinstance(sampler, TracingSampler):
             msg = (
-                f"`sampler` {sampler!r} has no method `trace`, so that its way cannot be seen; derive it from "
+                f"`sampler` {sampler!r} has no method `trace`, which a sampling path needs; derive it from "
                 "scgen_diffusion.diffusion.SteppingSampler."
             )
             raise TypeError(msg)
@@ -259,12 +259,12 @@ class CellGenerator:
         return self.in_parallel(partial(self._frames_of_block, request, sampler, n_frames), firsts)
 
     def predictions(self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int) -> Iterator[Rows]:
-        """Carry given cells over to other conditions.
+        """Predict given cells under other conditions.
 
         Parameters
         ----------
         request
-            What the cells are, what they shall become, and how.
+            The request.
         batches
             Their expression ``(batch_size, genes)`` in order; the last batch may be smaller.
         batch_size
@@ -276,18 +276,18 @@ class CellGenerator:
             Predicted cells of a block, in order.
         """
         blocks = blocks_of(batches, self.block_size)
-        return self.in_parallel(partial(carry_over, self.module, request), blocks, batch_size)
+        return self.in_parallel(partial(predict_block, self.module, request), blocks, batch_size)
 
     def in_parallel(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
     ) -> Iterator[Result]:
-        """Yield ``make(item)`` of every item, of one block each; as many are in the works as ``batch_size`` cells are."""
+        """Yield ``make(item)`` of every item, one block each; up to ``batch_size`` cells are made at a time."""
         self.module.eval()
-        n_at_once = self.round_to_blocks(checked_batch_size(batch_size)) // self.block_size
+        n_at_once = self.round_to_blocks(check_batch_size(batch_size)) // self.block_size
         return in_parallel(torch.inference_mode()(make), items, self.module.device, n_at_once)
 
     def block(self, request: CellRequest, first: int, stop: int) -> Block:
-        """Return a whole block of cells, of which those before ``stop`` are wanted, and draw the conditions left open."""
+        """Return a whole block, whose cells before ``stop`` are wanted, with open conditions drawn."""
         cells = np.arange(first, first + self.block_size)
         generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, request.n_cells - 1)
@@ -307,7 +307,7 @@ class CellGenerator:
             n_wanted=block.n_wanted,
         )
         x = rows_of(values, sparse=self.module.has_zeros(options.output))
-        check_finite(x)  # here, for the device has been waited for, and later blocks would be made in vain
+        check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return Cells(x, block.codes[: block.n_wanted])
 
     def _frames_of_block(self, request: CellRequest, sampler: TracingSampler, n_frames: int, first: int) -> Frames:
@@ -320,7 +320,7 @@ class CellGenerator:
             denoiser, noise, n_frames=n_frames, n_steps=request.options.n_steps, generators=block.generators
         )
         estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
-        estimates.append(states[-1])  # nothing is left to be estimated
+        estimates.append(states[-1])  # the finished cell is its own estimate
 
         def read(frames: Iterable[Tensor]) -> np.ndarray:
             return torch.stack([module.profiles_of(x)[: block.n_wanted].float().cpu() for x in frames]).numpy()
@@ -331,10 +331,10 @@ class CellGenerator:
 def in_parallel(
     make: Callable[[Item], Result], items: Iterable[Item], device: torch.device, n_at_once: int | None = None
 ) -> Iterator[Result]:
-    """Yield ``make(item)`` of every item in their order; several are made at a time, each by one thread of torch.
+    """Yield ``make(item)`` of every item in order; several are made at a time, each with one torch thread.
 
-    On a CPU as many as torch has threads. So results do not depend on the number of threads, as sums that threads share do, and
-    threads do not wait for each other, not even where other processes take the processor away.
+    On a CPU, as many as torch has threads. Results then do not depend on the number of threads, as sums split over
+    threads would, and threads do not wait for each other.
     """
     workers = {"cpu": torch.get_num_threads(), "cuda": N_GPU_WORKERS}.get(device.type, 1)
     if workers == 1:

@@ -1,4 +1,4 @@
-"""What may be asked of the cells' total counts."""
+"""Checks of requested total counts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
 
-LARGEST_TOTAL = 10**9  # no cell has as many; far beyond, sums are infinite in single precision
+LARGEST_TOTAL = 10**9  # more than any cell has, and safe in single precision
 
 
 @dataclass(frozen=True)
 class LibrarySizes:
-    """The library sizes that a model can give its cells.
+    """The library sizes that a model supports.
 
     Parameters
     ----------
     default
-        Distribution that they are drawn from unless something else is asked for.
+        Default distribution.
     is_fitted
         Whether there are statistics to draw from.
     head_is_trained
-        Whether they can be read off the latent.
+        Whether totals can be predicted from the latent.
     largest
-        Of a model of several modalities, each modality's name, and the total that its cells stay below.
+        With several modalities: the limit of totals, by the name of the modality.
     """
 
     default: LibrarySizeKind
@@ -36,13 +36,13 @@ class LibrarySizes:
     largest: Mapping[str, float] = field(default_factory=dict)
 
     def check(self, library_size: Any, n_cells: int) -> LibrarySizeKind | np.ndarray:
-        """Resolve what a user asks for.
+        """Check and resolve a user's library size.
 
         Returns
         -------
         str or numpy.ndarray
-            The name of a distribution, or totals ``(cells,)``; of several modalities ``(cells, modalities)``, NaN where they are
-            to be drawn.
+            The name of a distribution, or totals ``(cells,)``; with several modalities ``(cells, modalities)``, NaN for
+            totals to draw.
         """
         if library_size is None or isinstance(library_size, str):
             return self._check_kind(library_size or self.default)
@@ -54,14 +54,17 @@ class LibrarySizes:
                 f"numbers, or the name of a distribution, but found {type(library_size).__name__}."
             )
             raise TypeError(msg)
-        self._check_kind(self.default)  # by which the others are drawn
+        self._check_kind(self.default)  # it gives the other totals
         totals = np.full((n_cells, len(self.largest)), np.nan, dtype=np.float32)
         for name, sizes in library_size.items():
             if name not in self.largest:
                 msg = f"`library_size` names the modality {name!r}. {known_names(name, list(self.largest))}"
                 raise ValueError(msg)
             if isinstance(sizes, str):
-                msg = f"`library_size[{name!r}]` must be numbers, but found {sizes!r}; a distribution is named for all modalities."
+                msg = (
+                    f"`library_size[{name!r}]` must be numbers, but found {sizes!r}; name a distribution for all "
+                    "modalities together."
+                )
                 raise TypeError(msg)
             checked = _check_totals(sizes, n_cells)
             if np.max(checked) >= self.largest[name]:

@@ -1,4 +1,4 @@
-"""What cells are asked for: a request, checked and resolved, how provenance tells of it, and what tells it from others."""
+"""Requests for cells: checked options, their record in provenance, and their identity."""
 
 from __future__ import annotations
 
@@ -36,34 +36,39 @@ OTHER_NAMES = {
     **dict.fromkeys(("adata", "control", "control_cells"), "adata_control"),
     **dict.fromkeys(("progress", "progress_bar", "verbose"), "show_progress"),
     "frames": "n_frames",
-    "composition": "It is a part of guidance: `guidance_scale=Guidance(scale, composition=...)`, of scgen_diffusion.diffusion.",
-    "guidance_interval": "It is a part of guidance: `guidance_scale=Guidance(scale, interval=...)`, of scgen_diffusion.diffusion.",
-    "guidance_rescale": "It is a part of guidance: `guidance_scale=Guidance(scale, rescale=...)`, of scgen_diffusion.diffusion.",
+    **{
+        name: f"Use `guidance_scale=scgen_diffusion.diffusion.Guidance(scale, {option}=...)`."
+        for name, option in {
+            "composition": "composition",
+            "guidance_interval": "interval",
+            "guidance_rescale": "rescale",
+        }.items()
+    },
 }
-"""What other packages call the arguments of methods that generate."""
-N_NAMED = 1000  # values of a list that provenance names at most
+"""Names of other packages for the arguments of methods that generate."""
+N_NAMED = 1000  # largest length of a list in provenance
 DIGEST = "sha256:"
 ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
-N_DIGITS = 10  # of names: two of ten thousand requests share one with a probability of 1 in 20 000
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, which differs from process to process
+N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # memory address of a function, which differs between processes
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a request is sampled, checked and resolved.
+    """Checked sampling options of a request.
 
     Parameters
     ----------
     sampler_name, sampler
-        Way from noise to data.
+        The sampler.
     n_steps
-        Its number of steps, None for its default.
+        Its number of steps; None for its default.
     guidance
-        How predictions are mixed, and where on the path.
+        Resolved guidance.
     guidance_record
-        What provenance tells of it.
+        Guidance as recorded in provenance.
     output
-        What the cells hold.
+        Kind of values, ``"counts"`` or ``"log1p"``.
     """
 
     sampler_name: str
@@ -76,22 +81,22 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class CellRequest:
-    """Cells that were asked for. Any range of them can be made on its own, and comes out the same.
+    """A request for cells. Any range of its cells can be made alone, and gives the same cells.
 
     Parameters
     ----------
     codes
-        Condition codes ``(cells, columns)``, open where nothing was asked.
+        Condition codes ``(cells, columns)``, open for keys left out.
     options
-        How they are sampled.
+        Sampling options.
     library_size
         Name of a distribution, or totals ``(cells, ...)``.
     seed
         Seed of all draws.
     identity
-        What the cells depend on, see :func:`identity_of`.
+        Everything that the cells depend on, see :func:`identity_of`.
     provenance
-        What is told of the request in ``uns``.
+        Record of the request in ``uns``.
     """
 
     codes: RequestedCodes
@@ -108,11 +113,11 @@ class CellRequest:
 
     @property
     def output(self) -> InputValues:
-        """What the cells hold."""
+        """Kind of values of the cells."""
         return self.options.output
 
     def names(self, start: int, stop: int) -> list[str]:
-        """Name cells of a range: other requests have other names, and the first cells of a longer request the same."""
+        """Name the cells of a range; names differ between requests, but not between lengths of the same request."""
         name = name_of(self.identity, self.options.guidance, self.seed, None if self.codes.is_uniform else self.n_cells)
         return [f"{name}-{number}" for number in range(start, stop)]
 
@@ -121,27 +126,27 @@ class CellRequest:
         return replace(self, seed=seed, provenance={**self.provenance, "seed": seed})
 
 
-def checked_batch_size(batch_size: int | None) -> int:
-    """Return a number of cells, or the default, unless it is no such number."""
+def check_batch_size(batch_size: int | None) -> int:
+    """Return the batch size or its default; raise unless it is a number of cells."""
     return DEFAULT_BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
 
 
 def default_steps(sampler: Sampler) -> int | str:
-    """Return how many steps a sampler takes when none are asked for."""
+    """Return a sampler's default number of steps."""
     if timesteps := getattr(sampler, "timesteps", None):
         return len(timesteps) - 1
     return getattr(sampler, "default_n_steps", "adaptive")
 
 
 def describe_library_size(library_size: Any, output: InputValues) -> str:
-    """Say in a word where total counts come from."""
+    """Return the source of total counts in a word."""
     if output == "log1p":
         return "none"
     return library_size if isinstance(library_size, str) else "given"
 
 
 def describe_condition(condition: ConditionRequest) -> Any:
-    """Return the conditions that were asked for in a form that can be written to files."""
+    """Return the requested conditions in a form that can be written to files."""
     if condition is None:
         return "drawn from the training distribution"
     if isinstance(condition, Mapping):
@@ -150,7 +155,7 @@ def describe_condition(condition: ConditionRequest) -> Any:
 
 
 def _describe_values(values: Any) -> Any:
-    """Return one value as it is, a set as text, and a list as a list of texts, or its length if it is long."""
+    """Return one value as it is, a set as text, and a list as texts, or as its length if it is long."""
     if isinstance(values, AbstractSet):
         return ", ".join(sorted(map(str, values)))
     if np.ndim(values) == 0:
@@ -160,7 +165,7 @@ def _describe_values(values: Any) -> Any:
     return [str(_describe_values(value)) for value in values]
 
 
-# --- what tells a request from others, so that another process, or a later one, goes on with the same ----------------------
+# --- identity of a request, which lets other processes resume it ------------------------------------------------------
 
 
 def identity_of(
@@ -171,20 +176,20 @@ def identity_of(
     library_size: Any,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return all that cells depend on, apart from the seed and how many they are, in plain values; what is long as a digest.
+    """Return everything that cells depend on but their number and the seed, as plain values and digests.
 
     Parameters
     ----------
     module, conditions
-        What makes the cells.
+        The trained module and its conditions.
     codes
-        Conditions that were asked for.
+        Requested conditions.
     options
-        How the cells are sampled.
+        Sampling options.
     library_size
         Name of a distribution, totals ``(cells, ...)``, or None for those of given cells.
     provenance
-        What is told of the request.
+        Record of the request.
     """
     return {
         "model": provenance["model"],
@@ -204,14 +209,14 @@ def identity_of(
 
 
 def name_of(identity: Mapping[str, Any], guidance: ResolvedGuidance, seed: int, n_cells: int | None) -> str:
-    """Name a request by its model and by a digest of what its cells depend on: the number of cells too, unless it is None."""
+    """Name a request by its model and a digest of all that its cells depend on (and of ``n_cells`` unless None)."""
     depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
-    told = json.dumps(depends_on, sort_keys=True, default=str)
-    return f"{identity['model']}-{hashlib.sha256(told.encode()).hexdigest()[:N_DIGITS]}"
+    text = json.dumps(depends_on, sort_keys=True, default=str)
+    return f"{identity['model']}-{hashlib.sha256(text.encode()).hexdigest()[:N_DIGITS]}"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Say in what the first request differs from the second."""
+    """List the differences between two requests."""
     return [
         _difference(name, one.get(name), other.get(name))
         for name in dict.fromkeys([*one, *other])
@@ -227,7 +232,7 @@ def _difference(name: str, one: Any, other: Any) -> str:
 
 
 def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
-    """Tell weights, genes and conditions from others."""
+    """Return a digest of weights, genes and conditions."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -239,7 +244,7 @@ def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
 
 
 def _digest_of_array(values: np.ndarray) -> str:
-    """Tell totals from others; one for all is looked at once."""
+    """Return a digest of totals; a total that is broadcast to all cells counts once."""
     distinct = values[:1] if values.strides[0] == 0 else values
     digest = hashlib.sha256(str(distinct.shape).encode())
     digest.update(np.ascontiguousarray(distinct).tobytes())

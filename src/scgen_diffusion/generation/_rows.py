@@ -14,7 +14,7 @@ Rows: TypeAlias = sp.csr_matrix | np.ndarray
 
 
 def rows_of(values: Tensor, *, sparse: bool) -> Rows:
-    """Bring cells ``(cells, genes)`` to the host; of sparse ones their non-zero values only."""
+    """Copy cells ``(cells, genes)`` to the host; if sparse, only their non-zero values."""
     values = values.float()
     if not sparse:
         return values.cpu().numpy()
@@ -28,7 +28,7 @@ def rows_of(values: Tensor, *, sparse: bool) -> Rows:
 
 
 def csr_of(values: np.ndarray) -> sp.csr_matrix:
-    """Return dense cells ``(cells, genes)`` as CSR, five times as fast as by SciPy."""
+    """Return dense cells ``(cells, genes)`` as CSR, faster than SciPy does."""
     n_cells, n_genes = values.shape
     values = np.ascontiguousarray(values)
     found = values != 0
@@ -45,7 +45,7 @@ def _assemble(data: np.ndarray, columns: np.ndarray, counts: np.ndarray, n_genes
 
 
 def stack(parts: list[Rows]) -> Rows:
-    """Put rows below each other, sparse or not."""
+    """Stack rows, sparse or dense."""
     if len(parts) == 1:
         return parts[0]
     return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
@@ -61,7 +61,7 @@ def check_finite(rows: Rows) -> None:
     """
     if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
         msg = (
-            "Sampling diverged: the generated values are not finite. Take more steps, another sampler, or less guidance. If that does not "
-            "help, the model itself has diverged: train anew, with a lower learning rate."
+            "Sampling diverged: the generated values are not finite. Try more steps, another sampler or less guidance. If "
+            "that does not help, the model itself has diverged: train again with a lower learning rate."
         )
         raise FloatingPointError(msg)

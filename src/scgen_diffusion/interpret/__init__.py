@@ -1,4 +1,7 @@
-"""Opening the white box: what the layers and heads of a trained :class:`~scgen_diffusion.model.WBDIT` do, in tables and in AnnData."""
+"""Interpret a white-box model: what the layers and heads of a trained :class:`~scgen_diffusion.model.WBDIT` do.
+
+Results are tables, and :func:`write` stores them in an AnnData.
+"""
 
 from ._heads import head_effects, head_loadings, head_specificity, patch_attention, patches, shuffle_weights, top_genes
 from ._layers import compare_groups, head_coding_rates, layer_statistics, sampling_statistics

@@ -1,4 +1,4 @@
-"""Given cells, noised to given times: what the white box is looked at with, and how what is measured of them is averaged."""
+"""Noised cells to look at a white-box network with, and averages of what is measured on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import checked_rows, resolve_seed
+from scgen_diffusion.data import check_rows, resolve_seed
 from scgen_diffusion.diffusion import Generators, VariancePreserving
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ ALL = "all"  # the group of all cells, and all heads of a layer together
 TOKENS_AT_A_TIME = 4096
 
 DEFAULT_TIMES = {True: (0, 100, 250, 500, 750, 999), False: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)}
-"""Times from data to noise: timesteps of variance-preserving paths, and times of flow matching."""
+"""Times from data to noise: timesteps of variance-preserving paths (True), and times of flow matching (False)."""
 
 DEFAULT_TIME = {True: 500, False: 0.25}
-"""A time at which a gene's own value says little, so that the network must read it off the others."""
+"""A time at which a gene's own value says little, so the network must infer it from other genes."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A time as the network counts it, as the path counts it, and the weight of noise at it."""
+    """A time on the network's scale and on the path's scale, and the weight of noise at it."""
 
     network_time: float
     path_time: float
@@ -46,37 +46,37 @@ class Moment:
 
     @classmethod
     def of(cls, path: Path, network_time: float) -> Moment:
-        """Place a time as the network counts it on the path."""
+        """Return the moment of a time on the network's scale."""
         path_time = path.time(torch.tensor(network_time, dtype=torch.float64))
         return cls(network_time, path_time.item(), path.sigma(path_time).item())
 
 
 def resolve_times(path: Path, times: Sequence[float] | float | None, *, default: Any) -> list[Moment]:
-    """Check times as the network counts them, and place them on the path.
+    """Check times on the network's scale, and return their moments on the path.
 
     Raises
     ------
     ValueError
-        For none, for what is no number, and for times beyond the path's ends.
+        If there are no times, or one is not a number or beyond the ends of the path.
     """
     is_vp = isinstance(path, VariancePreserving)
     if times is None:
         times = default[is_vp]
     values = list(times) if isinstance(times, Iterable) else [times]
     if not values:
-        msg = "`times` is empty; leave it out for the default, or give at least one."
+        msg = "`times` is empty; leave it out for the default, or pass at least one time."
         raise ValueError(msg)
     highest = path.n_timesteps - 1 if is_vp else 1
     for value in values:
         if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= highest:
             ends = f"a timestep between 0 (data) and {highest} (noise)" if is_vp else "between 0 (noise) and 1 (data)"
-            msg = f"A diffusion time must be {ends} here, but found {value!r}."
+            msg = f"A diffusion time of this model must be {ends}, but found {value!r}."
             raise ValueError(msg)
     return [Moment.of(path, float(value)) for value in values]
 
 
 class Averages:
-    """Means and standard deviations over the cells of each group, summed up batch by batch.
+    """Means and standard deviations over the cells of each group, accumulated batch by batch.
 
     Parameters
     ----------
@@ -87,11 +87,11 @@ class Averages:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
         self.n_cells = np.zeros(len(names), dtype=int)
-        self.sums: Any = 0.0  # until the first batch tells the shape
+        self.sums: Any = 0.0  # the first batch gives the shape
         self.squares: Any = 0.0
 
     def add(self, values: Tensor, groups: np.ndarray) -> None:
-        """Add what is measured of some cells, ``(cells, ...)``, with the numbers of their groups, ``(cells,)``."""
+        """Add values of some cells, ``(cells, ...)``, with the numbers of their groups, ``(cells,)``."""
         values, codes = values.cpu().double(), torch.from_numpy(groups)
         empty = torch.zeros(len(self.names), *values.shape[1:], dtype=torch.float64)
         self.sums = self.sums + empty.index_add(0, codes, values).numpy()
@@ -99,7 +99,7 @@ class Averages:
         self.n_cells += np.bincount(groups, minlength=len(self.names))
 
     def results(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-        """Return the names of the groups that have cells, their numbers of cells, means and standard deviations, ``(groups, ...)``."""
+        """Return names, numbers of cells, means and standard deviations ``(groups, ...)`` of non-empty groups."""
         kept = np.flatnonzero(self.n_cells)
         n = self.n_cells[kept].reshape(-1, *[1] * (self.sums.ndim - 1))
         means = self.sums[kept] / n
@@ -108,19 +108,19 @@ class Averages:
 
 
 def unbiased_std(n: np.ndarray, mean: np.ndarray, sum_of_squares: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of ``n`` numbers from their mean and sum of squares; not a number for fewer than two."""
+    """Return the standard deviation of ``n`` numbers from their mean and sum of squares; NaN for fewer than two."""
     n = np.asarray(n, dtype=float)
     variance = np.clip(sum_of_squares - n * mean**2, 0, None) / np.where(n > 1, n - 1, np.nan)
     return np.sqrt(variance)
 
 
 def group_cells(obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> tuple[list[str], np.ndarray]:
-    """Return the names of groups, and the group's number of every cell of ``obs``; those of ``rows`` must have one.
+    """Return the names of the groups, and the group number of every cell in ``obs``. Cells in ``rows`` must have one.
 
     Raises
     ------
     ValueError
-        For an unknown column, or cells without a value.
+        If the column is unknown, or a cell has no value.
     """
     if groupby is None:
         return [ALL], np.zeros(len(obs), dtype=int)
@@ -130,16 +130,16 @@ def group_cells(obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> tup
     column = obs[groupby].astype("category").cat
     codes = column.codes.to_numpy().astype(int)
     if n_missing := int((codes[rows] < 0).sum()):
-        msg = f"{n_missing} cells have no value of {groupby!r}; leave them out with `indices`."
+        msg = f"{n_missing} cells have no value of {groupby!r}; exclude them with `indices`."
         raise ValueError(msg)
     return list(map(str, column.categories)), codes
 
 
 @dataclass(frozen=True)
 class CellBatch:
-    """Cells of one batch: their rows, what diffuses of them, each cell's own noise, and what the network is told.
+    """A batch of cells: their rows, the values that diffuse, each cell's own noise, and the conditions for the network.
 
-    ``generators`` draw what else is random.
+    ``generators`` draw all further random numbers.
     """
 
     rows: np.ndarray
@@ -149,34 +149,34 @@ class CellBatch:
     generators: Generators
 
     def at(self, path: Path, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the network's arguments for these cells at a time."""
+        """Return the network's inputs for these cells at a time."""
         x_t = path.interpolate(self.data, self.noise, torch.full_like(self.data[:, 0], moment.path_time))
         return x_t, torch.full_like(x_t[:, 0], moment.network_time), self.condition
 
 
 def opened_network(model: WBDIT) -> GeneDiT:
-    """Return the network by which a model generates.
+    """Return the network that a model generates with.
 
     Raises
     ------
     RuntimeError
         If the model is not trained.
     ValueError
-        If its network is no white box.
+        If its network does not have white-box blocks.
     """
     if not model.is_trained_:
-        msg = "The model is not trained, so that there is nothing to see in it yet; call train() first."
+        msg = "The model is not trained; call train() first."
         raise RuntimeError(msg)
     if model.module.architecture.backbone != "white_box":
-        msg = f"Only white-box networks can be opened, but `backbone` is {model.module.architecture.backbone!r}."
+        msg = f"Only white-box networks can be interpreted, but `backbone` is {model.module.architecture.backbone!r}."
         raise ValueError(msg)
     return model.module.averaged_network.module.backbone
 
 
 def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
-    """Return the cells to look at, those of the model by default, and the numbers of the rows asked for."""
+    """Return the cells to look at, by default those of the model, and the requested rows."""
     source = model._validated(adata)
-    return source, checked_rows(indices, source.n_obs)
+    return source, check_rows(indices, source.n_obs)
 
 
 def noised_cells(
@@ -188,7 +188,7 @@ def noised_cells(
     seed: int | None,
     batch_size: int | None = None,
 ) -> Iterator[CellBatch]:
-    """Yield cells with noise of their own, which depends on the seed and the row number alone."""
+    """Yield batches of cells with their own noise, which depends only on the seed and the row."""
     seed, module = resolve_seed(seed), model.module
     if batch_size is None:
         batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))

@@ -1,4 +1,4 @@
-"""What the heads of a white-box network read, what they do to the predicted cells, and which patches of genes attend to which."""
+"""What the heads of a white-box network read, how they change predicted cells, and how patches attend to each other."""
 
 from __future__ import annotations
 
@@ -57,18 +57,17 @@ def head_names(network: GeneDiT) -> list[str]:
 
 
 def token_names(network: GeneDiT) -> list[str]:
-    """Name all tokens: the patches of genes, ``P0`` and so on, and then the global tokens, ``G0``, if there are any."""
+    """Name all tokens: patches of genes, ``P0`` and so on, followed by global tokens, ``G0`` and so on."""
     return [f"P{patch}" for patch in range(network.n_patches)] + [f"G{n}" for n in range(network.n_global_tokens)]
 
 
 def patches(model: WBDIT) -> pd.DataFrame:
-    """Return which genes are the tokens of the network.
+    """Return the genes of each token of the network.
 
     Returns
     -------
     pandas.DataFrame
-        Genes in the order in which the network sees them, with the name of their ``patch``, such as ``P0``, and their
-        ``position`` in it.
+        Genes in the network's order, with the name of their ``patch``, such as ``P0``, and their ``position`` in it.
     """
     network = opened_network(model)
     tokens = network.genes_of_patches.cpu().numpy()
@@ -92,40 +91,40 @@ def head_loadings(
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
-    r"""Measure how strongly each gene moves what each head reads.
+    r"""Measure how strongly each gene affects what each head reads.
 
     .. math:: \ell_{kg} = \sqrt{\operatorname{mean}_{\text{cells}}
         \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
 
-    over tokens ``Z`` that the attention sees, for the values :math:`x_t` that diffuse, at the given cells and time.
+    over the tokens ``Z`` that the attention sees, for the diffusing values :math:`x_t`, at the given cells and time.
 
     Parameters
     ----------
     model
         A trained :class:`~scgen_diffusion.model.WBDIT`.
     adata
-        Cells; default: those of the model.
+        Cells. Default: those of the model.
     indices
-        Which of them; default: all.
+        Rows to use. Default: all.
     time
-        Diffusion time as the network counts it: a timestep from 0 (data) to 999 (noise) on variance-preserving paths,
-        0 (noise) to 1 (data) for flow matching. Default: timestep 500, or 0.25, where a gene's own value
-        says little, so that the network must read it off the others.
+        Diffusion time on the network's scale: a timestep from 0 (data) to 999 (noise) on variance-preserving paths, or
+        from 0 (noise) to 1 (data) for flow matching. Default: timestep 500, or 0.25. There, a gene's own value says
+        little, so the network must infer it from other genes.
     tokens
-        ``"global"``: the tokens that read all genes, each with weights of its own. ``"patches"``: the tokens of patches.
-        Default: the global tokens, if the network has any.
+        ``"global"``: tokens that read all genes, each with its own weights. ``"patches"``: tokens of patches. Default:
+        the global tokens if the network has any.
     relative
-        Whether to return what is special about a head, see :func:`head_specificity`. Raw loadings are much alike in all
+        Whether to return what is specific to a head, see :func:`head_specificity`. Raw loadings are similar in all
         heads.
     conditional
-        Whether the network is told each cell's own conditions; False: none.
+        Whether to give the network each cell's conditions, or none.
     n_probes
-        Random directions per cell that the norm is estimated with; the relative standard error of a loading is at most
+        Number of random directions per cell that estimate the norm. The relative standard error of a loading is at most
         about ``(2 * cells * n_probes) ** -0.5``.
     batch_size
-        Cells at a time. Default: as many as have about 4 000 tokens.
+        Cells per batch. Default: about 4 000 tokens.
     seed
-        Seed of the noise and of the directions, which each cell has of its own.
+        Seed of each cell's noise and directions.
 
     Returns
     -------
@@ -137,16 +136,16 @@ def head_loadings(
     RuntimeError
         If the model is not trained.
     ValueError
-        For a time or a number of probes that is not allowed.
+        If a time or the number of probes is not allowed.
 
     Notes
     -----
-    A loading has no sign, because a head computes the same in every rotated basis of its subspace. It tells what a head
+    A loading has no sign, because a head computes the same in every rotated basis of its subspace. It shows what a head
     can see, not what the model does with it (:func:`head_effects`).
 
-    The embedding is the same for all patches, so that the loadings of ``tokens="patches"`` follow the position of a gene
-    in its patch, whatever gene it is. A network with shuffled weights (:func:`shuffle_weights`) tells what is
-    architecture alone.
+    All patches share one embedding. So with ``tokens="patches"`` the loadings depend on a gene's position in its patch,
+    whatever the gene. A network with shuffled weights (:func:`shuffle_weights`) shows what comes from the architecture
+    alone.
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
@@ -158,7 +157,7 @@ def head_loadings(
         msg = f"`tokens` must be 'patches' or 'global', but found {tokens!r}."
         raise ValueError(msg)
     if tokens == "global" and not network.n_global_tokens:
-        msg = "The network has no global tokens; construct the model with `n_global_tokens`, or take tokens='patches'."
+        msg = "The network has no global tokens; construct the model with `n_global_tokens`, or use tokens='patches'."
         raise ValueError(msg)
     places = slice(network.n_patches) if tokens == "patches" else slice(network.n_patches, None)
 
@@ -196,7 +195,8 @@ def patch_attention(
 
     .. math:: \operatorname{softmax}\bigl(Z U_k (Z U_k)^\top / \sqrt{p}\bigr)
 
-    with the tokens as the rows of ``Z``. Before the softmax it is symmetric, for one projection is query and key.
+    with the tokens as the rows of ``Z``. Before the softmax it is symmetric, because one projection is both query and
+    key.
 
     Parameters
     ----------
@@ -205,25 +205,25 @@ def patch_attention(
     adata, indices, time, conditional
         See :func:`head_loadings`.
     groupby
-        Column of ``obs`` whose groups are averaged apart.
+        Column of ``obs`` whose groups are averaged separately.
     batch_size
-        Cells at a time. Default: as many as have about 4 000 tokens.
+        Cells per batch. Default: about 4 000 tokens.
     seed
         Seed of the noise.
 
     Returns
     -------
     pandas.DataFrame
-        One row per ``(group, head, token)`` and one column per token that is attended to; rows sum to one. Tokens are
-        patches, ``P0`` and so on, and the global tokens, ``G0`` and so on, if the network has any.
-        ``attention.loc["all", "L0H2"]`` is the matrix of a head, and :func:`patches` tells the genes of a patch.
+        One row per ``(group, head, token)`` and one column per attended token; rows sum to one. Tokens are patches,
+        ``P0`` and so on, and global tokens, ``G0`` and so on, if the network has any. ``attention.loc["all", "L0H2"]``
+        is the matrix of a head, and :func:`patches` lists the genes of a patch.
 
     Raises
     ------
     RuntimeError
         If the model is not trained.
     ValueError
-        For times, columns and sizes that are not there.
+        If a time, column or batch size is not allowed.
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
@@ -258,46 +258,46 @@ def head_effects(
     .. math:: e_{kg} = \operatorname{mean}_{\text{cells}}
         \bigl(\hat x_g(x_t) - \hat x_g^{\setminus k}(x_t)\bigr)
 
-    where :math:`\hat x` is the clean cell that the network predicts of a noised one, and :math:`\hat x^{\setminus k}` the
-    same with the output of head ``k`` set to zero. While :func:`head_loadings` tells what a head can see, this tells
-    what the model does with it, and with a sign.
+    where :math:`\hat x` is the clean cell that the network predicts from a noised one, and :math:`\hat x^{\setminus k}`
+    the same with the output of head ``k`` set to zero. :func:`head_loadings` shows what a head can see; this shows what
+    the model does with it, with a sign.
 
     Parameters
     ----------
     model
         A trained :class:`~scgen_diffusion.model.WBDIT`.
     adata
-        Cells; default: those of the model.
+        Cells. Default: those of the model.
     indices
-        Which of them; default: all.
+        Rows to use. Default: all.
     time
         Diffusion time, see :func:`head_loadings`.
     groupby
-        Column of ``obs`` whose groups are averaged apart. Effects of opposite signs cancel within a group.
+        Column of ``obs`` whose groups are averaged separately. Effects of opposite signs cancel within a group.
     conditional
-        Whether the network is told each cell's own conditions; False: none.
+        Whether to give the network each cell's conditions, or none.
     batch_size
-        Cells at a time. Default: as many as have about 4 000 tokens.
+        Cells per batch. Default: about 4 000 tokens.
     seed
         Seed of the noise.
 
     Returns
     -------
     pandas.DataFrame
-        One row per ``(group, gene)`` and one column per head, in units of log-normalised expression; positive where the
-        head raises the gene. ``effects.loc["all"]`` are genes by heads.
+        One row per ``(group, gene)`` and one column per head, in units of log-normalised expression; positive if the
+        head raises the gene. ``effects.loc["all"]`` is genes by heads.
 
     Raises
     ------
     RuntimeError
         If the model is not trained.
     ValueError
-        For times, columns and sizes that are not there.
+        If a time, column or batch size is not allowed.
 
     Notes
     -----
-    Effects are not additive: heads of later layers make up for what is removed from earlier ones, and without a head the
-    network is in a state that it never met in training.
+    Effects are not additive: heads of later layers compensate for what is removed from earlier ones. Without a head,
+    the network is in a state that never occurred in training.
     """
     network, module = opened_network(model), model.module
     source, rows = cells_of(model, adata, indices)
@@ -324,7 +324,7 @@ def head_effects(
 
 
 def predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
-    """Return the clean profiles that a network predicts of noised cells, ``(cells, genes)``, before zeros are cut."""
+    """Return the clean profiles that a network predicts from noised cells, ``(cells, genes)``, before zeros are cut."""
     x_t, network_time, condition = batch.at(module.path, moment)
     denoiser = Denoiser(lambda x, _: network(x, network_time, condition), module.path, module.target)
     t = torch.full_like(network_time, moment.path_time)
@@ -332,15 +332,15 @@ def predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellB
 
 
 def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
-    r"""Return by how many doublings loadings exceed what their gene and their head lead to expect.
+    r"""Return how much loadings exceed what their gene and their head lead to expect, as a log2 ratio.
 
-    Within each layer, :math:`\log_2 \ell_{kg}` minus the mean of gene ``g`` over the heads and the mean of head ``k`` over
-    the genes, plus the mean of all. Loadings below a millionth of the largest count as that.
+    Within each layer, this is :math:`\log_2 \ell_{kg}` minus the mean of gene ``g`` over heads and the mean of head
+    ``k`` over genes, plus the overall mean. Loadings below a millionth of the largest one are raised to it.
 
     Parameters
     ----------
     loadings
-        Genes by heads, of :func:`head_loadings`.
+        Genes by heads, from :func:`head_loadings`.
 
     Returns
     -------
@@ -355,14 +355,14 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
 
 
 def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
-    """List the genes with the largest loadings of each head, as tools for gene set enrichment take them.
+    """List the genes with the largest loadings of each head, in the format of gene set enrichment tools.
 
     Parameters
     ----------
     loadings
-        Genes by heads, of :func:`head_loadings`.
+        Genes by heads, from :func:`head_loadings`.
     n_genes
-        How many per head.
+        Number of genes per head.
 
     Returns
     -------
@@ -372,7 +372,7 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If there are not that many genes.
+        If there are fewer genes.
     """
     check_count("n_genes", n_genes, most=len(loadings))
     parts = []
@@ -384,10 +384,10 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
 
 
 def shuffle_weights(model: WBDIT, seed: int | None = None) -> WBDIT:
-    """Return a copy of the model whose network has its weights shuffled: a control for all that is read off it.
+    """Return a copy of the model with shuffled network weights, as a control for interpretations.
 
-    The numbers of every parameter tensor change places. The copy has the architecture, the order of the genes and the
-    sizes of the weights, but nothing of what training arranged. What looks the same in it is no biology.
+    The numbers of every parameter tensor are permuted. The copy keeps the architecture, the order of the genes and the
+    sizes of the weights, but nothing that training arranged. What looks the same in the copy is not biology.
 
     Parameters
     ----------

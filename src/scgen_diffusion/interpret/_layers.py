@@ -1,4 +1,4 @@
-"""How compact and how sparse the tokens of a white-box network are, layer by layer: of given cells, and while cells are generated."""
+"""How compact and sparse the tokens of a white-box network are, by layer, for given cells or during generation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Label(NamedTuple):
-    """What a number measures: a statistic of one layer, of all its heads together or of one."""
+    """What a number measures: a statistic of one layer, for one head or all heads together."""
 
     layer: int
     statistic: str
@@ -75,14 +75,15 @@ def layer_statistics(
 
     ``statistic`` is one of
 
-    - ``coding_rate_before``, ``coding_rate_after``: :math:`R` of what the attention sees, and of what it would see if it
-      came a second time, normalised and modulated alike.
-    - ``subspace_coding_rate_before``, ``..._after``: :math:`R^c` of the same tokens, which attention is derived to
-      lower; of all heads together (``head`` is ``"all"``) and of each.
-    - ``sparsity``, ``l0_norm``, ``l1_norm``: of the output of the sparse half (ISTA): its share of exact zeros, and what
-      is left of a token on average.
-    - ``sparse_coding_loss_before``, ``..._after``: :math:`\tfrac12 \lVert z - D a \rVert^2 + \lambda \lVert a \rVert_1`,
-      which the sparse half is derived to lower, for the code ``a = z`` that it starts from, and for its output.
+    - ``coding_rate_before``, ``coding_rate_after``: :math:`R` of the input of attention, and of its input if it were
+      applied a second time, normalised and modulated in the same way.
+    - ``subspace_coding_rate_before``, ``..._after``: :math:`R^c` of the same tokens, which attention is designed to
+      lower; for all heads together (``head`` is ``"all"``) and for each.
+    - ``sparsity``, ``l0_norm``, ``l1_norm``: of the output of the sparse half (ISTA): its share of exact zeros, and the
+      mean norms of a token.
+    - ``sparse_coding_loss_before``, ``..._after``:
+      :math:`\tfrac12 \lVert z - D a \rVert^2 + \lambda \lVert a \rVert_1`, which the sparse half is designed to lower,
+      for its initial code ``a = z`` and for its output.
     - ``attention_step``, ``sparse_coding_step``: how far each half moves the tokens, relative to their norm.
 
     Parameters
@@ -90,21 +91,21 @@ def layer_statistics(
     model
         A trained :class:`~scgen_diffusion.model.WBDIT`.
     adata
-        Cells; default: those of the model.
+        Cells. Default: those of the model.
     indices
-        Which of them; default: all.
+        Rows to use. Default: all.
     times
-        Diffusion times as the network counts them: timesteps from 0 (data) to 999 (noise) on variance-preserving paths;
-        0 (noise) to 1 (data) for flow matching. Default: six of them.
+        Diffusion times on the network's scale: timesteps from 0 (data) to 999 (noise) on variance-preserving paths, or
+        from 0 (noise) to 1 (data) for flow matching. Default: six times.
     groupby
-        Column of ``obs`` whose groups are averaged apart.
+        Column of ``obs`` whose groups are averaged separately.
     conditional
-        Whether the network is told each cell's own conditions, as in training; False: none, so that groups differ by
-        their expression alone.
+        Whether to give the network each cell's conditions, as in training. If False, it gets none, and groups differ
+        only by their expression.
     eps
         :math:`\epsilon`, for tokens of unit norm. CRATE: 0.5.
     batch_size
-        Cells at a time. Default: as many as have about 4 000 tokens.
+        Cells per batch. Default: about 4 000 tokens.
     seed
         Seed of the noise. Each cell keeps its noise at all times and in all batches.
     show_progress
@@ -121,19 +122,19 @@ def layer_statistics(
     RuntimeError
         If the model is not trained.
     ValueError
-        For times, columns and sizes that are not there.
+        If a time, column or size is not allowed.
 
     Notes
     -----
-    What these numbers cannot tell:
+    These numbers have limits:
 
     - They depend on ``eps`` and on the scale of the tokens, which the modulation changes with time and condition.
       Compare ``before`` with ``after``, and cells at the same layer and time.
-    - The :math:`U_k` are learned without constraint. They are not orthonormal, so that :math:`R^c` is no upper bound of
+    - The :math:`U_k` are learned without constraint. They are not orthonormal, so :math:`R^c` is not an upper bound of
       :math:`R`, and they are defined only up to a rotation within a head.
-    - The blocks are not CRATE's to the letter: attention has a learned output map, both halves have a gate that depends on
-      time and condition, and the sparse half has a residual around it. No half is bound to lower its objective; whether
-      it does is what ``before`` and ``after`` tell.
+    - The blocks differ from CRATE's: attention has a learned output map, both halves have a gate that depends on time
+      and condition, and the sparse half has a residual connection. So a half need not lower its objective; ``before``
+      and ``after`` show whether it does.
 
     References
     ----------
@@ -146,7 +147,7 @@ def layer_statistics(
     moments = resolve_times(model.module.path, times, default=DEFAULT_TIMES)
     averages = [Averages(groups) for _ in moments]
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
-    with tqdm(total=len(rows), desc="Measuring", unit="cell", disable=not show_progress) as progress:
+    with tqdm(total=len(rows), desc="Measuring cells", unit="cell", disable=not show_progress) as progress:
         for batch in batches:
             for moment, averages_then in zip(moments, averages, strict=True):
                 labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
@@ -162,7 +163,7 @@ def layer_statistics(
 
 
 def table_of(averages: Averages, labels: Sequence[Label], **constants: float) -> pd.DataFrame:
-    """Return one row per group that has cells, and label; ``constants`` become columns."""
+    """Return one row per non-empty group and label; ``constants`` become columns."""
     parts = []
     for name, n_cells, mean, std in zip(*averages.results(), strict=True):
         part = pd.DataFrame(labels, columns=Label._fields).assign(value=mean, std=std, n_cells=n_cells)
@@ -182,16 +183,16 @@ def head_coding_rates(
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
-    """Return how many nats each head's view of each cell costs: the cell's coding rate within the head's subspace.
+    """Return the coding rate of each cell within the subspace of each head, in nats.
 
     Parameters
     ----------
     model
         A trained :class:`~scgen_diffusion.model.WBDIT`.
     adata, indices, conditional, eps, batch_size, seed
-        See :func:`layer_statistics`, of whose ``subspace_coding_rate_before`` these are the single cells.
+        See :func:`layer_statistics`; these are its ``subspace_coding_rate_before`` for single cells.
     time
-        One time as there. Default: timestep 500, or 0.25 for flow matching, where a gene's own value says little.
+        A time as there. Default: timestep 500, or 0.25 for flow matching, where a gene's own value says little.
 
     Returns
     -------
@@ -221,23 +222,23 @@ def cell_statistics(
     Parameters
     ----------
     network
-        With white-box blocks.
+        A network with white-box blocks.
     x_t, t, condition
-        As the network takes them.
+        Inputs of the network.
     eps
-        Error allowed per token, for tokens of unit norm.
+        Allowed error per token, for tokens of unit norm.
 
     Returns
     -------
     tuple
-        What is measured, and one number per cell for each, ``(cells, labels)``.
+        The labels, and one number per cell for each, ``(cells, labels)``.
     """
     measured: dict[Label, Tensor] = {}
     dit = network.network
     context = dit.embed_context(t, condition)
     for layer, (block, trace) in enumerate(zip(dit.blocks, network.trace(x_t, t, condition), strict=True)):
         attention, sparse = trace.attention, trace.feed_forward
-        # What the same attention would see if it came once more: the same normalisation and modulation, so comparable.
+        # The input of the same attention if it were applied again, normalised and modulated in the same way.
         again = block.trace(attention.tokens_out, context).attention.modulated
         for when, tokens in (("before", attention.modulated), ("after", again)):
             scaled_eps = eps * tokens.shape[-1] ** 0.5  # LayerNorm gives a token the norm sqrt(width)
@@ -267,7 +268,7 @@ def sparse_coding_loss(operator: SparseCoding, tokens: Tensor, code: Tensor) -> 
 
 
 def relative_step(half: HalfTrace) -> Tensor:
-    """Return how far a half moves a cell's tokens, relative to their norm; not a number where that is zero."""
+    """Return how far a half moves a cell's tokens, relative to their norm; NaN if the norm is zero."""
     moved = (half.tokens_out - half.tokens_in).flatten(1).norm(dim=1)
     return moved / half.tokens_in.flatten(1).norm(dim=1)
 
@@ -282,26 +283,28 @@ def sampling_statistics(
     sampler: str | Sampler | None = None,
     **generate_kwargs: Any,
 ) -> pd.DataFrame:
-    """Measure the same while noise becomes cells.
+    """Measure :func:`layer_statistics` while noise becomes cells.
 
-    The cells are those that :meth:`~scgen_diffusion.model.WBDIT.generate` makes of the same arguments. They are measured whenever the
-    sampler asks the network, under their own conditions, also where guidance mixes several predictions.
+    The cells are those that :meth:`~scgen_diffusion.model.WBDIT.generate` makes with the same arguments. They are
+    measured at every evaluation of the network, under their own conditions, even if guidance combines several
+    predictions.
 
     Parameters
     ----------
     model
         A trained :class:`~scgen_diffusion.model.WBDIT`.
     n_cells, condition, sampler, **generate_kwargs
-        See :meth:`~scgen_diffusion.model.WBDIT.generate`. Not the sampler ``"dopri5"``, whose steps are not the same for all cells.
+        See :meth:`~scgen_diffusion.model.WBDIT.generate`. The sampler ``"dopri5"`` is not supported, because its steps
+        differ between cells.
     groupby
-        Condition key whose classes are averaged apart.
+        Condition key whose classes are averaged separately.
     eps
         See :func:`layer_statistics`.
 
     Returns
     -------
     pandas.DataFrame
-        As of :func:`layer_statistics`, with a column ``step`` in front: the number of the network's evaluation.
+        As from :func:`layer_statistics`, with a first column ``step``, the number of the network's evaluation.
     """
     network, keys = opened_network(model), model.conditions.keys
     if groupby is not None and groupby not in keys:
@@ -310,19 +313,19 @@ def sampling_statistics(
     _, sampler = model._engine.sampler(sampler)
     if isinstance(sampler, DormandPrinceSampler):
         msg = (
-            "The steps of 'dopri5' differ from block to block of cells, so that they cannot be averaged; choose a sampler with "
-            "fixed steps."
+            "The steps of 'dopri5' differ between blocks of cells, so they cannot be averaged; "
+            "choose a sampler with fixed steps."
         )
         raise ValueError(msg)
     watch = WatchedSampler(sampler, network, eps)
     n_cells = model.generate(n_cells, condition, sampler=watch, **generate_kwargs).n_obs
     groups = [ALL] if groupby is None else [str(name) for name in model.conditions.categories[groupby]]
     tables = []
-    in_order = sorted(watch.seen, key=lambda steps: steps[0][1][0])  # of the cells, whichever thread was first
+    in_order = sorted(watch.seen, key=lambda steps: steps[0][1][0])  # in the order of the cells, not of the threads
     for step, blocks in enumerate(zip(*in_order, strict=True)):
         averages = Averages(groups)
         for _, cells, conditions, _, values in blocks:
-            wanted = cells < n_cells  # others fill up the last block
+            wanted = cells < n_cells  # the others only fill the last block
             codes = np.zeros(len(cells), dtype=int) if groupby is None else conditions[:, list(keys).index(groupby)]
             averages.add(values[wanted], codes[wanted])
         time, _, _, labels, _ = blocks[0]
@@ -332,7 +335,7 @@ def sampling_statistics(
 
 
 class WatchedSampler:
-    """A sampler that measures what it asks the network for, and changes nothing.
+    """A sampler that measures the inputs of the network and changes nothing.
 
     Parameters
     ----------
@@ -344,9 +347,7 @@ class WatchedSampler:
 
     def __init__(self, sampler: Sampler, network: GeneDiT, eps: float) -> None:
         self.sampler, self.network, self.eps = sampler, network, eps
-        self.seen: list[
-            list[tuple[float, np.ndarray, np.ndarray, list[Label], Tensor]]
-        ] = []  # of each block, its steps
+        self.seen: list[list[tuple[float, np.ndarray, np.ndarray, list[Label], Tensor]]] = []  # the steps of each block
 
     def __call__(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
@@ -368,30 +369,30 @@ class WatchedSampler:
 
 
 def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = None) -> pd.DataFrame:
-    r"""Compare two groups of cells, or one with all others.
+    r"""Compare two groups of cells, or one group with all others.
 
     Parameters
     ----------
     statistics
-        Of :func:`layer_statistics` or :func:`sampling_statistics`, with ``groupby``.
+        Table from :func:`layer_statistics` or :func:`sampling_statistics`, with ``groupby``.
     group1, group2
-        Names of groups. ``group2=None``: the cells of all groups but the first.
+        Names of groups. ``group2=None`` means the cells of all other groups.
 
     Returns
     -------
     pandas.DataFrame
-        One row per time, layer, statistic and head: means, standard deviations and numbers of cells of both, their
-        ``difference``, and as ``effect_size`` Cohen's :math:`d`, the difference over
+        One row per time, layer, statistic and head: means, standard deviations and numbers of cells of both groups,
+        their ``difference``, and Cohen's :math:`d` as ``effect_size``, the difference divided by
         :math:`\sqrt{(s_1^2 + s_2^2) / 2}`.
 
     Raises
     ------
     ValueError
-        For unknown groups, or where there is only one.
+        If a group is unknown, or there is only one.
 
     Notes
     -----
-    There is no p-value: with enough cells every difference is significant, and cells of one donor are no replicates.
+    There is no p-value: with enough cells every difference is significant, and cells of one donor are not replicates.
     """
     found = list(statistics["group"].unique())
     for name, group in (("group1", group1), ("group2", group2)):
@@ -415,7 +416,7 @@ def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = N
 
 
 def pool_cells(statistics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Put the cells of several groups together."""
+    """Pool the cells of several groups."""
     n, mean, std = (statistics[name] for name in ("n_cells", "value", "std"))
     squares = (n - 1) * std.where(n > 1, 0.0) ** 2 + n * mean**2
     sums = statistics[keys].assign(n=n, total=n * mean, square=squares).groupby(keys, sort=False).sum()

@@ -1,4 +1,4 @@
-"""All that can be seen in a white-box network, written into an AnnData."""
+"""Write all interpretations of a white-box network to an AnnData."""
 
 from __future__ import annotations
 
@@ -34,42 +34,43 @@ def write(
     seed: int | None = None,
     key: str = "WBDIT",
 ) -> None:
-    """Write all that can be seen in the network at these cells into the AnnData.
+    """Compute all interpretations of the network for these cells, and write them to the AnnData.
 
     Parameters
     ----------
     model
         A trained :class:`~scgen_diffusion.model.WBDIT`.
     adata
-        Cells, all of which are read; default: those of the model. They are changed in place, and can be written to h5ad
-        and zarr.
+        Cells, all of which are used. Default: those of the model. They are changed in place, and can still be written
+        to h5ad and zarr.
     time
         Diffusion time of loadings, attention and coding rates of cells, see :func:`head_loadings`.
     times
-        Those of the layers' statistics, see :func:`layer_statistics`.
+        Diffusion times of the layer statistics, see :func:`layer_statistics`.
     groupby, conditional, tokens, eps, n_probes, seed
-        See there.
+        See :func:`head_loadings` and :func:`layer_statistics`.
     key
-        Start of the names below.
+        Prefix of the names below.
 
     Returns
     -------
     None
         It sets
 
-        - ``varm["WBDIT_loadings"]`` and ``varm["WBDIT_specificity"]``: genes by heads, the latter with ``relative=True``;
+        - ``varm["WBDIT_loadings"]`` and ``varm["WBDIT_specificity"]``: genes by heads, the latter with
+          ``relative=True``;
         - ``var["WBDIT_patch"]``: the name of each gene's patch;
         - ``obsm["WBDIT_coding_rates"]``: cells by heads, see :func:`head_coding_rates`;
-        - ``uns["WBDIT"]``: ``"statistics"``, the table of the layers; ``"patch_attention"``,
-          ``(groups, heads, tokens, tokens)`` with the names in ``"groups"``, ``"heads"`` and ``"tokens"``; and ``"params"``.
+        - ``uns["WBDIT"]``: ``"statistics"``, the table of the layers; ``"patch_attention"``, ``(groups, heads, tokens,
+          tokens)`` with the names in ``"groups"``, ``"heads"`` and ``"tokens"``; and ``"params"``.
     """
     opened_network(model)
     source, _ = cells_of(model, adata, None)
     seed = resolve_seed(seed)
-    here: dict[str, Any] = {"time": time, "conditional": conditional, "seed": seed}
-    loadings = head_loadings(model, source, tokens=tokens, n_probes=n_probes, **here)
-    rates = head_coding_rates(model, source, eps=eps, **here)
-    attention = patch_attention(model, source, groupby=groupby, **here)
+    options: dict[str, Any] = {"time": time, "conditional": conditional, "seed": seed}
+    loadings = head_loadings(model, source, tokens=tokens, n_probes=n_probes, **options)
+    rates = head_coding_rates(model, source, eps=eps, **options)
+    attention = patch_attention(model, source, groupby=groupby, **options)
     statistics = layer_statistics(
         model, source, times=times, groupby=groupby, conditional=conditional, eps=eps, seed=seed
     )

@@ -7,6 +7,7 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 from ._catalogue import CATALOGUE
 from ._cells import Expression, align_genes, expression_of, log_normalise, representation
 from ._comparison import Metric
+from ._descriptions import DESCRIPTIONS
 from ._distribution import (
     MMDTest,
     Neighbourhoods,
@@ -55,6 +56,7 @@ from ._use import augmentation_gain, evaluate_embeddings, label_fidelity, transf
 
 __all__ = [
     "CATALOGUE",
+    "DESCRIPTIONS",
     "ComparisonSpace",
     "CrossModalityCorrelation",
     "Expression",

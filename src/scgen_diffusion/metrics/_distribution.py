@@ -74,10 +74,10 @@ def wasserstein_2(
     better.
 
     *Catches* shifts, lost or invented populations and wrong proportions. *Misses* cells that are too smooth: in many
-    dimensions they score below the floor, because the centre is close to everything. Read it beside recall.
+    dimensions they score below the floor, because the centre is close to everything. Read it together with recall.
 
     Even for equal distributions the value is far above 0, and it falls slowly with the number of cells (as
-    :math:`n^{-1/d}`). Compare only figures for equal numbers of cells, beside their floor.
+    :math:`n^{-1/d}`). Compare only figures for equal numbers of cells, next to their floor.
 
     Parameters
     ----------
@@ -312,7 +312,9 @@ def precision_recall_density_coverage(
     use_rep
         Entry of `obsm` to use, for AnnData.
 
-    References ---------- Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative
+    References
+    ----------
+    Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative
     models; Naeem et al. 2020, Reliable fidelity and diversity metrics for generative models.
 
     Examples

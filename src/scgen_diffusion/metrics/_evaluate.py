@@ -1,4 +1,4 @@
-"""All metrics in one tidy table, each figure beside its floor: check the cells, draw, compare, and collect the rows.
+"""All metrics in one tidy table, each figure next to its floor: check the cells, draw, compare, and collect the rows.
 
 Cells are drawn before they are normalised and projected, so that no work is wasted.
 """
@@ -76,10 +76,10 @@ def evaluate(
     n_bootstrap: int = 10,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Compare synthetic cells with real ones in every respect, each figure beside what real cells would score.
+    r"""Compare synthetic cells with real ones in every respect, each figure next to what real cells would score.
 
     What you pass decides what is compared: all cells, and each label of ``groupby``; with ``control``, each
-    perturbation, beside baselines that need no model; for MuData, each modality, all of them together, and each pair.
+    perturbation, next to baselines that need no model; for MuData, each modality, all of them together, and each pair.
 
     Cells are drawn first (``max_cells``, ``seed``), and only these are normalised. Principal components are fitted to
     real cells that are compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a
@@ -90,13 +90,13 @@ def evaluate(
     real_test
         Real cells that the model was not trained on, 50 or more (150 without ``train``): counts in ``layers["counts"]``
         or `X`, or log-normalised values in `X` with ``uns["log1p"]``. Whole numbers and arrays are read as counts. In
-        MuData, the rows of a modality use the cells that have it, and the joint rows the cells that have all.
+        MuData, rows of a modality use the cells that have it, and joint rows the cells that have all.
     synthetic
         Cells to judge, 50 or more, with the same genes in any order. If both come as arrays, the order must be the same
         too.
     train
         Cells that the model was trained on, 100 or more; needed for metrics of memorisation. These assume that
-        ``train`` and ``real_test`` come from one distribution: with held-out donors or batches they measure the
+        ``train`` and ``real_test`` come from one distribution: for held-out donors or batches they measure the
         difference between donors, not a leak. With ``control``, the baselines ``mean_shift`` and ``additive`` and the
         principal components come from these cells.
     groupby
@@ -105,16 +105,16 @@ def evaluate(
         real cells. With ``control``, changes are taken against control cells of the same label. The mean shift then
         averages all training perturbations in all labels; the additive baseline adds parts in the same label.
     control
-        Real unperturbed cells. Every perturbation in ``real_test`` is then judged by the metrics of perturbations. If
-        these cells have a value in ``obs[perturbation_key]``, cells with that value count as unperturbed in the other
-        sets too and are left out, and that part of a name such as ``"KLF1+ctrl"`` is ignored.
+        Real unperturbed cells. Metrics of perturbations then judge every perturbation in ``real_test``. If these cells
+        have a value in ``obs[perturbation_key]``, cells with that value are left out of the other sets, and that part
+        of a name such as ``"KLF1+ctrl"`` is ignored.
     perturbation_key
         Column of `obs` with the perturbation; needed with ``control``.
     separator
         Text between the parts of a combination of perturbations. The order of the parts does not matter.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
-        method gets a column, measured like `synthetic`.
+        method gets a column.
     metrics
         Names of metrics; if None, all that apply.
     layer
@@ -124,23 +124,21 @@ def evaluate(
         For MuData, the scale on which the counts of a modality are compared. All scales keep zeros.
 
         - ``"log_normalised"``: `log1p` of counts that sum to 10 000 per cell. Default for 500 features or more.
-        - ``"log1p"``: logarithms of the counts as they are. Default for fewer features, such as a panel of proteins.
-          With few features, dividing by the total (or a centred log-ratio) makes all others fall when one rises. Cells
-          of one experiment need no such correction, and without it wrong totals are visible.
+        - ``"log1p"``: logarithms of the counts as they are. Default for fewer features, such as a panel of proteins,
+          where dividing by the total would make all others fall when one rises.
         - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells,
-          or of ``real_test`` without them. Default for values of 0 and 1 (open chromatin). `gene_zero_error` is then
-          the error of the frequencies.
+          or of ``real_test`` without them. Default for values of 0 and 1 (open chromatin).
     space
         Genes and components to use, fitted to cells of none of the sets. All of ``train`` then plays the synthetic
         cells.
     max_cells
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
-        transport with its cube. Groups draw up to 500 cells of their own, so that rare labels keep their cells. Metrics
-        of memorisation use all of ``train``; means and variances of perturbations use all cells.
+        transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. Metrics of
+        memorisation use all of ``train``; means and variances of perturbations use all cells.
     n_floor
         Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap
-        Number of half-samples for the interval. 0 leaves it out. Perturbations have no interval.
+        Number of half-samples for the interval. 0 leaves it out.
     seed
         Seed of every draw: the same seed gives the same table. Global random state is not touched.
 
@@ -152,29 +150,29 @@ def evaluate(
     - `value`: synthetic against real cells.
     - `floor`: real against as many other real cells: what a perfect model would score. Half of ``train`` plays the
       synthetic cells, or, without it, part of ``real_test``. For metrics of memorisation, one half of ``real_test`` is
-      compared with the other. Cells that the components were fitted to are never used.
-    - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins, no
-      correlation. A model near this has learned nothing beyond single genes. Total counts are not shuffled.
+      compared with the other.
+    - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
+      total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % interval of the value for another draw of equal size, from the same model and the same tissue.
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
     ``attrs["n_cells"]`` maps every group to the number of cells on either side.
 
-    With ``control``, there is one row per metric, `perturbation` and group. `floor` predicts one half of the
-    perturbation's real cells from the other, averaged over splits (NaN below four cells). A half has more sampling
+    With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
+    real cells as the prediction of the other, averaged over splits (NaN below four cells). A half has more sampling
     noise than all predicted cells, so a very good prediction can score slightly better. Instead of `shuffled` and the
     interval there are baselines: `no_change`, the control cells; `mean_shift`, control cells moved by the mean change
     of all training perturbations; `additive`, control cells moved by the sum of the changes of the parts (NaN if
     ``train`` lacks a part); and ``others`` (NaN if a method has fewer than two cells of a perturbation). A model has
-    predicted an effect only if it beats every baseline. It is as good as the data can show once it reaches the floor.
+    predicted an effect only if it beats every baseline.
 
     For MuData, the first column is `modality`: ``table[table["modality"] == "rna"]`` is a table for
     :func:`~scgen_diffusion.report.verdict` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
-    have the metrics in component space, with the modalities side by side, each divided by the standard deviation of its
-    first component so that none dominates (multiple factor analysis). They show whether the modalities belong together.
-    So do ``cross_correlation_similarity`` and ``cross_correlation_error`` (:func:`cross_modality_correlation`) for each
-    pair of modalities; their `shuffled` gives each real cell the second modality of another cell. ``attrs["scales"]``
-    and ``attrs["n_cells"]`` hold the scale and the number of cells by modality.
+    show whether the modalities belong together. They have the metrics in component space, with each modality divided by
+    the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
+    ``cross_correlation_similarity`` and ``cross_correlation_error`` (:func:`cross_modality_correlation`), whose
+    `shuffled` gives each real cell the second modality of another cell. ``attrs["scales"]`` and ``attrs["n_cells"]``
+    are by modality.
 
     Raises
     ------
@@ -185,22 +183,21 @@ def evaluate(
     ValueError
         If there are too few cells, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of
         ``train``, arguments contradict each other, a perturbation was not predicted, or a group has no control cells.
-        For MuData, the message begins with the modality.
 
-    Notes ----- The interval uses half-samples (McCarthy): half of the cells of each side is drawn without replacement,
+    Notes
+    -----
+    The interval uses half-samples (McCarthy): half of the cells of each side is drawn without replacement,
     ``n_bootstrap`` times. For a mean of `n` cells, the variance over half-samples is
     :math:`s^2 / (n/2) \cdot (1 - 1/2) = s^2 / n`, that of the mean itself; to first order this holds for every figure
-    that is smooth in the cells. The mean of the half-samples is biased (distances grow as cells get fewer), so the
-    interval is :math:`\text{value} \pm 1.96\, \text{SD}`, cut at the metric's bounds. A bootstrap with replacement
-    would fail, because repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores
-    of the cells are resampled, and no classifier is fitted again. The interval does not include what another training
-    run would change.
+    that is smooth in the cells. The mean of the half-samples is biased, so the interval is
+    :math:`\text{value} \pm 1.96\, \text{SD}`, cut at the metric's bounds. A bootstrap with replacement would fail,
+    because repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores of the cells
+    are resampled. The interval does not include what another training run would change.
 
     Floors draw real cells at random, labels included. Synthetic cells generated with exactly the labels of
     ``real_test`` lack this scatter of labels, which favours them slightly in small sets.
 
-    Without ``groupby``, `within_label_correlation` uses correlations among all cells, including differences between
-    cell types.
+    Without ``groupby``, `within_label_correlation` includes differences between cell types.
 
     In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae``, ``de_overlap`` is
     ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``.
@@ -215,7 +212,9 @@ def evaluate(
     >>> rng = np.random.default_rng(0)
     >>> real, train = rng.poisson(2.0, (60, 20)), rng.poisson(2.0, (120, 20))
     >>> synthetic = rng.poisson(np.linspace(1, 5, 20), (60, 20))
-    >>> table = evaluate(real, synthetic, train=train, metrics=["gene_mean_error", "library_size_ks"])
+    >>> table = evaluate(
+    ...     real, synthetic, train=train, metrics=["gene_mean_error", "library_size_ks"]
+    ... )
     >>> table[["metric", "group", "better"]].values.tolist()
     [['gene_mean_error', 'all', 'lower'], ['library_size_ks', 'all', 'lower']]
     >>> bool((table["value"] > table["floor"]).all())

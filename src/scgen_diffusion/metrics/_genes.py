@@ -180,7 +180,7 @@ def gene_correlation_similarity(
     .. math:: \operatorname{corr}_{g < h} \bigl( r_{gh}, r_{gh}' \bigr)
 
     with :func:`gene_correlations` of real and synthetic cells. From -1 to 1; higher is better. Correlations between
-    sparse genes are noisy, so even new real cells do not reach 1: read it beside its floor.
+    sparse genes are noisy, so even new real cells do not reach 1: read it next to its floor.
 
     *Catches* genes that are shuffled or drawn independently, and lost or invented gene programmes. *Misses* the
     strength of the correlations (all halved still scores 1), and everything about single genes: means, variances,
@@ -341,7 +341,7 @@ def marker_agreement(
 
     *Catches* labels that are ignored or swapped, and labels that differ in the wrong genes or too little. *Misses* how
     cells of one label differ from each other, correlations, zeros, and memorisation. The overlap of weak markers is
-    noisy: read it beside a floor.
+    noisy: read it next to its floor.
 
     Parameters
     ----------

@@ -141,7 +141,7 @@ class CrossModalityCorrelation:
         the second modality of another cell (of the same label).
     pairs
         A row per requested pair: the names `first` and `second`; their correlation in all `real` and all `synthetic`
-        cells; and `difference`, the absolute difference for equal numbers of real and synthetic cells, beside its
+        cells; and `difference`, the absolute difference for equal numbers of real and synthetic cells, next to its
         `floor` between real cells.
     """
 
@@ -213,10 +213,17 @@ def cross_modality_correlation(
     ...     rate = rng.gamma(2.0, 10.0, (1000, 6))
     ...     of_protein = rate if linked else rng.permuted(rate, axis=0)
     ...     counts = {"rna": rng.poisson(rate), "prot": rng.poisson(10 * of_protein)}
-    ...     return md.MuData({name: ad.AnnData(x.astype(np.float32)) for name, x in counts.items()})
+    ...     return md.MuData(
+    ...         {name: ad.AnnData(x.astype(np.float32)) for name, x in counts.items()}
+    ...     )
     >>> cross_modality_correlation(cells(0), cells(1)).summary["value"].round(1).tolist()
     [1.0, 0.0]
-    >>> bool(cross_modality_correlation(cells(0), cells(1, linked=False)).summary["value"].iloc[0] < 0.2)
+    >>> bool(
+    ...     cross_modality_correlation(cells(0), cells(1, linked=False))
+    ...     .summary["value"]
+    ...     .iloc[0]
+    ...     < 0.2
+    ... )
     True
     """
     sets = {"real": real, "synthetic": synthetic}

@@ -156,7 +156,7 @@ def mean_change_correlation(
 
     *Catches* changes in the wrong genes or the wrong direction. *Misses* the size of the change, and everything but
     means. Both sides subtract the same control cells, so with few control cells their sampling noise alone gives a
-    positive value. Read it beside the baselines (:func:`evaluate` with `control`).
+    positive value. Read it together with the baselines (:func:`evaluate` with `control`).
 
     Parameters
     ----------
@@ -174,7 +174,9 @@ def mean_change_correlation(
     >>> rng = np.random.default_rng(0)
     >>> rate = np.full(50, 5.0)
     >>> changed = np.where(np.arange(50) < 10, 15.0, 5.0)
-    >>> control, real, predicted = (rng.poisson(r, (200, 50)) for r in (rate, changed, changed))
+    >>> control, real, predicted = (
+    ...     rng.poisson(r, (200, 50)) for r in (rate, changed, changed)
+    ... )
     >>> round(mean_change_correlation(real, predicted, control), 1)
     1.0
     """
@@ -308,7 +310,7 @@ def de_overlap(
 
     *Catches* effects in the wrong genes, and effects hidden by wrong variances. *Misses* direction
     (:func:`de_direction`) and size. The weakest gene of the real list counts as much as the strongest. If hardly any
-    gene changes, the real list is noise: read the overlap beside the floor.
+    gene changes, the real list is noise: read the overlap next to the floor.
 
     Parameters
     ----------
@@ -329,7 +331,9 @@ def de_overlap(
     >>> rng = np.random.default_rng(0)
     >>> changed, half_right = np.full(50, 5.0), np.full(50, 5.0)
     >>> changed[:10], half_right[5:15] = 15.0, 15.0
-    >>> control, real, predicted = (rng.poisson(r, (200, 50)) for r in (np.full(50, 5.0), changed, half_right))
+    >>> control, real, predicted = (
+    ...     rng.poisson(r, (200, 50)) for r in (np.full(50, 5.0), changed, half_right)
+    ... )
     >>> de_overlap(real, predicted, control, n_top=10)
     0.5
     """
@@ -367,7 +371,9 @@ def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | No
     >>> rng = np.random.default_rng(0)
     >>> changed, half_right = np.full(40, 5.0), np.full(40, 5.0)
     >>> changed[:2], changed[2:4], half_right[:1], half_right[2:3] = 9.0, 1.0, 9.0, 1.0
-    >>> control, real, predicted = (rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, half_right))
+    >>> control, real, predicted = (
+    ...     rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, half_right)
+    ... )
     >>> de_jaccard(real, predicted, control)
     0.5
     """
@@ -404,7 +410,9 @@ def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     >>> rng = np.random.default_rng(0)
     >>> changed, one_wrong = np.full(40, 5.0), np.full(40, 5.0)
     >>> changed[:2], changed[2:4], one_wrong[:1], one_wrong[1:4] = 9.0, 1.0, 9.0, 1.0
-    >>> control, real, predicted = (rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, one_wrong))
+    >>> control, real, predicted = (
+    ...     rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, one_wrong)
+    ... )
     >>> de_direction(real, predicted, control)
     0.75
     """

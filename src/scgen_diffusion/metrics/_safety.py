@@ -85,8 +85,8 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
 
     *Catches* a model that repeats training cells, exactly or with little noise: the ratio if most cells are repeated,
     the share even if a few per cent are. *Misses* leaks that distances do not show, single cells among many, and
-    quality: noise far from all cells memorises nothing. Cells that are too smooth are near everything: read it beside
-    precision and recall.
+    quality: noise far from all cells memorises nothing. Cells that are too smooth are near everything: read it together
+    with precision and recall.
 
     Parameters
     ----------

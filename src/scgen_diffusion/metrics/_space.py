@@ -35,7 +35,9 @@ def tf_idf(reference: sp.csr_matrix) -> Scale:
 
     where :math:`n_f` of the :math:`n` reference cells have feature :math:`f` (at least 1).
 
-    References ---------- Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Nat Methods 18:1333
+    References
+    ----------
+    Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Nat Methods 18:1333
     (`RunTFIDF`, its first method).
     """
     n_found = np.asarray((reference != 0).sum(axis=0)).ravel()

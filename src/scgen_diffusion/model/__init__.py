@@ -1,8 +1,10 @@
 """The models: ordinary scvi-tools model classes."""
 
+from scgen_diffusion._pretrained import pretrained_models
+
 from ._gene_space import SCRDIT, WBDIT
 from ._loading import load
 from ._multiscldm import MULTISCLDM
 from ._scldm import SCLDM
 
-__all__ = ["MULTISCLDM", "SCLDM", "SCRDIT", "WBDIT", "load"]
+__all__ = ["MULTISCLDM", "SCLDM", "SCRDIT", "WBDIT", "load", "pretrained_models"]

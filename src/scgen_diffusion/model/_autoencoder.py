@@ -1,4 +1,4 @@
-"""What a trained autoencoder says about given cells: latents, likelihoods and reconstructions."""
+"""Methods that need an autoencoder: latents, likelihoods and reconstructions of given cells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class AutoencoderModel(DiffusionModel):
-    """A diffusion model of latents: what its autoencoder says about given cells, by the names of scvi-tools."""
+    """Base class of latent diffusion models, with scvi-tools' methods for latents and likelihoods."""
 
     trained_stages_: list[str]
 
@@ -47,32 +47,32 @@ class AutoencoderModel(DiffusionModel):
         Parameters
         ----------
         adata
-            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells.
         indices
-            Which of them; default: all.
+            Rows of the cells to use; default: all.
         give_mean
             True: the mean of the cell's posterior. False: one draw from it.
         return_dist
-            Whether to return mean and variance of the posterior instead. ``give_mean`` is then without effect.
+            Whether to return mean and variance of the posterior instead, whatever ``give_mean``.
         batch_size
-            Cells encoded at a time. Does not change the draws.
+            Cells encoded at a time. It does not change the draws.
         seed
-            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+            Seed of the draws. Default: ``scvi.settings.seed``, or else random.
 
         Returns
         -------
         numpy.ndarray or tuple of numpy.ndarray
-            ``(cells, n_latent_tokens * n_latent)``, tokens side by side; with ``return_dist`` means and variances, each of this
-            shape. With ``latent="deterministic"`` the latent is one point: variances are zero, and a draw is the mean.
+            ``(cells, n_latent_tokens * n_latent)``, tokens side by side; with ``return_dist`` means and variances of
+            this shape. With ``latent="deterministic"`` variances are zero, and a draw is the mean.
 
         Raises
         ------
         KeyError
-            For cells without the layer or a condition column of the training.
+            If the cells lack the layer or a condition column.
         RuntimeError
             If the autoencoder is not trained.
         ValueError
-            For other genes, values that are not what the model learned from, and unknown conditions.
+            For other genes, another kind of values, and unknown conditions.
         """
         seed = resolve_seed(seed)
         parts = []
@@ -102,23 +102,23 @@ class AutoencoderModel(DiffusionModel):
 
             \log p(x \mid z, l) - \mathrm{KL}\bigl(q(z \mid x) \,\|\, \mathcal{N}(0, I)\bigr), \qquad z \sim q(z \mid x)
 
-        with one draw of ``z`` per cell and its own total ``l``. The divergence has the weight 1, whatever ``kl_weight`` the stage
-        was trained with: ``autoencoder_loss_validation`` in ``history`` is the reconstruction error plus ``kl_weight`` (0.75) times the
-        divergence. The bound holds for standard normal latents; the diffusion prior, from which :meth:`generate` draws, does
-        not enter. With a Gaussian head, :math:`\log p` is minus the squared error, a density up to a constant.
+        with one draw of ``z`` per cell, and the cell's own total ``l``. The divergence always has weight 1. In training
+        its weight is ``kl_weight`` (0.75), so ``autoencoder_loss_validation`` in ``history`` differs. The bound assumes
+        standard normal latents; it ignores the diffusion prior, from which :meth:`generate` draws. With a Gaussian
+        head, :math:`\log p` is minus the squared error, a log-density up to a constant.
 
         Parameters
         ----------
         adata
-            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells.
         indices
-            Which of them; default: all.
+            Rows of the cells to use; default: all.
         return_mean
-            True: the mean of the cells. False: one value per cell.
+            True: the mean over cells. False: one value per cell.
         batch_size
-            Cells at a time. Does not change the draws.
+            Cells at a time. It does not change the draws.
         seed
-            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+            Seed of the draws. Default: ``scvi.settings.seed``, or else random.
 
         Returns
         -------
@@ -128,14 +128,14 @@ class AutoencoderModel(DiffusionModel):
         Raises
         ------
         NotImplementedError
-            If the latent is deterministic, for then there is no bound.
+            If the latent is deterministic: there is no bound then.
         KeyError, RuntimeError, ValueError
             As :meth:`get_latent_representation`.
         """
         if self.module.architecture.latent == "deterministic":
             msg = (
-                "`get_elbo` needs a posterior, but `latent` is 'deterministic'. Call `get_reconstruction_error`, the negative "
-                "log-likelihood of cells given their latents."
+                "`get_elbo` needs a posterior, but `latent` is 'deterministic'. Call `get_reconstruction_error`, the "
+                "negative log-likelihood of cells given their latents."
             )
             raise NotImplementedError(msg)
         error, kl = self._losses(adata, indices, batch_size, seed)
@@ -153,9 +153,10 @@ class AutoencoderModel(DiffusionModel):
     ) -> dict[str, float | np.ndarray]:
         r"""Return the negative log-likelihood of cells given their latents, as scvi-tools does: lower is better.
 
-        This is :math:`-\log p(x \mid z, l) = -\sum_g \log p(x_g \mid z, l)` with one draw of :math:`z \sim q(z \mid x)` per cell and its own total ``l``; of a cell
-        with several modalities, over those that it has. With a Gaussian head it is the squared error of log-normalised values.
-        :meth:`get_likelihood` differs in sign, and takes the mean of the posterior in place of a draw.
+        This is :math:`-\log p(x \mid z, l) = -\sum_g \log p(x_g \mid z, l)` with one draw of :math:`z \sim q(z \mid x)`
+        per cell, and the cell's own total ``l``. With several modalities, the sum is over those that the cell has. With
+        a Gaussian head it is the squared error of log-normalised values. :meth:`get_likelihood` has the opposite sign,
+        and uses the posterior mean instead of a draw.
 
         Parameters
         ----------
@@ -183,14 +184,14 @@ class AutoencoderModel(DiffusionModel):
         *,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """Return the log-likelihood of each cell given the mean of its latent, summed over genes (of the modalities that it has).
+        """Return the log-likelihood of each cell given its mean latent, summed over the genes of its modalities.
 
         Parameters
         ----------
         adata
-            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells.
         indices
-            Which of them; default: all.
+            Rows of the cells to use; default: all.
         batch_size
             Cells encoded at a time.
 
@@ -218,18 +219,18 @@ class AutoencoderModel(DiffusionModel):
     ) -> AnnData:
         """Encode cells and decode them again, each with its own library size.
 
-        From a model of MuData, all modalities come out, also those that a cell lacks, or that are absent altogether: they are
-        predicted from those that it has, their library sizes included.
+        A MULTISCLDM returns all modalities. It predicts those that a cell lacks, and their library sizes, from the
+        others.
 
         Parameters
         ----------
         adata
-            Cells; default: those of the model.
+            Cells; default: the model's cells.
         indices
-            Which of them; default: all.
+            Rows of the cells to use; default: all.
         sample
-            True: draw a latent from each cell's posterior, and a cell from the likelihood. False: expected values at the
-            posterior mean.
+            True: draw a latent from each cell's posterior, and values from the likelihood. False: return expected
+            values at the posterior mean.
         batch_size
             Cells at a time.
         seed
@@ -238,7 +239,7 @@ class AutoencoderModel(DiffusionModel):
         Returns
         -------
         AnnData
-            The cells with their ``obs``, aligned by row; MuData from a model of MuData.
+            The cells with their ``obs``, in the same order; MuData from a MULTISCLDM.
         """
         seed = resolve_seed(seed)
         keep_dense = not sample or self._outputs[0] == "log1p"
@@ -267,31 +268,33 @@ class AutoencoderModel(DiffusionModel):
         batch_size: int | None = None,
         seed: int | None = None,
     ) -> pd.DataFrame | np.ndarray:
-        r"""Return decoded expression without counting noise, as scvi-tools does.
+        r"""Return decoded expression without sampling noise, as scvi-tools does.
 
-        The decoder's frequencies :math:`\rho_g = \operatorname{softmax}(\ell(z))_g`, which add up to 1, times ``library_size``. Stray large counts
-        (``outliers``) do not enter. There is no ``transform_batch``: the decoder knows no conditions; see :meth:`predict_perturbation`.
+        These are the decoder's frequencies :math:`\rho_g = \operatorname{softmax}(\ell(z))_g`, which add up to 1, times
+        ``library_size``. Stray large counts (``outliers``) are left out. There is no ``transform_batch``, because the
+        decoder does not depend on conditions; use :meth:`predict_perturbation`.
 
         Parameters
         ----------
         adata
-            Cells; default: those of the model.
+            Cells; default: the model's cells.
         indices
-            Which of them; default: all.
+            Rows of the cells to use; default: all.
         gene_list
-            Which genes; they come in the model's order. Default: all.
+            Genes to return, in the model's order; default: all.
         library_size
-            What the frequencies of all genes are scaled to. ``"latent"``: expected counts at each cell's own total, stray counts included.
+            Sum of a cell's frequencies after scaling. ``"latent"``: expected counts at each cell's own total, with
+            stray counts.
         n_samples
-            Latents that are drawn from each cell's posterior.
+            Number of latents drawn from each cell's posterior.
         return_mean
-            Whether to return the mean of several samples.
+            Whether to average over samples.
         return_numpy
-            Whether to return an array. Default: only for several samples without ``return_mean``.
+            Whether to return an array instead of a table. Default: only for several samples without ``return_mean``.
         batch_size
-            Cells at a time. Does not change the draws.
+            Cells at a time. It does not change the draws.
         seed
-            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+            Seed of the draws. Default: ``scvi.settings.seed``, or else random.
 
         Returns
         -------
@@ -307,10 +310,10 @@ class AutoencoderModel(DiffusionModel):
         """
         self._check_gives_expression("get_normalized_expression")
         columns, seed = _columns_of(gene_list, self._registered_genes), resolve_seed(seed)
-        scale = _checked_scale(library_size)
+        scale = _check_scale(library_size)
         keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
         if keeps_samples and return_numpy is False:
-            msg = "`return_numpy=False` asks for a table, but several samples without `return_mean` have three dimensions."
+            msg = "`return_numpy` is False, but several samples without `return_mean` do not fit a table."
             raise ValueError(msg)
         source = None if keeps_samples or return_numpy else self._validated(adata)  # a table needs the cells' names
         module, parts = self.module, []
@@ -344,30 +347,31 @@ class AutoencoderModel(DiffusionModel):
         batch_size: int | None = None,
         seed: int | None = None,
     ) -> GCXS:
-        r"""Draw cells like given ones, as scvi-tools does, for example for :class:`scvi.criticism.PosteriorPredictiveCheck`.
+        r"""Sample counts of given cells, as scvi-tools does.
 
-        Each sample is a latent from the cell's posterior, and counts from the likelihood at the cell's own total. The first one is
-        :meth:`get_reconstruction` of the same seed, which returns AnnData.
+        :class:`scvi.criticism.PosteriorPredictiveCheck` uses this method. Each sample draws a latent from the cell's
+        posterior, and counts from the likelihood at the cell's own total. The first sample equals
+        :meth:`get_reconstruction` with the same seed.
 
         Parameters
         ----------
         adata
-            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: those of the model.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells.
         indices
-            Which of them; default: all.
+            Rows of the cells to use; default: all.
         n_samples
-            Samples of each cell.
+            Samples per cell.
         gene_list
-            Which genes; they come in the model's order. Default: all.
+            Genes to return, in the model's order; default: all.
         batch_size
-            Cells at a time. Does not change the draws.
+            Cells at a time. It does not change the draws.
         seed
-            Seed of the draws; default ``scvi.settings.seed``, or else a random one.
+            Seed of the draws. Default: ``scvi.settings.seed``, or else random.
 
         Returns
         -------
         sparse.GCXS
-            Counts, ``(cells, genes)``; ``(cells, genes, n_samples)`` of several samples.
+            Counts, ``(cells, genes)``; ``(cells, genes, n_samples)`` for several samples.
 
         Raises
         ------
@@ -376,7 +380,7 @@ class AutoencoderModel(DiffusionModel):
         KeyError, RuntimeError, ValueError
             As :meth:`get_latent_representation`, and for unknown genes.
         """
-        import sparse  # here, for it takes a second
+        import sparse  # imported here because it takes a second
 
         self._check_gives_expression("posterior_predictive_sample")
         columns, seed, n_samples = (
@@ -400,7 +404,7 @@ class AutoencoderModel(DiffusionModel):
         batch_size: int | None,
         seed: int | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return each cell's negative log-likelihood at a draw of its latent, and its divergence, both ``(cells,)``."""
+        """Return each cell's negative log-likelihood at one draw of the latent, and its KL divergence, ``(cells,)``."""
         seed = resolve_seed(seed)
         errors, divergences = [], []
         for tensors, rows in self._batches(adata, indices, batch_size):
@@ -410,7 +414,7 @@ class AutoencoderModel(DiffusionModel):
         return torch.cat(errors).numpy(), torch.cat(divergences).numpy()
 
     def _noise(self, rows: np.ndarray, seed: int) -> Tensor:
-        """Draw standard normal numbers for the latents of cells of these row numbers, ``(cells, tokens, n_latent)``."""
+        """Draw standard normal noise for cells with these row numbers, ``(cells, tokens, n_latent)``."""
         return Generators(seed, rows.tolist(), self.device).normal(*self.module.latent_shape)
 
     def _expression(
@@ -425,7 +429,7 @@ class AutoencoderModel(DiffusionModel):
             raise RuntimeError(msg)
 
     def _reconstruct(self, x: Tensor, generators: Generators | None) -> Tensor:
-        """Draw cells like ``x (cells, genes)``; without generators, return their expected values."""
+        """Draw reconstructions of ``x (cells, genes)``; without generators, return expected values."""
         module = self.module
         posterior = module.inference(x)["posterior"]
         if generators is None:
@@ -437,7 +441,7 @@ class AutoencoderModel(DiffusionModel):
     def _check_gives_expression(self, method: str) -> None:
         """Raise unless decoded cells are one matrix of counts."""
         if self._outputs[0] != "counts":
-            msg = f"`{method}` is for counts, but this model has a Gaussian head. Call `get_reconstruction`."
+            msg = f"`{method}` needs counts, but this model has a Gaussian head. Call `get_reconstruction`."
             raise NotImplementedError(msg)
 
 
@@ -446,7 +450,7 @@ def _mean_or_all(values: np.ndarray, *, return_mean: bool) -> float | np.ndarray
 
 
 def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
-    """Return the columns of some genes, in the order of all; None means all."""
+    """Return the columns of some genes, in the model's order; None means all."""
     if gene_list is None:
         return np.arange(len(genes))
     if isinstance(gene_list, str):
@@ -458,8 +462,8 @@ def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
     return np.flatnonzero(genes.isin(gene_list))
 
 
-def _checked_scale(library_size: Any) -> float | None:
-    """Return what frequencies are scaled to; None for each cell's own total."""
+def _check_scale(library_size: Any) -> float | None:
+    """Return the total that frequencies are scaled to; None for each cell's own."""
     if isinstance(library_size, str) and library_size == "latent":
         return None
     is_number = isinstance(library_size, int | float | np.number) and not isinstance(library_size, bool)

@@ -1,9 +1,8 @@
-"""What every model of the package has in common: registering cells, training, generating, saving and fine-tuning."""
+"""The base class of all models: registering cells, training, generating, saving and fine-tuning."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments
 from scgen_diffusion._compat import parse_device_args, replace_contents
+from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     CellFiles,
     ConditionField,
@@ -41,10 +41,10 @@ from scgen_diffusion.data import (
     check_expression,
     check_layer,
     check_not_empty,
+    check_rows,
     check_same_genes,
     check_same_registry,
     check_values,
-    checked_rows,
     keys_of_state,
     pad_genes,
     recode,
@@ -56,11 +56,11 @@ from scgen_diffusion.generation import (
     CellGenerator,
     Counterfactual,
     LibrarySizes,
-    checked_batch_size,
+    check_batch_size,
     stack,
 )
-from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, take_over, trained_masks
-from scgen_diffusion.train import CellData, run_stage, trainer_options
+from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
+from scgen_diffusion.train import CellData, run_stage, show, trainer_options
 
 from ._counterfactual import (
     check_given_keys,
@@ -70,23 +70,23 @@ from ._counterfactual import (
     counterfactual_obs,
     describe_counterfactual,
 )
-from ._description import describe
+from ._description import describe, next_step
 from ._diagnostics import check_summary_finite
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
     MUDATA_FILE,
     check_fits_class,
-    content_of,
-    damage_named,
     find_cells,
     init_options,
+    model_content,
+    name_damaged_file,
     read_model_file,
     write_cells,
     write_model,
     write_together,
 )
-from ._query import check_query_cells, extended_tables, learned, newly_seen
+from ._query import check_query_cells, extend_tables, learned_values, new_values
 from ._registration import (
     check_is_no_part_of_file,
     check_is_no_view,
@@ -97,7 +97,14 @@ from ._registration import (
 )
 from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
-from ._training import changed_recipe, digest_of, split_cells
+from ._training import (
+    change_recipe,
+    closing_message,
+    digest_of,
+    split_cells,
+    warn_of_rare_labels,
+    warn_of_short_training,
+)
 
 if TYPE_CHECKING:
     import os
@@ -116,24 +123,25 @@ if TYPE_CHECKING:
 
     from ._counterfactual import ControlCells
 
-FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # in `obs` of a sampling path
+FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 ADVICE = {
     "differential_abundance": "compare the labels' shares between samples, for example with pertpy",
-    "differential_expression": "call scanpy.tl.rank_genes_groups, on measured cells or on those that `generate` returns",
+    "differential_expression": "call scanpy.tl.rank_genes_groups on measured or generated cells",
     "get_feature_correlation_matrix": "correlate the genes of cells that `generate` returns",
-    "get_latent_library_size": "a cell's total count is taken as it is; sum its counts",
+    "get_latent_library_size": "the model uses each cell's observed total; sum its counts",
     "get_likelihood_parameters": "`get_reconstruction(sample=False)` returns expected counts",
     "get_marginal_ll": "`get_elbo` returns a lower bound of it",
-    "minify_adata": "keep the latents, `adata.obsm['X_latent'] = model.get_latent_representation()`",
-    "update_setup_method_args": "call `setup_anndata` again, and build the model anew",
+    "minify_adata": "keep the latents: `adata.obsm['X_latent'] = model.get_latent_representation()`",
+    "update_setup_method_args": "call `setup_anndata` again and build a new model",
 }
-"""Methods of scvi-tools that a model lacks, and what to use instead."""
-
-logger = logging.getLogger(__name__)
+"""Methods of scvi-tools that the models lack, and what to use instead."""
 
 
 class DiffusionModel(BaseModelClass):
-    """A scvi-tools model that generates cells under conditions. A subclass says what its module is, and how that is trained."""
+    """Base class: a scvi-tools model that generates cells under conditions.
+
+    A subclass builds the module and trains its stages.
+    """
 
     architecture: Any
     var_: pd.DataFrame
@@ -145,13 +153,13 @@ class DiffusionModel(BaseModelClass):
     trainer: pl.Trainer
     library_head_is_trained_: bool
     default_sampler: str
-    _file_cells: TrainingCells | None = None  # those that `train` was given in place of an AnnData
+    _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
-    _counterfactual_ways: ClassVar[Mapping[str, tuple[Any, ...]]]
-    """What ``predict_perturbation`` admits as ``method``, ``residuals`` and ``sample``; the default first."""
+    _counterfactual_options: ClassVar[Mapping[str, tuple[Any, ...]]]
+    """Allowed values of ``method``, ``residuals`` and ``sample`` in ``predict_perturbation``; the default first."""
     _stages: ClassVar[tuple[str, ...]]
-    """Stages of the training, in their order; a method ``_train_<stage>`` trains each."""
+    """Training stages in order; a method ``_train_<stage>`` trains each."""
     _stages_to_generate: ClassVar[frozenset[str]]
 
     # --- registering cells ---------------------------------------------------------------------------------------------
@@ -161,12 +169,12 @@ class DiffusionModel(BaseModelClass):
             check_is_set_up(adata)
         elif registry is not None:
             self._check_registry(registry)
-            registry = {**registry, "model_name": type(self).__name__}  # that of cells in files names none
+            registry = {**registry, "model_name": type(self).__name__}  # the registry of CellFiles names no model
         super().__init__(adata, registry)
 
     @property
     def adata(self) -> Any:
-        """The cells in memory that the model has, AnnData or MuData, or None. Setting them puts them in the place of cells in files that it was trained on."""
+        """The model's cells in memory (AnnData or MuData), or None. Setting it replaces cells in files."""
         return BaseModelClass.adata.fget(self)
 
     @adata.setter
@@ -188,52 +196,51 @@ class DiffusionModel(BaseModelClass):
         values: Literal["counts", "log1p"] = "counts",
         **kwargs: Any,
     ) -> None:
-        """Register cells: where their counts are, and which columns of ``obs`` are conditions.
+        """Register an AnnData: where the counts are, and which columns of ``obs`` are conditions.
 
         Parameters
         ----------
         adata
             Cells by genes.
         layer
-            Layer that holds the values; default ``adata.X``.
+            Layer with the counts; default ``adata.X``.
         condition_keys
-            Categorical columns of ``obs`` to generate by, such as cell type or perturbation. Any number; none for an
+            Categorical columns of ``obs`` to condition on, such as cell type or perturbation. Leave all keys out for an
             unconditional model.
         continuous_condition_keys
-            Columns of numbers to generate by, such as dose, time or age. They are standardised, and what the model makes of them
-            is a smooth function, so that values in between can be asked for. Outside the training range there is a warning.
-            A dose that spans decades is best given as its logarithm.
+            Numeric columns to condition on, such as dose, time or age. You can generate values between the measured
+            ones; outside the training range you get a warning. Give a dose that spans decades as its logarithm.
         set_condition_keys
-            Columns of sets to generate by, such as combinations of perturbations, written with a separator: ``"A+B"``. The order does
-            not matter, and sets share what is known of their members, so that combinations never measured can be asked for. A list
-            of columns (separator ``"+"``), or a mapping from column to separator.
+            Columns with combinations, such as ``"A+B"`` for two perturbations; their order does not matter. The members
+            are learned across combinations, so you can generate combinations that were never measured. A list of
+            columns (separator ``"+"``), or a mapping from column to separator.
         control_values
-            What is written for unperturbed cells, by column: ``{"perturbation": "control"}``. In a column of sets this is
-            the empty set, also as a part of others, as in ``"A+control"``. Without it the name of the control is a member like any other.
+            The value of unperturbed cells in each column that perturbs: ``{"perturbation": "control"}``. In a set
+            column it means the empty set, also inside ``"A+control"``. Without it the control is an ordinary member.
         condition_embeddings
-            Known embeddings of the classes or members of some columns, such as fingerprints of drugs or vectors of a protein language
-            model: a table with one row per class or member, or the name of one in ``adata.uns``. What the table has and the training
-            cells have not can be generated too.
+            Known embeddings of classes or set members, such as drug fingerprints or protein language model vectors. For
+            each column a table with one row per class or member, or its name in ``adata.uns``. You can also generate
+            rows of the table that no training cell has.
         values
-            What the layer holds: raw ``"counts"``, or ``"log1p"`` for log-normalised values (natural logarithms). These suit the gene-space
-            models, and SCLDM with a Gaussian head; a model that learned from them cannot draw library sizes.
+            ``"counts"`` for raw counts, or ``"log1p"`` for log-normalised values (natural logarithm). SCRDIT, WBDIT and
+            SCLDM with ``likelihood="gaussian"`` accept ``"log1p"``. Models trained on it cannot draw library sizes.
         **kwargs
-            For scvi-tools.
+            Passed to scvi-tools.
 
         Raises
         ------
         KeyError
             For an unknown layer, column or entry of ``uns``.
         TypeError
-            For an unknown argument, with what to write in place of those of other models of scvi-tools; and for what is no list of names.
+            For an unknown argument, or a single string in place of a list of names.
         ValueError
-            For values that are not what ``values`` says, cells without counts or conditions, duplicate genes, and names,
-            numbers, sets and tables that do not fit.
+            For values that contradict ``values``, cells without counts or labels, duplicate genes, and condition
+            columns, control values or embeddings that do not fit the data.
 
         Warns
         -----
         UserWarning
-            For a column among ``condition_keys`` that looks like amounts or names of cells rather than like classes.
+            If a column in ``condition_keys`` looks like numbers or cell names instead of classes.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
@@ -245,9 +252,8 @@ class DiffusionModel(BaseModelClass):
         setup_method_args["setup_args"] |= setup.arguments
         check_expression(adata, layer, values)
         fields = [
-            LayerField(
-                REGISTRY_KEYS.X_KEY, layer, is_count_data=False
-            ),  # they are checked; scvi-tools refuses sparse arrays
+            # is_count_data=False: we check counts ourselves; scvi-tools refuses sparse arrays
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             ConditionField(CONDITIONS, setup),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
@@ -256,10 +262,11 @@ class DiffusionModel(BaseModelClass):
 
     @classmethod
     def setup_annbatch(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: what scvi-tools 1.5 sets up by this name knows no conditions."""
+        """Raise NotImplementedError: this method of scvi-tools 1.5 does not support conditions."""
         msg = (
-            "`setup_annbatch` of scvi-tools knows no conditions. Open the files, or the collection of annbatch, with "
-            f"scgen_diffusion.data.CellFiles, build {cls.__name__}(registry=cells.registry), and train(datamodule=cells)."
+            "`setup_annbatch` does not support conditions. Open the files or the annbatch collection with `cells = "
+            f"scgen_diffusion.data.CellFiles(...)`, build {cls.__name__}(registry=cells.registry), and call "
+            "train(datamodule=cells)."
         )
         raise NotImplementedError(msg)
 
@@ -269,23 +276,25 @@ class DiffusionModel(BaseModelClass):
             check_is_no_part_of_file(adata)
             return
         if isinstance(adata, CellFiles):
-            msg = "Cells in files were given where AnnData is needed; read those that you want into memory: `cells.read(indices)`."
+            msg = (
+                "`adata` must be an AnnData, but found CellFiles. Read cells into memory first: `cells.read(indices)`."
+            )
             raise TypeError(msg)
         msg = f"`setup_anndata` takes AnnData, but found {type(adata).__name__}."
         if isinstance(adata, MuData):
-            msg += " Give one modality, for example mdata['rna'], or take MULTISCLDM and its `setup_mudata`."
+            msg += " Give one modality, for example mdata['rna'], or use MULTISCLDM.setup_mudata."
         raise TypeError(msg)
 
     @classmethod
     def _check_registry(cls, registry: object) -> None:
-        """Raise unless a registry is one from which a model of this class can be built."""
+        """Raise unless a model of this class can be built from the registry."""
         given = registry if isinstance(registry, Mapping) else {}
         fields = given.get("field_registries", {})
         if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(fields) or "setup_args" not in given:
             owner = f"that of {given['model_name']!r}" if "model_name" in given else type(registry).__name__
             msg = (
-                "`registry` must come from a model of this package, `model.registry`, or from files, `CellFiles(...).registry`, but found "
-                f"{owner}."
+                "`registry` must come from a model of this package (`model.registry`) or `CellFiles(...).registry`, but "
+                f"found {owner}."
             )
             raise ValueError(msg)
         method = given.get("setup_method_name", "setup_anndata")
@@ -296,18 +305,19 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
 
     def _describe_cells(self, adata: AnnData | None) -> None:
-        """Keep the genes' columns, and how many of the model's cells have which conditions."""
+        """Keep the columns of ``var``, and count the cells of each combination of conditions."""
         self.var_ = plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
         self._count_combinations(self._registered_codes)
 
     def _take_cells(self, datamodule: TrainingCells | None) -> None:
-        """Train on cells of files from now on; None for those that the model has."""
+        """Train on these cells from now on; None keeps the model's cells."""
         if datamodule is None:
             return
         if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
             msg = (
-                f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found {type(datamodule).__name__}. Data modules of "
-                "scvi-tools know no conditions; open the files that they read with CellFiles."
+                f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found "
+                f"{type(datamodule).__name__}. Data modules of scvi-tools do not support conditions; open their files "
+                "with CellFiles."
             )
             raise TypeError(msg)
         check_same_registry(datamodule.registry, self.registry_)
@@ -316,7 +326,7 @@ class DiffusionModel(BaseModelClass):
 
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index) -> None:
-        """Register cells as the model's own ones were, of which this is the registry."""
+        """Register cells as those of a registry were."""
         cls._check_is_anndata(adata)
         check_same_genes(adata.var_names, genes)
         cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
@@ -337,7 +347,7 @@ class DiffusionModel(BaseModelClass):
         return build_anndata(x, obs, self.var_, provenance, is_log1p=is_log1p, layers=layers)
 
     def _count_combinations(self, codes: np.ndarray) -> None:
-        """Count the model's cells, and those of its reference, by their conditions."""
+        """Count the cells of each combination of conditions, including those of the reference."""
         conditions = Conditions.from_codes(self._condition_keys, codes)
         if self.reference_ is not None:
             conditions = conditions.joined(self.reference_["combinations"], self.reference_["combination_sizes"])
@@ -345,7 +355,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def conditions(self) -> Conditions:
-        """Condition keys, their classes, and how many training cells each combination has."""
+        """Condition keys, their classes, and the number of training cells of each combination."""
         return Conditions(self._condition_keys, self.combinations_, self.combination_sizes_)
 
     @property
@@ -358,13 +368,13 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _condition_specs(self) -> list[ConditionSpec]:
-        """What the networks need to know of each key."""
+        """What the networks need to know about each key."""
         tables = self.registry_["setup_args"]["condition_embeddings"]
         return [spec_of(key, tables.get(key.name)) for key in self._condition_keys]
 
     @property
     def _key_groups(self) -> list[list[int]]:
-        """Numbers of the keys that training drops together."""
+        """Positions of the keys that training drops together."""
         keys = [key.name for key in self._condition_keys]
         for group in self.architecture.dropped_together:
             for key in group:
@@ -375,7 +385,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _registered_codes(self) -> np.ndarray:
-        """Condition codes of the model's cells, ``(cells, columns)``; of none, if it has none."""
+        """Condition codes of the model's cells, ``(cells, columns)``; no rows if it has no cells."""
         if not self._has_cells:
             return np.zeros((0, sum(key.n_columns for key in self._condition_keys)))
         return self._cells.codes
@@ -386,11 +396,11 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _cells(self) -> TrainingCells:
-        """The cells that the model trains on, through which training reads all that it needs of them."""
+        """The cells that the model trains on."""
         if not self._has_cells:
             msg = (
-                "The model has no cells to train on; construct it with an AnnData, set model.adata, or give cells of files: "
-                "`datamodule=scgen_diffusion.data.CellFiles(...)`."
+                "The model has no cells to train on. Construct it with an AnnData, set model.adata, or give cells in "
+                "files: `datamodule=scgen_diffusion.data.CellFiles(...)`."
             )
             raise ValueError(msg)
         return self._file_cells or RegisteredCells(self.adata_manager)
@@ -420,39 +430,43 @@ class DiffusionModel(BaseModelClass):
     ) -> None:
         """Train the model, stage by stage.
 
-        SCLDM has the stages ``"autoencoder"``, ``"prior"`` and, if ``setup_anndata`` was told what is unperturbed and there are
-        such cells, ``"transport"``. SCRDIT and WBDIT have one, ``"diffusion"``. Afterwards ``trained_stages_`` names those that
-        are trained, ``history`` holds the losses of each epoch, and ``trainer`` is that of the last stage.
+        SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"transport"`` if ``setup_anndata`` was given
+        ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
+        WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
+        holds the losses of each epoch, and ``trainer`` is the trainer of the last stage.
 
-        Ctrl-C stops after the current step and keeps the weights; a second one aborts.
+        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort.
+
+        Each stage shows a progress bar, or in a log file a line now and then. At the end, two sentences say how the
+        validation loss went and what to do next. ``enable_progress_bar=False`` switches all this off.
 
         Parameters
         ----------
         max_epochs
-            Epochs of every stage, or a mapping from stages to epochs: ``{"prior": 500}``. Default: from the number of cells,
-            see the user guide.
+            Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default: depends on the number
+            of cells, see the user guide.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
-            Share of cells to train on. Default: what ``validation_size`` leaves, or else nine tenths, or all but 2 000 cells.
+            Share of cells to train on. Default: what ``validation_size`` leaves, or else 90 % (all but 2 000 cells in
+            larger data).
         validation_size
-            Share of cells to validate on. Default: all that are not trained on.
+            Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
-            Cells per step; at most as many as there are, or as the default of the stage. It does not hold for the transport,
-            which draws pairs of cells. Default: 512 for the prior, 128 for the others.
+            Cells per step. Default: 512 for prior and transport, 128 for autoencoder and diffusion. A value above both
+            the default and the number of training cells is reduced. The transport ignores it unless trained alone.
         early_stopping
-            Whether to stop a stage when its validation loss falls no more; the transport has none.
+            Whether to stop a stage when its validation loss no longer falls. The transport has no validation.
         plan_kwargs
-            Options of the training of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stages to options:
+            Training options of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stage to options:
             ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,
             :class:`~scgen_diffusion.train.PriorRecipe`, :class:`~scgen_diffusion.train.TransportRecipe` and
             :class:`~scgen_diffusion.train.DiffusionRecipe`.
         datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, in place of those that the model was built with. They are the model's
-            cells from then on, also for later calls without this argument, until ``model.adata`` is set. Default: the cells that the model has.
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`. They replace the model's cells, also in later
+            calls, until you set ``model.adata``. Default: the model's cells.
         checkpoint_dir
-            Folder for checkpoints of the stages. After an interruption the same call, also in a new process, resumes from the
-            last one.
+            Folder for checkpoints. After an interruption, make the same call again to resume, also in a new process.
         compile
             Whether to compile the networks with ``torch.compile``.
         **trainer_kwargs
@@ -463,7 +477,12 @@ class DiffusionModel(BaseModelClass):
         TypeError
             For an unknown argument or option.
         ValueError
-            For values that are not allowed, cells that were changed after ``setup_anndata``, and checkpoints of other cells.
+            For values that are not allowed, cells that changed after ``setup_anndata``, and checkpoints of other cells.
+
+        Warns
+        -----
+        UserWarning
+            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
         """
         self._train(
             "train",
@@ -495,7 +514,7 @@ class DiffusionModel(BaseModelClass):
         keep_split: bool = False,
         **of_stage: Any,
     ) -> None:
-        """Check all that is asked for, and train the stages until the user stops one."""
+        """Check all arguments, then train the stages until the user stops one."""
         trainer_kwargs = dict(trainer_kwargs)
         known = {*inspect.signature(getattr(self, method)).parameters, *trainer_options()} - {"trainer_kwargs"}
         check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
@@ -509,25 +528,35 @@ class DiffusionModel(BaseModelClass):
         n_cells, names = len(self.train_indices_), stages()
         epochs = self._by_stage("max_epochs", max_epochs, names)
         changes = self._by_stage("plan_kwargs", plan_kwargs, names)
-        recipes, lengths = {}, {}
+        recipes, defaults, lengths = {}, {}, {}
         for name in names:
             size = None if name == "transport" and len(names) > 1 else batch_size
-            recipes[name] = changed_recipe(self._recipe(name), name, size, changes[name], n_cells)
-            length = epochs[name]
-            lengths[name] = recipes[name].max_epochs(n_cells) if length is None else check_count("max_epochs", length)
+            recipes[name] = change_recipe(self._recipe(name), name, size, changes[name], n_cells)
+            length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
+            lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
         if early_stopping and not validated:
             msg = (
-                "`early_stopping` watches the loss of validation cells, but there are none. Set `train_size` below 1, or leave "
-                "`early_stopping` out; the transport cannot be stopped early."
+                "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
+                "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
             )
             raise ValueError(msg)
+        if self.reference_ is None:  # fine-tuning starts from what the reference knows
+            if not self.trained_stages_:
+                warn_of_rare_labels(self._condition_keys, self._registered_codes[self.train_indices_])
+            new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
+            warn_of_short_training(new, defaults, n_cells)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        results: list[StageResult] = []
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
-            if getattr(self, f"_train_{name}")(recipes[name], run, **of_stage).was_interrupted:
-                return
+            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
+            if results[-1].was_interrupted:
+                break
+        if trainer_kwargs.get("enable_progress_bar", True) and self.trainer.is_global_zero:
+            options = {"next_step": next_step(self), "is_resumable": folder is not None}
+            show(closing_message(results, lengths, defaults, **options))
 
     def _run(
         self,
@@ -540,8 +569,7 @@ class DiffusionModel(BaseModelClass):
         devices: int | list[int] | str = "auto",
         **options: Any,
     ) -> StageResult:
-        """Run a stage; its checkpoint is resumed if the cells, the split and whatever it is ``made_with`` are the same."""
-        logger.info("Training the %s for %d epochs.", plan.name, max_epochs)
+        """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
         plan.trained_rows = self._trained_rows()
         if checkpoint_dir is not None:
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *made_with)
@@ -555,9 +583,9 @@ class DiffusionModel(BaseModelClass):
             devices=devices,
             **options,
         )
-        self.to_device(result.device or device)  # as scvi-tools' models stay where they were trained
+        self.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
         self.trainer = result.trainer
-        self.history_ = {**(self.history_ or {}), **result.history}
+        self.history_ = {**(self.history_ or {}), **result.plan.history}
         return result
 
     def _due_stages(self) -> Sequence[str]:
@@ -569,7 +597,7 @@ class DiffusionModel(BaseModelClass):
         raise NotImplementedError
 
     def _by_stage(self, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:
-        """Return what an argument says for each stage: the same for all, or, of a mapping from stages, what each is given."""
+        """Return an argument's value for each stage: one value for all, or one per stage from a mapping."""
         names_stages = isinstance(given, Mapping) and (
             argument == "max_epochs" or any(name in self._stages or isinstance(given[name], Mapping) for name in given)
         )
@@ -580,15 +608,15 @@ class DiffusionModel(BaseModelClass):
                 msg = f"`{argument}` names the unknown stage {name!r}. {known_names(name, self._stages)}"
                 raise ValueError(msg)
             if name not in stages:
-                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_left_out(name)}"
+                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_not_trained(name)}"
                 raise ValueError(msg)
         return {stage: given.get(stage) for stage in stages}
 
-    def _why_left_out(self, stage: str) -> str:
+    def _why_not_trained(self, stage: str) -> str:
         return f"`train_{stage}` trains it."
 
-    def _note_trained(self, *stages: str) -> None:
-        """Take note of which stages are trained, and whether the model can generate with them."""
+    def _record_trained(self, *stages: str) -> None:
+        """Record which stages are trained, and whether the model can generate."""
         self.trained_stages_ = [stage for stage in self._stages if stage in stages]
         self.is_trained_ = self._stages_to_generate <= set(stages)
 
@@ -609,13 +637,13 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _split_fits(self) -> bool:
-        """Whether there is a split, and of as many cells as the model has."""
+        """Whether there is a split of the model's number of cells."""
         parts = (self.train_indices_, self.validation_indices_, self.test_indices_)
         return all(part is not None for part in parts) and sum(map(len, parts)) == self._cells.n_cells
 
     @property
     def _fingerprint(self) -> str:
-        """Tell this model and its cells, with their values and conditions, from others."""
+        """Digest of the model's options and its cells; it identifies checkpoints."""
         cells, arguments = self._cells, self.registry_["setup_args"]
         tables = arguments["condition_embeddings"]
         vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
@@ -646,55 +674,56 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         n_cells
-            Number of cells; may be left out when ``condition`` gives one row or value per cell.
+            Number of cells. You can leave it out if ``condition`` has one row or value per cell.
         condition
             Condition of the cells.
 
-            - None: conditions are drawn from their joint distribution in the training cells.
-            - A mapping from key to a value for all cells, or to a list: one value per cell, or fewer, of which each is then
-              given to an equal share of consecutive cells. Keys left out are drawn given the others.
+            - None: draw conditions from their joint distribution in the training cells.
+            - A mapping from key to a value for all cells, or to a list. The list has one value per cell, or fewer: each
+              value then goes to an equal share of consecutive cells. Keys left out are drawn given the others.
             - A table with one row per cell and keys as columns.
 
-            Combinations that never occurred in training can be asked for when every key is given.
+            You can ask for combinations that training never saw if you give every key.
         guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, a mapping
-            from keys or tuples of keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance`, which also says how
-            scales are composed and where on the path they hold. See the user guide, "Guidance".
+            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, a
+            mapping from keys or tuples of keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more
+            options. See the user guide, "Guidance".
         sampler
-            Name of a sampler that suits the model's path, or a sampler of :mod:`scgen_diffusion.diffusion`. Flow matching
-            (SCLDM) has ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``; the other paths of SCRDIT and WBDIT have
+            Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM) has
+            ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. The other paths of SCRDIT and WBDIT have
             ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` and ``"ddpm"``.
         n_steps
-            Steps of the sampler (not of ``"dopri5"``, which is adaptive).
+            Steps of the sampler. The adaptive ``"dopri5"`` chooses its own.
         counts
-            Whether the cells hold whole counts, or log-normalised values. Default: counts from SCLDM, log-normalised values
-            from SCRDIT and WBDIT and from SCLDM with a Gaussian head. SCLDM has no choice.
+            True: integer counts. False: log-normalised values. Default: counts from SCLDM; log-normalised values from
+            SCRDIT, WBDIT and SCLDM with a Gaussian head. SCLDM returns its default only.
         library_size
-            Total counts of the cells: ``"empirical"``, ``"normal"`` or ``"latent"`` distribution (default: as the model was
-            constructed), one number, or one number per cell. For several modalities a mapping from modality to numbers,
-            ``{"prot": 3_000}``; those of the others are drawn.
+            Total counts of the cells: a distribution (``"empirical"``, ``"normal"`` or ``"latent"``; default: the
+            model's), one number, or one number per cell. For several modalities, a mapping from modality to numbers,
+            ``{"prot": 3_000}``; totals of the other modalities are drawn.
         batch_size
-            Cells in the works at most, rounded up to whole blocks (of 128 on a CPU), in which cells are made, several blocks
-            at a time. Does not change the cells.
+            Largest number of cells made at a time, rounded up to whole blocks (128 cells on a CPU). It does not change
+            the cells.
         seed
-            Same seed, same cells; default ``scvi.settings.seed``, or else a random one. It is kept in ``uns``. Requests of
-            one seed start from the same noise cell by cell, so that cell by cell they differ by their conditions alone.
+            Same seed, same cells. Default: ``scvi.settings.seed``, or else random. ``uns`` records it. Requests with
+            the same seed start from the same noise, so their cells differ only by condition.
         show_progress
             Whether to show a progress bar.
 
         Returns
         -------
         AnnData
-            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs``, ``var`` as
-            in training, and how the cells were made in ``uns["scgen_diffusion"]``. ``obs["synthetic"]`` names the model, as do
-            the cells' names, which no other request shares. MULTISCLDM returns MuData: each cell has all modalities.
+            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs``,
+            ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made. ``obs["synthetic"]`` and
+            the cell names contain the model's name; two different requests share no cell names. MULTISCLDM returns
+            MuData in which each cell has all modalities.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
         ValueError
-            For unknown keys, values, samplers and sizes, and lengths that do not fit.
+            For unknown keys, values or samplers, and numbers or lengths that do not fit.
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
@@ -731,48 +760,48 @@ class DiffusionModel(BaseModelClass):
         n_ranks: int = 1,
         overwrite: bool = False,
     ) -> Path:
-        """Generate cells to a file: any number of them in the same memory, and by as many processes as there are.
+        """Generate any number of cells to a file, in constant memory and by any number of processes.
 
-        Run the same call again to resume one that was killed; a finished one returns at once. The cells are those of
-        :meth:`generate`, whatever the shards and the ranks are.
+        Run the same call again to resume; a finished one returns at once. The cells are those of :meth:`generate`,
+        whatever the number of shards and processes.
 
         Parameters
         ----------
         path
-            Where to: ``.zarr`` (sharded, of zarr's version 3) or ``.h5ad``. Until all is done, what is finished lies in a
-            hidden folder beside it, which needs about as much space as the file.
+            Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``. Finished shards wait in a hidden folder
+            beside it, which needs about as much space as the file.
         n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
             See :meth:`generate`. Without a seed, a resumed call keeps its first seed.
         show_progress
-            Whether to show a progress bar; cells of an earlier call are counted.
+            Whether to show a progress bar, which includes the cells of earlier calls.
         shard_size
-            Cells that are finished at once, and of which zarr's shards are made; rounded up to whole blocks. More need more
-            memory, and more is lost when the process is killed. Default: 32 million values, zeros included.
+            Cells per shard, rounded up to whole blocks. Larger shards need more memory, and an interruption loses more.
+            Default: 32 million values including zeros, at most 65 536 cells.
         rank, n_ranks
-            Number of this process, from 0, and how many there are: each makes every ``n_ranks``-th shard, and the last one to
-            finish puts them together. They need a common file system, and nothing else of each other. ``n_ranks`` may be
-            another one when the call is made again.
+            Number of this process, from 0, and number of processes. Each makes every ``n_ranks``-th shard; the last to
+            finish joins them. They need a common file system and no communication. You can resume with another
+            ``n_ranks``.
         overwrite
-            Whether a file of other generated cells may be replaced, which happens at the very end; and, by a single process,
-            whether unfinished work on other cells may be removed. Anything else at the path is never replaced.
+            Whether to replace a file of other generated cells, once the new one is finished. With one process it also
+            removes unfinished shards of another request. Other files at the path are never replaced.
 
         Returns
         -------
         pathlib.Path
-            The path. As long as other ranks are still at work there is no file.
+            The path. The file does not exist until all ranks have finished.
 
         Raises
         ------
         FileExistsError
-            If there is a file of other cells.
+            If the path holds a file of other cells.
         ValueError
-            If unfinished cells of another request are there, and for what :meth:`generate` refuses.
+            If there are unfinished shards of another request, and as in :meth:`generate`.
         OSError
-            If the folder does not exist or cannot be written to, or no space is left.
+            If the folder does not exist or cannot be written to, or the disk is full.
         """
         goal = check_goal(path)
         check_rank(rank, n_ranks)
-        batch_size = checked_batch_size(batch_size)
+        batch_size = check_batch_size(batch_size)
         request = self._request(
             n_cells,
             condition,
@@ -787,12 +816,12 @@ class DiffusionModel(BaseModelClass):
             shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
         shard_size = self._engine.round_to_blocks(check_count("shard_size", shard_size))
         n_cells, seed = request.n_cells, settings.seed if seed is None else seed
-        asked = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
+        arguments = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
         rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
-        stream = Stream(goal, {**request.identity, **asked}, len(rows))
+        stream = Stream(goal, {**request.identity, **arguments}, len(rows))
         if not stream.is_joined(overwrite=overwrite):
-            request = request.with_seed(stream.begin(request.seed, give_up_others=overwrite and n_ranks == 1))
-        if stream.is_joined(overwrite=overwrite):  # perhaps by now
+            request = request.with_seed(stream.begin(request.seed, discard_others=overwrite and n_ranks == 1))
+        if stream.is_joined(overwrite=overwrite):  # another process may have joined the parts in the meantime
             stream.clean()
             return goal
         mine, done, values = range(rank, len(rows), n_ranks), stream.parts, None
@@ -805,7 +834,7 @@ class DiffusionModel(BaseModelClass):
         ) as progress:
 
             def make(number: int) -> None:
-                with warnings.catch_warnings(action="ignore"):  # of what all cells together may not have
+                with warnings.catch_warnings(action="ignore"):  # a part may look odd; the whole is checked below
                     cells = self._make_cells(request, rows[number], batch_size, progress)
                 stream.write(number, cells)
 
@@ -818,7 +847,7 @@ class DiffusionModel(BaseModelClass):
                         for number in stream.discard_damaged():
                             make(number)
                         values = stream.join()
-            except Exception:  # whatever the libraries raise when others have joined the parts and removed them
+            except Exception:  # libraries raise anything if another process joined and removed the parts
                 if not stream.is_joined(overwrite=True):
                     raise
         if stream.is_joined(overwrite=True):
@@ -840,44 +869,45 @@ class DiffusionModel(BaseModelClass):
         seed: int | None = None,
         show_progress: bool = False,
     ) -> AnnData:
-        r"""Return cells on their way from noise, as :func:`scgen_diffusion.pl.sampling_path` draws it.
+        r"""Return the states of cells on their way from noise, for :func:`scgen_diffusion.pl.sampling_path`.
 
-        The cells are those that :meth:`generate` makes of the same arguments.
+        The cells are those that :meth:`generate` returns for the same arguments.
 
         Parameters
         ----------
         n_cells, condition, guidance_scale, sampler, n_steps, seed, show_progress
             See :meth:`generate`.
         n_frames
-            How many moments of the way to keep, noise and cells included: at most one more than the sampler's steps, of
-            which they are chosen evenly. An adaptive sampler has any number, equally spaced in time. For a film take more
-            steps than for cells, for example ``n_steps=40, n_frames=41``.
+            Number of frames, from noise to finished cells. At most one more than the sampler's steps, which the frames
+            sample evenly; an adaptive sampler allows any number, equally spaced in time. For an animation take more
+            steps than usual, for example ``n_steps=40, n_frames=41``.
 
         Returns
         -------
         AnnData
-            ``n_frames`` times the cells, dense: all cells of frame 0, which is noise, then all of frame 1, up to the
-            finished cells.
+            ``n_frames`` times the cells, dense, frame by frame: frame 0 is noise, the last frame the finished cells.
 
-            - ``X``: each cell's state as a log-normalised profile. A latent is decoded to the profile of its expected
-              counts, from which :meth:`generate` draws. A state in gene space is read as the finished one is; the last
-              frame is what :meth:`generate` returns.
-            - ``layers["estimate"]``: what the model takes the finished cell to be at that moment, read alike.
-            - ``obs``: the conditions, and ``cell`` (its name in the result of :meth:`generate`), ``frame``, ``time`` from 0
-              (noise) to 1 (cells), and ``noise_level`` :math:`\sigma_t`.
-            - ``uns["scgen_diffusion"]``: as of :meth:`generate`.
+            - ``X``: each cell's state as a log-normalised profile. SCLDM decodes the latent to the profile of its
+              expected counts. For SCRDIT and WBDIT the last frame is what :meth:`generate` returns.
+            - ``layers["estimate"]``: the model's estimate of the finished cell at that time.
+            - ``obs``: the conditions, and ``cell`` (its name in :meth:`generate`), ``frame``, ``time`` from 0 (noise)
+              to 1 (cells), and ``noise_level`` :math:`\sigma_t`.
+            - ``uns["scgen_diffusion"]``: as in :meth:`generate`.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
         TypeError
-            For a sampler of one's own that cannot be watched.
+            For a custom sampler without a ``trace`` method.
         ValueError
-            For numbers of frames that do not fit the steps, and for what :meth:`generate` refuses.
+            If ``n_frames`` does not fit the steps, and as in :meth:`generate`.
         """
         if taken := sorted(set(self.conditions.keys) & set(FRAME_COLUMNS)):
-            msg = f"`obs` of a sampling path has the columns {', '.join(FRAME_COLUMNS)}, but {taken[0]!r} is a condition key of the model."
+            msg = (
+                f"A sampling path needs the columns {', '.join(FRAME_COLUMNS)} of `obs`, but {taken[0]!r} is a "
+                "condition key of the model."
+            )
             raise ValueError(msg)
         request = self._request(
             n_cells,
@@ -901,7 +931,7 @@ class DiffusionModel(BaseModelClass):
         identity = {**request.identity, "values": self._outputs[0]}
         if self._outputs[0] == "counts":
             identity["library_size"] = self.architecture.library_size
-        names = replace(request, identity=identity).names(0, request.n_cells)  # those that `generate` gives
+        names = replace(request, identity=identity).names(0, request.n_cells)  # the same names as in `generate`
         cells = self.conditions.to_obs(codes, names)
         obs = pd.concat([cells] * len(times))
         obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
@@ -910,7 +940,7 @@ class DiffusionModel(BaseModelClass):
         levels = self.module.path.sigma(times.double()).abs()  # no negative zero
         obs["noise_level"] = np.repeat(levels.float().cpu().numpy(), len(cells))
         obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
-        layers = {"estimate": np.concatenate(estimates)}  # frame by frame, below each other
+        layers = {"estimate": np.concatenate(estimates)}  # frame by frame
         provenance = {**request.provenance, "n_frames": int(n_frames)}
         return self._assemble(np.concatenate(states), obs.rename_axis(None), provenance, is_log1p=True, layers=layers)
 
@@ -935,113 +965,116 @@ class DiffusionModel(BaseModelClass):
         seed: int | None = None,
         show_progress: bool = False,
     ) -> AnnData:
-        """Predict what given cells would have been under another condition.
+        """Predict how given cells would look under another condition.
 
-        SCLDM carries a cell's latent over in one of two ways (``method``), and changes the cell as the means of its genes change
-        (``residuals``). SCRDIT and WBDIT draw the noise that leads to the cell in ancestral sampling under its own condition,
-        step by step, and sample anew under the new condition with the same noise. Under its own condition a cell comes back as
-        it is or, with new residuals or expected values, as its reconstruction. See the user guide, "Perturbations".
+        SCLDM moves a cell's latent to the new condition (``method``), then changes its counts as the means of the genes
+        change (``residuals``). SCRDIT and WBDIT find the noise that leads to the cell under its own condition, and
+        sample from the same noise under the new one. Under its own condition a cell comes back unchanged, or as its
+        reconstruction with ``residuals="new"`` or ``sample=False``. See the user guide, "Perturbations".
 
         Parameters
         ----------
         adata_control
-            Cells with values of all condition keys in ``obs``; default: those of the model.
+            Cells with all condition keys in ``obs``; default: the model's cells.
         condition
-            Condition that the cells shall have.
+            New condition of the cells.
 
-            - A mapping from key to a value for all cells, or to a list with one value per cell. Of keys left out every cell
-              keeps its own value.
+            - A mapping from key to a value for all cells, or to a list with one value per cell. Cells keep their own
+              values of keys left out.
             - A table with one row per cell and keys as columns.
             - None: every cell's own condition.
         method
-            - ``"transport"``, of SCLDM: a flow that was trained to start at control cells (:meth:`SCLDM.train_transport`)
-              goes from the cell's latent to the perturbed one. The cells must be unperturbed, and keep their values of all
-              keys that do not perturb.
-            - ``"inversion"``: the cell is carried back to noise under its own condition, and from there to a cell under the
-              new one, so that what the condition does not say of the cell is kept.
+            - ``"transport"`` (SCLDM only): a flow trained from control to perturbed cells
+              (:meth:`SCLDM.train_transport`) moves the cell's latent. The cells must be unperturbed, and all keys that
+              do not perturb must stay the same.
+            - ``"inversion"``: go back to noise under the cell's own condition, then forward under the new one. This
+              keeps what the condition does not determine.
 
-            Default: the transport if it is trained and that is what is asked for, else the inversion.
+            Default: the transport if it is trained and fits the request, else the inversion.
         residuals
-            What the latent of SCLDM does not explain of a cell. ``"own"`` (default): kept; molecules are taken away from the
-            cell or added to it as the means of the genes fall or rise. ``"new"``: drawn anew with all counts.
+            What to do with the part of a cell's counts that the latent of SCLDM does not explain. ``"own"`` (default):
+            keep it; molecules are removed or added as the means of the genes fall or rise. ``"new"``: draw all counts
+            anew.
         indices
-            Which of the cells; default: all.
+            Rows of the cells to use; default: all.
         given_keys
-            Condition keys that the model is told of, both ways; default: all. A key that stays the same, such as the cell type,
-            can be left out. What it says of a cell then stays in the noise, which helps where the asked combination was never
-            seen. Only for models that learned these keys without the others, with ``condition_strategy="additive"``, or
-            ``"mutually_exclusive"`` for one key.
+            Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
+            stay the same, such as the cell type. Their information then stays in the noise, which helps for a
+            combination that training never saw. Needs a model that learned these keys without the others:
+            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
         strength
-            How far to go, from just above 0 (cells hardly change) to 1: on the way to the perturbed cells, or back to noise.
+            How far to go, from just above 0 (cells hardly change) to 1: towards the perturbed cells, or back to noise.
         guidance_scale
-            Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back has none, nor has the
-            transport.
+            Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back and the transport
+            use none.
         sampler
-            SCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; of the transport also ``"dopri5"``. SCRDIT and WBDIT: ``"ddpm"``
-            (default), which draws fresh noise at every step, ``"ddim"``, one noise for all, or ``DDIMSampler(eta=...)``.
+            SCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; with transport also ``"dopri5"``. SCRDIT and WBDIT:
+            ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for all steps) or
+            ``DDIMSampler(eta=...)``.
         n_steps
-            Steps of the sampler, each way; default for SCRDIT and WBDIT: 50.
+            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 50.
         counts
-            Whether the cells hold whole counts, as in :meth:`generate`.
+            Whether to return integer counts, as in :meth:`generate`.
         library_size
             Total counts of the predicted cells, as in :meth:`generate`; default: every cell keeps its own.
         sample
-            Of SCLDM. True: start from a latent drawn from the cell's posterior, and draw counts. False: expected counts,
-            starting from the posterior's mean.
+            SCLDM only. True: draw the latent from the cell's posterior, and draw counts. False: use the posterior mean,
+            and return expected counts.
         batch_size
-            Cells read at a time, rounded up to whole blocks (of 128 on a CPU). Does not change the result.
+            Cells read at a time, rounded up to whole blocks (128 cells on a CPU). It does not change the result.
         seed
-            Seed of the draws; default ``scvi.settings.seed``, or else a random one. What is drawn for a cell depends on it and
-            on the cell's row number alone.
+            Seed of the draws. Default: ``scvi.settings.seed``, or else random. A cell's draws depend only on the seed
+            and its row number.
         show_progress
             Whether to show a progress bar.
 
         Returns
         -------
         AnnData
-            One cell per given cell, in the same order, with its ``obs``: the keys asked for have the new values, and
-            ``obs["<key>_of_control"]`` those before. Its name is that of the given cell behind one of model and request.
-            Values in ``X`` as :meth:`generate` gives them, expected ones dense. How they were made is in
-            ``uns["scgen_diffusion"]``.
+            One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
+            their new values; ``obs["<key>_of_control"]`` has the old ones. Cell names end in the name of the given
+            cell. Values in ``X`` as in :meth:`generate`; expected values are dense. ``uns["scgen_diffusion"]`` records
+            how the cells were made.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
         KeyError
-            For cells without a column that the model has as a condition, or without the layer.
+            If the cells lack a condition column or the layer.
         ValueError
-            For unknown keys and values, cells without a value, other genes or kinds of values, and lengths that do not fit.
+            For unknown keys or values, missing labels, genes or values that differ from training, and lengths that do
+            not fit.
         """
         engine, output, guidance = self._engine, self._output(counts), Guidance.of(guidance_scale)
         sampler = self._counterfactual_sampler if sampler is None else sampler
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(self, adata_control, indices, condition)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
-        residuals_of_cells = self._check_counterfactual_ways(chosen)
-        way = self._counterfactual_method(cells, method)
-        if way == "transport" and (guidance != Guidance() or given_keys is not None):
-            msg = "The transport knows neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
+        residuals_of_cells = self._check_counterfactual_options(chosen)
+        chosen_method = self._counterfactual_method(cells, method)
+        if chosen_method == "transport" and (guidance != Guidance() or given_keys is not None):
+            msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
         if library_size is None and output == "counts" and self._input_values == "log1p":
-            msg = "The cells hold log-normalised values, which do not tell library sizes; give `library_size`, one number or one per cell."
+            msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        asked = [] if condition is None else list(condition)
+        requested = [] if condition is None else list(condition)
         request = Counterfactual(
             cells.rows,
             cells.own,
             cells.codes,
             sampling,
-            inversion=None if way == "transport" else self.module.inversion_by(sampling.sampler),
-            given=check_given_keys(given_keys, asked, self.conditions.keys, self.module.strategy),
+            inversion=None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler),
+            given=check_given_keys(given_keys, requested, self.conditions.keys, self.module.strategy),
             strength=check_strength(strength),
             sample=sample,
             residuals=residuals_of_cells,
             library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
             seed=resolve_seed(seed),
         )
-        outside = engine.warn_of_what_lies_outside(np.concatenate([cells.codes, cells.own]))
-        chunk = engine.round_to_blocks(checked_batch_size(batch_size))
+        outside = engine.warn_outside_training(np.concatenate([cells.codes, cells.own]))
+        chunk = engine.round_to_blocks(check_batch_size(batch_size))
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
         parts = []
         with tqdm(total=len(cells.rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
@@ -1051,23 +1084,23 @@ class DiffusionModel(BaseModelClass):
         x = stack(parts)
         self._check_result(ValueSummary.of(x), output)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        provenance |= describe_counterfactual(request, way, condition, self.conditions.keys)
+        provenance |= describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
         provenance["outside_training"] = outside
-        obs = counterfactual_obs(self.conditions, cells, asked)
+        obs = counterfactual_obs(self.conditions, cells, requested)
         obs.index = counterfactual_names(self, cells, condition, request, provenance)
         return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
 
     def _request(
         self, n_cells: int | None, condition: ConditionRequest, *, seed: int | None, **options: Any
     ) -> CellRequest:
-        """Check what a user asks for, and resolve it; ``options`` are those of :meth:`CellGenerator.request`."""
+        """Check and resolve the arguments of a request; ``options`` are those of :meth:`CellGenerator.request`."""
         self._check_ready_to_generate()
         return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
 
     def _make_cells(self, request: CellRequest, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
-        """Make the cells of some rows, of which the first begins a block, and put them together."""
+        """Make the cells of some rows; the first row must begin a block."""
         parts = []
-        for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=checked_batch_size(batch_size)):
+        for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=check_batch_size(batch_size)):
             parts.append(cells)
             progress.update(len(cells.codes))
         x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
@@ -1077,7 +1110,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _engine(self) -> CellGenerator:
-        """What turns requests into cells; it sees no AnnData."""
+        """The object that turns requests into cells; it needs no AnnData."""
         name = type(self).__name__
         return CellGenerator(self.module, self.conditions, self._library_sizes, name, self.default_sampler)
 
@@ -1089,10 +1122,10 @@ class DiffusionModel(BaseModelClass):
     @property
     @abstractmethod
     def _outputs(self) -> tuple[InputValues, ...]:
-        """What cells can hold: what ``generate`` returns unless something else is asked for, and further forms."""
+        """Kinds of values that ``generate`` can return; the default first."""
 
     def _output(self, counts: bool | None) -> InputValues:
-        """Return what the cells of a request hold."""
+        """Return the kind of values of a request."""
         if counts is None:
             return self._outputs[0]
         output: InputValues = "counts" if counts else "log1p"
@@ -1107,54 +1140,54 @@ class DiffusionModel(BaseModelClass):
         """Raise unless the model can generate."""
 
     def _check_result(self, values: ValueSummary, output: InputValues) -> None:
-        """Raise, or warn, if generated cells cannot be right."""
+        """Raise or warn if generated values cannot be right."""
         check_summary_finite(values)
 
     @property
     def _counterfactual_sampler(self) -> str | Sampler:
-        """How given cells are carried over unless something else is asked for."""
+        """Default sampler of ``predict_perturbation``."""
         return self.default_sampler
 
     def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
-        """Return the way to carry cells over, and raise unless the model has learned what it needs."""
+        """Return the method to use; raise unless the stages it needs are trained."""
         self._check_ready_to_generate()
         return "inversion"
 
-    def _check_counterfactual_ways(self, chosen: Mapping[str, Any]) -> str:
-        """Raise for ways to carry cells over that the model does not have, and return what becomes of residuals."""
+    def _check_counterfactual_options(self, chosen: Mapping[str, Any]) -> str:
+        """Raise for options that the model does not support; return how to treat residuals."""
         for name, value in chosen.items():
-            known = self._counterfactual_ways[name]
+            known = self._counterfactual_options[name]
             if value is not None and value not in known:
-                msg = f"`{name}` {value!r} is not known to {type(self).__name__}. {known_names(value, known)}"
+                msg = f"{type(self).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
                 raise ValueError(msg)
-        return chosen["residuals"] or self._counterfactual_ways["residuals"][0]
+        return chosen["residuals"] or self._counterfactual_options["residuals"][0]
 
     # --- reading given cells -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _check_can_read_cells(self) -> None:
-        """Raise unless the model is trained as far as reading cells needs it."""
+        """Raise unless the stages that reading cells needs are trained."""
 
     def _batches(
         self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield what is registered of cells, on the model's device, and their row numbers."""
+        """Yield the registered tensors of cells, on the model's device, with their row numbers."""
         self._check_can_read_cells()
-        batch_size = checked_batch_size(settings.batch_size if batch_size is None else batch_size)
+        batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
         files = self._file_cells if adata is None else adata if isinstance(adata, CellFiles) else None
         if files is None:
             source = self._validated(adata)
-            yield from self._read(source, checked_rows(indices, source.n_obs), batch_size)
+            yield from self._read(source, check_rows(indices, source.n_obs), batch_size)
             return
         check_same_registry(files.registry, self.registry_)
-        rows = checked_rows(indices, files.n_cells)
+        rows = check_rows(indices, files.n_cells)
         yield from self._on_device(files.loader(rows, batch_size), rows)
 
     def _read(
         self, source: AnnData, rows: np.ndarray, batch_size: int
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield what is registered of some rows of cells that are known to fit, and their numbers."""
-        own = torch.Generator()  # or the loader would draw a number from the global one
+        """Yield the registered tensors of some rows of validated cells, with their row numbers."""
+        own = torch.Generator()  # otherwise the loader draws a number from the global generator
         loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size, generator=own)
 
         def checked() -> Iterator[Mapping[str, Tensor]]:
@@ -1181,10 +1214,10 @@ class DiffusionModel(BaseModelClass):
             start = stop
 
     def _check_values(self, x: Tensor, rows: np.ndarray, source: AnnData) -> None:
-        """Raise unless cells ``(cells, genes)`` hold what the model learned from; ``X`` may have changed since it was registered."""
+        """Raise unless ``x (cells, genes)`` has the registered kind of values; ``X`` may have changed since."""
         setup = self.registry_["setup_args"]
         where = check_layer(source, setup["layer"])
-        advice = f"The model was set up with counts there; give cells that have them in {where}."
+        advice = f"The model was set up with counts there; give cells with counts in {where}."
         check_not_empty(check_values(x.numpy(), where, setup["values"], advice), source.obs_names[rows], where)
 
     def _check_given(self, adata: AnnData | None, argument: str) -> None:
@@ -1192,7 +1225,7 @@ class DiffusionModel(BaseModelClass):
         if adata is not None:
             return
         if self._file_cells is not None:
-            msg = f"The model's cells are in files; read those that you want: `{argument}=cells.read(indices)`."
+            msg = f"The model's cells are in files; read the cells you want: `{argument}=cells.read(indices)`."
             raise ValueError(msg)
         if self.adata is None:
             msg = f"The model was loaded without cells; give `{argument}`."
@@ -1216,20 +1249,20 @@ class DiffusionModel(BaseModelClass):
         save_anndata: bool = False,
         **anndata_write_kwargs: Any,
     ) -> None:
-        """Save the model, and with it all that generating needs.
+        """Save the model to a folder, with everything that ``generate`` needs.
 
-        The folder has scvi-tools' layout. Columns of ``var`` with text, numbers, truth values or categories are saved with their
-        types; other columns, such as dates, are not part of a model.
+        The folder has scvi-tools' layout. Columns of ``var`` with text, numbers, booleans or categories are saved;
+        other columns, such as dates, are not.
 
         Parameters
         ----------
         dir_path
-            Folder to write to; made if it does not exist.
+            Folder to write to; created if it does not exist.
         prefix
-            Start of the files' names.
+            Prefix of the file names.
         overwrite
-            Whether an existing folder may be written to. The model and the cells that were saved there under this prefix are
-            replaced; other files stay.
+            Whether to write to an existing folder. This replaces the model and the cells saved there under this prefix;
+            other files stay.
         save_anndata
             Whether to save the training data too.
         **anndata_write_kwargs
@@ -1238,9 +1271,10 @@ class DiffusionModel(BaseModelClass):
         Raises
         ------
         ValueError
-            If the folder exists and ``overwrite`` is false, or the model has no cells in memory that could be saved.
+            If the folder exists and ``overwrite`` is False, or ``save_anndata`` is True and there are no cells in
+            memory.
         OSError
-            If the files cannot be written; what was there before stays as it was.
+            If the files cannot be written. Files from before stay as they were.
         """
         folder, prefix = Path(dir_path), prefix or ""
         if folder.exists() and not overwrite:
@@ -1249,7 +1283,9 @@ class DiffusionModel(BaseModelClass):
         if save_anndata and self.adata is None:
             msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
             raise ValueError(msg)
-        writers: dict[str, Callable[[Path], None]] = {f"{prefix}{MODEL_FILE}": partial(write_model, content_of(self))}
+        writers: dict[str, Callable[[Path], None]] = {
+            f"{prefix}{MODEL_FILE}": partial(write_model, model_content(self))
+        }
         if save_anndata:
             name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
@@ -1270,33 +1306,32 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         dir_path
-            Folder that :meth:`save` wrote.
+            Folder that :meth:`save` wrote, or the name of a pretrained model.
         adata
-            Cells to attach to the model, with its genes and its condition columns. None: those saved with the model, if
-            any. False: none. Generating needs none.
+            Cells to attach to the model, with its genes and its condition columns. None: the cells saved with the
+            model, if any. False: no cells; ``generate`` needs none.
         accelerator, device
             Where to put the model.
         prefix
-            Start of the files' names.
+            Prefix of the file names.
 
         Raises
         ------
         FileNotFoundError
             If there is no such model.
         TypeError
-            If ``adata`` is none of these.
+            If ``adata`` is anything else.
         ValueError
-            If a file is damaged, was changed, holds anything but plain values, or is of another model class; or if the genes of
-            ``adata`` are not those of the model.
+            If a file is damaged or unsafe or holds a model of another class, or if ``adata`` has other genes.
         """
-        folder, prefix = Path(dir_path), prefix or ""
+        folder, prefix = model_folder(dir_path), prefix or ""
         path = folder / f"{prefix}{MODEL_FILE}"
         _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         saved = read_model_file(path)
         if (name := saved.registry["model_name"]) != cls.__name__:
             msg = f"{folder} holds a model of class {name!r}, but {cls.__name__}.load was called."
             raise ValueError(msg)
-        with damage_named(path):
+        with name_damaged_file(path):
             check_fits_class(saved, cls)
         cells = find_cells(adata, folder, prefix)
         if cells is not None:
@@ -1311,18 +1346,18 @@ class DiffusionModel(BaseModelClass):
 
     @staticmethod
     def load_registry(dir_path: str | os.PathLike[str], prefix: str | None = None) -> dict[str, Any]:
-        """Return the registry of a saved model: what was set up, and what came of it. Nothing in the file is executed.
+        """Return the registry of a saved model. Nothing in the file is executed.
 
         Parameters
         ----------
         dir_path, prefix
             As in :meth:`load`.
         """
-        return read_model_file(Path(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry
+        return read_model_file(model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry
 
     @staticmethod
     def view_setup_args(dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
-        """Print how the cells of a saved model were set up. Nothing in the file is executed.
+        """Print the arguments of ``setup_anndata`` of a saved model. Nothing in the file is executed.
 
         Parameters
         ----------
@@ -1333,14 +1368,14 @@ class DiffusionModel(BaseModelClass):
 
     @classmethod
     def convert_legacy_save(cls, dir_path: str | os.PathLike[str], *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: this package never wrote the format of scvi-tools before 0.15, and reading it can execute code."""
+        """Raise NotImplementedError: this package never wrote the old, unsafe format of scvi-tools before 0.15."""
         msg = (
-            f"{dir_path} is no model of {cls.__name__}, which was never saved in the format of scvi-tools before 0.15."
+            f"{dir_path} cannot be a model of {cls.__name__}, which was never saved in scvi-tools' format before 0.15."
         )
         raise NotImplementedError(msg)
 
     def view_registry(self, hide_state_registries: bool = False) -> None:
-        """Print how the model's cells were set up, where they have what, and how much there is of it.
+        """Print the arguments of ``setup_anndata``, the registered fields and their sizes.
 
         Parameters
         ----------
@@ -1350,7 +1385,7 @@ class DiffusionModel(BaseModelClass):
         registry = self.registry_
         rich.print(f"Set up with scvi-tools {registry['scvi_version']}.")
         AnnDataManager.view_setup_method_args(registry)
-        table = rich.table.Table("registered as", "lies in", "numbers")
+        table = rich.table.Table("field", "location", "sizes")
         for name, field in registry["field_registries"].items():
             where = ".".join(str(part) for part in field["data_registry"].values() if part)
             numbers = ", ".join(f"{what}: {number}" for what, number in field["summary_stats"].items())
@@ -1360,7 +1395,7 @@ class DiffusionModel(BaseModelClass):
             rich.print(*(escape(f"Condition {key.name}: {key.kind}") for key in self.conditions.by_key), sep="\n")
 
     def view_anndata_setup(self, adata: AnnData | MuData | None = None, hide_state_registries: bool = False) -> None:
-        """Print how cells were set up: given ones, or those of the model, which may have none in memory any more."""
+        """Print how cells were set up: the given ones, or the model's, even if they are no longer in memory."""
         if adata is None and self.adata is None:
             self.view_registry(hide_state_registries)
         else:
@@ -1379,32 +1414,32 @@ class DiffusionModel(BaseModelClass):
         accelerator: str = "auto",
         device: int | str = "auto",
     ) -> Self:
-        """Build a model that knows what a trained one knows, to train it on new cells.
+        """Fine-tune a trained model: build a model of new cells that starts from it.
 
-        New classes, and new members of sets, are added to the condition keys; they start at the mean of those that the reference
-        learned. Numbers keep the reference's scale. Call :meth:`train` afterwards. Then conditions that are not asked for are
-        drawn from the reference's cells and the new ones together, and library sizes of new combinations are those of the new
-        cells.
+        New classes and set members are added to the condition keys. They start at the mean of the learned ones. Call
+        :meth:`train` next. Afterwards, conditions you leave out are drawn from the reference's cells and the new ones
+        together, and new combinations have the library sizes of the new cells.
 
         Parameters
         ----------
         adata
-            New cells, with the layer and the columns of ``obs`` that the reference was set up with, and with its genes:
-            see :meth:`prepare_query_anndata`. They need not be registered.
+            New cells with the reference's layer, condition columns and genes (see :meth:`prepare_query_anndata`). They
+            need no ``setup_anndata``.
         reference_model
-            A trained model of this class, or the folder that it was saved in. It stays as it is.
+            A trained model of this class, or its folder. It is not changed.
         trainable
-            What :meth:`train` will change:
+            What :meth:`train` changes:
 
-            - ``"new_conditions"``: the embeddings of classes and members that are new, and nothing else. The reference's
-              conditions give the same cells as before, bit for bit.
+            - ``"new_conditions"``: only the embeddings of new classes and members. The reference's conditions still
+              give exactly the same cells.
             - ``"conditions"``: the embeddings of all conditions.
-            - ``"network"``: the whole diffusion network, which for SCLDM is the prior; the autoencoder stays.
-            - ``"all"``: everything, the autoencoder of SCLDM too.
+            - ``"network"``: the whole diffusion network (for SCLDM, the prior). The autoencoder stays.
+            - ``"all"``: everything, including the autoencoder of SCLDM.
 
-            With all but the first, what the reference knew changes with the new cells, and what these lack is forgotten in part.
+            All but the first also change the reference's conditions, and partly forget those that the new cells lack.
         condition_embeddings
-            Further rows for the reference's tables of known embeddings, with the same columns: tables, or their names in ``adata.uns``.
+            More rows for the reference's embedding tables, with the same columns: tables, or their names in
+            ``adata.uns``.
         accelerator, device
             Where to put the model.
 
@@ -1416,14 +1451,14 @@ class DiffusionModel(BaseModelClass):
         Raises
         ------
         KeyError
-            For a layer or columns that the cells lack.
+            If the cells lack the layer or a column.
         RuntimeError
             If the reference is not trained.
         TypeError
-            If ``adata`` is no AnnData, or the reference is no model or folder of one.
+            If ``adata`` is not an AnnData, or the reference is neither a model nor a folder.
         ValueError
-            For another class of model, other genes, values that are not what the reference learned from, and, with
-            ``"new_conditions"``, cells without anything new.
+            For another class of model, other genes or another kind of values, and, with ``"new_conditions"``, if
+            nothing is new in the cells.
 
         Examples
         --------
@@ -1436,7 +1471,9 @@ class DiffusionModel(BaseModelClass):
         >>> reference.train()  # doctest: +SKIP
         >>> model = scgd.model.SCLDM.load_query_data(new, reference)  # doctest: +SKIP
         >>> model.train()  # doctest: +SKIP
-        >>> synthetic = model.generate(1_000, condition={"cell_type": "CD34+"})  # doctest: +SKIP
+        >>> synthetic = model.generate(
+        ...     1_000, condition={"cell_type": "CD34+"}
+        ... )  # doctest: +SKIP
         """
         if trainable not in TRAINABLE:
             msg = (
@@ -1452,11 +1489,11 @@ class DiffusionModel(BaseModelClass):
             raise RuntimeError(msg) from error
         check_query_cells(adata, reference.var_.index)
         registry = reference.registry_
-        tables = extended_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
+        tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
         arguments = {**registry["setup_args"], "condition_embeddings": tables}
         cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **arguments)
         model = cls(adata, **init_options(reference.init_params_))
-        model._take_over(reference, trainable)
+        model._copy_reference(reference, trainable)
         model.to_device(device)
         model.module.eval()
         return model
@@ -1467,32 +1504,32 @@ class DiffusionModel(BaseModelClass):
     ) -> AnnData | None:
         """Give new cells the genes of a model, for :meth:`load_query_data`.
 
-        Genes are put in the model's order. Those that the cells lack are filled with zeros, in every layer, and those that the
-        model does not know are left out. A zero says "not seen", which is not quite "not measured": the fewer, the better.
+        Genes are sorted as in the model. Missing genes are filled with zeros in every layer; unknown genes are dropped.
+        A zero means "not detected", not "not measured", so the fewer genes are missing, the better.
 
         Parameters
         ----------
         adata
             New cells.
         reference_model
-            A model of this class, or the folder that it was saved in.
+            A model of this class, or its folder.
         inplace
-            Whether to change ``adata`` itself, and to return nothing.
+            Whether to change ``adata`` itself and return None.
 
         Returns
         -------
         AnnData
-            The cells with the model's genes, whose columns in ``var`` are the model's. Without ``varm``, ``obsp`` and ``raw``.
+            The cells with the model's genes and the model's ``var``, without ``varm``, ``obsp`` and ``raw``.
 
         Raises
         ------
         ValueError
-            If no gene is known, or one occurs more than once.
+            If no gene is known, or a gene name is not unique.
 
         Warns
         -----
         UserWarning
-            If less than 80 % of the model's genes are there. How many there are is logged in any case.
+            If the cells have less than 80 % of the model's genes.
         """
         padded = pad_genes(adata, cls._reference(reference_model).var_)
         if not inplace:
@@ -1509,8 +1546,8 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         return reference_model
 
-    def _take_over(self, reference: Self, trainable: Trainable) -> None:
-        """Know what a reference knows."""
+    def _copy_reference(self, reference: Self, trainable: Trainable) -> None:
+        """Copy weights, conditions and trained stages of a reference."""
         before, after = reference._condition_keys, self._condition_keys
         self.combinations_ = recode(reference.combinations_, before, after)
         self.combination_sizes_ = reference.combination_sizes_
@@ -1519,34 +1556,34 @@ class DiffusionModel(BaseModelClass):
             "combinations": self.combinations_,
             "combination_sizes": self.combination_sizes_,
         }
-        take_over(
+        copy_reference(
             self.module,
             reference.module,
-            learned(after, self.reference_["combinations"]),
+            learned_values(after, self.reference_["combinations"]),
             lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
         )
         self.var_ = reference.var_.copy()
-        self._note_trained(*{*reference.trained_stages_} - {"transport"})  # learned anew from the new cells
+        self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
         self.library_head_is_trained_ = reference.library_head_is_trained_
-        if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._newly_seen()):
+        if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (
-                "There is nothing to train: the new cells have no class or member that the reference did not learn, apart from "
-                "those with known embeddings. To learn other combinations, numbers or cells, set `trainable` to one of "
+                "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
+                "embeddings. To learn from new combinations, numbers or cells, set `trainable` to one of "
                 f"{TRAINABLE[1:]}."
             )
             raise ValueError(msg)
 
-    def _newly_seen(self) -> list[Tensor]:
-        """Which classes and members the model's cells have and the reference's had not, per key."""
+    def _new_values(self) -> list[Tensor]:
+        """Mark, per key, the classes and members that the model's cells have and the reference's cells lacked."""
         assert self.reference_ is not None
-        return newly_seen(self._condition_keys, self._registered_codes, self.reference_["combinations"])
+        return new_values(self._condition_keys, self._registered_codes, self.reference_["combinations"])
 
     def _trained_rows(self) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
-        """Return what fine-tuning trains; None for everything."""
+        """Return the parameters that fine-tuning trains; None means all."""
         if self.reference_ is None:
             return None
-        masks = trained_masks(self.module, self.reference_["trainable"], self._newly_seen())
-        if not self.library_head_is_trained_:  # published weights have none
+        masks = trained_masks(self.module, self.reference_["trainable"], self._new_values())
+        if not self.library_head_is_trained_:  # published weights lack this head
             masks |= dict.fromkeys(self.module.library_size.head.parameters())
         if (transport := getattr(self.module, "transport", None)) is not None:
             masks |= dict.fromkeys(transport.parameters())
@@ -1560,9 +1597,9 @@ class DiffusionModel(BaseModelClass):
     def _keeps_autoencoder(self) -> bool:
         return self.reference_ is not None and self.reference_["trainable"] != "all"
 
-    # --- what other models of scvi-tools have --------------------------------------------------------------------------
+    # --- methods of other scvi-tools models ----------------------------------------------------------------------------
 
-    if not TYPE_CHECKING:  # which would take every name for one that exists
+    if not TYPE_CHECKING:  # type checkers would accept any attribute name
 
         def __getattr__(self, name: str) -> NoReturn:
             msg = f"{type(self).__name__!r} object has no attribute {name!r}"
@@ -1571,24 +1608,24 @@ class DiffusionModel(BaseModelClass):
             raise AttributeError(msg, name=name, obj=self)
 
     def get_normalized_expression(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise NotImplementedError, which says what to use instead."""
+        """Raise NotImplementedError with what to use instead."""
         self._refuse("get_normalized_expression")
 
     def differential_abundance(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotImplementedError, which says what to use instead."""
+        """Raise NotImplementedError with what to use instead."""
         self._refuse("differential_abundance")
 
     def update_setup_method_args(self, setup_method_args: Any) -> NoReturn:
-        """Raise NotImplementedError, which says what to use instead."""
+        """Raise NotImplementedError with what to use instead."""
         self._refuse("update_setup_method_args")
 
     def deregister_manager(self, adata: AnnData | None = None) -> None:
-        """Forget how an AnnData was set up; default: all but the model's own.
+        """Deregister an AnnData; default: all but the model's own.
 
         Parameters
         ----------
         adata
-            Cells that were given to a method of this model.
+            Cells given to a method of this model before.
 
         Raises
         ------
@@ -1596,7 +1633,7 @@ class DiffusionModel(BaseModelClass):
             If the model has no AnnData.
         """
         if self.adata is None:
-            msg = "The model has no AnnData, so that there is nothing to deregister."
+            msg = "The model has no AnnData, so there is nothing to deregister."
             raise ValueError(msg)
         super().deregister_manager(adata)
 

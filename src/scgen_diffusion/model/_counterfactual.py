@@ -1,4 +1,4 @@
-"""Counterfactuals: the given cells of a request, and what is told of those that come out."""
+"""Counterfactuals: the given cells of a request, and the ``obs``, names and ``uns`` of the predicted ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scgen_diffusion.data import (
     OPEN,
     check_conditions,
     check_expression,
+    check_rows,
     check_same_genes,
-    checked_rows,
     encode_obs,
     is_single,
 )
@@ -37,16 +37,16 @@ SUFFIX = "_of_control"
 
 @dataclass(frozen=True)
 class ControlCells:
-    """Given cells, and what they shall become.
+    """Given cells and their new conditions.
 
     Parameters
     ----------
     source
-        Where they are.
+        AnnData with the cells.
     rows
-        Their row numbers there, ``(cells,)``.
+        Their row numbers, ``(cells,)``.
     own, codes
-        Codes of their own conditions, and of those asked for, ``(cells, columns)``.
+        Codes of their own and of their new conditions, ``(cells, columns)``.
     """
 
     source: AnnData
@@ -61,7 +61,7 @@ def control_cells(
     indices: Sequence[int] | np.ndarray | None,
     condition: ConditionRequest,
 ) -> ControlCells:
-    """Check given cells and what they shall become."""
+    """Check given cells and encode their new conditions."""
     model._check_given(adata, "adata_control")
     if adata is not None:
         setup = model.registry_["setup_args"]
@@ -69,14 +69,14 @@ def control_cells(
         check_expression(adata, setup["layer"], setup["values"])
     own = own_codes(model.conditions, (model.adata if adata is None else adata).obs)
     source = model._validated(adata)
-    rows = checked_rows(indices, source.n_obs)
+    rows = check_rows(indices, source.n_obs)
     _check_one_per_cell(condition, source.obs_names[rows])
-    asked = model.conditions.encode(condition, len(rows))
-    return ControlCells(source, rows, own[rows], np.where(asked == OPEN, own[rows], asked))
+    requested = model.conditions.encode(condition, len(rows))
+    return ControlCells(source, rows, own[rows], np.where(requested == OPEN, own[rows], requested))
 
 
 def own_codes(conditions: Conditions, obs: pd.DataFrame) -> np.ndarray:
-    """Return the codes of cells' own conditions, ``(cells, columns)``, all of which the model must have learned."""
+    """Encode the cells' own conditions, ``(cells, columns)``; raise for values that the model has not learned."""
     check_conditions(obs, conditions.keys)
     codes = encode_obs(obs, conditions.by_key)
     for key in conditions.by_key:
@@ -86,7 +86,7 @@ def own_codes(conditions: Conditions, obs: pd.DataFrame) -> np.ndarray:
 
 
 def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
-    """Raise unless a request gives one value for all cells, or one for each, in their order."""
+    """Raise unless a request gives one value for all cells, or one per cell in their order."""
     given: list[tuple[str, str, int]] = []
     if isinstance(condition, pd.DataFrame):
         given = [("The `condition` table", "rows", len(condition))]
@@ -95,7 +95,7 @@ def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
         given = [(f"`condition[{key!r}]`", "values", len(values)) for key, values in lists.items()]
     for what, unit, found in given:
         if found != len(names):
-            msg = f"{what} has {found} {unit} for {len(names)} cells; give one for all cells, or one for each."
+            msg = f"{what} has {found} {unit} for {len(names)} cells; give one value for all cells, or one per cell."
             raise ValueError(msg)
     if isinstance(condition, pd.DataFrame):
         index = condition.index
@@ -105,9 +105,9 @@ def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
 
 
 def check_given_keys(
-    given_keys: Sequence[str] | None, asked: Sequence[str], keys: Sequence[str], strategy: ConditionStrategy
+    given_keys: Sequence[str] | None, requested: Sequence[str], keys: Sequence[str], strategy: ConditionStrategy
 ) -> list[int]:
-    """Return the numbers of the keys that the model is told of, which it must have learned without the others."""
+    """Return the positions of the given keys; raise unless the model has learned them without the others."""
     if isinstance(given_keys, str) or not isinstance(given_keys, Iterable | None):
         msg = f"`given_keys` must be a list of names, but found {given_keys!r}."
         raise ValueError(msg)
@@ -116,14 +116,14 @@ def check_given_keys(
         if key not in keys:
             msg = f"`given_keys` has the unknown key {key!r}. {known_names(key, keys)}"
             raise ValueError(msg)
-    if untold := [key for key in asked if key not in given]:
-        msg = f"`condition` asks for {untold[0]!r}, of which the model is not told; add it to `given_keys`."
+    if missing := [key for key in requested if key not in given]:
+        msg = f"`condition` has the key {missing[0]!r}, but `given_keys` does not; add it there."
         raise ValueError(msg)
     numbers = [number for number, key in enumerate(keys) if key in given]
     if len(numbers) < len(keys) and not strategy.has_shown(numbers, len(keys)):
         msg = (
-            f"`given_keys` is {given}, but the model, trained with "
-            f"`condition_strategy={strategy.name!r}`, which shows {strategy.shows}, has not learned these without the others."
+            f"`given_keys` is {given}, but the model has not learned these keys without the others: "
+            f"`condition_strategy={strategy.name!r}` shows {strategy.shows}."
         )
         raise ValueError(msg)
     return numbers
@@ -140,21 +140,21 @@ def check_strength(strength: Any) -> float:
 def describe_counterfactual(
     request: Counterfactual, method: str, condition: ConditionRequest, keys: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what is told in ``uns``, beside what is told of all requests."""
-    told: dict[str, Any] = {"task": "predict_perturbation", "method": method, "strength": request.strength}
-    told["residuals"] = request.residuals if request.sample else "none: expected values"
+    """Return the entries of ``uns`` that only counterfactuals have."""
+    record: dict[str, Any] = {"task": "predict_perturbation", "method": method, "strength": request.strength}
+    record["residuals"] = request.residuals if request.sample else "none: expected values"
     if condition is None:
-        told["condition"] = "that of each control cell"
+        record["condition"] = "that of each control cell"
     if request.library_size is None and request.sampling.output == "counts":
-        told["library_size"] = "that of each control cell"
-    return told | {"given_keys": [keys[key] for key in request.given]}
+        record["library_size"] = "that of each control cell"
+    return record | {"given_keys": [keys[key] for key in request.given]}
 
 
-def counterfactual_obs(conditions: Conditions, cells: ControlCells, asked: Sequence[str]) -> pd.DataFrame:
-    """Return the cells' table with new values of the keys that were asked for, and their own values beside them."""
+def counterfactual_obs(conditions: Conditions, cells: ControlCells, requested: Sequence[str]) -> pd.DataFrame:
+    """Return the cells' ``obs`` with the new values of the requested keys, and the old ones beside them."""
     obs = cells.source.obs.iloc[cells.rows]
     new = conditions.to_obs(cells.codes, obs.index)
-    return obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in asked}, **{key: new[key] for key in asked})
+    return obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in requested}, **{key: new[key] for key in requested})
 
 
 def counterfactual_names(
@@ -164,10 +164,10 @@ def counterfactual_names(
     request: Counterfactual,
     provenance: Mapping[str, Any],
 ) -> pd.Index:
-    """Name cells by what was asked, and by the given cells that they were."""
+    """Name cells by the request and by the given cells."""
     n_cells, sampling = len(cells.rows), request.sampling
-    asked = model.conditions.request(condition, n_cells)
-    told = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
-    identity = identity_of(model.module, model.conditions, asked, sampling, request.library_size, provenance)
-    name = name_of(identity | told, sampling.guidance, request.seed, None if asked.is_uniform else n_cells)
+    requested = model.conditions.request(condition, n_cells)
+    record = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
+    identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
+    name = name_of(identity | record, sampling.guidance, request.seed, None if requested.is_uniform else n_cells)
     return pd.Index([f"{name}-{cell}" for cell in cells.source.obs_names[cells.rows]])

@@ -15,12 +15,12 @@ N_NAMED = 6
 
 
 def describe(model: DiffusionModel) -> str:
-    """Say in five lines what a model is: cells, genes, conditions, what is trained, how to go on."""
+    """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     lines = {
-        "genes": _genes(model),
+        "features" if getattr(model, "modalities", {}) else "genes": _genes(model),
         "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
         "trained": _trained(model),
-        "next": _next(model),
+        "next": next_step(model),
     }
     return "\n".join([f"{type(model).__name__} of {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
 
@@ -28,14 +28,22 @@ def describe(model: DiffusionModel) -> str:
 def _trained(model: DiffusionModel) -> str:
     has_control = bool(model.registry_["setup_args"]["control_values"])
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
-    trained = ", ".join(model.trained_stages_) or "nothing"
-    return f"{trained}; not yet: {', '.join(missing)}" if missing else trained
+    trained = ", ".join(model.trained_stages_)
+    if _is_untrained_query(model):
+        return f"{trained} (by the reference; not fine-tuned yet)"
+    if not trained:
+        return f"nothing yet (stages: {', '.join(missing)})"
+    return f"{trained} (not yet: {', '.join(missing)})" if missing else trained
+
+
+def _is_untrained_query(model: DiffusionModel) -> bool:
+    return model.reference_ is not None and not model.history_
 
 
 def _cells(model: DiffusionModel) -> str:
     if not model._has_cells:
-        return f"{model.summary_stats.n_cells:,} cells, which are not loaded"
-    where = ", which are in files" if model._file_cells is not None else ""
+        return f"{model.summary_stats.n_cells:,} cells (not loaded)"
+    where = " (in files)" if model._file_cells is not None else ""
     return f"{model._cells.n_cells:,} cells{where}"
 
 
@@ -44,7 +52,7 @@ def _genes(model: DiffusionModel) -> str:
     if modalities := getattr(model, "modalities", {}):
         return _listed([f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in modalities.items()])
     layer = "X" if arguments["layer"] is None else f"layers[{arguments['layer']!r}]"
-    return f"{model.summary_stats.n_vars:,}, with {model._input_values} in {layer}"
+    return f"{model.summary_stats.n_vars:,} ({model._input_values} in {layer})"
 
 
 def _condition(key: ConditionKey) -> str:
@@ -52,7 +60,7 @@ def _condition(key: ConditionKey) -> str:
         case CategoricalKey():
             return f"{key.name} ({len(key.values)} classes)"
         case SetKey():
-            return f"{key.name} (sets of {len(key.members)} members)"
+            return f"{key.name} (combinations of {len(key.members)} members)"
         case ContinuousKey():
             return f"{key.name} ({key.low:g} to {key.high:g})"
     return key.name
@@ -63,17 +71,15 @@ def _listed(parts: list[str]) -> str:
     return ", ".join([*parts[:N_NAMED], *more])
 
 
-def _next(model: DiffusionModel) -> str:
-    is_query = getattr(model, "reference_", None) is not None and not model.history_
+def next_step(model: DiffusionModel) -> str:
+    """Return what to call next."""
+    is_query = _is_untrained_query(model)
     if not model.is_trained_ or is_query:
-        train = (
-            "model.train_prior(), then generate"
-            if "autoencoder" in model.trained_stages_ and not is_query
-            else "model.train()"
-        )
-        return train if model._has_cells else f"model.adata = ..., then {train}"
+        is_half = "autoencoder" in model.trained_stages_ and not is_query
+        train = "model.train_prior()" if is_half else "model.train()"
+        return train if model._has_cells else f"set model.adata to cells, then {train}"
     match model._condition_keys[:1]:
         case [CategoricalKey() as key] if len(model.combinations_):
             value = key.values[int(model.combinations_[0, 0])]
-            return f"model.generate(1_000, condition={{{key.name!r}: {value!r}}}), model.save('my_model')"
-    return "model.generate(1_000), model.save('my_model')"
+            return f"model.generate(1_000, condition={{{key.name!r}: {value!r}}}) and model.save('my_model')"
+    return "model.generate(1_000) and model.save('my_model')"

@@ -1,4 +1,4 @@
-"""Signs that a gene-space model failed, as warnings that say what was seen and what to do."""
+"""Warnings and errors about a gene-space model that failed, with what to do."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ValueSummary
 
-LEAST_PROGRESS = {"regression": 0.1, "spike_and_slab": 0.02}  # share of its first value that the loss must fall by
-FEWEST_ZEROS = 0.5  # share of the training cells' zeros that generated cells must have at least
+LEAST_PROGRESS = {"regression": 0.1, "spike_and_slab": 0.02}  # the loss must fall by this share of its first value
+FEWEST_ZEROS = 0.5  # generated cells must have this share of the training cells' zeros
 LARGEST_VALUE = 1.5  # times the largest training value
 
 
 def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> None:
-    """Warn if the loss hardly fell: the network predicts little more than a constant, or than each gene's own distribution."""
+    """Warn if the loss hardly fell: the network has learned little more than each gene's own distribution."""
     if "diffusion_denoising_loss_train" not in history:  # stopped in the first epoch
         return
     losses = history["diffusion_denoising_loss_train"].iloc[:, 0].to_numpy()
     if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS[head]) * losses[0]:
         msg = (
-            f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train longer, with "
-            "another learning rate (`plan_kwargs`), or take a larger network."
+            f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train "
+            "longer, with another learning rate (`plan_kwargs`), or with a larger network."
         )
         warn_user(msg)
 
 
 def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_negation: bool) -> None:
-    """Warn if generated cells have far fewer exact zeros than training cells, of whose values they are a given share.
+    """Warn if generated cells have far fewer exact zeros than training cells (a share of ``training_zeros``).
 
-    ``needs_negation`` tells whether the model was built without anything that makes zeros exact.
+    ``needs_negation`` says that the model has no option that makes zeros exact.
     """
     if values.zeros < FEWEST_ZEROS * training_zeros:
         advice = "set `zero_value` (zero negation) or `head='spike_and_slab'`" if needs_negation else "train longer"
         msg = (
-            f"{values.zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. To get zeros, "
-            f"{advice}."
+            f"{values.zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. "
+            f"To get zeros, {advice}."
         )
         warn_user(msg)
 
 
 def check_summary_finite(values: ValueSummary) -> None:
-    """Raise if any of the values that were summed up is not finite.
+    """Raise if any of the summarised values is not finite.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def check_summary_finite(values: ValueSummary) -> None:
 
 
 def check_not_diverged(values: ValueSummary, largest_training_value: float) -> None:
-    """Raise if generated values are no numbers; warn if they are far larger than any training value.
+    """Raise if generated values are not finite; warn if they are far larger than any training value.
 
     Raises
     ------
@@ -68,10 +68,10 @@ def check_not_diverged(values: ValueSummary, largest_training_value: float) -> N
         For values that are NaN or infinite.
     """
     check_summary_finite(values)
-    advice = "Take more steps, another sampler, or less guidance, or train longer."
+    advice = "Try more steps, another sampler or less guidance, or train longer."
     if values.largest > LARGEST_VALUE * largest_training_value:
         msg = (
-            f"Sampling seems to have diverged: the largest generated value is {values.largest:.3g}, the largest training value "
-            f"{largest_training_value:.3g}. {advice}"
+            f"Sampling seems to have diverged: the largest generated value is {values.largest:.3g}, the largest "
+            f"training value {largest_training_value:.3g}. {advice}"
         )
         warn_user(msg)

@@ -38,13 +38,12 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.train import DiffusionRecipe, Recipe, StageResult
 
-NO_LATENT = "the model has no latent; SCLDM has one, or embed cells with scanpy.pp.pca"
-NO_LIKELIHOOD = (
-    "the model has no likelihood; compare what `generate` returns with held-out cells: scgen_diffusion.metrics.evaluate"
-)
+NO_LATENT = "the model has no latent; use SCLDM, or embed cells with scanpy.pp.pca"
+NO_LIKELIHOOD = "the model has no likelihood; compare generated with held-out cells by scgen_diffusion.metrics.evaluate"
 NO_RECONSTRUCTION = (
-    "the model does not encode given cells; for new cells of their conditions call "
-    "`generate(condition=adata.obs[model.conditions.keys])`, for other conditions of the same cells `predict_perturbation`"
+    "the model does not encode cells; for new cells of the same conditions call "
+    "`generate(condition=adata.obs[model.conditions.keys])`, for the same cells under other conditions "
+    "`predict_perturbation`"
 )
 ADVICE_IN_GENE_SPACE = ADVICE | {
     "get_elbo": NO_LIKELIHOOD,
@@ -61,11 +60,11 @@ ADVICE_IN_GENE_SPACE = ADVICE | {
 
 
 class GeneSpaceModel(DiffusionModel):
-    """A diffusion model of profiles; its subclasses differ in the network."""
+    """Base class of diffusion models in gene space; subclasses differ in the network."""
 
     _module_cls = GeneSpaceModule
     _advice = ADVICE_IN_GENE_SPACE
-    _counterfactual_ways: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
+    _counterfactual_options: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
     _family: ClassVar[str]
     _stages = ("diffusion",)
     _stages_to_generate = frozenset(_stages)
@@ -101,7 +100,7 @@ class GeneSpaceModel(DiffusionModel):
         self.default_sampler = default_sampler(self.architecture)
         self.trained_stages_ = []
         self.library_head_is_trained_ = False
-        architecture = asdict(self.architecture)  # what is saved does not depend on the defaults of a later version
+        architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -113,23 +112,23 @@ class GeneSpaceModel(DiffusionModel):
         n_heads: int = 8,
         zero_value: float | None = None,
     ) -> Self:
-        """Build a model from weights of the published code, which know no conditions. Nothing in the file is executed.
+        """Build an unconditional model from weights of the published code. Nothing in the file is executed.
 
         Parameters
         ----------
         path
-            A state dict that torch saved (``.pt``), or ``.safetensors``.
+            A state dict saved by torch (``.pt``) or a ``.safetensors`` file.
         var_names
             Genes in the order of the weights.
         n_heads
-            Attention heads of a transformer, which weights do not tell.
+            Number of attention heads of a transformer; it cannot be read from the weights.
         zero_value
-            The value of zeros in the data that the weights were trained on (published for scRDiT: -10).
+            Value that replaced zeros in the training data of the weights (published for scRDiT: -10).
 
         Raises
         ------
         ValueError
-            If the file is damaged or would execute code, or weights and genes or model do not fit.
+            If the file is damaged or unsafe, or the genes or the model do not fit the weights.
         """
         return load_gene_space_reference(cls, path, var_names=var_names, n_heads=n_heads, zero_value=zero_value)
 
@@ -144,16 +143,16 @@ class GeneSpaceModel(DiffusionModel):
             module.network.backbone.compile()
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
         result = run(DiffusionPlan(module, recipe, seed=stage_seed()), self._cell_data(recipe), recipe, *start)
-        self._note_trained("diffusion")
+        self._record_trained("diffusion")
         if has_counts:
             describe_predicted_profile_totals(module, cells)
             self.library_head_is_trained_ = True
-        if is_first:  # whoever trains on starts where the loss had fallen to
+        if is_first:  # further training starts at a loss that has fallen already
             self._warn_if_nothing_was_learned()
         return result
 
     def _gene_order(self) -> np.ndarray | None:
-        """Return the numbers of the genes in the order in which they are patched; None for that of their correlations."""
+        """Return the indices of the genes in the order of the patches; None for the order by correlation."""
         order = self.architecture.gene_order
         if order == "correlation":
             return None
@@ -207,20 +206,19 @@ class GeneSpaceModel(DiffusionModel):
 class SCRDIT(GeneSpaceModel):
     """Gene-space diffusion model of single cells.
 
-    A transformer over patches of genes learns to denoise log-normalised profiles, under any number of conditions. New cells
-    are noise that it denoises step by step.
+    A transformer over patches of genes learns to denoise log-normalised profiles under any number of conditions. New
+    cells start as noise, which it removes step by step.
 
     Parameters
     ----------
     adata
         Cells registered with :meth:`setup_anndata`.
     registry
-        Registry of such cells, to construct the model without them.
+        Registry of such cells, to build the model without them.
     size
-        ``"default"``: the architecture that generates best for its time, see the user guide. ``"published"``: that of the
-        paper.
+        ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
     **architecture
-        Single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
+        Options that change single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
 
     Raises
     ------
@@ -231,7 +229,7 @@ class SCRDIT(GeneSpaceModel):
 
     References
     ----------
-    scRDiT: arXiv 2404.06153. What differs from it is told in the user guide.
+    scRDiT: arXiv 2404.06153. The user guide lists the differences.
 
     Examples
     --------
@@ -240,7 +238,9 @@ class SCRDIT(GeneSpaceModel):
     >>> scgd.model.SCRDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.SCRDIT(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _family = "SCRDIT"
@@ -250,21 +250,20 @@ class SCRDIT(GeneSpaceModel):
 class WBDIT(GeneSpaceModel):
     """White-box diffusion model of single cells in gene space.
 
-    The transformer of :class:`SCRDIT` with CRATE blocks, whose halves each take one step towards compact and sparse
-    representations of the tokens. Whether they do can be seen: :mod:`scgen_diffusion.interpret` opens the box, and :mod:`scgen_diffusion.pl` draws
-    what it finds.
+    :class:`SCRDIT` with CRATE blocks. One half of each block compresses the representation of the tokens, the other
+    makes it sparse. :mod:`scgen_diffusion.interpret` measures whether they do, and :mod:`scgen_diffusion.pl` plots the
+    results.
 
     Parameters
     ----------
     adata
         Cells registered with :meth:`setup_anndata`.
     registry
-        Registry of such cells, to construct the model without them.
+        Registry of such cells, to build the model without them.
     size
-        ``"default"``: the architecture that generates best for its time, see the user guide. ``"published"``: that of the
-        paper.
+        ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
     **architecture
-        Single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
+        Options that change single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
 
     Raises
     ------
@@ -284,7 +283,9 @@ class WBDIT(GeneSpaceModel):
     >>> scgd.model.WBDIT.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.WBDIT(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _family = "WBDIT"
@@ -292,7 +293,7 @@ class WBDIT(GeneSpaceModel):
 
 
 def default_sampler(architecture: GeneSpaceArchitecture) -> str:
-    """Name the sampler that needs the fewest evaluations; a prediction of noise, which errs far from data, needs shorter steps."""
+    """Name the sampler that needs the fewest evaluations; noise predictions need shorter steps."""
     if architecture.path == "flow_matching":
         return "midpoint"
     return "dpm_solver_3m" if architecture.head == "spike_and_slab" else "dpm_solver"

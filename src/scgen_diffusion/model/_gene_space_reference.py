@@ -1,4 +1,4 @@
-"""Reading weights of the published scRDiT and White-Box Diffusion Transformer code."""
+"""Read weights of the published scRDiT and White-Box Diffusion Transformer code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Weights = dict[str, "Tensor"]
 
 
 def _shift_down(ours: str, first: int = 1) -> Callable[[re.Match[str]], str]:
-    """Count the number in a published name from 0; ``{}`` in ours stands for it."""
+    """Return a substitution that fills ``{}`` with the number in a published name, counted from 0."""
     return lambda match: ours.format(int(match[1]) - first, *match.groups()[1:])
 
 
@@ -67,7 +67,7 @@ def load_gene_space_reference(
     weights = read_weights(Path(path))
     backbone = _backbone_of(weights)
     if (cls._family == "WBDIT") != (backbone == "white_box"):
-        msg = f"The file holds a {backbone!r} network, which is not one of {cls.__name__}."
+        msg = f"The file holds a {backbone!r} network, which {cls.__name__} does not have."
         raise ValueError(msg)
     try:
         options = {"backbone": backbone, "zero_value": zero_value, **_sizes_of(weights, backbone, n_heads)}
@@ -82,7 +82,7 @@ def load_gene_space_reference(
         msg = f"The weights do not have the published layout: {error}"
         raise ValueError(msg) from error
     model.combinations_, model.combination_sizes_ = np.zeros((1, 0), dtype=int), np.ones(1, dtype=int)
-    model._note_trained("diffusion")
+    model._record_trained("diffusion")
     model.module.eval()
     return model
 
@@ -109,7 +109,7 @@ def _backbone_of(weights: Weights) -> str:
     if "inc.double_conv.0.weight" in weights:
         return "unet"
     if "x_embedder.proj.weight" not in weights:
-        msg = "The file has no tensor 'x_embedder.proj.weight'; it holds no weights of scRDiT or the White-Box DiT."
+        msg = "The file has no tensor 'x_embedder.proj.weight'; it is not a file of scRDiT or White-Box DiT weights."
         raise ValueError(msg)
     return "white_box" if any(name.endswith("mlp.weight") for name in weights) else "dit"
 
@@ -128,7 +128,7 @@ def _sizes_of(weights: Weights, backbone: str, n_heads: int) -> dict[str, int]:
 
 
 def _check_genes(weights: Weights, backbone: str, n_genes: int, sizes: dict[str, Any]) -> None:
-    """Raise unless the number of genes is that of the weights, which a U-Net does not tell."""
+    """Raise unless the number of genes fits the weights; those of a U-Net fit any number."""
     if backbone != "unet":
         expected = weights["pos_embed"].shape[1] * sizes["patch_size"]
         if n_genes != expected:
@@ -137,5 +137,5 @@ def _check_genes(weights: Weights, backbone: str, n_genes: int, sizes: dict[str,
 
 
 def _with_condition_tables(weights: Weights, network: torch.nn.Module) -> Weights:
-    """Add what the published networks lack: the parts that embed conditions, of which there are none here."""
+    """Add the weights that embed conditions, which the published networks lack."""
     return {**{name: w for name, w in network.state_dict().items() if "embed_condition" in name}, **weights}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scgen_diffusion._arguments import known_names
+from scgen_diffusion._pretrained import model_folder
 
 from ._gene_space import SCRDIT, WBDIT
 from ._model_file import MODEL_FILE, read_model_file
@@ -31,11 +31,14 @@ def load(
     device: int | str = "auto",
     prefix: str | None = None,
 ) -> DiffusionModel:
-    """Load a saved model, whichever of the package's classes it is. Nothing in the file is executed.
+    """Load a pretrained model by its name, or a saved model of any class. Nothing in the file is executed.
 
     Parameters
     ----------
-    dir_path, adata, accelerator, device, prefix
+    dir_path
+        Folder that ``save`` wrote. If there is no such path: the name of a model that comes with the package,
+        ``"pbmc3k"``, ``"kang_ifnb"`` or ``"pbmc10k_citeseq"``.
+    adata, accelerator, device, prefix
         As in :meth:`SCLDM.load`.
 
     Raises
@@ -44,8 +47,16 @@ def load(
         If there is no such model.
     TypeError, ValueError
         As :meth:`SCLDM.load`; and if the file is of a class that the package does not have.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> model = scgd.model.load("pbmc3k")
+    >>> b_cells = model.generate(10, condition={"cell_type": "B"}, seed=0)
+    >>> b_cells.n_obs
+    10
     """
-    name = read_model_file(Path(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry["model_name"]
+    name = read_model_file(model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry["model_name"]
     if name not in MODELS:
         msg = f"{dir_path} holds a model of the unknown class {name!r}. {known_names(name, list(MODELS))}"
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""The file of a saved model: scvi-tools' layout, made of plain values and tensors. What is read is checked, and nothing is executed."""
+"""The file of a saved model: plain values and tensors in scvi-tools' layout. Reading checks it and executes nothing."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ ADATA_FILE = "adata.h5ad"
 MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
 DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
-MAX_DEPTH = 12  # of containers in each other
+MAX_DEPTH = 12  # of nested containers
 SCALARS = (bool, int, float, str, type(None))
 
 
 def _one_of(*types: type) -> Callable[[Any], Any]:
     def read(plain: Any) -> Any:
         if type(plain) not in types:
-            msg = f"a {type(plain).__name__} is in place of a {types[0].__name__}"
+            msg = f"found a {type(plain).__name__} in place of a {types[0].__name__}"
             raise TypeError(msg)
         return plain
 
@@ -72,7 +72,7 @@ def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
 def _row_numbers(plain: Any) -> np.ndarray:
     numbers = to_array(plain)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        msg = "row numbers are not whole numbers in a row"
+        msg = "row numbers are not a list of whole numbers"
         raise ValueError(msg)
     return numbers
 
@@ -82,7 +82,7 @@ def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {"trainable": _one_of(str)(plain["trainable"]), **{name: to_array(plain[name]) for name in names}}
 
 
-# What is saved of a model beside its weights, its registry and its options, and how each is read. Nothing else is set on a model.
+# Attributes that are saved beside weights, registry and options, and how each is read. Loading sets no others.
 ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "trained_stages_": lambda plain: [_one_of(str)(stage) for stage in plain],
     "library_head_is_trained_": _one_of(bool),
@@ -104,7 +104,7 @@ NOT_IN_EVERY_SCVI_TOOLS = ("run_name_", "run_id_", "get_normalized_function_name
 
 
 class ModelFile(NamedTuple):
-    """What the file of a model holds."""
+    """Content of a model file."""
 
     registry: dict[str, Any]
     options: dict[str, Any]
@@ -112,8 +112,8 @@ class ModelFile(NamedTuple):
     attributes: dict[str, Any]
 
 
-def content_of(model: Any) -> dict[str, Any]:
-    """Return what the file of a model shall hold; ``registry_`` is JSON, so the tables of known embeddings stand beside it."""
+def model_content(model: Any) -> dict[str, Any]:
+    """Return the content of a model file. ``registry_`` is JSON, so embedding tables are stored beside it."""
     registry = to_plain(model.registry_)
     tables = registry["setup_args"]["condition_embeddings"]
     registry["setup_args"]["condition_embeddings"] = list(tables)
@@ -140,7 +140,7 @@ def read_model_file(path: Path) -> ModelFile:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, was changed, is not ours, or would execute code.
+        If it is damaged, was changed, was not written by this package, or would execute code.
     """
     if not path.is_file():
         msg = f"There is no saved model at {path}."
@@ -149,14 +149,14 @@ def read_model_file(path: Path) -> ModelFile:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
         raise ValueError(msg)
-    with damage_named(path):
-        _check_plain(content, largest=2 * path.stat().st_size)  # weights of two names are in the file once
+    with name_damaged_file(path):
+        _check_plain(content, largest=2 * path.stat().st_size)  # shared weights have two names, but are stored once
         return _read(content)
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Raise ValueError with the name of the file, whatever its contents make fail."""
+def name_damaged_file(path: Path) -> Iterator[None]:
+    """Turn any error about the contents of a file into a ValueError with its path."""
     try:
         yield
     except Exception as error:
@@ -165,7 +165,7 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def check_fits_class(saved: ModelFile, cls: type[BaseModelClass]) -> None:
-    """Raise unless the weights are those of the model that registry and options describe, without memory for another one."""
+    """Raise unless the weights fit the model that registry and options describe; this allocates no second model."""
     layers = [value for name, value in saved.options.items() if name.endswith("n_layers")]
     if any(number > len(saved.weights) for number in layers):
         msg = f"there are {max(layers)} layers, but {len(saved.weights)} tensors"
@@ -196,29 +196,29 @@ def load_plain(path: Path, what: str, advice: str = "") -> Any:
     Raises
     ------
     ValueError
-        If the file would execute code, or is damaged; ``what`` says what it should be, ``advice`` what to do.
+        If the file would execute code, or is damaged. ``what`` names the expected file, ``advice`` says what to do.
     """
     try:
         _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
-            f"{path} holds Python objects whose loading could execute code, or is damaged; it was not loaded. "
+            f"{path} holds Python objects, which could execute code when loaded, or is damaged; it was not loaded. "
             f"{advice}({error})"
         )
         raise ValueError(msg) from error
     except (*DAMAGE, TypeError, AttributeError, MemoryError) as error:
-        msg = f"{path} is damaged or no {what}: {error}"
+        msg = f"{path} is damaged or not a {what}: {error}"
         raise ValueError(msg) from error
 
 
 def _check_archive(path: Path) -> None:
-    """Raise if a zip archive, which torch writes, holds more than its size, or a part without its checksum; torch does not look."""
+    """Raise if torch's zip archive is compressed, has overlapping parts or a wrong checksum; torch does not check."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                msg = "it is compressed, as torch never does"
+                msg = "it is compressed, but torch never compresses"
                 raise zipfile.BadZipFile(msg)
             if sum(part.file_size for part in parts) > path.stat().st_size:
                 msg = "its parts overlap"
@@ -229,7 +229,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_plain(content: Any, largest: int) -> None:
-    """Raise unless all is plain values and tensors, each dict and list occurs once, and tensors are no larger than the file."""
+    """Raise unless all are plain values and tensors, dicts and lists occur once, and tensors fit into the file."""
     waiting, seen, size = [(content, 0)], set(), 0
     while waiting:
         value, depth = waiting.pop()
@@ -240,11 +240,11 @@ def _check_plain(content: Any, largest: int) -> None:
                 raise ValueError(msg)
         elif isinstance(value, dict | list):
             if id(value) in seen or depth > MAX_DEPTH:
-                msg = "lists or mappings hold each other"
+                msg = "lists or mappings are shared or nested too deeply"
                 raise ValueError(msg)
             seen.add(id(value))
             if isinstance(value, dict) and not all(type(key) is str for key in value):
-                msg = "a key is no text"
+                msg = "a key is not a string"
                 raise TypeError(msg)
             waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
         else:
@@ -269,7 +269,7 @@ def _read(content: Mapping[str, Any]) -> ModelFile:
 
 
 def _registry(plain: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return scvi-tools' registry, of which the setup's arguments agree with what came of them."""
+    """Return scvi-tools' registry; raise unless the arguments of the setup agree with the registered fields."""
     arguments, fields = plain["setup_args"], plain["field_registries"]
     by_key = keys_of_state(fields[CONDITIONS]["state_registry"])
     expected = {
@@ -300,10 +300,10 @@ def _check_conditions(registry: Mapping[str, Any], attributes: Mapping[str, Any]
     by_key = keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])
     combinations, n_cells = attributes["combinations_"], attributes["combination_sizes_"]
     if combinations.shape != (len(n_cells), n_columns) or sum(key.n_columns for key in by_key) != n_columns:
-        msg = f"combinations of the shape {combinations.shape} do not fit {n_columns} columns of conditions"
+        msg = f"combinations of shape {combinations.shape} do not fit {n_columns} condition columns"
         raise ValueError(msg)
     if n_cells.ndim != 1 or n_cells.dtype.kind not in "iu" or (n_cells < 0).any():
-        msg = "combinations do not have numbers of cells"
+        msg = "the numbers of cells of the combinations are not counts"
         raise ValueError(msg)
     Conditions(by_key, combinations, n_cells).to_obs(combinations, pd.RangeIndex(len(n_cells)))
 
@@ -324,9 +324,9 @@ def _check_genes(names: Any, registry: Mapping[str, Any], var: pd.DataFrame) -> 
 
 
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], removed: list[str]) -> None:
-    """Write files beside their goals, and give them their names once all are whole.
+    """Write files under temporary names, and rename them once all are complete.
 
-    Files of the names ``removed`` go, unless they are written. After a failure the folder is as it was before.
+    Files named in ``removed`` are deleted unless written. After a failure the folder is as it was before.
     """
     was_there = folder.exists()
     try:
@@ -335,10 +335,10 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
             for name, write in writers.items():
                 part = goals.enter_context(write_atomically(folder / name))
                 write(part)
-                sync(part)  # before any of them gets its name
+                sync(part)  # before any file is renamed
             for name in removed:
                 (folder / name).unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         raise _not_saved(folder, error) from error
     finally:
         if not was_there and folder.is_dir() and not any(folder.iterdir()):
@@ -346,9 +346,9 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
 
 
 def _not_saved(folder: Path, error: Exception) -> OSError:
-    """Say what could not be written where, and why."""
+    """Return an error that says where and why saving failed."""
     cause: BaseException | None = error
-    while cause and not getattr(cause, "errno", None):  # torch covers it with an error of its own
+    while cause and not getattr(cause, "errno", None):  # torch hides the OSError behind its own error
         cause = cause.__context__
     number = getattr(cause, "errno", None)
     reason = os.strerror(number) if number else str(error)
@@ -359,12 +359,12 @@ def _not_saved(folder: Path, error: Exception) -> OSError:
 
 
 def write_model(content: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # given the path, torch does not tell why it fails
+    with path.open("wb") as file:  # with a path instead, torch does not say why it fails
         torch.save(content, file)
 
 
 def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) -> None:
-    """Write the cells; of MuData not the copy of all counts, which loading makes again."""
+    """Write the cells; MuData without its copy of all counts, which loading makes again."""
     if isinstance(cells, AnnData):
         cells.write_h5ad(path, **options)
         return
@@ -377,16 +377,17 @@ def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) ->
 
 
 def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str) -> AnnData | MuData | None:
-    """Return the cells given, or else those saved with the model, if any."""
+    """Return the cells given, or else those saved with the model; None if there are none, or the file has no rows."""
     if cells is False:
         return None
     if cells is True:
-        msg = "`adata` must be cells, None (those saved with the model, if any) or False (none), but found True."
+        msg = "`adata` must be cells, None (cells saved with the model, if any) or False (no cells), but found True."
         raise TypeError(msg)
     if cells is not None:
         return cells
     for name, read in ((ADATA_FILE, anndata.read_h5ad), (MUDATA_FILE, mudata.read_h5mu)):
         if (path := folder / f"{prefix}{name}").is_file():
-            with damage_named(path):
-                return read(path)
+            with name_damaged_file(path):
+                found = read(path)
+                return found if found.n_obs else None
     return None

@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
 
 class MULTISCLDM(SCLDM):
-    """Latent diffusion model of cells with several modalities, such as RNA with surface proteins or accessible chromatin.
+    """Latent diffusion model of cells with several modalities, such as RNA with surface proteins or open chromatin.
 
-    :class:`SCLDM` with a decoder and a likelihood for each modality over one latent. It learns from cells that lack some of the
-    modalities, and generates cells that have all of them.
+    :class:`SCLDM` with one shared latent, and a decoder and a likelihood for each modality. Training cells may lack
+    modalities; generated cells have all of them.
 
     Parameters
     ----------
     adata
         Cells registered with :meth:`setup_mudata`.
     registry
-        Registry of such cells, to construct the model without them.
+        Registry of such cells, to build the model without them.
     size
-        ``"default"``: the architecture that generates best, see the user guide. ``"published"``: that of the paper.
+        ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
     **architecture
-        Single parts and sizes, see :class:`~scgen_diffusion.module.SCLDMArchitecture`.
+        Options that change single parts and sizes, see :class:`~scgen_diffusion.module.SCLDMArchitecture`.
 
     Raises
     ------
@@ -65,7 +65,9 @@ class MULTISCLDM(SCLDM):
     --------
     >>> import scgen_diffusion as scgd
     >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
-    >>> scgd.model.MULTISCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
+    >>> scgd.model.MULTISCLDM.setup_mudata(  # doctest: +SKIP
+    ...     mdata, layers="counts", condition_keys=["cell_type"]
+    ... )
     >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
     >>> model.train()  # doctest: +SKIP
     >>> synthetic = model.generate(1_000)  # MuData  # doctest: +SKIP
@@ -88,47 +90,49 @@ class MULTISCLDM(SCLDM):
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Register cells with several modalities, such as RNA with surface proteins or accessible chromatin.
+        """Register a MuData: its modalities, where their counts are, and which columns of ``obs`` are conditions.
 
-        Modalities need not have the same cells: a cell that a modality lacks, or that has no count in it, is a cell without
-        that modality. Every modality has to share some cells with another. A copy of the counts, side by side, is kept in
-        ``mdata.obsm["_scgen_expression"]``; call this again after a change of values.
+        Modalities need not have the same cells. A cell lacks a modality if it is not listed there or has no count
+        there. Every modality must share some cells with another. A copy of all counts is kept in
+        ``mdata.obsm["_scgen_expression"]``; call this method again if you change the counts.
 
         Parameters
         ----------
         mdata
-            Cells, with counts in every modality.
+            Cells with counts in every modality.
         modalities
-            Names of the modalities, all by default, or a mapping from names to what explains their values:
+            Names of the modalities (default: all), or a mapping from name to the distribution of the values:
 
             - ``"negative_binomial"``: counts, such as those of genes and proteins;
-            - ``"poisson"``: counts that vary no more than chance makes them, such as fragments in peaks;
+            - ``"poisson"``: counts without overdispersion, such as fragments in peaks;
             - ``"bernoulli"``: 0 or 1;
-            - None, as for a list of names: ``"bernoulli"`` where there are 0 and 1 only, ``"negative_binomial"`` otherwise.
+            - None: ``"bernoulli"`` if all values are 0 or 1, else ``"negative_binomial"``. A list of names means this.
 
-            A modality's library size is predicted from those before it, too; name first what most cells have.
+            Each modality's library size is predicted from those before it, so put first the one that most cells have.
         layers
-            Layer that holds the counts: one name for all modalities, or a mapping from modality to name. Default: ``X``.
+            Layer with the counts: one name for all modalities, or a mapping from modality to name. Default: ``X``.
         condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
-            Columns of ``mdata.obs`` to generate by, and what is known of them; see :meth:`SCLDM.setup_anndata`.
+            Columns of ``mdata.obs`` to condition on; see :meth:`SCLDM.setup_anndata`.
         **kwargs
-            For scvi-tools.
+            Passed to scvi-tools.
 
         Raises
         ------
         TypeError
-            For what is not MuData, and for an unknown argument.
+            If ``mdata`` is not MuData, and for an unknown argument.
         KeyError
             For unknown modalities, layers and columns.
         ValueError
-            For values that are no counts, modalities without cells, features or counts or with cells of other names, cells
-            without any count, cells without labels, and names that occur twice in a modality.
+            For values that are not counts, modalities without cells, features or counts, cells that do not match,
+            cells without counts or labels, and duplicate names in a modality.
 
         Examples
         --------
         >>> import scgen_diffusion as scgd
         >>> mdata = scgd.datasets.pbmc10k_citeseq()  # doctest: +SKIP
-        >>> scgd.model.MULTISCLDM.setup_mudata(mdata, layers="counts", condition_keys=["cell_type"])  # doctest: +SKIP
+        >>> scgd.model.MULTISCLDM.setup_mudata(  # doctest: +SKIP
+        ...     mdata, layers="counts", condition_keys=["cell_type"]
+        ... )
         >>> model = scgd.model.MULTISCLDM(mdata)  # doctest: +SKIP
         """
         setup_method_args = cls._get_setup_method_args(**locals())
@@ -137,7 +141,7 @@ class MULTISCLDM(SCLDM):
         check_is_no_view(mdata, "mdata")
         for name, adata in mdata.mod.items():
             check_is_no_view(adata, f"mdata.mod[{name!r}]")
-        if known := kwargs.get("source_registry"):  # of a model that is there; cells may lack a modality
+        if known := kwargs.get("source_registry"):  # registered like a model's cells, which may lack a modality
             likelihoods, layers = (dict(known["setup_args"][name]) for name in ("modalities", "layers"))
         else:
             likelihoods, layers = resolve_modalities(mdata, modalities, layers)
@@ -156,7 +160,7 @@ class MULTISCLDM(SCLDM):
 
     @classmethod
     def setup_anndata(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: cells with several modalities are MuData."""
+        """Raise NotImplementedError: use :meth:`setup_mudata`."""
         msg = (
             f"{cls.__name__} reads cells with several modalities: call `setup_mudata`. For one modality there is SCLDM."
         )
@@ -169,18 +173,18 @@ class MULTISCLDM(SCLDM):
         raise NotImplementedError(msg)
 
     def predict_perturbation(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: cells of several modalities cannot be carried over yet."""
+        """Raise NotImplementedError: several modalities are not supported yet."""
         msg = (
-            f"`predict_perturbation` carries over cells of one modality, but this model has {list(self.modalities)}. "
-            "Train a model on one of them, or ask `generate` for cells of the new condition."
+            f"`predict_perturbation` works with one modality, but this model has {list(self.modalities)}. Train a "
+            "model on one of them, or call `generate` with the new condition."
         )
         raise NotImplementedError(msg)
 
     def generate_to(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: MuData are not streamed yet."""
+        """Raise NotImplementedError: several modalities are not supported yet."""
         msg = (
-            f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` in "
-            "parts, each with a seed of its own, and write them one by one."
+            f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` "
+            "in parts, each with its own seed, and write them one by one."
         )
         raise NotImplementedError(msg)
 
@@ -190,7 +194,7 @@ class MULTISCLDM(SCLDM):
         return modalities_of(self._expression_state)
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
-        """Return the names of each modality's features, a dictionary with one array per modality."""
+        """Return a dictionary from modality to the names of its features."""
         if legacy_mudata_format:
             return self._expression_state["column_names"]
         return {name: np.array(modality.features) for name, modality in self.modalities.items()}
@@ -225,11 +229,11 @@ class MULTISCLDM(SCLDM):
         check_same_features(adata, self.modalities)
 
     def _check_values(self, x: Tensor, rows: np.ndarray, source: MuData) -> None:
-        """Do nothing: a copy of the counts is read, which was made when they were checked."""
+        """Do nothing: the model reads the copy made when the counts were checked."""
 
     def _check_gives_expression(self, method: str) -> None:
         msg = (
-            f"`{method}` is for counts of one modality, but this model has the modalities {list(self.modalities)}. Call "
+            f"`{method}` works with one modality, but this model has the modalities {list(self.modalities)}. Call "
             "`get_reconstruction`."
         )
         raise NotImplementedError(msg)
@@ -255,5 +259,5 @@ class MULTISCLDM(SCLDM):
 
     @property
     def _fingerprint(self) -> str:
-        """Tell this model and its cells from others, and from those that explain a modality otherwise."""
+        """Digest of the model's options, its cells and the likelihoods of the modalities."""
         return "-".join([super()._fingerprint, *(modality.likelihood for modality in self.modalities.values())])

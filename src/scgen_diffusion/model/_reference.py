@@ -1,4 +1,4 @@
-"""Reading weights of the published scLDM code."""
+"""Read weights of the published scLDM code."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def load_reference(
     model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
     if library_size is not None:
         _set_library_size(model, library_size, categories)
-    model._note_trained("autoencoder", "prior")
+    model._record_trained("autoencoder", "prior")
     model.module.eval()
     return model
 
@@ -117,7 +117,7 @@ def read_weights(path: Path) -> Weights:
     content = load_plain(path, "file of weights", ADVICE)
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        msg = f"{path} holds no weights, that is a mapping from names to tensors."
+        msg = f"{path} does not hold weights, a mapping from names to tensors."
         raise ValueError(msg)
     return weights
 
@@ -126,7 +126,7 @@ def _read_safetensors(path: Path) -> Weights:
     try:
         return load_file(path)
     except (SafetensorError, *DAMAGE) as error:
-        msg = f"{path} is damaged or no file of weights: {error}"
+        msg = f"{path} is damaged or not a file of weights: {error}"
         raise ValueError(msg) from error
 
 
@@ -153,7 +153,7 @@ def _check_sizes(weights: Weights, var_names: Sequence[str], categories: Mapping
     """Raise unless genes and categories are those of the weights."""
     needed = ("vae_model.input_layer.gene_embedding.weight", "diffusion_model.input_proj.weight")
     if missing := [name for name in needed if name not in weights]:
-        msg = f"The file has no tensor {missing[0]!r}; it does not hold weights of the published scLDM."
+        msg = f"The file has no tensor {missing[0]!r}; it is not a file of published scLDM weights."
         raise ValueError(msg)
     n_genes = len(weights[needed[0]]) - 1
     if len(var_names) != n_genes:
@@ -175,7 +175,7 @@ def stand_in_registry(
     categories: Mapping[str, Sequence[str]],
     values: InputValues = "counts",
 ) -> dict[str, Any]:
-    """Register stand-in cells, three of every class at least."""
+    """Register made-up cells, at least three of every class, and return their registry."""
     n_cells = 3 * max([1, *map(len, categories.values())])
     codes = {key: np.arange(n_cells) % len(names) for key, names in categories.items()}
     obs = {key: pd.Categorical.from_codes(codes[key], categories=list(names)) for key, names in categories.items()}
@@ -194,7 +194,7 @@ def _fill(model: SCLDM, weights: Weights, keys: Sequence[str], *, ema: bool) -> 
     positions = weights.get("vae_model.encoder.pos_embed")
     if positions is not None and positions.any():
         msg = (
-            "The encoder's position embedding is not zero; the published code never trains it, and it is not supported."
+            "The encoder's position embedding is not zero, which is not supported; the published code never trains it."
         )
         raise ValueError(msg)
     _load(pooling.pool, weights, "vae_model.encoder.ca_layer.", CROSS_ATTENTION, ignore=("inducing_points",))
@@ -228,7 +228,7 @@ def _fill_prior(prior: torch.nn.Module, weights: Weights, prefix: str, keys: Seq
 
 
 def _shift_before_scale(weights: Weights) -> Weights:
-    """Reorder the six chunks of the blocks' modulation from (scale, shift, gate) twice to (shift, scale, gate) twice."""
+    """Reorder the modulation of the blocks from (scale, shift, gate) to (shift, scale, gate), twice."""
     ordered = dict(weights)
     for name, w in weights.items():
         if ".blocks." in name and "adaln_modulation" in name:
@@ -240,7 +240,7 @@ def _shift_before_scale(weights: Weights) -> Weights:
 def _load(
     target: torch.nn.Module, weights: Weights, prefix: str, names: Mapping[str, str], ignore: Sequence[str] = ()
 ) -> None:
-    """Load the tensors below a prefix under our names, all of them and no others."""
+    """Load the tensors with a prefix under our names; raise unless they fit exactly."""
     renamed = {}
     for name, w in weights.items():
         rest = name.removeprefix(prefix)
@@ -256,7 +256,7 @@ def _load(
 
 
 def _ema_prefix(weights: Weights) -> str:
-    for name in weights:  # the averaging library keeps the raw weights too, as ema_model.online_model
+    for name in weights:  # the averaging library also saves the raw weights, as ema_model.online_model
         if name.startswith("ema_model.ema_model.") and name.endswith("input_proj.weight"):
             return name.removesuffix("input_proj.weight")
     msg = "`ema` is True, but the file has no averaged weights (names that start with 'ema_model.ema_model.')."
@@ -268,7 +268,7 @@ def _count(weights: Weights, prefix: str) -> int:
 
 
 def _set_library_size(model: SCLDM, table: pd.DataFrame, categories: Mapping[str, Sequence[str]]) -> None:
-    """Take one normal distribution of log totals per row of the table; without a row for all cells, their mixture."""
+    """Set one normal distribution of log totals per row of the table; add their mixture if no row covers all cells."""
     if missing := [name for name in ("mean", "std") if name not in table]:
         msg = (
             f"`library_size` needs the columns 'mean' and 'std' besides condition keys, but {missing[0]!r} is missing."

@@ -49,31 +49,31 @@ if TYPE_CHECKING:
     from ._counterfactual import ControlCells
 
 LATENTS_IN_MEMORY = 2 << 30  # bytes
-LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # whoever leaves cells in files wants little in memory
-AUTOENCODER_STAYS = "The autoencoder stays that of the reference; load_query_data(..., trainable='all') trains it too."
+LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
+AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
 NO_PERTURBATION = (
-    "The transport goes from unperturbed cells to perturbed ones, and changes nothing else; but some of these cells are perturbed already, "
-    "or shall change in other keys too."
+    "The transport goes from unperturbed to perturbed cells and changes no other key, but some of these cells are "
+    "perturbed already, or would change in other keys too."
 )
 
 
 class SCLDM(AutoencoderModel):
     """Latent diffusion model of single cells.
 
-    A permutation-invariant autoencoder turns the set of a cell's expressed genes into a few latent tokens and back into the
-    parameters of a count distribution. A diffusion transformer learns the distribution of the latents under any number of
-    conditions by flow matching. New cells are noise, carried to a latent by the transformer and decoded.
+    An autoencoder compresses a cell's expressed genes into a few latent tokens, and decodes them into the parameters of
+    a count distribution. A diffusion transformer learns the distribution of the latents under any conditions by flow
+    matching. To make new cells, it carries noise to latents, and the decoder draws counts.
 
     Parameters
     ----------
     adata
-        Cells registered with :meth:`setup_anndata`. For RNA together with further modalities see :class:`MULTISCLDM`.
+        Cells registered with :meth:`setup_anndata`. For several modalities see :class:`MULTISCLDM`.
     registry
-        Registry of such cells, to construct the model without them.
+        Registry of such cells, to build the model without them.
     size
-        ``"default"``: the architecture that generates best, see the user guide. ``"published"``: that of the paper.
+        ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
     **architecture
-        Single parts and sizes, see :class:`~scgen_diffusion.module.SCLDMArchitecture`.
+        Options that change single parts and sizes, see :class:`~scgen_diffusion.module.SCLDMArchitecture`.
 
     Raises
     ------
@@ -84,7 +84,7 @@ class SCLDM(AutoencoderModel):
 
     References
     ----------
-    scLDM: arXiv 2511.02986. What differs from it is told in the user guide.
+    scLDM: arXiv 2511.02986. The user guide lists the differences.
 
     Examples
     --------
@@ -93,11 +93,13 @@ class SCLDM(AutoencoderModel):
     >>> scgd.model.SCLDM.setup_anndata(adata, layer="counts", condition_keys=["cell_type"])
     >>> model = scgd.model.SCLDM(adata)
     >>> model.train()  # doctest: +SKIP
-    >>> synthetic = model.generate(1_000, condition={"cell_type": "CD19+ B"})  # doctest: +SKIP
+    >>> synthetic = model.generate(
+    ...     1_000, condition={"cell_type": "CD19+ B"}
+    ... )  # doctest: +SKIP
     """
 
     _module_cls: type = SCLDMModule
-    _counterfactual_ways: ClassVar = {
+    _counterfactual_options: ClassVar = {
         "method": ("transport", "inversion"),
         "residuals": ("own", "new"),
         "sample": (True, False),
@@ -118,7 +120,9 @@ class SCLDM(AutoencoderModel):
         super().__init__(adata, registry)
         self.architecture = build_architecture(size, **architecture)
         if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
-            msg = "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; counts are needed for any other."
+            msg = (
+                "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; other likelihoods need counts."
+            )
             raise ValueError(msg)
         self.module = self._build_module()
         self._describe_cells(adata)
@@ -139,7 +143,7 @@ class SCLDM(AutoencoderModel):
         compile: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the autoencoder alone; the other stages, which knew other latents, are void then. Parameters as in :meth:`train`."""
+        """Train only the autoencoder, after which the other stages must be retrained. Parameters as in :meth:`train`."""
         if self._keeps_autoencoder:
             raise ValueError(AUTOENCODER_STAYS)
         self._train(
@@ -167,7 +171,7 @@ class SCLDM(AutoencoderModel):
         compile: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the prior alone, on latents computed once, with the split of the autoencoder. Parameters as in :meth:`train`."""
+        """Train only the prior, with the autoencoder's split of the cells. Parameters as in :meth:`train`."""
         self._check_can_read_cells()
         self._train(
             "train_prior",
@@ -193,18 +197,18 @@ class SCLDM(AutoencoderModel):
         checkpoint_dir: str | os.PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train what carries control cells to perturbed ones, see :meth:`predict_perturbation`; the autoencoder must be trained.
+        """Train only the transport, the flow from control to perturbed cells that :meth:`predict_perturbation` uses.
 
-        Control and perturbed cells are paired by optimal transport of their latents, within groups of cells that have the same classes and
-        sets in all other keys. A flow learns to go from one to the other, where the prior goes there from noise. See the user guide,
+        Optimal transport pairs the latents of control and perturbed cells that have the same classes and sets in all
+        other keys. The flow learns to go from one to the other. The autoencoder must be trained. See the user guide,
         "Perturbations".
 
         Parameters
         ----------
         max_epochs
-            Default: from the number of cells.
+            Number of epochs. Default: depends on the number of cells.
         control_values
-            What unperturbed cells have, a value for each key that perturbs: ``{"condition": "control"}``, or
+            The value of unperturbed cells for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
         batch_size, datamodule, checkpoint_dir, **trainer_kwargs
             As in :meth:`train`.
@@ -216,7 +220,7 @@ class SCLDM(AutoencoderModel):
         RuntimeError
             If the autoencoder is not trained.
         ValueError
-            Without values of unperturbed cells, for unknown ones, or without a group that has both control and perturbed cells.
+            If ``control_values`` are missing or unknown, or no group has both control and perturbed cells.
         """
         self._check_can_read_cells()
         self._train(
@@ -252,28 +256,28 @@ class SCLDM(AutoencoderModel):
         Parameters
         ----------
         path
-            A Lightning ``.ckpt``, or ``.safetensors``.
+            A Lightning ``.ckpt`` or a ``.safetensors`` file.
         var_names
             Genes in the order of the weights.
         categories
             Classes of each condition key, in the order of the weights.
         library_size
-            Statistics of log total counts: one row per group of cells, with the columns ``mean`` and ``std`` and one column
-            per condition key (a missing value stands for any class). Without it, ``generate`` needs ``library_size``.
+            Statistics of log total counts: one row per group of cells, with the columns ``mean`` and ``std`` and one
+            column per condition key (a missing value means any class). Without it, ``generate`` needs ``library_size``.
         condition_strategy
-            The strategy that the weights were trained with.
+            Strategy that the weights were trained with.
         n_heads, n_heads_cross, prior_n_heads
-            Attention heads, which weights do not tell.
+            Numbers of attention heads; they cannot be read from the weights.
         ema
-            Whether to generate with the averaged weights, if the file has them.
+            Whether to generate with the averaged weights; the file must have them.
         padded_length
-            Number of gene tokens that the weights were trained with. The published encoder lets padding take part in the
-            attention, so a cell's latent depends on it. Default: as many as the longest cell of a batch needs.
+            Number of gene tokens that the weights were trained with. In the published encoder padding takes part in the
+            attention, so latents depend on it. Default: the length of the longest cell of a batch.
 
         Raises
         ------
         ValueError
-            If the file is damaged or would execute code, or weights and genes or categories do not fit.
+            If the file is damaged or unsafe, or genes or categories do not fit the weights.
         """
         return load_reference(
             cls,
@@ -295,9 +299,9 @@ class SCLDM(AutoencoderModel):
         if compile:
             self.module.encoder.compile()
             self.module.decoder.compile()
-        self._note_trained(*{"autoencoder"} & {*self.trained_stages_})  # the latents that the others knew are gone
+        self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         result = run(AutoencoderPlan(self.module, recipe, seed=stage_seed()), self._cell_data(recipe))
-        self._note_trained("autoencoder")
+        self._record_trained("autoencoder")
         return result
 
     def _train_prior(self, recipe: PriorRecipe, run: Run, *, compile: bool) -> StageResult:
@@ -309,7 +313,7 @@ class SCLDM(AutoencoderModel):
             data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
             result = run(PriorPlan(self.module, recipe, seed=stage_seed() + 1), data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache)
-        self._note_trained(*self.trained_stages_, "prior")
+        self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return result
 
@@ -319,37 +323,41 @@ class SCLDM(AutoencoderModel):
         run: Run,
         *,
         control_values: Mapping[str, Any] | None = None,
-        compile: bool = False,  # the transport is too small for it
+        compile: bool = False,  # unused: the transport is too small to gain from it
     ) -> StageResult:
         control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
         if not control:
-            msg = "What is unperturbed? Give `control_values`, here or to setup_anndata, such as {'condition': 'control'}."
+            msg = (
+                "The transport needs `control_values`, the values of unperturbed cells, such as "
+                "{'condition': 'control'}. Give them here or to setup_anndata."
+            )
             raise ValueError(msg)
         code = self.conditions.encode(control, 1)
         groups = self._perturbation_groups(control)
         if not groups:
-            msg = f"No perturbed training cells have control cells, {control}, with the same values of the other keys."
+            msg = f"No perturbed training cells have control cells ({control}) with the same values of the other keys."
             raise ValueError(msg)
         n_perturbed = int((~self._are_control(control)).sum())
         n_paired = sum(len(group.perturbed) for group in groups)
         if n_paired < n_perturbed:
             msg = (
-                f"{n_perturbed - n_paired} of {n_perturbed} perturbed cells have no control cells with the same values of the other keys, "
-                "and teach the transport nothing. If keys such as the donor go with the perturbation, leave them out of the conditions."
+                f"{n_perturbed - n_paired} of {n_perturbed} perturbed cells have no control cells with the same values "
+                "of the other keys; the transport does not learn from them. If a key such as the donor is confounded "
+                "with the perturbation, leave it out of the conditions."
             )
             warn_user(msg)
         seed = stage_seed() + 2
         with self._encode_cells() as cache:
             if "prior" not in self.trained_stages_:
                 self._describe_cells_of(cache)
-            with torch.random.fork_rng(devices=[]):  # a resumed run has drawn less from the global state by now
+            with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
                 torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(code[0]).to(self.device))
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()))
-        self._note_trained(*self.trained_stages_, "transport")
+        self._record_trained(*self.trained_stages_, "transport")
         return result
 
     def _due_stages(self) -> Sequence[str]:
@@ -357,13 +365,15 @@ class SCLDM(AutoencoderModel):
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]
         return [*stages, "transport"] if control and self._perturbation_groups(control) else stages
 
-    def _why_left_out(self, stage: str) -> str:
+    def _why_not_trained(self, stage: str) -> str:
         if stage == "transport":
             return (
-                "It needs `control_values`, told to `setup_anndata`, and perturbed cells that have control cells with the same "
-                "values of the other keys; `train_transport` trains it alone."
+                "It needs `control_values` in `setup_anndata`, and perturbed cells that have control cells with the "
+                "same values of the other keys. `train_transport` trains it alone."
             )
-        return AUTOENCODER_STAYS if stage == "autoencoder" and self._keeps_autoencoder else super()._why_left_out(stage)
+        return (
+            AUTOENCODER_STAYS if stage == "autoencoder" and self._keeps_autoencoder else super()._why_not_trained(stage)
+        )
 
     def _recipe(self, stage: str) -> Recipe:
         return getattr(RECIPES[self._recipe_name], stage)
@@ -374,13 +384,16 @@ class SCLDM(AutoencoderModel):
         return encode_cells(self.module, self._cells, limit)
 
     def _describe_cells_of(self, cache: LatentCache) -> None:
-        """Keep what generating needs to know of the cells: library sizes and the latents' scale."""
+        """Store library sizes and the scale of the latents, which ``generate`` needs."""
         self.module.library_size.fit(cache.arrays["log_total"], cache.arrays["condition"])
         if not self._keeps_scale:
             standardise_latents(self.module, cache)
 
     def _perturbation_groups(self, control: Mapping[str, Any]) -> list[Any]:
-        """Group the training cells by perturbation. Numbers that do not perturb, such as an age, tell no groups apart: hardly two cells share one."""
+        """Group the training cells by perturbation and their classes and sets.
+
+        Numbers that do not perturb, such as age, are ignored, since hardly two cells share one.
+        """
         rows = self.train_indices_
         codes = self._registered_codes[rows]
         discrete = [key.name for key in self.conditions.by_key if not isinstance(key, ContinuousKey)]
@@ -390,10 +403,10 @@ class SCLDM(AutoencoderModel):
         )
 
     def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
-        """Tell which training cells are unperturbed, ``(cells,)``."""
+        """Mark the unperturbed training cells, ``(cells,)``."""
         columns = self._columns_of(control)
-        asked = self.conditions.encode(control, 1)[:, columns]
-        return np.isclose(self._registered_codes[self.train_indices_][:, columns], asked).all(1)
+        expected = self.conditions.encode(control, 1)[:, columns]
+        return np.isclose(self._registered_codes[self.train_indices_][:, columns], expected).all(1)
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)
@@ -401,7 +414,7 @@ class SCLDM(AutoencoderModel):
 
     @property
     def _autoencoder_digest(self) -> str:
-        """Tell the autoencoder's weights, by which the latents were computed, from others."""
+        """Digest of the autoencoder's weights, which the latents depend on."""
         parts = (self.module.encoder, self.module.decoder, self.module.likelihood)
         return digest_of(*(tensor.cpu().numpy() for part in parts for tensor in part.state_dict().values()))
 

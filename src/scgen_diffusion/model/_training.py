@@ -1,27 +1,32 @@
-"""What ``train`` is asked for, checked and resolved."""
+"""Arguments of ``train``, its warnings, and its closing message."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from numbers import Real
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from scvi import settings
 
-from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.train import (
-    Recipe,
-    StageResult,
-)
+from scgen_diffusion._arguments import check_count, known_names, warn_user
+from scgen_diffusion.data import columns_of
+from scgen_diffusion.train import Recipe, StageResult
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgen_diffusion.data import ConditionKey
 
 MAX_VALIDATION_CELLS = 2000
+FEWEST_CELLS = 10  # labels with fewer cells give a warning
+SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
+N_NAMED = 6
+N_PARTS = 5  # parts of a run whose mean validation losses are compared
+CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
@@ -31,21 +36,21 @@ OTHER_NAMES = {
         if name not in ("batch_size", "n_epochs")
     },
 }
-"""What other packages call the arguments of ``train``, and the options that it takes elsewhere."""
+"""Names of other packages for the arguments of ``train``, and options that belong in ``plan_kwargs``."""
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 Run: TypeAlias = Callable[..., StageResult]
-"""Runs a stage: ``run(plan, data, *made_with)``; a checkpoint is resumed if it was ``made_with`` the same."""
+"""Runs a stage: ``run(plan, data, *made_with)``; it resumes a checkpoint with the same ``made_with``."""
 
 
 def digest_of(*parts: object) -> str:
-    """Tell these parts from others: dataclasses, plain values and arrays."""
+    """Return a digest of dataclasses, plain values and arrays."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()
 
 
-def changed_recipe(
+def change_recipe(
     recipe: RecipeT, stage: str, batch_size: int | None, changes: Mapping[str, Any] | None, n_cells: int
 ) -> RecipeT:
     """Apply a user's changes to the recipe of a stage with ``n_cells`` training cells."""
@@ -66,15 +71,120 @@ def changed_recipe(
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
 
 
+def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray) -> None:
+    """Warn about labels with too few training cells in codes ``(cells, columns)``, unless they have known embeddings.
+
+    In the tutorial "Augmenting rare cell types", 5 to 15 % of the cells generated for a type with ten training cells look
+    like that type. Pseudobulk analyses also leave out groups with fewer than ten cells.
+    """
+    rare: list[str] = []
+    for key, columns in zip(keys, columns_of(keys), strict=True):
+        values = getattr(key, "values", None) or getattr(key, "members", [])
+        if not getattr(key, "has_vectors", False):
+            sizes = [int((codes[:, columns] == code).any(axis=1).sum()) for code in range(len(values))]
+            few = [f"{value!r} ({n})" for value, n in zip(values, sizes, strict=True) if 0 < n < FEWEST_CELLS]
+            more = [f"and {len(few) - N_NAMED} more"] if len(few) > N_NAMED else []
+            rare += [f"{key.name} {', '.join([*few[:N_NAMED], *more])}"] if few else []
+    if rare:
+        warn_user(
+            f"Too few training cells (under {FEWEST_CELLS}) of {'; '.join(rare)}: cells generated for these labels may "
+            "look like others. Add cells, merge the labels, or do not rely on them."
+        )
+
+
+def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, int], n_cells: int) -> None:
+    """Warn about stages that are far shorter than their default."""
+    short = [
+        f"{n} of the {name} (default {defaults[name]})" for name, n in lengths.items() if n < SHORTEST * defaults[name]
+    ]
+    if short:
+        warn_user(
+            f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this is "
+            "a test."
+        )
+
+
+def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:
+    """Return how the validation losses of a run ended.
+
+    The run is cut into fifths. The loss rose if the last fifth is worse than the best one. It still fell if the last fifth
+    is better than the third. In both cases the change must exceed a tenth of the total fall and twice the fluctuation
+    between two validations. The comparison is with the middle because the cosine schedule flattens every loss at the end.
+    """
+    if len(losses) < N_PARTS:
+        return "unknown"
+    means = np.array([part.mean() for part in np.array_split(losses, N_PARTS)])
+    steps = np.diff(losses[len(losses) // 2 :])
+    fluctuation = (np.abs(steps).sum() - np.abs(steps.sum())) / len(steps)
+    least = max(CHANGE * (losses[0] - means.min()), 2 * fluctuation)
+    if means[-1] - means.min() > least:
+        return "rose"
+    return "fell" if means[N_PARTS // 2] - means[-1] > least else "settled"
+
+
+def closing_message(
+    results: Sequence[StageResult],
+    lengths: Mapping[str, int],
+    defaults: Mapping[str, int],
+    *,
+    next_step: str,
+    is_resumable: bool,
+) -> str:
+    """Return two sentences: how the validation of the trained stages went, and what to do next.
+
+    Parameters
+    ----------
+    results
+        Results of the trained stages, in order.
+    lengths, defaults
+        Number of epochs of each stage, and its default.
+    next_step
+        What to do with a well-trained model.
+    is_resumable
+        Whether there are checkpoints.
+    """
+    plans = [result.plan for result in results]
+    if results[-1].was_interrupted:
+        where = f"epoch {plans[-1].n_epochs_done + 1} of {results[-1].trainer.max_epochs}"
+        again = "resume from the last checkpoint" if is_resumable else "continue training"
+        return f"You stopped the {plans[-1].name} in {where}; its weights are kept. Next: make the same call again to {again}."
+    validated = [plan for plan in plans if plan.name != "transport"]
+    trends = {plan.name: validation_trend(plan.validation_losses) for plan in validated}
+    if early := [r for r in results if r.plan in validated and r.plan.n_epochs_done < r.trainer.max_epochs]:
+        ends = [f"the {r.plan.name} after epoch {r.plan.n_epochs_done} of {r.trainer.max_epochs}" for r in early]
+        return f"Early stopping ended {' and '.join(ends)}. Next: {next_step}."
+    if rose := [plan for plan in validated if trends[plan.name] == "rose"]:
+        shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
+        best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
+        where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
+        return (
+            f"The validation loss rose after {where}, which is overfitting. Next: build the model again and train it for "
+            f"fewer epochs, max_epochs={best}, or on more cells."
+        )
+    if fell := [name for name, trend in trends.items() if trend == "fell"]:
+        longer = {name: max(2 * lengths[name], defaults[name]) for name in fell}
+        which = " and ".join(f"the {name}" for name in fell)
+        return f"The validation loss of {which} was still falling at the end. Next: train longer, max_epochs={longer}."
+    if not trends:
+        seen = "Training is done; the transport has no validation"
+    elif not any(len(plan.validation_losses) for plan in validated):
+        seen = "Training is done, without validation cells to show how well it went"
+    elif "unknown" in trends.values():
+        seen = "Training is done, but was too short to show how well it went"
+    else:
+        seen = "Training is done, and the validation loss has settled"
+    return f"{seen}. Next: {next_step}."
+
+
 def stage_seed() -> int:
-    """Take scvi-tools' seed, or else a random one."""
+    """Return scvi-tools' seed, or else a random one."""
     return settings.seed if settings.seed is not None else int(torch.randint(2**31, (1,)))
 
 
 def split_cells(
     n_cells: int, train_size: float | None, validation_size: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split cells into those to train on, to validate on and to leave out, always in the same way for the same seed."""
+    """Split cells into training, validation and test cells; the same seed gives the same split."""
     for name, size in {"train_size": train_size, "validation_size": validation_size}.items():
         if size is not None and not (isinstance(size, Real) and 0 <= size <= 1):
             msg = f"`{name}` must be a number from 0 to 1, a share of the cells, but found {size!r}."
@@ -86,7 +196,7 @@ def split_cells(
         msg = "There must be cells to train on, but `train_size` is 0, or `validation_size` 1."
         raise ValueError(msg)
     if train_size + (validation_size or 0) > 1 + 1e-9:
-        msg = f"`train_size` and `validation_size` must add up to at most 1, but {train_size} and {validation_size} were given."
+        msg = f"`train_size` and `validation_size` must add up to at most 1, but found {train_size} and {validation_size}."
         raise ValueError(msg)
     order = np.random.default_rng(settings.seed or 0).permutation(n_cells)
     n_train = max(round(train_size * n_cells), 1)

@@ -6,7 +6,7 @@ from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
-from ._fine_tuning import TRAINABLE, Trainable, take_over, trained_masks
+from ._fine_tuning import TRAINABLE, Trainable, copy_reference, trained_masks
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
@@ -37,9 +37,9 @@ __all__ = [
     "Trainable",
     "build_architecture",
     "build_gene_space_architecture",
+    "copy_reference",
     "library_features",
     "log_profile",
-    "take_over",
     "thin",
     "to_counts",
     "total_counts",

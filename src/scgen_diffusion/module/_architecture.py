@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._options import changed_options, check_key_groups, check_options, with_key_groups
+from ._options import change_options, check_key_groups, check_options, freeze_key_groups
 
 Size = Literal["default", "published"]
 
@@ -22,46 +22,45 @@ class SCLDMArchitecture:
     n_latent_tokens, n_latent
         Number of latent tokens, and their width.
     pooling
-        How the encoder sums up a cell's genes: ``"attention"`` (published), ``"factors"`` or ``"both"``.
+        How the encoder pools a cell's genes: ``"attention"`` (published), ``"factors"`` or ``"both"``.
     decoder
-        How a gene's parameters are read off the latent: ``"gene_queries"`` (published), ``"factors"`` or ``"both"``.
+        How the decoder computes a gene's parameters: ``"gene_queries"`` (published), ``"factors"`` or ``"both"``.
     likelihood
         ``"negative_binomial"`` for counts, or ``"gaussian"`` for log-normalised values.
     dispersion
         Negative binomial only. ``"gene"``: one dispersion per gene; ``"gene-cell"``: one per gene and cell.
     initial_log_theta, largest_log_theta
-        Negative binomial only. Where the dispersions start, and where they end: beyond the default the distribution is
-        Poisson's for all purposes, and likelihoods drown in rounding errors (published: no limit).
+        Negative binomial only. Start and limit of the log inverse dispersions. Beyond the default limit the
+        distribution is practically Poisson, and likelihoods suffer from rounding errors (published: no limit).
     outliers
         Negative binomial only. Whether a rare second component explains isolated large counts, which would otherwise
         widen every gene's distribution.
     width, n_layers, n_heads, n_heads_cross, feed_forward_width
-        Transformer of the autoencoder: token width, self-attention blocks (in the encoder, and again in the decoder),
-        their heads, heads of the cross-attention, inner width of the feed-forward halves (None: 8/3 of the width).
+        Transformer of the autoencoder: token width, self-attention blocks (in encoder and decoder each), their heads,
+        heads of the cross-attention, hidden width of the feed-forward layers (None: 8/3 of the width).
     pooling_width, decoder_width, n_factors
-        Width of the factor pooling, of the factor decoder's network, and number of its loadings per gene.
+        Width of the factor pooling, width of the factor decoder's network, and number of its factors.
     share_gene_embedding
         Whether attention pooling and gene queries share one embedding per gene.
     value_after_norm
-        Whether a gene's value scales its normalised token (ours) or is normalised away with it (published).
+        Whether a gene's value scales its token after normalisation, or before it, where it has almost no effect
+        (published).
     mask_padding
-        Whether padding tokens are kept out of the attention; the published encoder does not.
+        Whether attention ignores padding tokens; the published encoder does not.
     padded_length
-        Number of gene tokens of every cell. None: as many as the longest cell of the batch needs. Matters only where
-        padding is not masked: there the latent depends on it.
+        Number of gene tokens of every cell. None: the length of the longest cell of the batch. It changes the latent
+        only if padding is not masked.
     prior_width, prior_n_layers, prior_n_heads, prior_feed_forward_width
-        The diffusion transformer.
+        Sizes of the diffusion transformer.
     condition_strategy
-        What training shows of several keys: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none; ``"additive"``,
-        every subset, for guidance of each key apart (user guide, "Guidance").
+        Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
+        ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
     dropped_together
-        With ``"additive"``: groups of keys that are given together or not at all, such as ``[("drug", "dose")]``. All other
-        keys are dropped on their own.
+        With ``"additive"``: groups of keys that training shows together or not at all, such as ``[("drug", "dose")]``.
     ema_decay
-        Decay of the averaged weights of the prior, with which cells are generated.
+        Decay of the averaged weights of the prior, which generate the cells.
     library_size
-        Distribution that total counts are drawn from unless :meth:`generate` is told otherwise: ``"empirical"``,
-        ``"normal"`` or ``"latent"``.
+        Default distribution of total counts in :meth:`generate`: ``"empirical"``, ``"normal"`` or ``"latent"``.
     """
 
     latent: Literal["variational", "deterministic"] = "variational"
@@ -96,18 +95,18 @@ class SCLDMArchitecture:
     library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
-        """Check every choice and size."""
+        """Check all options."""
         check_options(self, except_for=("dropped_together",))
         check_key_groups(self.dropped_together, self.condition_strategy)
 
     @property
     def uses_attention(self) -> bool:
-        """Whether the encoder has the attention pooling."""
+        """Whether the encoder has attention pooling."""
         return self.pooling in ("attention", "both")
 
     @property
     def uses_factor_pooling(self) -> bool:
-        """Whether the encoder has the factor pooling."""
+        """Whether the encoder has factor pooling."""
         return self.pooling in ("factors", "both")
 
     @property
@@ -155,4 +154,4 @@ def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
     TypeError
         If there is no such option.
     """
-    return changed_options(ARCHITECTURES, size, with_key_groups(changes), owner="SCLDM")
+    return change_options(ARCHITECTURES, size, freeze_key_groups(changes), owner="SCLDM")

@@ -1,4 +1,4 @@
-"""Putting SCLDM's autoencoder together from its parts."""
+"""SCLDM's autoencoder, assembled from its parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Posterior(NamedTuple):
-    """Where a cell lies in latent space: mean and standard deviation, both ``(cells, tokens, n_latent)``."""
+    """Gaussian posterior of latents: mean and standard deviation, both ``(cells, tokens, n_latent)``."""
 
     mean: Tensor
     std: Tensor
@@ -34,14 +34,14 @@ class Posterior(NamedTuple):
         return self.mean + self.std * noise
 
     def kl_divergence(self) -> Tensor:
-        """Return the divergence from a standard normal, ``(cells,)``; zero for a deterministic latent."""
+        """Return the KL divergence from a standard normal, ``(cells,)``; zero for a deterministic latent."""
         variance = self.std.square()
         kl = (self.mean.square() + variance - 1 - variance.clamp(min=1e-12).log()) / 2
         return torch.where(variance > 0, kl, 0).flatten(1).sum(1)
 
 
 class Encoder(nn.Module):
-    """From a cell's expression to its :class:`Posterior`.
+    """Maps a cell's expression to its :class:`Posterior`.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From latents to the likelihood's outputs: the sum of the decoders that the architecture has.
+    """Maps latents to the outputs that the likelihood needs: the sum of the architecture's decoders.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeB
 
 
 def share_gene_embedding(encoder: Encoder, decoder: Decoder) -> None:
-    """Let attention pooling and gene queries, if there are both, have one embedding per gene."""
+    """Share the gene embedding between attention pooling and gene queries, if both exist."""
     attention, queries = encoder.network.attention, decoder.gene_queries
     if attention is not None and queries is not None:
         queries.embed_gene = attention.embed_gene
@@ -137,7 +137,7 @@ def gene_loadings(encoder: Encoder, decoder: Decoder) -> list[Tensor]:
     return loadings if factors is None else [*loadings, factors.loadings.weight]
 
 
-def start_at(
+def initialise_decoder(
     start: Tensor,
     pooled_profile: Tensor,
     encoder: Encoder,
@@ -145,7 +145,7 @@ def start_at(
     likelihood: Likelihood,
     initial_log_theta: float,
 ) -> None:
-    """Start the decoder's outputs at ``start``, and centre the factor pooling at a mean profile, both ``(genes,)``."""
+    """Initialise the decoder's outputs at ``start`` and centre the factor pooling at a mean profile, both ``(genes,)``."""
     pooling, factors = encoder.network.factors, decoder.factors
     if pooling is not None:
         pooling.profile_mean.copy_(pooled_profile)

@@ -1,4 +1,4 @@
-"""Which training cells belong together by their conditions, and which of these groups a request is like."""
+"""Groups of training cells with equal conditions, and the group that a request belongs to."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ if TYPE_CHECKING:
 
 ANY = -1
 BASELINE = -2
-N_CENTRES = 16  # of the values of a number
+N_CENTRES = 16  # per numeric key
 CELLS_AT_A_TIME = 1 << 16
 
 
 class Group(NamedTuple):
-    """Cells that have something in common.
+    """A group of cells.
 
     Parameters
     ----------
     kind
-        All cells; all cells as the baseline to which conditions add; those with a value of a key, a whole set or a member in a set; those of a combination.
+        All cells; all cells as the baseline that effects of conditions add to; cells with one value of a key, with one
+        whole set, with one member in a set, or with one combination.
     codes
-        Codes ``(columns,)`` with :data:`ANY` for what the cells may differ in; those of the baseline are :data:`BASELINE`.
+        Codes ``(columns,)``, with :data:`ANY` in columns that may differ between the cells; :data:`BASELINE` for the
+        baseline.
     cells
-        Numbers of the cells.
+        Indices of the cells.
     key
-        Number of the key of a value, set or member.
+        Index of the key of a value, set or member.
     """
 
     kind: Literal["all", "baseline", "value", "set", "member", "combination"]
@@ -43,12 +45,12 @@ class Group(NamedTuple):
 
 
 class ConditionGroups:
-    """Groups of cells with equal conditions. Numbers are replaced by that of the nearest of a few centres.
+    """Groups of cells with equal conditions. Numeric values are replaced by the index of the nearest of a few centres.
 
     Parameters
     ----------
     conditions
-        What the keys are.
+        Kind of each key.
     """
 
     def __init__(self, conditions: Sequence[ConditionSpec]) -> None:
@@ -60,23 +62,23 @@ class ConditionGroups:
         self.sets = {i: e.n for i, e in enumerate(encodings) if isinstance(e, Members) and e.largest > 1}
 
     def find_centres(self, condition: Tensor) -> Tensor:
-        """Choose the centres of numbers among conditions ``(cells, columns)``: all values if they are few, else quantiles.
+        """Choose centres of the numeric conditions ``(cells, columns)``: all values if they are few, else quantiles.
 
         Returns
         -------
         Tensor
-            ``(numbers, centres)``, ascending.
+            ``(numeric keys, centres)``, ascending.
         """
         centres = [_centres(condition[:, column].double()) for column in self.numbers]
         return torch.stack(centres).float() if centres else torch.zeros(0, N_CENTRES)
 
     def add_centres(self, centres: Tensor, condition: Tensor) -> Tensor:
-        """Put numbers of further cells, ``(cells, columns)``, in the free places of ``centres``; these keep theirs."""
-        rows = [_with_further(row, condition[:, column]) for row, column in zip(centres, self.numbers, strict=True)]
+        """Add values of new cells, ``(cells, columns)``, to the free slots of ``centres``; existing centres stay."""
+        rows = [_add_new_centres(row, condition[:, column]) for row, column in zip(centres, self.numbers, strict=True)]
         return torch.stack(rows) if rows else centres
 
     def discretise(self, condition: Tensor, centres: Tensor) -> Tensor:
-        """Turn conditions ``(n, columns)`` into codes, numbers into that of their nearest centre."""
+        """Turn conditions ``(n, columns)`` into codes; numeric values become the index of the nearest centre."""
         codes = condition.clone()
         for row, column in enumerate(self.numbers):
             for start in range(0, len(codes), CELLS_AT_A_TIME):
@@ -86,11 +88,11 @@ class ConditionGroups:
 
     @property
     def add_up(self) -> bool:
-        """Whether combinations can be new that consist of what is known."""
+        """Whether known values can form unseen combinations."""
         return len(self.keys) > 1 or bool(self.sets)
 
     def split(self, codes: Tensor) -> list[Group]:
-        """Group cells with codes ``(cells, columns)``: all, those of each value of a key or member of a set, of each combination."""
+        """Group cells by codes ``(cells, columns)``: all cells, and those of each value, set, member and combination."""
         everyone = torch.arange(len(codes), device=codes.device)
         whole = codes.new_empty(self.n_columns)
         groups = [Group("all", torch.full_like(whole, ANY), everyone)]
@@ -99,11 +101,11 @@ class ConditionGroups:
         return [*groups, *self._parts(codes)]
 
     def only(self, codes: Tensor, key: int) -> Tensor:
-        """Open all keys of codes ``(n, columns)`` but one."""
+        """Set all keys of codes ``(n, columns)`` but one to :data:`ANY`."""
         return _open_all_but(codes, self.keys[key])
 
     def each_member(self, codes: Tensor, key: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, place by place of a set, the codes of the groups with its member there, and whether there is one."""
+        """Yield, for each slot of a set, the codes of its member's group, and whether the slot is filled."""
         for column in range(self.keys[key].start, self.keys[key].stop):
             yield self._having(codes[:, column], key), codes[:, column] < self.sets[key]
 
@@ -122,7 +124,7 @@ class ConditionGroups:
                 yield Group("combination", group, cells)
 
     def _having(self, member: Tensor, key: int) -> Tensor:
-        """Return codes of the cells with a member in their set, whatever else is in it."""
+        """Return the codes of the group of all cells with a member in their set."""
         codes = torch.full((len(member), self.n_columns), ANY, device=member.device)
         codes[:, self.keys[key].start] = member
         return codes
@@ -135,9 +137,9 @@ def _open_all_but(codes: Tensor, columns: slice) -> Tensor:
 
 
 def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the distinct codes, in lexicographic order, each with the numbers of its rows.
+    """Return the distinct codes in lexicographic order, each with the indices of its rows.
 
-    ``unique(dim=0)`` does the same, but makes a tensor of each row, of some 300 bytes.
+    ``unique(dim=0)`` does the same, but makes a tensor of about 300 bytes for each row.
     """
     number, n_numbers = torch.zeros(len(codes), dtype=torch.long, device=codes.device), 1
     for column in codes.unbind(1) if len(codes) else ():
@@ -145,7 +147,7 @@ def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         if low == high:
             continue
         n_digits = high - low + 1
-        number = _renumbered(number.mul_(n_digits).add_(column).sub_(low), n_numbers * n_digits)
+        number = _renumber(number.mul_(n_digits).add_(column).sub_(low), n_numbers * n_digits)
         n_numbers = int(number.max()) + 1
     groups = codes.new_empty(int(number.max()) + 1 if len(codes) else 0, codes.shape[1])
     groups[number] = codes
@@ -153,10 +155,10 @@ def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(groups, rows, strict=True)
 
 
-def _renumbered(numbers: Tensor, size: int) -> Tensor:
-    """Give the values below ``size`` that occur new numbers, in their order.
+def _renumber(numbers: Tensor, size: int) -> Tensor:
+    """Renumber values below ``size`` without gaps, in order.
 
-    Sorting them, as ``unique`` does, takes several times the memory.
+    ``unique`` does the same by sorting, which takes several times the memory.
     """
     if size > max(len(numbers), CELLS_AT_A_TIME):
         return numbers.unique(return_inverse=True)[1]
@@ -172,7 +174,7 @@ def _centres(values: Tensor) -> Tensor:
     return torch.cat([distinct, distinct[-1:].expand(N_CENTRES - len(distinct))])
 
 
-def _with_further(centres: Tensor, values: Tensor) -> Tensor:
+def _add_new_centres(centres: Tensor, values: Tensor) -> Tensor:
     used = centres[: int((centres != centres[-1]).sum()) + 1]  # the last is repeated to the end
     new = values[~torch.isin(values, used)].unique()
     n_free = len(centres) - len(used)

@@ -1,4 +1,4 @@
-"""What modules of conditional models have in common: the columns of conditions, and how training drops them."""
+"""Base class of conditional modules: the columns of conditions, and how training drops them."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class ConditionedModule(BaseModuleClass):
     @property
     @abstractmethod
     def network_and_average(self) -> tuple[nn.Module, AveragedModel]:
-        """The network that learns how conditions and cells go together, and the average of its weights."""
+        """The conditional network, and the copy with averaged weights."""
 
     @property
     def condition_columns(self) -> ConditionColumns:
-        """What the columns of a condition mean."""
+        """Layout of the condition columns."""
         return ConditionColumns(self.null_condition, self.key_of_column, self.n_keys)
 
     @property
     def strategy(self) -> ConditionStrategy:
-        """How conditions are dropped in training and composed in guidance."""
+        """How training drops conditions and guidance composes them."""
         return condition_strategy(self.architecture.condition_strategy, self.key_groups)
 
     def condition_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -66,18 +66,18 @@ class ConditionedModule(BaseModuleClass):
         return tensors[CONDITIONS].to(null.dtype)
 
     def condition_tensor(self, codes: np.ndarray) -> Tensor:
-        """Turn condition codes ``(n, columns)``, none of them open, into what the module takes."""
+        """Turn condition codes ``(n, columns)`` without open values into a tensor for the module."""
         return torch.from_numpy(codes).to(self.null_condition.device, self.null_condition.dtype)
 
     # --- generation ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw what generation starts from, ``(cells, ...)``."""
+        """Draw the noise that generation starts from, ``(cells, ...)``."""
 
     @abstractmethod
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
-        """Return what samplers follow under ``condition (cells, columns)`` and guidance."""
+        """Return the denoiser for samplers, given ``condition (cells, columns)`` and guidance."""
 
     @abstractmethod
     def sample_cells(
@@ -92,22 +92,22 @@ class ConditionedModule(BaseModuleClass):
         output: InputValues,
         n_wanted: int,
     ) -> Tensor:
-        """Make cells.
+        """Generate cells.
 
         Parameters
         ----------
         condition
             ``(block, columns)``.
         generators
-            Random numbers of the cells.
+            One random generator per cell.
         guidance, sampler, n_steps
-            How they are sampled.
+            Sampling options.
         library_size
             Name of the distribution of total counts, or the totals ``(block, ...)``.
         output
-            ``"counts"`` or ``"log1p"``, where the module has a choice.
+            ``"counts"`` or ``"log1p"``; ignored by modules that return only one of them.
         n_wanted
-            How many of them, the first, are asked for.
+            Number of cells to return, from the start of the block.
 
         Returns
         -------
@@ -117,12 +117,12 @@ class ConditionedModule(BaseModuleClass):
 
     @abstractmethod
     def inversion_by(self, sampler: Sampler) -> Inversion:
-        """Return the way to noise and back that belongs to a sampler.
+        """Return the inversion (to noise and back) that belongs to a sampler.
 
         Raises
         ------
         ValueError
-            For a sampler that cannot be led by given cells.
+            If the sampler cannot be inverted.
         """
 
     @abstractmethod
@@ -138,23 +138,23 @@ class ConditionedModule(BaseModuleClass):
         residuals: str = "new",
         n_wanted: int,
     ) -> Tensor:
-        """Carry given cells over.
+        """Predict given cells under new conditions.
 
         Parameters
         ----------
         x
             Registered expression, ``(block, genes)``.
         move
-            Carries states, as the denoiser knows them, from the cells' own conditions to new ones.
+            Moves the denoiser's states from the cells' own conditions to the new ones.
         draw_totals
-            Total counts ``(block,)`` of cells with such latents or profiles.
+            Maps latents or profiles to total counts ``(block,)``.
         generators
-            Random numbers of the cells.
+            One random generator per cell.
         output, sample, residuals
-            What comes out, where the module has a choice: counts or profiles, drawn or expected, and whether drawn cells keep
-            what the latent does not explain of them (``"own"``).
+            Counts or profiles; drawn or expected values; whether drawn cells keep their own residuals (``"own"``).
+            Ignored by modules without the choice.
         n_wanted
-            How many cells, the first, are asked for.
+            Number of cells to return, from the start of the block.
 
         Returns
         -------
@@ -164,17 +164,17 @@ class ConditionedModule(BaseModuleClass):
 
     @abstractmethod
     def profiles_of(self, states: Tensor) -> Tensor:
-        """Read states on the way from noise to cells, ``(cells, ...)``, as log-normalised profiles ``(cells, genes)``."""
+        """Convert states between noise and cells, ``(cells, ...)``, to log-normalised profiles ``(cells, genes)``."""
 
     def draw_totals(
         self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators
     ) -> Tensor:
-        """Draw total counts ``(cells, ...)`` given conditions ``(cells, columns)`` and what tells totals; given ones stay."""
+        """Draw total counts ``(cells, ...)`` from conditions ``(cells, columns)`` and features; given totals stay."""
         uniform = generators.uniform(*self.library_size.shape)
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=features.device)
         return self.library_size.draw(library_size, condition, features, uniform)
 
     def has_zeros(self, output: InputValues) -> bool:
-        """Tell whether cells hold so many zeros that they are kept sparse."""
+        """Return whether generated cells have enough zeros to be stored sparse."""
         return output == "counts"

@@ -1,11 +1,11 @@
-r"""Counts from uniform numbers: every count is a function of one number of its own, and of its distribution.
+r"""Draw counts from uniform numbers: each count depends only on its own number and its distribution.
 
-So cells do not depend on what is drawn with them, as they would if rejected proposals of one count shifted the random numbers of the
-next, and a whole block is drawn at once. All of it is exact, up to rounding in double precision.
+Cells therefore do not depend on the cells drawn with them, as they would if rejected proposals of one count shifted the
+random numbers of the next. A whole block is drawn at once. Draws are exact up to rounding in double precision.
 
-- Small means: inversion. The number is searched in the cumulative distribution from below, most often in no step or one.
-- Large or widely dispersed ones, whose search would be long: a Poisson count of a Gamma-distributed rate, both by rejection, from
-  numbers that follow from the one number (:class:`Stream`).
+- Small means: inversion. The cumulative distribution is searched from zero, mostly in at most one step.
+- Large or widely dispersed means, whose search would be long: a Poisson count with a Gamma-distributed rate, both by
+  rejection. Further random numbers derive from the one number (:class:`Stream`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONGEST_SEARCH = 16.0
-"""Largest mean, and largest ratio of mean to inverse dispersion, that is searched for."""
-SMALLEST_PROBABILITY = 1e-20  # what is left of a cumulative distribution there is rounding
-LARGEST_THETA = 1e12  # from which on a negative binomial is a Poisson distribution, to 12 digits
-ROUNDING = 1 + 1e-5  # far more than single precision loses in a probability
+"""Largest mean, and largest ratio of mean to inverse dispersion, for which inversion is used."""
+SMALLEST_PROBABILITY = 1e-20  # below it the rest of a cumulative distribution is rounding error
+LARGEST_THETA = 1e12  # above it a negative binomial equals a Poisson distribution to 12 digits
+ROUNDING = 1 + 1e-5  # far above the error of a probability in single precision
 PART_SIZE = 1 << 19  # counts drawn at a time on a CPU
-N_STEPS = 4  # of a search, before the numbers that are found are put aside
+N_STEPS = 4  # search steps before finished numbers are removed
 
 
 def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    r"""Turn numbers into counts of mean ``mu`` and variance :math:`\mu + \mu^2 / \theta`, all of one shape.
+    r"""Turn uniform numbers into counts of mean ``mu`` and variance :math:`\mu + \mu^2 / \theta`, all of one shape.
 
     Parameters
     ----------
@@ -42,36 +42,37 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     Raises
     ------
     FloatingPointError
-        On a CPU if any of them is not finite; elsewhere, where looking would mean to wait, such counts are NaN.
+        On a CPU if any parameter is not finite. On a GPU, where the check would stall, such counts are NaN.
 
     Examples
     --------
     >>> import torch
-    >>> draw_negative_binomial(torch.tensor([0.999, 0.5, 0.1]).double(), 2 * torch.ones(3), torch.ones(3))
+    >>> uniform = torch.tensor([0.999, 0.5, 0.1]).double()
+    >>> draw_negative_binomial(uniform, 2 * torch.ones(3), torch.ones(3))
     tensor([0., 2., 1.])
     """
-    valid = where_finite(mu=mu, theta=theta)
-    mu, theta = only(valid, mu, 0.0), only(valid, theta, 1.0).clamp(max=LARGEST_THETA)
+    valid = finite_mask(mu=mu, theta=theta)
+    mu, theta = keep_where(valid, mu, 0.0), keep_where(valid, theta, 1.0).clamp(max=LARGEST_THETA)
     is_large = (mu > LONGEST_SEARCH) | (mu / theta > LONGEST_SEARCH)
     counts = _in_parts(_search_negative_binomial, uniform, mu, theta, is_large)
-    return only(valid, _fill(counts, is_large, _mix_poisson, uniform, mu, theta), torch.nan)
+    return keep_where(valid, _fill(counts, is_large, _mix_poisson, uniform, mu, theta), torch.nan)
 
 
 def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
-    """Turn numbers, in double precision, into Poisson counts of such ``mean``, both of one shape.
+    """Turn uniform numbers in double precision into Poisson counts of ``mean``, both of one shape.
 
-    A mean that is not finite is treated as in :func:`draw_negative_binomial`.
+    Means that are not finite are treated as in :func:`draw_negative_binomial`.
     """
-    valid = where_finite(mean=mean)
-    mean = only(valid, mean, 0.0)
+    valid = finite_mask(mean=mean)
+    mean = keep_where(valid, mean, 0.0)
     is_large = mean > LONGEST_SEARCH
     counts = _in_parts(_search_poisson, uniform, mean, is_large)
     counts = _fill(counts, is_large, lambda u, rate: _reject_poisson(Stream(u), rate), uniform, mean)
-    return only(valid, counts, torch.nan)
+    return keep_where(valid, counts, torch.nan)
 
 
 def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
-    """Turn numbers, in double precision, into numbers of successes in ``n`` trials of probability ``p``, all of one shape and finite."""
+    """Turn uniform numbers in double precision into binomial counts of ``n`` and ``p``, all finite and of one shape."""
     rarer = torch.minimum(p, 1 - p)
     is_large = n * rarer > LONGEST_SEARCH
     counts = _fill(torch.zeros_like(n), ~is_large & (n * rarer > 0), _invert_binomial, uniform, n, rarer)
@@ -80,16 +81,16 @@ def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
 
 
 def keep_molecules(counts: Tensor, probability: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Keep each molecule with a probability; NaN for what is no count, for which torch would draw for ever."""
+    """Keep each molecule with a probability; NaN for invalid counts, on which torch never returns."""
     are_counts = counts.isfinite() & (counts >= 0)
     drawn = torch.binomial(torch.where(are_counts, counts, 0), probability, generator=generator)
     return torch.where(are_counts, drawn, torch.nan)
 
 
-def where_finite(**parameters: Tensor) -> Tensor | None:
-    """Tell which of the values, all of one shape, have finite parameters; None on a CPU, where others are an error at once.
+def finite_mask(**parameters: Tensor) -> Tensor | None:
+    """Return a mask of values whose parameters (all of one shape) are finite; None on a CPU, where others raise.
 
-    No comparison with NaN is true, so that its counts would be zeros, or never be accepted.
+    Comparisons with NaN are false, so without the mask counts would be zero, or never be accepted.
 
     Raises
     ------
@@ -101,25 +102,25 @@ def where_finite(**parameters: Tensor) -> Tensor | None:
         return torch.stack([value.isfinite() for value in values]).all(0)
     if bad := [f"`{name}`" for name, value in parameters.items() if not _all_finite(value)]:
         msg = (
-            f"{' and '.join(bad)} of the decoder's distribution of counts must be finite, but NaN or infinite values were found: the "
-            "model has diverged. Train anew, with a lower learning rate."
+            f"{' and '.join(bad)} of the decoder's distribution of counts must be finite, but found NaN or infinite "
+            "values: the model has diverged. Train again with a lower learning rate."
         )
         raise FloatingPointError(msg)
     return None
 
 
-def only(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
-    """Replace values where the mask is false; None is true everywhere."""
+def keep_where(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
+    """Replace values where the mask is False; None keeps all."""
     return values if mask is None else torch.where(mask, values, otherwise)
 
 
 def _all_finite(values: Tensor) -> bool:
-    """Look at the extremes, which is one pass without a copy; NaN is both of them."""
+    """Check the extremes, in one pass without a copy; NaN propagates to both."""
     return values.numel() == 0 or all(extreme.isfinite().item() for extreme in values.aminmax())
 
 
 def _in_parts(draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Draw some rows at a time on a CPU, so that what is computed on the way stays in its cache."""
+    """Draw some rows at a time on a CPU, so that intermediate results stay in its cache."""
     if parameters[0].device.type != "cpu":
         return draw(*parameters)
     n_rows = max(PART_SIZE // max(parameters[0][:1].numel(), 1), 1)
@@ -127,16 +128,16 @@ def _in_parts(draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
 
 
 def _fill(counts: Tensor, mask: Tensor, draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Draw the counts where a mask is true, from one row of double-precision parameters."""
-    chosen = positions(mask)
+    """Draw the counts where a mask is True, with parameters in double precision."""
+    chosen = flat_indices(mask)
     if len(chosen):
         rows = (values.reshape(-1).index_select(0, chosen).double() for values in parameters)
         counts.view(-1).index_copy_(0, chosen, draw(*rows).to(counts.dtype))
     return counts
 
 
-def positions(mask: Tensor) -> Tensor:
-    """List where a mask is true in its flat order; on a CPU by NumPy, which is ten times as fast."""
+def flat_indices(mask: Tensor) -> Tensor:
+    """Return the flat indices where a mask is True; on a CPU by NumPy, which is faster."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.view(-1).nonzero().view(-1)
@@ -171,12 +172,13 @@ def _invert_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
 
 
 def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    r"""Invert distributions with :math:`p_k = (a + b / k)\,p_{k-1}`, of which the logarithm of :math:`p_0` is given.
+    r"""Invert distributions with :math:`p_k = (a + b / k)\,p_{k-1}`, given :math:`\log p_0`.
 
-    Numbers from :math:`1 - p_0` on mean zero, those below :math:`p_1` one, those below :math:`p_1 + p_2` two, and so on.
+    Numbers of :math:`1 - p_0` or more give zero, those below :math:`p_1` one, those below :math:`p_1 + p_2` two, and so
+    on.
     """
     counts = torch.zeros_like(uniform)
-    active = positions(uniform < -torch.expm1(log_zero))
+    active = flat_indices(uniform < -torch.expm1(log_zero))
     rest, p, a, b = (values.index_select(0, active) for values in (uniform, log_zero.exp_().mul_(a + b), a, b))
     k = 1
     while len(active):
@@ -187,7 +189,7 @@ def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
             k += 1
             p *= torch.add(a, b, alpha=1 / k)
         counts.index_add_(0, active, reached)
-        kept = positions((rest >= 0) & (p > SMALLEST_PROBABILITY))
+        kept = flat_indices((rest >= 0) & (p > SMALLEST_PROBABILITY))
         active, rest, p, a, b = (values.index_select(0, kept) for values in (active, rest, p, a, b))
     return counts
 
@@ -196,7 +198,7 @@ def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 class Stream:
-    """Uniform numbers that follow from one each, by the hash of SplitMix64: a stream of its own for every number.
+    """Streams of uniform numbers, one stream from each given number, by the hash of SplitMix64.
 
     Parameters
     ----------
@@ -216,18 +218,18 @@ class Stream:
         return (bits.double() + 0.5) * 2.0**-53
 
     def draw_normal(self, chosen: Tensor | None = None) -> Tensor:
-        """Return standard normal numbers, by Box and Muller's transform."""
+        """Return standard normal numbers by the Box-Muller transform."""
         return (-2 * self.draw(chosen).log()).sqrt() * (2 * math.pi * self.draw(chosen)).cos()
 
 
 def _mix_poisson(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    """Draw Poisson counts whose rates are Gamma distributed; small rates by their logarithm, which does not underflow.
+    """Draw Poisson counts with Gamma-distributed rates; rates are logarithms, since small ones underflow.
 
-    The rejection has streams of its own: how far it draws depends on the slowest of all counts, and what is drawn after it
-    from the same streams would, too.
+    The rejection has its own streams: how much it draws depends on the slowest count of the block, and later draws from
+    the same streams would too.
     """
     stream = Stream(uniform)
-    is_small = theta < 1  # a Gamma variable of shape theta + 1, times a power of a uniform one
+    is_small = theta < 1  # a Gamma variable of shape theta + 1, times a power of a uniform number
     log_gamma = _reject_gamma(Stream(stream.draw()), torch.where(is_small, theta + 1, theta)).log()
     log_gamma = log_gamma + torch.where(is_small, stream.draw().log() / theta, 0)
     return _poisson(stream, (log_gamma + mu.log() - theta.log()).exp())
@@ -304,23 +306,23 @@ def _repeat(propose: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tensor) ->
     while len(chosen):
         proposed, accepted = propose(chosen)
         values[chosen] = proposed
-        chosen = chosen[positions(~accepted)]
+        chosen = chosen[flat_indices(~accepted)]
     return values
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Spread 64 bits (the finaliser of SplitMix64); products wrap around, as they are meant to."""
+    """Mix 64 bits (the finaliser of SplitMix64); products wrap around on purpose."""
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift_right(x, 31)
 
 
 def _shift_right(x: Tensor, n: int) -> Tensor:
-    """Shift as if the numbers had no sign."""
+    """Shift right as unsigned numbers."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 
 def _signed(x: int) -> int:
-    """Read 64 bits as a number with a sign, as torch has it."""
+    """Convert an unsigned 64-bit number to torch's signed one."""
     x &= (1 << 64) - 1
     return x - (1 << 64) if x >> 63 else x

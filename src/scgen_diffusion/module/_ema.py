@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel:
     r"""Keep an exponential moving average of a network's weights, with a decay that warms up.
 
-    After ``n`` updates the decay is :math:`\min(d, (1 + n) / (10 + n))`, so that short runs average too. The copy is part
-    of the module that holds it, and so of what is saved.
+    After ``n`` updates the decay is :math:`\min(d, (1 + n) / (10 + n))`, so that short runs average too. The copy
+    belongs to the module, so it is saved with it.
     """
     averaged = AveragedModel(network, multi_avg_fn=partial(_average_with_warm_up, decay))
     return averaged.requires_grad_(requires_grad=False)
 
 
 class AverageUpdate:
-    """Updates an averaged copy after every step, as ``averaged.update_parameters(network)`` does, but counts the updates itself.
+    """Updates an averaged copy after every step, like ``averaged.update_parameters(network)`` without its GPU stalls.
 
-    That asks the device for their number each time, for which a GPU would have to finish its work. Buffers, which training does not
-    change, are copied once.
+    The original reads the number of updates from the device each time, which makes a GPU finish its work first. This
+    class counts itself. It copies buffers once, since training does not change them.
 
     Parameters
     ----------
     averaged
-        The copy.
+        The averaged copy.
     network
-        What it averages.
+        The network.
     n_updates
-        How many updates there were. Default: what the copy says, asked once.
+        Number of updates so far. Default: read from the copy once.
     """
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class AverageUpdate:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Take in the network's weights; the first ones are copied."""
+        """Average the network's weights in; the first update copies them."""
         if self.n_updates == 0:
             for copy, current in zip(*self._pairs, strict=True):
                 copy.copy_(current)

@@ -1,4 +1,4 @@
-"""Cells as networks see them: totals and log-normalised profiles."""
+"""Expression as networks see it: totals and log-normalised profiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 InputValues = Literal["counts", "log1p"]
 TARGET_SUM = 1e4
-"""Total counts that a log-normalised profile stands for."""
+"""Total counts of a normalised profile."""
 
 
 def total_counts(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Modules that start as another one, whose conditions had fewer classes and members, and train a part of themselves."""
+"""Fine-tuning: start from a trained module with fewer classes and members, and train only a part."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ TRAINABLE: tuple[str, ...] = get_args(Trainable)
 
 
 @torch.no_grad()
-def take_over(
+def copy_reference(
     module: ConditionedModule,
     reference: ConditionedModule,
     learned: Sequence[Tensor],
     recode: Callable[[Tensor], Tensor],
 ) -> None:
-    """Take over everything from a trained module with the same keys.
+    """Copy everything from a trained module with the same keys.
 
-    The network starts from the averaged weights, so that the average of what is not trained stays what it is.
+    The network starts from the averaged weights, so that the averages of frozen weights do not change.
 
     Parameters
     ----------
     module
-        With further classes and members, whose numbers come after the old ones.
+        Module to fill. New classes and members come after the old ones.
     reference
         The trained module.
     learned
-        Which classes or members of each key the reference learned, ``(values of module,)`` each.
+        Mask of the classes or members that the reference learned, ``(values of module,)`` for each key.
     recode
-        Turns codes ``(n, columns)`` of the reference into those of the module.
+        Turns codes ``(n, columns)`` of the reference into codes of the module.
     """
     own = module.state_dict()
-    state = {name: tensor for name, tensor in reference.state_dict().items() if name in own}  # a transport stays behind
+    state = {name: tensor for name, tensor in reference.state_dict().items() if name in own}  # without a transport
     for name, part in module.named_modules():
         if isinstance(part, ConditionEmbedding):
             extended = extended_state(part, reference.get_submodule(name), learned)
@@ -52,22 +52,22 @@ def take_over(
     module.load_state_dict(state)
     network, averaged = module.network_and_average
     network.load_state_dict(averaged.module.state_dict())
-    averaged.n_averaged.zero_()  # short training counts, as it does at the start
+    averaged.n_averaged.zero_()  # warm up again, so that short training has an effect
 
 
 def trained_masks(
     module: ConditionedModule, trainable: Trainable, new: Sequence[Tensor]
 ) -> dict[nn.Parameter, Tensor | None]:
-    """Return what is trained, each parameter with a mask of its rows ``(rows, 1)`` or None for all of it.
+    """Return the trained parameters, each with a mask of its rows ``(rows, 1)`` or None for all rows.
 
     Parameters
     ----------
     module
         The module.
     trainable
-        Which part.
+        Part to train.
     new
-        Which classes or members of each key are new, ``(values,)`` each.
+        Mask of the new classes or members, ``(values,)`` for each key.
     """
     network, _ = module.network_and_average
     embeddings = [part for part in network.modules() if isinstance(part, ConditionEmbedding)]

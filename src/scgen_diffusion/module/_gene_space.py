@@ -1,4 +1,4 @@
-"""The module of the gene-space models: tensors in, losses and profiles out."""
+"""Module of the gene-space models: tensors in, losses and profiles out."""
 
 from __future__ import annotations
 
@@ -46,30 +46,28 @@ if TYPE_CHECKING:
     from ._profile_networks import RegressionNetwork
     from ._profile_summary import ProfileSummary
 
-LARGEST_PROFILE = (
-    20.0  # of a gene; a cell that diverged has larger values, of which float32 cannot take the exponential
-)
-SMALLEST_SCALE = 0.05  # of a gene; what hardly varies is not blown up
+LARGEST_PROFILE = 20.0  # limit of a gene's value; diverged cells have larger ones, whose exponential overflows
+SMALLEST_SCALE = 0.05  # of a gene; genes that hardly vary are not scaled up further
 
 
 class GeneSpaceModule(ConditionedModule):
     """Diffusion of log-normalised profiles.
 
-    A cell's profile is ``log1p(1e4 x / sum(x))``. What the network sees are its values, with exact zeros replaced where the
-    architecture says so, and scaled.
+    A cell's profile is ``log1p(1e4 x / sum(x))``. The network sees it scaled, with exact zeros replaced by
+    ``architecture.zero_value`` if that is set.
 
     Parameters
     ----------
     n_input
         Number of genes.
     conditions
-        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
-        ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
+        ``"counts"``, or ``"log1p"`` for log-normalised values.
     architecture
         Sizes and parts.
     key_groups
-        Numbers of the keys in each group of ``architecture.dropped_together``, which has their names.
+        Indices of the keys in each group of ``architecture.dropped_together``.
 
     References
     ----------
@@ -123,13 +121,13 @@ class GeneSpaceModule(ConditionedModule):
     # --- from profiles to the network's values and back ---------------------------------------------------------------
 
     def encode(self, profile: Tensor) -> Tensor:
-        """Turn profiles ``(cells, genes)`` into what diffuses: zeros negated, values scaled."""
+        """Turn profiles ``(cells, genes)`` into diffusion data: negate zeros and scale values."""
         return (self.negate_zeros(profile) - self.shift) / self.scale
 
     def decode(self, values: Tensor) -> Tensor:
-        """Turn generated values ``(cells, genes)`` into profiles, if the architecture clamps with exact zeros.
+        """Turn generated values ``(cells, genes)`` into profiles, with exact zeros if the architecture clamps.
 
-        What is below 0 then becomes zero; where zeros were not negated, what is nearer to zero than to any training value.
+        With zero negation, values below 0 become zero. Without it, values below half of the smallest training value do.
         """
         profile = values * self.scale + self.shift
         return self.cut_zeros(profile) if self.architecture.clamp else profile
@@ -137,15 +135,15 @@ class GeneSpaceModule(ConditionedModule):
     def cut_zeros(self, profile: Tensor) -> Tensor:
         """Make small values of profiles ``(cells, genes)`` exact zeros."""
         cut = self.smallest_value / 2 if self.architecture.zero_value is None else 0.0
-        return torch.where(profile <= cut, 0.0, profile)  # what is no number stays, to be found
+        return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
 
     def negate_zeros(self, profile: Tensor) -> Tensor:
-        """Replace exact zeros by the architecture's value for them."""
+        """Replace exact zeros by the architecture's ``zero_value``."""
         zero = self.architecture.zero_value
         return profile if zero is None else torch.where(profile == 0, zero, profile)
 
     def start_from(self, summary: ProfileSummary) -> None:
-        """Take scale, zeros and the genes' own distributions from the training cells."""
+        """Set scale, share of zeros and the distribution of each gene from the training cells."""
         summary, zero = summary.to(self.shift.device), self.architecture.zero_value or 0.0
         self._set_scaling(*summary.moments(zero))
         self.training_zeros.copy_(1 - summary.frequency.mean())
@@ -160,7 +158,7 @@ class GeneSpaceModule(ConditionedModule):
             )
 
     def start_reading(self, directions: Tensor) -> None:
-        """Let global tokens start as coordinates along ``directions (k, genes)`` of encoded data."""
+        """Initialise global tokens as coordinates along ``directions (k, genes)`` of encoded data."""
         for network in self._both_networks:
             if isinstance(network.backbone, GeneDiT):
                 network.backbone.start_reading(directions)
@@ -185,7 +183,7 @@ class GeneSpaceModule(ConditionedModule):
         return self.network, self.averaged_network.module
 
     def set_gene_order(self, order: np.ndarray) -> None:
-        """Set the order in which the networks see the genes, as their numbers ``(genes,)``."""
+        """Set the order in which the networks see the genes, as indices ``(genes,)``."""
         for network in self._both_networks:
             network.backbone.layout.gene_order.copy_(torch.from_numpy(order))
 
@@ -201,7 +199,7 @@ class GeneSpaceModule(ConditionedModule):
 
     @auto_move_data
     def inference(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the profiles of expression ``(cells, genes)``, and what diffuses of them."""
+        """Return the profiles of expression ``(cells, genes)``, and the encoded data."""
         profile = log_profile(x, self.input_values)
         return {"profile": profile, "data": self.encode(profile)}
 
@@ -220,7 +218,7 @@ class GeneSpaceModule(ConditionedModule):
         condition
             ``(cells, columns)``.
         averaged
-            Whether to take the averaged weights.
+            Whether to use the averaged weights.
         """
         network = self.averaged_network.module if averaged else self.network
         return {"error": network.loss(data, noise, t, condition)}
@@ -231,7 +229,7 @@ class GeneSpaceModule(ConditionedModule):
         inference_outputs: Mapping[str, Tensor],
         generative_outputs: Mapping[str, Tensor],
     ) -> LossOutput:
-        """Return the mean error of the target, and of the library size read off the profile."""
+        """Return the mean error of the target plus the loss of the library size predicted from the profile."""
         error = generative_outputs["error"]
         losses = {"denoising_loss": error.mean()}
         if self.input_values == "counts":
@@ -244,11 +242,11 @@ class GeneSpaceModule(ConditionedModule):
     # --- generation ----------------------------------------------------------------------------------------------------
 
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw what generation starts from, ``(cells, genes)``."""
+        """Draw the noise that generation starts from, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
-        """Return the network under ``condition (cells, columns)`` and guidance."""
+        """Return the denoiser for ``condition (cells, columns)`` and guidance."""
         field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, self.target)
 
@@ -264,7 +262,7 @@ class GeneSpaceModule(ConditionedModule):
         output: InputValues = "log1p",
         n_wanted: int,
     ) -> Tensor:
-        """Make profiles or counts ``(n_wanted, genes)`` under ``condition (block, columns)``."""
+        """Generate profiles or counts ``(n_wanted, genes)`` under ``condition (block, columns)``."""
         denoiser, noise = self.denoiser(condition, guidance), self.draw_noise(generators)
         profile = self.decode(sampler(denoiser, noise, n_steps=n_steps, generators=generators))
         if output == "log1p":
@@ -274,11 +272,11 @@ class GeneSpaceModule(ConditionedModule):
         return to_counts(profile, totals)[:n_wanted]
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
-        """Return the way to noise and back by the noise that a sampler would have drawn."""
+        """Return the inversion that finds the noise that a sampler would have drawn."""
         if isinstance(sampler, FixedStepSampler):
             return FlowInversion(sampler.step, sampler.default_n_steps)
         if not isinstance(sampler, DDIMSampler | DDPMSampler):
-            msg = f"`sampler` {sampler!r} cannot be led by given cells; choose 'ddpm', 'ddim' or DDIMSampler(eta=...)."
+            msg = f"`sampler` {sampler!r} cannot be inverted; choose 'ddpm', 'ddim' or DDIMSampler(eta=...)."
             raise ValueError(msg)
         eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
         return NoiseInversion(eta, sampler.default_n_steps)
@@ -295,7 +293,7 @@ class GeneSpaceModule(ConditionedModule):
         residuals: str = "new",
         n_wanted: int,
     ) -> Tensor:
-        """Carry the profiles of cells ``x (block, genes)`` over, ``(n_wanted, genes)``; counts if they are asked for."""
+        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(n_wanted, genes)``."""
         profile = self.decode(move(self.inference(x)["data"]))
         if output == "log1p":
             return profile[:n_wanted]
@@ -303,20 +301,20 @@ class GeneSpaceModule(ConditionedModule):
         return to_counts(profile, draw_totals(library_features(profile)))[:n_wanted]
 
     def profiles_of(self, states: Tensor) -> Tensor:
-        """Read states ``(cells, genes)`` as profiles."""
+        """Convert states ``(cells, genes)`` to profiles."""
         return self.decode(states)
 
     def has_zeros(self, output: InputValues) -> bool:
-        """Tell whether cells hold so many zeros that they are kept sparse."""
+        """Return whether generated cells have enough zeros to be stored sparse."""
         return output == "counts" or self.architecture.clamp
 
 
 def to_counts(profile: Tensor, totals: Tensor) -> Tensor:
-    """Turn profiles ``(cells, genes)`` into whole counts, ``totals (cells,)`` per cell.
+    """Turn profiles ``(cells, genes)`` into integer counts that add up to ``totals (cells,)``.
 
-    A generated profile imitates observed cells, counting noise included. So counts are not drawn from it, which would add
-    that noise again, but rounded, as many up as the total needs: those with the largest fractions. A real cell's profile and
-    total give back its counts.
+    A generated profile imitates observed cells, including their counting noise. Drawing counts from it would add that
+    noise again, so counts are rounded instead; the largest fractions are rounded up until the total fits. For a real
+    cell this returns its own counts.
     """
     shares = profile.clamp(0, LARGEST_PROFILE).expm1()
     shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-8)
@@ -328,5 +326,5 @@ def to_counts(profile: Tensor, totals: Tensor) -> Tensor:
 
 
 def library_features(profile: Tensor) -> Tensor:
-    """Return what tells a cell's total: its profile ``(cells, genes)``, and which genes are expressed, side by side."""
+    """Return features that predict a cell's total: its profile ``(cells, genes)`` beside a mask of expressed genes."""
     return torch.cat([profile, (profile > 0).to(profile)], dim=1)

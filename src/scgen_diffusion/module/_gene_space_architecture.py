@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ._options import changed_options, check_key_groups, check_options, with_key_groups
+from ._options import change_options, check_key_groups, check_options, freeze_key_groups
 
 Backbone = Literal["dit", "unet", "white_box"]
 GeneOrder = Literal["given", "correlation"]
@@ -29,48 +29,47 @@ class GeneSpaceArchitecture:
     Parameters
     ----------
     backbone
-        The network: ``"dit"``, a transformer over patches of genes; ``"unet"``, a one-dimensional U-Net; or
+        Network: ``"dit"``, a transformer over patches of genes; ``"unet"``, a one-dimensional U-Net; or
         ``"white_box"``, the transformer with CRATE blocks.
     path
-        How data becomes noise: ``"vp_linear"`` (published) or ``"vp_cosine"``, variance-preserving with that schedule, or
-        ``"flow_matching"``, the linear interpolant.
+        Path from data to noise: variance-preserving with a linear (``"vp_linear"``, published) or cosine
+        (``"vp_cosine"``) schedule, or ``"flow_matching"``, the linear interpolant.
     target
         What the network predicts: ``"noise"`` (published), ``"data"`` or ``"v"``; ``"velocity"`` for flow matching.
     head
-        How the network's outputs become the prediction: ``"regression"``, they are it (published); or
-        ``"spike_and_slab"``, they are the distribution of each gene's value, exactly zero or normal, which is combined with
-        the gene's own noisy value by Bayes' rule. The latter needs ``target="data"``.
+        ``"regression"``: the network's outputs are the prediction (published). ``"spike_and_slab"``: the outputs are
+        the distribution of each gene's value, exactly zero or normal, which Bayes' rule combines with the gene's noisy
+        value; needs ``target="data"``.
     zero_value
-        Value that stands for an exact zero (*zero negation*; published for scRDiT: -10), below 0; None leaves zeros as they
+        Negative value that replaces exact zeros (*zero negation*; published for scRDiT: -10); None leaves zeros as they
         are.
     clamp
-        Whether small generated values become 0, so that zeros come back exactly: with zero negation those below 0, without
-        it those below half of the smallest training value.
+        Whether small generated values become exact zeros: values below 0 with zero negation, without it values below
+        half of the smallest training value.
     scaling
-        How values are brought to unit variance: ``"none"`` (published), one number for all (``"global"``), or one per gene
-        (``"gene"``).
+        Scaling to unit variance: ``"none"`` (published), ``"global"`` (one factor for all genes) or ``"gene"`` (one per
+        gene).
     patch_size
-        Neighbouring genes in a patch. Not for the U-Net. Default: a tenth of the genes, at most 200.
+        Number of neighbouring genes in a patch; unused by the U-Net. Default: a tenth of the genes, at most 200.
     width, n_layers, n_heads
-        Token width, blocks, and heads of the transformers. Default width: 256 for 20 000 cells or more on a GPU.
+        Token width, blocks and heads of the transformers. Default width: 128, or 256 for 20 000 cells or more on a GPU.
     n_global_tokens
-        Tokens of the transformers that read all genes at once, and write to all. Published: none.
+        Number of tokens in the transformers that read all genes at once, and write to all (published: none).
     unet_width
         Channels of the U-Net's first level; the others have two, four and four times as many.
     gene_order
-        Which genes are neighbours: ``"given"``, the order of the data; ``"correlation"``, that of a hierarchical clustering
-        of the training cells' genes; or a list of all genes.
+        Which genes are neighbours: ``"given"``, as in the data; ``"correlation"``, as in a hierarchical clustering of
+        the genes in training cells; or a list of all genes.
     condition_strategy
-        What training shows of several keys: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none; ``"additive"``,
-        every subset, for guidance of each key apart (user guide, "Guidance").
+        Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
+        ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
     dropped_together
-        With ``"additive"``: groups of keys that are given together or not at all, such as ``[("drug", "dose")]``. All other
-        keys are dropped on their own.
+        With ``"additive"``: groups of keys that training shows together or not at all, such as ``[("drug", "dose")]``.
     ema_decay
-        Decay of the averaged weights, with which cells are generated; 0 keeps the last weights (published).
+        Decay of the averaged weights, which generate the cells; 0 keeps the last weights (published).
     library_size
-        Distribution that total counts are drawn from when counts are asked for: ``"empirical"``, ``"normal"`` or
-        ``"latent"``, which reads them off the generated profile.
+        Default distribution of total counts when ``generate`` returns counts: ``"empirical"``, ``"normal"`` or
+        ``"latent"``, which predicts them from the generated profile.
     """
 
     backbone: Backbone = "dit"
@@ -93,7 +92,7 @@ class GeneSpaceArchitecture:
     library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
-        """Check every choice and size."""
+        """Check all options."""
         check_options(self, except_for=("zero_value", "gene_order", "dropped_together"))
         check_key_groups(self.dropped_together, self.condition_strategy)
         _check_zero_value(self.zero_value)
@@ -102,7 +101,7 @@ class GeneSpaceArchitecture:
             allowed = list(TARGETS_OF_PATH[self.path])
             msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
             if self.path == "flow_matching":
-                msg += " Set `head='regression'` with it."
+                msg += " It also needs `head='regression'`."
             raise ValueError(msg)
         if self.n_layers < 1:
             msg = "`n_layers` must be at least 1, but found 0."
@@ -111,7 +110,7 @@ class GeneSpaceArchitecture:
             msg = f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
             raise ValueError(msg)
         if self.head == "spike_and_slab" and self.target != "data":
-            msg = f"`head='spike_and_slab'` predicts the data: set `target='data'`, found {self.target!r}."
+            msg = f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
             raise ValueError(msg)
 
 
@@ -158,11 +157,11 @@ def build_gene_space_architecture(
     model
         Name of the model.
     size
-        Name of the architecture; ``"default"`` follows from the data and the device.
+        Name of the architecture; sizes of ``"default"`` depend on the data and the device.
     n_genes, n_cells
         Size of the data.
     on_gpu
-        Whether there is a GPU to compute on.
+        Whether there is a GPU.
     **changes
         Fields of :class:`GeneSpaceArchitecture`.
 
@@ -178,10 +177,10 @@ def build_gene_space_architecture(
         changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
     if size == "default":
         changes = default_sizes(n_genes, n_cells, on_gpu=on_gpu) | changes
-    return changed_options(architectures, size, with_key_groups(changes), owner=model)
+    return change_options(architectures, size, freeze_key_groups(changes), owner=model)
 
 
 def default_sizes(n_genes: int, n_cells: int, *, on_gpu: bool) -> dict[str, int]:
-    """Choose sizes by which a laptop trains in minutes; a GPU with many cells gets a wider network."""
+    """Choose sizes that a laptop trains in minutes; a GPU with many cells gets a wider network."""
     is_large = on_gpu and n_cells >= MANY_CELLS
     return {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}

@@ -1,4 +1,4 @@
-"""How many counts a generated cell has: distributions of log totals per condition, and given the latent."""
+"""Total counts of generated cells: distributions of log totals per condition, and given the latent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
-from ._main_effects import without_other_effects
+from ._main_effects import remove_other_effects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,39 +18,38 @@ if TYPE_CHECKING:
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
-TABLES = ("codes", "quantiles", "means", "stds")  # with one row per group
+TABLES = ("codes", "quantiles", "means", "stds")  # one row per group
 
 
 class LibrarySizeModel(nn.Module):
     r"""Distributions of the logarithm of a cell's total counts.
 
-    Groups of training cells are kept as a table of quantiles with their mean and standard deviation: all cells, and the cells
-    of each combination that occurs. Numbers belong to the nearest of a few values. A combination that does not occur is
-    extrapolated by main effects, quantile by quantile: :math:`q = q_0 + \sum_k (q_k - q_0)`. Here :math:`q_k` belongs to all cells
-    with the value of key :math:`k`, without what their other keys do, and :math:`q_0` to all cells, without what any key does. What
-    keys do is fitted jointly, so that keys that go together in the training cells do not count twice. A set that does not
-    occur does what its members do.
+    A table stores quantiles, mean and standard deviation for groups of training cells: all cells, and the cells of each
+    combination that occurs. Numeric values belong to the nearest of a few centres. Unseen combinations are extrapolated
+    by main effects, quantile by quantile: :math:`q = q_0 + \sum_k (q_k - q_0)`. Here :math:`q_k` belongs to all cells
+    with the value of key :math:`k`, without the effects of their other keys, and :math:`q_0` to all cells without any
+    effects. Effects are fitted jointly, so that correlated keys are not counted twice. The effect of an unseen set is
+    the sum over its members.
 
-    Three ways to draw:
+    There are three ways to draw:
 
     - ``"empirical"``: from the group's quantiles;
-    - ``"normal"``: from a normal of the group's mean and standard deviation (published for scLDM);
-    - ``"latent"``: from a normal whose mean and standard deviation a small network reads off the latent, and then
-      from where that lies among the group's such draws to the same quantile of the group's totals. So a cell's total goes
-      with its expression, and the group's totals keep their distribution.
+    - ``"normal"``: from a normal distribution with the group's mean and standard deviation (published for scLDM);
+    - ``"latent"``: a small network predicts mean and standard deviation from the latent. The draw is then mapped to the
+      same quantile of the group's totals, so totals correlate with expression and keep the group's distribution.
 
     Parameters
     ----------
     conditions
-        What the condition keys are.
+        Kind of each condition key.
     n_latent
-        Number of latent dimensions, all tokens together.
+        Number of latent dimensions over all tokens.
     width
         Width of the network that reads the latent.
     """
 
     shape: tuple[int, ...] = ()
-    """Shape of a cell's totals: one number."""
+    """Shape of a cell's totals; one number."""
 
     codes: Tensor
     centres: Tensor
@@ -69,9 +68,7 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
-        self.register_buffer(
-            "n_kept", torch.tensor(0)
-        )  # of a reference's cells: the first groups, which stay as they are
+        self.register_buffer("n_kept", torch.tensor(0))  # number of groups, the first, that come from a reference
         self.head = nn.Sequential(nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, 2))
 
     @property
@@ -80,12 +77,12 @@ class LibrarySizeModel(nn.Module):
         return len(self.codes) > 0
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` by the groups of conditions ``(cells, columns)``; groups that are kept stay."""
+        """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay."""
         self.centres = self._find_centres(condition).to(self.means.device)
         kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
         predicted = self.predicted_quantiles[: self.n_kept]
         codes, totals = self._new_groups(log_totals, condition, kept["means"])
-        summaries = [_summary(values) for values in totals]  # one after the other takes less memory
+        summaries = [_summary(values) for values in totals]  # one at a time, to save memory
         self.set_groups(
             torch.cat([kept["codes"].to(codes), codes]),
             means=torch.stack([*kept["means"].double(), *(each[0] for each in summaries)]),
@@ -95,14 +92,14 @@ class LibrarySizeModel(nn.Module):
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` that were drawn from :meth:`predict` for the training cells."""
+        """Summarise log totals ``(cells,)`` drawn from :meth:`predict` for the training cells."""
         kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
         _, totals = self._new_groups(drawn, condition, kept.mean(1))
         quantiles = torch.stack([*kept.double(), *(_quantiles(values) for values in totals)])
         self.predicted_quantiles = quantiles.float().to(self.means.device)
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
-        """Set the table of groups; without quantiles those of the normal distributions."""
+        """Set the table of groups; default quantiles are those of normal distributions."""
         if quantiles is None:
             levels = torch.linspace(0, 1, N_QUANTILES, device=means.device).clamp(1 / N_QUANTILES, 1 - 1 / N_QUANTILES)
             quantiles = means[:, None] + stds[:, None] * torch.special.ndtri(levels)
@@ -117,11 +114,11 @@ class LibrarySizeModel(nn.Module):
         Parameters
         ----------
         kind
-            Which distribution.
+            Name of the distribution.
         condition
             ``(n, columns)``.
         z
-            Latents, ``(n, tokens, width)``; only ``"latent"`` looks at them.
+            Latents, ``(n, tokens, width)``; only ``"latent"`` uses them.
         uniform
             Random numbers in ``[0, 1)``, ``(n,)``.
 
@@ -139,7 +136,7 @@ class LibrarySizeModel(nn.Module):
         return log_total.exp().round().clamp(min=1)
 
     def _level(self, condition: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        """Find the share of the group's draws that lie below the latents' own, ``(n,)``."""
+        """Return the level of each latent's draw among the draws of its group, ``(n,)``."""
         mean, std = self.predict(z)
         table = self._look_up(self.predicted_quantiles, condition).contiguous()
         drawn = (mean + std * noise)[:, None].contiguous()
@@ -149,18 +146,18 @@ class LibrarySizeModel(nn.Module):
         return (above - 1 + within) / (N_QUANTILES - 1)
 
     def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Read mean and standard deviation of the log total off latents ``(n, tokens, width)``, each ``(n,)``."""
-        mean, log_std = self.head(z.flatten(1)).float().unbind(1)  # log totals need more digits than bfloat16 has
+        """Predict mean and standard deviation of the log total from latents ``(n, tokens, width)``, each ``(n,)``."""
+        mean, log_std = self.head(z.flatten(1)).float().unbind(1)  # bfloat16 has too few digits for log totals
         overall_mean, overall_std = (self.means[0], self.stds[0].clamp(min=1e-2)) if self.is_fitted else (0.0, 1.0)
         return overall_mean + overall_std * mean, overall_std * log_std.clamp(-5, 2).exp()
 
     def loss(self, z: Tensor, log_totals: Tensor) -> Tensor:
-        """Return the negative log-likelihood of log totals under the latent's normal, ``(n,)``."""
+        """Return the negative log-likelihood of log totals under the predicted normal distribution, ``(n,)``."""
         mean, std = self.predict(z)
         return ((log_totals - mean) / std).square() / 2 + std.log()
 
     def _new_groups(self, log_totals: Tensor, condition: Tensor, kept: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
-        """Return the codes of the groups that are not kept, and each one's log totals; ``kept`` are the means of those that are."""
+        """Return codes and log totals of the groups that are not kept; ``kept`` are the means of the others."""
         codes = self.groups.discretise(condition, self.centres.to(condition.device))
         groups = self.groups.split(codes)
         of_groups = torch.stack([group.codes for group in groups])
@@ -174,10 +171,10 @@ class LibrarySizeModel(nn.Module):
         combinations = [group for group in groups if group.kind == "combination"]
         known, baseline = torch.zeros(len(combinations), len(self.groups.keys), dtype=torch.double), None
         if len(kept):
-            table, asked = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
-            effects = [self._effect(table, asked.to(table.device), key) for key in range(len(self.groups.keys))]
+            table, requested = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
+            effects = [self._effect(table, requested.to(table.device), key) for key in range(len(self.groups.keys))]
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
-        return of_groups[is_new], without_other_effects(values, new, combinations, known, baseline)
+        return of_groups[is_new], remove_other_effects(values, new, combinations, known, baseline)
 
     def _find_centres(self, condition: Tensor) -> Tensor:
         if self.n_kept:
@@ -185,7 +182,7 @@ class LibrarySizeModel(nn.Module):
         return self.groups.find_centres(condition)
 
     def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
-        """Read rows of a table ``(groups, ...)``: exact where the combination occurs, additive where it does not."""
+        """Look up rows of a table ``(groups, ...)``: exact if the combination occurs, else additive."""
         codes = self.groups.discretise(condition, self.centres)
         exact, occurs = self._rows_of(table, codes)
         return torch.where(occurs, exact, self._additive(table, codes))
@@ -196,7 +193,7 @@ class LibrarySizeModel(nn.Module):
         return total if total.ndim == 1 else total.sort(dim=1).values
 
     def _effect(self, table: Tensor, codes: Tensor, key: int) -> Tensor:
-        """Return what a key's value does; for a set that does not occur the sum over its members."""
+        """Return the effect of a key's value; for an unseen set, the sum over its members."""
         of_value, occurs = self._difference(table, self.groups.only(codes, key))
         if key not in self.groups.sets:
             return of_value
@@ -209,12 +206,12 @@ class LibrarySizeModel(nn.Module):
         return torch.where(occurs, rows - self._baseline(table), 0), occurs
 
     def _baseline(self, table: Tensor) -> Tensor:
-        """Return the row of cells without any effect; tables that have none, such as published ones, add to that of all cells."""
+        """Return the baseline row; tables without one, such as published ones, use the row of all cells."""
         row, occurs = self._rows_of(table, torch.full_like(self.codes[:1], BASELINE))
         return torch.where(occurs, row, table[:1])[0]
 
     def _rows_of(self, table: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows of the groups with these codes, and whether there is such a group, to broadcast against them.
+        """Return the rows of the groups with these codes, and a broadcastable mask of groups that exist.
 
         The table may end before the last group.
         """
@@ -223,14 +220,8 @@ class LibrarySizeModel(nn.Module):
         return rows, _like(matches.any(1), rows)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in (
-            "codes",
-            "centres",
-            "quantiles",
-            "predicted_quantiles",
-            "means",
-            "stds",
-        ):  # the number of groups is known only from the file
+        # The number of groups is known only from the file.
+        for name in ("codes", "centres", "quantiles", "predicted_quantiles", "means", "stds"):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -241,7 +232,7 @@ def _summary(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _quantiles(values: Tensor) -> Tensor:
-    """Interpolate sorted values at equal levels (``torch.quantile`` refuses more than 16 million)."""
+    """Interpolate sorted values at equal levels (``torch.quantile`` is limited to 16 million)."""
     levels = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype, device=values.device)
     return _interpolate(values.sort().values[None], levels)
 
@@ -250,7 +241,7 @@ def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:
     """Evaluate quantile functions ``(n or 1, grid)`` at levels ``(n,)``."""
     quantiles = quantiles.expand(len(levels), -1)
     position = levels * (quantiles.shape[1] - 1)
-    below = position.floor().long().clamp(0, quantiles.shape[1] - 1)  # no number becomes no number, not an index
+    below = position.floor().long().clamp(0, quantiles.shape[1] - 1)  # NaN gives NaN, not an invalid index
     above = (below + 1).clamp(max=quantiles.shape[1] - 1)
     low, high = quantiles.gather(1, below[:, None])[:, 0], quantiles.gather(1, above[:, None])[:, 0]
     return low + (position - below) * (high - low)

@@ -1,4 +1,4 @@
-"""What the decoder's numbers mean: distributions of expression given the latent."""
+"""Likelihoods: distributions of expression given the latent."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ class NegativeBinomialLikelihood(nn.Module):
     n_genes
         Size of the panel.
     per_cell
-        Whether each cell and gene has its own dispersion, :math:`\log\theta` being the decoder's second output. Otherwise
-        it is a parameter of the gene.
+        True: each cell and gene has its own :math:`\log\theta`, the decoder's second output. False: it is a parameter
+        of each gene.
     outliers
         Whether a rare second component explains isolated large counts, see :class:`OutlierCounts`.
     initial_log_theta
-        Where the dispersions of genes start. Published: 1.
+        Initial :math:`\log\theta` (published: 1).
     largest_log_theta
-        Limit of the dispersions, both ways. Beyond the default the distribution is Poisson's for all purposes, and
-        likelihoods drown in rounding errors.
+        Limit of :math:`|\log\theta|`. Beyond the default the distribution is practically Poisson, and likelihoods
+        suffer from rounding errors.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class NegativeBinomialLikelihood(nn.Module):
 
 
 class OutlierCounts(nn.Module):
-    r"""A rare second component of counts: large values that come out of nowhere.
+    r"""A rare second component for isolated large counts.
 
-    Some data hold isolated counts, often ten times what any other cell has of the gene, unrelated to the rest of the cell.
-    One dispersion that must cover them is far too wide for all other counts. So with a small probability a count is
-    :math:`1 + \operatorname{NB}(b, \theta_b)` in place of the cell's own, for gene ``g`` with the log odds
-    :math:`\eta_g = a + s\,(\log p_g - \overline{\log p})`, ``p`` the mean profile. Five numbers are learned for all genes
-    together: ``a``, ``s``, ``b``, :math:`\theta_b`, and a common factor of the other counts' means. Data without such
-    counts drive the probability to zero.
+    Some data have isolated counts, often ten times higher than in any other cell and unrelated to the rest of the cell.
+    A dispersion that covers them is far too wide for all other counts. This component replaces a count by
+    :math:`1 + \operatorname{NB}(b, \theta_b)` with a small probability. The log odds for gene ``g`` are
+    :math:`\eta_g = a + s\,(\log p_g - \overline{\log p})`, where ``p`` is the mean profile. Five parameters are shared
+    by all genes: ``a``, ``s``, ``b``, :math:`\theta_b`, and a factor on the means of the other counts. In data without
+    such counts, training drives the probability to zero.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class OutlierCounts(nn.Module):
         return self.log_theta.clamp(-LARGEST_LOG_THETA, LARGEST_LOG_THETA)
 
     def log_probability(self, counts: Tensor) -> Tensor:
-        """Return the log probability of outlying counts, each at least 1."""
+        """Return the log probability of outlier counts, each at least 1."""
         log_theta = self._log_dispersion()
         theta, log_excess = log_theta.exp(), softplus(self.log_mean - log_theta)
         log_success = self.log_mean - log_theta - log_excess
@@ -156,7 +156,7 @@ class OutlierCounts(nn.Module):
         return (1 - probability) * mu + probability * (1 + self.log_mean.exp())
 
     def sample(self, mu: Tensor, theta: Tensor, generators: Generators) -> Tensor:
-        """Draw counts ``(cells, genes)`` of the mixture, where ``mu`` and ``theta`` are those of the main component."""
+        """Draw counts ``(cells, genes)`` of the mixture; ``mu`` and ``theta`` belong to the main component."""
         is_outlier = generators.uniform(mu.shape[1]) < self.gene_log_odds().sigmoid()
         mu = torch.where(is_outlier, self.log_mean.exp(), mu)
         theta = torch.where(is_outlier, self._log_dispersion().exp(), theta)
@@ -182,7 +182,7 @@ class GaussianLikelihood(nn.Module):
         return self.mean(outputs, library_size)
 
     def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
-        """Return the mean itself, as published: the head has no noise of its own."""
+        """Return the mean itself, as published: this head has no noise."""
         return parameters
 
 

@@ -1,4 +1,4 @@
-"""What single conditions do to log totals, told apart from what the other conditions of the same cells do."""
+"""Main effects of conditions on log totals, separated from the effects of the cells' other conditions."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ if TYPE_CHECKING:
 
     from ._condition_groups import Group
 
-RIDGE = 0.1  # cells at which an effect is shrunk to half
-BASELINE_SCALE, SET_SCALE = 10.0, 0.03  # prior standard deviations, in those of the effect of a value or member
+RIDGE = 0.1  # number of cells at which an effect is halved
+BASELINE_SCALE, SET_SCALE = 10.0, 0.03  # prior standard deviations relative to the effect of a value or member
 
 
-def without_other_effects(
+def remove_other_effects(
     log_totals: Tensor,
     groups: Sequence[Group],
     combinations: Sequence[Group],
     known: Tensor,
     baseline: Tensor | None,
 ) -> Iterator[Tensor]:
-    r"""Yield the log totals of each group's cells, those of a value or member without the effects of the cells' other conditions.
+    r"""Yield the log totals of each group's cells, corrected for the effects of the cells' other conditions.
 
-    The mean of a combination is taken for :math:`\mu + \sum_k e_k`, with one effect per value of a key and per member of a set, and
-    one per set for what it does beyond its members. All are fitted at once, by ridge regression weighted by numbers of cells.
+    The model for the mean of a combination is :math:`\mu + \sum_k e_k`, with one effect per value of a key, per member
+    of a set, and per set for what goes beyond its members. All effects are fitted at once, by ridge regression weighted
+    by the number of cells.
 
     Parameters
     ----------
     log_totals
         ``(cells,)``.
     groups
-        Groups whose totals are wanted, and whose effects are to be found.
+        Groups whose totals to yield and whose effects to fit.
     combinations
-        All combinations, which together hold every cell once.
+        All combinations; together they contain every cell once.
     known
-        Effects of each combination that are known already, ``(combinations, keys)``; zero where they are to be found.
+        Known effects of each combination, ``(combinations, keys)``; zero for those to fit.
     baseline
-        The mean :math:`\mu` to which known effects add; None if it is to be found.
+        The mean :math:`\mu` that known effects add to; None to fit it.
     """
     number = torch.empty(len(log_totals), dtype=torch.long, device=log_totals.device)
     for n, combination in enumerate(combinations):
@@ -75,7 +76,7 @@ def without_other_effects(
 
 
 def _fit(having: Sequence[Tensor], means: Tensor, n_cells: Tensor, scales: Sequence[float]) -> list[float]:
-    """Fit a baseline and effects to the means ``(combinations,)``; ``having`` says which combinations have each effect."""
+    """Fit a baseline and effects to the means ``(combinations,)``; ``having`` lists the combinations of each effect."""
     rows = np.concatenate([np.arange(len(means)), *(column.numpy() for column in having)])
     columns = np.repeat(np.arange(1 + len(having)), [len(means), *map(len, having)])
     weights, scale = np.sqrt(n_cells.numpy()), np.asarray(scales)

@@ -1,4 +1,4 @@
-"""Likelihoods of further modalities, and of all modalities of a cell together."""
+"""Likelihoods of other modalities than RNA, and the joint likelihood of all modalities of a cell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._count_draws import draw_poisson, only, where_finite
+from ._count_draws import draw_poisson, finite_mask, keep_where
 from ._likelihoods import Likelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ SMALLEST_RATE = 1e-12  # below it log(1 - exp(-rate)) would be infinite in singl
 
 
 class ModalityPanel(NamedTuple):
-    """The features of a modality.
+    """Number of features and likelihood of a modality.
 
     Attributes
     ----------
     n_features
-        How many.
+        Number of features.
     likelihood
         ``"negative_binomial"``, ``"poisson"`` or ``"bernoulli"``.
     """
@@ -35,7 +35,7 @@ class ModalityPanel(NamedTuple):
 
 
 class PoissonLikelihood(nn.Module):
-    r"""Counts that are Poisson with mean :math:`\mu_g = l\,\operatorname{softmax}(\ell)_g`."""
+    r"""Poisson counts with mean :math:`\mu_g = l\,\operatorname{softmax}(\ell)_g`."""
 
     n_outputs = 1
     outliers = None
@@ -62,8 +62,9 @@ class PoissonLikelihood(nn.Module):
 class BernoulliLikelihood(nn.Module):
     r"""Zeros and ones: whether a Poisson count of rate :math:`\lambda\,\operatorname{softmax}(\ell)_g` is above zero.
 
-    So :math:`p_g = 1 - \exp(-\lambda\,\operatorname{softmax}(\ell)_g)`. The cell's rate :math:`\lambda` is the one at which
-    the expected number of ones is the library size. A deeper cell has more ones, and features of high probability saturate.
+    So :math:`p_g = 1 - \exp(-\lambda\,\operatorname{softmax}(\ell)_g)`. The cell's rate :math:`\lambda` is chosen such
+    that the expected number of ones is the library size. Cells with deeper sequencing have more ones, and features of
+    high probability saturate.
     """
 
     n_outputs = 1
@@ -91,21 +92,21 @@ class BernoulliLikelihood(nn.Module):
         """Draw zeros and ones ``(cells, features)``."""
         probability = parameters[:, 0]
         drawn = (generators.uniform(probability.shape[1]) < probability).float()
-        return only(where_finite(probability=probability), drawn, torch.nan)
+        return keep_where(finite_mask(probability=probability), drawn, torch.nan)
 
 
 def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:
     r"""Solve :math:`\sum_g 1 - \exp(-\lambda s_g) = n` for :math:`\lambda`.
 
-    The left side is concave, so that Newton's steps from :math:`\lambda = n` rise to the root and never pass it. Only the last
-    one is differentiated, which gives the root's derivative.
+    The left side is concave, so Newton steps from :math:`\lambda = n` approach the root from below. Only the last step
+    is differentiated, which gives the derivative of the root.
 
     Parameters
     ----------
     share
         :math:`s`, ``(cells, features)``.
     n_ones
-        :math:`n`, less than the number of features, ``(cells, 1)``; more is taken for half a feature less than all.
+        :math:`n`, ``(cells, 1)``; limited to the number of features minus one half.
 
     Returns
     -------
@@ -132,15 +133,15 @@ def _slope(share: Tensor, rate: Tensor) -> Tensor:
 class MultimodalLikelihood(nn.Module):
     """The likelihoods of a cell's modalities, independent given its latent.
 
-    Outputs are one tensor per modality; values, means and targets stand side by side, ``(cells, features of all)``; library
-    sizes are ``(cells, modalities)``.
+    Outputs are one tensor per modality. Values, means and targets are concatenated, ``(cells, features of all)``.
+    Library sizes are ``(cells, modalities)``.
 
     Parameters
     ----------
     parts
         Likelihood of each modality.
     n_features
-        Number of features of each.
+        Number of features of each modality.
     """
 
     def __init__(self, parts: Sequence[Likelihood], n_features: Sequence[int]) -> None:
@@ -153,7 +154,7 @@ class MultimodalLikelihood(nn.Module):
         return torch.cat([part.mean(o, size) for part, o, size in self._each(outputs, library_size)], dim=1)
 
     def log_likelihood(self, target: Tensor, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:
-        """Return each cell's log-likelihood, summed over the modalities that it has, ``(cells,)``."""
+        """Return each cell's log-likelihood, summed over its modalities, ``(cells,)``."""
         total = torch.zeros(len(target), device=target.device)
         targets = target.split(self.n_features, dim=1)
         for values, (part, output, size) in zip(targets, self._each(outputs, library_size), strict=True):
@@ -182,5 +183,5 @@ class MultimodalLikelihood(nn.Module):
 
 
 def has_counts(values: Tensor) -> Tensor:
-    """Tell which cells have the modality of which these are the values ``(cells, features)``: any count, ``(cells,)``."""
+    """Return which cells have any count in a modality's values ``(cells, features)``, ``(cells,)``."""
     return (values > 0).any(1)

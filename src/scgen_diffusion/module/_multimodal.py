@@ -9,7 +9,15 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
-from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
+from ._autoencoder import (
+    Decoder,
+    Encoder,
+    Posterior,
+    build_likelihood,
+    gene_loadings,
+    initialise_decoder,
+    share_gene_embedding,
+)
 from ._expression import TARGET_SUM, total_counts
 from ._modality_likelihoods import (
     BernoulliLikelihood,
@@ -35,21 +43,21 @@ if TYPE_CHECKING:
     from ._likelihoods import Likelihood
 
 LARGE_PANEL = 500
-"""Features from which on a modality is treated as genes are.
+"""Number of features from which a modality is treated like genes.
 
-In a smaller panel, such as one of proteins, every feature has many counts. There isolated counts have no component of their own, which would
-take what a rare type has of its marker for stray counts; dispersions belong to the cell too, since background and signal of a protein
-vary differently; and loadings are not held small.
+In a smaller panel, such as one of proteins, every feature has many counts. Such a modality has no outlier component,
+which would mistake the marker of a rare type for stray counts. Its dispersions depend on the cell, since background and
+signal of a protein vary differently. Its loadings are not regularised.
 """
-COUNTS_PER_FEATURE = 5.0  # of a normalised profile; so 1e4 for the customary 2 000 genes
+COUNTS_PER_FEATURE = 5.0  # of a normalised profile: 1e4 for the usual 2 000 genes
 
 
 class MultimodalEncoder(nn.Module):
-    r"""One :class:`Encoder` per modality, and the product of what they say.
+    r"""Product of experts: one :class:`Encoder` per modality.
 
-    Each encoder is an expert: a Gaussian opinion on the latent. The posterior is the standard normal prior times the
-    opinions of the modalities that the cell has, :math:`q(z) \propto p(z) \prod_m q_m(z)`. So each modality alone places a
-    cell, several place it more precisely, and none leaves the prior.
+    Each encoder predicts a Gaussian of the latent. The posterior is the standard normal prior times the Gaussians of
+    the cell's modalities, :math:`q(z) \propto p(z) \prod_m q_m(z)`. One modality is enough to place a cell, more
+    modalities place it more precisely, and without any the prior remains.
 
     Parameters
     ----------
@@ -87,7 +95,7 @@ class MultimodalDecoder(nn.Module):
     Parameters
     ----------
     n_features, n_outputs
-        Number of features of each modality, and numbers per feature.
+        Number of features of each modality, and outputs per feature.
     architecture
         Sizes and parts, the same for every decoder.
     """
@@ -105,17 +113,17 @@ class MultimodalDecoder(nn.Module):
 class MultimodalModule(SCLDMModule):
     """Set autoencoder of cells with several modalities, and a flow-matching prior over their shared latents.
 
-    Expression ``x`` holds the features of all modalities side by side, ``(cells, features of all)``. A cell lacks a modality
-    in which it has no count. Library sizes are ``(cells, modalities)``.
+    Expression ``x`` holds the features of all modalities side by side, ``(cells, features of all)``. A cell without any
+    count in a modality lacks it. Library sizes are ``(cells, modalities)``.
 
     Parameters
     ----------
     modalities
-        Features and likelihood of each modality.
+        Number of features and likelihood of each modality.
     conditions
-        What the condition keys are.
+        Kind of each condition key.
     architecture, key_groups
-        As of :class:`SCLDMModule`.
+        As in :class:`SCLDMModule`.
 
     Raises
     ------
@@ -134,7 +142,7 @@ class MultimodalModule(SCLDMModule):
         architecture: SCLDMArchitecture | None = None,
         key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
-        self.modalities = tuple(modalities)  # first, since building the parts needs them
+        self.modalities = tuple(modalities)  # super().__init__ needs them to build the parts
         self.n_features = [modality.n_features for modality in self.modalities]
         super().__init__(sum(self.n_features), conditions, architecture=architecture, key_groups=key_groups)
 
@@ -164,7 +172,7 @@ class MultimodalModule(SCLDMModule):
         return per_modality.repeat_interleave(torch.tensor(self.n_features, device=per_modality.device), dim=1)
 
     def has(self, x: Tensor) -> Tensor:
-        """Tell which modalities each cell has, ``(cells, modalities)``."""
+        """Return which modalities each cell has, ``(cells, modalities)``."""
         return torch.stack([has_counts(values) for values in self.split(x)], dim=1)
 
     def loss(
@@ -174,33 +182,33 @@ class MultimodalModule(SCLDMModule):
         generative_outputs: Mapping[str, Any],
         kl_weight: float = 1.0,
     ) -> LossOutput:
-        """Return the loss of :class:`SCLDMModule`, over the modalities that the encoder saw.
+        """Return the loss of :class:`SCLDMModule` over the modalities shown to the encoder.
 
-        A modality that it was not shown is not held against the latent, or its likelihood would learn to be as vague as what the
-        others know of it.
+        Hidden modalities do not count: otherwise their likelihoods would learn to be as vague as a prediction from the
+        other modalities.
         """
         shown = self.spread(self.has(inference_outputs["seen"]).float())
         x = tensors[REGISTRY_KEYS.X_KEY] * shown
         return super().loss({**tensors, REGISTRY_KEYS.X_KEY: x}, inference_outputs, generative_outputs, kl_weight)
 
-    # --- where one modality differs from several --------------------------------------------------------------------
+    # --- what differs from one modality ------------------------------------------------------------------------------
 
     def totals(self, x: Tensor) -> Tensor:
         """Return each cell's total counts in each modality, at least 1, ``(cells, modalities)``."""
         return torch.cat([total_counts(values) for values in self.split(x)], dim=1)
 
     def log_totals(self, x: Tensor) -> Tensor:
-        """Return their logarithms, NaN where a cell lacks the modality, ``(cells, modalities)``."""
+        """Return log totals, NaN where a cell lacks the modality, ``(cells, modalities)``."""
         return self.totals(x).log().masked_fill(~self.has(x), torch.nan)
 
     def predict_log_totals(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Read mean and standard deviation of log totals off latents, and off the totals of earlier modalities."""
+        """Predict mean and standard deviation of log totals from latents and the totals of earlier modalities."""
         return self.library_size.predict(z, log_totals)
 
     def draw_totals(
         self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators
     ) -> Tensor:
-        """Draw total counts ``(cells, modalities)``; given ones stay, and where they are NaN they are drawn."""
+        """Draw total counts ``(cells, modalities)``; given totals stay, except NaN."""
         if isinstance(library_size, str):
             return super().draw_totals(library_size, condition, features, generators)
         drawn = super().draw_totals(self.architecture.library_size, condition, features, generators)
@@ -208,14 +216,14 @@ class MultimodalModule(SCLDMModule):
         return torch.where(given.isnan(), drawn, given)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
-        """Return the totals to decode latents ``z`` of cells ``x`` with; those of lacking modalities are predicted.
+        """Return the totals for decoding latents ``z`` of cells ``x``; totals of missing modalities are predicted.
 
         Parameters
         ----------
         x, z
             Cells and their latents.
         generators
-            One per cell, to draw what is lacking; without them it is the median.
+            One random generator per cell to draw missing totals; without them, totals are medians.
 
         Returns
         -------
@@ -225,27 +233,27 @@ class MultimodalModule(SCLDMModule):
         Raises
         ------
         RuntimeError
-            If a modality is lacking, and what predicts its total is not trained.
+            If a modality is missing and the network that predicts its total is not trained.
         """
         noise = 0 if generators is None else generators.normal(len(self.modalities))
         log_totals = self.log_totals(x)
         if log_totals.isnan().any() and not self.library_size.is_fitted:
-            msg = "Cells lack a modality, whose library size is predicted by what train_prior() trains; call it first."
+            msg = "Some cells lack a modality, and its library size cannot be predicted yet; call train_prior() first."
             raise RuntimeError(msg)
-        for number in range(len(self.modalities)):  # an earlier total is known, or predicted, when a later one is
+        for number in range(len(self.modalities)):  # later totals depend on earlier ones
             mean, std = self.predict_log_totals(z, log_totals)
             predicted = (mean + std * noise)[:, number].clamp(min=0)
             log_totals[:, number] = torch.where(log_totals[:, number].isnan(), predicted, log_totals[:, number])
         return log_totals.exp()
 
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor:
-        """Draw the share of each count that the encoder sees, ``(cells, features of all)``: none of some modalities."""
+        """Draw the share of counts that the encoder sees, ``(cells, features of all)``; zero for hidden modalities."""
         thinning = super().draw_keep(x, at_least, generator)
         kept = self.spread(draw_shown(self.has(x), generator).float())
         return kept if thinning is None else kept * thinning
 
     def pooled_profile(self, x: Tensor) -> Tensor:
-        """Return what the factor poolings sum up, the square root of normalised counts, ``(cells, features of all)``."""
+        """Return the input of factor pooling, the square root of normalised counts, ``(cells, features of all)``."""
         profiles = []
         for values in self.split(x):
             target_sum = min(TARGET_SUM, COUNTS_PER_FEATURE * values.shape[1])
@@ -265,25 +273,27 @@ class MultimodalModule(SCLDMModule):
         return [loadings for encoder, decoder in large for loadings in gene_loadings(encoder, decoder)]
 
     def n_cells_with(self, x: Tensor) -> Tensor:
-        """Count the cells that have each feature's modality, ``(features of all,)``."""
+        """Count, for each feature, the cells that have its modality, ``(features of all,)``."""
         return self.spread(self.has(x).sum(0)[None])[0]
 
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
-        """Start each decoder at the mean cell, and centre the factor poolings there."""
+        """Initialise each decoder at the mean cell, and centre the factor pooling there."""
         means = zip(target.split(self.n_features), pooled_profile.split(self.n_features), strict=True)
         parts = zip(self._pairs(), self.likelihood.parts, means, strict=True)
         for (encoder, decoder), likelihood, (mean, pooled) in parts:
             if isinstance(likelihood, BernoulliLikelihood):
-                mean = -torch.log1p(-mean.clamp(max=0.999))  # the rate at which a Poisson count is so often above zero
-            start_at(log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta)
+                mean = -torch.log1p(-mean.clamp(max=0.999))  # Poisson rate with this probability of a count above zero
+            initialise_decoder(
+                log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta
+            )
 
 
 def draw_shown(has: Tensor, generator: torch.Generator) -> Tensor:
-    """Choose which modalities the encoder is shown, of those that the cells have, both ``(cells, modalities)``.
+    """Choose the modalities shown to the encoder from those that the cells have, both ``(cells, modalities)``.
 
-    Half of the cells that have several show a random choice of them only, at least one, so that each encoder learns to place a
-    cell without the others.
+    Half of the cells with several modalities show only a random choice of at least one, so that each encoder learns to
+    place a cell without the others.
     """
 
     def draw(n: int) -> Tensor:
@@ -306,10 +316,8 @@ def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchit
 
 def _check(architecture: SCLDMArchitecture) -> None:
     if architecture.likelihood != "negative_binomial":
-        msg = (
-            "Models of MuData need counts: leave `likelihood` out, and give `modalities` likelihoods in `setup_mudata`."
-        )
+        msg = "Models of MuData need counts: leave `likelihood` out, and set likelihoods by `modalities` in `setup_mudata`."
         raise ValueError(msg)
     if architecture.latent != "variational":
-        msg = "Models of MuData need `latent='variational'`: modalities are weighed by how certain they are of a cell."
+        msg = "Models of MuData need `latent='variational'`, since they weight modalities by their uncertainty."
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""How many counts a generated cell has in each of its modalities."""
+"""Total counts of generated cells in each modality."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 class MultimodalLibrarySize(nn.Module):
     """One :class:`LibrarySizeModel` per modality. Totals are ``(cells, modalities)``, NaN where a cell lacks the modality.
 
-    By ``"latent"``, a modality's total is read off the latent *and* off the totals of the modalities before it: a cell that
-    lost half its content lost it in all modalities. The other distributions draw each modality's total on its own.
+    ``"latent"`` predicts a modality's total from the latent *and* the totals of the modalities before it, because a
+    cell that lost half of its content lost it in all modalities. The other distributions draw the totals independently.
 
     Parameters
     ----------
     n_modalities
         Number of modalities.
     conditions
-        What the condition keys are.
+        Kind of each condition key.
     n_latent
-        Number of latent dimensions, all tokens together.
+        Number of latent dimensions over all tokens.
     """
 
     def __init__(self, n_modalities: int, conditions: Sequence[ConditionSpec], n_latent: int) -> None:
@@ -49,7 +49,7 @@ class MultimodalLibrarySize(nn.Module):
             part.fit(totals[~totals.isnan()], condition[~totals.isnan()])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells, modalities)`` that were drawn from :meth:`predict` for the training cells."""
+        """Summarise log totals ``(cells, modalities)`` drawn from :meth:`predict` for the training cells."""
         for part, totals in zip(self.parts, drawn.unbind(1), strict=True):
             part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()])
 
@@ -62,13 +62,13 @@ class MultimodalLibrarySize(nn.Module):
         return log_totals.exp().round()
 
     def predict(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Read mean and standard deviation of each log total off the latents and the totals before it, ``(n, modalities)``."""
+        """Predict mean and standard deviation of each log total from latents and earlier totals, ``(n, modalities)``."""
         before = [self._features(z, log_totals[:, :number]) for number in range(len(self.parts))]
         means, stds = zip(*(part.predict(known) for part, known in zip(self.parts, before, strict=True)), strict=True)
         return torch.stack(means, dim=1), torch.stack(stds, dim=1)
 
     def loss(self, z: Tensor, log_totals: Tensor) -> Tensor:
-        """Return the negative log-likelihood of the log totals that there are, ``(n,)``."""
+        """Return the negative log-likelihood of the log totals that are not NaN, ``(n,)``."""
         losses = [
             torch.where(totals.isnan(), 0, part.loss(self._features(z, log_totals[:, :number]), totals.nan_to_num()))
             for number, (part, totals) in enumerate(zip(self.parts, log_totals.unbind(1), strict=True))
@@ -80,7 +80,7 @@ class MultimodalLibrarySize(nn.Module):
         return torch.stack([part.means[0] for part in self.parts]).exp()
 
     def _features(self, z: Tensor, log_totals: Tensor) -> Tensor:
-        """Append the totals before, standardised, to the latents; those that there are not count as average."""
+        """Append the standardised earlier totals to the latents; missing ones count as average."""
         known = [
             ((totals - part.means[0]) / part.stds[0].clamp(min=1e-2)).nan_to_num()
             for part, totals in zip(self.parts, log_totals.unbind(1), strict=False)

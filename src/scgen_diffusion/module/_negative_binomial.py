@@ -1,4 +1,4 @@
-"""The log-likelihood of negative binomial counts, with its gradient written out."""
+"""The log-likelihood of negative binomial counts with an explicit gradient."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from ._likelihoods import OutlierCounts
 
-N_TABULATED = 16  # counts up to it are most of all, and their log-Gammas are short sums
+N_TABULATED = 16  # most counts are smaller; their log-Gammas are short sums
 
-LARGE_THETA = 1e3  # above which a few terms of a series in its inverse tell more than lgamma and digamma
+LARGE_THETA = 1e3  # above it a short series is more accurate than lgamma and digamma
 
 
 def negative_binomial_log_likelihood(
@@ -27,9 +27,10 @@ def negative_binomial_log_likelihood(
     .. math:: \log\Gamma(x + \theta) - \log\Gamma(\theta) - \log x! + x (\log\mu - \log\theta) - (x + \theta)
         \log(1 + \mu / \theta)
 
-    With outliers, :math:`\log[(1 - \pi) \operatorname{NB}(x) + \pi \operatorname{Outlier}(x)]`. Zeros are cheap: on a CPU the rest is
-    computed for non-zero counts only. Elsewhere it is computed for all, since a GPU would have to wait for their number. The
-    gradient is computed on the way, and of all that the two tensors ``(cells, genes)`` are kept that it consists of.
+    With outliers, :math:`\log[(1 - \pi) \operatorname{NB}(x) + \pi \operatorname{Outlier}(x)]`. Zeros are cheap; on a
+    CPU the other terms are computed for non-zero counts only. On a GPU they are computed for all counts, since finding
+    the number of non-zero counts would stall it. The forward pass computes the gradient too, so only its two tensors
+    ``(cells, genes)`` are kept.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def negative_binomial_log_likelihood(
     log_theta
         Logarithm of the inverse dispersion, ``(genes,)`` or ``(cells, genes)``.
     outliers
-        The second component, if any.
+        The second component; default: none.
 
     Returns
     -------
@@ -56,18 +57,18 @@ def negative_binomial_log_likelihood(
 
 
 class Entries(NamedTuple):
-    """Some of the counts of a batch: all that are not zero, one after the other, or simply all.
+    """Entries of a count matrix: a list of those that are not zero, or all.
 
     Attributes
     ----------
     counts
         ``(cells, genes)``.
     x
-        Counts that are listed, ``(n,)`` or ``(cells, genes)``.
+        The entries, ``(n,)`` or ``(cells, genes)``.
     places
-        Where they stand in the flattened ``counts``; None for all.
+        Their indices in the flattened ``counts``; None for all.
     largest
-        The largest of them; None if it is not known, or they are no whole numbers.
+        The largest entry; None if unknown, or if entries are not whole numbers.
     """
 
     counts: Tensor
@@ -85,12 +86,12 @@ class Entries(NamedTuple):
 
     @classmethod
     def of_all(cls, counts: Tensor) -> Entries:
-        """Take all, in their shape, which does not depend on what they are."""
+        """Take all counts, so that shapes do not depend on values."""
         return cls(counts, counts)
 
     @property
     def genes(self) -> Tensor:
-        """Number of the gene of each listed count."""
+        """Index of the gene of each entry."""
         return self.places % self.counts.shape[1]
 
     def of(self, values: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ class Entries(NamedTuple):
         return values.index_select(0, self.genes) if values.ndim == 1 else values.flatten()[self.places]
 
     def of_counts(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Evaluate a function of counts of at least 1; where few counts are possible, once for each of them."""
+        """Evaluate a function of counts of at least 1, by a table if few different counts are possible."""
         if self.largest is None or self.largest >= len(self.x):
             return function(self.x.clamp(min=1))
         table = function(torch.arange(1, self.largest + 1, dtype=self.x.dtype))
@@ -116,8 +117,8 @@ class Entries(NamedTuple):
     def rising(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`\log\Gamma(x + \theta) - \log\Gamma(\theta)`, and its derivative by :math:`\theta`.
 
-        For a whole ``x`` these are the sums of :math:`\log(\theta + k)`, and of their inverses, over ``k < x``. Where each gene has its own
-        ``theta (genes,)``, they are added up once per gene.
+        For an integer ``x`` these are sums over ``k < x`` of :math:`\log(\theta + k)` and of :math:`1 / (\theta + k)`.
+        With one ``theta`` per gene, the sums are computed once per gene.
         """
         if theta.ndim > 1 or self.largest is None:
             return _log_gamma_rise(self.x, self.of(theta))
@@ -138,7 +139,7 @@ def _log_gamma_rise(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_gamma_rise_of_large(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the difference of Stirling's series term by term: that of the sums has few digits left, which leaves float32 no gradient."""
+    """Subtract Stirling's series term by term; the difference of the sums loses too many digits in float32."""
     log_ratio, inverse = torch.log1p(x / theta), 1 / (x + theta)
     drop = x * inverse / theta  # of 1 / theta, on the way to 1 / (x + theta)
     rise = (x + theta - 0.5) * log_ratio + x * (theta.log() - 1) - drop / 12
@@ -146,12 +147,12 @@ def _log_gamma_rise_of_large(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _LogLikelihood(torch.autograd.Function):
-    """Sum over genes of log NB, and of ``log(NB + exp(by_outlier))`` where a count above zero may be an outlier."""
+    """Sum of log NB over genes; ``log(NB + exp(by_outlier))`` for counts above zero that may be outliers."""
 
     @staticmethod
     def forward(ctx: Any, entries: Entries, log_mean: Tensor, log_theta: Tensor, by_outlier: Tensor | None) -> Tensor:
         theta, log_odds = log_theta.exp(), log_mean - log_theta
-        value = softplus(log_odds).mul_(-theta)  # of a zero; then its derivatives by log mean and log theta
+        value = softplus(log_odds).mul_(-theta)  # for counts of zero, with derivatives by log mean and log theta
         by_mean = torch.sigmoid(log_odds).mul_(-theta)
         by_theta = value - by_mean
 

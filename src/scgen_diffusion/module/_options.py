@@ -15,13 +15,13 @@ OptionsT = TypeVar("OptionsT")
 
 
 def check_options(options: object, *, except_for: tuple[str, ...] = ()) -> None:
-    """Raise unless every choice and size of a dataclass is allowed, those apart that it checks itself."""
+    """Raise unless every option of a dataclass is allowed; options in ``except_for`` are not checked."""
     for name, hint in get_type_hints(type(options)).items():
         if name not in except_for:
             _check(name, getattr(options, name), hint)
 
 
-def changed_options(
+def change_options(
     architectures: Mapping[str, OptionsT], size: str, changes: Mapping[str, Any], *, owner: str
 ) -> OptionsT:
     """Return the named architecture with the given changes.
@@ -44,7 +44,7 @@ def changed_options(
     return replace(architectures[size], **changes)  # type: ignore[type-var]
 
 
-def with_key_groups(changes: Mapping[str, Any]) -> dict[str, Any]:
+def freeze_key_groups(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Turn lists of names under ``dropped_together`` into tuples, which a frozen dataclass can hold."""
     groups = changes.get("dropped_together")
     if not isinstance(groups, Iterable) or isinstance(groups, str):
@@ -53,7 +53,7 @@ def with_key_groups(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_key_groups(groups: object, condition_strategy: str) -> None:
-    """Raise unless groups of keys are tuples of names, none of them twice, and the strategy drops keys one by one."""
+    """Raise unless groups of keys are tuples of unique names, and the strategy is ``"additive"``."""
     if not isinstance(groups, tuple) or not all(isinstance(group, tuple) and len(group) > 1 for group in groups):
         msg = (
             "`dropped_together` must list groups of at least two condition keys, such as [('drug', 'dose')], "
@@ -65,7 +65,7 @@ def check_key_groups(groups: object, condition_strategy: str) -> None:
         msg = f"`dropped_together` has the key {repeated[0]!r} more than once."
         raise ValueError(msg)
     if groups and condition_strategy != "additive":
-        msg = f"`dropped_together` belongs to `condition_strategy='additive'`, but that is {condition_strategy!r}."
+        msg = f"`dropped_together` needs `condition_strategy='additive'`, but found {condition_strategy!r}."
         raise ValueError(msg)
 
 

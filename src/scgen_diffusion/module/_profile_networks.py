@@ -1,4 +1,4 @@
-"""Networks that denoise profiles: a backbone, and how its outputs become a prediction."""
+"""Networks that denoise profiles: a backbone with a head that turns its outputs into a prediction."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LARGEST_WEIGHT = 20.0
 
 
 class RegressionNetwork(nn.Module):
-    """A backbone whose outputs are the prediction of the target, learned by least squares.
+    """A backbone that predicts the target directly, learned by least squares.
 
     Parameters
     ----------
     backbone
         ``(x_t, network time, condition) -> (cells, genes)``.
     path
-        Joins noise and data.
+        Path between noise and data.
     target
         What the backbone predicts.
     """
@@ -49,11 +49,11 @@ class RegressionNetwork(nn.Module):
         return diffusion_loss(self, self.path, self.target, data, noise=noise, t=t, condition=condition)
 
     def start_from(self, *, spike: Tensor, frequency: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Take what is known of each gene before training; nothing here."""
+        """Initialise from statistics of the genes; this network uses none."""
 
 
 class SpikeAndSlabNetwork(RegressionNetwork):
-    r"""A backbone whose outputs are the prior of each gene's value: exactly zero, or normally distributed.
+    r"""A backbone that predicts the prior of each gene's value: exactly zero, or normally distributed.
 
     The prediction is the expected data given this prior and the gene's own noisy value
     (:func:`~scgen_diffusion.diffusion.spike_and_slab_mean`). Its squared error is weighted by
@@ -62,10 +62,10 @@ class SpikeAndSlabNetwork(RegressionNetwork):
     Parameters
     ----------
     backbone
-        ``(x_t, network time, condition) -> (cells, 3, genes)``: log odds of expression, mean and log standard deviation of
-        expressed values, relative to the genes' own.
+        ``(x_t, network time, condition) -> (cells, 3, genes)``: log odds of expression, mean and log standard deviation
+        of expressed values, relative to those of the gene.
     path
-        Joins noise and data.
+        Path between noise and data.
     target
         The data.
     n_genes
@@ -93,7 +93,7 @@ class SpikeAndSlabNetwork(RegressionNetwork):
 
     @torch.no_grad()
     def start_from(self, *, spike: Tensor, frequency: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Start from each gene's frequency of expression, and mean and deviation where it is expressed, ``(genes,)``."""
+        """Initialise from each gene's frequency, mean and standard deviation of expression, ``(genes,)``."""
         self.spike.copy_(spike)
         self.gene_prior.copy_(torch.stack([frequency.logit(eps=1e-4), mean, std.clamp(min=0.03).log()]))
 

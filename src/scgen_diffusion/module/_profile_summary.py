@@ -1,4 +1,4 @@
-"""What a gene-space model takes from the training cells before it sees them one by one."""
+"""Statistics of the training cells from which a gene-space model is initialised."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProfileSummary:
-    """How often, and how highly, each gene is expressed.
+    """Frequency and level of expression of each gene.
 
     Parameters
     ----------
     frequency
         Share of cells that express the gene, ``(genes,)``.
     expressed_mean, expressed_std
-        Mean and standard deviation of its value in these cells, ``(genes,)``; those of all genes where no cell does.
+        Mean and standard deviation of its value in these cells, ``(genes,)``; for genes without such cells, the mean
+        over all genes and 0.
     smallest, largest
         Extremes of all values above zero.
     """
@@ -54,7 +55,7 @@ class ProfileSummary:
         return ProfileSummary(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def moments(self, zero: float) -> tuple[Tensor, Tensor]:
-        """Return each gene's mean and standard deviation over all cells, with ``zero`` in the place of zeros."""
+        """Return each gene's mean and standard deviation over all cells, with zeros replaced by ``zero``."""
         p, distance = self.frequency, self.expressed_mean - zero
         variance = p * self.expressed_std.square() + p * (1 - p) * distance.square()
         return zero + p * distance, variance.sqrt()

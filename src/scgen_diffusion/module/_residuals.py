@@ -1,4 +1,4 @@
-"""Counts under another mean: what the mean does not explain of a cell is kept."""
+"""Counts under another mean that keep the residuals of a cell."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def carry_over_counts(uniform: Tensor, counts: Tensor, mean: Tensor, new_mean: Tensor, theta: Tensor) -> Tensor:
-    r"""Draw what cells' counts would have been under other means, given what they are.
+def counterfactual_counts(uniform: Tensor, counts: Tensor, mean: Tensor, new_mean: Tensor, theta: Tensor) -> Tensor:
+    r"""Draw the counts that cells would have under other means, given their counts.
 
-    A negative binomial count is a Poisson count of rate :math:`\mu\,\epsilon`, with :math:`\epsilon` from a Gamma distribution of mean 1. Given
-    the count :math:`x`, :math:`\epsilon` has the shape :math:`\theta + x` and the rate :math:`\theta + \mu`. It is kept: where the mean falls, each
-    molecule stays with probability :math:`\mu' / \mu`; where it rises, :math:`\operatorname{Poisson}((\mu' - \mu)\,\epsilon)` are added, which is a
-    negative binomial count of inverse dispersion :math:`\theta + x`. So the result follows the negative binomial of mean :math:`\mu'` if ``x``
-    followed that of mean :math:`\mu`, keeps what the latent does not know of the cell, and is the cell itself where the mean stays.
+    A negative binomial count is a Poisson count of rate :math:`\mu\,\epsilon`, where :math:`\epsilon` has a Gamma
+    distribution of mean 1. Given the count :math:`x`, :math:`\epsilon` has shape :math:`\theta + x` and rate
+    :math:`\theta + \mu`. It is kept. If the mean falls, each molecule stays with probability :math:`\mu' / \mu`. If it
+    rises, :math:`\operatorname{Poisson}((\mu' - \mu)\,\epsilon)` molecules are added, a negative binomial count of
+    inverse dispersion :math:`\theta + x`. If ``x`` follows the negative binomial of mean :math:`\mu`, the result
+    follows that of mean :math:`\mu'`. If the mean does not change, neither does the count.
 
     Parameters
     ----------
     uniform
-        Numbers in ``[0, 1)`` in double precision, of the shape of all others.
+        Numbers in ``[0, 1)`` in double precision, of the same shape as the others.
     counts, mean, new_mean, theta
-        Counts, their means, their new means, and inverse dispersions, all of them finite.
+        Counts, their means, their new means, and inverse dispersions, all finite.
 
     References
     ----------

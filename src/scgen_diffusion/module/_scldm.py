@@ -25,13 +25,21 @@ from scgen_diffusion.diffusion import (
 from scgen_diffusion.nn import DiT
 
 from ._architecture import SCLDMArchitecture
-from ._autoencoder import Decoder, Encoder, Posterior, build_likelihood, gene_loadings, share_gene_embedding, start_at
+from ._autoencoder import (
+    Decoder,
+    Encoder,
+    Posterior,
+    build_likelihood,
+    gene_loadings,
+    initialise_decoder,
+    share_gene_embedding,
+)
 from ._conditioned import ConditionedModule
-from ._count_draws import keep_molecules, only, where_finite
+from ._count_draws import finite_mask, keep_molecules, keep_where
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeKind, LibrarySizeModel
-from ._residuals import carry_over_counts
+from ._residuals import counterfactual_counts
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
@@ -52,13 +60,13 @@ class SCLDMModule(ConditionedModule):
     n_input
         Number of genes.
     conditions
-        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     input_values
-        ``"counts"``, or ``"log1p"`` for values that are log-normalised already.
+        ``"counts"``, or ``"log1p"`` for log-normalised values.
     architecture
         Sizes and parts.
     key_groups
-        Numbers of the keys in each group of ``architecture.dropped_together``, which has their names.
+        Indices of the keys in each group of ``architecture.dropped_together``.
 
     References
     ----------
@@ -110,12 +118,12 @@ class SCLDMModule(ConditionedModule):
         return LibrarySizeModel(conditions, n_latent)
 
     def add_transport(self) -> LatentTransport:
-        """Make the transport from control to perturbed cells, which few models need, in place of any that there is."""
+        """Add or replace the transport from control to perturbed cells, which few models need."""
         self.transport = LatentTransport(self.latent_shape, self.conditions).to(self.latent_mean.device)
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, with the transport if they have one."""
+        """Load weights, and add the transport if they contain one."""
         if self.transport is None and any(name.startswith("transport.") for name in state_dict):
             self.add_transport()
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -146,11 +154,11 @@ class SCLDMModule(ConditionedModule):
         x
             Expression, ``(cells, genes)``.
         noise
-            Standard normal numbers ``(cells, tokens, n_latent)``; the latent is the posterior mean without them.
+            Standard normal numbers ``(cells, tokens, n_latent)``; without them the latent is the posterior mean.
         keep
-            Fraction of counts that the encoder sees, ``(cells, 1)`` or ``(cells, genes)``; the rest are thinned out at random.
+            Share of counts that the encoder sees, ``(cells, 1)`` or ``(cells, genes)``; the others are thinned out.
         generator
-            Source of the thinning's randomness.
+            Random generator of the thinning.
         """
         if keep is not None:
             x = thin(x, keep, generator)
@@ -170,7 +178,7 @@ class SCLDMModule(ConditionedModule):
         generative_outputs: Mapping[str, Tensor],
         kl_weight: float = 1.0,
     ) -> LossOutput:
-        """Return the negative log-likelihood plus ``kl_weight`` times the divergence, averaged over cells."""
+        """Return the negative log-likelihood plus ``kl_weight`` times the KL divergence, averaged over cells."""
         target = self.target(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood.log_likelihood(target, **generative_outputs)
         kl = inference_outputs["posterior"].kl_divergence()
@@ -178,7 +186,7 @@ class SCLDMModule(ConditionedModule):
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 
     def target(self, x: Tensor) -> Tensor:
-        """Return what the likelihood explains: counts, or log-normalised values for the Gaussian head."""
+        """Return the values that the likelihood models: counts, or log-normalised values for the Gaussian head."""
         return x if self.architecture.likelihood == "negative_binomial" else log_profile(x, self.input_values)
 
     def totals(self, x: Tensor) -> Tensor:
@@ -186,15 +194,15 @@ class SCLDMModule(ConditionedModule):
         return total_counts(x)
 
     def log_totals(self, x: Tensor) -> Tensor:
-        """Return the logarithms of total counts as the library-size model takes them, ``(cells,)``."""
+        """Return log total counts for the library-size model, ``(cells,)``."""
         return self.totals(x)[:, 0].log()
 
     def predict_log_totals(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Read mean and standard deviation of log totals off latents; what the cells have does not enter."""
+        """Predict mean and standard deviation of log totals from latents; observed totals are not used."""
         return self.library_size.predict(z)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
-        """Return the totals to decode latents ``z`` of cells ``x`` with: their own, ``(cells, 1)``."""
+        """Return the totals for decoding latents ``z`` of cells ``x``: their own, ``(cells, 1)``."""
         return self.totals(x)
 
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor | None:
@@ -211,7 +219,7 @@ class SCLDMModule(ConditionedModule):
         return (x.log1p() if self.input_values == "counts" else x), self.pooled_profile(x)
 
     def pooled_profile(self, x: Tensor) -> Tensor:
-        """Return what the factor pooling sums up, the square root of normalised counts, ``(cells, genes)``."""
+        """Return the input of factor pooling, the square root of normalised counts, ``(cells, genes)``."""
         return (x * (TARGET_SUM / total_counts(x))).sqrt() / 3 if self.input_values == "counts" else x
 
     @property
@@ -239,11 +247,11 @@ class SCLDMModule(ConditionedModule):
         condition
             ``(cells, columns)``.
         drop_probability
-            How often a cell's condition is dropped.
+            Probability of dropping a cell's condition.
         generator
-            Source of all randomness.
+            Random generator.
         averaged
-            Whether to take the averaged weights.
+            Whether to use the averaged weights.
         """
         data = self.standardise(z)
         noise = torch.randn(data.shape, generator=generator, device=data.device)
@@ -253,11 +261,11 @@ class SCLDMModule(ConditionedModule):
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw what generation starts from, ``(cells, tokens, n_latent)``."""
+        """Draw the noise that generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance, *, averaged: bool = True) -> Denoiser:
-        """Return the prior of standardised latents under ``condition (cells, columns)`` and guidance."""
+        """Return the denoiser of standardised latents for ``condition (cells, columns)`` and guidance."""
         network = self.averaged_prior if averaged else self.prior
         field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
@@ -274,14 +282,14 @@ class SCLDMModule(ConditionedModule):
         output: InputValues = "counts",
         n_wanted: int,
     ) -> Tensor:
-        """Make cells ``(n_wanted, genes)`` under ``condition (block, columns)``; they hold what the likelihood explains."""
+        """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``."""
         states = sampler(self.denoiser(condition, guidance), self.draw_noise(generators), n_steps=n_steps)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
         return self.draw_cells(z, totals, generators.first(n_wanted))
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
-        """Return the probability flow to noise and back, in the steps of a sampler."""
+        """Return the inversion by the probability flow, in the steps of a sampler."""
         if not isinstance(sampler, FixedStepSampler):
             names = [repr(name) for name, known in FLOW_SAMPLERS.items() if isinstance(known, FixedStepSampler)]
             msg = f"`sampler` {sampler!r} cannot be run backwards; choose one of {', '.join(names)}."
@@ -300,7 +308,7 @@ class SCLDMModule(ConditionedModule):
         residuals: str = "own",
         n_wanted: int,
     ) -> Tensor:
-        """Carry the latents of cells ``x (block, genes)`` over, and decode them, ``(n_wanted, genes)``."""
+        """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(n_wanted, genes)``."""
         posterior = self.inference(x)["posterior"]
         z = posterior.draw(generators.normal(*self.latent_shape)) if sample else posterior.mean
         new_z = self.unstandardise(move(self.standardise(z)))
@@ -309,11 +317,11 @@ class SCLDMModule(ConditionedModule):
             return self.likelihood.mean(**self.generative(new_z, totals[:, None]))[:n_wanted]
         wanted = generators.first(n_wanted)
         if residuals == "own":
-            return self.carry_over_cells(x, z, new_z, totals, wanted)
+            return self.counterfactual_cells(x, z, new_z, totals, wanted)
         return self.draw_cells(new_z, totals, wanted)
 
     def profiles_of(self, states: Tensor) -> Tensor:
-        """Read standardised latents ``(cells, tokens, n_latent)`` as the profiles of expected values, ``(cells, genes)``."""
+        """Decode standardised latents ``(cells, tokens, n_latent)`` to profiles of expected values, ``(cells, genes)``."""
         return self.expected_profiles(self.unstandardise(states))
 
     def sample_latents(
@@ -326,16 +334,16 @@ class SCLDMModule(ConditionedModule):
         n_steps: int | None = None,
         averaged: bool = True,
     ) -> Tensor:
-        """Carry noise ``(cells, tokens, n_latent)`` to latents under ``condition (cells, columns)`` and guidance."""
+        """Turn noise ``(cells, tokens, n_latent)`` into latents under ``condition (cells, columns)`` and guidance."""
         denoiser = self.denoiser(condition, guidance, averaged=averaged)
         return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 
     def standardise(self, z: Tensor) -> Tensor:
-        """Bring latents on to the scale that the prior works on, both ``(cells, tokens, n_latent)``."""
+        """Scale latents for the prior, both ``(cells, tokens, n_latent)``."""
         return (z - self.latent_mean) / self.latent_std
 
     def unstandardise(self, states: Tensor) -> Tensor:
-        """Bring what the prior works on to the scale of latents, both ``(cells, tokens, n_latent)``."""
+        """Scale states of the prior back to latents, both ``(cells, tokens, n_latent)``."""
         return states * self.latent_std + self.latent_mean
 
     def expected_profiles(self, z: Tensor) -> Tensor:
@@ -345,57 +353,59 @@ class SCLDMModule(ConditionedModule):
         return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
 
     def frequencies(self, z: Tensor) -> Tensor:
-        """Return the genes' shares of a cell's counts, without outliers, for latents ``(cells, tokens, n_latent)``: ``(cells, genes)``."""
+        """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
         return self.decoder(z)[..., 0].float().softmax(1)
 
     def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
 
-        There may be fewer generators than latents; the rest are decoded in vain.
+        With fewer generators than latents, only the first latents give cells.
         """
         parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
-    def carry_over_cells(self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
-        """Draw what cells ``x (cells, genes)`` of latents ``z`` would have been with other latents and totals ``(cells,)``.
+    def counterfactual_cells(
+        self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: Generators
+    ) -> Tensor:
+        """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other latents and totals ``(cells,)``.
 
-        There may be fewer generators than cells; the rest are decoded in vain.
+        With fewer generators than cells, only the first cells are drawn.
         """
         before = self.likelihood.parameters_per_cell(**self.generative(z, total_counts(x)))
         after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
         if self.architecture.likelihood == "gaussian":
             return (self.target(x) + after - before).clamp(min=0)[: len(generators)]
         x, mean, new_mean, theta = (v[: len(generators)] for v in (x, before[:, 0], after[:, 0], before[:, 1]))
-        valid = where_finite(mean=mean, new_mean=new_mean, theta=theta)
-        mean, new_mean, theta = (only(valid, values, 1.0) for values in (mean, new_mean, theta))
+        valid = finite_mask(mean=mean, new_mean=new_mean, theta=theta)
+        mean, new_mean, theta = (keep_where(valid, values, 1.0) for values in (mean, new_mean, theta))
         uniform = generators.uniform(x.shape[1], dtype=torch.float64)
-        return only(valid, carry_over_counts(uniform, x, mean, new_mean, theta), torch.nan)
+        return keep_where(valid, counterfactual_counts(uniform, x, mean, new_mean, theta), torch.nan)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
-        """Set the scale on which the prior works, each ``(tokens, n_latent)``."""
+        """Set mean and scale of the latents for the prior, each ``(tokens, n_latent)``."""
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std.clamp(min=1e-4))
 
-    # --- starting values that follow from the data -------------------------------------------------------------------
+    # --- initialisation from the data ---------------------------------------------------------------------------------
 
     def n_cells_with(self, x: Tensor) -> int | Tensor:
-        """Count the cells that have a gene's modality: all of them."""
+        """Count the cells that have each gene's modality: all cells."""
         return len(x)
 
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
-        """Start the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
+        """Initialise the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
         start = log_share(target) if self.architecture.likelihood == "negative_binomial" else target
         log_theta = self.architecture.initial_log_theta
-        start_at(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
+        initialise_decoder(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Keep each count with its cell's probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
+    """Keep each molecule with probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
     return keep_molecules(counts, keep.expand_as(counts), generator)
 
 
 def log_share(mean_counts: Tensor) -> Tensor:
-    """Return the logarithm of each gene's share of mean counts ``(genes,)``, finite for genes without any."""
+    """Return the log of each gene's share of mean counts ``(genes,)``; finite for genes without counts."""
     share = mean_counts / mean_counts.sum()
     return (share + 0.1 / len(share) * share.mean()).log()

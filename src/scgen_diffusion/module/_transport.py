@@ -1,4 +1,4 @@
-"""Transport of latents: a flow that starts at control cells in place of noise."""
+"""Transport of latents: a flow that starts at control cells instead of noise."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class LatentTransport(nn.Module):
-    r"""Flow from the latents of control cells, at ``t = 0``, to those of perturbed ones, at ``t = 1``.
+    r"""Flow from the latents of control cells, at ``t = 0``, to those of perturbed cells, at ``t = 1``.
 
-    The velocity is that of a cell between a control cell and the perturbed cell that optimal transport pairs it with. It knows the cell by
-    its latent alone, and of its conditions only those that perturb: what a perturbation does to cells of one type is what it does to
-    cells with such latents, of whatever type. That is what carries over to types that were never seen perturbed.
+    The network learns the velocity from each control cell to the perturbed cell that optimal transport pairs it with.
+    It sees the latent and the conditions that perturb, but not the other conditions, such as the cell type. Cells with
+    similar latents therefore respond alike, also in types that were never seen perturbed.
 
     Parameters
     ----------
     latent_shape
-        Tokens and their width.
+        Number of tokens and their width.
     conditions
-        What the condition keys are, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
     width
         Width of the two hidden layers.
 
@@ -59,12 +59,12 @@ class LatentTransport(nn.Module):
         self.register_buffer("perturbs", torch.zeros(len(self.null_condition), dtype=torch.bool))
 
     def start_from(self, control: Tensor) -> None:
-        """Set what unperturbed cells have, ``(columns,)``; columns that do not perturb are infinite."""
+        """Set the codes of unperturbed cells, ``(columns,)``; infinite in columns that do not perturb."""
         self.perturbs.copy_(control.isfinite())
         self.control.copy_(torch.where(self.perturbs, control, self.null_condition))
 
     def explains(self, own: Tensor, new: Tensor) -> bool:
-        """Tell whether cells are unperturbed in all of ``own (n, columns)``, and differ from ``new`` in what perturbs alone."""
+        """Return whether all cells are unperturbed in ``own (n, columns)``, and ``new`` differs only where keys perturb."""
         is_control = own.double().isclose(self.control.double()) | ~self.perturbs
         stays = (own == new) | self.perturbs
         return bool((is_control & stays).all())
@@ -76,14 +76,14 @@ class LatentTransport(nn.Module):
         return self.last(silu(self.hidden(h))).view_as(x_t)
 
     def loss(self, start: Tensor, end: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the flow-matching loss of each pair ``(n, tokens, n_latent)`` under the end's condition, ``(n,)``."""
+        """Return the flow-matching loss of pairs ``(n, tokens, n_latent)`` under the perturbed condition, ``(n,)``."""
         t = self.path.draw_times(len(start), generator, start.device)
         return diffusion_loss(self, self.path, TARGETS["velocity"], end, noise=start, t=t, condition=condition)
 
     def move(
         self, start: Tensor, condition: Tensor, *, sampler: Sampler, n_steps: int | None = None, strength: float = 1.0
     ) -> Tensor:
-        """Carry standardised latents ``(n, tokens, n_latent)`` to ``t = strength`` under the new condition ``(n, columns)``."""
+        """Move standardised latents ``(n, tokens, n_latent)`` to ``t = strength`` under conditions ``(n, columns)``."""
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             return strength * self(x, (strength * t).expand(len(x)), condition)

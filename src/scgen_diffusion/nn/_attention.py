@@ -1,4 +1,4 @@
-"""Multi-head attention, fused where torch has a kernel for it."""
+"""Multi-head attention, with torch's fused kernels where they exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SelfAttention(nn.Module):
-    """Attention of tokens among themselves, with one matrix for queries, keys and values.
+    """Self-attention of tokens, with one matrix for queries, keys and values.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
         return self.project_out(merge_heads(scaled_dot_product_attention(*self._queries_keys_values(tokens))))
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
-        """Return how much each token attends to each other, ``(cells, heads, tokens, tokens)``; rows sum to one."""
+        """Return the attention weights between tokens, ``(cells, heads, tokens, tokens)``; rows sum to one."""
         query, key, _ = self._queries_keys_values(tokens)
         return attention_weights(query, key)
 
@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of queries to tokens.
+    """Cross-attention from queries to tokens.
 
     Parameters
     ----------
@@ -68,24 +68,26 @@ class CrossAttention(nn.Module):
         self.project_out = nn.Linear(width, width, bias=bias)
 
     def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let queries ``(cells or 1, queries, width)`` attend to tokens ``(cells, tokens, width)``.
+        """Attend from queries ``(cells or 1, queries, width)`` to tokens ``(cells, tokens, width)``.
 
-        ``mask (cells, tokens)`` is true where a token may be attended to. Queries shared by all cells are projected once.
+        ``mask (cells, tokens)`` is true for tokens that may be attended to. Queries shared by all cells are projected
+        once.
         """
         return self.attend(queries, self.project_kv(tokens), mask)
 
     def attend(self, queries: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Do the same with keys and values already projected, ``(cells, tokens, 2 * width)``."""
+        """Attend to keys and values that are already projected, ``(cells, tokens, 2 * width)``."""
         key, value = (split_heads(x, self.n_heads) for x in keys_values.chunk(2, dim=-1))
         query = split_heads(self.project_query(queries), self.n_heads).expand(len(keys_values), -1, -1, -1)
         attn_mask = None if mask is None else mask[:, None, None, :]
         return self.project_out(merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)))
 
     def attend_scaled(self, queries: Tensor, table: Tensor, scales: Tensor) -> Tensor:
-        """Let queries ``(1, queries, width)``, shared by all cells, attend to each cell's multiples of rows.
+        """Attend from queries ``(1, queries, width)``, shared by all cells, to each cell's multiples of rows.
 
-        ``table (rows, 2 * width)`` holds their keys and values, ``scales (cells, rows)`` the multiples, 0 for a row that the cell does
-        not have. The same as :meth:`attend` to ``scales[..., None] * table`` where that is not 0.
+        ``table (rows, 2 * width)`` holds the keys and values of the rows, ``scales (cells, rows)`` the factors, 0 for a
+        row that the cell does not have. The result equals :meth:`attend` to ``scales[..., None] * table`` where the
+        factor is not 0.
         """
         query, key, value = (
             split_heads(x[None] if x.ndim == 2 else x, self.n_heads)[0]
@@ -96,7 +98,7 @@ class CrossAttention(nn.Module):
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    r"""Return :math:`\operatorname{softmax}(q k^\top / \sqrt{p})`, which the fused kernels never write down.
+    r"""Return :math:`\operatorname{softmax}(q k^\top / \sqrt{p})`, which fused kernels do not return.
 
     Queries and keys are ``(cells, heads, tokens, p)``, the weights ``(cells, heads, tokens, tokens)``.
     """
@@ -109,12 +111,12 @@ def split_heads(x: Tensor, n_heads: int) -> Tensor:
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """Undo :func:`split_heads`."""
+    """Invert :func:`split_heads`."""
     return x.transpose(1, 2).flatten(2)
 
 
 def check_heads(width: int, n_heads: int) -> None:
-    """Raise if the width cannot be shared out among the heads."""
+    """Raise if the width is not a multiple of the number of heads."""
     if width % n_heads:
         msg = f"The width must be a multiple of the number of heads, but found width {width} and {n_heads} heads."
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Transformer blocks: pre-norm, cross-attending, and modulated by a condition (adaLN-zero)."""
+"""Transformer blocks: pre-norm, cross-attention, and modulated by a condition (adaLN-zero)."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class CrossAttentionBlock(nn.Module):
         return self.attention.project_kv(self.norm_tokens(tokens))
 
     def forward(self, queries: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Update queries ``(cells or 1, queries, width)`` from the :meth:`project`-ed tokens of each cell."""
+        """Update queries ``(cells or 1, queries, width)`` from each cell's tokens, as returned by :meth:`project`."""
         return self._update(queries, self.attention.attend(self.norm_queries(queries), keys_values, mask))
 
     def pool_scaled(self, queries: Tensor, table: Tensor, scales: Tensor) -> Tensor:
-        """Update queries ``(1, queries, width)`` from each cell's multiples ``(cells, rows)`` of :meth:`project`-ed rows."""
+        """Update queries ``(1, queries, width)`` from each cell's multiples ``(cells, rows)`` of projected rows."""
         return self._update(queries, self.attention.attend_scaled(self.norm_queries(queries), table, scales))
 
     def _update(self, queries: Tensor, attended: Tensor) -> Tensor:
@@ -89,11 +89,12 @@ class CrossAttentionBlock(nn.Module):
 
 
 class HalfTrace(NamedTuple):
-    """What one half of a :class:`ModulatedBlock` saw and did; every tensor is ``(cells, tokens, width)``.
+    """The intermediate values of one half of a :class:`ModulatedBlock`, each ``(cells, tokens, width)``.
 
-    - ``tokens_in``: the tokens that entered.
-    - ``modulated``: the same, normalised, scaled and shifted: the input of the operator (attention or feed-forward).
-    - ``output``: what the operator made of them, before the gate.
+    - ``tokens_in``: the input tokens.
+    - ``modulated``: the tokens after normalisation, scale and shift, which are the input of the operator (attention or
+      feed-forward).
+    - ``output``: the output of the operator, before the gate.
     - ``tokens_out``: ``tokens_in + gate * output``.
     """
 
@@ -104,7 +105,7 @@ class HalfTrace(NamedTuple):
 
 
 class BlockTrace(NamedTuple):
-    """What the two halves of a :class:`ModulatedBlock` saw and did: ``attention``, then ``feed_forward``."""
+    """The intermediate values of both halves of a :class:`ModulatedBlock`."""
 
     attention: HalfTrace
     feed_forward: HalfTrace
@@ -115,14 +116,15 @@ class ModulatedBlock(nn.Module):
 
     .. math:: x \leftarrow x + g(c) \odot f\bigl((1 + \gamma(c)) \odot \operatorname{LN}(x) + \beta(c)\bigr)
 
-    for ``f`` attention and then feed-forward. The modulation starts at zero, so that the block starts as the identity.
+    where ``f`` is attention first and feed-forward second. The modulation starts at zero, so the block starts as the
+    identity.
 
     Parameters
     ----------
     width
         Token and condition width.
     attention, feed_forward
-        Build the two halves; the white-box transformer passes others.
+        Functions that build the two halves; the white-box transformer passes its own.
 
     References
     ----------
@@ -144,7 +146,7 @@ class ModulatedBlock(nn.Module):
         return gated_step(self.norm_feed_forward, self.feed_forward, tokens, feed_forward).tokens_out
 
     def trace(self, tokens: Tensor, condition: Tensor) -> BlockTrace:
-        """Do the same as :meth:`forward`, and keep what happens on the way."""
+        """Do the same as :meth:`forward`, and return the intermediate values."""
         attention, feed_forward = self._modulations(condition)
         first = gated_step(self.norm_attention, self.attention, tokens, attention)
         return BlockTrace(first, gated_step(self.norm_feed_forward, self.feed_forward, first.tokens_out, feed_forward))
@@ -155,7 +157,7 @@ class ModulatedBlock(nn.Module):
 
 
 def gated_step(norm: nn.Module, operator: nn.Module, tokens: Tensor, modulation: Modulation) -> HalfTrace:
-    """Compute ``tokens + gate * operator(modulate(norm(tokens), shift, scale))``, and keep the parts."""
+    """Compute ``tokens + gate * operator(modulate(norm(tokens), shift, scale))``, with intermediate values."""
     shift, scale, gate = modulation
     modulated = modulate(norm(tokens), shift, scale)
     output = operator(modulated)
@@ -168,7 +170,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def zero_modulation(width: int, n_chunks: int) -> nn.Sequential:
-    """Build the network from condition to modulation, with its last layer at zero."""
+    """Build the network that maps the condition to the modulation, with zeros in its last layer."""
     linear = nn.Linear(width, n_chunks * width)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)

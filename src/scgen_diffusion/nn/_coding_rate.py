@@ -1,8 +1,9 @@
-r"""Measures of what a white-box transformer optimises: how compact its tokens are, and how sparse.
+"""The objectives of a white-box transformer: how compact and how sparse its tokens are.
 
-Coding rates count the nats that describe a set of tokens up to an error ``eps`` per token. They depend on the scale of the
-tokens: twice the tokens cost as much as half the ``eps``. Compare layers and times with the same ``eps``, and tokens that
-were normalised alike, such as the inputs of the operators behind their LayerNorm.
+A coding rate is the number of nats that encode a set of tokens up to an error ``eps`` per token. It depends on the
+scale of the tokens: doubling the tokens has the same effect as halving ``eps``. Compare layers and times with the same
+``eps``, and with tokens that were normalised in the same way, such as the inputs of the operators after their
+LayerNorm.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
     tokens
         ``Z``: ``n`` tokens of width ``d``, ``(..., n, d)``.
     eps
-        Error allowed per token, in the tokens' own scale. CRATE: 0.5, for tokens of about unit norm. Tokens behind a
-        LayerNorm have the norm ``sqrt(d)``, for which ``0.5 * sqrt(d)`` is the same.
+        Allowed error per token, on the scale of the tokens. CRATE: 0.5, for tokens of about unit norm. After a
+        LayerNorm, tokens have the norm ``sqrt(d)``, so use ``0.5 * sqrt(d)``.
 
     Returns
     -------
     Tensor
-        Nats, ``(...)``, in double precision where the device has it.
+        Nats, ``(...)``, in double precision if the device supports it.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Ten
     bases
         ``U``: ``(heads, d, p)``, such as :attr:`SubspaceAttention.subspaces`.
     eps
-        Error allowed per token, as in :func:`coding_rate`.
+        Allowed error per token, as in :func:`coding_rate`.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Ten
     Raises
     ------
     ValueError
-        If ``eps`` is not positive, or the bases are not of the tokens' width.
+        If ``eps`` is not positive, or the bases do not have the tokens' width.
     """
     if bases.ndim != 3 or bases.shape[1] != tokens.shape[-1]:
         found = f"{tuple(bases.shape)} for tokens of width {tokens.shape[-1]}"
@@ -97,12 +98,12 @@ def sparsity(tokens: Tensor) -> Tensor:
 
 
 def _precise(x: Tensor) -> Tensor:
-    """Convert to double precision; Apple's devices have none."""
+    """Convert to double precision, except on Apple's devices, which do not support it."""
     return x.float() if x.device.type == "mps" else x.double()
 
 
 def _smaller_gram(tokens: Tensor) -> Tensor:
-    """Return Z Z' or Z' Z, whichever is smaller: their determinants plus the identity agree."""
+    """Return Z Z' or Z' Z, whichever is smaller: adding the identity gives them the same determinant."""
     n_tokens, width = tokens.shape[-2:]
     transposed = tokens.transpose(-1, -2)
     return tokens @ transposed if n_tokens < width else transposed @ tokens

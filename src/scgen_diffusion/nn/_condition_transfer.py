@@ -1,4 +1,4 @@
-"""Embeddings of conditions that take over what those of fewer classes and members learned."""
+"""Transfer condition embeddings to models with more classes and members."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ VECTORS = "vectors"  # known embeddings, in the names of a state dict
 def extended_state(
     embed: ConditionEmbedding, reference: ConditionEmbedding, learned: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """Return a state of ``embed`` in which it embeds as ``reference`` what that learned.
+    """Return a state in which ``embed`` embeds everything that ``reference`` learned in the same way.
 
-    What it did not learn starts at the mean of what it did.
+    What ``reference`` did not learn starts at the mean of what it did.
 
     Parameters
     ----------
     embed
-        Embedding of the same keys with further classes and members, whose numbers come after the old ones.
+        Embedding of the same keys with further classes and members, numbered after the old ones.
     reference
         The trained embedding.
     learned
@@ -39,7 +39,7 @@ def extended_state(
 
 
 def rows_of(embed: ConditionEmbedding, values: Sequence[Tensor]) -> dict[nn.Parameter, Tensor]:
-    """Return the learned rows of some classes and members: masks ``(rows, 1)`` by table.
+    """Return the learned rows of some classes and members, as masks ``(rows, 1)`` by table.
 
     Parameters
     ----------
@@ -78,7 +78,10 @@ def _extended_rows(rows: Tensor, learned: Tensor) -> Tensor:
 
 
 def _extended_vectors(vectors: Tensor, extended: Tensor) -> Tensor:
-    """Bring the further rows of standardised vectors ``(n, d)``, whose scale depends on all of them, to the scale of the first."""
+    """Scale further rows of standardised vectors ``(n, d)`` like the first rows.
+
+    The scale of standardised vectors depends on all of them.
+    """
     old, new = extended[: len(vectors)].to(vectors), extended[len(vectors) :].to(vectors)
     factor = _spread(vectors) / _spread(old).clamp(min=1e-6)
     return torch.cat([vectors, (new - old.mean(0)) * factor + vectors.mean(0)])

@@ -1,6 +1,6 @@
 """Embeddings of conditions: classes, numbers and sets, each of which may be "not given".
 
-A condition of ``n`` cells is one tensor ``(n, columns)``, in which every key has one or more neighbouring columns.
+The condition of ``n`` cells is one tensor ``(n, columns)``, in which every key has one or more adjacent columns.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from torch.nn.functional import embedding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NOT_GIVEN = -math.inf  # in place of a number
-N_OCTAVES = 4  # of the sines and cosines of a number; the slowest has a period of 16 standard deviations
+NOT_GIVEN = -math.inf  # instead of a number
+N_OCTAVES = 4  # frequencies for the sines and cosines of a number; the slowest has a period of 16 standard deviations
 
 
 class ConditionEncoding(Protocol):
-    """How one key is written in columns, and what embeds it."""
+    """How the columns of one key encode its values, and which module embeds them."""
 
     @property
     def null(self) -> tuple[float, ...]:
-        """What its columns hold where it is not given."""
+        """The values of its columns if it is not given."""
         ...
 
     def build(self, width: int) -> nn.Module:
-        """Build what embeds its columns ``(n, columns of the key)`` as ``(n, width)``."""
+        """Build the module that embeds its columns ``(n, columns of the key)`` as ``(n, width)``."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Classes(ConditionEncoding):
-    """One of ``n`` classes: a column with its number.
+    """One of ``n`` classes, encoded by its number in one column.
 
     Parameters
     ----------
     n
-        Number of classes; this number itself means "not given".
+        Number of classes; the number ``n`` itself means "not given".
     vectors
-        Known embedding of each class, ``(n, d)``. Without them every class learns one.
+        Known embedding of each class, ``(n, d)``. By default every class learns its own.
     """
 
     n: int
@@ -60,7 +60,7 @@ class Classes(ConditionEncoding):
 
 @dataclass(frozen=True)
 class Number(ConditionEncoding):
-    """A number, standardised: a column with its value."""
+    """A standardised number, in one column."""
 
     @property
     def null(self) -> tuple[float, ...]:
@@ -74,14 +74,14 @@ class Number(ConditionEncoding):
 
 @dataclass(frozen=True, eq=False)
 class Members(ConditionEncoding):
-    """A set of at most ``largest`` of ``n`` members: columns with their numbers.
+    """A set of at most ``largest`` of ``n`` members, encoded by their numbers.
 
     Parameters
     ----------
     n
-        Number of members; this number means an empty place, and the next, in the first place, "not given".
+        Number of members; the number ``n`` means an empty place, and ``n + 1`` in the first place "not given".
     largest
-        Places for members.
+        Number of places.
     vectors
         Known embedding of each member, ``(n, d)``.
     """
@@ -92,7 +92,7 @@ class Members(ConditionEncoding):
 
     @property
     def null(self) -> tuple[float, ...]:
-        """A mark in the first place, and nothing in the others."""
+        """The mark for "not given" in the first place, and empty places after it."""
         return (self.n + 1, *[self.n] * (self.largest - 1))
 
     def build(self, width: int) -> nn.Module:
@@ -104,19 +104,19 @@ ConditionSpec: TypeAlias = int | ConditionEncoding
 
 
 def encodings_of(conditions: Sequence[ConditionSpec]) -> list[ConditionEncoding]:
-    """Read whole numbers as so many classes."""
+    """Turn whole numbers into that many classes."""
     return [Classes(spec) if isinstance(spec, int) else spec for spec in conditions]
 
 
 def null_condition(conditions: Sequence[ConditionSpec]) -> Tensor:
-    """Return what stands for "not given" in every column, ``(columns,)``: whole numbers, where all keys are discrete."""
+    """Return the values that mean "not given", ``(columns,)``: whole numbers if all keys are discrete."""
     null = [value for encoding in encodings_of(conditions) for value in encoding.null]
     is_discrete = all(math.isfinite(value) for value in null)
     return torch.tensor(null, dtype=torch.long if is_discrete else torch.float32)
 
 
 def keys_of_columns(conditions: Sequence[ConditionSpec]) -> Tensor:
-    """Return which key each column belongs to, ``(columns,)``."""
+    """Return the key that each column belongs to, ``(columns,)``."""
     keys = [key for key, encoding in enumerate(encodings_of(conditions)) for _ in encoding.null]
     return torch.tensor(keys, dtype=torch.long)
 
@@ -127,7 +127,8 @@ class ConditionEmbedding(nn.Module):
     Parameters
     ----------
     conditions
-        What the keys are: :class:`Classes`, :class:`Number` or :class:`Members`. A whole number means so many classes.
+        Encoding of each key: :class:`Classes`, :class:`Number` or :class:`Members`. A whole number means that many
+        classes.
     width
         Width of the embedding.
 
@@ -135,7 +136,9 @@ class ConditionEmbedding(nn.Module):
     --------
     >>> import torch
     >>> embed = ConditionEmbedding([10, Number(), Members(5, largest=2)], width=16)
-    >>> embed(torch.tensor([[3, 0.5, 1, 4], [10, float("-inf"), 6, 5]])).shape  # the second cell is given nothing
+    >>> embed(
+    ...     torch.tensor([[3, 0.5, 1, 4], [10, float("-inf"), 6, 5]])
+    ... ).shape  # no conditions for the second cell
     torch.Size([2, 16])
     """
 
@@ -169,7 +172,7 @@ class ClassTable(nn.Embedding):
 
 
 class KnownClasses(nn.Module):
-    """A projected vector per class, and a learned one for "not given"; arguments of :class:`KnownVectors`."""
+    """A projection of each class's known vector, and a learned vector for "not given"; see :class:`KnownVectors`."""
 
     def __init__(self, vectors: Tensor, width: int) -> None:
         super().__init__()
@@ -186,7 +189,7 @@ class KnownClasses(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """A smooth function of a number: itself and slow sines and cosines of it, through a small network."""
+    """A smooth function of a number: a small network of the number and its slow sines and cosines."""
 
     frequencies: Tensor
 
@@ -206,10 +209,10 @@ class NumberEmbedding(nn.Module):
 
 
 class SetEmbedding(nn.Module):
-    r"""A function of a set of members: :math:`s + \text{network}(s)`, ``s`` the sum of the members' vectors.
+    r"""A function of a set: :math:`s + \text{network}(s)`, where ``s`` is the sum of the members' vectors.
 
-    The network, which starts at zero, makes room for more than additive effects. The order of the members does not matter,
-    and the empty set, which is given, differs from a set that is not given.
+    The network starts at zero and can learn effects that are not additive. The order of the members does not matter. An
+    empty set differs from a set that is not given.
 
     Parameters
     ----------
@@ -237,12 +240,12 @@ class SetEmbedding(nn.Module):
         codes = columns.long()
         given = codes[:, :1] <= self.n
         vectors = self.members(codes.clamp(max=self.n - 1))
-        total = torch.where((codes < self.n)[..., None], vectors, 0).sum(1)  # nothing for an empty place
+        total = torch.where((codes < self.n)[..., None], vectors, 0).sum(1)  # empty places add nothing
         return torch.where(given, total + self.network(total), self.null)
 
 
 class KnownVectors(nn.Module):
-    """A learned projection of given vectors, so that classes and members never trained on have their place.
+    """A learned projection of given vectors, which also embeds classes and members that were never trained on.
 
     Parameters
     ----------
@@ -262,18 +265,18 @@ class KnownVectors(nn.Module):
         nn.init.zeros_(self.project[-1].bias)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Embed numbers of vectors ``(...)`` as ``(..., width)``; each vector once, or each number, whichever are fewer."""
+        """Embed numbers of vectors ``(...)`` as ``(..., width)``; project vectors or numbers, whichever are fewer."""
         if len(self.vectors) <= codes.numel():
             return embedding(codes, self.weight)
         return self.project(self.vectors[codes])
 
     @property
     def weight(self) -> Tensor:
-        """One embedding per vector, ``(n, width)``."""
+        """The embedding of every vector, ``(n, width)``."""
         return self.project(self.vectors)
 
 
 def standardised(vectors: Tensor) -> Tensor:
-    """Give vectors ``(n, d)`` zero mean and a mean square of 1 over all; what they are relative to each other stays."""
+    """Centre vectors ``(n, d)`` and scale them by one factor to a mean square of 1."""
     centred = vectors.float() - vectors.float().mean(0)
     return centred / centred.square().mean().sqrt().clamp(min=1e-6)

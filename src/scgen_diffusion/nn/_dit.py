@@ -26,7 +26,7 @@ class DiT(nn.Module):
     Parameters
     ----------
     n_tokens
-        Number of tokens of a sample.
+        Number of tokens per sample.
     token_width
         Width of a token, of the input and of the prediction.
     conditions
@@ -40,14 +40,16 @@ class DiT(nn.Module):
     hidden
         Inner width of the feed-forward halves.
     attention, feed_forward
-        Build the two halves of a block. Default: multi-head self-attention with bias, and SwiGLU.
+        Functions that build the two halves of a block. Default: multi-head self-attention with bias, and SwiGLU.
     positions
         Fixed position embedding ``(n_tokens, width)``. Default: sines, then cosines.
+    output_width
+        Width of the prediction. Default: ``token_width``.
 
     Raises
     ------
     ValueError
-        If the width cannot be shared out among heads, or ``positions`` has another shape.
+        If the width is not a multiple of the number of heads, or ``positions`` has the wrong shape.
 
     References
     ----------
@@ -56,8 +58,12 @@ class DiT(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = DiT(n_tokens=4, token_width=8, conditions=(3,), width=16, n_layers=1, n_heads=2)
-    >>> network(torch.randn(5, 4, 8), torch.rand(5), torch.zeros(5, 1, dtype=torch.long)).shape
+    >>> network = DiT(
+    ...     n_tokens=4, token_width=8, conditions=(3,), width=16, n_layers=1, n_heads=2
+    ... )
+    >>> network(
+    ...     torch.randn(5, 4, 8), torch.rand(5), torch.zeros(5, 1, dtype=torch.long)
+    ... ).shape
     torch.Size([5, 4, 8])
     """
 
@@ -97,7 +103,7 @@ class DiT(nn.Module):
         return self.project_out(self.transform(self.project_in(x_t), self.embed_context(t, condition)))
 
     def transform(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Send embedded tokens ``(n, tokens, width)`` through all blocks and the last normalisation, given ``context (n, width)``."""
+        """Apply all blocks and the last norm to tokens ``(n, tokens, width)``, given ``context (n, width)``."""
         tokens = tokens + self.positions
         for block in self.blocks:
             tokens = block(tokens, context)
@@ -105,7 +111,7 @@ class DiT(nn.Module):
         return modulate(self.norm_out(tokens), shift, scale)
 
     def trace(self, tokens: Tensor, context: Tensor) -> list[BlockTrace]:
-        """Return what every block saw and did, for the arguments of :meth:`transform`."""
+        """Return the intermediate values of every block, for the arguments of :meth:`transform`."""
         tokens = tokens + self.positions
         traces = []
         for block in self.blocks:
@@ -114,12 +120,15 @@ class DiT(nn.Module):
         return traces
 
     def embed_context(self, t: Tensor, condition: Tensor) -> Tensor:
-        """Embed times ``(n,)`` and class indices ``(n, keys)`` as one vector each, ``(n, width)``."""
+        """Embed times ``(n,)`` and class indices ``(n, keys)`` as one vector per sample, ``(n, width)``."""
         return self.embed_time(t) + self.embed_condition(condition)
 
 
 def check_positions(positions: Tensor, n_tokens: int, width: int) -> None:
-    """Raise if there is not one position of the right width per token."""
+    """Raise unless there is one position of the right width per token."""
     if positions.shape != (n_tokens, width):
-        msg = f"`positions` must have the shape (tokens, width) = {(n_tokens, width)}, but found {tuple(positions.shape)}."
+        msg = (
+            f"`positions` must have the shape (tokens, width) = {(n_tokens, width)}, "
+            f"but found {tuple(positions.shape)}."
+        )
         raise ValueError(msg)

@@ -24,10 +24,10 @@ def position_embedding(n_positions: int, width: int) -> Tensor:
 
 
 def patch_position_embedding(n_patches: int, width: int) -> Tensor:
-    """Return the fixed embedding of patches in a row that is published for scRDiT, ``(patches, width)``.
+    """Return the fixed embedding of patches that was published for scRDiT, ``(patches, width)``.
 
-    It was written for images: its first half embeds the column, which is always 0 (sines 0, cosines 1), and its second half
-    the row, here the number of the patch, as in :func:`position_embedding`.
+    It was written for images. Its first half embeds the column, which is always 0 (sines 0, cosines 1). Its second half
+    embeds the row, here the number of the patch, as in :func:`position_embedding`.
     """
     if width % 4:
         msg = f"The width of a patch position embedding must be a multiple of 4, but found {width}."
@@ -44,7 +44,7 @@ class TimeEmbedding(nn.Module):
     width
         Width of the embedding.
     n_frequencies
-        Number of frequencies; the first layer sees twice as many features.
+        Number of frequencies; the first layer has twice as many inputs.
     """
 
     def __init__(self, width: int, n_frequencies: int = 128) -> None:

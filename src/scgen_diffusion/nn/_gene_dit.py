@@ -1,4 +1,4 @@
-"""The diffusion transformer over patches of genes, with the usual blocks or with white-box ones."""
+"""The diffusion transformer over patches of genes, with standard or white-box blocks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ Block = Literal["transformer", "white_box"]
 
 
 class GeneDiT(nn.Module):
-    r"""A diffusion transformer in gene space: every patch of neighbouring genes is a token.
+    """A diffusion transformer in gene space, whose tokens are patches of neighbouring genes.
 
-    The network of scRDiT (``block="transformer"``: self-attention and MLP) and of the white-box diffusion transformer
-    (``block="white_box"``: subspace attention and sparse coding). The genes are padded with zeros to full patches.
+    This is the network of scRDiT (``block="transformer"``: self-attention and MLP) and of the white-box diffusion
+    transformer (``block="white_box"``: subspace attention and sparse coding). The genes are padded with zeros to full
+    patches.
 
-    The network keeps what is needed to look inside: :meth:`trace` returns what each block saw and did, and for white-box
-    blocks :meth:`head_coordinates` and :meth:`head_response` tell what each head reads.
+    For interpretation, :meth:`trace` returns the intermediate values of each block. With white-box blocks,
+    :meth:`head_coordinates` and :meth:`head_response` return what each head reads.
 
     Parameters
     ----------
@@ -51,33 +52,37 @@ class GeneDiT(nn.Module):
     n_layers, n_heads
         Number of blocks, and of heads per block. Published: 3 and 8.
     hidden
-        Inner width of the MLP, default ``4 * width``; white-box blocks have none.
+        Inner width of the MLP, by default ``4 * width``; not for white-box blocks.
     block
-        Which blocks.
+        Type of the blocks.
     n_outputs
         Numbers predicted per gene. Published: 1.
     n_global_tokens
-        Tokens beside the patches that read all genes at once, and write to all, as time and condition then do too. With
-        them, few layers see the whole cell. Published: none.
+        Number of extra tokens that read all genes at once. They, the time and the condition also write to all genes.
+        With them, even few layers see the whole cell. Published: none.
     gene_order
-        Order in which genes are put into patches, a permutation; default: as they come. Genes that belong together may
+        Order in which genes are put into patches, a permutation. Default: the order of the input. Related genes may
         share a patch.
 
     Raises
     ------
     ValueError
-        If sizes do not fit each other, the order is no permutation, or the block is not known.
+        If sizes do not fit each other, the order is not a permutation, or the block is unknown.
 
     References
     ----------
-    Dong et al. (2024), *scRDiT: generating single-cell RNA-seq data by diffusion transformers and accelerating sampling*.
-    Cui et al. (2024), *White-box diffusion transformer for single-cell RNA-seq generation*.
+    Dong et al. (2024), *scRDiT: generating single-cell RNA-seq data by diffusion transformers and accelerating
+    sampling*. Cui et al. (2024), *White-box diffusion transformer for single-cell RNA-seq generation*.
 
     Examples
     --------
     >>> import torch
-    >>> network = GeneDiT(25, conditions=(3,), patch_size=10, width=16, n_layers=1, n_heads=2)
-    >>> network(torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)).shape
+    >>> network = GeneDiT(
+    ...     25, conditions=(3,), patch_size=10, width=16, n_layers=1, n_heads=2
+    ... )
+    >>> network(
+    ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
+    ... ).shape
     torch.Size([5, 25])
     """
 
@@ -123,12 +128,12 @@ class GeneDiT(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Predict from cells ``(cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``.
 
-        Published, a time is the number of the diffusion step, from 0 to 999.
+        In the published models, a time is the number of the diffusion step, from 0 to 999.
 
         Returns
         -------
         Tensor
-            ``(cells, genes)``, or ``(cells, n_outputs, genes)`` where there are several.
+            ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
         """
         context = self.network.embed_context(t, condition)
         tokens = self.network.transform(self._embed(x_t), context)
@@ -141,7 +146,7 @@ class GeneDiT(nn.Module):
 
     @torch.no_grad()
     def start_reading(self, directions: Tensor) -> None:
-        """Let the first numbers of the global tokens be the cells' coordinates along ``directions (k, genes)``."""
+        """Initialise global tokens to read the cells' coordinates along ``directions (k, genes)``."""
         if self.n_global_tokens:
             k = min(len(directions), len(self.read_all_genes.weight))
             self.read_all_genes.weight[:k] = directions[:k]
@@ -149,7 +154,7 @@ class GeneDiT(nn.Module):
 
     @property
     def global_weights(self) -> list[Tensor]:
-        """The matrices by which global tokens read and write genes."""
+        """The matrices with which global tokens read and write genes."""
         return [self.read_all_genes.weight, self.write_all_genes.weight] if self.n_global_tokens else []
 
     @property
@@ -158,7 +163,7 @@ class GeneDiT(nn.Module):
         return self.layout.genes.unflatten(0, (self.n_patches, -1))
 
     def trace(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[BlockTrace]:
-        """Return what every block saw and did, for the arguments of :meth:`forward`; global tokens come last."""
+        """Return every block's intermediate values, for the arguments of :meth:`forward`; global tokens come last."""
         return self.network.trace(self._embed(x_t), self.network.embed_context(t, condition))
 
     def head_coordinates(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[Tensor]:
@@ -174,16 +179,17 @@ class GeneDiT(nn.Module):
         ]
 
     def head_response(self, x_t: Tensor, t: Tensor, condition: Tensor, direction: Tensor) -> list[Tensor]:
-        r"""Return how what the heads read changes as the cells move in a direction of gene space.
+        """Return how the coordinates of the heads change as the cells move in a direction of gene space.
 
-        The exact derivative of :meth:`head_coordinates` at ``x_t`` along ``direction (cells, genes)``, by forward-mode
-        differentiation: a gene's unit vector, a marker set, or the way from one cell type to another.
+        This is the exact derivative of :meth:`head_coordinates` at ``x_t`` along ``direction (cells, genes)``, such as
+        a gene's unit vector, a marker set, or the difference between two cell types. It uses forward-mode
+        differentiation.
         """
 
         def coordinates(x: Tensor) -> list[Tensor]:
             return self.head_coordinates(x, t, condition)
 
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels have no forward mode
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels do not support forward mode
             return torch.func.jvp(coordinates, (x_t,), (direction,))[1]
 
     def _embed(self, x_t: Tensor) -> Tensor:
@@ -200,20 +206,20 @@ class GeneDiT(nn.Module):
 
 
 def block_factories(block: Block, width: int, n_heads: int, hidden: int | None) -> tuple[Factory, Factory]:
-    """Return what builds the two halves of a block."""
+    """Return the functions that build the two halves of a block."""
     if block not in get_args(Block):
         msg = f"`block` must be one of {', '.join(get_args(Block))}, but found {block!r}."
         raise ValueError(msg)
     if block == "transformer":
         return (lambda: SelfAttention(width, n_heads, bias=True)), (lambda: MLP(width, hidden))
     if hidden is not None:
-        msg = f"White-box blocks have no inner width: leave out `hidden`, found {hidden}."
+        msg = f"White-box blocks have no inner width, but found `hidden` {hidden}; leave it out."
         raise ValueError(msg)
     return (lambda: SubspaceAttention(width, n_heads)), (lambda: SparseCoding(width))
 
 
 def check_patch_size(patch_size: int, n_genes: int) -> None:
-    """Raise if there are not enough genes for a patch."""
+    """Raise if there are fewer genes than a patch needs."""
     if not 1 <= patch_size <= n_genes:
         msg = f"`patch_size` must be between 1 and the number of genes, but found {patch_size} for {n_genes} genes."
         raise ValueError(msg)
@@ -221,7 +227,7 @@ def check_patch_size(patch_size: int, n_genes: int) -> None:
 
 @torch.no_grad()
 def initialize_as_published(network: DiT) -> None:
-    """Start projections from Glorot's uniform distribution without bias, and the time embedding from small weights."""
+    """Initialise projections with Glorot's uniform distribution, and time embeddings with small weights."""
     halves = [half for block in network.blocks for half in (block.attention, block.feed_forward)]
     for linear in _linears(network.project_in, *halves):
         nn.init.xavier_uniform_(linear.weight)

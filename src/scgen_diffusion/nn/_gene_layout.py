@@ -1,4 +1,4 @@
-"""How the genes of a panel are laid out for a network that needs them in a row of a certain length."""
+"""The layout of a panel's genes for networks that need them in a row of a certain length."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class GeneLayout(nn.Module):
-    """Put genes in an order and pad them with zeros to a multiple, and undo both.
+    """Order genes and pad them with zeros to a multiple of a length, and undo both.
 
-    The order is a buffer: it is saved and loaded with the weights, which mean nothing without it.
+    The order is a buffer: it is saved and loaded with the weights, which are meaningless without it.
 
     Parameters
     ----------
     n_genes
         Size of the panel.
     multiple
-        The padded length is the smallest multiple of it.
+        The padded length is a multiple of this number.
     gene_order
-        The gene at each place, a permutation of ``range(n_genes)``. Default: as they come.
+        The gene at each place, a permutation of ``range(n_genes)``. Default: the order of the input.
 
     Raises
     ------
@@ -49,18 +49,18 @@ class GeneLayout(nn.Module):
     def undo(self, x: Tensor) -> Tensor:
         """Bring ``(..., genes + padding)`` back to ``(..., genes)``."""
         x = x[..., : self.n_genes]
-        return torch.empty_like(x).index_copy(-1, self.gene_order, x)  # a copy, whose gradient needs no sums
+        return torch.empty_like(x).index_copy(-1, self.gene_order, x)  # a copy needs no sums in its gradient
 
     @property
     def genes(self) -> Tensor:
-        """The gene at each place, -1 where there is padding, ``(genes + padding,)``."""
+        """The gene at each place, -1 for padding, ``(genes + padding,)``."""
         return pad(self.gene_order, (0, self.n_padding), value=-1)
 
 
 def as_permutation(gene_order: Sequence[int] | Tensor, n_genes: int) -> Tensor:
-    """Copy the order into a tensor, or raise if it does not name every gene once."""
+    """Copy the order into a tensor, or raise if it does not contain every gene exactly once."""
     order = torch.as_tensor(gene_order)
     if order.ndim != 1 or sorted(order.tolist()) != list(range(n_genes)):
-        msg = f"`gene_order` must be a permutation of 0 to {n_genes - 1}: every gene once, and {n_genes} in all."
+        msg = f"`gene_order` must be a permutation of 0 to {n_genes - 1}, with every gene exactly once."
         raise ValueError(msg)
     return order.to(torch.long, copy=True)

@@ -1,4 +1,4 @@
-"""Two poolings of a cell's genes, both invariant to the order of the genes."""
+"""Two ways to pool a cell's genes, both invariant to the order of the genes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class GeneSet(NamedTuple):
     Attributes
     ----------
     genes
-        Gene numbers from 1, 0 where padded, ``(cells, tokens)``.
+        Gene numbers from 1, with 0 for padding, ``(cells, tokens)``.
     values
-        Their values, 0 where padded, ``(cells, tokens)``.
+        Expression values, with 0 for padding, ``(cells, tokens)``.
     """
 
     genes: Tensor
@@ -30,7 +30,7 @@ class GeneSet(NamedTuple):
 
     @property
     def mask(self) -> Tensor:
-        """Tell genes (true) from padding (false), ``(cells, tokens)``."""
+        """True for genes and false for padding, ``(cells, tokens)``."""
         return self.genes > 0
 
 
@@ -62,13 +62,14 @@ def expressed_genes(values: Tensor, *, length: int | None = None) -> GeneSet:
 
 
 class AttentionPooling(nn.Module):
-    r"""Learned queries attend to the expressed genes (MCAB), then exchange information.
+    r"""Learned queries attend to the expressed genes (MCAB), then to each other.
 
-    A gene enters as its embedding times its value (``log1p`` of the count). Published, the product is normalised
-    (``value_after_norm=False``), which cancels the value but for its sign: :math:`\operatorname{LN}(a\,e) =
-    \operatorname{LN}(e)` for any :math:`a > 0` as long as the norm's epsilon is small, so that the encoder sees *which*
-    genes are expressed and hardly *how much*. With ``value_after_norm=True`` the embeddings are normalised and projected
-    first, once per step and not once per cell, and a gene's key and value are scaled by its expression.
+    A gene enters as its embedding times its value (``log1p`` of the count). In the published model the product is
+    normalised (``value_after_norm=False``), which cancels the value except for its sign:
+    :math:`\operatorname{LN}(a\,e) = \operatorname{LN}(e)` for any :math:`a > 0` if the norm's epsilon is small. So that
+    encoder sees *which* genes are expressed and hardly *how much*. With ``value_after_norm=True``, embeddings are
+    normalised and projected first, once per step rather than once per cell, and then a gene's key and value are scaled
+    by its expression.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ class AttentionPooling(nn.Module):
     value_after_norm
         Where the value enters, see above.
     mask_padding
-        Whether padding is kept out of the attention. The published code lets it take part.
+        Whether to mask padding in the attention. The published code does not.
     """
 
     def __init__(
@@ -117,16 +118,16 @@ class AttentionPooling(nn.Module):
         return self._exchange(self.pool(self.queries[None], self._keys_values(gene_set), mask))
 
     def pool_panel(self, values: Tensor) -> Tensor:
-        """Pool dense ``values (cells, genes)``, none below 0, without collecting the expressed genes first.
+        """Pool dense, non-negative ``values (cells, genes)`` without collecting the expressed genes first.
 
-        What :meth:`forward` returns where padding is masked, computed in another way: for all genes, by shapes that do not depend on
-        the values. That is quicker on a GPU, which need not wait for the number of expressed genes, and can be compiled. A norm's
-        epsilon that cancels values all but entirely (``value_after_norm=False``) here cancels them entirely.
+        The result is that of :meth:`forward` with masked padding, computed for all genes with shapes that do not depend
+        on the values. This is faster on a GPU, which does not have to wait for the number of expressed genes, and can
+        be compiled. With ``value_after_norm=False``, values cancel exactly here, but only almost in :meth:`forward`,
+        because of the norm's epsilon.
         """
         rows, scales = self.embed_gene.weight[1:], values  # row 0 stands for padding
-        if (
-            not self.value_after_norm
-        ):  # a cell without genes attends to a token of zeros, of which the norm's bias remains
+        if not self.value_after_norm:
+            # a cell without genes attends to a token of zeros, of which only the norm's bias remains
             present = values != 0
             rows = torch.cat([torch.zeros_like(rows[:1]), rows])
             scales = torch.cat([~present.any(1, keepdim=True), present], dim=1).to(values.dtype)
@@ -144,7 +145,7 @@ class AttentionPooling(nn.Module):
 
 
 class FactorPooling(nn.Module):
-    r"""A weighted sum over genes, :math:`\sum_g p_g w_g` with ``p`` the normalised profile, then a small network.
+    r"""A weighted sum over genes, :math:`\sum_g p_g w_g` of the normalised profile ``p``, and a small network.
 
     Parameters
     ----------
@@ -167,6 +168,6 @@ class FactorPooling(nn.Module):
 
 
 def _with_one_token(mask: Tensor) -> Tensor:
-    """Let a cell without expressed genes attend to one padded token, of value zero: softmax over nothing is NaN."""
+    """Unmask one padded token, of value zero, for cells without expressed genes: softmax over nothing is NaN."""
     empty = ~mask.any(1)
     return mask | pad(empty[:, None], (0, mask.shape[1] - 1))

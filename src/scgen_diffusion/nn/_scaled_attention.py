@@ -1,4 +1,4 @@
-"""Attention to the rows of one table that every cell scales in its own way."""
+"""Attention to the rows of one table, which every cell scales differently."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-CHUNK_ELEMENTS = {"cpu": 1 << 17}  # of (heads, cells, queries, rows) at a time: what a core's cache holds
-LARGE_CHUNK = 1 << 26  # elsewhere: 256 MiB
-LOWEST = -3e38  # a maximum over nothing
+CHUNK_ELEMENTS = {"cpu": 1 << 17}  # elements of (heads, cells, queries, rows) at a time: what a core's cache holds
+LARGE_CHUNK = 1 << 26  # on other devices: 256 MiB
+LOWEST = -3e38  # in place of a maximum over nothing
 
 
 def attend_to_scaled_rows(scales: Tensor, scores: Tensor, values: Tensor) -> Tensor:
-    r"""Attend to rows whose keys and values are those of a table, times a number per cell.
+    r"""Attend to the rows of a table, whose keys and values are multiplied by a number per cell.
 
     .. math:: o_{chq} = \sum_g w_{chqg}\, a_{cg}\, v_{hg}, \qquad
         w_{chqg} = \frac{\exp(a_{cg}\, s_{hqg})}{\sum_{g': a_{cg'} \ne 0} \exp(a_{cg'}\, s_{hqg'})}
 
-    Since :math:`q \cdot (a k) = a\,(q \cdot k)`, queries meet keys once per step, not once per cell, and nothing of the size
-    ``(cells, rows, width)`` is ever made. Cells are done in chunks, whose weights the backward pass computes again. Shapes do not
-    depend on the data, so that a GPU need not wait for it.
+    Because :math:`q \cdot (a k) = a\,(q \cdot k)`, queries and keys are multiplied once per step rather than once per
+    cell, and no tensor of size ``(cells, rows, width)`` is created. Cells are processed in chunks, whose weights are
+    recomputed in the backward pass. Shapes do not depend on the data, so a GPU does not have to wait for it.
 
     Parameters
     ----------
     scales
-        :math:`a`, ``(cells, rows)``; 0 where a cell does not have the row. It gets no gradient.
+        :math:`a`, ``(cells, rows)``; 0 for a row that the cell does not have. It gets no gradient.
     scores
         :math:`s`: queries times keys, ``(heads, queries, rows)``.
     values
@@ -47,7 +47,7 @@ def attend_to_scaled_rows(scales: Tensor, scores: Tensor, values: Tensor) -> Ten
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[None]:
-    """Suspend autocast, where the device has it: values are as large as 10, and differences of scores count."""
+    """Suspend autocast if the device has it: values reach 10, and small differences of scores matter."""
     has_autocast = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
 
@@ -92,14 +92,14 @@ class _ScaledAttention(torch.autograd.Function):
 
 
 def _chunks(scales: Tensor, scores: Tensor) -> Iterator[Tensor]:
-    if torch.compiler.is_compiling():  # the number of chunks would depend on that of cells
+    if torch.compiler.is_compiling():  # the number of chunks would depend on the number of cells
         return iter((scales,))
     n_elements = CHUNK_ELEMENTS.get(scales.device.type, LARGE_CHUNK)
     return iter(scales.split(max(n_elements // scores.numel(), 1)))
 
 
 def _logits(scales: Tensor, scores: Tensor) -> Tensor:
-    """Return ``scales * scores (heads, cells, queries, rows)``, minus infinity where a cell does not have the row."""
+    """Return ``scales * scores (heads, cells, queries, rows)``; minus infinity for rows that a cell lacks."""
     absent = torch.zeros_like(scales).masked_fill_(scales == 0, -torch.inf)
     return torch.addcmul(absent[None, :, None], scales[None, :, None], scores[:, None])
 

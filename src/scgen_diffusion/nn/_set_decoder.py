@@ -1,4 +1,4 @@
-"""Permutation-equivariant decoders: from latent tokens to one number (or two) per gene."""
+"""Permutation-equivariant decoders: from latent tokens to one or two numbers per gene."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LARGE_CHUNK = 1 << 24
 
 
 class GeneQueryDecoder(nn.Module):
-    """Let every gene's embedding query the latent tokens (MCAB), and read its numbers off the result.
+    """Query the latent tokens with every gene's embedding (MCAB), and read the gene's numbers from the result.
 
-    The gene queries are projected once per step, not once per cell. Where all genes at once would need more than
-    ``chunk_elements`` numbers per tensor, they are decoded in chunks that the backward pass computes again.
+    The gene queries are projected once per step, not once per cell. If decoding all genes at once needs more than
+    ``chunk_elements`` numbers per tensor, they are decoded in chunks that are recomputed in the backward pass.
 
     Parameters
     ----------
     n_genes
         Size of the panel.
     latent_width, width
-        Widths of a latent token, and inside the decoder.
+        Width of a latent token, and inner width of the decoder.
     n_outputs
         Numbers per gene.
     n_layers, n_heads
@@ -39,7 +39,8 @@ class GeneQueryDecoder(nn.Module):
     hidden
         Inner width of the feed-forward halves.
     chunk_elements
-        Largest ``cells * genes * width`` decoded in one piece. Default: on a CPU what its cache holds, elsewhere 16 times that.
+        Largest ``cells * genes * width`` to decode at once. Default: what a CPU's cache holds, or 16 times that on
+        other devices.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class GeneQueryDecoder(nn.Module):
         tokens = self.project_in(self.norm_in(z))
         for block in self.blocks:
             tokens = block(tokens)
-        queries = self.embed_gene.weight[1:]  # row 0 stands for padding
+        queries = self.embed_gene.weight[1:]  # row 0 is padding
         keys_values = self.unpool.project(tokens)
         n_elements = self.chunk_elements or CHUNK_ELEMENTS.get(z.device.type, LARGE_CHUNK)
         chunk = max(n_elements // (len(z) * queries.shape[1]), 1)
@@ -89,15 +90,15 @@ class GeneQueryDecoder(nn.Module):
 class GeneFactorDecoder(nn.Module):
     r"""Score each gene by its own loadings, :math:`\ell_g = b_g + u_g \cdot c(z)`.
 
-    ``c(z)`` is a small network of all latent tokens plus a linear map of them. As equivariant as gene queries are, since
-    ``u_g`` and ``b_g`` belong to the gene, and one matrix product.
+    ``c(z)`` is a small network of all latent tokens plus a linear map of them. Since ``u_g`` and ``b_g`` belong to the
+    gene, this decoder is permutation-equivariant like gene queries, but takes a single matrix product.
 
     Parameters
     ----------
     n_genes
         Size of the panel.
     n_latent
-        Number of latent dimensions, all tokens together.
+        Number of latent dimensions, over all tokens.
     width
         Width of the network's hidden layers.
     n_factors

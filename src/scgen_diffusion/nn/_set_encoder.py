@@ -1,4 +1,4 @@
-"""Permutation-invariant encoder: from the set of a cell's expressed genes to the parameters of its latent tokens."""
+"""Permutation-invariant encoder: from the set of expressed genes to the parameters of the latent tokens."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SetEncoder(nn.Module):
     attention, factors
         The poolings; at least one.
     factor_width
-        Width of what the factor pooling returns.
+        Output width of the factor pooling.
     padded_length
-        Number of gene tokens of every cell; default: as many as the batch needs.
+        Number of gene tokens of every cell. Default: as many as the batch needs.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SetEncoder(nn.Module):
         Parameters
         ----------
         values
-            Value of each gene for the attention, 0 where it is not expressed, ``(cells, genes)``.
+            Value of each gene for the attention, 0 if it is not expressed, ``(cells, genes)``.
         profile
             Normalised expression for the factors, ``(cells, genes)``.
 
@@ -75,7 +75,7 @@ class SetEncoder(nn.Module):
         return encoded
 
     def _attend(self, values: Tensor) -> Tensor:
-        """Pool by attention: on a CPU the expressed genes alone, elsewhere all, by shapes that do not depend on the values."""
+        """Pool by attention: over the expressed genes on a CPU, over all genes, with fixed shapes, elsewhere."""
         is_eager_on_cpu = values.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_eager_on_cpu or not self.attention.mask_padding:
             return self.attention(expressed_genes(values, length=self.padded_length))

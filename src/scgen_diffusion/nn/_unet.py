@@ -1,4 +1,4 @@
-"""The U-Net over genes in a row, the alternative that is published beside the transformer of scRDiT."""
+"""The one-dimensional U-Net over genes that scRDiT publishes as an alternative to its transformer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-CONTEXT_WIDTH = 256  # of the embedding of time and conditions, as published
+CONTEXT_WIDTH = 256  # width of the embedding of time and conditions, as published
 N_HEADS = 4
 N_LEVELS = 3
 
@@ -26,10 +26,10 @@ N_LEVELS = 3
 class GeneUNet(nn.Module):
     """A one-dimensional U-Net over genes, with self-attention after each level.
 
-    The channels grow from ``width`` over ``2 * width`` to ``4 * width`` and ``4 * width``, with ``8 * width`` at the bottom,
-    while the genes are halved three times; the genes are padded with zeros to a multiple of 8. Every level adds a linear map
-    of the embedded time (sines, then cosines, without a network) to its channels. Conditions, which the published network
-    lacks, are added to the embedded time.
+    While the genes are halved three times, the channels grow from ``width`` to ``2 * width``, ``4 * width`` and ``4 *
+    width``, with ``8 * width`` at the bottom. The genes are padded with zeros to a multiple of 8. Every level adds a
+    linear map of the embedded time (sines, then cosines, without a network) to its channels. Conditions, which the
+    published network lacks, are added to the embedded time.
 
     Parameters
     ----------
@@ -42,22 +42,25 @@ class GeneUNet(nn.Module):
     n_outputs
         Numbers predicted per gene. Published: 1.
     gene_order
-        Order in which genes are put in a row, a permutation; default: as they come. Neighbours share convolutions.
+        Order of the genes in the row, a permutation. Default: the order of the input. Neighbours share convolutions.
 
     Raises
     ------
     ValueError
-        If the width cannot be shared out among the four heads, or the order is no permutation.
+        If the width is not a multiple of the four heads, or the order is not a permutation.
 
     References
     ----------
-    Dong et al. (2024), *scRDiT: generating single-cell RNA-seq data by diffusion transformers and accelerating sampling*.
+    Dong et al. (2024), *scRDiT: generating single-cell RNA-seq data by diffusion transformers and accelerating
+    sampling*.
 
     Examples
     --------
     >>> import torch
     >>> network = GeneUNet(25, conditions=(3,), width=4)
-    >>> network(torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)).shape
+    >>> network(
+    ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
+    ... ).shape
     torch.Size([5, 25])
     """
 
@@ -89,8 +92,8 @@ class GeneUNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Predict from cells ``(cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``.
 
-        Published, a time is the number of the diffusion step, from 0 to 999. The prediction is ``(cells, genes)``, or
-        ``(cells, n_outputs, genes)`` where there are several outputs.
+        In the published model, a time is the number of the diffusion step, from 0 to 999. The prediction is
+        ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
         """
         context = time_features(t) + self.embed_condition(condition)
         levels = [self.convolve_in(self.layout(x_t)[:, None])]
@@ -158,7 +161,7 @@ class ChannelAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """What all levels do: convolve, add the context, attend.
+    """What all levels do: convolve, add the context, and attend.
 
     Parameters
     ----------
@@ -182,7 +185,7 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """Halve the positions by the larger of each two.
+    """Halve the positions by max pooling.
 
     Parameters
     ----------
@@ -200,7 +203,7 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    """Double the positions by interpolation, and join the level of the same length on the way down.
+    """Double the positions by interpolation, and concatenate the level of the same length from the way down.
 
     Parameters
     ----------
@@ -213,13 +216,13 @@ class UpLevel(Level):
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out, n_in // 2)
 
-    def forward(self, x: Tensor, beside: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor, context: Tensor) -> Tensor:
         """Map ``(cells, channels, positions)`` and ``(cells, channels, 2 * positions)`` to the latter's positions."""
         x = interpolate(x, scale_factor=2, mode="linear", align_corners=True)
-        return self.update(torch.cat([beside, x], dim=1), context)
+        return self.update(torch.cat([skip, x], dim=1), context)
 
 
 def time_features(t: Tensor) -> Tensor:
-    """Embed times ``(cells,)`` as sines, then cosines, ``(cells, context)``, without anything learned."""
+    """Embed times ``(cells,)`` as sines, then cosines, ``(cells, context)``, without learned parameters."""
     angles = sinusoids(t, CONTEXT_WIDTH // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,4 +1,4 @@
-"""The two halves of a white-box (CRATE) block: each takes one step on the sparse rate reduction of the tokens."""
+"""The two halves of a white-box (CRATE) block, each a step on the sparse rate reduction of the tokens."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 
 class SubspaceAttention(nn.Module):
-    r"""Multi-head subspace self-attention (MSSA): one projection per head is query, key and value at once.
+    r"""Multi-head subspace self-attention (MSSA), where one projection per head gives query, key and value.
 
     .. math:: W \bigl[\operatorname{softmax}\bigl(Z U_k (Z U_k)^\top / \sqrt{p}\bigr) Z U_k\bigr]_{k = 1 \dots K} + b
 
-    with the tokens as the rows of ``Z`` and ``p = width / n_heads``. It compresses the tokens towards the subspaces that
-    the :math:`U_k` span, a step down their coding rate :math:`R^c(Z; U)`, see :func:`subspace_coding_rate`.
+    with the tokens as the rows of ``Z`` and ``p = width / n_heads``. It compresses the tokens towards the subspaces
+    spanned by the :math:`U_k`, a step that lowers their coding rate :math:`R^c(Z; U)`, see
+    :func:`subspace_coding_rate`.
 
     Parameters
     ----------
     width
         Token width, a multiple of ``n_heads``.
     n_heads
-        Number of heads, that is of subspaces.
+        Number of heads, that is, of subspaces.
 
     References
     ----------
@@ -43,7 +44,7 @@ class SubspaceAttention(nn.Module):
 
     @property
     def subspaces(self) -> Tensor:
-        """The basis :math:`U_k` of each head, ``(heads, width, width / heads)``; learned, and not orthonormal."""
+        """The basis :math:`U_k` of each head, ``(heads, width, width / heads)``; learned and not orthonormal."""
         return self.project.weight.unflatten(0, (self.n_heads, -1)).transpose(1, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class SubspaceAttention(nn.Module):
         return split_heads(self.project(tokens), self.n_heads)
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
-        """Return how much each token attends to each other, ``(cells, heads, tokens, tokens)``; rows sum to one."""
+        """Return the attention weights between tokens, ``(cells, heads, tokens, tokens)``; rows sum to one."""
         coordinates = self.coordinates(tokens)
         return attention_weights(coordinates, coordinates)
 
@@ -66,8 +67,8 @@ class SparseCoding(nn.Module):
 
     .. math:: \operatorname{relu}\bigl(z + \eta\, D^\top (z - D z) - \eta \lambda\bigr)
 
-    for each token ``z``: a step from ``z`` itself on :math:`\tfrac12 \lVert z - D a \rVert^2 + \lambda \lVert a \rVert_1`,
-    :math:`a \ge 0`.
+    This is a step that starts at ``z`` and lowers :math:`\tfrac12 \lVert z - D a \rVert^2 + \lambda \lVert a \rVert_1`
+    with :math:`a \ge 0`, for each token ``z``.
 
     Parameters
     ----------
@@ -92,10 +93,10 @@ class SparseCoding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map ``(..., width)`` to ``(..., width)``."""
-        residual = tokens - linear(tokens, self.dictionary)  # one matrix product less than D'z - D'Dz
+        residual = tokens - linear(tokens, self.dictionary)  # saves a matrix product against D'z - D'Dz
         descended = torch.add(tokens, linear(residual, self.dictionary.t()), alpha=self.step_size)
         return relu(descended - self.step_size * self.threshold)
 
     def extra_repr(self) -> str:
-        """Show the sizes and the two constants."""
+        """Show the size and the two constants."""
         return f"{len(self.dictionary)}, step_size={self.step_size}, threshold={self.threshold}"

@@ -1,4 +1,4 @@
-"""Plots: real beside synthetic cells, training curves, metrics, and the inside of the white-box model.
+"""Plots: real and synthetic cells, training curves, metrics, and the inside of the white-box model.
 
 Plots of cells take two AnnData objects with the same genes, from any tool, and do not change them. Plots of figures
 take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box model take the tables from

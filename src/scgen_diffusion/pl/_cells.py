@@ -1,4 +1,4 @@
-"""What plots of real beside synthetic cells share: matching genes, subsampling, labels and their colours."""
+"""What plots of real and synthetic cells share: matching genes, subsampling, labels and their colours."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def gene_correlation(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot the correlations between genes, in real beside synthetic cells, as two heat maps on one scale.
+    """Plot the correlations between genes, in real and synthetic cells, as two heat maps on one scale.
 
     Genes are ordered by average-linkage clustering of the real correlations. The title of the synthetic panel gives
     their similarity, Pearson's correlation of the correlations. The strongest one per cent may exceed the colour scale.

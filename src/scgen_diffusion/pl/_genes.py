@@ -393,13 +393,13 @@ def marker_dotplot(
         ax.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0, linewidth=0)
     norm = Normalize(0, max(table.max(axis=None) for table in means.values()) or 1)
     look = {"cmap": "Reds", "norm": norm, "edgecolors": "0.4", "linewidths": 0.4}
-    beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 7}
+    options = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 7}
     for shift, (name, color) in zip(SHIFTS, SOURCES.items(), strict=True):
         rows = {label: place + shift for place, label in enumerate(order)}
         for label, row in rows.items():
-            ax.annotate(name, (0, row), (-4, 0), ha="right", color=color, **beside)
+            ax.annotate(name, (0, row), (-4, 0), ha="right", color=color, **options)
             if label not in means[name].index:
-                ax.annotate("no cells", (0, row), (4, 0), **beside)
+                ax.annotate("no cells", (0, row), (4, 0), **options)
         there = [label for label in order if label in means[name].index]
         x, y = np.meshgrid(range(len(genes)), [rows[label] for label in there])
         areas = LARGEST_DOT * shares[name].loc[there].to_numpy()

@@ -186,10 +186,10 @@ def perturbation_scores(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot how well methods predict perturbations, beside baselines and floor: one panel per metric, one row per case.
+    """Plot how well methods predict perturbations, next to baselines and floor: one panel per metric, one row per case.
 
     A case is a perturbation in a group. Baselines are grey. The black line is the floor: real cells as a prediction of
-    each other. Several rows for one metric and case, such as several seeds, are small points beside their mean. An
+    each other. Several rows for one metric and case, such as several seeds, are small points next to their mean. An
     arrow shows which direction is better.
 
     Parameters

@@ -195,7 +195,13 @@ def quality_curve(
     Examples
     --------
     >>> import pandas as pd, scgen_diffusion as scgd
-    >>> row = {"metric": "recall", "group": "all", "floor": 0.9, "shuffled": 0.2, "better": "higher"}
+    >>> row = {
+    ...     "metric": "recall",
+    ...     "group": "all",
+    ...     "floor": 0.9,
+    ...     "shuffled": 0.2,
+    ...     "better": "higher",
+    ... }
     >>> table = pd.DataFrame([{**row, "n_steps": 5, "value": 0.7, "low": 0.6, "high": 0.8}])
     >>> axes = scgd.pl.quality_curve(table, x="n_steps", show=False)
     """

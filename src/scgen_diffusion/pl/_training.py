@@ -12,7 +12,7 @@ from ._figures import choose, finish, panels, plain_numbers, spans_decades, with
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -39,7 +39,8 @@ def training_history(
         A trained model of this package or scvi-tools, or its ``history``.
     losses
         Losses to show, such as ``"prior_velocity_loss"``: names in the history without ``_train`` or ``_validation``.
-        Default: the loss that each stage minimises, such as ``"autoencoder_loss"`` and ``"prior_loss"``.
+        Default: the loss of each stage's network, such as ``"autoencoder_loss"`` and ``"prior_velocity_loss"``. The
+        whole loss of a stage, such as ``"prior_loss"``, includes the library-size head, which overfits early.
     log
         Whether the loss has a logarithmic axis. Default: if it is positive and spans more than a factor of eight.
     axs
@@ -70,21 +71,21 @@ def training_history(
     names = list(dict.fromkeys(name.removesuffix(TRAIN).removesuffix(VALIDATION) for name in curves))
     if losses is None:  # the loss of each stage, "<stage>_loss"; the ELBO of scvi-tools' models; else everything
         of_stages = [name for name in names if name.endswith("_loss") and name.count("_") == 1]
-        losses = [name for name in of_stages if name != "reconstruction_loss"]
+        losses = [_of_network(name, curves) for name in of_stages if name != "reconstruction_loss"]
         losses = losses or [name for name in names if name == "elbo"] or names
     losses = choose("losses", [losses] if isinstance(losses, str) else losses, names)
     axes = panels(len(losses), axs, size=(3.9, 3.2), sharey=False)
     for ax, loss in zip(axes, losses, strict=True):
-        here = {kind: curves[loss + kind] for kind in COLORS if loss + kind in curves}
-        for kind, curve in here.items():
+        shown = {kind: curves[loss + kind] for kind in COLORS if loss + kind in curves}
+        for kind, curve in shown.items():
             marker = "o" if len(curve) < 20 else ""
             label = {TRAIN: "training cells", VALIDATION: "validation cells"}[kind]
             ax.plot(curve.index, curve, color=COLORS[kind], linewidth=1.6, marker=marker, markersize=3, label=label)
-        if VALIDATION in here:
-            best, color = here[VALIDATION].idxmin(), COLORS[VALIDATION]
+        if VALIDATION in shown:
+            best, color = shown[VALIDATION].idxmin(), COLORS[VALIDATION]
             star = {"marker": "*", "markersize": 11, "color": color, "markeredgecolor": "black", "linestyle": ""}
-            ax.plot([best], [here[VALIDATION][best]], label=f"lowest: epoch {best}", **star)
-        if spans_decades(np.concatenate(list(here.values())), log):
+            ax.plot([best], [shown[VALIDATION][best]], label=f"lowest: epoch {best}", **star)
+        if spans_decades(np.concatenate(list(shown.values())), log):
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -92,3 +93,12 @@ def training_history(
         ax.legend(frameon=False, fontsize="small")
         without_frame(ax)
     return finish(axes, show, save)
+
+
+def _of_network(loss: str, curves: Mapping[str, object]) -> str:
+    """Return the part of a stage's loss that its network minimises, if there are as many curves of it."""
+    for part in ("velocity_loss", "denoising_loss"):
+        name = loss.replace("loss", part)
+        if all(name + kind in curves for kind in COLORS if loss + kind in curves):
+            return name
+    return loss

@@ -118,9 +118,9 @@ def layer_statistics(
         xlabel = f"diffusion time ({'data → noise' if levels[-1] >= levels[0] else 'noise → data'})"
     axes = panels(len(layers), axs, size=(3.2, 3.0))
     for ax, layer in zip(axes, layers, strict=True):
-        here = table[table["layer"] == layer].set_index(["group", "statistic"]).sort_index()
+        of_layer = table[table["layer"] == layer].set_index(["group", "statistic"]).sort_index()
         for group, (name, style) in product(groups, zip(names, LINE_STYLES, strict=False)):
-            rows = here.loc[[(group, name)]].sort_values(x)
+            rows = of_layer.loc[[(group, name)]].sort_values(x)
             ax.plot(rows[x], rows["value"], style, color=palette[group], marker="o", markersize=3, linewidth=1.5)
         ax.set(title=f"layer {layer}", xlabel=xlabel)
         without_frame(ax)

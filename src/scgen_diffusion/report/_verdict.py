@@ -461,6 +461,25 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
 )
 
 
+#: What the best classifier can do, from which excess of its AUC over the floor on; below the first, or within chance, it can do nothing.
+TELLING = {0.25: "easily", 0.10: "often", 0.0: "slightly better than by guessing"}
+
+
+def _telling(rows: Rows) -> list[str]:
+    """Say whether a classifier can tell the synthetic cells from real ones; nothing if none was asked."""
+    figures = known(rows, list(_CLASSIFIERS))
+    if not figures:
+        return []
+    best = max(figures, key=lambda figure: figure.excess)
+    clear = [figure for figure in figures if figure.is_clear]
+    auc = "AUC {:.2f}, 0.50 is perfect"
+    if not clear:
+        return [f"A classifier cannot reliably tell the synthetic cells from real ones ({auc.format(best.value)})."]
+    best = max(clear, key=lambda figure: figure.excess)
+    how = next(words for excess, words in TELLING.items() if best.excess > excess)
+    return [f"A classifier can tell the synthetic cells from real ones {how} ({auc.format(best.value)})."]
+
+
 NOT_LOOKED_AT = {
     "memorisation": ("membership_auc", "give `train`"),
     "labels": ("label_fidelity", "give `groupby`"),
@@ -475,7 +494,7 @@ class Verdict:
     Attributes
     ----------
     summary
-        One or two sentences.
+        Some sentences: whether a classifier can tell the cells from real ones, and which checks failed.
     findings
         One per topic, the severe ones first.
     """
@@ -541,17 +560,16 @@ def verdict(table: pd.DataFrame) -> Verdict:
     warnings, notes = (
         [finding.topic for finding in findings if finding.level == level] for level in ("warning", "note")
     )
+    sentences = _telling(rows)
     if warnings:
-        sentences = [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}: {_listed(warnings)}."]
+        sentences += [f"{len(warnings)} of {len(findings)} checks failed: {_listed(warnings)}."]
         sentences += [f"Worth a look, too: {_listed(notes)}."] if notes else []
     elif notes:
-        sentences = [f"No warnings. Worth a look: {_listed(notes)}."]
+        sentences += [f"No check failed; worth a look: {_listed(notes)}."]
     else:
-        sentences = [
-            f"The synthetic cells score like real ones in all of the {len(findings)} respects that were looked at."
-        ]
+        sentences += [f"All {len(findings)} checks passed." if len(findings) > 1 else "The check passed."]
     unseen = [f"{topic} ({how})" for topic, (metric, how) in NOT_LOOKED_AT.items() if (metric, ALL) not in rows]
-    sentences += [f"Not looked at: {_listed(unseen)}."] if unseen else []
+    sentences += [f"Not checked: {_listed(unseen)}."] if unseen else []
     return Verdict(" ".join(sentences), findings)
 
 

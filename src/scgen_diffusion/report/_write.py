@@ -19,7 +19,8 @@ from anndata import AnnData
 from scgen_diffusion import pl
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
-from scgen_diffusion.metrics import evaluate, expression_of
+from scgen_diffusion.metrics import DESCRIPTIONS, evaluate, expression_of
+from scgen_diffusion.metrics._evaluate import MIN_CELLS_PER_GROUP
 
 from ._verdict import verdict
 
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 SUFFIX = ".html"
 DPI = 110
 LEVELS = ("warning", "note", "ok")  # gravest first
-BETTER = {"lower": "lower", "higher": "higher", "floor": "like the floor"}
+BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
 SECTIONS = {
     "Cells": "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between them.",
-    "Labels": "Whether every kind of cell is as good as the others; a small kind can be poor while the whole looks well.",
+    "Labels": "Whether each label is as good as the others. A rare label can be poor although all cells together look good.",
     "Genes": "Each dot is a gene. On the diagonal, synthetic cells have what real cells have.",
     "Training": "Losses that still fall ask for more training; a validation loss that rises while the training loss falls is overfitting.",
 }
@@ -102,7 +103,9 @@ def write(
     --------
     >>> import scgen_diffusion as scgd
     >>> cells = scgd.datasets.pbmc68k_reduced()
-    >>> path = scgd.report.write(cells[:200], cells[200:400], "report.html", train=cells[400:])  # doctest: +SKIP
+    >>> path = scgd.report.write(
+    ...     cells[:200], cells[200:400], "report.html", train=cells[400:]
+    ... )  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix.lower() != SUFFIX:
@@ -129,6 +132,7 @@ def write(
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
     pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model)
 
+    first, _, others = judged.summary.partition(". ")
     found = {finding.level for finding in judged.findings}
     seen = "training cells not given" if train is None else f"{train.n_obs:,} training cells"
     made = {f"cells: {name}": str(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
@@ -148,7 +152,10 @@ def write(
         version=version("scgen-diffusion"),
         verdict=judged,
         verdict_level=next((level for level in LEVELS if level in found), "ok"),
-        rows=[_row(row) for _, row in table[table["group"] == "all"].iterrows()],
+        headline=f"{first}." if others else first,
+        others=others,
+        topics=_topics(table[table["group"] == "all"]),
+        labels=[] if label is None else _labels({"real": real_test, "synthetic": synthetic}, keys, table),
         width=WIDTH,
         sections=[
             {"title": section, "anchor": section.lower(), "text": SECTIONS[section], "pictures": own}
@@ -199,18 +206,22 @@ def draw(
     if all(expression_of(cells, layer=own).library_sizes is not None for cells, own in both):
         add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
     else:
-        skipped.append("library sizes, for the cells came log-normalised")
+        skipped.append("total counts, because the cells are log-normalised")
 
     if label is None:
-        skipped.append("figures per label, for `groupby` was not given")
+        skipped.append("figures of each label, because `groupby` was not given")
     else:
-        add("Labels", pl.scores(table, show=False), "Figures per label, beside the floor.")
+        pictures["Labels"] = []
+    if label is not None and (table["group"] != "all").any():
+        of_labels = table.loc[table["group"] != "all", "metric"].unique()
+        axes = pl.scores(table[table["metric"].isin(of_labels)], show=False)
+        add("Labels", axes, "Figures of all cells and of each label with enough cells.")
     sizes = pd.Series(dtype=int) if label is None else real.obs[label].value_counts()
     if ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
         axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
         add("Labels", axes, "Marker genes of the real cells, real beside synthetic.")
     else:
-        skipped.append("marker genes, for there are no two labels to compare")
+        skipped.append("marker genes, because there are no two labels to compare")
 
     axes = pl.mean_variance(real, synthetic, **options)
     add("Genes", axes, "Variance against mean of log-normalised expression.")
@@ -219,10 +230,35 @@ def draw(
     add("Genes", axes, "Correlations of the most variable genes, in the order of a clustering of the real ones.")
 
     if model is None:
-        skipped.append("training history, for `model` was not given")
+        skipped.append("the losses of training, because `model` was not given")
     else:
         add("Training", pl.training_history(model, show=False), "Loss during training.")
     return pictures, skipped
+
+
+def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame) -> list[dict[str, object]]:
+    """List every label with its cells, and with precision and recall or the reason why they are missing."""
+    sizes = {side: pd.Series(join_labels(adata.obs, keys)).value_counts() for side, adata in cells.items()}
+    values = table.set_index(["metric", "group"])["value"]
+    rows = []
+    for label in sorted(set(sizes["real"].index) | set(sizes["synthetic"].index)):
+        n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
+        figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
+        few = [side for side in n if n[side] < MIN_CELLS_PER_GROUP]
+        reason = f"fewer than {MIN_CELLS_PER_GROUP} {' and '.join(few)} cells" if few else "not measured"
+        missing = "" if np.isfinite(list(figures.values())).any() else reason
+        rows.append({"name": label, **n, "missing": missing, **{name: written(v) for name, v in figures.items()}})
+    return rows
+
+
+def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
+    """Write the rows of all cells in words, by topic."""
+    topics: dict[str, list[dict[str, object]]] = {}
+    for _, row in table.iterrows():
+        words = DESCRIPTIONS[row["metric"]]
+        title, meaning = words.title[0].upper() + words.title[1:], f"{words.meaning} {BETTER[row['better']]}"
+        topics.setdefault(words.topic, []).append({**_row(row), "title": title, "meaning": meaning})
+    return topics
 
 
 def _row(row: pd.Series) -> dict[str, object]:
@@ -237,9 +273,8 @@ def _row(row: pd.Series) -> dict[str, object]:
     }
     has_interval = np.isfinite(figures[["low", "high"]]).all()
     return {name: written(figures[name]) for name in ("value", "floor", "shuffled")} | {
-        "metric": str(row["metric"]).replace("_", " "),
-        "interval": f"{written(figures['low'])} to {written(figures['high'])}" if has_interval else NONE,
-        "better": BETTER[row["better"]],
+        "metric": row["metric"],
+        "interval": f"{written(figures['low'])} to {written(figures['high'])}" if has_interval else "",
         "scale": scale,
     }
 

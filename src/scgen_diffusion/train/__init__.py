@@ -22,7 +22,7 @@ from ._recipes import (
     TransportRecipe,
     learning_rate_factor,
 )
-from ._runner import Interruption, StageResult, run_stage, trainer_options
+from ._runner import Interruption, StageResult, run_stage, show, trainer_options
 from ._transport import Group, PairData, perturbation_groups
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "learning_rate_factor",
     "perturbation_groups",
     "run_stage",
+    "show",
     "standardise_latents",
     "start_autoencoder",
     "start_gene_space",

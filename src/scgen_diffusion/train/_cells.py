@@ -1,4 +1,4 @@
-"""Cells to train on, wherever they lie; the order in which they come; a stage's loaders."""
+"""Training cells from any source, their order, and the loaders of a stage."""
 
 from __future__ import annotations
 
@@ -16,86 +16,88 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-LONGEST_EPOCH = (
-    1000  # steps of one process; larger sets are cut into several epochs, since a run resumes at the end of one
-)
+LONGEST_EPOCH = 1000  # steps of one process; a longer pass is cut into epochs, because runs resume between epochs
 ROWS_AT_A_TIME = 1024
 DEVICE_SHARE = 0.25  # of a GPU's free memory, for cells
-BYTES_PER_COUNT = 8  # number of the gene, and value
+BYTES_PER_COUNT = 8  # gene index and value
 
 
 class TrainingCells(Protocol):
-    """What training asks of cells: those of an AnnData or MuData, of files, or of a class of one's own."""
+    """Interface of cells for training, whether from an AnnData, a MuData, files or a custom class."""
 
     @property
     def registry(self) -> Mapping[str, Any]:
-        """What a model is built from, as scvi-tools keeps it."""
+        """Registry of scvi-tools to build a model from."""
 
     @property
     def var(self) -> pd.DataFrame:
-        """The genes' columns."""
+        """The table of genes."""
 
     @property
     def n_cells(self) -> int:
-        """How many cells there are."""
+        """Number of cells."""
 
     @property
     def codes(self) -> np.ndarray:
-        """Their conditions, ``(cells, columns)``."""
+        """Condition codes, ``(cells, columns)``."""
 
     @property
     def digest(self) -> str:
-        """Tell these cells from others; checkpoints are resumed on the same cells only."""
+        """Digest of the cells; checkpoints are resumed only with the same digest."""
 
     def check(self) -> None:
-        """Raise if the cells are not what they were when they were registered."""
+        """Raise if the cells changed since they were registered."""
 
     def loader(
         self, indices: np.ndarray | None, batch_size: int, *, batches: EpochBatches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return batches of expression and conditions, by the names of the registry; it can be gone through again and again.
+        """Return an iterable of batches of expression and conditions, by their names in the registry.
+
+        You can iterate over it several times.
 
         Parameters
         ----------
         indices
-            Which cells; None for all.
+            Row numbers; None for all cells.
         batch_size
             Cells per batch.
         batches
-            Which of ``indices`` are in each batch, as positions among them; default: all in order. What cannot read in any order fast takes from
-            it the seed, the pass over the cells, the batch to begin with and their number. The loader has it as its ``sampler``.
+            Positions among ``indices`` for each batch; default: all in order. A source without fast random access uses
+            only its seed, pass, first batch and number of batches. The loader has it as ``sampler``.
         """
 
 
 class EpochBatches(Sampler[np.ndarray]):
-    """Batches of row numbers, whose order follows from the seed and the epoch alone; several processes share them as torch's DistributedSampler does.
+    """Batches of row numbers in an order that depends only on the seed and the epoch.
 
-    A pass over many cells is cut into epochs of equal length; the few batches that are left over wait for another pass.
+    Several processes share the rows like torch's DistributedSampler. A pass over many cells is cut into epochs of equal
+    length; the few remaining batches are left to another pass.
 
     Parameters
     ----------
     n_rows
         Number of cells.
     batch_size
-        Cells of a batch, of each process.
+        Cells per batch of each process.
     seed
         Seed of the order; None for the given order.
     smallest_epoch
-        Batches of an epoch at least: small sets are gone through more than once in it.
+        Smallest number of batches in an epoch; small data are repeated to fill it.
     rank, n_processes
-        Which process this is, of how many.
+        Index of this process, and number of processes.
 
     Attributes
     ----------
     epoch
         Number of the pass over the cells.
     first_batch
-        Batch of the pass with which the epoch begins.
+        First batch of the epoch in its pass.
 
     Examples
     --------
     >>> from scgen_diffusion.train import EpochBatches
-    >>> [[batch.tolist() for batch in EpochBatches(5, 2, rank=rank, n_processes=2)] for rank in (0, 1)]
+    >>> shares = [EpochBatches(5, 2, rank=rank, n_processes=2) for rank in (0, 1)]
+    >>> [[batch.tolist() for batch in share] for share in shares]
     [[[0, 2], [4]], [[1, 3], [0]]]
     """
 
@@ -116,7 +118,7 @@ class EpochBatches(Sampler[np.ndarray]):
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each."""
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch, part = divmod(epoch, self.epochs_per_pass)
         self.first_batch = part * len(self)
 
@@ -129,7 +131,7 @@ class EpochBatches(Sampler[np.ndarray]):
             yield rows[number * self.batch_size : (number + 1) * self.batch_size]
 
     def order(self) -> np.ndarray:
-        """Return the rows of a pass of all processes, each again only when all were drawn."""
+        """Return the rows of a pass for all processes; rows repeat only after all were drawn."""
         n_draws = self.n_draws * self.n_processes
         if self.seed is None:
             return np.resize(np.arange(self.n_rows), n_draws)
@@ -139,21 +141,21 @@ class EpochBatches(Sampler[np.ndarray]):
 
 
 def epochs_per_pass(n_rows: int, batch_size: int) -> int:
-    """Return into how many epochs a pass over so many cells is cut, however many processes share them."""
+    """Return the number of epochs in a pass over so many cells, whatever the number of processes."""
     return max(-(-n_rows // (batch_size * LONGEST_EPOCH)), 1)
 
 
 class StageData(pl.LightningDataModule):
-    """Loaders of a stage: training cells in an order that follows from the stage's seed, validation cells in their own.
+    """Loaders of a stage: shuffled training cells, and validation cells in order.
 
     Parameters
     ----------
     train_indices, validation_indices
         Rows to train and to validate on.
     batch_size
-        Cells per step, of each process.
+        Cells per step of each process.
     smallest_epoch
-        Steps of an epoch at least.
+        Smallest number of steps in an epoch.
     """
 
     def __init__(
@@ -165,11 +167,11 @@ class StageData(pl.LightningDataModule):
 
     @property
     def epochs_per_pass(self) -> int:
-        """Into how many epochs a pass over the training cells is cut."""
+        """Number of epochs in a pass over the training cells."""
         return epochs_per_pass(len(self.train_indices), self.batch_size)
 
     def train_batches(self) -> EpochBatches:
-        """Return this process's batches of training cells, from the epoch on that a checkpoint left off at."""
+        """Return this process's batches of training cells, from the first epoch that is not done yet."""
         plan = self.trainer.lightning_module
         batches = EpochBatches(
             len(self.train_indices),
@@ -189,7 +191,7 @@ class StageData(pl.LightningDataModule):
 
 
 class CellData(StageData):
-    """Loaders of a stage that trains on cells; further parameters as of :class:`StageData`.
+    """Loaders of a stage that trains on cells; other parameters as in :class:`StageData`.
 
     Parameters
     ----------
@@ -203,46 +205,47 @@ class CellData(StageData):
         self._resident: ResidentCells | None = None
 
     def setup(self, stage: str) -> None:
-        """Keep the training cells in the device's memory, if it is not the host's and they take a small part of it."""
+        """Copy the training cells to a GPU if they fit into a small part of its memory."""
         device = self.trainer.strategy.root_device
-        if limit := room_for_cells(device):
+        if limit := memory_for_cells(device):
             batches = self.cells.loader(self.train_indices, ROWS_AT_A_TIME)
             self._resident = ResidentCells.of(batches, device, n_cells=len(self.train_indices), limit=limit)
 
     def teardown(self, stage: str) -> None:
-        """Free the device's memory, also where the trainer, which the model keeps, still knows its loaders."""
+        """Free the GPU memory, even though the model's trainer still refers to the loaders."""
         if self._resident is not None:
             self._resident.free()
             self._resident = None
 
     def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
-        """Shuffle the training cells."""
+        """Return the loader of shuffled training cells."""
         if self._resident is not None:
             return DataLoader(self._resident, sampler=self.train_batches(), batch_size=None)
         return self.cells.loader(self.train_indices, self.batch_size, batches=self.train_batches())
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
-        """Read the validation cells in order; no loader if there are none."""
+        """Return the loader of validation cells in order, if there are any."""
         if not len(self.validation_indices):
             return []
         return self.cells.loader(self.validation_indices, self.batch_size, batches=self.validation_batches())
 
 
 class ResidentCells(Dataset):
-    """Rows of sparse expression, and of whatever else belongs to a cell, in a device's memory, made dense batch by batch there.
+    """Sparse expression and other tensors of cells in GPU memory; batches become dense there.
 
-    A batch costs its non-zero values alone, and neither copies from the host nor makes it wait: how many values a row has is known there.
+    A batch reads only its non-zero values. It neither copies from the host nor synchronises with it, because the host
+    knows the number of values of each row.
 
     Parameters
     ----------
     lengths
-        Number of non-zero values of each cell, ``(cells,)``, in the host's memory.
+        Number of non-zero values of each cell, ``(cells,)``, in host memory.
     genes, values
-        Their genes and themselves, cell by cell.
+        Gene indices and values of the non-zero values, cell by cell.
     n_genes
         Size of the panel.
     others
-        What else a batch holds, one row per cell.
+        Other tensors of a batch, one row per cell.
     """
 
     def __init__(
@@ -256,7 +259,7 @@ class ResidentCells(Dataset):
     def of(
         cls, batches: Iterable[Mapping[str, Tensor]], device: torch.device, *, n_cells: int, limit: float
     ) -> ResidentCells | None:
-        """Read all batches once and keep them on ``device``; None as soon as they seem to need more than ``limit`` bytes there."""
+        """Read all batches once to ``device``; return None as soon as they will need more than ``limit`` bytes."""
         lengths, genes, values, others, n_bytes, n_read = [], [], [], [], 0, 0
         for batch in batches:
             x = batch[REGISTRY_KEYS.X_KEY]
@@ -272,7 +275,7 @@ class ResidentCells(Dataset):
         return cls(torch.cat(lengths), torch.cat(genes), torch.cat(values), x.shape[1], joined)
 
     def free(self) -> None:
-        """Let go of the cells; there is no reading them any more."""
+        """Release the memory; the cells cannot be read any more."""
         self.genes, self.values, self.others = self.genes[:0].clone(), self.values[:0].clone(), {}
 
     def __len__(self) -> int:
@@ -281,8 +284,8 @@ class ResidentCells(Dataset):
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         chosen = torch.as_tensor(rows)
         lengths = self.lengths[chosen]
-        n_values, device = int(lengths.sum()), self.values.device  # of the host's: nobody waits
-        chosen, lengths = sent_to(torch.stack([chosen, lengths]), device)
+        n_values, device = int(lengths.sum()), self.values.device  # `lengths` is on the host: no synchronisation
+        chosen, lengths = copy_to_device(torch.stack([chosen, lengths]), device)
         cells = torch.repeat_interleave(lengths, output_size=n_values)
         first = lengths.cumsum(0) - lengths
         places = torch.arange(n_values, device=device) + (self.starts[chosen] - first)[cells]
@@ -291,13 +294,13 @@ class ResidentCells(Dataset):
         return {REGISTRY_KEYS.X_KEY: x, **{name: rest[chosen] for name, rest in self.others.items()}}
 
 
-def room_for_cells(device: torch.device) -> float:
-    """Return how many bytes of a device's memory cells may take: none on a CPU, where they are already."""
+def memory_for_cells(device: torch.device) -> float:
+    """Return how many bytes of GPU memory cells may use; 0 on a CPU."""
     return DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
 
 
-def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host's on a device; to a GPU by way of pinned memory, for from other memory the host waits for the copy."""
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to a device; to a GPU by pinned memory, so that the host does not wait for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

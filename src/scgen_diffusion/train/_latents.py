@@ -1,4 +1,4 @@
-"""Latents of the cells: computed once, kept where the prior trains on them, and what generating needs to know of them."""
+"""Latents of the cells: computed once and cached for the prior, and their statistics for ``generate``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ._cells import ROWS_AT_A_TIME, StageData, sent_to
+from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
 DEVICE_SHARE = 0.25  # of a GPU's free memory
-RELEASE_AFTER = 1024  # rows: the system maps up to 64 KiB around each that is read
+RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that is read
 ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
 
@@ -33,8 +33,8 @@ LATENTS_AT_A_TIME = 1 << 14
 class LatentCache(Dataset):
     """Rows of several arrays, filled batch by batch and read by arrays of row numbers.
 
-    Small caches stay in memory and can move to the training device; larger ones live in a memory-mapped temporary file that
-    goes with the cache.
+    Small caches stay in memory and can move to the training device. Larger ones use a memory-mapped temporary file,
+    which is deleted with the cache.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ class LatentCache(Dataset):
     shapes
         Shape of a row of each array.
     dtypes
-        Type of each array; float32 where none is given.
+        Type of each array; default: float32.
     memory_limit
-        Largest size in bytes that is kept in memory.
+        Largest size in bytes kept in memory.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class LatentCache(Dataset):
 
     @property
     def is_memory_mapped(self) -> bool:
-        """Whether the arrays live in a file."""
+        """Whether the arrays are in a file."""
         return self._folder is not None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of the arrays, which the loaders of a stage that is over still know."""
+        """Release the arrays, even though loaders of a finished stage still refer to the cache."""
         self.arrays, self._maps = {}, []
         if self._folder is not None:
             self._folder.cleanup()
@@ -96,13 +96,13 @@ class LatentCache(Dataset):
         return self
 
     def parts(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """Yield consecutive rows, so many at a time; of a file no more is in memory."""
+        """Yield consecutive rows, ``size`` at a time; no more of a file is in memory."""
         for start in range(0, len(self), size):
             yield {name: array[start : start + size] for name, array in self.arrays.items()}
             self._release_after(size)
 
     def _release_after(self, n_rows: int) -> None:
-        """Give memory back after so many further rows; the file keeps what is in it, and the system decides how much of that it keeps at hand."""
+        """Release mapped memory after every so many rows; the content stays in the file."""
         self._rows_since_release += n_rows
         if self._rows_since_release >= RELEASE_AFTER and hasattr(mmap, "MADV_DONTNEED"):
             self._rows_since_release = 0
@@ -110,7 +110,7 @@ class LatentCache(Dataset):
                 file.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device: torch.device) -> LatentCache:
-        """Move to a GPU if there is room, for then no step waits for a copy."""
+        """Move to a GPU if there is room, so that no step waits for a copy."""
         if device.type == "cuda" and self.n_bytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
             self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
         return self
@@ -121,25 +121,28 @@ class LatentCache(Dataset):
     def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
         chosen = torch.as_tensor(rows)
         self._release_after(chosen.numel())
-        chosen = sent_to(chosen, next(iter(self.arrays.values())).device)  # once, not for every array
+        chosen = copy_to_device(chosen, next(iter(self.arrays.values())).device)  # once for all arrays
         return {name: array[chosen] for name, array in self.arrays.items()}
 
 
 def _mapped_file(path: Path, n_bytes: int) -> mmap.mmap:
-    """Map a new file into memory, on a disk that has room for it: without, a write to it would end the process."""
+    """Map a new file into memory; raise if the disk is too small, because a later write would kill the process."""
     with path.open("w+b") as file:
         file.truncate(n_bytes)
         if hasattr(os, "posix_fallocate"):
             try:
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
             except OSError as error:
-                msg = f"No room for {n_bytes / 2**30:.1f} GiB of latents in {path.parent}: {error.strerror}. Name another folder by the environment variable TMPDIR."
+                msg = (
+                    f"No room for {n_bytes / 2**30:.1f} GiB of latents in {path.parent}: {error.strerror}. Choose another "
+                    "folder by the environment variable TMPDIR."
+                )
                 raise OSError(error.errno, msg) from error
         return mmap.mmap(file.fileno(), n_bytes)
 
 
 class LatentData(StageData):
-    """Loaders over a cache of latents; further parameters as of :class:`StageData`.
+    """Loaders over a cache of latents; other parameters as in :class:`StageData`.
 
     Parameters
     ----------
@@ -156,11 +159,11 @@ class LatentData(StageData):
         self.cache.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffle the training cells."""
+        """Return the loader of shuffled training cells."""
         return self._loader(self.train_indices, self.train_batches())
 
     def val_dataloader(self) -> DataLoader | list:
-        """Read the validation cells in order; no loader if there are none."""
+        """Return the loader of validation cells in order, if there are any."""
         has_any = len(self.validation_indices)
         return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
 
@@ -181,11 +184,11 @@ class _Rows(Dataset):
         return self.cache[self.indices[rows]]
 
 
-# --- what training does with cells and latents besides taking steps ----------------------------------------------------
+# --- before and after the steps of training ----------------------------------------------------------------------------
 
 
 def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
-    """Start an autoencoder at the mean expression of the cells ``indices``."""
+    """Initialise an autoencoder at the mean expression of the cells ``indices``."""
     target, pooled, n_cells = torch.zeros(1).double(), torch.zeros(1).double(), 0
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         x = batch[REGISTRY_KEYS.X_KEY]
@@ -196,7 +199,7 @@ def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.nda
 
 @torch.inference_mode()
 def encode_cells(module: SCLDMModule, cells: TrainingCells, memory_limit: int = MEMORY_LIMIT) -> LatentCache:
-    """Encode all cells once; in a distributed run each process does it for itself."""
+    """Encode all cells once; in a distributed run, each process encodes all."""
     module.eval()
     condition, shape = module.null_condition, module.latent_shape
     shapes = {"mean": shape, "std": shape, "condition": condition.shape, "log_total": module.library_size.shape}
@@ -218,7 +221,7 @@ def encode_cells(module: SCLDMModule, cells: TrainingCells, memory_limit: int = 
 
 
 def standardise_latents(module: SCLDMModule, cache: LatentCache) -> None:
-    """Give the module the mean of the latents, and the standard deviation of draws from their posteriors."""
+    """Set the module's mean and standard deviation of latents, as drawn from their posteriors."""
     n_cells = len(cache)
     mean = sum(rows["mean"].double().sum(0) for rows in cache.parts(LATENTS_AT_A_TIME)) / n_cells
     squares = (
@@ -230,7 +233,7 @@ def standardise_latents(module: SCLDMModule, cache: LatentCache) -> None:
 
 @torch.no_grad()
 def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
-    """Give the module the distribution of what its library-size head draws for the cells."""
+    """Store in the module the distribution of totals that its library-size head draws for the cells."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn() -> Iterator[Tensor]:
@@ -239,15 +242,15 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
             z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
             mean, std = (values.cpu() for values in module.predict_log_totals(z, log_totals))
             totals = mean + std * torch.randn(mean.shape, generator=generator)
-            yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # none where a cell has none
+            yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
 
-    module.library_size.fit_predicted(gathered(drawn(), len(cache)), cache.arrays["condition"].cpu())
+    module.library_size.fit_predicted(gather(drawn(), len(cache)), cache.arrays["condition"].cpu())
 
 
-def gathered(parts: Iterable[Tensor], n_cells: int) -> Tensor:
-    """Put consecutive parts of a tensor ``(cells, ...)`` into one that is there from the start.
+def gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:
+    """Copy consecutive parts of a tensor ``(cells, ...)`` to one that is allocated first.
 
-    A list of small parts, each made between large batches, keeps the memory of these from being used again: 3 KB per cell.
+    A list of small parts, made between large batches, would fragment memory: 3 KB per cell.
     """
     whole, start = torch.zeros(0), 0
     for part in parts:

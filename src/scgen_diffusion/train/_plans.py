@@ -1,13 +1,14 @@
-"""One Lightning module per stage: which parameters it trains, and the loss of a batch."""
+"""One Lightning module per stage: its parameters, and the loss of a batch."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
@@ -29,15 +30,15 @@ if TYPE_CHECKING:
     from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe, Recipe, TransportRecipe
 
 FUSED_ON = ("cpu", "cuda")
-N_CELLS = "n_cells"  # among the sums of losses
-TRANSPORT = "module.transport."  # in the names of a checkpoint
+N_CELLS = "n_cells"  # key in the sums of losses
+TRANSPORT = "module.transport."  # prefix of names in a checkpoint
 
 
 class StagePlan(pl.LightningModule):
-    """What the stages share: AdamW with a schedule over all steps, random numbers, history, and what a checkpoint must fit.
+    """Base class of the stages: AdamW with a schedule, random numbers, history and checks of checkpoints.
 
-    Random numbers of an epoch follow from seed, epoch and process alone, so that a run that resumes at the end of an epoch goes on as if
-    it had not been interrupted.
+    The random numbers of an epoch depend only on seed, epoch and process. A run that resumes after an epoch therefore
+    continues as if it had not been interrupted.
 
     Parameters
     ----------
@@ -46,21 +47,30 @@ class StagePlan(pl.LightningModule):
     recipe
         Optimiser, schedule and length.
     seed
-        Seed of the stage's random numbers and of the order of cells. All processes of a distributed run take the first one's.
+        Seed of random numbers and of the order of cells. All processes of a distributed run use the seed of the first.
 
     Attributes
     ----------
+    name
+        Name of the stage.
+    purpose
+        What the stage does, in a word or two, for the progress bar.
+    key_part
+        Part of the loss for the progress bar and early stopping. It leaves out the library-size head, a small network
+        that overfits within a few epochs and is calibrated after the stage.
     trained_rows
-        Parameters that may be trained, each with a mask ``(rows, 1)`` of what is trained of it, None for all; default: all of the stage's.
+        Parameters to train, each with a mask ``(rows, 1)`` or None for all rows; default: all parameters of the stage.
     fingerprint
-        What a checkpoint must have been made with to be resumed from.
+        Digest of model and data; a checkpoint must have the same to be resumed.
     n_epochs_done
-        Epochs that were finished, also before an interruption.
+        Finished epochs, including those before an interruption.
     is_finished
-        Whether the stage ended by itself.
+        Whether the stage has run to its end.
     """
 
     name: str
+    purpose: str
+    key_part = "loss"
 
     def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int) -> None:
         super().__init__()
@@ -80,7 +90,7 @@ class StagePlan(pl.LightningModule):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """List the parameters of this stage, as groups for an optimiser."""
+        """Return the parameters of this stage as groups for an optimiser."""
 
     @abstractmethod
     def compute_losses(self, batch: Any, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
@@ -90,37 +100,37 @@ class StagePlan(pl.LightningModule):
         """Return the loss."""
         losses = self.compute_losses(batch, self.generator, training=True)
         self._add("train", losses, batch)
-        if self.trainer.is_last_batch:  # before callbacks look at the epoch
+        if self.trainer.is_last_batch:  # before callbacks read the metrics of the epoch
             self._log_means("train")
         return losses["loss"]
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Look at the losses, with the same random numbers at every validation."""
+        """Add up the losses, with the same random numbers at every validation."""
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         self._add("validation", self.compute_losses(batch, generator, training=False), batch)
 
     def _add(self, subset: str, losses: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        """Add a batch's losses to the epoch's, and wait for no value; Lightning's own means take a millisecond for each loss."""
+        """Add a batch's losses to the epoch's without synchronising; Lightning's means take a millisecond per loss."""
         sums, n_cells = self._sums[subset], len(next(iter(batch.values())))
         sums[N_CELLS] = sums.get(N_CELLS, 0) + n_cells
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + n_cells * value.detach()
 
     def _log_means(self, subset: str) -> None:
-        """Log the means over the cells of an epoch, and start anew."""
+        """Log the means over the cells of an epoch, and reset the sums."""
         sums, self._sums[subset] = self._sums[subset], {}
         n_cells = sums.pop(N_CELLS)
         means = {f"{self.name}_{name}_{subset}": value / n_cells for name, value in sums.items()}
         self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
-    # --- what is trained, and how ----------------------------------------------------------------------------------
+    # --- parameters and optimiser ----------------------------------------------------------------------------------
 
     @property
     def trained_groups(self) -> list[dict[str, Any]]:
-        """Those of the stage's parameters that are trained.
+        """The trained parameters of the stage, in groups.
 
-        Adam leaves rows alone whose gradients were always zero, but weight decay does not: tables of which only some rows are trained go
-        without.
+        Partly trained tables have no weight decay, which would also change the frozen rows; Adam does not, because
+        their gradients are zero.
         """
         groups, rows = self.parameter_groups(), self.trained_rows
         if rows is not None:
@@ -133,7 +143,7 @@ class StagePlan(pl.LightningModule):
         return [group for group in groups if group["params"]]
 
     def setup(self, stage: str) -> None:
-        """Freeze what this stage does not train, since distributed training allows no unused parameters; agree on the seed."""
+        """Agree on the seed, and freeze other parameters; distributed training allows no unused ones."""
         self.seed = self.trainer.strategy.broadcast(self.seed)
         trained = {id(p) for group in self.trained_groups for p in group["params"]}
         self._frozen = [p for p in self.module.parameters() if p.requires_grad and id(p) not in trained]
@@ -141,10 +151,10 @@ class StagePlan(pl.LightningModule):
             parameter.requires_grad_(requires_grad=False)
         for parameter, mask in (self.trained_rows or {}).items():
             if mask is not None and parameter.requires_grad:
-                self._masks.append(parameter.register_hook(partial(_masked, mask)))
+                self._masks.append(parameter.register_hook(partial(_mask_gradient, mask)))
 
     def teardown(self, stage: str) -> None:
-        """Release what was frozen."""
+        """Unfreeze the frozen parameters."""
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=True)
         for mask in self._masks:
@@ -159,8 +169,8 @@ class StagePlan(pl.LightningModule):
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            fused=self.device.type in FUSED_ON
-            and self.trainer.precision != "16-mixed",  # whose scaler must come between
+            # the gradient scaler of "16-mixed" needs separate steps
+            fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",
         )
         factor = learning_rate_factor(recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -172,7 +182,7 @@ class StagePlan(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients together, in few kernels; Lightning itself refuses to where the optimiser is fused."""
+        """Clip the norm of all gradients in few kernels; Lightning refuses to with a fused optimiser."""
         if gradient_clip_algorithm not in (None, "norm"):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
@@ -186,23 +196,23 @@ class StagePlan(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the stage that is done."""
+        """Finished share of the stage."""
         return self.global_step / max(self.n_steps, 1)
 
     # --- epochs ----------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch's random numbers, other ones in each process."""
+        """Seed the random numbers of the epoch, differently in each process."""
         number = self.current_epoch * self.trainer.world_size + self.global_rank
         self.generator = torch.Generator(self.device).manual_seed(sample_seed(self.seed, number))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the losses, and take note that they are this epoch's; Lightning keeps those of the last validation."""
+        """Log the losses and mark them as this epoch's; Lightning keeps those of the last validation."""
         self._log_means("validation")
         self._has_validated = True
 
     def on_train_epoch_end(self) -> None:
-        """Record the epoch's losses, before anybody writes a checkpoint of it.
+        """Record the epoch's losses, before a checkpoint is written.
 
         Raises
         ------
@@ -213,8 +223,9 @@ class StagePlan(pl.LightningModule):
         loss = torch.tensor(losses.get(f"{self.name}_loss_train", 0.0))
         if not torch.isfinite(loss):
             msg = (
-                f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells. A `checkpoint_dir` still has the "
-                "last good state, which goes on with its own learning rate only: to change that, use another `checkpoint_dir`."
+                f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells. A "
+                "`checkpoint_dir` still has the last good state, but only for the same learning rate; with a new rate, use "
+                "another `checkpoint_dir`."
             )
             raise FloatingPointError(msg)
         for name, value in losses.items():
@@ -231,16 +242,25 @@ class StagePlan(pl.LightningModule):
             for name, values in self._losses.items()
         }
 
+    def key_loss(self, subset: Literal["train", "validation"]) -> str:
+        """Name the key part of the loss, as in the history."""
+        return f"{self.name}_{self.key_part}_{subset}"
+
+    @property
+    def validation_losses(self) -> np.ndarray:
+        """The key part of the loss at each validation so far."""
+        return np.array(list(self._losses.get(self.key_loss("validation"), {}).values()))
+
     @property
     def is_finite(self) -> bool:
-        """Whether what is trained are numbers; waits for the device."""
+        """Whether all trained weights are finite; synchronises with the device."""
         weights = [p for group in self.trained_groups for p in group["params"]]
         return all(bool(torch.isfinite(weight).all()) for weight in weights)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add history and seed, and what the stage was trained with."""
+        """Add history, seed, options and fingerprint."""
         checkpoint |= {
             "fingerprint": self.fingerprint,
             "options": asdict(self.recipe),
@@ -252,7 +272,7 @@ class StagePlan(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on where the checkpoint left off.
+        """Continue from the checkpoint.
 
         Raises
         ------
@@ -261,8 +281,9 @@ class StagePlan(pl.LightningModule):
         """
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
-                f"The checkpoint of the {self.name} is of another model, of other cells, another split or other settings, or older than what it was trained on; "
-                "remove it or use another `checkpoint_dir` (`--restart` of the command line)."
+                f"The checkpoint of the {self.name} is of another model, of other cells, another split or other settings, "
+                "or older than the stage before it. Remove it or use another `checkpoint_dir` (on the command line: "
+                "`--restart`)."
             )
             raise ValueError(msg)
         before, options = checkpoint["options"], asdict(self.recipe)
@@ -272,12 +293,15 @@ class StagePlan(pl.LightningModule):
             if before.get(name) != options[name]
         ]
         if differing:
-            msg = f"The checkpoint of the {self.name} was made with {', '.join(differing)}; go on with the same, or use another `checkpoint_dir`."
+            msg = (
+                f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or another "
+                "`checkpoint_dir`."
+            )
             raise ValueError(msg)
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Restore what is this stage's, and leave the rest of the module as it is: a transport belongs to its own stage."""
+        """Restore the parameters of this stage only; a transport belongs to its own stage."""
 
         def is_own(name: str) -> bool:
             return name.startswith(TRANSPORT) == (self.name == "transport")
@@ -294,7 +318,7 @@ class AveragingPlan(StagePlan):
     _update_average: AverageUpdate | None = None
 
     def on_train_start(self) -> None:
-        """Average on where the checkpoint left off."""
+        """Continue averaging from the checkpoint."""
         self._update_average = None
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -306,14 +330,15 @@ class AveragingPlan(StagePlan):
 
 
 class AutoencoderPlan(StagePlan):
-    """Train encoder, decoder and likelihood of SCLDM on cells. Parameters as of :class:`StagePlan`."""
+    """Train encoder, decoder and likelihood of SCLDM on cells. Parameters as in :class:`StagePlan`."""
 
     name = "autoencoder"
+    purpose = "compresses cells"
     module: SCLDMModule
     recipe: AutoencoderRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Give dispersions a rate, and gene loadings a weight decay, of their own."""
+        """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
         module, recipe = self.module, self.recipe
         dispersions, loadings = list(module.likelihood.parameters()), module.gene_loadings()
         special = {id(parameter) for parameter in (*dispersions, *loadings)}
@@ -346,14 +371,16 @@ class AutoencoderPlan(StagePlan):
 
 
 class PriorPlan(AveragingPlan):
-    """Train SCLDM's prior, and the reader of library sizes, on latents of the cells. Parameters as of :class:`StagePlan`."""
+    """Train SCLDM's prior and library-size head on latents of the cells. Parameters as in :class:`StagePlan`."""
 
     name = "prior"
+    purpose = "generates cells"
+    key_part = "velocity_loss"
     module: SCLDMModule
     recipe: PriorRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Train the prior and the library-size head."""
+        """Return the parameters of the prior and the library-size head."""
         return [{"params": [*self.module.prior.parameters(), *self.module.library_size.parameters()]}]
 
     def compute_losses(
@@ -366,22 +393,23 @@ class PriorPlan(AveragingPlan):
         velocity_loss = self.module.prior_loss(
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
         ).mean()
-        if self.module.architecture.likelihood != "negative_binomial":  # nothing to draw totals for
-            return {"loss": velocity_loss}
+        if self.module.architecture.likelihood != "negative_binomial":  # no library sizes
+            return {"loss": velocity_loss, "velocity_loss": velocity_loss}
         library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
         total = velocity_loss + library_loss
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
 
 class TransportPlan(StagePlan):
-    """Train the velocity between latents of control and perturbed cells. Parameters as of :class:`StagePlan`."""
+    """Train the velocity between latents of control and perturbed cells. Parameters as in :class:`StagePlan`."""
 
     name = "transport"
+    purpose = "perturbs cells"
     module: SCLDMModule
     recipe: TransportRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Train the transport alone."""
+        """Return the parameters of the transport."""
         return [{"params": list(self.module.transport.parameters())}]
 
     def compute_losses(
@@ -393,19 +421,21 @@ class TransportPlan(StagePlan):
         start, end = self.module.standardise(mean + batch["std"] * noise).unbind()
         groups = zip(start.split(self.recipe.n_paired), end.split(self.recipe.n_paired), strict=True)
         end = torch.cat([ends[optimal_pairs(starts, ends)] for starts, ends in groups])
-        condition = batch["condition"][1]  # the same within a group
+        condition = batch["condition"][1]  # equal within a group
         return {"loss": self.module.transport.loss(start, end, condition, generator).mean()}
 
 
 class DiffusionPlan(AveragingPlan):
-    """Train a gene-space network, and the reader of library sizes, on cells. Parameters as of :class:`StagePlan`."""
+    """Train a gene-space network and its library-size head on cells. Parameters as in :class:`StagePlan`."""
 
     name = "diffusion"
+    purpose = "generates cells"
+    key_part = "denoising_loss"
     module: GeneSpaceModule
     recipe: DiffusionRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Give gene loadings a weight decay of their own; train the library-size head where there are totals to learn from."""
+        """Group parameters; gene loadings have their own weight decay, the library-size head needs counts."""
         loadings = self.module.gene_loadings()
         special = {id(parameter) for parameter in loadings}
         others = [p for p in self.module.network.parameters() if id(p) not in special]
@@ -434,5 +464,5 @@ class DiffusionPlan(AveragingPlan):
         return {"loss": losses.loss, **losses.extra_metrics}
 
 
-def _masked(mask: Tensor, gradient: Tensor) -> Tensor:
+def _mask_gradient(mask: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(mask.to(gradient.device), gradient, 0)

@@ -1,4 +1,4 @@
-"""What a gene-space model takes from the training cells before its first step: scale, order of genes, axes, library sizes."""
+"""Initialisation of a gene-space model from the training cells: scale, order of genes, axes and library sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from scgen_diffusion.module import ProfileSummary, library_features, log_profile, total_counts
 
 from ._cells import ROWS_AT_A_TIME
-from ._latents import gathered
+from ._latents import gather
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ MAX_CELLS_FOR_AXES = 5000
 def start_gene_space(
     module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray, gene_order: np.ndarray | None
 ) -> None:
-    """Take from the cells ``indices`` the scale of values, the axes that global tokens read, and, unless it is given, the order of genes."""
+    """Initialise scale, axes of global tokens and (unless given) order of genes from the cells ``indices``."""
     module.start_from(ProfileSummary.of(_profiles(module, cells, indices)))
     if gene_order is None:
         gene_order = order_by_correlation(profile.cpu().numpy() for profile in _profiles(module, cells, indices))
@@ -44,18 +44,18 @@ def start_gene_space(
 
 
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells) -> None:
-    """Give the module the distribution of the cells' total counts."""
-    totals = gathered((total_counts(x)[:, 0] for x in _expression(module, cells, None)), cells.n_cells)
+    """Store in the module the distribution of the cells' total counts."""
+    totals = gather((total_counts(x)[:, 0] for x in _expression(module, cells, None)), cells.n_cells)
     module.library_size.fit(totals.log(), module.condition_tensor(cells.codes).cpu())
 
 
 @torch.no_grad()
 def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCells) -> None:
-    """Give the module the distribution of what its library-size head draws for the cells."""
+    """Store in the module the distribution of totals that its library-size head draws for the cells."""
     generator = torch.Generator().manual_seed(0)
     predicted = (module.library_size.predict(library_features(profile)) for profile in _profiles(module, cells, None))
     drawn = (mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator) for mean, std in predicted)
-    module.library_size.fit_predicted(gathered(drawn, cells.n_cells), module.condition_tensor(cells.codes).cpu())
+    module.library_size.fit_predicted(gather(drawn, cells.n_cells), module.condition_tensor(cells.codes).cpu())
 
 
 def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray | None) -> Iterator[Tensor]:
@@ -70,25 +70,25 @@ def _profiles(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray
 
 
 def _principal_axes(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> np.ndarray:
-    """Return the first principal axes of encoded cells, ``(axes, genes)``; of a sample, where there are many."""
+    """Return the first principal axes of encoded cells, ``(axes, genes)``, from a sample of at most 5 000 cells."""
     sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
     data = np.concatenate([module.encode(profile).cpu().numpy() for profile in _profiles(module, cells, sample)])
     n_axes = min(N_AXES, *(size - 1 for size in data.shape))
     if n_axes < 1:
         return np.zeros((0, data.shape[1]), dtype=np.float32)
     axes = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data).components_
-    torch.set_num_threads(torch.get_num_threads())  # scikit-learn leaves OpenMP with all, whatever torch was told
+    torch.set_num_threads(torch.get_num_threads())  # scikit-learn resets OpenMP's number of threads
     return axes.astype(np.float32)
 
 
 def order_by_correlation(batches: Iterable[NDArray]) -> NDArray[np.intp]:
-    """Return the leaves of a hierarchical clustering (average linkage) of genes by their correlation: neighbours vary together.
+    """Order genes by hierarchical clustering (average linkage) of their correlations, so that neighbours vary together.
 
     Parameters
     ----------
     batches
-        Profiles ``(cells, genes)``, read once. Memory grows with the square of the number of genes (8 bytes each; 3.2 GB for
-        20 000 genes), not with the number of cells.
+        Profiles ``(cells, genes)``, read once. Memory grows with the square of the number of genes (3.2 GB for 20 000
+        genes), not with the number of cells.
     """
     distance = 1 - correlations(batches)
     if len(distance) < 2:
@@ -98,7 +98,7 @@ def order_by_correlation(batches: Iterable[NDArray]) -> NDArray[np.intp]:
 
 
 def correlations(batches: Iterable[NDArray]) -> NDArray:
-    """Return the genes' correlations ``(genes, genes)``; constant genes correlate with none."""
+    """Return the correlations of genes, ``(genes, genes)``; zero for constant genes."""
     n_cells, sums, products = 0, 0.0, 0.0
     for x in batches:
         n_cells, sums, products = n_cells + len(x), sums + x.sum(0, dtype=float), products + x.T.astype(float) @ x

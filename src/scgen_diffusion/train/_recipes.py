@@ -1,4 +1,4 @@
-"""How each stage is optimised: plain values that travel together, and learning-rate schedules."""
+"""Training options of each stage, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ class Recipe:
     Parameters
     ----------
     learning_rate, betas, weight_decay
-        AdamW.
+        Options of AdamW.
     gradient_clip
-        Largest norm of the gradient; 0 for any.
+        Largest norm of the gradient; 0 for no limit.
     schedule
-        ``"cosine"`` to a hundredth, ``"warm_up_hold_decay"`` (warm up, hold, decay by a square root over the last tenth), or
-        ``"constant"``.
+        ``"cosine"`` (down to 1 %), ``"warm_up_hold_decay"`` (square-root decay over the last tenth) or ``"constant"``.
     batch_size
         Cells per step.
     warm_up
         Share of all steps in which the learning rate rises linearly.
     reference_steps
-        Optimiser steps for a data set of ``reference_cells`` cells. Other sets take :math:`\sqrt{n / n_{ref}}` times as many.
+        Optimiser steps for a data set of ``reference_cells`` cells. Other data sets take :math:`\sqrt{n / n_{ref}}`
+        times as many.
     reference_cells
         See ``reference_steps``.
     smallest_share
-        Share of ``reference_steps`` that the smallest sets take at least.
+        Smallest data sets take at least this share of ``reference_steps``.
     smallest_epoch
-        Steps that an epoch has at least; small sets are gone through more than once in it.
+        Smallest number of steps in an epoch; small data sets are repeated to fill it.
     n_epochs
-        Number of epochs for every data set, in place of all that.
+        Number of epochs for every data set, instead of steps by size.
     """
 
     learning_rate: float
@@ -73,16 +73,16 @@ class AutoencoderRecipe(Recipe):
     Parameters
     ----------
     kl_weight
-        Weight of the latent's divergence in the loss.
+        Weight of the latent's KL divergence in the loss.
     kl_warm_up
-        Share of all steps in which that weight rises from zero.
+        Share of all steps in which ``kl_weight`` rises from zero.
     keep_at_least
-        The encoder sees each cell thinned to a share of its counts drawn between this and 1; the decoder explains the whole
-        cell. 1 switches thinning off.
+        The encoder sees each cell thinned to a random share of its counts between this and 1; the decoder reconstructs
+        the whole cell. 1 switches thinning off.
     dispersion_learning_rate_factor
-        Learning rate of the genes' dispersions, relative to the others'.
+        Learning rate of the dispersions, relative to the other parameters.
     loading_weight_decay
-        Weight decay of the genes' loadings in factor pooling and factor decoder, which are most of the parameters.
+        Weight decay of the gene loadings in factor pooling and factor decoder, which are most of the parameters.
     """
 
     learning_rate: float = 4e-3
@@ -104,7 +104,7 @@ class PriorRecipe(Recipe):
     Parameters
     ----------
     drop_probability
-        How often a cell's conditions are dropped, which is what classifier-free guidance learns from.
+        Probability of dropping a cell's conditions, which classifier-free guidance needs.
     """
 
     learning_rate: float = 2e-3
@@ -121,9 +121,9 @@ class DiffusionRecipe(Recipe):
     Parameters
     ----------
     loading_weight_decay
-        Weight decay of the matrices by which global tokens read and write genes, which are most of the parameters.
+        Weight decay of the matrices with which global tokens read and write genes, which are most of the parameters.
     drop_probability
-        How often a cell's conditions are dropped, which is what classifier-free guidance learns from.
+        Probability of dropping a cell's conditions, which classifier-free guidance needs.
     """
 
     learning_rate: float = 1e-3
@@ -136,12 +136,13 @@ class DiffusionRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TransportRecipe(Recipe):
-    """Training of the transport from control cells to perturbed ones.
+    """Training of the transport from control to perturbed cells.
 
     Parameters
     ----------
     n_paired
-        Cells of each kind, of one group, that optimal transport pairs with each other. A step takes ``batch_size / n_paired`` groups.
+        Number of control and of perturbed cells of one group that optimal transport pairs. A step takes
+        ``batch_size / n_paired`` groups.
     """
 
     learning_rate: float = 2e-3
@@ -205,16 +206,16 @@ DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
 
 
 def learning_rate_factor(schedule: Schedule, *, n_steps: int, warm_up: float) -> Callable[[int], float]:
-    """Return the factor of the learning rate at each step: a linear rise from 0.01 over the first share of steps, then the schedule."""
+    """Return the factor of the learning rate at each step: a linear rise from 0.01, then the schedule."""
     n_warm_up = max(round(warm_up * n_steps), 1)
 
     def factor(step: int) -> float:
         if step < n_warm_up:
             return 0.01 + 0.99 * step / n_warm_up
         progress = min(step / max(n_steps, 1), 1.0)
-        if schedule == "cosine":  # half of one, down to a hundredth
+        if schedule == "cosine":  # half a period, down to 1 %
             return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
-        if schedule == "warm_up_hold_decay":  # by a square root over the last tenth, down to a tenth
+        if schedule == "warm_up_hold_decay":  # square-root decay over the last tenth, down to 10 %
             return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
         return 1.0
 

@@ -1,4 +1,4 @@
-"""Running a stage on Lightning's trainer: checkpoints and resumption, Ctrl-C and SIGTERM, the progress bar."""
+"""Run a stage on Lightning's trainer: checkpoints and resumption, Ctrl-C and SIGTERM, the progress bar."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from scvi.train import LoudEarlyStopping
 from tqdm.auto import tqdm
 
 from scgen_diffusion._files import sync
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
-    import pandas as pd
     from lightning.pytorch.strategies import Strategy
 
     from ._cells import StageData
@@ -39,9 +37,11 @@ logger = logging.getLogger(__name__)
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20
+SECONDS_PER_LINE = 30.0  # minimum between lines in a log file
+LINES_PER_STAGE = 100  # maximum in a log file
 EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
-OWN_OPTIONS = {  # which the stage decides
+OWN_OPTIONS = {  # the stage sets them
     "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
 }  # fmt: skip
 NEEDLESS_WARNINGS = (
@@ -55,13 +55,13 @@ NEEDLESS_WARNINGS = (
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage leaves behind besides weights."""
+    """Result of a stage besides the weights."""
 
-    history: dict[str, pd.DataFrame]
+    plan: StagePlan
     was_interrupted: bool
     trainer: pl.Trainer
     device: torch.device | None = None
-    """Where this process trained; None if the stage was finished before."""
+    """Device of this process; None if the stage was finished before."""
 
 
 def run_stage(
@@ -88,31 +88,31 @@ def run_stage(
     Parameters
     ----------
     plan
-        What to train, and how.
+        The stage to train.
     data
         Loaders of training and validation cells.
     max_epochs
-        Number of passes over the training cells. Of many cells, a pass is cut into several of Lightning's epochs.
+        Number of passes over the training cells. A pass over many cells is cut into several epochs of Lightning.
     accelerator, devices
         Passed to Lightning.
     precision
-        Passed to Lightning; default: bfloat16 autocast on a CUDA GPU that computes in it, float32 elsewhere.
+        Passed to Lightning. Default: bfloat16 autocast on CUDA GPUs that support it, float32 elsewhere.
     early_stopping
-        Whether to stop when the validation loss has not fallen for ``early_stopping_patience`` validations.
+        Whether to stop if the validation loss has not fallen for ``early_stopping_patience`` validations.
     early_stopping_min_delta
-        By how much it has to fall to count as fallen.
+        Smallest change that counts as a fall.
     check_val_every_n_epoch
-        Default: so that a run validates about 50 times, or every epoch with early stopping.
+        Epochs between validations. Default: about 50 validations per run; with early stopping, every epoch.
     checkpoint_dir
-        Where ``<stage>.ckpt`` is written at ends of epochs, and resumed from if it is there.
+        Folder in which ``<stage>.ckpt`` is written after epochs, and resumed from if it exists.
     checkpoint_minutes
-        Time after which a checkpoint is written at the next end of an epoch. Shorter runs have some 20.
+        Minutes after which a checkpoint is written at the end of the epoch. Shorter runs write about 20.
     callbacks
-        Further Lightning callbacks.
+        More Lightning callbacks.
     enable_progress_bar
-        Whether to show a bar of the stage; another one may be among the callbacks.
+        Whether to show a progress bar, unless the callbacks contain one.
     strategy
-        Passed to Lightning. An object is copied: it serves one trainer only, and each stage has its own.
+        Passed to Lightning. An object is copied, because each stage has its own trainer.
     **trainer_kwargs
         Passed to :class:`lightning.pytorch.Trainer`.
     """
@@ -121,8 +121,8 @@ def run_stage(
     callbacks = [interruption, *(callbacks or [])]
     path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
     if early_stopping:
-        rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta, "warmup_epochs": 0}
-        callbacks.append(LoudEarlyStopping(monitor=f"{plan.name}_loss_validation", **rule))
+        rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
+        callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
     if path is not None:
         callbacks.append(StageCheckpoint(path, max(n_epochs // N_CHECKPOINTS, 1), checkpoint_minutes))
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -141,42 +141,42 @@ def run_stage(
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=enable_progress_bar,
             strategy=deepcopy(strategy),
-            use_distributed_sampler=False,  # our loaders hand out whole batches, and share them among processes themselves
+            use_distributed_sampler=False,  # our loaders yield whole batches and distribute them themselves
             **{**defaults, **trainer_kwargs},
         )
         checkpoint = None if path is None or not path.exists() else read_checkpoint(path)
         if checkpoint is not None and checkpoint.get("n_epochs_done", 0) > n_epochs:
             msg = (
-                f"The checkpoint {path} has {checkpoint['n_epochs_done']} epochs behind it, more than the {n_epochs} that are asked for; "
-                "remove it to start anew."
+                f"The checkpoint {path} has {checkpoint['n_epochs_done']} finished epochs, more than the {n_epochs} of this "
+                "run; remove it to start again."
             )
             raise ValueError(msg)
         if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
             plan.on_load_checkpoint(checkpoint)
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
-            return StageResult(plan.history, was_interrupted=False, trainer=trainer)
+            return StageResult(plan, was_interrupted=False, trainer=trainer)
         if checkpoint is not None:
-            logger.info("%s: going on after epoch %d.", plan.name, checkpoint["n_epochs_done"])
+            logger.info("Resuming the %s after epoch %d.", plan.name, checkpoint["n_epochs_done"])
         plan.module.train()
         try:
             with interruption.listening(trainer):
                 trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
         except StoppedByUserError:
             pass
-        except SIGTERMException as end:  # which a shell would take for a success
+        except SIGTERMException as end:  # a shell would take it for success
             raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
-        finally:  # Lightning leaves this out after an exception
+        finally:  # Lightning skips this after an exception
             plan.teardown("fit")
             data.teardown("fit")
-        if trainer.received_sigterm:  # in the last step, after which some versions do not ask
+        if trainer.received_sigterm:  # some versions do not check after the last step
             raise SystemExit(EXIT_CODE_OF_SIGTERM)
     plan.module.eval()
-    return StageResult(plan.history, interruption.requested, trainer, trainer.strategy.root_device)
+    return StageResult(plan, interruption.requested, trainer, trainer.strategy.root_device)
 
 
 def trainer_options() -> list[str]:
-    """Name the options of a stage's run, those of Lightning's trainer among them."""
+    """List the options of a stage's run, including those of Lightning's trainer."""
     functions = (run_stage, pl.Trainer.__init__)
     return sorted({name for function in functions for name in inspect.signature(function).parameters} - OWN_OPTIONS)
 
@@ -189,10 +189,10 @@ def _default_precision(accelerator: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the user can do nothing about: Lightning's lines on devices, its advertisements, libraries' warnings of old names."""
+    """Silence Lightning's device lines and advertisements, and deprecation warnings of libraries."""
     lightning = logging.getLogger("lightning.pytorch")
     before = lightning.level
-    if before == logging.INFO:  # Lightning's own default; another level is the user's choice
+    if before == logging.INFO:  # Lightning's default; any other level is the user's choice
         lightning.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -209,19 +209,20 @@ def _quiet() -> Iterator[None]:
 
 
 class StageCheckpoint(Checkpoint):
-    """Write one checkpoint over and over at ends of epochs, beside its goal first, so that a kill never leaves half a file.
+    """Writes one checkpoint after epochs, atomically, so that a kill never leaves half a file.
 
-    Lightning's ``ModelCheckpoint`` writes to the system's temporary folder and copies from there; its ``save_on_exception`` keeps states that
-    diverged, and states in the middle of an epoch, from which Lightning would go through the epoch's first cells again.
+    Lightning's ``ModelCheckpoint`` writes to the system's temporary folder and copies from there. Its
+    ``save_on_exception`` keeps states that diverged, and states within an epoch, from which Lightning would repeat the
+    epoch's first cells.
 
     Parameters
     ----------
     path
-        The checkpoint.
+        Path of the checkpoint.
     every_n_epochs
-        How often it is written; the end of training is written too.
+        Epochs between checkpoints; the last epoch always has one.
     minutes
-        Time after which it is written whatever the number of the epoch.
+        Minutes after which a checkpoint is written after any epoch.
     """
 
     def __init__(self, path: Path, every_n_epochs: int, minutes: float) -> None:
@@ -236,13 +237,13 @@ class StageCheckpoint(Checkpoint):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Write the last state of a stage that ended by itself."""
+        """Write the last state of a finished stage."""
         pl_module.is_finished = True
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, plan: StagePlan) -> None:
         self._last = time.monotonic()
-        if not plan.is_finite:  # in all processes, whose weights are the same
+        if not plan.is_finite:  # the same in all processes
             logger.warning("%s is not written: weights are NaN or infinite.", self.path)
             return
         part = self.path.with_name(f"{self.path.name}.part")
@@ -263,7 +264,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError) as error:
-        msg = f"The checkpoint {path} is damaged or holds more than plain values; remove it to start anew. ({error})"
+        msg = f"The checkpoint {path} is damaged or holds more than plain values; remove it to start again. ({error})"
         raise ValueError(msg) from error
 
 
@@ -271,14 +272,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class StoppedByUserError(Exception):
-    """The user pressed Ctrl-C, and training ends between two steps."""
+    """The user pressed Ctrl-C; training ends between two steps."""
 
 
 class Interruption(Callback):
-    """Ctrl-C ends training before the next step and keeps the weights; a second one interrupts at once.
+    """Ends training before the next step on Ctrl-C and keeps the weights; a second Ctrl-C aborts at once.
 
-    Lightning's own answer to Ctrl-C ends the process wherever it is. So it stays in runs of several processes, which would have to agree on a
-    step.
+    With several processes, which would have to agree on a step, Lightning handles Ctrl-C and ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -286,7 +286,7 @@ class Interruption(Callback):
 
     @contextmanager
     def listening(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Take note of Ctrl-C. Signals reach Python's main thread only."""
+        """Listen for Ctrl-C, which only Python's main thread receives."""
         if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -304,7 +304,7 @@ class Interruption(Callback):
             signal.signal(signal.SIGINT, previous)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Stop if the user said so; Lightning's ``should_stop`` would take the epoch for a whole one.
+        """Stop if the user pressed Ctrl-C; Lightning's ``should_stop`` would count the epoch as finished.
 
         Raises
         ------
@@ -315,11 +315,24 @@ class Interruption(Callback):
             raise StoppedByUserError
 
 
-# --- the progress bar --------------------------------------------------------------------------------------------------
+# --- progress ----------------------------------------------------------------------------------------------------------
+
+
+def in_notebook() -> bool:
+    """Return whether output goes to a notebook."""
+    return type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def show(text: str) -> None:
+    """Print a line next to the progress bars: in the cell of a notebook, otherwise on stderr."""
+    tqdm.write(text, file=sys.stdout if in_notebook() else sys.stderr)
 
 
 class StageProgress(ProgressBar):
-    """One bar for the stage, which says in words what it does: the epoch, its losses and the time that is left."""
+    """Shows one bar per stage in a terminal or a notebook, and writes lines to a log file.
+
+    A log line needs at least 30 seconds and a hundredth of the stage since the last one; the end always has one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -327,39 +340,54 @@ class StageProgress(ProgressBar):
         self._bar: Any = None
 
     def disable(self) -> None:
-        """Show nothing, as Lightning has it in all processes but the first."""
+        """Show nothing. Lightning calls this in all processes but the first."""
         self._is_enabled = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Begin the bar, where a checkpoint left off."""
+        """Start the bar, after the steps of a checkpoint."""
+        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose})"
+        self._is_live = sys.stderr.isatty() or in_notebook()
         self._bar = tqdm(
-            desc=f"Training the {pl_module.name}",
+            desc=self._title,
             total=pl_module.n_steps,
             initial=trainer.global_step,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # seconds; few lines where a log is written
-            disable=not self._is_enabled,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
+            disable=not (self._is_enabled and self._is_live),
         )
+        self._started = self._last = time.monotonic()
+        self._first_step = self._last_step = trainer.global_step
+        self._state = ""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: StagePlan, *_: Any) -> None:
         """Count the step."""
-        self._bar.update(trainer.global_step - self._bar.n)
+        step, now = trainer.global_step, time.monotonic()
+        self._bar.update(step - self._bar.n)
+        is_due = now - self._last >= SECONDS_PER_LINE and step - self._last_step >= pl_module.n_steps / LINES_PER_STAGE
+        if is_due:
+            left = (now - self._started) / (step - self._first_step) * (pl_module.n_steps - step)
+            self._write_line(pl_module, f"{tqdm.format_interval(left)} left")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Say the epoch and its losses."""
-        losses = [
-            f", {word} {float(trainer.callback_metrics[name]):.4g}"
-            for subset, word in (("train", "loss"), ("validation", "validation loss"))
-            if (name := f"{pl_module.name}_loss_{subset}") in trainer.callback_metrics
-        ]
-        epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-        self._bar.set_description_str(f"Training the {pl_module.name}: {epoch}{''.join(losses)}", refresh=False)
+        """Show the epoch and its loss."""
+        self._state = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        for subset, words in (("validation", "validation loss"), ("train", "training loss")):
+            if (name := pl_module.key_loss(subset)) in trainer.callback_metrics:
+                self._state += f", {words} {float(trainer.callback_metrics[name]):.4g}"
+                break
+        self._bar.set_postfix_str(self._state, refresh=False)
 
-    def on_train_end(self, *_: Any) -> None:
-        """Leave the last state where it is."""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
+        """Close the bar and leave its last state."""
         self._bar.close()
+        self._write_line(pl_module, f"took {tqdm.format_interval(time.monotonic() - self._started)}")
 
     def on_exception(self, *_: Any) -> None:
-        """Leave the bar where training stopped."""
+        """Close the bar where training stopped."""
         if self._bar is not None:
             self._bar.close()
+
+    def _write_line(self, plan: StagePlan, duration: str) -> None:
+        """Write a line to a log file."""
+        self._last, self._last_step = time.monotonic(), plan.global_step
+        if self._is_enabled and not self._is_live:
+            show(", ".join(filter(None, [f"{self._title}: {plan.progress:.0%}", self._state, duration])))

@@ -1,4 +1,4 @@
-"""Pairs of cells for the transport: which control and perturbed cells belong together, and batches of them."""
+"""Pairs of cells for the transport: groups of control and perturbed cells, and their batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that differ by the perturbation alone, as far as their conditions tell: row numbers of both kinds."""
+    """Row numbers of control and perturbed cells whose conditions differ only by the perturbation."""
 
     control: np.ndarray
     perturbed: np.ndarray
@@ -28,16 +28,16 @@ class Group:
 def perturbation_groups(
     rows: np.ndarray, is_control: np.ndarray, perturbation: np.ndarray, others: np.ndarray
 ) -> list[Group]:
-    """List the cells of each perturbation, beside the control cells that have the same values of the other conditions.
+    """List the cells of each perturbation, with the control cells that have the same values of the other conditions.
 
     Parameters
     ----------
     rows
         Row numbers of the cells.
     is_control
-        Which of them are unperturbed.
+        Mask of unperturbed cells.
     perturbation, others
-        Their codes: of what perturbs, and of the rest, ``(cells, columns)``.
+        Codes of the conditions that perturb, and of the others, ``(cells, columns)``.
     """
     _, number = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True)
     groups = []
@@ -49,23 +49,23 @@ def perturbation_groups(
 
 
 class GroupBatches(Sampler[np.ndarray]):
-    """Batches of row numbers ``(2, pairs)``: groups drawn at random, and control and perturbed cells of each, not paired yet.
+    """Batches of row numbers ``(2, pairs)``: control and perturbed cells of random groups, not yet paired.
 
-    Groups are drawn with the square root of their number of cells: a group of a hundred cells tells more of the effect than one of ten,
-    but not ten times as much. What is drawn follows from seed, epoch and process.
+    The probability of a group is proportional to the square root of its size: a group of a hundred cells is more
+    informative than one of ten, but not ten times as much. Draws depend on seed, epoch and process.
 
     Parameters
     ----------
     groups
         Rows of control and perturbed cells.
     recipe
-        Pairs of a batch, and how many of them are of one group.
+        Sets the number of pairs in a batch, and of pairs in a group.
     n_steps
-        Batches of an epoch.
+        Batches per epoch.
     seed
         Seed of the draws.
     rank
-        Which process this is.
+        Index of this process.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class GroupBatches(Sampler[np.ndarray]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each."""
+        """Set the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class GroupBatches(Sampler[np.ndarray]):
             yield np.hstack([self._draw(self.groups[number], rng) for number in chosen])
 
     def _draw(self, group: Group, rng: np.random.Generator) -> np.ndarray:
-        """Draw rows of each kind, each again only when all were drawn."""
+        """Draw rows of both kinds; rows repeat only after all were drawn."""
         return np.stack(
             [
                 np.concatenate([rng.permutation(rows) for _ in range(-(-self.n_paired // len(rows)))])[: self.n_paired]
@@ -101,7 +101,7 @@ class GroupBatches(Sampler[np.ndarray]):
 
 
 class PairData(StageData):
-    """Loader of latents of control cells beside those of perturbed cells of the same group.
+    """Loader of latents of control and perturbed cells of the same groups.
 
     Parameters
     ----------
@@ -121,12 +121,12 @@ class PairData(StageData):
         self.cache.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> DataLoader:
-        """Draw groups, and cells of them."""
+        """Return the loader of randomly drawn groups and cells."""
         plan = self.trainer.lightning_module
         batches = GroupBatches(self.groups, self.recipe, self.n_steps, seed=plan.seed, rank=self.trainer.global_rank)
         batches.set_epoch(plan.n_epochs_done)
         return DataLoader(self.cache, sampler=batches, batch_size=None)
 
     def val_dataloader(self) -> list:
-        """Validate on nothing: groups are few, and none can be spared."""
+        """Return no loader: there are too few groups to spare one for validation."""
         return []
