@@ -63,8 +63,8 @@ def run(path: Path) -> float:
 
 
 def is_log(output: nbformat.NotebookNode) -> bool:
-    """Tell whether an output is no result: progress, warnings, and what scvi-tools logs (which goes to stdout in a notebook)."""
-    return output.get("name") == "stderr" or (output.get("name") == "stdout" and "\x1b[34mINFO" in output.text)
+    """Tell whether an output is no result: progress and warnings, and what scvi-tools logs, which goes to stdout in a notebook."""
+    return output.get("name") == "stderr" or output.get("text", "").startswith("\x1b[34mINFO")
 
 
 def shrink(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
