@@ -586,17 +586,16 @@ def _item(text: str) -> str:
 def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     rows = []
-    for name, chosen in PRETRAINED.items():
+    for name in PRETRAINED:
         of_model = figures[figures["model"] == name]
-        cost = of_model[of_model["part"] == "cost"].set_index("metric")["value"]
         found = of_model[of_model["part"].isin([RNA, "attack"])].set_index(["part", "metric"])
         aucs = [
             f"{found['value'][RNA, metric]:.2f} ({found['floor'][RNA, metric]:.2f})"
             for metric in ("auc_boosting", "auc_genes")
         ]
         attack_auc = f"{found['value']['attack', 'auc']:.2f}"
-        rows.append([f"`{name}`", chosen.title, *aucs, attack_auc, f"{cost['size_mb']:.1f}"])
-    header = ["model", "generates", "AUC, PCs", "AUC, genes", "attack", "MB"]
+        rows.append([f"`{name}`", *aucs, attack_auc])
+    header = ["model", "AUC, PCs", "AUC, genes", "attack"]
     return {("docs/how_to/pretrained.md", "pretrained"): markdown_table(header, rows)}
 
 
