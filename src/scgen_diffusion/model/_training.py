@@ -81,7 +81,8 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray) -> None
     for key, columns in zip(keys, columns_of(keys), strict=True):
         values = getattr(key, "values", None) or getattr(key, "members", [])
         if not getattr(key, "has_vectors", False):
-            sizes = [int((codes[:, columns] == code).any(axis=1).sum()) for code in range(len(values))]
+            known = codes[:, columns][(codes[:, columns] >= 0) & (codes[:, columns] < len(values))]
+            sizes = np.bincount(known.astype(int), minlength=len(values))
             few = [f"{value!r} ({n})" for value, n in zip(values, sizes, strict=True) if 0 < n < FEWEST_CELLS]
             more = [f"and {len(few) - N_NAMED} more"] if len(few) > N_NAMED else []
             rare += [f"{key.name} {', '.join([*few[:N_NAMED], *more])}"] if few else []

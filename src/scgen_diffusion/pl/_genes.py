@@ -388,7 +388,7 @@ def marker_dotplot(
         groups = labels[name].to_numpy()
         means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()
 
-    ax = one_axis(ax, size=(5.2 + 0.24 * len(genes), 1.3 + 0.44 * len(order)))
+    ax = one_axis(ax, size=(5.2 + 0.24 * len(genes), max(1.3 + 0.44 * len(order), 3.0)))  # room for the legend
     for place in range(0, len(order), 2):
         ax.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0, linewidth=0)
     norm = Normalize(0, max(table.max(axis=None) for table in means.values()) or 1)
