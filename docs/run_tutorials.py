@@ -33,7 +33,8 @@ def main() -> None:
     if unknown := set(arguments.names) - set(names):
         parser.error(f"no notebook is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
-    os.environ["OMP_NUM_THREADS"] = "1"  # notebooks side by side would slow each other down
+    # A core for each notebook: threads that wait for each other make all of them many times slower. Libraries raise the first number again.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}
     failed = False
     with ProcessPoolExecutor(arguments.lanes, max_tasks_per_child=1) as lanes:
         runs = {lanes.submit(run, FOLDER / f"{name}.ipynb"): name for name in arguments.names}
