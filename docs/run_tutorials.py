@@ -65,8 +65,9 @@ def run(path: Path) -> float:
 
 
 def is_log(output: nbformat.NotebookNode) -> bool:
-    """Tell whether an output is no result: progress and warnings, and what scvi-tools logs, which goes to stdout in a notebook."""
-    return output.get("name") == "stderr" or output.get("text", "").startswith("\x1b[34mINFO")
+    """Tell whether an output is no result: warnings and progress bars, and what scvi-tools writes to stdout in a notebook."""
+    text = output.get("text", "")
+    return output.get("name") == "stderr" or "\r" in text or text.startswith("\x1b[34mINFO")
 
 
 def shrink(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
