@@ -67,7 +67,8 @@ def run(path: Path) -> float:
 def is_log(output: nbformat.NotebookNode) -> bool:
     """Tell whether an output is no result: warnings and progress bars, and what scvi-tools writes to stdout in a notebook."""
     text = output.get("text", "")
-    return output.get("name") == "stderr" or "\r" in text or text.startswith("\x1b[34mINFO")
+    is_blank = output.output_type == "stream" and not text.strip()
+    return output.get("name") == "stderr" or is_blank or "\r" in text or text.startswith("\x1b[34mINFO")
 
 
 def shrink(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
