@@ -115,11 +115,9 @@ def test_a_model_reads_its_own_files_and_others(adata, cells, options, quick):
     with pytest.raises(ValueError, match="cells are in files"):
         model.get_normalized_expression()
     assert len(model.get_latent_representation()) == cells.n_cells  # its cells are still those of the files
-    with pytest.raises(
-        ValueError, match=r"cells are in files; read those that you want: `adata=cells.read\(indices\)`"
-    ):
+    with pytest.raises(ValueError, match=r"cells are in files; read the cells you want: `adata=cells.read\(indices\)`"):
         model.get_reconstruction()
-    with pytest.raises(TypeError, match=r"read those that you want into memory: `cells.read\(indices\)`"):
+    with pytest.raises(TypeError, match=r"`cells.read\(indices\)`"):
         model.get_reconstruction(cells)
 
 

@@ -376,7 +376,7 @@ def test_the_number_of_steps_is_honoured(trained):
         ({"n_cells": None, "condition": {"dose": []}}, "`condition` has no rows"),
         ({"condition": {"dose": []}}, "has 0 values for 3 cells"),
         ({"condition": pd.DataFrame({"dose": []})}, "`condition`"),
-        ({"condition": pd.DataFrame([[1, 1]] * 3, columns=["dose", "dose"])}, "two columns of the name 'dose'"),
+        ({"condition": pd.DataFrame([[1, 1]] * 3, columns=["dose", "dose"])}, "two columns named 'dose'"),
         ({"seed": 2**64}, "`seed` must be a whole number from 0 to"),
         ({"seed": True}, "`seed`.*True"),
         ({"batch_size": 0}, "`batch_size`.*0"),

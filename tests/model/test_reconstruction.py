@@ -55,7 +55,7 @@ def test_genes_are_chosen_by_name(trained):
         ({"library_size": 0}, ValueError, "`library_size` must be a number above 0, or 'latent'"),
         ({"library_size": "own"}, ValueError, "found 'own'"),
         ({"n_samples": 0}, ValueError, "`n_samples` must be a whole number of at least 1"),
-        ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "have three dimensions"),
+        ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "do not fit a table"),
     ],
 )
 def test_what_cannot_be_normalised_is_refused(trained, arguments, error, message):

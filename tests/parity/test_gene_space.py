@@ -84,9 +84,9 @@ def test_a_model_from_published_weights_generates_and_survives_a_file(system, tm
 
 
 def test_a_file_of_the_other_model_is_refused():
-    with pytest.raises(ValueError, match="holds a 'white_box' network, which is not one of SCRDIT"):
+    with pytest.raises(ValueError, match="holds a 'white_box' network, which SCRDIT does not have"):
         read("scrdit", weights_path("wbdit"))
-    with pytest.raises(ValueError, match="holds a 'dit' network, which is not one of WBDIT"):
+    with pytest.raises(ValueError, match="holds a 'dit' network, which WBDIT does not have"):
         read("wbdit", weights_path("scrdit"))
 
 

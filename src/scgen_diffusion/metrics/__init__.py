@@ -22,7 +22,7 @@ from ._distribution import (
     squared_mmd,
     wasserstein_2,
 )
-from ._evaluate import evaluate
+from ._evaluate import MIN_CELLS_PER_GROUP, evaluate
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -57,6 +57,7 @@ from ._use import augmentation_gain, evaluate_embeddings, label_fidelity, transf
 __all__ = [
     "CATALOGUE",
     "DESCRIPTIONS",
+    "MIN_CELLS_PER_GROUP",
     "ComparisonSpace",
     "CrossModalityCorrelation",
     "Expression",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from ._catalogue import N_TOP
 
 
-class Description(NamedTuple):
+@dataclass(frozen=True)
+class Description:
     """A metric in words.
 
     Attributes
@@ -301,7 +302,7 @@ def _descriptions() -> dict[str, Description]:
     found = {name: Description(topic, *words) for topic, entries in _TOPICS.items() for name, words in entries.items()}
     for name in _ALSO_OF_TOP_GENES:
         for n in N_TOP:
-            found[f"{name}_top_{n}"] = found[name]._replace(title=f"{found[name].title}, top {n} genes")
+            found[f"{name}_top_{n}"] = replace(found[name], title=f"{found[name].title}, top {n} genes")
     return found
 
 

@@ -388,7 +388,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "The others are like no real cell: more steps of the sampler, less guidance, or longer training.",
     ),
     Check(
-        "told apart",
+        "classifier",
         {metric: _AUC.format(name=name) for metric, name in _CLASSIFIERS.items()},
         "Look in the other findings for what gives them away; if there is nothing, train longer or compare the genes "
         "that differ most between real and synthetic cells.",
@@ -462,11 +462,15 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
 
 
 #: What the best classifier can do, from which excess of its AUC over the floor on; below the first, or within chance, it can do nothing.
-TELLING = {0.25: "easily", 0.10: "often", 0.0: "slightly better than by guessing"}
+TELLING = {
+    0.25: "can easily tell the synthetic cells from real ones",
+    0.10: "can often tell the synthetic cells from real ones",
+    0.0: "can tell the synthetic cells from real ones slightly better than by guessing",
+}
 
 
 def _telling(rows: Rows) -> list[str]:
-    """Say whether a classifier can tell the synthetic cells from real ones; nothing if none was asked."""
+    """Say whether a classifier can tell the synthetic cells from real ones; nothing if none was trained."""
     figures = known(rows, list(_CLASSIFIERS))
     if not figures:
         return []
@@ -477,7 +481,7 @@ def _telling(rows: Rows) -> list[str]:
         return [f"A classifier cannot reliably tell the synthetic cells from real ones ({auc.format(best.value)})."]
     best = max(clear, key=lambda figure: figure.excess)
     how = next(words for excess, words in TELLING.items() if best.excess > excess)
-    return [f"A classifier can tell the synthetic cells from real ones {how} ({auc.format(best.value)})."]
+    return [f"A classifier {how} ({auc.format(best.value)})."]
 
 
 NOT_LOOKED_AT = {

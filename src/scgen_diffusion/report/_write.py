@@ -19,8 +19,7 @@ from anndata import AnnData
 from scgen_diffusion import pl
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
-from scgen_diffusion.metrics import DESCRIPTIONS, evaluate, expression_of
-from scgen_diffusion.metrics._evaluate import MIN_CELLS_PER_GROUP
+from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict
 
