@@ -573,14 +573,12 @@ def _labels_table(labels: pd.DataFrame) -> str:
     return markdown_table(["label", "training cells", "real", "generated", "wrong"], rows)
 
 
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+def _wrap(text: str, **indents: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False, **indents)
 
 
 def _item(text: str) -> str:
-    return textwrap.fill(
-        text, 118, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
+    return _wrap(text, initial_indent="- ", subsequent_indent="  ")
 
 
 def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:

@@ -7,8 +7,7 @@
 The interferon-stimulated cells of one type at a time are left out. They are predicted from the type's control cells,
 and from control and stimulated cells of all other types. Predictions are kept in ``--cells`` and judged by
 ``scgen_diffusion.metrics.evaluate``. The figures are added to ``results/perturbation.csv``; stored ones are skipped.
-The summary goes to ``results/perturbation.md``, a short version to ``results/perturbation_headline.md``, and pictures
-to ``docs/_static``.
+The summary goes to ``results/perturbation.md``, and pictures to ``docs/_static``.
 """
 
 from __future__ import annotations
@@ -369,29 +368,6 @@ NAMES = {
 }
 COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", "latent_arithmetic")
 #: Figures and methods of the short table, in words.
-HEADLINE = {
-    "energy_distance": "energy distance",
-    "w2": "Wasserstein-2",
-    "mean_change_error": "error of mean changes",
-    "mean_change_correlation": "correlation of mean changes",
-    "mean_change_correlation_top_20": "the same, top 20 genes",
-    "mean_change_correlation_top_100": "the same, top 100 genes",
-    "de_overlap_top_100": "overlap of top 100 genes",
-    "de_jaccard": "overlap of differential genes",
-    "de_direction": "direction of differential genes",
-    "variance_error": "error of variances",
-}
-HEADLINE_METHODS = (  # the model first, because pages cut off wide tables on the right
-    OURS,
-    "scldm_inversion",
-    "scldm_unpaired",
-    "scldm_arithmetic_own_residuals",
-    "latent_arithmetic",
-    "scvi_arithmetic",
-    "linear_additive",
-    "mean_shift",
-    "no_change",
-)
 #: Metrics in the pictures.
 DRAWN_METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
 DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", OURS)
@@ -450,34 +426,6 @@ def summarise(table: pd.DataFrame) -> str:
     return "\n".join(parts) + "\n"
 
 
-def headline(table: pd.DataFrame) -> str:
-    """Write one short table, and one of the energy distance by type; methods without all types are left out."""
-    better = table.groupby("metric")["better"].first()
-    means = means_over_seeds(table)
-    is_complete = means.notna().groupby("metric").all().all()
-    methods = [name for name in HEADLINE_METHODS if name in means and is_complete[name]]
-    lines = []
-    for metric in (name for name in HEADLINE if name in better):
-        row = means.loc[metric].mean()
-        lines.append(
-            [
-                f"{HEADLINE[metric]} ({better[metric]})",
-                _short(row[FLOOR]),
-                *_with_best(row[methods], better[metric], _short),
-            ]
-        )
-    by_type = [
-        [name, _short(row[FLOOR]), *_with_best(row[methods], "lower", _short)]
-        for name, row in means.loc["energy_distance"].sort_index().iterrows()
-    ]
-    names = [NAMES[name] for name in methods]
-    parts = [
-        markdown_table(["figure (which is better)", FLOOR, *names], lines),
-        markdown_table(["energy distance", FLOOR, *names], by_type),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
 def _present(means: pd.DataFrame) -> list[str]:
     return [name for name in NAMES if name in means and means[name].notna().any()]
 
@@ -531,18 +479,13 @@ def _seeds(table: pd.DataFrame) -> str:
     return f"Seeds per type: {', '.join(parts)}."
 
 
-def _with_best(values: pd.Series, better: str, write: Callable[[float], str] | None = None) -> list[str]:
-    write = write or _number
-    best = write(values.max() if better == "higher" else values.min())
-    return [f"**{text}**" if text == best else text for text in map(write, values)]
+def _with_best(values: pd.Series, better: str) -> list[str]:
+    best = _number(values.max() if better == "higher" else values.min())
+    return [f"**{text}**" if text == best else text for text in map(_number, values)]
 
 
 def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def draw_scores(table: pd.DataFrame, path: Path) -> None:
@@ -627,7 +570,6 @@ def run(arguments: argparse.Namespace) -> None:
         store_rows(path, judge(case, predicted, seed), KEYS)
     table = read_table(path)
     write_text(arguments.results / "perturbation.md", summarise(table))
-    write_text(arguments.results / "perturbation_headline.md", headline(table))
     draw_scores(table, arguments.pictures / "perturbation_scores.png")
     if shown := _stored_cases(adata, arguments.cells):
         draw_changes(shown, arguments.pictures / "perturbation_changes.png")

@@ -40,9 +40,10 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     FileNotFoundError
         If a bare name is neither a path nor that of a pretrained model.
     """
-    folder, known = Path(path), pretrained_models()
+    folder = Path(path)
     if folder.exists() or len(folder.parts) != 1:
         return folder
+    known = pretrained_models()
     if folder.name in known:
         return known[folder.name]
     msg = f"There is no saved model at {folder}, and no pretrained model has this name. {known_names(folder.name, list(known))}"

@@ -144,9 +144,12 @@ def test_without_intervals_the_size_alone_decides():
     ],
 )
 def test_the_verdict_begins_with_what_a_classifier_can_tell(auc, words):
-    summary = verdict(table(auc_boosting=auc)).summary
+    result = verdict(table(auc_boosting=auc))
+    summary = result.summary
     assert summary.startswith("A classifier can")
     assert words in summary
+    assert summary.startswith(f"{result.headline} ")
+    assert result.headline.endswith("0.50 is perfect).")
     assert not verdict(table().query("not metric.str.startswith('auc')")).summary.startswith("A classifier")
 
 

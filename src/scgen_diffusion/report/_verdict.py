@@ -507,6 +507,12 @@ class Verdict:
     findings: tuple[Finding, ...]
 
     @property
+    def headline(self) -> str:
+        """First sentence of the summary."""
+        first, stop, _ = self.summary.partition(". ")
+        return first + stop.rstrip()
+
+    @property
     def warnings(self) -> tuple[Finding, ...]:
         """Findings that should be dealt with before the cells are used."""
         return tuple(finding for finding in self.findings if finding.level == "warning")

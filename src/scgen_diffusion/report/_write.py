@@ -131,7 +131,6 @@ def write(
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
     pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model)
 
-    first, _, others = judged.summary.partition(". ")
     found = {finding.level for finding in judged.findings}
     seen = "training cells not given" if train is None else f"{train.n_obs:,} training cells"
     made = {f"cells: {name}": str(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
@@ -151,8 +150,8 @@ def write(
         version=version("scgen-diffusion"),
         verdict=judged,
         verdict_level=next((level for level in LEVELS if level in found), "ok"),
-        headline=f"{first}." if others else first,
-        others=others,
+        headline=judged.headline,
+        others=judged.summary.removeprefix(judged.headline).lstrip(),
         topics=_topics(table[table["group"] == "all"]),
         labels=[] if label is None else _labels({"real": real_test, "synthetic": synthetic}, keys, table),
         width=WIDTH,
