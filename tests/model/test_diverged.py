@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scgen_diffusion.generation import check_finite
-from scgen_diffusion.module import _count_draws
+from scgen_diffusion.diffusion import _count_draws
 
 NOT_FINITE = [float("nan"), float("inf")]
 

@@ -11,6 +11,7 @@ from ._conditioning import (
     condition_strategy,
     terms_of_subsets,
 )
+from ._count_draws import draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
 from ._coupling import optimal_pairs
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
@@ -25,8 +26,10 @@ from ._diffusion_walk import DiffusionSampler
 from ._guidance import WHOLE_PATH, Composition, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion
 from ._losses import Network, diffusion_loss
+from ._masking import Masking, UnmaskingInversion, UnmaskingSampler, with_masked
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import Generators, block_size, sample_seed
+from ._residuals import counterfactual_counts
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
@@ -64,6 +67,7 @@ __all__ = [
     "Inversion",
     "Joint",
     "LinearInterpolant",
+    "Masking",
     "MutuallyExclusive",
     "Network",
     "NoiseInversion",
@@ -75,16 +79,25 @@ __all__ = [
     "Target",
     "Trace",
     "TracingSampler",
+    "UnmaskingInversion",
+    "UnmaskingSampler",
     "VariancePreserving",
     "Walk",
     "block_size",
     "condition_strategy",
+    "counterfactual_counts",
     "diffusion_loss",
+    "draw_negative_binomial",
+    "draw_poisson",
     "expand_time",
+    "finite_mask",
+    "keep_molecules",
+    "keep_where",
     "optimal_pairs",
     "published_timesteps",
     "sample_seed",
     "samplers_for",
     "spike_and_slab_mean",
     "terms_of_subsets",
+    "with_masked",
 ]

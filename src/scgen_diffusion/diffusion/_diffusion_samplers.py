@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ._diffusion_walk import DiffusionSampler
+from ._masking import MASKING_SAMPLERS, Masking
 from ._samplers import FLOW_SAMPLERS
 from ._variance_preserving import VariancePreserving
 
@@ -281,6 +282,8 @@ def samplers_for(path: Path) -> dict[str, Sampler]:
     >>> list(samplers_for(PATHS["vp_linear"]))
     ['ddpm', 'ddim', 'dpm_solver', 'dpm_solver_3m', 'heun']
     """
+    if isinstance(path, Masking):
+        return MASKING_SAMPLERS
     return DIFFUSION_SAMPLERS if isinstance(path, VariancePreserving) else FLOW_SAMPLERS
 
 

@@ -84,9 +84,23 @@ def _velocity_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
     return path.alpha_rate(t), path.sigma_rate(t)
 
 
+@dataclass(frozen=True)
+class Kinds(Target):
+    """The kinds of masked items (:class:`Masking`): the prediction is the logarithm of their probabilities."""
+
+    weights: Weights = _data_weights
+
+    def to_data_and_noise(self, path: Path, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the expected counts of all items, and the state with all items masked, both ``(n, kinds + 1)``."""
+        seen, masked = x_t[:, :-1], x_t[:, -1:]
+        data = torch.cat([seen + masked * prediction.softmax(1), torch.zeros_like(masked)], dim=1)
+        return data, torch.cat([torch.zeros_like(seen), x_t.sum(1, keepdim=True)], dim=1)
+
+
 TARGETS: dict[str, Target] = {
     "noise": Target(_noise_weights),
     "data": Target(_data_weights),
     "v": Target(_v_weights),
     "velocity": Target(_velocity_weights),
+    "kinds": Kinds(),
 }

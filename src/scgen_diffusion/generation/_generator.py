@@ -314,7 +314,7 @@ class CellGenerator:
         block, module = self.block(request, first, request.n_cells), self.module
         denoiser, noise = (
             module.denoiser(block.condition, request.options.guidance),
-            module.draw_noise(block.generators),
+            module.initial_states(block.condition, block.generators),
         )
         times, states = sampler.trace(
             denoiser, noise, n_frames=n_frames, n_steps=request.options.n_steps, generators=block.generators

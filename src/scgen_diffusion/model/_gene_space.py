@@ -13,6 +13,7 @@ from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
     InputValues,
+    MoleculeModule,
     build_gene_space_architecture,
 )
 from scgen_diffusion.train import (
@@ -62,7 +63,6 @@ ADVICE_IN_GENE_SPACE = ADVICE | {
 class GeneSpaceModel(DiffusionModel):
     """Base class of diffusion models in gene space; subclasses differ in the network."""
 
-    _module_cls = GeneSpaceModule
     _advice = ADVICE_IN_GENE_SPACE
     _counterfactual_options: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
     _family: ClassVar[str]
@@ -88,8 +88,9 @@ class GeneSpaceModel(DiffusionModel):
             on_gpu=torch.cuda.is_available(),
             **architecture,
         )
-        self._check_fits_genes()
-        self.module = self._module_cls(
+        self._check_fits_data()
+        module = MoleculeModule if self.architecture.path == "masking" else GeneSpaceModule
+        self.module = module(
             self.summary_stats.n_vars,
             self._condition_specs,
             input_values=self._input_values,
@@ -144,7 +145,7 @@ class GeneSpaceModel(DiffusionModel):
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
         result = run(DiffusionPlan(module, recipe, seed=stage_seed()), self._cell_data(recipe), recipe, *start)
         self._record_trained("diffusion")
-        if has_counts:
+        if module.predicts_totals:
             describe_predicted_profile_totals(module, cells)
             self.library_head_is_trained_ = True
         if is_first:  # further training starts at a loss that has fallen already
@@ -160,11 +161,14 @@ class GeneSpaceModel(DiffusionModel):
         return np.arange(n_genes) if order == "given" else self._registered_genes.get_indexer(list(order))
 
     def _recipe(self, stage: str) -> Recipe:
-        return self._recipes[self._recipe_name]
+        return self._recipes["masking" if self.architecture.path == "masking" else self._recipe_name]
 
-    def _check_fits_genes(self) -> None:
-        """Raise if patches or a list of genes do not fit the registered genes."""
+    def _check_fits_data(self) -> None:
+        """Raise if the path, patches or a list of genes do not fit the registered values and genes."""
         a, genes = self.architecture, self._registered_genes
+        if a.path == "masking" and self._input_values != "counts":
+            msg = "`path='masking'` needs counts, but the registered values are log-normalised; register counts."
+            raise ValueError(msg)
         if a.backbone != "unet" and a.patch_size > len(genes):
             msg = f"`patch_size` is {a.patch_size}, but there are only {len(genes)} genes."
             raise ValueError(msg)
@@ -190,7 +194,7 @@ class GeneSpaceModel(DiffusionModel):
 
     @property
     def _counterfactual_sampler(self) -> str | Sampler:
-        return DDIMSampler(eta=1.0, default_n_steps=50)
+        return "unmasking" if self.architecture.path == "masking" else DDIMSampler(eta=1.0, default_n_steps=50)
 
     def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture
@@ -294,6 +298,8 @@ class WBDIT(GeneSpaceModel):
 
 def default_sampler(architecture: GeneSpaceArchitecture) -> str:
     """Name the sampler that needs the fewest evaluations; noise predictions need shorter steps."""
+    if architecture.path == "masking":
+        return "unmasking"
     if architecture.path == "flow_matching":
         return "midpoint"
     return "dpm_solver_3m" if architecture.head == "spike_and_slab" else "dpm_solver"

@@ -12,6 +12,7 @@ from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_ar
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._modality_likelihoods import ModalityPanel
 from ._multimodal import MultimodalModule
+from ._molecules import MoleculeModule
 from ._profile_summary import ProfileSummary
 from ._scldm import SCLDMModule, thin
 
@@ -29,6 +30,7 @@ __all__ = [
     "LibrarySizeKind",
     "LibrarySizeModel",
     "ModalityPanel",
+    "MoleculeModule",
     "MultimodalModule",
     "Posterior",
     "ProfileSummary",

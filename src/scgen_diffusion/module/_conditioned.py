@@ -73,7 +73,11 @@ class ConditionedModule(BaseModuleClass):
 
     @abstractmethod
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw the noise that generation starts from, ``(cells, ...)``."""
+        """Draw the noise at the end of the path, ``(cells, ...)``."""
+
+    def initial_states(self, condition: Tensor, generators: Generators) -> Tensor:
+        """Draw the states that generation starts from, ``(cells, ...)``: by default noise."""
+        return self.draw_noise(generators)
 
     @abstractmethod
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:

@@ -32,9 +32,10 @@ from ._ema import averaged_copy
 from ._expression import InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeKind, LibrarySizeModel
 from ._profile_networks import build_network
+from ._profile_summary import ProfileSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     from ._gene_space_architecture import GeneSpaceArchitecture
     from ._profile_networks import RegressionNetwork
-    from ._profile_summary import ProfileSummary
 
 LARGEST_PROFILE = 20.0  # limit of a gene's value; diverged cells have larger ones, whose exponential overflows
 SMALLEST_SCALE = 0.05  # of a gene; genes that hardly vary are not scaled up further
@@ -95,13 +95,18 @@ class GeneSpaceModule(ConditionedModule):
         self.input_values = input_values
         self.network = build_network(n_input, conditions, a, self.path, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
-        self.library_size = LibrarySizeModel(conditions, 2 * n_input)
+        self.library_size = LibrarySizeModel(conditions, 2 * n_input if self.predicts_totals else 1)
         self._register_conditions(conditions, key_groups)
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))
         self.register_buffer("smallest_value", torch.tensor(0.0))
         self.register_buffer("largest_value", torch.tensor(float("nan")))
+
+    @property
+    def predicts_totals(self) -> bool:
+        """Whether total counts are predicted from profiles, after these are generated."""
+        return self.input_values == "counts" and self.architecture.path != "masking"
 
     @property
     def network_and_average(self) -> tuple[RegressionNetwork, AveragedModel]:
@@ -124,6 +129,10 @@ class GeneSpaceModule(ConditionedModule):
         """Turn profiles ``(cells, genes)`` into diffusion data: negate zeros and scale values."""
         return (self.negate_zeros(profile) - self.shift) / self.scale
 
+    def encode_cells(self, x: Tensor) -> Tensor:
+        """Turn expression ``(cells, genes)`` into diffusion data."""
+        return self.encode(log_profile(x, self.input_values))
+
     def decode(self, values: Tensor) -> Tensor:
         """Turn generated values ``(cells, genes)`` into profiles, with exact zeros if the architecture clamps.
 
@@ -141,6 +150,10 @@ class GeneSpaceModule(ConditionedModule):
         """Replace exact zeros by the architecture's ``zero_value``."""
         zero = self.architecture.zero_value
         return profile if zero is None else torch.where(profile == 0, zero, profile)
+
+    def summarise(self, batches: Iterable[Tensor]) -> ProfileSummary:
+        """Summarise batches of expression ``(cells, genes)``, read once."""
+        return ProfileSummary.of(log_profile(x, self.input_values) for x in batches)
 
     def start_from(self, summary: ProfileSummary) -> None:
         """Set scale, share of zeros and the distribution of each gene from the training cells."""
@@ -199,9 +212,8 @@ class GeneSpaceModule(ConditionedModule):
 
     @auto_move_data
     def inference(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the profiles of expression ``(cells, genes)``, and the encoded data."""
-        profile = log_profile(x, self.input_values)
-        return {"profile": profile, "data": self.encode(profile)}
+        """Return the profiles of expression ``(cells, genes)``, and the data that diffuse."""
+        return {"profile": log_profile(x, self.input_values), "data": self.encode_cells(x)}
 
     @auto_move_data
     def generative(
@@ -232,7 +244,7 @@ class GeneSpaceModule(ConditionedModule):
         """Return the mean error of the target plus the loss of the library size predicted from the profile."""
         error = generative_outputs["error"]
         losses = {"denoising_loss": error.mean()}
-        if self.input_values == "counts":
+        if self.predicts_totals:
             log_totals = total_counts(tensors[REGISTRY_KEYS.X_KEY])[:, 0].log()
             losses["library_size_loss"] = self.library_size.loss(
                 library_features(inference_outputs["profile"]), log_totals
@@ -242,8 +254,12 @@ class GeneSpaceModule(ConditionedModule):
     # --- generation ----------------------------------------------------------------------------------------------------
 
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw the noise that generation starts from, ``(cells, genes)``."""
+        """Draw the noise at the end of the path, ``(cells, genes)``."""
         return generators.normal(self.n_input)
+
+    def draw_training_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw noise for training cells ``x``, of their shape."""
+        return torch.randn(x.shape, generator=generator, device=x.device)
 
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser for ``condition (cells, columns)`` and guidance."""

@@ -19,7 +19,17 @@ TARGETS_OF_PATH = {
     "vp_linear": ("noise", "data", "v"),
     "vp_cosine": ("noise", "data", "v"),
     "flow_matching": ("velocity",),
+    "masking": ("kinds",),
 }
+MASKING: dict[str, Any] = {
+    "path": "masking",
+    "target": "kinds",
+    "head": "gamma_poisson",
+    "zero_value": None,
+    "scaling": "none",
+    "library_size": "empirical",
+}
+"""What the masking path needs in place of other options."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +43,17 @@ class GeneSpaceArchitecture:
         ``"white_box"``, the transformer with CRATE blocks.
     path
         Path from data to noise: variance-preserving with a linear (``"vp_linear"``, published) or cosine
-        (``"vp_cosine"``) schedule, or ``"flow_matching"``, the linear interpolant.
+        (``"vp_cosine"``) schedule; ``"flow_matching"``, the linear interpolant; or ``"masking"``, on which the molecules
+        of a cell are masked at random instead of its profile becoming noisy. Masking needs counts, and chooses
+        ``target``, ``head``, ``scaling`` and ``library_size`` itself.
     target
-        What the network predicts: ``"noise"`` (published), ``"data"`` or ``"v"``; ``"velocity"`` for flow matching.
+        What the network predicts: ``"noise"`` (published), ``"data"`` or ``"v"``; ``"velocity"`` for flow matching;
+        ``"kinds"``, the genes of masked molecules.
     head
         ``"regression"``: the network's outputs are the prediction (published). ``"spike_and_slab"``: the outputs are
         the distribution of each gene's value, exactly zero or normal, which Bayes' rule combines with the gene's noisy
-        value; needs ``target="data"``.
+        value; needs ``target="data"``. ``"gamma_poisson"``: the outputs are each gene's share and dispersion, which
+        Bayes' rule combines with the gene's molecules that are seen; only for masking.
     zero_value
         Negative value that replaces exact zeros (*zero negation*; published for scRDiT: -10); None leaves zeros as they
         are.
@@ -69,13 +83,14 @@ class GeneSpaceArchitecture:
         Decay of the averaged weights, which generate the cells; 0 keeps the last weights (published).
     library_size
         Default distribution of total counts when ``generate`` returns counts: ``"empirical"``, ``"normal"`` or
-        ``"latent"``, which predicts them from the generated profile.
+        ``"latent"``, which predicts them from the generated profile. With masking, totals are drawn first, so not
+        ``"latent"``.
     """
 
     backbone: Backbone = "dit"
-    path: Literal["vp_linear", "vp_cosine", "flow_matching"] = "vp_linear"
-    target: Literal["noise", "data", "v", "velocity"] = "data"
-    head: Literal["regression", "spike_and_slab"] = "spike_and_slab"
+    path: Literal["vp_linear", "vp_cosine", "flow_matching", "masking"] = "vp_linear"
+    target: Literal["noise", "data", "v", "velocity", "kinds"] = "data"
+    head: Literal["regression", "spike_and_slab", "gamma_poisson"] = "spike_and_slab"
     zero_value: float | None = None
     clamp: bool = True
     scaling: Literal["none", "global", "gene"] = "gene"
@@ -103,6 +118,7 @@ class GeneSpaceArchitecture:
             if self.path == "flow_matching":
                 msg += " It also needs `head='regression'`."
             raise ValueError(msg)
+        _check_masking(self)
         if self.n_layers < 1:
             msg = "`n_layers` must be at least 1, but found 0."
             raise ValueError(msg)
@@ -119,6 +135,20 @@ def _check_zero_value(value: object) -> None:
     if value is not None and not (is_number and -1000 <= value < 0):
         msg = f"`zero_value` must be None or a number below 0 (and at least -1000), but found {value!r}."
         raise ValueError(msg)
+
+
+def _check_masking(a: GeneSpaceArchitecture) -> None:
+    if (a.path == "masking") != (a.head == "gamma_poisson"):
+        msg = (
+            "`path='masking'` and `head='gamma_poisson'` need each other, but found "
+            f"`path={a.path!r}` and `head={a.head!r}`."
+        )
+        raise ValueError(msg)
+    for name in ("zero_value", "scaling", "library_size"):
+        value = getattr(a, name)
+        if a.path == "masking" and value != MASKING[name] and (name, value) != ("library_size", "normal"):
+            msg = f"`{name}` must be {MASKING[name]!r} on the path 'masking', which models counts, but found {value!r}."
+            raise ValueError(msg)
 
 
 def _check_gene_order(order: object) -> None:
@@ -175,6 +205,8 @@ def build_gene_space_architecture(
     architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
     if isinstance(order := changes.get("gene_order"), Iterable) and not isinstance(order, str):
         changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
+    if changes.get("path") == "masking":
+        changes = MASKING | changes
     if size == "default":
         changes = default_sizes(n_genes, n_cells, on_gpu=on_gpu) | changes
     return change_options(architectures, size, freeze_key_groups(changes), owner=model)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ._count_draws import draw_negative_binomial
+from scgen_diffusion.diffusion import draw_negative_binomial
+
 from ._negative_binomial import negative_binomial_log_likelihood
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._count_draws import draw_poisson, finite_mask, keep_where
+from scgen_diffusion.diffusion import draw_poisson, finite_mask, keep_where
+
 from ._likelihoods import Likelihood, NegativeBinomialLikelihood
 
 if TYPE_CHECKING:

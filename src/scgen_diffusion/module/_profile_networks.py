@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import diffusion_loss, expand_time, spike_and_slab_mean
-from scgen_diffusion.nn import GeneDiT, GeneUNet
+from scgen_diffusion.nn import GeneDiT, GeneUNet, Number
+
+from ._molecule_network import MoleculeNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +45,10 @@ class RegressionNetwork(nn.Module):
     def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
         """Predict the target from ``x_t (cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``."""
         return self.backbone(x_t, network_time, condition)
+
+    def backbone_inputs(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the backbone's inputs: the same."""
+        return x_t, network_time, condition
 
     def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Return each cell's mean squared error, ``(cells,)``."""
@@ -100,8 +106,11 @@ class SpikeAndSlabNetwork(RegressionNetwork):
 
 def build_network(
     n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, path: Path, target: Target
-) -> RegressionNetwork:
+) -> RegressionNetwork | MoleculeNetwork:
     """Build the network that an architecture names."""
+    if a.head == "gamma_poisson":
+        backbone = build_backbone(n_genes, [*conditions, Number()], a, MoleculeNetwork.n_outputs)
+        return MoleculeNetwork(backbone, path, n_genes)
     n_outputs = SpikeAndSlabNetwork.n_outputs if a.head == "spike_and_slab" else RegressionNetwork.n_outputs
     backbone = build_backbone(n_genes, conditions, a, n_outputs)
     if a.head == "spike_and_slab":

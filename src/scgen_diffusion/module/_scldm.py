@@ -20,7 +20,11 @@ from scgen_diffusion.diffusion import (
     LinearInterpolant,
     ResolvedGuidance,
     Sampler,
+    counterfactual_counts,
     diffusion_loss,
+    finite_mask,
+    keep_molecules,
+    keep_where,
 )
 from scgen_diffusion.nn import DiT
 
@@ -35,11 +39,9 @@ from ._autoencoder import (
     share_gene_embedding,
 )
 from ._conditioned import ConditionedModule
-from ._count_draws import finite_mask, keep_molecules, keep_where
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeKind, LibrarySizeModel
-from ._residuals import counterfactual_counts
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:

@@ -439,7 +439,7 @@ class DiffusionPlan(AveragingPlan):
         loadings = self.module.gene_loadings()
         special = {id(parameter) for parameter in loadings}
         others = [p for p in self.module.network.parameters() if id(p) not in special]
-        head = self.module.library_size.head.parameters() if self.module.input_values == "counts" else ()
+        head = self.module.library_size.head.parameters() if self.module.predicts_totals else ()
         return [
             {"params": others},
             {"params": loadings, "weight_decay": self.recipe.loading_weight_decay},
@@ -451,7 +451,7 @@ class DiffusionPlan(AveragingPlan):
     ) -> dict[str, Tensor]:
         """Noise the cells to random times and compare predictions; validation uses the averaged weights."""
         module, x = self.module, batch[REGISTRY_KEYS.X_KEY]
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        noise = module.draw_training_noise(x, generator)
         t = module.path.draw_times(len(x), generator, x.device)
         condition = module.condition_of(batch)
         if training:

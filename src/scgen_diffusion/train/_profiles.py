@@ -11,7 +11,7 @@ from scipy.spatial.distance import squareform
 from scvi import REGISTRY_KEYS
 from sklearn.decomposition import PCA
 
-from scgen_diffusion.module import ProfileSummary, library_features, log_profile, total_counts
+from scgen_diffusion.module import library_features, log_profile, total_counts
 
 from ._cells import ROWS_AT_A_TIME
 from ._latents import gather
@@ -35,7 +35,7 @@ def start_gene_space(
     module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray, gene_order: np.ndarray | None
 ) -> None:
     """Initialise scale, axes of global tokens and (unless given) order of genes from the cells ``indices``."""
-    module.start_from(ProfileSummary.of(_profiles(module, cells, indices)))
+    module.start_from(module.summarise(_expression(module, cells, indices)))
     if gene_order is None:
         gene_order = order_by_correlation(profile.cpu().numpy() for profile in _profiles(module, cells, indices))
     module.set_gene_order(gene_order)

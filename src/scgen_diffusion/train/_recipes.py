@@ -199,9 +199,15 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     drop_probability=0.1,
 )
 
+MASKING_RECIPE = DiffusionRecipe(reference_steps=3000)
+
 DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
-    "SCRDIT": {"default": DiffusionRecipe(), "published": PUBLISHED_SCRDIT_RECIPE},
-    "WBDIT": {"default": DiffusionRecipe(), "published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
+    "SCRDIT": {"default": DiffusionRecipe(), "masking": MASKING_RECIPE, "published": PUBLISHED_SCRDIT_RECIPE},
+    "WBDIT": {
+        "default": DiffusionRecipe(),
+        "masking": MASKING_RECIPE,
+        "published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4),
+    },
 }
 
 

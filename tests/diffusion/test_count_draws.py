@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
-from scgen_diffusion.module import _count_draws, thin
-from scgen_diffusion.module._count_draws import Stream, draw_binomial, draw_negative_binomial, draw_poisson
+from scgen_diffusion.diffusion import _count_draws
+from scgen_diffusion.module import thin
+from scgen_diffusion.diffusion._count_draws import Stream, draw_binomial, draw_negative_binomial, draw_poisson
 
 N = 100_000
 
@@ -136,7 +137,7 @@ def test_many_cells_are_drawn_in_parts_with_the_same_result(monkeypatch):
     mu, theta, u = torch.full((50, 40), 3.0), torch.ones(50, 40), uniforms(2000).view(50, 40)
     whole = draw_negative_binomial(u, mu, theta)
 
-    monkeypatch.setattr("scgen_diffusion.module._count_draws.PART_SIZE", 100)
+    monkeypatch.setattr("scgen_diffusion.diffusion._count_draws.PART_SIZE", 100)
 
     assert torch.equal(draw_negative_binomial(u, mu, theta), whole)
 

@@ -1,0 +1,144 @@
+"""The network that tells the genes of masked molecules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ._expression import log_profile, total_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scgen_diffusion.diffusion import Path
+
+FEATURE_SUM = 1000.0  # total counts of the profile that the backbone sees
+UNSEEN = 20.0  # molecules added to the seen ones, so that the first molecules do not look like the whole cell
+TIME_SCALE = 1000.0  # the backbones' time embedding is made for timesteps from 0 to 999
+INITIAL_LOG_THETA = 1.5
+LOG_THETA_RANGE = (-4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class MoleculeSummary:
+    """Statistics of the training cells from which the network is initialised.
+
+    Parameters
+    ----------
+    share
+        Each gene's share of all molecules, ``(genes,)``.
+    log_total_mean, log_total_std
+        Mean and standard deviation of the cells' log total counts.
+    zeros
+        Share of values that are zero.
+    largest
+        Largest value of a log-normalised profile.
+    """
+
+    share: Tensor
+    log_total_mean: Tensor
+    log_total_std: Tensor
+    zeros: Tensor
+    largest: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> MoleculeSummary:
+        """Summarise batches of counts ``(cells, genes)``, read once."""
+        molecules, log_totals, n_zeros, n_values, largest = torch.zeros(1).double(), [], 0, 0, torch.tensor(0.0)
+        for batch in batches:
+            x = batch.cpu()
+            molecules = molecules + x.sum(0, dtype=torch.float64)
+            log_totals.append(total_counts(x)[:, 0].log())
+            n_zeros, n_values = n_zeros + int((x == 0).sum()), n_values + x.numel()
+            largest = torch.maximum(largest, log_profile(x, "counts").max())
+        logs = torch.cat(log_totals)
+        share = (molecules + 0.5) / (molecules.sum() + 0.5 * len(molecules))  # finite logarithms for unseen genes
+        return cls(share.float(), logs.mean(), logs.std(correction=0), torch.tensor(n_zeros / n_values), largest)
+
+
+class MoleculeNetwork(nn.Module):
+    r"""Predict the genes of masked molecules.
+
+    The backbone predicts each gene's share :math:`\mu` and inverse dispersion :math:`\theta` from the :math:`n` molecules
+    that are seen, the total number, the time and the condition. If a gene's rate has a Gamma distribution with this mean
+    and shape, :math:`x` molecules of it among those seen multiply its share by Bayes' rule:
+
+    .. math:: p \propto \mu\,\frac{\theta + x}{\theta + n \mu}
+
+    So the network does not have to learn how one gene's counts tell about the same gene, only what they tell about others.
+    Independent genes of fixed shares and dispersions, for which it learns nothing, are negative binomial.
+
+    Parameters
+    ----------
+    backbone
+        ``(features, time, condition) -> (cells, 2, genes)``. The last column of its condition is the standardised log
+        total.
+    path
+        The masking path.
+    n_genes
+        Number of genes.
+    """
+
+    n_outputs = 2
+    centre: Tensor
+    log_total_mean: Tensor
+    log_total_std: Tensor
+
+    def __init__(self, backbone: nn.Module, path: Path, n_genes: int) -> None:
+        super().__init__()
+        self.backbone, self.path = backbone, path
+        prior = torch.zeros(self.n_outputs, n_genes)
+        prior[1] = INITIAL_LOG_THETA
+        self.gene_prior = nn.Parameter(prior)
+        self.register_buffer("centre", torch.zeros(n_genes))
+        self.register_buffer("log_total_mean", torch.tensor(0.0))
+        self.register_buffer("log_total_std", torch.tensor(1.0))
+
+    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
+        """Return log probabilities of genes, ``(cells, genes)``.
+
+        Parameters
+        ----------
+        x_t
+            Seen molecules and, in the last column, the number of masked ones, ``(cells, genes + 1)``.
+        network_time
+            Times, ``(cells,)``.
+        condition
+            ``(cells, columns)``.
+        """
+        outputs = self.backbone(*self.backbone_inputs(x_t, network_time, condition)).float() + self.gene_prior
+        seen = x_t[:, :-1]
+        log_share = outputs[:, 0].log_softmax(1)
+        theta = outputs[:, 1].clamp(*LOG_THETA_RANGE).exp()
+        expected = seen.sum(1, keepdim=True) * log_share.exp()
+        return (log_share + torch.log((theta + seen) / (theta + expected))).log_softmax(1)
+
+    def backbone_inputs(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the backbone's features ``(cells, genes)``, time ``(cells,)`` and condition ``(cells, columns + 1)``."""
+        seen, n = x_t[:, :-1], x_t[:, :-1].sum(1, keepdim=True)
+        features = (seen * (FEATURE_SUM / (n + UNSEEN))).log1p() - self.centre
+        log_total = (x_t.sum(1, keepdim=True).clamp(min=1).log() - self.log_total_mean) / self.log_total_std
+        return features, TIME_SCALE * network_time, torch.cat([condition.to(log_total.dtype), log_total], dim=1)
+
+    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        r"""Return each cell's weighted cross-entropy per masked molecule, ``(cells,)``.
+
+        The evidence lower bound would weight it by :math:`\dot\alpha_t`. The square root of that learns the first
+        molecules better, which decide what kind of cell it becomes.
+        """
+        x_t = self.path.interpolate(data, noise, t)
+        masked = data[:, :-1] - x_t[:, :-1]
+        log_p = self(x_t, self.path.network_time(t), condition)
+        cross_entropy = -(masked * log_p).sum(1) / masked.sum(1).clamp(min=1)
+        return self.path.alpha_rate(t).sqrt() * cross_entropy
+
+    @torch.no_grad()
+    def start_from(self, summary: MoleculeSummary) -> None:
+        """Initialise from statistics of the training cells."""
+        self.gene_prior[0] = summary.share.log()
+        self.centre.copy_((FEATURE_SUM * summary.share).log1p())
+        self.log_total_mean.copy_(summary.log_total_mean)
+        self.log_total_std.copy_(summary.log_total_std.clamp(min=0.05))

@@ -1,0 +1,126 @@
+"""Module of gene-space models that unmask a cell's molecules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scgen_diffusion.diffusion import UnmaskingInversion, UnmaskingSampler, with_masked
+
+from ._expression import InputValues, log_profile
+from ._gene_space import GeneSpaceModule
+from ._molecule_network import MoleculeSummary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import numpy as np
+
+    from scgen_diffusion.diffusion import Generators, Inversion, ResolvedGuidance, Sampler
+
+    from ._library_size import LibrarySizeKind
+
+
+class MoleculeModule(GeneSpaceModule):
+    """Masked diffusion of counts: a cell is a bag of molecules, whose genes are unmasked a few at a time.
+
+    States are ``(cells, genes + 1)``: the molecules seen of each gene, and in the last column the number of masked ones.
+    The total is drawn before the molecules. Parameters as in :class:`GeneSpaceModule`.
+
+    References
+    ----------
+    See :class:`~scgen_diffusion.diffusion.UnmaskingSampler`.
+    """
+
+    # --- from cells to the network's values and back ------------------------------------------------------------------
+
+    def encode_cells(self, x: Tensor) -> Tensor:
+        """Return states of counts ``(cells, genes)`` with all molecules seen."""
+        return with_masked(x, x.sum(1))
+
+    def profiles_of(self, states: Tensor) -> Tensor:
+        """Return the profiles of the molecules that are seen, ``(cells, genes)``."""
+        return log_profile(states[:, :-1], "counts")
+
+    def summarise(self, batches: Iterable[Tensor]) -> MoleculeSummary:
+        """Summarise batches of counts ``(cells, genes)``, read once."""
+        return MoleculeSummary.of(batches)
+
+    def start_from(self, summary: MoleculeSummary) -> None:
+        """Set shares of genes and totals from the training cells."""
+        self.training_zeros.copy_(summary.zeros)
+        self.largest_value.copy_(summary.largest)
+        for network in self._both_networks:
+            network.start_from(summary)
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    def draw_noise(self, generators: Generators) -> Tensor:
+        """Draw the uniform numbers that decide which molecules are masked, ``(cells, genes)``."""
+        return generators.uniform(self.n_input, dtype=torch.float64)
+
+    def draw_training_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw such numbers for training cells ``x``."""
+        return torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float64)
+
+    def initial_states(self, condition: Tensor, generators: Generators) -> Tensor:
+        """Return cells with all molecules masked, with totals of the default distribution, ``(cells, genes + 1)``."""
+        return self._all_masked(self.architecture.library_size, condition, generators)
+
+    def _all_masked(
+        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, generators: Generators
+    ) -> Tensor:
+        totals = self.draw_totals(library_size, condition, condition, generators).round()
+        return with_masked(totals.new_zeros(len(totals), self.n_input), totals)
+
+    def sample_cells(
+        self,
+        condition: Tensor,
+        generators: Generators,
+        *,
+        guidance: ResolvedGuidance,
+        sampler: Sampler,
+        n_steps: int | None = None,
+        library_size: LibrarySizeKind | np.ndarray = "empirical",
+        output: InputValues = "log1p",
+        n_wanted: int,
+    ) -> Tensor:
+        """Generate counts or profiles ``(n_wanted, genes)`` under ``condition (block, columns)``."""
+        if output == "log1p":  # requested without totals, but they decide how noisy a profile is
+            library_size = self.architecture.library_size
+        start = self._all_masked(library_size, condition, generators)
+        states = sampler(self.denoiser(condition, guidance), start, n_steps=n_steps, generators=generators)[:n_wanted]
+        return self.profiles_of(states) if output == "log1p" else states[:, :-1]
+
+    def inversion_by(self, sampler: Sampler) -> Inversion:
+        """Return the inversion that repeats a cell's unmasking under another condition."""
+        if not isinstance(sampler, UnmaskingSampler):
+            msg = f"`sampler` {sampler!r} cannot be inverted; choose 'unmasking'."
+            raise ValueError(msg)
+        return UnmaskingInversion(sampler.default_n_steps)
+
+    def predict_cells(
+        self,
+        x: Tensor,
+        move: Callable[[Tensor], Tensor],
+        draw_totals: Callable[[Tensor], Tensor],
+        generators: Generators,
+        *,
+        output: InputValues = "log1p",
+        sample: bool = True,
+        residuals: str = "own",
+        n_wanted: int,
+    ) -> Tensor:
+        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(n_wanted, genes)``."""
+        totals = x.sum(1)
+        if output == "counts" and not torch.equal(draw_totals(x), totals.clamp(min=1)):
+            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
+            raise ValueError(msg)
+        states = move(self.encode_cells(x))[:n_wanted]
+        return self.profiles_of(states) if output == "log1p" else states[:, :-1]
+
+    def has_zeros(self, output: InputValues) -> bool:
+        """Return whether generated cells have enough zeros to be stored sparse: always."""
+        return True
