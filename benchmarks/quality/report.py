@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from benchmarks.quality.splits import heading
 from benchmarks.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
         "",
     ]
     for dataset, rows in means.groupby("dataset", sort=False):
-        parts += [f"**{dataset}**", "", _summarise_one(rows, methods), ""]
+        parts += [heading(dataset), "", _summarise_one(rows, methods), ""]
     parts.append(f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.")
     return "\n".join(parts) + "\n"
 
@@ -144,7 +145,7 @@ def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
             numbers = [_number(values.loc[metric, method], bold=met[method]) for method in present]
             lines.append([metric, _number(floors[metric]), ", ".join(goal), *numbers])
         lines.append(["goals met", "", str(len(lines)), *(str(n) for n in n_met.values())])
-        parts += [f"**{dataset}**", "", markdown_table(["figure", "floor", "goal", *present], lines), ""]
+        parts += [heading(dataset), "", markdown_table(["figure", "floor", "goal", *present], lines), ""]
     return "\n".join(parts)
 
 

@@ -57,6 +57,72 @@ def test_split_keeps_the_counts_of_the_most_variable_genes_in_their_order(split,
     np.testing.assert_array_equal(split.train.layers["counts"], adata[:, kept].layers["counts"])
 
 
+def test_few_training_cells_are_of_every_label_and_the_others_are_spare(cells, split):
+    few = splits.split_cells(cells, ("cell_type", "condition"), seed=0, n_genes=20, n_train=6)
+    assert (few.train.n_obs, few.spare.n_obs) == (6, 294)
+    assert set(few.train_labels) == {"a|x", "b|x", "a|y", "b|y"}
+    assert {*few.train.obs_names, *few.spare.obs_names} == set(split.train.obs_names)
+    assert list(few.held_out.obs_names) == list(split.held_out.obs_names)
+    with pytest.raises(ValueError, match="only 300 training cells"):
+        splits.split_cells(cells, ("cell_type", "condition"), seed=0, n_train=300)
+
+
+def test_spare_cells_give_the_space_so_that_all_training_cells_are_compared(cells):
+    few = splits.split_cells(cells, ("cell_type",), seed=0, n_genes=20, n_train=100)
+    drawn = drawing.BASELINES["shuffled"](few.train, few.train_labels, few.held_out_labels, seed=0)
+    found = splits.judge(few, drawn, 0, metrics=["w2"], n_floor=1, n_bootstrap=0)
+    assert found.attrs["n_cells"]["all"] == 100  # half of them would give the space
+
+
+def test_thinned_cells_have_fewer_counts_of_the_same_genes(cells):
+    thinned, before = splits.thin(cells, 20, seed=0).layers["counts"], cells.layers["counts"]
+    assert np.median(np.asarray(thinned.sum(axis=1))) == pytest.approx(20, rel=0.1)
+    assert (thinned.toarray() <= before).all()
+    assert np.corrcoef(thinned.toarray().sum(axis=0), np.asarray(before).sum(axis=0))[0, 1] > 0.99
+    with pytest.raises(ValueError, match="cannot be thinned to 100000"):
+        splits.thin(cells, 100_000, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pbmc3k", ("pbmc3k", None, None)),
+        ("paul15:1000", ("paul15", 1000, None)),
+        ("pbmc3k:100umi", ("pbmc3k", None, 100)),
+        ("kang_ifnb:300:100umi", ("kang_ifnb", 300, 100)),
+    ],
+)
+def test_names_of_data_sets_may_have_sizes(text, expected):
+    assert splits.parse_dataset(text) == expected
+
+
+@pytest.mark.parametrize("text", ["pbmc4k", "pbmc3k:few", "pbmc3k:100umi:300"])
+def test_unknown_data_sets_are_errors_that_list_the_known_ones(text):
+    with pytest.raises(ValueError, match="Unknown data set .* Known: .*'kang_ifnb'"):
+        splits.parse_dataset(text)
+
+
+def test_sets_without_a_loader_are_read_from_a_folder(cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCHMARK_DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"worm_embryo.h5ad does not exist. Set BENCHMARK_DATA_DIR .*monocle3"):
+        splits.load("worm_embryo")
+    cells.X = cells.layers.pop("counts")
+    cells.write_h5ad(tmp_path / "worm_embryo.h5ad")
+    found = splits.load("worm_embryo")
+    np.testing.assert_array_equal(found.layers["counts"], found.X)
+
+
+def test_every_set_says_what_it_was_used_for_and_those_held_back_are_never_judged_by_default():
+    from scgen_diffusion import datasets
+
+    for dataset in splits.DATASETS.values():
+        assert dataset.use in {splits.CHOSEN_ON, splits.UNSEEN, splits.HELD_BACK}
+        assert dataset.origin if not dataset.loader else hasattr(datasets, dataset.loader)
+    uses = {splits.DATASETS[name].use for name in quality.DATASETS}
+    assert uses == {splits.CHOSEN_ON, splits.UNSEEN}
+    assert len(quality.DATASETS) >= 6
+
+
 def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
     labels = np.array(["a", "a", "a", "b"])
     drawn = drawing.draw_matching(labels, np.array(["b", "a", "a", "b", "a"]), np.random.default_rng(0))
@@ -70,8 +136,7 @@ def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
 @pytest.fixture
 def run(monkeypatch, tmp_path, cells):
     """Run the very command on made-up cells, the drawing in this process."""
-    monkeypatch.setattr(quality, "load", lambda _: cells)
-    monkeypatch.setattr(drawing, "load", lambda _: cells)
+    monkeypatch.setattr(splits, "load", lambda _: cells)
     quick = partial(splits.judge, metrics=["w2", "gene_zero_error"], n_floor=1, n_bootstrap=2)
     monkeypatch.setattr(quality, "judge", quick)
 
@@ -109,6 +174,15 @@ def test_methods_and_variants_are_drawn_and_judged_once_with_their_costs(run, tm
     for path in tmp_path.glob("*.h5ad"):
         path.unlink()
     pd.testing.assert_frame_equal(run("--methods", "shuffled"), rows)  # what is stored is not measured again
+
+
+def test_small_variants_of_a_set_are_judged_beside_it(run, tmp_path):
+    run("--methods", "shuffled")
+    rows = run("--methods", "shuffled", "--datasets", "pbmc3k:120:20umi")
+    assert list(rows["dataset"].unique()) == ["pbmc3k", "pbmc3k:120:20umi"]
+    assert "**pbmc3k:120:20umi** (defaults were chosen on it)" in (tmp_path / "goals.md").read_text()
+    with pytest.raises(ValueError, match="Unknown data set 'pbmc4k'"):
+        run("--datasets", "pbmc4k")
 
 
 @pytest.mark.parametrize(
