@@ -30,7 +30,7 @@ from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.drawing import COSTS_KEY, MODELS, VARIANTS, parse_variant
 from benchmarks.quality.report import draw_comparison, summarise, summarise_goals
 from benchmarks.quality.splits import DATASETS as KNOWN
-from benchmarks.quality.splits import judge, load_split, parse_dataset
+from benchmarks.quality.splits import file_of, judge, load_split, parse_dataset
 from benchmarks.tables import ROOT, read_table, store_rows, stored_keys, write_text
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
     ValueError
         If a method or a data set is unknown.
     """
-    for dataset in arguments.datasets:
-        parse_dataset(dataset)
+    for name, *_ in map(parse_dataset, arguments.datasets):
+        if "draw" in arguments.steps and not KNOWN[name].loader:
+            file_of(name)  # missing files are noticed now, not hours later
     variants = VARIANTS | dict(parse_variant(text) for text in arguments.methods if "=" in text)
     methods = [text.partition("=")[0] for text in arguments.methods]
     if unknown := sorted(set(methods) - set(variants) - set(BASELINES)):

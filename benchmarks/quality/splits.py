@@ -167,12 +167,7 @@ def load(dataset: str) -> ad.AnnData:
     """Return the RNA of a data set.
 
     Sets of the package come from its loaders, offline if ``SCGEN_DIFFUSION_DATA_DIR`` has their files. The others are
-    read from the folder ``BENCHMARK_DATA_DIR``, by default ``../shared/data`` beside the repository.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a set that the package does not have is not in the folder.
+    read from a folder, see :func:`file_of`.
     """
     from scgen_diffusion import datasets
 
@@ -180,16 +175,28 @@ def load(dataset: str) -> ad.AnnData:
     if chosen.loader:
         cells = getattr(datasets, chosen.loader)()
         return cells if isinstance(cells, ad.AnnData) else cells["rna"]
-    path = Path(os.environ.get(FOLDER_VARIABLE, ROOT.parent / "shared" / "data")) / f"{dataset}.h5ad"
+    cells = ad.read_h5ad(file_of(dataset))
+    cells.layers["counts"] = cells.X.copy()
+    return cells
+
+
+def file_of(dataset: str) -> Path:
+    """Return the file of a set without a loader, in the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If it does not exist.
+    """
+    folder = Path(os.environ.get(FOLDER_VARIABLE, ROOT.parent / "shared" / "data"))
+    chosen, path = DATASETS[dataset], folder / f"{dataset}.h5ad"
     if not path.exists():
         msg = (
             f"The package has no loader of {dataset!r}, and {path} does not exist. Set {FOLDER_VARIABLE} to a folder with "
             f"{path.name}: counts in `X`, {', '.join(chosen.condition_keys)} in `obs`. Origin: {chosen.origin}."
         )
         raise FileNotFoundError(msg)
-    cells = ad.read_h5ad(path)
-    cells.layers["counts"] = cells.X.copy()
-    return cells
+    return path
 
 
 def load_split(dataset: str, seed: int) -> Split:
