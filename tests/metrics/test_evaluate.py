@@ -205,11 +205,11 @@ def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     assert abs(figure(found, "mmd_per_label", "floor")) < 0.02
 
 
-@pytest.mark.parametrize(("n_real", "counts"), [(9, False), (10, True)])
-def test_a_label_needs_ten_real_cells_for_its_mmd(n_real, counts):
-    labels = "a" * 9 + "b"
-    real, train = cells(10 * n_real, seed=1, labels=labels), cells(240, seed=3, labels=labels)
-    wrong = cells(120, seed=2, labels="a" * 9 + "c")
+@pytest.mark.parametrize(("n_real", "counts"), [(19, False), (20, True)])
+def test_a_label_needs_20_real_cells_for_its_mmd(n_real, counts):
+    labels = "aaab"
+    real, train = cells(4 * n_real, seed=1, labels=labels), cells(240, seed=3, labels=labels)
+    wrong = cells(120, seed=2, labels="aaac")
     wrong.obs["type"] = wrong.obs["type"].replace("c", "b")
     found = [
         figure(table(real, synthetic, train=train, groupby="type", metrics=["mmd_per_label"]), "mmd_per_label")

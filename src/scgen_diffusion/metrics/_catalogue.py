@@ -66,8 +66,8 @@ N_CORRELATED_GENES = 100
 #: With fewer features, 50 markers are nearly all of them, and variances show no trend along the means.
 FEW_FEATURES = 100
 N_TOP = (20, 100)
-#: Real cells that a label needs for its MMD: with fewer, chance hides any difference.
-MIN_CELLS_PER_LABEL = 10
+#: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain.
+MIN_CELLS_PER_LABEL = 20
 
 
 # --- measures that do not fit into a lambda ---------------------------------------------------------------------------
