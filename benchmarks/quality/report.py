@@ -71,6 +71,8 @@ def shortfall(rows: pd.DataFrame) -> pd.Series:
 def leaders(rows: pd.DataFrame) -> pd.Series:
     """Return which methods are best, or not significantly different from the best, in the rows of one metric."""
     far = shortfall(rows)
+    if far.isna().all():  # a metric that these cells are too few for
+        return far.notna()
     best = far.idxmin()
     reach = NORMAL_95 * np.sqrt(rows["error"].fillna(0) ** 2 + np.nan_to_num(rows["error"][best]) ** 2)
     return far <= far[best] + reach

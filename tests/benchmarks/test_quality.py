@@ -226,6 +226,12 @@ def test_methods_not_significantly_different_from_the_best_are_best_too():
     assert report.leaders(rows).to_dict() == {"best": True, "near": True, "far": False}
 
 
+def test_a_metric_without_values_has_no_leader_and_meets_no_goal():
+    table = stored(a=2.0).assign(metric="mmd_per_label", value=np.nan, floor=np.nan, low=np.nan, high=np.nan)
+    assert "| mmd_per_label | lower |  | 9 |  |" in report.summarise(table, ["a"])
+    assert "| goals met |  | 1 | 1 | 0 |" in report.summarise_goals(pd.concat([stored(a=9.0), table]), ["a"])
+
+
 def test_means_and_errors_are_over_seeds():
     means = report.means_over_seeds(stored(a=2.0)).iloc[0]
     assert (means["value"], means["n_seeds"]) == (2.5, 2)
