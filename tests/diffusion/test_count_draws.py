@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 
 from scgen_diffusion.diffusion import _count_draws
-from scgen_diffusion.module import thin
 from scgen_diffusion.diffusion._count_draws import Stream, draw_binomial, draw_negative_binomial, draw_poisson
+from scgen_diffusion.module import thin
 
 N = 100_000
 

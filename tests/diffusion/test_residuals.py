@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.diffusion._count_draws import draw_negative_binomial
 from scgen_diffusion.diffusion import counterfactual_counts
+from scgen_diffusion.diffusion._count_draws import draw_negative_binomial
 
 N_CELLS = 40_000
 

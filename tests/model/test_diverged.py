@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.generation import check_finite
 from scgen_diffusion.diffusion import _count_draws
+from scgen_diffusion.generation import check_finite
 
 NOT_FINITE = [float("nan"), float("inf")]
 

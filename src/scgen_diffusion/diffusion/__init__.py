@@ -33,7 +33,7 @@ from ._residuals import counterfactual_counts
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
-from ._targets import TARGETS, Target
+from ._targets import TARGETS, Kinds, Target
 from ._trace import SteppingSampler, Trace, TracingSampler, Walk
 from ._variance_preserving import PATHS, VariancePreserving
 
@@ -66,6 +66,7 @@ __all__ = [
     "HeunSampler",
     "Inversion",
     "Joint",
+    "Kinds",
     "LinearInterpolant",
     "Masking",
     "MutuallyExclusive",

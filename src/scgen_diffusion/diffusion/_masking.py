@@ -64,7 +64,7 @@ class Masking(Path):
 
     def alpha(self, t: Tensor) -> Tensor:
         """Return the probability that an item is seen."""
-        return torch.expm1(t * self._growth) / self.resolution
+        return torch.expm1(t * self._growth) / math.expm1(self._growth)  # exactly 1 at the end
 
     def sigma(self, t: Tensor) -> Tensor:
         """Return the probability that an item is masked."""
@@ -79,8 +79,12 @@ class Masking(Path):
         return -self.alpha_rate(t)
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-        """Draw ``n`` times uniformly from ``[0, 1)``."""
-        return torch.rand(n, generator=generator, device=device)
+        """Draw ``n`` times uniformly from ``[0, 1)``, one in each of ``n`` equal parts, in random order.
+
+        The loss differs a lot from time to time, so independent times would make it noisy.
+        """
+        offsets = torch.rand(n, generator=generator, device=device)
+        return (torch.randperm(n, generator=generator, device=device) + offsets) / max(n, 1)
 
     def network_time(self, t: Tensor) -> Tensor:
         """Return ``t``."""
@@ -128,9 +132,9 @@ class UnmaskingSampler(SteppingSampler):
     Examples
     --------
     >>> import torch
-    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, Generators
+    >>> from scgen_diffusion.diffusion import Denoiser, Generators, Kinds, Masking
     >>> always_the_first = lambda x, t: torch.tensor([[0.0, -100.0]])
-    >>> denoiser = Denoiser(always_the_first, PATHS["masking"], TARGETS["kinds"])
+    >>> denoiser = Denoiser(always_the_first, Masking(), Kinds())
     >>> state = UnmaskingSampler()(
     ...     denoiser, torch.tensor([[0.0, 0.0, 500.0]]), generators=Generators(0, [0])
     ... )

@@ -102,5 +102,4 @@ TARGETS: dict[str, Target] = {
     "data": Target(_data_weights),
     "v": Target(_v_weights),
     "velocity": Target(_velocity_weights),
-    "kinds": Kinds(),
 }

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from ._masking import Masking
 from ._paths import LinearInterpolant, Path
 
 if TYPE_CHECKING:
@@ -167,5 +166,4 @@ PATHS: dict[str, Path] = {
     "vp_linear": VariancePreserving("linear"),
     "vp_cosine": VariancePreserving("cosine"),
     "flow_matching": LinearInterpolant(),
-    "masking": Masking(),
 }

@@ -84,7 +84,10 @@ class LibrarySizes:
             msg = "The model has no library-size statistics; give `library_size` as one number or one per cell."
             raise ValueError(msg)
         if kind == "latent" and not self.head_is_trained:
-            msg = "`library_size='latent'` needs a model that was trained here; published weights have no such head."
+            msg = (
+                "`library_size='latent'` needs totals that are predicted from cells. Neither published weights nor models "
+                "with `path='masking'` have such a head; use 'empirical' or 'normal'."
+            )
             raise ValueError(msg)
         return cast("LibrarySizeKind", kind)
 

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.diffusion import Path
     from scgen_diffusion.model import WBDIT
+    from scgen_diffusion.module import GeneSpaceModule
     from scgen_diffusion.nn import GeneDiT
 
 ALL = "all"  # the group of all cells, and all heads of a layer together
 TOKENS_AT_A_TIME = 4096
 
 DEFAULT_TIMES = {True: (0, 100, 250, 500, 750, 999), False: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)}
-"""Times from data to noise: timesteps of variance-preserving paths (True), and times of flow matching (False)."""
+"""Times from data to noise: timesteps of variance-preserving paths (True), and times of other paths (False)."""
 
 DEFAULT_TIME = {True: 500, False: 0.25}
 """A time at which a gene's own value says little, so the network must infer it from other genes."""
@@ -149,9 +150,13 @@ class CellBatch:
     generators: Generators
 
     def at(self, path: Path, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the network's inputs for these cells at a time."""
+        """Return noised cells at a time, with the network's time and their conditions."""
         x_t = path.interpolate(self.data, self.noise, torch.full_like(self.data[:, 0], moment.path_time))
         return x_t, torch.full_like(x_t[:, 0], moment.network_time), self.condition
+
+    def inputs(self, module: GeneSpaceModule, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the backbone's inputs for these cells at a time."""
+        return module.averaged_network.module.backbone_inputs(*self.at(module.path, moment))
 
 
 def opened_network(model: WBDIT) -> GeneDiT:
@@ -195,7 +200,7 @@ def noised_cells(
     for tensors, batch in model._batches(source, rows, batch_size):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
-        noise = generators.normal(module.n_input)
+        noise = module.draw_noise(generators)
         own = module.condition_of(tensors)
         condition = own if conditional else module.condition_columns.keep(own, ())
         yield CellBatch(batch, data, noise, condition, generators)

@@ -163,7 +163,7 @@ def head_loadings(
 
     total = np.zeros((len(head_names(network)), source.n_vars))
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        x_t, t, condition = batch.at(model.module.path, moment)
+        x_t, t, condition = batch.inputs(model.module, moment)
         for _ in range(n_probes):
             with torch.enable_grad():
                 x_t = x_t.detach().clone().requires_grad_()
@@ -232,7 +232,7 @@ def patch_attention(
     averages = Averages(groups)
     blocks = network.network.blocks
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        traces = zip(blocks, network.trace(*batch.at(model.module.path, moment)), strict=True)
+        traces = zip(blocks, network.trace(*batch.inputs(model.module, moment)), strict=True)
         maps = [block.attention.attention_weights(trace.attention.modulated) for block, trace in traces]
         averages.add(torch.cat(maps, dim=1), codes[batch.rows])
     names, _, means, _ = averages.results()
@@ -328,7 +328,7 @@ def predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellB
     x_t, network_time, condition = batch.at(module.path, moment)
     denoiser = Denoiser(lambda x, _: network(x, network_time, condition), module.path, module.target)
     t = torch.full_like(network_time, moment.path_time)
-    return denoiser.estimate(x_t, t).data * module.scale + module.shift
+    return module.expected_profiles(denoiser.estimate(x_t, t).data)
 
 
 def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:

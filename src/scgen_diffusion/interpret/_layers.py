@@ -150,7 +150,7 @@ def layer_statistics(
     with tqdm(total=len(rows), desc="Measuring cells", unit="cell", disable=not show_progress) as progress:
         for batch in batches:
             for moment, averages_then in zip(moments, averages, strict=True):
-                labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
+                labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)
                 averages_then.add(values, codes[batch.rows])
             progress.update(len(batch.rows))
     return pd.concat(
@@ -204,7 +204,7 @@ def head_coding_rates(
     (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
     parts = []
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        labels, values = cell_statistics(network, *batch.at(model.module.path, moment), eps)
+        labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)
         of_heads = [label.statistic == "subspace_coding_rate_before" and label.head != ALL for label in labels]
         heads = [label.head for label, is_of_head in zip(labels, of_heads, strict=True) if is_of_head]
         parts.append(pd.DataFrame(values[:, of_heads].float().cpu().numpy(), columns=heads))

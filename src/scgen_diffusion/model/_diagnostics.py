@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ValueSummary
 
-LEAST_PROGRESS = {"regression": 0.1, "spike_and_slab": 0.02, "gamma_poisson": 0.0}  # the loss must fall by this share of its first value
+LEAST_PROGRESS = {
+    "regression": 0.1,
+    "spike_and_slab": 0.02,
+    "gamma_poisson": 0.0,
+}  # the loss must fall by this share of its first value
 FEWEST_ZEROS = 0.5  # generated cells must have this share of the training cells' zeros
 LARGEST_VALUE = 1.5  # times the largest training value
 

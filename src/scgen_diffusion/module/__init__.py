@@ -11,8 +11,8 @@ from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._modality_likelihoods import ModalityPanel
-from ._multimodal import MultimodalModule
 from ._molecules import MoleculeModule
+from ._multimodal import MultimodalModule
 from ._profile_summary import ProfileSummary
 from ._scldm import SCLDMModule, thin
 

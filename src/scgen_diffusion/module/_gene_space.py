@@ -138,8 +138,12 @@ class GeneSpaceModule(ConditionedModule):
 
         With zero negation, values below 0 become zero. Without it, values below half of the smallest training value do.
         """
-        profile = values * self.scale + self.shift
+        profile = self.expected_profiles(values)
         return self.cut_zeros(profile) if self.architecture.clamp else profile
+
+    def expected_profiles(self, values: Tensor) -> Tensor:
+        """Turn estimated values ``(cells, genes)`` into profiles, without cutting zeros."""
+        return values * self.scale + self.shift
 
     def cut_zeros(self, profile: Tensor) -> Tensor:
         """Make small values of profiles ``(cells, genes)`` exact zeros."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scgen_diffusion.diffusion import UnmaskingInversion, UnmaskingSampler, with_masked
+from scgen_diffusion.diffusion import Kinds, Masking, UnmaskingInversion, UnmaskingSampler, with_masked
 
 from ._expression import InputValues, log_profile
 from ._gene_space import GeneSpaceModule
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import Generators, Inversion, ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import Generators, Inversion, Path, ResolvedGuidance, Sampler, Target
 
     from ._library_size import LibrarySizeKind
 
@@ -34,6 +34,16 @@ class MoleculeModule(GeneSpaceModule):
     See :class:`~scgen_diffusion.diffusion.UnmaskingSampler`.
     """
 
+    @property
+    def path(self) -> Path:
+        """How molecules are masked."""
+        return Masking()
+
+    @property
+    def target(self) -> Target:
+        """What the network predicts: the genes of masked molecules."""
+        return Kinds()
+
     # --- from cells to the network's values and back ------------------------------------------------------------------
 
     def encode_cells(self, x: Tensor) -> Tensor:
@@ -43,6 +53,10 @@ class MoleculeModule(GeneSpaceModule):
     def profiles_of(self, states: Tensor) -> Tensor:
         """Return the profiles of the molecules that are seen, ``(cells, genes)``."""
         return log_profile(states[:, :-1], "counts")
+
+    def expected_profiles(self, values: Tensor) -> Tensor:
+        """Turn expected counts of states ``(cells, genes + 1)`` into profiles, ``(cells, genes)``."""
+        return self.profiles_of(values)
 
     def summarise(self, batches: Iterable[Tensor]) -> MoleculeSummary:
         """Summarise batches of counts ``(cells, genes)``, read once."""

@@ -1,0 +1,175 @@
+"""Masked diffusion of counts: the path, unmasking, and its inversion, against closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from scgen_diffusion.diffusion import (
+    TARGETS,
+    DDIMSampler,
+    Denoiser,
+    Generators,
+    Kinds,
+    LinearInterpolant,
+    Masking,
+    UnmaskingInversion,
+    UnmaskingSampler,
+    samplers_for,
+    with_masked,
+)
+
+PATH = Masking()
+SHARES = torch.tensor([0.5, 0.3, 0.15, 0.05])
+N = 4000
+
+
+def always(shares):
+    """Return a denoiser that predicts the same shares for whatever is seen."""
+    return Denoiser(lambda x, t: shares.log().expand(len(x), -1), PATH, Kinds())
+
+
+def all_masked(n, total):
+    return with_masked(torch.zeros(n, len(SHARES)), torch.full((n,), float(total)))
+
+
+def generators(n=N, seed=0):
+    return Generators(seed, range(n))
+
+
+def test_the_path_leads_from_all_masked_to_all_seen():
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    assert PATH.alpha(ends).tolist() == [0, 1]
+    assert PATH.sigma(ends).tolist() == [1, 0]
+
+
+def test_rates_are_derivatives():
+    t = torch.linspace(0.01, 0.99, 20, dtype=torch.float64)
+    slope = (PATH.alpha(t + 1e-6) - PATH.alpha(t - 1e-6)) / 2e-6
+
+    torch.testing.assert_close(PATH.alpha_rate(t), slope, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(PATH.sigma_rate(t), -PATH.alpha_rate(t))
+
+
+def test_training_times_cover_the_path_evenly():
+    t = PATH.draw_times(50, torch.Generator().manual_seed(0), "cpu")
+
+    assert (t.mul(50).floor().sort().values == torch.arange(50)).all()
+    assert (t.diff() < 0).any()
+
+
+def test_each_item_is_seen_with_the_probability_of_the_time():
+    data = with_masked(torch.tensor([[40.0, 10.0, 0.0, 1.0]]).repeat(N, 1), torch.full((N,), 51.0))
+    t = torch.tensor(0.8)
+
+    x_t = PATH.interpolate(data, generators().uniform(4, dtype=torch.float64), t)
+
+    expected = data[0, :-1] * PATH.alpha(t)
+    torch.testing.assert_close(x_t[:, :-1].mean(0), expected, atol=0.15, rtol=0)
+    assert (x_t.sum(1) == 51).all()
+    assert (x_t <= data.clamp(min=51 * torch.tensor([0.0, 0, 0, 0, 1]))).all()
+    variance = expected * (1 - PATH.alpha(t))
+    torch.testing.assert_close(x_t[:, :-1].var(0), variance, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("n_steps", [1, 7, 64])
+def test_constant_shares_give_poisson_counts_in_any_number_of_steps(n_steps):
+    cells = UnmaskingSampler()(always(SHARES), all_masked(N, 60), n_steps=n_steps, generators=generators())[:, :-1]
+
+    torch.testing.assert_close(cells.mean(0), 60 * SHARES, rtol=0.03, atol=0.05)
+    assert (cells == cells.round()).all()
+    totals = cells.sum(1)
+    assert totals.mean() == pytest.approx(60, abs=0.4)
+    last_step = PATH.sigma(torch.tensor(1 - 1 / n_steps)).item()  # only its items may be too many or too few
+    assert totals.var() == pytest.approx(60 * last_step, rel=0.15)
+
+
+def test_an_estimate_adds_the_expected_kinds_of_masked_items():
+    state = torch.tensor([[1.0, 0.0, 2.0, 0.0, 10.0]])
+
+    estimate = always(SHARES).estimate(state, torch.tensor(0.5))
+
+    torch.testing.assert_close(estimate.data, torch.tensor([[6.0, 3.0, 3.5, 0.5, 0.0]]))
+    assert estimate.noise.tolist() == [[0, 0, 0, 0, 13]]
+
+
+def test_a_trace_shows_more_and_more_items():
+    times, states = UnmaskingSampler().trace(
+        always(SHARES), all_masked(5, 500), n_frames=5, n_steps=16, generators=generators(5)
+    )
+
+    seen = states[..., :-1].sum(2)
+    assert times.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert (seen[0] == 0).all()
+    assert (seen.diff(dim=0) >= 0).all()
+
+
+def test_samples_do_not_depend_on_the_others():
+    few = UnmaskingSampler()(always(SHARES), all_masked(3, 100), n_steps=8, generators=generators(3))
+    many = UnmaskingSampler()(always(SHARES), all_masked(40, 100), n_steps=8, generators=generators(40))
+
+    assert torch.equal(few, many[:3])
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_equal_predictions_return_the_same_items(strength):
+    x = with_masked(torch.poisson(100 * SHARES.expand(50, -1), torch.Generator().manual_seed(0)), torch.zeros(50))
+
+    moved = UnmaskingInversion()(
+        always(SHARES), always(SHARES), x, strength=strength, n_steps=10, generators=generators(50)
+    )
+
+    assert torch.equal(moved[:, :-1], x[:, :-1])
+
+
+def test_items_of_one_distribution_become_those_of_the_other():
+    new = SHARES.flip(0)
+    rng = np.random.default_rng(0)
+    counts = torch.from_numpy(rng.multinomial(200, SHARES / SHARES.sum(), N)).float()
+    x = with_masked(counts, counts.sum(1))
+
+    moved = UnmaskingInversion()(always(SHARES), always(new), x, n_steps=10, generators=generators())[:, :-1]
+
+    torch.testing.assert_close(moved.mean(0), 200 * new, rtol=0.03, atol=0.2)
+    assert stats.spearmanr(counts[:, 1] / counts[:, 2], moved[:, 1] / moved[:, 2]).statistic > 0.1  # residuals stay
+
+
+def test_the_path_has_its_own_sampler():
+    assert samplers_for(PATH) == {"unmasking": UnmaskingSampler()}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: UnmaskingSampler()(always(SHARES), all_masked(2, 9)), "must be one per sample.*but found none"),
+        (
+            lambda: UnmaskingSampler()(always(SHARES), all_masked(2, 9), generators=generators(3)),
+            "but found 3 for 2 samples",
+        ),
+        (
+            lambda: UnmaskingSampler()(always(SHARES), all_masked(2, 9), n_steps=0, generators=generators(2)),
+            "`n_steps` must be at least 1, but found 0",
+        ),
+        (
+            lambda: UnmaskingSampler()(
+                Denoiser(lambda x, t: x, LinearInterpolant(), TARGETS["data"]),
+                all_masked(2, 9),
+                generators=generators(2),
+            ),
+            "must be a Denoiser on a Masking path, but found a Denoiser on LinearInterpolant",
+        ),
+        (
+            lambda: UnmaskingSampler()(lambda x, t: x, all_masked(2, 9), generators=generators(2)),
+            "but found function",
+        ),
+        (lambda: UnmaskingInversion()(always(SHARES), always(SHARES), all_masked(2, 9)), "`generators` must be given"),
+        (
+            lambda: DDIMSampler()(always(SHARES), all_masked(2, 9)),
+            "must be a Denoiser on a VariancePreserving path",
+        ),
+    ],
+)
+def test_errors_name_what_is_missing(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

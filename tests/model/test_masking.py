@@ -1,0 +1,219 @@
+"""Gene-space models on the masking path: the user's way from counts to cells, and what is refused."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from scgen_diffusion import interpret
+from scgen_diffusion.diffusion import Guidance, UnmaskingSampler
+from scgen_diffusion.model import SCRDIT, WBDIT
+
+SIZES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "unet_width": 4, "n_global_tokens": 1}
+KEYS = ["cell_type", "dose"]
+
+
+def build(make_cells, cls=SCRDIT, adata=None, *, setup=None, **options):
+    adata = make_cells() if adata is None else adata
+    cls.setup_anndata(adata, condition_keys=KEYS, **(setup or {}))
+    return cls(adata, path="masking", **{**SIZES, **options})
+
+
+def train(model, quick, epochs=3):
+    torch.manual_seed(0)
+    model.train(epochs, **quick)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.module.averaged_network.parameters():  # after so few steps it would ignore conditions
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+@pytest.fixture(scope="module", params=[SCRDIT, WBDIT])
+def model(request, make_cells, quick):
+    return train(build(make_cells, request.param), quick)
+
+
+def dense(cells):
+    return cells.X.toarray()
+
+
+def test_cells_have_whole_counts_near_the_requested_totals(model):
+    cells = model.generate(200, seed=0, counts=True, library_size=900)
+
+    x = dense(cells)
+    assert (x == x.round()).all()
+    assert (x >= 0).all()
+    assert x.sum(1).mean() == pytest.approx(900, rel=0.01)
+    assert x.sum(1).std() < 20
+
+
+@pytest.mark.parametrize("kind", ["empirical", "normal"])
+def test_totals_resemble_those_of_training(model, kind):
+    totals = dense(model.generate(300, seed=0, counts=True, library_size=kind)).sum(1)
+
+    assert np.log(totals).mean() == pytest.approx(np.log(model.adata.X.sum(1)).mean(), abs=0.1)
+
+
+def test_values_are_the_profiles_of_the_counts(model):
+    counts, profiles = dense(model.generate(20, seed=0, counts=True)), model.generate(20, seed=0)
+
+    np.testing.assert_allclose(dense(profiles), np.log1p(1e4 * counts / counts.sum(1, keepdims=True)), rtol=1e-5)
+    assert "log1p" in profiles.uns
+
+
+def test_cells_do_not_depend_on_batch_size_or_number_of_cells(model):
+    many = dense(model.generate(300, seed=0, counts=True))
+
+    np.testing.assert_array_equal(dense(model.generate(300, seed=0, counts=True, batch_size=16)), many)
+    np.testing.assert_array_equal(dense(model.generate(7, seed=0, counts=True)), many[:7])
+    assert (dense(model.generate(300, seed=1, counts=True)) != many).any()
+
+
+def test_conditions_and_guidance_change_cells(model):
+    request = {"cell_type": "NK", "dose": 10}
+    options = {"seed": 0, "counts": True, "library_size": 900}
+    plain = dense(model.generate(100, request, **options))
+
+    for other in ({"cell_type": "B cell", "dose": 10}, {"cell_type": "NK", "dose": 1}):
+        assert (dense(model.generate(100, other, **options)) != plain).any()
+    guided = model.generate(100, request, guidance_scale=Guidance(3.0, interval=(0.3, 1.0)), **options)
+    assert (dense(guided) != plain).any()
+    unconditional = [dense(model.generate(100, r, guidance_scale=0, **options)) for r in (request, {"dose": 1})]
+    np.testing.assert_array_equal(*unconditional)
+
+
+def test_a_sampling_path_shows_molecules_being_unmasked(model):
+    frames = model.get_sampling_path(6, n_frames=5, n_steps=8, seed=0)
+
+    assert frames.obs["noise_level"].unique()[[0, -1]].tolist() == [1, 0]
+    first, last = (frames[frames.obs["frame"] == frame] for frame in (0, 4))
+    assert (dense(first) == 0).all()
+    np.testing.assert_array_equal(dense(last), dense(model.generate(6, n_steps=8, seed=0)))
+
+
+def test_a_cell_under_its_own_condition_comes_back(model):
+    cells = model.predict_perturbation(counts=True, seed=0, n_steps=6)
+
+    np.testing.assert_array_equal(dense(cells), np.asarray(model.adata.X))
+
+
+def test_a_cell_under_another_condition_changes_and_keeps_its_total(model):
+    cells = model.predict_perturbation(condition={"dose": 10}, counts=True, seed=0, n_steps=6)
+
+    given = model.adata[model.adata.obs["dose"] != 10]
+    moved = cells[given.obs_names.map(lambda name: next(n for n in cells.obs_names if n.endswith(f"-{name}")))]
+    assert (dense(moved) != np.asarray(given.X)).any(axis=1).mean() > 0.5
+    np.testing.assert_allclose(dense(moved).sum(1), np.asarray(given.X).sum(1), rtol=0.35)
+    profiles = model.predict_perturbation(condition={"dose": 10}, seed=0, n_steps=6)
+    counts = dense(cells)
+    np.testing.assert_allclose(dense(profiles), np.log1p(1e4 * counts / counts.sum(1, keepdims=True)), rtol=1e-5)
+
+
+def test_a_fresh_process_generates_the_same_cells(make_cells, quick, tmp_path):
+    model = train(build(make_cells), quick)
+    expected = dense(model.generate(5, seed=0, counts=True))
+    model.save(tmp_path / "model", save_anndata=False)
+    code = (
+        "import sys, numpy as np, scgen_diffusion as scgd\n"
+        "cells = scgd.model.load(sys.argv[1]).generate(5, seed=0, counts=True)\n"
+        "np.save(sys.argv[2], cells.X.toarray())"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model", tmp_path / "cells.npy"], check=True)
+
+    np.testing.assert_array_equal(np.load(tmp_path / "cells.npy"), expected)
+
+
+@pytest.mark.parametrize("backbone", ["dit", "unet", "white_box"])
+def test_every_backbone_trains_and_generates(make_cells, quick, backbone):
+    model = build(make_cells, backbone=backbone)
+    model.train(2, **quick)
+
+    assert dense(model.generate(5, {"cell_type": "NK"}, seed=0, counts=True)).sum() > 0
+
+
+def test_the_white_box_can_be_opened(model):
+    if isinstance(model, SCRDIT):
+        pytest.skip("SCRDIT is no white box")
+
+    loadings = interpret.head_loadings(model, n_probes=2, seed=0)
+    effects = interpret.head_effects(model, time=0.5, seed=0)
+    statistics = interpret.layer_statistics(model, times=(0.9, 0.1), seed=0)
+
+    for table in (loadings, effects, statistics.select_dtypes("number")):
+        assert np.isfinite(table.to_numpy()).all()
+    assert (loadings.to_numpy() > 0).any()
+    assert (effects.to_numpy() != 0).any()
+
+
+def test_training_learns_what_goes_with_what(make_cells, quick):
+    """Two genes that take turns: the generated ones do so too, though each alone only looks overdispersed."""
+    rng = np.random.default_rng(0)
+    adata = make_cells()[rng.integers(0, 90, 600)].copy()
+    adata.obs_names_make_unique()
+    x = rng.poisson(20, adata.shape).astype(np.float32)
+    first = rng.random(600) < 0.5
+    x[:, 0], x[:, 1] = rng.poisson(np.where(first, 40, 2)), rng.poisson(np.where(first, 2, 40))
+    adata.X = x
+    model = build(make_cells, adata=adata, width=16)
+    model.train(60, **quick)
+
+    cells = dense(model.generate(300, seed=0, counts=True))
+
+    assert np.corrcoef(cells[:, 0], cells[:, 1])[0, 1] < -0.5
+    assert np.abs(np.corrcoef(cells[:, 2:5].T)[np.triu_indices(3, 1)]).max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "data"}, r"`target` must be one of \['kinds'\] on the path 'masking', but found 'data'"),
+        ({"head": "spike_and_slab"}, "`path='masking'` and `head='gamma_poisson'` need each other"),
+        ({"scaling": "gene"}, "`scaling` must be 'none' on the path 'masking', which models counts, but found 'gene'"),
+        ({"zero_value": -10.0}, "`zero_value` must be None on the path 'masking'"),
+        ({"library_size": "latent"}, "`library_size` must be 'empirical' on the path 'masking'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(make_cells, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(make_cells, **options)
+
+
+def test_other_paths_have_no_masked_molecules(make_cells):
+    adata = make_cells()
+    SCRDIT.setup_anndata(adata, condition_keys=KEYS)
+
+    with pytest.raises(ValueError, match="need each other, but found `path='vp_linear'` and `head='gamma_poisson'`"):
+        SCRDIT(adata, head="gamma_poisson", **SIZES)
+
+
+def test_log_values_are_refused(make_cells):
+    with pytest.raises(ValueError, match="`path='masking'` needs counts, but the registered values are log-normalised"):
+        build(make_cells, adata=make_cells(values="log1p"), setup={"values": "log1p"})
+
+
+@pytest.mark.parametrize(
+    ("request_of_cells", "message"),
+    [
+        ({"sampler": "ddim"}, "`sampler` 'ddim' is not known. Known, closest first: 'unmasking'"),
+        ({"library_size": "latent", "counts": True}, "nor models with `path='masking'` have such a head"),
+    ],
+)
+def test_requests_that_do_not_fit_are_refused(model, request_of_cells, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(3, **request_of_cells)
+
+
+def test_counterfactuals_keep_totals_and_need_the_own_sampler(model):
+    with pytest.raises(ValueError, match="keeps the totals of the given cells; leave `library_size` out"):
+        model.predict_perturbation(condition={"dose": 10}, counts=True, library_size=5000)
+    with pytest.raises(ValueError, match="must be|is not known"):
+        model.predict_perturbation(condition={"dose": 10}, sampler="ddpm")
+
+
+def test_the_number_of_steps_may_be_chosen(model):
+    cells = model.generate(3, seed=0, sampler=UnmaskingSampler(default_n_steps=5))
+
+    assert cells.uns["scgen_diffusion"]["n_steps"] == 5
+    np.testing.assert_array_equal(dense(cells), dense(model.generate(3, seed=0, n_steps=5)))

@@ -1,0 +1,104 @@
+"""The network of masked molecules: Bayes' rule for genes that it knows nothing else about, and its training loss."""
+
+import pytest
+import torch
+
+from scgen_diffusion.diffusion import Denoiser, Generators, Kinds, Masking, UnmaskingSampler, with_masked
+from scgen_diffusion.module._molecule_network import MoleculeNetwork, MoleculeSummary
+
+PATH = Masking()
+SHARE = torch.tensor([0.02, 0.08, 0.2, 0.7])
+THETA = torch.tensor([0.5, 3.0, 1.0, 200.0])
+
+
+class Silent(torch.nn.Module):
+    """A backbone that has learned nothing, and keeps what it was shown."""
+
+    def forward(self, features, time, condition):
+        self.shown = features, time, condition
+        return torch.zeros(len(features), 2, features.shape[1])
+
+
+@pytest.fixture
+def network():
+    network = MoleculeNetwork(Silent(), PATH, len(SHARE))
+    network.start_from(
+        MoleculeSummary(SHARE, torch.tensor(6.0), torch.tensor(0.5), torch.tensor(0.1), torch.tensor(9.0))
+    )
+    network.gene_prior.data[1] = THETA.log()
+    return network
+
+
+def probabilities(network, seen, masked=100.0):
+    state = torch.tensor([[*seen, masked]])
+    with torch.no_grad():
+        return network(state, torch.tensor([0.5]), torch.zeros(1, 0)).exp()[0]
+
+
+def test_before_anything_is_seen_shares_are_those_of_the_data(network):
+    torch.testing.assert_close(probabilities(network, [0.0, 0, 0, 0]), SHARE)
+
+
+def test_seen_molecules_change_the_share_of_their_gene_by_bayes_rule(network):
+    seen = torch.tensor([5.0, 0.0, 2.0, 13.0])
+    posterior = SHARE * (THETA + seen) / (THETA + seen.sum() * SHARE)  # means of the Gamma posteriors
+
+    torch.testing.assert_close(probabilities(network, seen.tolist()), posterior / posterior.sum())
+
+
+def test_independent_genes_come_out_negative_binomial(network):
+    """The chain of steps is a Polya urn, whose counts are overdispersed, though each step is Poisson."""
+    n, total = 4000, 400
+    denoiser = Denoiser(lambda x, t: network(x, t, torch.zeros(len(x), 0)), PATH, Kinds())
+
+    with torch.no_grad():
+        start = with_masked(torch.zeros(n, 4), torch.full((n,), float(total)))
+        cells = UnmaskingSampler()(denoiser, start, n_steps=200, generators=Generators(0, range(n)))[:, :2]
+
+    mean = total * SHARE[:2]
+    torch.testing.assert_close(cells.mean(0), mean, rtol=0.12, atol=0)  # totals are fixed, so it holds only roughly
+    torch.testing.assert_close(cells.var(0), mean + mean.square() / THETA[:2], rtol=0.3, atol=0)
+
+
+def test_the_backbone_sees_a_profile_a_timestep_and_the_total(network):
+    network(torch.tensor([[1.0, 0, 0, 19, 380]]), torch.tensor([0.25]), torch.tensor([[2]]))
+
+    features, time, condition = network.backbone.shown
+    profile = (torch.tensor([1.0, 0, 0, 19]) * 1000 / 40).log1p()
+    torch.testing.assert_close(features[0], profile - (1000 * SHARE).log1p())
+    assert time.item() == 250
+    torch.testing.assert_close(condition, torch.tensor([[2.0, (torch.tensor(400.0).log().item() - 6) / 0.5]]))
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_masked_molecules(network):
+    data, t = with_masked(torch.tensor([[3.0, 0, 1, 16]]), torch.tensor([20.0])), torch.tensor([0.9])
+    noise = torch.rand(1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = PATH.interpolate(data, noise, t)
+    masked = (data - seen)[0, :-1]
+
+    loss = network.loss(data, noise, t, torch.zeros(1, 0))
+
+    expected = -(masked * probabilities(network, seen[0, :-1].tolist(), masked.sum().item()).log()).sum() / masked.sum()
+    torch.testing.assert_close(loss[0], PATH.alpha_rate(t)[0].sqrt() * expected)
+
+
+def test_a_cell_without_masked_molecules_has_no_loss(network):
+    data = with_masked(torch.tensor([[0.0, 0, 0, 0]]), torch.tensor([0.0]))
+
+    assert network.loss(data, torch.rand(1, 4).double(), torch.tensor([0.3]), torch.zeros(1, 0)).tolist() == [0]
+
+
+def test_a_summary_of_batches_is_that_of_all_cells():
+    x = torch.poisson(torch.full((30, 5), 2.0), torch.Generator().manual_seed(0))
+    x[:, 4] = 0
+
+    whole, parts = MoleculeSummary.of([x]), MoleculeSummary.of(x.split(7))
+
+    totals = x.sum(1).log()
+    torch.testing.assert_close(parts.share, (x.sum(0) + 0.5) / (x.sum() + 2.5))
+    torch.testing.assert_close(parts.log_total_mean, totals.mean())
+    torch.testing.assert_close(parts.log_total_std, totals.std(correction=0))
+    torch.testing.assert_close(parts.zeros, (x == 0).float().mean())
+    torch.testing.assert_close(parts.largest, (x / x.sum(1, keepdim=True) * 1e4).log1p().max())
+    for name in ("share", "log_total_mean", "log_total_std", "zeros", "largest"):
+        torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
