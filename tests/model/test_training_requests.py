@@ -297,9 +297,14 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
     )
 
 
-def words_of(losses, n_epochs_done=100, **options):
+def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, **options):
     """Say how a prior of 100 epochs went."""
-    plan = SimpleNamespace(name="prior", validation_losses=np.array(losses, float), n_epochs_done=n_epochs_done)
+    plan = SimpleNamespace(
+        name="prior",
+        validation_losses=np.array(losses, float),
+        n_epochs_done=n_epochs_done,
+        loss_judges_cells=loss_judges_cells,
+    )
     result = SimpleNamespace(plan=plan, trainer=SimpleNamespace(max_epochs=100), was_interrupted=False)
     options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
     return closing_message([result], {"prior": 100}, {"prior": 300}, **options)
@@ -311,6 +316,7 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     assert "falling at the end. Next: train longer, max_epochs={'prior': 300}." in words_of(np.arange(10)[::-1])
     assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     assert "without validation cells" in words_of([])
+    assert "judge the cells by" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
     assert "ended the prior after epoch 40 of 100. Next: model.generate(10)." in words_of(settled, 40)
 
 

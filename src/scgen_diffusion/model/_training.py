@@ -154,7 +154,7 @@ def closing_message(
     if early := [r for r in results if r.plan in validated and r.plan.n_epochs_done < r.trainer.max_epochs]:
         ends = [f"the {r.plan.name} after epoch {r.plan.n_epochs_done} of {r.trainer.max_epochs}" for r in early]
         return f"Early stopping ended {' and '.join(ends)}. Next: {next_step}."
-    if rose := [plan for plan in validated if trends[plan.name] == "rose"]:
+    if rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:
         shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
         best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
         where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
@@ -170,6 +170,10 @@ def closing_message(
         seen = "Training is done; the transport has no validation"
     elif not any(len(plan.validation_losses) for plan in validated):
         seen = "Training is done, without validation cells to show how well it went"
+    elif not all(plan.loss_judges_cells for plan in validated):
+        seen = (
+            "Training is done; judge the cells by scgen_diffusion.metrics.evaluate, which the validation loss does not"
+        )
     elif "unknown" in trends.values():
         seen = "Training is done, but was too short to show how well it went"
     else:

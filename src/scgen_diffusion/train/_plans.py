@@ -58,6 +58,8 @@ class StagePlan(pl.LightningModule):
     key_part
         Part of the loss for the progress bar and early stopping. It leaves out the library-size head, a small network
         that overfits within a few epochs and is calibrated after the stage.
+    loss_judges_cells
+        Whether a validation loss that rises means that generated cells get worse.
     trained_rows
         Parameters to train, each with a mask ``(rows, 1)`` or None for all rows; default: all parameters of the stage.
     fingerprint
@@ -71,6 +73,7 @@ class StagePlan(pl.LightningModule):
     name: str
     purpose: str
     key_part = "loss"
+    loss_judges_cells = True
 
     def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int) -> None:
         super().__init__()
@@ -433,6 +436,11 @@ class DiffusionPlan(AveragingPlan):
     key_part = "denoising_loss"
     module: GeneSpaceModule
     recipe: DiffusionRecipe
+
+    @property
+    def loss_judges_cells(self) -> bool:  # type: ignore[override]
+        """Whether a validation loss that rises means worse cells: with masked molecules it does not."""
+        return self.module.architecture.path != "masking"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters; gene loadings have their own weight decay, the library-size head needs counts."""
