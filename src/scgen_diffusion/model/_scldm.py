@@ -11,12 +11,15 @@ from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.train import (
+    MANY_GENES,
     RECIPES,
     AutoencoderPlan,
+    AutoencoderRecipe,
     LatentData,
     PairData,
     PriorPlan,
     TransportPlan,
+    counts_per_gene,
     describe_predicted_totals,
     encode_cells,
     perturbation_groups,
@@ -37,12 +40,12 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.train import (
-        AutoencoderRecipe,
         LatentCache,
         PriorRecipe,
         Recipe,
         StageResult,
         TrainingCells,
+        TrainingRecipe,
         TransportRecipe,
     )
 
@@ -376,7 +379,25 @@ class SCLDM(AutoencoderModel):
         )
 
     def _recipe(self, stage: str) -> Recipe:
-        return getattr(RECIPES[self._recipe_name], stage)
+        return getattr(self._recipes, stage)
+
+    @property
+    def _recipes(self) -> TrainingRecipe:
+        """Default recipes of all stages."""
+        recipes, n_genes = RECIPES[self._recipe_name], self.summary_stats.n_vars
+        if self._recipe_name != "default" or self._outputs != ("counts",) or n_genes >= MANY_GENES:
+            return recipes
+        return recipes.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
+
+    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
+        usual, chosen = RECIPES[self._recipe_name].autoencoder, recipes.get("autoencoder")
+        if not isinstance(chosen, AutoencoderRecipe) or self._recipes.autoencoder == usual:
+            return ""
+        return (
+            f"Few genes ({self.summary_stats.n_vars:,}) with many counts: the autoencoder has a KL weight of "
+            f"{chosen.kl_weight:g} in place of {usual.kl_weight:g} and by default more epochs, the prior fewer. "
+            "`model.recipes_` has all options."
+        )
 
     def _encode_cells(self) -> LatentCache:
         in_files = self._file_cells is not None
