@@ -14,7 +14,6 @@ from scgen_diffusion.train import (
     MANY_GENES,
     RECIPES,
     AutoencoderPlan,
-    AutoencoderRecipe,
     LatentData,
     PairData,
     PriorPlan,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.train import (
+        AutoencoderRecipe,
         LatentCache,
         PriorRecipe,
         Recipe,
@@ -390,13 +390,13 @@ class SCLDM(AutoencoderModel):
         return recipes.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
 
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        usual, chosen = RECIPES[self._recipe_name].autoencoder, recipes.get("autoencoder")
-        if not isinstance(chosen, AutoencoderRecipe) or self._recipes.autoencoder == usual:
+        usual, chosen = RECIPES[self._recipe_name].autoencoder, self._recipes.autoencoder
+        if "autoencoder" not in recipes or chosen == usual:
             return ""
         return (
-            f"Few genes ({self.summary_stats.n_vars:,}) with many counts: the autoencoder has a KL weight of "
-            f"{chosen.kl_weight:g} in place of {usual.kl_weight:g} and by default more epochs, the prior fewer. "
-            "`model.recipes_` has all options."
+            f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight of "
+            f"{chosen.kl_weight:g} in place of {usual.kl_weight:g} and more epochs, the prior fewer. `model.recipes_` has "
+            "all options."
         )
 
     def _encode_cells(self) -> LatentCache:
