@@ -51,7 +51,7 @@ SENTENCES = [
     ),
     (
         "scldm_mathematics.md",
-        r"\\frac\{G\}\{(\d+)\},\\ \\frac\{(\d+)\}\{c\}.*k = \\min\(1 / r,\\ (\d+)\)",
+        r"\\frac\{G\}\{(\d+)\},\\ \\frac\{(\d+)\^2\}\{c\^2\}.*k = \\min\(1 / r,\\ (\d+)\)",
         [MANY_GENES, FEW_COUNTS, MOST_STEPS],
     ),
     (

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 MANY_GENES = 3000  # fewer may have a recipe of their own
-FEW_COUNTS = 300  # of a gene in all training cells; more, and few genes have a recipe of their own
+FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
 
@@ -169,8 +169,8 @@ class TrainingRecipe:
 
         Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and what
         genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can take
-        more steps, which are also cheap. The weight falls, and the number of steps rises, in proportion to the number of
-        genes or, where they are few, to the counts of each gene. The prior takes fewer steps in return.
+        more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as the
+        counts allow. The prior takes fewer steps in return.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class TrainingRecipe:
         counts_per_gene
             Their mean number of counts, summed over the training cells.
         """
-        share = max(n_genes / MANY_GENES, FEW_COUNTS / max(counts_per_gene, FEW_COUNTS))
+        share = max(n_genes / MANY_GENES, (FEW_COUNTS / max(counts_per_gene, FEW_COUNTS)) ** 2)
         if share >= 1:
             return self
         kl_weight = max(share * self.autoencoder.kl_weight, LEAST_KL_WEIGHT)
