@@ -1578,6 +1578,7 @@ class DiffusionModel(BaseModelClass):
         self.var_ = reference.var_.copy()
         self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
         self.library_head_is_trained_ = reference.library_head_is_trained_
+        self.recipes_ = dict(reference.recipes_)
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (
                 "There is nothing to train: the reference knows all classes and members of the new cells, or has their "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -383,15 +384,18 @@ class SCLDM(AutoencoderModel):
 
     @property
     def _recipes(self) -> TrainingRecipe:
-        """Default recipes of all stages."""
+        """Default recipes of all stages; fine-tuning keeps the KL weight of the reference."""
         recipes, n_genes = RECIPES[self._recipe_name], self.summary_stats.n_vars
+        if self.reference_ is not None:
+            weight = self.recipes_.get("autoencoder", {}).get("kl_weight", recipes.autoencoder.kl_weight)
+            return replace(recipes, autoencoder=replace(recipes.autoencoder, kl_weight=weight))
         if self._recipe_name != "default" or self._outputs != ("counts",) or n_genes >= MANY_GENES:
             return recipes
         return recipes.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
 
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
         usual, chosen = RECIPES[self._recipe_name].autoencoder, self._recipes.autoencoder
-        if "autoencoder" not in recipes or chosen == usual:
+        if "autoencoder" not in recipes or chosen == usual or self.reference_ is not None:
             return ""
         return (
             f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight of "
