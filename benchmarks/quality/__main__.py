@@ -3,6 +3,7 @@
     python -m benchmarks.quality                                # everything that is missing
     python -m benchmarks.quality --datasets pbmc3k --seeds 0    # a part of it
     python -m benchmarks.quality --methods SCLDM 'wide={"class": "WBDIT", "width": 256}'    # other arguments of a model
+    python -m benchmarks.quality --datasets pbmc3k:300 pbmc3k:100umi    # 300 training cells; about 100 counts per cell
     python -m benchmarks.quality --steps draw --cells FOLDER    # draw now, judge later with `--steps judge`
 
 Every method trains and draws in its own process with one torch thread, so its time and peak memory are its own. Its
@@ -28,7 +29,8 @@ import pandas as pd
 from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.drawing import COSTS_KEY, MODELS, VARIANTS, parse_variant
 from benchmarks.quality.report import draw_comparison, summarise, summarise_goals
-from benchmarks.quality.splits import CONDITION_KEYS, judge, load, split_cells
+from benchmarks.quality.splits import DATASETS as KNOWN
+from benchmarks.quality.splits import file_of, judge, load_split, parse_dataset
 from benchmarks.tables import ROOT, read_table, store_rows, stored_keys, write_text
 
 if TYPE_CHECKING:
@@ -37,7 +39,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("benchmarks.quality")
 
 HERE = Path(__file__).parent
-DATASETS = ("pbmc3k", "pbmc10k_citeseq", "paul15")
+DATASETS = (
+    *("pbmc3k", "kang_ifnb", "paul15", "pbmc10k_citeseq", "osmfish_cortex"),
+    *("worm_embryo", "perturb_norman_mcfaline"),
+)
 METHODS = (*MODELS, "scVI", "NB-copula", "independent-NB")
 KEYS = ("dataset", "seed", "method")
 COSTS = ("wall_minutes", "cpu_minutes", "peak_memory_gib")
@@ -60,8 +65,11 @@ def run(arguments: argparse.Namespace) -> None:
     Raises
     ------
     ValueError
-        If a method is unknown.
+        If a method or a data set is unknown.
     """
+    for name, *_ in map(parse_dataset, arguments.datasets):
+        if "draw" in arguments.steps and not KNOWN[name].loader:
+            file_of(name)  # missing files are noticed now, not hours later
     variants = VARIANTS | dict(parse_variant(text) for text in arguments.methods if "=" in text)
     methods = [text.partition("=")[0] for text in arguments.methods]
     if unknown := sorted(set(methods) - set(variants) - set(BASELINES)):
@@ -83,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         if "judge" in arguments.steps and path.exists():
             logger.info("%s, seed %d: judging %s", dataset, seed, method)
             if (dataset, seed) not in splits:
-                splits = {(dataset, seed): split_cells(load(dataset), CONDITION_KEYS[dataset], seed=seed)}
+                splits = {(dataset, seed): load_split(dataset, seed)}
             table = figures(splits[dataset, seed], ad.read_h5ad(path), seed)
             store_rows(results, table.assign(dataset=dataset, seed=seed, method=method), KEYS)
     if "judge" in arguments.steps:
@@ -99,7 +107,8 @@ def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", nargs="+", choices=CONDITION_KEYS, default=list(DATASETS))
+    known = f"{', '.join(KNOWN)}; with `:300`, 300 training cells, with `:100umi`, about 100 counts per cell"
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help=known)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     known = ", ".join([*VARIANTS, *BASELINES])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"{known}, or NAME=JSON")

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 import torch
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.splits import CONDITION_KEYS, LABEL, Split, join_labels, load, split_cells
+from benchmarks.quality.splits import LABEL, Split, join_labels, load_split
 from benchmarks.tables import describe_source
 
 if TYPE_CHECKING:
@@ -150,14 +150,14 @@ def write_cells(cells: ad.AnnData, path: Path) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=CONDITION_KEYS)
+    parser.add_argument("dataset")
     parser.add_argument("seed", type=int)
     parser.add_argument("method")
     parser.add_argument("path", type=Path)
     parser.add_argument("--variant", type=json.loads, help="JSON of a model's class and arguments")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    split = split_cells(load(arguments.dataset), CONDITION_KEYS[arguments.dataset], seed=arguments.seed)
+    split = load_split(arguments.dataset, arguments.seed)
     variant = arguments.variant or VARIANTS.get(arguments.method)
     write_cells(draw(split, arguments.seed, arguments.method, variant), arguments.path)
 

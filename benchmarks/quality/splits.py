@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -11,19 +14,76 @@ import pandas as pd
 import scipy.sparse as sp
 from sklearn.model_selection import StratifiedShuffleSplit
 
+from benchmarks.tables import ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-#: The data sets of the study and the columns of `obs` on which cells are generated.
-CONDITION_KEYS = {
-    "pbmc3k": ("cell_type",),
-    "kang_ifnb": ("cell_type", "condition"),
-    "paul15": ("cell_type",),
-    "pbmc68k_reduced": ("cell_type",),
-    "pbmc10k_citeseq": ("cell_type",),
+#: What the set was used for, in the words of the tables.
+CHOSEN_ON = "defaults were chosen on it"
+UNSEEN = "defaults were not chosen on it"
+HELD_BACK = "held back for one look at the end"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the benchmark.
+
+    Attributes
+    ----------
+    condition_keys
+        Columns of `obs` on which cells are generated.
+    use
+        What it was used for.
+    loader
+        Function of :mod:`scgen_diffusion.datasets`. Empty for a set that the package does not have: its cells lie in a
+        file ``NAME.h5ad``, counts in `X`.
+    origin
+        Publication and repository of a set without a loader.
+    """
+
+    condition_keys: tuple[str, ...]
+    use: str
+    loader: str = ""
+    origin: str = ""
+
+
+DATASETS = {
+    "pbmc3k": DataSet(("cell_type",), CHOSEN_ON, "pbmc3k"),
+    "kang_ifnb": DataSet(("cell_type", "condition"), CHOSEN_ON, "kang_ifnb"),
+    "paul15": DataSet(("cell_type",), CHOSEN_ON, "paul15"),
+    "pbmc68k_reduced": DataSet(("cell_type",), CHOSEN_ON, "pbmc68k_reduced"),
+    "pbmc10k_citeseq": DataSet(("cell_type",), CHOSEN_ON, "pbmc10k_citeseq"),
+    "osmfish_cortex": DataSet(
+        ("cell_type",),
+        CHOSEN_ON,
+        origin="Codeluppi et al. 2018, Nat Methods 15:932; github.com/drieslab/spatial-datasets",
+    ),
+    "worm_embryo": DataSet(
+        ("cell_type",),
+        UNSEEN,
+        origin="Packer et al. 2019, Science 365:eaax1971, GSE126954; github.com/cole-trapnell-lab/monocle3",
+    ),
+    # its 500 genes do not tell perturbations apart: a classifier finds a tenth of the 64 lines and perturbations
+    "perturb_norman_mcfaline": DataSet(("cell_type",), UNSEEN, "norman_mcfaline_devel"),
+    "mixology_celllines": DataSet(
+        ("cell_type", "batch"),
+        HELD_BACK,
+        origin="Tian et al. 2019, Nat Methods 16:479, GSE118767; github.com/LuyiTian/sc_mixology",
+    ),
+    "kang_control_8donors": DataSet(
+        ("cell_type", "donor"), HELD_BACK, origin="Kang et al. 2018, GSE96583; github.com/HelenaLC/muscat"
+    ),
 }
+CONDITION_KEYS = {name: dataset.condition_keys for name, dataset in DATASETS.items()}
+
+#: A data set, and how small to make it: ``pbmc3k``, ``pbmc3k:300``, ``pbmc3k:100umi``, ``pbmc3k:300:100umi``.
+DATASET_NAME = re.compile(r"(?P<name>\w+)(:(?P<n_train>\d+))?(:(?P<n_counts>\d+)umi)?")
+
+#: Environment variable with the folder of the sets without a loader.
+FOLDER_VARIABLE = "BENCHMARK_DATA_DIR"
 
 #: The column of `obs` with the joined conditions of a cell.
 LABEL = "label"
@@ -37,11 +97,15 @@ MIN_CELLS_PER_STRATUM = 4
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out cells of one data set; integer counts in ``layers["counts"]``."""
+    """Training and held-out cells of one data set; integer counts in ``layers["counts"]``.
+
+    `spare` are the other cells if only some may be used for training. They only give the space of the comparison.
+    """
 
     train: ad.AnnData
     held_out: ad.AnnData
     condition_keys: tuple[str, ...]
+    spare: ad.AnnData | None = None
 
     @property
     def train_labels(self) -> NDArray[np.str_]:
@@ -75,12 +139,91 @@ def log_normalise(counts: NDArray | sp.spmatrix | sp.sparray, target_sum: float 
     return np.log1p(dense / totals * target_sum).astype(np.float32)
 
 
+def parse_dataset(text: str) -> tuple[str, int | None, int | None]:
+    """Return the name of a data set, its number of training cells, and its counts per cell (None: as they are).
+
+    Raises
+    ------
+    ValueError
+        If the text is not the name of a data set, with or without sizes.
+    """
+    found = DATASET_NAME.fullmatch(text)
+    if not found or found["name"] not in DATASETS:
+        msg = (
+            f"Unknown data set {text!r}. Known: {list(DATASETS)}; add `:300` for 300 training cells, "
+            "`:100umi` for about 100 counts per cell."
+        )
+        raise ValueError(msg)
+    return found["name"], *(found[size] and int(found[size]) for size in ("n_train", "n_counts"))
+
+
+def heading(dataset: str) -> str:
+    """Return the heading of a data set's table, with what the set was used for."""
+    known = DATASETS.get(dataset.partition(":")[0])
+    return f"**{dataset}**" + (f" ({known.use})" if known else "")
+
+
 def load(dataset: str) -> ad.AnnData:
-    """Return the RNA of a data set from the package's loader, offline if ``SCGEN_DIFFUSION_DATA_DIR`` has its files."""
+    """Return the RNA of a data set.
+
+    Sets of the package come from its loaders, offline if ``SCGEN_DIFFUSION_DATA_DIR`` has their files. The others are
+    read from a folder, see :func:`file_of`.
+    """
     from scgen_diffusion import datasets
 
-    cells = getattr(datasets, dataset)()
-    return cells if isinstance(cells, ad.AnnData) else cells["rna"]
+    chosen = DATASETS[dataset]
+    if chosen.loader:
+        cells = getattr(datasets, chosen.loader)()
+        return cells if isinstance(cells, ad.AnnData) else cells["rna"]
+    cells = ad.read_h5ad(file_of(dataset))
+    cells.layers["counts"] = cells.X.copy()
+    return cells
+
+
+def file_of(dataset: str) -> Path:
+    """Return the file of a set without a loader, in the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If it does not exist.
+    """
+    folder = Path(os.environ.get(FOLDER_VARIABLE, ROOT.parent / "shared" / "data"))
+    chosen, path = DATASETS[dataset], folder / f"{dataset}.h5ad"
+    if not path.exists():
+        msg = (
+            f"The package has no loader of {dataset!r}, and {path} does not exist. Set {FOLDER_VARIABLE} to a folder with "
+            f"{path.name}: counts in `X`, {', '.join(chosen.condition_keys)} in `obs`. Origin: {chosen.origin}."
+        )
+        raise FileNotFoundError(msg)
+    return path
+
+
+def load_split(dataset: str, seed: int) -> Split:
+    """Return the split of a data set, which may be made small, such as ``pbmc3k:300:100umi``."""
+    name, n_train, n_counts = parse_dataset(dataset)
+    adata = load(name) if n_counts is None else thin(load(name), n_counts, seed)
+    return split_cells(adata, CONDITION_KEYS[name], seed=seed, n_train=n_train)
+
+
+def thin(adata: ad.AnnData, n_counts: int, seed: int) -> ad.AnnData:
+    """Keep a random share of all counts, so that the median cell has about ``n_counts``; drop cells that have none left.
+
+    Raises
+    ------
+    ValueError
+        If the median cell has fewer counts.
+    """
+    counts = sp.csr_matrix(adata.layers["counts"])
+    share = n_counts / np.median(np.asarray(counts.sum(axis=1)))
+    if share > 1:
+        msg = f"The median cell has {n_counts / share:.0f} counts, which cannot be thinned to {n_counts}."
+        raise ValueError(msg)
+    kept = np.random.default_rng(seed).binomial(counts.data.astype(np.int64), share)
+    thinned = sp.csr_matrix((kept.astype(np.float32), counts.indices, counts.indptr), counts.shape)
+    thinned.eliminate_zeros()
+    found = ad.AnnData(thinned, obs=adata.obs, var=adata.var[[]], layers={"counts": thinned.copy()})
+    return found[thinned.getnnz(axis=1) > 0]
 
 
 def split_cells(
@@ -91,6 +234,7 @@ def split_cells(
     n_genes: int = 2_000,
     held_out_share: float = 0.25,
     kept_genes: Sequence[str] = (),
+    n_train: int | None = None,
 ) -> Split:
     """Hold out a share of the cells, stratified by label, and keep the genes that vary most in the others.
 
@@ -108,15 +252,30 @@ def split_cells(
         Share of cells to hold out.
     kept_genes
         Genes to keep however little they vary. Names that the data lack are ignored.
+    n_train
+        Number of training cells, at random but one or more of every label; None for all that are not held out.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer training cells.
     """
     labels = pd.Series(join_labels(adata.obs, condition_keys))
     strata = labels.where(labels.map(labels.value_counts()) >= MIN_CELLS_PER_STRATUM, "rare")
     splitter = StratifiedShuffleSplit(1, test_size=held_out_share, random_state=seed)
     train, held_out = next(splitter.split(np.empty(len(strata)), strata))
+    spare = None
+    if n_train is not None:
+        if n_train >= len(train):
+            msg = f"There are only {len(train)} training cells, so {n_train} of them cannot be chosen."
+            raise ValueError(msg)
+        repeated = labels.iloc[train].duplicated().to_numpy()
+        train, spare = np.split(train[np.argsort(repeated, kind="stable")], [n_train])
     variance = log_normalise(adata.layers["counts"][train]).var(axis=0)
     variance[adata.var_names.isin(kept_genes)] = np.inf
     adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
-    return Split(_minimal(adata[train]), _minimal(adata[held_out]), condition_keys)
+    parts = [None if rows is None else _minimal(adata[rows]) for rows in (train, held_out, spare)]
+    return Split(parts[0], parts[1], condition_keys, parts[2])
 
 
 def judge(split: Split, counts: NDArray | sp.csr_matrix, seed: int, **options: Any) -> pd.DataFrame:
@@ -142,6 +301,8 @@ def judge(split: Split, counts: NDArray | sp.csr_matrix, seed: int, **options: A
     cells = ad.AnnData(
         sp.csr_matrix(counts), obs=real.obs.set_axis([f"drawn-{i}" for i in range(real.n_obs)]), var=real.var
     )
+    if split.spare is not None:  # so that all of the few training cells take part in the comparison
+        options["space"] = metrics.ComparisonSpace.fit(split.spare, seed=seed)
     table = metrics.evaluate(real, cells, train=train, groupby=LABEL, seed=seed, **{"max_cells": MAX_CELLS} | options)
     return table[table["group"] == "all"].reset_index(drop=True)
 

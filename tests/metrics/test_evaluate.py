@@ -196,6 +196,28 @@ def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart(
     assert set(table(*sets[:2], train=sets[2], groupby="one", metrics=["w2"])["group"]) == {"all", "x|y", "x"}
 
 
+def test_cells_with_each_others_labels_are_visible_within_labels_alone():
+    synthetic = cells(120, seed=2)
+    synthetic.obs["type"] = synthetic.obs["type"].map({"a": "b", "b": "a"})
+    found = table(synthetic=synthetic, groupby="type", metrics=["mmd2", "mmd_per_label"])
+    assert figure(found, "mmd2") < 0.02
+    assert figure(found, "mmd_per_label") > 0.2
+    assert abs(figure(found, "mmd_per_label", "floor")) < 0.02
+
+
+@pytest.mark.parametrize(("n_real", "counts"), [(19, False), (20, True)])
+def test_a_label_needs_20_real_cells_for_its_mmd(n_real, counts):
+    labels = "aaab"
+    real, train = cells(4 * n_real, seed=1, labels=labels), cells(240, seed=3, labels=labels)
+    wrong = cells(120, seed=2, labels="aaac")
+    wrong.obs["type"] = wrong.obs["type"].replace("c", "b")
+    found = [
+        figure(table(real, synthetic, train=train, groupby="type", metrics=["mmd_per_label"]), "mmd_per_label")
+        for synthetic in (cells(120, seed=2, labels=labels), wrong)
+    ]
+    assert (found[1] > found[0] + 0.1) is counts
+
+
 @pytest.mark.parametrize("train", [None, "own"])
 def test_held_out_cells_that_are_given_as_synthetic_ones_are_noticed(train):
     real = cells(160, seed=1)

@@ -66,6 +66,8 @@ N_CORRELATED_GENES = 100
 #: With fewer features, 50 markers are nearly all of them, and variances show no trend along the means.
 FEW_FEATURES = 100
 N_TOP = (20, 100)
+#: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain.
+MIN_CELLS_PER_LABEL = 20
 
 
 # --- measures that do not fit into a lambda ---------------------------------------------------------------------------
@@ -147,6 +149,17 @@ def _transfer_f1(comparison: Comparison) -> float:
 def _label_fidelity(comparison: Comparison) -> float:
     real, synthetic = comparison.real, comparison.synthetic
     return label_fidelity(real.pcs, real.labels, synthetic.pcs, synthetic.labels)
+
+
+def _mmd_per_label(comparison: Comparison) -> float:
+    real, synthetic = comparison.real, comparison.synthetic
+    names, sizes = np.unique(real.labels, return_counts=True)
+    pairs = [
+        (real.pcs[real.labels == name], synthetic.pcs[synthetic.labels == name])
+        for name in names[sizes >= MIN_CELLS_PER_LABEL]
+    ]
+    values = [squared_mmd(*sides) for sides in pairs if len(sides[1]) > 1]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _memorisation(comparison: Comparison) -> object:
@@ -240,6 +253,7 @@ _ENTRIES = (
     Metric("group_share_difference", "lower", _total_variation, ("groups",), by_group=_share_differences, bounds=SHARE),
     _marker_metric("marker_overlap", "overlap", "higher", bounds=SHARE, min_features=FEW_FEATURES),
     _marker_metric("marker_slope", "slope", "floor", bounds=REAL),
+    Metric("mmd_per_label", "lower", _mmd_per_label, ("groups",), scopes=JOINT, bounds=REAL),
     Metric("transfer_f1", "higher", _transfer_f1, ("groups",), scopes=JOINT, bounds=SHARE),
     Metric("label_fidelity", "higher", _label_fidelity, ("groups",), scopes=JOINT, bounds=SHARE),
     # memorisation

@@ -174,6 +174,12 @@ _LABELS = {
         "differences within a label",
         "marker_agreement",
     ),
+    "mmd_per_label": (
+        "MMD² within labels",
+        "The MMD² between the cells of a label, averaged over labels with 20 or more real cells.",
+        "which label it is",
+        "squared_mmd",
+    ),
     "transfer_f1": (
         "train on synthetic, test on real (F1)",
         "How well a classifier trained on synthetic cells labels real ones.",

@@ -1,0 +1,196 @@
+"""Do generated cells have the conditions that they were asked to have? Asked of a simulated world, where this is known.
+
+    python -m benchmarks.studies.known_world
+    python -m benchmarks.studies.known_world --models SCLDM SCRDIT NB-copula 'low={"train": {"max_epochs": 50}}' --seeds 0 1 2
+
+Cells have a type and a condition. Their counts are negative binomial; a condition multiplies 20 genes by e, and goes
+along with some types. The classifier knows the world: it finds the type and condition under which a cell is most
+likely. The study counts how often these are the requested ones, for fresh cells of the world (the floor), generated
+cells, and training cells that were encoded and decoded (SCLDM's autoencoder alone). Adds to
+``results/known_world.csv`` and writes ``results/known_world.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from scipy.special import logsumexp
+
+from benchmarks.quality.baselines import BASELINES
+from benchmarks.quality.drawing import IDEAL_PRIOR, VARIANTS, draw_counts, parse_variant, train_model
+from benchmarks.quality.splits import Split, to_dense
+from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from benchmarks.quality.drawing import Variant
+
+logger = logging.getLogger("benchmarks.known_world")
+
+RESULTS = Path(__file__).parent / "results"
+KEYS = ("model", "seed", "n_genes")
+LABELS = ("type", "condition")
+REAL, AUTOENCODER, GENERATED = "real cells", "encoded and decoded", "generated"
+
+#: Training cells of each type and condition: types of many cells with both, and rare types.
+N_TRAIN = {
+    ("A", "control"): 500,
+    ("A", "treated"): 73,
+    ("B", "control"): 60,
+    ("B", "treated"): 350,
+    ("C", "control"): 250,
+    ("C", "treated"): 117,
+    ("rare, 5 cells", "control"): 5,
+    ("rare, 10 cells", "treated"): 10,
+    ("rare, 20 cells", "control"): 20,
+    ("rare, 30 cells", "treated"): 30,
+}
+#: Cells of each type and condition that are generated, and drawn from the world for the floor.
+N_JUDGED = 500
+#: Combinations with as many training cells should come out right this often, relative to real cells.
+ENOUGH_CELLS, GOAL = 50, 0.95
+
+N_SHIFTED = 20
+TYPE_SPREAD = 0.5  # standard deviation of a type's log means around the shared ones
+INVERSE_DISPERSION = 2.0
+COUNTS_PER_GENE, SIZE_SPREAD = 2.0, 0.3  # median, and standard deviation of the logarithm between cells
+N_NODES = 15  # of the integral over the sizes of cells
+
+
+@dataclass(frozen=True)
+class World:
+    """Known means of each type and condition, ``(combinations, genes)``, for a cell of the median size."""
+
+    means: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, n_genes: int, seed: int) -> World:
+        """Draw the means of the combinations in `N_TRAIN`."""
+        rng = np.random.default_rng([seed, 0])
+        shared = rng.standard_normal(n_genes)
+        shift = np.zeros(n_genes)
+        shift[rng.choice(n_genes, N_SHIFTED, replace=False)] = 1
+        types = list(dict.fromkeys(name for name, _ in N_TRAIN))
+        logs = dict(zip(types, shared + TYPE_SPREAD * rng.standard_normal((len(types), n_genes)), strict=True))
+        shares = {name: np.exp(values) / np.exp(values).sum() for name, values in logs.items()}
+        size = COUNTS_PER_GENE * n_genes
+        return cls(np.array([size * shares[name] * np.exp(shift * (state == "treated")) for name, state in N_TRAIN]))
+
+    def cells(self, n_cells: NDArray[np.int_], rng: np.random.Generator) -> ad.AnnData:
+        """Draw this many cells of each combination."""
+        codes = np.repeat(np.arange(len(self.means)), n_cells)
+        mean = self.means[codes] * rng.lognormal(0, SIZE_SPREAD, (len(codes), 1))
+        counts = sp.csr_matrix(rng.poisson(rng.gamma(INVERSE_DISPERSION, mean / INVERSE_DISPERSION)).astype(np.float32))
+        obs = pd.DataFrame([list(N_TRAIN)[code] for code in codes], columns=list(LABELS)).astype("category")
+        obs.index = [f"cell {row}" for row in range(len(codes))]
+        var = pd.DataFrame(index=[f"gene {gene}" for gene in range(self.means.shape[1])])
+        return ad.AnnData(counts, obs=obs, var=var, layers={"counts": counts.copy()})
+
+    def classify(self, counts: NDArray | sp.spmatrix) -> NDArray[np.intp]:
+        """Return the combination under which each cell is most likely, whatever the cell's size."""
+        nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
+        means = self.means[:, None] * np.exp(SIZE_SPREAD * nodes)[:, None]  # (combinations, nodes, genes)
+        ratio = means / INVERSE_DISPERSION
+        # the log likelihood, without the terms that only depend on the counts
+        logs = np.tensordot(to_dense(counts), np.log(ratio / (1 + ratio)), axes=(1, 2))
+        logs -= INVERSE_DISPERSION * np.log1p(ratio).sum(axis=2)
+        return logsumexp(logs, b=weights, axis=2).argmax(axis=1)
+
+    def judge(self, counts: NDArray | sp.spmatrix) -> pd.DataFrame:
+        """Return how often `N_JUDGED` cells of each combination have it, and its type and condition alone."""
+        combinations = np.array(list(N_TRAIN))
+        requested = np.repeat(np.arange(len(combinations)), N_JUDGED)
+        right = combinations[self.classify(counts)] == combinations[requested]
+        table = pd.DataFrame(right, columns=[f"right_{label}" for label in LABELS])
+        table.insert(0, "confirmed", right.all(axis=1))
+        shares = table.groupby(requested).mean()
+        return shares.assign(**dict(zip(LABELS, combinations.T, strict=True)), n_train=list(N_TRAIN.values()))
+
+
+def study(model: str, variant: Variant | None, seed: int, n_genes: int) -> pd.DataFrame:
+    """Train a model or a baseline (no `variant`) on a world's cells, and judge the cells of every combination."""
+    world, rng = World.draw(n_genes, seed), np.random.default_rng([seed, 1])
+    n_train, n_judged = np.array(list(N_TRAIN.values())), np.full(len(N_TRAIN), N_JUDGED)
+    split = Split(world.cells(n_train, rng), world.cells(n_judged, rng), LABELS)
+    found = {REAL: split.held_out.X}
+    if variant is None:
+        found[GENERATED] = BASELINES[model](split.train, split.train_labels, split.held_out_labels, seed)
+    else:
+        trained = train_model(split, variant, seed)
+        found[GENERATED] = draw_counts(trained, split, variant, seed)
+        if hasattr(trained, "get_reconstruction"):
+            found[AUTOENCODER] = draw_counts(trained, split, {**variant, "draw": IDEAL_PRIOR}, seed)
+    return pd.concat([world.judge(counts).assign(cells=name) for name, counts in found.items()]).assign(
+        model=model, seed=seed, n_genes=n_genes
+    )
+
+
+def summarise(table: pd.DataFrame) -> str:
+    """Write one table per number of genes: how often each combination is confirmed, means over seeds."""
+    parts = [
+        "How often a classifier that knows the world finds the requested type and condition, means over seeds. **Bold**: "
+        f"at least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.known_world`.",
+        "",
+    ]
+    for n_genes, rows in table.groupby("n_genes", sort=False):
+        rows = rows.assign(column=np.where(rows["cells"] == REAL, REAL, rows["model"] + ", " + rows["cells"]))
+        index = [*LABELS, "n_train"]
+        means = rows.pivot_table(index=index, columns="column", values="confirmed", sort=False)
+        columns = [REAL, *means.columns.drop(REAL)]
+        lines = [[" ".join(name), str(n_train), *_numbers(row[columns])] for (*name, n_train), row in means.iterrows()]
+        frequent = means[means.index.get_level_values("n_train") >= ENOUGH_CELLS]
+        for name, some in ((f"mean, {ENOUGH_CELLS} or more", frequent), ("mean, fewer", means.drop(frequent.index))):
+            lines.append([name, "", *_numbers(some.mean()[columns])])
+        seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
+        parts += [f"**{n_genes} genes**, seeds {seeds}", ""]
+        parts += [markdown_table(["", "training cells", *columns], lines), ""]
+    return "\n".join(parts)
+
+
+def _numbers(row: pd.Series) -> list[str]:
+    real, *others = row
+    marked = [f"**{value:.3f}**" if value >= GOAL * real else f"{value:.3f}" for value in others]
+    return [f"{real:.3f}", *("" if np.isnan(value) else text for value, text in zip(others, marked, strict=True))]
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ", ".join([*VARIANTS, *BASELINES])
+    parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=f"{known}, or NAME=JSON")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--genes", type=int, default=100, help="number of genes")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of known_world.csv and known_world.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    variants = VARIANTS | dict(parse_variant(text) for text in arguments.models if "=" in text)
+    models = [text.partition("=")[0] for text in arguments.models]
+    if unknown := sorted(set(models) - set(variants) - set(BASELINES)):
+        parser.error(f"unknown models {unknown}; known: {known}, or NAME=JSON")
+    path = arguments.results / "known_world.csv"
+    for seed, model in product(arguments.seeds, models):
+        if (model, seed, arguments.genes) not in stored_keys(path, KEYS):
+            variant = variants.get(model)
+            table = study(model, variant, seed, arguments.genes)
+            source = describe_source("torch", "scvi-tools", "scgen-diffusion")
+            store_rows(path, table.assign(settings=json.dumps(variant) if variant else "", **source), KEYS)
+            logger.info("%s", table.to_string())
+    write_text(path.with_suffix(".md"), summarise(read_table(path)))
+
+
+if __name__ == "__main__":
+    main()
