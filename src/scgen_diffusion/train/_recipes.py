@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
-MANY_GENES = 3000  # fewer may have a recipe of their own
+MANY_GENES = 2000  # fewer may have a recipe of their own
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
