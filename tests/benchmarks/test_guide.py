@@ -15,8 +15,9 @@ from scgen_diffusion.module import build_architecture, build_gene_space_architec
 from scgen_diffusion.module._gene_space import SMALLEST_SCALE
 from scgen_diffusion.module._multimodal import LARGE_PANEL
 from scgen_diffusion.module._profile_networks import LARGEST_WEIGHT
-from scgen_diffusion.train import RECIPES
+from scgen_diffusion.train import MANY_GENES, RECIPES
 from scgen_diffusion.train._profiles import N_AXES
+from scgen_diffusion.train._recipes import FEW_COUNTS, LEAST_KL_WEIGHT, MOST_STEPS
 
 
 def defaults_of(*functions):
@@ -47,6 +48,21 @@ SENTENCES = [
         "scldm_mathematics.md",
         r"\\beta\$ rises from 0 to ([\d.]+) over the first third",
         [RECIPES["default"].autoencoder.kl_weight],
+    ),
+    (
+        "scldm_mathematics.md",
+        r"\\frac\{G\}\{(\d+)\},\\ \\frac\{(\d+)\^2\}\{c\^2\}.*k = \\min\(1 / r,\\ (\d+)\)",
+        [MANY_GENES, FEW_COUNTS, MOST_STEPS],
+    ),
+    (
+        "scldm_mathematics.md",
+        r"\\max\(([\d.]+)\\, r,\\ ([\d.]+)\)",
+        [RECIPES["default"].autoencoder.kl_weight, LEAST_KL_WEIGHT],
+    ),
+    (
+        "scldm.md",
+        r"fewer than ([\d ]+) genes of more than (\d+) counts[\s\S]*up to (\d+) times as many steps",
+        [MANY_GENES, FEW_COUNTS, MOST_STEPS],
     ),
     (
         "scldm_mathematics.md",

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.train import RECIPES, counts_per_gene
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
 
@@ -206,6 +207,19 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, quick, tm
     whole, resumed = weights(2), weights(2, 2)  # the second call finds both stages finished
 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_few_features_with_many_counts_have_the_usual_recipe(tiny):
+    mdata = make_mudata()
+    mdata["rna"].X = mdata["rna"].X * 1000
+    model = make_model(tiny, mdata)
+    model.train_indices_ = np.arange(N_CELLS)
+    assert counts_per_gene(model._cells, model.train_indices_) > 10_000
+
+    assert [model._recipe(stage) for stage in ("autoencoder", "prior")] == [
+        RECIPES["default"].autoencoder,
+        RECIPES["default"].prior,
+    ]
 
 
 def test_training_may_stop_early(tiny, quick):

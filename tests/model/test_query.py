@@ -66,6 +66,19 @@ def network_rows(model):
     return tables
 
 
+def test_fine_tuning_keeps_the_kl_weight_of_the_reference(make_model, make_cells, quick, capsys):
+    reference = make_model()
+    reference.train(1, plan_kwargs={"autoencoder": {"kl_weight": 0.2}}, **quick)
+    cells = query_cells(make_cells)
+    cells.X = cells.X * 1000  # would have a recipe of their own
+    model = SCLDM.load_query_data(cells, reference, trainable="all", accelerator="cpu")
+
+    model.train(1, **{**quick, "enable_progress_bar": True})
+
+    assert model.recipes_["autoencoder"] == reference.recipes_["autoencoder"] | {"batch_size": 32}
+    assert "Few genes" not in capsys.readouterr().err
+
+
 def test_what_the_reference_knew_stays_bit_for_bit(reference, make_cells, quick):
     before = old_cells(reference)
     guided = old_cells(reference, guidance_scale=2.0)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.train import RECIPES
 from scgen_diffusion.train import _cells as train_cells
 
 METRICS = {f"{stage}_loss_{subset}" for stage in ("autoencoder", "prior") for subset in ("train", "validation")}
@@ -132,6 +133,43 @@ def test_the_recipe_can_be_changed(make_model, quick):
     assert differing(before, {**before, **weights(model, of="encoder.network.attention")}) == []
     with pytest.raises(TypeError, match="learning_rates"):
         model.train(1, plan_kwargs={"autoencoder": {"learning_rates": 0.0}}, **quick)
+
+
+@pytest.mark.parametrize("factor", [1, 100])
+def test_few_genes_with_many_counts_have_a_recipe_of_their_own(make_cells, make_model, quick, capsys, factor):
+    adata = make_cells()
+    adata.X = adata.X * factor / adata.X.sum() * 200 * adata.n_vars
+    adata.X = np.ceil(adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X)
+    model = make_model(adata)
+
+    model.train(1, **{**quick, "enable_progress_bar": True})
+
+    said, kl_weight = capsys.readouterr().err, model.recipes_["autoencoder"]["kl_weight"]
+    assert kl_weight == (0.75 if factor == 1 else 0.1)
+    assert ("Few genes (12) with many counts" in said) == (factor > 1)
+    assert ("a KL weight of 0.1 in place of 0.75" in said) == (factor > 1)
+    assert model.recipes_["prior"]["reference_steps"] == (4000 if factor == 1 else 2000)
+
+
+def test_the_choice_of_recipe_gives_way_to_the_users(make_cells, make_model, quick):
+    adata = make_cells()
+    adata.X = adata.X * 1000
+    model = make_model(adata)
+
+    model.train_autoencoder(1, plan_kwargs={"kl_weight": 0.5}, **quick)
+
+    assert model.recipes_["autoencoder"]["kl_weight"] == 0.5
+    assert set(model.recipes_) == {"autoencoder"}
+
+
+@pytest.mark.parametrize("options", [{"size": "published"}, {"likelihood": "gaussian"}])
+def test_other_sizes_and_heads_keep_their_recipe(make_cells, make_model, options):
+    adata = make_cells()
+    adata.X = adata.X * 1000
+    model = make_model(adata, **options)
+    model.train_indices_ = np.arange(adata.n_obs)
+
+    assert model._recipe("autoencoder") == RECIPES[options.get("size", "default")].autoencoder
 
 
 def test_early_stopping_ends_a_stage_that_no_longer_improves(make_model, quick):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.train import LatentCache, LatentData
+from scgen_diffusion.train import LatentCache, LatentData, counts_per_gene
 
 N = 25
 SHAPES = {"mean": (2, 3), "condition": (2,), "log_total": ()}
@@ -122,3 +122,18 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(monkeypatch):
 
     with pytest.raises(OSError, match=r"No room for 0.0 GiB of latents in .*: No space left on device.*TMPDIR"):
         make_cache(memory_limit=0)
+
+
+@pytest.mark.parametrize("n_training_cells", [7, 700, 2500])
+def test_counts_per_gene_are_those_of_the_training_cells(n_training_cells):
+    generator = np.random.default_rng(0)
+    counts = torch.from_numpy(generator.poisson(3.0, (3000, 4))).float()
+    indices = np.sort(generator.permutation(3000)[:n_training_cells])
+
+    def loader(rows, batch_size):
+        return ({"X": counts[part]} for part in np.array_split(rows, 3))
+
+    found = counts_per_gene(SimpleNamespace(loader=loader), indices)
+
+    expected = float(counts[indices].sum(0).mean())
+    assert found == pytest.approx(expected, rel=0.03 if n_training_cells > 1024 else 1e-6)

@@ -78,3 +78,35 @@ def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
 @pytest.mark.parametrize("n_cells", [1, 1000, 1_000_000])
 def test_a_fixed_number_of_epochs_does_not_follow_the_cells(n_cells):
     assert DIFFUSION_RECIPES["SCRDIT"]["published"].max_epochs(n_cells) == 1600
+
+
+# --- few genes -----------------------------------------------------------------------------------------------------------
+
+USUAL = RECIPES["default"]
+
+
+@pytest.mark.parametrize(
+    ("n_genes", "counts_per_gene"),
+    [(2_000, 1_200), (14_000, 400), (14_000, 1e9), (10_000, 20), (33, 600), (33, 0), (765, 570)],
+)
+def test_many_genes_or_few_counts_have_the_usual_recipe(n_genes, counts_per_gene):
+    assert USUAL.for_panel(n_genes, counts_per_gene) is USUAL
+
+
+def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_weight_and_a_shorter_prior():
+    panel = USUAL.for_panel(33, 20_000)
+
+    assert panel.autoencoder == replace(USUAL.autoencoder, kl_weight=0.1, reference_steps=2400)
+    assert panel.prior == replace(USUAL.prior, reference_steps=2000)
+    assert panel.transport == USUAL.transport
+
+
+@given(st.integers(1, 4_000), st.integers(1, 4_000), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_the_recipe_changes_steadily_with_genes_and_counts(n_genes, more_genes, counts, more_counts):
+    few, many = sorted([n_genes, more_genes])
+    low, high = sorted([counts, more_counts])
+    strong, weak = USUAL.for_panel(few, high), USUAL.for_panel(many, low)
+
+    assert 0.1 <= strong.autoencoder.kl_weight <= weak.autoencoder.kl_weight <= USUAL.autoencoder.kl_weight
+    assert strong.autoencoder.reference_steps >= weak.autoencoder.reference_steps >= USUAL.autoencoder.reference_steps
+    assert strong.prior.reference_steps <= weak.prior.reference_steps <= USUAL.prior.reference_steps

@@ -6,9 +6,10 @@ import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import rich.table
 import torch
 from anndata import AnnData
+from lightning.pytorch.utilities import rank_zero_only
 from mudata import MuData
 from rich.markup import escape
 from scvi import REGISTRY_KEYS, settings
@@ -49,6 +51,7 @@ from scgen_diffusion.data import (
     pad_genes,
     recode,
     resolve_seed,
+    to_plain,
 )
 from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
@@ -153,6 +156,7 @@ class DiffusionModel(BaseModelClass):
     trainer: pl.Trainer
     library_head_is_trained_: bool
     default_sampler: str
+    recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options of each trained stage
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
@@ -433,7 +437,8 @@ class DiffusionModel(BaseModelClass):
         SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"transport"`` if ``setup_anndata`` was given
         ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
         WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
-        holds the losses of each epoch, and ``trainer`` is the trainer of the last stage.
+        holds the losses of each epoch, ``recipes_`` the training options of each stage, and ``trainer`` is the trainer
+        of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights; press it again to abort.
 
@@ -444,7 +449,7 @@ class DiffusionModel(BaseModelClass):
         ----------
         max_epochs
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default: depends on the number
-            of cells, see the user guide.
+            of cells, for SCLDM on genes and counts too, see the user guide.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
@@ -547,14 +552,18 @@ class DiffusionModel(BaseModelClass):
             new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
             warn_of_short_training(new, defaults, n_cells)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
+        if (choice := self._choice_of_recipe(recipes)) and not is_quiet:
+            rank_zero_only(show)(choice)
         results: list[StageResult] = []
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
             results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
+            self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
             if results[-1].was_interrupted:
                 break
-        if trainer_kwargs.get("enable_progress_bar", True) and self.trainer.is_global_zero:
+        if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))
 
@@ -595,6 +604,10 @@ class DiffusionModel(BaseModelClass):
     def _recipe(self, stage: str) -> Recipe:
         """Return the default recipe of a stage."""
         raise NotImplementedError
+
+    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
+        """Say what the recipes of the stages to train owe to the data, beside the number of cells; "" for nothing."""
+        return ""
 
     def _by_stage(self, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:
         """Return an argument's value for each stage: one value for all, or one per stage from a mapping."""
@@ -1565,6 +1578,7 @@ class DiffusionModel(BaseModelClass):
         self.var_ = reference.var_.copy()
         self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
         self.library_head_is_trained_ = reference.library_head_is_trained_
+        self.recipes_ = dict(reference.recipes_)
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (
                 "There is nothing to train: the reference knows all classes and members of the new cells, or has their "

@@ -69,6 +69,13 @@ def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {name: to_table(table) for name, table in plain.items()}
 
 
+def _options_of_stages(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def read(value: Any) -> Any:
+        return [_one_of(*SCALARS)(part) for part in value] if isinstance(value, list) else _one_of(*SCALARS)(value)
+
+    return {stage: {name: read(value) for name, value in options.items()} for stage, options in plain.items()}
+
+
 def _row_numbers(plain: Any) -> np.ndarray:
     numbers = to_array(plain)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
@@ -88,6 +95,7 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "library_head_is_trained_": _one_of(bool),
     "is_trained_": _one_of(bool),
     "history_": _optional(_tables),
+    "recipes_": _options_of_stages,
     "train_indices_": _optional(_row_numbers),
     "validation_indices_": _optional(_row_numbers),
     "test_indices_": _optional(_row_numbers),

@@ -23,6 +23,7 @@ from scgen_diffusion.data import (
     resolve_modalities,
 )
 from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, MultimodalModule
+from scgen_diffusion.train import RECIPES
 
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
+    from scgen_diffusion.train import TrainingRecipe
 
 
 class MULTISCLDM(SCLDM):
@@ -248,6 +250,11 @@ class MULTISCLDM(SCLDM):
         layers: Mapping[str, np.ndarray] | None = None,
     ) -> MuData:
         return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers)
+
+    @property
+    def _recipes(self) -> TrainingRecipe:
+        """Recipes for few features were tried on single matrices only."""
+        return RECIPES[self._recipe_name]
 
     @property
     def _library_sizes(self) -> LibrarySizes:

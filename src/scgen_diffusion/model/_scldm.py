@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -11,12 +12,14 @@ from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.train import (
+    MANY_GENES,
     RECIPES,
     AutoencoderPlan,
     LatentData,
     PairData,
     PriorPlan,
     TransportPlan,
+    counts_per_gene,
     describe_predicted_totals,
     encode_cells,
     perturbation_groups,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
         Recipe,
         StageResult,
         TrainingCells,
+        TrainingRecipe,
         TransportRecipe,
     )
 
@@ -376,7 +380,28 @@ class SCLDM(AutoencoderModel):
         )
 
     def _recipe(self, stage: str) -> Recipe:
-        return getattr(RECIPES[self._recipe_name], stage)
+        return getattr(self._recipes, stage)
+
+    @property
+    def _recipes(self) -> TrainingRecipe:
+        """Default recipes of all stages; fine-tuning keeps the KL weight of the reference."""
+        recipes, n_genes = RECIPES[self._recipe_name], self.summary_stats.n_vars
+        if self.reference_ is not None:
+            weight = self.recipes_.get("autoencoder", {}).get("kl_weight", recipes.autoencoder.kl_weight)
+            return replace(recipes, autoencoder=replace(recipes.autoencoder, kl_weight=weight))
+        if self._recipe_name != "default" or self._outputs != ("counts",) or n_genes >= MANY_GENES:
+            return recipes
+        return recipes.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
+
+    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
+        usual, chosen = RECIPES[self._recipe_name].autoencoder, self._recipes.autoencoder
+        if "autoencoder" not in recipes or chosen == usual or self.reference_ is not None:
+            return ""
+        return (
+            f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight of "
+            f"{chosen.kl_weight:g} in place of {usual.kl_weight:g} and more epochs, the prior fewer. `model.recipes_` has "
+            "all options."
+        )
 
     def _encode_cells(self) -> LatentCache:
         in_files = self._file_cells is not None

@@ -4,6 +4,7 @@ from ._cells import CellData, EpochBatches, StageData, TrainingCells
 from ._latents import (
     LatentCache,
     LatentData,
+    counts_per_gene,
     describe_predicted_totals,
     encode_cells,
     standardise_latents,
@@ -13,6 +14,7 @@ from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan, StagePlan, Transp
 from ._profiles import describe_predicted_profile_totals, describe_totals, start_gene_space
 from ._recipes import (
     DIFFUSION_RECIPES,
+    MANY_GENES,
     RECIPES,
     AutoencoderRecipe,
     DiffusionRecipe,
@@ -27,6 +29,7 @@ from ._transport import Group, PairData, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
+    "MANY_GENES",
     "RECIPES",
     "AutoencoderPlan",
     "AutoencoderRecipe",
@@ -49,6 +52,7 @@ __all__ = [
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
+    "counts_per_gene",
     "describe_predicted_profile_totals",
     "describe_predicted_totals",
     "describe_totals",

@@ -197,6 +197,13 @@ def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.nda
     module.start_from_means(*((total / n_cells).float().to(module.device) for total in (target, pooled)))
 
 
+def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
+    """Estimate how many counts a gene has in the cells ``indices``, on average, from a sample of them."""
+    rows = indices[np.linspace(0, len(indices) - 1, min(len(indices), ROWS_AT_A_TIME)).astype(int)]
+    sums = sum(batch[REGISTRY_KEYS.X_KEY].double().sum(0) for batch in cells.loader(rows, ROWS_AT_A_TIME))
+    return float(sums.mean()) * len(indices) / len(rows)
+
+
 @torch.inference_mode()
 def encode_cells(module: SCLDMModule, cells: TrainingCells, memory_limit: int = MEMORY_LIMIT) -> LatentCache:
     """Encode all cells once; in a distributed run, each process encodes all."""

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
+MANY_GENES = 2000  # fewer may have a recipe of their own
+FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
+LEAST_KL_WEIGHT = 0.1
+MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,36 @@ class TrainingRecipe:
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     prior: PriorRecipe = PriorRecipe()
     transport: TransportRecipe = TransportRecipe()
+
+    def for_panel(self, n_genes: int, counts_per_gene: float) -> TrainingRecipe:
+        """Return the recipe for cells with few genes; for others, itself.
+
+        Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and what
+        genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can take
+        more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as the
+        counts allow. The prior takes fewer steps in return.
+
+        Parameters
+        ----------
+        n_genes
+            Number of genes.
+        counts_per_gene
+            Their mean number of counts, summed over the training cells.
+        """
+        share = max(n_genes / MANY_GENES, (FEW_COUNTS / max(counts_per_gene, FEW_COUNTS)) ** 2)
+        if share >= 1:
+            return self
+        kl_weight = max(share * self.autoencoder.kl_weight, LEAST_KL_WEIGHT)
+        longer = min(1 / share, MOST_STEPS)
+        return replace(
+            self,
+            autoencoder=replace(
+                self.autoencoder,
+                kl_weight=float(f"{kl_weight:.2g}"),
+                reference_steps=round(self.autoencoder.reference_steps * longer),
+            ),
+            prior=replace(self.prior, reference_steps=round(self.prior.reference_steps / math.sqrt(longer))),
+        )
 
 
 RECIPES: dict[str, TrainingRecipe] = {
