@@ -36,6 +36,7 @@ RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
+VARIANTS["SCRDIT-masking"] = {"class": "SCRDIT", "model": {"path": "masking"}}
 VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
 
 

@@ -12,7 +12,7 @@ from benchmarks.quality.splits import heading
 from benchmarks.tables import markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 #: 95 % of a normal distribution lies within this many standard deviations.
@@ -205,13 +205,22 @@ IN_WORDS = {
     "independent-NB": "independent NB per label",
 }
 METHODS_IN_SHORT = (*MODELS, *IN_WORDS)
+DATASETS_IN_SHORT = ("pbmc3k", "pbmc10k_citeseq")
+PANEL = "osmfish_cortex"
+PATHS = {"SCRDIT": 'SCRDIT, `path="vp_linear"`', "SCRDIT-masking": 'SCRDIT, `path="masking"`'}
 REAL_CELLS = "real cells"
 
 
 def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    in_short = summarise_in_short(table)
+    in_short = summarise_methods(table, DATASETS_IN_SHORT, METHODS_IN_SHORT)
+    panel = summarise_methods(table, [PANEL], ("SCLDM", "SCRDIT", "NB-copula", "independent-NB"))
+    with_masking = table.loc[table["method"] == "SCRDIT-masking", "dataset"].unique()
+    table_of_paths = summarise_methods(table, with_masking, tuple(PATHS), PATHS)
+    table = table[table["dataset"].isin(DATASETS_IN_SHORT)]
     return {
+        ("docs/comparison.md", "panel"): panel,
+        ("docs/user_guide/scrdit.md", "masking"): table_of_paths,
         ("README.md", "quality"): in_short,
         ("docs/comparison.md", "quality"): in_short,
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
@@ -219,13 +228,16 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     }
 
 
-def summarise_in_short(table: pd.DataFrame) -> str:
+def summarise_methods(
+    table: pd.DataFrame, datasets: Sequence[str], methods: Sequence[str], names: Mapping[str, str] = IN_WORDS
+) -> str:
     """Write one row per data set and method, with the most informative figures."""
     lines = []
+    table = table[table["dataset"].isin(datasets) & table["method"].isin(methods)]
     for dataset, rows in means_over_seeds(table).groupby("dataset", sort=False):
         columns = [_column(rows[rows["metric"] == metric]) for metric in IN_SHORT]
-        for method in (REAL_CELLS, *METHODS_IN_SHORT):
-            name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else IN_WORDS.get(method, method)
+        for method in (REAL_CELLS, *methods):
+            name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else names.get(method, method)
             lines.append([name, *(column.get(method, "") for column in columns)])
     return markdown_table(["", *IN_SHORT.values()], lines)
 

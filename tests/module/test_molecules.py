@@ -25,7 +25,7 @@ def network():
     network.start_from(
         MoleculeSummary(SHARE, torch.tensor(6.0), torch.tensor(0.5), torch.tensor(0.1), torch.tensor(9.0))
     )
-    network.gene_prior.data[1] = THETA.log()
+    network.log_theta.data.copy_(THETA.log())
     return network
 
 

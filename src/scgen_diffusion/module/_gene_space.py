@@ -185,6 +185,10 @@ class GeneSpaceModule(ConditionedModule):
         backbone = self.network.backbone
         return backbone.global_weights if isinstance(backbone, GeneDiT) else []
 
+    def dispersions(self) -> list[Tensor]:
+        """List the parameters of the genes' dispersions: none."""
+        return []
+
     def _set_scaling(self, mean: Tensor, std: Tensor) -> None:
         scaling = self.architecture.scaling
         if scaling == "gene":
@@ -221,7 +225,7 @@ class GeneSpaceModule(ConditionedModule):
 
     @auto_move_data
     def generative(
-        self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor, *, averaged: bool = False
+        self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor, *, averaged: bool = False, **more: Tensor
     ) -> dict[str, Tensor]:
         """Return each cell's error ``(cells,)`` in predicting the target from noised data.
 
@@ -235,9 +239,11 @@ class GeneSpaceModule(ConditionedModule):
             ``(cells, columns)``.
         averaged
             Whether to use the averaged weights.
+        **more
+            Other random numbers of :meth:`draw_for_training`.
         """
         network = self.averaged_network.module if averaged else self.network
-        return {"error": network.loss(data, noise, t, condition)}
+        return {"error": network.loss(data, noise, t, condition, **more)}
 
     def loss(
         self,
@@ -261,9 +267,10 @@ class GeneSpaceModule(ConditionedModule):
         """Draw the noise at the end of the path, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
-    def draw_training_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw noise for training cells ``x``, of their shape."""
-        return torch.randn(x.shape, generator=generator, device=x.device)
+    def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
+        """Draw noise and times for cells ``x``: arguments of :meth:`generative`."""
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        return {"noise": noise, "t": self.path.draw_times(len(x), generator, x.device)}
 
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser for ``condition (cells, columns)`` and guidance."""

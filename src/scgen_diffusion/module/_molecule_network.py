@@ -90,14 +90,13 @@ class MoleculeNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, path: Path, n_genes: int) -> None:
         super().__init__()
         self.backbone, self.path = backbone, path
-        prior = torch.zeros(self.n_outputs, n_genes)
-        prior[1] = INITIAL_LOG_THETA
-        self.gene_prior = nn.Parameter(prior)
+        self.log_share = nn.Parameter(torch.zeros(n_genes))
+        self.log_theta = nn.Parameter(torch.full((n_genes,), INITIAL_LOG_THETA))
         self.register_buffer("centre", torch.zeros(n_genes))
         self.register_buffer("log_total_mean", torch.tensor(0.0))
         self.register_buffer("log_total_std", torch.tensor(1.0))
 
-    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor, *, shown: Tensor | None = None) -> Tensor:
         """Return log probabilities of genes, ``(cells, genes)``.
 
         Parameters
@@ -108,11 +107,16 @@ class MoleculeNetwork(nn.Module):
             Times, ``(cells,)``.
         condition
             ``(cells, columns)``.
+        shown
+            Which genes the backbone sees, ``(cells, genes)``, for training; the others look like those of a mean cell.
         """
-        outputs = self.backbone(*self.backbone_inputs(x_t, network_time, condition)).float() + self.gene_prior
+        features, time, condition = self.backbone_inputs(x_t, network_time, condition)
+        if shown is not None:
+            features = features * shown / shown.to(features.dtype).mean().clamp(min=0.1)
+        outputs = self.backbone(features, time, condition).float()
         seen = x_t[:, :-1]
-        log_share = outputs[:, 0].log_softmax(1)
-        theta = outputs[:, 1].clamp(*LOG_THETA_RANGE).exp()
+        log_share = (outputs[:, 0] + self.log_share).log_softmax(1)
+        theta = (outputs[:, 1] + self.log_theta).clamp(*LOG_THETA_RANGE).exp()
         expected = seen.sum(1, keepdim=True) * log_share.exp()
         return (log_share + torch.log((theta + seen) / (theta + expected))).log_softmax(1)
 
@@ -123,7 +127,7 @@ class MoleculeNetwork(nn.Module):
         log_total = (x_t.sum(1, keepdim=True).clamp(min=1).log() - self.log_total_mean) / self.log_total_std
         return features, TIME_SCALE * network_time, torch.cat([condition.to(log_total.dtype), log_total], dim=1)
 
-    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor, *, shown: Tensor | None = None) -> Tensor:
         r"""Return each cell's weighted cross-entropy per masked molecule, ``(cells,)``.
 
         The evidence lower bound would weight it by :math:`\dot\alpha_t`. The square root of that learns the first
@@ -131,14 +135,14 @@ class MoleculeNetwork(nn.Module):
         """
         x_t = self.path.interpolate(data, noise, t)
         masked = data[:, :-1] - x_t[:, :-1]
-        log_p = self(x_t, self.path.network_time(t), condition)
+        log_p = self(x_t, self.path.network_time(t), condition, shown=shown)
         cross_entropy = -(masked * log_p).sum(1) / masked.sum(1).clamp(min=1)
         return self.path.alpha_rate(t).sqrt() * cross_entropy
 
     @torch.no_grad()
     def start_from(self, summary: MoleculeSummary) -> None:
         """Initialise from statistics of the training cells."""
-        self.gene_prior[0] = summary.share.log()
+        self.log_share.copy_(summary.share.log())
         self.centre.copy_((FEATURE_SUM * summary.share).log1p())
         self.log_total_mean.copy_(summary.log_total_mean)
         self.log_total_std.copy_(summary.log_total_std.clamp(min=0.05))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from ._library_size import LibrarySizeKind
 
+HIDDEN_GENES = 0.1  # share of genes whose molecules the backbone does not see in training: it overfits less
+
 
 class MoleculeModule(GeneSpaceModule):
     """Masked diffusion of counts: a cell is a bag of molecules, whose genes are unmasked a few at a time.
@@ -69,15 +71,23 @@ class MoleculeModule(GeneSpaceModule):
         for network in self._both_networks:
             network.start_from(summary)
 
+    def dispersions(self) -> list[Tensor]:
+        """List the parameters of the genes' dispersions."""
+        return [self.network.log_theta]
+
     # --- generation ---------------------------------------------------------------------------------------------------
 
     def draw_noise(self, generators: Generators) -> Tensor:
         """Draw the uniform numbers that decide which molecules are masked, ``(cells, genes)``."""
         return generators.uniform(self.n_input, dtype=torch.float64)
 
-    def draw_training_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw such numbers for training cells ``x``."""
-        return torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float64)
+    def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
+        """Draw such numbers and times for cells ``x``; in training also which genes the backbone sees."""
+        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float64)
+        drawn = {"noise": noise, "t": self.path.draw_times(len(x), generator, x.device)}
+        if training:
+            drawn["shown"] = torch.rand(x.shape, generator=generator, device=x.device) >= HIDDEN_GENES
+        return drawn
 
     def initial_states(self, condition: Tensor, generators: Generators) -> Tensor:
         """Return cells with all molecules masked, with totals of the default distribution, ``(cells, genes + 1)``."""

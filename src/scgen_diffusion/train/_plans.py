@@ -443,14 +443,16 @@ class DiffusionPlan(AveragingPlan):
         return self.module.architecture.path != "masking"
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Group parameters; gene loadings have their own weight decay, the library-size head needs counts."""
-        loadings = self.module.gene_loadings()
-        special = {id(parameter) for parameter in loadings}
+        """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
+        loadings, dispersions = self.module.gene_loadings(), self.module.dispersions()
+        special = {id(parameter) for parameter in (*loadings, *dispersions)}
         others = [p for p in self.module.network.parameters() if id(p) not in special]
         head = self.module.library_size.head.parameters() if self.module.predicts_totals else ()
+        rate = self.recipe.learning_rate * self.recipe.dispersion_learning_rate_factor
         return [
             {"params": others},
             {"params": loadings, "weight_decay": self.recipe.loading_weight_decay},
+            {"params": dispersions, "lr": rate, "weight_decay": 0.0},
             {"params": list(head)},
         ]
 
@@ -459,16 +461,13 @@ class DiffusionPlan(AveragingPlan):
     ) -> dict[str, Tensor]:
         """Noise the cells to random times and compare predictions; validation uses the averaged weights."""
         module, x = self.module, batch[REGISTRY_KEYS.X_KEY]
-        noise = module.draw_training_noise(x, generator)
-        t = module.path.draw_times(len(x), generator, x.device)
+        drawn = module.draw_for_training(x, generator, training=training)
         condition = module.condition_of(batch)
         if training:
             condition = module.strategy.drop(
                 condition, module.condition_columns, self.recipe.drop_probability, generator
             )
-        _, _, losses = module(
-            batch, generative_kwargs={"noise": noise, "t": t, "condition": condition, "averaged": not training}
-        )
+        _, _, losses = module(batch, generative_kwargs={**drawn, "condition": condition, "averaged": not training})
         return {"loss": losses.loss, **losses.extra_metrics}
 
 

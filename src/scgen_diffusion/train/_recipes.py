@@ -128,6 +128,8 @@ class DiffusionRecipe(Recipe):
         Weight decay of the matrices with which global tokens read and write genes, which are most of the parameters.
     drop_probability
         Probability of dropping a cell's conditions, which classifier-free guidance needs.
+    dispersion_learning_rate_factor
+        Learning rate of the genes' dispersions, relative to ``learning_rate``. Only models of masked molecules have any.
     """
 
     learning_rate: float = 1e-3
@@ -136,6 +138,7 @@ class DiffusionRecipe(Recipe):
     reference_steps: int = 800
     loading_weight_decay: float = 3.0
     drop_probability: float = 0.1
+    dispersion_learning_rate_factor: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     drop_probability=0.1,
 )
 
-MASKING_RECIPE = DiffusionRecipe(reference_steps=3000)
+MASKING_RECIPE = DiffusionRecipe(learning_rate=2e-3, reference_steps=2500)
 
 DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
     "SCRDIT": {"default": DiffusionRecipe(), "masking": MASKING_RECIPE, "published": PUBLISHED_SCRDIT_RECIPE},
