@@ -125,7 +125,7 @@ def test_a_fresh_process_generates_the_same_cells(make_cells, quick, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "cells.npy"), expected)
 
 
-@pytest.mark.parametrize("backbone", ["dit", "unet", "white_box"])
+@pytest.mark.parametrize("backbone", ["mlp", "dit", "unet", "white_box"])
 def test_every_backbone_trains_and_generates(make_cells, quick, backbone):
     model = build(make_cells, backbone=backbone)
     model.train(2, **quick)
@@ -145,6 +145,19 @@ def test_the_white_box_can_be_opened(model):
         assert np.isfinite(table.to_numpy()).all()
     assert (loadings.to_numpy() > 0).any()
     assert (effects.to_numpy() != 0).any()
+
+
+def test_masking_chooses_its_network_and_sizes(make_cells):
+    adata = make_cells()
+    SCRDIT.setup_anndata(adata, condition_keys=KEYS)
+    WBDIT.setup_anndata(adata, condition_keys=KEYS)
+
+    assert (SCRDIT(adata, path="masking").architecture.backbone, SCRDIT(adata, path="masking").architecture.width) == (
+        "mlp",
+        256,
+    )
+    assert WBDIT(adata, path="masking").architecture.backbone == "white_box"
+    assert SCRDIT(adata, path="masking", backbone="unet").architecture.backbone == "unet"
 
 
 def test_training_learns_what_goes_with_what(make_cells, quick):

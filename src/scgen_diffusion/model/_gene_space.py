@@ -169,7 +169,7 @@ class GeneSpaceModel(DiffusionModel):
         if a.path == "masking" and self._input_values != "counts":
             msg = "`path='masking'` needs counts, but the registered values are log-normalised; register counts."
             raise ValueError(msg)
-        if a.backbone != "unet" and a.patch_size > len(genes):
+        if a.backbone in ("dit", "white_box") and a.patch_size > len(genes):
             msg = f"`patch_size` is {a.patch_size}, but there are only {len(genes)} genes."
             raise ValueError(msg)
         if isinstance(a.gene_order, tuple) and sorted(a.gene_order) != sorted(genes):

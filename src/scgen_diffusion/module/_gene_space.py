@@ -25,7 +25,7 @@ from scgen_diffusion.diffusion import (
     Sampler,
     Target,
 )
-from scgen_diffusion.nn import GeneDiT
+from scgen_diffusion.nn import GeneDiT, GeneMLP
 
 from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
@@ -206,7 +206,8 @@ class GeneSpaceModule(ConditionedModule):
     def set_gene_order(self, order: np.ndarray) -> None:
         """Set the order in which the networks see the genes, as indices ``(genes,)``."""
         for network in self._both_networks:
-            network.backbone.layout.gene_order.copy_(torch.from_numpy(order))
+            if not isinstance(network.backbone, GeneMLP):  # which sees all genes at once
+                network.backbone.layout.gene_order.copy_(torch.from_numpy(order))
 
     # --- training, as scvi-tools calls it -----------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ._options import change_options, check_key_groups, check_options, freeze_key_groups
 
-Backbone = Literal["dit", "unet", "white_box"]
+Backbone = Literal["dit", "unet", "white_box", "mlp"]
 GeneOrder = Literal["given", "correlation"]
 
 N_PATCHES = 10
@@ -39,13 +39,13 @@ class GeneSpaceArchitecture:
     Parameters
     ----------
     backbone
-        Network: ``"dit"``, a transformer over patches of genes; ``"unet"``, a one-dimensional U-Net; or
-        ``"white_box"``, the transformer with CRATE blocks.
+        Network: ``"dit"``, a transformer over patches of genes; ``"unet"``, a one-dimensional U-Net; ``"white_box"``,
+        the transformer with CRATE blocks; or ``"mlp"``, a residual network that reads all genes at once.
     path
         Path from data to noise: variance-preserving with a linear (``"vp_linear"``, published) or cosine
         (``"vp_cosine"``) schedule; ``"flow_matching"``, the linear interpolant; or ``"masking"``, on which the molecules
         of a cell are masked at random instead of its profile becoming noisy. Masking needs counts, and chooses
-        ``target``, ``head``, ``scaling`` and ``library_size`` itself.
+        ``target``, ``head``, ``scaling`` and ``library_size`` itself; SCRDIT also takes ``backbone="mlp"``.
     target
         What the network predicts: ``"noise"`` (published), ``"data"`` or ``"v"``; ``"velocity"`` for flow matching;
         ``"kinds"``, the genes of masked molecules.
@@ -64,9 +64,10 @@ class GeneSpaceArchitecture:
         Scaling to unit variance: ``"none"`` (published), ``"global"`` (one factor for all genes) or ``"gene"`` (one per
         gene).
     patch_size
-        Number of neighbouring genes in a patch; unused by the U-Net. Default: a tenth of the genes, at most 200.
+        Number of neighbouring genes in a patch of the transformers. Default: a tenth of the genes, at most 200.
     width, n_layers, n_heads
         Token width, blocks and heads of the transformers. Default width: 128, or 256 for 20 000 cells or more on a GPU.
+        Width and blocks of the residual network; 256 by default.
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
     unet_width
@@ -206,13 +207,13 @@ def build_gene_space_architecture(
     if isinstance(order := changes.get("gene_order"), Iterable) and not isinstance(order, str):
         changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
     if changes.get("path") == "masking":
-        changes = MASKING | changes
+        changes = MASKING | ({"backbone": "mlp"} if model == "SCRDIT" else {}) | changes
     if size == "default":
-        changes = default_sizes(n_genes, n_cells, on_gpu=on_gpu) | changes
+        changes = default_sizes(n_genes, n_cells, changes.get("backbone"), on_gpu=on_gpu) | changes
     return change_options(architectures, size, freeze_key_groups(changes), owner=model)
 
 
-def default_sizes(n_genes: int, n_cells: int, *, on_gpu: bool) -> dict[str, int]:
+def default_sizes(n_genes: int, n_cells: int, backbone: str | None = None, *, on_gpu: bool) -> dict[str, int]:
     """Choose sizes that a laptop trains in minutes; a GPU with many cells gets a wider network."""
-    is_large = on_gpu and n_cells >= MANY_CELLS
+    is_large = backbone == "mlp" or (on_gpu and n_cells >= MANY_CELLS)
     return {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}

@@ -28,6 +28,7 @@ from ._embeddings import TimeEmbedding, patch_position_embedding, position_embed
 from ._feed_forward import MLP, SwiGLU
 from ._gene_dit import GeneDiT
 from ._gene_layout import GeneLayout
+from ._gene_mlp import GeneMLP
 from ._pooling import AttentionPooling, FactorPooling, GeneSet, expressed_genes
 from ._set_decoder import GeneFactorDecoder, GeneQueryDecoder
 from ._set_encoder import SetEncoder
@@ -50,6 +51,7 @@ __all__ = [
     "GeneDiT",
     "GeneFactorDecoder",
     "GeneLayout",
+    "GeneMLP",
     "GeneQueryDecoder",
     "GeneSet",
     "GeneUNet",

@@ -39,7 +39,7 @@ def start_gene_space(
     if gene_order is None:
         gene_order = order_by_correlation(profile.cpu().numpy() for profile in _profiles(module, cells, indices))
     module.set_gene_order(gene_order)
-    if module.architecture.n_global_tokens and module.architecture.backbone != "unet":
+    if module.architecture.n_global_tokens and module.architecture.backbone in ("dit", "white_box"):
         module.start_reading(torch.from_numpy(_principal_axes(module, cells, indices)).to(module.device))
 
 
