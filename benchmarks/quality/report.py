@@ -217,7 +217,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     panel = summarise_methods(table, [PANEL], ("SCLDM", "SCRDIT", "NB-copula", "independent-NB"))
     with_masking = table.loc[table["method"] == "SCRDIT-masking", "dataset"].unique()
     table_of_paths = summarise_methods(table, with_masking, tuple(PATHS), PATHS)
-    table = table[table["dataset"].isin(DATASETS_IN_SHORT)]
+    table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         ("docs/comparison.md", "panel"): panel,
         ("docs/user_guide/scrdit.md", "masking"): table_of_paths,

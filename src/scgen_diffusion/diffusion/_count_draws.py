@@ -49,7 +49,7 @@ def draw_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor
     >>> import torch
     >>> uniform = torch.tensor([0.999, 0.5, 0.1]).double()
     >>> draw_negative_binomial(uniform, 2 * torch.ones(3), torch.ones(3))
-    tensor([0., 2., 1.])
+    tensor([0., 4., 1.])
     """
     valid = finite_mask(mu=mu, theta=theta)
     mu, theta = keep_where(valid, mu, 0.0), keep_where(valid, theta, 1.0).clamp(max=LARGEST_THETA)
