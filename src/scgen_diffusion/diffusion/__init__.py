@@ -24,9 +24,9 @@ from ._diffusion_samplers import (
 )
 from ._diffusion_walk import DiffusionSampler
 from ._guidance import WHOLE_PATH, Composition, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
-from ._inversion import FlowInversion, Inversion, NoiseInversion
+from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._losses import Network, diffusion_loss
-from ._masking import Masking, UnmaskingInversion, UnmaskingSampler, with_masked
+from ._masking import Masking, UnmaskingSampler, with_masked
 from ._paths import LinearInterpolant, Path, expand_time
 from ._random import Generators, block_size, sample_seed
 from ._residuals import counterfactual_counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._samplers import Field
+
+PathT = TypeVar("PathT", bound=Path)
 
 
 class Estimate(NamedTuple):
@@ -77,3 +79,12 @@ class Denoiser:
         alpha, sigma = expand_time(self.path.alpha(t), x_t), expand_time(self.path.sigma(t), x_t)
         data = estimate.data.clamp(*bounds)
         return Estimate(data, torch.where(sigma > 0, (x_t - alpha * data) / sigma, estimate.noise))
+
+
+def as_denoiser(field: Field, kind: type[PathT]) -> tuple[Denoiser, PathT]:
+    """Return a field that is a denoiser on a kind of path, with its path; raise ValueError for other fields."""
+    if not isinstance(field, Denoiser) or not isinstance(field.path, kind):
+        found = f"a Denoiser on {field.path}" if isinstance(field, Denoiser) else type(field).__name__
+        msg = f"`field` must be a Denoiser on a {kind.__name__} path, but found {found}."
+        raise ValueError(msg)
+    return field, field.path

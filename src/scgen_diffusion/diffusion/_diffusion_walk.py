@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._denoiser import Denoiser
+from ._denoiser import as_denoiser
 from ._step_grid import Spacing, StepGrid
 from ._trace import SteppingSampler, Walk
 from ._variance_preserving import VariancePreserving
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._denoiser import Estimate
+    from ._denoiser import Denoiser, Estimate
     from ._random import Generators
     from ._samplers import Field
 
@@ -85,7 +85,7 @@ class DiffusionSampler(SteppingSampler):
         generators
             One generator per sample, for stochastic samplers.
         """
-        denoiser, path = _as_denoiser(field)
+        denoiser, path = as_denoiser(field, VariancePreserving)
         if self.is_stochastic:
             self._check_generators(generators, len(x))
         levels = self._levels(path, x, n_steps)
@@ -113,11 +113,3 @@ class DiffusionSampler(SteppingSampler):
         alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
         times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
         return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]
-
-
-def _as_denoiser(field: Field) -> tuple[Denoiser, VariancePreserving]:
-    if not isinstance(field, Denoiser) or not isinstance(field.path, VariancePreserving):
-        found = f"a Denoiser on {field.path}" if isinstance(field, Denoiser) else type(field).__name__
-        msg = f"`field` must be a Denoiser on a VariancePreserving path, but found {found}."
-        raise ValueError(msg)
-    return field, field.path

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ._count_draws import LARGEST_THETA, draw_binomial
 from ._diffusion_samplers import DDIMSampler
 from ._diffusion_walk import Level
+from ._masking import DEFAULT_N_STEPS, expected_step, share_of_masked, with_masked
+from ._residuals import counterfactual_counts
 from ._samplers import Field, Step, midpoint_step
 
 if TYPE_CHECKING:
@@ -180,6 +183,52 @@ class NoiseInversion:
 
     def _weights(self, now: Level, following: Level) -> tuple[float, float]:
         return DDIMSampler(eta=self.eta).weights(now, following)
+
+
+@dataclass(frozen=True)
+class UnmaskingInversion:
+    """Reach given samples by unmasking, and repeat the same steps with another prediction.
+
+    The order in which a sample's items are unmasked is drawn. Each step under the new prediction keeps the residuals of
+    the given sample's step (:func:`counterfactual_counts`): where a kind becomes rarer some of its items are left out,
+    where it becomes more frequent items are added. Equal predictions return the same samples.
+
+    Parameters
+    ----------
+    default_n_steps
+        Default number of steps.
+    """
+
+    default_n_steps: int = DEFAULT_N_STEPS
+
+    def __call__(
+        self,
+        own: Denoiser,
+        new: Denoiser,
+        x: Tensor,
+        *,
+        strength: float = 1.0,
+        n_steps: int | None = None,
+        generators: Generators | None = None,
+    ) -> Tensor:
+        """Carry ``x (n, kinds + 1)`` to ``new`` from ``t = 1 - strength``; items seen by then stay."""
+        if generators is None:
+            msg = "`generators` must be given, because UnmaskingInversion draws the order of the items."
+            raise ValueError(msg)
+        counts, totals, shape = x[:, :-1], x.sum(1), x.shape[1] - 1
+        times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x.device, x.dtype)
+        state = own.path.interpolate(x, generators.uniform(shape, dtype=torch.float64), times[0])
+        new_state = state
+        for t, s in pairwise(times):
+            hidden = (counts - state[:, :-1]).double()
+            share = share_of_masked(own.path, t, s).double().expand_as(hidden)
+            step = draw_binomial(generators.uniform(shape, dtype=torch.float64), hidden, share)
+            mean, new_mean = (expected_step(*of, t, s).double() for of in ((own, state), (new, new_state)))
+            uniform = generators.uniform(shape, dtype=torch.float64)
+            new_step = counterfactual_counts(uniform, step, mean, new_mean, torch.full_like(mean, LARGEST_THETA))
+            state = with_masked((state[:, :-1] + step).to(x.dtype), totals)
+            new_state = with_masked((new_state[:, :-1] + new_step).to(x.dtype), totals)
+        return new_state
 
 
 def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], moments: Iterable[Any]) -> Tensor:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ._count_draws import LARGEST_THETA, draw_binomial, draw_poisson
-from ._denoiser import Denoiser
+from ._count_draws import draw_binomial, draw_poisson
+from ._denoiser import as_denoiser
 from ._paths import Path, expand_time
-from ._residuals import counterfactual_counts
+from ._samplers import equal_times
 from ._trace import SteppingSampler, Walk
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ._denoiser import Denoiser
     from ._random import Generators
     from ._samplers import Field, Sampler
 
@@ -138,8 +139,8 @@ class UnmaskingSampler(SteppingSampler):
     >>> state = UnmaskingSampler()(
     ...     denoiser, torch.tensor([[0.0, 0.0, 500.0]]), generators=Generators(0, [0])
     ... )
-    >>> state[:, 1:]
-    tensor([[0., 0.]])
+    >>> state
+    tensor([[497.,   0.,   3.]])
     """
 
     default_n_steps: int = DEFAULT_N_STEPS
@@ -160,93 +161,32 @@ class UnmaskingSampler(SteppingSampler):
         generators
             One generator per sample.
         """
-        denoiser = _as_denoiser(field)
+        denoiser, _ = as_denoiser(field, Masking)
         if generators is None or len(generators) != len(x):
             found = "none" if generators is None else f"{len(generators)} for {len(x)} samples"
             msg = f"`generators` must be one per sample, because UnmaskingSampler draws items, but found {found}."
             raise ValueError(msg)
-        times = _step_times(0.0, self.default_n_steps if n_steps is None else n_steps, x)
+        times = equal_times(self.default_n_steps if n_steps is None else n_steps, x.device)
         return Walk(times, self._states(denoiser, x, times, generators))
 
     def _states(self, denoiser: Denoiser, x: Tensor, times: Tensor, generators: Generators) -> Iterator[Tensor]:
         yield x
         totals = x.sum(1)
         for t, s in pairwise(times):
-            expected = _expected_step(denoiser, x, t, s)
+            expected = expected_step(denoiser, x, t, s)
             drawn = draw_poisson(generators.uniform(expected.shape[1], dtype=torch.float64), expected)
             x = with_masked(x[:, :-1] + drawn, totals)
             yield x
 
 
-@dataclass(frozen=True)
-class UnmaskingInversion:
-    """Reach given samples by unmasking, and repeat the same steps with another prediction.
-
-    The order in which a sample's items are unmasked is drawn. Each step under the new prediction keeps the residuals of
-    the given sample's step (:func:`counterfactual_counts`): where a kind becomes rarer some of its items are left out,
-    where it becomes more frequent items are added. Equal predictions return the same samples.
-
-    Parameters
-    ----------
-    default_n_steps
-        Default number of steps.
-    """
-
-    default_n_steps: int = DEFAULT_N_STEPS
-
-    def __call__(
-        self,
-        own: Denoiser,
-        new: Denoiser,
-        x: Tensor,
-        *,
-        strength: float = 1.0,
-        n_steps: int | None = None,
-        generators: Generators | None = None,
-    ) -> Tensor:
-        """Carry ``x (n, kinds + 1)`` to ``new`` from ``t = 1 - strength``; items seen by then stay."""
-        if generators is None:
-            msg = "`generators` must be given, because UnmaskingInversion draws the order of the items."
-            raise ValueError(msg)
-        counts, totals, shape = x[:, :-1], x.sum(1), x.shape[1] - 1
-        times = _step_times(1 - strength, self.default_n_steps if n_steps is None else n_steps, x)
-        state = own.path.interpolate(x, generators.uniform(shape, dtype=torch.float64), times[0])
-        new_state = state
-        for t, s in pairwise(times):
-            hidden = (counts - state[:, :-1]).double()
-            share = _share_of_masked(own.path, t, s).double().expand_as(hidden)
-            step = draw_binomial(generators.uniform(shape, dtype=torch.float64), hidden, share)
-            mean, new_mean = (_expected_step(*of, t, s).double() for of in ((own, state), (new, new_state)))
-            uniform = generators.uniform(shape, dtype=torch.float64)
-            new_step = counterfactual_counts(uniform, step, mean, new_mean, torch.full_like(mean, LARGEST_THETA))
-            state = with_masked((state[:, :-1] + step).to(x.dtype), totals)
-            new_state = with_masked((new_state[:, :-1] + new_step).to(x.dtype), totals)
-        return new_state
-
-
-def _expected_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def expected_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Return the expected number of items of each kind that a step from ``t`` to ``s`` unmasks, ``(n, kinds)``."""
-    return x[:, -1:] * _share_of_masked(denoiser.path, t, s) * denoiser.predict(x, t).softmax(1)
+    return x[:, -1:] * share_of_masked(denoiser.path, t, s) * denoiser.predict(x, t).softmax(1)
 
 
-def _share_of_masked(path: Path, t: Tensor, s: Tensor) -> Tensor:
+def share_of_masked(path: Path, t: Tensor, s: Tensor) -> Tensor:
     """Return the share of masked items that a step unmasks."""
     return (path.alpha(s) - path.alpha(t)) / path.sigma(t)
-
-
-def _step_times(start: float, n_steps: int, x: Tensor) -> Tensor:
-    if n_steps < 1:
-        msg = f"`n_steps` must be at least 1, but found {n_steps}."
-        raise ValueError(msg)
-    return torch.linspace(start, 1, n_steps + 1, device=x.device)
-
-
-def _as_denoiser(field: Field) -> Denoiser:
-    if not isinstance(field, Denoiser) or not isinstance(field.path, Masking):
-        found = f"a Denoiser on {field.path}" if isinstance(field, Denoiser) else type(field).__name__
-        msg = f"`field` must be a Denoiser on a Masking path, but found {found}."
-        raise ValueError(msg)
-    return field
 
 
 MASKING_SAMPLERS: dict[str, Sampler] = {"unmasking": UnmaskingSampler()}

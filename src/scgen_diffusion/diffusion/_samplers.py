@@ -48,6 +48,14 @@ def heun_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     return x + dt / 2 * (slope + field(x + dt * slope, t + dt))
 
 
+def equal_times(n_steps: int, device: torch.device | str) -> Tensor:
+    """Return the times of ``n_steps`` equal steps from 0 to 1; raise ValueError for fewer than one step."""
+    if n_steps < 1:
+        msg = f"`n_steps` must be at least 1, but found {n_steps}."
+        raise ValueError(msg)
+    return torch.linspace(0, 1, n_steps + 1, device=device)
+
+
 @dataclass(frozen=True)
 class FixedStepSampler(SteppingSampler):
     """Integrate with equal steps.
@@ -67,11 +75,7 @@ class FixedStepSampler(SteppingSampler):
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Walk:
         """Prepare to integrate ``field`` from noise ``x (n, ...)`` in equal steps, without random numbers."""
-        n_steps = self.default_n_steps if n_steps is None else n_steps
-        if n_steps < 1:
-            msg = f"`n_steps` must be at least 1, but found {n_steps}."
-            raise ValueError(msg)
-        times = torch.linspace(0, 1, n_steps + 1, device=x.device)
+        times = equal_times(self.default_n_steps if n_steps is None else n_steps, x.device)
         return Walk(times, self._states(field, x, times))
 
     def _states(self, field: Field, x: Tensor, times: Tensor) -> Iterator[Tensor]:

@@ -533,10 +533,11 @@ class DiffusionModel(BaseModelClass):
         n_cells, names = len(self.train_indices_), stages()
         epochs = self._by_stage("max_epochs", max_epochs, names)
         changes = self._by_stage("plan_kwargs", plan_kwargs, names)
-        recipes, defaults, lengths = {}, {}, {}
+        usual, recipes, defaults, lengths = {}, {}, {}, {}
         for name in names:
             size = None if name == "transport" and len(names) > 1 else batch_size
-            recipes[name] = change_recipe(self._recipe(name), name, size, changes[name], n_cells)
+            usual[name] = self._recipe(name)
+            recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells)
             length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
             lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
@@ -553,7 +554,7 @@ class DiffusionModel(BaseModelClass):
             warn_of_short_training(new, defaults, n_cells)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
-        if (choice := self._choice_of_recipe(recipes)) and not is_quiet:
+        if (choice := self._choice_of_recipe(usual)) and not is_quiet:
             rank_zero_only(show)(choice)
         results: list[StageResult] = []
         for name in names:
@@ -606,7 +607,7 @@ class DiffusionModel(BaseModelClass):
         raise NotImplementedError
 
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        """Say what the recipes of the stages to train owe to the data, beside the number of cells; "" for nothing."""
+        """Say what the default recipes of the stages to train owe to the data, beside the number of cells; "" for nothing."""
         return ""
 
     def _by_stage(self, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:

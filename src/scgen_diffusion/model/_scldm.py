@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -394,8 +394,9 @@ class SCLDM(AutoencoderModel):
         return recipes.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
 
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        usual, chosen = RECIPES[self._recipe_name].autoencoder, self._recipes.autoencoder
-        if "autoencoder" not in recipes or chosen == usual or self.reference_ is not None:
+        usual = RECIPES[self._recipe_name].autoencoder
+        chosen = cast("AutoencoderRecipe", recipes.get("autoencoder", usual))
+        if chosen == usual or self.reference_ is not None:
             return ""
         return (
             f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight of "
