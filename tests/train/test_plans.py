@@ -69,7 +69,7 @@ def test_the_autoencoder_stage_trains_all_of_the_autoencoder_and_nothing_else(mo
     plan = AutoencoderPlan(module, AutoencoderRecipe(), seed=0)
     ids = {id(p) for group in plan.parameter_groups() for p in group["params"]}
 
-    assert trained_names(plan, module) == {"encoder", "decoder", "likelihood"}
+    assert trained_names(plan, module) == {"encoder", "decoder", "likelihood", "condition_effects"}
     for name, parameter in module.named_parameters():
         assert (id(parameter) in ids) == name.startswith(("encoder", "decoder", "likelihood")), name
 

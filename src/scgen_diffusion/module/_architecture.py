@@ -35,6 +35,9 @@ class SCLDMArchitecture:
     outliers
         Negative binomial only. Whether a rare second component explains isolated large counts, which would otherwise
         widen every gene's distribution.
+    condition_effects
+        Negative binomial only. Whether the conditions change each gene's share and dispersion in generated cells, beyond
+        what the latent says about them.
     width, n_layers, n_heads, n_heads_cross, feed_forward_width
         Transformer of the autoencoder: token width, self-attention blocks (in encoder and decoder each), their heads,
         heads of the cross-attention, hidden width of the feed-forward layers (None: 8/3 of the width).
@@ -73,6 +76,7 @@ class SCLDMArchitecture:
     initial_log_theta: float = 2.0
     largest_log_theta: float = 10.0
     outliers: bool = True
+    condition_effects: bool = True
     width: int = 16
     n_layers: int = 1
     n_heads: int = 2
@@ -129,6 +133,7 @@ PUBLISHED = SCLDMArchitecture(
     initial_log_theta=1.0,
     largest_log_theta=80.0,
     outliers=False,
+    condition_effects=False,
     width=32,
     n_layers=8,
     n_heads=8,

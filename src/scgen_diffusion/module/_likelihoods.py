@@ -84,7 +84,9 @@ class NegativeBinomialLikelihood(nn.Module):
 
     def log_dispersion(self, outputs: Tensor) -> Tensor:
         """Return the logarithm of ``theta``, broadcastable to ``(cells, genes)``."""
-        log_theta = outputs[..., 1].float() if self.log_theta is None else self.log_theta
+        log_theta = 0.0 if self.log_theta is None else self.log_theta
+        if outputs.shape[-1] > 1:
+            log_theta = log_theta + outputs[..., 1].float()
         return log_theta.clamp(-self.largest_log_theta, self.largest_log_theta)
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:

@@ -156,6 +156,9 @@ class MultimodalModule(SCLDMModule):
             for encoder, decoder in self._pairs():
                 share_gene_embedding(encoder, decoder)
 
+    def _build_condition_effects(self, n_input: int, conditions: Sequence[ConditionSpec]) -> None:
+        return None
+
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> MultimodalLibrarySize:
         return MultimodalLibrarySize(len(self.modalities), conditions, n_latent)
 

@@ -8,6 +8,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
+from torch.nn.functional import pad
 
 from scgen_diffusion.diffusion import (
     FLOW_SAMPLERS,
@@ -26,7 +27,7 @@ from scgen_diffusion.diffusion import (
     keep_molecules,
     keep_where,
 )
-from scgen_diffusion.nn import DiT
+from scgen_diffusion.nn import ConditionEffects, DiT
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import (
@@ -102,6 +103,7 @@ class SCLDMModule(ConditionedModule):
             hidden=a.prior_feed_forward_width,
         )
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
+        self.condition_effects = self._build_condition_effects(n_input, conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self.conditions = tuple(conditions)
         self.transport: LatentTransport | None = None
@@ -115,6 +117,12 @@ class SCLDMModule(ConditionedModule):
         self.decoder = Decoder(n_input, self.likelihood.n_outputs, architecture)
         if architecture.share_gene_embedding:
             share_gene_embedding(self.encoder, self.decoder)
+
+    def _build_condition_effects(self, n_input: int, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
+        a = self.architecture
+        if not conditions or not a.condition_effects or a.likelihood != "negative_binomial":
+            return None
+        return ConditionEffects(n_input, conditions, width=a.n_latent_tokens * a.n_latent)
 
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
@@ -179,13 +187,30 @@ class SCLDMModule(ConditionedModule):
         inference_outputs: Mapping[str, Any],
         generative_outputs: Mapping[str, Tensor],
         kl_weight: float = 1.0,
+        condition: Tensor | None = None,
     ) -> LossOutput:
-        """Return the negative log-likelihood plus ``kl_weight`` times the KL divergence, averaged over cells."""
+        """Return the negative log-likelihood plus ``kl_weight`` times the KL divergence, averaged over cells.
+
+        With ``condition (cells, columns)``, the condition effects learn as well. They do not change what encoder and
+        decoder learn.
+        """
         target = self.target(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood.log_likelihood(target, **generative_outputs)
         kl = inference_outputs["posterior"].kl_divergence()
         loss = (reconstruction_loss + kl_weight * kl).mean()
+        if condition is not None and self.condition_effects is not None:
+            given = {name: value.detach() for name, value in generative_outputs.items()}
+            with_effects = -self.likelihood.log_likelihood(target, **self.add_condition_effects(condition, **given))
+            loss = loss + (with_effects - reconstruction_loss.detach()).mean()
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
+
+    def add_condition_effects(self, condition: Tensor, outputs: Tensor, library_size: Tensor) -> dict[str, Tensor]:
+        """Add the effects of conditions ``(cells, columns)`` to decoded latents."""
+        if self.condition_effects is None:
+            return {"outputs": outputs, "library_size": library_size}
+        effects = self.condition_effects(condition)
+        missing = effects.shape[-1] - outputs.shape[-1]
+        return {"outputs": pad(outputs, (0, missing)) + effects, "library_size": library_size}
 
     def target(self, x: Tensor) -> Tensor:
         """Return the values that the likelihood models: counts, or log-normalised values for the Gaussian head."""
@@ -215,7 +240,8 @@ class SCLDMModule(ConditionedModule):
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
-        return gene_loadings(self.encoder, self.decoder)
+        loadings, effects = gene_loadings(self.encoder, self.decoder), self.condition_effects
+        return loadings if effects is None else [*loadings, effects.loadings.weight]
 
     def _encoder_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x.log1p() if self.input_values == "counts" else x), self.pooled_profile(x)
@@ -288,7 +314,7 @@ class SCLDMModule(ConditionedModule):
         states = sampler(self.denoiser(condition, guidance), self.draw_noise(generators), n_steps=n_steps)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
-        return self.draw_cells(z, totals, generators.first(n_wanted))
+        return self.draw_cells(z, totals, generators.first(n_wanted), condition)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -358,12 +384,18 @@ class SCLDMModule(ConditionedModule):
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
         return self.decoder(z)[..., 0].float().softmax(1)
 
-    def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators) -> Tensor:
+    def draw_cells(
+        self, z: Tensor, totals: Tensor, generators: Generators, condition: Tensor | None = None
+    ) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
 
-        With fewer generators than latents, only the first latents give cells.
+        With conditions ``(cells, columns)`` their effects are added. With fewer generators than latents, only the first
+        latents give cells.
         """
-        parameters = self.likelihood.parameters_per_cell(**self.generative(z, totals.reshape(len(z), -1)))
+        decoded = self.generative(z, totals.reshape(len(z), -1))
+        if condition is not None:
+            decoded = self.add_condition_effects(condition, **decoded)
+        parameters = self.likelihood.parameters_per_cell(**decoded)
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
     def counterfactual_cells(

@@ -11,6 +11,7 @@ from ._blocks import (
     modulate,
 )
 from ._coding_rate import coding_rate, sparsity, subspace_coding_rate
+from ._condition_effects import ConditionEffects
 from ._condition_transfer import extended_state, rows_of
 from ._conditions import (
     Classes,
@@ -41,6 +42,7 @@ __all__ = [
     "AttentionPooling",
     "BlockTrace",
     "Classes",
+    "ConditionEffects",
     "ConditionEmbedding",
     "ConditionEncoding",
     "ConditionSpec",

@@ -333,7 +333,7 @@ class AveragingPlan(StagePlan):
 
 
 class AutoencoderPlan(StagePlan):
-    """Train encoder, decoder and likelihood of SCLDM on cells. Parameters as in :class:`StagePlan`."""
+    """Train encoder, decoder, likelihood and condition effects of SCLDM on cells. Parameters as in :class:`StagePlan`."""
 
     name = "autoencoder"
     purpose = "compresses cells"
@@ -345,7 +345,8 @@ class AutoencoderPlan(StagePlan):
         module, recipe = self.module, self.recipe
         dispersions, loadings = list(module.likelihood.parameters()), module.gene_loadings()
         special = {id(parameter) for parameter in (*dispersions, *loadings)}
-        others = [p for part in (module.encoder, module.decoder) for p in part.parameters() if id(p) not in special]
+        parts = [part for part in (module.encoder, module.decoder, module.condition_effects) if part is not None]
+        others = [p for part in parts for p in part.parameters() if id(p) not in special]
         rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
         return [
             {"params": list(dict.fromkeys(others))},
@@ -361,10 +362,13 @@ class AutoencoderPlan(StagePlan):
         noise = torch.randn(len(x), *module.latent_shape, generator=generator, device=x.device)
         keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
         rise = min(self.progress / recipe.kl_warm_up, 1.0) if training and recipe.kl_warm_up else 1.0
+        condition = module.condition_of(batch)
+        if training:
+            condition = module.strategy.drop(condition, module.condition_columns, recipe.drop_probability, generator)
         _, _, losses = module(
             batch,
             inference_kwargs={"noise": noise, "keep": keep, "generator": generator},
-            loss_kwargs={"kl_weight": recipe.kl_weight * rise},
+            loss_kwargs={"kl_weight": recipe.kl_weight * rise, "condition": condition},
         )
         return {
             "loss": losses.loss,

@@ -86,7 +86,10 @@ class AutoencoderRecipe(Recipe):
     dispersion_learning_rate_factor
         Learning rate of the dispersions, relative to the other parameters.
     loading_weight_decay
-        Weight decay of the gene loadings in factor pooling and factor decoder, which are most of the parameters.
+        Weight decay of the gene loadings in factor pooling, factor decoder and condition effects, which are most of the
+        parameters.
+    drop_probability
+        Probability of dropping a cell's conditions when the condition effects learn.
     """
 
     learning_rate: float = 4e-3
@@ -99,6 +102,7 @@ class AutoencoderRecipe(Recipe):
     keep_at_least: float = 0.3
     loading_weight_decay: float = 3.0
     dispersion_learning_rate_factor: float = 10.0
+    drop_probability: float = 0.1
 
 
 @dataclass(frozen=True)

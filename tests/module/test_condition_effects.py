@@ -1,0 +1,103 @@
+"""Condition effects: zero at first, learned beside the autoencoder, and in generated cells only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scvi import REGISTRY_KEYS
+
+from scgen_diffusion.diffusion import Generators
+from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
+
+N_GENES = 9
+
+
+@pytest.fixture
+def build(tiny):
+    def build_module(conditions=(2,), **changes):
+        torch.manual_seed(0)
+        return SCLDMModule(N_GENES, conditions, architecture=SCLDMArchitecture(**{**tiny, **changes})).eval()
+
+    return build_module
+
+
+@pytest.fixture
+def batch():
+    """Two classes of cells: in the second, the first gene has a larger share, and the last one varies more."""
+    rng = np.random.default_rng(0)
+    classes = np.repeat([0, 1], 4000)
+    means = np.full((2, N_GENES), 5.0)
+    means[1, 0] = 20
+    rate = np.repeat(means[classes], 1, axis=0)
+    rate[classes == 1, -1] *= rng.gamma(1.0, 1.0, 4000)
+    x = torch.tensor(rng.poisson(rate), dtype=torch.float32)
+    return {REGISTRY_KEYS.X_KEY: x, CONDITIONS: torch.tensor(classes)[:, None]}
+
+
+def draw(module, condition):
+    z = torch.randn(4, *module.latent_shape, generator=torch.Generator().manual_seed(1))
+    return module.draw_cells(z, torch.full((4, 1), 500.0), Generators(0, range(4)), condition)
+
+
+@pytest.mark.parametrize("dispersion", ["gene", "gene-cell"])
+def test_effects_start_at_zero(build, dispersion):
+    module = build(dispersion=dispersion)
+    torch.testing.assert_close(draw(module, torch.ones(4, 1)), draw(module, None))
+
+
+def test_effects_change_only_cells_of_their_condition(build):
+    module = build()
+    with torch.no_grad():
+        module.condition_effects.embed.tables[0].weight[:] = torch.tensor([[0.0], [1.0], [0.0]])
+        module.condition_effects.loadings.weight.view(N_GENES, 2, -1)[3, 0] = 1.0  # width times e
+    torch.testing.assert_close(draw(module, torch.zeros(4, 1)), draw(module, None))
+    shares = draw(module, torch.ones(4, 1)) / 500
+    assert shares[:, 3].min() > 0.95
+
+
+def test_effects_do_not_change_what_the_autoencoder_learns(build, batch):
+    module = build()
+
+    def gradients(**loss_kwargs):
+        module.zero_grad()
+        module(batch, loss_kwargs=loss_kwargs)[2].loss.backward()
+        parts = (module.encoder, module.decoder)
+        return [p.grad.clone() for part in parts for p in part.parameters() if p.grad is not None]
+
+    alone, beside = gradients(), gradients(condition=module.condition_of(batch))
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+    assert module.condition_effects.loadings.weight.grad.abs().sum() > 0
+
+
+def test_effects_learn_shares_and_dispersions_that_the_latent_does_not_know(build, batch):
+    module = build(outliers=False)
+    condition, x = module.condition_of(batch), batch[REGISTRY_KEYS.X_KEY]
+    decoded = {"outputs": torch.zeros(len(x), N_GENES, 1), "library_size": module.totals(x)}
+    optimizer = torch.optim.Adam(module.condition_effects.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = -module.likelihood.log_likelihood(x, **module.add_condition_effects(condition, **decoded)).mean()
+        loss.backward()
+        optimizer.step()
+    first, second = (
+        module.add_condition_effects(torch.tensor([[label]]), torch.zeros(1, N_GENES, 1), torch.ones(1, 1))["outputs"]
+        for label in (0, 1)
+    )
+    for label, outputs in enumerate((first, second)):
+        sums = x[condition[:, 0] == label].sum(0)
+        torch.testing.assert_close(outputs[0, :, 0].softmax(0), sums / sums.sum(), atol=0.02, rtol=0)
+    log_theta = module.likelihood.log_dispersion(second)[0]
+    assert log_theta[-1] < log_theta[:-1].min() - 1
+    assert abs(log_theta[-1]) < 0.5  # the inverse dispersion was 1
+
+
+@pytest.mark.parametrize(
+    ("conditions", "changes"),
+    [((), {}), ((2,), {"condition_effects": False}), ((2,), {"likelihood": "gaussian"})],
+    ids=["no conditions", "switched off", "gaussian"],
+)
+def test_without_conditions_or_counts_there_are_no_effects(build, conditions, changes):
+    module = build(conditions, **changes)
+    assert module.condition_effects is None
+    torch.testing.assert_close(draw(module, torch.zeros(4, len(conditions))), draw(module, None))
