@@ -240,8 +240,7 @@ class SCLDMModule(ConditionedModule):
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
-        loadings, effects = gene_loadings(self.encoder, self.decoder), self.condition_effects
-        return loadings if effects is None else [*loadings, effects.loadings.weight]
+        return gene_loadings(self.encoder, self.decoder)
 
     def _encoder_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x.log1p() if self.input_values == "counts" else x), self.pooled_profile(x)
@@ -384,9 +383,7 @@ class SCLDMModule(ConditionedModule):
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
         return self.decoder(z)[..., 0].float().softmax(1)
 
-    def draw_cells(
-        self, z: Tensor, totals: Tensor, generators: Generators, condition: Tensor | None = None
-    ) -> Tensor:
+    def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators, condition: Tensor | None = None) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
 
         With conditions ``(cells, columns)`` their effects are added. With fewer generators than latents, only the first

@@ -341,17 +341,18 @@ class AutoencoderPlan(StagePlan):
     recipe: AutoencoderRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Group parameters; dispersions have their own learning rate, gene loadings their own weight decay."""
+        """Group parameters; dispersions have their own learning rate, gene loadings and effects their own weight decay."""
         module, recipe = self.module, self.recipe
         dispersions, loadings = list(module.likelihood.parameters()), module.gene_loadings()
+        effects = [] if module.condition_effects is None else list(module.condition_effects.parameters())
         special = {id(parameter) for parameter in (*dispersions, *loadings)}
-        parts = [part for part in (module.encoder, module.decoder, module.condition_effects) if part is not None]
-        others = [p for part in parts for p in part.parameters() if id(p) not in special]
+        others = [p for part in (module.encoder, module.decoder) for p in part.parameters() if id(p) not in special]
         rate = recipe.learning_rate * recipe.dispersion_learning_rate_factor
         return [
             {"params": list(dict.fromkeys(others))},
             {"params": dispersions, "lr": rate, "weight_decay": 0.0},
             {"params": loadings, "weight_decay": recipe.loading_weight_decay},
+            {"params": effects, "weight_decay": recipe.effect_weight_decay},
         ]
 
     def compute_losses(

@@ -86,8 +86,9 @@ class AutoencoderRecipe(Recipe):
     dispersion_learning_rate_factor
         Learning rate of the dispersions, relative to the other parameters.
     loading_weight_decay
-        Weight decay of the gene loadings in factor pooling, factor decoder and condition effects, which are most of the
-        parameters.
+        Weight decay of the gene loadings in factor pooling and factor decoder, which are most of the parameters.
+    effect_weight_decay
+        Weight decay of the condition effects of genes.
     drop_probability
         Probability of dropping a cell's conditions when the condition effects learn.
     """
@@ -101,6 +102,7 @@ class AutoencoderRecipe(Recipe):
     kl_warm_up: float = 0.33
     keep_at_least: float = 0.3
     loading_weight_decay: float = 3.0
+    effect_weight_decay: float = 0.3
     dispersion_learning_rate_factor: float = 10.0
     drop_probability: float = 0.1
 
