@@ -129,19 +129,19 @@ def draw(task: Task) -> Drawn:
         train(n_steps[network])
     trained = time.process_time()
 
-    trained_files = {
-        "model_path": f"denoiser/model{n_steps['denoiser']:06d}.pt",
-        "classifier_path": f"classifier/model{n_steps['classifier'] - 1:06d}.pt",
-    }
-    drawn = np.empty((len(task.requested), latents.shape[1]), dtype=np.float32)
-    for number, label in enumerate(known):
-        rows = (task.requested["label"] == label).to_numpy()
-        if n_cells := rows.sum():
-            set_options(num_samples=n_cells, batch_size=n_cells, num_class=len(known), sample_dir="./", **trained_files)
-            classifier_sample.main(cell_type=[number])
-            drawn[rows] = np.load(f"{number}.npz")["cell_gen"]
+    drawn: list[NDArray] = []
+    classifier_sample.save_data = lambda cells, *_: drawn.append(cells)
+    requested = torch.from_numpy(np.searchsorted(known, task.requested["label"].astype(str)))
+    set_options(
+        num_samples=len(requested),
+        batch_size=len(requested),
+        num_class=len(known),
+        model_path=f"denoiser/model{n_steps['denoiser']:06d}.pt",
+        classifier_path=f"classifier/model{n_steps['classifier'] - 1:06d}.pt",
+    )
+    classifier_sample.main(cell_type=[requested])  # it multiplies a label by ones: labels of all cells work too
     with torch.no_grad():
-        profiles = autoencoder(torch.from_numpy(drawn), return_decoded=True).numpy()
+        profiles = autoencoder(torch.from_numpy(drawn[0]), return_decoded=True).numpy()
     return Drawn(profiles, trained, "log-normalised", {"steps": n_steps})
 
 
