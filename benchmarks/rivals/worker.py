@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import time
@@ -76,6 +77,14 @@ class Drawn:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def peak_memory_gib() -> float:
+    """Return this process's peak of resident memory. On Linux, `ru_maxrss` would start at that of the parent."""
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
+        return int(found[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def work(draw: Callable[[Task], Drawn], *packages: str) -> None:
     """Read a task from the command line, draw its cells, and write them with their costs and versions."""
     parser = argparse.ArgumentParser()
@@ -101,7 +110,7 @@ def work(draw: Callable[[Task], Drawn], *packages: str) -> None:
         "wall_minutes": (time.perf_counter() - started) / 60,
         "cpu_minutes": (time.process_time() - started_cpu) / 60,
         "train_minutes": (drawn.trained - started_cpu) / 60,
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": peak_memory_gib(),
         "settings": json.dumps(limits | drawn.settings),
         **describe_source("torch", *packages),
     }
