@@ -9,7 +9,8 @@
 Every method trains and draws in its own process with one torch thread, so its time and peak memory are its own. Its
 cells are kept in ``--cells``. They are judged by ``scgen_diffusion.metrics.evaluate``, and the figures are added to
 ``compare.csv`` in ``--results``. What is already stored is skipped. ``compare.md`` compares the methods, ``goals.md``
-shows which goals they reach, and a picture goes to ``--picture``.
+shows which goals they reach, and a picture goes to ``--picture``. Published rivals are drawn by
+``python -m benchmarks.rivals`` and judged here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.quality.drawing import COSTS_KEY, MODELS, VARIANTS, parse_varian
 from benchmarks.quality.report import draw_comparison, summarise, summarise_goals
 from benchmarks.quality.splits import DATASETS as KNOWN
 from benchmarks.quality.splits import file_of, judge, load_split, parse_dataset
+from benchmarks.rivals import RIVALS, is_rival
 from benchmarks.tables import ROOT, read_table, store_rows, stored_keys, write_text
 
 if TYPE_CHECKING:
@@ -72,10 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
             file_of(name)  # missing files are noticed now, not hours later
     variants = VARIANTS | dict(parse_variant(text) for text in arguments.methods if "=" in text)
     methods = [text.partition("=")[0] for text in arguments.methods]
-    if unknown := sorted(set(methods) - set(variants) - set(BASELINES)):
-        msg = (
-            f"Unknown methods {unknown}. Known: {[*VARIANTS, *BASELINES]}, or NAME=JSON for other arguments of a model."
-        )
+    if unknown := sorted(name for name in methods if name not in {*variants, *BASELINES} and not is_rival(name)):
+        known = [*VARIANTS, *BASELINES, *RIVALS]
+        msg = f"Unknown methods {unknown}. Known: {known}, or NAME=JSON for other arguments of a model."
         raise ValueError(msg)
     results, splits = arguments.results / "compare.csv", {}
     stored = stored_keys(results, KEYS)
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         path = arguments.cells / f"{dataset}-{seed}-{method}.h5ad"
         if (dataset, seed, method) in stored:
             continue
-        if "draw" in arguments.steps and not path.exists():
+        if "draw" in arguments.steps and not path.exists() and not is_rival(method):
             logger.info("%s, seed %d: drawing with %s", dataset, seed, method)
             command = [sys.executable, "-m", "benchmarks.quality.drawing", dataset, str(seed), method, path.resolve()]
             command += ["--variant", json.dumps(variants[method])] if method in variants else []
@@ -110,7 +111,7 @@ def main() -> None:
     known = f"{', '.join(KNOWN)}; with `:300`, 300 training cells, with `:100umi`, about 100 counts per cell"
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help=known)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    known = ", ".join([*VARIANTS, *BASELINES])
+    known = ", ".join([*VARIANTS, *BASELINES, *RIVALS])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"{known}, or NAME=JSON")
     parser.add_argument("--steps", nargs="+", choices=["draw", "judge"], default=["draw", "judge"])
     parser.add_argument(

@@ -309,7 +309,8 @@ def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> 
 
 
 def _draw_dataset(ax: plt.Axes, means: pd.DataFrame, methods: Sequence[str]) -> None:
-    colours = dict(zip(methods, plt.get_cmap("tab10").colors, strict=False))
+    palette = plt.get_cmap("tab10" if len(methods) <= 10 else "tab20").colors
+    colours = dict(zip(methods, palette, strict=False))
     for place, metric in enumerate(SHOWN):
         rows = means[means["metric"] == metric].set_index("method")
         far = shortfall(rows)

@@ -1,0 +1,120 @@
+"""Train published rivals on our splits, by their own code in their own environments, and draw cells to be judged.
+
+    python -m benchmarks.rivals CFGen --repository CFGen --python venv/bin/python --datasets kang_ifnb --seeds 0
+    python -m benchmarks.quality --steps judge --datasets kang_ifnb --seeds 0 --methods CFGen
+
+For every split, a file goes to a process of the rival's Python: the training cells with their labels, and the labels of
+the cells to draw. What comes back is kept in ``--cells``, as the cells of all methods are. Nothing of a rival is
+part of this repository: ``--repository`` is a clone of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from benchmarks.quality.drawing import COSTS_KEY, draw_matching, held_out_conditions, write_cells
+from benchmarks.quality.splits import LABEL, load_split, to_dense
+from benchmarks.rivals import RIVALS
+from benchmarks.rivals.worker import COSTS, REQUESTED, VALUES
+from benchmarks.tables import ROOT
+
+if TYPE_CHECKING:
+    from benchmarks.quality.splits import Split
+
+logger = logging.getLogger("benchmarks.rivals")
+
+
+def request(split: Split, seed: int) -> pd.DataFrame:
+    """Return one row per held-out cell: its label, and the total counts of a training cell with this label."""
+    rows = draw_matching(split.train_labels, split.held_out_labels, np.random.default_rng(seed))
+    totals = to_dense(split.train.layers["counts"]).sum(axis=1)
+    return pd.DataFrame({"label": split.held_out_labels, "total": totals[rows]})
+
+
+def write_split(split: Split, requested: pd.DataFrame, path: Path) -> None:
+    """Write the training cells and the request. Nothing else of the held-out cells goes to a rival."""
+    train = ad.AnnData(
+        split.train.layers["counts"],
+        obs=pd.DataFrame({"label": split.train_labels}, index=split.train.obs_names),
+        var=split.train.var[[]],
+        uns={REQUESTED: requested},
+    )
+    train.write_h5ad(path)
+
+
+def read_cells(split: Split, requested: pd.DataFrame, path: Path) -> ad.AnnData:
+    """Return a rival's cells in the form that the judge reads. Log-normalised values become counts with the totals.
+
+    Raises
+    ------
+    ValueError
+        If they are not one cell per held-out cell, or not counts.
+    """
+    from scgen_diffusion.module import to_counts
+
+    drawn = ad.read_h5ad(path)
+    values = drawn.X
+    if drawn.uns[VALUES] == "log-normalised":
+        values = to_counts(torch.from_numpy(values), torch.tensor(requested["total"].to_numpy())).numpy()
+    expected = (split.held_out.n_obs, split.train.n_vars)
+    if values.shape != expected or not np.isfinite(values).all() or (values < 0).any() or (values % 1 != 0).any():
+        msg = f"A rival must return non-negative integers of shape {expected}, but found {values} of {values.shape}."
+        raise ValueError(msg)
+    obs = held_out_conditions(split).assign(**{LABEL: split.held_out_labels})
+    return ad.AnnData(sp.csr_matrix(values), obs=obs, var=split.train.var[[]].copy(), uns={COSTS_KEY: drawn.uns[COSTS]})
+
+
+def draw(split: Split, seed: int, arguments: argparse.Namespace) -> ad.AnnData:
+    """Return the cells of a rival, drawn by a process of its own."""
+    requested = request(split, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        split_path, drawn_path = Path(folder, "split.h5ad"), Path(folder, "drawn.h5ad")
+        write_split(split, requested, split_path)
+        command = [arguments.python, "-m", f"benchmarks.rivals.{arguments.rival.lower()}"]
+        options = {"repository": arguments.repository, "split": split_path, "drawn": drawn_path, "seed": seed}
+        options |= {"minutes": arguments.minutes, "length": arguments.length}
+        command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return read_cells(split, requested, drawn_path)
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rival", choices=RIVALS)
+    parser.add_argument("--repository", type=Path, required=True, help="a clone of the rival's repository")
+    parser.add_argument("--python", required=True, help="Python of an environment that has the rival's requirements")
+    parser.add_argument("--datasets", nargs="+", default=["pbmc3k", "kang_ifnb", "worm_embryo"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, default=15, help="training on one core lasts at most as long (15)")
+    parser.add_argument("--length", type=float, default=1, help="longest training, in units of the published one (1)")
+    parser.add_argument("--suffix", help="added to the rival's name in the tables, for other minutes or lengths: long")
+    parser.add_argument(
+        "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the generated cells"
+    )
+    arguments = parser.parse_args()
+    arguments.repository = arguments.repository.resolve()
+    method = "-".join(filter(None, [arguments.rival, arguments.suffix]))
+    for dataset, seed in product(arguments.datasets, arguments.seeds):
+        path = arguments.cells / f"{dataset}-{seed}-{method}.h5ad"
+        if not path.exists():
+            logger.info("%s, seed %d: drawing with %s", dataset, seed, method)
+            write_cells(draw(load_split(dataset, seed), seed, arguments), path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The rival's side of the exchange. It runs in the rival's own environment, which lacks this package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import anndata as ad
+import numpy as np
+import torch
+
+from benchmarks.tables import describe_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+#: Keys of ``uns``: the cells to draw, what the drawn values are, and what they cost.
+REQUESTED, VALUES, COSTS = "requested", "values", "costs"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a rival is asked to do.
+
+    Attributes
+    ----------
+    train
+        Training cells: counts in `X`, labels in ``obs["label"]``.
+    requested
+        One row per cell to draw: its ``label``, and the ``total`` counts of a random training cell with this label.
+    minutes
+        Minutes on one core that the training may take.
+    length
+        Length of the training, as a multiple of the published one. It ends when either limit is reached.
+    folder
+        An empty folder.
+    """
+
+    repository: Path
+    train: ad.AnnData
+    requested: pd.DataFrame
+    minutes: float
+    length: float
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Cells of a rival.
+
+    Attributes
+    ----------
+    values
+        ``(requested cells, genes)``, in the order of the request.
+    trained
+        ``time.process_time()`` when the training ended.
+    values_are
+        What `values` are.
+    settings
+        How the rival was trained.
+    """
+
+    values: NDArray
+    trained: float
+    values_are: Literal["counts", "log-normalised"]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def peak_memory_gib() -> float:
+    """Return this process's peak of resident memory. On Linux, `ru_maxrss` would start at that of the parent."""
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
+        return int(found[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def work(draw: Callable[[Task], Drawn], *packages: str) -> None:
+    """Read a task from the command line, draw its cells, and write them with their costs and versions."""
+    parser = argparse.ArgumentParser()
+    for name in ("repository", "split", "drawn"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name, kind in (("minutes", float), ("length", float), ("seed", int)):
+        parser.add_argument(f"--{name}", type=kind, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    train, folder = ad.read_h5ad(given.split), given.drawn.parent / "scratch"
+    folder.mkdir()
+    requested = train.uns.pop(REQUESTED)
+    repository = given.repository.resolve()
+
+    started, started_cpu = time.perf_counter(), time.process_time()
+    drawn = draw(Task(repository, train, requested, given.minutes, given.length, given.seed, folder))
+    cells = ad.AnnData(np.asarray(drawn.values, dtype=np.float32), uns={VALUES: drawn.values_are})
+    commit = subprocess.run(
+        ["git", "-C", repository, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    limits = {"commit": commit.stdout.strip(), "minutes": given.minutes, "length": given.length}
+    cells.uns[COSTS] = {
+        "wall_minutes": (time.perf_counter() - started) / 60,
+        "cpu_minutes": (time.process_time() - started_cpu) / 60,
+        "train_minutes": (drawn.trained - started_cpu) / 60,
+        "peak_memory_gib": peak_memory_gib(),
+        "settings": json.dumps(limits | drawn.settings),
+        **describe_source("torch", *packages),
+    }
+    cells.write_h5ad(given.drawn)
