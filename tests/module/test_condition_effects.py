@@ -7,7 +7,7 @@ import pytest
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import Generators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
 
 N_GENES = 9
@@ -54,6 +54,25 @@ def test_effects_change_only_cells_of_their_condition(build):
     torch.testing.assert_close(draw(module, torch.zeros(4, 1)), draw(module, None))
     shares = draw(module, torch.ones(4, 1)) / 500
     assert shares[:, 3].min() > 0.95
+
+
+def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
+    module = build((2, 2), condition_strategy="additive")
+    module.library_size.set_groups(torch.tensor([[-1, -1]]), means=torch.tensor([6.0]), stds=torch.tensor([0.1]))
+    seen = []
+    module.condition_effects.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    for scales in ([1.0, 1.0], [2.0, 0.0], [0.0, 0.0]):
+        guidance = ResolvedGuidance.of(module.strategy, scales)
+        module.sample_cells(
+            torch.ones(4, 2, dtype=torch.long),
+            Generators(0, range(4)),
+            guidance=guidance,
+            sampler=FLOW_SAMPLERS["euler"],
+            n_steps=1,
+            library_size="normal",
+            n_wanted=4,
+        )
+    torch.testing.assert_close(torch.stack(seen)[:, 0], torch.tensor([[1, 1], [1, 2], [2, 2]]))  # 2: not given
 
 
 def test_effects_do_not_change_what_the_autoencoder_learns(build, batch):

@@ -28,6 +28,7 @@ Composition = Literal["joint", "mutually_exclusive", "additive"]
 GuidanceScale = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
 WHOLE_PATH = (0.0, 1.0)
 TIME_ROUNDING = 1e-6  # error of times converted to the network's time and back, in single precision
+WEIGHT_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,15 @@ class ResolvedGuidance:
     def plain(self) -> tuple[GuidanceTerm, ...]:
         """The terms of the plain conditional prediction."""
         return self.terms if self.conditional is None else self.conditional
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Keys that count: those whose weights do not sum to zero, as they do at scale 0."""
+        weights: dict[int, float] = {}
+        for term in self.terms:
+            for key in term.keys:
+                weights[key] = weights.get(key, 0.0) + term.weight
+        return tuple(sorted(key for key, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING))
 
     @property
     def covers_path(self) -> bool:

@@ -74,8 +74,8 @@ def change_recipe(
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray) -> None:
     """Warn about labels with too few training cells in codes ``(cells, columns)``, unless they have known embeddings.
 
-    In the tutorial "Augmenting rare cell types", 5 to 15 % of the cells generated for a type with ten training cells look
-    like that type. Pseudobulk analyses also leave out groups with fewer than ten cells.
+    Cells generated for such labels have weaker markers than real ones (tutorial "Do synthetic cells help to classify a rare
+    type?"). Pseudobulk analyses also leave out groups with fewer than ten cells.
     """
     rare: list[str] = []
     for key, columns in zip(keys, columns_of(keys), strict=True):

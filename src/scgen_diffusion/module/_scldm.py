@@ -313,7 +313,8 @@ class SCLDMModule(ConditionedModule):
         states = sampler(self.denoiser(condition, guidance), self.draw_noise(generators), n_steps=n_steps)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
-        return self.draw_cells(z, totals, generators.first(n_wanted), condition)
+        shown = self.condition_columns.keep(condition, guidance.keys)
+        return self.draw_cells(z, totals, generators.first(n_wanted), shown)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
