@@ -166,7 +166,11 @@ def changed_parts(model, quick):
         ("new_conditions", {"prior", "averaged_prior"}, "embed_condition.tables.0"),
         ("conditions", {"prior", "averaged_prior"}, "embed_condition"),
         ("network", {"prior", "averaged_prior"}, ""),
-        ("all", {"prior", "averaged_prior", "encoder", "decoder", "likelihood", "library_size"}, ""),
+        (
+            "all",
+            {"prior", "averaged_prior", "encoder", "decoder", "likelihood", "condition_effects", "library_size"},
+            "",
+        ),
     ],
 )
 def test_only_what_was_asked_is_trained(scldm, make_cells, quick, trainable, first, within):

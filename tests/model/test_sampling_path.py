@@ -69,8 +69,8 @@ def expected_cells(model, monkeypatch, *args, **kwargs):
     """Generate, but return what a cell is expected to be in place of drawing its counts."""
     module = model.module
 
-    def expect(z, totals, generators):
-        return module.expected_profiles(z)[: len(generators)]
+    def expect(z, totals, generators, condition):
+        return module.expected_profiles(z, condition)[: len(generators)]
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "draw_cells", expect)
@@ -126,7 +126,8 @@ def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
             sampler=samplers_for(module.path)["midpoint"],
         )
         generators = Generators(1, range(4000))
-        draws = module.draw_cells(z.expand(4000, -1, -1), torch.full((4000,), 1e4), generators)
+        condition = torch.from_numpy(codes).expand(4000, -1)
+        draws = module.draw_cells(z.expand(4000, -1, -1), torch.full((4000,), 1e4), generators, condition)
 
     np.testing.assert_allclose(np.expm1(last.X).sum(), 1e4, rtol=1e-4)
     # The mean of 4 000 draws has an error of some per cent for genes whose deviation is about their mean.

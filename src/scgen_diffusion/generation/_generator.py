@@ -322,8 +322,10 @@ class CellGenerator:
         estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
         estimates.append(states[-1])  # the finished cell is its own estimate
 
+        shown = module.condition_columns.keep(block.condition, request.options.guidance.keys)
+
         def read(frames: Iterable[Tensor]) -> np.ndarray:
-            return torch.stack([module.profiles_of(x)[: block.n_wanted].float().cpu() for x in frames]).numpy()
+            return torch.stack([module.profiles_of(x, shown)[: block.n_wanted].float().cpu() for x in frames]).numpy()
 
         return Frames(times, read(states), read(estimates), block.codes[: block.n_wanted])
 

@@ -167,8 +167,11 @@ class ConditionedModule(BaseModuleClass):
         """
 
     @abstractmethod
-    def profiles_of(self, states: Tensor) -> Tensor:
-        """Convert states between noise and cells, ``(cells, ...)``, to log-normalised profiles ``(cells, genes)``."""
+    def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Convert states between noise and cells, ``(cells, ...)``, to log-normalised profiles ``(cells, genes)``.
+
+        Modules whose conditions act on genes need the ``condition (cells, columns)``.
+        """
 
     def draw_totals(
         self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators

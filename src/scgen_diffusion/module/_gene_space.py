@@ -328,7 +328,7 @@ class GeneSpaceModule(ConditionedModule):
         profile = self.cut_zeros(profile)
         return to_counts(profile, draw_totals(library_features(profile)))[:n_wanted]
 
-    def profiles_of(self, states: Tensor) -> Tensor:
+    def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Convert states ``(cells, genes)`` to profiles."""
         return self.decode(states)
 

@@ -52,7 +52,7 @@ class MoleculeModule(GeneSpaceModule):
         """Return states of counts ``(cells, genes)`` with all molecules seen."""
         return with_masked(x, x.sum(1))
 
-    def profiles_of(self, states: Tensor) -> Tensor:
+    def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the profiles of the molecules that are seen, ``(cells, genes)``."""
         return log_profile(states[:, :-1], "counts")
 

@@ -184,6 +184,7 @@ class MultimodalModule(SCLDMModule):
         inference_outputs: Mapping[str, Any],
         generative_outputs: Mapping[str, Any],
         kl_weight: float = 1.0,
+        condition: Tensor | None = None,
     ) -> LossOutput:
         """Return the loss of :class:`SCLDMModule` over the modalities shown to the encoder.
 
@@ -192,7 +193,8 @@ class MultimodalModule(SCLDMModule):
         """
         shown = self.spread(self.has(inference_outputs["seen"]).float())
         x = tensors[REGISTRY_KEYS.X_KEY] * shown
-        return super().loss({**tensors, REGISTRY_KEYS.X_KEY: x}, inference_outputs, generative_outputs, kl_weight)
+        tensors = {**tensors, REGISTRY_KEYS.X_KEY: x}
+        return super().loss(tensors, inference_outputs, generative_outputs, kl_weight, condition)
 
     # --- what differs from one modality ------------------------------------------------------------------------------
 
@@ -263,7 +265,7 @@ class MultimodalModule(SCLDMModule):
             profiles.append((values * (target_sum / total_counts(values))).sqrt() / 3)
         return torch.cat(profiles, dim=1)
 
-    def expected_profiles(self, z: Tensor) -> Tensor:
+    def expected_profiles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Decode latents to log-normalised profiles of expected values at typical library sizes, modality by modality."""
         sizes = self.library_size.typical() if self.library_size.is_fitted else torch.ones(len(self.modalities))
         mean = self.likelihood.mean(**self.generative(z, sizes.to(z.device).expand(len(z), -1)))

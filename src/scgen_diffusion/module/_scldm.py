@@ -204,6 +204,11 @@ class SCLDMModule(ConditionedModule):
             loss = loss + (with_effects - reconstruction_loss.detach()).mean()
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 
+    def decode(self, z: Tensor, totals: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+        """Decode latents ``(cells, tokens, n_latent)`` for totals; conditions ``(cells, columns)`` add their effects."""
+        decoded = self.generative(z, totals)
+        return decoded if condition is None else self.add_condition_effects(condition, **decoded)
+
     def add_condition_effects(self, condition: Tensor, outputs: Tensor, library_size: Tensor) -> dict[str, Tensor]:
         """Add the effects of conditions ``(cells, columns)`` to decoded latents."""
         if self.condition_effects is None:
@@ -348,9 +353,9 @@ class SCLDMModule(ConditionedModule):
             return self.counterfactual_cells(x, z, new_z, totals, wanted)
         return self.draw_cells(new_z, totals, wanted)
 
-    def profiles_of(self, states: Tensor) -> Tensor:
+    def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Decode standardised latents ``(cells, tokens, n_latent)`` to profiles of expected values, ``(cells, genes)``."""
-        return self.expected_profiles(self.unstandardise(states))
+        return self.expected_profiles(self.unstandardise(states), condition)
 
     def sample_latents(
         self,
@@ -374,10 +379,13 @@ class SCLDMModule(ConditionedModule):
         """Scale states of the prior back to latents, both ``(cells, tokens, n_latent)``."""
         return states * self.latent_std + self.latent_mean
 
-    def expected_profiles(self, z: Tensor) -> Tensor:
-        """Decode latents ``(cells, tokens, n_latent)`` to the profiles of expected values, ``(cells, genes)``."""
+    def expected_profiles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Decode latents ``(cells, tokens, n_latent)`` to the profiles of expected values, ``(cells, genes)``.
+
+        With conditions ``(cells, columns)`` their effects are added.
+        """
         totals = torch.full((len(z), 1), TARGET_SUM, device=z.device)
-        mean = self.likelihood.mean(**self.generative(z, totals))
+        mean = self.likelihood.mean(**self.decode(z, totals, condition))
         return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
 
     def frequencies(self, z: Tensor) -> Tensor:
@@ -390,9 +398,7 @@ class SCLDMModule(ConditionedModule):
         With conditions ``(cells, columns)`` their effects are added. With fewer generators than latents, only the first
         latents give cells.
         """
-        decoded = self.generative(z, totals.reshape(len(z), -1))
-        if condition is not None:
-            decoded = self.add_condition_effects(condition, **decoded)
+        decoded = self.decode(z, totals.reshape(len(z), -1), condition)
         parameters = self.likelihood.parameters_per_cell(**decoded)
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
