@@ -278,7 +278,11 @@ class PackageSystem(System):
 
     def autoencoder_step(self) -> None:
         """Take one optimiser step of the autoencoder, as in training."""
-        self.autoencoder_steps.take({"X": self.cells.counts})
+        from scvi import REGISTRY_KEYS
+
+        from scgen_diffusion.module import CONDITIONS
+
+        self.autoencoder_steps.take({REGISTRY_KEYS.X_KEY: self.cells.counts, CONDITIONS: self.cells.condition})
 
     def prior_step(self) -> None:
         """Take one optimiser step of the prior on cached latents, and update the averaged weights."""
@@ -305,7 +309,7 @@ class PackageSystem(System):
             )
             kind = self.module.architecture.library_size
             totals = self.module.library_size.draw(kind, condition, z, generators.uniform())
-            self.module.draw_cells(z, totals, generators)
+            self.module.draw_cells(z, totals, generators, condition)
 
     def describe(self, stage: str) -> str:
         """Say how the stage was computed."""

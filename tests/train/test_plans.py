@@ -71,7 +71,7 @@ def test_the_autoencoder_stage_trains_all_of_the_autoencoder_and_nothing_else(mo
 
     assert trained_names(plan, module) == {"encoder", "decoder", "likelihood", "condition_effects"}
     for name, parameter in module.named_parameters():
-        assert (id(parameter) in ids) == name.startswith(("encoder", "decoder", "likelihood")), name
+        assert (id(parameter) in ids) == name.startswith(("encoder", "decoder", "likelihood", "condition_effects")), name
 
 
 def test_the_prior_stage_trains_the_prior_and_the_library_head(module):
@@ -102,7 +102,7 @@ def test_the_averaged_weights_move_after_every_step_of_the_prior(module):
 def test_the_divergence_weight_rises_over_the_warm_up(module, monkeypatch, step, expected):
     monkeypatch.setattr(AutoencoderPlan, "progress", step / 100)
     plan = AutoencoderPlan(module, AutoencoderRecipe(kl_weight=0.5, kl_warm_up=0.1, keep_at_least=1.0), seed=0)
-    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1}
+    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, "conditions": torch.zeros(4, 1)}
 
     for training, weight in ((True, expected), (False, 0.5)):
         losses = plan.compute_losses(batch, torch.Generator().manual_seed(0), training=training)
@@ -114,7 +114,7 @@ def test_validation_sees_whole_cells_and_the_same_random_numbers_each_time(modul
     plan = attached(AutoencoderPlan(module, AutoencoderRecipe(keep_at_least=0.1), seed=0))
     logged = []
     monkeypatch.setattr(plan, "_add", lambda subset, losses, batch: logged.append(losses["loss"].item()))
-    batch = {"X": torch.poisson(torch.full((4, 9), 3.0))}
+    batch = {"X": torch.poisson(torch.full((4, 9), 3.0)), "conditions": torch.zeros(4, 1)}
 
     plan.validation_step(batch, 0)
     plan.validation_step(batch, 0)
