@@ -71,7 +71,9 @@ def test_the_autoencoder_stage_trains_all_of_the_autoencoder_and_nothing_else(mo
 
     assert trained_names(plan, module) == {"encoder", "decoder", "likelihood", "condition_effects"}
     for name, parameter in module.named_parameters():
-        assert (id(parameter) in ids) == name.startswith(("encoder", "decoder", "likelihood", "condition_effects")), name
+        assert (id(parameter) in ids) == name.startswith(("encoder", "decoder", "likelihood", "condition_effects")), (
+            name
+        )
 
 
 def test_the_prior_stage_trains_the_prior_and_the_library_head(module):
