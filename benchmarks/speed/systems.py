@@ -299,17 +299,15 @@ class PackageSystem(System):
 
         condition = self.cells.condition
         with torch.inference_mode(), self._autocast():
-            generators = Generators(0, range(len(condition)), self.setting.device)
-            z = self.module.sample_latents(
-                generators.normal(*self.module.latent_shape),
+            self.module.sample_cells(
                 condition,
+                Generators(0, range(len(condition)), self.setting.device),
                 guidance=ResolvedGuidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
                 sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
                 n_steps=self.setting.n_steps,
+                library_size=self.module.architecture.library_size,
+                n_wanted=len(condition),
             )
-            kind = self.module.architecture.library_size
-            totals = self.module.library_size.draw(kind, condition, z, generators.uniform())
-            self.module.draw_cells(z, totals, generators, condition)
 
     def describe(self, stage: str) -> str:
         """Say how the stage was computed."""

@@ -29,7 +29,7 @@ def batch():
     classes = np.repeat([0, 1], 4000)
     means = np.full((2, N_GENES), 5.0)
     means[1, 0] = 20
-    rate = np.repeat(means[classes], 1, axis=0)
+    rate = means[classes]
     rate[classes == 1, -1] *= rng.gamma(1.0, 1.0, 4000)
     x = torch.tensor(rng.poisson(rate), dtype=torch.float32)
     return {REGISTRY_KEYS.X_KEY: x, CONDITIONS: torch.tensor(classes)[:, None]}
@@ -50,7 +50,7 @@ def test_effects_change_only_cells_of_their_condition(build):
     module = build()
     with torch.no_grad():
         module.condition_effects.embed.tables[0].weight[:] = torch.tensor([[0.0], [1.0], [0.0]])
-        module.condition_effects.loadings.weight.view(N_GENES, 2, -1)[3, 0] = 1.0  # width times e
+        module.condition_effects.loadings.weight.view(N_GENES, 2, -1)[3, 0] = 1.0  # a log ratio as large as the width
     torch.testing.assert_close(draw(module, torch.zeros(4, 1)), draw(module, None))
     shares = draw(module, torch.ones(4, 1)) / 500
     assert shares[:, 3].min() > 0.95

@@ -322,7 +322,7 @@ class CellGenerator:
         estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
         estimates.append(states[-1])  # the finished cell is its own estimate
 
-        shown = module.condition_columns.keep(block.condition, request.options.guidance.keys)
+        shown = module.shown_conditions(block.condition, request.options.guidance)
 
         def read(frames: Iterable[Tensor]) -> np.ndarray:
             return torch.stack([module.profiles_of(x, shown)[: block.n_wanted].float().cpu() for x in frames]).numpy()

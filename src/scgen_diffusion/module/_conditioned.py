@@ -69,6 +69,14 @@ class ConditionedModule(BaseModuleClass):
         """Turn condition codes ``(n, columns)`` without open values into a tensor for the module."""
         return torch.from_numpy(codes).to(self.null_condition.device, self.null_condition.dtype)
 
+    def drop_conditions(self, condition: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+        """Drop keys of training cells ``(cells, columns)`` as the strategy does, all of them with ``probability``."""
+        return self.strategy.drop(condition, self.condition_columns, probability, generator)
+
+    def shown_conditions(self, condition: Tensor, guidance: ResolvedGuidance) -> Tensor:
+        """Leave out the keys of conditions ``(cells, columns)`` that guidance ignores."""
+        return self.condition_columns.keep(condition, guidance.keys)
+
     # --- generation ------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -288,7 +288,7 @@ class SCLDMModule(ConditionedModule):
         data = self.standardise(z)
         noise = torch.randn(data.shape, generator=generator, device=data.device)
         t = self.path.draw_times(len(data), generator, data.device)
-        condition = self.strategy.drop(condition, self.condition_columns, drop_probability, generator)
+        condition = self.drop_conditions(condition, drop_probability, generator)
         network = self.averaged_prior if averaged else self.prior
         return diffusion_loss(network, self.path, TARGETS["velocity"], data, noise=noise, t=t, condition=condition)
 
@@ -318,8 +318,7 @@ class SCLDMModule(ConditionedModule):
         states = sampler(self.denoiser(condition, guidance), self.draw_noise(generators), n_steps=n_steps)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
-        shown = self.condition_columns.keep(condition, guidance.keys)
-        return self.draw_cells(z, totals, generators.first(n_wanted), shown)
+        return self.draw_cells(z, totals, generators.first(n_wanted), self.shown_conditions(condition, guidance))
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""

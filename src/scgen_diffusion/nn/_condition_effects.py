@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ConditionEffects(nn.Module):
-    """Effects of conditions on every gene, which add up over the keys and start at zero.
+    """Two effects of conditions on every gene, on its share and its dispersion. They add up over keys and start at zero.
 
     Parameters
     ----------
@@ -27,8 +27,6 @@ class ConditionEffects(nn.Module):
         Kind of each condition key, see :class:`ConditionEmbedding`.
     width
         Width of the conditions' embedding.
-    n_outputs
-        Effects per gene.
 
     Examples
     --------
@@ -38,13 +36,12 @@ class ConditionEffects(nn.Module):
     torch.Size([2, 7, 2])
     """
 
-    def __init__(self, n_genes: int, conditions: Sequence[ConditionSpec], *, width: int, n_outputs: int = 2) -> None:
+    def __init__(self, n_genes: int, conditions: Sequence[ConditionSpec], *, width: int) -> None:
         super().__init__()
-        self.n_outputs = n_outputs
         self.embed = ConditionEmbedding(conditions, width)
-        self.loadings = nn.Linear(width, n_genes * n_outputs, bias=False)
+        self.loadings = nn.Linear(width, 2 * n_genes, bias=False)
         nn.init.zeros_(self.loadings.weight)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Return the effects ``(cells, genes, n_outputs)`` of conditions ``(cells, columns)``."""
-        return self.loadings(self.embed(condition)).unflatten(1, (-1, self.n_outputs))
+        """Return the effects ``(cells, genes, 2)`` of conditions ``(cells, columns)``."""
+        return self.loadings(self.embed(condition)).unflatten(1, (-1, 2))

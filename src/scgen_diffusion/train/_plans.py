@@ -364,8 +364,8 @@ class AutoencoderPlan(StagePlan):
         keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
         rise = min(self.progress / recipe.kl_warm_up, 1.0) if training and recipe.kl_warm_up else 1.0
         condition = module.condition_of(batch)
-        if training:
-            condition = module.strategy.drop(condition, module.condition_columns, recipe.drop_probability, generator)
+        if training and module.condition_effects is not None:
+            condition = module.drop_conditions(condition, recipe.drop_probability, generator)
         _, _, losses = module(
             batch,
             inference_kwargs={"noise": noise, "keep": keep, "generator": generator},
@@ -469,9 +469,7 @@ class DiffusionPlan(AveragingPlan):
         drawn = module.draw_for_training(x, generator, training=training)
         condition = module.condition_of(batch)
         if training:
-            condition = module.strategy.drop(
-                condition, module.condition_columns, self.recipe.drop_probability, generator
-            )
+            condition = module.drop_conditions(condition, self.recipe.drop_probability, generator)
         _, _, losses = module(batch, generative_kwargs={**drawn, "condition": condition, "averaged": not training})
         return {"loss": losses.loss, **losses.extra_metrics}
 
