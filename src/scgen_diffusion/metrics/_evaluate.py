@@ -199,8 +199,11 @@ def evaluate(
 
     Without ``groupby``, `within_label_correlation` includes differences between cell types.
 
-    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae``, ``de_overlap`` is
-    ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``.
+    With ``control``, ``specific_change_correlation`` needs ``train``, and ``perturbation_discrimination`` two or more
+    perturbations; otherwise they have no rows.
+
+    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta``, ``de_overlap`` is
+    ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``. :func:`write_cell_eval` writes files for it.
 
     References
     ----------
@@ -260,7 +263,12 @@ def evaluate(
             if name in {*leading, *FIGURES_OF_PERTURBATIONS, *given, "better"}:
                 msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
                 raise ValueError(msg)
-        wanted = choose_metrics(names, "perturbation", {"control"})
+        perturbations, controls = (
+            set(getattr(cells, "obs", {}).get(perturbation_key, ())) for cells in (real_test, control)
+        )
+        available: set[Need] = {"control"} if train is None else {"control", "mean_response"}
+        available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
+        wanted = choose_metrics(names, "perturbation", available)
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
         contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
         return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
@@ -354,6 +362,8 @@ _NEEDS = {
     "groups": "`groupby`, a column of `obs`",
     "counts": "counts in all sets, not log-normalised values",
     "control": "`control`, unperturbed cells",
+    "mean_response": "`train`, with perturbed cells",
+    "perturbations": "two or more perturbations in `real_test`",
     "modalities": "MuData with several modalities",
 }
 
