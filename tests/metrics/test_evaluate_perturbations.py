@@ -122,7 +122,11 @@ def test_groups_may_combine_several_columns():
         ({"metrics": "copied_cells"}, ValueError, "'copied_cells', which needs `train`"),
         ({"perturbation_key": None}, ValueError, "both `control` and `perturbation_key`"),
         ({"control": None}, ValueError, "both `control` and `perturbation_key`"),
-        ({"control": None, "perturbation_key": None, "others": {"x": 1}}, ValueError, "`others` needs these two"),
+        (
+            {"control": None, "perturbation_key": None, "others": {"x": 1}},
+            ValueError,
+            "`others` and `match_keys` need these two",
+        ),
         ({"scales": {"rna": "log1p"}}, ValueError, "are only for MuData, but no set is a MuData"),
         ({"synthetic": cells("A")[:0]}, ValueError, "`synthetic` must have cells and genes"),
     ],
@@ -342,6 +346,70 @@ def test_groups_are_compared_with_their_own_control():
     assert set(grouped["group"]) == {"x"}
     assert set(alone["group"]) == {"all"}
     pd.testing.assert_frame_equal(grouped.drop(columns="group"), alone.drop(columns="group"), check_exact=False)
+
+
+#: How much more of genes 10 to 19 the cells of each donor have.
+DONORS = {"d1": 1.0, "d2": 3.0}
+
+
+def cells_of_donors(perturbation, seed, **n_cells):
+    """Build cells of one perturbation, this many of each donor."""
+    is_donors = np.isin(np.arange(len(BASE)), range(10, 20))
+    parts = []
+    for number, donor in enumerate(n_cells):
+        rates = list(rate(perturbation) * np.where(is_donors, DONORS[donor], 1.0))
+        parts.append(cells(perturbation, seed=seed + number, n_cells=n_cells[donor], rates=rates, donor=donor))
+    return ad.concat(parts)
+
+
+def test_changes_are_taken_within_donors():
+    real, predicted = cells_of_donors("A", 10, d1=80, d2=20), cells_of_donors("A", 20, d1=30, d2=60)
+    control = cells_of_donors("ctrl", 30, d1=20, d2=80)
+    train = ad.concat([cells_of_donors("A", 40, d1=20, d2=70), cells_of_donors("B", 50, d1=70, d2=10)])
+    sets = {"train": train, "control": control, "others": {"copy": predicted}}
+    apart, together = (judge(real, predicted, match_keys=keys, **sets) for keys in (["donor"], None))
+    for metric in ("mean_change_error", "mean_change_debiased_error", "energy_distance"):
+        columns = ["value", "additive", "copy"]
+        assert (row(apart, metric, "A")[columns] < 0.3 * row(together, metric, "A")[columns]).all()
+    assert row(apart, "mean_change_slope", "A")["additive"] == pytest.approx(1, abs=0.1)
+    assert row(apart, "mean_change_correlation", "A")["additive"] > 0.95
+    pd.testing.assert_series_equal(apart["copy"], apart["value"], check_names=False)
+    real, predicted, control, train = (part[part.obs["donor"] == "d1"] for part in (real, predicted, control, train))
+    one_donor = [judge(real, predicted, control=control, train=train, match_keys=keys) for keys in (["donor"], None)]
+    pd.testing.assert_frame_equal(*one_donor)
+
+
+def test_unlike_donors_are_no_error_of_the_right_prediction():
+    errors = []
+    for seed in range(0, 1_500, 50):
+        real, predicted = cells_of_donors("A", seed, d1=30, d2=10), cells_of_donors("A", seed + 1_510, d1=15, d2=20)
+        train, control = (
+            cells_of_donors("A", seed + 3_020, d1=10, d2=30),
+            cells_of_donors("ctrl", seed + 4_530, d1=15, d2=20),
+        )
+        options = {"train": train, "control": control, "match_keys": ["donor"], "n_floor": 1}
+        table = judge(real, predicted, metrics=["mean_change_debiased_error", "mean_change_slope"], **options)
+        errors.append(table.set_index("metric")[["value", "additive", "no_change"]].stack())
+    errors = pd.concat(errors, axis=1)
+    expected, spread = errors.mean(axis=1), errors.std(axis=1) / np.sqrt(errors.shape[1])
+    effect = expected["mean_change_debiased_error", "no_change"]
+    for name in ("value", "additive"):
+        assert abs(expected["mean_change_debiased_error", name]) < 4 * spread["mean_change_debiased_error", name]
+        assert spread["mean_change_debiased_error", name] < 0.02 * effect
+        assert abs(expected["mean_change_slope", name] - 1) < 4 * spread["mean_change_slope", name] < 0.1
+
+
+def test_donors_without_control_or_predicted_cells_are_named():
+    real, control = cells_of_donors("A", 10, d1=20, d2=20), cells_of_donors("ctrl", 30, d1=20, d2=20)
+    of_d1 = control[control.obs["donor"] == "d1"]
+    with pytest.raises(ValueError, match="`control` must .* 2 cells for perturbation 'A' with the match 'd2'"):
+        judge(real, cells_of_donors("A", 20, d1=20, d2=20), control=of_d1, match_keys=["donor"])
+    with pytest.raises(ValueError, match="`synthetic` must have .* with the match 'd1', but has 0"):
+        judge(real, cells_of_donors("A", 20, d2=20), control=control, match_keys=["donor"])
+    with pytest.raises(KeyError, match="`synthetic.obs` has no column 'donor'"):
+        judge(real, cells("A", seed=2), control=control, match_keys=["donor"])
+    with pytest.raises(TypeError, match="`match_keys` must be a list of names, but found the string 'donor'"):
+        judge(real, real, control=control, match_keys="donor")
 
 
 def test_the_same_seed_gives_the_same_table():

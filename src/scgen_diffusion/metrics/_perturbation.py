@@ -75,7 +75,7 @@ class GeneMoments:
     variance: NDArray[np.float64]
     n_cells: int
     noise: NDArray[np.float64] = field(default=None)
-    control_share: float = 0.0
+    control_share: float | NDArray[np.float64] = 0.0
 
     def __post_init__(self) -> None:
         if self.noise is None:
@@ -834,18 +834,30 @@ class Perturbed:
         Log-normalised values.
     rows
         Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
+    matches
+        What control cells must have in common with each cell, such as the donor, `(cells,)`; empty texts without
+        ``match_keys``.
     """
 
     name: str
     expression: Expression
     rows: dict[tuple[Parts, str], list[int]]
+    matches: NDArray[np.str_]
 
     @classmethod
-    def read(cls, cells: AnnData, source: Source, key: str, split_name: Callable[[str], Parts]) -> Perturbed:
+    def read(
+        cls,
+        cells: AnnData,
+        source: Source,
+        key: str,
+        split_name: Callable[[str], Parts],
+        match_keys: Sequence[str] | None = None,
+    ) -> Perturbed:
         """Read cells and their perturbations from a column of `obs`.
 
         Cells of ``control`` are all unperturbed; unperturbed cells of ``real_test`` and ``train`` are left out.
         """
+        matches = labels_of(cells, match_keys, name=source.name) if match_keys else np.zeros(len(source), dtype=str)
         parts: list[Parts] = [()] * len(source)
         if source.name != "control":
             named = labels_of(cells, key, name=source.name)
@@ -861,24 +873,45 @@ class Perturbed:
         for place, row in enumerate(kept):
             group = ALL if source.labels is None else str(source.labels[row])
             rows.setdefault((parts[row], group), []).append(place)
-        return cls(source.name, source.read(kept), dict(sorted(rows.items())))
+        return cls(source.name, source.read(kept), dict(sorted(rows.items())), matches[kept])
 
-    def of(self, parts: Parts, group: str) -> Expression:
-        """Return the cells of one perturbation (empty for control) in one group."""
-        return self.expression[np.array(self.rows.get((parts, group), []), dtype=np.intp)]
+    def of(self, parts: Parts, group: str, match: str | None = None) -> Expression:
+        """Return the cells of one perturbation (empty for control) in one group, or only those of one match."""
+        rows = np.array(self.rows.get((parts, group), []), dtype=np.intp)
+        return self.expression[rows if match is None else rows[self.matches[rows] == match]]
 
-    def enough_of(self, parts: Parts, group: str, wanted: Parts) -> Expression:
+    def enough_of(self, parts: Parts, group: str, wanted: Parts, match: str | None = None) -> Expression:
         """Return the same cells. If there are fewer than two, raise and name the perturbation that needs them."""
-        found = self.of(parts, group)
+        found = self.of(parts, group, match)
         if len(found) < MIN_CELLS:
             where = f"perturbation {SEPARATOR.join(wanted)!r}" + ("" if group == ALL else f" in group {group!r}")
+            where += f" with the match {match!r}" if match else ""
             msg = f"`{self.name}` must have at least {MIN_CELLS} cells for {where}, but has {len(found)}."
             raise ValueError(msg)
         return found
 
+    def moments(self, parts: Parts, group: str) -> GeneMoments:
+        """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise."""
+        moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
+        if len(shares) == 1:
+            return moments
+        within = {match: GeneMoments.of(self.of(parts, group, match)) for match in shares}
+        return replace(moments, noise=mix(within, shares).noise)
+
+    def shares(self, parts: Parts, group: str) -> dict[str, float]:
+        """Return which share of the cells of a perturbation in a group has each match."""
+        found, n_cells = np.unique(self.matches[self.rows[parts, group]], return_counts=True)
+        return dict(zip(found.tolist(), (n_cells / n_cells.sum()).tolist(), strict=True))
+
 
 def read_perturbed(
-    given: Mapping[str, AnnData], *, key: str, separator: str, groupby: str | Sequence[str] | None, layer: str | None
+    given: Mapping[str, AnnData],
+    *,
+    key: str,
+    separator: str,
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+    match_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Perturbed], Callable[[str], Parts]]:
     """Check and read ``real_test``, ``control`` and other sets. Return also what splits the name of a combination."""
     if not (isinstance(key, str) and separator and isinstance(separator, str)):
@@ -892,7 +925,16 @@ def read_perturbed(
     controls = set(untreated[key].astype(str)) if key in untreated else set()
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
-    return {name: Perturbed.read(given[name], source, key, split_name) for name, source in sources.items()}, split_name
+    sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
+    return sets, split_name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The training cells of a perturbation in a group: their moments, and the share of each match."""
+
+    moments: GeneMoments
+    shares: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -906,31 +948,64 @@ class Shift:
     noise
         Sampling variance that it has from perturbed cells, `(genes,)`.
     control_weights
-        By group, how much of the mean of control cells was subtracted.
+        By group and match, how much of the mean of control cells was subtracted.
     """
 
     change: NDArray[np.float64]
     noise: NDArray[np.float64]
-    control_weights: dict[str, float]
+    control_weights: dict[tuple[str, str], float]
 
     @classmethod
     def of(
         cls,
-        perturbed: Mapping[tuple[Parts, str], GeneMoments],
-        controls: Mapping[str, GeneMoments],
+        perturbed: Mapping[tuple[Parts, str], Trained],
+        controls: Mapping[tuple[str, str], GeneMoments],
         weight: float = 1.0,
     ) -> Self:
         """Add the changes of these perturbations in their groups, each with the same weight."""
-        change = weight * np.sum([own.mean - controls[group].mean for (_, group), own in perturbed.items()], axis=0)
-        noise = weight**2 * np.sum([own.noise for own in perturbed.values()], axis=0)
-        n_groups = Counter(group for _, group in perturbed)
-        return cls(change, noise, {group: weight * number for group, number in n_groups.items()})
+        weights: Counter[tuple[str, str]] = Counter()
+        for (_, group), own in perturbed.items():
+            weights.update({(group, match): weight * share for match, share in own.shares.items()})
+        change = weight * np.sum([own.moments.mean for own in perturbed.values()], axis=0)
+        change = change - np.sum([share * controls[name].mean for name, share in weights.items()], axis=0)
+        noise = weight**2 * np.sum([own.moments.noise for own in perturbed.values()], axis=0)
+        return cls(change, noise, dict(weights))
 
-    def move(self, cells: GeneMoments, group: str, controls: Mapping[str, GeneMoments]) -> GeneMoments:
-        """Shift the control cells of a group. Their own noise is partly subtracted again."""
-        left = {group: 1.0} | {name: float(name == group) - weight for name, weight in self.control_weights.items()}
+    def move(
+        self,
+        cells: GeneMoments,
+        group: str,
+        shares: Mapping[str, float],
+        controls: Mapping[tuple[str, str], GeneMoments],
+    ) -> GeneMoments:
+        """Shift the control cells of a group with these shares of matches. Part of their noise is subtracted again."""
+        own = {(group, match): share for match, share in shares.items()}
+        left = Counter(own)
+        left.subtract(self.control_weights)
         noise = self.noise + np.sum([share**2 * controls[name].noise for name, share in left.items()], axis=0)
-        return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=left[group])
+        shared = np.sum([left[name] * share * controls[name].noise for name, share in own.items()], axis=0)
+        control_share = np.divide(shared, cells.noise, out=np.zeros_like(shared), where=cells.noise > 0)
+        return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=control_share)
+
+
+def mix(parts: Mapping[str, GeneMoments], shares: Mapping[str, float]) -> GeneMoments:
+    """Return the moments of cells of which each part has a given share, whatever its number of cells."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    weighted = [(parts[match], share) for match, share in shares.items()]
+    mean = np.sum([share * own.mean for own, share in weighted], axis=0)
+    return GeneMoments(
+        mean,
+        np.sum([share * (own.variance + (own.mean - mean) ** 2) for own, share in weighted], axis=0),
+        round(1 / sum(share**2 / own.n_cells for own, share in weighted)),
+        np.sum([share**2 * own.noise for own, share in weighted], axis=0),
+    )
+
+
+def mixed_rows(n_cells: Mapping[str, int], shares: Mapping[str, float], n_most: int) -> dict[str, int]:
+    """Return how many cells of each match to draw, so that they have these shares and are as many as possible."""
+    total = min(n_most, *(n_cells[match] / share for match, share in shares.items()))
+    return {match: max(int(total * share + 1e-9), 1) for match, share in shares.items()}
 
 
 def perturbation_contexts(
@@ -942,6 +1017,7 @@ def perturbation_contexts(
     layer: str | None,
     space: ComparisonSpace | None,
     draws: Draws,
+    match_keys: Sequence[str] | None = None,
 ) -> Iterator[Context]:
     """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
 
@@ -949,10 +1025,11 @@ def perturbation_contexts(
     ----------
     given
         ``real_test``, ``synthetic``, ``control``, ``train`` if given, and the predictions of other methods.
-    key, separator, groupby, layer, space, draws
+    key, separator, groupby, layer, space, draws, match_keys
         As in :func:`evaluate`.
     """
-    sets, split_name = read_perturbed(given, key=key, separator=separator, groupby=groupby, layer=layer)
+    options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
+    sets, split_name = read_perturbed(given, **options)
     real_cells = sets["real_test"].expression
     found, usual = (copied_cells(sets[name].expression, real_cells) for name in ("synthetic", "control"))
     if found - usual > MANY_COPIES:  # no two measured cells are equal, except in data with very few counts
@@ -962,16 +1039,19 @@ def perturbation_contexts(
         )
         warn_user(msg)
 
-    controls = {group: GeneMoments.of(sets["control"].of((), group)) for _, group in sets["control"].rows}
-    trained: dict[tuple[Parts, str], GeneMoments] = {}  # training perturbations with control cells
+    controls = {
+        (group, match): GeneMoments.of(sets["control"].of((), group, match))
+        for _, group in sets["control"].rows
+        for match in sets["control"].shares((), group)
+    }
+    trained: dict[tuple[Parts, str], Trained] = {}  # training perturbations with control cells
     mean_response = None
     if "train" in sets:
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
-        trained = {
-            (parts, group): GeneMoments.of(sets["train"].of(parts, group))
-            for parts, group in sets["train"].rows
-            if group in controls
-        }
+        for parts, group in sets["train"].rows:
+            shares = sets["train"].shares(parts, group)
+            if all((group, match) in controls for match in shares):
+                trained[parts, group] = Trained(sets["train"].moments(parts, group), shares)
         if trained:
             mean_response = Shift.of(trained, controls, weight=1 / len(trained))
 
@@ -983,10 +1063,22 @@ def perturbation_contexts(
         moments = replace(GeneMoments.of(cells), control_share=control_share)
         return Profile(moments, drawn.values.toarray() if space is None else space.project(drawn))
 
-    def moved(cells: Profile, group: str, shift: Shift) -> Profile:
+    def matched(name: str, parts: Parts, group: str, shares: Mapping[str, float], wanted: Parts) -> Profile:
+        """Compute the moments of cells with these shares of matches, and draw such cells for distances."""
+        cells = {match: sets[name].enough_of(parts, group, wanted, match) for match in shares}
+        found = {match: profile(own, of_control[name]) for match, own in cells.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        n_drawn = mixed_rows({match: len(own.pcs) for match, own in found.items()}, shares, draws.max_cells)
+        rng = np.random.default_rng(draws.seed)
+        pcs = [own.pcs[np.sort(rng.permutation(len(own.pcs))[: n_drawn[match]])] for match, own in found.items()]
+        moments = mix({match: own.moments for match, own in found.items()}, shares)
+        return Profile(replace(moments, control_share=of_control[name]), np.concatenate(pcs))
+
+    def moved(cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
         step = shift.change if space is None else space.pca.components_ @ shift.change[space.genes]
-        return Profile(shift.move(cells.moments, group, controls), cells.pcs + step)
+        return Profile(shift.move(cells.moments, group, shares, controls), cells.pcs + step)
 
     def halves_of(cells: Expression) -> list[list[Expression]]:
         """Split the cells of a perturbation in two, several times."""
@@ -997,7 +1089,7 @@ def perturbation_contexts(
         return [[cells[half] for half in pair] for pair in splits]
 
     names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
-    shares = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
+    of_control = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
     others = [name for name in sets if name not in ("real_test", "synthetic", "control", "train")]
     perturbed = {part for parts, _ in sets["real_test"].rows for part in parts}
     panels = _panels(
@@ -1005,17 +1097,20 @@ def perturbation_contexts(
     )
     for parts, group in sets["real_test"].rows:
         cells = sets["real_test"].enough_of(parts, group, parts)
-        predictions = {"value": profile(sets["synthetic"].enough_of(parts, group, parts), shares["synthetic"])}
-        predictions["no_change"] = control = profile(sets["control"].enough_of((), group, parts), shares["control"])
+        shares = sets["real_test"].shares(parts, group)
+        predictions = {"value": matched("synthetic", parts, group, shares, parts)}
+        predictions["no_change"] = control = matched("control", (), group, shares, parts)
         if mean_response is not None:
-            predictions["mean_shift"] = moved(control, group, mean_response)
-        single = [((part,), group) for part in parts]
-        if set(single) <= set(trained):
-            predictions["additive"] = moved(control, group, Shift.of({one: trained[one] for one in single}, controls))
-        by_others = {name: sets[name].of(parts, group) for name in others}
-        predictions |= {name: profile(own, shares[name]) for name, own in by_others.items() if len(own) >= MIN_CELLS}
+            predictions["mean_shift"] = moved(control, group, shares, mean_response)
+        single = {(part,): trained.get(((part,), group)) for part in parts}
+        if None not in single.values():
+            changes = Shift.of({(part, group): own for part, own in single.items()}, controls)
+            predictions["additive"] = moved(control, group, shares, changes)
+        for name in others:
+            if all(len(sets[name].of(parts, group, match)) >= MIN_CELLS for match in shares):
+                predictions[name] = matched(name, parts, group, shares, parts)
 
-        real = profile(cells)
+        real = replace(profile(cells), moments=sets["real_test"].moments(parts, group))
         compare = partial(Comparison, control=control, mean_response=predictions.get("mean_shift"))
         whole, *of_halves = panels[group]
         row = [name for name, own_group in sets["real_test"].rows if own_group == group].index(parts)
@@ -1032,7 +1127,7 @@ def perturbation_contexts(
 
 def _panels(
     real: Perturbed,
-    controls: Mapping[str, GeneMoments],
+    controls: Mapping[tuple[str, str], GeneMoments],
     halves_of: Callable[[Expression], list[list[Expression]]],
     n_splits: int,
     genes: NDArray[np.bool_],
@@ -1040,10 +1135,12 @@ def _panels(
     """Return the panel of each group, and those of the first halves of all perturbations in every split."""
     changes: dict[str, list[NDArray]] = {}
     for parts, group in real.rows:
-        if group in controls:
+        shares = real.shares(parts, group)
+        if all((group, match) in controls for match in shares):  # others raise later
+            control = np.sum([share * controls[group, match].mean for match, share in shares.items()], axis=0)
             cells = real.of(parts, group)
             firsts = [pair[0] for pair in halves_of(cells)] or [cells] * n_splits
-            found = np.array([means(one.values) - controls[group].mean for one in (cells, *firsts)])
+            found = np.array([means(one.values) - control for one in (cells, *firsts)])
             changes.setdefault(group, []).append(found[:, genes])
     return {
         group: [Panel(unit_vectors(one).astype(np.float32), 0, genes) for one in np.stack(own, axis=1)]
