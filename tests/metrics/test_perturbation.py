@@ -301,6 +301,8 @@ def test_cells_with_the_names_of_control_cells_share_their_noise():
     control, real = poisson_cells(base, 0, n_cells=20), poisson_cells(changed, 1)
     control.obs_names = [f"AAA{i}-1" for i in range(20)]
     assert mean_change_slope(real, control, control) == 0
+    numbered = AnnData(control.X)  # as anndata numbers all sets
+    assert mean_change_slope(real, poisson_cells(base, 0, n_cells=20), numbered) < 0
     independent, made = poisson_cells(base, 3), poisson_cells(base, 3)
     independent.obs_names = [f"AAB{i}-1" for i in range(300)]
     made.obs_names = [f"run-AAA{i % 20}-1-{i}" for i in range(300)]

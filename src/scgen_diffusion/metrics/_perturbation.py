@@ -150,14 +150,17 @@ def real_and_predicted_effect(
     of_control = pair_of_expressions(real, control, layer, ("real", "control"))[1]
     real_moments, predicted_moments, control_moments = map(GeneMoments.of, (of_real, of_predicted, of_control))
     if isinstance(predicted, AnnData) and isinstance(control, AnnData):
-        share = control_share_of(predicted.obs_names, control.obs_names)
+        share = 1.0 if predicted is control else control_share_of(predicted.obs_names, control.obs_names)
         predicted_moments = replace(predicted_moments, control_share=share)
     return Effect(real_moments, control_moments), predicted_effect(predicted_moments, real_moments, control_moments)
 
 
 def control_share_of(predicted: pd.Index, control: pd.Index) -> float:
-    """Return 1 if predicted cells have names of control cells, alone or joined to other words by ``-``, else 0."""
-    known = set(control)
+    """Return 1 if predicted cells have names of control cells, alone or joined to other words by ``-``, else 0.
+
+    Numbers are no names: anndata numbers the cells of every set that has none.
+    """
+    known = {name for name in control if not name.isdigit()}
 
     def has_known_name(name: str) -> bool:
         words = name.split("-")
@@ -341,7 +344,8 @@ def mean_change_slope(real: Cells, predicted: Cells, control: Cells, *, layer: s
     subtract, makes it too steep. Subtracting the variances corrects both (errors in variables), as the mean over all
     split halves would, so the slope does not depend on the numbers of cells. Cells predicted from the control cells
     share their noise, and then it cancels. Cells count as such if their names contain those of control cells, as
-    :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` names them. This matters if control cells are few.
+    :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` names them; plain numbers are no names. This matters if
+    control cells are few.
 
     *Catches* effects of the wrong size. *Misses* changes in genes that do not change really, and everything but means:
     read it beside :func:`mean_change_correlation`.
@@ -1090,6 +1094,7 @@ def perturbation_contexts(
 
     names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
     of_control = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
+    of_control["control"] = 1.0
     others = [name for name in sets if name not in ("real_test", "synthetic", "control", "train")]
     perturbed = {part for parts, _ in sets["real_test"].rows for part in parts}
     panels = _panels(
