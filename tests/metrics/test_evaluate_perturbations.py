@@ -374,6 +374,10 @@ def test_changes_are_taken_within_donors():
     assert row(apart, "mean_change_slope", "A")["additive"] == pytest.approx(1, abs=0.1)
     assert row(apart, "mean_change_correlation", "A")["additive"] > 0.95
     pd.testing.assert_series_equal(apart["copy"], apart["value"], check_names=False)
+    strange = cells("A", seed=60, donor="d3")  # a donor without control cells teaches nothing
+    options = {"match_keys": ["donor"], "metrics": ["mean_change_error", "mean_change_slope", "de_jaccard"]}
+    more = judge(real, predicted, **sets | {"train": ad.concat([train, strange])}, **options)
+    pd.testing.assert_frame_equal(more, judge(real, predicted, **sets, **options))
     real, predicted, control, train = (part[part.obs["donor"] == "d1"] for part in (real, predicted, control, train))
     one_donor = [judge(real, predicted, control=control, train=train, match_keys=keys) for keys in (["donor"], None)]
     pd.testing.assert_frame_equal(*one_donor)

@@ -894,6 +894,14 @@ class Perturbed:
             raise ValueError(msg)
         return found
 
+    def with_matches(self, known: Collection[tuple[str, str]]) -> Self:
+        """Leave out cells whose group and match are not known."""
+        rows = {
+            (parts, group): [row for row in places if (group, str(self.matches[row])) in known]
+            for (parts, group), places in self.rows.items()
+        }
+        return replace(self, rows={place: kept for place, kept in rows.items() if kept})
+
     def moments(self, parts: Parts, group: str) -> GeneMoments:
         """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise."""
         moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
@@ -1052,10 +1060,8 @@ def perturbation_contexts(
     mean_response = None
     if "train" in sets:
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
-        for parts, group in sets["train"].rows:
-            shares = sets["train"].shares(parts, group)
-            if all((group, match) in controls for match in shares):
-                trained[parts, group] = Trained(sets["train"].moments(parts, group), shares)
+        train = sets["train"].with_matches(controls)
+        trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
         if trained:
             mean_response = Shift.of(trained, controls, weight=1 / len(trained))
 
