@@ -285,18 +285,18 @@ def check_names(names: Collection[str] | None, argument: str) -> list[str]:
     return [str(name) for name in names]  # also subclasses of str
 
 
-def check_conditions(obs: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Raise unless every key is a column of ``obs`` with a label for every cell."""
+def check_conditions(obs: pd.DataFrame, keys: Sequence[str], kind: str = "condition") -> None:
+    """Raise unless every key is a column of ``obs`` with a label for every cell. ``kind`` is for messages."""
     for key in keys:
         if "/" in str(key):
             renamed = {key: str(key).replace("/", "_")}
             msg = (
-                f"The condition key {key!r} has a '/', which column names in .h5ad and .zarr files cannot have. Rename it: "
+                f"The {kind} key {key!r} has a '/', which column names in .h5ad and .zarr files cannot have. Rename it: "
                 f"adata.obs = adata.obs.rename(columns={renamed})."
             )
             raise ValueError(msg)
         if key not in obs:
-            msg = f"The condition key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
+            msg = f"The {kind} key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
             raise KeyError(msg)
         check_distinct_columns(obs[[key]].columns, "adata.obs")
         missing = obs[key].isna()
