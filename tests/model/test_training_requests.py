@@ -223,7 +223,7 @@ def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick, 
 
     make_model().train(1, train_size=1.0, **{**quick, "batch_size": 1_000_000})
 
-    assert sizes == {"autoencoder": {96}, "prior": {512}}
+    assert sizes == {"autoencoder": {96}, "prior": {256}}
 
 
 # --- what the user sees --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Condition effects: zero at first, learned beside the autoencoder, and in generated cells only."""
+"""Condition effects: started at mean profiles, learned beside the autoencoder, and in generated cells only."""
 
 from __future__ import annotations
 
@@ -41,9 +41,37 @@ def draw(module, condition):
 
 
 @pytest.mark.parametrize("dispersion", ["gene", "gene-cell"])
-def test_effects_start_at_zero(build, dispersion):
+def test_effects_are_zero_at_first(build, dispersion):
     module = build(dispersion=dispersion)
     torch.testing.assert_close(draw(module, torch.ones(4, 1)), draw(module, None))
+
+
+def shares_of(module, condition, before=None):
+    """Shares of genes with the effects of a condition; before: ``(genes,)``, by default equal."""
+    before = torch.ones(N_GENES) if before is None else before
+    outputs = module.add_condition_effects(condition, before.log()[None, :, None], torch.ones(1, 1))["outputs"]
+    return outputs[0, :, 0].detach().softmax(0)
+
+
+@pytest.mark.parametrize("n_rare", [5, 5000])
+def test_effects_start_at_the_mean_profile_of_each_combination(build, n_rare):
+    module = build((2, 2))
+    condition = torch.tensor([[0, 0], [0, 1], [1, 0]])
+    common = torch.full((N_GENES,), 5.0)
+    rare, shifted = common.clone(), common.clone()
+    rare[0], shifted[1] = 50, 20
+    n_cells = torch.tensor([10_000, 10_000, n_rare])
+    counts = torch.stack([common, shifted, rare]) * n_cells[:, None]
+    module.start_effects(condition, counts, n_cells)
+
+    mean = counts.sum(0) / counts.sum()
+    tolerance = 0.25 if n_rare == 5 else 0.02  # few cells: the effects shrink
+    torch.testing.assert_close(
+        shares_of(module, condition[2:], mean)[0], (rare / rare.sum())[0], atol=0, rtol=tolerance
+    )
+    torch.testing.assert_close(shares_of(module, module.null_condition[None], mean), mean, atol=0, rtol=0.02)
+    both = shares_of(module, torch.tensor([[1, 1]]), mean)  # never seen: the effects of its keys add up
+    assert both[:2].min() > 1.4 * both[2:].max()
 
 
 def test_effects_change_only_cells_of_their_condition(build):
@@ -99,13 +127,10 @@ def test_effects_learn_shares_and_dispersions_that_the_latent_does_not_know(buil
         loss = -module.likelihood.log_likelihood(x, **module.add_condition_effects(condition, **decoded)).mean()
         loss.backward()
         optimizer.step()
-    first, second = (
-        module.add_condition_effects(torch.tensor([[label]]), torch.zeros(1, N_GENES, 1), torch.ones(1, 1))["outputs"]
-        for label in (0, 1)
-    )
-    for label, outputs in enumerate((first, second)):
+    for label in (0, 1):
         sums = x[condition[:, 0] == label].sum(0)
-        torch.testing.assert_close(outputs[0, :, 0].softmax(0), sums / sums.sum(), atol=0.02, rtol=0)
+        torch.testing.assert_close(shares_of(module, torch.tensor([[label]])), sums / sums.sum(), atol=0.02, rtol=0)
+    second = module.add_condition_effects(torch.tensor([[1]]), torch.zeros(1, N_GENES, 1), torch.ones(1, 1))["outputs"]
     log_theta = module.likelihood.log_dispersion(second)[0]
     assert log_theta[-1] < log_theta[:-1].min() - 1
     assert abs(log_theta[-1]) < 0.5  # the inverse dispersion was 1

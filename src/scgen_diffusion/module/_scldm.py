@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import ConditionSpec
 
 
+PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
+
+
 class SCLDMModule(ConditionedModule):
     """Set autoencoder of cells, and a flow-matching prior over its latents.
 
@@ -435,6 +438,30 @@ class SCLDMModule(ConditionedModule):
         start = log_share(target) if self.architecture.likelihood == "negative_binomial" else target
         log_theta = self.architecture.initial_log_theta
         initialise_decoder(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
+
+    def start_effects(self, condition: Tensor, counts: Tensor, n_cells: Tensor) -> None:
+        """Initialise the condition effects at the log ratios of each combination's mean profile to the overall one.
+
+        Genes that only a rare type has would else take too many steps to learn. ``PSEUDO_COUNTS`` shrink the ratios.
+
+        Parameters
+        ----------
+        condition
+            Combinations of conditions, ``(n, columns)``.
+        counts
+            Sums of their cells, ``(n, genes)``.
+        n_cells
+            Number of their cells, ``(n,)``.
+        """
+        if self.condition_effects is None:
+            return
+        expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
+        log_ratios = ((counts + PSEUDO_COUNTS) / (expected + PSEUDO_COUNTS)).log()
+        self.condition_effects.fit(
+            torch.cat([condition, self.null_condition[None]]),  # no effect if not given
+            pad(log_ratios, (0, 0, 0, 1)),
+            torch.cat([n_cells, n_cells.sum()[None]]),
+        )
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ._conditions import ConditionEmbedding
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 
     from ._conditions import ConditionSpec
 
+EMBEDDING_SCALE = 5.0  # embeddings start small; loadings that make up for it would turn each step into a jump
+RIDGE = 0.3  # cells
+
 
 class ConditionEffects(nn.Module):
-    """Two effects of conditions on every gene, on its share and its dispersion. They add up over keys and start at zero.
+    """Two effects of conditions on every gene, on its share and its dispersion. They add up over keys.
+
+    They start at zero, or at the effects that :meth:`fit` finds.
 
     Parameters
     ----------
@@ -44,4 +50,22 @@ class ConditionEffects(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Return the effects ``(cells, genes, 2)`` of conditions ``(cells, columns)``."""
-        return self.loadings(self.embed(condition)).unflatten(1, (-1, 2))
+        return self.loadings(EMBEDDING_SCALE * self.embed(condition)).unflatten(1, (-1, 2))
+
+    @torch.no_grad()
+    def fit(self, condition: Tensor, log_ratios: Tensor, n_cells: Tensor) -> None:
+        """Set the effects on shares by ridge regression; those on dispersions stay.
+
+        Parameters
+        ----------
+        condition
+            ``(n, columns)``.
+        log_ratios
+            Wanted effects on log shares, ``(n, genes)``.
+        n_cells
+            Weight of each row, ``(n,)``.
+        """
+        x, y, weights = EMBEDDING_SCALE * self.embed(condition).double(), log_ratios.double(), n_cells.double()
+        penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        fitted = torch.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y)
+        self.loadings.weight.unflatten(0, (-1, 2))[:, 0] = fitted.T.to(self.loadings.weight.dtype)

@@ -98,7 +98,7 @@ class AutoencoderRecipe(Recipe):
     gradient_clip: float = 100.0
     reference_steps: int = 600
     smallest_share: float = 0.33
-    kl_weight: float = 0.75
+    kl_weight: float = 0.6
     kl_warm_up: float = 0.33
     keep_at_least: float = 0.3
     loading_weight_decay: float = 3.0
@@ -118,7 +118,7 @@ class PriorRecipe(Recipe):
     """
 
     learning_rate: float = 2e-3
-    batch_size: int = 512
+    batch_size: int = 256
     reference_steps: int = 4000
     smallest_epoch: int = 10
     drop_probability: float = 0.1
