@@ -50,7 +50,8 @@ def test_training_lowers_the_losses(make_model, quick):
 
     model.train(20, **quick)
 
-    for name in METRICS - {"prior_loss_validation"}:  # that of averaged weights on ten cells, which hardly moves
+    # not the KL divergence, whose weight rises, nor the averaged weights on ten cells, which hardly move
+    for name in ("autoencoder_reconstruction_loss_train", "autoencoder_reconstruction_loss_validation", "prior_loss_train"):
         losses = model.history[name][name]
         assert losses.iloc[-5:].mean() < losses.iloc[:3].mean(), name
 
