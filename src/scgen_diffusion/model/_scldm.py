@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.train import (
     MANY_GENES,
@@ -422,7 +421,7 @@ class SCLDM(AutoencoderModel):
         """
         rows = self.train_indices_
         codes = self._registered_codes[rows]
-        discrete = [key.name for key in self.conditions.by_key if not isinstance(key, ContinuousKey)]
+        discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
         others = self._columns_of([name for name in discrete if name not in control])
         return perturbation_groups(
             rows, self._are_control(control), codes[:, self._columns_of(control)], codes[:, others]
