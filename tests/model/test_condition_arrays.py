@@ -34,24 +34,9 @@ def set_up(cls, adata, **options):
 
 @pytest.fixture(scope="module")
 def model(cells, make_trained):
-    return make_trained(cells.copy(), condition_keys=["cell_type"], setup={**SETUP, "condition_keys": None})
-
-
-@pytest.fixture(scope="module")
-def make_trained(tiny, quick):
-    """Build a small model of the cells, and stir its prior, which ignores conditions after so few steps."""
-    import torch
-
-    def make(adata, **_):
-        torch.manual_seed(0)
-        made = set_up(SCLDM, adata, **tiny)
-        made.train(1, **quick)
-        generator = torch.Generator().manual_seed(0)
-        for parameter in made.module.averaged_prior.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-        return made
-
-    return make
+    return make_trained(
+        cells.copy(), condition_keys=["cell_type"], setup={"continuous_condition_keys": ["spatial", "fate"]}
+    )
 
 
 def corner_of(positions):
@@ -208,6 +193,11 @@ def test_given_cells_can_be_moved(model, cells):
     np.testing.assert_allclose(moved.obsm["spatial_of_control"], cells.obsm["spatial"][[7, 9]])
     np.testing.assert_allclose(moved.obsm["fate"]["left"], cells.obsm["fate"]["left"].iloc[[7, 9]])
     assert not any(name.startswith("spatial") for name in moved.obs)
+    options = {"seed": 0, "sampler": "euler", "n_steps": 2}
+    own = model.predict_perturbation(condition=cells[[7, 9]], indices=[7, 9], **options)
+    np.testing.assert_array_equal(own.obsm["spatial"], own.obsm["spatial_of_control"])
+    with pytest.raises(ValueError, match="the cells in another order"):
+        model.predict_perturbation(condition=cells[[9, 7]], indices=[7, 9], **options)
 
 
 def test_an_array_is_one_key_for_guidance_and_dropping(cells, tiny, model):

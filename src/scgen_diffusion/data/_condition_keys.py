@@ -59,7 +59,7 @@ class ConditionKey(ABC):
         """Return whether this is one value for all cells (possibly a set), not a list of values."""
         return values is None or isinstance(values, str | AbstractSet) or np.ndim(values) == 0
 
-    def listed(self, values: Any) -> Sequence[Any] | np.ndarray:
+    def listed(self, values: Any) -> Sequence[Any]:
         """Return one or several values as a list."""
         return [values] if self.is_single(values) else list(values)
 
@@ -336,7 +336,7 @@ class ArrayKey(ConditionKey):
         first = next(iter(values), 0) if isinstance(values, Sequence | np.ndarray | pd.Series) else values
         return np.ndim(first) == 0 and (self.n_columns > 1 or np.size(values) == 1)
 
-    def listed(self, values: Any) -> np.ndarray:
+    def listed(self, values: Any) -> Any:
         """Return one or several rows as numbers, ``(rows, n_columns)``."""
         return self.rows([values] if self.is_single(values) else values, REQUEST)
 
