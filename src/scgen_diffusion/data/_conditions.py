@@ -263,7 +263,7 @@ class Conditions:
         drawn = codes.copy()
         for pattern, rows in self._patterns(codes):
             if (pattern == OPEN).any():
-                drawn[rows] = self.combinations[self._like(pattern).draw(codes[rows], uniform[rows])]
+                drawn[rows] = self.combinations[self._matching(pattern).draw(codes[rows], uniform[rows])]
         return np.where(codes == OPEN, drawn, codes)
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
@@ -294,13 +294,13 @@ class Conditions:
         for key in self.by_key if len(self.combinations) else ():
             rows = np.flatnonzero(codes[:, self.columns(key.name).start] != OPEN)
             if isinstance(key, ArrayKey) and len(rows):
-                known[rows, self.columns(key.name)] = self._like_array(key).nearest(codes[rows])
+                known[rows, self.columns(key.name)] = self._by_place(key).nearest(codes[rows])
         for pattern, rows in self._patterns(codes):
-            like = self._like(pattern)
-            if not like.are_near:
+            matches = self._matching(pattern)
+            if not matches.are_near:
                 found.append(rows[0])
             elif (pattern[self._are_arrays] == 0).any():
-                found += rows[like.distances(known[rows]) > like.reach].tolist()
+                found += rows[matches.distances(known[rows]) > matches.reach].tolist()
         return [self.describe(codes[row]) for row in found]
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
@@ -315,7 +315,7 @@ class Conditions:
                     f"{key.name}={key.describe(row)} (trained on {key.low:g} to {key.high:g})" for row in outside[:1]
                 ]
             elif isinstance(key, ArrayKey) and len(values):
-                outside = values[self._like_array(key).distances(self._alone(key, values)) > key.reach]
+                outside = values[self._by_place(key).distances(self._alone(key, values)) > key.reach]
                 count = f", one of {len(outside)}" if len(outside) > 1 else ""
                 named += [f"{key.name}={key.describe(row)} (no training cell is near{count})" for row in outside[:1]]
         return named
@@ -333,7 +333,7 @@ class Conditions:
         return _columns_where(self.by_key, lambda key: isinstance(key, ContinuousKey))
 
     @cached_property
-    def _found(self) -> dict[bytes, _Like]:
+    def _known_matches(self) -> dict[bytes, _Matches]:
         return {}
 
     def _patterns(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -356,10 +356,10 @@ class Conditions:
                 )
         return snapped
 
-    def _like(self, pattern: np.ndarray) -> _Like:
+    def _matching(self, pattern: np.ndarray) -> _Matches:
         """Return the combinations that have a pattern's classes and sets and, of these, the nearest numbers."""
         name = pattern.tobytes()
-        if name not in self._found:
+        if name not in self._known_matches:
             given, plain = pattern != OPEN, ~self._are_numbers & ~self._are_arrays
             matches = (~given | (self.combinations == pattern))[:, plain].all(1)
             are_near = bool(matches.any())
@@ -370,12 +370,14 @@ class Conditions:
             rows = np.flatnonzero(matches) if matches.any() else np.arange(len(matches))
             columns = np.flatnonzero(given & self._are_arrays)
             places = self.combinations[rows][:, columns]
-            self._found[name] = _Like(rows, are_near, columns, places, self.n_cells[rows], self._reach(pattern))
-        return self._found[name]
+            self._known_matches[name] = _Matches(
+                rows, are_near, columns, places, self.n_cells[rows], self._reach(pattern)
+            )
+        return self._known_matches[name]
 
-    def _like_array(self, key: ArrayKey) -> _Like:
+    def _by_place(self, key: ArrayKey) -> _Matches:
         """Return all combinations, by the places of an array."""
-        return self._like(self._alone(key, np.zeros((1, key.n_columns)))[0])
+        return self._matching(self._alone(key, np.zeros((1, key.n_columns)))[0])
 
     def _alone(self, key: ArrayKey, values: np.ndarray) -> np.ndarray:
         """Return codes with the values of an array ``(n, columns of the key)`` only."""
@@ -391,7 +393,7 @@ class Conditions:
         return float(np.linalg.norm(reaches))
 
 
-class _Like:
+class _Matches:
     """Combinations that have what a request asks for, by the places of its arrays.
 
     Parameters
