@@ -157,6 +157,8 @@ def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(cal
     assert "energy_distance" in err
     code, _, err = call("evaluate-perturbation", *files, *options, "--max", "energy_distance=-100")
     assert (code, "Not good enough: energy_distance is" in err) == (3, True)
+    code, _, err = call("evaluate-perturbation", *files, "--match", "donor")
+    assert (code, "`real_test.obs` has no column 'donor'" in err) == (2, True)
     code, _, err = call("evaluate-perturbation", *files[:-1], "genes")
     assert (code, "genes" in err) == (2, True)
 

@@ -76,6 +76,7 @@ RENAMED = {
     "paths": "cells",
     "genes": "shared_genes",
     "others": "other",
+    "match_keys": "match",
     "adata": "cells",
     "mdata": "cells",
     "datamodule": "cells",
@@ -87,7 +88,7 @@ BEYOND = {  # what makes no sense on a command line, or follows from it
     "self", "cls", "kwargs", "registry", "prefix", "anndata_write_kwargs", "show_progress", "space", "scales",
 }  # fmt: skip
 OF_THE_OTHER = {  # arguments of `evaluate` that make sense for cells, or for perturbations
-    "evaluate": {"control", "perturbation_key", "separator", "others"},
+    "evaluate": {"control", "perturbation_key", "separator", "match_keys", "others"},
     "evaluate-perturbation": {"n_bootstrap"},
 }
 FUNCTIONS = {

@@ -14,8 +14,13 @@ from scgen_diffusion.metrics import (
     de_direction,
     de_jaccard,
     de_overlap,
+    direction_reach,
     evaluate,
     mean_change_correlation,
+    mean_change_debiased_error,
+    mean_change_slope,
+    perturbation_discrimination,
+    scaled_scores,
     variance_error,
 )
 
@@ -57,7 +62,7 @@ def row(table, metric, perturbation="A+B"):
 def test_there_is_a_row_per_metric_and_perturbation():
     table = judge(cells("A", "A+B", seed=1), cells("A", "A+B", seed=2), train=cells("A", "B", seed=3))
     assert list(table.columns) == COLUMNS
-    assert len(table) == 2 * table["metric"].nunique() == 2 * 13
+    assert len(table) == 2 * table["metric"].nunique() == 2 * 18
     assert table[["value", "floor", "no_change", "mean_shift", "additive"]].notna().all(axis=None)
 
 
@@ -117,7 +122,11 @@ def test_groups_may_combine_several_columns():
         ({"metrics": "copied_cells"}, ValueError, "'copied_cells', which needs `train`"),
         ({"perturbation_key": None}, ValueError, "both `control` and `perturbation_key`"),
         ({"control": None}, ValueError, "both `control` and `perturbation_key`"),
-        ({"control": None, "perturbation_key": None, "others": {"x": 1}}, ValueError, "`others` needs these two"),
+        (
+            {"control": None, "perturbation_key": None, "others": {"x": 1}},
+            ValueError,
+            "`others` and `match_keys` need these two",
+        ),
         ({"scales": {"rna": "log1p"}}, ValueError, "are only for MuData, but no set is a MuData"),
         ({"synthetic": cells("A")[:0]}, ValueError, "`synthetic` must have cells and genes"),
     ],
@@ -225,10 +234,95 @@ def test_the_rows_are_what_the_functions_return():
         "de_overlap_top_20": de_overlap(real, predicted, control, n_top=20),
         "de_jaccard": de_jaccard(real, predicted, control),
         "de_direction": de_direction(real, predicted, control),
+        "direction_reach": direction_reach(real, predicted, control),
+        "mean_change_debiased_error": mean_change_debiased_error(real, predicted),
+        "mean_change_slope": mean_change_slope(real, predicted, control),
         "variance_error": variance_error(real, predicted),
         "variance_error_top_20": variance_error(real, predicted, control=control, n_top=20),
     }
     assert table[list(expected)].to_dict() == pytest.approx(expected)
+
+
+def test_control_cells_predict_nothing_and_the_mean_response_nothing_specific():
+    sets = cells("A", "B", "C", seed=1), cells("A", "B", "C", seed=2)
+    table = judge(*sets, train=cells("A", "B", "C", seed=3)).set_index(["metric", "perturbation"])
+    assert (table.loc["mean_change_slope", "no_change"] == 0).all()
+    assert (table.loc["direction_reach", "no_change"] == 0).all()
+    assert (table.loc["perturbation_discrimination", "no_change"] == 0.5).all()
+    assert table.loc["perturbation_discrimination", "mean_shift"].mean() == pytest.approx(0.5)
+    assert (table.loc["specific_change_correlation", "mean_shift"] == 0).all()
+    for metric in ("perturbation_discrimination", "direction_reach"):
+        assert (table.loc[metric, ["value", "additive"]] == 1).all(axis=None)
+        assert (table.loc[metric, "floor"] > 0.9).all()
+    np.testing.assert_allclose(table.loc["mean_change_slope", ["value", "floor", "additive"]], 1, atol=0.05)
+    specific = table.loc["specific_change_correlation"]
+    assert (specific[["value", "additive"]] > 0.95).all(axis=None)
+
+
+def test_the_scale_runs_from_the_mean_response_to_a_repeated_experiment():
+    sets = cells("A", "B", "C", seed=1), cells("A", "B", "C", seed=2)
+    table = judge(*sets, train=cells("A", "B", "C", seed=3), max_cells=60)
+    ends = table.assign(value=table["floor"], no_change=table["mean_shift"]).drop(columns="additive")
+    scores = scaled_scores(ends).dropna()
+    np.testing.assert_allclose(scores["value"], 1)
+    np.testing.assert_allclose(scores["no_change"], 0)
+    assert len(scores) >= 12  # the floor of lists of many genes may be no better than the mean shift
+    by_hand = table[table["metric"] == "w2"][["additive", "mean_shift", "floor"]].mean()
+    expected = (by_hand["additive"] - by_hand["mean_shift"]) / (by_hand["floor"] - by_hand["mean_shift"])
+    assert scaled_scores(table).loc["w2", "additive"] == pytest.approx(expected)
+    slope = {"metric": "mean_change_slope", "better": "floor", "floor": 1.0, "mean_shift": 0.6, "value": 1.2}
+    assert scaled_scores(pd.DataFrame([slope])).loc["mean_change_slope", "value"] == pytest.approx(0.5)
+
+
+def test_a_scale_without_its_ends_is_refused_or_unknown():
+    ends = {"metric": "w2", "better": "lower", "value": 1.0, "floor": 3.0, "mean_shift": 2.0}
+    assert np.isnan(scaled_scores(pd.DataFrame([ends])).loc["w2", "value"])
+    with pytest.raises(ValueError, match="no values in the column 'mean_shift'; `evaluate` needs `train`"):
+        scaled_scores(judge(cells("A", seed=1), cells("A", seed=2)))
+
+
+def test_discrimination_is_that_of_changes_without_the_perturbed_genes():
+    def named(*perturbations, seed):
+        adata = cells(*perturbations, seed=seed)
+        adata.var_names = ["A", *(f"g{i}" for i in range(1, 40))]
+        return adata
+
+    names = ["A", "B", "C"]
+    real, predicted, control = named(*names, seed=1), named("B", "B", "A", seed=2), named("ctrl", seed=9)
+    predicted.obs["gene"] = real.obs["gene"].to_numpy()
+    table = judge(real, predicted, control=control, metrics="perturbation_discrimination")
+    log = [np.log1p(a.X / a.X.sum(axis=1, keepdims=True) * 1e4) for a in (real, predicted)]
+    start = np.log1p(control.X / control.X.sum(axis=1, keepdims=True) * 1e4).mean(axis=0)
+    changes = [np.array([x[real.obs["gene"] == name].mean(axis=0) - start for name in names])[:, 1:] for x in log]
+    expected = perturbation_discrimination(*changes)
+    np.testing.assert_allclose(table.set_index("perturbation").loc[names, "value"], expected)
+    assert expected.tolist() == [0.5, 1.0, 0.0] or expected[1] == 1
+
+
+def test_metrics_that_the_cells_do_not_allow_are_left_out_or_named():
+    one = cells("A", seed=1), cells("A", seed=2)
+    assert not {"perturbation_discrimination", "specific_change_correlation"} & set(judge(*one)["metric"])
+    with pytest.raises(ValueError, match="needs two or more perturbations in `real_test`"):
+        judge(*one, metrics="perturbation_discrimination")
+    with pytest.raises(ValueError, match="needs `train`, with perturbed cells"):
+        judge(*one, metrics="specific_change_correlation")
+
+
+def test_the_additive_prediction_of_additive_effects_has_no_debiased_error():
+    errors = []
+    for seed in range(40):
+        sets = cells("A+B", seed=100 + seed, n_cells=30), cells("A+B", seed=200 + seed, n_cells=30)
+        train, control = cells("A", "B", seed=300 + seed, n_cells=30), cells("ctrl", seed=400 + seed, n_cells=30)
+        wanted = ["mean_change_debiased_error", "mean_change_slope"]
+        table = judge(*sets, train=train, control=control, metrics=wanted, n_floor=1)
+        errors.append(table.set_index("metric")[["value", "additive", "floor", "no_change", "mean_shift"]].stack())
+    errors = pd.concat(errors, axis=1)
+    expected, spread = errors.mean(axis=1), errors.std(axis=1) / np.sqrt(errors.shape[1])
+    of_error, of_slope = expected["mean_change_debiased_error"], expected["mean_change_slope"]
+    for name in ("value", "additive", "floor"):
+        assert abs(of_error[name]) < 4 * spread["mean_change_debiased_error", name] < 0.02 * of_error["no_change"]
+        assert abs(of_slope[name] - 1) < 4 * spread["mean_change_slope", name]
+    assert of_error["mean_shift"] > 0.2 * of_error["no_change"]
 
 
 def test_control_cells_have_no_differential_genes_and_the_variance_of_control():
@@ -252,6 +346,74 @@ def test_groups_are_compared_with_their_own_control():
     assert set(grouped["group"]) == {"x"}
     assert set(alone["group"]) == {"all"}
     pd.testing.assert_frame_equal(grouped.drop(columns="group"), alone.drop(columns="group"), check_exact=False)
+
+
+#: How much more of genes 10 to 19 the cells of each donor have.
+DONORS = {"d1": 1.0, "d2": 3.0}
+
+
+def cells_of_donors(perturbation, seed, **n_cells):
+    """Build cells of one perturbation, this many of each donor."""
+    is_donors = np.isin(np.arange(len(BASE)), range(10, 20))
+    parts = []
+    for number, donor in enumerate(n_cells):
+        rates = list(rate(perturbation) * np.where(is_donors, DONORS[donor], 1.0))
+        parts.append(cells(perturbation, seed=seed + number, n_cells=n_cells[donor], rates=rates, donor=donor))
+    return ad.concat(parts)
+
+
+def test_changes_are_taken_within_donors():
+    real, predicted = cells_of_donors("A", 10, d1=80, d2=20), cells_of_donors("A", 20, d1=30, d2=60)
+    control = cells_of_donors("ctrl", 30, d1=20, d2=80)
+    train = ad.concat([cells_of_donors("A", 40, d1=20, d2=70), cells_of_donors("B", 50, d1=70, d2=10)])
+    sets = {"train": train, "control": control, "others": {"copy": predicted}}
+    apart, together = (judge(real, predicted, match_keys=keys, **sets) for keys in (["donor"], None))
+    for metric in ("mean_change_error", "mean_change_debiased_error", "energy_distance"):
+        columns = ["value", "additive", "copy"]
+        assert (row(apart, metric, "A")[columns] < 0.3 * row(together, metric, "A")[columns]).all()
+    assert row(apart, "mean_change_slope", "A")["additive"] == pytest.approx(1, abs=0.1)
+    assert row(apart, "mean_change_correlation", "A")["additive"] > 0.95
+    pd.testing.assert_series_equal(apart["copy"], apart["value"], check_names=False)
+    strange = cells("A", seed=60, donor="d3")  # a donor without control cells teaches nothing
+    options = {"match_keys": ["donor"], "metrics": ["mean_change_error", "mean_change_slope", "de_jaccard"]}
+    more = judge(real, predicted, **sets | {"train": ad.concat([train, strange])}, **options)
+    pd.testing.assert_frame_equal(more, judge(real, predicted, **sets, **options))
+    real, predicted, control, train = (part[part.obs["donor"] == "d1"] for part in (real, predicted, control, train))
+    one_donor = [judge(real, predicted, control=control, train=train, match_keys=keys) for keys in (["donor"], None)]
+    pd.testing.assert_frame_equal(*one_donor)
+
+
+def test_unlike_donors_are_no_error_of_the_right_prediction():
+    errors = []
+    for seed in range(0, 1_500, 50):
+        real, predicted = cells_of_donors("A", seed, d1=30, d2=10), cells_of_donors("A", seed + 1_510, d1=15, d2=20)
+        train, control = (
+            cells_of_donors("A", seed + 3_020, d1=10, d2=30),
+            cells_of_donors("ctrl", seed + 4_530, d1=15, d2=20),
+        )
+        options = {"train": train, "control": control, "match_keys": ["donor"], "n_floor": 1}
+        table = judge(real, predicted, metrics=["mean_change_debiased_error", "mean_change_slope"], **options)
+        errors.append(table.set_index("metric")[["value", "additive", "no_change"]].stack())
+    errors = pd.concat(errors, axis=1)
+    expected, spread = errors.mean(axis=1), errors.std(axis=1) / np.sqrt(errors.shape[1])
+    effect = expected["mean_change_debiased_error", "no_change"]
+    for name in ("value", "additive"):
+        assert abs(expected["mean_change_debiased_error", name]) < 4 * spread["mean_change_debiased_error", name]
+        assert spread["mean_change_debiased_error", name] < 0.02 * effect
+        assert abs(expected["mean_change_slope", name] - 1) < 4 * spread["mean_change_slope", name] < 0.1
+
+
+def test_donors_without_control_or_predicted_cells_are_named():
+    real, control = cells_of_donors("A", 10, d1=20, d2=20), cells_of_donors("ctrl", 30, d1=20, d2=20)
+    of_d1 = control[control.obs["donor"] == "d1"]
+    with pytest.raises(ValueError, match="`control` must .* 2 cells for perturbation 'A' with the match 'd2'"):
+        judge(real, cells_of_donors("A", 20, d1=20, d2=20), control=of_d1, match_keys=["donor"])
+    with pytest.raises(ValueError, match="`synthetic` must have .* with the match 'd1', but has 0"):
+        judge(real, cells_of_donors("A", 20, d2=20), control=control, match_keys=["donor"])
+    with pytest.raises(KeyError, match="`synthetic.obs` has no column 'donor'"):
+        judge(real, cells("A", seed=2), control=control, match_keys=["donor"])
+    with pytest.raises(TypeError, match="`match_keys` must be a list of names, but found the string 'donor'"):
+        judge(real, real, control=control, match_keys="donor")
 
 
 def test_the_same_seed_gives_the_same_table():

@@ -13,20 +13,30 @@ from scgen_diffusion.metrics import (
     de_direction,
     de_jaccard,
     de_overlap,
+    direction_reach,
     energy_distance,
     expression_of,
     gene_changes,
     mean_change_correlation,
+    mean_change_debiased_error,
+    mean_change_slope,
+    perturbation_discrimination,
     variance_error,
 )
 from scgen_diffusion.metrics._perturbation import (
     Effect,
     GeneMoments,
+    Shift,
+    Trained,
     direction_of_effects,
     jaccard_of_effects,
+    mix,
+    mixed_rows,
     overlap_of_effects,
     parts_of,
     predicted_effect,
+    reach_of_directions,
+    slope_of_changes,
 )
 
 
@@ -215,8 +225,145 @@ def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction
     assert direction_of_effects(*pair) == direction
 
 
+@pytest.mark.parametrize(
+    ("predicted", "reach"),
+    [
+        (TRUTH, 1),
+        ({gene: change / 10 for gene, change in TRUTH.items()}, 1),
+        ({0: 0.4, 1: 0.3, 2: 0.2, 3: -0.1}, 0.5),  # wrong in third place
+        ({0: 0.3, 1: 0.2, 2: 0.4, 3: -0.1}, 0),  # wrong in first place
+        ({0: UP, 1: UP}, 0.5),
+        ({}, 0),
+    ],
+)
+def test_the_reach_is_that_of_the_predicted_order(predicted, reach):
+    assert reach_of_directions(*effects(TRUTH, predicted)) == reach
+
+
+def test_one_wrong_direction_in_ten_is_forgiven():
+    truth = dict.fromkeys(range(12), UP)
+    wrong_first = {gene: UP * (1 - gene / 20) for gene in range(12)} | {0: -UP}
+    assert reach_of_directions(*effects(truth, wrong_first)) == 1
+    assert reach_of_directions(*effects(truth, wrong_first | {10: -UP / 4})) == 11 / 12  # in last place
+
+
+def draws(mean, seed, n_cells, n_genes=60):
+    """Return Gaussian cells whose genes differ in variance."""
+    return mean + np.linspace(0.5, 1.5, n_genes) * rng(seed).normal(size=(n_cells, n_genes))
+
+
+def moments_of(cells, control_share=0.0):
+    return GeneMoments(cells.mean(axis=0), cells.var(axis=0, ddof=1), len(cells), control_share=control_share)
+
+
+def assert_mean(values, expected):
+    """Assert that draws have a mean, up to four of its standard errors."""
+    error = np.std(values) / math.sqrt(len(values))
+    assert abs(np.mean(values) - expected) <= 4 * error
+    return error
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_the_debiased_error_is_that_of_the_true_means_whatever_the_noise(share):
+    changed = np.r_[np.full(10, 9.0), np.full(40, 5.0)]
+    rate = 5.0 + share * (changed - 5.0)
+
+    def cells(mean, seed, n_cells):
+        return rng(seed).poisson(mean, (n_cells, 50))
+
+    many = [expression_of(cells(mean, i, 20_000)) for i, mean in enumerate((changed, rate))]
+    expected = mean_change_debiased_error(*many)
+    errors = [mean_change_debiased_error(cells(changed, [1, i], 15), cells(rate, [2, i], 40)) for i in range(300)]
+    assert assert_mean(errors, expected) < 0.003
+    if share == 1:
+        assert min(errors) < 0
+        naive = [(expression_of(cells(changed, [3, i], 15)).values.mean(0) - many[0].values.mean(0)) for i in range(20)]
+        assert np.mean(np.square(naive)) > 0.01  # what it would be without the correction, for real cells alone
+
+
+@pytest.mark.parametrize("from_control", [True, False])
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0, 2.0])
+def test_the_slope_is_the_true_one_with_few_cells_on_all_sides(slope, from_control):
+    change = np.where(np.arange(60) < 20, 1.0, 0.0) * np.where(np.arange(60) % 2, 1, -1)
+    found = []
+    for i in range(300):
+        control, real = draws(3.0, [0, i], 30), draws(3.0 + change, [1, i], 20)
+        predicted = (control if from_control else draws(3.0, [2, i], 25)) + slope * change
+        of_control = moments_of(control)
+        pair = Effect(moments_of(real), of_control), Effect(moments_of(predicted, float(from_control)), of_control)
+        found.append(slope_of_changes(*pair))
+    # a ratio of estimates is biased by its squared relative error, 1 %
+    assert assert_mean(np.array(found) - np.mean(found) * 0.01, slope) < 0.02
+
+
+def test_cells_with_the_names_of_control_cells_share_their_noise():
+    base, changed = np.full(40, 6.0), balanced_change()
+    control, real = poisson_cells(base, 0, n_cells=20), poisson_cells(changed, 1)
+    control.obs_names = [f"AAA{i}-1" for i in range(20)]
+    assert mean_change_slope(real, control, control) == 0
+    numbered = AnnData(control.X)  # as anndata numbers all sets
+    assert mean_change_slope(real, poisson_cells(base, 0, n_cells=20), numbered) < 0
+    independent, made = poisson_cells(base, 3), poisson_cells(base, 3)
+    independent.obs_names = [f"AAB{i}-1" for i in range(300)]
+    made.obs_names = [f"run-AAA{i % 20}-1-{i}" for i in range(300)]
+    slopes = [mean_change_slope(real, cells, control) for cells in (independent, made)]
+    shared = expression_of(control).values.toarray().var(axis=0, ddof=1).sum() / 20
+    change = expression_of(real).values.mean(axis=0) - expression_of(control).values.mean(axis=0)
+    assert slopes[1] - slopes[0] == pytest.approx(shared / np.square(change).sum(), rel=0.1)
+
+
+def test_without_a_clear_effect_there_is_no_slope():
+    cells = [poisson_cells(np.full(40, 6.0), seed) for seed in range(3)]
+    assert np.isnan(mean_change_slope(*cells))
+
+
+def test_a_shift_has_the_noise_of_the_cells_that_it_comes_from():
+    def one(noise):
+        return GeneMoments(np.ones(3), np.full(3, 50.0), 50, np.full(3, noise))
+
+    controls = {("x", ""): one(1.0), ("y", ""): one(10.0)}
+    trained = {(("A",), "x"): Trained(one(2.0), {"": 1}), (("B",), "x"): Trained(one(4.0), {"": 1})}
+    only_a = {(("A",), "x"): trained[("A",), "x"]}
+    additive = Shift.of(only_a, controls).move(controls["x", ""], "x", {"": 1}, controls)
+    np.testing.assert_allclose(additive.noise, 2)  # the mean is that of the training cells, and control cancels
+    np.testing.assert_allclose(additive.control_share, 0)
+    pair = Shift.of(trained, controls).move(controls["x", ""], "x", {"": 1}, controls)
+    np.testing.assert_allclose(pair.noise, 2 + 4 + 1)
+    np.testing.assert_allclose(pair.control_share, -1)
+    elsewhere = Shift.of(trained, controls, weight=0.5).move(controls["y", ""], "y", {"": 1}, controls)
+    np.testing.assert_allclose(elsewhere.noise, (2 + 4) / 4 + 1 + 10)
+    np.testing.assert_allclose(elsewhere.control_share, 1)
+
+
+def test_cells_of_two_donors_mix_to_the_given_shares():
+    parts = {"d1": draws(3.0, 0, 40_000), "d2": draws(np.linspace(4.0, 5.0, 60), 1, 10_000)}
+    shares = {"d1": 0.25, "d2": 0.75}
+    both = mix({name: moments_of(cells) for name, cells in parts.items()}, shares)
+    as_many = moments_of(np.vstack([parts["d1"][:3_000], parts["d2"][:9_000]]))
+    np.testing.assert_allclose(both.mean, as_many.mean, atol=0.05)
+    np.testing.assert_allclose(both.variance, as_many.variance, rtol=0.1)
+    noise = sum(share**2 * parts[name].var(axis=0, ddof=1) / len(parts[name]) for name, share in shares.items())
+    np.testing.assert_allclose(both.noise, noise)
+    assert both.n_cells == round(1 / (0.25**2 / 40_000 + 0.75**2 / 10_000))
+    assert mixed_rows({"d1": 40, "d2": 9}, shares, 1_000) == {"d1": 3, "d2": 9}
+    assert mixed_rows({"d1": 40, "d2": 9}, shares, 4) == {"d1": 1, "d2": 3}
+
+
+def test_discrimination_of_right_equal_absent_and_permuted_predictions():
+    real = rng(0).normal(size=(6, 20))
+    assert perturbation_discrimination(real, 3 * real).tolist() == [1] * 6
+    assert perturbation_discrimination(real, 0 * real).tolist() == [0.5] * 6
+    assert perturbation_discrimination(real, np.tile(real[0], (6, 1))).mean() == pytest.approx(0.5)
+    shifted = [perturbation_discrimination(real, np.roll(real, k, axis=0)).mean() for k in range(6)]
+    assert np.mean(shifted) == pytest.approx(0.5)  # every prediction was given to every perturbation once
+    assert np.isnan(perturbation_discrimination(real[:1], real[:1])).all()
+    with pytest.raises(ValueError, match=r"must have the same shape .* but have \(6, 20\) and \(5, 20\)"):
+        perturbation_discrimination(real, real[:5])
+
+
 def test_without_an_effect_in_real_cells_nothing_can_be_said():
     pair = effects({}, TRUTH)
+    assert np.isnan(reach_of_directions(*pair))
     assert np.isnan([overlap_of_effects(*pair, n_top=4), jaccard_of_effects(*pair), direction_of_effects(*pair)]).all()
 
 
@@ -287,7 +434,7 @@ def test_genes_of_changes_are_aligned_by_name():
     rng = np.random.default_rng(0)
     real, predicted, control = (AnnData(rng.poisson(rate, (50, 9)).astype(np.float32)) for rate in (2.0, 3.0, 1.0))
     turned = predicted[:, ::-1].copy()
-    for metric in (de_overlap, de_jaccard, de_direction):
+    for metric in (de_overlap, de_jaccard, de_direction, direction_reach, mean_change_slope):
         assert metric(real, predicted, control) == pytest.approx(metric(real, turned, control), nan_ok=True)
     assert variance_error(real, predicted) == pytest.approx(variance_error(real, turned))
 

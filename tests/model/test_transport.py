@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from scgen_diffusion.data import CellFiles
 from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.train import PairData
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
 PERTURBED = {"dose": 10}
@@ -168,6 +170,101 @@ def test_groups_without_both_kinds_of_cells_are_refused(make_cells, make_trained
 def test_the_autoencoder_comes_first(make_model):
     with pytest.raises(RuntimeError, match="call train"):
         make_model().train_transport(1, control_values={"dose": 1}, **QUICK)
+
+
+# --- within donors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_donors(make_cells, make_trained):
+    """Return a trained model whose cells have a donor, which is no condition."""
+    cells = make_cells()
+    cells.obs["donor"] = np.resize(["d1", "d2"], cells.n_obs)
+    return make_trained(cells)
+
+
+def groups_of(model, monkeypatch, **options):
+    """Return the groups of cells that a training pairs."""
+    found = []
+
+    def keep(cache, groups, *arguments):
+        found.extend(groups)
+        return PairData(cache, groups, *arguments)
+
+    monkeypatch.setattr("scgen_diffusion.model._scldm.PairData", keep)
+    model.train_transport(1, control_values={"dose": 1}, **options, **QUICK)
+    return found
+
+
+def test_cells_are_paired_within_their_donor(with_donors, monkeypatch):
+    obs = with_donors.adata.obs
+    together, apart = (groups_of(with_donors, monkeypatch, match_keys=keys) for keys in (None, ["donor"]))
+
+    assert len(apart) > len(together)
+    for group in apart:
+        assert len(set(obs["donor"].iloc[[*group.control, *group.perturbed]])) == 1
+        assert len(set(obs["cell_type"].iloc[[*group.control, *group.perturbed]])) == 1
+    for groups in (together, apart):  # each perturbed cell once
+        rows = np.concatenate([group.perturbed for group in groups])
+        assert len(rows) == len(set(rows))
+    cells = with_donors.adata[controls(with_donors)].copy()
+    del cells.obs["donor"]
+    assert with_donors.predict_perturbation(cells, PERTURBED).uns["scgen_diffusion"]["method"] == "transport"
+
+
+def test_a_condition_as_match_key_changes_nothing(with_donors, monkeypatch):
+    plain, same = (groups_of(with_donors, monkeypatch, match_keys=keys) for keys in (None, ["cell_type"]))
+
+    for one, other in zip(plain, same, strict=True):
+        np.testing.assert_array_equal(one.control, other.control)
+        np.testing.assert_array_equal(one.perturbed, other.perturbed)
+
+
+def test_donors_without_control_cells_are_named(with_donors):
+    obs = with_donors.adata.obs
+    obs.loc[(obs["donor"] == "d2") & (obs["dose"] == 1), "donor"] = "d1"
+
+    with pytest.warns(UserWarning, match=r"the same 'donor'; .* those of .*'NK', 'donor': 'd2'"):
+        with_donors.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], **QUICK)
+    obs["donor"] = np.where(obs["dose"] == 1, "d1", "d2")
+    with pytest.raises(ValueError, match="No perturbed training cells have control cells .* the same 'donor'"):
+        with_donors.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "match"),
+    [
+        ("donor", TypeError, r"`match_keys` must be a list of names, but found the string 'donor'"),
+        (["patient"], KeyError, "The match key 'patient' is not a column of adata.obs"),
+        (["dose"], ValueError, "`match_keys` has 'dose', but this key perturbs"),
+    ],
+)
+def test_match_keys_that_cannot_be_matched_are_refused(with_donors, keys, error, match):
+    with pytest.raises(error, match=match):
+        with_donors.train_transport(1, control_values={"dose": 1}, match_keys=keys, **QUICK)
+
+
+def test_cells_without_a_donor_are_refused(with_donors):
+    with_donors.adata.obs.loc["cell_3", "donor"] = None
+    with pytest.raises(ValueError, match=r"adata.obs\['donor'\] has no label for 1 of 96 cells"):
+        with_donors.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], **QUICK)
+
+
+def test_donors_are_read_from_files(with_donors, tmp_path):
+    with_donors.adata.write_h5ad(tmp_path / "cells.h5ad")
+    cells = CellFiles.like(with_donors.registry, tmp_path / "cells.h5ad")
+
+    assert cells.match_labels(["donor"])["donor"].tolist() == with_donors.adata.obs["donor"].tolist()
+    with pytest.raises(KeyError, match=r"The match key 'patient' is not a column of obs in cells.h5ad"):
+        cells.match_labels(["patient"])
+    with_donors.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], datamodule=cells, **QUICK)
+
+
+def test_a_checkpoint_of_other_pairs_is_not_resumed(with_donors, tmp_path):
+    quick = QUICK | {"control_values": {"dose": 1}, "checkpoint_dir": tmp_path}
+    with_donors.train_transport(1, **quick)
+    with pytest.raises((RuntimeError, ValueError), match="checkpoint"):
+        with_donors.train_transport(1, match_keys=["donor"], **quick)
 
 
 # --- as a part of train() ------------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--train -t", "Real cells that the model was trained on, for baselines.", existing()),
             option("--other", "Predictions of another method, for a separate column.", Keyed("NAME=FILE", Path)),
             option("--groupby -g", "Column of obs with groups, such as the cell type.", metavar="COLUMN"),
+            columns("--match", "Column of obs, such as the donor, within which changes are taken. Repeatable."),
             option("--separator", "Separator between the parts of a combination.", metavar="TEXT"),
             option("--layer -l", "Layer with the counts.", metavar="NAME"),
         ],
@@ -178,8 +179,9 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     cells = _read(terminal, files, options)
     if others:
         cells["others"] = _read(terminal, others, options)
-    if "metric" in options:
-        cells["metrics"] = list(options["metric"])
+    for name in ("metric", "match"):
+        if name in options:
+            cells[{"metric": "metrics", "match": "match_keys"}[name]] = list(options[name])
     names = ("groupby", "layer", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
     arguments = {
         name: list(value) if isinstance(value, tuple) else value for name, value in given(options, *names).items()

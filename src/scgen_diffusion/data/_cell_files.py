@@ -223,6 +223,12 @@ class CellFiles:
     def check(self) -> None:
         """Do nothing: conditions were read once, and files are open for reading only."""
 
+    def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
+        """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
+        obs = read_columns(self.files, names, kind="match")
+        check_conditions(ReadTables(obs, {}, {}), names, kind="match")
+        return obs
+
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
         """Return a loader of batches of dense expression and conditions, by their names in the registry.
 
@@ -366,7 +372,9 @@ def _check_unique(names: pd.Index, where: str) -> None:
         raise ValueError(msg)
 
 
-def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], numbers: Container[str] = ()) -> pd.DataFrame:
+def read_columns(
+    files: Sequence[AnnDataFile], names: Iterable[str], numbers: Container[str] = (), kind: str = "condition"
+) -> pd.DataFrame:
     """Read columns of ``obs`` of all files and join them; classes are the union over files.
 
     Parameters
@@ -377,6 +385,8 @@ def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], numbers: Co
         Names of the columns.
     numbers
         Names of the columns to read as numbers; files may mix whole and decimal numbers.
+    kind
+        What the columns are, for messages.
 
     Raises
     ------
@@ -391,7 +401,7 @@ def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], numbers: Co
         for file in files:
             if name not in file.columns:
                 known = known_names(name, file.columns)
-                msg = f"The condition key {name!r} is not a column of obs in {file.name}. {known}"
+                msg = f"The {kind} key {name!r} is not a column of obs in {file.name}. {known}"
                 raise KeyError(msg)
         parts = [file.column(name) for file in files]
         if len(parts) == 1:

@@ -332,10 +332,12 @@ def check_names(names: Collection[str] | None, argument: str) -> list[str]:
     return [str(name) for name in names]  # also subclasses of str
 
 
-def check_conditions(cells: AnnData | MuData, keys: Sequence[str], arrays: Collection[str] = ()) -> None:
+def check_conditions(
+    cells: AnnData | MuData, keys: Sequence[str], arrays: Collection[str] = (), *, kind: str = "condition"
+) -> None:
     """Raise unless every key is a column of ``obs`` with a label for every cell.
 
-    Keys named in ``arrays`` may be arrays of ``obsm`` instead.
+    Keys named in ``arrays`` may be arrays of ``obsm`` instead. ``kind`` is for messages.
     """
     obs = cells.obs
     for key in keys:
@@ -347,7 +349,7 @@ def check_conditions(cells: AnnData | MuData, keys: Sequence[str], arrays: Colle
             if is_array:
                 renamed = f"adata.obsm[{name!r}] = adata.obsm.pop({key!r})"
             msg = (
-                f"The condition key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it: "
+                f"The {kind} key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it: "
                 f"{renamed}."
             )
             raise ValueError(msg)
@@ -363,8 +365,8 @@ def check_conditions(cells: AnnData | MuData, keys: Sequence[str], arrays: Colle
         if key not in obs:
             known = [*obs.columns, *([name for name in cells.obsm if name != OBSM_KEY] if key in arrays else [])]
             where = "adata.obs or an array of adata.obsm" if key in arrays else "adata.obs"
-            msg = f"The condition key {key!r} is not a column of {where}. {known_names(key, known)}"
-            if key not in arrays and key in getattr(cells, "obsm", ()):
+            msg = f"The {kind} key {key!r} is not a column of {where}. {known_names(key, known)}"
+            if kind == "condition" and key not in arrays and key in cells.obsm:
                 msg = (
                     f"The condition key {key!r} is not a column of adata.obs, but an array of adata.obsm. List it in "
                     "`continuous_condition_keys`."

@@ -97,6 +97,12 @@ class RegisteredCells:
             )
             raise ValueError(msg)
 
+    def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
+        """Return columns of ``obs``, such as the donor, with a label for every cell."""
+        cells = self.manager.adata
+        check_conditions(cells, names, kind="match")
+        return cells.obs[list(names)]
+
     def _check_values(self) -> None:
         arguments, adata = self.registry["setup_args"], self.manager.adata
         is_joined = "modalities" in arguments

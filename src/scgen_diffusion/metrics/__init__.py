@@ -23,6 +23,7 @@ from ._distribution import (
     wasserstein_2,
 )
 from ._evaluate import MIN_CELLS_PER_GROUP, evaluate
+from ._export import write_cell_eval
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -39,8 +40,13 @@ from ._perturbation import (
     de_direction,
     de_jaccard,
     de_overlap,
+    direction_reach,
     gene_changes,
     mean_change_correlation,
+    mean_change_debiased_error,
+    mean_change_slope,
+    perturbation_discrimination,
+    scaled_scores,
     variance_error,
 )
 from ._safety import (
@@ -74,6 +80,7 @@ __all__ = [
     "de_direction",
     "de_jaccard",
     "de_overlap",
+    "direction_reach",
     "duplicate_share",
     "energy_distance",
     "evaluate",
@@ -92,17 +99,22 @@ __all__ = [
     "marker_agreement",
     "marker_genes",
     "mean_change_correlation",
+    "mean_change_debiased_error",
+    "mean_change_slope",
     "mean_variance_error",
     "median_squared_distance",
     "membership_inference",
     "memorisation",
     "mmd_test",
     "nearest_distances",
+    "perturbation_discrimination",
     "precision_recall_density_coverage",
     "representation",
+    "scaled_scores",
     "sliced_wasserstein_2",
     "squared_mmd",
     "transfer_f1",
     "variance_error",
     "wasserstein_2",
+    "write_cell_eval",
 ]

@@ -35,12 +35,15 @@ from ._genes import (
 from ._perturbation import (
     Effect,
     correlation_of_changes,
+    debiased_error_of_changes,
     direction_of_effects,
     error_of_changes,
     error_of_variances,
     jaccard_of_effects,
     overlap_of_effects,
     predicted_effect,
+    reach_of_directions,
+    slope_of_changes,
 )
 from ._safety import copied_cells, duplicate_share, fingerprints_of, membership_inference, memorisation
 from ._use import label_fidelity, transfer_f1
@@ -182,6 +185,17 @@ def _effects(comparison: Comparison) -> tuple[Effect, Effect]:
     return Effect(real, control), predicted_effect(predicted, real, control)
 
 
+def _specific_change_correlation(comparison: Comparison) -> float:
+    if comparison.mean_response is None:  # no training perturbation has control cells
+        return float("nan")
+    reference = comparison.mean_response.moments.mean
+    return correlation(*(side.moments.mean - reference for side in (comparison.real, comparison.synthetic)))
+
+
+def _discrimination(comparison: Comparison) -> float:
+    return comparison.panel.score(comparison.synthetic.moments.mean - comparison.control.moments.mean)
+
+
 def _cross_correlations(comparison: Comparison) -> list[NDArray[np.float64]]:
     return [side.correlations().ravel() for side in (comparison.real, comparison.synthetic)]
 
@@ -269,11 +283,30 @@ _ENTRIES = (
     ),
     # perturbations
     _effect_metric("mean_change_error", "lower", error_of_changes),
+    _effect_metric("mean_change_debiased_error", "lower", debiased_error_of_changes),
+    _effect_metric("mean_change_slope", "floor", slope_of_changes),
     _effect_metric("mean_change_correlation", "higher", correlation_of_changes),
     *(_effect_metric("mean_change_correlation", "higher", correlation_of_changes, n) for n in N_TOP),
+    Metric(
+        "specific_change_correlation",
+        "higher",
+        _specific_change_correlation,
+        ("control", "mean_response"),
+        scopes=("perturbation",),
+        bounds=CORRELATION,
+    ),
+    Metric(
+        "perturbation_discrimination",
+        "higher",
+        _discrimination,
+        ("control", "perturbations"),
+        scopes=("perturbation",),
+        bounds=SHARE,
+    ),
     *(_effect_metric("de_overlap", "higher", overlap_of_effects, n) for n in N_TOP),
     _effect_metric("de_jaccard", "higher", jaccard_of_effects),
     _effect_metric("de_direction", "higher", direction_of_effects),
+    _effect_metric("direction_reach", "higher", reach_of_directions),
     _effect_metric("variance_error", "lower", error_of_variances),
     *(_effect_metric("variance_error", "lower", error_of_variances, n) for n in N_TOP),
     # across modalities

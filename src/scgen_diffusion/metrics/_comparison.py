@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ._cells import Expression
     from ._distribution import Scores
+    from ._perturbation import Panel, Profile
 
 T = TypeVar("T")
 
@@ -106,6 +107,10 @@ class Comparison:
         The training cells; None without ``train``.
     control
         Unperturbed cells, if the two sides are perturbed cells.
+    mean_response
+        Control cells with the mean change of all training perturbations.
+    panel
+        The real changes of all perturbations.
     seed
         Seed for metrics that draw random numbers.
     """
@@ -116,6 +121,8 @@ class Comparison:
     squared_scale: float = UNKNOWN
     training: Training | None = None
     control: Sample | None = None
+    mean_response: Profile | None = None
+    panel: Panel | None = None
     seed: int = 0
     _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False)
 
@@ -137,8 +144,9 @@ class Comparison:
 
 #: Which values are good: low ones, high ones, or those close to the floor.
 Better: TypeAlias = Literal["lower", "higher", "floor"]
-#: What a metric needs: training cells, labels, total counts, unperturbed cells, several modalities.
-Need: TypeAlias = Literal["train", "groups", "counts", "control", "modalities"]
+#: What a metric needs: training cells, labels, total counts, unperturbed cells, perturbed training cells, several
+#: perturbations, several modalities.
+Need: TypeAlias = Literal["train", "groups", "counts", "control", "mean_response", "perturbations", "modalities"]
 #: Where a metric is measured: all cells, each group, modalities together, each perturbation, each pair of modalities.
 Scope: TypeAlias = Literal["all", "group", "joint", "perturbation", "pair"]
 

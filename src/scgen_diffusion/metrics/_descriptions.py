@@ -243,11 +243,35 @@ _PERTURBATIONS = {
         "Difference of a gene's predicted and real mean, averaged over genes.",
         "differences between cells",
     ),
+    "mean_change_debiased_error": (
+        "error of mean changes without sampling noise",
+        "Squared error of mean changes, less what noise adds: 0 on average if perfect; may be negative.",
+        "differences between cells",
+        "mean_change_debiased_error",
+    ),
+    "mean_change_slope": (
+        "slope of mean changes",
+        "Whether effects are as large as real ones: 1 is right, below 1 too small, above 1 too large.",
+        "changes in the wrong genes",
+        "mean_change_slope",
+    ),
     "mean_change_correlation": (
         "correlation of mean changes",
         "Whether genes change in the right direction and proportion, against control.",
         "size of the effect",
         "mean_change_correlation",
+    ),
+    "specific_change_correlation": (
+        "correlation of specific changes",
+        "The same against the mean response to all training perturbations, instead of control (Systema).",
+        "size of the effect, the shared response",
+        "mean_change_correlation",
+    ),
+    "perturbation_discrimination": (
+        "perturbation discrimination score",
+        "Whether a predicted change is most like that of its own perturbation; guessing scores 0.5.",
+        "size of the effect",
+        "perturbation_discrimination",
     ),
     **{
         f"de_overlap_top_{n}": (
@@ -269,6 +293,12 @@ _PERTURBATIONS = {
         "Share of differential genes predicted to change in the right direction; guessing scores 0.5.",
         "size of the effect",
         "de_direction",
+    ),
+    "direction_reach": (
+        "reach of right directions",
+        "Share of differential genes, from the most confident prediction down, with 90 % of directions right.",
+        "size of the effect",
+        "direction_reach",
     ),
     "variance_error": (
         "error of variances under the perturbation",

@@ -19,6 +19,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion.data import check_names
 
 from ._catalogue import CATALOGUE
 from ._cells import Cells, Expression, Source, align_genes, check_same_number_of_genes
@@ -66,6 +67,7 @@ def evaluate(
     control: AnnData | None = None,
     perturbation_key: str | None = None,
     separator: str = SEPARATOR,
+    match_keys: Sequence[str] | None = None,
     others: Mapping[str, AnnData] | None = None,
     metrics: str | Sequence[str] | None = None,
     layer: str | Mapping[str, str] | None = None,
@@ -112,6 +114,11 @@ def evaluate(
         Column of `obs` with the perturbation; needed with ``control``.
     separator
         Text between the parts of a combination of perturbations. The order of the parts does not matter.
+    match_keys
+        With ``control``: columns of `obs` in all sets, such as ``["donor"]`` or ``["batch"]``, within which changes are
+        taken. For each perturbation, control and predicted cells get the shares of donors of its real cells, and
+        training changes are against control cells of the same donors. Otherwise, a difference between donors can look
+        like an effect.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
@@ -182,7 +189,8 @@ def evaluate(
         If the sets are of different kinds, or an argument has the wrong type.
     ValueError
         If there are too few cells, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of
-        ``train``, arguments contradict each other, a perturbation was not predicted, or a group has no control cells.
+        ``train``, arguments contradict each other, a perturbation was not predicted, or a group (with ``match_keys``,
+        each of its donors) has no control cells.
 
     Notes
     -----
@@ -199,8 +207,11 @@ def evaluate(
 
     Without ``groupby``, `within_label_correlation` includes differences between cell types.
 
-    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae``, ``de_overlap`` is
-    ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``.
+    With ``control``, ``specific_change_correlation`` needs ``train``, and ``perturbation_discrimination`` two or more
+    perturbations; otherwise they have no rows.
+
+    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta``, ``de_overlap`` is
+    ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``. :func:`write_cell_eval` writes files for it.
 
     References
     ----------
@@ -245,8 +256,8 @@ def evaluate(
     if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
         msg = "`scales`, and `layer` by modality, are only for MuData, but no set is a MuData."
         raise ValueError(msg)
-    if (control is None) != (perturbation_key is None) or (others and control is None):
-        msg = "Perturbations need both `control` and `perturbation_key`, and `others` needs these two."
+    if (control is None) != (perturbation_key is None) or ((others or match_keys) and control is None):
+        msg = "Perturbations need both `control` and `perturbation_key`; `others` and `match_keys` need these two."
         raise ValueError(msg)
 
     if is_multimodal:
@@ -260,8 +271,14 @@ def evaluate(
             if name in {*leading, *FIGURES_OF_PERTURBATIONS, *given, "better"}:
                 msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
                 raise ValueError(msg)
-        wanted = choose_metrics(names, "perturbation", {"control"})
-        options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
+        perturbations, controls = (
+            set(getattr(cells, "obs", {}).get(perturbation_key, ())) for cells in (real_test, control)
+        )
+        available: set[Need] = {"control"} if train is None else {"control", "mean_response"}
+        available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
+        wanted = choose_metrics(names, "perturbation", available)
+        options = {"key": perturbation_key, "separator": separator, "groupby": groupby}
+        options |= {"layer": layer, "space": space, "match_keys": check_names(match_keys, "match_keys")}
         contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
         return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
     rows, n_cells = compare_cells(read_sources(sets, groupby, layer), names, draws, space=space)
@@ -354,6 +371,8 @@ _NEEDS = {
     "groups": "`groupby`, a column of `obs`",
     "counts": "counts in all sets, not log-normalised values",
     "control": "`control`, unperturbed cells",
+    "mean_response": "`train`, with perturbed cells",
+    "perturbations": "two or more perturbations in `real_test`",
     "modalities": "MuData with several modalities",
 }
 

@@ -5,12 +5,18 @@ genes, and its ``mae`` is the mean absolute difference of means. Its ``pearson_e
 control* over perturbations, which is a different question. The ``edistance`` of pertpy and cell-eval includes each
 cell's distance of 0 to itself, so it is larger than :func:`energy_distance`, above all for few cells. pertpy's
 ``pearson_distance`` is 1 minus the correlation of *means*, which is near 0 whatever the change.
+
+``vcc2026``, the metrics of the Virtual Cell Challenge 2026 (cell-eval2), works with summed counts and Wilcoxon tests.
+Here, means and Welch's tests of log-normalised cells take their place, and the perturbed gene itself counts like any
+other, except in :func:`perturbation_discrimination`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
@@ -41,6 +47,9 @@ Parts: TypeAlias = tuple[str, ...]
 FDR = 0.05
 SEPARATOR = "+"
 MIN_CELLS = 2
+PURITY = 0.9  # share of right directions that counts as reliable, as in vcc2026
+N_ERRORS = 2  # standard errors by which a squared change must exceed 0 for a slope
+N_NAMES_CHECKED = 20
 MANY_COPIES = 0.2  # more copies than this share of the predicted cells are no accident
 
 
@@ -54,11 +63,23 @@ class GeneMoments:
         Mean and unbiased variance of log-normalised values, `(genes,)`.
     n_cells
         Number of cells.
+    noise
+        Sampling variance of the mean, `(genes,)`: for independent cells, the variance divided by their number. The
+        jackknife gives the same.
+    control_share
+        How much of the control cells' sampling noise the mean contains: 0 for cells drawn independently of them, 1 for
+        control cells and for cells predicted from them.
     """
 
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
     n_cells: int
+    noise: NDArray[np.float64] = field(default=None)
+    control_share: float | NDArray[np.float64] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.noise is None:
+            object.__setattr__(self, "noise", self.variance / self.n_cells)
 
     @classmethod
     def of(cls, cells: Expression) -> Self:
@@ -128,7 +149,25 @@ def real_and_predicted_effect(
     of_real, of_predicted = pair_of_expressions(real, predicted, layer, ("real", "predicted"))
     of_control = pair_of_expressions(real, control, layer, ("real", "control"))[1]
     real_moments, predicted_moments, control_moments = map(GeneMoments.of, (of_real, of_predicted, of_control))
+    if isinstance(predicted, AnnData) and isinstance(control, AnnData):
+        share = 1.0 if predicted is control else control_share_of(predicted.obs_names, control.obs_names)
+        predicted_moments = replace(predicted_moments, control_share=share)
     return Effect(real_moments, control_moments), predicted_effect(predicted_moments, real_moments, control_moments)
+
+
+def control_share_of(predicted: pd.Index, control: pd.Index) -> float:
+    """Return 1 if predicted cells have names of control cells, alone or joined to other words by ``-``, else 0.
+
+    Numbers are no names: anndata numbers the cells of every set that has none.
+    """
+    known = {name for name in control if not name.isdigit()}
+
+    def has_known_name(name: str) -> bool:
+        words = name.split("-")
+        return any("-".join(words[a:b]) in known for a, b in combinations(range(len(words) + 1), 2))
+
+    sampled = predicted[:: max(len(predicted) // N_NAMES_CHECKED, 1)]
+    return float(len(sampled) > 0 and all(map(has_known_name, sampled)))
 
 
 def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMoments) -> Effect:
@@ -158,6 +197,10 @@ def mean_change_correlation(
     means. Both sides subtract the same control cells, so with few control cells their sampling noise alone gives a
     positive value. Read it together with the baselines (:func:`evaluate` with `control`).
 
+    Most perturbations share a response, such as stress, and whoever predicts this alone correlates well. Against
+    perturbed cells, given as `control`, only what is special to the perturbation counts (Systema). In the table this is
+    ``specific_change_correlation``, against the mean of all training perturbations.
+
     Parameters
     ----------
     real, predicted, control
@@ -167,6 +210,11 @@ def mean_change_correlation(
         None.
     layer
         Layer with the counts.
+
+    References
+    ----------
+    Viñas Torné et al. 2025, Systema: a framework for evaluating genetic perturbation response prediction beyond
+    systematic variation. Nat Biotechnol.
 
     Examples
     --------
@@ -236,6 +284,272 @@ def variance_error(
     return error_of_variances(*effects, n_top=n_top)
 
 
+def mean_change_debiased_error(real: Cells, predicted: Cells, *, layer: str | None = None) -> float:
+    r"""Measure the squared error of predicted mean changes, without what sampling noise adds to it.
+
+    .. math:: \frac{1}{G} \sum_g \left[ \left( \bar x^{\text{real}}_g - \bar x^{\text{predicted}}_g \right)^2
+        - \frac{s^2_g(\text{real})}{n_\text{real}} - \frac{s^2_g(\text{predicted})}{n_\text{predicted}} \right]
+
+    Means of few cells are noisy, so two perfect sets of cells have different means. This error subtracts the sampling
+    variance of both means (which is what a jackknife over cells estimates), and so is 0 on average for a perfect
+    prediction, whatever the numbers of cells. Lower is better. It may be negative: then the data show no error. The
+    control cells cancel, so changes and means have the same error.
+
+    For control cells in place of a prediction, it estimates the squared effect itself. The error divided by that of
+    control cells (the column `no_change` of :func:`evaluate`) is the share of the effect that was not predicted: 0 for
+    a perfect prediction and 1 for none. To combine perturbations, divide the sums.
+
+    *Catches* effects in the wrong genes, of the wrong size or direction. *Misses* all but means. It takes the predicted
+    cells for independent draws: cells that spread more than their mean varies get too much taken off.
+
+    Parameters
+    ----------
+    real, predicted
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
+    layer
+        Layer with the counts.
+
+    References
+    ----------
+    Arc Institute 2026, The vcc2026 metric suite (cell-eval2): ``expr_mse_unbiased_capped_norm``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> control, changed = np.full(50, 5.0), np.where(np.arange(50) < 10, 15.0, 5.0)
+    >>> real, perfect, unchanged = (
+    ...     rng.poisson(rate, (200, 50)) for rate in (changed, changed, control)
+    ... )
+    >>> error, effect = (
+    ...     mean_change_debiased_error(real, cells) for cells in (perfect, unchanged)
+    ... )
+    >>> abs(error / effect) < 0.01
+    True
+    """
+    return debiased_error_of_changes(*real_and_predicted_effect(real, predicted, real, layer))
+
+
+def mean_change_slope(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
+    r"""Measure whether predicted log fold changes are too small or too large: their slope over the real ones.
+
+    .. math:: \frac{\sum_g d_g e_g - (1 - c)\, v_g}{\sum_g d_g^2 - u_g - v_g}
+
+    for real changes :math:`d_g` and predicted changes :math:`e_g` of the means against control, the sampling variances
+    :math:`u_g` and :math:`v_g` of the means of real and of control cells, and :math:`c = 1` for cells predicted from
+    these control cells, else 0. 1 is best. Below 1, effects are too small on average (attenuation); above 1, they are
+    exaggerated; 0 is no change. Any value is possible.
+
+    Noise in the real changes makes a plain regression too flat, and the noise of control cells, which both sides
+    subtract, makes it too steep. Subtracting the variances corrects both (errors in variables), as the mean over all
+    split halves would, so the slope does not depend on the numbers of cells. Cells predicted from the control cells
+    share their noise, and then it cancels. Cells count as such if their names contain those of control cells, as
+    :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` names them; plain numbers are no names. This matters if
+    control cells are few.
+
+    *Catches* effects of the wrong size. *Misses* changes in genes that do not change really, and everything but means:
+    read it beside :func:`mean_change_correlation`.
+
+    Parameters
+    ----------
+    real, predicted, control
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
+    layer
+        Layer with the counts.
+
+    Returns
+    -------
+    The slope; NaN if the real change cannot be told from sampling noise.
+
+    References
+    ----------
+    Fuller 1987, Measurement error models.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> rate, log_change = np.full(200, 20.0), np.where(np.arange(200) < 20, 0.8, 0.0)
+    >>> control, real, half = (
+    ...     rng.poisson(rate * np.exp(step * log_change), (500, 200))
+    ...     for step in (0, 1, 0.5)
+    ... )
+    >>> round(mean_change_slope(real, half, control), 1)
+    0.5
+    """
+    return slope_of_changes(*real_and_predicted_effect(real, predicted, control, layer))
+
+
+def direction_reach(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
+    r"""Measure how far down its own ranking a prediction gets the directions of changes right.
+
+    .. math:: \frac{1}{|D|} \max \left\{ k : \frac{1}{k} \sum_{j \le k} \left[ \operatorname{sign}(e_j) =
+        \operatorname{sign}(d_j) \right] \ge 0.9 \right\}
+
+    Genes :math:`D` that differ from control in real cells (Welch's test, false discovery rate 5 %) are ordered by how
+    clearly they change in the prediction (absolute Welch *t*, largest first). The reach is the longest beginning of
+    this list with at least 90 % of the directions right, as a share of the list. From 0 to 1; higher is better. Control
+    cells score 0.
+
+    *Catches* wrong directions, above all of the genes that the prediction is sure of. *Misses* size, and changes
+    predicted in genes that do not change. Unlike :func:`de_direction`, it asks whether a prediction knows where it is
+    right. A single wrong gene at the top costs a short list everything.
+
+    Parameters
+    ----------
+    real, predicted, control
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
+    layer
+        Layer with the counts.
+
+    Returns
+    -------
+    The share; NaN if no gene differs in the real cells.
+
+    References
+    ----------
+    Arc Institute 2026, The vcc2026 metric suite (cell-eval2): ``de_wilcoxon_direction_reach_raw``, which uses Wilcoxon
+    tests.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> changed, one_wrong = np.full(40, 5.0), np.full(40, 5.0)
+    >>> changed[:2], changed[2:4], one_wrong[:2], one_wrong[2], one_wrong[3] = 9, 1, 9, 1, 6
+    >>> control, real, predicted = (
+    ...     rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, one_wrong)
+    ... )
+    >>> direction_reach(real, predicted, control)
+    0.75
+    """
+    return reach_of_directions(*real_and_predicted_effect(real, predicted, control, layer))
+
+
+def perturbation_discrimination(
+    real: NDArray[np.floating] | pd.DataFrame, predicted: NDArray[np.floating] | pd.DataFrame
+) -> NDArray[np.float64]:
+    r"""Measure whether a predicted change resembles its own real change more than those of other perturbations.
+
+    .. math:: 1 - \frac{k_p}{n - 1}, \qquad k_p = \left| \{ q : d_{pq} < d_{pp} \} \right| +
+        \tfrac{1}{2} \left| \{ q \ne p : d_{pq} = d_{pp} \} \right|
+
+    with the cosine distance :math:`d_{pq}` between the predicted change of perturbation *p* and the real change of *q*,
+    for *n* perturbations. From 0 to 1; higher is better. 1: the prediction is closest to its own perturbation. 0.5: it
+    says nothing about which perturbation it is, as control cells, or one prediction for all perturbations.
+
+    *Catches* predictions that are all alike, however well they fit the mean response. *Misses* the size of changes, and
+    everything but means. It depends on the other perturbations: similar ones are hard to tell apart.
+
+    :func:`evaluate` compares the perturbations of ``real_test`` within each group, and leaves out all genes that are
+    themselves perturbed (named as a perturbation or a part of one), because their own change gives them away.
+
+    Parameters
+    ----------
+    real, predicted
+        Mean change of every gene against control, `(perturbations, genes)`, in the same order.
+
+    Returns
+    -------
+    The score of each perturbation, `(perturbations,)`; NaN if there is only one.
+
+    References
+    ----------
+    Arc Institute 2026, The vcc2026 metric suite (cell-eval2): ``pds_cosine``. In cell-eval it is
+    ``discrimination_score_cosine``, which divides by *n*, so that its lowest score is :math:`1 / n`. Wu et al. 2024,
+    PerturBench: benchmarking machine learning models for cellular perturbation analysis (the rank metric).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> real = np.eye(3)
+    >>> perturbation_discrimination(real, [[1, 0, 0], [0, 0, 1], [0, 0, 1]])
+    array([1.  , 0.25, 1.  ])
+    """
+    real, predicted = (np.asarray(changes, dtype=np.float64) for changes in (real, predicted))
+    if real.shape != predicted.shape or real.ndim != 2:
+        msg = (
+            "`real` and `predicted` must have the same shape (perturbations, genes), "
+            f"but have {real.shape} and {predicted.shape}."
+        )
+        raise ValueError(msg)
+    directions = unit_vectors(real)
+    return np.array([rank_score(directions @ change, row) for row, change in enumerate(predicted)])
+
+
+def unit_vectors(changes: NDArray) -> NDArray:
+    """Scale every change `(perturbations, genes)` to length 1; zeros stay zero."""
+    lengths = np.linalg.norm(changes, axis=1, keepdims=True)
+    return changes / np.where(lengths > 0, lengths, 1)
+
+
+def rank_score(similarities: NDArray, row: int) -> float:
+    """Return the share of other rows that are less similar than this one. Ties count half; NaN without other rows."""
+    if len(similarities) < 2:
+        return UNKNOWN
+    above, equal = similarities > similarities[row], similarities == similarities[row]
+    return float(1 - (above.sum() + (equal.sum() - 1) / 2) / (len(similarities) - 1))
+
+
+def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
+    r"""Put all metrics on one scale: 0 for the mean response to all perturbations, 1 for a repeated experiment.
+
+    .. math:: s = \frac{u - b}{r - b}
+
+    with the mean :math:`u` of a method over all perturbations and groups, that of the baseline ``mean_shift``,
+    :math:`b`, and that of the floor, :math:`r`. Higher is better, whatever the metric. Negative scores are worse than
+    the mean response. Scores above 1 are possible, because the floor has only half of the real cells. Metrics that are
+    best at the floor itself have :math:`s = 1 - |u - r| / |b - r|`.
+
+    A scale hides whether the two ends differ much; look at the table too.
+
+    Parameters
+    ----------
+    table
+        Table of :func:`evaluate` with ``control`` and ``train``, or some of its rows, such as those of one group.
+
+    Returns
+    -------
+    One row per metric and one column per method: `value`, the other baselines, and ``others``. NaN where the floor is
+    not better than the mean response: too few cells to repeat the experiment, or no difference between perturbations.
+
+    Raises
+    ------
+    ValueError
+        If the table has no column ``floor`` or ``mean_shift``, or one is empty.
+
+    References
+    ----------
+    Arc Institute 2026, The vcc2026 metric suite (cell-eval2): baseline and replicate.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> row = {"metric": "w2", "perturbation": "A", "group": "all", "better": "lower"}
+    >>> table = pd.DataFrame([{**row, "value": 6.0, "floor": 5.0, "mean_shift": 9.0}])
+    >>> float(scaled_scores(table).loc["w2", "value"])
+    0.75
+    """
+    for name, needs in {"floor": "`n_floor` and four cells of a perturbation", "mean_shift": "`train`"}.items():
+        if name not in table or table[name].isna().all():
+            msg = f"`table` has no values in the column {name!r}; `evaluate` needs {needs} for it."
+            raise ValueError(msg)
+    names = ("metric", "perturbation", "group", "floor", "mean_shift", "better")
+    methods = [column for column in table if column not in names]
+    scores: dict[str, dict[str, float]] = {}
+    for metric, rows in table.groupby("metric", sort=False):
+        better = rows["better"].iloc[0]
+        for method in methods:
+            known = rows[[method, "mean_shift", "floor"]].dropna()
+            value, low, high = known.mean() if len(known) else [UNKNOWN] * 3
+            if better == "floor":
+                value, low, high = -abs(value - high), -abs(low - high), 0.0
+            sign = -1 if better == "lower" else 1
+            is_scale = sign * (high - low) > 0
+            scores.setdefault(metric, {})[method] = (value - low) / (high - low) if is_scale else UNKNOWN
+    return pd.DataFrame.from_dict(scores, orient="index", columns=methods).rename_axis("metric")
+
+
 def correlation_of_changes(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
     """Return :func:`mean_change_correlation` of two effects against the same control."""
     genes = slice(None) if n_top is None else real.top_genes(n_top)
@@ -245,6 +559,33 @@ def correlation_of_changes(real: Effect, predicted: Effect, *, n_top: int | None
 def error_of_changes(real: Effect, predicted: Effect) -> float:
     """Return the mean absolute difference of the changes of two effects against the same control."""
     return float(np.abs(real.change - predicted.change).mean())
+
+
+def debiased_error_of_changes(real: Effect, predicted: Effect) -> float:
+    """Return :func:`mean_change_debiased_error` of the cells of two effects."""
+    noise = real.cells.noise + predicted.cells.noise
+    return float(((real.change - predicted.change) ** 2 - noise).mean())
+
+
+def slope_of_changes(real: Effect, predicted: Effect) -> float:
+    """Return :func:`mean_change_slope` of two effects against the same control."""
+    noise = real.cells.noise + real.control.noise
+    squared = float((real.change**2 - noise).sum())
+    if squared <= N_ERRORS * np.sqrt(2 * (noise**2).sum()):  # the standard error of the sum without any effect
+        return UNKNOWN
+    shared = (1 - predicted.cells.control_share) * real.control.noise
+    return float((real.change * predicted.change - shared).sum() / squared)
+
+
+def reach_of_directions(real: Effect, predicted: Effect) -> float:
+    """Return :func:`direction_reach` of two effects against the same control."""
+    pool = np.flatnonzero(real.is_significant)
+    if not len(pool):
+        return UNKNOWN
+    ranked = pool[np.argsort(-np.abs(predicted.welch_t[pool]), kind="stable")]
+    agrees = np.sign(real.change[ranked]) == np.sign(predicted.change[ranked])
+    lengths = np.arange(1, len(ranked) + 1)
+    return float(lengths[np.cumsum(agrees) / lengths >= PURITY].max(initial=0) / len(ranked))
 
 
 def error_of_variances(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
@@ -463,6 +804,29 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """The real changes of all perturbations in a group, for :func:`perturbation_discrimination`.
+
+    Attributes
+    ----------
+    directions
+        Changes against control, scaled to length 1, `(perturbations, genes)`.
+    row
+        Place of the perturbation that is predicted.
+    genes
+        Which genes count: those that are no perturbation.
+    """
+
+    directions: NDArray[np.float32]
+    row: int
+    genes: NDArray[np.bool_]
+
+    def score(self, change: NDArray) -> float:
+        """Return the score of a predicted change, `(all genes,)`."""
+        return rank_score(self.directions @ change[self.genes].astype(np.float32), self.row)
+
+
+@dataclass(frozen=True)
 class Perturbed:
     """Cells, and the positions of those of each perturbation in each group.
 
@@ -474,18 +838,30 @@ class Perturbed:
         Log-normalised values.
     rows
         Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
+    matches
+        What control cells must have in common with each cell, such as the donor, `(cells,)`; empty texts without
+        ``match_keys``.
     """
 
     name: str
     expression: Expression
     rows: dict[tuple[Parts, str], list[int]]
+    matches: NDArray[np.str_]
 
     @classmethod
-    def read(cls, cells: AnnData, source: Source, key: str, split_name: Callable[[str], Parts]) -> Perturbed:
+    def read(
+        cls,
+        cells: AnnData,
+        source: Source,
+        key: str,
+        split_name: Callable[[str], Parts],
+        match_keys: Sequence[str] | None = None,
+    ) -> Perturbed:
         """Read cells and their perturbations from a column of `obs`.
 
         Cells of ``control`` are all unperturbed; unperturbed cells of ``real_test`` and ``train`` are left out.
         """
+        matches = labels_of(cells, match_keys, name=source.name) if match_keys else np.zeros(len(source), dtype=str)
         parts: list[Parts] = [()] * len(source)
         if source.name != "control":
             named = labels_of(cells, key, name=source.name)
@@ -501,41 +877,55 @@ class Perturbed:
         for place, row in enumerate(kept):
             group = ALL if source.labels is None else str(source.labels[row])
             rows.setdefault((parts[row], group), []).append(place)
-        return cls(source.name, source.read(kept), dict(sorted(rows.items())))
+        return cls(source.name, source.read(kept), dict(sorted(rows.items())), matches[kept])
 
-    def of(self, parts: Parts, group: str) -> Expression:
-        """Return the cells of one perturbation (empty for control) in one group."""
-        return self.expression[np.array(self.rows.get((parts, group), []), dtype=np.intp)]
+    def of(self, parts: Parts, group: str, match: str | None = None) -> Expression:
+        """Return the cells of one perturbation (empty for control) in one group, or only those of one match."""
+        rows = np.array(self.rows.get((parts, group), []), dtype=np.intp)
+        return self.expression[rows if match is None else rows[self.matches[rows] == match]]
 
-    def enough_of(self, parts: Parts, group: str, wanted: Parts) -> Expression:
+    def enough_of(self, parts: Parts, group: str, wanted: Parts, match: str | None = None) -> Expression:
         """Return the same cells. If there are fewer than two, raise and name the perturbation that needs them."""
-        found = self.of(parts, group)
+        found = self.of(parts, group, match)
         if len(found) < MIN_CELLS:
             where = f"perturbation {SEPARATOR.join(wanted)!r}" + ("" if group == ALL else f" in group {group!r}")
+            where += f" with the match {match!r}" if match else ""
             msg = f"`{self.name}` must have at least {MIN_CELLS} cells for {where}, but has {len(found)}."
             raise ValueError(msg)
         return found
 
+    def with_matches(self, known: Collection[tuple[str, str]]) -> Self:
+        """Leave out cells whose group and match are not known."""
+        rows = {
+            (parts, group): [row for row in places if (group, str(self.matches[row])) in known]
+            for (parts, group), places in self.rows.items()
+        }
+        return replace(self, rows={place: kept for place, kept in rows.items() if kept})
 
-def perturbation_contexts(
+    def moments(self, parts: Parts, group: str) -> GeneMoments:
+        """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise."""
+        moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
+        if len(shares) == 1:
+            return moments
+        within = {match: GeneMoments.of(self.of(parts, group, match)) for match in shares}
+        return replace(moments, noise=mix(within, shares).noise)
+
+    def shares(self, parts: Parts, group: str) -> dict[str, float]:
+        """Return which share of the cells of a perturbation in a group has each match."""
+        found, n_cells = np.unique(self.matches[self.rows[parts, group]], return_counts=True)
+        return dict(zip(found.tolist(), (n_cells / n_cells.sum()).tolist(), strict=True))
+
+
+def read_perturbed(
     given: Mapping[str, AnnData],
     *,
     key: str,
     separator: str,
     groupby: str | Sequence[str] | None,
     layer: str | None,
-    space: ComparisonSpace | None,
-    draws: Draws,
-) -> Iterator[Context]:
-    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
-
-    Parameters
-    ----------
-    given
-        ``real_test``, ``synthetic``, ``control``, ``train`` if given, and the predictions of other methods.
-    key, separator, groupby, layer, space, draws
-        As in :func:`evaluate`.
-    """
+    match_keys: Sequence[str] | None = None,
+) -> tuple[dict[str, Perturbed], Callable[[str], Parts]]:
+    """Check and read ``real_test``, ``control`` and other sets. Return also what splits the name of a combination."""
     if not (isinstance(key, str) and separator and isinstance(separator, str)):
         msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
         raise TypeError(msg)
@@ -547,7 +937,111 @@ def perturbation_contexts(
     controls = set(untreated[key].astype(str)) if key in untreated else set()
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
-    sets = {name: Perturbed.read(given[name], source, key, split_name) for name, source in sources.items()}
+    sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
+    return sets, split_name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The training cells of a perturbation in a group: their moments, and the share of each match."""
+
+    moments: GeneMoments
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A change of the genes, learned from training perturbations: the weighted sum of their changes against control.
+
+    Attributes
+    ----------
+    change
+        The sum, `(genes,)`.
+    noise
+        Sampling variance that it has from perturbed cells, `(genes,)`.
+    control_weights
+        By group and match, how much of the mean of control cells was subtracted.
+    """
+
+    change: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    control_weights: dict[tuple[str, str], float]
+
+    @classmethod
+    def of(
+        cls,
+        perturbed: Mapping[tuple[Parts, str], Trained],
+        controls: Mapping[tuple[str, str], GeneMoments],
+        weight: float = 1.0,
+    ) -> Self:
+        """Add the changes of these perturbations in their groups, each with the same weight."""
+        weights: Counter[tuple[str, str]] = Counter()
+        for (_, group), own in perturbed.items():
+            weights.update({(group, match): weight * share for match, share in own.shares.items()})
+        change = weight * np.sum([own.moments.mean for own in perturbed.values()], axis=0)
+        change = change - np.sum([share * controls[name].mean for name, share in weights.items()], axis=0)
+        noise = weight**2 * np.sum([own.moments.noise for own in perturbed.values()], axis=0)
+        return cls(change, noise, dict(weights))
+
+    def move(
+        self,
+        cells: GeneMoments,
+        group: str,
+        shares: Mapping[str, float],
+        controls: Mapping[tuple[str, str], GeneMoments],
+    ) -> GeneMoments:
+        """Shift the control cells of a group with these shares of matches. Part of their noise is subtracted again."""
+        own = {(group, match): share for match, share in shares.items()}
+        left = Counter(own)
+        left.subtract(self.control_weights)
+        noise = self.noise + np.sum([share**2 * controls[name].noise for name, share in left.items()], axis=0)
+        shared = np.sum([left[name] * share * controls[name].noise for name, share in own.items()], axis=0)
+        control_share = np.divide(shared, cells.noise, out=np.zeros_like(shared), where=cells.noise > 0)
+        return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=control_share)
+
+
+def mix(parts: Mapping[str, GeneMoments], shares: Mapping[str, float]) -> GeneMoments:
+    """Return the moments of cells of which each part has a given share, whatever its number of cells."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    weighted = [(parts[match], share) for match, share in shares.items()]
+    mean = np.sum([share * own.mean for own, share in weighted], axis=0)
+    return GeneMoments(
+        mean,
+        np.sum([share * (own.variance + (own.mean - mean) ** 2) for own, share in weighted], axis=0),
+        round(1 / sum(share**2 / own.n_cells for own, share in weighted)),
+        np.sum([share**2 * own.noise for own, share in weighted], axis=0),
+    )
+
+
+def mixed_rows(n_cells: Mapping[str, int], shares: Mapping[str, float], n_most: int) -> dict[str, int]:
+    """Return how many cells of each match to draw, so that they have these shares and are as many as possible."""
+    total = min(n_most, *(n_cells[match] / share for match, share in shares.items()))
+    return {match: max(int(total * share + 1e-9), 1) for match, share in shares.items()}
+
+
+def perturbation_contexts(
+    given: Mapping[str, AnnData],
+    *,
+    key: str,
+    separator: str,
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+    space: ComparisonSpace | None,
+    draws: Draws,
+    match_keys: Sequence[str] | None = None,
+) -> Iterator[Context]:
+    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
+
+    Parameters
+    ----------
+    given
+        ``real_test``, ``synthetic``, ``control``, ``train`` if given, and the predictions of other methods.
+    key, separator, groupby, layer, space, draws, match_keys
+        As in :func:`evaluate`.
+    """
+    options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
+    sets, split_name = read_perturbed(given, **options)
     real_cells = sets["real_test"].expression
     found, usual = (copied_cells(sets[name].expression, real_cells) for name in ("synthetic", "control"))
     if found - usual > MANY_COPIES:  # no two measured cells are equal, except in data with very few counts
@@ -557,52 +1051,112 @@ def perturbation_contexts(
         )
         warn_user(msg)
 
-    changes: dict[tuple[Parts, str], NDArray] = {}  # of training perturbations with control cells
+    controls = {
+        (group, match): GeneMoments.of(sets["control"].of((), group, match))
+        for _, group in sets["control"].rows
+        for match in sets["control"].shares((), group)
+    }
+    trained: dict[tuple[Parts, str], Trained] = {}  # training perturbations with control cells
+    mean_response = None
     if "train" in sets:
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
-        controls_of = {group: means(sets["control"].of((), group).values) for _, group in sets["control"].rows}
-        changes = {
-            (parts, group): means(sets["train"].of(parts, group).values) - controls_of[group]
-            for parts, group in sets["train"].rows
-            if group in controls_of
-        }
+        train = sets["train"].with_matches(controls)
+        trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
+        if trained:
+            mean_response = Shift.of(trained, controls, weight=1 / len(trained))
 
-    def profile(cells: Expression) -> Profile:
+    def profile(cells: Expression, control_share: float = 0.0) -> Profile:
         """Compute the moments of all cells, and draw some cells for distances."""
         drawn = cells
         if len(cells) > draws.max_cells:
             drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
-        return Profile(GeneMoments.of(cells), drawn.values.toarray() if space is None else space.project(drawn))
+        moments = replace(GeneMoments.of(cells), control_share=control_share)
+        return Profile(moments, drawn.values.toarray() if space is None else space.project(drawn))
 
-    def moved(cells: Profile, change: NDArray) -> Profile:
+    def matched(name: str, parts: Parts, group: str, shares: Mapping[str, float], wanted: Parts) -> Profile:
+        """Compute the moments of cells with these shares of matches, and draw such cells for distances."""
+        cells = {match: sets[name].enough_of(parts, group, wanted, match) for match in shares}
+        found = {match: profile(own, of_control[name]) for match, own in cells.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        n_drawn = mixed_rows({match: len(own.pcs) for match, own in found.items()}, shares, draws.max_cells)
+        rng = np.random.default_rng(draws.seed)
+        pcs = [own.pcs[np.sort(rng.permutation(len(own.pcs))[: n_drawn[match]])] for match, own in found.items()]
+        moments = mix({match: own.moments for match, own in found.items()}, shares)
+        return Profile(replace(moments, control_share=of_control[name]), np.concatenate(pcs))
+
+    def moved(cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
-        step = change if space is None else space.pca.components_ @ change[space.genes]
-        return Profile(replace(cells.moments, mean=cells.moments.mean + change), cells.pcs + step)
+        step = shift.change if space is None else space.pca.components_ @ shift.change[space.genes]
+        return Profile(shift.move(cells.moments, group, shares, controls), cells.pcs + step)
+
+    def halves_of(cells: Expression) -> list[list[Expression]]:
+        """Split the cells of a perturbation in two, several times."""
+        if len(cells) < 2 * MIN_CELLS:
+            return []
+        rng = np.random.default_rng(draws.seed)
+        splits = [np.array_split(rng.permutation(len(cells)), 2) for _ in range(draws.n_floor)]
+        return [[cells[half] for half in pair] for pair in splits]
 
     names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
+    of_control = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
+    of_control["control"] = 1.0
     others = [name for name in sets if name not in ("real_test", "synthetic", "control", "train")]
+    perturbed = {part for parts, _ in sets["real_test"].rows for part in parts}
+    panels = _panels(
+        sets["real_test"], controls, halves_of, draws.n_floor, ~given["real_test"].var_names.isin(perturbed)
+    )
     for parts, group in sets["real_test"].rows:
         cells = sets["real_test"].enough_of(parts, group, parts)
-        predictions = {"value": profile(sets["synthetic"].enough_of(parts, group, parts))}
-        predictions["no_change"] = control = profile(sets["control"].enough_of((), group, parts))
-        if changes:
-            predictions["mean_shift"] = moved(control, np.mean(list(changes.values()), axis=0))
-        single = [((part,), group) for part in parts]
-        if set(single) <= set(changes):
-            predictions["additive"] = moved(control, np.sum([changes[one] for one in single], axis=0))
-        by_others = {name: sets[name].of(parts, group) for name in others}
-        predictions |= {name: profile(own) for name, own in by_others.items() if len(own) >= MIN_CELLS}
+        shares = sets["real_test"].shares(parts, group)
+        predictions = {"value": matched("synthetic", parts, group, shares, parts)}
+        predictions["no_change"] = control = matched("control", (), group, shares, parts)
+        if mean_response is not None:
+            predictions["mean_shift"] = moved(control, group, shares, mean_response)
+        single = {(part,): trained.get(((part,), group)) for part in parts}
+        if None not in single.values():
+            changes = Shift.of({(part, group): own for part, own in single.items()}, controls)
+            predictions["additive"] = moved(control, group, shares, changes)
+        for name in others:
+            if all(len(sets[name].of(parts, group, match)) >= MIN_CELLS for match in shares):
+                predictions[name] = matched(name, parts, group, shares, parts)
 
-        real = profile(cells)
-        players = {name: [Comparison(real, own, control=control)] for name, own in predictions.items()}
-        rng = np.random.default_rng(draws.seed)
-        if len(cells) >= 2 * MIN_CELLS and draws.n_floor:
-            halves = [np.array_split(rng.permutation(len(cells)), 2) for _ in range(draws.n_floor)]
-            pairs = [[profile(cells[half]) for half in pair] for pair in halves]
-            players["floor"] = [Comparison(*pair, control=control) for pair in pairs]
+        real = replace(profile(cells), moments=sets["real_test"].moments(parts, group))
+        compare = partial(Comparison, control=control, mean_response=predictions.get("mean_shift"))
+        whole, *of_halves = panels[group]
+        row = [name for name, own_group in sets["real_test"].rows if own_group == group].index(parts)
+        players = {name: [compare(real, own, panel=replace(whole, row=row))] for name, own in predictions.items()}
+        pairs = [[profile(half) for half in pair] for pair in halves_of(cells)]
+        if pairs:
+            players["floor"] = [
+                compare(*pair, panel=replace(panel, row=row)) for pair, panel in zip(pairs, of_halves, strict=True)
+            ]
         equal = _equal_players(real, predictions, n_splits=max(draws.n_floor, 1), seed=draws.seed)
         equal = {name: comparisons for name, comparisons in equal.items() if name in players}
         yield Context({"perturbation": names[parts], "group": group}, players, equal_players=equal)
+
+
+def _panels(
+    real: Perturbed,
+    controls: Mapping[tuple[str, str], GeneMoments],
+    halves_of: Callable[[Expression], list[list[Expression]]],
+    n_splits: int,
+    genes: NDArray[np.bool_],
+) -> dict[str, list[Panel]]:
+    """Return the panel of each group, and those of the first halves of all perturbations in every split."""
+    changes: dict[str, list[NDArray]] = {}
+    for parts, group in real.rows:
+        shares = real.shares(parts, group)
+        if all((group, match) in controls for match in shares):  # others raise later
+            control = np.sum([share * controls[group, match].mean for match, share in shares.items()], axis=0)
+            cells = real.of(parts, group)
+            firsts = [pair[0] for pair in halves_of(cells)] or [cells] * n_splits
+            found = np.array([means(one.values) - control for one in (cells, *firsts)])
+            changes.setdefault(group, []).append(found[:, genes])
+    return {
+        group: [Panel(unit_vectors(one).astype(np.float32), 0, genes) for one in np.stack(own, axis=1)]
+        for group, own in changes.items()
+    }
 
 
 def _equal_players(

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
+import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import warn_user
+from scgen_diffusion.data import check_names
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.train import (
     MANY_GENES,
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from scgen_diffusion.module import SCLDMArchitecture
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
+N_NAMED = 3
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
 NO_PERTURBATION = (
     "The transport goes from unperturbed to perturbed cells and changes no other key, but some of these cells are "
@@ -194,6 +196,7 @@ class SCLDM(AutoencoderModel):
         max_epochs: int | None = None,
         *,
         control_values: Mapping[str, Any] | None = None,
+        match_keys: Sequence[str] | None = None,
         batch_size: int | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
         datamodule: TrainingCells | None = None,
@@ -213,6 +216,10 @@ class SCLDM(AutoencoderModel):
         control_values
             The value of unperturbed cells for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
+        match_keys
+            Columns of ``obs`` within which cells are paired, such as ``["donor"]``: a perturbed cell is then paired with
+            control cells of its own donor. They need not be conditions, and new cells for
+            :meth:`predict_perturbation` need not have them.
         batch_size, datamodule, checkpoint_dir, **trainer_kwargs
             As in :meth:`train`.
         plan_kwargs
@@ -222,8 +229,16 @@ class SCLDM(AutoencoderModel):
         ------
         RuntimeError
             If the autoencoder is not trained.
+        KeyError
+            If a match key is not a column of ``obs``.
         ValueError
-            If ``control_values`` are missing or unknown, or no group has both control and perturbed cells.
+            If ``control_values`` are missing or unknown, a match key perturbs or lacks labels, or no group has both
+            control and perturbed cells.
+
+        Warns
+        -----
+        UserWarning
+            If perturbed cells have no control cells to be paired with; it names their groups.
         """
         self._check_can_read_cells()
         self._train(
@@ -237,6 +252,7 @@ class SCLDM(AutoencoderModel):
             datamodule=datamodule,
             checkpoint_dir=checkpoint_dir,
             control_values=control_values,
+            match_keys=match_keys,
         )
 
     @classmethod
@@ -326,6 +342,7 @@ class SCLDM(AutoencoderModel):
         run: Run,
         *,
         control_values: Mapping[str, Any] | None = None,
+        match_keys: Sequence[str] | None = None,
         compile: bool = False,  # unused: the transport is too small to gain from it
     ) -> StageResult:
         control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
@@ -336,17 +353,20 @@ class SCLDM(AutoencoderModel):
             )
             raise ValueError(msg)
         code = self.conditions.encode(control, 1)
-        groups = self._perturbation_groups(control)
+        labels = self._match_labels(match_keys, control)
+        matched = np.column_stack([pd.factorize(labels[name])[0] for name in labels] or [np.zeros(len(labels), int)])
+        groups = self._perturbation_groups(control, matched)
+        where = " and ".join(["the same values of the other keys", *(f"the same {name!r}" for name in labels)])
         if not groups:
-            msg = f"No perturbed training cells have control cells ({control}) with the same values of the other keys."
+            msg = f"No perturbed training cells have control cells ({control}) with {where}."
             raise ValueError(msg)
-        n_perturbed = int((~self._are_control(control)).sum())
-        n_paired = sum(len(group.perturbed) for group in groups)
-        if n_paired < n_perturbed:
+        perturbed = self.train_indices_[~self._are_control(control)]
+        unpaired = np.setdiff1d(perturbed, np.concatenate([group.perturbed for group in groups]))
+        if len(unpaired):
             msg = (
-                f"{n_perturbed - n_paired} of {n_perturbed} perturbed cells have no control cells with the same values "
-                "of the other keys; the transport does not learn from them. If a key such as the donor is confounded "
-                "with the perturbation, leave it out of the conditions."
+                f"{len(unpaired)} of {len(perturbed)} perturbed cells have no control cells with {where}; the transport "
+                f"does not learn from them. They are those of {self._name_groups(unpaired, control, labels)}. If a key "
+                "such as the donor is confounded with the perturbation, leave it out."
             )
             warn_user(msg)
         seed = stage_seed() + 2
@@ -359,7 +379,8 @@ class SCLDM(AutoencoderModel):
             transport.start_from(torch.from_numpy(code[0]).to(self.device))
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
-            result = run(plan, data, self._autoencoder_digest, sorted(control.items()))
+            matches = [list(labels), matched] if len(labels.columns) else []
+            result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
         self._record_trained(*self.trained_stages_, "transport")
         return result
 
@@ -414,18 +435,37 @@ class SCLDM(AutoencoderModel):
         if not self._keeps_scale:
             standardise_latents(self.module, cache)
 
-    def _perturbation_groups(self, control: Mapping[str, Any]) -> list[Any]:
-        """Group the training cells by perturbation and their classes and sets.
+    def _match_labels(self, match_keys: Sequence[str] | None, control: Mapping[str, Any]) -> pd.DataFrame:
+        """Return the columns of ``obs`` within which cells are paired; none by default."""
+        names = check_names(match_keys, "match_keys")
+        if perturbing := [name for name in names if name in control]:
+            msg = f"`match_keys` has {perturbing[0]!r}, but this key perturbs (`control_values`); leave it out."
+            raise ValueError(msg)
+        return self._cells.match_labels(names) if names else pd.DataFrame(index=range(self._cells.n_cells))
+
+    def _perturbation_groups(self, control: Mapping[str, Any], matched: np.ndarray | None = None) -> list[Any]:
+        """Group the training cells by perturbation, their classes and sets, and codes ``(cells, keys)`` to match.
 
         Numbers that do not perturb, such as age, are ignored, since hardly two cells share one.
         """
         rows = self.train_indices_
         codes = self._registered_codes[rows]
+        others = codes[:, self._columns_of(self._names_of_groups(control))]
+        if matched is not None:
+            others = np.hstack([others, matched[rows]])
+        return perturbation_groups(rows, self._are_control(control), codes[:, self._columns_of(control)], others)
+
+    def _names_of_groups(self, control: Mapping[str, Any]) -> list[str]:
         discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
-        others = self._columns_of([name for name in discrete if name not in control])
-        return perturbation_groups(
-            rows, self._are_control(control), codes[:, self._columns_of(control)], codes[:, others]
-        )
+        return [name for name in discrete if name not in control]
+
+    def _name_groups(self, rows: np.ndarray, control: Mapping[str, Any], labels: pd.DataFrame) -> str:
+        """Name up to three groups of cells by their values of the keys that do not perturb."""
+        obs = self.conditions.to_obs(self._registered_codes[rows], pd.RangeIndex(len(rows)))
+        table = obs[self._names_of_groups(control)]
+        table = table.assign(**{name: labels[name].to_numpy()[rows] for name in labels if name not in table})
+        values = table.drop_duplicates().astype(str).to_dict("records")
+        return ", ".join(map(str, values[:N_NAMED])) + (f" and {len(values) - N_NAMED} more" * (len(values) > N_NAMED))
 
     def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
         """Mark the unperturbed training cells, ``(cells,)``."""

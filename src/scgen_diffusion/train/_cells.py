@@ -48,6 +48,9 @@ class TrainingCells(Protocol):
     def check(self) -> None:
         """Raise if the cells changed since they were registered."""
 
+    def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
+        """Return columns of ``obs``, such as the donor; needed only for ``match_keys``."""
+
     def loader(
         self, indices: np.ndarray | None, batch_size: int, *, batches: EpochBatches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
