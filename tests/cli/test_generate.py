@@ -98,6 +98,26 @@ def test_values_are_read_as_what_the_key_holds(call, make_trained, asked, tmp_pa
     assert asked["library_size"] == 500
 
 
+def test_arrays_are_read_as_rows_of_numbers(call, make_trained, make_cells, asked, tmp_path):
+    adata = make_cells()
+    adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 9, (adata.n_obs, 2))
+    make_trained(adata, setup={"continuous_condition_keys": ["spatial"]}).save(tmp_path / "model")
+    out, table, config = (tmp_path / name for name in ("new.zarr", "table.csv", "run.toml"))
+    table.write_text("spatial_0,spatial_1\n1,2\n3.5,4\n")
+    config.write_text("[generate.condition]\nspatial = [1, 2]\n")
+    expected = {
+        "-c spatial=1,2": [1, 2],
+        "-c spatial=1,2 -c spatial=3,4": [[1, 2], [3, 4]],
+        f"--config {config}": [1, 2],
+    }
+    for options, value in expected.items():
+        code, _, err = call("generate", tmp_path / "model", out, "-n", "5", *options.split())
+        assert code == 0, err
+        assert asked["condition"] == {"spatial": value}
+    assert call("generate", tmp_path / "model", out, "--condition-table", table)[0] == 0
+    assert asked["condition"].to_numpy().tolist() == [[1, 2], [3.5, 4]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

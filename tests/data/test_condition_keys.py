@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scgen_diffusion.data import (
     OPEN,
+    ArrayKey,
     CategoricalKey,
     Conditions,
     ContinuousKey,
@@ -39,7 +40,14 @@ def make_set(**changes):
 KEYS = [CategoricalKey("c", ["x", "y"]), ContinuousKey("d", 2.0, 4.0, -1.0, 9.0), make_set()]
 
 
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.kind)
+PLACES = np.random.default_rng(0).uniform([0, 0], [1000, 100], (300, 2))
+ARRAYS = [
+    ArrayKey.of("spatial", PLACES),
+    ArrayKey.of("fate", pd.DataFrame({"left": PLACES[:, 0], "right": PLACES[:, 1]})),
+]
+
+
+@pytest.mark.parametrize("key", [*KEYS, *ARRAYS], ids=lambda key: key.name)
 def test_a_key_survives_being_saved(key):
     state = key.state()
     to_plain(state)
@@ -125,6 +133,67 @@ def test_bad_sets_are_refused(value, words):
 def test_without_a_control_there_is_no_empty_set():
     with pytest.raises(ValueError, match="can have 1 to 3 members"):
         make_set(control=None, spellings=["A"]).encode([frozenset()])
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------------
+
+
+def test_all_columns_of_an_array_share_one_scale():
+    codes = ARRAYS[0].encode(PLACES)
+
+    ratio = np.linalg.norm(codes[1:] - codes[0], axis=1) / np.linalg.norm(PLACES[1:] - PLACES[0], axis=1)
+    np.testing.assert_allclose(ratio, ratio[0])
+    np.testing.assert_allclose(codes.mean(0), 0, atol=1e-12)
+    assert np.square(codes).mean() == pytest.approx(1)
+    np.testing.assert_allclose(ARRAYS[0].decode(codes), PLACES, atol=1e-12)
+
+
+def test_columns_of_very_different_spreads_give_a_warning():
+    with pytest.warns(UserWarning, match=r"standard deviations from 0.288 to 28.5.*the smaller ones hardly count"):
+        ArrayKey.of("fate", PLACES / [10, 100])
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [([1, 2], True), (np.array([1.0, 2]), True), ((1, 2), True), ([[1, 2]], False), (PLACES, False), ([], True)],
+)
+def test_a_row_is_one_value(value, is_one):
+    assert ARRAYS[0].is_single(value) is is_one
+
+
+def test_an_array_of_one_column_takes_a_list_of_numbers():
+    key = ArrayKey.of("time", PLACES[:, :1])
+    assert [key.is_single(value) for value in (5, [5], [5, 6], [[5], [6]])] == [True, True, False, False]
+    np.testing.assert_allclose(key.decode(key.encode(key.listed([5, 6, 7]))), [[5], [6], [7]])
+
+
+def test_few_cells_of_an_array_stand_for_many():
+    rng = np.random.default_rng(0)
+    types, places = rng.choice(2, 50_000, p=[0.9999, 0.0001]), rng.normal(size=(50_000, 2))
+    key = ArrayKey.of("spatial", places)
+    codes = np.concatenate([types[:, None], key.encode(places)], axis=1)
+
+    conditions = Conditions.from_codes([CategoricalKey("c", ["x", "y"]), key], codes)
+
+    assert 16_000 < len(conditions.combinations) < 17_000
+    assert {tuple(row) for row in conditions.combinations} <= {tuple(row) for row in codes}
+    of_y = conditions.combinations[:, 0] == 1
+    assert (conditions.n_cells[of_y].sum(), conditions.n_cells.sum()) == (types.sum(), 50_000)
+
+
+def test_open_keys_are_drawn_from_the_nearest_cells_in_proportion():
+    places = np.repeat([[0.0, 0], [10, 0], [10, 1]], [40, 40, 2], axis=0)
+    types = np.r_[np.tile([0, 0, 0, 1], 10), np.full(42, 1)]
+    key = ArrayKey.of("spatial", places)
+    conditions = Conditions.from_codes(
+        [CategoricalKey("c", ["x", "y"]), key], np.concatenate([types[:, None], key.encode(places)], axis=1)
+    )
+    asked = conditions.encode({"spatial": [0.5, 0]}, 1000)
+
+    drawn = conditions.fill(asked, (np.arange(1000) + 0.5) / 1000)[:, 0]
+    assert drawn.mean() == 0.25  # only cells of the nearest place, and all of them
+    both = conditions.fill(asked[:2], np.array([0.1, 0.9]))
+    assert both[:, 0].tolist() == [conditions.fill(asked[[n]], np.array([u]))[0, 0] for n, u in enumerate([0.1, 0.9])]
 
 
 # --- several keys at once ---------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_obs, keys_of_state
+from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_cells, keys_of_state
 
 N = 12
 TABLE = pd.DataFrame(np.eye(4, 3), index=["A", "B", "C", "NEW"])
@@ -31,7 +32,7 @@ def setup(adata, categorical=(), continuous=(), sets=(), controls=None, embeddin
 
 
 def test_keys_come_in_the_order_categorical_continuous_sets(adata):
-    keys = setup(adata, ["type"], ["dose"], ["gene"], {"gene": "ctrl"}).keys_of(adata.obs)
+    keys = setup(adata, ["type"], ["dose"], ["gene"], {"gene": "ctrl"}).keys_of(adata)
 
     assert [(key.name, key.kind, key.n_columns) for key in keys] == [
         ("type", "categorical", 1),
@@ -43,20 +44,20 @@ def test_keys_come_in_the_order_categorical_continuous_sets(adata):
 
 
 def test_without_a_control_value_its_name_is_a_member(adata):
-    (key,) = setup(adata, sets={"gene": "+"}).keys_of(adata.obs)
+    (key,) = setup(adata, sets={"gene": "+"}).keys_of(adata)
     assert key.members == ["A", "B", "C", "ctrl"]
 
 
 def test_another_separator(adata):
     adata.obs["gene"] = adata.obs["gene"].str.replace("+", " & ")
-    (key,) = setup(adata, sets={"gene": "&"}).keys_of(adata.obs)
+    (key,) = setup(adata, sets={"gene": "&"}).keys_of(adata)
     assert key.members == ["A", "B", "C", "ctrl"]
 
 
 @pytest.mark.parametrize("table", ["vectors", TABLE])
 def test_members_are_the_rows_of_a_table(adata, table):
     found = setup(adata, sets=["gene"], controls={"gene": "ctrl"}, embeddings={"gene": table})
-    (key,) = found.keys_of(adata.obs)
+    (key,) = found.keys_of(adata)
     assert key.members == list(TABLE.index)
     assert key.has_vectors
     assert found.condition_embeddings["gene"].dtypes.unique() == np.dtype("float32")
@@ -64,12 +65,12 @@ def test_members_are_the_rows_of_a_table(adata, table):
 
 def test_classes_are_the_rows_of_a_table(adata):
     table = TABLE.rename(index={"A": "x", "B": "y"})
-    (key,) = setup(adata, ["type"], embeddings={"type": table}).keys_of(adata.obs)
+    (key,) = setup(adata, ["type"], embeddings={"type": table}).keys_of(adata)
     assert key.values == ["x", "y", "C", "NEW"]
 
 
 def make(**changes):
-    return lambda adata: setup(adata, **changes).keys_of(adata.obs)
+    return lambda adata: setup(adata, **changes).keys_of(adata)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_the_field_writes_what_its_keys_encode_and_knows_them_again(adata):
     state = field.register_field(adata)
     keys = keys_of_state(state)
 
-    np.testing.assert_array_equal(adata.obsm[field.attr_key], encode_obs(adata.obs, keys))
+    np.testing.assert_array_equal(adata.obsm[field.attr_key], encode_cells(adata, keys))
     other = adata[:3].copy()
     del other.obsm[field.attr_key]
     field.transfer_field(state, other)
@@ -187,6 +188,48 @@ def test_mappings_names_and_columns_are_checked(adata, arguments, error, words):
         make(**arguments)(adata)
 
 
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.ones((N, 2)), "is the same in every cell"),
+        (np.arange(N * 51.0).reshape(N, 51), "has 51 columns; a condition can have 1 to 50"),
+        (np.ones((N, 0)), "has 0 columns"),
+        (np.ones((N, 2, 2)), r"has the shape \(12, 2, 2\)"),
+        (np.where(np.arange(N)[:, None] == 3, np.nan, np.ones((N, 2))), "infinite numbers in 1 of 12 cells.*row 3"),
+        (np.where(np.arange(N)[:, None] > 3, np.inf, np.ones((N, 2))), "infinite numbers in 8 of 12 cells"),
+        (sp.csr_matrix(np.eye(N, 2)), "must be an array or table of numbers to be a condition, but holds a csr_matrix"),
+        (np.array([["a", "b"]] * N), "holds values of type <U1"),
+    ],
+)
+def test_bad_arrays_are_refused(adata, array, words):
+    adata.obsm["spatial"] = array
+    with pytest.raises(ValueError, match=words):
+        make(continuous=["spatial"])(adata)
+
+
+def test_names_of_arrays_are_checked(adata):
+    adata.obsm["spatial"] = adata.obsm["dose"] = adata.obsm["a/b"] = np.arange(2.0 * N).reshape(N, 2)
+    with pytest.raises(
+        ValueError, match="'dose' is a column of adata.obs and an array of adata.obsm. Rename or delete"
+    ):
+        make(continuous=["dose"])(adata)
+    with pytest.raises(
+        KeyError, match="'spatial' is not a column of adata.obs, but an array of adata.obsm. List it in"
+    ):
+        make(categorical=["spatial"])(adata)
+    with pytest.raises(KeyError, match="or an array of adata.obsm.*closest first: 'spatial'"):
+        make(continuous=["spatail"])(adata)
+    with pytest.raises(ValueError, match=r"'a/b' has a '/'.*adata.obsm\['a_b'\] = adata.obsm.pop"):
+        make(continuous=["a/b"])(adata)
+    field = ConditionField("conditions", setup(adata, continuous=["spatial"]))
+    state = field.register_field(adata)
+    other = adata.copy()
+    other.obs["spatial"] = 1.0
+    del other.obsm["spatial"]
+    with pytest.raises(KeyError, match="reads the condition 'spatial' from adata.obsm, but these cells do not have it"):
+        field.transfer_field(state, other)
+
+
 @pytest.mark.parametrize("value", [("A", "B"), frozenset({"A"}), 3])
 def test_sets_must_be_written_as_text(adata, value):
     adata.obs["gene"] = pd.Series([value, *["A"] * (N - 1)], index=adata.obs_names, dtype=object)
@@ -216,14 +259,14 @@ def obs():
 
 
 def test_labelled_columns_pass(obs):
-    check_conditions(obs, ["cell_type", "donor"])
-    check_conditions(obs, ("donor",))
-    check_conditions(obs, [])
+    check_conditions(AnnData(obs=obs), ["cell_type", "donor"])
+    check_conditions(AnnData(obs=obs), ("donor",))
+    check_conditions(AnnData(obs=obs), [])
 
 
 def test_an_unknown_column_lists_the_known_ones_closest_first(obs):
     with pytest.raises(KeyError, match="'celltype'.*closest first: 'cell_type', 'donor'"):
-        check_conditions(obs, ["celltype"])
+        check_conditions(AnnData(obs=obs), ["celltype"])
 
 
 @pytest.mark.parametrize("column", [["B", None, "B"], pd.Categorical(["B", None, "B"]), [1.0, np.nan, 2.0]])
@@ -231,10 +274,10 @@ def test_cells_without_a_label_are_counted_and_named(obs, column):
     obs["cell_type"] = column
 
     with pytest.raises(ValueError, match=r"'cell_type'.*1 of 3 cells \('c2'"):
-        check_conditions(obs, ["donor", "cell_type"])
+        check_conditions(AnnData(obs=obs), ["donor", "cell_type"])
 
 
 def test_a_key_that_files_cannot_store_raises_with_advice(obs):
     obs = obs.rename(columns={"cell_type": "cell/type"})
     with pytest.raises(ValueError, match=r"'cell/type' has a '/'.*rename\(columns=\{'cell/type': 'cell_type'\}\)"):
-        check_conditions(obs, ["donor", "cell/type"])
+        check_conditions(AnnData(obs=obs), ["donor", "cell/type"])

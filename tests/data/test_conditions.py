@@ -121,7 +121,7 @@ def test_an_empty_table_is_refused(conditions):
 
 @pytest.mark.parametrize("request_", ["B", ["B", "T"], 3])
 def test_requests_of_other_types_are_refused(conditions, request_):
-    with pytest.raises(TypeError, match="mapping, a DataFrame or None"):
+    with pytest.raises(TypeError, match="mapping, a DataFrame, an AnnData or None"):
         conditions.encode(request_, 2)
 
 

@@ -395,7 +395,7 @@ def test_a_bad_request_is_refused_by_name(trained, request_, words):
     [
         ({"condition": {"cell_type": {"NK"}}}, r"{'NK'} for 'cell_type'; give one value .*, or a list"),
         ({"condition": {"cell_type": {"NK": 0.5, "B cell": 0.5}}}, "for 'cell_type'; give one value .*equal share"),
-        ({"condition": [("cell_type", "NK")]}, "`condition` must be a mapping, a DataFrame or None.*list"),
+        ({"condition": [("cell_type", "NK")]}, "`condition` must be a mapping, a DataFrame, an AnnData or None.*list"),
         ({"condition": pd.Series({"cell_type": "NK"})}, "`condition` must be a mapping.*Series"),
         ({"sampler": 3}, "`sampler` must be a name or a sampler.*3.*closest first"),
         ({"sampler": ["euler"]}, "`sampler` must be a name or a sampler"),
@@ -495,7 +495,7 @@ def test_library_sizes_of_log_normalised_cells_are_refused(gaussian):
 def test_a_given_class_that_goes_with_no_other_given_one_warns_even_if_a_key_is_open(make_trained):
     model = make_trained(condition_keys=["cell_type", "dose", "treated"])
 
-    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100 does not occur.*drawn regardless"):
+    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100 does not occur.*may not fit"):
         model.generate(5, {"cell_type": "T cell", "dose": 100}, seed=0)
 
 

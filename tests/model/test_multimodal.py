@@ -293,6 +293,23 @@ def test_other_cells_must_fit_the_model(multimodal, tmp_path):
         MULTISCLDM.load(tmp_path / "model", adata=multimodal.adata["rna"].copy())
 
 
+def test_arrays_are_conditions_of_all_modalities(tiny, quick):
+    mdata = make_mudata()
+    mdata["rna"].obsm["spatial"] = np.zeros((mdata["rna"].n_obs, 2))
+    with pytest.raises(KeyError, match=r"'spatial' is not an array of mdata.obsm, but of mdata\['rna'\].obsm. Copy it"):
+        MULTISCLDM.setup_mudata(mdata, continuous_condition_keys=["spatial"])
+    mdata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 9, (mdata.n_obs, 2))
+    model = make_model(tiny, mdata, setup={"continuous_condition_keys": ["spatial"]})
+    model.train(1, **quick)
+
+    made = model.generate(condition={"spatial": [[1, 2], [3, 4]]}, seed=0, n_steps=2)
+
+    for cells in (made, *made.mod.values()):
+        assert cells.obsm["spatial"].tolist() == [[1, 2], [3, 4]]
+        assert "spatial" not in cells.obs
+    assert model.generate(condition=mdata[:3], seed=0, n_steps=1).n_obs == 3
+
+
 def test_likelihoods_and_layers_can_be_chosen(tiny):
     mdata = make_mudata()
     mdata["rna"].layers["counts"] = mdata["rna"].X.copy()

@@ -264,6 +264,26 @@ def test_cells_of_kept_groups_only_add_nothing():
     assert model.means.tolist() == [1.5, 1.0, 2.0]
 
 
+def test_totals_differ_between_places():
+    places = torch.tensor([[0.0, 0], [0, 5], [5, 0], [5, 5]]).repeat_interleave(50, 0)
+    places = places + 0.1 * torch.randn(places.shape, generator=torch.Generator().manual_seed(0))
+    model = LibrarySizeModel([Number(2)], n_latent=3)
+
+    model.fit(torch.tensor([1.0, 2, 3, 4]).repeat_interleave(50), places)
+
+    asked = torch.tensor([[0.0, 0], [0, 5], [5, 0], [5, 5], [9, 9]])
+    drawn = model.draw("empirical", asked, torch.zeros(5, 1, 3), torch.full((5,), 0.5))
+    assert drawn.tolist() == [round(math.e**n) for n in (1, 2, 3, 4, 4)]
+    assert model.centres.shape == (2, 16)
+
+
+def test_few_places_are_their_own_centres():
+    groups = ConditionGroups([3, Number(2), Number()])
+    condition = torch.tensor([[0, 0.0, 1.0, 7.0], [1, 2.0, 1.0, 8.0], [1, 0.0, 3.0, 8.0]])
+    codes = groups.discretise(condition, groups.find_centres(condition))
+    assert codes.tolist() == [[0, 0, 0, 0], [1, 2, 0, 1], [1, 1, 0, 1]]
+
+
 def test_more_new_numbers_than_free_places_are_thinned_out():
     groups = ConditionGroups([Number()])
     centres = groups.find_centres(torch.arange(13.0)[:, None])

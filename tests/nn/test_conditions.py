@@ -112,6 +112,30 @@ def test_a_number_that_is_not_given_is_no_number():
     assert not torch.allclose(nothing, zero)
 
 
+def test_numbers_of_one_condition_do_not_add_up():
+    embedding = build(Number(2))
+    corner, right, up, both = embedding(torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]]))
+    assert not torch.allclose(both - corner, (right - corner) + (up - corner), atol=0.1)
+
+
+def test_numbers_of_one_condition_are_given_together():
+    embedding = build(Number(2))
+    nothing = embedding(null_condition([Number(2)])[None])
+    torch.testing.assert_close(nothing, embedding.tables[0].null)
+    assert keys_of_columns([3, Number(2), 4]).tolist() == [0, 1, 1, 2]
+
+
+def test_one_number_has_the_network_of_models_saved_before_arrays():
+    names = {name: tuple(value.shape) for name, value in ConditionEmbedding([Number()], WIDTH).state_dict().items()}
+    assert names == {
+        "tables.0.null": (1, 6),
+        "tables.0.network.0.weight": (6, 9),
+        "tables.0.network.0.bias": (6,),
+        "tables.0.network.2.weight": (6, 6),
+        "tables.0.network.2.bias": (6,),
+    }
+
+
 # --- sets -----------------------------------------------------------------------------------------------------------------
 
 

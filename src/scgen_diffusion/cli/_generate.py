@@ -36,10 +36,14 @@ SECTIONS = {
     "Request": [
         option("--n-cells -n", "Number of cells; not needed with a table.", int),
         option(
-            "--condition -c", "Condition such as cell_type=NK; several values get equal shares.", Keyed(repeats=True)
+            "--condition -c",
+            "Condition such as cell_type=NK or spatial=120,85; several values get equal shares.",
+            Keyed(repeats=True),
         ),
         option(
-            "--condition-table", "A .csv or .tsv file with a row per cell, keys as columns.", existing(dir_okay=False)
+            "--condition-table",
+            "A .csv or .tsv file with a row per cell, keys as columns (spatial_0, spatial_1 of an array).",
+            existing(dir_okay=False),
         ),
         option(
             "--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", number_or_text)
@@ -131,11 +135,14 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
     arguments = given(options, *PASSED_ON)
     keys = {key.name: key for key in model.conditions.by_key}
+    of_arrays = {column for key in keys.values() for column in getattr(key, "table_columns", ())}
 
     def read(name: str, written: str) -> Any:
-        """Read a value of a condition: a number, or a class with this text; the model refuses others."""
+        """Read a value of a condition: numbers, or a class with this text; the model refuses others."""
         key = keys.get(name)
-        if getattr(key, "kind", None) == "continuous":
+        if getattr(key, "kind", None) == "array":
+            return [number_or_text(part) for part in str(written).strip("[] ").split(",")]
+        if getattr(key, "kind", None) == "continuous" or name in of_arrays:
             return number_or_text(written)
         return {str(value): value for value in getattr(key, "values", ())}.get(str(written), written)
 
@@ -150,10 +157,12 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         columns = {name: [read(name, value) for value in table[name]] for name in table}
         arguments["condition"] = type(table)(columns, dtype=object)
     elif "condition" in options:
-        arguments["condition"] = {
-            name: [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
-            for name, value in options["condition"].items()
-        }
+        arguments["condition"] = {}
+        for name, value in options["condition"].items():
+            found = [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
+            if isinstance(value, list) and all(isinstance(each, list) and len(each) == 1 for each in found):
+                found = [each for (each,) in found]  # a row of an array, from a file
+            arguments["condition"][name] = found
     guidance = {GUIDANCE[name]: value for name, value in given(options, *GUIDANCE).items()}
     scale = guidance.get("scale")
     if isinstance(scale, dict) and any("," in key for key in scale):  # scales of sets of keys
@@ -177,7 +186,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
     for key in model.conditions.by_key:
         parts = {
             name: getattr(key, name, None)
-            for name in ("kind", "values", "members", "low", "high", "separator", "control")
+            for name in ("kind", "values", "members", "columns", "low", "high", "separator", "control")
         }
         conditions[key.name] = {name: value for name, value in parts.items() if value is not None}
     if not options.get("json"):

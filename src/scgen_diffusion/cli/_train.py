@@ -43,7 +43,10 @@ SECTIONS = {
     "Cells": [
         option("--layer -l", "Layer with the counts; default: X.", Keyed("[MODALITY=]NAME")),
         columns("--condition -c", "Column of obs with classes to condition on. Repeatable."),
-        columns("--continuous-condition", "Column of numbers to condition on: dose, time, age. Repeatable."),
+        columns(
+            "--continuous-condition",
+            "Column of numbers (dose, age) or array of obsm (spatial) to condition on. Repeatable.",
+        ),
         option("--set-condition", "Column of sets such as A+B; default separator: +.", Keyed("COLUMN[=SEPARATOR]")),
         option("--control", "Value of unperturbed cells in a column.", Keyed("COLUMN=VALUE", scalar)),
         option(

@@ -23,18 +23,29 @@ from ._checks import (
     resolve_seed,
     row_numbers,
 )
-from ._condition_keys import OPEN, CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of, occurring, recode
+from ._condition_keys import (
+    OPEN,
+    ArrayKey,
+    CategoricalKey,
+    ConditionKey,
+    ContinuousKey,
+    SetKey,
+    columns_of,
+    occurring,
+    recode,
+)
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
     check_names,
     condition_names,
-    encode_obs,
+    encode_cells,
     extend_table,
     keys_of_state,
+    names_and_arrays,
 )
-from ._conditions import ConditionRequest, Conditions, RequestedCodes, is_single
+from ._conditions import ConditionRequest, Conditions, RequestedCodes
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -57,6 +68,7 @@ __all__ = [
     "LARGEST_LOG1P",
     "OPEN",
     "PROVENANCE_KEY",
+    "ArrayKey",
     "CategoricalKey",
     "CellFiles",
     "ConditionField",
@@ -87,10 +99,9 @@ __all__ = [
     "check_values",
     "columns_of",
     "condition_names",
-    "encode_obs",
+    "encode_cells",
     "extend_table",
     "is_generated",
-    "is_single",
     "join_labels",
     "join_parts",
     "keys_of_state",
@@ -98,6 +109,7 @@ __all__ = [
     "mark_synthetic",
     "modalities_of",
     "mudata_of",
+    "names_and_arrays",
     "obs_column",
     "occurring",
     "pad_genes",

@@ -34,12 +34,13 @@ def build_anndata(
     *,
     is_log1p: bool,
     layers: Mapping[str, np.ndarray] | None = None,
+    obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
 ) -> AnnData:
     """Build the AnnData of generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
     uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
     if is_log1p:
         uns["log1p"] = {}
-    return AnnData(X=x, obs=mark_synthetic(obs, provenance), var=var.copy(), uns=uns, layers=layers)
+    return AnnData(X=x, obs=mark_synthetic(obs, provenance), var=var.copy(), uns=uns, layers=layers, obsm=obsm)
 
 
 def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataFrame:

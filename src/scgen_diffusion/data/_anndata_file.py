@@ -81,6 +81,16 @@ class AnnDataFile:
                 return pd.Series(_classes(element))
             return pd.Series(anndata.io.read_elem(element))
 
+    @property
+    def arrays(self) -> list[str]:
+        """Names of the arrays of ``obsm``."""
+        return list(self.root["obsm"]) if "obsm" in self.root else []
+
+    def array(self, name: str) -> Any:
+        """Read an array of ``obsm``."""
+        with self.reading(f"obsm[{name!r}]"):
+            return anndata.io.read_elem(self.root["obsm"][name])
+
     def names(self) -> Iterator[list[str]]:
         """Yield the cell names, part by part."""
         with self.reading("obs"):

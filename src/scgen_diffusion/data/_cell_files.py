@@ -29,15 +29,16 @@ from ._checks import (
     list_some,
     row_numbers,
 )
-from ._condition_keys import ContinuousKey
+from ._condition_keys import check_array
 from ._condition_setup import (
     CONDITIONS,
     ConditionField,
     ConditionSetup,
     check_conditions,
     condition_names,
-    encode_obs,
+    encode_cells,
     keys_of_state,
+    names_and_arrays,
 )
 from ._conditions import Conditions
 from ._registered_cells import digest_of_cells, sampled_rows
@@ -84,7 +85,7 @@ class CellFiles:
     FileNotFoundError
         If there is no such file.
     KeyError
-        For a layer, column or embedding that a file lacks.
+        For a layer, column, array or embedding that a file lacks.
     ValueError
         For files that are not AnnData or are stored by columns, for different genes, and as in ``setup_anndata``.
 
@@ -116,17 +117,19 @@ class CellFiles:
     ) -> None:
         self._open(paths, layer, genes, values, window_size, block_size)
         keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
-        obs = read_columns(self.files, chain.from_iterable(keys), numbers=keys[1])
-        uns = look_up_tables(self.files, condition_embeddings)
+        obsm = read_arrays(self.files, keys[1])
+        columns = [name for name in chain.from_iterable(keys) if name not in obsm]
+        obs = read_columns(self.files, columns, numbers=keys[1])
+        cells = ReadTables(obs, obsm, look_up_tables(self.files, condition_embeddings))
         setup = ConditionSetup.of(
-            ReadTables(obs, uns),
+            cells,
             condition_keys,
             continuous_condition_keys,
             set_condition_keys,
             control_values,
             condition_embeddings,
         )
-        self._encode(setup, setup.keys_of(obs), obs)
+        self._encode(setup, setup.keys_of(cells), cells)
 
     @classmethod
     def like(
@@ -156,10 +159,12 @@ class CellFiles:
         by_key = _keys(registry)
         cells = cls.__new__(cls)
         cells._open(paths, arguments["layer"], _genes(registry), arguments["values"], window_size, block_size)
-        numbers = [key.name for key in by_key if isinstance(key, ContinuousKey)]
-        obs = read_columns(cells.files, [key.name for key in by_key], numbers)
-        check_conditions(obs, list(obs.columns))
-        cells._encode(ConditionSetup.from_arguments(arguments), by_key, obs)
+        names, arrays = names_and_arrays(by_key)
+        numbers = [key.name for key in by_key if key.is_numeric]
+        obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
+        found = ReadTables(obs, read_arrays(cells.files, arrays), {})
+        check_conditions(found, names, arrays)
+        cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)
         return cells
 
     def _open(
@@ -197,9 +202,9 @@ class CellFiles:
                 check_not_empty(totals, file.all_names(), file.where(layer))
             self._totals.append(totals)
 
-    def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], obs: pd.DataFrame) -> None:
+    def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
         self.by_key = list(by_key)
-        self.codes = encode_obs(obs, by_key)
+        self.codes = encode_cells(cells, by_key)
         """Conditions of the cells, ``(cells, columns)``."""
         self.registry = file_registry(self.var.index, self.n_cells, setup, by_key, layer=self.layer, values=self.values)
         """Registry to build a model from, in place of an AnnData."""
@@ -221,7 +226,7 @@ class CellFiles:
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
         obs = read_columns(self.files, names, kind="match")
-        check_conditions(obs, names, "match")
+        check_conditions(ReadTables(obs, {}, {}), names, kind="match")
         return obs
 
     def loader(self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None) -> WindowLoader:
@@ -241,7 +246,7 @@ class CellFiles:
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> anndata.AnnData:
-        """Read some cells into an AnnData in memory, with conditions in ``obs`` and values in ``X`` and the layer.
+        """Read some cells into an AnnData in memory, with conditions in ``obs`` and ``obsm``, values in ``X`` and the layer.
 
         Parameters
         ----------
@@ -257,9 +262,10 @@ class CellFiles:
         distinct, positions = np.unique(rows, return_inverse=True)
         names = self._names_of(distinct)[positions]
         values = self.matrix.read(distinct)[positions]
-        obs = Conditions.from_codes(self.by_key, self.codes[:0]).to_obs(self.codes[rows], names)
+        conditions = Conditions.from_codes(self.by_key, self.codes[:0])
+        obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)
         layers = {} if self.layer is None else {self.layer: values}
-        return anndata.AnnData(values, obs=obs, var=self.var.copy(), layers=layers)
+        return anndata.AnnData(values, obs=obs, var=self.var.copy(), layers=layers, obsm=obsm)
 
     def _names_of(self, rows: np.ndarray) -> pd.Index:
         """Return the names of cells with ascending row numbers."""
@@ -300,9 +306,10 @@ NUMBERS = {"whole numbers", "decimal numbers"}
 
 @dataclass(frozen=True)
 class ReadTables:
-    """Columns and embedding tables that were read from files, under the attributes of an AnnData."""
+    """Columns, arrays and embedding tables that were read from files, under the attributes of an AnnData."""
 
     obs: pd.DataFrame
+    obsm: Mapping[str, Any]
     uns: Mapping[str, Any]
 
 
@@ -415,6 +422,45 @@ def read_columns(
     return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
 
 
+def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str, np.ndarray | pd.DataFrame]:
+    """Read those of the named arrays of ``obsm`` that the first file has, and join them.
+
+    Raises
+    ------
+    KeyError
+        For an array that another file lacks.
+    ValueError
+        For a name that is also a column of ``obs``, and for arrays that do not fit each other.
+    """
+    arrays = {}
+    for name in names:
+        if name not in files[0].arrays:
+            continue
+        for file in files:
+            if name not in file.arrays:
+                msg = f"The condition key {name!r} is not an array of obsm in {file.name}. {known_names(name, file.arrays)}"
+                raise KeyError(msg)
+            if name in file.columns:
+                msg = (
+                    f"The condition key {name!r} is a column of obs and an array of obsm in {file.name}. Rename the one "
+                    "that is no condition."
+                )
+                raise ValueError(msg)
+        parts = [file.array(name) for file in files]
+        for part in parts:
+            check_array(name, part)
+        kinds = [list(part.columns) if isinstance(part, pd.DataFrame) else part.shape[1] for part in parts]
+        if differing := [number for number, kind in enumerate(kinds) if kind != kinds[0]]:
+            msg = (
+                f"The columns of obsm[{name!r}] differ: {kinds[0]} in {files[0].name}, {kinds[differing[0]]} in "
+                f"{files[differing[0]].name}."
+            )
+            raise ValueError(msg)
+        is_table = isinstance(parts[0], pd.DataFrame)
+        arrays[name] = pd.concat(parts, ignore_index=True) if is_table else np.concatenate(parts)
+    return arrays
+
+
 def _has_classes(part: pd.Series) -> bool:
     return isinstance(part.dtype, pd.CategoricalDtype)
 
@@ -449,8 +495,10 @@ def file_registry(
     scvi-tools makes it from a single made-up cell.
     """
     one, codes = np.ones((1, len(genes)), dtype=np.float32), np.zeros((1, sum(key.n_columns for key in by_key)))
-    obs = Conditions.from_codes(by_key, codes).to_obs(codes, pd.Index(["any"]))
-    adata = anndata.AnnData(one, obs, pd.DataFrame(index=genes), layers={} if layer is None else {layer: one})
+    conditions, name = Conditions.from_codes(by_key, codes), pd.Index(["any"])
+    obs, obsm = conditions.to_obs(codes, name), conditions.to_obsm(codes, name)
+    layers = {} if layer is None else {layer: one}
+    adata = anndata.AnnData(one, obs, pd.DataFrame(index=genes), layers=layers, obsm=obsm)
     arguments = {"layer": layer, **setup.arguments, "values": values}
     manager = AnnDataManager(
         fields=[LayerField(REGISTRY_KEYS.X_KEY, layer), ConditionField(CONDITIONS, setup, by_key)],

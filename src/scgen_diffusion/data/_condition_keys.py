@@ -1,4 +1,4 @@
-"""Condition keys: columns of ``obs`` with classes, numbers or sets, and their codes.
+"""Condition keys: columns of ``obs`` with classes, numbers or sets, arrays of numbers in ``obsm``, and their codes.
 
 A key learns its values from the training cells (``of``), and turns values into columns of codes and back (``encode``,
 ``decode``). For fine-tuning it learns more values (``extended``); the codes of the old ones do not change.
@@ -16,15 +16,21 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import known_names, warn_user
 
 from ._plain import to_plain
 
 OPEN = -np.inf  # code of a condition that is still to be drawn
 REQUEST = "`condition`"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
+LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
+MOST_COLUMNS = 50  # of an array
+UNLIKE = 20  # times the spread of another column; more than this are columns of different kinds
+N_PLACES = 16_384  # values kept of an array
+N_SHOWN = 60  # characters of a wrong value
 EXTRA_MEMBERS = 2  # members that a set can have beyond the largest training set
 
 
@@ -33,6 +39,10 @@ class ConditionKey(ABC):
     """One key: its name, its kind, and its values in the training cells."""
 
     kind: ClassVar[str]
+    source: ClassVar[str] = "obs"
+    """Where cells have their values, ``"obs"`` or ``"obsm"``."""
+    is_numeric: ClassVar[bool] = False
+    """Whether values have distances."""
     name: str
 
     @property
@@ -44,6 +54,14 @@ class ConditionKey(ABC):
     def n_values(self) -> int:
         """Number of classes or members; 0 for numbers."""
         return 0
+
+    def is_single(self, values: Any) -> bool:
+        """Return whether this is one value for all cells (possibly a set), not a list of values."""
+        return values is None or isinstance(values, str | AbstractSet) or np.ndim(values) == 0
+
+    def listed(self, values: Any) -> Sequence[Any]:
+        """Return one or several values as a list."""
+        return [values] if self.is_single(values) else list(values)
 
     @abstractmethod
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -57,14 +75,14 @@ class ConditionKey(ABC):
 
     @abstractmethod
     def decode(self, codes: np.ndarray) -> pd.Categorical | np.ndarray:
-        """Turn columns ``(n, n_columns)`` into a column of ``obs``."""
+        """Turn columns ``(n, n_columns)`` into a column of ``obs`` or an array of ``obsm``."""
 
     @abstractmethod
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Raise if columns ``(n, n_columns)`` hold a value that the model could not learn from those ``occurring``."""
 
     @abstractmethod
-    def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> Self:
+    def extended(self, column: Any, table: pd.DataFrame | None = None) -> Self:
         """Return a key with more values, from a column of other cells or the rows of an embedding table."""
 
     def describe(self, codes: np.ndarray) -> str:
@@ -171,6 +189,7 @@ class ContinuousKey(ConditionKey):
     """
 
     kind = "continuous"
+    is_numeric = True
     name: str
     mean: float
     std: float
@@ -219,15 +238,7 @@ class ContinuousKey(ConditionKey):
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return numbers on their original scale, with the fewest digits that give these codes."""
-        distinct, which = np.unique(codes[:, 0], return_inverse=True)
-        numbers = distinct * self.std + self.mean
-        is_found = np.zeros(len(distinct), dtype=bool)
-        most = -int(np.ceil(np.log10(max(self.std, abs(self.mean)))))
-        for n_digits in range(FEWEST_DIGITS, MOST_DIGITS + 1):
-            rounded = np.round(numbers, n_digits + most)
-            is_new = ~is_found & ((rounded - self.mean) / self.std == distinct)
-            numbers, is_found = np.where(is_new, rounded, numbers), is_found | is_new
-        return numbers[which] + 0.0  # no negative zero
+        return _numbers_of(codes[:, 0], self.mean, self.std)
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Do nothing: the model inter- or extrapolates every number."""
@@ -236,6 +247,152 @@ class ContinuousKey(ConditionKey):
         """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
         low, high = self.encode([self.low, self.high])[:, 0]
         return (codes[:, 0] < low) | (codes[:, 0] > high)
+
+
+@dataclass(frozen=True)
+class ArrayKey(ConditionKey):
+    """An array of ``obsm`` whose columns are one condition, such as positions.
+
+    Parameters
+    ----------
+    name
+        Name of the array.
+    columns
+        Names of its columns if it is a table; None for an array without names.
+    mean
+        Mean of each column in the training cells.
+    std
+        Root mean square of the columns' standard deviations. All columns are divided by it, which keeps their
+        proportions.
+    low, high
+        Range of each column in the training cells.
+    reach
+        Distance, in units of ``std``, within which values count as seen in training: at least a quarter, and as far as
+        the nearest neighbour of 99 % of the training cells.
+    """
+
+    kind = "array"
+    source = "obsm"
+    is_numeric = True
+    name: str
+    columns: Sequence[str] | None
+    mean: Sequence[float]
+    std: float
+    low: Sequence[float]
+    high: Sequence[float]
+    reach: float
+
+    @classmethod
+    def of(cls, name: str, array: Any) -> ArrayKey:
+        """Take range and scale from the values of training cells.
+
+        Warns
+        -----
+        UserWarning
+            If the spreads of the columns are so different that the smaller hardly count.
+        """
+        numbers = check_array(name, array)
+        low, high, spread = numbers.min(0), numbers.max(0), numbers.std(0)
+        if (low == high).all():
+            msg = f"adata.obsm[{name!r}] is the same in every cell; a condition must vary. Leave it out."
+            raise ValueError(msg)
+        varying = spread[low < high]
+        if varying.max() > UNLIKE * varying.min():
+            warn_user(
+                f"The columns of adata.obsm[{name!r}] have standard deviations from {varying.min():.3g} to "
+                f"{varying.max():.3g}. They share one scale, so the smaller ones hardly count. Unless they are coordinates, "
+                "standardise them first."
+            )
+        mean, std = numbers.mean(0), float(np.sqrt(np.square(spread).mean()))
+        columns = [str(column) for column in array.columns] if isinstance(array, pd.DataFrame) else None
+        reach = _reach((numbers - mean) / std)
+        return cls(name, columns, mean.tolist(), std, low.tolist(), high.tolist(), reach)
+
+    def extended(self, column: Any, table: pd.DataFrame | None = None) -> ArrayKey:
+        """Widen the range and keep the scale."""
+        codes = self.encode(column, source="adata.obsm")
+        numbers = self.decode(codes)
+        return replace(
+            self,
+            low=np.minimum(self.low, numbers.min(0)).tolist(),
+            high=np.maximum(self.high, numbers.max(0)).tolist(),
+            reach=max(self.reach, _reach(codes)),
+        )
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the array."""
+        return len(self.mean)
+
+    @property
+    def table_columns(self) -> list[str]:
+        """Names of the columns in a table of requested conditions."""
+        return [f"{self.name}_{column}" for column in self.columns or range(self.n_columns)]
+
+    def is_single(self, values: Any) -> bool:
+        """Return whether this is one row of numbers for all cells."""
+        if isinstance(values, pd.DataFrame):
+            return False
+        first = next(iter(values), 0) if isinstance(values, Sequence | np.ndarray | pd.Series) else values
+        return np.ndim(first) == 0 and (self.n_columns > 1 or np.size(values) == 1)
+
+    def listed(self, values: Any) -> Any:
+        """Return one or several rows as numbers, ``(rows, n_columns)``."""
+        return self.rows([values] if self.is_single(values) else values, REQUEST)
+
+    def encode(self, values: Any, source: str = REQUEST) -> np.ndarray:
+        """Standardise rows of numbers."""
+        numbers = self.rows(values, source)
+        codes = (numbers - np.asarray(self.mean)) / self.std
+        are_wrong = ~(np.abs(codes) <= LARGEST_NUMBER).all(1)  # also NaN
+        if are_wrong.any():
+            value = numbers[int(np.argmax(are_wrong))]
+            why = "finite numbers are needed"
+            if np.isfinite(value).all():
+                why = f"too far from the range of the training cells, {self._listed(self.low)} to {self._listed(self.high)}"
+            msg = f"{source} has the value {self._listed(value)} for {self.name!r}; {why}."
+            raise ValueError(msg)
+        return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Return rows on their original scale, with the fewest digits that give these codes."""
+        columns = [_numbers_of(column, mean, self.std) for column, mean in zip(codes.T, self.mean, strict=True)]
+        return np.stack(columns, axis=1)
+
+    def describe(self, codes: np.ndarray) -> str:
+        """Return one row as text."""
+        return self._listed(self.decode(codes[None])[0])
+
+    def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
+        """Do nothing: the model inter- or extrapolates every number."""
+
+    def _listed(self, row: Iterable[float]) -> str:
+        return f"[{', '.join(f'{number:g}' for number in row)}]"
+
+    def rows(self, values: Any, source: str) -> np.ndarray:
+        """Return rows of numbers ``(rows, n_columns)``; raise for another number of columns."""
+        if isinstance(values, pd.DataFrame):
+            if self.columns is not None and [str(column) for column in values.columns] != list(self.columns):
+                msg = (
+                    f"{source}: the table {self.name!r} has the columns {list(values.columns)}, but the model was trained "
+                    f"with {list(self.columns)}."
+                )
+                raise ValueError(msg)
+            values = values.to_numpy()
+        try:
+            numbers = np.array(values if isinstance(values, np.ndarray) else [*values], dtype=float)
+        except (TypeError, ValueError):
+            numbers = np.zeros(0)
+        if numbers.ndim == 1 and self.n_columns == 1:
+            numbers = numbers[:, None]
+        if numbers.ndim != 2 or numbers.shape[1] != self.n_columns:
+            found = f"an array of shape {numbers.shape}" if numbers.size else repr(values)[:N_SHOWN]
+            msg = (
+                f"{source}: {self.name!r} has {self.n_columns} numbers per cell; give a row of {self.n_columns} for all "
+                f"cells, or an array with a row per cell, but found {found}."
+            )
+            raise ValueError(msg)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -370,7 +527,7 @@ class SetKey(ConditionKey):
         return self.separator.join(self.members[int(n)] for n in columns if n < len(self.members)) or str(self.control)
 
 
-KINDS: dict[str, type[ConditionKey]] = {key.kind: key for key in (CategoricalKey, ContinuousKey, SetKey)}
+KINDS: dict[str, type[ConditionKey]] = {key.kind: key for key in (CategoricalKey, ContinuousKey, ArrayKey, SetKey)}
 
 
 def key_from_state(state: Mapping[str, Any]) -> ConditionKey:
@@ -418,6 +575,59 @@ def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list
         )
         raise ValueError(msg)
     return known
+
+
+def check_array(name: str, array: Any) -> np.ndarray:
+    """Return an array of ``obsm`` as numbers ``(cells, columns)``; raise unless it can be a condition."""
+    where = f"adata.obsm[{name!r}]"
+    numbers = array.to_numpy() if isinstance(array, pd.DataFrame) else array
+    if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iuf":
+        found = f"values of type {numbers.dtype}" if isinstance(numbers, np.ndarray) else f"a {type(array).__name__}"
+        msg = f"{where} must be an array or table of numbers to be a condition, but holds {found}."
+        raise ValueError(msg)
+    if numbers.ndim != 2:
+        advice = f"Copy it to obs: adata.obs[{name!r}] = {where}; del {where}." if numbers.ndim == 1 else "Reshape it."
+        msg = f"{where} must have a row per cell and a few columns, but has the shape {numbers.shape}. {advice}"
+        raise ValueError(msg)
+    if not 0 < numbers.shape[1] <= MOST_COLUMNS:
+        msg = (
+            f"{where} has {numbers.shape[1]} columns; a condition can have 1 to {MOST_COLUMNS}. Keep a few, such as the "
+            "first principal components."
+        )
+        raise ValueError(msg)
+    numbers = numbers.astype(float)
+    are_bad = ~np.isfinite(numbers).all(1)
+    if are_bad.any():
+        msg = (
+            f"{where} has missing or infinite numbers in {are_bad.sum()} of {len(numbers)} cells, the first in row "
+            f"{int(np.argmax(are_bad))}. Remove these cells, or fill them in."
+        )
+        raise ValueError(msg)
+    return numbers
+
+
+def _reach(places: np.ndarray) -> float:
+    """Return the distance within which places ``(cells, columns)`` count as seen, see :class:`ArrayKey`."""
+    distinct = np.unique(places, axis=0)
+    if len(distinct) > N_PLACES:
+        distinct = distinct[np.random.default_rng(0).choice(len(distinct), N_PLACES, replace=False)]
+    if len(distinct) == 1:
+        return LARGEST_DISTANCE
+    distances, _ = NearestNeighbors(n_neighbors=1).fit(distinct).kneighbors()
+    return max(LARGEST_DISTANCE, float(np.quantile(distances, 0.99)))
+
+
+def _numbers_of(codes: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """Return standardised numbers ``(n,)`` on their original scale, with the fewest digits that give these codes."""
+    distinct, which = np.unique(codes, return_inverse=True)
+    numbers = distinct * std + mean
+    is_found = np.zeros(len(distinct), dtype=bool)
+    most = -int(np.ceil(np.log10(max(std, abs(mean)))))
+    for n_digits in range(FEWEST_DIGITS, MOST_DIGITS + 1):
+        rounded = np.round(numbers, n_digits + most)
+        is_new = ~is_found & ((rounded - mean) / std == distinct)
+        numbers, is_found = np.where(is_new, rounded, numbers), is_found | is_new
+    return numbers[which] + 0.0  # no negative zero
 
 
 def _as_number(value: Any) -> float:

@@ -22,7 +22,16 @@ from scgen_diffusion._arguments import known_names, warn_user
 
 from ._anndata import SYNTHETIC
 from ._checks import N_NAMED, check_distinct_columns
-from ._condition_keys import CategoricalKey, ConditionKey, ContinuousKey, SetKey, columns_of, key_from_state
+from ._condition_keys import (
+    ArrayKey,
+    CategoricalKey,
+    ConditionKey,
+    ContinuousKey,
+    SetKey,
+    check_array,
+    columns_of,
+    key_from_state,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,12 +50,12 @@ CELLS_AT_A_TIME = 65_536
 
 @dataclass(frozen=True)
 class ConditionSetup:
-    """The columns of ``obs`` that are conditions, by kind.
+    """The columns of ``obs`` and arrays of ``obsm`` that are conditions, by kind.
 
     Parameters
     ----------
     condition_keys, continuous_condition_keys
-        Columns of classes and of numbers.
+        Columns of classes; columns and arrays of numbers.
     set_condition_keys
         Columns of sets, with their separators.
     control_values
@@ -76,7 +85,7 @@ class ConditionSetup:
         Raises
         ------
         KeyError
-            For an unknown column of ``obs`` or entry of ``uns``.
+            For an unknown column of ``obs``, array of ``obsm`` or entry of ``uns``.
         TypeError
             For arguments that are not lists of names, or not mappings.
         ValueError
@@ -101,14 +110,22 @@ class ConditionSetup:
             )
             raise ValueError(msg)
         for key in listed:
-            owners = [name for name, part in getattr(adata, "mod", {}).items() if key in part.obs]
+            modalities = getattr(adata, "mod", {})
+            owners = [name for name, part in modalities.items() if key in part.obs]
             if key not in adata.obs and owners:
                 msg = (
                     f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Copy it: "
                     f"mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
                 )
                 raise KeyError(msg)
-        check_conditions(adata.obs, listed)
+            owners = [name for name, part in modalities.items() if key in part.obsm]
+            if key in continuous and key not in adata.obsm and owners:
+                msg = (
+                    f"The condition key {key!r} is not an array of mdata.obsm, but of mdata[{owners[0]!r}].obsm. Copy it to "
+                    f"mdata.obsm[{key!r}], in the order of mdata.obs_names."
+                )
+                raise KeyError(msg)
+        check_conditions(adata, listed, continuous)
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
@@ -137,15 +154,19 @@ class ConditionSetup:
 
     @property
     def names(self) -> list[str]:
-        """Names of the columns of classes, of numbers and of sets, in this order."""
+        """Names of the columns and arrays of classes, of numbers and of sets, in this order."""
         return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
 
-    def keys_of(self, obs: pd.DataFrame) -> list[ConditionKey]:
-        """Learn the keys from ``obs`` of the training cells, in the order of :attr:`names`."""
+    def keys_of(self, cells: AnnData | MuData) -> list[ConditionKey]:
+        """Learn the keys from the training cells, in the order of :attr:`names`."""
+        obs = cells.obs
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
             *(CategoricalKey.of(name, obs[name], *known[name]) for name in self.condition_keys),
-            *(ContinuousKey.of(name, obs[name]) for name in self.continuous_condition_keys),
+            *(
+                ContinuousKey.of(name, obs[name]) if name in obs else ArrayKey.of(name, cells.obsm[name])
+                for name in self.continuous_condition_keys
+            ),
             *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
         ]
 
@@ -158,7 +179,7 @@ class ConditionField(BaseAnnDataField):
     registry_key
         Name in the registry and in batches.
     setup
-        The columns of ``obs`` that are conditions.
+        The columns and arrays that are conditions.
     by_key
         The keys, if known; default: learn them from the first registered cells.
     """
@@ -177,13 +198,13 @@ class ConditionField(BaseAnnDataField):
 
     def validate_field(self, adata: AnnData | MuData) -> None:
         """Raise unless every cell has a value for every key."""
-        check_conditions(adata.obs, self.setup.names)
+        check_conditions(adata, self.setup.names, self.setup.continuous_condition_keys)
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
         """Learn the keys and write the codes; scvi-tools repeats this if the cells were set up for another model."""
         super().register_field(adata)
         if self.by_key is None:
-            self.by_key = self.setup.keys_of(adata.obs)
+            self.by_key = self.setup.keys_of(adata)
         return self._write(adata, self.by_key)
 
     def transfer_field(
@@ -198,13 +219,13 @@ class ConditionField(BaseAnnDataField):
         self.validate_field(adata_target)
         by_key = keys_of_state(state_registry)
         if extend_categories:
-            obs, tables = adata_target.obs, self.setup.condition_embeddings
-            by_key = [key.extended(obs[key.name], tables.get(key.name)) for key in by_key]
+            tables = self.setup.condition_embeddings
+            by_key = [key.extended(values_of(adata_target, key), tables.get(key.name)) for key in by_key]
         return self._write(adata_target, by_key)
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
         """Write the codes and return the keys by number; scvi-tools cannot show mappings in lists or names with dots."""
-        adata.obsm[OBSM_KEY] = encode_obs(adata.obs, by_key)
+        adata.obsm[OBSM_KEY] = encode_cells(adata, by_key)
         return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
@@ -224,14 +245,40 @@ def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
     return [key_from_state(state) for state in state_registry.get("keys", {}).values()]
 
 
-def encode_obs(obs: pd.DataFrame, by_key: Sequence[ConditionKey]) -> np.ndarray:
+def names_and_arrays(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str]]:
+    """Return the names of all keys, and of those in ``obsm``."""
+    return [key.name for key in by_key], [key.name for key in by_key if key.source == "obsm"]
+
+
+def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
     """Return the codes of all keys, ``(cells, columns)``; done part by part, because values become objects."""
-    codes = np.zeros((len(obs), sum(key.n_columns for key in by_key)))
+    codes = np.zeros((len(cells.obs), sum(key.n_columns for key in by_key)))
     for key, columns in zip(by_key, columns_of(by_key), strict=True):
-        for start in range(0, len(obs), CELLS_AT_A_TIME):
-            part = obs[key.name].iloc[start : start + CELLS_AT_A_TIME]
-            codes[start : start + CELLS_AT_A_TIME, columns] = key.encode(part.to_numpy(), source="adata.obs")
+        values, source = values_of(cells, key), f"adata.{key.source}"
+        if isinstance(key, ArrayKey):
+            codes[:, columns] = key.encode(values, source)
+            continue
+        for start in range(0, len(codes), CELLS_AT_A_TIME):
+            part = values.iloc[start : start + CELLS_AT_A_TIME]
+            codes[start : start + CELLS_AT_A_TIME, columns] = key.encode(part.to_numpy(), source)
     return codes
+
+
+def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:
+    """Return the values of a key: a column of ``obs``, or an array of ``obsm``.
+
+    Raises
+    ------
+    KeyError
+        If the cells have none there.
+    """
+    table = getattr(cells, key.source)
+    if key.name not in table:
+        msg = (
+            f"The model reads the condition {key.name!r} from adata.{key.source}, but these cells do not have it there."
+        )
+        raise KeyError(msg)
+    return table[key.name]
 
 
 def extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
@@ -285,25 +332,52 @@ def check_names(names: Collection[str] | None, argument: str) -> list[str]:
     return [str(name) for name in names]  # also subclasses of str
 
 
-def check_conditions(obs: pd.DataFrame, keys: Sequence[str], kind: str = "condition") -> None:
-    """Raise unless every key is a column of ``obs`` with a label for every cell. ``kind`` is for messages."""
+def check_conditions(
+    cells: AnnData | MuData, keys: Sequence[str], arrays: Collection[str] = (), *, kind: str = "condition"
+) -> None:
+    """Raise unless every key is a column of ``obs`` with a label for every cell.
+
+    Keys named in ``arrays`` may be arrays of ``obsm`` instead. ``kind`` is for messages.
+    """
+    obs = cells.obs
     for key in keys:
+        is_array = key in arrays and key in cells.obsm
         if "/" in str(key):
-            renamed = {key: str(key).replace("/", "_")}
+            name = str(key).replace("/", "_")
+            columns = {key: name}
+            renamed = f"adata.obs = adata.obs.rename(columns={columns})"
+            if is_array:
+                renamed = f"adata.obsm[{name!r}] = adata.obsm.pop({key!r})"
             msg = (
-                f"The {kind} key {key!r} has a '/', which column names in .h5ad and .zarr files cannot have. Rename it: "
-                f"adata.obs = adata.obs.rename(columns={renamed})."
+                f"The {kind} key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it: "
+                f"{renamed}."
             )
             raise ValueError(msg)
+        if is_array and key in obs:
+            msg = (
+                f"The condition key {key!r} is a column of adata.obs and an array of adata.obsm. Rename or delete the one "
+                f"that is no condition: del adata.obs[{key!r}]."
+            )
+            raise ValueError(msg)
+        if is_array:
+            check_array(key, cells.obsm[key])
+            continue
         if key not in obs:
-            msg = f"The {kind} key {key!r} is not a column of adata.obs. {known_names(key, list(obs.columns))}"
+            known = [*obs.columns, *([name for name in cells.obsm if name != OBSM_KEY] if key in arrays else [])]
+            where = "adata.obs or an array of adata.obsm" if key in arrays else "adata.obs"
+            msg = f"The {kind} key {key!r} is not a column of {where}. {known_names(key, known)}"
+            if kind == "condition" and key not in arrays and key in cells.obsm:
+                msg = (
+                    f"The condition key {key!r} is not a column of adata.obs, but an array of adata.obsm. List it in "
+                    "`continuous_condition_keys`."
+                )
             raise KeyError(msg)
         check_distinct_columns(obs[[key]].columns, "adata.obs")
         missing = obs[key].isna()
         if missing.any():
-            cells = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
+            found = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
             msg = (
-                f"adata.obs[{key!r}] has no label for {missing.sum()} of {len(obs)} cells ({cells}, ...). "
+                f"adata.obs[{key!r}] has no label for {missing.sum()} of {len(obs)} cells ({found}, ...). "
                 "Remove these cells, or label them, for example 'unknown'."
             )
             raise ValueError(msg)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._condition_keys import OPEN, ConditionKey, ContinuousKey, SetKey, columns_of
+from ._condition_keys import (
+    LARGEST_DISTANCE,
+    N_PLACES,
+    OPEN,
+    ArrayKey,
+    ConditionKey,
+    ContinuousKey,
+    SetKey,
+    columns_of,
+)
 
-N_VALUES = 256  # distinct values kept of a numeric key
-LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
+N_VALUES = 256  # distinct values kept of a number
+N_NEIGHBOURS = 15  # training cells around a row of an array from which open values are drawn
 
-ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | None
+ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | AnnData | MuData | None
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,8 @@ class Conditions:
         The keys, in the order of their columns.
     combinations
         Codes of each combination that occurs, ``(combinations, columns)``. Numbers are rounded to at most 256 values.
+        Arrays are those of at most 16 384 cells, a random sample among the cells with the same classes, sets and
+        numbers (at least one of each).
     n_cells
         Number of training cells of each combination.
     """
@@ -101,8 +114,12 @@ class Conditions:
         for key, columns in zip(by_key, columns_of(by_key), strict=True):
             if isinstance(key, ContinuousKey) and len(codes):
                 codes[:, columns] = _round_to_quantiles(codes[:, columns])
-        combinations, n_cells = np.unique(codes, axis=0, return_counts=True)
-        return cls(by_key, combinations, n_cells)
+        n_cells = np.ones(len(codes), dtype=int)
+        are_arrays = _columns_where(by_key, lambda key: isinstance(key, ArrayKey))
+        if are_arrays.any() and len(codes) > N_PLACES:
+            kept, n_cells = _thin_out(codes[:, ~are_arrays])
+            codes = codes[kept]
+        return cls(by_key, codes[:0], n_cells[:0]).joined(codes, n_cells)
 
     def joined(self, combinations: np.ndarray, n_cells: np.ndarray) -> Conditions:
         """Return the conditions with added combinations ``(combinations, columns)`` of other cells."""
@@ -131,6 +148,63 @@ class Conditions:
         """Return the columns of a key."""
         return self._columns[self.keys.index(name)]
 
+    def as_table(self, request: ConditionRequest) -> Mapping[str, Any] | pd.DataFrame | None:
+        """Turn cells into a table of their conditions; other requests stay as they are.
+
+        Raises
+        ------
+        ValueError
+            If the cells have none of the keys.
+        """
+        if not isinstance(request, AnnData | MuData):
+            return request
+        table: dict[str, Any] = {}
+        for key in self.by_key:
+            if key.name not in getattr(request, key.source):
+                continue
+            if isinstance(key, ArrayKey):
+                rows = key.rows(request.obsm[key.name], "`condition`.obsm")
+                table |= dict(zip(key.table_columns, rows.T, strict=True))
+            else:
+                table[key.name] = request.obs[key.name].array
+        if not table:
+            listed = ", ".join(f"{key.source}[{key.name!r}]" for key in self.by_key) or "none"
+            msg = f"The cells in `condition` have none of the model's condition keys ({listed})."
+            raise ValueError(msg)
+        return pd.DataFrame(table, index=request.obs_names)
+
+    def named(self, request: Mapping[str, Any] | pd.DataFrame | None) -> dict[str, Any]:
+        """Return the requested values of each key; the columns of an array are joined.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything but a mapping or table, and for unknown keys.
+        """
+        if not isinstance(request, Mapping | pd.DataFrame | None):
+            msg = f"`condition` must be a mapping, a DataFrame, an AnnData or None, but found {type(request).__name__}."
+            raise TypeError(msg)
+        if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
+            msg = f"`condition` has two columns named {request.columns[request.columns.duplicated()][0]!r}."
+            raise ValueError(msg)
+        requested = {} if request is None else {name: request[name] for name in request}
+        known = list(self.keys)
+        for key in self.by_key:
+            if isinstance(key, ArrayKey) and isinstance(request, pd.DataFrame):
+                known += key.table_columns
+                if requested.keys() >= set(key.table_columns):
+                    requested[key.name] = np.array([requested.pop(column) for column in key.table_columns]).T
+        for name in requested:
+            if name not in self.keys:
+                msg = f"`condition` has the unknown key {name!r}. {known_names(name, known)}"
+                raise ValueError(msg)
+        return requested
+
+    def lengths(self, requested: Mapping[str, Any]) -> dict[str, int]:
+        """Return the number of values of each requested key that has a list."""
+        keys = dict(zip(self.keys, self.by_key, strict=True))
+        return {name: len(values) for name, values in requested.items() if not keys[name].is_single(values)}
+
     def encode(self, request: ConditionRequest, n_cells: int | None) -> np.ndarray:
         """Turn a user's request into codes ``(n_cells, columns)``, :data:`OPEN` for keys left out.
 
@@ -138,7 +212,7 @@ class Conditions:
         ----------
         request
             A mapping from key to a value, or to a list with one value per cell or fewer (each for an equal share of the
-            cells); a table with one row per cell; or None.
+            cells); a table with one row per cell; cells, whose conditions are taken; or None.
         n_cells
             Number of cells. You can leave it out if the request has a length.
 
@@ -151,18 +225,9 @@ class Conditions:
 
     def request(self, request: ConditionRequest, n_cells: int | None) -> RequestedCodes:
         """Check a user's request like :meth:`encode`, without a row in memory for each cell."""
-        if not isinstance(request, Mapping | pd.DataFrame | None):
-            msg = f"`condition` must be a mapping, a DataFrame or None, but found {type(request).__name__}."
-            raise TypeError(msg)
-        if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
-            msg = f"`condition` has two columns named {request.columns[request.columns.duplicated()][0]!r}."
-            raise ValueError(msg)
-        requested = {} if request is None else {name: request[name] for name in request}
-        for name in requested:
-            if name not in self.keys:
-                msg = f"`condition` has the unknown key {name!r}. {known_names(name, self.keys)}"
-                raise ValueError(msg)
-        n_cells = _resolve_length(requested, n_cells, exact=isinstance(request, pd.DataFrame))
+        request = self.as_table(request)
+        requested = self.named(request)
+        n_cells = _resolve_length(self.lengths(requested), n_cells, exact=isinstance(request, pd.DataFrame))
         given = []
         for name, values in requested.items():
             key, columns = self.by_key[self.keys.index(name)], self.columns(name)
@@ -172,7 +237,7 @@ class Conditions:
                     "cell."
                 )
                 raise TypeError(msg)
-            listed = [values] if is_single(values) else list(values)
+            listed = key.listed(values)
             if not 0 < len(listed) <= n_cells:
                 msg = f"`condition[{name!r}]` has {len(listed)} values for {n_cells} cells; give 1 to {n_cells}."
                 raise ValueError(msg)
@@ -184,9 +249,9 @@ class Conditions:
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw open values from the training distribution, given the others.
 
-        If the given values do not occur together in the training cells, open values are drawn regardless of them. A
-        given number counts as the nearest number of the training cells with the given classes and sets, if it is within
-        a quarter of a standard deviation.
+        They are drawn from the training cells with the given classes and sets and, among these, with the nearest of
+        each given number. Given arrays leave the 15 nearest of these cells (more in the same place), without those that
+        are far unless all are. If no cell has the given classes and sets together, they are drawn from all cells.
 
         Parameters
         ----------
@@ -196,21 +261,26 @@ class Conditions:
             One random number in ``[0, 1)`` per cell.
         """
         drawn = codes.copy()
-        patterns, members = np.unique(self._snapped(codes), axis=0, return_inverse=True)
-        for number, pattern in enumerate(patterns):
+        for pattern, rows in self._patterns(codes):
             if (pattern == OPEN).any():
-                rows = np.flatnonzero(members.ravel() == number)
-                matches = self._matches(pattern)
-                weights = self.n_cells * (matches if matches.any() else 1)
-                cumulative = np.cumsum(weights) / weights.sum()
-                places = np.searchsorted(cumulative, uniform[rows], side="right").clip(max=len(weights) - 1)
-                drawn[rows] = self.combinations[places]
+                drawn[rows] = self.combinations[self._matching(pattern).draw(codes[rows], uniform[rows])]
         return np.where(codes == OPEN, drawn, codes)
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
         """Return codes ``(n, columns)`` as a table, with classes and sets as categories."""
-        columns = {key.name: key.decode(codes[:, self.columns(key.name)]) for key in self.by_key}
+        keys = [key for key in self.by_key if key.source == "obs"]
+        columns = {key.name: key.decode(codes[:, self.columns(key.name)]) for key in keys}
         return pd.DataFrame(columns, index=index)
+
+    def to_obsm(self, codes: np.ndarray, index: pd.Index) -> dict[str, np.ndarray | pd.DataFrame]:
+        """Return the arrays among codes ``(n, columns)``, as tables where they were tables in training."""
+        obsm: dict[str, np.ndarray | pd.DataFrame] = {}
+        for key in self.by_key:
+            if isinstance(key, ArrayKey):
+                array = key.decode(codes[:, self.columns(key.name)])
+                columns = None if key.columns is None else list(key.columns)
+                obsm[key.name] = array if columns is None else pd.DataFrame(array, index=index, columns=columns)
+        return obsm
 
     def describe(self, codes: np.ndarray) -> str:
         """Return one combination ``(columns,)`` as text, without open values."""
@@ -218,48 +288,66 @@ class Conditions:
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
     def unseen(self, codes: np.ndarray) -> list[str]:
-        """Describe the combinations among codes ``(n, columns)`` that no training cell has."""
-        patterns, first = np.unique(self._snapped(codes), axis=0, return_index=True)
-        return [
-            self.describe(codes[row])
-            for pattern, row in zip(patterns, first, strict=True)
-            if not self._matches(pattern).any()
-        ]
+        """Describe the combinations among codes ``(n, columns)`` that no training cell has, or none near their arrays."""
+        found, codes = [], np.unique(codes, axis=0)
+        known = codes.copy()
+        for key in self.by_key if len(self.combinations) else ():
+            rows = np.flatnonzero(codes[:, self.columns(key.name).start] != OPEN)
+            if isinstance(key, ArrayKey) and len(rows):
+                known[rows, self.columns(key.name)] = self._by_place(key).nearest(codes[rows])
+        for pattern, rows in self._patterns(codes):
+            matches = self._matching(pattern)
+            if not matches.are_near:
+                found.append(rows[0])
+            elif (pattern[self._are_arrays] == 0).any():
+                found += rows[matches.distances(known[rows]) > matches.reach].tolist()
+        return [self.describe(codes[row]) for row in found]
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
-        """Describe numbers among codes ``(n, columns)`` outside the range of the training cells, one per key."""
+        """Describe numbers among codes ``(n, columns)`` far from those of the training cells, one per key."""
         named = []
         for key in self.by_key:
+            values = codes[:, self.columns(key.name)]
+            values = values[values[:, 0] != OPEN]
             if isinstance(key, ContinuousKey):
-                values = codes[:, self.columns(key.name)]
-                outside = values[(values[:, 0] != OPEN) & key.is_outside(values)]
+                outside = values[key.is_outside(values)]
                 named += [
                     f"{key.name}={key.describe(row)} (trained on {key.low:g} to {key.high:g})" for row in outside[:1]
                 ]
+            elif isinstance(key, ArrayKey) and len(values):
+                outside = values[self._by_place(key).distances(self._alone(key, values)) > key.reach]
+                count = f", one of {len(outside)}" if len(outside) > 1 else ""
+                named += [f"{key.name}={key.describe(row)} (no training cell is near{count})" for row in outside[:1]]
         return named
 
     @cached_property
     def _columns(self) -> list[slice]:
         return columns_of(self.by_key)
 
-    def _matches(self, pattern: np.ndarray) -> np.ndarray:
-        """Mark combinations that have a pattern's classes and sets and, among these, the nearest numbers within reach."""
-        given = pattern != OPEN
-        are_numbers = self._are_numbers
-        matches = (~given | (self.combinations == pattern))[:, ~are_numbers].all(1)
-        for column in np.flatnonzero(given & are_numbers):
-            distance = np.where(matches, np.abs(self.combinations[:, column] - pattern[column]), np.inf)
-            matches = matches & (distance == distance.min(initial=np.inf)) & (distance <= LARGEST_DISTANCE)
-        return matches
+    @cached_property
+    def _are_arrays(self) -> np.ndarray:
+        return _columns_where(self.by_key, lambda key: isinstance(key, ArrayKey))
 
     @cached_property
     def _are_numbers(self) -> np.ndarray:
-        kinds = [np.full(key.n_columns, isinstance(key, ContinuousKey)) for key in self.by_key]
-        return np.concatenate(kinds) if kinds else np.zeros(0, dtype=bool)
+        return _columns_where(self.by_key, lambda key: isinstance(key, ContinuousKey))
+
+    @cached_property
+    def _known_matches(self) -> dict[bytes, _Matches]:
+        return {}
+
+    def _patterns(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the distinct requests among codes ``(n, columns)`` but for their arrays, with their rows."""
+        if not len(codes):
+            return
+        patterns, members = np.unique(self._snapped(codes), axis=0, return_inverse=True)
+        order = np.argsort(members.ravel(), kind="stable")
+        ends = np.cumsum(np.bincount(members.ravel()))
+        yield from zip(patterns, np.split(order, ends[:-1]), strict=True)
 
     def _snapped(self, codes: np.ndarray) -> np.ndarray:
-        """Replace numbers in codes ``(n, columns)`` by the nearest ones of the training cells."""
-        snapped = codes.copy()
+        """Replace numbers in codes ``(n, columns)`` by the nearest ones of the training cells, and arrays by zero."""
+        snapped = np.where(self._are_arrays & (codes != OPEN), 0, codes)
         for key, columns in zip(self.by_key, self._columns, strict=True):
             if isinstance(key, ContinuousKey) and len(self.combinations):
                 requested = codes[:, columns.start]
@@ -267,6 +355,134 @@ class Conditions:
                     requested == OPEN, OPEN, _nearest(self.combinations[:, columns], requested)
                 )
         return snapped
+
+    def _matching(self, pattern: np.ndarray) -> _Matches:
+        """Return the combinations that have a pattern's classes and sets and, of these, the nearest numbers."""
+        name = pattern.tobytes()
+        if name not in self._known_matches:
+            given, plain = pattern != OPEN, ~self._are_numbers & ~self._are_arrays
+            matches = (~given | (self.combinations == pattern))[:, plain].all(1)
+            are_near = bool(matches.any())
+            for column in np.flatnonzero(given & self._are_numbers) if are_near else ():
+                distance = np.where(matches, np.abs(self.combinations[:, column] - pattern[column]), np.inf)
+                matches = distance == distance.min()
+                are_near = are_near and distance.min() <= LARGEST_DISTANCE
+            rows = np.flatnonzero(matches) if matches.any() else np.arange(len(matches))
+            columns = np.flatnonzero(given & self._are_arrays)
+            places = self.combinations[rows][:, columns]
+            self._known_matches[name] = _Matches(
+                rows, are_near, columns, places, self.n_cells[rows], self._reach(pattern)
+            )
+        return self._known_matches[name]
+
+    def _by_place(self, key: ArrayKey) -> _Matches:
+        """Return all combinations, by the places of an array."""
+        return self._matching(self._alone(key, np.zeros((1, key.n_columns)))[0])
+
+    def _alone(self, key: ArrayKey, values: np.ndarray) -> np.ndarray:
+        """Return codes with the values of an array ``(n, columns of the key)`` only."""
+        codes = np.full((len(values), self.n_columns), OPEN)
+        codes[:, self.columns(key.name)] = values
+        return codes
+
+    def _reach(self, pattern: np.ndarray) -> float:
+        """Return the distance within which the arrays of a pattern count as seen."""
+        reaches = [
+            key.reach for key in self.by_key if isinstance(key, ArrayKey) and pattern[self.columns(key.name)][0] == 0
+        ]
+        return float(np.linalg.norm(reaches))
+
+
+class _Matches:
+    """Combinations that have what a request asks for, by the places of its arrays.
+
+    Parameters
+    ----------
+    rows
+        Their numbers, ``(n,)``.
+    are_near
+        Whether they have the classes, sets and numbers that were asked for.
+    columns
+        Columns of the arrays that were asked for.
+    places
+        Their codes in these columns, ``(n, columns)``.
+    n_cells
+        Their numbers of cells, ``(n,)``.
+    reach
+        Distance within which a place is near.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        are_near: bool,
+        columns: np.ndarray,
+        places: np.ndarray,
+        n_cells: np.ndarray,
+        reach: float,
+    ) -> None:
+        self.are_near, self.columns, self.reach = are_near, columns, reach
+        self.places, place = np.unique(places, axis=0, return_inverse=True)
+        order = np.argsort(place.ravel(), kind="stable")
+        self.rows, self.ends = rows[order], np.cumsum(n_cells[order])
+        self.n_cells = np.bincount(place.ravel(), weights=n_cells)
+        self.starts = np.cumsum(self.n_cells) - self.n_cells
+        self.search = NearestNeighbors().fit(self.places) if len(self.places) > 1 else None
+
+    def draw(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Draw a combination for each of some codes ``(m, columns of all keys)``, from those around its place."""
+        distances, nearest = self._neighbours(codes, N_NEIGHBOURS)
+        weights = self.n_cells[nearest]
+        are_enough = np.cumsum(weights, axis=1) - weights >= N_NEIGHBOURS
+        weights[are_enough | (distances > np.maximum(self.reach, distances[:, :1]))] = 0
+        cumulative = np.cumsum(weights, axis=1)
+        total = cumulative[:, -1]
+        targets = np.minimum(uniform * total, np.nextafter(total, 0))
+        chosen = (cumulative <= targets[:, None]).sum(1, keepdims=True).clip(max=nearest.shape[1] - 1)
+        before = np.take_along_axis(cumulative - weights, chosen, 1)[:, 0]
+        place = np.take_along_axis(nearest, chosen, 1)[:, 0]
+        found = np.searchsorted(self.ends, self.starts[place] + targets - before, side="right")
+        return self.rows[found.clip(max=len(self.rows) - 1)]
+
+    def distances(self, codes: np.ndarray) -> np.ndarray:
+        """Return the distances from codes ``(m, columns of all keys)`` to the nearest place, ``(m,)``."""
+        return self._neighbours(codes, 1)[0][:, 0]
+
+    def nearest(self, codes: np.ndarray) -> np.ndarray:
+        """Return the nearest place of each of some codes, ``(m, columns)``."""
+        return self.places[self._neighbours(codes, 1)[1][:, 0]]
+
+    def _neighbours(self, codes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return distances and numbers of the ``n`` nearest places, or of all if they are fewer."""
+        asked = codes[:, self.columns]
+        if self.search is None:
+            return np.linalg.norm(asked - self.places, axis=1)[:, None], np.zeros((len(asked), 1), dtype=int)
+        return self.search.kneighbors(asked, min(n, len(self.places)))
+
+
+def _columns_where(by_key: Sequence[ConditionKey], holds: Callable[[ConditionKey], bool]) -> np.ndarray:
+    """Mark the columns of the keys for which a condition holds."""
+    marks = [np.full(key.n_columns, holds(key)) for key in by_key]
+    return np.concatenate(marks) if marks else np.zeros(0, dtype=bool)
+
+
+def _thin_out(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Choose about 16 384 cells at random, and at least one with each of the codes ``(cells, columns)``.
+
+    Returns
+    -------
+    tuple
+        Their rows, and the number of cells that each stands for.
+    """
+    group = np.unique(codes, axis=0, return_inverse=True)[1].ravel() if codes.shape[1] else np.zeros(len(codes), int)
+    sizes = np.bincount(group)
+    n_kept = -(-sizes * N_PLACES // len(codes))
+    rows = np.random.default_rng(0).permutation(len(codes))
+    rows = rows[np.argsort(group[rows], kind="stable")]
+    group = group[rows]
+    rank = np.arange(len(rows)) - (np.cumsum(sizes) - sizes)[group]
+    stands_for = sizes[group] // n_kept[group] + (rank < sizes[group] % n_kept[group])
+    return rows[rank < n_kept[group]], stands_for[rank < n_kept[group]]
 
 
 def _round_to_quantiles(column: np.ndarray) -> np.ndarray:
@@ -283,8 +499,7 @@ def _nearest(values: np.ndarray, requested: np.ndarray) -> np.ndarray:
     return kept[np.searchsorted((kept[1:] + kept[:-1]) / 2, requested)]
 
 
-def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact: bool) -> int:
-    lengths = {name: len(values) for name, values in requested.items() if not is_single(values)}
+def _resolve_length(lengths: Mapping[str, int], n_cells: int | None, *, exact: bool) -> int:
     if n_cells is None:
         if not lengths:
             msg = "`n_cells` is needed unless `condition` is a DataFrame or has a list of values."
@@ -303,8 +518,3 @@ def _resolve_length(requested: Mapping[str, Any], n_cells: int | None, *, exact:
         msg = f"`n_cells` is {n_cells}, but the `condition` table has {found} rows; leave `n_cells` out."
         raise ValueError(msg)
     return n_cells
-
-
-def is_single(values: Any) -> bool:
-    """Return whether this is one value for all cells (possibly a set), not a list of values."""
-    return values is None or isinstance(values, str | AbstractSet) or np.ndim(values) == 0

@@ -287,19 +287,23 @@ def build_mudata(
     *,
     is_log1p: bool,
     layers: Mapping[str, np.ndarray] | None = None,
+    obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
 ) -> MuData:
     """Build a MuData of paired cells from values ``(cells, features of all modalities)``.
 
-    ``obs`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
+    ``obs``, ``obsm`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
     """
     parts, start = {}, 0
     for name, var in variables.items():
         own = slice(start, start + len(var))
         own_layers = {layer: values[:, own] for layer, values in (layers or {}).items()}
-        parts[name] = build_anndata(x[:, own], obs.copy(), var, provenance, is_log1p=is_log1p, layers=own_layers)
+        parts[name] = build_anndata(
+            x[:, own], obs.copy(), var, provenance, is_log1p=is_log1p, layers=own_layers, obsm=obsm
+        )
         start = own.stop
     mdata = mudata_of(parts)
     mdata.obs = mark_synthetic(obs, provenance)
+    mdata.obsm.update(obsm or {})
     mdata.uns[PROVENANCE_KEY] = dict(provenance)
     return mdata
 

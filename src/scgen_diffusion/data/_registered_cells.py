@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
-from ._condition_setup import CONDITIONS, check_conditions, encode_obs, keys_of_state
+from ._condition_setup import CONDITIONS, check_conditions, encode_cells, keys_of_state, names_and_arrays
 from ._mudata import JOINED
 from ._windows import WindowLoader, choose_block_size
 
@@ -81,27 +81,27 @@ class RegisteredCells:
         Raises
         ------
         KeyError
-            If a column of ``obs`` is missing.
+            If a column of ``obs`` or an array of ``obsm`` is missing.
         ValueError
-            If genes, values or columns of ``obs`` changed.
+            If genes, values or conditions changed.
         """
         self._check_values()
-        obs = self.manager.adata.obs
-        check_conditions(obs, [key.name for key in self.by_key])
-        codes = encode_obs(obs, self.by_key)
+        cells = self.manager.adata
+        check_conditions(cells, *names_and_arrays(self.by_key))
+        codes = encode_cells(cells, self.by_key)
         self.manager.validate()
         if not np.array_equal(self.codes, codes):
             msg = (
-                "The registered conditions are not those of adata.obs any more. Set the AnnData up again and build a new "
+                "The registered conditions are not those of the cells any more. Set the AnnData up again and build a new "
                 "model, or give every model its own copy."
             )
             raise ValueError(msg)
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Return columns of ``obs``, such as the donor, with a label for every cell."""
-        obs = self.manager.adata.obs
-        check_conditions(obs, names, "match")
-        return obs[list(names)]
+        cells = self.manager.adata
+        check_conditions(cells, names, kind="match")
+        return cells.obs[list(names)]
 
     def _check_values(self) -> None:
         arguments, adata = self.registry["setup_args"], self.manager.adata

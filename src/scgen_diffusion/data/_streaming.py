@@ -78,16 +78,23 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
         for number, part in enumerate(parts):
             with h5py.File(part, "r") as file:
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
+                obsm = read_elem(file["obsm"]) if "obsm" in file else {}
                 if number == 0:
                     rest = AnnData(var=read_elem(file["var"]), uns=read_elem(file["uns"]))
             obs.index = obs.index.astype(object)  # the string type of pandas cannot be appended to
             for name, of_all in categories.items():
                 obs[name] = obs[name].cat.set_categories(of_all)
+            for name, array in obsm.items():
+                if isinstance(array, pd.DataFrame):
+                    obsm[name] = array.set_axis(obs.index)
             if number == 0:
-                _write_first(root, rest, obs, x, n_stored)
+                _write_first(root, rest, obs, obsm, x, n_stored)
                 summary = ValueSummary.of(x)
             else:
                 _append_table(root["obs"], obs)
+                for name, array in obsm.items():
+                    append = _append_table if isinstance(array, pd.DataFrame) else _append
+                    append(root["obsm"][name], array)
                 _append_matrix(root["X"], x)
                 summary = summary.merge(ValueSummary.of(x))
             check()
@@ -99,15 +106,27 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
     return summary
 
 
-def _write_first(root: Any, rest: AnnData, obs: pd.DataFrame, x: sp.csr_matrix | np.ndarray, n_stored: int) -> None:
+def _write_first(
+    root: Any,
+    rest: AnnData,
+    obs: pd.DataFrame,
+    obsm: Mapping[str, np.ndarray | pd.DataFrame],
+    x: sp.csr_matrix | np.ndarray,
+    n_stored: int,
+) -> None:
     """Write the first cells such that others can be appended, up to ``n_stored`` values of a sparse matrix.
 
-    ``rest`` has everything but ``obs`` and ``X``.
+    ``rest`` has everything but ``obs``, ``obsm`` and ``X``.
     """
     write_elem(root, "/", rest, dataset_kwargs={"shards": None} if isinstance(root, zarr.Group) else {})
     if "raw" in root:  # it is "none", which anndata's backed mode takes for a matrix
         del root["raw"]
     write_elem(root, "obs", obs, dataset_kwargs=_layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None))
+    for name, array in obsm.items():
+        options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None, *array.shape[1:])
+        if isinstance(array, pd.DataFrame):
+            options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None)
+        write_elem(root["obsm"], name, array, dataset_kwargs=options)
     n_cells, n_genes = x.shape
     if isinstance(x, np.ndarray):
         chunk = max(CELLS_PER_CHUNK, VALUES_PER_CHUNK // n_genes)

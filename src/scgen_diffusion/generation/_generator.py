@@ -129,6 +129,7 @@ class CellGenerator:
         output: InputValues,
     ) -> CellRequest:
         """Check and resolve a user's request; warn about conditions outside the training cells."""
+        condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
         outside = self.warn_outside_training(codes.distinct())
         sizes = self.totals(library_size, len(codes), output)
@@ -148,7 +149,7 @@ class CellGenerator:
             )
             warn_user(
                 f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
-                "and conditions that you left out are drawn regardless of those that you gave."
+                "and conditions that you left out may not fit those that you gave."
             )
         if extrapolated:
             warn_user(f"You asked for numbers outside the range of the training cells: {', '.join(extrapolated)}.")

@@ -155,9 +155,11 @@ def describe_condition(condition: ConditionRequest) -> Any:
 
 
 def _describe_values(values: Any) -> Any:
-    """Return one value as it is, a set as text, and a list as texts, or as its length if it is long."""
+    """Return one value as it is, a set as text, and a list as texts, or as its length if it is long or a table."""
     if isinstance(values, AbstractSet):
         return ", ".join(sorted(map(str, values)))
+    if hasattr(values, "columns"):
+        return f"{len(values)} values"
     if np.ndim(values) == 0:
         return values
     if len(values) > N_NAMED:

@@ -69,8 +69,8 @@ from ._counterfactual import (
     check_given_keys,
     check_strength,
     control_cells,
+    counterfactual_conditions,
     counterfactual_names,
-    counterfactual_obs,
     describe_counterfactual,
 )
 from ._description import describe, next_step
@@ -200,7 +200,7 @@ class DiffusionModel(BaseModelClass):
         values: Literal["counts", "log1p"] = "counts",
         **kwargs: Any,
     ) -> None:
-        """Register an AnnData: where the counts are, and which columns of ``obs`` are conditions.
+        """Register an AnnData: where the counts are, and what the conditions are.
 
         Parameters
         ----------
@@ -214,6 +214,11 @@ class DiffusionModel(BaseModelClass):
         continuous_condition_keys
             Numeric columns to condition on, such as dose, time or age. You can generate values between the measured
             ones; outside the training range you get a warning. Give a dose that spans decades as its logarithm.
+
+            A name may also be that of an array of ``obsm`` with up to 50 columns, such as ``"spatial"`` (positions),
+            a pseudotime with branch probabilities, or an embedding of an image. Its columns are one condition. They
+            share one scale, so that distances keep their proportions; bring columns of different kinds to similar
+            spreads first.
         set_condition_keys
             Columns with combinations, such as ``"A+B"`` for two perturbations; their order does not matter. The members
             are learned across combinations, so you can generate combinations that were never measured. A list of
@@ -234,17 +239,19 @@ class DiffusionModel(BaseModelClass):
         Raises
         ------
         KeyError
-            For an unknown layer, column or entry of ``uns``.
+            For an unknown layer, column, array or entry of ``uns``.
         TypeError
             For an unknown argument, or a single string in place of a list of names.
         ValueError
-            For values that contradict ``values``, cells without counts or labels, duplicate genes, and condition
-            columns, control values or embeddings that do not fit the data.
+            For values that contradict ``values``, cells without counts or labels, duplicate genes, a condition key that
+            is in both ``obs`` and ``obsm``, and condition columns, arrays, control values or embeddings that do not fit
+            the data.
 
         Warns
         -----
         UserWarning
-            If a column in ``condition_keys`` looks like numbers or cell names instead of classes.
+            If a column in ``condition_keys`` looks like numbers or cell names instead of classes, or the columns of an
+            array have very different spreads.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
@@ -347,8 +354,9 @@ class DiffusionModel(BaseModelClass):
         *,
         is_log1p: bool,
         layers: Mapping[str, np.ndarray] | None = None,
+        obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
     ) -> AnnData:
-        return build_anndata(x, obs, self.var_, provenance, is_log1p=is_log1p, layers=layers)
+        return build_anndata(x, obs, self.var_, provenance, is_log1p=is_log1p, layers=layers, obsm=obsm)
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         """Count the cells of each combination of conditions, including those of the reference."""
@@ -694,8 +702,12 @@ class DiffusionModel(BaseModelClass):
 
             - None: draw conditions from their joint distribution in the training cells.
             - A mapping from key to a value for all cells, or to a list. The list has one value per cell, or fewer: each
-              value then goes to an equal share of consecutive cells. Keys left out are drawn given the others.
-            - A table with one row per cell and keys as columns.
+              value then goes to an equal share of consecutive cells. A value of an array is a row, so a position is
+              ``{"spatial": [x, y]}``, and many are an array ``(cells, 2)``. Keys left out are drawn given the others;
+              given an array, from the 15 nearest training cells.
+            - A table with one row per cell and keys as columns. The columns of an array have their own:
+              ``"spatial_0"``, ``"spatial_1"`` (or the names that they have in training).
+            - Cells (AnnData), for new cells under the same conditions. Keys that they lack are drawn.
 
             You can ask for combinations that training never saw if you give every key.
         guidance_scale
@@ -727,8 +739,8 @@ class DiffusionModel(BaseModelClass):
         Returns
         -------
         AnnData
-            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs``,
-            ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made. ``obs["synthetic"]`` and
+            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs`` and
+            arrays in ``obsm``, ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made. ``obs["synthetic"]`` and
             the cell names contain the model's name; two different requests share no cell names. MULTISCLDM returns
             MuData in which each cell has all modalities.
 
@@ -956,7 +968,9 @@ class DiffusionModel(BaseModelClass):
         obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
         layers = {"estimate": np.concatenate(estimates)}  # frame by frame
         provenance = {**request.provenance, "n_frames": int(n_frames)}
-        return self._assemble(np.concatenate(states), obs.rename_axis(None), provenance, is_log1p=True, layers=layers)
+        obs = obs.rename_axis(None)
+        obsm = self.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
+        return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
 
     @suggests_arguments(OTHER_NAMES)
     def predict_perturbation(
@@ -989,13 +1003,13 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         adata_control
-            Cells with all condition keys in ``obs``; default: the model's cells.
+            Cells with all condition keys in ``obs`` or ``obsm``; default: the model's cells.
         condition
             New condition of the cells.
 
             - A mapping from key to a value for all cells, or to a list with one value per cell. Cells keep their own
               values of keys left out.
-            - A table with one row per cell and keys as columns.
+            - A table with one row per cell and keys as columns, or cells with these conditions, as in :meth:`generate`.
             - None: every cell's own condition.
         method
             - ``"transport"`` (SCLDM only): a flow trained from control to perturbed cells
@@ -1046,7 +1060,7 @@ class DiffusionModel(BaseModelClass):
         -------
         AnnData
             One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
-            their new values; ``obs["<key>_of_control"]`` has the old ones. Cell names end in the name of the given
+            their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell names end in the name of the given
             cell. Values in ``X`` as in :meth:`generate`; expected values are dense. ``uns["scgen_diffusion"]`` records
             how the cells were made.
 
@@ -1062,6 +1076,7 @@ class DiffusionModel(BaseModelClass):
         """
         engine, output, guidance = self._engine, self._output(counts), Guidance.of(guidance_scale)
         sampler = self._counterfactual_sampler if sampler is None else sampler
+        condition = self.conditions.as_table(condition)
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(self, adata_control, indices, condition)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
@@ -1073,7 +1088,7 @@ class DiffusionModel(BaseModelClass):
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        requested = [] if condition is None else list(condition)
+        requested = list(self.conditions.named(condition))
         request = Counterfactual(
             cells.rows,
             cells.own,
@@ -1100,9 +1115,9 @@ class DiffusionModel(BaseModelClass):
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
         provenance |= describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
         provenance["outside_training"] = outside
-        obs = counterfactual_obs(self.conditions, cells, requested)
-        obs.index = counterfactual_names(self, cells, condition, request, provenance)
-        return self._assemble(x, obs, provenance, is_log1p=output == "log1p")
+        names = counterfactual_names(self, cells, condition, request, provenance)
+        obs, obsm = counterfactual_conditions(self.conditions, cells, requested, names)
+        return self._assemble(x, obs, provenance, is_log1p=output == "log1p", obsm=obsm)
 
     def _request(
         self, n_cells: int | None, condition: ConditionRequest, *, seed: int | None, **options: Any
@@ -1120,7 +1135,8 @@ class DiffusionModel(BaseModelClass):
         x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
         self._check_result(ValueSummary.of(x), request.output)
         obs = self.conditions.to_obs(codes, request.names(rows.start, rows.stop))
-        return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p")
+        obsm = self.conditions.to_obsm(codes, obs.index)
+        return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
 
     @property
     def _engine(self) -> CellGenerator:

@@ -16,8 +16,8 @@ from scgen_diffusion.data import (
     check_expression,
     check_rows,
     check_same_genes,
-    encode_obs,
-    is_single,
+    encode_cells,
+    names_and_arrays,
 )
 from scgen_diffusion.generation import identity_of, name_of
 
@@ -67,32 +67,32 @@ def control_cells(
         setup = model.registry_["setup_args"]
         check_same_genes(adata.var_names, model.var_.index)
         check_expression(adata, setup["layer"], setup["values"])
-    own = own_codes(model.conditions, (model.adata if adata is None else adata).obs)
+    own = own_codes(model.conditions, model.adata if adata is None else adata)
     source = model._validated(adata)
     rows = check_rows(indices, source.n_obs)
-    _check_one_per_cell(condition, source.obs_names[rows])
+    _check_one_per_cell(model.conditions, condition, source.obs_names[rows])
     requested = model.conditions.encode(condition, len(rows))
     return ControlCells(source, rows, own[rows], np.where(requested == OPEN, own[rows], requested))
 
 
-def own_codes(conditions: Conditions, obs: pd.DataFrame) -> np.ndarray:
+def own_codes(conditions: Conditions, cells: AnnData) -> np.ndarray:
     """Encode the cells' own conditions, ``(cells, columns)``; raise for values that the model has not learned."""
-    check_conditions(obs, conditions.keys)
-    codes = encode_obs(obs, conditions.by_key)
+    check_conditions(cells, *names_and_arrays(conditions.by_key))
+    codes = encode_cells(cells, conditions.by_key)
     for key in conditions.by_key:
         columns = conditions.columns(key.name)
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
     return codes
 
 
-def _check_one_per_cell(condition: ConditionRequest, names: pd.Index) -> None:
+def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, names: pd.Index) -> None:
     """Raise unless a request gives one value for all cells, or one per cell in their order."""
     given: list[tuple[str, str, int]] = []
     if isinstance(condition, pd.DataFrame):
         given = [("The `condition` table", "rows", len(condition))]
     elif isinstance(condition, Mapping):
-        lists = {key: values for key, values in condition.items() if not is_single(values)}
-        given = [(f"`condition[{key!r}]`", "values", len(values)) for key, values in lists.items()]
+        lengths = conditions.lengths(conditions.named(condition))
+        given = [(f"`condition[{key!r}]`", "values", length) for key, length in lengths.items()]
     for what, unit, found in given:
         if found != len(names):
             msg = f"{what} has {found} {unit} for {len(names)} cells; give one value for all cells, or one per cell."
@@ -150,11 +150,18 @@ def describe_counterfactual(
     return record | {"given_keys": [keys[key] for key in request.given]}
 
 
-def counterfactual_obs(conditions: Conditions, cells: ControlCells, requested: Sequence[str]) -> pd.DataFrame:
-    """Return the cells' ``obs`` with the new values of the requested keys, and the old ones beside them."""
-    obs = cells.source.obs.iloc[cells.rows]
-    new = conditions.to_obs(cells.codes, obs.index)
-    return obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in requested}, **{key: new[key] for key in requested})
+def counterfactual_conditions(
+    conditions: Conditions, cells: ControlCells, requested: Sequence[str], names: pd.Index
+) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
+    """Return the cells' ``obs`` and arrays with the new values of the requested keys, and the old ones beside them."""
+    obs = cells.source.obs.iloc[cells.rows].set_axis(names)
+    new, arrays, old = (
+        conditions.to_obs(cells.codes, names),
+        *(conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own)),
+    )
+    columns = [key for key in requested if key in new]
+    obs = obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in columns}, **{key: new[key] for key in columns})
+    return obs, arrays | {f"{key}{SUFFIX}": old[key] for key in requested if key in old}
 
 
 def counterfactual_names(

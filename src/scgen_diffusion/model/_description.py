@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scgen_diffusion.data import CategoricalKey, ContinuousKey, SetKey
+from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ._base import DiffusionModel
 
 N_NAMED = 6
+N_RANGES = 3
 
 
 def describe(model: DiffusionModel) -> str:
@@ -63,6 +64,9 @@ def _condition(key: ConditionKey) -> str:
             return f"{key.name} (combinations of {len(key.members)} members)"
         case ContinuousKey():
             return f"{key.name} ({key.low:g} to {key.high:g})"
+        case ArrayKey():
+            ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(key.low, key.high, strict=True)]
+            return f"{key.name} ({' by '.join(ranges) if len(ranges) <= N_RANGES else f'{len(ranges)} columns'})"
     return key.name
 
 

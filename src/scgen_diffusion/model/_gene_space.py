@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 NO_LATENT = "the model has no latent; use SCLDM, or embed cells with scanpy.pp.pca"
 NO_LIKELIHOOD = "the model has no likelihood; compare generated with held-out cells by scgen_diffusion.metrics.evaluate"
 NO_RECONSTRUCTION = (
-    "the model does not encode cells; for new cells of the same conditions call "
-    "`generate(condition=adata.obs[model.conditions.keys])`, for the same cells under other conditions "
-    "`predict_perturbation`"
+    "the model does not encode cells; for new cells of the same conditions call `generate(condition=adata)`, for the "
+    "same cells under other conditions `predict_perturbation`"
 )
 ADVICE_IN_GENE_SPACE = ADVICE | {
     "get_elbo": NO_LIKELIHOOD,

@@ -25,7 +25,6 @@ from scgen_diffusion.data import (
     JOINED,
     CategoricalKey,
     Conditions,
-    ContinuousKey,
     SetKey,
     keys_of_state,
     to_array,
@@ -282,7 +281,7 @@ def _registry(plain: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[st
     by_key = keys_of_state(fields[CONDITIONS]["state_registry"])
     expected = {
         "condition_keys": [key.name for key in by_key if isinstance(key, CategoricalKey)],
-        "continuous_condition_keys": [key.name for key in by_key if isinstance(key, ContinuousKey)],
+        "continuous_condition_keys": [key.name for key in by_key if key.is_numeric],
         "set_condition_keys": {key.name: key.separator for key in by_key if isinstance(key, SetKey)},
         "condition_embeddings": list(tables),
     }
@@ -313,7 +312,9 @@ def _check_conditions(registry: Mapping[str, Any], attributes: Mapping[str, Any]
     if n_cells.ndim != 1 or n_cells.dtype.kind not in "iu" or (n_cells < 0).any():
         msg = "the numbers of cells of the combinations are not counts"
         raise ValueError(msg)
-    Conditions(by_key, combinations, n_cells).to_obs(combinations, pd.RangeIndex(len(n_cells)))
+    conditions, index = Conditions(by_key, combinations, n_cells), pd.RangeIndex(len(n_cells))
+    conditions.to_obs(combinations, index)
+    conditions.to_obsm(combinations, index)
 
 
 def _check_genes(names: Any, registry: Mapping[str, Any], var: pd.DataFrame) -> None:

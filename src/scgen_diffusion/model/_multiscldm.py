@@ -92,7 +92,7 @@ class MULTISCLDM(SCLDM):
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Register a MuData: its modalities, where their counts are, and which columns of ``obs`` are conditions.
+        """Register a MuData: its modalities, where their counts are, and what the conditions are.
 
         Modalities need not have the same cells. A cell lacks a modality if it is not listed there or has no count
         there. Every modality must share some cells with another. A copy of all counts is kept in
@@ -114,7 +114,8 @@ class MULTISCLDM(SCLDM):
         layers
             Layer with the counts: one name for all modalities, or a mapping from modality to name. Default: ``X``.
         condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
-            Columns of ``mdata.obs`` to condition on; see :meth:`SCLDM.setup_anndata`.
+            Columns of ``mdata.obs`` (numbers also arrays of ``mdata.obsm``) to condition on; see
+            :meth:`SCLDM.setup_anndata`.
         **kwargs
             Passed to scvi-tools.
 
@@ -248,8 +249,9 @@ class MULTISCLDM(SCLDM):
         *,
         is_log1p: bool,
         layers: Mapping[str, np.ndarray] | None = None,
+        obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
     ) -> MuData:
-        return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers)
+        return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers, obsm=obsm)
 
     @property
     def _recipes(self) -> TrainingRecipe:

@@ -11,7 +11,15 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import check_argument_names
-from scgen_diffusion.data import CategoricalKey, CellFiles, ConditionKey, ContinuousKey, SetKey, savable_columns
+from scgen_diffusion.data import (
+    ArrayKey,
+    CategoricalKey,
+    CellFiles,
+    ConditionKey,
+    ContinuousKey,
+    SetKey,
+    savable_columns,
+)
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
 if TYPE_CHECKING:
@@ -73,6 +81,8 @@ def spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
             return Classes(len(key.values), vectors)
         case ContinuousKey():
             return Number()
+        case ArrayKey():
+            return Number(key.n_columns)
         case SetKey():
             return Members(len(key.members), key.largest, vectors)
     msg = f"There is no embedding of conditions of the kind {type(key).__name__}."

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import ContinuousKey, check_names
+from scgen_diffusion.data import check_names
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.train import (
     MANY_GENES,
@@ -456,7 +456,7 @@ class SCLDM(AutoencoderModel):
         return perturbation_groups(rows, self._are_control(control), codes[:, self._columns_of(control)], others)
 
     def _names_of_groups(self, control: Mapping[str, Any]) -> list[str]:
-        discrete = [key.name for key in self.conditions.by_key if not isinstance(key, ContinuousKey)]
+        discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
         return [name for name in discrete if name not in control]
 
     def _name_groups(self, rows: np.ndarray, control: Mapping[str, Any], labels: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor
 
 from scgen_diffusion.nn import Members, Number, encodings_of
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 ANY = -1
 BASELINE = -2
-N_CENTRES = 16  # per numeric key
+N_CENTRES = 16  # per key of numbers
 CELLS_AT_A_TIME = 1 << 16
+EXACT = "donot_use_mm_for_euclid_dist"  # a matrix product would round distances
 
 
 class Group(NamedTuple):
@@ -45,7 +47,9 @@ class Group(NamedTuple):
 
 
 class ConditionGroups:
-    """Groups of cells with equal conditions. Numeric values are replaced by the index of the nearest of a few centres.
+    """Groups of cells with equal conditions. Numbers are replaced by the index of the nearest of a few centres.
+
+    Numbers that are one condition, such as a position, have common centres and one index, in their first column.
 
     Parameters
     ----------
@@ -58,33 +62,43 @@ class ConditionGroups:
         ends = [0, *accumulate(len(encoding.null) for encoding in encodings)]
         self.keys = [slice(start, stop) for start, stop in pairwise(ends)]
         self.n_columns = ends[-1]
-        self.numbers = [self.keys[i].start for i, e in enumerate(encodings) if isinstance(e, Number)]
+        self.numbers = [self.keys[i] for i, e in enumerate(encodings) if isinstance(e, Number)]
+        self.n_numbers = sum(columns.stop - columns.start for columns in self.numbers)
         self.sets = {i: e.n for i, e in enumerate(encodings) if isinstance(e, Members) and e.largest > 1}
 
     def find_centres(self, condition: Tensor) -> Tensor:
-        """Choose centres of the numeric conditions ``(cells, columns)``: all values if they are few, else quantiles.
+        """Choose centres of the numeric conditions ``(cells, columns)``: all values if they are few.
+
+        Else quantiles of single numbers, and the centres of clusters of several.
 
         Returns
         -------
         Tensor
-            ``(numeric keys, centres)``, ascending.
+            ``(numeric columns, centres)``; those of single numbers ascend.
         """
-        centres = [_centres(condition[:, column].double()) for column in self.numbers]
-        return torch.stack(centres).float() if centres else torch.zeros(0, N_CENTRES)
+        centres = [_centres(condition[:, columns].double()) for columns in self.numbers]
+        return torch.cat(centres, dim=1).T.float() if centres else torch.zeros(0, N_CENTRES)
 
     def add_centres(self, centres: Tensor, condition: Tensor) -> Tensor:
         """Add values of new cells, ``(cells, columns)``, to the free slots of ``centres``; existing centres stay."""
-        rows = [_add_new_centres(row, condition[:, column]) for row, column in zip(centres, self.numbers, strict=True)]
-        return torch.stack(rows) if rows else centres
+        known = self._by_key(centres)
+        found = [_add_new_centres(own, condition[:, at]) for own, at in zip(known, self.numbers, strict=True)]
+        return torch.cat(found, dim=1).T if found else centres
 
     def discretise(self, condition: Tensor, centres: Tensor) -> Tensor:
         """Turn conditions ``(n, columns)`` into codes; numeric values become the index of the nearest centre."""
         codes = condition.clone()
-        for row, column in enumerate(self.numbers):
+        for own, columns in zip(self._by_key(centres), self.numbers, strict=True):
             for start in range(0, len(codes), CELLS_AT_A_TIME):
                 part = slice(start, start + CELLS_AT_A_TIME)
-                codes[part, column] = (condition[part, column, None] - centres[row]).abs().argmin(1).to(codes)
+                nearest = torch.cdist(condition[part, columns], own, compute_mode=EXACT).argmin(1)
+                codes[part, columns] = 0
+                codes[part, columns.start] = nearest.to(codes)
         return codes.long()
+
+    def _by_key(self, centres: Tensor) -> list[Tensor]:
+        """Return the centres of each numeric key, ``(centres, columns of the key)``."""
+        return [part.T for part in centres.split([columns.stop - columns.start for columns in self.numbers])]
 
     @property
     def add_up(self) -> bool:
@@ -167,18 +181,24 @@ def _renumber(numbers: Tensor, size: int) -> Tensor:
 
 
 def _centres(values: Tensor) -> Tensor:
-    distinct = values.unique()
-    if len(distinct) > N_CENTRES:
+    """Choose centres of values ``(cells, columns)``; the last one fills free slots."""
+    distinct = values.unique(dim=0)
+    if len(distinct) > N_CENTRES and values.shape[1] == 1:
         order = (torch.arange(N_CENTRES, dtype=torch.float64) + 0.5) / N_CENTRES * (len(values) - 1)
-        return values.sort().values[order.round().long().to(values.device)]
-    return torch.cat([distinct, distinct[-1:].expand(N_CENTRES - len(distinct))])
+        return values.sort(dim=0).values[order.round().long().to(values.device)]
+    if len(distinct) > N_CENTRES:
+        some = values[torch.linspace(0, len(values) - 1, min(len(values), CELLS_AT_A_TIME)).long().to(values.device)]
+        clusters = KMeans(N_CENTRES, n_init=1, random_state=0).fit(some.cpu().numpy())
+        return torch.from_numpy(clusters.cluster_centers_).to(values)
+    return torch.cat([distinct, distinct[-1:].expand(N_CENTRES - len(distinct), -1)])
 
 
 def _add_new_centres(centres: Tensor, values: Tensor) -> Tensor:
-    used = centres[: int((centres != centres[-1]).sum()) + 1]  # the last is repeated to the end
-    new = values[~torch.isin(values, used)].unique()
+    used = centres[: int((centres != centres[-1]).any(1).sum()) + 1]  # the last is repeated to the end
+    distinct = values.to(used).unique(dim=0)
+    new = distinct[~(distinct[:, None] == used).all(2).any(1)]
     n_free = len(centres) - len(used)
     if len(new) > n_free:
         new = new[torch.linspace(0, len(new) - 1, n_free).round().long()]
     filled = torch.cat([used, new.to(used)])
-    return torch.cat([filled, filled[-1:].expand(len(centres) - len(filled))])
+    return torch.cat([filled, filled[-1:].expand(len(centres) - len(filled), -1)])

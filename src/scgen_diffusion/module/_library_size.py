@@ -63,7 +63,7 @@ class LibrarySizeModel(nn.Module):
         super().__init__()
         self.groups = ConditionGroups(conditions)
         self.register_buffer("codes", torch.full((0, self.groups.n_columns), ANY))
-        self.register_buffer("centres", torch.zeros(len(self.groups.numbers), N_CENTRES))
+        self.register_buffer("centres", torch.zeros(self.groups.n_numbers, N_CENTRES))
         self.register_buffer("quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("means", torch.zeros(0))

@@ -60,16 +60,24 @@ class Classes(ConditionEncoding):
 
 @dataclass(frozen=True)
 class Number(ConditionEncoding):
-    """A standardised number, in one column."""
+    """One or several standardised numbers that are one condition, such as a position; one column each.
+
+    Parameters
+    ----------
+    n
+        How many.
+    """
+
+    n: int = 1
 
     @property
     def null(self) -> tuple[float, ...]:
-        """Minus infinity."""
-        return (NOT_GIVEN,)
+        """Minus infinity in each column."""
+        return (NOT_GIVEN,) * self.n
 
     def build(self, width: int) -> nn.Module:
         """Build a smooth embedding."""
-        return NumberEmbedding(width)
+        return NumberEmbedding(width, self.n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,22 +197,30 @@ class KnownClasses(nn.Module):
 
 
 class NumberEmbedding(nn.Module):
-    """A smooth function of a number: a small network of the number and its slow sines and cosines."""
+    """A smooth function of numbers: a small network of all of them and their slow sines and cosines.
+
+    Parameters
+    ----------
+    width
+        Width of the embedding.
+    n
+        How many numbers there are. The network sees them together, so that positions need not add up.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, n: int = 1) -> None:
         super().__init__()
         self.register_buffer("frequencies", math.pi / 8 * 2.0 ** torch.arange(N_OCTAVES), persistent=False)
-        self.network = nn.Sequential(nn.Linear(1 + 2 * N_OCTAVES, width), nn.SiLU(), nn.Linear(width, width))
+        self.network = nn.Sequential(nn.Linear(n * (1 + 2 * N_OCTAVES), width), nn.SiLU(), nn.Linear(width, width))
         self.null = nn.Parameter(0.02 * torch.randn(1, width))
         nn.init.normal_(self.network[-1].weight, std=0.02)
 
-    def forward(self, column: Tensor) -> Tensor:
-        """Embed standardised numbers ``(n, 1)``."""
-        given = column != NOT_GIVEN
-        x = torch.where(given, column, 0.0)
-        angles = x * self.frequencies
+    def forward(self, columns: Tensor) -> Tensor:
+        """Embed standardised numbers ``(n, numbers)``."""
+        given = columns[:, :1] != NOT_GIVEN
+        x = torch.where(given, columns, 0.0)
+        angles = (x[:, :, None] * self.frequencies).flatten(1)
         return torch.where(given, self.network(torch.cat([x, angles.sin(), angles.cos()], dim=1)), self.null)
 
 

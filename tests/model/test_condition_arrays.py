@@ -1,0 +1,256 @@
+"""Arrays of ``obsm`` as conditions: positions and the like, from registration to files of generated cells."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgen_diffusion.data import CellFiles
+from scgen_diffusion.model import SCLDM, SCRDIT
+
+SETUP = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["spatial", "fate"]}
+CORNERS = np.array([[0, 0], [600, 0], [0, 200], [600, 200]])  # of the types, 100 apart from each other at least
+
+
+@pytest.fixture(scope="module")
+def cells(make_cells):
+    """Return cells whose type says in which corner they are; ``fate`` is a table, ``spatial`` an array."""
+    adata = make_cells()
+    rng = np.random.default_rng(0)
+    types = adata.obs["cell_type"].cat.codes.to_numpy()
+    adata.obsm["spatial"] = CORNERS[types] + rng.uniform(0, 100, (adata.n_obs, 2))
+    share = rng.random(adata.n_obs)
+    fate = {"left": share, "right": 1 - share}
+    adata.obsm["fate"] = pd.DataFrame(fate, index=adata.obs_names)
+    return adata
+
+
+def set_up(cls, adata, **options):
+    cls.setup_anndata(adata, **SETUP)
+    return cls(adata, **options)
+
+
+@pytest.fixture(scope="module")
+def model(cells, make_trained):
+    return make_trained(
+        cells.copy(), condition_keys=["cell_type"], setup={"continuous_condition_keys": ["spatial", "fate"]}
+    )
+
+
+def corner_of(positions):
+    """Return the number of the corner of each position; -1 between them."""
+    inside = (positions[:, None] >= CORNERS) & (positions[:, None] <= CORNERS + 100)
+    return np.where(inside.all(2).any(1), inside.all(2).argmax(1), -1)
+
+
+def same(one, other):
+    """Return whether two results hold the same cells under the same conditions."""
+    np.testing.assert_array_equal(one.X.toarray(), other.X.toarray())
+    np.testing.assert_array_equal(one.obsm["spatial"], other.obsm["spatial"])
+    np.testing.assert_array_equal(one.obsm["fate"].to_numpy(), other.obsm["fate"].to_numpy())
+    assert list(one.obsm["fate"].columns) == list(other.obsm["fate"].columns) == ["left", "right"]
+    assert (one.obs["cell_type"].astype(str).to_numpy() == other.obs["cell_type"].astype(str).to_numpy()).all()
+    return True
+
+
+def test_positions_are_kept_in_obsm_in_the_order_they_were_asked_for(model):
+    asked = np.array([[30.0, 60.0], [650.5, 20.0], [12.0, 290.0]])
+
+    made = model.generate(condition={"spatial": asked, "fate": [0.25, 0.75]}, seed=0, n_steps=2)
+
+    np.testing.assert_array_equal(made.obsm["spatial"], asked)
+    assert made.obsm["fate"].to_numpy().tolist() == [[0.25, 0.75]] * 3
+    assert list(made.obsm["fate"].index) == list(made.obs_names)
+    assert list(made.obs) == ["cell_type", "synthetic"]
+    assert (
+        model.generate(6, {"spatial": asked}, seed=0, n_steps=1).obsm["spatial"].tolist() == asked.repeat(2, 0).tolist()
+    )
+
+
+def test_positions_change_the_cells(model):
+    here, there = (
+        model.generate(64, {"cell_type": "NK", "fate": [0.5, 0.5], "spatial": spot}, seed=0)
+        for spot in ([30, 250], [80, 250])
+    )
+    assert (here.X != there.X).nnz
+
+
+def test_types_left_out_are_those_of_cells_near_the_position(model):
+    spots = CORNERS[:3].repeat(40, 0) + 50
+
+    made = model.generate(condition={"spatial": spots}, seed=0, n_steps=1)
+
+    assert made.obs["cell_type"].cat.codes.tolist() == np.repeat([0, 1, 2], 40).tolist()
+    assert made.obsm["fate"]["left"].nunique() > 20  # they come from several neighbours
+
+
+def test_positions_left_out_are_those_of_cells_of_the_type(model, cells):
+    made = model.generate(60, {"cell_type": ["NK", "B cell"]}, seed=0, n_steps=1)
+
+    assert corner_of(made.obsm["spatial"]).tolist() == [2] * 30 + [0] * 30
+    pairs = [*map(tuple, np.c_[cells.obsm["spatial"], cells.obsm["fate"]["left"]].round(9))]
+    assert {*map(tuple, np.c_[made.obsm["spatial"], made.obsm["fate"]["left"]].round(9))} <= set(pairs)
+
+
+def test_everything_left_out_is_drawn_like_the_training_cells(model):
+    made = model.generate(400, seed=0, n_steps=1)
+
+    assert (corner_of(made.obsm["spatial"]) == made.obs["cell_type"].cat.codes).all()
+    assert len(np.unique(made.obsm["spatial"], axis=0)) > 80  # of 96
+
+
+def test_cells_and_tables_may_ask_for_their_conditions(model, cells):
+    section = cells[[5, 3, 60, 3]].copy()
+    mapping = {
+        "cell_type": section.obs["cell_type"].tolist(),
+        "spatial": section.obsm["spatial"],
+        "fate": section.obsm["fate"],
+    }
+    table = pd.DataFrame(section.obsm["spatial"], columns=["spatial_0", "spatial_1"]).assign(
+        cell_type=mapping["cell_type"],
+        fate_left=section.obsm["fate"]["left"].to_numpy(),
+        fate_right=section.obsm["fate"]["right"].to_numpy(),
+    )
+    of_mapping, of_table, of_cells = (
+        model.generate(condition=asked, seed=0, n_steps=2) for asked in (mapping, table, section)
+    )
+
+    assert same(of_mapping, of_table)
+    assert same(of_mapping, of_cells)
+    np.testing.assert_allclose(of_cells.obsm["spatial"], section.obsm["spatial"], rtol=1e-14)
+    assert "spatial_0, spatial_1" in of_cells.uns["scgen_diffusion"]["condition"]
+
+
+def test_what_the_cells_of_a_request_lack_is_drawn(model, cells):
+    section = anndata.AnnData(obs=pd.DataFrame(index=["a", "b"]), obsm={"spatial": CORNERS[[3, 1]] + 50.0})
+    assert model.generate(condition=section, seed=0, n_steps=1).obs["cell_type"].tolist() == ["rare", "T cell"]
+    with pytest.raises(ValueError, match=r"none of the model's condition keys \(obs\['cell_type'\], obsm\['spatial'\]"):
+        model.generate(condition=anndata.AnnData(obs=pd.DataFrame(index=["a"])))
+
+
+def test_a_fresh_process_without_cells_generates_the_same(model, run_apart, tmp_path):
+    model.save(tmp_path / "model")
+    script = """
+import sys
+from scgen_diffusion.model import SCLDM
+model = SCLDM.load(sys.argv[1], adata=False)
+print(model)
+model.generate(condition={"spatial": [[10, 20], [620, 240], [50, 50]]}, seed=3).write_h5ad(sys.argv[2])
+"""
+    out, _ = run_apart(script, tmp_path / "model", tmp_path / "cells.h5ad")
+
+    expected = model.generate(condition={"spatial": [[10, 20], [620, 240], [50, 50]]}, seed=3)
+    assert same(anndata.read_h5ad(tmp_path / "cells.h5ad"), expected)
+    assert "spatial (" in out
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_streamed_cells_have_the_arrays_of_those_in_memory(model, tmp_path, suffix):
+    spots = np.random.default_rng(1).uniform(0, 100, (300, 2))
+    path = model.generate_to(tmp_path / f"cells{suffix}", None, {"spatial": spots}, seed=0, n_steps=1, shard_size=128)
+
+    streamed = (anndata.read_h5ad if suffix == ".h5ad" else anndata.read_zarr)(path)
+    assert same(streamed, model.generate(condition={"spatial": spots}, seed=0, n_steps=1))
+
+
+def test_cells_in_files_are_registered_as_those_in_memory(model, cells, tiny, quick, tmp_path):
+    cells[:50].write_h5ad(tmp_path / "a.h5ad")
+    cells[50:].write_h5ad(tmp_path / "b.h5ad")
+    files = CellFiles([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], **SETUP)
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    from_files, from_backed = SCLDM(registry=files.registry, **tiny), set_up(SCLDM, backed, **tiny)
+
+    from_files.train(1, datamodule=files, **quick)
+    from_backed.train(1, **quick)
+
+    np.testing.assert_allclose(files.codes[:, 1:], model._registered_codes[:, 1:])
+    assert [key.state() for key in files.by_key[1:]] == [key.state() for key in model._condition_keys[1:]]
+    np.testing.assert_allclose(files.read([70, 2]).obsm["spatial"], cells.obsm["spatial"][[70, 2]], rtol=1e-14)
+    assert CellFiles.like(model.registry, tmp_path / "a.h5ad").n_cells == 50
+    for made in (from_files, from_backed):
+        assert made.generate(2, {"spatial": [3, 4]}, seed=0, n_steps=1).obsm["spatial"].tolist() == [[3, 4]] * 2
+
+
+def test_a_reference_learns_a_type_at_new_positions(model, cells, quick):
+    new = cells[:40].copy()
+    new.obs["cell_type"] = "new"
+    new.obsm["spatial"] = new.obsm["spatial"] + [0, 2000]
+    query = SCLDM.load_query_data(new, model)
+    query.train(1, **quick)
+
+    made = query.generate(20, {"cell_type": "new"}, seed=0, n_steps=1)
+    assert (made.obsm["spatial"][:, 1] >= 2000).all()
+    assert set(query.generate(20, {"spatial": [50, 2050]}, seed=0, n_steps=1).obs["cell_type"]) == {"new"}
+
+
+def test_given_cells_can_be_moved(model, cells):
+    moved = model.predict_perturbation(
+        condition={"spatial": [650, 50]}, indices=[7, 9], seed=0, sampler="euler", n_steps=2
+    )
+    assert moved.obsm["spatial"].tolist() == [[650, 50]] * 2
+    np.testing.assert_allclose(moved.obsm["spatial_of_control"], cells.obsm["spatial"][[7, 9]])
+    np.testing.assert_allclose(moved.obsm["fate"]["left"], cells.obsm["fate"]["left"].iloc[[7, 9]])
+    assert not any(name.startswith("spatial") for name in moved.obs)
+    options = {"seed": 0, "sampler": "euler", "n_steps": 2}
+    own = model.predict_perturbation(condition=cells[[7, 9]], indices=[7, 9], **options)
+    np.testing.assert_array_equal(own.obsm["spatial"], own.obsm["spatial_of_control"])
+    with pytest.raises(ValueError, match="the cells in another order"):
+        model.predict_perturbation(condition=cells[[9, 7]], indices=[7, 9], **options)
+
+
+def test_an_array_is_one_key_for_guidance_and_dropping(cells, tiny, model):
+    one, other = (
+        model.generate(20, {"spatial": [30, 30], "cell_type": "NK"}, seed=0, guidance_scale=scale)
+        for scale in ({"spatial": 3.0}, 1.0)
+    )
+    assert (one.X != other.X).nnz
+    grouped = set_up(
+        SCLDM, cells.copy(), condition_strategy="additive", dropped_together=[("cell_type", "spatial")], **tiny
+    )
+    assert grouped.module.key_groups == ((0, 1),)
+    assert grouped.module.key_of_column.tolist() == [0, 1, 1, 2, 2]
+
+
+def test_gene_space_models_take_arrays(make_cells, cells, tiny_gene_space, quick):
+    adata = cells.copy()
+    SCRDIT.setup_anndata(adata, continuous_condition_keys=["spatial"])
+    model = SCRDIT(adata, **tiny_gene_space)
+    model.train(1, **quick)
+    assert model.generate(3, {"spatial": [5, 6]}, n_steps=2, seed=0).obsm["spatial"].tolist() == [[5, 6]] * 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"spatial": [1, 2, 3]}, "2 numbers per cell; give a row of 2 for all cells"),
+        ({"spatial": [[1, 2], [3]]}, "2 numbers per cell"),
+        ({"spatial": "here"}, r"2 numbers per cell.*found \['here'\]"),
+        ({"spatial": 5}, "2 numbers per cell"),
+        ({"spatial": [1, float("nan")]}, r"the value \[1, nan\] for 'spatial'; finite numbers"),
+        ({"spatial": [1, 1e15]}, "too far from the range of the training cells"),
+        ({"spatial": np.zeros((9, 2))}, "9 values for 5 cells"),
+        ({"fate": pd.DataFrame({"right": [0.5], "left": [0.5]})}, r"the columns \['right', 'left'\], but"),
+        (pd.DataFrame({"spatial_0": [1.0]}), "unknown key 'spatial_0'.*'spatial_1'"),
+    ],
+)
+def test_wrong_requests_are_refused(model, asked, words):
+    with pytest.raises(ValueError, match=words):
+        model.generate(None if isinstance(asked, pd.DataFrame) else 5, asked)
+
+
+def test_places_without_training_cells_give_a_warning(model):
+    with pytest.warns(
+        UserWarning, match=r"outside the range.*spatial=\[5000, 50\] \(no training cell is near, one of 2\)"
+    ):
+        made = model.generate(condition={"spatial": [[5000, 50], [50, 50], [350, 150]]}, seed=0, n_steps=1)
+    assert made.obs["cell_type"].tolist()[:2] == ["T cell", "B cell"]  # the nearest cells
+    with pytest.warns(UserWarning, match=r"cell_type='NK', spatial=\[650, 50\] does not occur"):
+        model.generate(3, {"cell_type": "NK", "spatial": [650, 50]}, seed=0, n_steps=1)
+
+
+def test_positions_of_the_training_cells_give_no_warning(model, cells, recwarn):
+    model.generate(condition=cells, seed=0, n_steps=1)
+    model.generate(condition={"spatial": CORNERS + 50}, seed=0, n_steps=1)
+    assert not [warning for warning in recwarn if "training cells" in str(warning.message)]
