@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM
-from scgen_diffusion.train import RECIPES
+from scgen_diffusion.train import RECIPES, start_autoencoder
 from scgen_diffusion.train import _cells as train_cells
+from scgen_diffusion.train import _latents as train_latents
 
 METRICS = {f"{stage}_loss_{subset}" for stage in ("autoencoder", "prior") for subset in ("train", "validation")}
 
@@ -51,9 +52,23 @@ def test_training_lowers_the_losses(make_model, quick):
     model.train(20, **quick)
 
     # not the KL divergence, whose weight rises, nor the averaged weights on ten cells, which hardly move
-    for name in ("autoencoder_reconstruction_loss_train", "autoencoder_reconstruction_loss_validation", "prior_loss_train"):
+    for name in (
+        "autoencoder_reconstruction_loss_train",
+        "autoencoder_reconstruction_loss_validation",
+        "prior_loss_train",
+    ):
         losses = model.history[name][name]
         assert losses.iloc[-5:].mean() < losses.iloc[:3].mean(), name
+
+
+@pytest.mark.parametrize("most", [1, 1000])
+def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(make_model, monkeypatch, most):
+    monkeypatch.setattr(train_latents, "MOST_COMBINATIONS", most)
+    model = make_model()
+
+    start_autoencoder(model.module, model._cells, np.arange(90))
+
+    assert bool(model.module.condition_effects.loadings.weight.any()) == (most > 1)
 
 
 def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(make_model, quick):

@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that 
 ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from; numbers have more
+
+#: Expression ``(genes,)`` and number of the cells with each combination of conditions.
+SumsByCondition: TypeAlias = "dict[tuple[float, ...], tuple[Tensor, int]]"
 
 
 class LatentCache(Dataset):
@@ -191,27 +194,31 @@ class _Rows(Dataset):
 def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
     """Initialise an autoencoder at the mean expression of the cells ``indices``, and its effects at those of conditions."""
     target, pooled, n_cells = torch.zeros(1).double(), torch.zeros(1).double(), 0
-    by_condition: dict[tuple[float, ...], tuple[Tensor, int]] = {}
+    by_condition: SumsByCondition | None = None if module.condition_effects is None else {}
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         x = batch[REGISTRY_KEYS.X_KEY]
         target, pooled = target + module.target(x).sum(0), pooled + module.pooled_profile(x).sum(0)
         n_cells = n_cells + module.n_cells_with(x)
-        if module.condition_effects is not None and len(by_condition) <= MOST_COMBINATIONS:
-            _add_by_condition(by_condition, module.condition_of(batch).cpu(), x)
+        if by_condition is not None:
+            by_condition = _add_by_condition(by_condition, module.condition_of(batch).cpu(), x)
     module.start_from_means(*((total / n_cells).float().to(module.device) for total in (target, pooled)))
-    if 0 < len(by_condition) <= MOST_COMBINATIONS:
+    if by_condition:
         condition = torch.tensor(list(by_condition), dtype=module.null_condition.dtype)
         counts, sizes = zip(*by_condition.values(), strict=True)
         module.start_effects(*(v.to(module.device) for v in (condition, torch.stack(counts), torch.tensor(sizes))))
 
 
-def _add_by_condition(sums: dict[tuple[float, ...], tuple[Tensor, int]], condition: Tensor, x: Tensor) -> None:
-    """Add expression ``(cells, genes)`` and numbers of cells to those of each combination of conditions."""
+def _add_by_condition(sums: SumsByCondition, condition: Tensor, x: Tensor) -> SumsByCondition | None:
+    """Add cells ``(cells, columns)`` and ``(cells, genes)`` to the sums; None if there are too many combinations."""
     rows, which = condition.unique(dim=0, return_inverse=True)
+    combinations = [tuple(row) for row in rows.tolist()]
+    if len(sums.keys() | set(combinations)) > MOST_COMBINATIONS:
+        return None
     totals = x.new_zeros(len(rows), x.shape[1], dtype=torch.double).index_add_(0, which, x.double())
-    for row, total, n_cells in zip(map(tuple, rows.tolist()), totals, which.bincount().tolist(), strict=True):
-        known, n_known = sums.get(row, (0.0, 0))
-        sums[row] = known + total, n_known + n_cells
+    for combination, total, n_cells in zip(combinations, totals, which.bincount().tolist(), strict=True):
+        known, n_known = sums.get(combination, (0.0, 0))
+        sums[combination] = known + total, n_known + n_cells
+    return sums
 
 
 def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
