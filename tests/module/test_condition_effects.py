@@ -103,16 +103,18 @@ def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
     torch.testing.assert_close(torch.stack(seen)[:, 0], torch.tensor([[1, 1], [1, 2], [2, 2]]))  # 2: not given
 
 
-def test_effects_do_not_change_what_the_autoencoder_learns(build, batch):
+def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns(build, batch):
     module = build()
+    module.start_effects(torch.tensor([[0], [1]]), torch.ones(2, N_GENES).cumsum(1), torch.tensor([4000, 4000]))
 
-    def gradients(**loss_kwargs):
+    def loss_and_gradients(**loss_kwargs):
         module.zero_grad()
-        module(batch, loss_kwargs=loss_kwargs)[2].loss.backward()
+        loss = module(batch, loss_kwargs=loss_kwargs)[2].loss
+        loss.backward()
         parts = (module.encoder, module.decoder)
-        return [p.grad.clone() for part in parts for p in part.parameters() if p.grad is not None]
+        return [loss, *(p.grad.clone() for part in parts for p in part.parameters() if p.grad is not None)]
 
-    alone, beside = gradients(), gradients(condition=module.condition_of(batch))
+    alone, beside = loss_and_gradients(), loss_and_gradients(condition=module.condition_of(batch))
     assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
     assert module.condition_effects.loadings.weight.grad.abs().sum() > 0
 

@@ -194,8 +194,8 @@ class SCLDMModule(ConditionedModule):
     ) -> LossOutput:
         """Return the negative log-likelihood plus ``kl_weight`` times the KL divergence, averaged over cells.
 
-        With ``condition (cells, columns)``, the condition effects learn as well. They do not change what encoder and
-        decoder learn.
+        With ``condition (cells, columns)``, the condition effects learn as well. They change neither the value nor what
+        encoder and decoder learn.
         """
         target = self.target(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood.log_likelihood(target, **generative_outputs)
@@ -204,7 +204,7 @@ class SCLDMModule(ConditionedModule):
         if condition is not None and self.condition_effects is not None:
             given = {name: value.detach() for name, value in generative_outputs.items()}
             with_effects = -self.likelihood.log_likelihood(target, **self.add_condition_effects(condition, **given))
-            loss = loss + (with_effects - reconstruction_loss.detach()).mean()
+            loss = loss + (with_effects - with_effects.detach()).mean()
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 
     def decode(self, z: Tensor, totals: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
