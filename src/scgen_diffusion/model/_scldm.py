@@ -420,8 +420,7 @@ class SCLDM(AutoencoderModel):
             return ""
         return (
             f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight of "
-            f"{chosen.kl_weight:g} in place of {usual.kl_weight:g} and more epochs, the prior fewer. `model.recipes_` has "
-            "all options."
+            f"{chosen.kl_weight:g} in place of {usual.kl_weight:g} and more epochs. `model.recipes_` has all options."
         )
 
     def _encode_cells(self) -> LatentCache:

@@ -179,7 +179,7 @@ class TrainingRecipe:
         Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and what
         genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can take
         more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as the
-        counts allow. The prior takes fewer steps in return.
+        counts allow.
 
         Parameters
         ----------
@@ -200,7 +200,6 @@ class TrainingRecipe:
                 kl_weight=float(f"{kl_weight:.2g}"),
                 reference_steps=round(self.autoencoder.reference_steps * longer),
             ),
-            prior=replace(self.prior, reference_steps=round(self.prior.reference_steps / math.sqrt(longer))),
         )
 
 
