@@ -363,9 +363,9 @@ class AutoencoderPlan(StagePlan):
         noise = torch.randn(len(x), *module.latent_shape, generator=generator, device=x.device)
         keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
         rise = min(self.progress / recipe.kl_warm_up, 1.0) if training and recipe.kl_warm_up else 1.0
-        condition = module.condition_of(batch)
+        condition = None  # effects learn in training and are no part of the loss
         if training and module.condition_effects is not None:
-            condition = module.drop_conditions(condition, recipe.drop_probability, generator)
+            condition = module.drop_conditions(module.condition_of(batch), recipe.drop_probability, generator)
         _, _, losses = module(
             batch,
             inference_kwargs={"noise": noise, "keep": keep, "generator": generator},
