@@ -138,6 +138,32 @@ def test_effects_learn_shares_and_dispersions_that_the_latent_does_not_know(buil
     assert abs(log_theta[-1]) < 0.5  # the inverse dispersion was 1
 
 
+def test_effects_that_training_missed_are_corrected(build):
+    """Ten cells of the second class have a gene that the model gives to nobody, as if their counts were outliers."""
+    module, rng = build(), np.random.default_rng(0)
+    means = torch.full((N_GENES,), 60.0)
+    module.start_from_means(means.scatter(0, torch.tensor([0]), 1e-4), torch.zeros(N_GENES))
+    with torch.no_grad():
+        module.likelihood.log_theta[:] = torch.tensor([-3.0] + (N_GENES - 1) * [3.0])  # no counts: any dispersion fits
+    expected = means.repeat(10, 1)
+    expected[:, 0] = 30
+    theta = np.exp(module.likelihood.log_theta.detach().numpy())
+    theta[0] = 5.0
+    rare = torch.tensor(rng.poisson(expected.numpy() * rng.gamma(theta, 1 / theta, expected.shape)), dtype=torch.float32)
+
+    module.correct_effects(torch.tensor([[0], [1]]), [None, rare], torch.tensor([1000, 10]))
+    effects = module.condition_effects(torch.tensor([[0], [1], [2]])).detach()  # 2: no condition
+    assert effects[1, 1:].abs().max() < 0.05  # the other genes were right
+    assert effects[[0, 2]].abs().max() < 0.05  # and so were the other cells
+    decoded = module.decode(
+        torch.zeros(400, *module.latent_shape), torch.full((400, 1), 500.0), torch.ones(400, 1).long()
+    )
+    drawn = module.likelihood.sample(module.likelihood.parameters_per_cell(**decoded), Generators(0, range(400)))
+    ours, real = drawn[:, 0] / drawn.sum(1), rare[:, 0] / rare.sum(1)
+    torch.testing.assert_close(ours.mean(), real.mean(), atol=0, rtol=0.15)
+    torch.testing.assert_close(ours.std(), real.std(), atol=0, rtol=0.3)
+
+
 @pytest.mark.parametrize(
     ("conditions", "changes"),
     [((), {}), ((2,), {"condition_effects": False}), ((2,), {"likelihood": "gaussian"})],

@@ -20,6 +20,7 @@ from scgen_diffusion.train import (
     PairData,
     PriorPlan,
     TransportPlan,
+    correct_effects,
     counts_per_gene,
     describe_predicted_totals,
     encode_cells,
@@ -320,6 +321,7 @@ class SCLDM(AutoencoderModel):
             self.module.decoder.compile()
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         result = run(AutoencoderPlan(self.module, recipe, seed=stage_seed()), self._cell_data(recipe))
+        correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
         return result
 

@@ -94,6 +94,12 @@ class NegativeBinomialLikelihood(nn.Module):
         mu = self.log_mean(outputs, library_size).exp()
         return mu if self.outliers is None else self.outliers.mix_into(mu)
 
+    def probability_of_zero(self, outputs: Tensor, library_size: Tensor) -> Tensor:
+        """Return the probability that a gene has no counts, ``(cells, genes)``."""
+        log_mean, log_theta = self.log_mean(outputs, library_size), self.log_dispersion(outputs)
+        zero = torch.exp(-log_theta.exp() * softplus(log_mean - log_theta))
+        return zero if self.outliers is None else zero * (1 - self.outliers.gene_log_odds().sigmoid())
+
     def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return each cell's log-likelihood of counts ``(cells, genes)``."""
         log_mean, log_theta = self.log_mean(outputs, library_size), self.log_dispersion(outputs)

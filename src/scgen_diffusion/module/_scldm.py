@@ -46,7 +46,7 @@ from ._library_size import LibrarySizeKind, LibrarySizeModel
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 
 PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
+SURPRISING = 4.0  # standard deviations
+MOST_THETA = 50.0  # beyond it, few cells cannot tell
 
 
 class SCLDMModule(ConditionedModule):
@@ -439,6 +441,7 @@ class SCLDMModule(ConditionedModule):
         log_theta = self.architecture.initial_log_theta
         initialise_decoder(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
 
+    @torch.no_grad()
     def start_effects(self, condition: Tensor, counts: Tensor, n_cells: Tensor) -> None:
         """Initialise the condition effects at the log ratios of each combination's mean profile to the overall one.
 
@@ -457,11 +460,51 @@ class SCLDMModule(ConditionedModule):
             return
         expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
         log_ratios = ((counts + PSEUDO_COUNTS) / (expected + PSEUDO_COUNTS)).log()
-        self.condition_effects.fit(
-            torch.cat([condition, self.null_condition[None]]),  # no effect if not given
-            pad(log_ratios, (0, 0, 0, 1)),
-            torch.cat([n_cells, n_cells.sum()[None]]),
-        )
+        self.condition_effects.loadings.weight.zero_()
+        effects = torch.stack([log_ratios, torch.zeros_like(log_ratios)], dim=-1)
+        self.condition_effects.add(*self._and_no_condition(condition, effects, n_cells))
+
+    @torch.no_grad()
+    def correct_effects(self, condition: Tensor, cells: Iterable[Tensor | None], n_cells: Tensor) -> None:
+        """Correct the condition effects on genes that a combination's cells have far more or less often than expected.
+
+        Counts that only few cells have can pass for outliers in training, so that the gene's effect learns nothing.
+
+        Parameters
+        ----------
+        condition
+            Combinations of conditions, ``(n, columns)``.
+        cells
+            Expression of the cells of each combination, ``(cells, genes)``. None leaves its effects as they are.
+        n_cells
+            Number of their cells, ``(n,)``.
+        """
+        if self.condition_effects is None:
+            return
+        unchanged = torch.zeros_like(self.condition_effects(condition[:1])[0])
+        lacking = [
+            unchanged if x is None else self._lacking_effects(x, c) for x, c in zip(cells, condition, strict=True)
+        ]
+        self.condition_effects.add(*self._and_no_condition(condition, torch.stack(lacking), n_cells))
+
+    def _and_no_condition(self, condition: Tensor, effects: Tensor, n_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a row that gives no condition, which has no effect, to arguments of ``ConditionEffects.add``."""
+        condition = torch.cat([condition, self.null_condition[None]])
+        return condition, pad(effects, (0, 0, 0, 0, 0, 1)), torch.cat([n_cells, n_cells.sum()[None]])
+
+    def _lacking_effects(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return what the effects on shares and dispersions lack of cells with one condition, ``(genes, 2)``."""
+        noise = torch.randn(len(x), *self.latent_shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+        decoded = self.decode(self.inference(x, noise=noise)["z"], self.totals(x), condition.expand(len(x), -1))
+        mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
+        zero = self.likelihood.probability_of_zero(**decoded)
+        surprise = ((x > 0).float() - (1 - zero)).sum(0) / ((zero * (1 - zero)).sum(0) + 0.5).sqrt()
+        log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()
+        mu = mu * log_ratio.exp()
+        squares, excess = mu.square().sum(0), ((x - mu).square() - mu).sum(0)
+        new_log_theta = (squares / excess.clamp(min=squares / MOST_THETA)).log()
+        lacking = torch.stack([log_ratio, new_log_theta - log_theta.mean(0)], dim=1)
+        return torch.where(surprise.abs()[:, None] > SURPRISING, lacking, 0.0)
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -23,7 +23,7 @@ RIDGE = 0.3  # cells
 class ConditionEffects(nn.Module):
     """Two effects of conditions on every gene, on its share and its dispersion. They add up over keys.
 
-    They start at zero, or at the effects that :meth:`fit` finds.
+    They start at zero.
 
     Parameters
     ----------
@@ -53,19 +53,19 @@ class ConditionEffects(nn.Module):
         return self.loadings(EMBEDDING_SCALE * self.embed(condition)).unflatten(1, (-1, 2))
 
     @torch.no_grad()
-    def fit(self, condition: Tensor, log_ratios: Tensor, n_cells: Tensor) -> None:
-        """Set the effects on shares by ridge regression; those on dispersions stay.
+    def add(self, condition: Tensor, effects: Tensor, n_cells: Tensor) -> None:
+        """Add to the effects, by ridge regression.
 
         Parameters
         ----------
         condition
             ``(n, columns)``.
-        log_ratios
-            Wanted effects on log shares, ``(n, genes)``.
+        effects
+            What to add to the effects of each row, ``(n, genes, 2)``.
         n_cells
             Weight of each row, ``(n,)``.
         """
-        x, y, weights = EMBEDDING_SCALE * self.embed(condition).double(), log_ratios.double(), n_cells.double()
+        x, y, weights = EMBEDDING_SCALE * self.embed(condition).double(), effects.flatten(1).double(), n_cells.double()
         penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         fitted = torch.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y)
-        self.loadings.weight.unflatten(0, (-1, 2))[:, 0] = fitted.T.to(self.loadings.weight.dtype)
+        self.loadings.weight += fitted.T.to(self.loadings.weight.dtype)

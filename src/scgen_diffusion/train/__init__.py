@@ -4,6 +4,7 @@ from ._cells import CellData, EpochBatches, StageData, TrainingCells
 from ._latents import (
     LatentCache,
     LatentData,
+    correct_effects,
     counts_per_gene,
     describe_predicted_totals,
     encode_cells,
@@ -52,6 +53,7 @@ __all__ = [
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
+    "correct_effects",
     "counts_per_gene",
     "describe_predicted_profile_totals",
     "describe_predicted_totals",

@@ -29,6 +29,7 @@ RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that 
 ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from; numbers have more
+RARE = 200  # cells
 
 #: Expression ``(genes,)`` and number of the cells with each combination of conditions.
 SumsByCondition: TypeAlias = "dict[tuple[float, ...], tuple[Tensor, int]]"
@@ -219,6 +220,27 @@ def _add_by_condition(sums: SumsByCondition, condition: Tensor, x: Tensor) -> Su
         known, n_known = sums.get(combination, (0.0, 0))
         sums[combination] = known + total, n_known + n_cells
     return sums
+
+
+def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
+    """Correct the condition effects of a trained autoencoder on genes that rare combinations of conditions have.
+
+    Combinations with more cells than ``RARE`` have learned them.
+    """
+    if module.condition_effects is None:
+        return
+    codes, which, sizes = np.unique(cells.codes[indices], axis=0, return_inverse=True, return_counts=True)
+    if len(codes) > MOST_COMBINATIONS:
+        return
+
+    def cells_of_rare() -> Iterator[Tensor | None]:
+        for number, size in enumerate(sizes):
+            rows = indices[which.ravel() == number]
+            loader = cells.loader(rows, RARE) if size <= RARE else ()
+            yield next((batch[REGISTRY_KEYS.X_KEY].to(module.device) for batch in loader), None)
+
+    condition = torch.from_numpy(codes).to(module.device, module.null_condition.dtype)
+    module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
 
 
 def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
