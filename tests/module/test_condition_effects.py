@@ -149,7 +149,9 @@ def test_effects_that_training_missed_are_corrected(build):
     expected[:, 0] = 30
     theta = np.exp(module.likelihood.log_theta.detach().numpy())
     theta[0] = 5.0
-    rare = torch.tensor(rng.poisson(expected.numpy() * rng.gamma(theta, 1 / theta, expected.shape)), dtype=torch.float32)
+    rare = torch.tensor(
+        rng.poisson(expected.numpy() * rng.gamma(theta, 1 / theta, expected.shape)), dtype=torch.float32
+    )
 
     module.correct_effects(torch.tensor([[0], [1]]), [None, rare], torch.tensor([1000, 10]))
     effects = module.condition_effects(torch.tensor([[0], [1], [2]])).detach()  # 2: no condition

@@ -45,3 +45,9 @@ def test_cells_do_not_depend_on_each_other(network):
     x = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
 
     torch.testing.assert_close(network(x, T, CONDITION)[:1], network(x[:1], T[:1], CONDITION[:1]))
+
+
+def test_gene_weights_are_all_matrices_with_genes(network):
+    assert {id(p) for p in network.gene_weights} == {
+        id(p) for p in network.parameters() if p.shape in {(16, 7), (14, 32)}
+    }

@@ -85,7 +85,7 @@ def test_without_global_tokens_there_is_nothing_to_start():
     before = {name: w.clone() for name, w in network.state_dict().items()}
     network.start_reading(torch.ones(2, 12))
 
-    assert network.global_weights == []
+    assert network.gene_weights == []
     assert all(torch.equal(w, before[name]) for name, w in network.state_dict().items())
 
 

@@ -181,9 +181,9 @@ class GeneSpaceModule(ConditionedModule):
                 network.backbone.start_reading(directions)
 
     def gene_loadings(self) -> list[Tensor]:
-        """List the weight matrices by which global tokens read and write genes."""
+        """List the weight matrices with one row or column per gene."""
         backbone = self.network.backbone
-        return backbone.global_weights if isinstance(backbone, GeneDiT) else []
+        return backbone.gene_weights if isinstance(backbone, GeneDiT | GeneMLP) else []
 
     def dispersions(self) -> list[Tensor]:
         """List the parameters of the genes' dispersions: none."""

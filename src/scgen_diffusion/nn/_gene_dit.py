@@ -153,7 +153,7 @@ class GeneDiT(nn.Module):
             self.read_all_genes.bias[:k] = 0
 
     @property
-    def global_weights(self) -> list[Tensor]:
+    def gene_weights(self) -> list[Tensor]:
         """The matrices with which global tokens read and write genes."""
         return [self.read_all_genes.weight, self.write_all_genes.weight] if self.n_global_tokens else []
 

@@ -83,3 +83,8 @@ class GeneMLP(nn.Module):
             h = gated_step(norm, block, h, modulation(context).chunk(3, dim=-1)).tokens_out
         prediction = self.project_out(torch.cat([self.norm_out(h), silu(context)], dim=1))
         return prediction.unflatten(1, (self.n_outputs, -1)) if self.n_outputs > 1 else prediction
+
+    @property
+    def gene_weights(self) -> list[Tensor]:
+        """The matrices that read and write genes."""
+        return [self.project_in.weight, self.project_out.weight]

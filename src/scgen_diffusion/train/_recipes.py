@@ -131,7 +131,8 @@ class DiffusionRecipe(Recipe):
     Parameters
     ----------
     loading_weight_decay
-        Weight decay of the matrices with which global tokens read and write genes, which are most of the parameters.
+        Weight decay of the matrices with which global tokens, or the residual network, read and write genes. They are
+        most of the parameters.
     drop_probability
         Probability of dropping a cell's conditions, which classifier-free guidance needs.
     dispersion_learning_rate_factor
@@ -244,7 +245,11 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
 MASKING_RECIPE = DiffusionRecipe(learning_rate=2e-3, reference_steps=2500)
 
 DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
-    "SCRDIT": {"default": DiffusionRecipe(), "masking": MASKING_RECIPE, "published": PUBLISHED_SCRDIT_RECIPE},
+    "SCRDIT": {
+        "default": DiffusionRecipe(),
+        "masking": replace(MASKING_RECIPE, loading_weight_decay=1.0),
+        "published": PUBLISHED_SCRDIT_RECIPE,
+    },
     "WBDIT": {
         "default": DiffusionRecipe(),
         "masking": MASKING_RECIPE,
