@@ -206,6 +206,11 @@ def test_log_values_are_refused(make_cells):
         build(make_cells, adata=make_cells(values="log1p"), setup={"values": "log1p"})
 
 
+def test_early_stopping_is_refused_because_the_loss_does_not_judge_the_cells(make_cells, quick):
+    with pytest.raises(ValueError, match="`early_stopping` watches the validation loss, but that of the diffusion may rise"):
+        build(make_cells).train(3, early_stopping=True, **quick)
+
+
 @pytest.mark.parametrize(
     ("request_of_cells", "message"),
     [

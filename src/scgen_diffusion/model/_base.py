@@ -466,10 +466,11 @@ class DiffusionModel(BaseModelClass):
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
-            Cells per step. Default: 512 for prior and transport, 128 for autoencoder and diffusion. A value above both
-            the default and the number of training cells is reduced. The transport ignores it unless trained alone.
+            Cells per step. Default: 128 for autoencoder and diffusion, 256 for the prior, 512 for the transport. A value
+            above both the default and the number of training cells is reduced. The transport ignores it unless trained alone.
         early_stopping
-            Whether to stop a stage when its validation loss no longer falls. The transport has no validation.
+            Whether to stop a stage when its validation loss no longer falls. The transport has no validation, and with
+            ``path="masking"`` the loss does not judge the cells.
         plan_kwargs
             Training options of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stage to options:
             ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,

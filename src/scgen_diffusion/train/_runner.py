@@ -120,6 +120,12 @@ def run_stage(
     interruption = Interruption()
     callbacks = [interruption, *(callbacks or [])]
     path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
+    if early_stopping and not plan.loss_judges_cells:
+        msg = (
+            f"`early_stopping` watches the validation loss, but that of the {plan.name} may rise while the generated cells "
+            "get better. Leave `early_stopping` out."
+        )
+        raise ValueError(msg)
     if early_stopping:
         rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
         callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
