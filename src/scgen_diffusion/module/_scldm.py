@@ -499,7 +499,7 @@ class SCLDMModule(ConditionedModule):
         mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
         zero = self.likelihood.probability_of_zero(**decoded)
         surprise = ((x > 0).float() - (1 - zero)).sum(0) / ((zero * (1 - zero)).sum(0) + 0.5).sqrt()
-        log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()
+        log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()  # finite, and hardly shrunk
         mu = mu * log_ratio.exp()
         squares, excess = mu.square().sum(0), ((x - mu).square() - mu).sum(0)
         new_log_theta = (squares / excess.clamp(min=squares / MOST_THETA)).log()
