@@ -207,7 +207,9 @@ def test_log_values_are_refused(make_cells):
 
 
 def test_early_stopping_is_refused_because_the_loss_does_not_judge_the_cells(make_cells, quick):
-    with pytest.raises(ValueError, match="`early_stopping` watches the validation loss, but that of the diffusion may rise"):
+    with pytest.raises(
+        ValueError, match="`early_stopping` watches the validation loss, but that of the diffusion may rise"
+    ):
         build(make_cells).train(3, early_stopping=True, **quick)
 
 
