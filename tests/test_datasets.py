@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import anndata
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
@@ -159,6 +160,36 @@ def test_b_cells_of_citeseq_carry_cd19(load):
 def test_perturbations_have_controls_in_every_cell_line(load):
     obs = load("norman_mcfaline_devel").obs
     assert set(obs.loc[obs["condition"] == "control", "cell_type"]) == {"k562", "A172", "T98G", "U87MG"}
+
+
+def test_osmfish_equals_the_converted_file():
+    if not (ORIGINALS / originals.OSMFISH.name).exists():
+        pytest.skip(f"the original file is not in {ORIGINALS}; set {originals.DATA_DIR_VARIABLE}")
+    adata, expected = (
+        datasets.osmfish_cortex(ORIGINALS),
+        anndata.read_h5ad(converted_file("osmfish_cortex.h5ad")),
+    )
+    np.testing.assert_array_equal(adata.obsm["spatial"], expected.obsm["spatial"])
+    expected.obs = expected.obs[["cell_type", "region", "size_um2"]]
+    assert_same_cells(adata, expected)
+
+
+def test_osmfish_leaves_out_cells_that_are_not_valid_or_empty(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "section.loom", "w") as file:
+        file["matrix"] = [[1, 5, 0, 2], [3, 0, 0, 4]]  # (genes, cells)
+        file["row_attrs/Gene"] = ["Gad2", "Vip"]
+        file["col_attrs/Valid"] = [1, 0, 1, 1]
+        file["col_attrs/CellID"] = np.array([b"7", b"8", b"9", b"10"])
+        file["col_attrs/ClusterName"] = np.array([b"Astrocyte", b"Microglia", b"Microglia", b"Ependymal"])
+        file["col_attrs/Region"] = np.array([b"Layer 4", b"Layer 4", b"Layer 4", b"Ventricle"])
+        file["col_attrs/size_um2"], file["col_attrs/X"] = [10.0, 20.0, 30.0, 40.0], [0.5, 1.5, 2.5, 3.5]
+        file["col_attrs/Y"] = [5.0, 6.0, 7.0, 8.0]
+    monkeypatch.setattr(originals, "fetch", lambda *_: tmp_path / "section.loom")
+    adata = datasets.osmfish_cortex()
+    assert list(adata.obs_names) == ["cell7", "cell10"]
+    np.testing.assert_array_equal(adata.layers["counts"].toarray(), [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(adata.obsm["spatial"], [[0.5, 5], [3.5, 8]])
+    assert list(adata.obs["region"]) == ["Layer 4", "Ventricle"]
 
 
 class TestCountRecovery:

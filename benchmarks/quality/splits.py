@@ -56,11 +56,7 @@ DATASETS = {
     "paul15": DataSet(("cell_type",), CHOSEN_ON, "paul15"),
     "pbmc68k_reduced": DataSet(("cell_type",), CHOSEN_ON, "pbmc68k_reduced"),
     "pbmc10k_citeseq": DataSet(("cell_type",), CHOSEN_ON, "pbmc10k_citeseq"),
-    "osmfish_cortex": DataSet(
-        ("cell_type",),
-        CHOSEN_ON,
-        origin="Codeluppi et al. 2018, Nat Methods 15:932; github.com/drieslab/spatial-datasets",
-    ),
+    "osmfish_cortex": DataSet(("cell_type",), CHOSEN_ON, "osmfish_cortex"),
     "worm_embryo": DataSet(
         ("cell_type",),
         UNSEEN,

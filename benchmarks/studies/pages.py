@@ -138,6 +138,33 @@ def multimodal(table: pd.DataFrame) -> Blocks:
     return {("docs/how_to/multimodal.md", "multimodal"): _table(means, rows, columns)}
 
 
+def tissue(table: pd.DataFrame) -> Blocks:
+    """Write the main figures of all ways to fill a tissue section."""
+    rows = {name: name for name in table["method"].unique()}
+    columns = {
+        "energy distance in a tile": "energy_distance",
+        "AUC": "auc",
+        "region found": "region",
+        "Moran's I: correlation": "moran_correlation",
+        "Moran's I: share": "moran_ratio",
+    }
+    means = table.groupby("method")[list(columns.values())].mean()
+    return {("docs/user_guide/conditions.md", "tissue"): _table(means, rows, columns, corner="cells in the holes")}
+
+
+def time_course(table: pd.DataFrame) -> Blocks:
+    """Write the main figures of all ways to fill a window of time."""
+    columns = {
+        f"{name}: {figure}": (column, window)
+        for window, name in (("inside", "inner window"), ("last", "last window"))
+        for figure, column in (("energy distance", "energy_distance"), ("AUC", "auc"), ("error of types", "type_error"))
+    }
+    means = table.pivot_table(index="method", columns="window", values=["energy_distance", "auc", "type_error"])
+    rows = {name: name for name in table["method"].unique()}
+    page = "docs/user_guide/conditions.md"
+    return {(page, "time_course"): _table(means, rows, columns, corner="cells in the windows")}
+
+
 def _table(
     values: pd.DataFrame,
     rows: Mapping[str, object],
@@ -163,4 +190,6 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "memory": memory,
     "streaming": streaming,
     "multimodal": multimodal,
+    "tissue": tissue,
+    "time_course": time_course,
 }

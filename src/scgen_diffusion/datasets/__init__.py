@@ -16,11 +16,12 @@ and checked by sha256. They are stored in `data_dir`, else in the folder that th
 """
 
 from ._gse103322 import read_gse103322
-from ._loaders import kang_ifnb, norman_mcfaline_devel, paul15, pbmc3k, pbmc10k_citeseq, pbmc68k_reduced
+from ._loaders import kang_ifnb, norman_mcfaline_devel, osmfish_cortex, paul15, pbmc3k, pbmc10k_citeseq, pbmc68k_reduced
 
 __all__ = [
     "kang_ifnb",
     "norman_mcfaline_devel",
+    "osmfish_cortex",
     "paul15",
     "pbmc3k",
     "pbmc10k_citeseq",

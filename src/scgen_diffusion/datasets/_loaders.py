@@ -236,6 +236,41 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     return mdata
 
 
+def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
+    """Load 4 839 cells of a section of mouse somatosensory cortex, with their positions and 33 genes (osmFISH).
+
+    The counts are molecules seen under the microscope. Cells that the authors excluded are left out.
+
+    Parameters
+    ----------
+    data_dir
+        Folder of the downloaded file (1.1 MB).
+
+    Returns
+    -------
+    4 839 cells x 33 genes. `obs`: ``cell_type``, ``region``, ``size_um2`` (area of the cell). ``obsm["spatial"]``:
+    position in pixels of 0.065 µm, ``(cells, 2)``; the second column grows from the ventricle to the surface of the brain.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> scgd.datasets.osmfish_cortex().obsm["spatial"].shape  # doctest: +SKIP
+    (4839, 2)
+    """
+    with h5py.File(originals.fetch(originals.OSMFISH, data_dir)) as file:
+        is_valid = file["col_attrs/Valid"][:] == 1
+        columns = {name: values[:][is_valid] for name, values in file["col_attrs"].items()}
+        counts, genes = file["matrix"][:].T[is_valid], file["row_attrs/Gene"].asstr()[:]
+    numbers, cell_type, region = (columns[name].astype(str) for name in ("CellID", "ClusterName", "Region"))
+    obs = categorical_obs([f"cell{number}" for number in numbers], cell_type=cell_type, region=region)
+    obs["size_um2"] = columns["size_um2"]
+    source = originals.OSMFISH.source("Codeluppi et al. 2018, Nat Methods 15:932")
+    adata = expression_adata(counts, obs, genes, source)
+    positions = pd.DataFrame({"x": columns["X"], "y": columns["Y"]}, index=obs.index)
+    adata.obsm["spatial"] = positions.loc[adata.obs_names].to_numpy()
+    return adata
+
+
 def normalised_values(log_values: sparse.spmatrix) -> sparse.csr_matrix:
     """Undo `log1p` in double precision, shape `(cells, genes)`."""
     return sparse.csr_matrix(log_values, dtype=np.float64).expm1()

@@ -88,6 +88,12 @@ CITESEQ_LABELS = Original(
     "44eba814cf417e3154790c6867405e73825aec986ca7191fdb96ef90a0165bf7",
 )
 
+OSMFISH = Original(
+    "drieslab/spatial-datasets/12a495fe6b2394a703f570615b3470d3b3d2bec8/data/2018_osmFISH_SScortex/raw_data/"
+    "osmFISH_SScortex_mouse_all_cells.loom",
+    "6153b56b300280e0cbd2eb45377eea4a5e85606bed739c96eb02feee5f53bc63",
+)
+
 
 def fetch(original: Original, data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the file from the cache folder. Download it first if it is missing or its hash is wrong.

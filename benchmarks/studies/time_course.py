@@ -1,0 +1,262 @@
+"""Is time a good condition? Cells of hours of development that a model has not seen, beside simple ways.
+
+    python -m benchmarks.studies.time_course                 # four minutes of CPU time per seed
+
+Two windows of the embryo time of `worm_embryo` are held out: one inside, and the last one, which asks for extrapolation.
+Every way learns from the remaining cells and draws one cell for each held-out one, at its time. Half of the drawn cells
+are compared with the real cells of the other half. The floor compares real cells of both halves. Adds to
+``results/time_course.csv`` and writes ``results/time_course.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ot
+import pandas as pd
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.quality.splits import load, log_normalise, to_dense
+from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from scgen_diffusion.metrics import classifier_auc, energy_distance
+from scgen_diffusion.model import SCLDM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import anndata as ad
+    from numpy.typing import NDArray
+
+logger = logging.getLogger("benchmarks.time_course")
+
+RESULTS = Path(__file__).parent / "results"
+DATASET, TIME, TYPE = "worm_embryo", "embryo_time", "cell_type"
+KEYS = ("method", "window", "seed")
+
+WINDOWS = {"inside": (480, 560), "last": (690, np.inf)}  # minutes; from, and below
+N_GENES = 2_000
+N_NEAREST = 50  # cells of the nearest times
+N_AXES = 20
+N_HALVES = 3
+N_MARKERS = 50
+
+
+@dataclass(frozen=True)
+class Window:
+    """Training cells, and the held-out cells of a window; counts in `X`."""
+
+    train: ad.AnnData
+    held_out: ad.AnnData
+
+    @property
+    def times(self) -> tuple[NDArray, NDArray]:
+        """Minutes of the training cells and of the held-out ones."""
+        return self.train.obs[TIME].to_numpy(float), self.held_out.obs[TIME].to_numpy(float)
+
+    def sides(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return the nearest training cells before the window, and those after it (none after the last window)."""
+        known, wanted = self.times
+        before, after = np.flatnonzero(known < wanted.min()), np.flatnonzero(known > wanted.max())
+        return before[np.argsort(-known[before])][:N_NEAREST], after[np.argsort(known[after])][:N_NEAREST]
+
+
+def hold_out(cells: ad.AnnData) -> dict[str, Window]:
+    """Hold out both windows, and keep the genes that vary most in the other cells."""
+    times = cells.obs[TIME].to_numpy(float)
+    inside = {name: (times >= low) & (times < high) for name, (low, high) in WINDOWS.items()}
+    train = cells[~np.any(list(inside.values()), axis=0)]
+    genes = np.sort(np.argsort(-log_normalise(train.X).var(0))[:N_GENES])
+    return {name: Window(train[:, genes].copy(), cells[rows][:, genes].copy()) for name, rows in inside.items()}
+
+
+# --- ways to get cells of a time --------------------------------------------------------------------------------------
+
+
+def nearest_time(window: Window, rng: np.random.Generator) -> NDArray:
+    """Copy cells of the nearest times."""
+    known, wanted = window.times
+    nearest = np.argsort(np.abs(wanted[:, None] - known), axis=1, kind="stable")[:, :N_NEAREST]
+    return to_dense(window.train.X)[rng.permuted(nearest, axis=1)[:, 0]]
+
+
+def mixture(window: Window, rng: np.random.Generator) -> NDArray:
+    """Copy cells from before and after the window, the more of a side the nearer it is in time."""
+    before, after, share = _between(window)
+    chosen = np.where(rng.random(len(share)) < share, rng.choice(after, len(share)), rng.choice(before, len(share)))
+    return to_dense(window.train.X)[chosen]
+
+
+def displacement(window: Window, rng: np.random.Generator) -> NDArray:
+    """Pair cells before and after the window by optimal transport; draw each molecule from one of the two."""
+    before, after, share = _between(window)
+    axes = PCA(N_AXES, random_state=0).fit(log_normalise(window.train.X))
+    x, y = (axes.transform(log_normalise(window.train.X[rows])) for rows in (before, after))
+    plan = ot.emd(ot.unif(len(x)), ot.unif(len(y)), ot.dist(x, y)).ravel()
+    first, second = np.unravel_index(rng.choice(len(plan), len(share), p=plan / plan.sum()), (len(x), len(y)))
+    counts = to_dense(window.train.X).astype(int)
+    return rng.binomial(counts[before[first]], 1 - share[:, None]) + rng.binomial(counts[after[second]], share[:, None])
+
+
+def _between(window: Window) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray]:
+    """Return cells before and after the window, and how far each wanted time is from the first to the second (0 to 1)."""
+    before, after = window.sides()
+    known, wanted = window.times
+    low, high = known[before].mean(), known[after].mean()
+    return before, after, (wanted - low) / (high - low)
+
+
+def kernel_regression(window: Window, rng: np.random.Generator) -> NDArray:
+    """Draw negative-binomial counts around means that vary smoothly with time; totals of cells of the nearest times."""
+    known, wanted = window.times
+    counts = to_dense(window.train.X).astype(float)
+    totals = counts.sum(1, keepdims=True)
+    errors, shares = {}, {}
+    for width in (10, 20, 40, 80):
+        shares[width] = _smooth(known, known, width, counts, totals, leave_out=True)
+        errors[width] = np.square(np.sqrt(counts / totals) - np.sqrt(shares[width])).mean()
+    width = min(errors, key=errors.get)
+    expected = totals * shares[width]
+    excess = np.maximum((np.square(counts - expected) - expected).sum(0), 1e-8)
+    inverse_dispersion = np.clip(np.square(expected).sum(0) / excess, 1e-3, 1e6)
+    library = nearest_time(window, rng).sum(1, keepdims=True)
+    mean = library * _smooth(wanted, known, width, counts, totals)
+    return rng.poisson(rng.gamma(inverse_dispersion, mean / inverse_dispersion))
+
+
+def _smooth(
+    times: NDArray, known: NDArray, width: float, counts: NDArray, totals: NDArray, *, leave_out: bool = False
+) -> NDArray:
+    squares = np.square(times[:, None] - known)
+    weights = np.exp(-(squares - squares.min(1, keepdims=True)) / (2 * width**2))
+    if leave_out:
+        np.fill_diagonal(weights, 0)
+    return np.maximum(weights @ counts / (weights @ totals), 1e-8)
+
+
+WAYS: dict[str, Callable[[Window, np.random.Generator], NDArray]] = {
+    "optimal transport": displacement,
+    "mixture of both sides": mixture,
+    "kernel regression, NB": kernel_regression,
+    "nearest times": nearest_time,
+}
+ONLY_INSIDE = ("optimal transport", "mixture of both sides")
+REAL, OURS = "real cells", "SCLDM"
+
+
+def train_scldm(train: ad.AnnData, seed: int) -> SCLDM:
+    """Train SCLDM on time, with default settings."""
+    import scvi
+
+    scvi.settings.seed = seed
+    train = train.copy()
+    SCLDM.setup_anndata(train, continuous_condition_keys=[TIME])
+    model = SCLDM(train)
+    model.train(accelerator="cpu")
+    return model
+
+
+# --- judge ------------------------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Compares cells of a window with the real ones."""
+
+    def __init__(self, window: Window, seed: int) -> None:
+        train, self.real = log_normalise(window.train.X), log_normalise(window.held_out.X)
+        self.axes = PCA(N_AXES, random_state=0).fit(train)
+        self.find_type = LogisticRegression(max_iter=2000).fit(self.axes.transform(train), window.train.obs[TYPE])
+        known, _ = window.times
+        trend = np.abs(np.corrcoef(known, train.T)[0, 1:])
+        self.markers = np.argsort(-np.nan_to_num(trend))[:N_MARKERS]
+        rng = np.random.default_rng([seed, 3])
+        self.halves = [np.array_split(rng.permutation(len(self.real)), 2) for _ in range(N_HALVES)]
+
+    def figures(self, counts: NDArray) -> dict[str, float]:
+        """Return all figures of one cell per held-out one, means over random halves."""
+        drawn = log_normalise(counts)
+        x, y = self.axes.transform(drawn), self.axes.transform(self.real)
+        types, real_types = (self.find_type.predict(values)[:, None] == self.find_type.classes_ for values in (x, y))
+        rows = [
+            {
+                "energy_distance": energy_distance(y[b], x[a]),
+                "auc": classifier_auc(y[b], x[a]),
+                "marker_error": _root_mean_square((drawn[a].mean(0) - self.real[b].mean(0))[self.markers]),
+                "type_error": np.abs(types[a].mean(0) - real_types[b].mean(0)).sum() / 2,
+            }
+            for a, b in self.halves
+        ]
+        return pd.DataFrame(rows).mean().to_dict()
+
+
+def _root_mean_square(values: NDArray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+# --- study ------------------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "energy_distance": "energy distance",
+    "auc": "AUC",
+    "marker_error": f"error of {N_MARKERS} markers",
+    "type_error": "error of type shares",
+}
+
+
+def summarise(table: pd.DataFrame) -> str:
+    """Write one table per window: means over seeds."""
+    parts = [
+        f"Cells of held-out times of `{DATASET}`, means over {table['seed'].nunique()} seeds. "
+        "Written by `python -m benchmarks.studies.time_course`.",
+        "",
+    ]
+    for name, (low, high) in WINDOWS.items():
+        means = table[table["window"] == name].groupby("method", sort=False)[list(COLUMNS)].mean()
+        rows = [
+            [way, *(f"{value:.3f}" for value in means.loc[way])] for way in (REAL, OURS, *WAYS) if way in means.index
+        ]
+        until = f"to {high - 1} minutes" if np.isfinite(high) else "minutes and later"
+        parts += [f"**{name}**, {low} {until}", "", markdown_table(["", *COLUMNS.values()], rows), ""]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of time_course.csv and time_course.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    path, windows = arguments.results / "time_course.csv", hold_out(load(DATASET))
+    for seed in arguments.seeds:
+        if (OURS, "last", seed) in stored_keys(path, KEYS):
+            continue
+        model = train_scldm(windows["inside"].train, seed)
+        for name, window in windows.items():
+            judge = Judge(window, seed)
+            found = {
+                REAL: window.held_out.X,
+                OURS: model.generate(condition={TIME: window.held_out.obs[TIME].to_numpy()}, seed=seed).X,
+            }
+            for way, draw in WAYS.items():
+                if name == "inside" or way not in ONLY_INSIDE:
+                    found[way] = draw(window, np.random.default_rng([seed, 1]))
+            for way, counts in found.items():
+                figures = {key: round(value, 6) for key, value in judge.figures(counts).items()}
+                source = describe_source("torch", "scvi-tools", "POT", "scgen-diffusion")
+                row = {"method": way, "window": name, "seed": seed, **figures, **source}
+                store_rows(path, pd.DataFrame([row]), KEYS)
+                logger.info("seed %d, %s, %s: %s", seed, name, way, figures)
+    write_text(path.with_suffix(".md"), summarise(read_table(path)))
+
+
+if __name__ == "__main__":
+    main()
