@@ -56,7 +56,11 @@ DATASETS = {
     "paul15": DataSet(("cell_type",), CHOSEN_ON, "paul15"),
     "pbmc68k_reduced": DataSet(("cell_type",), CHOSEN_ON, "pbmc68k_reduced"),
     "pbmc10k_citeseq": DataSet(("cell_type",), CHOSEN_ON, "pbmc10k_citeseq"),
-    "osmfish_cortex": DataSet(("cell_type",), CHOSEN_ON, "osmfish_cortex"),
+    "osmfish_cortex": DataSet(
+        ("cell_type",),
+        CHOSEN_ON,
+        origin="Codeluppi et al. 2018, Nat Methods 15:932; `scgen_diffusion.datasets.osmfish_cortex()`",
+    ),
     "worm_embryo": DataSet(
         ("cell_type",),
         UNSEEN,
@@ -177,7 +181,7 @@ def load(dataset: str) -> ad.AnnData:
 
 
 def file_of(dataset: str) -> Path:
-    """Return the file of a set without a loader, in the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``).
+    """Return the file of a set that no loader gives, in the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``).
 
     Raises
     ------
@@ -188,7 +192,7 @@ def file_of(dataset: str) -> Path:
     chosen, path = DATASETS[dataset], folder / f"{dataset}.h5ad"
     if not path.exists():
         msg = (
-            f"The package has no loader of {dataset!r}, and {path} does not exist. Set {FOLDER_VARIABLE} to a folder with "
+            f"{dataset!r} is read from a file, but {path} does not exist. Set {FOLDER_VARIABLE} to a folder with "
             f"{path.name}: counts in `X`, {', '.join(chosen.condition_keys)} in `obs`. Origin: {chosen.origin}."
         )
         raise FileNotFoundError(msg)
