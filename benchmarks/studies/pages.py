@@ -62,6 +62,7 @@ def guidance(table: pd.DataFrame) -> Blocks:
 PERTURBATION_METHODS = {
     "floor": REAL,
     "scldm_transport": "SCLDM, transport",
+    "scldm_generate": "SCLDM, `generate`",
     "latent_arithmetic": "latent arithmetic",
     "scvi_arithmetic": "scVI arithmetic",
     "mean_shift": "mean shift",
@@ -70,8 +71,9 @@ PERTURBATION_METHODS = {
 }
 PERTURBATION_METRICS = {
     "energy_distance": "energy distance",
-    "w2": "W2",
     "mean_change_correlation": "correlation",
+    "mean_change_slope": "slope",
+    "mean_change_debiased_error": "squared error",
     "de_jaccard": "DE genes",
     "variance_error": "variances",
 }
@@ -89,7 +91,7 @@ def perturbation(table: pd.DataFrame) -> Blocks:
         "latent arithmetic": "latent_arithmetic",
         "mean shift": "mean_shift",
         "SCLDM, inversion": "scldm_inversion",
-        "`generate`": "scldm_unpaired",
+        "`generate`": "scldm_generate",
     }
     energy = by_type.loc["energy_distance"].T
     types = _table(energy, {name: name for name in energy.index}, {REAL: "floor"} | shown, corner="left-out type")
