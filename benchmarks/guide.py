@@ -52,7 +52,7 @@ TOPICS = list(dict.fromkeys(description.topic for description in DESCRIPTIONS.va
 
 def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior")}
+    stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior", "transport")}
     diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["default"]}
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
     scrdit = {size: asdict(build_gene_space_architecture("SCRDIT", size)) for size in ("default", "published")}

@@ -457,8 +457,7 @@ class DiffusionModel(BaseModelClass):
         ----------
         max_epochs
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default: depends on the number
-            of cells, for SCLDM on genes and counts too, see the user guide. The transport has none unless the mapping
-            names it, see :meth:`SCLDM.train_transport`.
+            of cells, for SCLDM on genes and counts too, see the user guide.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
@@ -548,8 +547,6 @@ class DiffusionModel(BaseModelClass):
             usual[name] = self._recipe(name)
             recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells)
             length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
-            if name == "transport" and len(names) > 1 and not isinstance(max_epochs, Mapping):
-                length = None
             lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
         validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
         if early_stopping and not validated:
@@ -571,14 +568,11 @@ class DiffusionModel(BaseModelClass):
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
-            result = getattr(self, f"_train_{name}")(recipes[name], run, **of_stage)
+            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
             self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
-            if result is None:
-                continue
-            results.append(result)
-            if result.was_interrupted:
+            if results[-1].was_interrupted:
                 break
-        if not is_quiet and results and self.trainer.is_global_zero:
+        if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))
 
@@ -592,13 +586,8 @@ class DiffusionModel(BaseModelClass):
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         **options: Any,
-    ) -> StageResult | None:
-        """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``.
-
-        A stage of no epochs returns None.
-        """
-        if not max_epochs:
-            return None
+    ) -> StageResult:
+        """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
         plan.trained_rows = self._trained_rows()
         if checkpoint_dir is not None:
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *made_with)
@@ -1025,7 +1014,7 @@ class DiffusionModel(BaseModelClass):
             - A table with one row per cell and keys as columns, or cells with these conditions, as in :meth:`generate`.
             - None: every cell's own condition.
         method
-            - ``"transport"`` (SCLDM only): the shift from control to perturbed cells
+            - ``"transport"`` (SCLDM only): the way from control to perturbed cells
               (:meth:`SCLDM.train_transport`) moves the cell's latent. The cells must be unperturbed, and all keys that
               do not perturb must stay the same.
             - ``"inversion"``: go back to noise under the cell's own condition, then forward under the new one. This

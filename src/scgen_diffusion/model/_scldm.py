@@ -204,23 +204,22 @@ class SCLDM(AutoencoderModel):
         checkpoint_dir: str | os.PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Fit only the transport, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
+        """Train only the transport, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
 
-        A Gaussian process learns the shift of latents between control and perturbed cells that have the same classes and
-        sets in all other keys. Its settings are those that predict best each such group from the others, so it needs no
-        epochs and no seed. The autoencoder must be trained. See the user guide, "Perturbations".
+        It is the mean of two ways, both learned from control and perturbed cells that have the same classes and sets in
+        all other keys. A flow learns to go from one to the other, paired by optimal transport. A Gaussian process learns
+        the shift between their means. The autoencoder must be trained. See the user guide, "Perturbations".
 
         Parameters
         ----------
         max_epochs
-            Epochs of a flow that learns the rest of the way from pairs of control and perturbed cells, by optimal
-            transport. Default: none. On `kang_ifnb` it made predictions worse.
+            Number of epochs. Default: depends on the number of cells.
         control_values
             The value of unperturbed cells for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
         match_keys
-            Columns of ``obs`` within which cells are compared, such as ``["donor"]``: perturbed cells are then compared
-            with control cells of their own donor. They need not be conditions, and new cells for
+            Columns of ``obs`` within which cells are paired, such as ``["donor"]``: a perturbed cell is then paired with
+            control cells of its own donor. They need not be conditions, and new cells for
             :meth:`predict_perturbation` need not have them.
         batch_size, datamodule, checkpoint_dir, **trainer_kwargs
             As in :meth:`train`.
@@ -347,7 +346,7 @@ class SCLDM(AutoencoderModel):
         control_values: Mapping[str, Any] | None = None,
         match_keys: Sequence[str] | None = None,
         compile: bool = False,  # unused: the transport is too small to gain from it
-    ) -> StageResult | None:
+    ) -> StageResult:
         control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
         if not control:
             msg = (

@@ -38,11 +38,8 @@ OTHER_NAMES = {
 }
 """Names of other packages for the arguments of ``train``, and options that belong in ``plan_kwargs``."""
 RecipeT = TypeVar("RecipeT", bound=Recipe)
-Run: TypeAlias = Callable[..., StageResult | None]
-"""Runs a stage: ``run(plan, data, *made_with)``; it resumes a checkpoint with the same ``made_with``.
-
-None for a stage without epochs.
-"""
+Run: TypeAlias = Callable[..., StageResult]
+"""Runs a stage: ``run(plan, data, *made_with)``; it resumes a checkpoint with the same ``made_with``."""
 
 
 def digest_of(*parts: object) -> str:

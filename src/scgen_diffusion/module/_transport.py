@@ -1,4 +1,4 @@
-"""Transport of latents: an expected shift, and a flow that starts at shifted control cells instead of noise."""
+"""Transport of latents: a flow that starts at control cells instead of noise, and an expected shift."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 class LatentTransport(nn.Module):
-    r"""Shift the latents of control cells, then flow from them, at ``t = 0``, to those of perturbed cells, at ``t = 1``.
+    r"""Move the latents of control cells to those of perturbed cells, half-way between a flow and an expected shift.
 
-    The shift is what a perturbation is expected to do to such cells (:class:`ExpectedShift`). The flow is the rest: its
-    network learns the velocity from each shifted control cell to the perturbed cell that optimal transport pairs it
-    with. Both see the latent and the conditions that perturb, but not the other conditions, such as the cell type.
-    Cells with similar latents therefore respond alike, also in types that were never seen perturbed.
+    The flow goes from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Its network learns the velocity from
+    each control cell to the perturbed cell that optimal transport pairs it with. The :class:`ExpectedShift` is learned
+    from the means of groups of cells; it is steadier, but follows large effects less far. Both see the latent and the
+    conditions that perturb, but not the other conditions, such as the cell type. Cells with similar latents therefore
+    respond alike, also in types that were never seen perturbed.
 
     Parameters
     ----------
@@ -73,12 +74,6 @@ class LatentTransport(nn.Module):
         self.shift = shift.to(self.control.device)
         return self.shift
 
-    def shifted(self, start: Tensor, condition: Tensor, strength: float = 1.0) -> Tensor:
-        """Shift standardised latents of control cells ``(n, tokens, n_latent)`` as expected."""
-        if self.shift is None:
-            return start
-        return start + strength * self.shift(start, condition, self.control, self.perturbs)
-
     def explains(self, own: Tensor, new: Tensor) -> bool:
         """Return whether all cells are unperturbed in ``own (n, columns)``, and ``new`` differs only where keys perturb."""
         is_control = own.double().isclose(self.control.double()) | ~self.perturbs
@@ -104,5 +99,7 @@ class LatentTransport(nn.Module):
         def field(x: Tensor, t: Tensor) -> Tensor:
             return strength * self(x, (strength * t).expand(len(x)), condition)
 
-        shifted = self.shifted(start, condition, strength)
-        return sampler(Denoiser(field, self.path, TARGETS["velocity"]), shifted, n_steps=n_steps)
+        moved = sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, n_steps=n_steps)
+        if self.shift is None:
+            return moved
+        return (moved + start + strength * self.shift(start, condition, self.control, self.perturbs)) / 2

@@ -409,7 +409,7 @@ class PriorPlan(AveragingPlan):
 
 
 class TransportPlan(StagePlan):
-    """Train the velocity from shifted control cells to perturbed cells. Parameters as in :class:`StagePlan`."""
+    """Train the velocity between latents of control and perturbed cells. Parameters as in :class:`StagePlan`."""
 
     name = "transport"
     purpose = "perturbs cells"
@@ -427,7 +427,6 @@ class TransportPlan(StagePlan):
         mean = batch["mean"]
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         start, end = self.module.standardise(mean + batch["std"] * noise).unbind()
-        start = self.module.transport.shifted(start, batch["condition"][1])
         groups = zip(start.split(self.recipe.n_paired), end.split(self.recipe.n_paired), strict=True)
         end = torch.cat([ends[optimal_pairs(starts, ends)] for starts, ends in groups])
         condition = batch["condition"][1]  # equal within a group

@@ -149,12 +149,10 @@ class DiffusionRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TransportRecipe(Recipe):
-    """Training of the flow that may follow the transport's expected shift; by default there is none.
+    """Training of the transport from control to perturbed cells.
 
     Parameters
     ----------
-    n_epochs
-        Number of epochs.
     n_paired
         Number of control and of perturbed cells of one group that optimal transport pairs. A step takes
         ``batch_size / n_paired`` groups.
@@ -162,7 +160,7 @@ class TransportRecipe(Recipe):
 
     learning_rate: float = 2e-3
     batch_size: int = 512
-    n_epochs: int | None = 0
+    reference_steps: int = 300
     smallest_epoch: int = 10
     n_paired: int = 32
 
