@@ -95,3 +95,11 @@ def test_noisy_groups_shift_less():
     )
 
     assert (unsure < 0.7 * sure).all()
+
+
+def test_perturbations_without_any_effect_shift_nothing():
+    ask = fitted(
+        (1, 2), [[0, 1]], torch.zeros(1, SIZE), torch.zeros(1, SIZE), variance=0.0, control=torch.tensor([1.0, 0.0])
+    )
+
+    assert not ask(torch.zeros(SIZE), [0, 1]).any()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from scgen_diffusion.nn import Classes, Members, encodings_of
-from scgen_diffusion.nn._conditions import standardised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +20,7 @@ LENGTHS = (2.8, 1.4, 2.0, 4.0)  # of similarity, in standard deviations of cells
 INTERACTION = 0.3  # variance of what a set does beyond its members, relative to one member
 FEW_ERRORS = 0.1  # of a shift, relative to its mean square, below which more cells make a group no more important
 MOST_GROUPS = 500  # that choose variance and length
+SMALLEST = 1e-6  # variance, of standardised latents
 
 
 class ExpectedShift(nn.Module):
@@ -109,8 +109,8 @@ class ExpectedShift(nn.Module):
         """
         self.scale.copy_(scale)
         of_perturbations = self._similarity(perturbations, perturbations, control, perturbs)
-        shifts, variances, centres = shifts.double(), variances.double(), centres.double()
-        size = (shifts.square().mean() - variances.mean()).clamp(min=0.01 * shifts.square().mean())
+        shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
+        size = (shifts.square().mean() - variances.mean()).clamp(min=0.01 * shifts.square().mean() + SMALLEST)
         weights = 1 / (variances + FEW_ERRORS * size)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
         among = of_perturbations[some][:, some]
@@ -174,8 +174,9 @@ def _near(p: Tensor, q: Tensor) -> Tensor:
 
 def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """Return how near the known embeddings of two lists of numbers are, from 0 to 1; 1 at equal ones."""
-    known = standardised(vectors).double().to(p.device)
-    known = known / vectors.shape[1] ** 0.5
+    known = vectors.double().to(p.device)
+    known = known - known.mean(0)
+    known = known / known.square().sum(1).mean().sqrt().clamp(min=SMALLEST)
     return _near(known[p[:, 0].long()], known[q[:, 0].long()])
 
 
