@@ -347,7 +347,7 @@ class CellGenerator:
         )
         estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
         if start is not block.condition:
-            states = [*states[:-1], module.transported(states[-1], start, block.condition, sampler)]
+            states = [*states[:-1], module.transported(states[-1], start, block.condition, request.options.sampler)]
         estimates.append(states[-1])  # the finished cell is its own estimate
 
         shown = module.shown_conditions(block.condition, request.options.guidance)
