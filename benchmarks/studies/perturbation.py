@@ -437,14 +437,20 @@ def _table_of_metrics(means: pd.DataFrame, better: pd.Series) -> str:
         values = row[methods].where(
             complete.loc[metric, methods] == n_types
         )  # means over other types are not comparable
-        lines.append([f"`{metric}`", better[metric], _number(row[FLOOR]), *_with_best(values, better[metric])])
+        lines.append(
+            [f"`{metric}`", better[metric], _number(row[FLOOR]), *_with_best(values, better[metric], row[FLOOR])]
+        )
     return markdown_table(["figure", "better", FLOOR, *(NAMES[name] for name in methods)], lines)
 
 
 def _table_of_types(means: pd.DataFrame, better: str) -> str:
     methods = _present(means)
     lines = [
-        [name + (" (tuned)" if name in TUNED else ""), _number(row[FLOOR]), *_with_best(row[methods], better)]
+        [
+            name + (" (tuned)" if name in TUNED else ""),
+            _number(row[FLOOR]),
+            *_with_best(row[methods], better, row[FLOOR]),
+        ]
         for name, row in means.sort_index().iterrows()
     ]
     return markdown_table(["left out", FLOOR, *(NAMES[name] for name in methods)], lines)
@@ -458,8 +464,8 @@ def _table_of_wins(means: pd.DataFrame, better: pd.Series) -> str:
         wins = []
         for name in baselines:
             both = rows[[OURS, name]].dropna()
-            gain = (both[OURS] - both[name]) * (1 if better[metric] == "higher" else -1)
-            wins.append(f"{int((gain > 0).sum())} of {len(both)}")
+            ours, theirs = (_loss(both[column], better[metric], rows[FLOOR]) for column in (OURS, name))
+            wins.append(f"{int((ours < theirs).sum())} of {len(both)}")
         lines.append([f"`{metric}`", *wins])
     return markdown_table(["figure", *(NAMES[name] for name in baselines)], lines)
 
@@ -476,8 +482,14 @@ def _seeds(table: pd.DataFrame) -> str:
     return f"Seeds per type: {', '.join(parts)}."
 
 
-def _with_best(values: pd.Series, better: str) -> list[str]:
-    best = _number(values.max() if better == "higher" else values.min())
+def _loss(values: pd.Series, better: str, floor: float | pd.Series) -> pd.Series:
+    """Return numbers of which the smallest is best; some metrics are best at the floor."""
+    return (values - floor).abs().dropna() if better == "floor" else -values if better == "higher" else values
+
+
+def _with_best(values: pd.Series, better: str, floor: float) -> list[str]:
+    losses = _loss(values, better, floor).dropna()
+    best = _number(values[losses.idxmin()]) if len(losses) else ""
     return [f"**{text}**" if text == best else text for text in map(_number, values)]
 
 
