@@ -98,7 +98,10 @@ def summarise(table: pd.DataFrame) -> str:
     means = table.groupby(["metric", "better", "perturbation", "method"], sort=False)["value"].mean().unstack("method")
     lines = []
     for (metric, better), rows in means.groupby(level=["metric", "better"], sort=False):
-        gain = (rows["scldm_transport"] - rows["additive"]) * (1 if better == "higher" else -1)
+        ours, theirs = rows["scldm_transport"], rows["additive"]
+        if better == "floor":
+            ours, theirs = (ours - rows["floor"]).abs(), (theirs - rows["floor"]).abs()
+        gain = (ours - theirs) * (1 if better == "higher" else -1)
         values = [f"{rows[method].mean():.3f}" for method in METHODS]
         lines.append([f"`{metric}`", better, *values, f"{int((gain > 0).sum())} of {len(rows)}"])
     header = ["figure", "better", *(name.replace("_", " ") for name in METHODS), "transport better than additive"]

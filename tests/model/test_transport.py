@@ -44,6 +44,15 @@ def test_an_adaptive_sampler_follows_the_transport_too(transported):
     np.testing.assert_allclose(adaptive.X, fixed.X, rtol=1e-3)  # errors of 100 midpoint steps
 
 
+def test_the_seed_of_training_does_not_matter_to_the_expected_shift(transported, make_trained):
+    again = make_trained(max_epochs=2)
+    torch.manual_seed(5)
+    again.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+    for name, weights in transported.module.transport.shift.state_dict().items():
+        torch.testing.assert_close(again.module.transport.shift.state_dict()[name], weights)
+
+
 def test_it_is_the_default_where_it_fits(transported):
     rows = controls(transported)
 
@@ -170,6 +179,53 @@ def test_groups_without_both_kinds_of_cells_are_refused(make_cells, make_trained
 def test_the_autoencoder_comes_first(make_model):
     with pytest.raises(RuntimeError, match="call train"):
         make_model().train_transport(1, control_values={"dose": 1}, **QUICK)
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def without_a_combination(make_cells, make_trained):
+    """A model that saw NK cells unperturbed only, with and without a transport."""
+    cells = make_cells()
+    cells = cells[~((cells.obs["cell_type"] == "NK") & (cells.obs["dose"] != 1))].copy()
+    return make_trained(cells, max_epochs=2)
+
+
+NEW = {"cell_type": "NK", **PERTURBED}
+
+
+@pytest.mark.filterwarnings("ignore:The combination")
+def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_combination):
+    model, options = without_a_combination, {"seed": 0, "library_size": 500}
+    seen = {"cell_type": "B cell", **PERTURBED}
+    before, seen_before = model.generate(200, NEW, **options), model.generate(20, seen, **options)
+    control = model.generate(200, NEW | {"dose": 1}, **options)
+
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    after, seen_after = model.generate(200, NEW, **options), model.generate(20, seen, **options)
+
+    assert "method" not in before.uns["scgen_diffusion"]
+    assert after.uns["scgen_diffusion"]["method"].startswith("transport")
+    assert (after.X != before.X).nnz
+    assert (after.obs["dose"] == 10).all()
+    assert (seen_after.X != seen_before.X).nnz == 0  # what training saw stays as it was
+    path = model.get_sampling_path(20, NEW, seed=0)
+    start = model.get_sampling_path(20, NEW | {"dose": 1}, seed=0)
+    is_last = (path.obs["frame"] == path.obs["frame"].max()).to_numpy()
+    assert np.abs(path.X[is_last] - start.X[is_last]).mean() > 1e-4
+    assert control.n_obs == 200
+
+
+@pytest.mark.filterwarnings("ignore:The combination")
+def test_a_new_autoencoder_generates_without_the_old_transport(without_a_combination, make_model):
+    model = make_model(without_a_combination.adata.copy())
+    model.train(1, batch_size=32, **QUICK)
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_autoencoder(1, **QUICK)
+    model.train_prior(1, **QUICK)
+
+    assert "method" not in model.generate(5, NEW).uns["scgen_diffusion"]
 
 
 # --- within donors --------------------------------------------------------------------------------------------------------

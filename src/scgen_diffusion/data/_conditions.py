@@ -289,7 +289,12 @@ class Conditions:
 
     def unseen(self, codes: np.ndarray) -> list[str]:
         """Describe the combinations among codes ``(n, columns)`` that no training cell has, or none near their arrays."""
-        found, codes = [], np.unique(codes, axis=0)
+        codes = np.unique(codes, axis=0)
+        return [self.describe(row) for row in codes[self.are_unseen(codes)]]
+
+    def are_unseen(self, codes: np.ndarray) -> np.ndarray:
+        """Mark the codes ``(n, columns)`` that no training cell has, or none near their arrays, ``(n,)``."""
+        found = np.zeros(len(codes), dtype=bool)
         known = codes.copy()
         for key in self.by_key if len(self.combinations) else ():
             rows = np.flatnonzero(codes[:, self.columns(key.name).start] != OPEN)
@@ -298,10 +303,10 @@ class Conditions:
         for pattern, rows in self._patterns(codes):
             matches = self._matching(pattern)
             if not matches.are_near:
-                found.append(rows[0])
+                found[rows] = True
             elif (pattern[self._are_arrays] == 0).any():
-                found += rows[matches.distances(known[rows]) > matches.reach].tolist()
-        return [self.describe(codes[row]) for row in found]
+                found[rows] = matches.distances(known[rows]) > matches.reach
+        return found
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
         """Describe numbers among codes ``(n, columns)`` far from those of the training cells, one per key."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from scgen_diffusion.diffusion import Generators, ResolvedGuidance
 from scgen_diffusion.module import total_counts
@@ -95,8 +94,7 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
     def move(states: Tensor) -> Tensor:
         n_steps, strength = sampling.n_steps, request.strength
         if request.inversion is None:  # the transport moves the cells that become perturbed
-            moved = module.transport.move(states, new, sampler=sampling.sampler, n_steps=n_steps, strength=strength)
-            return torch.where((own == new).all(1)[:, None, None], states, moved)
+            return module.transported(states, own, new, sampling.sampler, n_steps=n_steps, strength=strength)
         given_own, given_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
         return request.inversion(
             module.denoiser(given_own, ResolvedGuidance(sampling.guidance.plain)),

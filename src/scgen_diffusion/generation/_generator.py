@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
+from scgen_diffusion.data import OPEN
 from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
 
 from ._counterfactual import blocks_of, predict_block
@@ -131,10 +132,13 @@ class CellGenerator:
         """Check and resolve a user's request; warn about conditions outside the training cells."""
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
-        outside = self.warn_outside_training(codes.distinct())
+        distinct = codes.distinct()
+        outside, moved = self.warn_outside_training(distinct), self._starts(distinct) is not None
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
+        if moved:
+            provenance["method"] = "transport of generated control cells, where the combination is new"
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
@@ -295,6 +299,25 @@ class CellGenerator:
         codes = self.conditions.fill(request.codes[rows], generators.uniform().cpu().numpy())
         return Block(rows, min(stop - first, len(cells)), codes, self.module.condition_tensor(codes), generators)
 
+    def _starts(self, codes: np.ndarray) -> np.ndarray | None:
+        """Return the conditions ``(n, columns)`` to generate under before the transport moves cells; None: the given ones.
+
+        Cells of perturbed combinations that training never saw start as control cells, if training saw these.
+        """
+        transport = getattr(self.module, "transport", None)
+        if transport is None:
+            return None
+        perturbs = transport.perturbs.cpu().numpy()
+        controls = np.where(perturbs, transport.control.cpu().numpy(), codes)
+        are_new = self.conditions.are_unseen(codes) & (codes != OPEN)[:, perturbs].all(1)
+        are_new &= ~self.conditions.are_unseen(controls)
+        return np.where(are_new[:, None], controls, codes) if are_new.any() else None
+
+    def _moved(self, block: Block) -> dict[str, Tensor]:
+        """Return the argument ``start`` of the module for cells that the transport moves, if there are any."""
+        starts = self._starts(block.codes)
+        return {} if starts is None else {"start": self.module.condition_tensor(starts)}
+
     def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> Cells:
         block, options, sizes = self.block(request, first, stop), request.options, request.library_size
         values = self.module.sample_cells(
@@ -306,6 +329,7 @@ class CellGenerator:
             library_size=sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes,
             output=options.output,
             n_wanted=block.n_wanted,
+            **self._moved(block),
         )
         x = rows_of(values, sparse=self.module.has_zeros(options.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
@@ -313,14 +337,17 @@ class CellGenerator:
 
     def _frames_of_block(self, request: CellRequest, sampler: TracingSampler, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module
+        start = self._moved(block).get("start", block.condition)
         denoiser, noise = (
-            module.denoiser(block.condition, request.options.guidance),
-            module.initial_states(block.condition, block.generators),
+            module.denoiser(start, request.options.guidance),
+            module.initial_states(start, block.generators),
         )
         times, states = sampler.trace(
             denoiser, noise, n_frames=n_frames, n_steps=request.options.n_steps, generators=block.generators
         )
         estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
+        if start is not block.condition:
+            states = [*states[:-1], module.transported(states[-1], start, block.condition, request.options.sampler)]
         estimates.append(states[-1])  # the finished cell is its own estimate
 
         shown = module.shown_conditions(block.condition, request.options.guidance)

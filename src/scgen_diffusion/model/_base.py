@@ -710,7 +710,9 @@ class DiffusionModel(BaseModelClass):
               ``"spatial_0"``, ``"spatial_1"`` (or the names that they have in training).
             - Cells (AnnData), for new cells under the same conditions. Keys that they lack are drawn.
 
-            You can ask for combinations that training never saw if you give every key.
+            You can ask for combinations that training never saw if you give every key. If a perturbation is new for
+            such cells, but their controls are not, an SCLDM with a transport generates control cells and moves them, as
+            :meth:`predict_perturbation` does.
         guidance_scale
             1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, a
             mapping from keys or tuples of keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more
@@ -1013,7 +1015,7 @@ class DiffusionModel(BaseModelClass):
             - A table with one row per cell and keys as columns, or cells with these conditions, as in :meth:`generate`.
             - None: every cell's own condition.
         method
-            - ``"transport"`` (SCLDM only): a flow trained from control to perturbed cells
+            - ``"transport"`` (SCLDM only): the way from control to perturbed cells
               (:meth:`SCLDM.train_transport`) moves the cell's latent. The cells must be unperturbed, and all keys that
               do not perturb must stay the same.
             - ``"inversion"``: go back to noise under the cell's own condition, then forward under the new one. This

@@ -24,6 +24,7 @@ from scgen_diffusion.train import (
     counts_per_gene,
     describe_predicted_totals,
     encode_cells,
+    fit_shift,
     perturbation_groups,
     standardise_latents,
     start_autoencoder,
@@ -204,11 +205,11 @@ class SCLDM(AutoencoderModel):
         checkpoint_dir: str | os.PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train only the transport, the flow from control to perturbed cells that :meth:`predict_perturbation` uses.
+        """Train only the transport, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
 
-        Optimal transport pairs the latents of control and perturbed cells that have the same classes and sets in all
-        other keys. The flow learns to go from one to the other. The autoencoder must be trained. See the user guide,
-        "Perturbations".
+        It is the mean of two ways, both learned from control and perturbed cells that have the same classes and sets in
+        all other keys. A flow learns to go from one to the other, paired by optimal transport. A Gaussian process learns
+        the shift between their means. The autoencoder must be trained. See the user guide, "Perturbations".
 
         Parameters
         ----------
@@ -320,6 +321,7 @@ class SCLDM(AutoencoderModel):
             self.module.encoder.compile()
             self.module.decoder.compile()
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
+        self.module.transport = None
         result = run(AutoencoderPlan(self.module, recipe, seed=stage_seed()), self._cell_data(recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
@@ -379,6 +381,7 @@ class SCLDM(AutoencoderModel):
                 torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(code[0]).to(self.device))
+            fit_shift(self.module, cache, groups)
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             matches = [list(labels), matched] if len(labels.columns) else []

@@ -141,6 +141,8 @@ class SCLDMModule(ConditionedModule):
         """Load weights, and add the transport if they contain one."""
         if self.transport is None and any(name.startswith("transport.") for name in state_dict):
             self.add_transport()
+        if (centres := state_dict.get("transport.shift.centres")) is not None:
+            self.transport.add_shift(len(centres))
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
@@ -318,12 +320,24 @@ class SCLDMModule(ConditionedModule):
         library_size: LibrarySizeKind | np.ndarray = "empirical",
         output: InputValues = "counts",
         n_wanted: int,
+        start: Tensor | None = None,
     ) -> Tensor:
-        """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``."""
-        states = sampler(self.denoiser(condition, guidance), self.draw_noise(generators), n_steps=n_steps)
+        """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``.
+
+        With ``start (block, columns)``, latents are generated under these conditions, and the transport moves them.
+        """
+        first = condition if start is None else start
+        states = sampler(self.denoiser(first, guidance), self.draw_noise(generators), n_steps=n_steps)
+        if start is not None:
+            states = self.transported(states, start, condition, sampler)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
         return self.draw_cells(z, totals, generators.first(n_wanted), self.shown_conditions(condition, guidance))
+
+    def transported(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
+        """Move standardised latents ``(n, tokens, n_latent)`` whose conditions ``own (n, columns)`` become ``new``."""
+        moved = self.transport.move(states, new, sampler=sampler, **options)
+        return torch.where((own == new).all(1)[:, None, None], states, moved)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""

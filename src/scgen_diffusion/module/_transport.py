@@ -1,4 +1,4 @@
-"""Transport of latents: a flow that starts at control cells instead of noise."""
+"""Transport of latents: a flow that starts at control cells instead of noise, and an expected shift."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch.nn.functional import silu
 from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss
 from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, null_condition
 
+from ._expected_shift import ExpectedShift
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
 
 
 class LatentTransport(nn.Module):
-    r"""Flow from the latents of control cells, at ``t = 0``, to those of perturbed cells, at ``t = 1``.
+    r"""Move the latents of control cells to those of perturbed cells, half-way between a flow and an expected shift.
 
-    The network learns the velocity from each control cell to the perturbed cell that optimal transport pairs it with.
-    It sees the latent and the conditions that perturb, but not the other conditions, such as the cell type. Cells with
-    similar latents therefore respond alike, also in types that were never seen perturbed.
+    The flow goes from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Its network learns the velocity from
+    each control cell to the perturbed cell that optimal transport pairs it with. The :class:`ExpectedShift` is learned
+    from the means of groups of cells; it is steadier, but follows large effects less far. Both see the latent and the
+    conditions that perturb, but not the other conditions, such as the cell type. Cells with similar latents therefore
+    respond alike, also in types that were never seen perturbed.
 
     Parameters
     ----------
@@ -46,7 +50,8 @@ class LatentTransport(nn.Module):
     def __init__(self, latent_shape: tuple[int, int], conditions: Sequence[ConditionSpec], *, width: int = 128) -> None:
         super().__init__()
         size = latent_shape[0] * latent_shape[1]
-        self.path = LinearInterpolant()
+        self.path, self.conditions, self.size = LinearInterpolant(), tuple(conditions), size
+        self.shift: ExpectedShift | None = None
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(conditions, width)
         self.first = nn.Linear(size, width)
@@ -62,6 +67,12 @@ class LatentTransport(nn.Module):
         """Set the codes of unperturbed cells, ``(columns,)``; infinite in columns that do not perturb."""
         self.perturbs.copy_(control.isfinite())
         self.control.copy_(torch.where(self.perturbs, control, self.null_condition))
+
+    def add_shift(self, n_groups: int) -> ExpectedShift:
+        """Add or replace the expected shift, to be learned from so many groups of cells."""
+        shift = ExpectedShift(self.conditions, self.size, n_groups, len(self.control))
+        self.shift = shift.to(self.control.device)
+        return self.shift
 
     def explains(self, own: Tensor, new: Tensor) -> bool:
         """Return whether all cells are unperturbed in ``own (n, columns)``, and ``new`` differs only where keys perturb."""
@@ -88,4 +99,7 @@ class LatentTransport(nn.Module):
         def field(x: Tensor, t: Tensor) -> Tensor:
             return strength * self(x, (strength * t).expand(len(x)), condition)
 
-        return sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, n_steps=n_steps)
+        moved = sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, n_steps=n_steps)
+        if self.shift is None:
+            return moved
+        return (moved + start + strength * self.shift(start, condition, self.control, self.perturbs)) / 2

@@ -26,7 +26,7 @@ from ._recipes import (
     learning_rate_factor,
 )
 from ._runner import Interruption, StageResult, run_stage, show, trainer_options
-from ._transport import Group, PairData, perturbation_groups
+from ._transport import Group, PairData, fit_shift, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -59,6 +59,7 @@ __all__ = [
     "describe_predicted_totals",
     "describe_totals",
     "encode_cells",
+    "fit_shift",
     "learning_rate_factor",
     "perturbation_groups",
     "run_stage",

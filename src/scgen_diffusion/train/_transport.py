@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ._cells import StageData
@@ -13,8 +14,12 @@ from ._cells import StageData
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from scgen_diffusion.module import SCLDMModule
+
     from ._latents import LatentCache
     from ._recipes import TransportRecipe
+
+MOST_CELLS = 200  # of a group whose latents choose the settings of the expected shift
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,37 @@ def perturbation_groups(
         if len(controls):
             groups.append(Group(controls, rows[members]))
     return groups
+
+
+@torch.no_grad()
+def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) -> None:
+    """Fit the transport's expected shift to the latents of groups of cells."""
+    transport, moments, conditions, controls = module.transport, [], [], []
+    generator = torch.Generator().manual_seed(0)
+    for group in groups:
+        for rows in (group.control, group.perturbed):
+            latents = {name: values.to(module.device) for name, values in cache[rows].items()}
+            states = module.standardise(latents["mean"]).flatten(1)
+            mean = states.mean(0)
+            moments.append((mean, (states - mean).square().sum(0), len(rows)))
+        conditions.append(latents["condition"][0])
+        drawn = cache[group.control[:MOST_CELLS]]
+        drawn = drawn["mean"].cpu() + drawn["std"].cpu() * torch.randn(drawn["mean"].shape, generator=generator)
+        controls.append(module.standardise(drawn.to(module.device)).flatten(1))
+    means, squares = (torch.stack(values) for values in list(zip(*moments, strict=True))[:2])
+    n_cells = torch.tensor([n for *_, n in moments], device=means.device)
+    within = squares.sum(0) / (n_cells - 1).sum().clamp(min=1)
+    variances = within.mean() * (1 / n_cells[::2] + 1 / n_cells[1::2])
+    transport.add_shift(len(groups)).fit(
+        controls,
+        means[::2],
+        means[1::2] - means[::2],
+        variances,
+        within.sqrt().clamp(min=1e-3),
+        torch.stack(conditions),
+        transport.control,
+        transport.perturbs,
+    )
 
 
 class GroupBatches(Sampler[np.ndarray]):

@@ -1,0 +1,198 @@
+"""Expected shift of latents by perturbations, learned from other cells and other perturbations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from scgen_diffusion.nn import Classes, Members, encodings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgen_diffusion.nn import ConditionSpec
+
+SHARED = 10.0  # variance of what a perturbation does everywhere, relative to the mean square of all shifts
+SPECIFIC = (1.0, 0.3, 3.0)  # variance of what it does in similar cells only, likewise
+LENGTHS = (2.8, 1.4, 2.0, 4.0)  # of similarity, in standard deviations of cells of one kind, per latent
+INTERACTION = 0.3  # variance of what a set does beyond its members, relative to one member
+FEW_ERRORS = 0.1  # of a shift, relative to its mean square, below which more cells make a group no more important
+MOST_GROUPS = 500  # that choose variance and length
+SMALLEST = 1e-6  # variance, of standardised latents
+
+
+class ExpectedShift(nn.Module):
+    r"""Gaussian process of the shifts that perturbations cause, over cells and perturbations.
+
+    In each group of cells :math:`g`, such as one cell type under one perturbation, the mean latents of perturbed and
+    control cells differ by :math:`\Delta_g`, with the sampling variance :math:`v_g`. For control latents :math:`x` and
+    perturbations :math:`p` the process has the covariance
+
+    .. math::
+
+        k(x, p; x', p') = k_p(p, p') \left(a + b\, e^{-\lVert x - x' \rVert^2 / 2 \ell^2}\right)
+
+    A perturbation therefore does the same everywhere (:math:`a`), and more alike in cells that are alike (:math:`b`).
+    Where no similar cells were seen, the expected shift is the mean over groups. Sets of perturbations add up: their
+    :math:`k_p` is the number of members that they share. It is 1 for equal classes and 0 for others, and falls with the
+    distance of numbers and of known embeddings. :math:`b` and :math:`\ell` are those that predict best the cells of each
+    group from all other groups.
+
+    Parameters
+    ----------
+    conditions
+        Kind of each condition key, see :class:`~scgen_diffusion.nn.ConditionEmbedding`.
+    size
+        Number of latents of a cell.
+    n_groups
+        Number of groups to learn from.
+    n_columns
+        Number of condition columns.
+    """
+
+    def __init__(self, conditions: Sequence[ConditionSpec], size: int, n_groups: int, n_columns: int) -> None:
+        super().__init__()
+        self.encodings = encodings_of(conditions)
+        self.register_buffer("centres", torch.zeros(n_groups, size))
+        self.register_buffer("perturbations", torch.zeros(n_groups, n_columns))
+        self.register_buffer("weights", torch.zeros(n_groups, size))
+        self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("options", torch.zeros(3))  # a, b, length
+
+    def forward(self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return the expected shift of control latents.
+
+        Parameters
+        ----------
+        x
+            Standardised latents, ``(n, tokens, n_latent)``.
+        condition
+            Conditions after the perturbation, ``(n, columns)``.
+        control, perturbs
+            Codes of unperturbed cells, and which columns perturb, ``(columns,)``.
+        """
+        of_perturbations = self._similarity(condition, self.perturbations, control, perturbs)
+        a, b, length = self.options.double()
+        of_cells = a + b * self._alikeness(x.flatten(1).double(), self.centres.double(), length)
+        return ((of_perturbations * of_cells) @ self.weights.double()).to(x.dtype).view_as(x)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        controls: Sequence[Tensor],
+        centres: Tensor,
+        shifts: Tensor,
+        variances: Tensor,
+        scale: Tensor,
+        perturbations: Tensor,
+        control: Tensor,
+        perturbs: Tensor,
+    ) -> None:
+        """Learn from groups of cells.
+
+        Parameters
+        ----------
+        controls
+            Latents of control cells of each group, drawn from their posteriors, ``(cells, size)``.
+        centres, shifts
+            Mean latents of the control cells, and how much those of the perturbed cells differ, ``(groups, size)``.
+        variances
+            Sampling variance of the shifts, ``(groups,)``.
+        scale
+            Standard deviation of latents among cells of one kind, ``(size,)``.
+        perturbations
+            Conditions of the perturbed cells, ``(groups, columns)``.
+        control, perturbs
+            As in :meth:`forward`.
+        """
+        self.scale.copy_(scale)
+        of_perturbations = self._similarity(perturbations, perturbations, control, perturbs)
+        shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
+        size = (shifts.square().mean() - variances.mean()).clamp(min=0.01 * shifts.square().mean() + SMALLEST)
+        weights = 1 / (variances + FEW_ERRORS * size)
+        some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
+        among = of_perturbations[some][:, some]
+        best, width = torch.inf, centres.shape[1] ** 0.5
+        for length in (width * factor for factor in LENGTHS):
+            alike = self._alikeness(centres, centres, length)
+            of_cells = torch.stack(
+                [self._alikeness(controls[g].double(), centres[some], length).mean(0) for g in some.tolist()]
+            )
+            for b in SPECIFIC:
+                covariance = size * of_perturbations * (SHARED + b * alike) + variances.diag()
+                inverse = torch.linalg.inv(covariance[some][:, some])
+                to_cells = size * among * (SHARED + b * of_cells)
+                fitted = inverse @ shifts[some]
+                own = (to_cells @ inverse).diagonal() / inverse.diagonal()  # what a group adds to its own prediction
+                errors = to_cells @ fitted - own[:, None] * fitted - shifts[some]
+                score = float((weights[some] * errors.square().mean(1)).sum())
+                if score < best:
+                    best, chosen, options = score, covariance, (SHARED * float(size), b * float(size), length)
+        self.centres.copy_(centres)
+        self.perturbations.copy_(perturbations)
+        self.weights.copy_(torch.linalg.solve(chosen, shifts))
+        self.options.copy_(torch.tensor(options))
+
+    def _alikeness(self, x: Tensor, other: Tensor, length: Tensor | float) -> Tensor:
+        """Return how alike latents ``(n, size)`` and ``(m, size)`` are, from 0 to 1, ``(n, m)``."""
+        scale = self.scale.double()
+        return (-torch.cdist(x / scale, other / scale).square() / (2 * length**2)).exp()
+
+    def _similarity(self, condition: Tensor, other: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return how alike the effects of perturbations ``(n, columns)`` and ``(m, columns)`` are, ``(n, m)``.
+
+        It is zero for unperturbed cells. Classes and sets of several keys add up; numbers multiply, such as a dose.
+        """
+        widths = [len(encoding.null) for encoding in self.encodings]
+        keys = zip(self.encodings, *(values.split(widths, -1) for values in (condition, other, control)), strict=True)
+        discrete, numbers = None, []
+        for (encoding, p, q, c), own in zip(keys, perturbs.split(widths), strict=True):
+            if not own.any():
+                continue
+            if isinstance(encoding, Classes):
+                alike = (p == q.T) if encoding.vectors is None else _alike_vectors(encoding.vectors, p, q)
+                alike = alike.double() * (p != c) * (q != c).T
+            elif isinstance(encoding, Members):
+                alike = _shared_members(encoding, p, q, c)
+            else:
+                numbers.append((p, q, c))
+                continue
+            discrete = alike if discrete is None else discrete + alike
+        if not numbers:
+            return discrete
+        p, q, c = (torch.cat(values, -1).double() for values in zip(*numbers, strict=True))
+        from_control, other_from_control = _near(p, c[None]), _near(q, c[None])
+        of_numbers = _near(p, q) - from_control * other_from_control.T  # no effect at the control's numbers
+        return of_numbers if discrete is None else discrete * of_numbers
+
+
+def _near(p: Tensor, q: Tensor) -> Tensor:
+    return (-torch.cdist(p, q).square() / 2).exp()
+
+
+def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """Return how near the known embeddings of two lists of numbers are, from 0 to 1; 1 at equal ones."""
+    known = vectors.double().to(p.device)
+    known = known - known.mean(0)
+    known = known / known.square().sum(1).mean().sqrt().clamp(min=SMALLEST)
+    return _near(known[p[:, 0].long()], known[q[:, 0].long()])
+
+
+def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) -> Tensor:
+    """Count the members that sets share, without those of the control; equal sets of several share a little more."""
+    n = encoding.n
+
+    def members(codes: Tensor) -> Tensor:
+        held = torch.zeros(len(codes), n + 2, dtype=torch.double, device=codes.device)
+        held.scatter_(1, codes.long().clamp(0, n + 1), 1.0)
+        return held[:, :n]
+
+    ours, theirs = (members(codes) * (1 - members(control[None])) for codes in (p, q))
+    among = torch.eye(n, dtype=torch.double, device=p.device)
+    if encoding.vectors is not None:
+        numbers = torch.arange(n, device=p.device)[:, None]
+        among = _alike_vectors(encoding.vectors, numbers, numbers)
+    equal = (ours[:, None] == theirs[None]).all(-1) & (ours.sum(1) > 1)[:, None]
+    return ours @ among @ theirs.T + INTERACTION * equal
