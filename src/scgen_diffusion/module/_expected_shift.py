@@ -73,7 +73,8 @@ class ExpectedShift(nn.Module):
         control, perturbs
             Codes of unperturbed cells, and which columns perturb, ``(columns,)``.
         """
-        of_perturbations = self._similarity(condition, self.perturbations, control, perturbs)
+        distinct, which = condition.unique(dim=0, return_inverse=True)
+        of_perturbations = self._similarity(distinct, self.perturbations, control, perturbs)[which]
         a, b, length = self.options.double()
         of_cells = a + b * self._alikeness(x.flatten(1).double(), self.centres.double(), length)
         return ((of_perturbations * of_cells) @ self.weights.double()).to(x.dtype).view_as(x)
@@ -194,5 +195,6 @@ def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) ->
     if encoding.vectors is not None:
         numbers = torch.arange(n, device=p.device)[:, None]
         among = _alike_vectors(encoding.vectors, numbers, numbers)
-    equal = (ours[:, None] == theirs[None]).all(-1) & (ours.sum(1) > 1)[:, None]
+    shared, n_ours = ours @ theirs.T, ours.sum(1, keepdim=True)
+    equal = (shared == n_ours) & (shared == theirs.sum(1)) & (n_ours > 1)
     return ours @ among @ theirs.T + INTERACTION * equal
