@@ -517,7 +517,8 @@ class SCLDMModule(ConditionedModule):
         mu = mu * log_ratio.exp()
         squares, excess = mu.square().sum(0), ((x - mu).square() - mu).sum(0)
         new_log_theta = (squares / excess.clamp(min=squares / MOST_THETA)).log()
-        lacking = torch.stack([log_ratio, new_log_theta - log_theta.mean(0)], dim=1)
+        sharper = (new_log_theta - log_theta.mean(0)).clamp(min=0)  # counts that vary more are outliers indeed
+        lacking = torch.stack([log_ratio, sharper], dim=1)
         return torch.where(surprise.abs()[:, None] > SURPRISING, lacking, 0.0)
 
 
