@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM
-from scgen_diffusion.train import RECIPES, start_autoencoder
+from scgen_diffusion.train import RECIPES, correct_effects, start_autoencoder
 from scgen_diffusion.train import _cells as train_cells
 from scgen_diffusion.train import _latents as train_latents
 
@@ -69,6 +69,30 @@ def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(m
     start_autoencoder(model.module, model._cells, np.arange(90))
 
     assert bool(model.module.condition_effects.loadings.weight.any()) == (most > 1)
+
+
+@pytest.mark.parametrize(("rare", "most"), [(1000, 1000), (10, 1000), (1000, 1)])
+def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(make_model, monkeypatch, rare, most):
+    monkeypatch.setattr(train_latents, "RARE", rare)
+    monkeypatch.setattr(train_latents, "MOST_COMBINATIONS", most)
+    model, given = make_model(), {}
+
+    def note(condition, cells, n_cells):
+        for x, row, n in zip(cells, condition.tolist(), n_cells.tolist(), strict=True):
+            given[tuple(row)] = n, x
+
+    monkeypatch.setattr(model.module, "correct_effects", note)
+    correct_effects(model.module, model._cells, np.arange(90))
+
+    codes = [tuple(row) for row in model._cells.codes[:90].tolist()]
+    assert set(given) == (set(codes) if most > 1 else set())
+    for code, (n, x) in given.items():
+        rows = [row for row, other in enumerate(codes) if other == code]
+        assert n == len(rows)
+        if n <= rare:
+            np.testing.assert_array_equal(x, model.adata.X[rows])
+        else:
+            assert x is None
 
 
 def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(make_model, quick):
