@@ -36,7 +36,7 @@ RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
-VARIANTS["SCRDIT-masking"] = {"class": "SCRDIT", "model": {"path": "masking"}}
+VARIANTS |= {f"{name}-masking": {"class": name, "model": {"path": "masking"}} for name in ("SCRDIT", "WBDIT")}
 VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
 
 

@@ -207,7 +207,6 @@ IN_WORDS = {
 METHODS_IN_SHORT = (*MODELS, *IN_WORDS)
 DATASETS_IN_SHORT = ("pbmc3k", "pbmc10k_citeseq")
 PANEL = "osmfish_cortex"
-PATHS = {"SCRDIT": 'SCRDIT, `path="vp_linear"`', "SCRDIT-masking": 'SCRDIT, `path="masking"`'}
 REAL_CELLS = "real cells"
 
 
@@ -215,17 +214,23 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     in_short = summarise_methods(table, DATASETS_IN_SHORT, METHODS_IN_SHORT)
     panel = summarise_methods(table, [PANEL], ("SCLDM", "SCRDIT", "NB-copula", "independent-NB"))
-    with_masking = table.loc[table["method"] == "SCRDIT-masking", "dataset"].unique()
-    table_of_paths = summarise_methods(table, with_masking, tuple(PATHS), PATHS)
+    paths = {f"docs/user_guide/{name.lower()}.md": summarise_paths(table, name) for name in ("SCRDIT", "WBDIT")}
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         ("docs/comparison.md", "panel"): panel,
-        ("docs/user_guide/scrdit.md", "masking"): table_of_paths,
+        **{(page, "masking"): text for page, text in paths.items()},
         ("README.md", "quality"): in_short,
         ("docs/comparison.md", "quality"): in_short,
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
         **{(f"docs/user_guide/{name.lower()}.md", "quality"): summarise_model(table, name) for name in MODELS},
     }
+
+
+def summarise_paths(table: pd.DataFrame, model: str) -> str:
+    """Compare the default path of a model with masked molecules, on the data sets that have both."""
+    names = {model: f'{model}, `path="vp_linear"`', f"{model}-masking": f'{model}, `path="masking"`'}
+    datasets = table.loc[table["method"] == f"{model}-masking", "dataset"].unique()
+    return summarise_methods(table, datasets, tuple(names), names)
 
 
 def summarise_methods(
