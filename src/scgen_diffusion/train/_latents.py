@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from; numbers have more
 RARE = 200  # cells
-
-#: Expression ``(genes,)`` and number of the cells with each combination of conditions.
-SumsByCondition: TypeAlias = "dict[tuple[float, ...], tuple[Tensor, int]]"
 
 
 class LatentCache(Dataset):
@@ -194,32 +191,31 @@ class _Rows(Dataset):
 
 def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
     """Initialise an autoencoder at the mean expression of the cells ``indices``, and its effects at those of conditions."""
-    target, pooled, n_cells = torch.zeros(1).double(), torch.zeros(1).double(), 0
-    by_condition: SumsByCondition | None = None if module.condition_effects is None else {}
+    target, pooled, n_cells, n_read = torch.zeros(1).double(), torch.zeros(1).double(), 0, 0
+    combinations = None if module.condition_effects is None else _combinations(cells, indices)
+    if combinations is not None:
+        codes, which, sizes = combinations
+        counts = torch.zeros(len(codes), len(cells.var), dtype=torch.double)
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         x = batch[REGISTRY_KEYS.X_KEY]
         target, pooled = target + module.target(x).sum(0), pooled + module.pooled_profile(x).sum(0)
         n_cells = n_cells + module.n_cells_with(x)
-        if by_condition is not None:
-            by_condition = _add_by_condition(by_condition, module.condition_of(batch).cpu(), x)
+        if combinations is not None:
+            counts.index_add_(0, torch.from_numpy(which[n_read : n_read + len(x)]), x.double())
+            n_read += len(x)
     module.start_from_means(*((total / n_cells).float().to(module.device) for total in (target, pooled)))
-    if by_condition:
-        condition = torch.tensor(list(by_condition), dtype=module.null_condition.dtype)
-        counts, sizes = zip(*by_condition.values(), strict=True)
-        module.start_effects(*(v.to(module.device) for v in (condition, torch.stack(counts), torch.tensor(sizes))))
+    if combinations is not None:
+        condition = module.condition_tensor(codes)
+        module.start_effects(condition, counts.to(module.device), torch.from_numpy(sizes).to(module.device))
 
 
-def _add_by_condition(sums: SumsByCondition, condition: Tensor, x: Tensor) -> SumsByCondition | None:
-    """Add cells ``(cells, columns)`` and ``(cells, genes)`` to the sums; None if there are too many combinations."""
-    rows, which = condition.unique(dim=0, return_inverse=True)
-    combinations = [tuple(row) for row in rows.tolist()]
-    if len(sums.keys() | set(combinations)) > MOST_COMBINATIONS:
-        return None
-    totals = x.new_zeros(len(rows), x.shape[1], dtype=torch.double).index_add_(0, which, x.double())
-    for combination, total, n_cells in zip(combinations, totals, which.bincount().tolist(), strict=True):
-        known, n_known = sums.get(combination, (0.0, 0))
-        sums[combination] = known + total, n_known + n_cells
-    return sums
+def _combinations(cells: TrainingCells, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return the distinct condition codes of the cells ``indices``, which of them each cell has, and how many cells have it.
+
+    None if there are more than ``MOST_COMBINATIONS``.
+    """
+    codes, which, sizes = np.unique(cells.codes[indices], axis=0, return_inverse=True, return_counts=True)
+    return (codes, which.ravel(), sizes) if len(codes) <= MOST_COMBINATIONS else None
 
 
 def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
@@ -227,19 +223,17 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
 
     Combinations with more cells than ``RARE`` have learned them.
     """
-    if module.condition_effects is None:
+    combinations = None if module.condition_effects is None else _combinations(cells, indices)
+    if combinations is None:
         return
-    codes, which, sizes = np.unique(cells.codes[indices], axis=0, return_inverse=True, return_counts=True)
-    if len(codes) > MOST_COMBINATIONS:
-        return
+    codes, which, sizes = combinations
 
     def cells_of_rare() -> Iterator[Tensor | None]:
         for number, size in enumerate(sizes):
-            rows = indices[which.ravel() == number]
-            loader = cells.loader(rows, RARE) if size <= RARE else ()
+            loader = cells.loader(indices[which == number], RARE) if size <= RARE else ()
             yield next((batch[REGISTRY_KEYS.X_KEY].to(module.device) for batch in loader), None)
 
-    condition = torch.from_numpy(codes).to(module.device, module.null_condition.dtype)
+    condition = module.condition_tensor(codes)
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
 
 
