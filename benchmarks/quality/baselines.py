@@ -185,12 +185,15 @@ def _shuffle_of_label(counts: NDArray, n_cells: int, rng: np.random.Generator) -
 def _negative_binomial_of_label(counts: NDArray, n_cells: int, rng: np.random.Generator) -> NDArray:
     totals = counts.sum(axis=1, keepdims=True)
     share = counts.sum(axis=0) / totals.sum()
-    mean = totals * share
-    # E[(x - mean)^2] = mean + mean^2 / theta
-    excess = ((counts - mean) ** 2 - mean).sum(axis=0)
-    inverse_dispersion = (mean**2).sum(axis=0) / np.maximum(excess, 1e-8)
     library = rng.choice(totals[:, 0], n_cells)[:, None]
-    return _negative_binomial(library * share, np.clip(inverse_dispersion, 1e-3, 1e6), rng)
+    return draw_as_dispersed(library * share, counts, totals * share, rng)
+
+
+def draw_as_dispersed(mean: NDArray, counts: NDArray, expected: NDArray, rng: np.random.Generator) -> NDArray:
+    """Draw counts around ``mean (cells, genes)``, with the dispersions of known counts around their expectations."""
+    excess = ((counts - expected) ** 2 - expected).sum(axis=0)  # E[(x - mean)^2] = mean + mean^2 / theta
+    inverse_dispersion = (expected**2).sum(axis=0) / np.maximum(excess, 1e-8)
+    return _negative_binomial(mean, np.clip(inverse_dispersion, 1e-3, 1e6), rng)
 
 
 def _negative_binomial(mean: NDArray, inverse_dispersion: NDArray, rng: np.random.Generator) -> NDArray:

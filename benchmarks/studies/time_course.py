@@ -23,6 +23,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.quality.baselines import draw_as_dispersed
 from benchmarks.quality.splits import load, log_normalise, to_dense
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 from scgen_diffusion.metrics import classifier_auc, energy_distance
@@ -123,11 +124,9 @@ def kernel_regression(window: Window, rng: np.random.Generator) -> NDArray:
         errors[width] = np.square(np.sqrt(counts / totals) - np.sqrt(shares[width])).mean()
     width = min(errors, key=errors.get)
     expected = totals * shares[width]
-    excess = np.maximum((np.square(counts - expected) - expected).sum(0), 1e-8)
-    inverse_dispersion = np.clip(np.square(expected).sum(0) / excess, 1e-3, 1e6)
     library = nearest_time(window, rng).sum(1, keepdims=True)
     mean = library * _smooth(wanted, known, width, counts, totals)
-    return rng.poisson(rng.gamma(inverse_dispersion, mean / inverse_dispersion))
+    return draw_as_dispersed(mean, counts, expected, rng)
 
 
 def _smooth(

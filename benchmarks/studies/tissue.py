@@ -30,7 +30,7 @@ from sklearn.neighbors import NearestNeighbors, kneighbors_graph
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.quality.baselines import gaussian_copula, negative_binomial_copula
+from benchmarks.quality.baselines import draw_as_dispersed, gaussian_copula, negative_binomial_copula
 from benchmarks.quality.splits import load, log_normalise, to_dense
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 from scgen_diffusion.metrics import classifier_auc, energy_distance
@@ -124,11 +124,9 @@ def smooth_means(section: Section, seed: int) -> NDArray:
             found[wanted] = _smooth(positions[known], counts[known], positions[wanted], width)
     width = min(shares, key=lambda width: np.square(np.sqrt(counts / totals) - np.sqrt(shares[width])).mean())
     expected = totals * shares[width]
-    excess = np.maximum((np.square(counts - expected) - expected).sum(0), 1e-8)
-    inverse_dispersion = np.clip(np.square(expected).sum(0) / excess, 1e-3, 1e6)
     mean = totals[draw_near(section, seed)] * _smooth(positions, counts, section.held_out.obsm[POSITION], width)
     rng = np.random.default_rng([seed, 2])
-    return rng.poisson(rng.gamma(inverse_dispersion, mean / inverse_dispersion))
+    return draw_as_dispersed(mean, counts, expected, rng)
 
 
 def _smooth(positions: NDArray, counts: NDArray, wanted: NDArray, width: float) -> NDArray:
