@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import ot
 import torch
+from scipy.optimize import linear_sum_assignment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,5 @@ def optimal_pairs(start: Tensor, end: Tensor) -> Tensor:
     if len(start) != len(end):
         msg = f"`start` and `end` must have equal numbers of samples, but found {len(start)} and {len(end)}."
         raise ValueError(msg)
-    cost = torch.cdist(start.flatten(1), end.flatten(1)).square().double().cpu().numpy()
-    plan = ot.emd([], [], cost)
-    return torch.from_numpy(plan.argmax(axis=1)).to(start.device)
+    cost = torch.cdist(start.flatten(1), end.flatten(1)).square().cpu().numpy()
+    return torch.from_numpy(linear_sum_assignment(cost)[1]).to(start.device)
