@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 
 from ._paths import Path, expand_time
-from ._targets import TARGETS, Target
+from ._targets import TARGETS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ._samplers import Field
+    from ._targets import Kinds, Target
 
 PathT = TypeVar("PathT", bound=Path)
 
@@ -56,7 +57,7 @@ class Denoiser:
 
     field: Field
     path: Path
-    target: Target
+    target: Target | Kinds
     bounds: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:

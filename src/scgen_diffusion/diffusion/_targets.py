@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from ._paths import Path, expand_time
+from ._paths import expand_time
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-Weights = Callable[[Path, "Tensor"], "tuple[Tensor, Tensor]"]
+    from ._paths import Path
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Target:
     tensor([[1., 1.]])
     """
 
-    weights: Weights
+    weights: Callable[[Path, Tensor], tuple[Tensor, Tensor]]
 
     def of(self, path: Path, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the correct prediction for ``data`` and ``noise`` ``(n, ...)``, at one time or times ``(n,)``."""
@@ -85,10 +86,8 @@ def _velocity_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Kinds(Target):
+class Kinds:
     """The kinds of masked items (:class:`Masking`): the prediction is the logarithm of their probabilities."""
-
-    weights: Weights = _data_weights
 
     def to_data_and_noise(self, path: Path, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the expected counts of all items, and the state with all items masked, both ``(n, kinds + 1)``."""

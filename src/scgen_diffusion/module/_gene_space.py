@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import Inversion
+    from scgen_diffusion.diffusion import Inversion, Kinds
     from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
@@ -119,7 +119,7 @@ class GeneSpaceModule(ConditionedModule):
         return PATHS[self.architecture.path]
 
     @property
-    def target(self) -> Target:
+    def target(self) -> Target | Kinds:
         """What the network predicts."""
         return TARGETS[self.architecture.target]
 

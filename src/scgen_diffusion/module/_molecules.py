@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import Generators, Inversion, Path, ResolvedGuidance, Sampler, Target
+    from scgen_diffusion.diffusion import Generators, Inversion, Path, ResolvedGuidance, Sampler
 
     from ._library_size import LibrarySizeKind
 
@@ -42,7 +42,7 @@ class MoleculeModule(GeneSpaceModule):
         return Masking()
 
     @property
-    def target(self) -> Target:
+    def target(self) -> Kinds:
         """What the network predicts: the genes of masked molecules."""
         return Kinds()
 
