@@ -304,7 +304,7 @@ class CellGenerator:
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
         """
-        transport = getattr(self.module, "transport", None)
+        transport = self.module.transport
         if transport is None:
             return None
         perturbs = transport.perturbs.cpu().numpy()
@@ -313,10 +313,10 @@ class CellGenerator:
         are_new &= ~self.conditions.are_unseen(controls)
         return np.where(are_new[:, None], controls, codes) if are_new.any() else None
 
-    def _moved(self, block: Block) -> dict[str, Tensor]:
-        """Return the argument ``start`` of the module for cells that the transport moves, if there are any."""
+    def _start(self, block: Block) -> Tensor | None:
+        """Return :meth:`_starts` of a block as a tensor for the module."""
         starts = self._starts(block.codes)
-        return {} if starts is None else {"start": self.module.condition_tensor(starts)}
+        return None if starts is None else self.module.condition_tensor(starts)
 
     def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> Cells:
         block, options, sizes = self.block(request, first, stop), request.options, request.library_size
@@ -329,7 +329,7 @@ class CellGenerator:
             library_size=sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes,
             output=options.output,
             n_wanted=block.n_wanted,
-            **self._moved(block),
+            start=self._start(block),
         )
         x = rows_of(values, sparse=self.module.has_zeros(options.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
@@ -337,16 +337,15 @@ class CellGenerator:
 
     def _frames_of_block(self, request: CellRequest, sampler: TracingSampler, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module
-        start = self._moved(block).get("start", block.condition)
-        denoiser, noise = (
-            module.denoiser(start, request.options.guidance),
-            module.initial_states(start, block.generators),
-        )
+        start = self._start(block)
+        condition = block.condition if start is None else start
+        denoiser = module.denoiser(condition, request.options.guidance)
+        noise = module.initial_states(condition, block.generators)
         times, states = sampler.trace(
             denoiser, noise, n_frames=n_frames, n_steps=request.options.n_steps, generators=block.generators
         )
         estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
-        if start is not block.condition:
+        if start is not None:
             states = [*states[:-1], module.transported(states[-1], start, block.condition, request.options.sampler)]
         estimates.append(states[-1])  # the finished cell is its own estimate
 

@@ -1619,7 +1619,7 @@ class DiffusionModel(BaseModelClass):
         masks = trained_masks(self.module, self.reference_["trainable"], self._new_values())
         if not self.library_head_is_trained_:  # published weights lack this head
             masks |= dict.fromkeys(self.module.library_size.head.parameters())
-        if (transport := getattr(self.module, "transport", None)) is not None:
+        if (transport := self.module.transport) is not None:
             masks |= dict.fromkeys(transport.parameters())
         return masks
 

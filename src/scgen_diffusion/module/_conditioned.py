@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ._expression import InputValues
     from ._library_size import LibrarySizeKind
+    from ._transport import LatentTransport
 
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches."""
@@ -35,6 +36,10 @@ class ConditionedModule(BaseModuleClass):
     null_condition: Tensor
     key_of_column: Tensor
     n_keys: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transport: LatentTransport | None = None  # for modules that learn one
 
     def _register_conditions(self, conditions: Sequence[ConditionSpec], key_groups: Sequence[Sequence[int]]) -> None:
         self.n_keys = len(conditions)
@@ -91,6 +96,28 @@ class ConditionedModule(BaseModuleClass):
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser for samplers, given ``condition (cells, columns)`` and guidance."""
 
+    def sample_states(
+        self,
+        noise: Tensor,
+        condition: Tensor,
+        generators: Generators,
+        guidance: ResolvedGuidance,
+        sampler: Sampler,
+        n_steps: int | None,
+        start: Tensor | None,
+    ) -> Tensor:
+        """Turn noise into the states of cells ``(cells, ...)``. Arguments as in :meth:`sample_cells`."""
+        denoiser = self.denoiser(condition if start is None else start, guidance)
+        states = sampler(denoiser, noise, n_steps=n_steps, generators=generators)
+        return states if start is None else self.transported(states, start, condition, sampler)
+
+    def transported(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
+        """Move the states ``(cells, ...)`` of cells whose conditions ``own (cells, columns)`` become ``new``."""
+        assert self.transport is not None
+        moved = self.transport.move(states, new, sampler=sampler, **options)
+        stays = (own == new).all(1).view(-1, *[1] * (states.ndim - 1))
+        return torch.where(stays, states, moved)
+
     @abstractmethod
     def sample_cells(
         self,
@@ -103,6 +130,7 @@ class ConditionedModule(BaseModuleClass):
         library_size: LibrarySizeKind | np.ndarray = "empirical",
         output: InputValues,
         n_wanted: int,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Generate cells.
 
@@ -120,6 +148,9 @@ class ConditionedModule(BaseModuleClass):
             ``"counts"`` or ``"log1p"``; ignored by modules that return only one of them.
         n_wanted
             Number of cells to return, from the start of the block.
+        start
+            Conditions ``(block, columns)`` to generate under; the transport then moves the cells to ``condition``.
+            None: ``condition`` itself.
 
         Returns
         -------

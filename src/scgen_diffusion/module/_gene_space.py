@@ -289,10 +289,11 @@ class GeneSpaceModule(ConditionedModule):
         library_size: LibrarySizeKind | np.ndarray = "empirical",
         output: InputValues = "log1p",
         n_wanted: int,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Generate profiles or counts ``(n_wanted, genes)`` under ``condition (block, columns)``."""
-        denoiser, noise = self.denoiser(condition, guidance), self.draw_noise(generators)
-        profile = self.decode(sampler(denoiser, noise, n_steps=n_steps, generators=generators))
+        noise = self.draw_noise(generators)
+        profile = self.decode(self.sample_states(noise, condition, generators, guidance, sampler, n_steps, start))
         if output == "log1p":
             return profile[:n_wanted]
         profile = self.cut_zeros(profile)

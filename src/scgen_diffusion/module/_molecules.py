@@ -110,12 +110,13 @@ class MoleculeModule(GeneSpaceModule):
         library_size: LibrarySizeKind | np.ndarray = "empirical",
         output: InputValues = "log1p",
         n_wanted: int,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Generate counts or profiles ``(n_wanted, genes)`` under ``condition (block, columns)``."""
         if output == "log1p":  # requested without totals, but they decide how noisy a profile is
             library_size = self.architecture.library_size
-        start = self._all_masked(library_size, condition, generators)
-        states = sampler(self.denoiser(condition, guidance), start, n_steps=n_steps, generators=generators)[:n_wanted]
+        masked = self._all_masked(library_size, condition, generators)
+        states = self.sample_states(masked, condition, generators, guidance, sampler, n_steps, start)[:n_wanted]
         return self.profiles_of(states) if output == "log1p" else states[:, :-1]
 
     def inversion_by(self, sampler: Sampler) -> Inversion:

@@ -111,7 +111,6 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects = self._build_condition_effects(n_input, conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self.conditions = tuple(conditions)
-        self.transport: LatentTransport | None = None
         self._register_conditions(conditions, key_groups)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
@@ -322,22 +321,12 @@ class SCLDMModule(ConditionedModule):
         n_wanted: int,
         start: Tensor | None = None,
     ) -> Tensor:
-        """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``.
-
-        With ``start (block, columns)``, latents are generated under these conditions, and the transport moves them.
-        """
-        first = condition if start is None else start
-        states = sampler(self.denoiser(first, guidance), self.draw_noise(generators), n_steps=n_steps)
-        if start is not None:
-            states = self.transported(states, start, condition, sampler)
+        """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``."""
+        noise = self.draw_noise(generators)
+        states = self.sample_states(noise, condition, generators, guidance, sampler, n_steps, start)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
         return self.draw_cells(z, totals, generators.first(n_wanted), self.shown_conditions(condition, guidance))
-
-    def transported(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
-        """Move standardised latents ``(n, tokens, n_latent)`` whose conditions ``own (n, columns)`` become ``new``."""
-        moved = self.transport.move(states, new, sampler=sampler, **options)
-        return torch.where((own == new).all(1)[:, None, None], states, moved)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
