@@ -23,7 +23,6 @@ from scgen_diffusion.data import (
     resolve_modalities,
 )
 from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, MultimodalModule
-from scgen_diffusion.train import RECIPES
 
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import TrainingRecipe
+    from scgen_diffusion.train import AutoencoderRecipe
 
 
 class MULTISCLDM(SCLDM):
@@ -253,10 +252,9 @@ class MULTISCLDM(SCLDM):
     ) -> MuData:
         return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers, obsm=obsm)
 
-    @property
-    def _recipes(self) -> TrainingRecipe:
-        """Recipes for few features were tried on single matrices only."""
-        return RECIPES[self._recipe_name]
+    def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
+        """Return the recipe as it is: others for few features were tried on single matrices only."""
+        return recipe
 
     @property
     def _library_sizes(self) -> LibrarySizes:

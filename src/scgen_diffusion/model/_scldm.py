@@ -48,7 +48,6 @@ if TYPE_CHECKING:
         Recipe,
         StageResult,
         TrainingCells,
-        TrainingRecipe,
         TransportRecipe,
     )
 
@@ -405,18 +404,17 @@ class SCLDM(AutoencoderModel):
         )
 
     def _recipe(self, stage: str) -> Recipe:
-        return getattr(self._recipes, stage)
+        recipe = getattr(RECIPES[self._recipe_name], stage)
+        return self._for_these_cells(recipe) if stage == "autoencoder" else recipe
 
-    @property
-    def _recipes(self) -> TrainingRecipe:
-        """Default recipes of all stages; fine-tuning keeps the KL weight of the reference."""
-        recipes, n_genes = RECIPES[self._recipe_name], self.summary_stats.n_vars
+    def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
+        """Fit the default recipe to few genes; fine-tuning keeps the KL weight of the reference."""
+        n_genes = self.summary_stats.n_vars
         if self.reference_ is not None:
-            weight = self.recipes_.get("autoencoder", {}).get("kl_weight", recipes.autoencoder.kl_weight)
-            return replace(recipes, autoencoder=replace(recipes.autoencoder, kl_weight=weight))
+            return replace(recipe, kl_weight=self.recipes_.get("autoencoder", {}).get("kl_weight", recipe.kl_weight))
         if self._recipe_name != "default" or self._outputs != ("counts",) or n_genes >= MANY_GENES:
-            return recipes
-        return recipes.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
+            return recipe
+        return recipe.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
 
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
         usual = RECIPES[self._recipe_name].autoencoder

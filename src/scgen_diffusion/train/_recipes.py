@@ -106,6 +106,28 @@ class AutoencoderRecipe(Recipe):
     dispersion_learning_rate_factor: float = 10.0
     drop_probability: float = 0.1
 
+    def for_panel(self, n_genes: int, counts_per_gene: float) -> AutoencoderRecipe:
+        """Return the recipe for cells with few genes; for others, itself.
+
+        Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and what
+        genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can take
+        more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as the
+        counts allow.
+
+        Parameters
+        ----------
+        n_genes
+            Number of genes.
+        counts_per_gene
+            Their mean number of counts, summed over the training cells.
+        """
+        share = max(n_genes / MANY_GENES, (FEW_COUNTS / max(counts_per_gene, FEW_COUNTS)) ** 2)
+        if share >= 1:
+            return self
+        kl_weight = max(share * self.kl_weight, LEAST_KL_WEIGHT)
+        steps = round(self.reference_steps * min(1 / share, MOST_STEPS))
+        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps)
+
 
 @dataclass(frozen=True)
 class PriorRecipe(Recipe):
@@ -173,35 +195,6 @@ class TrainingRecipe:
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     prior: PriorRecipe = PriorRecipe()
     transport: TransportRecipe = TransportRecipe()
-
-    def for_panel(self, n_genes: int, counts_per_gene: float) -> TrainingRecipe:
-        """Return the recipe for cells with few genes; for others, itself.
-
-        Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and what
-        genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can take
-        more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as the
-        counts allow.
-
-        Parameters
-        ----------
-        n_genes
-            Number of genes.
-        counts_per_gene
-            Their mean number of counts, summed over the training cells.
-        """
-        share = max(n_genes / MANY_GENES, (FEW_COUNTS / max(counts_per_gene, FEW_COUNTS)) ** 2)
-        if share >= 1:
-            return self
-        kl_weight = max(share * self.autoencoder.kl_weight, LEAST_KL_WEIGHT)
-        longer = min(1 / share, MOST_STEPS)
-        return replace(
-            self,
-            autoencoder=replace(
-                self.autoencoder,
-                kl_weight=float(f"{kl_weight:.2g}"),
-                reference_steps=round(self.autoencoder.reference_steps * longer),
-            ),
-        )
 
 
 RECIPES: dict[str, TrainingRecipe] = {
