@@ -1020,6 +1020,75 @@ def mixed_rows(n_cells: Mapping[str, int], shares: Mapping[str, float], n_most: 
     return {match: max(int(total * share + 1e-9), 1) for match, share in shares.items()}
 
 
+@dataclass(frozen=True)
+class Profiles:
+    """Computes the profiles of measured cells and of predictions.
+
+    Attributes
+    ----------
+    sets
+        The given cells.
+    controls
+        Moments of the control cells by group and match.
+    trained
+        Training perturbations with control cells; empty without ``train``.
+    control_shares
+        By set, see :class:`GeneMoments`.
+    space, draws
+        As in :func:`evaluate`.
+    """
+
+    sets: Mapping[str, Perturbed]
+    controls: Mapping[tuple[str, str], GeneMoments]
+    trained: Mapping[tuple[Parts, str], Trained]
+    control_shares: Mapping[str, float]
+    space: ComparisonSpace | None
+    draws: Draws
+
+    def of(self, cells: Expression, control_share: float = 0.0) -> Profile:
+        """Compute the moments of all cells, and draw some cells for distances."""
+        drawn, n_most = cells, self.draws.max_cells
+        if len(cells) > n_most:
+            drawn = cells[np.sort(np.random.default_rng(self.draws.seed).permutation(len(cells))[:n_most])]
+        moments = replace(GeneMoments.of(cells), control_share=control_share)
+        return Profile(moments, drawn.values.toarray() if self.space is None else self.space.project(drawn))
+
+    def matched(self, name: str, parts: Parts, group: str, shares: Mapping[str, float], wanted: Parts) -> Profile:
+        """Compute the moments of cells with these shares of matches, and draw such cells for distances."""
+        control_share = self.control_shares[name]
+        cells = {match: self.sets[name].enough_of(parts, group, wanted, match) for match in shares}
+        found = {match: self.of(own, control_share) for match, own in cells.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        n_drawn = mixed_rows({match: len(own.pcs) for match, own in found.items()}, shares, self.draws.max_cells)
+        rng = np.random.default_rng(self.draws.seed)
+        pcs = [own.pcs[np.sort(rng.permutation(len(own.pcs))[: n_drawn[match]])] for match, own in found.items()]
+        moments = mix({match: own.moments for match, own in found.items()}, shares)
+        return Profile(replace(moments, control_share=control_share), np.concatenate(pcs))
+
+    def moved(self, cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
+        """Shift all cells by a change of the genes. The projection is linear."""
+        step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
+        return Profile(shift.move(cells.moments, group, shares, self.controls), cells.pcs + step)
+
+    def predictions(self, parts: Parts, group: str, mean_response: Shift | None) -> dict[str, Profile]:
+        """Compute all predictions of a perturbation in a group, by the names of their columns in the table."""
+        shares = self.sets["real_test"].shares(parts, group)
+        found = {"value": self.matched("synthetic", parts, group, shares, parts)}
+        found["no_change"] = control = self.matched("control", (), group, shares, parts)
+        if mean_response is not None:
+            found["mean_shift"] = self.moved(control, group, shares, mean_response)
+        single = {(part,): self.trained.get(((part,), group)) for part in parts}
+        if None not in single.values():
+            changes = Shift.of({(part, group): own for part, own in single.items()}, self.controls)
+            found["additive"] = self.moved(control, group, shares, changes)
+        for name, cells in self.sets.items():
+            is_other = name not in ("real_test", "synthetic", "control", "train")
+            if is_other and all(len(cells.of(parts, group, match)) >= MIN_CELLS for match in shares):
+                found[name] = self.matched(name, parts, group, shares, parts)
+        return found
+
+
 def perturbation_contexts(
     given: Mapping[str, AnnData],
     *,
@@ -1042,8 +1111,45 @@ def perturbation_contexts(
     """
     options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
     sets, split_name = read_perturbed(given, **options)
-    real_cells = sets["real_test"].expression
-    found, usual = (copied_cells(sets[name].expression, real_cells) for name in ("synthetic", "control"))
+    _warn_of_copies(sets)
+    controls = {
+        (group, match): GeneMoments.of(sets["control"].of((), group, match))
+        for _, group in sets["control"].rows
+        for match in sets["control"].shares((), group)
+    }
+    trained: dict[tuple[Parts, str], Trained] = {}
+    if "train" in sets:
+        space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
+        train = sets["train"].with_matches(controls)
+        trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
+    mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
+    shares = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
+    profiles = Profiles(sets, controls, trained, shares | {"control": 1.0}, space, draws)
+
+    real = sets["real_test"]
+    names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
+    halves = {place: _halves_of(len(rows), draws) for place, rows in real.rows.items()}
+    perturbed = {part for parts, _ in real.rows for part in parts}
+    panels = _panels(real, controls, halves, draws.n_floor, ~given["real_test"].var_names.isin(perturbed))
+    for parts, group in real.rows:
+        cells = real.enough_of(parts, group, parts)
+        predictions = profiles.predictions(parts, group, mean_response)
+        of_real = replace(profiles.of(cells), moments=real.moments(parts, group))
+        compare = partial(Comparison, control=predictions["no_change"], mean_response=predictions.get("mean_shift"))
+        row = [name for name, own_group in real.rows if own_group == group].index(parts)
+        whole, *of_halves = (replace(panel, row=row) for panel in panels[group])
+        players = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
+        pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
+        if pairs:
+            players["floor"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
+        equal = _equal_players(of_real, predictions, n_splits=max(draws.n_floor, 1), seed=draws.seed)
+        equal = {name: comparisons for name, comparisons in equal.items() if name in players}
+        yield Context({"perturbation": names[parts], "group": group}, players, equal_players=equal)
+
+
+def _warn_of_copies(sets: Mapping[str, Perturbed]) -> None:
+    real = sets["real_test"].expression
+    found, usual = (copied_cells(sets[name].expression, real) for name in ("synthetic", "control"))
     if found - usual > MANY_COPIES:  # no two measured cells are equal, except in data with very few counts
         msg = (
             f"{found:.0%} of the cells in `synthetic` are exact copies of cells in `real_test`, "
@@ -1051,95 +1157,19 @@ def perturbation_contexts(
         )
         warn_user(msg)
 
-    controls = {
-        (group, match): GeneMoments.of(sets["control"].of((), group, match))
-        for _, group in sets["control"].rows
-        for match in sets["control"].shares((), group)
-    }
-    trained: dict[tuple[Parts, str], Trained] = {}  # training perturbations with control cells
-    mean_response = None
-    if "train" in sets:
-        space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
-        train = sets["train"].with_matches(controls)
-        trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
-        if trained:
-            mean_response = Shift.of(trained, controls, weight=1 / len(trained))
 
-    def profile(cells: Expression, control_share: float = 0.0) -> Profile:
-        """Compute the moments of all cells, and draw some cells for distances."""
-        drawn = cells
-        if len(cells) > draws.max_cells:
-            drawn = cells[np.sort(np.random.default_rng(draws.seed).permutation(len(cells))[: draws.max_cells])]
-        moments = replace(GeneMoments.of(cells), control_share=control_share)
-        return Profile(moments, drawn.values.toarray() if space is None else space.project(drawn))
-
-    def matched(name: str, parts: Parts, group: str, shares: Mapping[str, float], wanted: Parts) -> Profile:
-        """Compute the moments of cells with these shares of matches, and draw such cells for distances."""
-        cells = {match: sets[name].enough_of(parts, group, wanted, match) for match in shares}
-        found = {match: profile(own, of_control[name]) for match, own in cells.items()}
-        if len(found) == 1:
-            return next(iter(found.values()))
-        n_drawn = mixed_rows({match: len(own.pcs) for match, own in found.items()}, shares, draws.max_cells)
-        rng = np.random.default_rng(draws.seed)
-        pcs = [own.pcs[np.sort(rng.permutation(len(own.pcs))[: n_drawn[match]])] for match, own in found.items()]
-        moments = mix({match: own.moments for match, own in found.items()}, shares)
-        return Profile(replace(moments, control_share=of_control[name]), np.concatenate(pcs))
-
-    def moved(cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
-        """Shift all cells by a change of the genes. The projection is linear."""
-        step = shift.change if space is None else space.pca.components_ @ shift.change[space.genes]
-        return Profile(shift.move(cells.moments, group, shares, controls), cells.pcs + step)
-
-    def halves_of(cells: Expression) -> list[list[Expression]]:
-        """Split the cells of a perturbation in two, several times."""
-        if len(cells) < 2 * MIN_CELLS:
-            return []
-        rng = np.random.default_rng(draws.seed)
-        splits = [np.array_split(rng.permutation(len(cells)), 2) for _ in range(draws.n_floor)]
-        return [[cells[half] for half in pair] for pair in splits]
-
-    names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
-    of_control = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
-    of_control["control"] = 1.0
-    others = [name for name in sets if name not in ("real_test", "synthetic", "control", "train")]
-    perturbed = {part for parts, _ in sets["real_test"].rows for part in parts}
-    panels = _panels(
-        sets["real_test"], controls, halves_of, draws.n_floor, ~given["real_test"].var_names.isin(perturbed)
-    )
-    for parts, group in sets["real_test"].rows:
-        cells = sets["real_test"].enough_of(parts, group, parts)
-        shares = sets["real_test"].shares(parts, group)
-        predictions = {"value": matched("synthetic", parts, group, shares, parts)}
-        predictions["no_change"] = control = matched("control", (), group, shares, parts)
-        if mean_response is not None:
-            predictions["mean_shift"] = moved(control, group, shares, mean_response)
-        single = {(part,): trained.get(((part,), group)) for part in parts}
-        if None not in single.values():
-            changes = Shift.of({(part, group): own for part, own in single.items()}, controls)
-            predictions["additive"] = moved(control, group, shares, changes)
-        for name in others:
-            if all(len(sets[name].of(parts, group, match)) >= MIN_CELLS for match in shares):
-                predictions[name] = matched(name, parts, group, shares, parts)
-
-        real = replace(profile(cells), moments=sets["real_test"].moments(parts, group))
-        compare = partial(Comparison, control=control, mean_response=predictions.get("mean_shift"))
-        whole, *of_halves = panels[group]
-        row = [name for name, own_group in sets["real_test"].rows if own_group == group].index(parts)
-        players = {name: [compare(real, own, panel=replace(whole, row=row))] for name, own in predictions.items()}
-        pairs = [[profile(half) for half in pair] for pair in halves_of(cells)]
-        if pairs:
-            players["floor"] = [
-                compare(*pair, panel=replace(panel, row=row)) for pair, panel in zip(pairs, of_halves, strict=True)
-            ]
-        equal = _equal_players(real, predictions, n_splits=max(draws.n_floor, 1), seed=draws.seed)
-        equal = {name: comparisons for name, comparisons in equal.items() if name in players}
-        yield Context({"perturbation": names[parts], "group": group}, players, equal_players=equal)
+def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
+    """Split the cells of a perturbation in two, several times: positions of both halves; no splits of too few cells."""
+    if n_cells < 2 * MIN_CELLS:
+        return []
+    rng = np.random.default_rng(draws.seed)
+    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_floor)]
 
 
 def _panels(
     real: Perturbed,
     controls: Mapping[tuple[str, str], GeneMoments],
-    halves_of: Callable[[Expression], list[list[Expression]]],
+    halves: Mapping[tuple[Parts, str], list[list[NDArray[np.intp]]]],
     n_splits: int,
     genes: NDArray[np.bool_],
 ) -> dict[str, list[Panel]]:
@@ -1150,7 +1180,7 @@ def _panels(
         if all((group, match) in controls for match in shares):  # others raise later
             control = np.sum([share * controls[group, match].mean for match, share in shares.items()], axis=0)
             cells = real.of(parts, group)
-            firsts = [pair[0] for pair in halves_of(cells)] or [cells] * n_splits
+            firsts = [cells[first] for first, _ in halves[parts, group]] or [cells] * n_splits
             found = np.array([means(one.values) - control for one in (cells, *firsts)])
             changes.setdefault(group, []).append(found[:, genes])
     return {
