@@ -10,22 +10,26 @@ are compared with the real cells of the other half. The floor compares real cell
 
 from __future__ import annotations
 
-import argparse
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import ot
 import pandas as pd
-import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.quality.baselines import draw_as_dispersed
 from benchmarks.quality.splits import load, log_normalise, to_dense
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.studies.held_out import (
+    REAL,
+    random_halves,
+    read_options,
+    store_figures,
+    study_parser,
+    table_of_means,
+)
+from benchmarks.tables import read_table, stored_keys, write_text
 from scgen_diffusion.metrics import classifier_auc, energy_distance
 from scgen_diffusion.model import SCLDM
 
@@ -35,9 +39,6 @@ if TYPE_CHECKING:
     import anndata as ad
     from numpy.typing import NDArray
 
-logger = logging.getLogger("benchmarks.time_course")
-
-RESULTS = Path(__file__).parent / "results"
 DATASET, TIME, TYPE = "worm_embryo", "embryo_time", "cell_type"
 KEYS = ("method", "window", "seed")
 
@@ -146,7 +147,7 @@ WAYS: dict[str, Callable[[Window, np.random.Generator], NDArray]] = {
     "nearest times": nearest_time,
 }
 ONLY_INSIDE = ("optimal transport", "mixture of both sides")
-REAL, OURS = "real cells", "SCLDM"
+OURS = "SCLDM"
 
 
 def train_scldm(train: ad.AnnData, seed: int) -> SCLDM:
@@ -174,8 +175,7 @@ class Judge:
         known, _ = window.times
         trend = np.abs(np.corrcoef(known, train.T)[0, 1:])
         self.markers = np.argsort(-np.nan_to_num(trend))[:N_MARKERS]
-        rng = np.random.default_rng([seed, 3])
-        self.halves = [np.array_split(rng.permutation(len(self.real)), 2) for _ in range(N_HALVES)]
+        self.halves = random_halves(len(self.real), N_HALVES, seed)
 
     def figures(self, counts: NDArray) -> dict[str, float]:
         """Return all figures of one cell per held-out one, means over random halves."""
@@ -216,24 +216,19 @@ def summarise(table: pd.DataFrame) -> str:
         "",
     ]
     for name, (low, high) in WINDOWS.items():
-        means = table[table["window"] == name].groupby("method", sort=False)[list(COLUMNS)].mean()
-        rows = [
-            [way, *(f"{value:.3f}" for value in means.loc[way])] for way in (REAL, OURS, *WAYS) if way in means.index
-        ]
         until = f"to {high - 1} minutes" if np.isfinite(high) else "minutes and later"
-        parts += [f"**{name}**, {low} {until}", "", markdown_table(["", *COLUMNS.values()], rows), ""]
+        parts += [
+            f"**{name}**, {low} {until}",
+            "",
+            table_of_means(table[table["window"] == name], (OURS, *WAYS), COLUMNS),
+            "",
+        ]
     return "\n".join(parts)
 
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of time_course.csv and time_course.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = read_options(study_parser(__doc__, "time_course"))
     path, windows = arguments.results / "time_course.csv", hold_out(load(DATASET))
     for seed in arguments.seeds:
         if (OURS, "last", seed) in stored_keys(path, KEYS):
@@ -249,11 +244,7 @@ def main() -> None:
                 if name == "inside" or way not in ONLY_INSIDE:
                     found[way] = draw(window, np.random.default_rng([seed, 1]))
             for way, counts in found.items():
-                figures = {key: round(value, 6) for key, value in judge.figures(counts).items()}
-                source = describe_source("torch", "scvi-tools", "POT", "scgen-diffusion")
-                row = {"method": way, "window": name, "seed": seed, **figures, **source}
-                store_rows(path, pd.DataFrame([row]), KEYS)
-                logger.info("seed %d, %s, %s: %s", seed, name, way, figures)
+                store_figures(path, {"method": way, "window": name, "seed": seed}, judge.figures(counts), "POT")
     write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 

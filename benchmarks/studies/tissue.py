@@ -11,8 +11,6 @@ the real cells at the other half of the positions. The floor compares real cells
 
 from __future__ import annotations
 
-import argparse
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import scanpy as sc
-import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances
@@ -32,7 +29,15 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.quality.baselines import draw_as_dispersed, gaussian_copula, negative_binomial_copula
 from benchmarks.quality.splits import load, log_normalise, to_dense
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.studies.held_out import (
+    REAL,
+    random_halves,
+    read_options,
+    store_figures,
+    study_parser,
+    table_of_means,
+)
+from benchmarks.tables import read_table, stored_keys, write_text
 from scgen_diffusion.metrics import classifier_auc, energy_distance
 from scgen_diffusion.model import SCLDM
 
@@ -43,9 +48,6 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
-logger = logging.getLogger("benchmarks.tissue")
-
-RESULTS = Path(__file__).parent / "results"
 DATASET, POSITION, REGION, TYPE = "osmfish_cortex", "spatial", "region", "cell_type"
 KEYS = ("method", "seed")
 
@@ -167,7 +169,6 @@ WAYS: dict[str, Callable[[Section, int], NDArray]] = {
     f"one of {N_FAR} training cells": partial(cell_nearby, n=N_FAR),
     "nearest training cell": nearest_cell,
 }
-REAL = "real cells"
 
 
 # --- judge ------------------------------------------------------------------------------------------------------------
@@ -196,11 +197,9 @@ class Judge:
 
     def figures(self, counts: NDArray | sp.spmatrix, seed: int) -> dict[str, float]:
         """Return all figures of one cell per held-out position, means over random halves."""
-        rng = np.random.default_rng([seed, 3])
-        halves = [np.array_split(rng.permutation(len(self.real)), 2) for _ in range(N_HALVES)]
         drawn = self.genes(counts)
         regions = self.find_region.predict(drawn) == self.section.held_out.obs[REGION].to_numpy()
-        found = pd.DataFrame([self._of_halves(drawn, *half) for half in halves])
+        found = pd.DataFrame([self._of_halves(drawn, *half) for half in random_halves(len(self.real), N_HALVES, seed)])
         return {"region": float(regions.mean())} | found.mean().to_dict()
 
     def _of_halves(self, drawn: NDArray, a: NDArray, b: NDArray) -> dict[str, float]:
@@ -282,15 +281,12 @@ COLUMNS = {
 
 def summarise(table: pd.DataFrame) -> str:
     """Write one row per way: means over seeds."""
-    means = table.groupby("method", sort=False)[list(COLUMNS)].mean()
-    names = [name for name in (REAL, *WAYS) if name in means.index]
-    rows = [[name, *(f"{value:.3f}" for value in means.loc[name])] for name in names]
     return "\n".join(
         [
             f"Cells at held-out positions of `{DATASET}` (a stripe across all layers, and a tenth of the other tiles), "
             f"means over {table['seed'].nunique()} seeds. Written by `python -m benchmarks.studies.tissue`.",
             "",
-            markdown_table(["", *COLUMNS.values()], rows),
+            table_of_means(table, WAYS, COLUMNS),
             "",
         ]
     )
@@ -298,15 +294,10 @@ def summarise(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, "tissue")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--cells", type=Path, help="folder in which counts are kept")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of tissue.csv and tissue.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = read_options(parser)
     path, cells = arguments.results / "tissue.csv", load(DATASET)
     cells.X = cells.layers["counts"].copy()
     cells.uns.clear()  # which says that `X` is log-normalised
@@ -316,11 +307,7 @@ def main() -> None:
         judge = Judge(section) if todo else None
         for way in todo:
             counts = section.held_out.X if way == REAL else cells_of(way, section, seed, arguments.cells)
-            figures = judge.figures(counts, seed)
-            source = describe_source("torch", "scvi-tools", "scgen-diffusion")
-            figures = {name: round(value, 6) for name, value in figures.items()}
-            store_rows(path, pd.DataFrame([{"method": way, "seed": seed, **figures, **source}]), KEYS)
-            logger.info("seed %d, %s: %s", seed, way, figures)
+            store_figures(path, {"method": way, "seed": seed}, judge.figures(counts, seed))
     write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 

@@ -1,0 +1,62 @@
+"""What studies of held-out conditions share: halves of the held-out cells, the table of means and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.tables import describe_source, markdown_table, store_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+logger = logging.getLogger("benchmarks.held_out")
+
+RESULTS = Path(__file__).parent / "results"
+REAL = "real cells"
+
+
+def random_halves(n_cells: int, n_halves: int, seed: int) -> list[list[NDArray[np.intp]]]:
+    """Split cells in two several times: drawn cells of the first half are compared with real ones of the second."""
+    rng = np.random.default_rng([seed, 3])
+    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(n_halves)]
+
+
+def table_of_means(table: pd.DataFrame, ways: Iterable[str], columns: Mapping[str, str]) -> str:
+    """Return the Markdown table of the means over seeds, one row per way, real cells first."""
+    means = table.groupby("method", sort=False)[list(columns)].mean()
+    rows = [[way, *(f"{value:.3f}" for value in means.loc[way])] for way in (REAL, *ways) if way in means.index]
+    return markdown_table(["", *columns.values()], rows)
+
+
+def store_figures(path: Path, case: Mapping[str, object], figures: Mapping[str, float], *packages: str) -> None:
+    """Add the figures of one case to a table whose key the case is."""
+    figures = {name: round(value, 6) for name, value in figures.items()}
+    row = {**case, **figures, **describe_source("torch", "scvi-tools", *packages, "scgen-diffusion")}
+    store_rows(path, pd.DataFrame([row]), tuple(case))
+    logger.info("%s: %s", ", ".join(map(str, case.values())), figures)
+
+
+def study_parser(description: str, name: str) -> argparse.ArgumentParser:
+    """Return the parser of a study's options: its seeds, threads and folder of results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"folder of {name}.csv and {name}.md")
+    return parser
+
+
+def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the options, and set the number of threads."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options
