@@ -284,7 +284,8 @@ class GuidedField:
         predictions = []
         for conditions, weights in mixtures:
             repeats = len(weights[0])
-            stacked = self.network(_tile(x_t, repeats), t.repeat(repeats), conditions).chunk(repeats)
+            x = x_t.repeat(repeats, *[1] * (x_t.ndim - 1)) if repeats > 1 else x_t
+            stacked = self.network(x, t.repeat(repeats), conditions).chunk(repeats)
             mixed, *plain = (_weighted_sum(each, stacked) for each in weights)
             predictions.append(rescale_to(mixed, plain[0], self.guidance.rescale) if plain else mixed)
         return predictions[0] if len(mixtures) == 1 else torch.where(_expand(is_inside, x_t), *predictions)
@@ -375,7 +376,3 @@ def _is_number(value: object) -> bool:
 def _expand(values: Tensor, like: Tensor) -> Tensor:
     """Reshape values ``(n,)`` to broadcast against ``like (n, ...)``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _tile(x: Tensor, repeats: int) -> Tensor:
-    return x.repeat(repeats, *[1] * (x.ndim - 1)) if repeats > 1 else x

@@ -71,7 +71,9 @@ class VariancePreserving(Path):
 
     def betas(self) -> Tensor:
         r"""Return :math:`\beta_k`, ``(n_timesteps,)``, in double precision."""
-        return _cosine_betas(self.n_timesteps) if self.schedule == "cosine" else self._linear_betas()
+        if self.schedule == "cosine":
+            return _cosine_betas(self.n_timesteps)
+        return torch.linspace(self.beta_start, self.beta_end, self.n_timesteps, dtype=torch.float64)
 
     def alpha_bar(self) -> Tensor:
         r"""Return :math:`\bar\alpha_k`, ``(n_timesteps,)``, in double precision."""
@@ -124,9 +126,6 @@ class VariancePreserving(Path):
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` timesteps uniformly, and return their times."""
         return self.timestep_to_time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
-
-    def _linear_betas(self) -> Tensor:
-        return torch.linspace(self.beta_start, self.beta_end, self.n_timesteps, dtype=torch.float64)
 
     def _table(self, like: Tensor) -> Tensor:
         return _log_alpha_bar_table(self, like.device, like.dtype)

@@ -98,10 +98,6 @@ def _neighbourhoods(comparison: Comparison) -> object:
     return precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)
 
 
-def _squared_mmd(comparison: Comparison) -> float:
-    return squared_mmd(comparison.real.pcs, comparison.synthetic.pcs, squared_scale=comparison.squared_scale)
-
-
 def _mmd_p_value(comparison: Comparison) -> float:
     scale, seed = comparison.squared_scale, comparison.seed
     return mmd_test(comparison.real.pcs, comparison.synthetic.pcs, squared_scale=scale, seed=seed).p_value
@@ -192,10 +188,6 @@ def _specific_change_correlation(comparison: Comparison) -> float:
     return correlation(*(side.moments.mean - reference for side in (comparison.real, comparison.synthetic)))
 
 
-def _discrimination(comparison: Comparison) -> float:
-    return comparison.panel.score(comparison.synthetic.moments.mean - comparison.control.moments.mean)
-
-
 def _cross_correlations(comparison: Comparison) -> list[NDArray[np.float64]]:
     return [side.correlations().ravel() for side in (comparison.real, comparison.synthetic)]
 
@@ -241,7 +233,13 @@ _ENTRIES = (
     Metric("energy_distance", "lower", _on_pcs(energy_distance), ("control",), scopes=("perturbation",), bounds=REAL),
     Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=(*GROUPS_JOINT, "perturbation"), equal_cells=True),
     Metric("sliced_w2", "lower", _on_pcs(sliced_wasserstein_2), scopes=GROUPS),
-    Metric("mmd2", "lower", _squared_mmd, scopes=GROUPS_JOINT, bounds=REAL),
+    Metric(
+        "mmd2",
+        "lower",
+        lambda c: squared_mmd(c.real.pcs, c.synthetic.pcs, squared_scale=c.squared_scale),
+        scopes=GROUPS_JOINT,
+        bounds=REAL,
+    ),
     Metric("mmd_p_value", "higher", _mmd_p_value, scopes=GROUPS, bounds=SHARE, has_interval=False),
     Metric("frechet", "lower", _on_pcs(frechet_distance), scopes=GROUPS),
     _neighbourhood_metric("precision", "higher"),
@@ -298,7 +296,7 @@ _ENTRIES = (
     Metric(
         "perturbation_discrimination",
         "higher",
-        _discrimination,
+        lambda c: c.panel.score(c.synthetic.moments.mean - c.control.moments.mean),
         ("control", "perturbations"),
         scopes=("perturbation",),
         bounds=SHARE,

@@ -148,7 +148,7 @@ class GeneSpaceModel(DiffusionModel):
             describe_predicted_profile_totals(module, cells)
             self.library_head_is_trained_ = True
         if is_first:  # further training starts at a loss that has fallen already
-            self._warn_if_nothing_was_learned()
+            warn_of_early_plateau(self.history_ or {}, self.architecture.head)
         return result
 
     def _gene_order(self) -> np.ndarray | None:
@@ -201,9 +201,6 @@ class GeneSpaceModel(DiffusionModel):
         if a.clamp and output == "log1p":
             needs_negation = a.head == "regression" and a.zero_value is None
             warn_of_missing_zeros(values, module.training_zeros.item(), needs_negation=needs_negation)
-
-    def _warn_if_nothing_was_learned(self) -> None:
-        warn_of_early_plateau(self.history_ or {}, self.architecture.head)
 
 
 class SCRDIT(GeneSpaceModel):

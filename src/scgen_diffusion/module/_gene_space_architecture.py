@@ -112,7 +112,9 @@ class GeneSpaceArchitecture:
         check_options(self, except_for=("zero_value", "gene_order", "dropped_together"))
         check_key_groups(self.dropped_together, self.condition_strategy)
         _check_zero_value(self.zero_value)
-        _check_gene_order(self.gene_order)
+        if not isinstance(self.gene_order, tuple) and self.gene_order not in ("given", "correlation"):
+            msg = f"`gene_order` must be 'given', 'correlation' or a list of all genes, but found {self.gene_order!r}."
+            raise ValueError(msg)
         if self.target not in TARGETS_OF_PATH[self.path]:
             allowed = list(TARGETS_OF_PATH[self.path])
             msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
@@ -150,12 +152,6 @@ def _check_masking(a: GeneSpaceArchitecture) -> None:
         if a.path == "masking" and value != MASKING[name] and (name, value) != ("library_size", "normal"):
             msg = f"`{name}` must be {MASKING[name]!r} on the path 'masking', which models counts, but found {value!r}."
             raise ValueError(msg)
-
-
-def _check_gene_order(order: object) -> None:
-    if not isinstance(order, tuple) and order not in ("given", "correlation"):
-        msg = f"`gene_order` must be 'given', 'correlation' or a list of all genes, but found {order!r}."
-        raise ValueError(msg)
 
 
 PUBLISHED_SCRDIT = GeneSpaceArchitecture(

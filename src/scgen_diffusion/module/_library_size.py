@@ -78,11 +78,14 @@ class LibrarySizeModel(nn.Module):
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay."""
-        self.centres = self._find_centres(condition).to(self.means.device)
+        groups, kept_centres = self.groups, self.centres.to(condition.device)
+        centres = groups.add_centres(kept_centres, condition) if self.n_kept else groups.find_centres(condition)
+        self.centres = centres.to(self.means.device)
         kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
         predicted = self.predicted_quantiles[: self.n_kept]
         codes, totals = self._new_groups(log_totals, condition, kept["means"])
-        summaries = [_summary(values) for values in totals]  # one at a time, to save memory
+        # one at a time, to save memory
+        summaries = [(values.mean(), values.std(correction=0), _quantiles(values)) for values in totals]
         self.set_groups(
             torch.cat([kept["codes"].to(codes), codes]),
             means=torch.stack([*kept["means"].double(), *(each[0] for each in summaries)]),
@@ -176,11 +179,6 @@ class LibrarySizeModel(nn.Module):
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
         return of_groups[is_new], remove_other_effects(values, new, combinations, known, baseline)
 
-    def _find_centres(self, condition: Tensor) -> Tensor:
-        if self.n_kept:
-            return self.groups.add_centres(self.centres.to(condition.device), condition)
-        return self.groups.find_centres(condition)
-
     def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
         """Look up rows of a table ``(groups, ...)``: exact if the combination occurs, else additive."""
         codes = self.groups.discretise(condition, self.centres)
@@ -225,10 +223,6 @@ class LibrarySizeModel(nn.Module):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _summary(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return values.mean(), values.std(correction=0), _quantiles(values)
 
 
 def _quantiles(values: Tensor) -> Tensor:

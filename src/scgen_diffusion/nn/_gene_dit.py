@@ -171,7 +171,9 @@ class GeneDiT(nn.Module):
 
         One tensor per layer, ``(cells, heads, patches, width / heads)``.
         """
-        self._check_white_box()
+        if not all(isinstance(block.attention, SubspaceAttention) for block in self.network.blocks):
+            msg = "Only the heads of white-box blocks have a subspace: build the network with block='white_box'."
+            raise ValueError(msg)
         traces = self.trace(x_t, t, condition)
         return [
             block.attention.coordinates(trace.attention.modulated)
@@ -198,11 +200,6 @@ class GeneDiT(nn.Module):
         if not self.n_global_tokens:
             return patches
         return torch.cat([patches, self.read_all_genes(x_t).unflatten(1, (self.n_global_tokens, -1))], dim=1)
-
-    def _check_white_box(self) -> None:
-        if not all(isinstance(block.attention, SubspaceAttention) for block in self.network.blocks):
-            msg = "Only the heads of white-box blocks have a subspace: build the network with block='white_box'."
-            raise ValueError(msg)
 
 
 def block_factories(block: Block, width: int, n_heads: int, hidden: int | None) -> tuple[Factory, Factory]:
