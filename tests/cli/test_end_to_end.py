@@ -1,9 +1,6 @@
-"""A run as on a cluster: fresh processes, one of them killed."""
+"""A run as on a cluster: processes of their own, one of them killed."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import anndata
@@ -30,36 +27,38 @@ cell_type = "NK"
 """
 
 
-def start(folder, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "scgen_diffusion", *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+COMMAND = """\
+import os
+from scgen_diffusion.cli import run
+
+os.chdir(sys.argv.pop(1))
+run()
+"""
 
 
-def wait_for(path, process):
+def wait_for(path, process, err):
     while not path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), err.read_text()
         time.sleep(0.02)
 
 
-def test_the_same_command_resumes_a_killed_run(call, make_cells, tiny, tmp_path, monkeypatch):
+def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, tiny, tmp_path, monkeypatch):
     make_cells(160).write_h5ad(tmp_path / "cells.h5ad")
     architecture = "\n".join(f"{name} = {value}" for name, value in tiny.items())
     (tmp_path / "run.toml").write_text(CONFIG.format(architecture=architecture))
     train = ("train", "--config", "run.toml")
 
-    process = start(tmp_path, *train)
-    wait_for(tmp_path / ".model.checkpoints" / "autoencoder.ckpt", process)
+    process, _, err = start_apart(COMMAND, tmp_path, *train)
+    wait_for(tmp_path / ".model.checkpoints" / "autoencoder.ckpt", process, err)
     process.kill()
-    assert process.wait() == -signal.SIGKILL  # 137 in a shell
+    process.join()
+    assert process.exitcode == -signal.SIGKILL  # 137 in a shell
     assert not (tmp_path / "model").exists()
 
-    process = start(tmp_path, *train)
-    out, err = process.communicate()
-    assert (process.returncode, out) == (0, "model\n"), err
-    assert "Resuming the autoencoder after epoch" in err
+    process, out, err = start_apart(COMMAND, tmp_path, *train)
+    process.join()
+    assert (process.exitcode, out.read_text()) == (0, "model\n"), err.read_text()
+    assert "Resuming the autoencoder after epoch" in err.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model", "run.toml"]
 
     monkeypatch.chdir(tmp_path)

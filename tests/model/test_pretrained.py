@@ -4,8 +4,6 @@ import csv
 import hashlib
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +32,19 @@ def rna_of(cells):
     return cells["rna"] if hasattr(cells, "mod") else cells
 
 
-def test_a_fresh_process_needs_neither_network_nor_data(tmp_path):
+def test_a_fresh_process_needs_neither_network_nor_data(run_apart, tmp_path):
     code = f"""
-import socket
+import os, socket
+os.chdir({str(tmp_path)!r})
+os.environ |= {{"PATH": "", "HOME": {str(tmp_path)!r}}}
 def refuse(*args, **kwargs): raise OSError("no network")
 socket.socket.connect = socket.getaddrinfo = refuse
 import scgen_diffusion as scgd
 for name in {NAMES}:
     print(name, scgd.model.load(name).generate(3, seed=0).n_obs)
 """
-    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path))}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert [line for line in done.stdout.splitlines() if line.startswith(NAMES)] == [f"{name} 3" for name in NAMES]
+    out, _ = run_apart(code)
+    assert [line for line in out.splitlines() if line.startswith(NAMES)] == [f"{name} 3" for name in NAMES]
 
 
 def test_the_models_are_listed():
