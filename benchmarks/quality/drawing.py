@@ -30,14 +30,15 @@ MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
 RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
 
-#: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...}``.
+#: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ..., "genes": ...}``.
 #: ``"draw"`` may be ``"reconstruction"`` (held-out cells, encoded and decoded) or ``"ideal-prior"`` (decoded latents of
-#: training cells).
+#: training cells). With ``"genes": "all"``, the model learns and draws the whole panel; the split's genes are judged.
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
 VARIANTS |= {f"{name}-masking": {"class": name, "model": {"path": "masking"}} for name in ("SCRDIT", "WBDIT")}
 VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
+VARIANTS["SCLDM-whole-panel"] = {"class": "SCLDM", "genes": "all"}
 
 
 def parse_variant(text: str) -> tuple[str, Variant]:
@@ -53,7 +54,7 @@ def parse_variant(text: str) -> tuple[str, Variant]:
     if given["class"] not in MODELS:
         msg = f"The class of the variant `{name}` must be one of {list(MODELS)}, but found {given['class']!r}."
         raise ValueError(msg)
-    variant = {part: given.pop(part) for part in ("class", "train", "generate", "draw") if part in given}
+    variant = {part: given.pop(part) for part in ("class", "train", "generate", "draw", "genes") if part in given}
     return name, variant | {"model": given.pop("model", {}) | given}
 
 
@@ -158,9 +159,12 @@ def main() -> None:
     parser.add_argument("--variant", type=json.loads, help="JSON of a model's class and arguments")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    split = load_split(arguments.dataset, arguments.seed)
+    judged = split = load_split(arguments.dataset, arguments.seed)
     variant = arguments.variant or VARIANTS.get(arguments.method)
-    write_cells(draw(split, arguments.seed, arguments.method, variant), arguments.path)
+    if variant and variant.get("genes") == "all":
+        split = load_split(arguments.dataset, arguments.seed, n_genes=None)
+    cells = draw(split, arguments.seed, arguments.method, variant)
+    write_cells(cells[:, judged.train.var_names].copy(), arguments.path)
 
 
 if __name__ == "__main__":

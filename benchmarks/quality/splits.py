@@ -91,6 +91,9 @@ LABEL = "label"
 #: Number of cells to compare on each side; cost grows with its square.
 MAX_CELLS = 1_000
 
+#: Genes that are judged, of those that vary most.
+N_GENES = 2_000
+
 #: Labels with fewer cells share one stratum, because they are too few to be split separately.
 MIN_CELLS_PER_STRATUM = 4
 
@@ -199,11 +202,11 @@ def file_of(dataset: str) -> Path:
     return path
 
 
-def load_split(dataset: str, seed: int) -> Split:
+def load_split(dataset: str, seed: int, *, n_genes: int | None = N_GENES) -> Split:
     """Return the split of a data set, which may be made small, such as ``pbmc3k:300:100umi``."""
     name, n_train, n_counts = parse_dataset(dataset)
     adata = load(name) if n_counts is None else thin(load(name), n_counts, seed)
-    return split_cells(adata, CONDITION_KEYS[name], seed=seed, n_train=n_train)
+    return split_cells(adata, CONDITION_KEYS[name], seed=seed, n_train=n_train, n_genes=n_genes)
 
 
 def thin(adata: ad.AnnData, n_counts: int, seed: int) -> ad.AnnData:
@@ -231,7 +234,7 @@ def split_cells(
     condition_keys: tuple[str, ...],
     *,
     seed: int,
-    n_genes: int = 2_000,
+    n_genes: int | None = N_GENES,
     held_out_share: float = 0.25,
     kept_genes: Sequence[str] = (),
     n_train: int | None = None,
@@ -247,7 +250,7 @@ def split_cells(
     seed
         Seed of the split.
     n_genes
-        Number of genes to keep, by variance of log-normalised values in the training cells.
+        Number of genes to keep, by variance of log-normalised values in the training cells; None for all.
     held_out_share
         Share of cells to hold out.
     kept_genes

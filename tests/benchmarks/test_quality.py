@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -153,6 +154,24 @@ def run(monkeypatch, tmp_path, cells):
         return tables.read_table(tmp_path / "compare.csv")
 
     return run
+
+
+def test_a_model_of_the_whole_panel_is_judged_on_the_genes_of_the_split(run, tmp_path, cells, monkeypatch):
+    def load_split(_, seed, n_genes=10):
+        return splits.split_cells(cells, ("cell_type",), seed=seed, n_genes=n_genes)
+
+    def generate(model, split, seed):
+        assert split.train.n_vars == cells.n_vars > 10
+        return split.held_out
+
+    monkeypatch.setattr(drawing, "load_split", load_split)
+    monkeypatch.setattr(drawing, "train_model", lambda *_: None)
+    monkeypatch.setattr(drawing, "generate", generate)
+    run("--steps", "draw", "--methods", "SCLDM-whole-panel")
+    drawn = anndata.read_h5ad(tmp_path / "pbmc3k-0-SCLDM-whole-panel.h5ad")
+    held_out = load_split("", 0).held_out
+    assert list(drawn.var_names) == list(held_out.var_names)
+    np.testing.assert_array_equal(drawn.X.toarray(), splits.to_dense(held_out.layers["counts"]))
 
 
 def test_methods_and_variants_are_drawn_and_judged_once_with_their_costs(run, tmp_path):
