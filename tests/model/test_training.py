@@ -61,10 +61,16 @@ def test_training_lowers_the_losses(make_model, quick):
         assert losses.iloc[-5:].mean() < losses.iloc[:3].mean(), name
 
 
-@pytest.mark.parametrize("most", [1, 1000])
-def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(make_model, monkeypatch, most):
+@pytest.mark.parametrize("most", [1, 20])
+@pytest.mark.parametrize("numbers", [(), ("time",)])
+def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(
+    make_model, make_cells, monkeypatch, most, numbers
+):
+    """Numbers make no combinations."""
+    cells = make_cells()
+    cells.obs["time"] = np.linspace(0, 1, len(cells))
     monkeypatch.setattr(train_latents, "MOST_COMBINATIONS", most)
-    model = make_model()
+    model = make_model(cells, setup={"continuous_condition_keys": list(numbers)})
 
     start_autoencoder(model.module, model._cells, np.arange(90))
 

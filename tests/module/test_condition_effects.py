@@ -9,6 +9,7 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
+from scgen_diffusion.nn import Number
 
 N_GENES = 9
 
@@ -103,6 +104,16 @@ def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
     torch.testing.assert_close(torch.stack(seen)[:, 0], torch.tensor([[1, 1], [1, 2], [2, 2]]))  # 2: not given
 
 
+def test_numbers_have_no_effects(build):
+    module = build((2, Number()))
+    counts = torch.tensor([[50.0] + (N_GENES - 1) * [5.0], N_GENES * [5.0]]) * 1000
+    module.start_effects(torch.tensor([[0, 0.5], [1, -0.5]]), counts, torch.tensor([1000, 1000]))
+    asked = torch.tensor([[0, 0.5], [0, -3], [1, 0.5]])
+    effects = module.condition_effects(asked)[:, 0, 0]
+    assert effects[0] == effects[1]
+    assert effects[0] > effects[2] + 1
+
+
 def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns(build, batch):
     module = build()
     module.start_effects(torch.tensor([[0], [1]]), torch.ones(2, N_GENES).cumsum(1), torch.tensor([4000, 4000]))
@@ -168,10 +179,11 @@ def test_effects_that_training_missed_are_corrected(build):
 
 @pytest.mark.parametrize(
     ("conditions", "changes"),
-    [((), {}), ((2,), {"condition_effects": False}), ((2,), {"likelihood": "gaussian"})],
-    ids=["no conditions", "switched off", "gaussian"],
+    [((), {}), ((Number(), Number(2)), {}), ((2,), {"condition_effects": False}), ((2,), {"likelihood": "gaussian"})],
+    ids=["no conditions", "numbers", "switched off", "gaussian"],
 )
-def test_without_conditions_or_counts_there_are_no_effects(build, conditions, changes):
+def test_without_classes_or_counts_there_are_no_effects(build, conditions, changes):
     module = build(conditions, **changes)
     assert module.condition_effects is None
-    torch.testing.assert_close(draw(module, torch.zeros(4, len(conditions))), draw(module, None))
+    columns = len(module.null_condition)
+    torch.testing.assert_close(draw(module, torch.zeros(4, columns)), draw(module, None))

@@ -27,7 +27,7 @@ from scgen_diffusion.diffusion import (
     keep_molecules,
     keep_where,
 )
-from scgen_diffusion.nn import ConditionEffects, DiT
+from scgen_diffusion.nn import ConditionEffects, DiT, Number, encodings_of
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import (
@@ -124,7 +124,8 @@ class SCLDMModule(ConditionedModule):
 
     def _build_condition_effects(self, n_input: int, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
         a = self.architecture
-        if not conditions or not a.condition_effects or a.likelihood != "negative_binomial":
+        only_numbers = all(isinstance(encoding, Number) for encoding in encodings_of(conditions))
+        if only_numbers or not a.condition_effects or a.likelihood != "negative_binomial":
             return None
         return ConditionEffects(n_input, conditions, width=a.n_latent_tokens * a.n_latent)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ._conditions import ConditionEmbedding
+from ._conditions import ConditionEmbedding, Number, encodings_of, keys_of_columns, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,9 @@ RIDGE = 0.3  # cells
 
 
 class ConditionEffects(nn.Module):
-    """Two effects of conditions on every gene, on its share and its dispersion. They add up over keys.
+    """Two effects of classes and sets on every gene, on its share and its dispersion. They add up over keys.
 
-    They start at zero.
+    They start at zero. Numbers have no effects: nothing would hold them to the cells at a number without training cells.
 
     Parameters
     ----------
@@ -42,15 +42,28 @@ class ConditionEffects(nn.Module):
     torch.Size([2, 7, 2])
     """
 
+    null: Tensor
+    is_number: Tensor
+
     def __init__(self, n_genes: int, conditions: Sequence[ConditionSpec], *, width: int) -> None:
         super().__init__()
+        are_numbers = torch.tensor([isinstance(encoding, Number) for encoding in encodings_of(conditions)])
+        self.register_buffer("null", null_condition(conditions), persistent=False)
+        self.register_buffer("is_number", are_numbers[keys_of_columns(conditions)], persistent=False)
         self.embed = ConditionEmbedding(conditions, width)
         self.loadings = nn.Linear(width, 2 * n_genes, bias=False)
         nn.init.zeros_(self.loadings.weight)
 
     def forward(self, condition: Tensor) -> Tensor:
         """Return the effects ``(cells, genes, 2)`` of conditions ``(cells, columns)``."""
-        return self.loadings(EMBEDDING_SCALE * self.embed(condition)).unflatten(1, (-1, 2))
+        return self.loadings(self._embedded(condition)).unflatten(1, (-1, 2))
+
+    def without_numbers(self, condition: Tensor) -> Tensor:
+        """Turn the numbers among conditions ``(n, columns)`` into "not given"."""
+        return torch.where(self.is_number, self.null, condition)
+
+    def _embedded(self, condition: Tensor) -> Tensor:
+        return EMBEDDING_SCALE * self.embed(self.without_numbers(condition))
 
     @torch.no_grad()
     def add(self, condition: Tensor, effects: Tensor, n_cells: Tensor) -> None:
@@ -65,7 +78,7 @@ class ConditionEffects(nn.Module):
         n_cells
             Weight of each row, ``(n,)``.
         """
-        x, y, weights = EMBEDDING_SCALE * self.embed(condition).double(), effects.flatten(1).double(), n_cells.double()
+        x, y, weights = self._embedded(condition).double(), effects.flatten(1).double(), n_cells.double()
         penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         fitted = torch.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y)
         self.loadings.weight += fitted.T.to(self.loadings.weight.dtype)

@@ -28,7 +28,7 @@ DEVICE_SHARE = 0.25  # of a GPU's free memory
 RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that is read
 ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
-MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from; numbers have more
+MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from
 RARE = 200  # cells
 
 
@@ -192,7 +192,7 @@ class _Rows(Dataset):
 def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
     """Initialise an autoencoder at the mean expression of the cells ``indices``, and its effects at those of conditions."""
     target, pooled, n_cells, n_read = torch.zeros(1).double(), torch.zeros(1).double(), 0, 0
-    combinations = None if module.condition_effects is None else _combinations(cells, indices)
+    combinations = _combinations(module, cells, indices)
     if combinations is not None:
         codes, which, sizes = combinations
         counts = torch.zeros(len(codes), len(cells.var), dtype=torch.double)
@@ -209,12 +209,17 @@ def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.nda
         module.start_effects(condition, counts.to(module.device), torch.from_numpy(sizes).to(module.device))
 
 
-def _combinations(cells: TrainingCells, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return the distinct condition codes of the cells ``indices``, which of them each cell has, and how many cells have it.
+def _combinations(
+    module: SCLDMModule, cells: TrainingCells, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return the distinct classes and sets of the cells ``indices``, which of them each cell has, and how many have it.
 
-    None if there are more than ``MOST_COMBINATIONS``.
+    None without condition effects, or if there are more than ``MOST_COMBINATIONS``.
     """
-    codes, which, sizes = np.unique(cells.codes[indices], axis=0, return_inverse=True, return_counts=True)
+    if module.condition_effects is None:
+        return None
+    discrete = module.condition_effects.without_numbers(module.condition_tensor(cells.codes[indices]))
+    codes, which, sizes = np.unique(discrete.cpu().numpy(), axis=0, return_inverse=True, return_counts=True)
     return (codes, which.ravel(), sizes) if len(codes) <= MOST_COMBINATIONS else None
 
 
@@ -223,7 +228,7 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
 
     Combinations with more cells than ``RARE`` have learned them.
     """
-    combinations = None if module.condition_effects is None else _combinations(cells, indices)
+    combinations = _combinations(module, cells, indices)
     if combinations is None:
         return
     codes, which, sizes = combinations
