@@ -217,6 +217,27 @@ def test_other_sizes_and_heads_keep_their_recipe(make_cells, make_model, options
     assert model._recipe("autoencoder") == RECIPES[options.get("size", "default")].autoencoder
 
 
+@pytest.mark.parametrize(
+    ("classes", "numbers", "size", "share"),
+    [
+        ([], ["dose"], "default", 1 / 3),
+        (["cell_type"], ["dose"], "default", 1),
+        ([], ["spatial"], "default", 1),
+        ([], [], "default", 1),
+        ([], ["dose"], "published", 1),
+    ],
+)
+def test_a_prior_of_numbers_alone_trains_for_a_third_of_the_steps(
+    make_cells, make_model, classes, numbers, size, share
+):
+    cells = make_cells()
+    cells.obsm["spatial"] = np.random.default_rng(0).random((len(cells), 2))
+    model = make_model(cells, condition_keys=classes, setup={"continuous_condition_keys": numbers}, size=size)
+    model.train_indices_ = np.arange(90)
+
+    assert model._recipe("prior").reference_steps == round(share * RECIPES[size].prior.reference_steps)
+
+
 def test_early_stopping_ends_a_stage_that_no_longer_improves(make_model, quick):
     model = make_model()
     frozen = {"learning_rate": 1e-12}

@@ -93,6 +93,11 @@ def test_many_genes_or_few_counts_have_the_usual_recipe(n_genes, counts_per_gene
     assert USUAL.for_panel(n_genes, counts_per_gene) is USUAL
 
 
+def test_numbers_shorten_the_prior():
+    usual = RECIPES["default"].prior
+    assert usual.for_numbers() == replace(usual, reference_steps=1333)
+
+
 def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_weight():
     panel = USUAL.for_panel(33, 20_000)
 

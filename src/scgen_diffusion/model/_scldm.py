@@ -12,6 +12,7 @@ import torch
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import check_names
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
+from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
     MANY_GENES,
     RECIPES,
@@ -405,7 +406,11 @@ class SCLDM(AutoencoderModel):
 
     def _recipe(self, stage: str) -> Recipe:
         recipe = getattr(RECIPES[self._recipe_name], stage)
-        return self._for_these_cells(recipe) if stage == "autoencoder" else recipe
+        if stage == "autoencoder":
+            return self._for_these_cells(recipe)
+        are_numbers = [isinstance(spec, Number) and spec.n == 1 for spec in self._condition_specs]
+        is_first = self._recipe_name == "default" and self.reference_ is None
+        return recipe.for_numbers() if stage == "prior" and is_first and are_numbers and all(are_numbers) else recipe
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Fit the default recipe to few genes; fine-tuning keeps the KL weight of the reference."""

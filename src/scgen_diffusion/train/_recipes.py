@@ -14,6 +14,7 @@ MANY_GENES = 2000  # fewer may have a recipe of their own
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
+SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,13 @@ class PriorRecipe(Recipe):
     reference_steps: int = 4000
     smallest_epoch: int = 10
     drop_probability: float = 0.1
+
+    def for_numbers(self) -> PriorRecipe:
+        """Return the recipe for conditions that are all single numbers: a third of the steps.
+
+        With more, cells at the numbers of the training cells are hardly better, and those in between get worse.
+        """
+        return replace(self, reference_steps=round(SHARE_FOR_NUMBERS * self.reference_steps))
 
 
 @dataclass(frozen=True)
