@@ -1,6 +1,6 @@
 """Is time a good condition? Cells of hours of development that a model has not seen, beside simple ways.
 
-    python -m benchmarks.studies.time_course                 # four minutes of CPU time per seed
+    python -m benchmarks.studies.time_course                 # three minutes of CPU time per seed
 
 Two windows of the embryo time of `worm_embryo` are held out: one inside, and the last one, which asks for extrapolation.
 Every way learns from the remaining cells and draws one cell for each held-out one, at its time. Half of the drawn cells
