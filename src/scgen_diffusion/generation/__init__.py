@@ -13,6 +13,7 @@ from ._request import (
     name_of,
 )
 from ._rows import Rows, check_finite, rows_of, stack
+from ._verdict import MeanChange, PerturbedGroups, describe_verdicts
 
 __all__ = [
     "OTHER_NAMES",
@@ -23,10 +24,13 @@ __all__ = [
     "Counterfactual",
     "Frames",
     "LibrarySizes",
+    "MeanChange",
+    "PerturbedGroups",
     "Rows",
     "SamplingOptions",
     "check_batch_size",
     "check_finite",
+    "describe_verdicts",
     "differences",
     "identity_of",
     "name_of",

@@ -27,6 +27,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
+from ._verdict import MOST_COMBINATIONS, describe_verdicts, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,7 @@ Result = TypeVar("Result")
 
 N_GPU_WORKERS = 2
 """The host assembles one block while the GPU computes the next."""
+N_JUDGED = 64  # generated control cells that the verdict on a new combination looks at
 N_UNSEEN = 20  # combinations listed in provenance
 
 
@@ -139,8 +141,28 @@ class CellGenerator:
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
         if moved:
             provenance["method"] = "transport of generated control cells, where the combination is new"
+            provenance["verdict"] = self.verdicts(distinct, options, seed)
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
+
+    def verdicts(self, codes: np.ndarray, options: SamplingOptions, seed: int) -> dict[str, list[str]]:
+        """Judge the combinations ``(n, columns)`` for which the transport moves control cells, from some such cells."""
+        self.module.eval()
+        codes = np.unique(codes, axis=0)
+        codes = codes[(self._starts(codes) != codes).any(1)][:MOST_COMBINATIONS]
+        firsts, number = np.unique(self._starts(codes), axis=0, return_inverse=True)
+
+        def generate(start: np.ndarray) -> Tensor:
+            generators = Generators(seed, range(N_JUDGED), self.module.device)
+            filled = self.conditions.fill(np.tile(start, (N_JUDGED, 1)), generators.uniform().cpu().numpy())
+            denoiser = self.module.denoiser(self.module.condition_tensor(filled), options.guidance)
+            return options.sampler(denoiser, self.module.draw_noise(generators), n_steps=options.n_steps).flatten(1)
+
+        with torch.inference_mode():
+            states = [generate(start) for start in firsts]
+        cells = [states[n] for n in number.ravel()]
+        names = [self.conditions.describe(combination) for combination in codes]
+        return describe_verdicts(names, judge(self.module, self.conditions, cells, codes))
 
     def warn_outside_training(self, codes: np.ndarray) -> list[str]:
         """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance."""

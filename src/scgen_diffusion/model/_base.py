@@ -59,6 +59,7 @@ from scgen_diffusion.generation import (
     CellGenerator,
     Counterfactual,
     LibrarySizes,
+    PerturbedGroups,
     check_batch_size,
     stack,
 )
@@ -72,6 +73,7 @@ from ._counterfactual import (
     counterfactual_conditions,
     counterfactual_names,
     describe_counterfactual,
+    describe_effects,
 )
 from ._description import describe, next_step
 from ._diagnostics import check_summary_finite
@@ -1108,6 +1110,10 @@ class DiffusionModel(BaseModelClass):
         outside = engine.warn_outside_training(np.concatenate([cells.codes, cells.own]))
         chunk = engine.round_to_blocks(check_batch_size(batch_size))
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
+        groups = None
+        if chosen_method == "transport":
+            groups = PerturbedGroups(self.module, self.conditions, request, len(self.var_))
+            batches = groups.reading(batches)
         parts = []
         with tqdm(total=len(cells.rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
             for rows in engine.predictions(request, batches, chunk):
@@ -1118,6 +1124,8 @@ class DiffusionModel(BaseModelClass):
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
         provenance |= describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
         provenance["outside_training"] = outside
+        if groups is not None:
+            provenance |= describe_effects(groups, x, self.var_.index)
         names = counterfactual_names(self, cells, condition, request, provenance)
         obs, obsm = counterfactual_conditions(self.conditions, cells, requested, names)
         return self._assemble(x, obs, provenance, is_log1p=output == "log1p", obsm=obsm)
@@ -1127,7 +1135,12 @@ class DiffusionModel(BaseModelClass):
     ) -> CellRequest:
         """Check and resolve the arguments of a request; ``options`` are those of :meth:`CellGenerator.request`."""
         self._check_ready_to_generate()
-        return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
+        request = self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
+        if "verdict" not in request.provenance:
+            return request
+        return replace(
+            request, provenance={**request.provenance, "verdict": pd.DataFrame(request.provenance["verdict"])}
+        )
 
     def _make_cells(self, request: CellRequest, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
         """Make the cells of some rows; the first row must begin a block."""

@@ -19,7 +19,7 @@ from scgen_diffusion.data import (
     encode_cells,
     names_and_arrays,
 )
-from scgen_diffusion.generation import identity_of, name_of
+from scgen_diffusion.generation import MeanChange, describe_verdicts, identity_of, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, Conditions
     from scgen_diffusion.diffusion import ConditionStrategy
-    from scgen_diffusion.generation import Counterfactual
+    from scgen_diffusion.generation import Counterfactual, PerturbedGroups, Rows
 
     from ._base import DiffusionModel
 
@@ -148,6 +148,26 @@ def describe_counterfactual(
     if request.library_size is None and request.sampling.output == "counts":
         record["library_size"] = "that of each control cell"
     return record | {"given_keys": [keys[key] for key in request.given]}
+
+
+def describe_effects(groups: PerturbedGroups, predicted: Rows, genes: pd.Index) -> dict[str, pd.DataFrame]:
+    """Return the tables of ``uns`` that say how far a prediction can be trusted; warn where it cannot."""
+    if not len(groups.codes):
+        return {}
+    verdicts = groups.verdicts()
+    tables = {"verdict": pd.DataFrame(describe_verdicts(groups.names, verdicts))}
+    changes = groups.changes(predicted, verdicts)
+    if changes:
+        columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
+        number = np.repeat(np.arange(len(changes)), len(genes))
+        tables["mean_change"] = pd.DataFrame(
+            {
+                "combination": pd.Categorical.from_codes(number, groups.names),
+                "gene": np.tile(genes.to_numpy(dtype=str), len(changes)),
+                **columns,
+            }
+        )
+    return tables
 
 
 def counterfactual_conditions(

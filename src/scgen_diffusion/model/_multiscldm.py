@@ -75,6 +75,7 @@ class MULTISCLDM(SCLDM):
     """
 
     _module_cls = MultimodalModule
+    _predicts_given_cells = False
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod

@@ -26,6 +26,7 @@ from scgen_diffusion.train import (
     describe_predicted_totals,
     encode_cells,
     fit_shift,
+    measure_errors,
     perturbation_groups,
     standardise_latents,
     start_autoencoder,
@@ -113,6 +114,8 @@ class SCLDM(AutoencoderModel):
     }
     default_sampler = "midpoint"
     architecture: SCLDMArchitecture
+    _predicts_given_cells: ClassVar[bool] = True
+    """Whether ``predict_perturbation`` works, so that the errors of its mean changes are worth measuring."""
     _stages = ("autoencoder", "prior", "transport")
     _stages_to_generate = frozenset({"autoencoder", "prior"})
 
@@ -382,6 +385,8 @@ class SCLDM(AutoencoderModel):
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(code[0]).to(self.device))
             fit_shift(self.module, cache, groups)
+            if self._predicts_given_cells:
+                measure_errors(self.module, self._cells, groups)
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             matches = [list(labels), matched] if len(labels.columns) else []

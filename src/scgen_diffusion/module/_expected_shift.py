@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scgen_diffusion.nn import Classes, Members, encodings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from scgen_diffusion.nn import ConditionSpec
 
@@ -20,6 +20,8 @@ LENGTHS = (2.8, 1.4, 2.0, 4.0)  # of similarity, in standard deviations of cells
 INTERACTION = 0.3  # variance of what a set does beyond its members, relative to one member
 FEW_ERRORS = 0.1  # of a shift, relative to its mean square, below which more cells make a group no more important
 MOST_GROUPS = 500  # that choose variance and length
+CLEAR = 0.25  # of the mean square of shifts: sampling variance of groups with enough cells to be predicted from others
+RELATED = 0.1  # similarity of perturbations that tell something about each other
 SMALLEST = 1e-6  # variance, of standardised latents
 
 
@@ -58,10 +60,14 @@ class ExpectedShift(nn.Module):
         self.register_buffer("centres", torch.zeros(n_groups, size))
         self.register_buffer("perturbations", torch.zeros(n_groups, n_columns))
         self.register_buffer("weights", torch.zeros(n_groups, size))
+        self.register_buffer("variances", torch.zeros(n_groups))
+        self.register_buffer("left_out", torch.zeros(n_groups, 2))  # `uncertainty` of each group, from all others
         self.register_buffer("scale", torch.ones(size))
         self.register_buffer("options", torch.zeros(3))  # a, b, length
 
-    def forward(self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Return the expected shift of control latents.
 
         Parameters
@@ -72,12 +78,79 @@ class ExpectedShift(nn.Module):
             Conditions after the perturbation, ``(n, columns)``.
         control, perturbs
             Codes of unperturbed cells, and which columns perturb, ``(columns,)``.
+        weights
+            Weights of the groups, such as those of :meth:`weights_without`; default: those of all groups.
         """
+        weights = self.weights if weights is None else weights
         distinct, which = condition.unique(dim=0, return_inverse=True)
         of_perturbations = self._similarity(distinct, self.perturbations, control, perturbs)[which]
         a, b, length = self.options.double()
         of_cells = a + b * self._alikeness(x.flatten(1).double(), self.centres.double(), length)
-        return ((of_perturbations * of_cells) @ self.weights.double()).to(x.dtype).view_as(x)
+        return ((of_perturbations * of_cells) @ weights.double()).to(x.dtype).view_as(x)
+
+    @torch.no_grad()
+    def uncertainty(
+        self,
+        cells: Sequence[Tensor],
+        conditions: Tensor,
+        control: Tensor,
+        perturbs: Tensor,
+        without: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the variance of the mean shift of sets of cells, and this variance before any group was seen, ``(sets, 2)``.
+
+        Parameters
+        ----------
+        cells
+            Standardised latents of control cells of each set, ``(cells, size)``.
+        conditions
+            Conditions of each set after the perturbation, ``(sets, columns)``.
+        control, perturbs
+            As in :meth:`forward`.
+        without
+            For each set, the number of a group not to learn from.
+        """
+        a, b, length = self.options.double()
+        centres, inverse = self.centres.double(), self._inverse_covariance(control, perturbs)
+        to_groups = self._similarity(conditions, self.perturbations, control, perturbs)
+        found = []
+        for number, x in enumerate(cells):
+            x, condition = x.double(), conditions[number][None]
+            own = self._similarity(condition, condition, control, perturbs)[0, 0]
+            prior = own * (a + b * self._alikeness(x, x, length).mean())
+            weights = to_groups[number] * (a + b * self._alikeness(x, centres, length).mean(0))
+            if without is None:
+                known = weights @ inverse @ weights
+            else:
+                group = without[number]
+                weights[group] = 0
+                known = weights @ inverse @ weights - (inverse[group] @ weights).square() / inverse[group, group]
+            found.append(torch.stack([(prior - known).clamp(min=0), prior]))
+        return torch.stack(found)
+
+    def weights_without(self, groups: Iterable[int], control: Tensor, perturbs: Tensor) -> Iterator[Tensor]:
+        """Yield the weights of the groups as if one of them was never seen, ``(groups, size)``, for each of these."""
+        inverse, weights = self._inverse_covariance(control, perturbs), self.weights.double()
+        for group in groups:
+            left = weights - inverse[:, [group]] * weights[group] / inverse[group, group]
+            left[group] = 0
+            yield left
+
+    def related(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
+        return self._similarity(conditions, self.perturbations, control, perturbs) > RELATED
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the variance of its predictions is known; models of earlier versions do not have it."""
+        return bool(self.variances.isfinite().all())
+
+    def _inverse_covariance(self, control: Tensor, perturbs: Tensor) -> Tensor:
+        a, b, length = self.options.double()
+        centres = self.centres.double()
+        similarity = self._similarity(self.perturbations, self.perturbations, control, perturbs)
+        covariance = similarity * (a + b * self._alikeness(centres, centres, length))
+        return torch.linalg.inv(covariance + self.variances.double().diag())
 
     @torch.no_grad()
     def fit(
@@ -135,6 +208,12 @@ class ExpectedShift(nn.Module):
         self.perturbations.copy_(perturbations)
         self.weights.copy_(torch.linalg.solve(chosen, shifts))
         self.options.copy_(torch.tensor(options))
+        self.variances.copy_(variances)
+        self.left_out.copy_(torch.tensor([torch.inf, 0.0]))  # not predicted from others
+        clear = [g for g in some.tolist() if variances[g] < CLEAR * size]
+        if clear:
+            cells, conditions = [controls[g] for g in clear], perturbations[clear]
+            self.left_out[clear] = self.uncertainty(cells, conditions, control, perturbs, clear).to(self.left_out)
 
     def _alikeness(self, x: Tensor, other: Tensor, length: Tensor | float) -> Tensor:
         """Return how alike latents ``(n, size)`` and ``(m, size)`` are, from 0 to 1, ``(n, m)``."""

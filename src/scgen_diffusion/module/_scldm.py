@@ -138,11 +138,17 @@ class SCLDMModule(ConditionedModule):
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the transport if they contain one."""
+        """Load weights, and add the transport if they contain one. Earlier versions stored no variances of its shift."""
         if self.transport is None and any(name.startswith("transport.") for name in state_dict):
             self.add_transport()
         if (centres := state_dict.get("transport.shift.centres")) is not None:
-            self.transport.add_shift(len(centres))
+            shift = self.transport.add_shift(len(centres))
+            unknown = {
+                f"transport.shift.{name}": getattr(shift, name) * torch.nan for name in ("variances", "left_out")
+            }
+            state_dict = {**unknown, **state_dict}
+        if (errors := state_dict.get("transport.error.per_gene")) is not None:
+            self.transport.add_error(len(errors))
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
@@ -227,6 +233,22 @@ class SCLDMModule(ConditionedModule):
     def target(self, x: Tensor) -> Tensor:
         """Return the values that the likelihood models: counts, or log-normalised values for the Gaussian head."""
         return x if self.architecture.likelihood == "negative_binomial" else log_profile(x, self.input_values)
+
+    @property
+    def output_values(self) -> InputValues:
+        """Kind of values that the likelihood models."""
+        return "counts" if self.architecture.likelihood == "negative_binomial" else "log1p"
+
+    def misfit(self, observed: Tensor, expected: Tensor) -> float:
+        """Return how badly the model explains the mean expression of cells, in nats per molecule, beyond sampling noise.
+
+        It is the Kullback-Leibler divergence of the sums over cells of the observed and of the expected values of genes,
+        ``(genes,)``, less twice what so many molecules have by chance.
+        """
+        n_molecules = observed.sum().clamp(min=1)
+        p, q = observed / n_molecules, expected.clamp(min=1e-12) / expected.sum()
+        divergence = torch.xlogy(p, p).sum() - torch.xlogy(p, q).sum()
+        return max(float(divergence - len(p) / n_molecules), 0.0)
 
     def totals(self, x: Tensor) -> Tensor:
         """Return each cell's total counts, at least 1, ``(cells, 1)``."""

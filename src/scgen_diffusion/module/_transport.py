@@ -11,6 +11,7 @@ from torch.nn.functional import silu
 from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss
 from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, null_condition
 
+from ._change_error import ChangeError
 from ._expected_shift import ExpectedShift
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class LatentTransport(nn.Module):
         size = latent_shape[0] * latent_shape[1]
         self.path, self.conditions, self.size = LinearInterpolant(), tuple(conditions), size
         self.shift: ExpectedShift | None = None
+        self.error: ChangeError | None = None
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(conditions, width)
         self.first = nn.Linear(size, width)
@@ -73,6 +75,11 @@ class LatentTransport(nn.Module):
         shift = ExpectedShift(self.conditions, self.size, n_groups, len(self.control))
         self.shift = shift.to(self.control.device)
         return self.shift
+
+    def add_error(self, n_genes: int) -> ChangeError:
+        """Add or replace the error of mean changes, to be learned from groups that are predicted from all others."""
+        self.error = ChangeError(n_genes).to(self.control.device)
+        return self.error
 
     def explains(self, own: Tensor, new: Tensor) -> bool:
         """Return whether all cells are unperturbed in ``own (n, columns)``, and ``new`` differs only where keys perturb."""

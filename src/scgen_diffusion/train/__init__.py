@@ -26,7 +26,7 @@ from ._recipes import (
     learning_rate_factor,
 )
 from ._runner import Interruption, StageResult, run_stage, show, trainer_options
-from ._transport import Group, PairData, fit_shift, perturbation_groups
+from ._transport import Group, PairData, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -61,6 +61,7 @@ __all__ = [
     "encode_cells",
     "fit_shift",
     "learning_rate_factor",
+    "measure_errors",
     "perturbation_groups",
     "run_stage",
     "show",

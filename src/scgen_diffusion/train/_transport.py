@@ -7,19 +7,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader, Sampler
+
+from scgen_diffusion.diffusion import Generators
+from scgen_diffusion.module import log_profile, total_counts
 
 from ._cells import StageData
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from torch import Tensor
+
     from scgen_diffusion.module import SCLDMModule
 
+    from ._cells import TrainingCells
     from ._latents import LatentCache
     from ._recipes import TransportRecipe
 
-MOST_CELLS = 200  # of a group whose latents choose the settings of the expected shift
+MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
+MOST_MEASURED = 100  # groups that are predicted from all others
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,58 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) 
         transport.control,
         transport.perturbs,
     )
+
+
+@torch.no_grad()
+def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]) -> None:
+    """Predict the mean changes of groups from all other groups, and store in the transport how wrong they are.
+
+    The expected shift predicts them alone, since the flow learns from all groups at once.
+    """
+    transport, shift = module.transport, module.transport.shift
+    seen = transport.control, transport.perturbs
+    clear = shift.left_out[:, 0].isfinite().tolist()
+    several = [min(len(group.control), len(group.perturbed)) > 1 for group in groups]
+    measured = _evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
+    chosen = measured if len(measured) else _evenly(np.arange(len(groups)), MOST_MEASURED)
+    errors, changes, noise, misfits, totals = [], [], [], [], []
+    for number, weights in zip(chosen, shift.weights_without(chosen, *seen), strict=True):
+        x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
+        generators = Generators(0, range(len(x)), module.device)
+        z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
+        states = module.standardise(z)
+        condition = shift.perturbations[number].expand(len(x), -1)
+        moved = module.unstandardise(states + shift(states, condition, *seen, weights))
+        predicted = module.counterfactual_cells(x, z, moved, total_counts(x)[:, 0], generators)
+        before, after, observed = (
+            log_profile(values, kind).double()
+            for values, kind in (
+                (x, module.input_values),
+                (predicted, module.output_values),
+                (real, module.input_values),
+            )
+        )
+        changes.append(observed.mean(0) - before.mean(0))
+        errors.append(observed.mean(0) - after.mean(0))
+        noise.append(sum(values.var(0) / len(values) for values in (after, observed)))
+        expected = module.likelihood.mean(**module.generative(z, module.totals(x)))
+        misfits.append(module.misfit(*(values.double().sum(0) for values in (module.target(x), expected))))
+        totals.append(float(x.sum()))
+    error = transport.add_error(len(cells.var))
+    error.misfit.fill_(np.average(misfits, weights=totals))
+    if len(measured):
+        error.fit(*(torch.stack(values) for values in (errors, changes, noise)), shift.left_out[measured, 0])
+
+
+def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:
+    """Return expression of at most ``MOST_CELLS`` of the cells, ``(cells, genes)``."""
+    batch = next(iter(cells.loader(_evenly(rows, MOST_CELLS), MOST_CELLS)))
+    return batch[REGISTRY_KEYS.X_KEY].to(module.device)
+
+
+def _evenly(numbers: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many of the numbers, evenly spaced."""
+    return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(int)]
 
 
 class GroupBatches(Sampler[np.ndarray]):

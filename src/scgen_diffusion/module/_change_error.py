@@ -1,0 +1,88 @@
+"""Errors of predicted mean changes of genes, learned from groups of cells that were predicted from all others."""
+
+from __future__ import annotations
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor, nn
+
+PSEUDO_GROUPS = 2.0  # weight of the mean over genes
+FEWEST_GROUPS = 2
+LARGE = 0.05  # share of genes whose changes are large
+SMALLEST = 1e-9
+
+
+class ChangeError(nn.Module):
+    r"""Variance of the error of predicted mean changes of genes, per unit of variance of the expected shift.
+
+    Each group of cells :math:`g` was predicted from all others. The :class:`ExpectedShift` says how sure it is, by its
+    variance :math:`k_g`. The error :math:`e_{gi}` of the change of gene :math:`i` includes sampling noise of the
+    variance :math:`v_{gi}`. For another prediction of variance :math:`k`, change :math:`\Delta_i` and sampling
+    variance :math:`v_i`, the expected squared error is
+
+    .. math::
+
+        k \, (\tau_i + \rho \Delta_i^2) + v_i,
+        \qquad \tau_i = \frac{\sum_g (e_{gi}^2 - v_{gi})}{\sum_g k_g}
+
+    Each :math:`\tau_i` is shrunk towards the mean over genes. :math:`\rho` is the relative squared error of large
+    changes: a gene that changes much is predicted with a larger error.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes.
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__()
+        self.register_buffer("per_gene", torch.zeros(n_genes))
+        self.register_buffer("relative", torch.zeros(()))
+        self.register_buffer("n_groups", torch.zeros(()))
+        self.register_buffer("misfit", torch.zeros(()))  # of control cells, see `SCLDMModule.misfit`
+
+    @torch.no_grad()
+    def fit(self, errors: Tensor, changes: Tensor, noise: Tensor, variances: Tensor) -> None:
+        """Learn from groups that were predicted from all others.
+
+        Parameters
+        ----------
+        errors
+            Observed minus predicted mean change of each gene, ``(groups, genes)``.
+        changes
+            Observed mean changes, ``(groups, genes)``.
+        noise
+            Sampling variance of both, ``(groups, genes)``.
+        variances
+            Variance of the expected shift of each group, ``(groups,)``.
+        """
+        errors, changes, noise, variances = (values.double() for values in (errors, changes, noise, variances))
+        n, excess = len(errors), errors.square() - noise
+        per_gene = excess.sum(0) / variances.sum().clamp(min=SMALLEST)
+        shrunk = (n * per_gene + PSEUDO_GROUPS * per_gene.mean()) / (n + PSEUDO_GROUPS)
+        self.per_gene.copy_(shrunk.clamp(min=0))
+        n_large = max(round(LARGE * errors.shape[1]), 1)
+        large = changes.abs().topk(n_large, dim=1).indices
+        squares = (changes.square() - noise).gather(1, large) * variances[:, None]
+        self.relative.copy_((excess.gather(1, large).sum() / squares.sum().clamp(min=SMALLEST)).clamp(min=0))
+        self.n_groups.fill_(n)
+
+    def half_width(self, variance: float, changes: Tensor, noise: Tensor, coverage: float) -> Tensor:
+        """Return half the width of intervals of mean changes, ``(genes,)``; NaN if too few groups were predicted.
+
+        Parameters
+        ----------
+        variance
+            Variance of the expected shift.
+        changes
+            Predicted changes, ``(genes,)``.
+        noise
+            Sampling variance of predicted and observed means together, ``(genes,)``.
+        coverage
+            Share of intervals that should hold what is observed.
+        """
+        if self.n_groups < FEWEST_GROUPS:
+            return torch.full_like(changes, torch.nan)
+        per_gene, relative = self.per_gene.double().cpu(), float(self.relative)
+        quantile = float(stdtrit(float(self.n_groups) + PSEUDO_GROUPS - 1, (1 + coverage) / 2))
+        return quantile * (variance * (per_gene + relative * changes.square()) + noise).sqrt()
