@@ -103,3 +103,88 @@ def test_perturbations_without_any_effect_shift_nothing():
     )
 
     assert not ask(torch.zeros(SIZE), [0, 1]).any()
+
+
+# --- how sure it is ------------------------------------------------------------------------------------------------------
+
+
+CONTROL = torch.tensor([9.0, 0.0])
+
+
+def groups_of_cells(n=5):
+    torch.manual_seed(0)
+    centres, shifts = torch.randn(n, SIZE), 1 + 0.1 * torch.randn(n, SIZE)
+    return centres, shifts, torch.stack([torch.arange(n), torch.ones(n)], 1).float()
+
+
+def fitted_shift(centres, shifts, perturbations, variance=1e-2):
+    shift = ExpectedShift((10, 2), SIZE, len(centres), 2)
+    variances = torch.full((len(centres),), variance)
+    cells = [centre[None] for centre in centres]
+    shift.fit(cells, centres, shifts, variances, torch.ones(SIZE), perturbations, CONTROL, PERTURBS)
+    return shift
+
+
+def test_of_one_group_the_variance_is_that_of_two_gaussian_numbers():
+    centres, shifts, perturbations = groups_of_cells(1)
+    shift, x = fitted_shift(centres, shifts, perturbations), torch.full((1, SIZE), 2.0)
+    a, b, length = shift.options.double()
+    covariance = a + b * (-(x - centres).double().square().sum() / (2 * length**2)).exp()
+
+    variance, prior = shift.uncertainty([x], torch.tensor([[5.0, 1.0]]), CONTROL, PERTURBS)[0]
+
+    torch.testing.assert_close(prior, a + b)
+    torch.testing.assert_close(variance, a + b - covariance**2 / (a + b + shift.variances[0].double()))
+
+
+def test_a_group_left_out_is_a_group_never_seen():
+    centres, shifts, perturbations = groups_of_cells()
+    shift = fitted_shift(centres, shifts, perturbations)
+    others = torch.tensor([0, 1, 3, 4])
+    without = ExpectedShift((10, 2), SIZE, 4, 2)
+    state = shift.state_dict()
+    for name in ("centres", "perturbations", "variances", "left_out"):
+        state[name] = state[name][others]
+    covariance = torch.linalg.inv(shift._inverse_covariance(CONTROL, PERTURBS))[others][:, others]
+    state["weights"] = torch.linalg.solve(covariance, shifts[others].double())
+    without.load_state_dict(state)
+
+    (weights,) = shift.weights_without([2], CONTROL, PERTURBS)
+    x = centres[2].view(1, 1, SIZE)
+    expected = without(x, perturbations[[2]], CONTROL, PERTURBS)
+    uncertainty = without.uncertainty([centres[[2]]], perturbations[[2]], CONTROL, PERTURBS)[0]
+
+    found = shift(x, perturbations[[2]], CONTROL, PERTURBS, weights)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shift.left_out[2].double(), uncertainty, atol=1e-5, rtol=1e-4)
+
+
+def test_it_is_less_sure_of_cells_that_are_far_and_knows_nothing_of_other_perturbations():
+    centres, shifts, _ = groups_of_cells()
+    perturbations = torch.stack([torch.arange(5), torch.ones(5)], 1)
+    shift = ExpectedShift((10, 3), SIZE, 5, 2)
+    cells, variances = [centre[None] for centre in centres], torch.full((5,), 1e-2)
+    shift.fit(cells, centres, shifts, variances, torch.ones(SIZE), perturbations, CONTROL, PERTURBS)
+    near, far = torch.zeros(1, SIZE), torch.full((1, SIZE), FAR)
+
+    found = shift.uncertainty([near, far, near], torch.tensor([[5.0, 1], [5, 1], [5, 2]]), CONTROL, PERTURBS)
+
+    assert found[0, 0] < 0.5 * found[1, 0] < found[1, 1]
+    torch.testing.assert_close(found[2, 0], found[2, 1])
+
+
+def test_groups_of_too_few_cells_are_not_predicted_from_others():
+    shift = fitted_shift(*groups_of_cells(), variance=0.9)
+
+    assert shift.left_out.tolist() == [[torch.inf, 0.0]] * 5
+
+
+def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
+    centres, shifts, perturbations = groups_of_cells()
+    shift, x = fitted_shift(centres, shifts, perturbations), torch.randn(3, SIZE)
+    condition = torch.tensor([5.0, 1.0])
+
+    weights = shift.weights_of(torch.arange(5), x, condition, CONTROL, PERTURBS)
+    expected = shift(x[:, None], condition.expand(3, -1), CONTROL, PERTURBS).mean(0)
+
+    torch.testing.assert_close((weights @ shifts.double()).float()[None], expected, atol=1e-4, rtol=1e-4)

@@ -230,30 +230,37 @@ class PerturbedGroups:
         misfits = [self.module.misfit(*both) for both in zip(self._observed, self._explained, strict=True)]
         return judge(self.module, self.conditions, cells, self.codes, misfits)
 
+    @torch.inference_mode()
     def changes(self, predicted: Rows, verdicts: Sequence[Verdict]) -> list[MeanChange]:
         """Return the mean changes of each group of predicted cells ``(cells, genes)``; none for expected values."""
-        error, is_log = self.module.transport.error, self.request.sampling.output == "log1p"
         if not self.request.sample or self.request.strength < 1:
             return []
         found = []
         for number, verdict in enumerate(verdicts):
-            profiles = _log_normalised(predicted[self.group == number], is_log=is_log)
-            n = profiles.shape[0]
-            mean = np.asarray(profiles.mean(0)).ravel()
-            squares = profiles.multiply(profiles) if sp.issparse(profiles) else profiles**2
-            variance = (np.asarray(squares.mean(0)).ravel() - mean**2) * n / max(n - 1, 1)
-            change = mean - self._control[number].cpu().numpy() / n
-            half = np.full(len(mean), np.nan)
-            if error is not None and n > 1:
-                noise = torch.from_numpy(2 * variance / n)  # of these cells, and of as many measured ones
-                half = error.half_width(verdict.variance, torch.from_numpy(change), noise, COVERAGE).numpy()
-            found.append(MeanChange(change, change - half, change + half))
+            cells = predicted[self.group == number]
+            mean, variance = _moments(cells, is_log=self.request.sampling.output == "log1p")
+            change = mean - self._control[number].cpu() / cells.shape[0]
+            noise = 2 * variance / cells.shape[0]  # of these cells, and of as many measured ones
+            half = self._half_width(number, verdict.variance, change, noise)
+            found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
         return found
 
+    def _half_width(self, number: int, variance: float, change: Tensor, noise: Tensor) -> Tensor:
+        transport = self.module.transport
+        if transport.error is None:
+            return torch.full_like(change, torch.nan)
+        states, condition = torch.cat(self._states[number]), self.module.condition_tensor(self.codes[number])
+        given = states, condition, transport.control, transport.perturbs
+        weights = transport.shift.weights_of(transport.error.groups, *given)
+        return transport.error.half_width(variance, change, weights, noise, COVERAGE)
 
-def _log_normalised(x: Rows, *, is_log: bool) -> Rows:
-    if is_log:
-        return x
-    totals = np.maximum(np.asarray(x.sum(1)).ravel(), 1)
-    scaled = sp.csr_matrix(x, dtype=np.float64).multiply(TARGET_SUM / totals[:, None]).tocsr()
-    return scaled.log1p()
+
+def _moments(x: Rows, *, is_log: bool) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of log-normalised expression over cells ``(cells, genes)``; of one cell it is NaN."""
+    x = sp.csr_matrix(x, dtype=np.float64)
+    if not is_log:
+        totals = np.maximum(np.asarray(x.sum(1)).ravel(), 1)
+        x = x.multiply(TARGET_SUM / totals[:, None]).tocsr().log1p()
+    mean, squares = (torch.from_numpy(np.asarray(values.mean(0)).ravel()) for values in (x, x.multiply(x)))
+    n = x.shape[0]
+    return mean, (squares - mean.square()).clamp(min=0) * (n / (n - 1) if n > 1 else torch.nan)

@@ -13,7 +13,7 @@ SMALLEST = 1e-9
 
 
 class ChangeError(nn.Module):
-    r"""Variance of the error of predicted mean changes of genes, per unit of variance of the expected shift.
+    r"""Variance of the errors of predicted mean changes of genes.
 
     Each group of cells :math:`g` was predicted from all others. The :class:`ExpectedShift` says how sure it is, by its
     variance :math:`k_g`. The error :math:`e_{gi}` of the change of gene :math:`i` includes sampling noise of the
@@ -22,31 +22,37 @@ class ChangeError(nn.Module):
 
     .. math::
 
-        k \, (\tau_i + \rho \Delta_i^2) + v_i,
+        k \, (\tau_i + \rho \Delta_i^2) + \left(\frac{\Delta_i - \bar\Delta_i}{2}\right)^2 + v_i,
         \qquad \tau_i = \frac{\sum_g (e_{gi}^2 - v_{gi})}{\sum_g k_g}
 
-    Each :math:`\tau_i` is shrunk towards the mean over genes. :math:`\rho` is the relative squared error of large
-    changes: a gene that changes much is predicted with a larger error.
+    - Each :math:`\tau_i` is shrunk towards the mean over genes.
+    - :math:`\rho` is the relative squared error of large changes: a gene that changes much has a larger error.
+    - :math:`\bar\Delta_i` is a second prediction, which the decoder has no part in: the weighted mean of the changes of
+      the groups. The decoder has seen the perturbed cells of all groups, but none of a new one, so the errors of the
+      groups are too small. Where both predictions agree, this matters little.
 
     Parameters
     ----------
-    n_genes
-        Number of genes.
+    n_groups, n_genes
+        Number of groups and genes.
     """
 
-    def __init__(self, n_genes: int) -> None:
+    def __init__(self, n_groups: int, n_genes: int) -> None:
         super().__init__()
         self.register_buffer("per_gene", torch.zeros(n_genes))
         self.register_buffer("relative", torch.zeros(()))
-        self.register_buffer("n_groups", torch.zeros(()))
+        self.register_buffer("groups", torch.zeros(n_groups, dtype=torch.long))  # numbers of the groups
+        self.register_buffer("changes", torch.zeros(n_groups, n_genes))
         self.register_buffer("misfit", torch.zeros(()))  # of control cells, see `SCLDMModule.misfit`
 
     @torch.no_grad()
-    def fit(self, errors: Tensor, changes: Tensor, noise: Tensor, variances: Tensor) -> None:
+    def fit(self, groups: Tensor, errors: Tensor, changes: Tensor, noise: Tensor, variances: Tensor) -> None:
         """Learn from groups that were predicted from all others.
 
         Parameters
         ----------
+        groups
+            Their numbers, ``(groups,)``.
         errors
             Observed minus predicted mean change of each gene, ``(groups, genes)``.
         changes
@@ -56,6 +62,8 @@ class ChangeError(nn.Module):
         variances
             Variance of the expected shift of each group, ``(groups,)``.
         """
+        self.groups.copy_(groups)
+        self.changes.copy_(changes)
         errors, changes, noise, variances = (values.double() for values in (errors, changes, noise, variances))
         n, excess = len(errors), errors.square() - noise
         per_gene = excess.sum(0) / variances.sum().clamp(min=SMALLEST)
@@ -65,24 +73,27 @@ class ChangeError(nn.Module):
         large = changes.abs().topk(n_large, dim=1).indices
         squares = (changes.square() - noise).gather(1, large) * variances[:, None]
         self.relative.copy_((excess.gather(1, large).sum() / squares.sum().clamp(min=SMALLEST)).clamp(min=0))
-        self.n_groups.fill_(n)
 
-    def half_width(self, variance: float, changes: Tensor, noise: Tensor, coverage: float) -> Tensor:
+    def half_width(self, variance: float, change: Tensor, weights: Tensor, noise: Tensor, coverage: float) -> Tensor:
         """Return half the width of intervals of mean changes, ``(genes,)``; NaN if too few groups were predicted.
 
         Parameters
         ----------
         variance
             Variance of the expected shift.
-        changes
-            Predicted changes, ``(genes,)``.
+        change
+            Predicted change, ``(genes,)``.
+        weights
+            Weights of the groups in the second prediction, ``(groups,)``.
         noise
             Sampling variance of predicted and observed means together, ``(genes,)``.
         coverage
             Share of intervals that should hold what is observed.
         """
-        if self.n_groups < FEWEST_GROUPS:
-            return torch.full_like(changes, torch.nan)
+        n_groups = len(self.groups)
+        if n_groups < FEWEST_GROUPS:
+            return torch.full_like(change, torch.nan)
         per_gene, relative = self.per_gene.double().cpu(), float(self.relative)
-        quantile = float(stdtrit(float(self.n_groups) + PSEUDO_GROUPS - 1, (1 + coverage) / 2))
-        return quantile * (variance * (per_gene + relative * changes.square()) + noise).sqrt()
+        difference = change - (weights @ self.changes.to(weights)).cpu()
+        squares = variance * (per_gene + relative * change.square()) + (difference / 2).square() + noise
+        return float(stdtrit(n_groups + PSEUDO_GROUPS - 1, (1 + coverage) / 2)) * squares.sqrt()

@@ -136,6 +136,21 @@ class ExpectedShift(nn.Module):
             left[group] = 0
             yield left
 
+    def weights_of(self, groups: Tensor, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return the weights of some groups in the mean shift of cells ``x (cells, size)`` if it depends on these alone.
+
+        ``condition (columns,)`` is that of the cells after the perturbation.
+        """
+        a, b, length = self.options.double()
+        centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
+        among = self._similarity(perturbations, perturbations, control, perturbs)
+        covariance = (
+            among * (a + b * self._alikeness(centres, centres, length)) + self.variances[groups].double().diag()
+        )
+        to_groups = self._similarity(condition[None], perturbations, control, perturbs)[0]
+        to_groups = to_groups * (a + b * self._alikeness(x.double(), centres, length).mean(0))
+        return torch.linalg.solve(covariance, to_groups)
+
     def related(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
         return self._similarity(conditions, self.perturbations, control, perturbs) > RELATED

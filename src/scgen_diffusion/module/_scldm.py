@@ -147,8 +147,8 @@ class SCLDMModule(ConditionedModule):
                 f"transport.shift.{name}": getattr(shift, name) * torch.nan for name in ("variances", "left_out")
             }
             state_dict = {**unknown, **state_dict}
-        if (errors := state_dict.get("transport.error.per_gene")) is not None:
-            self.transport.add_error(len(errors))
+        if (changes := state_dict.get("transport.error.changes")) is not None:
+            self.transport.add_error(*changes.shape)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------

@@ -76,9 +76,9 @@ class LatentTransport(nn.Module):
         self.shift = shift.to(self.control.device)
         return self.shift
 
-    def add_error(self, n_genes: int) -> ChangeError:
+    def add_error(self, n_groups: int, n_genes: int) -> ChangeError:
         """Add or replace the error of mean changes, to be learned from groups that are predicted from all others."""
-        self.error = ChangeError(n_genes).to(self.control.device)
+        self.error = ChangeError(n_groups, n_genes).to(self.control.device)
         return self.error
 
     def explains(self, own: Tensor, new: Tensor) -> bool:

@@ -133,7 +133,7 @@ def write(
 
     found = {finding.level for finding in judged.findings}
     seen = "training cells not given" if train is None else f"{train.n_obs:,} training cells"
-    made = {f"cells: {name}": str(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
+    made = {f"cells: {name}": _as_text(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
     settings = made | {
         "judged by": f"scgen-diffusion {version('scgen-diffusion')}",
         "labels": label or "none",
@@ -166,6 +166,15 @@ def write(
     with write_atomically(path) as beside:
         beside.write_text(page, encoding="utf-8")
     return path
+
+
+def _as_text(value: Any) -> str:
+    """Return an entry of ``uns`` as text; of tables, the verdict on each combination, or the number of rows."""
+    if not isinstance(value, pd.DataFrame):
+        return str(value)
+    if "verdict" not in value:
+        return f"a table of {len(value):,} rows"
+    return "; ".join(f"{row['combination']}: {row['verdict']}, as {row['reason']}" for _, row in value.iterrows())
 
 
 def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.random.Generator) -> AnnData:

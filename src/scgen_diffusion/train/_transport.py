@@ -127,10 +127,11 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
         expected = module.likelihood.mean(**module.generative(z, module.totals(x)))
         misfits.append(module.misfit(*(values.double().sum(0) for values in (module.target(x), expected))))
         totals.append(float(x.sum()))
-    error = transport.add_error(len(cells.var))
+    error = transport.add_error(len(measured), len(cells.var))
     error.misfit.fill_(np.average(misfits, weights=totals))
     if len(measured):
-        error.fit(*(torch.stack(values) for values in (errors, changes, noise)), shift.left_out[measured, 0])
+        found = (torch.stack(values) for values in (errors, changes, noise))
+        error.fit(torch.from_numpy(measured), *found, shift.left_out[measured, 0])
 
 
 def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:

@@ -1,0 +1,195 @@
+"""How far predictions can be trusted: intervals of mean changes, and verdicts, on a world whose truth is known."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scgen_diffusion.model import SCLDM
+from scgen_diffusion.report._write import _as_text
+
+QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
+SIZES = {"n_latent_tokens": 2, "n_latent": 4, "width": 16, "n_layers": 1, "n_heads": 2, "n_heads_cross": 2}
+N_TYPES, N_CELLS, N_GENES = 7, 120, 60
+LEFT_OUT = "type 6"
+TREATED = {"drug": "yes"}
+
+
+def profiles(seed=0):
+    """Mean expression of types under both conditions: a shared effect, and one of each type."""
+    rng = np.random.default_rng(seed)
+    control = 1.2 * rng.normal(size=N_GENES) + 0.25 * rng.normal(size=(N_TYPES, N_GENES))
+    effect = np.where(np.arange(N_GENES) < 15, rng.normal(0.5, 0.8, N_GENES), 0)
+    own = 0.25 * rng.normal(size=(N_TYPES, N_GENES)) * (np.arange(N_GENES) < 15)
+    means = np.exp(np.stack([control, control + effect + own]))
+    return means / means.sum(-1, keepdims=True)
+
+
+def make_cells(types=range(N_TYPES), conditions=("no", "yes"), seed=1):
+    rng = np.random.default_rng(seed)
+    labels = [(kind, drug) for kind in types for drug in conditions for _ in range(N_CELLS)]
+    means = profiles()
+    rates = np.array([means[int(drug == "yes"), kind] for kind, drug in labels]) * 500
+    counts = rng.poisson(rates * rng.gamma(20, 1 / 20, rates.shape)).astype(np.float32)
+    obs = pd.DataFrame({"cell_type": [f"type {kind}" for kind, _ in labels], "drug": [drug for _, drug in labels]})
+    obs.index = [f"cell {number}" for number in range(len(obs))]
+    return anndata.AnnData(counts, obs=obs.astype("category"))
+
+
+def trained(cells):
+    torch.manual_seed(0)
+    cells = cells.copy()
+    SCLDM.setup_anndata(cells, condition_keys=["cell_type", "drug"], control_values={"drug": "no"})
+    model = SCLDM(cells, **SIZES)
+    model.train_autoencoder(40, batch_size=128, **QUICK)
+    model.train_transport(10, **QUICK)
+    return model
+
+
+@pytest.fixture(scope="module")
+def all_cells():
+    return make_cells()
+
+
+@pytest.fixture(scope="module")
+def model(all_cells):
+    is_out = (all_cells.obs["cell_type"] == LEFT_OUT) & (all_cells.obs["drug"] == "yes")
+    return trained(all_cells[~is_out])
+
+
+def controls(model, cell_type=LEFT_OUT):
+    obs = model.adata.obs
+    return model.adata[(obs["cell_type"] == cell_type) & (obs["drug"] == "no")].copy()
+
+
+def mean_of(cells):
+    x = cells.X.toarray() if hasattr(cells.X, "toarray") else cells.X
+    return np.log1p(x / np.maximum(x.sum(1, keepdims=True), 1) * 1e4).mean(0)
+
+
+@pytest.fixture(scope="module")
+def predicted(model):
+    return model.predict_perturbation(controls(model), TREATED, seed=0)
+
+
+def test_intervals_hold_what_is_measured(model, predicted):
+    table = predicted.uns["scgen_diffusion"]["mean_change"]
+    measured = mean_of(make_cells([6], ["yes"], seed=2)) - mean_of(controls(model))
+
+    inside = (measured >= table["lower"]) & (measured <= table["upper"])
+
+    assert 0.8 < inside.mean() <= 1
+    assert (table["upper"] - table["lower"]).max() < 4 * np.abs(measured).max()
+    assert np.abs(table["change"] - measured).mean() < 0.5 * np.abs(measured[:15]).mean()
+
+
+def test_changes_are_those_of_the_predicted_cells(model, predicted):
+    table = predicted.uns["scgen_diffusion"]["mean_change"]
+
+    np.testing.assert_allclose(table["change"], mean_of(predicted) - mean_of(controls(model)), atol=1e-4)
+    assert table["gene"].tolist() == predicted.var_names.tolist()
+    assert table["combination"].unique().tolist() == ["cell_type='type 6', drug='yes'"]
+
+
+def test_a_type_like_others_is_supported(predicted):
+    verdict = predicted.uns["scgen_diffusion"]["verdict"]
+
+    assert verdict["verdict"].tolist() == ["supported"]
+    assert "6 other contexts" in verdict["reason"][0]
+
+
+def test_shuffled_genes_are_unknown(model):
+    cells = controls(model)
+    cells.X = cells.X[:, np.random.default_rng(0).permutation(N_GENES)]
+
+    with pytest.warns(UserWarning, match="is unknown: the control cells are unlike all training cells .* Check that"):
+        found = model.predict_perturbation(cells, TREATED, seed=0)
+
+    assert found.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["unknown"]
+
+
+def test_an_effect_seen_in_one_type_is_unknown_in_others(all_cells):
+    obs = all_cells.obs
+    model = trained(all_cells[(obs["drug"] == "no") | (obs["cell_type"] == "type 0")])
+
+    with pytest.warns(UserWarning, match=r"seen in one context only \(cell_type='type 0'\)"):
+        found = model.predict_perturbation(controls(model), TREATED, seed=0)
+
+    assert found.uns["scgen_diffusion"]["mean_change"]["lower"].isna().all()
+
+
+def test_tables_survive_files_and_saved_models_give_the_same(model, predicted, tmp_path):
+    predicted.write_h5ad(tmp_path / "cells.h5ad")
+    model.save(tmp_path / "model")
+
+    written = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]
+    again = SCLDM.load(tmp_path / "model", model.adata).predict_perturbation(controls(model), TREATED, seed=0)
+
+    for name in ("verdict", "mean_change"):
+        expected = predicted.uns["scgen_diffusion"][name]
+        pd.testing.assert_frame_equal(again.uns["scgen_diffusion"][name], expected)
+        assert written[name].astype(str).equals(expected.astype(str))
+
+
+def test_several_combinations_have_their_own_rows_and_unmoved_cells_none(model):
+    rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())[::6]
+    treated = np.where(np.arange(len(rows)) % 3, "yes", "no")
+
+    found = model.predict_perturbation(condition={"drug": list(treated)}, indices=rows, seed=0).uns["scgen_diffusion"]
+
+    assert len(found["verdict"]) == N_TYPES
+    assert len(found["mean_change"]) == N_TYPES * N_GENES
+
+
+def test_what_has_no_mean_change_has_a_verdict_only(model):
+    cells = controls(model)
+
+    for options in ({"sample": False}, {"strength": 0.5}):
+        found = model.predict_perturbation(cells, TREATED, seed=0, **options).uns["scgen_diffusion"]
+        assert "mean_change" not in found
+        assert len(found["verdict"]) == 1
+    unmoved = model.predict_perturbation(cells, {"drug": "no"}, seed=0).uns["scgen_diffusion"]
+    assert "verdict" not in unmoved
+
+
+def test_requests_of_very_many_combinations_are_not_judged(model, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.generation._verdict.MOST_COMBINATIONS", 2)
+    rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())
+
+    assert "verdict" not in model.predict_perturbation(condition=TREATED, indices=rows).uns["scgen_diffusion"]
+
+
+def test_a_model_of_an_earlier_version_says_what_to_do(model):
+    state = model.module.state_dict()
+    new = [name for name in state if name.endswith(("shift.variances", "shift.left_out")) or "transport.error" in name]
+    old = SCLDM(model.adata, **SIZES)
+    old.module.load_state_dict({name: tensor for name, tensor in state.items() if name not in new})
+    old.trained_stages_ = ["autoencoder", "transport"]
+
+    assert len(new) == 7
+    with pytest.warns(UserWarning, match=r"did not measure its errors. Call train_transport\(\) again"):
+        found = old.predict_perturbation(controls(model), TREATED, seed=0).uns["scgen_diffusion"]
+    assert found["verdict"]["verdict"].tolist() == ["unknown"]
+    assert found["mean_change"]["lower"].isna().all()
+
+
+def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
+    model.train_prior(2, batch_size=128, **QUICK)
+    new = {"cell_type": LEFT_OUT, **TREATED}
+
+    found = model.generate(10, new, seed=0)
+    path = model.generate_to(tmp_path / "cells.h5ad", 10, new, seed=0)
+
+    verdict = found.uns["scgen_diffusion"]["verdict"]
+    assert verdict["combination"].tolist() == ["cell_type='type 6', drug='yes'"]
+    assert anndata.read_h5ad(path).uns["scgen_diffusion"]["verdict"].astype(str).equals(verdict.astype(str))
+    assert "verdict" not in model.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
+
+
+def test_a_report_shows_the_verdict(predicted):
+    record = predicted.uns["scgen_diffusion"]
+
+    assert _as_text(record["verdict"]).startswith("cell_type='type 6', drug='yes': supported, as the perturbation")
+    assert _as_text(record["mean_change"]) == "a table of 60 rows"
+    assert _as_text(3) == "3"

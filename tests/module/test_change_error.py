@@ -1,0 +1,90 @@
+"""Errors of mean changes: what is learned from groups predicted from others, and the intervals."""
+
+import pytest
+import torch
+
+from scgen_diffusion.module._change_error import ChangeError
+
+N_GROUPS, N_GENES = 12, 4000
+COVERAGE = 0.9
+EQUAL = torch.full((N_GROUPS,), 1 / N_GROUPS).double()
+
+
+def learned(seen):
+    error = ChangeError(N_GROUPS, N_GENES)
+    error.fit(torch.arange(N_GROUPS), *seen)
+    return error
+
+
+def world(seed=0):
+    """Genes of four kinds of error, groups of three kinds of certainty, and changes that are a fifth wrong."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.double)
+
+    per_gene = torch.tensor([0.0, 0.1, 0.5, 2.0]).double().repeat(N_GENES // 4)
+    variances = torch.tensor([0.02, 0.05, 0.08]).double().repeat(N_GROUPS // 3)
+    effects = normal(N_GENES) * (torch.arange(N_GENES) % 50 == 0) * 3
+
+    def observe(variance):
+        error = (variance * per_gene).sqrt() * normal(N_GENES) + 0.2 * (variance / 0.05) ** 0.5 * effects * normal(
+            N_GENES
+        )
+        noise = 0.01 * (1 + torch.rand(N_GENES, generator=generator, dtype=torch.double))
+        error = error + noise.sqrt() * normal(N_GENES)
+        return error, effects + error, noise
+
+    errors, changes, noise = (torch.stack(values) for values in zip(*map(observe, variances), strict=True))
+    return (errors, changes, noise, variances), effects, observe
+
+
+@pytest.mark.parametrize("variance", [0.05, 0.2])
+def test_intervals_hold_nine_of_ten_changes(variance):
+    seen, effects, observe = world()
+    error = learned(seen)
+
+    found, _, noise = observe(variance)
+    inside = found.abs() <= error.half_width(variance, effects, EQUAL, noise, COVERAGE)
+
+    assert 0.87 < inside.double().mean() < 0.95
+    assert 0.85 < inside[effects != 0].double().mean() <= 1
+
+
+def test_genes_with_large_errors_have_wide_intervals():
+    error, still = learned(world()[0]), torch.zeros(N_GENES).double()
+    error.changes.zero_()
+    widths = error.half_width(0.05, still, EQUAL, still, COVERAGE)
+    moved = error.half_width(0.05, still + 2, EQUAL, still, COVERAGE)
+
+    by_kind = widths.view(-1, 4).mean(0)
+    assert (by_kind.diff() > 0).all()
+    assert (moved > widths).all()
+    torch.testing.assert_close(error.half_width(0.2, still, EQUAL, still, COVERAGE), 2 * widths)
+
+
+def test_perfect_predictions_leave_sampling_noise():
+    error, zeros = ChangeError(4, 3), torch.zeros(4, 3)
+    error.fit(torch.arange(4), zeros, torch.ones(4, 3), zeros, torch.full((4,), 0.1))
+
+    widths = error.half_width(0.1, torch.ones(3).double(), torch.full((4,), 0.25).double(), 4 * torch.ones(3), COVERAGE)
+
+    torch.testing.assert_close(widths, torch.full((3,), 2 * 2.015).double(), atol=1e-2, rtol=0)  # t of 5 degrees
+
+
+def test_half_the_distance_to_the_groups_own_changes_is_a_standard_deviation():
+    error, zeros = ChangeError(4, 3), torch.zeros(4, 3)
+    error.fit(torch.arange(4), zeros, torch.ones(4, 3), zeros, torch.full((4,), 0.1))
+
+    widths = error.half_width(
+        0.1, torch.full((3,), 5.0).double(), torch.full((4,), 0.25).double(), torch.zeros(3), COVERAGE
+    )
+
+    torch.testing.assert_close(widths, torch.full((3,), 2 * 2.015).double(), atol=1e-2, rtol=0)
+
+
+def test_one_group_is_too_few():
+    error = ChangeError(1, 3)
+    error.fit(torch.zeros(1), *(torch.ones(1, 3) for _ in range(3)), torch.ones(1))
+
+    assert error.half_width(1.0, torch.zeros(3), torch.ones(1), torch.ones(3), COVERAGE).isnan().all()
