@@ -72,7 +72,7 @@ def test_perfect_predictions_leave_sampling_noise():
     torch.testing.assert_close(widths, torch.full((3,), 2 * 2.015).double(), atol=1e-2, rtol=0)  # t of 5 degrees
 
 
-def test_half_the_distance_to_the_groups_own_changes_is_a_standard_deviation():
+def test_the_variance_of_both_predictions_widens_the_interval():
     error, zeros = ChangeError(4, 3), torch.zeros(4, 3)
     error.fit(torch.arange(4), zeros, torch.ones(4, 3), zeros, torch.full((4,), 0.1))
 
@@ -80,7 +80,7 @@ def test_half_the_distance_to_the_groups_own_changes_is_a_standard_deviation():
         0.1, torch.full((3,), 5.0).double(), torch.full((4,), 0.25).double(), torch.zeros(3), COVERAGE
     )
 
-    torch.testing.assert_close(widths, torch.full((3,), 2 * 2.015).double(), atol=1e-2, rtol=0)
+    torch.testing.assert_close(widths, torch.full((3,), 8**0.5 * 2.015).double(), atol=1e-2, rtol=0)
 
 
 def test_one_group_is_too_few():

@@ -22,14 +22,14 @@ class ChangeError(nn.Module):
 
     .. math::
 
-        k \, (\tau_i + \rho \Delta_i^2) + \left(\frac{\Delta_i - \bar\Delta_i}{2}\right)^2 + v_i,
+        k \, (\tau_i + \rho \Delta_i^2) + \frac{(\Delta_i - \bar\Delta_i)^2}{2} + v_i,
         \qquad \tau_i = \frac{\sum_g (e_{gi}^2 - v_{gi})}{\sum_g k_g}
 
     - Each :math:`\tau_i` is shrunk towards the mean over genes.
     - :math:`\rho` is the relative squared error of large changes: a gene that changes much has a larger error.
     - :math:`\bar\Delta_i` is a second prediction, which the decoder has no part in: the weighted mean of the changes of
       the groups. The decoder has seen the perturbed cells of all groups, but none of a new one, so the errors of the
-      groups are too small. Where both predictions agree, this matters little.
+      groups are too small. The variance of the two predictions makes up for it.
 
     Parameters
     ----------
@@ -95,5 +95,5 @@ class ChangeError(nn.Module):
             return torch.full_like(change, torch.nan)
         per_gene, relative = self.per_gene.double().cpu(), float(self.relative)
         difference = change - (weights @ self.changes.to(weights)).cpu()
-        squares = variance * (per_gene + relative * change.square()) + (difference / 2).square() + noise
+        squares = variance * (per_gene + relative * change.square()) + difference.square() / 2 + noise
         return float(stdtrit(n_groups + PSEUDO_GROUPS - 1, (1 + coverage) / 2)) * squares.sqrt()
