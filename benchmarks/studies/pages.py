@@ -97,6 +97,51 @@ def perturbation(table: pd.DataFrame) -> Blocks:
     return {(page, "perturbation"): overall, (page, "perturbation: types"): types}
 
 
+def perturbation_trust(table: pd.DataFrame) -> Blocks:
+    """Write the coverage of intervals by what was left out, and what verdicts are worth by the kind of request."""
+    page, top = "docs/user_guide/perturbations.md", "100 genes"
+    columns = {
+        "coverage": "coverage",
+        f"coverage, {top}": "coverage_top",
+        "half width": "half_width_top",
+        "change": "change_top",
+        "error": "error",
+    }
+    types, pairs = (table[table["case"] == case] for case in ("type left out", "pair of genes left out"))
+    means = pd.concat(
+        [
+            types.groupby("name")[list(columns.values())].mean(),
+            pairs[list(columns.values())].mean().to_frame("pairs of genes").T,
+        ]
+    )
+    verdicts = pd.concat(
+        [types.groupby("name")["verdict"].agg(_words), pd.Series({"pairs of genes": _words(pairs["verdict"])})]
+    )
+    rows = {f"{name}: {verdicts[name]}": name for name in means.index}
+    coverage = _table(means, rows, columns, corner="left out: verdict")
+    requests = {
+        "type left out": "type left out",
+        "pair of genes left out": "pair of genes left out",
+        "control cells of another experiment": "control cells of `pbmc3k`",
+        "only one other type seen perturbed": "only one other type seen perturbed",
+        "shuffled genes": "genes of all cells shuffled",
+    }
+    words = table.groupby("case")["verdict"].agg(_words)
+    kinds = {f"{name}: {words[case]}": case for case, name in requests.items() if case in words}
+    by_case = table.groupby("case")[["coverage", "coverage_top", "error"]].mean()
+    shown = {name: columns[name] for name in ("error", "coverage", f"coverage, {top}")}
+    return {
+        (page, "perturbation_trust: coverage"): coverage,
+        (page, "perturbation_trust: verdicts"): _table(by_case, kinds, shown, corner="request: verdict"),
+    }
+
+
+def _words(verdicts: pd.Series) -> str:
+    """Count the verdicts if they differ."""
+    found = verdicts.value_counts()
+    return found.index[0] if len(found) == 1 else ", ".join(f"{n} {verdict}" for verdict, n in found.items())
+
+
 def memory(table: pd.DataFrame) -> Blocks:
     """Write the peak memory of training on .h5ad by the number of cells."""
     rows = {
@@ -188,6 +233,7 @@ def _table(
 BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "guidance": guidance,
     "perturbation": perturbation,
+    "perturbation_trust": perturbation_trust,
     "memory": memory,
     "streaming": streaming,
     "multimodal": multimodal,

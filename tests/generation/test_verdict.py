@@ -52,7 +52,7 @@ def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
         ({"codes": KNOWN, "misfit": 0.2}, "extrapolated", r"error of 0\.20 nats per molecule, and that of training"),
         ({"codes": KNOWN, "misfit": 0.2, "error": 0.15}, "supported", "in 6 other contexts"),
         ({"codes": KNOWN, "misfit": 0.7}, "unknown", "unlike all training cells"),
-        ({"codes": NEW}, "unknown", "no similar perturbation"),
+        ({"codes": NEW}, "unknown", "unlike those seen in training"),
         ({"codes": KNOWN, "n_groups": 1}, "unknown", r"one context only \(cell_type='type 0'\)"),
         ({"codes": SEEN, "n_groups": 1}, "extrapolated", "could not be checked"),
     ],
@@ -86,7 +86,7 @@ def test_the_most_doubtful_combination_is_the_one_of_the_warning():
     verdicts = [verdict_on(KNOWN), verdict_on(KNOWN, FAR), verdict_on(NEW)]
 
     with pytest.warns(
-        UserWarning, match=r"effect on C is unknown: no similar .* Train with cells .* 1 more combination"
+        UserWarning, match=r"effect on C is unknown: the perturbation, .* Train with cells .* 1 more combination"
     ):
         table = describe_verdicts(["A", "B", "C"], verdicts)
 

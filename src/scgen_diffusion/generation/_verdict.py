@@ -106,7 +106,7 @@ def judge(
         elif variance > (1 - LEAST_EXPLAINED) * prior:
             found = (
                 UNKNOWN,
-                "no similar perturbation was seen in training",
+                "the perturbation, or a part of it, is unlike those seen in training",
                 "Train with cells of this perturbation or of similar ones.",
             )
         elif len(seen) == 1 and not own:

@@ -714,7 +714,8 @@ class DiffusionModel(BaseModelClass):
 
             You can ask for combinations that training never saw if you give every key. If a perturbation is new for
             such cells, but their controls are not, an SCLDM with a transport generates control cells and moves them, as
-            :meth:`predict_perturbation` does.
+            :meth:`predict_perturbation` does. The table ``uns["scgen_diffusion"]["verdict"]`` then says how far these
+            cells can be trusted, and a warning if they cannot.
         guidance_scale
             1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, a
             mapping from keys or tuples of keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more
@@ -1067,7 +1068,19 @@ class DiffusionModel(BaseModelClass):
             One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
             their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell names end in the name of the given
             cell. Values in ``X`` as in :meth:`generate`; expected values are dense. ``uns["scgen_diffusion"]`` records
-            how the cells were made.
+            how the cells were made. With the transport, it says how far the prediction can be trusted, in two tables:
+
+            - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
+              ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this prediction?".
+            - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
+              that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
+              lie between ``lower`` and ``upper``, which are NaN if training had fewer than two groups of cells to learn
+              the errors from. The table needs ``sample=True`` and ``strength=1``.
+
+        Warns
+        -----
+        UserWarning
+            If an effect is extrapolated or unknown; the warning says why, and what you can do.
 
         Raises
         ------
