@@ -135,22 +135,25 @@ class CellGenerator:
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
         distinct = codes.distinct()
-        outside, moved = self.warn_outside_training(distinct), self._starts(distinct) is not None
+        outside, starts = self.warn_outside_training(distinct), self._starts(distinct)
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
-        if moved:
+        if starts is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
-            provenance["verdict"] = self.verdicts(distinct, options, seed)
+            provenance["verdict"] = self.verdicts(distinct, starts, options, seed)
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
-    def verdicts(self, codes: np.ndarray, options: SamplingOptions, seed: int) -> dict[str, list[str]]:
-        """Judge the combinations ``(n, columns)`` for which the transport moves control cells, from some such cells."""
+    def verdicts(
+        self, codes: np.ndarray, starts: np.ndarray, options: SamplingOptions, seed: int
+    ) -> dict[str, list[str]]:
+        """Judge the combinations ``(n, columns)`` that differ from their ``starts``, from some generated control cells."""
         self.module.eval()
-        codes = np.unique(codes, axis=0)
-        codes = codes[(self._starts(codes) != codes).any(1)][:MOST_COMBINATIONS]
-        firsts, number = np.unique(self._starts(codes), axis=0, return_inverse=True)
+        is_new = (starts != codes).any(1)
+        codes, rows = np.unique(codes[is_new], axis=0, return_index=True)
+        codes, rows = codes[:MOST_COMBINATIONS], rows[:MOST_COMBINATIONS]
+        firsts, number = np.unique(starts[is_new][rows], axis=0, return_inverse=True)
 
         def generate(start: np.ndarray) -> Tensor:
             generators = Generators(seed, range(N_JUDGED), self.module.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -77,7 +77,7 @@ def judge(
     misfits
         How badly the model explains the mean expression of each set, in nats per molecule; 0 for generated cells.
     """
-    transport = module.transport
+    transport: Any = module.transport
     shift, given = transport.shift, (transport.control, transport.perturbs)
     if shift is None or not shift.is_measured:
         return [NOT_MEASURED] * len(cells)
@@ -180,7 +180,8 @@ class PerturbedGroups:
 
     def __init__(self, module: SCLDMModule, conditions: Conditions, request: Counterfactual, n_genes: int) -> None:
         self.module, self.conditions, self.request = module, conditions, request
-        perturbs = module.transport.perturbs.cpu().numpy()
+        transport: Any = module.transport
+        perturbs = transport.perturbs.cpu().numpy()
         shown = np.where(perturbs | _context_columns(conditions, perturbs), request.codes, OPEN)
         changed = (request.own != request.codes).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
@@ -246,7 +247,7 @@ class PerturbedGroups:
         return found
 
     def _half_width(self, number: int, variance: float, change: Tensor, noise: Tensor) -> Tensor:
-        transport = self.module.transport
+        transport: Any = self.module.transport
         if transport.error is None:
             return torch.full_like(change, torch.nan)
         states, condition = torch.cat(self._states[number]), self.module.condition_tensor(self.codes[number])
