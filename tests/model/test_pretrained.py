@@ -150,9 +150,10 @@ def test_half_precision_is_turned_into_single(models, name):
     stored = torch.load(pretrained_models()[name] / "model.pt", weights_only=True)["model_state_dict"]
     weights = models[name].module.state_dict()
     assert {tensor.dtype for key, tensor in stored.items() if "blocks" in key} == {torch.float16}
-    for key, tensor in weights.items():
-        assert tensor.dtype == (torch.float32 if stored[key].is_floating_point() else stored[key].dtype)
-        assert torch.equal(tensor, stored[key].to(tensor.dtype)), key
+    for key, own in stored.items():
+        tensor = weights[key]
+        assert tensor.dtype == (torch.float32 if own.is_floating_point() else own.dtype)
+        assert torch.equal(tensor, own.to(tensor.dtype)), key
 
 
 @pytest.mark.parametrize("name", NAMES)
