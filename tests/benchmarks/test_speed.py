@@ -8,14 +8,16 @@ import pytest
 pytest.importorskip("torchdiffeq")
 measure = pytest.importorskip("benchmarks.speed.measure")
 report = pytest.importorskip("benchmarks.speed.report")
-systems = pytest.importorskip("benchmarks.speed.systems")
+calls, systems = (pytest.importorskip(f"benchmarks.speed.{name}") for name in ("calls", "systems"))
 tables = pytest.importorskip("benchmarks.tables")
 
 
 @pytest.fixture
 def measured(monkeypatch, tiny):
-    """Measure a system of tiny networks on a machine of known rates."""
+    """Measure a system of tiny networks on a machine of known rates, with short requests."""
     monkeypatch.setattr(measure, "device_rate", lambda *_: 1e10)
+    monkeypatch.setattr(calls, "GENERATED", {"cpu": 8})
+    monkeypatch.setattr(systems, "N_SAMPLED", {"cpu": 8})
 
     def run(name, stages=measure.STAGES, architecture=tiny):
         sizes = {"n_genes": 60, "n_expressed": 20, "batch_size": 8, "n_cells": 64, "n_steps": 2}

@@ -50,6 +50,12 @@ def written(tmp_path_factory):
     return path, table
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Leave the pictures, which take seconds, out of reports whose words are tested."""
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
+
+
 class Parsed(HTMLParser):
     """Tags, their links and sources, and the text."""
 
@@ -137,6 +143,7 @@ def test_verdict_and_all_its_findings_are_shown(written):
     assert all(finding.message in text for finding in verdict.findings)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_copied_training_cells_give_a_warning(tmp_path):
     real, train = cells(1), cells(3, 300)
     copies = train[:150].copy()
@@ -184,6 +191,7 @@ def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_pat
         assert (set(adata.uns), set(adata.obsm)) == (uns, obsm)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
