@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -10,9 +11,11 @@ import socket
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from multiprocessing import forkserver
 
 import anndata
+import lightning.fabric.utilities.registry
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +25,7 @@ import torch
 from hypothesis import settings
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.train import RECIPES
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
@@ -29,6 +33,13 @@ settings.load_profile("busy")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C for what it runs in the background
 
 torch.set_num_threads(1)  # tensors this small only wait for each other's threads: ten times faster with one
+
+# Every training looks for callbacks of other packages. Reading the metadata of all of them takes a tenth of a tiny training.
+lightning.fabric.utilities.registry.entry_points = functools.cache(lightning.fabric.utilities.registry.entry_points)
+
+# An epoch of prior or transport has ten steps or more. Tests train on a hundred cells, and most of their time would go there.
+SHORT = {stage: replace(getattr(RECIPES["default"], stage), smallest_epoch=2) for stage in ("prior", "transport")}
+RECIPES["default"] = replace(RECIPES["default"], **SHORT)
 
 TYPES = ["B cell", "T cell", "NK", "rare", "never seen"]
 DOSES = [1, 10, 100]

@@ -66,7 +66,7 @@ def test_the_file_holds_what_generate_returns(trained, goal):
 def test_gene_space_models_stream_too(trained_gene_space, gene_space_class, tmp_path):
     request = {**REQUEST, "sampler": "ddim", "counts": gene_space_class is SCRDIT}  # and log1p by the other
 
-    path = trained_gene_space.generate_to(tmp_path / "cells.zarr", **request, shard_size=SHARD)
+    path = trained_gene_space.generate_to(tmp_path / "cells.h5ad", **request, shard_size=SHARD)
 
     assert_same(path, trained_gene_space.generate(**request))
 
@@ -92,7 +92,7 @@ REQUESTS = {
 def test_every_kind_of_request_can_be_streamed(trained, tmp_path, request_):
     request_ = {"seed": 5, "sampler": "euler", "n_steps": 1, **request_}
 
-    path = trained.generate_to(tmp_path / "cells.zarr", **request_, shard_size=100)
+    path = trained.generate_to(tmp_path / "cells.h5ad", **request_, shard_size=100)
 
     assert_same(path, trained.generate(**request_))
 

@@ -85,7 +85,12 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"overwrite": True}], ids=["new", "overwrite"])
+@pytest.mark.parametrize(
+    ("goal", "options"),
+    [(".h5ad", {}), (".zarr", {"overwrite": True})],
+    indirect=["goal"],
+    ids=["new-h5ad", "overwrite-zarr"],
+)
 def test_kills_at_any_moment_change_nothing(trained, goal, expected, options):
     if options:
         trained.generate_to(goal, 3, seed=1)

@@ -49,7 +49,7 @@ def test_both_stages_are_recorded_epoch_by_epoch(make_model, quick):
 def test_training_lowers_the_losses(make_model, quick):
     model = make_model()
 
-    model.train(20, **quick)
+    model.train({"autoencoder": 20, "prior": 12}, **quick)
 
     # not the KL divergence, whose weight rises, nor the averaged weights on ten cells, which hardly move
     for name in (
@@ -358,7 +358,9 @@ scvi.settings.seed = 0
 adata = anndata.read_h5ad(sys.argv[1] + "/cells.h5ad")
 SCLDM.setup_anndata(adata, condition_keys=["cell_type", "dose"])
 model = SCLDM(adata, **eval(sys.argv[2]))
-model.train(6, checkpoint_dir=sys.argv[1] + "/checkpoints", batch_size=32, accelerator="cpu", enable_progress_bar=False)
+short = {"prior": {"smallest_epoch": 2}}  # as in this process, see conftest.py
+run = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, "plan_kwargs": short}
+model.train(6, checkpoint_dir=sys.argv[1] + "/checkpoints", **run)
 model.save(sys.argv[1] + "/model")
 """
 
@@ -386,12 +388,12 @@ def test_a_finished_stage_is_not_trained_again(make_model, quick, tmp_path):
     """With 41 epochs, not every epoch has a checkpoint."""
     model = make_model()
     with pytest.raises(MemoryError):
-        model.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 3)], **quick)
+        model.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 3)], **quick | {"batch_size": 96})
     before = weights(model, of="encoder")
 
     again = make_model()
     with pytest.raises(MemoryError):
-        again.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 4)], **quick)
+        again.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 4)], **quick | {"batch_size": 96})
 
     assert differing(before, weights(again, of="encoder")) == []
 

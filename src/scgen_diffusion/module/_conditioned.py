@@ -48,6 +48,11 @@ class ConditionedModule(BaseModuleClass):
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
 
     @property
+    def device(self) -> torch.device:
+        """Where the module is. Asking all parameters, as scvi-tools does, takes longer than small batches."""
+        return self.null_condition.device
+
+    @property
     @abstractmethod
     def network_and_average(self) -> tuple[nn.Module, AveragedModel]:
         """The conditional network, and the copy with averaged weights."""
