@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import traceback
-from dataclasses import replace
 from multiprocessing import forkserver
 
 import anndata
@@ -25,7 +24,6 @@ import torch
 from hypothesis import settings
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
-from scgen_diffusion.train import RECIPES
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
@@ -36,10 +34,6 @@ torch.set_num_threads(1)  # tensors this small only wait for each other's thread
 
 # Every training looks for callbacks of other packages. Reading the metadata of all of them takes a tenth of a tiny training.
 lightning.fabric.utilities.registry.entry_points = functools.cache(lightning.fabric.utilities.registry.entry_points)
-
-# An epoch of prior or transport has ten steps or more. Tests train on a hundred cells, and most of their time would go there.
-SHORT = {stage: replace(getattr(RECIPES["default"], stage), smallest_epoch=2) for stage in ("prior", "transport")}
-RECIPES["default"] = replace(RECIPES["default"], **SHORT)
 
 TYPES = ["B cell", "T cell", "NK", "rare", "never seen"]
 DOSES = [1, 10, 100]

@@ -358,9 +358,7 @@ scvi.settings.seed = 0
 adata = anndata.read_h5ad(sys.argv[1] + "/cells.h5ad")
 SCLDM.setup_anndata(adata, condition_keys=["cell_type", "dose"])
 model = SCLDM(adata, **eval(sys.argv[2]))
-short = {"prior": {"smallest_epoch": 2}}  # as in this process, see conftest.py
-run = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, "plan_kwargs": short}
-model.train(6, checkpoint_dir=sys.argv[1] + "/checkpoints", **run)
+model.train(6, checkpoint_dir=sys.argv[1] + "/checkpoints", batch_size=32, accelerator="cpu", enable_progress_bar=False)
 model.save(sys.argv[1] + "/model")
 """
 

@@ -20,8 +20,8 @@ from scgen_diffusion.model import SCRDIT
 from scgen_diffusion.train import _cells as cells_module
 
 STAGES = ["autoencoder", "prior", "transport"]
-N_EPOCHS = {"autoencoder": 2, "prior": 2, "transport": 2}  # of 6, 6 and 2 steps
-MIDDLE = {"autoencoder": 9, "prior": 9, "transport": 3}  # of the second epoch
+N_EPOCHS = {"autoencoder": 2, "prior": 2, "transport": 2}  # of 6, 10 and 10 steps
+MIDDLE = {"autoencoder": 9, "prior": 13, "transport": 13}  # of the second epoch
 EVERY_EPOCH = {"checkpoint_minutes": 0.0}
 
 
@@ -167,7 +167,7 @@ def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_o
 
 @pytest.mark.parametrize(
     ("stage", "step", "n_whole"),
-    [("autoencoder", 2, 0), ("autoencoder", 12, 2), ("prior", 9, 1), ("transport", 3, 1)],
+    [("autoencoder", 2, 0), ("autoencoder", 12, 2), ("prior", 13, 1), ("transport", 13, 1)],
 )
 def test_ctrl_c_keeps_the_weights_and_the_same_call_ends_as_if_it_had_not_been(
     train, whole, tmp_path, stage, step, n_whole
