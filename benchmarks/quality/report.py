@@ -218,9 +218,11 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     others = summarise_methods(table, OTHER_DATASETS, ("SCLDM", "SCRDIT-masking", "scVI", "NB-copula"))
     panel = summarise_methods(table, [PANEL], ("SCLDM", "SCRDIT", "NB-copula", "independent-NB"))
     paths = {f"docs/user_guide/{name.lower()}.md": summarise_paths(table, name) for name in ("SCRDIT", "WBDIT")}
+    genes = summarise_genes(table)
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         ("docs/comparison.md", "others"): others,
+        ("docs/user_guide/scldm.md", "genes"): genes,
         ("docs/comparison.md", "panel"): panel,
         **{(page, "masking"): text for page, text in paths.items()},
         ("README.md", "quality"): in_short,
@@ -235,6 +237,14 @@ def summarise_paths(table: pd.DataFrame, model: str) -> str:
     names = {model: f'{model}, `path="vp_linear"`', f"{model}-masking": f'{model}, `path="masking"`'}
     datasets = table.loc[table["method"] == f"{model}-masking", "dataset"].unique()
     return summarise_methods(table, datasets, tuple(names), names)
+
+
+def summarise_genes(table: pd.DataFrame) -> str:
+    """Compare SCLDM of the most variable genes with SCLDM of the whole panel, on the splits that have both."""
+    names = {"SCLDM": "SCLDM of these genes", "SCLDM-whole-panel": "SCLDM of the whole panel"}
+    splits = [table["dataset"], table["seed"]]
+    has_both = (table["method"] == "SCLDM-whole-panel").groupby(splits).transform("any")
+    return summarise_methods(table[has_both], table["dataset"].unique(), tuple(names), names)
 
 
 def summarise_methods(

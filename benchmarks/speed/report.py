@@ -62,7 +62,7 @@ LONG_CALLS = (
 #: The bare step of a call, and its cells per step.
 BARE_STEPS = {
     ("calls-SCLDM", "autoencoder_epochs"): ("package", "autoencoder_step", 128),
-    ("calls-SCLDM", "prior_epochs"): ("package", "prior_step", 512),
+    ("calls-SCLDM", "prior_epochs"): ("package", "prior_step", 256),
     ("calls-SCLDM", "transport_epochs"): ("package", "transport_step", 512),
     ("calls-SCLDM", "generate_anndata"): ("package", "generate", 128),
     ("calls-SCRDIT", "training_epochs"): ("SCRDIT", "training_step", 128),
