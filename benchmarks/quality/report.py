@@ -215,7 +215,8 @@ REAL_CELLS = "real cells"
 def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     in_short = summarise_methods(table, DATASETS_IN_SHORT, METHODS_IN_SHORT)
-    others = summarise_methods(table, OTHER_DATASETS, ("SCLDM", "SCRDIT-masking", "scVI", "NB-copula"))
+    first = table[table["seed"] == 0]  # all methods have it
+    others = summarise_methods(first, OTHER_DATASETS, ("SCLDM", "SCRDIT-masking", "scVI", "NB-copula"))
     panel = summarise_methods(table, [PANEL], ("SCLDM", "SCRDIT", "NB-copula", "independent-NB"))
     paths = {f"docs/user_guide/{name.lower()}.md": summarise_paths(table, name) for name in ("SCRDIT", "WBDIT")}
     genes = summarise_genes(table)
@@ -253,7 +254,9 @@ def summarise_methods(
     """Write one row per data set and method, with the most informative figures."""
     lines = []
     table = table[table["dataset"].isin(datasets) & table["method"].isin(methods)]
-    for dataset, rows in means_over_seeds(table).groupby("dataset", sort=False):
+    by_dataset = dict(list(means_over_seeds(table).groupby("dataset")))
+    for dataset in [name for name in datasets if name in by_dataset]:
+        rows = by_dataset[dataset]
         columns = [_column(rows[rows["metric"] == metric]) for metric in IN_SHORT]
         for method in (REAL_CELLS, *methods):
             name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else names.get(method, method)
@@ -314,7 +317,8 @@ def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> 
     If there are rows of the data sets and methods that pages show, only those are drawn.
     """
     in_short = table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)
-    table = table[in_short] if in_short.any() else table
+    if in_short.any():
+        table, methods = table[in_short], METHODS_IN_SHORT
     methods = [method for method in methods if method in set(table["method"])]
     means = means_over_seeds(table)
     means = means[means["metric"].isin(SHOWN)]
@@ -328,7 +332,7 @@ def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> 
     axes[0, 0].set_yticks(range(len(SHOWN)), SHOWN.values())
     axes[0, 0].invert_yaxis()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(methods), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(methods), 4), frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
