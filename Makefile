@@ -15,8 +15,8 @@ help: ## list the targets
 demo: $(VENV)/.package ## train on real cells, generate, and judge the result; MODEL=SCRDIT or WBDIT for the other models
 	$(PY) demo/make_demo.py --model $(MODEL)
 
-test: $(VENV)/.test ## run the tests
-	$(PY) -m pytest
+test: $(VENV)/.test ## run the tests, in two processes
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-newest: ## run the tests with the newest libraries, in .venv-newest; with annbatch if PYTHON is 3.12 or later
 	$(MAKE) test VENV=.venv-newest INSTALL=".venv-newest/bin/python -m pip install --upgrade 'annbatch; python_version >= \"3.12\"'"

@@ -423,7 +423,6 @@ def fewer_names(path):
             ["X", "X/data", "X/indptr", "obs", "obs/_index", "obs/cell_type", "obs/cell_type/codes", "var/_index"],
         ),
     ],
-    ids=str,
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(adata, write, tmp_path, damage):
     whole = write(adata, "whole.h5ad")

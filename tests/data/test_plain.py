@@ -119,7 +119,9 @@ def test_columns_that_cannot_be_saved_are_left_out():
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, Path("here"), print, 1 + 2j, b"bytes", {1: 2}, np.array(["2024"], "M8[Y]")], ids=repr
+    "value",
+    [object(), {1, 2}, Path("here"), print, 1 + 2j, b"bytes", {1: 2}, np.array(["2024"], "M8[Y]")],
+    ids=lambda value: type(value).__name__,
 )
 def test_other_values_are_refused_by_the_name_of_their_type(value):
     with pytest.raises(TypeError, match=f"{type(value).__name__} cannot be saved"):
