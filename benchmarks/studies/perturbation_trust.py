@@ -13,7 +13,6 @@ and control cells of another experiment, of which only the verdict is known. On 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import warnings
 from itertools import product
@@ -24,20 +23,21 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
 from benchmarks.quality.splits import load, log_normalise
 from benchmarks.studies import perturbation as kang
 from benchmarks.studies import perturbation_combinations as norman
+from benchmarks.studies.held_out import read_options, study_parser
 from benchmarks.tables import ROOT, describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 from scgen_diffusion import datasets
 
 if TYPE_CHECKING:
+    import argparse
+
     from scgen_diffusion.model import SCLDM
 
 logger = logging.getLogger("benchmarks.perturbation_trust")
 
-HERE = Path(__file__).parent
 KEYS = ("case", "name", "seed")
 LEFT_OUT, PAIRS, ONE_CONTEXT, SHUFFLED, ELSEWHERE = CASES = (
     "type left out",
@@ -201,20 +201,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("lightning.pytorch", "lightning", "scvi"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, "perturbation_trust")
     parser.add_argument(
         "--types", nargs="*", help="cell types to leave out, without pairs of genes; default: all, and pairs"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument(
         "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the stored autoencoders"
     )
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    torch.set_num_threads(1)
-    run(parser.parse_args())
+    run(read_options(parser))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class PerturbedGroups:
         if len(self.codes):
             self.group[changed] = number.ravel()
         self._control = torch.zeros(len(self.codes), n_genes, dtype=torch.double, device=module.device)
-        self._observed, self._explained = self._control.clone(), self._control.clone()
+        self._observed, self._expected = self._control.clone(), self._control.clone()
         self._states: list[list[Tensor]] = [[] for _ in self.codes]
 
     @property
@@ -221,14 +221,15 @@ class PerturbedGroups:
         posterior = module.inference(x)["posterior"]
         z = posterior.draw(Generators(0, range(len(x)), module.device).normal(*module.latent_shape))
         self._states[number].append(module.standardise(z).flatten(1))
-        self._observed[number] += module.target(x).double().sum(0)
-        self._explained[number] += module.likelihood.mean(**module.generative(z, module.totals(x))).double().sum(0)
+        observed, expected = module.observed_and_expected(x, z)
+        self._observed[number] += observed
+        self._expected[number] += expected
 
     @torch.inference_mode()
     def verdicts(self) -> list[Verdict]:
         """Return the verdict of each group."""
         cells = [torch.cat(states) for states in self._states]
-        misfits = [self.module.misfit(*both) for both in zip(self._observed, self._explained, strict=True)]
+        misfits = [self.module.misfit(*both) for both in zip(self._observed, self._expected, strict=True)]
         return judge(self.module, self.conditions, cells, self.codes, misfits)
 
     @torch.inference_mode()

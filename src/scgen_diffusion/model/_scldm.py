@@ -414,9 +414,10 @@ class SCLDM(AutoencoderModel):
         recipe = getattr(RECIPES[self._recipe_name], stage)
         if stage == "autoencoder":
             return self._for_these_cells(recipe)
-        are_numbers = [isinstance(spec, Number) and spec.n == 1 for spec in self._condition_specs]
-        is_first = self._recipe_name == "default" and self.reference_ is None
-        return recipe.for_numbers() if stage == "prior" and is_first and are_numbers and all(are_numbers) else recipe
+        if stage == "prior" and self._recipe_name == "default" and self.reference_ is None:
+            are_numbers = [isinstance(spec, Number) and spec.n == 1 for spec in self._condition_specs]
+            return recipe.for_numbers() if are_numbers and all(are_numbers) else recipe
+        return recipe
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Fit the default recipe to few genes; fine-tuning keeps the KL weight of the reference."""
@@ -507,7 +508,7 @@ class SCLDM(AutoencoderModel):
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:
-        return ("log1p",) if self.architecture.likelihood == "gaussian" else ("counts",)
+        return (self.module.output_values,)
 
     def _check_ready_to_generate(self) -> None:
         if not self.is_trained_:

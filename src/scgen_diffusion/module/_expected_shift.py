@@ -111,7 +111,7 @@ class ExpectedShift(nn.Module):
             For each set, the number of a group not to learn from.
         """
         a, b, length = self.options.double()
-        centres, inverse = self.centres.double(), self._inverse_covariance(control, perturbs)
+        centres, inverse = self.centres.double(), torch.linalg.inv(self._covariance(slice(None), control, perturbs))
         to_groups = self._similarity(conditions, self.perturbations, control, perturbs)
         found = []
         for number, x in enumerate(cells):
@@ -130,7 +130,7 @@ class ExpectedShift(nn.Module):
 
     def weights_without(self, groups: Iterable[int], control: Tensor, perturbs: Tensor) -> Iterator[Tensor]:
         """Yield the weights of the groups as if one of them was never seen, ``(groups, size)``, for each of these."""
-        inverse, weights = self._inverse_covariance(control, perturbs), self.weights.double()
+        inverse, weights = torch.linalg.inv(self._covariance(slice(None), control, perturbs)), self.weights.double()
         for group in groups:
             left = weights - inverse[:, [group]] * weights[group] / inverse[group, group]
             left[group] = 0
@@ -142,14 +142,9 @@ class ExpectedShift(nn.Module):
         ``condition (columns,)`` is that of the cells after the perturbation.
         """
         a, b, length = self.options.double()
-        centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
-        among = self._similarity(perturbations, perturbations, control, perturbs)
-        covariance = (
-            among * (a + b * self._alikeness(centres, centres, length)) + self.variances[groups].double().diag()
-        )
-        to_groups = self._similarity(condition[None], perturbations, control, perturbs)[0]
-        to_groups = to_groups * (a + b * self._alikeness(x.double(), centres, length).mean(0))
-        return torch.linalg.solve(covariance, to_groups)
+        to_groups = self._similarity(condition[None], self.perturbations[groups], control, perturbs)[0]
+        to_groups = to_groups * (a + b * self._alikeness(x.double(), self.centres[groups].double(), length).mean(0))
+        return torch.linalg.solve(self._covariance(groups, control, perturbs), to_groups)
 
     def related(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
@@ -160,12 +155,13 @@ class ExpectedShift(nn.Module):
         """Whether the variance of its predictions is known; models of earlier versions do not have it."""
         return bool(self.variances.isfinite().all())
 
-    def _inverse_covariance(self, control: Tensor, perturbs: Tensor) -> Tensor:
+    def _covariance(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return the covariance of the measured shifts of some groups, ``(n, n)``."""
         a, b, length = self.options.double()
-        centres = self.centres.double()
-        similarity = self._similarity(self.perturbations, self.perturbations, control, perturbs)
+        centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
+        similarity = self._similarity(perturbations, perturbations, control, perturbs)
         covariance = similarity * (a + b * self._alikeness(centres, centres, length))
-        return torch.linalg.inv(covariance + self.variances.double().diag())
+        return covariance + self.variances[groups].double().diag()
 
     @torch.no_grad()
     def fit(

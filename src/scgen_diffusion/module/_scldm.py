@@ -239,11 +239,16 @@ class SCLDMModule(ConditionedModule):
         """Kind of values that the likelihood models."""
         return "counts" if self.architecture.likelihood == "negative_binomial" else "log1p"
 
+    def observed_and_expected(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the values of cells ``x (cells, genes)`` and those expected from their latents ``z``, each ``(genes,)``."""
+        expected = self.likelihood.mean(**self.generative(z, self.totals(x)))
+        return self.target(x).double().sum(0), expected.double().sum(0)
+
     def misfit(self, observed: Tensor, expected: Tensor) -> float:
         """Return how badly the model explains the mean expression of cells, in nats per molecule, beyond sampling noise.
 
-        It is the Kullback-Leibler divergence of the sums over cells of the observed and of the expected values of genes,
-        ``(genes,)``, less twice what so many molecules have by chance.
+        It is the Kullback-Leibler divergence of the sums of :meth:`observed_and_expected`, less twice what so many
+        molecules have by chance.
         """
         n_molecules = observed.sum().clamp(min=1)
         p, q = observed / n_molecules, expected.clamp(min=1e-12) / expected.sum()
