@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from benchmarks.studies.sensitivity import SEEN, effects
 from benchmarks.tables import ROOT, markdown_table, read_table
 from scgen_diffusion.metrics import CATALOGUE, DESCRIPTIONS
-from scgen_diffusion.module import GeneSpaceModule, build_architecture, build_gene_space_architecture
+from scgen_diffusion.module import build_architecture, build_gene_space_architecture, gene_space_module
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ N_TRAINING_CELLS = (500, 2_000, 10_000, 100_000, 1_000_000)
 N_GENES, N_CLASSES = 2_000, 8
 #: Values that depend on the data, in words.
 DEPENDS_ON_DATA = {"patch_size": "genes / 10, at most 200", "width": "128; 256 for 20 000 cells or more on a GPU"}
+#: Columns of SCRDIT's tables, and rows of that of network sizes.
+PROFILES = 'default, `path="vp_linear"`'
+SCRDIT = {
+    "default": {"size": "default"},
+    PROFILES: {"size": "default", "values": "log1p"},
+    "published": {"size": "published"},
+}
 #: Rows of the samplers' tables.
 SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10), ("heun", 10), ("dopri5", None)]
 #: Faults of the study of sensitivity, in words.
@@ -53,10 +61,11 @@ TOPICS = list(dict.fromkeys(description.topic for description in DESCRIPTIONS.va
 def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior", "transport")}
-    diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["default"]}
+    diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["mlp"]}
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
-    scrdit = {size: asdict(build_gene_space_architecture("SCRDIT", size)) for size in ("default", "published")}
-    scrdit["default"] |= DEPENDS_ON_DATA
+    scrdit = {name: asdict(build_gene_space_architecture("SCRDIT", **how)) for name, how in SCRDIT.items()}
+    scrdit[PROFILES] |= DEPENDS_ON_DATA
+    recipes = [DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "profiles", "published")]
     return {
         (f"{GUIDE}/scldm.md", "training length"): length_table(stages),
         (f"{GUIDE}/scldm_mathematics.md", "architecture"): option_table(scldm),
@@ -67,7 +76,7 @@ def page_blocks() -> dict[tuple[str, str], str]:
         (f"{GUIDE}/scrdit.md", "training length"): length_table(diffusion),
         (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
         (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
-            {size: {"diffusion": recipe} for size, recipe in DIFFUSION_RECIPES["SCRDIT"].items()}
+            {name: {"diffusion": recipe} for name, recipe in zip(SCRDIT, recipes, strict=True)}
         ),
         (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
@@ -88,40 +97,41 @@ def length_table(stages: Mapping[str, Recipe]) -> str:
 
 
 def option_table(options: Mapping[str, Mapping[str, object]]) -> str:
-    """Write the options of an architecture whose published value is another one."""
-    default, published = options["default"], options["published"]
-    differing = [name for name in default if default[name] != published[name]]
-    lines = [[f"`{name}`", _value(default[name]), _value(published[name])] for name in differing]
-    return _left(["option", "default", "published"], lines)
+    """Write the options that architectures have different values of."""
+    rows = {name: [values[name] for values in options.values()] for name in options["default"]}
+    differing = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
+    return _left(["option", *options], [[f"`{name}`", *map(_value, row)] for name, row in differing.items()])
 
 
 def recipe_table(recipes: Mapping[str, Mapping[str, Recipe]]) -> str:
-    """Write the options of each stage's training whose published value is another one."""
-    default, published = recipes["default"], recipes["published"]
-    names = dict.fromkeys(field.name for recipe in default.values() for field in fields(recipe))
+    """Write the options of each stage's training that recipes have different values of."""
+    stages = recipes["default"]
+    names = dict.fromkeys(field.name for recipe in stages.values() for field in fields(recipe))
     lines = []
     for name in names:
-        pairs = [(getattr(default[stage], name, ""), getattr(published[stage], name, "")) for stage in default]
-        if any(ours != theirs for ours, theirs in pairs):
-            lines.append([f"`{name}`", *(_value(value) for pair in pairs for value in pair)])
-    sizes = ["default", "published"]
-    header = [f"{stage}: {size}" for stage in default for size in sizes] if len(default) > 1 else sizes
+        values = [[_setting(of[stage], name) for of in recipes.values()] for stage in stages]
+        if any(value != of_stage[0] for of_stage in values for value in of_stage):
+            lines.append([f"`{name}`", *(_value(value) for of_stage in values for value in of_stage)])
+    header = [f"{stage}: {size}" if len(stages) > 1 else size for stage in stages for size in recipes]
     return _left(["option", *header], lines)
+
+
+def _setting(recipe: Recipe, name: str) -> object:
+    """Return an option of a recipe; nothing if it has no such option, or a fixed number of epochs decides."""
+    return "" if name == "reference_steps" and recipe.n_epochs else getattr(recipe, name, "")
 
 
 def network_size_table() -> str:
     """Write the number of parameters of the gene-space networks."""
     lines = []
-    for size in ("default", "published"):
-        for name in ("SCRDIT", "WBDIT"):
-            with torch.device("meta"):
-                architecture = build_gene_space_architecture(name, size, n_genes=N_GENES)
-                network = GeneSpaceModule(N_GENES, (N_CLASSES,), architecture=architecture).network
-            per_gene = ("gene_prior", "all_genes")
-            counts = {key: parameter.numel() for key, parameter in network.named_parameters()}
-            inner = sum(n for key, n in counts.items() if not any(part in key for part in per_gene))
-            lines.append([f"{name}, {size}", _millions(sum(counts.values())), _millions(inner)])
-    return markdown_table(["", "parameters", "of these, in tokens and blocks"], lines)
+    for (size, how), name in product(SCRDIT.items(), ("SCRDIT", "WBDIT")):
+        with torch.device("meta"):
+            architecture = build_gene_space_architecture(name, **how, n_genes=N_GENES)
+            network = gene_space_module(architecture)(N_GENES, (N_CLASSES,), architecture=architecture).network
+        parameters = list(network.parameters())
+        inner = sum(p.numel() for p in parameters if not any(length % N_GENES == 0 for length in p.shape))
+        lines.append([f"{name}, {size}", _millions(sum(p.numel() for p in parameters)), _millions(inner)])
+    return markdown_table(["", "parameters", "of these, not per gene"], lines)
 
 
 def metric_table(topic: str) -> str:
@@ -168,7 +178,7 @@ def gene_space_sampler_table() -> str:
     """Write the quality and the cost of SCRDIT's cells by sampler, means of the drawings."""
     rows = read_table(STUDIES / "gene_space_samplers.csv")
     figures = ["auc_boosting", "auc_genes", "precision", "recall"]
-    rows = rows[rows["model"].isin(["SCRDIT", "real cells"])].rename(columns={"auc_pcs": "auc_boosting"})
+    rows = rows[rows["model"].isin(["SCRDIT-profiles", "real cells"])].rename(columns={"auc_pcs": "auc_boosting"})
     means = rows.groupby(["model", "sampler", "n_steps"], sort=False)[[*figures, "cpu_seconds"]].mean().reset_index()
     fewest = means["cpu_seconds"].min()
     lines = []

@@ -36,7 +36,7 @@ RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
-VARIANTS |= {f"{name}-masking": {"class": name, "model": {"path": "masking"}} for name in ("SCRDIT", "WBDIT")}
+VARIANTS |= {f"{name}-profiles": {"class": name, "model": {"path": "vp_linear"}} for name in ("SCRDIT", "WBDIT")}
 VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
 VARIANTS["SCLDM-whole-panel"] = {"class": "SCLDM", "genes": "all"}
 

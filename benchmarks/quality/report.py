@@ -200,12 +200,11 @@ IN_SHORT = {
 }
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 IN_WORDS = {
-    "SCRDIT-masking": 'SCRDIT, `path="masking"`',
     "scVI": "scVI, from its prior",
     "NB-copula": "NB copula per label",
     "independent-NB": "independent NB per label",
 }
-METHODS_IN_SHORT = ("SCLDM", "SCRDIT", "SCRDIT-masking", "WBDIT", "scVI", "NB-copula", "independent-NB")
+METHODS_IN_SHORT = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "independent-NB")
 DATASETS_IN_SHORT = ("pbmc3k", "pbmc10k_citeseq")
 OTHER_DATASETS = ("kang_ifnb", "paul15", "worm_embryo", "perturb_norman_mcfaline")
 PANEL = "osmfish_cortex"
@@ -216,8 +215,8 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     in_short = summarise_methods(table, DATASETS_IN_SHORT, METHODS_IN_SHORT)
     first = table[table["seed"] == 0]  # all methods have it
-    others = summarise_methods(first, OTHER_DATASETS, ("SCLDM", "SCRDIT-masking", "scVI", "NB-copula"))
-    panel = summarise_methods(table, [PANEL], ("SCLDM", "SCRDIT", "NB-copula", "independent-NB"))
+    others = summarise_methods(first, OTHER_DATASETS, ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula"))
+    panel = summarise_methods(table, [PANEL], ("SCLDM", "SCRDIT", "WBDIT", "NB-copula", "independent-NB"))
     paths = {f"docs/user_guide/{name.lower()}.md": summarise_paths(table, name) for name in ("SCRDIT", "WBDIT")}
     genes = summarise_genes(table)
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
@@ -225,7 +224,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         ("docs/comparison.md", "others"): others,
         ("docs/user_guide/scldm.md", "genes"): genes,
         ("docs/comparison.md", "panel"): panel,
-        **{(page, "masking"): text for page, text in paths.items()},
+        **{(page, "paths"): text for page, text in paths.items()},
         ("README.md", "quality"): in_short,
         ("docs/comparison.md", "quality"): in_short,
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
@@ -234,18 +233,22 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
 
 
 def summarise_paths(table: pd.DataFrame, model: str) -> str:
-    """Compare the default path of a model with masked molecules, on the data sets that have both."""
-    names = {model: f'{model}, `path="vp_linear"`', f"{model}-masking": f'{model}, `path="masking"`'}
-    datasets = table.loc[table["method"] == f"{model}-masking", "dataset"].unique()
-    return summarise_methods(table, datasets, tuple(names), names)
+    """Compare masked molecules with noisy profiles, on the splits that have both."""
+    names = {model: f'{model}, `path="masking"`', f"{model}-profiles": f'{model}, `path="vp_linear"`'}
+    table = table[_splits_with(table, f"{model}-profiles")]
+    return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
 
 
 def summarise_genes(table: pd.DataFrame) -> str:
     """Compare SCLDM of the most variable genes with SCLDM of the whole panel, on the splits that have both."""
     names = {"SCLDM": "SCLDM of these genes", "SCLDM-whole-panel": "SCLDM of the whole panel"}
-    splits = [table["dataset"], table["seed"]]
-    has_both = (table["method"] == "SCLDM-whole-panel").groupby(splits).transform("any")
-    return summarise_methods(table[has_both], table["dataset"].unique(), tuple(names), names)
+    table = table[_splits_with(table, "SCLDM-whole-panel")]
+    return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
+
+
+def _splits_with(table: pd.DataFrame, method: str) -> pd.Series:
+    """Return which rows are of a data set and seed that a method has."""
+    return (table["method"] == method).groupby([table["dataset"], table["seed"]]).transform("any")
 
 
 def summarise_methods(

@@ -172,21 +172,21 @@ def gene_space_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]
     """Return the quantities of a gene-space model to compare."""
     from scvi import REGISTRY_KEYS
 
-    from scgen_diffusion.diffusion import samplers_for
-
     counts, condition = system.cells.counts, system.condition
-    noise, t = _normal(*counts.shape), _normal(N_CELLS).sigmoid()
+    drawn = system.module.draw_for_training(counts, torch.Generator().manual_seed(0), training=False)
 
     def loss(module: Any, device: str) -> Tensor:
-        inputs = {"noise": noise.to(device), "t": t.to(device), "condition": condition.to(device), "averaged": False}
+        inputs = {name: values.to(device) for name, values in (drawn | {"condition": condition}).items()}
+        inputs["averaged"] = False
         _, _, losses = module({REGISTRY_KEYS.X_KEY: counts.to(device)}, generative_kwargs=inputs)
         return losses.loss.reshape(1)
 
-    def profiles(module: Any, device: str) -> Tensor:
-        sampler = samplers_for(module.path)[system.model.default_sampler]
-        return sampler(module.denoiser(condition.to(device), _guidance(module)), noise.to(device))
+    def prediction(module: Any, device: str) -> Tensor:
+        data, noise, t = (v.to(device) for v in (module.encode_cells(counts.to(device)), drawn["noise"], drawn["t"]))
+        denoiser = module.denoiser(condition.to(device), _guidance(module))
+        return denoiser.predict(module.path.interpolate(data, noise, t), t)
 
-    return {"loss": loss, "sampled profiles": profiles}
+    return {"loss": loss, "prediction": prediction}
 
 
 def _guidance(module: Any) -> Any:

@@ -487,7 +487,7 @@ class PackageScrdit(System):
     size = "default"
 
     def __init__(self, setting: Setting) -> None:
-        from scgen_diffusion.train import DIFFUSION_RECIPES, DiffusionPlan
+        from scgen_diffusion.train import DiffusionPlan
 
         super().__init__(setting)
         torch.manual_seed(0)
@@ -495,7 +495,7 @@ class PackageScrdit(System):
         self.model = self._model()
         self.condition = torch.from_numpy(self.model.conditions.encode(self._obs(), None)).to(setting.device)
         self.module = self.model.module
-        recipe = DIFFUSION_RECIPES[self.model_class][self.size]
+        recipe = self.model._recipe("diffusion")
         self.steps = PlannedSteps(DiffusionPlan(self.module, recipe, seed=0), setting)
         self.extrapolation = Extrapolation(setting.n_steps or self._sampler.default_n_steps)
         if setting.compile:

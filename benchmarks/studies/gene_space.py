@@ -4,7 +4,7 @@
     python -m benchmarks.studies.gene_space --experiments targets gene_order --seeds 0
     python -m benchmarks.studies.gene_space --experiments                  # only the table
 
-Each configuration changes the default ``SCRDIT`` as its name says. It is stored in ``results/gene_space.csv`` as soon
+Each configuration changes ``SCRDIT(path="vp_linear")`` as its name says. It is stored in ``results/gene_space.csv`` as soon
 as it is measured, and skipped the next time; delete the file after a change of the model. Steps are optimiser steps at
 batch 128, rounded to whole epochs. ``results/gene_space.md`` has the means over seeds next to the floor.
 """
@@ -44,7 +44,7 @@ class Configuration:
     Parameters
     ----------
     model
-        Changes to SCRDIT's default architecture; the gene order may also be ``"random"``.
+        Changes to the architecture of ``SCRDIT(path="vp_linear")``; the gene order may also be ``"random"``.
     n_genes
         Number of most variable genes to keep.
     as_long_as
@@ -158,7 +158,7 @@ def measure(split: Split, configuration: Configuration, steps: int, seed: int) -
         n_epochs = max(round(steps * share / steps_per_epoch), 1)
         train = {"max_epochs": n_epochs, "batch_size": BATCH_SIZE, "train_size": TRAIN_SIZE}
         started = clock(DEVICE)
-        trained = train_model(cells, {"class": "SCRDIT", "model": model, "train": train}, seed)
+        trained = train_model(cells, {"class": "SCRDIT", "model": {"path": "vp_linear"} | model, "train": train}, seed)
         costs["train_seconds"] += clock(DEVICE) - started
         costs["steps"] += n_epochs * steps_per_epoch
         costs["n_parameters"] += sum(p.numel() for p in trained.module.network.parameters())

@@ -1,7 +1,7 @@
 """How many steps does a sampler need? One trained model per class, with its samplers and numbers of steps.
 
     python -m benchmarks.studies.samplers --dataset pbmc3k
-    python -m benchmarks.studies.samplers --models SCRDIT WBDIT --drawings 2
+    python -m benchmarks.studies.samplers --models SCRDIT-profiles WBDIT-profiles --drawings 2
 
 Adds to ``results/samplers.csv`` and ``results/samplers.md``. The error is the root mean square difference of
 log-normalised profiles to very many steps from the same noise. (``scldm_samplers.*``, with the error of latents, and
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.quality.drawing import MODELS, VARIANTS, generate, held_out_conditions, train_model
+from benchmarks.quality.drawing import VARIANTS, generate, held_out_conditions, train_model
 from benchmarks.quality.splits import CONDITION_KEYS, judge, load, split_cells
 from benchmarks.tables import describe_machine, markdown_table, read_table, store_rows, today, write_text
 
@@ -31,8 +31,9 @@ FLOW = [("euler", n) for n in (5, 10, 25, 50, 100)] + [
 ]
 DIFFUSION = [("dpm_solver_3m", 12), ("dpm_solver", 20), ("dpm_solver", 100)]
 #: Per model: the reference sampler with very many steps, and the others, each with its steps.
-EXACT = {"SCLDM": ("heun", 200), "SCRDIT": ("dpm_solver", 200), "WBDIT": ("dpm_solver", 200)}
-WAYS = {"SCLDM": [*FLOW, ("dopri5", None)], "SCRDIT": DIFFUSION, "WBDIT": DIFFUSION}
+GENE_SPACE = ("SCRDIT-profiles", "WBDIT-profiles")
+EXACT = {"SCLDM": ("heun", 200), **dict.fromkeys(GENE_SPACE, ("dpm_solver", 200))}
+WAYS = {"SCLDM": [*FLOW, ("dopri5", None)], **dict.fromkeys(GENE_SPACE, DIFFUSION)}
 FIGURES = ("auc_boosting", "auc_genes", "precision", "recall", "w2", "mmd2", "within_label_correlation")
 KEYS = ("dataset", "seed", "model", "sampler", "n_steps", "drawing")
 
@@ -79,7 +80,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=CONDITION_KEYS, default="pbmc3k")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["SCLDM"])
+    parser.add_argument("--models", nargs="+", choices=list(WAYS), default=["SCLDM"])
     parser.add_argument("--drawings", type=int, default=1, help="number of draws per sampler")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")

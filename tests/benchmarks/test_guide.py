@@ -28,13 +28,21 @@ SCLDM_OPTIONS = defaults_of(SCLDM.train, SCLDM.generate, SCLDM.__init__) | {
     "n_steps": FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps,
     **vars(build_architecture("default")),
 }
-SCRDIT_ARCHITECTURE = build_gene_space_architecture("SCRDIT", "default")
-SCRDIT_SAMPLERS = samplers_for(PATHS[SCRDIT_ARCHITECTURE.path])
-SCRDIT_OPTIONS = defaults_of(SCRDIT.train, SCRDIT.generate, SCRDIT.__init__) | {
-    "sampler": default_sampler(SCRDIT_ARCHITECTURE),
-    "n_steps": SCRDIT_SAMPLERS[default_sampler(SCRDIT_ARCHITECTURE)].default_n_steps,
-    **vars(SCRDIT_ARCHITECTURE),
-}
+SAMPLERS = samplers_for(PATHS["vp_linear"]) | samplers_for(Masking())
+
+
+def gene_space_options(model, values):
+    architecture = build_gene_space_architecture(model, "default", values=values)
+    sampler = default_sampler(architecture)
+    return defaults_of(SCRDIT.train, SCRDIT.generate, SCRDIT.__init__) | {
+        "sampler": sampler,
+        "n_steps": SAMPLERS[sampler].default_n_steps,
+        **vars(architecture),
+    }
+
+
+SCRDIT_OPTIONS, WBDIT_OPTIONS = (gene_space_options(model, "counts") for model in ("SCRDIT", "WBDIT"))
+PROFILE_OPTIONS = gene_space_options("SCRDIT", "log1p")
 ROW = re.compile(r"^\| `(\w+)` \| `([^`]+)` \|", re.MULTILINE)
 
 #: Page, sentence with one group per number, and these numbers.
@@ -78,9 +86,9 @@ SENTENCES = [
     ("scrdit_mathematics.md", r"\$d_g\$ is at least ([\d.]*\d)", [SMALLEST_SCALE]),
     ("scrdit_mathematics.md", r"The first (\d+) rows of", [N_AXES]),
     ("scrdit_mathematics.md", r"\\min\(1 / \\sigma_t\^2,\\ (\d+)\)", [LARGEST_WEIGHT]),
-    ("scrdit_mathematics.md", r"So (\d+) steps are enough", [SCRDIT_OPTIONS["n_steps"]]),
-    ("scrdit_mathematics.md", r"DPM-Solver\+\+ in (\d+) \|", [SCRDIT_OPTIONS["n_steps"]]),
-    ("speed.md", r"gene-space models generate in (\d+) steps", [SCRDIT_OPTIONS["n_steps"]]),
+    ("scrdit_mathematics.md", r"So (\d+) steps are enough", [PROFILE_OPTIONS["n_steps"]]),
+    ("scrdit_mathematics.md", r"DPM-Solver\+\+ in (\d+) \|", [PROFILE_OPTIONS["n_steps"]]),
+    ("speed.md", r"gene-space models generate in (\d+) steps", [PROFILE_OPTIONS["n_steps"]]),
     ("metrics.md", r"at most ([\d ]+) \(`max_cells`\)", [defaults_of(evaluate)["max_cells"]]),
     (
         "metrics.md",
@@ -95,10 +103,18 @@ def text_of(page):
 
 
 @pytest.mark.parametrize(
-    ("page", "options"), [("scldm.md", SCLDM_OPTIONS), ("scrdit.md", SCRDIT_OPTIONS), ("wbdit.md", SCRDIT_OPTIONS)]
+    ("page", "section", "options"),
+    [
+        ("scldm.md", "", SCLDM_OPTIONS),
+        ("scrdit.md", "## Options", SCRDIT_OPTIONS),
+        ("scrdit.md", "## Noisy profiles", PROFILE_OPTIONS),
+        ("wbdit.md", "", WBDIT_OPTIONS),
+    ],
 )
-def test_tables_of_options_name_the_defaults(page, options):
-    shown = {name: ast.literal_eval(value) for name, value in ROW.findall(text_of(page))}
+def test_tables_of_options_name_the_defaults(page, section, options):
+    text = text_of(page)
+    text = text[text.index(section) :].removeprefix(section).partition("\n## ")[0] if section else text
+    shown = {name: ast.literal_eval(value) for name, value in ROW.findall(text)}
     assert shown
     assert shown == {name: options[name] for name in shown}
 
@@ -113,5 +129,4 @@ def test_numbers_in_sentences_are_the_defaults(page, pattern, numbers):
 
 def test_table_of_samplers_names_their_steps():
     rows = re.findall(r"^\| `\"(\w+)\"` \|.*\| (\d+) \|$", text_of("scrdit_mathematics.md"), re.MULTILINE)
-    samplers = SCRDIT_SAMPLERS | samplers_for(Masking())
-    assert {name: int(n) for name, n in rows} == {name: s.default_n_steps for name, s in samplers.items()}
+    assert {name: int(n) for name, n in rows} == {name: s.default_n_steps for name, s in SAMPLERS.items()}

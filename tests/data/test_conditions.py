@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.data import OPEN, CategoricalKey, Conditions, RequestedCodes
+from scgen_diffusion.data import OPEN, CategoricalKey, Conditions, ContinuousKey, RequestedCodes
 
 CATEGORIES = {"cell_type": ["B", "T", "NK", "empty"], "dose": [1, 10, 100], "treated": [False, True]}
 COMBINATIONS = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 2, 1], [2, 2, 0]])
@@ -263,3 +263,43 @@ def test_the_order_in_which_keys_are_named_does_not_matter():
     given = GIVEN["for two keys"]
 
     assert RequestedCodes(600, 3, given).digest == RequestedCodes(600, 3, given[::-1]).digest
+
+
+# --- what goes with a number ----------------------------------------------------------------------------------------------
+
+
+def drawn_given(numbers, labels, *requested, n=400):
+    """Return the shares of the labels drawn for given numbers."""
+    table = np.atleast_2d(np.asarray(numbers, dtype=float).T).T
+    keys = [ContinuousKey.of(f"x{column}", pd.Series(values)) for column, values in enumerate(table.T)]
+    codes = np.column_stack([*(key.encode(values) for key, values in zip(keys, table.T, strict=True)), labels])
+    conditions = Conditions.from_codes([*keys, *categorical_keys({"label": [0, 1, 2]})], codes)
+    request = conditions.encode({f"x{column}": value for column, value in enumerate(requested)}, n)
+    filled = conditions.fill(request, (np.arange(n) + 0.5) / n)
+    return np.bincount(filled[:, -1].astype(int), minlength=3) / n
+
+
+def test_labels_of_a_rare_number_are_those_of_the_15_nearest_cells():
+    times = np.arange(200)
+    shares = drawn_given(times, (times % 3 == 0).astype(int), 100.2)
+
+    np.testing.assert_allclose(shares, [10 / 15, 5 / 15, 0], atol=0.01)  # 93 to 107: five multiples of three
+
+
+def test_labels_of_a_common_number_are_those_of_its_cells():
+    doses = np.repeat([0.0, 0.1, 5.0], [20, 300, 20])
+    labels = np.repeat([0, 1, 2], [20, 300, 20])
+
+    np.testing.assert_allclose(drawn_given(doses, labels, 0.01), [1, 0, 0])
+
+
+def test_labels_of_a_rare_number_far_from_others_are_those_of_its_cells():
+    doses = np.repeat([0.0, 5.0, 10.0], [100, 3, 100])
+
+    np.testing.assert_allclose(drawn_given(doses, np.repeat([0, 1, 2], [100, 3, 100]), 5), [0, 1, 0])
+
+
+def test_labels_given_two_numbers_are_those_of_cells_near_in_both():
+    times, doses = (grid.ravel() for grid in np.meshgrid(np.arange(100), [0.0, 10.0]))
+
+    np.testing.assert_allclose(drawn_given(np.column_stack([times, doses]), (doses > 0).astype(int), 50, 10), [0, 1, 0])

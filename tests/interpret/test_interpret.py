@@ -14,7 +14,7 @@ from scgen_diffusion import interpret
 from scgen_diffusion.interpret._cells import noised_cells
 from scgen_diffusion.model import WBDIT
 
-SIZES = {"patch_size": 3, "width": 8, "n_layers": 2, "n_heads": 2, "n_global_tokens": 0}
+SIZES = {"patch_size": 3, "width": 8, "n_layers": 2, "n_heads": 2, "n_global_tokens": 0, "path": "vp_linear"}
 HEADS = ["L0H0", "L0H1", "L1H0", "L1H1"]
 N_PATCHES = 4  # 12 genes in patches of 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # matrix products of other shapes add in another order, in single precision
@@ -245,7 +245,7 @@ def test_flow_matching_counts_time_from_noise_to_data(make_opened):
 
     levels = table.groupby("time")["noise_level"].first()
     assert levels.to_dict() == pytest.approx({0.0: 1.0, 0.25: 0.75, 0.5: 0.5, 0.75: 0.25, 0.9: 0.1, 1.0: 0.0})
-    with pytest.raises(ValueError, match=r"between 0 \(noise\) and 1 \(data\), but found 250"):
+    with pytest.raises(ValueError, match=r"between 0 \(noise, or all masked\) and 1 \(data\), but found 250"):
         interpret.head_loadings(model, time=250)
 
 

@@ -7,6 +7,7 @@ import torch
 from scgen_diffusion import interpret
 from scgen_diffusion.diffusion import Guidance, UnmaskingSampler
 from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.train import DIFFUSION_RECIPES
 
 SIZES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "unet_width": 4, "n_global_tokens": 1}
 KEYS = ["cell_type", "dose"]
@@ -15,7 +16,7 @@ KEYS = ["cell_type", "dose"]
 def build(make_cells, cls=SCRDIT, adata=None, *, setup=None, **options):
     adata = make_cells() if adata is None else adata
     cls.setup_anndata(adata, condition_keys=KEYS, **(setup or {}))
-    return cls(adata, path="masking", **{**SIZES, **options})
+    return cls(adata, **{**SIZES, **options})
 
 
 def train(model, quick, epochs=3):
@@ -136,24 +137,34 @@ def test_the_white_box_can_be_opened(model):
     loadings = interpret.head_loadings(model, n_probes=2, seed=0)
     effects = interpret.head_effects(model, time=0.5, seed=0)
     statistics = interpret.layer_statistics(model, times=(0.9, 0.1), seed=0)
+    sampled = interpret.sampling_statistics(model, 5, n_steps=4, seed=0)
 
-    for table in (loadings, effects, statistics.select_dtypes("number")):
+    for table in (loadings, effects, statistics.select_dtypes("number"), sampled.select_dtypes("number")):
         assert np.isfinite(table.to_numpy()).all()
     assert (loadings.to_numpy() > 0).any()
     assert (effects.to_numpy() != 0).any()
 
 
-def test_masking_chooses_its_network_and_sizes(make_cells):
-    adata = make_cells()
-    SCRDIT.setup_anndata(adata, condition_keys=KEYS)
-    WBDIT.setup_anndata(adata, condition_keys=KEYS)
+@pytest.mark.parametrize(("cls", "backbone"), [(SCRDIT, "mlp"), (WBDIT, "white_box")])
+def test_masking_is_the_default_for_counts_only(make_cells, cls, backbone):
+    cls.setup_anndata(counts := make_cells())
+    cls.setup_anndata(profiles := make_cells(values="log1p"), values="log1p")
 
-    assert (SCRDIT(adata, path="masking").architecture.backbone, SCRDIT(adata, path="masking").architecture.width) == (
-        "mlp",
-        256,
-    )
-    assert WBDIT(adata, path="masking").architecture.backbone == "white_box"
-    assert SCRDIT(adata, path="masking", backbone="unet").architecture.backbone == "unet"
+    model = cls(counts)
+    assert (model.architecture.path, model.architecture.backbone) == ("masking", backbone)
+    assert model.architecture.library_size == "empirical"
+    assert model.default_sampler == "unmasking"
+    assert cls(counts, path="vp_cosine").architecture.head == "spike_and_slab"
+    assert cls(counts, size="published").architecture.path == "vp_linear"
+    assert cls(profiles).architecture.path == "vp_linear"
+
+
+def test_each_path_and_network_has_its_recipe(make_cells):
+    SCRDIT.setup_anndata(counts := make_cells())
+
+    given = {"mlp": {}, "transformer": {"backbone": "dit"}, "profiles": {"path": "vp_linear"}}
+    recipes = {name: SCRDIT(counts, **options, patch_size=5)._recipe("diffusion") for name, options in given.items()}
+    assert recipes == {name: DIFFUSION_RECIPES["SCRDIT"][name] for name in given}
 
 
 def test_training_learns_what_goes_with_what(make_cells, quick):
@@ -177,7 +188,11 @@ def test_training_learns_what_goes_with_what(make_cells, quick):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "data"}, r"`target` must be one of \['kinds'\] on the path 'masking', but found 'data'"),
+        (
+            {"target": "data"},
+            r"`target` must be one of \['kinds'\] on the path 'masking', but found 'data'. Masking is the default path "
+            "for counts; for this option choose another, such as `path='vp_linear'`",
+        ),
         ({"head": "spike_and_slab"}, "`path='masking'` and `head='gamma_poisson'` need each other"),
         ({"scaling": "gene"}, "`scaling` must be 'none' on the path 'masking', which models counts, but found 'gene'"),
         ({"zero_value": -10.0}, "`zero_value` must be None on the path 'masking'"),
@@ -194,12 +209,12 @@ def test_other_paths_have_no_masked_molecules(make_cells):
     SCRDIT.setup_anndata(adata, condition_keys=KEYS)
 
     with pytest.raises(ValueError, match="need each other, but found `path='vp_linear'` and `head='gamma_poisson'`"):
-        SCRDIT(adata, head="gamma_poisson", **SIZES)
+        SCRDIT(adata, path="vp_linear", head="gamma_poisson", **SIZES)
 
 
 def test_log_values_are_refused(make_cells):
     with pytest.raises(ValueError, match="`path='masking'` needs counts, but the registered values are log-normalised"):
-        build(make_cells, adata=make_cells(values="log1p"), setup={"values": "log1p"})
+        build(make_cells, adata=make_cells(values="log1p"), setup={"values": "log1p"}, path="masking")
 
 
 def test_early_stopping_is_refused_because_the_loss_does_not_judge_the_cells(make_cells, quick):

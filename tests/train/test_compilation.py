@@ -11,10 +11,10 @@ from torch._dynamo.utils import counters
 
 from scgen_diffusion.module import (
     CONDITIONS,
-    GeneSpaceModule,
     SCLDMModule,
     build_architecture,
     build_gene_space_architecture,
+    gene_space_module,
 )
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
@@ -57,17 +57,20 @@ def prior(size):
     return plan, (module.prior,), lambda n, seed: latents(n, seed, module.latent_shape)
 
 
-def gene_space(model):
+def gene_space(recipe):
     torch.manual_seed(0)
-    architecture = build_gene_space_architecture(model, "default", n_genes=N_GENES, width=16, n_layers=1)
-    module = GeneSpaceModule(N_GENES, [N_CLASSES], architecture=architecture)
-    return DiffusionPlan(module, DIFFUSION_RECIPES[model]["default"], seed=0), (module.network.backbone,), cells
+    values = "log1p" if recipe == "profiles" else "counts"
+    sizes = {"n_genes": N_GENES, "width": 16, "n_layers": 1}
+    architecture = build_gene_space_architecture("SCRDIT", "default", values=values, **sizes)
+    module = gene_space_module(architecture)(N_GENES, [N_CLASSES], architecture=architecture)
+    return DiffusionPlan(module, DIFFUSION_RECIPES["SCRDIT"][recipe], seed=0), (module.network.backbone,), cells
 
 
 STAGES = {
     "autoencoder": lambda: autoencoder("default"),
     "prior": lambda: prior("default"),
-    "SCRDIT": lambda: gene_space("SCRDIT"),
+    "SCRDIT, masked molecules": lambda: gene_space("mlp"),
+    "SCRDIT, profiles": lambda: gene_space("profiles"),
 }
 
 

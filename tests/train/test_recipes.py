@@ -16,7 +16,7 @@ RECIPE_OF_STAGE = {
         for name, recipes in RECIPES.items()
         for stage in ("autoencoder", "prior")
     },
-    **{(model, "default"): recipes["default"] for model, recipes in DIFFUSION_RECIPES.items()},
+    **{("SCRDIT", name): DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "transformer", "profiles")},
 }
 STAGES = list(RECIPE_OF_STAGE)
 

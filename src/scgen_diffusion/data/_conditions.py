@@ -28,7 +28,7 @@ from ._condition_keys import (
 )
 
 N_VALUES = 256  # distinct values kept of a number
-N_NEIGHBOURS = 15  # training cells around a row of an array from which open values are drawn
+N_NEIGHBOURS = 15  # training cells around numbers, or a row of an array, from which open values are drawn
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | AnnData | MuData | None
 
@@ -249,9 +249,9 @@ class Conditions:
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw open values from the training distribution, given the others.
 
-        They are drawn from the training cells with the given classes and sets and, among these, with the nearest of
-        each given number. Given arrays leave the 15 nearest of these cells (more in the same place), without those that
-        are far unless all are. If no cell has the given classes and sets together, they are drawn from all cells.
+        They are drawn from the training cells with the given classes and sets. Given numbers and arrays each leave the
+        15 nearest of these cells (more if there are more at the nearest number or place), without those that are far
+        unless all are. If no cell has the given classes and sets together, they are drawn from all cells.
 
         Parameters
         ----------
@@ -362,16 +362,24 @@ class Conditions:
         return snapped
 
     def _matching(self, pattern: np.ndarray) -> _Matches:
-        """Return the combinations that have a pattern's classes and sets and, of these, the nearest numbers."""
+        """Return the combinations that have a pattern's classes and sets and, of these, the nearest numbers.
+
+        If fewer than 15 cells have the nearest numbers, those of the 15 nearest cells that are near count, too.
+        """
         name = pattern.tobytes()
         if name not in self._known_matches:
             given, plain = pattern != OPEN, ~self._are_numbers & ~self._are_arrays
             matches = (~given | (self.combinations == pattern))[:, plain].all(1)
             are_near = bool(matches.any())
-            for column in np.flatnonzero(given & self._are_numbers) if are_near else ():
-                distance = np.where(matches, np.abs(self.combinations[:, column] - pattern[column]), np.inf)
-                matches = distance == distance.min()
-                are_near = are_near and distance.min() <= LARGEST_DISTANCE
+            numbers = np.flatnonzero(given & self._are_numbers)
+            if are_near and len(numbers):
+                away = np.abs(self.combinations[:, numbers] - pattern[numbers]).max(axis=1)
+                distance = np.where(matches, away, np.inf)
+                order = np.argsort(distance, kind="stable")
+                are_too_few = np.cumsum(self.n_cells[order])[:-1] < N_NEIGHBOURS
+                enough = distance[order[int(are_too_few.sum())]]
+                matches = distance <= max(min(enough, LARGEST_DISTANCE), distance.min())
+                are_near = bool(distance.min() <= LARGEST_DISTANCE)
             rows = np.flatnonzero(matches) if matches.any() else np.arange(len(matches))
             columns = np.flatnonzero(given & self._are_arrays)
             places = self.combinations[rows][:, columns]

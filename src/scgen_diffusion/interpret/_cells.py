@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import check_rows, resolve_seed
-from scgen_diffusion.diffusion import Generators, VariancePreserving
+from scgen_diffusion.diffusion import Generators, LinearInterpolant, Masking, VariancePreserving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 ALL = "all"  # the group of all cells, and all heads of a layer together
 TOKENS_AT_A_TIME = 4096
 
-DEFAULT_TIMES = {True: (0, 100, 250, 500, 750, 999), False: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0)}
-"""Times from data to noise: timesteps of variance-preserving paths (True), and times of other paths (False)."""
+DEFAULT_TIMES = {
+    VariancePreserving: (0, 100, 250, 500, 750, 999),
+    (LinearInterpolant, Masking): (1.0, 0.9, 0.75, 0.5, 0.25, 0.0),
+}
+"""Times from data to noise on each kind of path: timesteps, or times from 1 to 0."""
 
-DEFAULT_TIME = {True: 500, False: 0.25}
+DEFAULT_TIME = {VariancePreserving: 500, LinearInterpolant: 0.25, Masking: 0.75}
 """A time at which a gene's own value says little, so the network must infer it from other genes."""
 
 
@@ -62,7 +65,7 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     """
     is_vp = isinstance(path, VariancePreserving)
     if times is None:
-        times = default[is_vp]
+        times = next(value for kind, value in default.items() if isinstance(path, kind))
     values = list(times) if isinstance(times, Iterable) else [times]
     if not values:
         msg = "`times` is empty; leave it out for the default, or pass at least one time."
@@ -70,7 +73,11 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     highest = path.n_timesteps - 1 if is_vp else 1
     for value in values:
         if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= highest:
-            ends = f"a timestep between 0 (data) and {highest} (noise)" if is_vp else "between 0 (noise) and 1 (data)"
+            ends = (
+                f"a timestep between 0 (data) and {highest} (noise)"
+                if is_vp
+                else "between 0 (noise, or all masked) and 1 (data)"
+            )
             msg = f"A diffusion time of this model must be {ends}, but found {value!r}."
             raise ValueError(msg)
     return [Moment.of(path, float(value)) for value in values]

@@ -108,8 +108,8 @@ def head_loadings(
         Rows to use. Default: all.
     time
         Diffusion time on the network's scale: a timestep from 0 (data) to 999 (noise) on variance-preserving paths, or
-        from 0 (noise) to 1 (data) for flow matching. Default: timestep 500, or 0.25. There, a gene's own value says
-        little, so the network must infer it from other genes.
+        from 0 to 1 (data) on other paths. Default: 0.75 with masked molecules, timestep 500, or 0.25 for flow matching.
+        There, a gene's own value says little, so the network must infer it from other genes.
     tokens
         ``"global"``: tokens that read all genes, each with its own weights. ``"patches"``: tokens of patches. Default:
         the global tokens if the network has any.

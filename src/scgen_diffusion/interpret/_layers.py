@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import Field, Generators, Sampler
     from scgen_diffusion.model import WBDIT
+    from scgen_diffusion.module import GeneSpaceModule
     from scgen_diffusion.nn import GeneDiT, HalfTrace, SparseCoding
 
 
@@ -96,7 +97,7 @@ def layer_statistics(
         Rows to use. Default: all.
     times
         Diffusion times on the network's scale: timesteps from 0 (data) to 999 (noise) on variance-preserving paths, or
-        from 0 (noise) to 1 (data) for flow matching. Default: six times.
+        from 0 (noise, or all molecules masked) to 1 (data) on other paths. Default: six times.
     groupby
         Column of ``obs`` whose groups are averaged separately.
     conditional
@@ -192,7 +193,8 @@ def head_coding_rates(
     adata, indices, conditional, eps, batch_size, seed
         See :func:`layer_statistics`; these are its ``subspace_coding_rate_before`` for single cells.
     time
-        A time as there. Default: timestep 500, or 0.25 for flow matching, where a gene's own value says little.
+        A time as there. Default: 0.75 with masked molecules, timestep 500, or 0.25 for flow matching, where a gene's own
+        value says little.
 
     Returns
     -------
@@ -306,7 +308,8 @@ def sampling_statistics(
     pandas.DataFrame
         As from :func:`layer_statistics`, with a first column ``step``, the number of the network's evaluation.
     """
-    network, keys = opened_network(model), model.conditions.keys
+    opened_network(model)
+    keys = model.conditions.keys
     if groupby is not None and groupby not in keys:
         msg = f"`groupby` {groupby!r} is not a condition key. {known_names(groupby, list(keys))}"
         raise ValueError(msg)
@@ -317,7 +320,7 @@ def sampling_statistics(
             "choose a sampler with fixed steps."
         )
         raise ValueError(msg)
-    watch = WatchedSampler(sampler, network, eps)
+    watch = WatchedSampler(sampler, model.module, eps)
     n_cells = model.generate(n_cells, condition, sampler=watch, **generate_kwargs).n_obs
     groups = [ALL] if groupby is None else [str(name) for name in model.conditions.categories[groupby]]
     tables = []
@@ -341,12 +344,14 @@ class WatchedSampler:
     ----------
     sampler
         The sampler.
-    network, eps
+    module
+        The module whose averaged network is a white box.
+    eps
         See :func:`cell_statistics`.
     """
 
-    def __init__(self, sampler: Sampler, network: GeneDiT, eps: float) -> None:
-        self.sampler, self.network, self.eps = sampler, network, eps
+    def __init__(self, sampler: Sampler, module: GeneSpaceModule, eps: float) -> None:
+        self.sampler, self.network, self.eps = sampler, module.averaged_network.module, eps
         self.seen: list[list[tuple[float, np.ndarray, np.ndarray, list[Label], Tensor]]] = []  # the steps of each block
 
     def __call__(
@@ -361,7 +366,8 @@ class WatchedSampler:
         cells, condition = generators.indices.numpy(), guided.condition
 
         def watched(x_t: Tensor, t: Tensor) -> Tensor:
-            labels, values = cell_statistics(self.network, x_t, t.expand(len(x_t)), condition, self.eps)
+            inputs = self.network.backbone_inputs(x_t, t.expand(len(x_t)), condition)
+            labels, values = cell_statistics(self.network.backbone, *inputs, self.eps)
             steps.append((float(t.flatten()[0]), cells, condition.cpu().numpy(), labels, values.cpu()))
             return guided(x_t, t)
 

@@ -1,4 +1,4 @@
-"""SCRDIT and WBDIT: diffusion of log-normalised profiles in gene space."""
+"""SCRDIT and WBDIT: diffusion in gene space, of molecules or of log-normalised profiles."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from scgen_diffusion.diffusion import DDIMSampler
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
-    GeneSpaceModule,
     InputValues,
-    MoleculeModule,
     build_gene_space_architecture,
+    gene_space_module,
 )
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
@@ -82,14 +81,14 @@ class GeneSpaceModel(DiffusionModel):
         self.architecture = build_gene_space_architecture(
             self._family,
             size,
+            values=self._input_values,
             n_genes=self.summary_stats.n_vars,
             n_cells=self.summary_stats.n_cells,
             on_gpu=torch.cuda.is_available(),
             **architecture,
         )
         self._check_fits_data()
-        module = MoleculeModule if self.architecture.path == "masking" else GeneSpaceModule
-        self.module = module(
+        self.module = gene_space_module(self.architecture)(
             self.summary_stats.n_vars,
             self._condition_specs,
             input_values=self._input_values,
@@ -160,7 +159,9 @@ class GeneSpaceModel(DiffusionModel):
         return np.arange(n_genes) if order == "given" else self._registered_genes.get_indexer(list(order))
 
     def _recipe(self, stage: str) -> Recipe:
-        return self._recipes["masking" if self.architecture.path == "masking" else self._recipe_name]
+        if self.architecture.path == "masking":
+            return self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
+        return self._recipes["published" if self._recipe_name == "published" else "profiles"]
 
     def _check_fits_data(self) -> None:
         """Raise if the path, patches or a list of genes do not fit the registered values and genes."""
@@ -206,8 +207,9 @@ class GeneSpaceModel(DiffusionModel):
 class SCRDIT(GeneSpaceModel):
     """Gene-space diffusion model of single cells.
 
-    A transformer over patches of genes learns to denoise log-normalised profiles under any number of conditions. New
-    cells start as noise, which it removes step by step.
+    From counts, a network learns to tell the genes of masked molecules from those that it sees, under any number of
+    conditions. New cells start with all molecules masked, and are unmasked step by step. From log-normalised values, or with
+    ``path="vp_linear"``, a transformer over patches of genes learns to remove noise from profiles, as published.
 
     Parameters
     ----------
@@ -216,7 +218,7 @@ class SCRDIT(GeneSpaceModel):
     registry
         Registry of such cells, to build the model without them.
     size
-        ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
+        ``"default"``: the recommended architecture, see the user guide. ``"published"``: network and path of the paper.
     **architecture
         Options that change single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
 
@@ -261,7 +263,7 @@ class WBDIT(GeneSpaceModel):
     registry
         Registry of such cells, to build the model without them.
     size
-        ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
+        ``"default"``: the recommended architecture, see the user guide. ``"published"``: network and path of the paper.
     **architecture
         Options that change single parts and sizes, see :class:`~scgen_diffusion.module.GeneSpaceArchitecture`.
 

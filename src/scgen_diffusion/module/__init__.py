@@ -11,7 +11,7 @@ from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._modality_likelihoods import ModalityPanel
-from ._molecules import MoleculeModule
+from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
 from ._profile_summary import ProfileSummary
 from ._scldm import SCLDMModule, thin
@@ -40,6 +40,7 @@ __all__ = [
     "build_architecture",
     "build_gene_space_architecture",
     "copy_reference",
+    "gene_space_module",
     "library_features",
     "log_profile",
     "thin",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._options import change_options, check_key_groups, check_options, freeze_key_groups
+
+if TYPE_CHECKING:
+    from ._expression import InputValues
 
 Backbone = Literal["dit", "unet", "white_box", "mlp"]
 GeneOrder = Literal["given", "correlation"]
@@ -30,6 +33,7 @@ MASKING: dict[str, Any] = {
     "library_size": "empirical",
 }
 """What the masking path needs in place of other options."""
+OTHER_PATHS = " Masking is the default path for counts; for this option choose another, such as `path='vp_linear'`."
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,22 @@ class GeneSpaceArchitecture:
     Parameters
     ----------
     backbone
-        Network: ``"dit"``, a transformer over patches of genes; ``"unet"``, a one-dimensional U-Net; ``"white_box"``,
-        the transformer with CRATE blocks; or ``"mlp"``, a residual network that reads all genes at once.
+        Network: ``"dit"``, a transformer over patches of genes (published); ``"unet"``, a one-dimensional U-Net
+        (published); ``"white_box"``, the transformer with CRATE blocks (WBDIT's); or ``"mlp"``, a residual network that
+        reads all genes at once (SCRDIT's for masking: as good as the transformer, in less than half of the time).
     path
-        Path from data to noise: variance-preserving with a linear (``"vp_linear"``, published) or cosine
-        (``"vp_cosine"``) schedule; ``"flow_matching"``, the linear interpolant; or ``"masking"``, on which the molecules
-        of a cell are masked at random instead of its profile becoming noisy. Masking needs counts, and chooses
-        ``target``, ``head``, ``scaling`` and ``library_size`` itself; SCRDIT also takes ``backbone="mlp"``.
+        How data becomes noise. ``"masking"``, the default for counts: the molecules of a cell are masked at random.
+        Otherwise its profile becomes noisy: variance-preserving with a linear (``"vp_linear"``, published, the default
+        for log-normalised values) or cosine (``"vp_cosine"``) schedule, or ``"flow_matching"``, the linear interpolant.
+        Masking chooses ``target``, ``head``, ``scaling`` and ``library_size`` itself.
     target
-        What the network predicts: ``"noise"`` (published), ``"data"`` or ``"v"``; ``"velocity"`` for flow matching;
-        ``"kinds"``, the genes of masked molecules.
+        What the network predicts: ``"kinds"``, the genes of masked molecules; ``"data"``, the default for other paths,
+        ``"noise"`` (published) or ``"v"``; ``"velocity"`` for flow matching.
     head
-        ``"regression"``: the network's outputs are the prediction (published). ``"spike_and_slab"``: the outputs are
+        ``"gamma_poisson"``: the network's outputs are each gene's share and dispersion, which Bayes' rule combines with
+        the gene's molecules that are seen; for masking alone. ``"spike_and_slab"``, the default for other paths: they are
         the distribution of each gene's value, exactly zero or normal, which Bayes' rule combines with the gene's noisy
-        value; needs ``target="data"``. ``"gamma_poisson"``: the outputs are each gene's share and dispersion, which
-        Bayes' rule combines with the gene's molecules that are seen; only for masking.
+        value; needs ``target="data"``. ``"regression"``: they are the prediction (published).
     zero_value
         Negative value that replaces exact zeros (*zero negation*; published for scRDiT: -10); None leaves zeros as they
         are.
@@ -61,8 +66,8 @@ class GeneSpaceArchitecture:
         Whether small generated values become exact zeros: values below 0 with zero negation, without it values below
         half of the smallest training value.
     scaling
-        Scaling to unit variance: ``"none"`` (published), ``"global"`` (one factor for all genes) or ``"gene"`` (one per
-        gene).
+        Scaling of profiles to unit variance: ``"gene"`` (one factor per gene), ``"global"`` (one for all genes) or
+        ``"none"`` (published).
     patch_size
         Number of neighbouring genes in a patch of the transformers. Default: a tenth of the genes, at most 200.
     width, n_layers, n_heads
@@ -83,9 +88,9 @@ class GeneSpaceArchitecture:
     ema_decay
         Decay of the averaged weights, which generate the cells; 0 keeps the last weights (published).
     library_size
-        Default distribution of total counts when ``generate`` returns counts: ``"empirical"``, ``"normal"`` or
-        ``"latent"``, which predicts them from the generated profile. With masking, totals are drawn first, so not
-        ``"latent"``.
+        Default distribution of total counts when ``generate`` returns counts: ``"empirical"``, the default for masking,
+        ``"normal"`` or ``"latent"``, which predicts them from the generated profile. With masking, totals are drawn
+        first, so not ``"latent"``.
     """
 
     backbone: Backbone = "dit"
@@ -120,6 +125,8 @@ class GeneSpaceArchitecture:
             msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
             if self.path == "flow_matching":
                 msg += " It also needs `head='regression'`."
+            if self.path == "masking":
+                msg += OTHER_PATHS
             raise ValueError(msg)
         _check_masking(self)
         if self.n_layers < 1:
@@ -144,13 +151,16 @@ def _check_masking(a: GeneSpaceArchitecture) -> None:
     if (a.path == "masking") != (a.head == "gamma_poisson"):
         msg = (
             "`path='masking'` and `head='gamma_poisson'` need each other, but found "
-            f"`path={a.path!r}` and `head={a.head!r}`."
+            f"`path={a.path!r}` and `head={a.head!r}`.{OTHER_PATHS if a.path == 'masking' else ''}"
         )
         raise ValueError(msg)
     for name in ("zero_value", "scaling", "library_size"):
         value = getattr(a, name)
         if a.path == "masking" and value != MASKING[name] and (name, value) != ("library_size", "normal"):
-            msg = f"`{name}` must be {MASKING[name]!r} on the path 'masking', which models counts, but found {value!r}."
+            msg = (
+                f"`{name}` must be {MASKING[name]!r} on the path 'masking', which models counts, but found {value!r}."
+                f"{OTHER_PATHS}"
+            )
             raise ValueError(msg)
 
 
@@ -175,7 +185,14 @@ WBDIT_ARCHITECTURES = {
 
 
 def build_gene_space_architecture(
-    model: str, size: str, *, n_genes: int = 2000, n_cells: int = 2000, on_gpu: bool = False, **changes: Any
+    model: str,
+    size: str,
+    *,
+    values: InputValues = "counts",
+    n_genes: int = 2000,
+    n_cells: int = 2000,
+    on_gpu: bool = False,
+    **changes: Any,
 ) -> GeneSpaceArchitecture:
     """Return the named architecture of ``"SCRDIT"`` or ``"WBDIT"`` with the given changes.
 
@@ -184,7 +201,10 @@ def build_gene_space_architecture(
     model
         Name of the model.
     size
-        Name of the architecture; sizes of ``"default"`` depend on the data and the device.
+        Name of the architecture. ``"default"`` masks the molecules of counts, and its sizes depend on the data and the
+        device.
+    values
+        What the model learns from: counts or log-normalised values.
     n_genes, n_cells
         Size of the data.
     on_gpu
@@ -202,6 +222,8 @@ def build_gene_space_architecture(
     architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
     if isinstance(order := changes.get("gene_order"), Iterable) and not isinstance(order, str):
         changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
+    if size == "default" and values == "counts":
+        changes = {"path": "masking"} | changes
     if changes.get("path") == "masking":
         changes = MASKING | ({"backbone": "mlp"} if model == "SCRDIT" else {}) | changes
     if size == "default":

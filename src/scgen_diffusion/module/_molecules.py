@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.diffusion import Generators, Inversion, Path, ResolvedGuidance, Sampler
 
+    from ._gene_space_architecture import GeneSpaceArchitecture
     from ._library_size import LibrarySizeKind
 
 HIDDEN_GENES = 0.1  # share of genes whose molecules the backbone does not see in training: it overfits less
@@ -149,3 +150,8 @@ class MoleculeModule(GeneSpaceModule):
     def has_zeros(self, output: InputValues) -> bool:
         """Return whether generated cells have enough zeros to be stored sparse: always."""
         return True
+
+
+def gene_space_module(architecture: GeneSpaceArchitecture) -> type[GeneSpaceModule]:
+    """Return the class of the module that an architecture's path needs."""
+    return MoleculeModule if architecture.path == "masking" else GeneSpaceModule

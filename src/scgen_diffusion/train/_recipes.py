@@ -156,7 +156,7 @@ class PriorRecipe(Recipe):
 
 @dataclass(frozen=True)
 class DiffusionRecipe(Recipe):
-    """Training of a gene-space model.
+    """Training of a gene-space model; the defaults are for masked molecules.
 
     Parameters
     ----------
@@ -169,10 +169,10 @@ class DiffusionRecipe(Recipe):
         Learning rate of the genes' dispersions, relative to ``learning_rate``. Only models of masked molecules have any.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
-    reference_steps: int = 800
+    reference_steps: int = 2500
     loading_weight_decay: float = 3.0
     drop_probability: float = 0.1
     dispersion_learning_rate_factor: float = 5.0
@@ -243,20 +243,16 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     drop_probability=0.1,
 )
 
-MASKING_RECIPE = DiffusionRecipe(learning_rate=2e-3, reference_steps=2500)
-
-DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
-    "SCRDIT": {
-        "default": DiffusionRecipe(),
-        "masking": replace(MASKING_RECIPE, loading_weight_decay=1.0),
-        "published": PUBLISHED_SCRDIT_RECIPE,
-    },
-    "WBDIT": {
-        "default": DiffusionRecipe(),
-        "masking": MASKING_RECIPE,
-        "published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4),
-    },
+_GENE_SPACE_RECIPES = {
+    "transformer": DiffusionRecipe(),
+    "mlp": DiffusionRecipe(loading_weight_decay=1.0),
+    "profiles": DiffusionRecipe(learning_rate=1e-3, reference_steps=800),
 }
+DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
+    "SCRDIT": _GENE_SPACE_RECIPES | {"published": PUBLISHED_SCRDIT_RECIPE},
+    "WBDIT": _GENE_SPACE_RECIPES | {"published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
+}
+"""By model: ``"transformer"`` and ``"mlp"`` are for networks of masked molecules, ``"profiles"`` for other paths."""
 
 
 def learning_rate_factor(schedule: Schedule, *, n_steps: int, warm_up: float) -> Callable[[int], float]:
