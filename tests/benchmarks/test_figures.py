@@ -19,17 +19,17 @@ def quality(metric, method, dataset="pbmc3k", column="value"):
 SENTENCES = [
     (
         "README.md",
-        r"reaches fewer real cells \(recall ([\d.]+)\) than scVI and the copula \(([\d.]+)\)",
+        r"reach fewer real cells \(SCLDM's recall: ([\d.]+)\) than scVI and the copula \(([\d.]+)\)",
         [quality("recall", "SCLDM", "pbmc10k_citeseq"), quality("recall", "scVI", "pbmc10k_citeseq")],
     ),
     (
         "README.md",
-        r"recall [\d.]+\) than scVI and the copula \(([\d.]+)\)",
+        r"recall: [\d.]+\) than scVI and the copula \(([\d.]+)\)",
         [quality("recall", "NB-copula", "pbmc10k_citeseq")],
     ),
     (
         "docs/comparison.md",
-        r"\(recall ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. [^(]*by precision \(([\d.]+) and ([\d.]+)\)",
+        r"\(SCLDM's recall: ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. [^(]*by precision \(([\d.]+) and ([\d.]+)\)",
         [
             quality("recall", "SCLDM", "pbmc10k_citeseq"),
             *(

@@ -88,7 +88,7 @@ SENTENCES = [
     ("scrdit_mathematics.md", r"\\min\(1 / \\sigma_t\^2,\\ (\d+)\)", [LARGEST_WEIGHT]),
     ("scrdit_mathematics.md", r"So (\d+) steps are enough", [PROFILE_OPTIONS["n_steps"]]),
     ("scrdit_mathematics.md", r"DPM-Solver\+\+ in (\d+) \|", [PROFILE_OPTIONS["n_steps"]]),
-    ("speed.md", r"gene-space models generate in (\d+) steps", [PROFILE_OPTIONS["n_steps"]]),
+    ("speed.md", r"gene-space models generate in (\d+) steps", [SCRDIT_OPTIONS["n_steps"]]),
     ("metrics.md", r"at most ([\d ]+) \(`max_cells`\)", [defaults_of(evaluate)["max_cells"]]),
     (
         "metrics.md",

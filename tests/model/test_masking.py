@@ -227,7 +227,7 @@ def test_early_stopping_is_refused_because_the_loss_does_not_judge_the_cells(mak
 @pytest.mark.parametrize(
     ("request_of_cells", "message"),
     [
-        ({"sampler": "ddim"}, "`sampler` 'ddim' is not known. Known, closest first: 'unmasking'"),
+        ({"sampler": "ddim"}, "'ddim' removes noise from profiles.*unmasking.*build the model with `path='vp_linear'`"),
         ({"library_size": "latent", "counts": True}, "nor models with `path='masking'` have such a head"),
     ],
 )

@@ -14,7 +14,14 @@ import torch
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion.data import OPEN
-from scgen_diffusion.diffusion import Generators, TracingSampler, block_size, samplers_for
+from scgen_diffusion.diffusion import (
+    DIFFUSION_SAMPLERS,
+    Generators,
+    Masking,
+    TracingSampler,
+    block_size,
+    samplers_for,
+)
 
 from ._counterfactual import blocks_of, predict_block
 from ._request import (
@@ -202,6 +209,9 @@ class CellGenerator:
         known = known_names(chosen, list(samplers))
         if isinstance(chosen, str):
             msg = f"`sampler` {chosen!r} is not known. {known}"
+            if isinstance(self.module.path, Masking) and chosen in DIFFUSION_SAMPLERS:
+                msg = f"`sampler` {chosen!r} removes noise from profiles, but this model unmasks molecules. {known} For "
+                msg += f"{chosen!r}, build the model with `path='vp_linear'`."
             raise ValueError(msg)
         if not callable(chosen) or isinstance(chosen, type):
             msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {chosen!r}. {known}"
