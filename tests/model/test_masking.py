@@ -145,6 +145,20 @@ def test_the_white_box_can_be_opened(model):
     assert (effects.to_numpy() != 0).any()
 
 
+def test_loadings_of_masked_molecules_are_per_standard_deviation_of_a_gene(make_cells, quick):
+    """A gene that no cell expresses has none, however strongly the network would react to it."""
+    adata = make_cells()
+    adata.X[:, 5] = 0
+    model = train(build(make_cells, WBDIT, adata), quick)
+
+    loadings = interpret.head_loadings(model, time=1.0, n_probes=2, seed=0)
+
+    assert (loadings.iloc[5] == 0).all()
+    assert (loadings.drop(loadings.index[5]) > 0).all(axis=None)
+    with pytest.raises(ValueError, match="loadings need at least two cells, over which genes vary, but found one"):
+        interpret.head_loadings(model, indices=[0], seed=0)
+
+
 @pytest.mark.parametrize(("cls", "backbone"), [(SCRDIT, "mlp"), (WBDIT, "white_box")])
 def test_masking_is_the_default_for_counts_only(make_cells, cls, backbone):
     cls.setup_anndata(counts := make_cells())

@@ -210,7 +210,9 @@ class CellGenerator:
         if isinstance(chosen, str):
             msg = f"`sampler` {chosen!r} is not known. {known}"
             if isinstance(self.module.path, Masking) and chosen in DIFFUSION_SAMPLERS:
-                msg = f"`sampler` {chosen!r} removes noise from profiles, but this model unmasks molecules. {known} For "
+                msg = (
+                    f"`sampler` {chosen!r} removes noise from profiles, but this model unmasks molecules. {known} For "
+                )
                 msg += f"{chosen!r}, build the model with `path='vp_linear'`."
             raise ValueError(msg)
         if not callable(chosen) or isinstance(chosen, type):

@@ -11,9 +11,10 @@ import torch
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion.data import resolve_seed
-from scgen_diffusion.diffusion import Denoiser
+from scgen_diffusion.diffusion import Denoiser, Masking
 
 from ._cells import (
+    ALL,
     DEFAULT_TIME,
     Averages,
     CellBatch,
@@ -96,7 +97,9 @@ def head_loadings(
     .. math:: \ell_{kg} = \sqrt{\operatorname{mean}_{\text{cells}}
         \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
 
-    over the tokens ``Z`` that the attention sees, for the diffusing values :math:`x_t`, at the given cells and time.
+    over the tokens ``Z`` that the attention sees, for the network's input :math:`x_t`, at the given cells and time. With
+    masked molecules, whose input is not scaled to unit variance, it is multiplied by the standard deviation of
+    :math:`x_{t,g}` over the cells. So genes can be compared.
 
     Parameters
     ----------
@@ -159,11 +162,16 @@ def head_loadings(
     if tokens == "global" and not network.n_global_tokens:
         msg = "The network has no global tokens; construct the model with `n_global_tokens`, or use tokens='patches'."
         raise ValueError(msg)
+    is_scaled = not isinstance(model.module.path, Masking)
+    if not is_scaled and len(rows) < 2:
+        msg = "With masked molecules, loadings need at least two cells, over which genes vary, but found one."
+        raise ValueError(msg)
     places = slice(network.n_patches) if tokens == "patches" else slice(network.n_patches, None)
 
-    total = np.zeros((len(head_names(network)), source.n_vars))
+    total, inputs = np.zeros((len(head_names(network)), source.n_vars)), Averages([ALL])
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
         x_t, t, condition = batch.inputs(model.module, moment)
+        inputs.add(x_t, np.zeros(len(x_t), dtype=int))
         for _ in range(n_probes):
             with torch.enable_grad():
                 x_t = x_t.detach().clone().requires_grad_()
@@ -175,6 +183,9 @@ def head_loadings(
                 (gradient,) = torch.autograd.grad(coordinates, x_t, sign, retain_graph=True)
                 total[head] += gradient.square().sum(0).cpu().double().numpy()
     loadings = np.sqrt(total.T / (len(rows) * n_probes))
+    if not is_scaled:
+        _, _, _, std = inputs.results()
+        loadings *= std.T
     table = pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
     return head_specificity(table) if relative else table
 

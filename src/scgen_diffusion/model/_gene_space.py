@@ -252,9 +252,9 @@ class SCRDIT(GeneSpaceModel):
 class WBDIT(GeneSpaceModel):
     """White-box diffusion model of single cells in gene space.
 
-    :class:`SCRDIT` with CRATE blocks. One half of each block compresses the representation of the tokens, the other
-    makes it sparse. :mod:`scgen_diffusion.interpret` measures whether they do, and :mod:`scgen_diffusion.pl` plots the
-    results.
+    :class:`SCRDIT` with a transformer of CRATE blocks. One half of each block compresses the representation of the
+    tokens, the other makes it sparse. :mod:`scgen_diffusion.interpret` measures whether they do, and
+    :mod:`scgen_diffusion.pl` plots the results.
 
     Parameters
     ----------
