@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import resolve_seed, row_numbers
+from scgen_diffusion.data import obs_column, resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.generation import check_finite, rows_of, stack
 
 from ._base import DiffusionModel
+from ._following import follow, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import CellFiles
+
+DEFAULT_N_STEPS = 5  # of cells that are followed
 
 
 class AutoencoderModel(DiffusionModel):
@@ -397,6 +401,126 @@ class AutoencoderModel(DiffusionModel):
             parts.append(sparse.GCXS.from_numpy(drawn[..., 0] if n_samples == 1 else drawn))
         return sparse.concatenate(parts, axis=0)
 
+    def follow_cells(
+        self,
+        adata: AnnData | None,
+        until: Mapping[str, float],
+        labels_key: str,
+        *,
+        indices: Sequence[int] | None = None,
+        step: float | None = None,
+        n_neighbors: int = 5,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Follow cells through time along the model's own cells: what becomes of each, and by which way.
+
+        Time goes in steps. In each one, a cell goes to one of the nearest cells of the next step, in the latent without
+        the change that all cells share. The model's cells are real, so nothing is generated, and only the autoencoder
+        must be trained. Nothing forces a cell to become a type only because there are many of it later. See the user
+        guide, "Following cells".
+
+        Parameters
+        ----------
+        adata
+            Cells to follow, with their times in ``obs``; None: the model's cells, with ``indices``.
+        until
+            The time to follow them to: a column of ``obs`` that holds numbers, and a value: ``{"minutes": 500}``. It
+            need not be a condition of the model. All cells must be earlier.
+        labels_key
+            Column of the model's ``obs`` with the labels of late cells, such as cell types.
+        indices
+            Rows of the cells to follow; default: all.
+        step
+            Length of a step. The last one goes to the cells within half a step of `until`. Earlier steps to fewer than
+            50 of the model's cells are left out. Default: a fifth of the time from the earliest cell to `until`.
+        n_neighbors
+            Number of cells of the next step that a cell may go to, all with the same probability.
+        batch_size
+            Cells encoded at a time.
+        seed
+            Seed of the paths. Fates are not random.
+
+        Returns
+        -------
+        tuple of pandas.DataFrame
+            Both have one row per followed cell, in the same order.
+
+            - Fates: the probability of each label, ``(cells, labels)``. Rows add up to 1.
+            - Paths: one way per cell, drawn at random, as names of the model's cells. A column per step has its time as
+              its name. Steps before a cell's own time are None. ``model.adata[paths.iloc[:, -1]]`` are its descendants.
+
+        Raises
+        ------
+        RuntimeError
+            If the autoencoder is not trained.
+        KeyError
+            If the column of times or labels is missing.
+        ValueError
+            If times are not numbers or not earlier than `until`, if few of the model's cells are near `until` or some
+            of these have no label, or if the model was loaded without cells.
+
+        Examples
+        --------
+        >>> early = adata[adata.obs["minutes"] < 330]  # doctest: +SKIP
+        >>> fates, paths = model.follow_cells(
+        ...     early, {"minutes": 500}, "cell_type"
+        ... )  # doctest: +SKIP
+        """
+        self._check_can_read_cells()
+        if self.adata is None:
+            msg = "Cells are followed along the model's own cells, but it has none in memory; load it with `adata`."
+            raise ValueError(msg)
+        if not isinstance(until, Mapping) or len(until) != 1:
+            msg = f"`until` must map one column of `obs` to a number, such as {{'minutes': 500}}, but found {until!r}."
+            raise ValueError(msg)
+        ((key, value),) = until.items()
+        check_count("n_neighbors", n_neighbors)
+        end = _check_number(f"until[{key!r}]", value)
+        followed = self.adata if adata is None else adata
+        rows = row_numbers(indices, followed.n_obs)
+        times = _numbers(self.adata, key, "model.adata")
+        given_times = _numbers(followed, key, "adata")[rows]
+        if step is None:
+            step = (end - given_times.min()) / DEFAULT_N_STEPS
+        elif _check_number("step", step) <= 0:
+            msg = f"`step` must be above 0, but found {step!r}."
+            raise ValueError(msg)
+        if step <= 0 or (window_of(given_times, end, step) < 1).any():
+            msg = (
+                f"Cells are followed from earlier times to {key} = {end:g}, but these go up to {given_times.max():g}. Leave "
+                f"out those after {end - max(step, 0) / 2:g}, half a step earlier; or set a smaller `step`."
+            )
+            raise ValueError(msg)
+        labels = obs_column(self.adata, labels_key, "model.adata").astype("category")
+        is_last = window_of(times, end, step) == 0
+        if is_last.sum() < n_neighbors:
+            msg = (
+                f"Only {is_last.sum()} of the model's cells have a {key} within {step / 2:g} of {end:g}, fewer than "
+                f"`n_neighbors` ({n_neighbors}). They go from {times.min():g} to {times.max():g}; set a larger `step`."
+            )
+            raise ValueError(msg)
+        if labels[is_last].isna().any():
+            msg = (
+                f"{labels[is_last].isna().sum()} cells near {key} = {end:g} have no {labels_key!r}; give them a label."
+            )
+            raise ValueError(msg)
+        steps = follow(
+            self.get_latent_representation(batch_size=batch_size),
+            times,
+            self.get_latent_representation(adata, indices, batch_size=batch_size),
+            given_times,
+            until=end,
+            step=step,
+            n_neighbors=n_neighbors,
+        )
+        found = pd.get_dummies(labels.where(is_last)).loc[:, lambda table: table.any()]
+        names = followed.obs_names[rows]
+        fates = pd.DataFrame(steps.fates(found.to_numpy()), index=names, columns=pd.Index(found.columns, dtype=object))
+        drawn = steps.draw_paths(np.random.default_rng(resolve_seed(seed)))
+        cells = np.where(drawn < 0, None, self.adata.obs_names.to_numpy(dtype=object)[drawn])
+        return fates, pd.DataFrame(cells, index=names, columns=steps.centres[::-1])
+
     def _losses(
         self,
         adata: AnnData | CellFiles | None,
@@ -460,6 +584,24 @@ def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
         msg = f"`gene_list` has the unknown gene {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
         raise ValueError(msg)
     return np.flatnonzero(genes.isin(gene_list))
+
+
+def _check_number(name: str, value: Any) -> float:
+    """Return a finite number as a float; raise ValueError for anything else."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not np.isfinite(value):
+        msg = f"`{name}` must be a finite number, but found {value!r}."
+        raise ValueError(msg)
+    return float(value)
+
+
+def _numbers(cells: AnnData, key: str, name: str) -> np.ndarray:
+    """Return a column of ``obs`` as finite numbers, ``(cells,)``."""
+    column = obs_column(cells, key, name)
+    if column.dtype.kind not in "iuf" or not np.isfinite(column.to_numpy(dtype=float)).all():
+        msg = f"`{name}.obs[{key!r}]` must hold finite numbers, but found {column.dtype} or missing values."
+        raise ValueError(msg)
+    return column.to_numpy(dtype=float)
 
 
 def _check_scale(library_size: Any) -> float | None:
