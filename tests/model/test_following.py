@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scgen_diffusion.model import load
 from scgen_diffusion.model._following import follow
 
 N = 60  # cells of a branch at each time
@@ -163,3 +164,8 @@ def test_what_is_wrong_is_named(trained, low_dose, arguments, error, says):
 def test_steps_and_neighbours_are_checked(trained, low_dose, name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         trained.follow_cells(None, {"dose": 100}, "cell_type", indices=low_dose, **{name: value})
+
+
+def test_a_model_without_cells_says_so(trained, saved_model):
+    with pytest.raises(ValueError, match="none in memory; load it with `adata`"):
+        load(saved_model).follow_cells(trained.adata, {"dose": 100}, "cell_type")
