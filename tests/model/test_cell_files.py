@@ -153,7 +153,8 @@ def test_cells_set_after_training_on_files_take_their_place(built_from, adata, c
     assert len(model.get_latent_representation()) == 40
 
 
-def test_the_transport_is_trained_on_files(adata, options, quick, tmp_path):
+@pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
+def test_the_transport_is_trained_on_files_and_predicts_their_cells(adata, options, quick, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     cells = CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"})
     model = of_files(SCLDM, cells, options)
@@ -161,8 +162,10 @@ def test_the_transport_is_trained_on_files(adata, options, quick, tmp_path):
     model.train({"autoencoder": 1, "prior": 1, "transport": 1}, datamodule=cells, **quick)
 
     assert "transport" in model.trained_stages_
-    with pytest.raises(ValueError, match=r"`adata_control=cells.read\(indices\)`"):
-        model.predict_perturbation(condition={"cell_type": "T cell"})
+    control = np.flatnonzero(adata.obs["cell_type"] == "NK")
+    predicted = model.predict_perturbation(condition={"cell_type": "T cell"}, indices=control, seed=0)
+    assert predicted.uns["scgen_diffusion"]["method"] == "transport"
+    assert predicted.obs_names.str.split("-").str[-1].tolist() == adata.obs_names[control].tolist()
 
 
 def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, options, quick, tmp_path):

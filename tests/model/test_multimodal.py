@@ -347,9 +347,142 @@ def test_conditions_must_be_global(tiny):
         MULTISCLDM.setup_mudata(mdata, condition_keys=["tissue"])
 
 
-def test_counterfactuals_of_several_modalities_are_refused(multimodal):
-    with pytest.raises(NotImplementedError, match=r"one modality, but this model has \['rna', 'prot', 'atac'\]"):
-        multimodal.predict_perturbation(condition={"cell_type": "B"})
+# --- predictions under other conditions -------------------------------------------------------------------------------
+
+
+def make_treated(seed=0):
+    """Build cells of which half are treated; treatment moves a feature of rna and a protein."""
+    mdata = make_mudata(seed)
+    mdata.obs["drug"] = np.where(pd.Index(mdata.obs_names).str[5:].astype(int) % 2, "yes", "no")
+    for name, feature in (("rna", 3), ("prot", 2)):
+        part = mdata[name]
+        x = part.X.toarray()
+        x[part.obs_names.str[5:].astype(int) % 2 == 1, feature] += 300 if name == "prot" else 100
+        part.X = sp.csr_matrix(x)
+    return mdata
+
+
+@pytest.fixture(scope="module")
+def treated(tiny, quick):
+    """Train a model with a transport from untreated to treated cells."""
+    torch.manual_seed(0)
+    mdata = make_treated()
+    MULTISCLDM.setup_mudata(mdata, condition_keys=["cell_type", "drug"], control_values={"drug": "no"})
+    model = MULTISCLDM(mdata, **tiny)
+    model.train({"autoencoder": 60, "prior": 3, "transport": 20}, **quick)
+    return model
+
+
+def untreated(model):
+    return model.adata[(model.adata.obs["drug"] == "no").to_numpy()].copy()
+
+
+DRUG = {"drug": "yes"}
+
+
+def test_treated_counterparts_of_untreated_cells(treated, tmp_path):
+    """The way of a user: prepare, save, load, predict, write, read."""
+    treated.save(tmp_path / "model")
+    control = untreated(treated)
+
+    found = MULTISCLDM.load(tmp_path / "model", adata=False).predict_perturbation(control, DRUG, seed=0)
+    found.write_h5mu(tmp_path / "cells.h5mu")
+
+    again = treated.predict_perturbation(control, DRUG, seed=0)
+    np.testing.assert_array_equal(values(found), values(again))
+    read = mudata.read_h5mu(tmp_path / "cells.h5mu")
+    np.testing.assert_array_equal(values(read), values(found))
+    assert list(found.mod) == ["rna", "prot", "atac"]
+    assert found.obs_names.str.replace(r"^MULTISCLDM-[0-9a-f]{10}-", "", regex=True).equals(control.obs_names)
+    for cells in (found, *found.mod.values()):
+        assert set(cells.obs["drug"]) == {"yes"}
+        assert set(cells.obs["drug_of_control"]) == {"no"}
+        assert cells.obs["cell_type"].tolist() == control.obs["cell_type"].tolist()
+        assert cells.uns["scgen_diffusion"]["method"] == "transport"
+    for name, feature in (("rna", "f3"), ("prot", "f2")):
+        measured = control[name].to_df()
+        change = (found[name].to_df().set_axis(control.obs_names).loc[measured.index] - measured).mean()
+        assert change.idxmax() == feature
+        assert change.max() > 1  # of about thirty counts in rna, 200 in proteins; totals stay
+    assert found["atac"].X.max() == 1
+
+
+def test_tables_name_features_by_their_modality(treated):
+    control = untreated(treated)
+    record = treated.predict_perturbation(control, DRUG, seed=0).uns["scgen_diffusion"]
+
+    assert len(record["verdict"]) == 3  # cell types
+    changes = record["mean_change"].pivot_table(index="gene", values="change", sort=False)["change"]
+    assert list(changes.index[:2]) == ["rna:f0", "rna:f1"]
+    assert changes["rna:f3"] > 0.5
+    assert changes["prot:f2"] > 0.1
+
+
+def test_cells_keep_what_they_have_and_get_what_they_lack(treated):
+    control = untreated(treated)
+    control.obsm.clear()
+
+    same = treated.predict_perturbation(control, seed=0)
+
+    for name in ("rna", "prot", "atac"):
+        rows = same.obs_names.str.split("-").str[-1].get_indexer(control[name].obs_names)
+        np.testing.assert_allclose(same[name].X[rows].toarray(), control[name].X.toarray())
+    lacking = ~control.obs_names.isin(control["prot"].obs_names)
+    assert lacking.any()
+    totals = same["prot"].X[lacking].sum(1)
+    assert 0.2 < totals.mean() / control["prot"].X.sum(1).mean() < 5  # far from the smallest, 1
+
+
+def test_rna_alone_is_enough_and_its_cells_stay_whatever_else_is_there(treated):
+    control = untreated(treated)
+    alone = mudata.MuData({"rna": control["rna"].copy()})
+    alone.obs[["cell_type", "drug"]] = control.obs[["cell_type", "drug"]].reindex(alone.obs_names)
+
+    found = treated.predict_perturbation(alone, DRUG, seed=0)
+
+    assert found["prot"].X.sum(1).min() > 0
+    assert found["rna"].n_obs == alone.n_obs
+    few = treated.predict_perturbation(alone, DRUG, seed=0, indices=[5, 2])
+    np.testing.assert_array_equal(values(few), values(found)[[5, 2]])
+
+
+def test_the_inversion_takes_any_change(multimodal, treated):
+    request = {"condition": {"cell_type": "B"}, "seed": 0, "n_steps": 2}
+    found = multimodal.predict_perturbation(**request)
+
+    assert found.uns["scgen_diffusion"]["method"] == "inversion"
+    assert set(found.obs["cell_type"]) == {"B"}
+    expected = multimodal.predict_perturbation(**request, sample=False)
+    assert expected["prot"].X.min() > 0
+    assert (values(multimodal.predict_perturbation(**request, residuals="new")) != values(found)).any()
+    with pytest.warns(UserWarning, match="Predicted by inversion"):
+        treated.predict_perturbation(condition={"drug": "no"}, seed=0, n_steps=2)
+
+
+def test_totals_of_predictions_are_given_per_modality(treated):
+    control = untreated(treated)
+    request = {"condition": DRUG, "seed": 0, "sample": False}
+
+    own = treated.predict_perturbation(control, **request)
+    given = treated.predict_perturbation(control, **request, library_size={"prot": 5000})
+
+    np.testing.assert_allclose(given["prot"].X.sum(1), 5000, rtol=0.01)
+    np.testing.assert_allclose(given["rna"].X, own["rna"].X)
+    rna = control["rna"].to_df().reindex(control.obs_names).sum(axis=1)
+    np.testing.assert_allclose(own["rna"].X.sum(1), rna, rtol=0.05)
+
+
+def test_other_features_and_other_objects_are_refused(treated):
+    control = untreated(treated)
+    fewer = mudata.MuData({"rna": control["rna"][:, :5].copy()})
+    fewer.obs[["cell_type", "drug"]] = control.obs[["cell_type", "drug"]].reindex(fewer.obs_names)
+
+    with pytest.raises(ValueError, match="Modality 'rna'"):
+        treated.predict_perturbation(fewer, DRUG)
+    with pytest.raises(TypeError, match="reads MuData"):
+        treated.predict_perturbation(control["rna"].copy(), DRUG)
+    with pytest.raises(NotImplementedError, match="`predict_perturbation_to` writes cells of one modality"):
+        treated.predict_perturbation_to("cells.zarr", control, DRUG)
 
 
 def test_views_are_refused():

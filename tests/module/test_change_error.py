@@ -88,3 +88,21 @@ def test_one_group_is_too_few():
     error.fit(torch.zeros(1), *(torch.ones(1, 3) for _ in range(3)), torch.ones(1))
 
     assert error.half_width(1.0, torch.zeros(3), torch.ones(1), torch.ones(3), COVERAGE).isnan().all()
+
+
+def test_what_was_not_measured_teaches_nothing():
+    (errors, changes, noise, variances), _, _ = world()
+    few = [values[:3] for values in (errors, changes, noise)]
+    some = [values.clone() for values in (errors, changes, noise)]
+    for values in some:
+        values[3:, : N_GENES // 2] = torch.nan
+
+    error, of_three, of_all = ChangeError(N_GROUPS, N_GENES), ChangeError(3, N_GENES), learned(world()[0])
+    error.fit(torch.arange(N_GROUPS), *some, variances)
+    of_three.fit(torch.arange(3), *few, variances[:3])
+
+    assert error.per_gene.isfinite().all()
+    assert (error.changes[3:, : N_GENES // 2] == 0).all()
+    half = N_GENES // 2
+    assert torch.corrcoef(torch.stack([error.per_gene[:half], of_three.per_gene[:half]]))[0, 1] > 0.99
+    assert torch.corrcoef(torch.stack([error.per_gene[half:], of_all.per_gene[half:]]))[0, 1] > 0.99

@@ -140,3 +140,57 @@ def test_a_cell_of_several_modalities_is_drawn_whole():
 )
 def test_each_name_has_its_likelihood(name, kind):
     assert isinstance(build_modality_likelihood(ModalityPanel(4, name), SCLDMArchitecture()), kind)
+
+
+# --- other parameters, the same residuals -----------------------------------------------------------------------------
+
+
+def likelihoods():
+    return {
+        "poisson": (PoissonLikelihood(), 1),
+        "bernoulli": (BernoulliLikelihood(), 1),
+        "negative_binomial": (NegativeBinomialLikelihood(4, outliers=False), 2),
+    }
+
+
+def parameters(name, values, n_cells):
+    rows = [torch.tensor(values)] + [torch.full((4,), 3.0)] * (likelihoods()[name][1] - 1)
+    return torch.stack(rows).expand(n_cells, -1, -1)
+
+
+@pytest.mark.parametrize("name", likelihoods())
+def test_counterfactuals_are_distributed_as_the_new_parameters_say(name):
+    likelihood, n_cells = likelihoods()[name][0], 40_000
+    scale = 1.0 if name == "bernoulli" else 6.0
+    before, after = (
+        parameters(name, [scale * p for p in values], n_cells)
+        for values in ([0.5, 0.3, 0.9, 0.02], [0.5, 0.6, 0.2, 0.04])
+    )
+    x = likelihood.sample(before, Generators(0, range(n_cells)))
+
+    drawn = likelihood.counterfactual(x, before, after, Generators(1, range(n_cells)))
+    fresh = likelihood.sample(after, Generators(2, range(n_cells)))
+
+    assert torch.equal(drawn[:, 0], x[:, 0])  # its parameter stays
+    assert (drawn[:, 1] >= x[:, 1]).all()
+    assert (drawn[:, 2] <= x[:, 2]).all()
+    tolerance = 5 * ((fresh.var(0) + drawn.var(0)) / n_cells).sqrt()
+    assert ((drawn.mean(0) - fresh.mean(0)).abs() <= tolerance).all()
+    torch.testing.assert_close(drawn.var(0), fresh.var(0), rtol=0.1, atol=0)  # sampling errors of a variance
+
+
+def test_a_modality_that_a_cell_lacks_is_drawn_and_its_neighbours_do_not_notice():
+    parts = [PoissonLikelihood(), BernoulliLikelihood()]
+    joint, n_cells = MultimodalLikelihood(parts, [4, 4]), 20_000
+    means = torch.tensor([2.0, 1.0, 0.5, 3.0]), torch.tensor([0.5, 0.1, 0.9, 0.3])
+    same = torch.cat(means).expand(n_cells, -1)
+    x = joint.sample(same, Generators(0, range(n_cells)))
+    lacking = x.clone()
+    lacking[::2, 4:] = 0
+
+    drawn = joint.counterfactual(lacking, same, same, Generators(1, range(n_cells)))
+
+    for part in (slice(4), slice(4, 8)):  # a modality without any count counts as lacking
+        has = (lacking[:, part] > 0).any(1)
+        assert torch.equal(drawn[has, part], x[has, part])
+    torch.testing.assert_close(drawn[::2, 4:].mean(0), means[1], rtol=0, atol=0.03)

@@ -145,7 +145,7 @@ def test_lacking_totals_are_predicted_and_known_ones_kept(module):
 def test_the_decoder_starts_at_the_mean_cell_of_those_that_have_the_modality(module):
     x = make_cells(64)
     x[:32] = only(x[:32], 0)
-    n_cells = module.n_cells_with(x)
+    n_cells = module.measured(x).sum(0)
     module.start_from_means(x.sum(0) / n_cells, module.pooled_profile(x).sum(0) / n_cells)
     for part in module.decoder.parts:
         torch.nn.init.zeros_(part.factors.loadings.weight)

@@ -260,20 +260,22 @@ class CellFiles:
         """
         rows = row_numbers(indices, self.n_cells)
         distinct, positions = np.unique(rows, return_inverse=True)
-        names = self._names_of(distinct)[positions]
+        names = self.names(rows)
         values = self.matrix.read(distinct)[positions]
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)
         layers = {} if self.layer is None else {self.layer: values}
         return anndata.AnnData(values, obs=obs, var=self.var.copy(), layers=layers, obsm=obsm)
 
-    def _names_of(self, rows: np.ndarray) -> pd.Index:
-        """Return the names of cells with ascending row numbers."""
-        wanted, names, start = set(rows.tolist()), [], 0
+    def names(self, rows: np.ndarray) -> pd.Index:
+        """Read the names of cells, in the order of their row numbers."""
+        distinct, positions = np.unique(rows, return_inverse=True)
+        names, start = [], 0
         for part in chain.from_iterable(file.names() for file in self.files):
-            names += [name for number, name in enumerate(part, start) if number in wanted]
+            first, last = np.searchsorted(distinct, [start, start + len(part)])
+            names += [part[row - start] for row in distinct[first:last]]
             start += len(part)
-        return pd.Index(names)
+        return pd.Index(names)[positions]
 
     def __repr__(self) -> str:
         names = ", ".join(file.name for file in self.files)

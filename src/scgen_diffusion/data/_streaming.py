@@ -48,7 +48,12 @@ def part_of(cells: AnnData) -> memoryview:
     return content.getbuffer()
 
 
-def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> ValueSummary:
+def join_parts(
+    parts: Sequence[Path],
+    path: Path,
+    record: Mapping[str, Any],
+    merge: Callable[[Iterator[dict[str, Any]]], Mapping[str, Any]] = next,
+) -> ValueSummary:
     """Join the cells of several parts in one file, with one part in memory at a time.
 
     Parameters
@@ -59,6 +64,8 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
         A new ``.h5ad`` file or ``.zarr`` folder.
     record
         The request, for :func:`read_record`; written last.
+    merge
+        Makes the ``uns`` of the file from those of the parts, which it gets one by one. Default: that of the first.
 
     Returns
     -------
@@ -80,7 +87,7 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
                 obsm = read_elem(file["obsm"]) if "obsm" in file else {}
                 if number == 0:
-                    rest = AnnData(var=read_elem(file["var"]), uns=read_elem(file["uns"]))
+                    rest = AnnData(var=read_elem(file["var"]), uns=merge(map(_read_uns, parts)))
             obs.index = obs.index.astype(object)  # the string type of pandas cannot be appended to
             for name, of_all in categories.items():
                 obs[name] = obs[name].cat.set_categories(of_all)
@@ -104,6 +111,11 @@ def join_parts(parts: Sequence[Path], path: Path, record: Mapping[str, Any]) -> 
                 warnings.filterwarnings("ignore", message="Consolidated metadata")
                 zarr.consolidate_metadata(root.store)  # as anndata does; opening then reads one file
     return summary
+
+
+def _read_uns(part: Path) -> dict[str, Any]:
+    with h5py.File(part, "r") as file:
+        return read_elem(file["uns"])
 
 
 def _write_first(

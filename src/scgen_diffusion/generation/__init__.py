@@ -4,6 +4,7 @@ from ._counterfactual import Counterfactual
 from ._generator import Block, CellGenerator, Cells, Frames
 from ._library_sizes import LibrarySizes
 from ._request import (
+    DIGEST,
     OTHER_NAMES,
     CellRequest,
     SamplingOptions,
@@ -13,9 +14,10 @@ from ._request import (
     name_of,
 )
 from ._rows import Rows, check_finite, rows_of, stack
-from ._verdict import MeanChange, PerturbedGroups, describe_verdicts
+from ._verdict import MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, describe_verdicts
 
 __all__ = [
+    "DIGEST",
     "OTHER_NAMES",
     "Block",
     "CellGenerator",
@@ -26,8 +28,11 @@ __all__ = [
     "LibrarySizes",
     "MeanChange",
     "PerturbedGroups",
+    "ProfileSums",
     "Rows",
     "SamplingOptions",
+    "Verdict",
+    "add_sums",
     "check_batch_size",
     "check_finite",
     "describe_verdicts",

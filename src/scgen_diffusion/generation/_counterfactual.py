@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from scgen_diffusion.diffusion import Generators, ResolvedGuidance
-from scgen_diffusion.module import total_counts
 
 from ._rows import check_finite, rows_of
+from ._verdict import sum_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ._request import SamplingOptions
     from ._rows import Rows
+    from ._verdict import ProfileSums
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class Counterfactual:
     residuals
         Whether drawn cells keep their own residuals (``"own"``) or draw new ones (``"new"``).
     library_size
-        Name of a distribution, one total per cell, or None for the cells' own.
+        Name of a distribution, totals ``(cells, ...)`` with NaN for the cells' own, or None for the cells' own.
     seed
         Seed of all draws.
+    group
+        Number of the group of each cell whose mean changes are wanted, -1 for none, ``(cells,)``. None: no sums.
     """
 
     rows: np.ndarray
@@ -62,6 +66,20 @@ class Counterfactual:
     residuals: str
     library_size: Any
     seed: int
+    group: np.ndarray | None = None
+
+    def part(self, start: int, stop: int) -> Counterfactual:
+        """Return the request for some of the cells; the same cells come out if ``start`` begins a block."""
+        arrays = {name: getattr(self, name) for name in ("rows", "own", "codes", "library_size", "group")}
+        cut: dict[str, Any] = {name: a[start:stop] for name, a in arrays.items() if isinstance(a, np.ndarray)}
+        return replace(self, **cut)
+
+
+class Predictions(NamedTuple):
+    """Predicted cells of a block: values ``(cells, genes)``, and sums of profiles if they are wanted."""
+
+    x: Rows
+    sums: ProfileSums | None
 
 
 class ControlBlock(NamedTuple):
@@ -85,7 +103,7 @@ def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
         start += len(x)
 
 
-def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> Rows:
+def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> Predictions:
     """Predict the cells of a block."""
     positions, sampling = block.positions, request.sampling
     own, new = (module.condition_tensor(codes[positions]) for codes in (request.own, request.codes))
@@ -107,10 +125,14 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
 
     def draw_totals(features: Tensor) -> Tensor:
         sizes = request.library_size
+        if isinstance(sizes, str):
+            return module.draw_totals(sizes, new, features, generators)
+        own = module.decoding_totals(block.x, features, generators if request.sample else None)
+        own = own.view(len(own), *module.library_size.shape)
         if sizes is None:
-            return total_counts(block.x)[:, 0]
-        chosen = sizes[positions] if isinstance(sizes, np.ndarray) else sizes
-        return module.draw_totals(chosen, new, features, generators)
+            return own
+        given = torch.from_numpy(sizes[positions]).to(own)
+        return torch.where(given.isnan(), own, given)
 
     values = module.predict_cells(
         block.x,
@@ -124,4 +146,7 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
     )
     rows = rows_of(values, sparse=request.sample and module.has_zeros(sampling.output))
     check_finite(rows)
-    return rows
+    if request.group is None:
+        return Predictions(rows, None)
+    wanted = request.group[positions[: block.n_wanted]]
+    return Predictions(rows, sum_profiles(module, wanted, block.x[: block.n_wanted], values, sampling.output))

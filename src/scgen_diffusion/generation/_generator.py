@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Guidance, Sampler
     from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
 
-    from ._counterfactual import Counterfactual
+    from ._counterfactual import Counterfactual, Predictions
     from ._library_sizes import LibrarySizes
     from ._rows import Rows
 
@@ -300,7 +300,7 @@ class CellGenerator:
         firsts = range(0, request.n_cells, self.block_size)
         return self.in_parallel(partial(self._frames_of_block, request, sampler, n_frames), firsts)
 
-    def predictions(self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int) -> Iterator[Rows]:
+    def predictions(self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int) -> Iterator[Predictions]:
         """Predict given cells under other conditions.
 
         Parameters
@@ -314,7 +314,7 @@ class CellGenerator:
 
         Yields
         ------
-        Rows
+        Predictions
             Predicted cells of a block, in order.
         """
         blocks = blocks_of(batches, self.block_size)

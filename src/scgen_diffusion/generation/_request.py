@@ -48,6 +48,7 @@ OTHER_NAMES = {
 """Names of other packages for the arguments of methods that generate."""
 N_NAMED = 1000  # largest length of a list in provenance
 DIGEST = "sha256:"
+"""Prefix of digests, whose values messages do not show."""
 ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # memory address of a function, which differs between processes

@@ -5,24 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import OPEN
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.module import TARGET_SUM, log_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
     from scgen_diffusion.data import Conditions
-    from scgen_diffusion.module import SCLDMModule
-
-    from ._counterfactual import Counterfactual
-    from ._rows import Rows
+    from scgen_diffusion.module import InputValues, SCLDMModule
 
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 COVERAGE = 0.9  # of intervals
@@ -172,26 +167,30 @@ class PerturbedGroups:
     ----------
     module, conditions
         The trained module and its conditions.
-    request
-        The request. :meth:`reading` must see all of its cells once.
-    n_genes
-        Number of genes.
+    own, new
+        Codes of the conditions of the cells and of their predictions, ``(cells, columns)``.
+
+    Attributes
+    ----------
+    codes
+        Conditions of the groups, ``(groups, columns)``; none if there are too many.
+    group
+        Number of the group of each cell, -1 for cells that do not become perturbed, ``(cells,)``.
     """
 
-    def __init__(self, module: SCLDMModule, conditions: Conditions, request: Counterfactual, n_genes: int) -> None:
-        self.module, self.conditions, self.request = module, conditions, request
+    def __init__(self, module: SCLDMModule, conditions: Conditions, own: np.ndarray, new: np.ndarray) -> None:
+        self.module, self.conditions = module, conditions
         transport: Any = module.transport
         perturbs = transport.perturbs.cpu().numpy()
-        shown = np.where(perturbs | _context_columns(conditions, perturbs), request.codes, OPEN)
-        changed = (request.own != request.codes).any(1)
+        shown = np.where(perturbs | _context_columns(conditions, perturbs), new, OPEN)
+        changed = (own != new).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
         self.codes = codes if len(codes) <= MOST_COMBINATIONS else codes[:0]
-        self.group = np.full(len(request.codes), -1)  # of each cell
+        self.group = np.full(len(new), -1)
         if len(self.codes):
             self.group[changed] = number.ravel()
-        self._control = torch.zeros(len(self.codes), n_genes, dtype=torch.double, device=module.device)
-        self._observed, self._expected = self._control.clone(), self._control.clone()
-        self._states: list[list[Tensor]] = [[] for _ in self.codes]
+        self._states: list[Tensor] = []
+        self._misfits: list[float] = []
 
     @property
     def names(self) -> list[str]:
@@ -199,50 +198,28 @@ class PerturbedGroups:
         return [self.conditions.describe(codes) for codes in self.codes]
 
     @torch.inference_mode()
-    def reading(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the batches of control cells ``(cells, genes)`` unchanged, and keep what verdicts and changes need."""
-        start = 0
-        for x in batches:
-            group = self.group[start : start + len(x)]
-            start += len(x)
-            moved = np.flatnonzero(group >= 0)
-            if len(moved):
-                profiles = log_profile(x[moved], self.module.input_values).double()
-                self._control.index_add_(0, torch.from_numpy(group[moved]).to(x.device), profiles)
-            for number in np.unique(group[moved]):
-                n_missing = MOST_CELLS - sum(map(len, self._states[number]))
-                self._encode(number, x[np.flatnonzero(group == number)[:n_missing]])
-            yield x
-
-    def _encode(self, number: int, x: Tensor) -> None:
-        if not len(x):
-            return
+    def verdicts(self, read: Callable[[np.ndarray], Tensor]) -> list[Verdict]:
+        """Return the verdict of each group; ``read`` returns the expression of cells at some positions."""
         module = self.module
-        posterior = module.inference(x)["posterior"]
-        z = posterior.draw(Generators(0, range(len(x)), module.device).normal(*module.latent_shape))
-        self._states[number].append(module.standardise(z).flatten(1))
-        observed, expected = module.observed_and_expected(x, z)
-        self._observed[number] += observed
-        self._expected[number] += expected
+        for number in range(len(self.codes)):
+            x = read(np.flatnonzero(self.group == number)[:MOST_CELLS])
+            z = module.inference(x)["posterior"].draw(
+                Generators(0, range(len(x)), module.device).normal(*module.latent_shape)
+            )
+            self._states.append(module.standardise(z).flatten(1))
+            self._misfits.append(module.misfit(*module.observed_and_expected(x, z)))
+        return judge(module, self.conditions, self._states, self.codes, self._misfits)
 
     @torch.inference_mode()
-    def verdicts(self) -> list[Verdict]:
-        """Return the verdict of each group."""
-        cells = [torch.cat(states) for states in self._states]
-        misfits = [self.module.misfit(*both) for both in zip(self._observed, self._expected, strict=True)]
-        return judge(self.module, self.conditions, cells, self.codes, misfits)
-
-    @torch.inference_mode()
-    def changes(self, predicted: Rows, verdicts: Sequence[Verdict]) -> list[MeanChange]:
-        """Return the mean changes of each group of predicted cells ``(cells, genes)``; none for expected values."""
-        if not self.request.sample or self.request.strength < 1:
-            return []
+    def changes(self, sums: np.ndarray, verdicts: Sequence[Verdict]) -> list[MeanChange]:
+        """Return the mean changes of each group from its sums ``(groups, 4, genes)`` of :func:`sum_profiles`."""
         found = []
         for number, verdict in enumerate(verdicts):
-            cells = predicted[self.group == number]
-            mean, variance = _moments(cells, is_log=self.request.sampling.output == "log1p")
-            change = mean - self._control[number].cpu() / cells.shape[0]
-            noise = 2 * variance / cells.shape[0]  # of these cells, and of as many measured ones
+            n, control, predicted, squares = torch.from_numpy(sums[number])
+            mean = predicted / n
+            variance = (squares / n - mean.square()).clamp(min=0) * n / (n - 1)  # NaN for one cell
+            change = mean - control / n
+            noise = 2 * variance / n  # of these cells, and of as many measured ones
             half = self._half_width(number, verdict.variance, change, noise)
             found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
         return found
@@ -251,18 +228,43 @@ class PerturbedGroups:
         transport: Any = self.module.transport
         if transport.error is None:
             return torch.full_like(change, torch.nan)
-        states, condition = torch.cat(self._states[number]), self.module.condition_tensor(self.codes[number])
+        states, condition = self._states[number], self.module.condition_tensor(self.codes[number])
         given = states, condition, transport.control, transport.perturbs
         weights = transport.shift.weights_of(transport.error.groups, *given)
         return transport.error.half_width(variance, change, weights, noise, COVERAGE)
 
 
-def _moments(x: Rows, *, is_log: bool) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of log-normalised expression over cells ``(cells, genes)``; of one cell it is NaN."""
-    x = sp.csr_matrix(x, dtype=np.float64)
-    if not is_log:
-        totals = np.maximum(np.asarray(x.sum(1)).ravel(), 1)
-        x = x.multiply(TARGET_SUM / totals[:, None]).tocsr().log1p()
-    mean, squares = (torch.from_numpy(np.asarray(values.mean(0)).ravel()) for values in (x, x.multiply(x)))
-    n = x.shape[0]
-    return mean, (squares - mean.square()).clamp(min=0) * (n / (n - 1) if n > 1 else torch.nan)
+class ProfileSums(NamedTuple):
+    """Sums over cells of some groups: their numbers ``(groups,)``, and for each gene ``(groups, 4, genes)``.
+
+    The four are the number of cells whose gene was measured, the log-normalised expression of the control cells and of
+    their predictions, and the square of the latter.
+    """
+
+    numbers: np.ndarray
+    values: np.ndarray
+
+
+def sum_profiles(
+    module: SCLDMModule, group: np.ndarray, x: Tensor, predicted: Tensor, output: InputValues
+) -> ProfileSums:
+    """Sum profiles of control cells ``x`` and of predictions, both ``(cells, genes)``, by ``group (cells,)``."""
+    moved = np.flatnonzero(group >= 0)
+    numbers, which = np.unique(group[moved], return_inverse=True)
+    x, predicted, index = x[moved], predicted[moved], torch.from_numpy(which).to(x.device)
+    measured = module.measured(x).double()
+    before = module.profiles(x, module.input_values).double()
+    after = module.profiles(predicted, output).double() * measured
+    zeros = measured.new_zeros(len(numbers), x.shape[1])
+    sums = [zeros.index_add(0, index, values) for values in (measured, before, after, after.square())]
+    return ProfileSums(numbers, torch.stack(sums, dim=1).cpu().numpy())
+
+
+def add_sums(parts: Iterable[ProfileSums]) -> ProfileSums:
+    """Add up the sums of parts of the cells; only the groups that occur."""
+    total: dict[int, np.ndarray] = {}
+    for part in parts:
+        for number, values in zip(np.asarray(part.numbers).tolist(), part.values, strict=True):
+            total[number] = total[number] + values if number in total else values
+    numbers = sorted(total)
+    return ProfileSums(np.array(numbers, dtype=int), np.array([total[number] for number in numbers]))

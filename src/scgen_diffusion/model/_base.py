@@ -32,6 +32,7 @@ from scgen_diffusion._arguments import check_argument_names, check_count, known_
 from scgen_diffusion._compat import parse_device_args, replace_contents
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
+    PROVENANCE_KEY,
     CellFiles,
     ConditionField,
     ConditionKey,
@@ -55,25 +56,30 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
+    DIGEST,
     OTHER_NAMES,
     CellGenerator,
     Counterfactual,
     LibrarySizes,
     PerturbedGroups,
+    ProfileSums,
+    add_sums,
     check_batch_size,
+    describe_verdicts,
+    identity_of,
     stack,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
 from scgen_diffusion.train import CellData, run_stage, show, trainer_options
 
 from ._counterfactual import (
+    Prediction,
     check_given_keys,
     check_strength,
     control_cells,
     counterfactual_conditions,
-    counterfactual_names,
+    describe_changes,
     describe_counterfactual,
-    describe_effects,
 )
 from ._description import describe, next_step
 from ._diagnostics import check_summary_finite
@@ -121,7 +127,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
-    from scgen_diffusion.generation import CellRequest
+    from scgen_diffusion.generation import CellRequest, Rows, Verdict
     from scgen_diffusion.module import InputValues, LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec
     from scgen_diffusion.train import Recipe, StageData, StagePlan, StageResult, TrainingCells
@@ -347,6 +353,11 @@ class DiffusionModel(BaseModelClass):
     def _check_same_features(self, adata: AnnData) -> None:
         self._check_is_anndata(adata)
         check_same_genes(adata.var_names, self.var_.index)
+
+    def _check_expression(self, adata: AnnData) -> None:
+        """Raise unless all cells hold the registered kind of values."""
+        setup = self.registry_["setup_args"]
+        check_expression(adata, setup["layer"], setup["values"])
 
     def _assemble(
         self,
@@ -770,7 +781,7 @@ class DiffusionModel(BaseModelClass):
             output=self._output(counts),
         )
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            return self._make_cells(request, range(request.n_cells), batch_size, progress)
+            return self._make_cells(request, range(request.n_cells), batch_size=batch_size, progress=progress)
 
     @suggests_arguments(OTHER_NAMES)
     def generate_to(
@@ -844,49 +855,68 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
             output=self._output(counts),
         )
+        rows, arguments = self._shards(request.n_cells, shard_size, seed)
+        stream = Stream(goal, {**request.identity, **arguments}, len(rows))
+        begun = stream.start(request.seed, overwrite=overwrite, n_ranks=n_ranks)
+        if begun is not None:
+            make = partial(self._make_cells, request.with_seed(begun), batch_size=batch_size)
+            bar = {"desc": "Generating", "disable": not show_progress}
+            values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite)
+            if values is not None:
+                self._check_result(values, request.output)
+        return goal
+
+    def _shards(
+        self, n_cells: int, shard_size: int | None, seed: int | None
+    ) -> tuple[list[range], dict[str, int | None]]:
+        """Return the rows of each shard, and the arguments that identify a streamed request beside its cells."""
         if shard_size is None:
             shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
         shard_size = self._engine.round_to_blocks(check_count("shard_size", shard_size))
-        n_cells, seed = request.n_cells, settings.seed if seed is None else seed
-        arguments = {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
+        seed = settings.seed if seed is None else seed
         rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
-        stream = Stream(goal, {**request.identity, **arguments}, len(rows))
-        if not stream.is_joined(overwrite=overwrite):
-            request = request.with_seed(stream.begin(request.seed, discard_others=overwrite and n_ranks == 1))
-        if stream.is_joined(overwrite=overwrite):  # another process may have joined the parts in the meantime
-            stream.clean()
-            return goal
-        mine, done, values = range(rank, len(rows), n_ranks), stream.parts, None
-        with tqdm(
-            total=sum(len(rows[number]) for number in mine),
-            initial=sum(len(rows[number]) for number in mine if number in done),
-            desc="Generating",
-            unit="cell",
-            disable=not show_progress,
-        ) as progress:
+        return rows, {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
 
-            def make(number: int) -> None:
-                with warnings.catch_warnings(action="ignore"):  # a part may look odd; the whole is checked below
-                    cells = self._make_cells(request, rows[number], batch_size, progress)
+    def _write_parts(
+        self,
+        stream: Stream,
+        rows: Sequence[range],
+        make: Callable[..., AnnData],
+        bar: Mapping[str, Any],
+        rank: int,
+        n_ranks: int,
+        *,
+        overwrite: bool,
+        **join_options: Any,
+    ) -> ValueSummary | None:
+        """Make and write the parts of this rank, and join all parts if they are there; return a summary of the values.
+
+        ``make(rows, progress=progress)`` makes the cells of a part. ``bar`` are options of the progress bar.
+        """
+        mine, done, values = range(rank, len(rows), n_ranks), stream.parts, None
+        n_cells, n_done = (sum(len(rows[number]) for number in some) for some in (mine, {*mine} & {*done}))
+        with tqdm(total=n_cells, initial=n_done, unit="cell", **bar) as progress:
+
+            def write(number: int) -> None:
+                with warnings.catch_warnings(action="ignore"):  # a part may look odd; the caller checks the whole
+                    cells = make(rows[number], progress=progress)
                 stream.write(number, cells)
 
             try:
                 for number in mine:
                     if number not in done:
-                        make(number)
+                        write(number)
                 with stream.joining(wait=rank == 0) as is_mine:
                     if is_mine and not stream.is_joined(overwrite=overwrite):
                         for number in stream.discard_damaged():
-                            make(number)
-                        values = stream.join()
+                            write(number)
+                        values = stream.join(**join_options)
             except Exception:  # libraries raise anything if another process joined and removed the parts
                 if not stream.is_joined(overwrite=True):
                     raise
         if stream.is_joined(overwrite=True):
             stream.clean()
-        if values is not None:
-            self._check_result(values, request.output)
-        return goal
+        return values
 
     @suggests_arguments(OTHER_NAMES)
     def get_sampling_path(
@@ -981,7 +1011,7 @@ class DiffusionModel(BaseModelClass):
     @suggests_arguments(OTHER_NAMES)
     def predict_perturbation(
         self,
-        adata_control: AnnData | None = None,
+        adata_control: AnnData | CellFiles | None = None,
         condition: ConditionRequest = None,
         *,
         method: Literal["transport", "inversion"] | None = None,
@@ -1009,7 +1039,9 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         adata_control
-            Cells with all condition keys in ``obs`` or ``obsm``; default: the model's cells.
+            Cells with all condition keys in ``obs`` or ``obsm``, in memory, in their file (``backed="r"``), or
+            :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells. MULTISCLDM takes MuData, and predicts
+            the modalities that a cell lacks.
         condition
             New condition of the cells.
 
@@ -1018,7 +1050,7 @@ class DiffusionModel(BaseModelClass):
             - A table with one row per cell and keys as columns, or cells with these conditions, as in :meth:`generate`.
             - None: every cell's own condition.
         method
-            - ``"transport"`` (SCLDM only): the way from control to perturbed cells
+            - ``"transport"`` (SCLDM and MULTISCLDM): the way from control to perturbed cells
               (:meth:`SCLDM.train_transport`) moves the cell's latent. The cells must be unperturbed, and all keys that
               do not perturb must stay the same.
             - ``"inversion"``: go back to noise under the cell's own condition, then forward under the new one. This
@@ -1026,9 +1058,9 @@ class DiffusionModel(BaseModelClass):
 
             Default: the transport if it is trained and fits the request, else the inversion.
         residuals
-            What to do with the part of a cell's counts that the latent of SCLDM does not explain. ``"own"`` (default):
-            keep it; molecules are removed or added as the means of the genes fall or rise. ``"new"``: draw all counts
-            anew.
+            What to do with the part of a cell's counts that the latent of SCLDM or MULTISCLDM does not explain.
+            ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise.
+            ``"new"``: draw all counts anew.
         indices
             Rows of the cells to use; default: all.
         given_keys
@@ -1042,18 +1074,19 @@ class DiffusionModel(BaseModelClass):
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back and the transport
             use none.
         sampler
-            SCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; with transport also ``"dopri5"``. SCRDIT and WBDIT:
-            ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for all steps) or
-            ``DDIMSampler(eta=...)``.
+            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; with transport also ``"dopri5"``. SCRDIT and
+            WBDIT: ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for all steps) or
+            ``DDIMSampler(eta=...)``; with ``path="masking"`` only ``"unmasking"``.
         n_steps
-            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 50.
+            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 50, or 64 with ``path="masking"``.
         counts
             Whether to return integer counts, as in :meth:`generate`.
         library_size
-            Total counts of the predicted cells, as in :meth:`generate`; default: every cell keeps its own.
+            Total counts of the predicted cells, as in :meth:`generate`; default: every cell keeps its own, also in
+            modalities that a mapping leaves out.
         sample
-            SCLDM only. True: draw the latent from the cell's posterior, and draw counts. False: use the posterior mean,
-            and return expected counts.
+            SCLDM and MULTISCLDM only. True: draw the latent from the cell's posterior, and draw counts. False: use the
+            posterior mean, and return expected counts.
         batch_size
             Cells read at a time, rounded up to whole blocks (128 cells on a CPU). It does not change the result.
         seed
@@ -1075,7 +1108,10 @@ class DiffusionModel(BaseModelClass):
             - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
               that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
               lie between ``lower`` and ``upper``, which are NaN if training had fewer than two groups of cells to learn
-              the errors from. The table needs ``sample=True`` and ``strength=1``.
+              the errors from. The table needs ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is
+              such as ``"prot:CD4"``, and means are over the cells that have the modality.
+
+            MULTISCLDM returns MuData with all modalities.
 
         Warns
         -----
@@ -1092,6 +1128,172 @@ class DiffusionModel(BaseModelClass):
             For unknown keys or values, missing labels, genes or values that differ from training, and lengths that do
             not fit.
         """
+        batch_size = check_batch_size(batch_size)
+        prediction = self._prediction(
+            adata_control,
+            condition,
+            method=method,
+            residuals=residuals,
+            indices=indices,
+            given_keys=given_keys,
+            strength=strength,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            n_steps=n_steps,
+            counts=counts,
+            library_size=library_size,
+            sample=sample,
+            seed=seed,
+        )
+        prediction, verdicts = self._judged(prediction)
+        rows = range(len(prediction.cells.rows))
+        with tqdm(total=len(rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
+            x, sums = self._predict(prediction, rows, batch_size=batch_size, progress=progress)
+        effects = {}
+        if prediction.groups is not None and len(sums.numbers):
+            effects["mean_change"] = describe_changes(prediction.groups, verdicts, sums, self.var_.index)
+        return self._assemble_predictions(prediction, rows, x, effects)
+
+    @suggests_arguments(OTHER_NAMES)
+    def predict_perturbation_to(
+        self,
+        path: str | os.PathLike[str],
+        adata_control: AnnData | CellFiles | None = None,
+        condition: ConditionRequest = None,
+        *,
+        method: Literal["transport", "inversion"] | None = None,
+        residuals: Literal["own", "new"] | None = None,
+        indices: Sequence[int] | None = None,
+        given_keys: Sequence[str] | None = None,
+        strength: float = 1.0,
+        guidance_scale: GuidanceScale | Guidance = 1.0,
+        sampler: str | Sampler | None = None,
+        n_steps: int | None = None,
+        counts: bool | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        sample: bool = True,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        show_progress: bool = False,
+        shard_size: int | None = None,
+        rank: int = 0,
+        n_ranks: int = 1,
+        overwrite: bool = False,
+    ) -> Path:
+        """Predict any number of cells to a file, in bounded memory and by any number of processes.
+
+        Run the same call again to resume; a finished one returns at once. The cells are those of
+        :meth:`predict_perturbation`, and so is ``uns``, with both tables.
+
+        Parameters
+        ----------
+        path
+            Path of the file, as in :meth:`generate_to`.
+        adata_control
+            Cells: an AnnData, which may stay in its file (``backed="r"``), or
+            :class:`~scgen_diffusion.data.CellFiles` that were opened with ``CellFiles.like(model.registry, paths)``;
+            default: the model's cells. Memory holds their ``obs``, or for ``CellFiles`` their conditions, which are then
+            the only columns of ``obs`` in the new file.
+        condition, method, residuals, indices, given_keys, strength, guidance_scale, sampler, n_steps, counts, library_size
+            See :meth:`predict_perturbation`.
+        sample, batch_size, seed
+            See :meth:`predict_perturbation`. Without a seed, a resumed call keeps its first seed.
+        show_progress, shard_size, rank, n_ranks, overwrite
+            See :meth:`generate_to`.
+
+        Returns
+        -------
+        pathlib.Path
+            The path. The file does not exist until all ranks have finished.
+
+        Warns
+        -----
+        UserWarning
+            If an effect is extrapolated or unknown; before any cell is made.
+
+        Raises
+        ------
+        FileExistsError
+            If the path holds a file of other cells.
+        ValueError
+            If there are unfinished shards of another request, and as in :meth:`predict_perturbation`.
+        OSError
+            If the folder does not exist or cannot be written to, or the disk is full.
+        """
+        goal, batch_size = check_goal(path), check_batch_size(batch_size)
+        check_rank(rank, n_ranks)
+        prediction = self._prediction(
+            adata_control,
+            condition,
+            method=method,
+            residuals=residuals,
+            indices=indices,
+            given_keys=given_keys,
+            strength=strength,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            n_steps=n_steps,
+            counts=counts,
+            library_size=library_size,
+            sample=sample,
+            seed=seed,
+        )
+        cells = prediction.cells
+        rows, arguments = self._shards(len(cells.rows), shard_size, seed)
+        given = cells.source if isinstance(cells.source, CellFiles) else self._registered(cells.source)
+        identity = {**prediction.identity, **arguments, "control cells": DIGEST + digest_of(given.digest, cells.rows)}
+        stream = Stream(goal, identity, len(rows))
+        begun = stream.start(prediction.request.seed, overwrite=overwrite, n_ranks=n_ranks)
+        if begun is None:
+            return goal
+        prediction, verdicts = self._judged(prediction.with_seed(begun))
+
+        def make(rows: range, progress: tqdm) -> AnnData:
+            x, sums = self._predict(prediction, rows, batch_size=batch_size, progress=progress)
+            part = self._assemble_predictions(prediction, rows, x, {})
+            part.uns["sums"] = sums._asdict()
+            return part
+
+        def merge(parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
+            first: dict[str, Any] = {}
+
+            def sums() -> Iterator[ProfileSums]:
+                for uns in parts:
+                    found = uns.pop("sums")
+                    first.update({} if first else uns)
+                    yield ProfileSums(**found)
+
+            total = add_sums(sums())
+            if prediction.groups is not None and len(total.numbers):
+                changes = describe_changes(prediction.groups, verdicts, total, self.var_.index)
+                first[PROVENANCE_KEY]["mean_change"] = changes
+            return first
+
+        bar = {"desc": "Predicting", "disable": not show_progress}
+        values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite, merge=merge)
+        if values is not None:
+            self._check_result(values, prediction.request.sampling.output)
+        return goal
+
+    def _prediction(
+        self,
+        adata_control: AnnData | CellFiles | None,
+        condition: ConditionRequest,
+        *,
+        method: str | None,
+        residuals: str | None,
+        indices: Sequence[int] | None,
+        given_keys: Sequence[str] | None,
+        strength: float,
+        guidance_scale: GuidanceScale | Guidance,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        counts: bool | None,
+        library_size: Any,
+        sample: bool,
+        seed: int | None,
+    ) -> Prediction:
+        """Check and resolve the arguments of ``predict_perturbation``."""
         engine, output, guidance = self._engine, self._output(counts), Guidance.of(guidance_scale)
         sampler = self._counterfactual_sampler if sampler is None else sampler
         condition = self.conditions.as_table(condition)
@@ -1106,41 +1308,75 @@ class DiffusionModel(BaseModelClass):
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        requested = list(self.conditions.named(condition))
+        named = list(self.conditions.named(condition))
+        groups = None
+        if chosen_method == "transport":
+            found = PerturbedGroups(self.module, self.conditions, cells.own, cells.codes)
+            groups = found if len(found.codes) else None
         request = Counterfactual(
             cells.rows,
             cells.own,
             cells.codes,
             sampling,
             inversion=None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler),
-            given=check_given_keys(given_keys, requested, self.conditions.keys, self.module.strategy),
+            given=check_given_keys(given_keys, named, self.conditions.keys, self.module.strategy),
             strength=check_strength(strength),
             sample=sample,
             residuals=residuals_of_cells,
             library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
             seed=resolve_seed(seed),
+            group=groups.group if groups is not None and sample and strength == 1 else None,
         )
         outside = engine.warn_outside_training(np.concatenate([cells.codes, cells.own]))
-        chunk = engine.round_to_blocks(check_batch_size(batch_size))
-        batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
-        groups = None
-        if chosen_method == "transport":
-            groups = PerturbedGroups(self.module, self.conditions, request, len(self.var_))
-            batches = groups.reading(batches)
-        parts = []
-        with tqdm(total=len(cells.rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
-            for rows in engine.predictions(request, batches, chunk):
-                parts.append(rows)
-                progress.update(rows.shape[0])
-        x = stack(parts)
-        self._check_result(ValueSummary.of(x), output)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        provenance |= describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
-        provenance["outside_training"] = outside
-        if groups is not None:
-            provenance |= describe_effects(groups, x, self.var_.index)
-        names = counterfactual_names(self, cells, condition, request, provenance)
-        obs, obsm = counterfactual_conditions(self.conditions, cells, requested, names)
+        record = describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
+        provenance |= record | {"outside_training": outside}
+        requested = self.conditions.request(condition, len(cells.rows))
+        identity = identity_of(self.module, self.conditions, requested, sampling, request.library_size, provenance)
+        identity |= {name: record[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
+        return Prediction(cells, request, named, groups, identity, provenance, requested.is_uniform)
+
+    def _judged(self, prediction: Prediction) -> tuple[Prediction, list[Verdict]]:
+        """Judge the effects that the transport predicts, and record the verdicts; warn unless all are supported."""
+        cells, groups = prediction.cells, prediction.groups
+        if groups is None:
+            return prediction, []
+
+        def read(positions: np.ndarray) -> Tensor:
+            batches = self._read(cells.source, cells.rows[positions], len(positions))
+            return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
+
+        verdicts = groups.verdicts(read)
+        table = pd.DataFrame(describe_verdicts(groups.names, verdicts))
+        return replace(prediction, provenance={**prediction.provenance, "verdict": table}), verdicts
+
+    def _predict(
+        self, prediction: Prediction, rows: range, *, batch_size: int, progress: tqdm
+    ) -> tuple[Rows, ProfileSums]:
+        """Predict some of the cells, from a block's first on; return their values and the sums of their profiles."""
+        engine, cells = self._engine, prediction.cells.part(rows)
+        chunk, parts = engine.round_to_blocks(batch_size), []
+        batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
+
+        def sums() -> Iterator[ProfileSums]:
+            for block in engine.predictions(prediction.request.part(rows.start, rows.stop), batches, chunk):
+                parts.append(block.x)
+                progress.update(block.x.shape[0])
+                if block.sums is not None:
+                    yield block.sums
+
+        total = add_sums(sums())
+        return stack(parts), total
+
+    def _assemble_predictions(
+        self, prediction: Prediction, rows: range, x: Rows, effects: Mapping[str, Any]
+    ) -> AnnData:
+        """Build the AnnData of predicted cells; ``effects`` are added to ``uns``."""
+        output, cells = prediction.request.sampling.output, prediction.cells.part(rows)
+        self._check_result(ValueSummary.of(x), output)
+        names = prediction.names(cells)
+        obs, obsm = counterfactual_conditions(self.conditions, cells, prediction.requested, names)
+        provenance = {**prediction.provenance, **effects}
         return self._assemble(x, obs, provenance, is_log1p=output == "log1p", obsm=obsm)
 
     def _request(
@@ -1155,7 +1391,7 @@ class DiffusionModel(BaseModelClass):
             request, provenance={**request.provenance, "verdict": pd.DataFrame(request.provenance["verdict"])}
         )
 
-    def _make_cells(self, request: CellRequest, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
+    def _make_cells(self, request: CellRequest, rows: range, *, batch_size: int | None, progress: tqdm) -> AnnData:
         """Make the cells of some rows; the first row must begin a block."""
         parts = []
         for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=check_batch_size(batch_size)):
@@ -1239,24 +1475,27 @@ class DiffusionModel(BaseModelClass):
             yield from self._read(source, check_rows(indices, source.n_obs), batch_size)
             return
         check_same_registry(files.registry, self.registry_)
-        rows = check_rows(indices, files.n_cells)
-        yield from self._on_device(files.loader(rows, batch_size), rows)
+        yield from self._read(files, check_rows(indices, files.n_cells), batch_size)
 
     def _read(
-        self, source: AnnData, rows: np.ndarray, batch_size: int
+        self, source: AnnData | CellFiles, rows: np.ndarray, batch_size: int
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield the registered tensors of some rows of validated cells, with their row numbers."""
-        own = torch.Generator()  # otherwise the loader draws a number from the global generator
-        loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size, generator=own)
+        """Yield the registered tensors of some rows of checked cells, with their row numbers."""
+        if isinstance(source, CellFiles):
+            yield from self._on_device(source.loader(rows, batch_size), rows)
+            return
+        loader: Iterable[Mapping[str, Tensor]]
+        if source.isbacked:
+            loader = self._registered(source).loader(rows, batch_size)
+        else:
+            own = torch.Generator()  # otherwise the loader draws a number from the global generator
+            loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size, generator=own)
 
         def checked() -> Iterator[Mapping[str, Tensor]]:
             start = 0
             for tensors in loader:
                 batch = rows[start : start + len(tensors[REGISTRY_KEYS.X_KEY])]
                 start += len(batch)
-                if source.isbacked:  # scvi-tools sorts the rows of a batch to read a file
-                    order = np.argsort(np.argsort(batch, kind="stable"), kind="stable")
-                    tensors = {name: tensor[order] for name, tensor in tensors.items()}
                 self._check_values(tensors[REGISTRY_KEYS.X_KEY], batch, source)
                 yield tensors
 
@@ -1278,6 +1517,10 @@ class DiffusionModel(BaseModelClass):
         where = check_layer(source, setup["layer"])
         advice = f"The model was set up with counts there; give cells with counts in {where}."
         check_not_empty(check_values(x.numpy(), where, setup["values"], advice), source.obs_names[rows], where)
+
+    def _registered(self, source: AnnData) -> RegisteredCells:
+        """Return validated cells as the data loaders of training see them."""
+        return RegisteredCells(self.get_anndata_manager(source, required=True))
 
     def _check_given(self, adata: AnnData | None, argument: str) -> None:
         """Raise if there are no cells in memory to read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,23 +12,24 @@ import pandas as pd
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import (
     OPEN,
+    CellFiles,
     check_conditions,
-    check_expression,
     check_rows,
-    check_same_genes,
+    check_same_registry,
     encode_cells,
     names_and_arrays,
 )
-from scgen_diffusion.generation import MeanChange, describe_verdicts, identity_of, name_of
+from scgen_diffusion.generation import MeanChange, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
     from scgen_diffusion.data import ConditionRequest, Conditions
     from scgen_diffusion.diffusion import ConditionStrategy
-    from scgen_diffusion.generation import Counterfactual, PerturbedGroups, Rows
+    from scgen_diffusion.generation import Counterfactual, PerturbedGroups, ProfileSums, Verdict
 
     from ._base import DiffusionModel
 
@@ -42,47 +43,116 @@ class ControlCells:
     Parameters
     ----------
     source
-        AnnData with the cells.
+        The cells, in memory or in files.
     rows
         Their row numbers, ``(cells,)``.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
     """
 
-    source: AnnData
+    source: AnnData | MuData | CellFiles
     rows: np.ndarray
     own: np.ndarray
     codes: np.ndarray
 
+    def part(self, rows: range) -> ControlCells:
+        """Return some consecutive cells."""
+        cut = slice(rows.start, rows.stop)
+        return ControlCells(self.source, self.rows[cut], self.own[cut], self.codes[cut])
+
+    @property
+    def names(self) -> pd.Index:
+        """Their names."""
+        return self.source.names(self.rows) if isinstance(self.source, CellFiles) else self.source.obs_names[self.rows]
+
+    def obs(self, conditions: Conditions) -> pd.DataFrame:
+        """Return their ``obs``; of cells in files only the conditions."""
+        if isinstance(self.source, CellFiles):
+            return conditions.to_obs(self.own, self.names)
+        return self.source.obs.iloc[self.rows]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A checked request of ``predict_perturbation``.
+
+    Parameters
+    ----------
+    cells
+        The given cells.
+    request
+        The request for the engine.
+    requested
+        Keys of ``condition``.
+    groups
+        Groups of cells that the transport perturbs; None for none.
+    identity, provenance
+        As those of :class:`~scgen_diffusion.generation.CellRequest`.
+    is_uniform
+        Whether the same conditions were requested for all cells.
+    """
+
+    cells: ControlCells
+    request: Counterfactual
+    requested: Sequence[str]
+    groups: PerturbedGroups | None
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    is_uniform: bool
+
+    def with_seed(self, seed: int) -> Prediction:
+        """Return the same request with another seed."""
+        request = replace(self.request, seed=seed)
+        return replace(self, request=request, provenance={**self.provenance, "seed": seed})
+
+    def names(self, cells: ControlCells) -> pd.Index:
+        """Name the predictions of some of the cells by the request and by the cells."""
+        n_cells = None if self.is_uniform else len(self.cells.rows)
+        name = name_of(self.identity, self.request.sampling.guidance, self.request.seed, n_cells)
+        return pd.Index([f"{name}-{cell}" for cell in cells.names])
+
 
 def control_cells(
     model: DiffusionModel,
-    adata: AnnData | None,
+    adata: AnnData | MuData | CellFiles | None,
     indices: Sequence[int] | np.ndarray | None,
     condition: ConditionRequest,
 ) -> ControlCells:
     """Check given cells and encode their new conditions."""
-    model._check_given(adata, "adata_control")
-    if adata is not None:
-        setup = model.registry_["setup_args"]
-        check_same_genes(adata.var_names, model.var_.index)
-        check_expression(adata, setup["layer"], setup["values"])
-    own = own_codes(model.conditions, model.adata if adata is None else adata)
-    source = model._validated(adata)
-    rows = check_rows(indices, source.n_obs)
-    _check_one_per_cell(model.conditions, condition, source.obs_names[rows])
-    requested = model.conditions.encode(condition, len(rows))
-    return ControlCells(source, rows, own[rows], np.where(requested == OPEN, own[rows], requested))
+    conditions, files = model.conditions, model._file_cells if adata is None else adata
+    if isinstance(files, CellFiles):
+        check_same_registry(files.registry, model.registry_)
+        check_learned(conditions, files.codes)
+        source, own, n_cells = files, files.codes, files.n_cells
+    else:
+        model._check_given(adata, "adata_control")
+        if adata is not None:
+            model._check_same_features(adata)
+            model._check_expression(adata)
+        own = own_codes(conditions, model.adata if adata is None else adata)
+        source = model._validated(adata)
+        n_cells = source.n_obs
+    rows = check_rows(indices, n_cells)
+    own = own[rows]
+    if isinstance(condition, Mapping | pd.DataFrame):
+        _check_one_per_cell(conditions, condition, ControlCells(source, rows, own, own).names)
+    requested = conditions.encode(condition, len(rows))
+    return ControlCells(source, rows, own, np.where(requested == OPEN, own, requested))
 
 
 def own_codes(conditions: Conditions, cells: AnnData) -> np.ndarray:
     """Encode the cells' own conditions, ``(cells, columns)``; raise for values that the model has not learned."""
     check_conditions(cells, *names_and_arrays(conditions.by_key))
     codes = encode_cells(cells, conditions.by_key)
+    check_learned(conditions, codes)
+    return codes
+
+
+def check_learned(conditions: Conditions, codes: np.ndarray) -> None:
+    """Raise for values in the cells' conditions ``(cells, columns)`` that the model has not learned."""
     for key in conditions.by_key:
         columns = conditions.columns(key.name)
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
-    return codes
 
 
 def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, names: pd.Index) -> None:
@@ -150,31 +220,27 @@ def describe_counterfactual(
     return record | {"given_keys": [keys[key] for key in request.given]}
 
 
-def describe_effects(groups: PerturbedGroups, predicted: Rows, genes: pd.Index) -> dict[str, pd.DataFrame]:
-    """Return the tables of ``uns`` that say how far a prediction can be trusted; warn where it cannot."""
-    if not len(groups.codes):
-        return {}
-    verdicts = groups.verdicts()
-    tables = {"verdict": pd.DataFrame(describe_verdicts(groups.names, verdicts))}
-    changes = groups.changes(predicted, verdicts)
-    if changes:
-        columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
-        number = np.repeat(np.arange(len(changes)), len(genes))
-        tables["mean_change"] = pd.DataFrame(
-            {
-                "combination": pd.Categorical.from_codes(number, groups.names),
-                "gene": np.tile(genes.to_numpy(dtype=str), len(changes)),
-                **columns,
-            }
-        )
-    return tables
+def describe_changes(
+    groups: PerturbedGroups, verdicts: Sequence[Verdict], sums: ProfileSums, genes: pd.Index
+) -> pd.DataFrame:
+    """Return the table of mean changes for ``uns``, from the sums of all groups."""
+    changes = groups.changes(sums.values, verdicts)
+    columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
+    number = np.repeat(np.arange(len(changes)), len(genes))
+    return pd.DataFrame(
+        {
+            "combination": pd.Categorical.from_codes(number, groups.names),
+            "gene": np.tile(genes.to_numpy(dtype=str), len(changes)),
+            **columns,
+        }
+    )
 
 
 def counterfactual_conditions(
     conditions: Conditions, cells: ControlCells, requested: Sequence[str], names: pd.Index
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
     """Return the cells' ``obs`` and arrays with the new values of the requested keys, and the old ones beside them."""
-    obs = cells.source.obs.iloc[cells.rows].set_axis(names)
+    obs = cells.obs(conditions).set_axis(names)
     new, arrays, old = (
         conditions.to_obs(cells.codes, names),
         *(conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own)),
@@ -182,19 +248,3 @@ def counterfactual_conditions(
     columns = [key for key in requested if key in new]
     obs = obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in columns}, **{key: new[key] for key in columns})
     return obs, arrays | {f"{key}{SUFFIX}": old[key] for key in requested if key in old}
-
-
-def counterfactual_names(
-    model: DiffusionModel,
-    cells: ControlCells,
-    condition: ConditionRequest,
-    request: Counterfactual,
-    provenance: Mapping[str, Any],
-) -> pd.Index:
-    """Name cells by the request and by the given cells."""
-    n_cells, sampling = len(cells.rows), request.sampling
-    requested = model.conditions.request(condition, n_cells)
-    record = {name: provenance[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
-    identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
-    name = name_of(identity | record, sampling.guidance, request.seed, None if requested.is_uniform else n_cells)
-    return pd.Index([f"{name}-{cell}" for cell in cells.source.obs_names[cells.rows]])

@@ -75,7 +75,6 @@ class MULTISCLDM(SCLDM):
     """
 
     _module_cls = MultimodalModule
-    _predicts_given_cells = False
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod
@@ -175,19 +174,19 @@ class MULTISCLDM(SCLDM):
         msg = "Models of several modalities cannot be fine-tuned yet; train one on all cells."
         raise NotImplementedError(msg)
 
-    def predict_perturbation(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: several modalities are not supported yet."""
-        msg = (
-            f"`predict_perturbation` works with one modality, but this model has {list(self.modalities)}. Train a "
-            "model on one of them, or call `generate` with the new condition."
-        )
-        raise NotImplementedError(msg)
-
     def generate_to(self, *_: Any, **__: Any) -> NoReturn:
         """Raise NotImplementedError: several modalities are not supported yet."""
         msg = (
             f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` "
             "in parts, each with its own seed, and write them one by one."
+        )
+        raise NotImplementedError(msg)
+
+    def predict_perturbation_to(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: several modalities are not supported yet."""
+        msg = (
+            f"`predict_perturbation_to` writes cells of one modality, but this model has {list(self.modalities)}. Call "
+            "`predict_perturbation` for parts of the cells, `indices=...`, with one seed, and write them one by one."
         )
         raise NotImplementedError(msg)
 
@@ -230,6 +229,9 @@ class MULTISCLDM(SCLDM):
 
     def _check_same_features(self, adata: MuData) -> None:
         check_same_features(adata, self.modalities)
+
+    def _check_expression(self, adata: MuData) -> None:
+        """Do nothing: registering the cells checks their values."""
 
     def _check_values(self, x: Tensor, rows: np.ndarray, source: MuData) -> None:
         """Do nothing: the model reads the copy made when the counts were checked."""

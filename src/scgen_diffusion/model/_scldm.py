@@ -114,8 +114,6 @@ class SCLDM(AutoencoderModel):
     }
     default_sampler = "midpoint"
     architecture: SCLDMArchitecture
-    _predicts_given_cells: ClassVar[bool] = True
-    """Whether ``predict_perturbation`` works, so that the errors of its mean changes are worth measuring."""
     _stages = ("autoencoder", "prior", "transport")
     _stages_to_generate = frozenset({"autoencoder", "prior"})
 
@@ -386,8 +384,7 @@ class SCLDM(AutoencoderModel):
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(code[0]).to(self.device))
             fit_shift(self.module, cache, groups)
-            if self._predicts_given_cells:
-                measure_errors(self.module, self._cells, groups)
+            measure_errors(self.module, self._cells, groups)
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             matches = [list(labels), matched] if len(labels.columns) else []

@@ -1,4 +1,4 @@
-"""``generate_to``: cells streamed to a file, part by part, by processes that may be killed at any moment.
+"""``generate_to`` and ``predict_perturbation_to``: cells streamed to a file, part by part, by processes that may be killed at any moment.
 
 A hidden folder beside the goal holds the request and the finished parts. Everything is written under a temporary name
 and renamed when complete, so nobody reads an unfinished file. Processes share only this folder. Each makes its own
@@ -89,6 +89,15 @@ class Stream:
             )
             raise FileExistsError(msg)
         return not differing
+
+    def start(self, seed: int, *, overwrite: bool, n_ranks: int) -> int | None:
+        """Begin or resume, and return the seed to use; None if the file is finished."""
+        if not self.is_joined(overwrite=overwrite):
+            seed = self.begin(seed, discard_others=overwrite and n_ranks == 1)
+        if self.is_joined(overwrite=overwrite):  # another process may have joined the parts in the meantime
+            self.clean()
+            return None
+        return seed
 
     def begin(self, seed: int, *, discard_others: bool) -> int:
         """Make the folder for parts unless it exists; return the seed stored in it.
@@ -190,13 +199,16 @@ class Stream:
                 pass
             yield True
 
-    def join(self) -> ValueSummary:
-        """Join all parts in a temporary file, rename it to the goal, and return a summary of its values."""
+    def join(self, **options: Any) -> ValueSummary:
+        """Join all parts in a temporary file, rename it to the goal, and return a summary of its values.
+
+        ``options`` are those of :func:`~scgen_diffusion.data.join_parts`.
+        """
         parts = [path for _, path in sorted(self.parts.items())]
         beside = self.folder / f"whole-{_token()}{self.goal.suffix}"
         with _explain_os_error(f"Writing {self.goal.name}", self.goal, sum(part.stat().st_size for part in parts)):
             try:
-                values = join_parts(parts, beside, self.identity)
+                values = join_parts(parts, beside, self.identity, **options)
                 sync(beside)
                 if differences(self._begun()["identity"], self.identity):
                     raise FileNotFoundError(errno.ENOENT, "the parts were given up for another request")

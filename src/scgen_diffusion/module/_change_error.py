@@ -54,7 +54,7 @@ class ChangeError(nn.Module):
         groups
             Their numbers, ``(groups,)``.
         errors
-            Observed minus predicted mean change of each gene, ``(groups, genes)``.
+            Observed minus predicted mean change of each gene, ``(groups, genes)``; NaN where it was not measured.
         changes
             Observed mean changes, ``(groups, genes)``.
         noise
@@ -62,11 +62,12 @@ class ChangeError(nn.Module):
         variances
             Variance of the expected shift of each group, ``(groups,)``.
         """
+        known, variances = errors.isfinite() & noise.isfinite(), variances.double()
+        errors, changes, noise = (torch.where(known, values, 0).double() for values in (errors, changes, noise))
         self.groups.copy_(groups)
         self.changes.copy_(changes)
-        errors, changes, noise, variances = (values.double() for values in (errors, changes, noise, variances))
-        n, excess = len(errors), errors.square() - noise
-        per_gene = excess.sum(0) / variances.sum().clamp(min=SMALLEST)
+        n, excess = known.sum(0), errors.square() - noise
+        per_gene = excess.sum(0) / (known * variances[:, None]).sum(0).clamp(min=SMALLEST)
         shrunk = (n * per_gene + PSEUDO_GROUPS * per_gene.mean()) / (n + PSEUDO_GROUPS)
         self.per_gene.copy_(shrunk.clamp(min=0))
         n_large = max(round(LARGE * errors.shape[1]), 1)

@@ -12,6 +12,8 @@ from scvi.module.base import BaseModuleClass
 from scgen_diffusion.diffusion import ConditionColumns, condition_strategy
 from scgen_diffusion.nn import keys_of_columns, null_condition
 
+from ._expression import total_counts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -195,7 +197,7 @@ class ConditionedModule(BaseModuleClass):
         move
             Moves the denoiser's states from the cells' own conditions to the new ones.
         draw_totals
-            Maps latents or profiles to total counts ``(block,)``.
+            Maps latents or profiles to total counts ``(block, ...)``.
         generators
             One random generator per cell.
         output, sample, residuals
@@ -225,6 +227,10 @@ class ConditionedModule(BaseModuleClass):
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=features.device)
         return self.library_size.draw(library_size, condition, features, uniform)
+
+    def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
+        """Return the totals of cells ``x (cells, genes)``, also if they are predicted anew: their own, ``(cells, 1)``."""
+        return total_counts(x)
 
     def has_zeros(self, output: InputValues) -> bool:
         """Return whether generated cells have enough zeros to be stored sparse."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from scgen_diffusion.diffusion import draw_negative_binomial
+from scgen_diffusion.diffusion import counterfactual_counts, draw_negative_binomial, finite_mask, keep_where
 
 from ._negative_binomial import negative_binomial_log_likelihood
 
@@ -40,6 +40,10 @@ class Likelihood(Protocol):
 
     def parameters_per_cell(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return what :meth:`sample` needs, one row per cell."""
+        ...
+
+    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
+        """Draw what values ``x (cells, genes)`` would be under other parameters; equal ones return ``x``."""
         ...
 
 
@@ -117,6 +121,14 @@ class NegativeBinomialLikelihood(nn.Module):
             return self.outliers.sample(mu, theta, generators)
         return draw_negative_binomial(generators.uniform(mu.shape[1], dtype=torch.float64), mu, theta)
 
+    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
+        """Draw what counts ``x (cells, genes)`` would be under other parameters; they keep their dispersions."""
+        (mean, theta), new_mean = before.unbind(1), after[:, 0]
+        valid = finite_mask(mean=mean, new_mean=new_mean, theta=theta)
+        mean, new_mean, theta = (keep_where(valid, values, 1.0) for values in (mean, new_mean, theta))
+        uniform = generators.uniform(x.shape[1], dtype=torch.float64)
+        return keep_where(valid, counterfactual_counts(uniform, x, mean, new_mean, theta), torch.nan)
+
 
 class OutlierCounts(nn.Module):
     r"""A rare second component for isolated large counts.
@@ -193,6 +205,10 @@ class GaussianLikelihood(nn.Module):
     def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
         """Return the mean itself, as published: this head has no noise."""
         return parameters
+
+    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
+        """Shift log-normalised values ``x (cells, genes)`` as their means change, to 0 at least."""
+        return (x + after - before).clamp(min=0)
 
 
 def _above_zero(counts: Tensor, theta: Tensor, log_success: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.diffusion import draw_poisson, finite_mask, keep_where
+from scgen_diffusion.diffusion import counterfactual_counts, draw_poisson, finite_mask, keep_where
 
 from ._likelihoods import Likelihood, NegativeBinomialLikelihood
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 N_NEWTON_STEPS = 8
 SMALLEST_RATE = 1e-12  # below it log(1 - exp(-rate)) would be infinite in single precision
+NOT_DISPERSED = 1e12  # inverse dispersion of Poisson counts
 
 
 class ModalityPanel(NamedTuple):
@@ -59,6 +60,14 @@ class PoissonLikelihood(nn.Module):
         mean = parameters[:, 0]
         return draw_poisson(generators.uniform(mean.shape[1], dtype=torch.float64), mean)
 
+    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
+        """Draw what counts ``x (cells, features)`` would be under other means."""
+        mean, new_mean = before[:, 0], after[:, 0]
+        valid = finite_mask(mean=mean, new_mean=new_mean)
+        mean, new_mean = (keep_where(valid, values, 1.0) for values in (mean, new_mean))
+        uniform, theta = generators.uniform(x.shape[1], dtype=torch.float64), torch.full_like(mean, NOT_DISPERSED)
+        return keep_where(valid, counterfactual_counts(uniform, x, mean, new_mean, theta), torch.nan)
+
 
 class BernoulliLikelihood(nn.Module):
     r"""Zeros and ones: whether a Poisson count of rate :math:`\lambda\,\operatorname{softmax}(\ell)_g` is above zero.
@@ -94,6 +103,13 @@ class BernoulliLikelihood(nn.Module):
         probability = parameters[:, 0]
         drawn = (generators.uniform(probability.shape[1]) < probability).float()
         return keep_where(finite_mask(probability=probability), drawn, torch.nan)
+
+    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
+        """Draw what zeros and ones ``x (cells, features)`` would be under other probabilities, changing as few as possible."""
+        p, new_p = before[:, 0], after[:, 0]
+        gained = (new_p - p) / (1 - p).clamp(min=SMALLEST_RATE)
+        drawn = (generators.uniform(x.shape[1]) < torch.where(x > 0, new_p / p, gained)).float()
+        return keep_where(finite_mask(p=p, new_p=new_p), drawn, torch.nan)
 
 
 def total_rate(share: Tensor, n_ones: Tensor) -> Tensor:
@@ -171,13 +187,30 @@ class MultimodalLikelihood(nn.Module):
 
     def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
         """Draw cells ``(cells, features of all)`` from their rows of parameters."""
-        rows = [2 if isinstance(part, NegativeBinomialLikelihood) else 1 for part in self.parts]
-        blocks = parameters.split([n * k for n, k in zip(self.n_features, rows, strict=True)], dim=1)
         drawn = [
-            part.sample(block.unflatten(1, (k, n)), generators)
-            for part, block, k, n in zip(self.parts, blocks, rows, self.n_features, strict=True)
+            part.sample(block, generators)
+            for part, block in zip(self.parts, self._by_modality(parameters), strict=True)
         ]
         return torch.cat(drawn, dim=1)
+
+    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
+        """Draw what cells ``x (cells, features of all)`` would be under other parameters.
+
+        Modalities that a cell lacks are drawn: they had no counts, and means of nearly zero.
+        """
+        drawn = []
+        blocks = x.split(self.n_features, dim=1), self._by_modality(before), self._by_modality(after)
+        for part, values, old, new in zip(self.parts, *blocks, strict=True):
+            none = torch.cat([torch.full_like(new[:, :1], SMALLEST_RATE), new[:, 1:]], dim=1)
+            old = torch.where(has_counts(values)[:, None, None], old, none)
+            drawn.append(part.counterfactual(values, old, new, generators))
+        return torch.cat(drawn, dim=1)
+
+    def _by_modality(self, parameters: Tensor) -> list[Tensor]:
+        """Split rows of parameters into those of each modality, ``(cells, parameters per feature, features)``."""
+        rows = [2 if isinstance(part, NegativeBinomialLikelihood) else 1 for part in self.parts]
+        blocks = parameters.split([n * k for n, k in zip(self.n_features, rows, strict=True)], dim=1)
+        return [block.unflatten(1, (k, n)) for block, k, n in zip(blocks, rows, self.n_features, strict=True)]
 
     def _each(self, outputs: Sequence[Tensor], library_size: Tensor) -> zip[tuple[Likelihood, Tensor, Tensor]]:
         return zip(self.parts, outputs, library_size.split(1, dim=1), strict=True)

@@ -18,7 +18,7 @@ from ._autoencoder import (
     initialise_decoder,
     share_gene_embedding,
 )
-from ._expression import TARGET_SUM, total_counts
+from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._modality_likelihoods import (
     BernoulliLikelihood,
     ModalityPanel,
@@ -272,14 +272,23 @@ class MultimodalModule(SCLDMModule):
         shares = [values / values.sum(1, keepdim=True) for values in self.split(mean)]
         return (torch.cat(shares, dim=1) * TARGET_SUM).log1p()
 
+    def profiles(self, x: Tensor, values: InputValues) -> Tensor:
+        """Return log-normalised profiles, modality by modality, ``(cells, features of all)``."""
+        return torch.cat([log_profile(part, values) for part in self.split(x)], dim=1)
+
+    def misfit(self, observed: Tensor, expected: Tensor) -> float:
+        """Return the largest misfit of a modality."""
+        both = (sums.split(self.n_features) for sums in (observed, expected))
+        return max(super(MultimodalModule, self).misfit(*sums) for sums in zip(*both, strict=True))
+
+    def measured(self, x: Tensor) -> Tensor:
+        """Return which features are of a modality that the cell has, ``(cells, features of all)``."""
+        return self.spread(self.has(x))
+
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per feature, of modalities with many features."""
         large = [pair for pair, n in zip(self._pairs(), self.n_features, strict=True) if n >= LARGE_PANEL]
         return [loadings for encoder, decoder in large for loadings in gene_loadings(encoder, decoder)]
-
-    def n_cells_with(self, x: Tensor) -> Tensor:
-        """Count, for each feature, the cells that have its modality, ``(features of all,)``."""
-        return self.spread(self.has(x).sum(0)[None])[0]
 
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:

@@ -21,11 +21,8 @@ from scgen_diffusion.diffusion import (
     LinearInterpolant,
     ResolvedGuidance,
     Sampler,
-    counterfactual_counts,
     diffusion_loss,
-    finite_mask,
     keep_molecules,
-    keep_where,
 )
 from scgen_diffusion.nn import ConditionEffects, DiT, Number, encodings_of
 
@@ -239,6 +236,14 @@ class SCLDMModule(ConditionedModule):
         """Kind of values that the likelihood models."""
         return "counts" if self.architecture.likelihood == "negative_binomial" else "log1p"
 
+    def profiles(self, x: Tensor, values: InputValues) -> Tensor:
+        """Return log-normalised profiles of counts, or logarithms, ``x (cells, genes)``."""
+        return log_profile(x, values)
+
+    def measured(self, x: Tensor) -> Tensor:
+        """Return which genes of cells ``x (cells, genes)`` were measured: all, or those of the modalities a cell has."""
+        return torch.ones_like(x, dtype=torch.bool)
+
     def observed_and_expected(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the values of cells ``x (cells, genes)`` and those expected from their latents ``z``, each ``(genes,)``."""
         expected = self.likelihood.mean(**self.generative(z, self.totals(x)))
@@ -266,10 +271,6 @@ class SCLDMModule(ConditionedModule):
     def predict_log_totals(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
         """Predict mean and standard deviation of log totals from latents; observed totals are not used."""
         return self.library_size.predict(z)
-
-    def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
-        """Return the totals for decoding latents ``z`` of cells ``x``: their own, ``(cells, 1)``."""
-        return self.totals(x)
 
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor | None:
         """Draw the share of counts that the encoder sees, from ``at_least`` to 1, ``(cells, 1)``; None: all of them."""
@@ -382,7 +383,7 @@ class SCLDMModule(ConditionedModule):
         new_z = self.unstandardise(move(self.standardise(z)))
         totals = draw_totals(new_z)
         if not sample:
-            return self.likelihood.mean(**self.generative(new_z, totals[:, None]))[:n_wanted]
+            return self.likelihood.mean(**self.generative(new_z, totals.reshape(len(z), -1)))[:n_wanted]
         wanted = generators.first(n_wanted)
         if residuals == "own":
             return self.counterfactual_cells(x, z, new_z, totals, wanted)
@@ -440,19 +441,14 @@ class SCLDMModule(ConditionedModule):
     def counterfactual_cells(
         self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: Generators
     ) -> Tensor:
-        """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other latents and totals ``(cells,)``.
+        """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other latents and totals ``(cells, ...)``.
 
         With fewer generators than cells, only the first cells are drawn.
         """
-        before = self.likelihood.parameters_per_cell(**self.generative(z, total_counts(x)))
-        after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals[:, None]))
-        if self.architecture.likelihood == "gaussian":
-            return (self.target(x) + after - before).clamp(min=0)[: len(generators)]
-        x, mean, new_mean, theta = (v[: len(generators)] for v in (x, before[:, 0], after[:, 0], before[:, 1]))
-        valid = finite_mask(mean=mean, new_mean=new_mean, theta=theta)
-        mean, new_mean, theta = (keep_where(valid, values, 1.0) for values in (mean, new_mean, theta))
-        uniform = generators.uniform(x.shape[1], dtype=torch.float64)
-        return keep_where(valid, counterfactual_counts(uniform, x, mean, new_mean, theta), torch.nan)
+        before = self.likelihood.parameters_per_cell(**self.generative(z, self.totals(x)))
+        after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals.reshape(len(z), -1)))
+        wanted = (values[: len(generators)] for values in (self.target(x), before, after))
+        return self.likelihood.counterfactual(*wanted, generators)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set mean and scale of the latents for the prior, each ``(tokens, n_latent)``."""
@@ -460,10 +456,6 @@ class SCLDMModule(ConditionedModule):
         self.latent_std.copy_(std.clamp(min=1e-4))
 
     # --- initialisation from the data ---------------------------------------------------------------------------------
-
-    def n_cells_with(self, x: Tensor) -> int | Tensor:
-        """Count the cells that have each gene's modality: all cells."""
-        return len(x)
 
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:

@@ -11,7 +11,6 @@ from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader, Sampler
 
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.module import log_profile, total_counts
 
 from ._cells import StageData
 
@@ -112,18 +111,18 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
         states = module.standardise(z)
         condition = shift.perturbations[number].expand(len(x), -1)
         moved = module.unstandardise(states + shift(states, condition, *seen, weights))
-        predicted = module.counterfactual_cells(x, z, moved, total_counts(x)[:, 0], generators)
+        predicted = module.counterfactual_cells(x, z, moved, module.decoding_totals(x, moved, generators), generators)
         before, after, observed = (
-            log_profile(values, kind).double()
-            for values, kind in (
-                (x, module.input_values),
-                (predicted, module.output_values),
-                (real, module.input_values),
+            torch.where(module.measured(cells), module.profiles(values, kind).double(), torch.nan)
+            for cells, values, kind in (
+                (x, x, module.input_values),
+                (x, predicted, module.output_values),
+                (real, real, module.input_values),
             )
         )
-        changes.append(observed.mean(0) - before.mean(0))
-        errors.append(observed.mean(0) - after.mean(0))
-        noise.append(sum(values.var(0) / len(values) for values in (after, observed)))
+        changes.append(observed.nanmean(0) - before.nanmean(0))
+        errors.append(observed.nanmean(0) - after.nanmean(0))
+        noise.append(_variance_of_mean(after) + _variance_of_mean(observed))
         misfits.append(module.misfit(*module.observed_and_expected(x, z)))
         totals.append(float(x.sum()))
     error = transport.add_error(len(measured), len(cells.var))
@@ -137,6 +136,12 @@ def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor
     """Return expression of at most ``MOST_CELLS`` of the cells, ``(cells, genes)``."""
     batch = next(iter(cells.loader(_evenly(rows, MOST_CELLS), MOST_CELLS)))
     return batch[REGISTRY_KEYS.X_KEY].to(module.device)
+
+
+def _variance_of_mean(values: Tensor) -> Tensor:
+    """Return the sampling variance of the mean of each column, without NaN; NaN for less than two values."""
+    n = values.isfinite().sum(0)
+    return (values - values.nanmean(0)).square().nansum(0) / (n * (n - 1))
 
 
 def _evenly(numbers: np.ndarray, most: int) -> np.ndarray:

@@ -1,0 +1,209 @@
+"""``predict_perturbation_to``: the predictions of ``predict_perturbation`` in a file, from cells in memory or in files."""
+
+from __future__ import annotations
+
+import inspect
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from scgen_diffusion.data import CellFiles
+from scgen_diffusion.generation import CellGenerator
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+
+QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
+N_CELLS = 300  # three blocks on a CPU, the last one not full
+SHARD = 128
+REQUEST = {"condition": {"dose": 10}, "seed": 5}
+READ = {".zarr": anndata.read_zarr, ".h5ad": anndata.read_h5ad}
+
+
+@pytest.fixture(scope="module")
+def model(make_trained, make_cells):
+    """Take cells of the lowest dose as unperturbed."""
+    model = make_trained(make_cells(240), max_epochs=2)
+    model.train_transport(2, control_values={"dose": 1}, **QUICK)
+    return model
+
+
+@pytest.fixture(scope="module")
+def control(make_cells):
+    """Build cells in no order of types, so that every shard has several groups."""
+    cells = make_cells(N_CELLS, seed=1, matrix=sp.csr_matrix)
+    cells.obs["dose"] = 1
+    return cells
+
+
+@pytest.fixture(scope="module")
+def h5ad(control, tmp_path_factory):
+    path = tmp_path_factory.mktemp("control") / "control.h5ad"
+    control.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(model, control):
+    return model.predict_perturbation(control.copy(), **REQUEST)
+
+
+def assert_same(path, expected, *, columns=None):
+    """Raise unless a file holds these cells, tables of ``uns`` included; of ``obs`` perhaps only some columns."""
+    found = READ[path.suffix](path)
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    assert found.obs_names.equals(expected.obs_names)
+    columns = list(expected.obs) if columns is None else columns
+    assert list(found.obs) == columns
+    assert found.obs.astype(str).equals(expected.obs[columns].astype(str))
+    record, other = (dict(cells.uns["scgen_diffusion"]) for cells in (found, expected))
+    for name in ("verdict", "mean_change"):
+        table = other.pop(name).reset_index(drop=True)
+        # sums over cells add up in another order
+        pd.testing.assert_frame_equal(
+            record.pop(name).reset_index(drop=True), table, check_dtype=False, check_categorical=False, rtol=1e-6
+        )
+    assert set(record) == set(other)
+
+
+def source(kind, model, control, h5ad):
+    if kind == "memory":
+        return control.copy()
+    return anndata.read_h5ad(h5ad, backed="r") if kind == "backed" else CellFiles.like(model.registry, h5ad)
+
+
+@pytest.mark.parametrize("suffix", READ)
+@pytest.mark.parametrize("kind", ["memory", "backed", "files"])
+def test_the_file_holds_what_predict_perturbation_returns(model, control, h5ad, expected, tmp_path, kind, suffix):
+    goal = tmp_path / f"cells{suffix}"
+
+    assert model.predict_perturbation_to(goal, source(kind, model, control, h5ad), **REQUEST, shard_size=SHARD) == goal
+
+    columns = ["cell_type", "dose", "dose_of_control", "synthetic"] if kind == "files" else None
+    assert_same(goal, expected, columns=columns)
+    assert [path.name for path in tmp_path.iterdir()] == [goal.name]
+
+
+def test_cells_in_files_can_be_predicted_in_memory_too(model, control, h5ad, expected):
+    found = model.predict_perturbation(CellFiles.like(model.registry, h5ad), **REQUEST)
+
+    assert (found.X != expected.X).nnz == 0
+    assert found.obs_names.equals(expected.obs_names)
+
+
+def test_some_rows_keep_their_order_and_their_draws(model, control, h5ad, tmp_path):
+    rows = np.random.default_rng(0).permutation(N_CELLS)[:200]
+
+    path = model.predict_perturbation_to(
+        tmp_path / "cells.h5ad", source("files", model, control, h5ad), **REQUEST, indices=rows, shard_size=SHARD
+    )
+
+    found = anndata.read_h5ad(path)
+    whole = model.predict_perturbation(control.copy(), **REQUEST, indices=rows)
+    np.testing.assert_array_equal(found.X.toarray(), whole.X.toarray())
+    assert found.obs_names.str.split("-").str[-1].tolist() == control.obs_names[rows].tolist()
+
+
+def test_an_interrupted_call_resumes_and_the_tables_are_those_of_all_cells(
+    model, control, expected, tmp_path, monkeypatch
+):
+    goal, request = tmp_path / "cells.h5ad", {**REQUEST, "shard_size": SHARD}
+    original, made = CellGenerator.predictions, []
+
+    def interrupted(self, *arguments):
+        made.append(1)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(CellGenerator, "predictions", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.predict_perturbation_to(goal, control.copy(), **request)
+    assert not goal.exists()
+    model.predict_perturbation_to(goal, control.copy(), **request)
+
+    assert len(made) == 4  # three shards, one of them twice
+    assert_same(goal, expected)
+    model.predict_perturbation_to(goal, control.copy(), **request)
+    assert len(made) == 4
+
+
+def test_processes_share_the_work(model, control, expected, tmp_path):
+    goal = tmp_path / "cells.zarr"
+    for rank in (1, 0):
+        model.predict_perturbation_to(goal, control.copy(), **REQUEST, shard_size=SHARD, rank=rank, n_ranks=2)
+
+    assert_same(goal, expected)
+
+
+def test_other_control_cells_are_another_request(model, control, tmp_path):
+    goal = tmp_path / "cells.h5ad"
+    model.predict_perturbation_to(goal, control.copy(), **REQUEST)
+    other = control.copy()
+    other.X[0, 0] += 1
+
+    with pytest.raises(FileExistsError, match="What differs: the control cells"):
+        model.predict_perturbation_to(goal, other, **REQUEST)
+    with pytest.raises(FileExistsError, match="What differs: the strength"):
+        model.predict_perturbation_to(goal, control.copy(), **REQUEST, strength=0.5)
+
+
+def test_the_inversion_streams_without_tables(model, control, tmp_path):
+    request = {**REQUEST, "method": "inversion", "sample": False, "n_steps": 2}
+    path = model.predict_perturbation_to(tmp_path / "cells.h5ad", control.copy(), **request, shard_size=SHARD)
+
+    expected = model.predict_perturbation(control.copy(), **request)
+
+    found = anndata.read_h5ad(path)
+    np.testing.assert_array_equal(found.X, expected.X)
+    assert not {"verdict", "mean_change"} & set(found.uns["scgen_diffusion"])
+
+
+def test_gene_space_models_stream_too(trained_gene_space, control, tmp_path):
+    request = {**REQUEST, "n_steps": 2, "counts": True}
+    path = trained_gene_space.predict_perturbation_to(
+        tmp_path / "cells.zarr", control.copy(), **request, shard_size=SHARD
+    )
+
+    expected = trained_gene_space.predict_perturbation(control.copy(), **request)
+    assert (anndata.read_zarr(path).X != expected.X).nnz == 0
+
+
+def test_a_doubtful_effect_is_warned_of_before_any_work(model, control, tmp_path, monkeypatch):
+    cells = control.copy()
+    cells.X = cells.X[:, np.random.default_rng(0).permutation(12)]
+    monkeypatch.setattr(CellGenerator, "predictions", None)
+
+    with pytest.warns(UserWarning, match="is (unknown|extrapolated)"), pytest.raises(TypeError):
+        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": "cells.csv"}, ValueError, "`path` must end in .zarr or .h5ad"),
+        ({"rank": 2, "n_ranks": 2}, ValueError, "`rank`"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"shard_size": 0}, ValueError, "`shard_size`"),
+        ({"strength": 2}, ValueError, "`strength`"),
+    ],
+)
+def test_bad_arguments_are_refused(model, control, tmp_path, arguments, error, message):
+    path = tmp_path / arguments.pop("path", "cells.h5ad")
+    with pytest.raises(error, match=message):
+        model.predict_perturbation_to(path, control.copy(), **{**REQUEST, **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_another_setup_are_refused(model, control, h5ad, tmp_path):
+    with pytest.raises(ValueError, match="their conditions differ"):
+        model.predict_perturbation_to(tmp_path / "cells.h5ad", CellFiles(h5ad, condition_keys=["dose"]), **REQUEST)
+
+
+@pytest.mark.parametrize("model_class", [SCLDM, SCRDIT, WBDIT])
+def test_all_that_predict_perturbation_takes_the_stream_takes_too(model_class):
+    streamed = inspect.signature(model_class.predict_perturbation_to).parameters
+    for name, parameter in inspect.signature(model_class.predict_perturbation).parameters.items():
+        assert streamed[name].default == parameter.default
+        assert streamed[name].annotation == parameter.annotation
