@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 # The methods that users look for come first; the others follow in alphabetical order.
-FIRST = ("setup_anndata", "setup_mudata", "train", "generate", "generate_to", "predict_perturbation", "save", "load")
+FIRST = (
+    "setup_anndata",
+    "setup_mudata",
+    "train",
+    "generate",
+    "generate_to",
+    "predict_perturbation",
+    "predict_perturbation_to",
+    "save",
+    "load",
+)
 # What users need of scvi-tools' BaseModelClass. Its other members are for developers of models.
 OF_SCVI_TOOLS = {"device", "history", "is_trained", "test_indices", "to_device", "train_indices", "validation_indices"}
 # The names by which annotations call what other projects document.
