@@ -160,7 +160,12 @@ def memory(table: pd.DataFrame) -> Blocks:
 def streaming(table: pd.DataFrame) -> Blocks:
     """Write the peak memory of generating into a file by the number of cells."""
     peaks = table.pivot_table(index="cells", columns="way", values="peak_mib")
-    columns = {"`generate_to`, .zarr": "zarr", "`generate_to`, .h5ad": "h5ad", "`generate`": "in memory"}
+    columns = {
+        "`generate_to`, .zarr": "zarr",
+        "`generate_to`, .h5ad": "h5ad",
+        "`generate`": "in memory",
+        "`predict_perturbation_to`": "predictions",
+    }
     rows = {f"{size:,} cells": size for size in peaks.index}
     text = _table(peaks, rows, columns, corner="peak memory, MiB", write="{:,.0f}")
     return {("docs/how_to/streaming.md", "streaming"): text}

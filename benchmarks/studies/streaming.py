@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming --cells 1000000 --ways zarr
 
 Trains a small model on simulated counts. Fresh processes then generate with one Euler step. The network takes almost no
-time, so the measurement covers the streaming. Peak memory is that of the whole process. Rows go to
+time, so the measurement covers the streaming. ``predictions`` streams control cells from a file to their treated
+counterparts in another, with verdicts and mean changes. Peak memory is that of the whole process. Rows go to
 ``results/streaming.csv``, and the table to ``results/streaming.md``; ``--report`` only writes the table.
 """
 
@@ -24,13 +25,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from benchmarks.tables import describe_source, store_rows
+from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM
 
 logger = logging.getLogger("benchmarks.streaming")
 
 RESULTS = Path(__file__).parent / "results"
 KEYS = ("cells", "way", "genes")
-WAYS = ("zarr", "h5ad", "in memory")
+WAYS = ("zarr", "h5ad", "in memory", "predictions")
 CELLS = (10_000, 100_000, 1_000_000)
 IN_MEMORY_UP_TO = 100_000
 SHARD_SIZE = 8192
@@ -56,8 +58,11 @@ def train_small_model(folder: Path, n_genes: int) -> None:
     rates = rng.gamma(0.3, 0.8, n_genes)
     counts = sp.csr_matrix(rng.poisson(rates * rng.lognormal(0, 0.3, (1000, 1))).astype(np.float32))
     obs = pd.DataFrame({"label": rng.choice([f"type {number}" for number in range(10)], 1000)})
+    if folder.name == "predictions":
+        obs["drug"] = rng.choice(["no", "yes"], 1000)
     adata = ad.AnnData(counts, obs=obs.set_index(obs.index.astype(str)))
-    SCLDM.setup_anndata(adata, condition_keys=["label"])
+    control = {"control_values": {"drug": "no"}} if "drug" in obs else {}
+    SCLDM.setup_anndata(adata, condition_keys=list(obs), **control)
     model = SCLDM(adata, **SMALL)
     model.train(5, accelerator="cpu", enable_progress_bar=False)
     model.save(folder)
@@ -70,14 +75,23 @@ def peak_mib() -> float:
 
 def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
     """Generate cells in this process, which must be fresh, and return time and memory."""
-    model = SCLDM.load(folder / "model", adata=False, accelerator="cpu")
+    model = SCLDM.load(folder / ("predictions" if way == "predictions" else "model"), adata=False, accelerator="cpu")
     request = {"n_cells": n_cells, "seed": 0, "sampler": "euler", "n_steps": 1}
     model.generate(128, seed=0, sampler="euler", n_steps=1)
+    if way == "predictions":
+        control = model.generate_to(
+            folder / f"control_{n_cells}.h5ad", **request, condition={"drug": "no"}, shard_size=SHARD_SIZE
+        )
     before, started, started_cpu = peak_mib(), time.perf_counter(), time.process_time()
     if way == "in memory":
         size = model.generate(**request).X.data.nbytes * 2
     else:
-        goal = model.generate_to(folder / f"cells.{way}", **request, shard_size=SHARD_SIZE)
+        if way == "predictions":
+            cells = CellFiles.like(model.registry, control)
+            options = {"sampler": "euler", "n_steps": 1, "seed": 0, "shard_size": SHARD_SIZE}
+            goal = model.predict_perturbation_to(folder / "predicted.zarr", cells, {"drug": "yes"}, **options)
+        else:
+            goal = model.generate_to(folder / f"cells.{way}", **request, shard_size=SHARD_SIZE)
         size = sum(file.stat().st_size for file in [goal, *goal.rglob("*")] if file.is_file())
     return {
         "cells": n_cells,
@@ -106,7 +120,8 @@ def report(rows: pd.DataFrame) -> str:
         "",
         "`OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming`: peak memory of a fresh process (before: package and "
         f"model loaded, one block generated), in parts of {SHARD_SIZE} cells. The network is tiny, so streaming takes most "
-        "of the time. `in memory` is `generate`, which writes no file.",
+        "of the time. `in memory` is `generate`, which writes no file. `predictions` is `predict_perturbation_to` from an "
+        ".h5ad to a .zarr.",
         "",
         "| cells | genes | way | peak before, MiB | peak, MiB | processor s | wall s | size, MiB |",
         "|---:|---:|---|---:|---:|---:|---:|---:|",
@@ -132,7 +147,8 @@ def main() -> None:
     if not arguments.report:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             folder = Path(name)
-            train_small_model(folder / "model", arguments.genes)
+            for name in {"predictions" if way == "predictions" else "model" for way in arguments.ways}:
+                train_small_model(folder / name, arguments.genes)
             for n_cells in arguments.cells:
                 for way in arguments.ways:
                     if way == "in memory" and n_cells > IN_MEMORY_UP_TO:
