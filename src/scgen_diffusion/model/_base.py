@@ -1075,10 +1075,11 @@ class DiffusionModel(BaseModelClass):
             use none.
         sampler
             SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; with transport also ``"dopri5"``. SCRDIT and
-            WBDIT: ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for all steps) or
-            ``DDIMSampler(eta=...)``; with ``path="masking"`` only ``"unmasking"``.
+            WBDIT: ``"unmasking"``; with another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every step),
+            ``"ddim"`` (one noise for all steps) or ``DDIMSampler(eta=...)``.
         n_steps
-            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 50, or 64 with ``path="masking"``.
+            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 64, with another path than ``"masking"``
+            50.
         counts
             Whether to return integer counts, as in :meth:`generate`.
         library_size
