@@ -89,9 +89,11 @@ def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
         if way == "predictions":
             cells = CellFiles.like(model.registry, control)
             options = {"sampler": "euler", "n_steps": 1, "seed": 0, "shard_size": SHARD_SIZE}
-            goal = model.predict_perturbation_to(folder / "predicted.zarr", cells, {"drug": "yes"}, **options)
+            goal = model.predict_perturbation_to(
+                folder / f"predicted_{n_cells}.zarr", cells, {"drug": "yes"}, **options
+            )
         else:
-            goal = model.generate_to(folder / f"cells.{way}", **request, shard_size=SHARD_SIZE)
+            goal = model.generate_to(folder / f"cells_{n_cells}.{way}", **request, shard_size=SHARD_SIZE)
         size = sum(file.stat().st_size for file in [goal, *goal.rglob("*")] if file.is_file())
     return {
         "cells": n_cells,
