@@ -78,7 +78,8 @@ def page_blocks() -> dict[tuple[str, str], str]:
         (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
             {name: {"diffusion": recipe} for name, recipe in zip(SCRDIT, recipes, strict=True)}
         ),
-        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(),
+        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table("gene_space_samplers.csv", "SCRDIT-profiles"),
+        (f"{GUIDE}/scrdit_mathematics.md", "unmasking"): gene_space_sampler_table("samplers.csv", "SCRDIT"),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
         **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
         (f"{GUIDE}/metrics.md", "faults"): fault_table(),
@@ -174,11 +175,11 @@ def scldm_sampler_table() -> str:
     return markdown_table(["sampler", "steps", "evaluations", "error", "precision", "recall"], lines)
 
 
-def gene_space_sampler_table() -> str:
-    """Write the quality and the cost of SCRDIT's cells by sampler, means of the drawings."""
-    rows = read_table(STUDIES / "gene_space_samplers.csv")
+def gene_space_sampler_table(results: str, model: str) -> str:
+    """Write the quality and the cost of a model's cells by sampler, means of the drawings."""
+    rows = read_table(STUDIES / results).rename(columns={"auc_pcs": "auc_boosting"})
     figures = ["auc_boosting", "auc_genes", "precision", "recall"]
-    rows = rows[rows["model"].isin(["SCRDIT-profiles", "real cells"])].rename(columns={"auc_pcs": "auc_boosting"})
+    rows = rows[rows["model"].isin([model, "real cells"])]
     means = rows.groupby(["model", "sampler", "n_steps"], sort=False)[[*figures, "cpu_seconds"]].mean().reset_index()
     fewest = means["cpu_seconds"].min()
     lines = []

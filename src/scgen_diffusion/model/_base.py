@@ -1252,7 +1252,7 @@ class DiffusionModel(BaseModelClass):
         def make(rows: range, progress: tqdm) -> AnnData:
             x, sums = self._predict(prediction, rows, batch_size=batch_size, progress=progress)
             part = self._assemble_predictions(prediction, rows, x, {})
-            part.uns["sums"] = sums._asdict()
+            part.uns["sums"] = {"numbers": sums.numbers, "values": sums.values}
             return part
 
         def merge(parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
