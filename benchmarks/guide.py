@@ -78,7 +78,9 @@ def page_blocks() -> dict[tuple[str, str], str]:
         (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
             {name: {"diffusion": recipe} for name, recipe in zip(SCRDIT, recipes, strict=True)}
         ),
-        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table("gene_space_samplers.csv", "SCRDIT-profiles"),
+        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(
+            "gene_space_samplers.csv", "SCRDIT-profiles"
+        ),
         (f"{GUIDE}/scrdit_mathematics.md", "unmasking"): gene_space_sampler_table("samplers.csv", "SCRDIT"),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
         **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
