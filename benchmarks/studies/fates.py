@@ -27,6 +27,8 @@ from benchmarks.studies.held_out import read_options, store_figures, study_parse
 from benchmarks.studies.time_course import DATASET, N_AXES, N_GENES, TIME, TYPE, train_scldm
 from benchmarks.tables import read_table, stored_keys, write_text
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model._autoencoder import DEFAULT_N_STEPS
+from scgen_diffusion.model._following import FEWEST_CELLS, window_of
 from scgen_diffusion.model._following import follow as follow_in  # to follow cells in other spaces than SCLDM's
 
 if TYPE_CHECKING:
@@ -44,8 +46,7 @@ DAUGHTERS = {
     "AWC_ON": ("AWC",),
 }
 FATE = "fate"
-N_STEPS, N_NEIGHBORS = 5, 5  # defaults of `follow_cells`
-FEWEST_CELLS = 50  # of a step
+N_NEIGHBORS = 5  # default of `follow_cells`
 FEWEST_STARTING = 5  # cells of a type, to be judged
 SMALLEST = 0.01  # share of the log score's probabilities that is spread evenly
 EPSILON = 0.02  # entropy, in units of the median cost; 0.05 was worse for most ways
@@ -94,10 +95,14 @@ class Task:
         return np.flatnonzero((self.times >= self.request.low) & (self.times < self.request.high))
 
     @cached_property
+    def step(self) -> float:
+        """Length of a step, as by default."""
+        return (self.request.until - self.times[self.rows].min()) / DEFAULT_N_STEPS
+
+    @cached_property
     def windows(self) -> list[NDArray[np.intp]]:
         """Rows of the cells of each step, from the last one back to the first, with the same steps for all ways."""
-        step = (self.request.until - self.times[self.rows].min()) / N_STEPS
-        number = np.floor((self.request.until + step / 2 - self.times) / step).astype(int)
+        number = window_of(self.times, self.request.until, self.step)
         sizes = pd.Series(number[number >= 0]).value_counts().sort_index()
         oldest = number[self.rows].max()
         kept = [k for k, size in sizes.items() if k == 0 or (k < oldest and size >= FEWEST_CELLS)]
@@ -115,8 +120,7 @@ class Task:
 
     def without_course(self, values: NDArray) -> NDArray:
         """Subtract the mean of each time, smoothed over half a step."""
-        width = (self.request.until - self.times[self.rows].min()) / N_STEPS / 2
-        weights = np.exp(-np.square(self.times[:, None] - self.times) / (2 * width**2))
+        weights = np.exp(-np.square(self.times[:, None] - self.times) / (2 * (self.step / 2) ** 2))
         return values - weights @ values / weights.sum(1, keepdims=True)
 
     def in_steps(self, values: NDArray, move: Callable[[NDArray, NDArray], NDArray]) -> NDArray:
@@ -175,9 +179,7 @@ def follow(task: Task) -> NDArray:
 
 def follow_in_axes(task: Task) -> NDArray:
     """Follow cells in the same way, but in principal components."""
-    rows, until = task.rows, task.request.until
-    step = (until - task.times[rows].min()) / N_STEPS
-    options = {"until": until, "step": step, "n_neighbors": N_NEIGHBORS}
+    rows, options = task.rows, {"until": task.request.until, "step": task.step, "n_neighbors": N_NEIGHBORS}
     return follow_in(task.axes, task.times, task.axes[rows], task.times[rows], **options).fates(task.labels)
 
 
@@ -279,12 +281,8 @@ def main() -> None:
     cells.obs[FATE] = cells.obs[TYPE].astype(str).replace("AWC_ON", "AWC")
     axes = PCA(N_AXES, random_state=0).fit_transform(log_normalise(cells.X))
     for seed in arguments.seeds:
-        todo = [
-            (way, request)
-            for request in REQUESTS
-            for way in WAYS
-            if (way, str(request), seed) not in stored_keys(path, KEYS)
-        ]
+        done = stored_keys(path, KEYS)
+        todo = [(way, request) for request in REQUESTS for way in WAYS if (way, str(request), seed) not in done]
         model = trained(cells, seed, arguments.models) if todo else None
         tasks = {request: Task(request, model, seed, axes) for request in REQUESTS}
         for way, request in todo:

@@ -377,9 +377,9 @@ class Conditions:
                 distance = np.where(matches, away, np.inf)
                 order = np.argsort(distance, kind="stable")
                 are_too_few = np.cumsum(self.n_cells[order])[:-1] < N_NEIGHBOURS
-                enough = distance[order[int(are_too_few.sum())]]
-                matches = distance <= max(min(enough, LARGEST_DISTANCE), distance.min())
-                are_near = bool(distance.min() <= LARGEST_DISTANCE)
+                nearest, enough = distance[order[[0, are_too_few.sum()]]]
+                matches = distance <= max(min(enough, LARGEST_DISTANCE), nearest)
+                are_near = bool(nearest <= LARGEST_DISTANCE)
             rows = np.flatnonzero(matches) if matches.any() else np.arange(len(matches))
             columns = np.flatnonzero(given & self._are_arrays)
             places = self.combinations[rows][:, columns]

@@ -211,9 +211,9 @@ class CellGenerator:
             msg = f"`sampler` {chosen!r} is not known. {known}"
             if isinstance(self.module.path, Masking) and chosen in DIFFUSION_SAMPLERS:
                 msg = (
-                    f"`sampler` {chosen!r} removes noise from profiles, but this model unmasks molecules. {known} For "
+                    f"`sampler` {chosen!r} removes noise from profiles, but this model unmasks molecules. {known} "
+                    f"For {chosen!r}, build the model with `path='vp_linear'`."
                 )
-                msg += f"{chosen!r}, build the model with `path='vp_linear'`."
             raise ValueError(msg)
         if not callable(chosen) or isinstance(chosen, type):
             msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {chosen!r}. {known}"

@@ -189,8 +189,7 @@ class PerturbedGroups:
         self.group = np.full(len(new), -1)
         if len(self.codes):
             self.group[changed] = number.ravel()
-        self._states: list[Tensor] = []
-        self._misfits: list[float] = []
+        self._states: list[Tensor] = []  # of each group, once there are verdicts
 
     @property
     def names(self) -> list[str]:
@@ -200,15 +199,16 @@ class PerturbedGroups:
     @torch.inference_mode()
     def verdicts(self, read: Callable[[np.ndarray], Tensor]) -> list[Verdict]:
         """Return the verdict of each group; ``read`` returns the expression of cells at some positions."""
-        module = self.module
+        module, misfits = self.module, []
+        self._states = []
         for number in range(len(self.codes)):
             x = read(np.flatnonzero(self.group == number)[:MOST_CELLS])
             z = module.inference(x)["posterior"].draw(
                 Generators(0, range(len(x)), module.device).normal(*module.latent_shape)
             )
             self._states.append(module.standardise(z).flatten(1))
-            self._misfits.append(module.misfit(*module.observed_and_expected(x, z)))
-        return judge(module, self.conditions, self._states, self.codes, self._misfits)
+            misfits.append(module.misfit(*module.observed_and_expected(x, z)))
+        return judge(module, self.conditions, self._states, self.codes, misfits)
 
     @torch.inference_mode()
     def changes(self, sums: np.ndarray, verdicts: Sequence[Verdict]) -> list[MeanChange]:

@@ -171,7 +171,8 @@ def head_loadings(
     total, inputs = np.zeros((len(head_names(network)), source.n_vars)), Averages([ALL])
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
         x_t, t, condition = batch.inputs(model.module, moment)
-        inputs.add(x_t, np.zeros(len(x_t), dtype=int))
+        if not is_scaled:
+            inputs.add(x_t, np.zeros(len(x_t), dtype=int))
         for _ in range(n_probes):
             with torch.enable_grad():
                 x_t = x_t.detach().clone().requires_grad_()
