@@ -5,7 +5,7 @@
 
 For every split, a file goes to a process of the rival's Python: the training cells with their labels, and the labels of
 the cells to draw. What comes back is kept in ``--cells``, as the cells of all methods are. Nothing of a rival is
-part of this repository: ``--repository`` is a clone of its own.
+part of this repository: ``--repository`` is a clone of its own, which scDesigner, an installed package, does not need.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def draw(split: Split, seed: int, arguments: argparse.Namespace) -> ad.AnnData:
         split_path, drawn_path = Path(folder, "split.h5ad"), Path(folder, "drawn.h5ad")
         write_split(split, requested, split_path)
         command = [arguments.python, "-m", f"benchmarks.rivals.{arguments.rival.lower()}"]
-        options = {"repository": arguments.repository, "split": split_path, "drawn": drawn_path, "seed": seed}
+        options = {"split": split_path, "drawn": drawn_path, "seed": seed}
         options |= {"minutes": arguments.minutes, "length": arguments.length}
+        options |= {"repository": arguments.repository.resolve()} if arguments.repository else {}
         command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
         return read_cells(split, requested, drawn_path)
@@ -96,7 +97,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rival", choices=RIVALS)
-    parser.add_argument("--repository", type=Path, required=True, help="a clone of the rival's repository")
+    parser.add_argument("--repository", type=Path, help="a clone of the rival's repository; scDesigner needs none")
     parser.add_argument("--python", required=True, help="Python of an environment that has the rival's requirements")
     parser.add_argument("--datasets", nargs="+", default=["pbmc3k", "kang_ifnb", "worm_embryo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -107,7 +108,6 @@ def main() -> None:
         "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the generated cells"
     )
     arguments = parser.parse_args()
-    arguments.repository = arguments.repository.resolve()
     method = "-".join(filter(None, [arguments.rival, arguments.suffix]))
     for dataset, seed in product(arguments.datasets, arguments.seeds):
         path = arguments.cells / f"{dataset}-{seed}-{method}.h5ad"

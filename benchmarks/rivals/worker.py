@@ -34,6 +34,8 @@ class Task:
 
     Attributes
     ----------
+    repository
+        The clone of the rival's repository, if it needs one.
     train
         Training cells: counts in `X`, labels in ``obs["label"]``.
     requested
@@ -46,7 +48,7 @@ class Task:
         An empty folder.
     """
 
-    repository: Path
+    repository: Path | None
     train: ad.AnnData
     requested: pd.DataFrame
     minutes: float
@@ -88,7 +90,8 @@ def peak_memory_gib() -> float:
 def work(draw: Callable[[Task], Drawn], *packages: str) -> None:
     """Read a task from the command line, draw its cells, and write them with their costs and versions."""
     parser = argparse.ArgumentParser()
-    for name in ("repository", "split", "drawn"):
+    parser.add_argument("--repository", type=Path)
+    for name in ("split", "drawn"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     for name, kind in (("minutes", float), ("length", float), ("seed", int)):
         parser.add_argument(f"--{name}", type=kind, required=True)
@@ -97,15 +100,15 @@ def work(draw: Callable[[Task], Drawn], *packages: str) -> None:
     train, folder = ad.read_h5ad(given.split), given.drawn.parent / "scratch"
     folder.mkdir()
     requested = train.uns.pop(REQUESTED)
-    repository = given.repository.resolve()
 
     started, started_cpu = time.perf_counter(), time.process_time()
-    drawn = draw(Task(repository, train, requested, given.minutes, given.length, given.seed, folder))
+    drawn = draw(Task(given.repository, train, requested, given.minutes, given.length, given.seed, folder))
     cells = ad.AnnData(np.asarray(drawn.values, dtype=np.float32), uns={VALUES: drawn.values_are})
-    commit = subprocess.run(
-        ["git", "-C", repository, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    limits = {"commit": commit.stdout.strip(), "minutes": given.minutes, "length": given.length}
+    limits = {"minutes": given.minutes, "length": given.length}
+    if given.repository:
+        command = ["git", "-C", given.repository, "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False)
+        limits = {"commit": commit.stdout.strip()} | limits
     cells.uns[COSTS] = {
         "wall_minutes": (time.perf_counter() - started) / 60,
         "cpu_minutes": (time.process_time() - started_cpu) / 60,

@@ -9,7 +9,7 @@ import inspect
 import warnings
 from difflib import get_close_matches
 from functools import wraps
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -24,9 +24,14 @@ def is_whole_number(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number, of Python or numpy, but not a boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """Return the argument ``name`` as an int; raise ValueError unless it is whole and from ``least`` to ``most``."""
-    is_allowed = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    is_allowed = is_whole_number(value) and value >= least
     if not is_allowed or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
         msg = f"`{name}` must be a whole number {allowed}, but found {value!r}."

@@ -1,5 +1,6 @@
 """Rivals: what they learn of a split, and that their cells reach the judge. The rivals here resample training cells."""
 
+import json
 from functools import partial
 from types import SimpleNamespace
 
@@ -36,7 +37,7 @@ def resample(task):
 def command(monkeypatch, tmp_path, split):
     """Run the command with a rival in this process; return its cells and the task that it was given."""
 
-    def command(draw, *options):
+    def command(draw, *options, rival="CFGen"):
         tasks = []
 
         def remember(task):
@@ -48,19 +49,11 @@ def command(monkeypatch, tmp_path, split):
             worker.work(remember)
 
         monkeypatch.setattr(rivals, "subprocess", SimpleNamespace(run=work_here))
-        where = [
-            "--repository",
-            str(tmp_path),
-            "--python",
-            "python",
-            "--datasets",
-            "kang_ifnb",
-            "--cells",
-            str(tmp_path),
-        ]
-        monkeypatch.setattr("sys.argv", ["rivals", "CFGen", *where, *options])
+        where = ["--python", "python", "--datasets", "kang_ifnb", "--cells", str(tmp_path)]
+        where += ["--repository", str(tmp_path)] if rival != "scDesigner" else []
+        monkeypatch.setattr("sys.argv", ["rivals", rival, *where, *options])
         rivals.main()
-        [path] = tmp_path.glob("kang_ifnb-0-CFGen*.h5ad")
+        [path] = tmp_path.glob(f"kang_ifnb-0-{rival}*.h5ad")
         return ad.read_h5ad(path), tasks
 
     return command
@@ -97,6 +90,12 @@ def test_cells_of_a_rival_are_judged_with_their_costs(command, split, tmp_path, 
     assert '"epochs": 3' in rows["settings"].iloc[0]
     assert (rows.set_index("metric").loc[["cpu_minutes", "peak_memory_gib"], "value"] > 0).all()
     assert rows.set_index("metric").loc["gene_zero_error", "value"] < 0.1  # cells of the same genes
+
+
+def test_a_rival_that_is_a_package_needs_no_clone(command):
+    cells, [task] = command(resample, rival="scDesigner")
+    assert task.repository is None
+    assert "commit" not in json.loads(cells.uns[rivals.COSTS_KEY]["settings"])
 
 
 def test_cells_are_drawn_once(command):

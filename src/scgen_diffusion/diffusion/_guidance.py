@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import is_number, known_names
 
 from ._conditioning import CONDITION_STRATEGIES, GuidanceTerm, terms_of_subsets
 
@@ -73,7 +72,7 @@ class Guidance:
     def __post_init__(self) -> None:
         """Check everything that can be checked without a model."""
         for scale in self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]:
-            if not _is_number(scale) or not math.isfinite(scale):
+            if not is_number(scale) or not math.isfinite(scale):
                 msg = (
                     "`guidance_scale` must be a finite number, one per key, "
                     f"or one per subset of keys, but found {scale!r}."
@@ -347,7 +346,7 @@ def _distinct(*mixtures: Sequence[GuidanceTerm]) -> list[tuple[int, ...]]:
 
 def _check_interval(interval: object) -> None:
     ends = list(interval) if isinstance(interval, Sequence) else []
-    is_pair = len(ends) == 2 and all(_is_number(end) for end in ends)
+    is_pair = len(ends) == 2 and all(is_number(end) for end in ends)
     if not is_pair or not 0 <= ends[0] < ends[1] <= 1:
         msg = (
             "`Guidance(interval=...)` must be two times, the first before the second, from 0 (noise) to 1 (data), "
@@ -357,7 +356,7 @@ def _check_interval(interval: object) -> None:
 
 
 def _check_rescale(rescale: object) -> None:
-    if not _is_number(rescale) or not 0 <= rescale <= 1:
+    if not is_number(rescale) or not 0 <= rescale <= 1:
         msg = f"`Guidance(rescale=...)` must be a number from 0 to 1, but found {rescale!r}."
         raise ValueError(msg)
 
@@ -367,10 +366,6 @@ def _check_keys(given: Iterable[Any], keys: Sequence[str]) -> None:
         if key not in keys:
             msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, list(keys))}"
             raise ValueError(msg)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _expand(values: Tensor, like: Tensor) -> Tensor:

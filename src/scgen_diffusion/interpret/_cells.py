@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import is_number, known_names
 from scgen_diffusion.data import check_rows, resolve_seed
 from scgen_diffusion.diffusion import Generators, LinearInterpolant, Masking, VariancePreserving
 
@@ -72,7 +71,7 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
         raise ValueError(msg)
     highest = path.n_timesteps - 1 if is_vp else 1
     for value in values:
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= highest:
+        if not is_number(value) or not 0 <= value <= highest:
             ends = (
                 f"a timestep between 0 (data) and {highest} (noise)"
                 if is_vp

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count, is_number, known_names
 from scgen_diffusion.data import obs_column, resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.generation import check_finite, rows_of, stack
@@ -588,8 +588,7 @@ def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
 
 def _check_number(name: str, value: Any) -> float:
     """Return a finite number as a float; raise ValueError for anything else."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not np.isfinite(value):
+    if not is_number(value) or not np.isfinite(value):
         msg = f"`{name}` must be a finite number, but found {value!r}."
         raise ValueError(msg)
     return float(value)
@@ -608,8 +607,7 @@ def _check_scale(library_size: Any) -> float | None:
     """Return the total that frequencies are scaled to; None for each cell's own."""
     if isinstance(library_size, str) and library_size == "latent":
         return None
-    is_number = isinstance(library_size, int | float | np.number) and not isinstance(library_size, bool)
-    if not is_number or not 0 < library_size < np.inf:
+    if not is_number(library_size) or not 0 < library_size < np.inf:
         msg = f"`library_size` must be a number above 0, or 'latent' for each cell's own total, but found {library_size!r}."
         raise ValueError(msg)
     return float(library_size)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import is_number, known_names
 from scgen_diffusion.data import (
     OPEN,
     CellFiles,
@@ -201,7 +201,7 @@ def check_given_keys(
 
 def check_strength(strength: Any) -> float:
     """Raise unless the strength is a number above 0 and at most 1."""
-    if not isinstance(strength, int | float | np.number) or isinstance(strength, bool) or not 0 < strength <= 1:
+    if not is_number(strength) or not 0 < strength <= 1:
         msg = f"`strength` must be a number above 0 and at most 1, but found {strength!r}."
         raise ValueError(msg)
     return float(strength)
