@@ -19,7 +19,7 @@ from benchmarks.rivals.worker import Drawn, work
 if TYPE_CHECKING:
     from benchmarks.rivals.worker import Task
 
-FORMULA = "~ -1 + label"
+MARGINS, COPULA = "~ label", "~ -1 + label"  # without the intercept, margins would lack a label
 ESTIMATOR = "ledoit_wolf"
 
 
@@ -30,11 +30,11 @@ def draw(task: Task) -> Drawn:
     np.random.seed(task.seed)  # noqa: NPY002 - the package draws from the global generator
     torch.manual_seed(task.seed)
     task.train.obs["label"] = task.train.obs["label"].astype("category")
-    simulator = NegBinCopula(FORMULA, FORMULA, FORMULA, estimator=ESTIMATOR)
+    simulator = NegBinCopula(MARGINS, MARGINS, COPULA, estimator=ESTIMATOR)
     simulator.fit(task.train, verbose=False)
     trained = time.process_time()
     requested = task.requested[["label"]].astype(task.train.obs["label"].dtype)
-    return Drawn(np.asarray(simulator.sample(requested).X), trained, "counts", {"formula": FORMULA, "estimator": ESTIMATOR})
+    return Drawn(np.asarray(simulator.sample(requested).X), trained, "counts", {"margins": MARGINS, "copula": COPULA, "estimator": ESTIMATOR})
 
 
 if __name__ == "__main__":
