@@ -38,8 +38,8 @@ KEYS = ("method", "cell_type", "seed")
 DOSE = "log_dose"  # decimal logarithm
 NO_DOSE = -3.0  # of control cells
 SHOWN = np.arange(-2.0, 3)
-GRID = np.array([NO_DOSE, *np.linspace(-2, 2, 21).round(1)])
-JUDGED = np.searchsorted(GRID, [-1.6, -0.6, 0.4, 1.4])  # doses of 0.025, 0.25, 2.5 and 25
+GRID = np.array([NO_DOSE, *np.arange(-2, 2.5, 0.5)])
+JUDGED = np.searchsorted(GRID, SHOWN[:-1] + 0.5)  # half-way between two doses shown
 N_RESPONSE = 50  # genes that rise most at the highest dose shown, in the mean over types
 EC50 = (-1.0, 1.0)  # smallest and largest, decimal logarithms
 N_THINNED = 5  # for the truth
@@ -141,7 +141,7 @@ def interpolate(means: NDArray) -> NDArray:
 
 
 def nearest_dose(means: NDArray) -> NDArray:
-    """Take the means of the nearest dose, by its logarithm."""
+    """Take the means of the nearest dose, by its logarithm; of two, the lower one."""
     return _with_control(means, means[1 + np.abs(GRID[:, None] - SHOWN).argmin(1)])
 
 
