@@ -26,7 +26,7 @@ from sklearn.decomposition import PCA
 from benchmarks.quality.splits import load, log_normalise
 from benchmarks.studies.held_out import read_options, store_figures, study_parser
 from benchmarks.studies.perturbation import CELL_TYPE, CONDITION, CONTROL, DATASET, N_GENES, judged_types
-from benchmarks.tables import markdown_table, read_table, stored_keys, write_text
+from benchmarks.tables import markdown_table, mean_with_interval, read_table, stored_keys, write_text
 from scgen_diffusion.model import SCLDM
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ EC50 = (-1.0, 1.0)  # smallest and largest, decimal logarithms
 N_THINNED = 5  # for the truth
 N_AXES = 20
 N_DRAWN = 200  # cells of each type and dose from `generate`
-N_BOOTSTRAP = 2_000
 CPU = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
@@ -173,17 +172,14 @@ WAYS: dict[str, Callable[[NDArray], NDArray]] = {
 TRANSPORT, GENERATE = "SCLDM, `predict_perturbation`", "SCLDM, `generate`"
 
 
-def train_scldm(train: ad.AnnData, seed: int) -> SCLDM:
-    """Train SCLDM on type and dose, with default settings."""
+def set_up(train: ad.AnnData, seed: int) -> SCLDM:
+    """Build SCLDM for type and dose."""
     import scvi
 
     scvi.settings.seed = seed
     train = train.copy()
     SCLDM.setup_anndata(train, condition_keys=[CELL_TYPE], continuous_condition_keys=[DOSE])
-    model = SCLDM(train)
-    model.train(**CPU)
-    model.train_transport(control_values={DOSE: NO_DOSE}, **CPU)
-    return model
+    return SCLDM(train)
 
 
 def generate(model: SCLDM, name: str, seed: int) -> NDArray:
@@ -255,7 +251,9 @@ def summarise(table: pd.DataFrame) -> str:
     rows = []
     for way in (TRANSPORT, GENERATE, *WAYS):
         of_way = table[table["method"] == way]
-        rows.append([way, *(_mean(of_way[column]) for column in ("error", "ec50_error", "size", "coverage"))])
+        rows.append(
+            [way, *(mean_with_interval(of_way[column]) for column in ("error", "ec50_error", "size", "coverage"))]
+        )
     head = ["error of means", "error of log10 EC50", "change at the highest dose", "coverage"]
     parts = [
         f"Means of {N_GENES:,} genes at doses never shown, in a simulated dose series of {table['cell_type'].nunique()} cell "
@@ -277,17 +275,29 @@ def summarise(table: pd.DataFrame) -> str:
     return "\n".join(parts)
 
 
-def _mean(values: pd.Series) -> str:
-    if values.isna().all():
-        return ""
-    low, high = interval(values)
-    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
+def measure(seed: int, store: Callable[[str, str, dict[str, float]], None]) -> None:
+    """Train SCLDM with default settings, and store the figures of all ways and types."""
+    pairs, genes = pair_cells(seed)
+    train, truths = show_doses(pairs, genes, seed), true_curves(pairs, seed)
+    measured = {name: measured_means(train, name) for name in truths}
+    response = np.argsort(-np.mean([means[-1] - means[0] for means in measured.values()], axis=0))[:N_RESPONSE]
+    for way, curve in WAYS.items():
+        for name, truth in truths.items():
+            store(way, name, figures(curve(measured[name]), truth, response))
 
+    model = set_up(train, seed)
+    model.train_autoencoder(**CPU)
+    model.train_transport(control_values={DOSE: NO_DOSE}, **CPU)
+    for name, truth in truths.items():
+        with warnings.catch_warnings(action="ignore"):  # of verdicts
+            means, lower, upper = predict(model, name, seed)
+        of_type, n_controls = pairs[pairs.cell_type == name], _controls(model, name).n_obs
+        inside = coverage(lower, upper, of_type, n_controls, seed)
+        store(TRANSPORT, name, figures(means, truth, response) | {"coverage": inside})
 
-def interval(values: pd.Series) -> NDArray:
-    """Return the ends of the bootstrap interval of a mean."""
-    drawn = np.random.default_rng(0).choice(values.to_numpy(), (N_BOOTSTRAP, len(values)))
-    return np.quantile(drawn.mean(1), (0.05, 0.95))
+    model.train_prior(**CPU)
+    for name, truth in truths.items():
+        store(GENERATE, name, figures(generate(model, name, seed), truth, response))
 
 
 def main() -> None:
@@ -295,27 +305,13 @@ def main() -> None:
     arguments = read_options(study_parser(__doc__, "doses"))
     path = arguments.results / "doses.csv"
     for seed in arguments.seeds:
-        pairs, genes = pair_cells(seed)
-        todo = [name for name in np.unique(pairs.cell_type) if (GENERATE, name, seed) not in stored_keys(path, KEYS)]
-        if not todo:
-            continue
-        train, truths = show_doses(pairs, genes, seed), true_curves(pairs, seed)
-        measured = {name: measured_means(train, name) for name in truths}
-        response = np.argsort(-np.mean([means[-1] - means[0] for means in measured.values()], axis=0))[:N_RESPONSE]
-        model = train_scldm(train, seed)
-        for name in todo:
-            truth = truths[name]
-            found = {way: figures(curve(measured[name]), truth, response) for way, curve in WAYS.items()}
-            with warnings.catch_warnings(action="ignore"):  # of verdicts
-                means, lower, upper = predict(model, name, seed)
-            of_type, n_controls = pairs[pairs.cell_type == name], _controls(model, name).n_obs
-            found[TRANSPORT] = figures(means, truth, response) | {
-                "coverage": coverage(lower, upper, of_type, n_controls, seed)
-            }
-            found[GENERATE] = figures(generate(model, name, seed), truth, response)
-            for way, values in found.items():
-                case = {"method": way, "cell_type": name, "seed": seed}
-                store_figures(path, case, {"coverage": np.nan} | values, "POT")
+
+        def store(way: str, name: str, found: dict[str, float], seed: int = seed) -> None:
+            case = {"method": way, "cell_type": name, "seed": seed}
+            store_figures(path, case, {"coverage": np.nan} | found, "POT")
+
+        if not any(way == GENERATE and number == seed for way, _, number in stored_keys(path, KEYS)):
+            measure(seed, store)
     write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 
