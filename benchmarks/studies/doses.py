@@ -25,7 +25,7 @@ from sklearn.decomposition import PCA
 
 from benchmarks.quality.splits import load, log_normalise
 from benchmarks.studies.held_out import read_options, store_figures, study_parser
-from benchmarks.studies.perturbation import CELL_TYPE, CONDITION, CONTROL, DATASET, N_GENES, judged_types
+from benchmarks.studies.perturbation import CELL_TYPE, CONDITION, CONTROL, DATASET, judged_types
 from benchmarks.tables import markdown_table, mean_with_interval, read_table, stored_keys, write_text
 from scgen_diffusion.model import SCLDM
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEYS = ("method", "cell_type", "seed")
+N_GENES = 1_000
 DOSE = "log_dose"  # decimal logarithm
 NO_DOSE = -3.0  # of control cells
 SHOWN = np.arange(-2.0, 3)
