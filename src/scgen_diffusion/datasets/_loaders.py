@@ -272,10 +272,10 @@ def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def worm_embryo(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
-    """Load 1 805 cells of *C. elegans* embryos, from neuroblasts to five kinds of neurons, with their age in minutes.
+    """Load 1 805 cells of worm embryos, from neuroblasts to five kinds of neurons, with the embryo's age in minutes.
 
-    The cells belong to the lineages of the amphid neurons ADL, ASG, AWA, AWB and AWC, which the tutorial of monocle3
-    follows. The counts are the published ones, of 10 000 variable genes.
+    The cells of *Caenorhabditis elegans* belong to the lineages of the amphid neurons ADL, ASG, AWA, AWB and AWC, which
+    the tutorial of monocle3 follows. The counts are the published ones, of 10 000 variable genes.
 
     Parameters
     ----------
