@@ -13,12 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
+N_BOOTSTRAP = 2_000
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -65,6 +67,15 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table whose first column is text and whose others are numbers."""
     rule = ["---", *(["---:"] * (len(header) - 1))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def mean_with_interval(values: pd.Series) -> str:
+    """Write a mean and the interval that holds 90 % of its bootstrap samples; nothing if no value was measured."""
+    if values.isna().all():
+        return ""
+    drawn = np.random.default_rng(0).choice(values.to_numpy(), (N_BOOTSTRAP, len(values)))
+    low, high = np.quantile(drawn.mean(axis=1), (0.05, 0.95))
+    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
 
 
 def write_block(path: Path, name: str, text: str) -> None:

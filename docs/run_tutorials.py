@@ -76,7 +76,7 @@ def shrink(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if "image/png" in output.get("data", {}):
         picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
         packed = io.BytesIO()
-        picture.quantize(COLORS).save(packed, "PNG", optimize=True)
+        picture.quantize(COLORS, Image.Quantize.MAXCOVERAGE).save(packed, "PNG", optimize=True)
         output.data["image/png"] = base64.b64encode(packed.getvalue()).decode()
     return output
 

@@ -28,13 +28,17 @@ CONVERTED = {
     "kang_ifnb": "kang_ifnb.h5ad",
     "paul15": "paul15.h5ad",
     "norman_mcfaline_devel": "perturb_norman_mcfaline.h5ad",
+    "worm_embryo": "worm_embryo.h5ad",
 }
 SHAPES = {
     "pbmc3k": (2638, 13714),
     "kang_ifnb": (2800, 14053),
     "paul15": (2660, 3004),
     "norman_mcfaline_devel": (5955, 500),
+    "worm_embryo": (1805, 10000),
 }
+#: A file of each set that may be absent where those of the other sets are.
+OWN_FILES = {"osmfish_cortex": originals.OSMFISH, "worm_embryo": originals.WORM_COUNTS}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def load():
     loaded = {}
 
     def load_once(name):
-        if not (ORIGINALS / originals.PBMC3K_MATRIX.name).exists():
+        if not (ORIGINALS / OWN_FILES.get(name, originals.PBMC3K_MATRIX).name).exists():
             pytest.skip(f"the original files are not in {ORIGINALS}; set {originals.DATA_DIR_VARIABLE}")
         if name not in loaded:
             loaded[name] = getattr(datasets, name)(data_dir=ORIGINALS)
@@ -162,13 +166,8 @@ def test_perturbations_have_controls_in_every_cell_line(load):
     assert set(obs.loc[obs["condition"] == "control", "cell_type"]) == {"k562", "A172", "T98G", "U87MG"}
 
 
-def test_osmfish_equals_the_converted_file():
-    if not (ORIGINALS / originals.OSMFISH.name).exists():
-        pytest.skip(f"the original file is not in {ORIGINALS}; set {originals.DATA_DIR_VARIABLE}")
-    adata, expected = (
-        datasets.osmfish_cortex(ORIGINALS),
-        anndata.read_h5ad(converted_file("osmfish_cortex.h5ad")),
-    )
+def test_osmfish_equals_the_converted_file(load):
+    adata, expected = load("osmfish_cortex"), anndata.read_h5ad(converted_file("osmfish_cortex.h5ad"))
     np.testing.assert_array_equal(adata.obsm["spatial"], expected.obsm["spatial"])
     expected.obs = expected.obs[["cell_type", "region", "size_um2"]]
     assert_same_cells(adata, expected)
@@ -190,6 +189,27 @@ def test_osmfish_leaves_out_cells_that_are_not_valid_or_empty(tmp_path, monkeypa
     np.testing.assert_array_equal(adata.layers["counts"].toarray(), [[1, 3], [2, 4]])
     np.testing.assert_array_equal(adata.obsm["spatial"], [[0.5, 5], [3.5, 8]])
     assert list(adata.obs["region"]) == ["Layer 4", "Ventricle"]
+
+
+def test_genes_of_worms_have_symbols(load):
+    symbols, expected = load("worm_embryo").var["gene_symbol"], anndata.read_h5ad(converted_file("worm_embryo.h5ad"))
+    assert list(symbols) == list(expected.var["gene_symbol"])
+    assert symbols.is_unique
+
+
+def test_tables_of_worms_may_have_another_order_than_the_counts(monkeypatch):
+    columns = {"cell.type": ["ADL", "AWC"], "batch": ["b", "a"], "lineage": ["x", "y"], "embryo.time": [700, 300]}
+    parts = [
+        anndata.AnnData(np.array([[1, 0], [3, 2]]), pd.DataFrame(index=["c1", "c2"]), pd.DataFrame(index=["g1", "g2"])),
+        pd.DataFrame(columns, index=["c2", "c1"]),
+        pd.DataFrame({"gene_short_name": ["str-2", "hlh-16"]}, index=["g2", "g1"]),
+    ]
+    monkeypatch.setattr(originals, "fetch", lambda original, _: original)
+    monkeypatch.setattr(originals, "read_r", lambda _: parts.pop(0))
+    adata = datasets.worm_embryo()
+    assert list(adata.obs["cell_type"]) == ["AWC", "ADL"]
+    assert list(adata.obs["embryo_time"]) == [300, 700]
+    assert list(adata.var["gene_symbol"]) == ["hlh-16", "str-2"]
 
 
 class TestCountRecovery:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from benchmarks.tables import markdown_table
+from benchmarks.tables import markdown_table, mean_with_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -235,6 +235,20 @@ def fates(table: pd.DataFrame) -> Blocks:
     return {("docs/user_guide/conditions.md", "fates"): text}
 
 
+def doses(table: pd.DataFrame) -> Blocks:
+    """Write the main figures of all ways to tell the cells of a dose between others, with intervals."""
+    columns = {
+        "error of means": "error",
+        "error of log10 EC50": "ec50_error",
+        "change at the highest dose": "size",
+        "coverage": "coverage",
+    }
+    means = table.groupby("method")[list(columns.values())].agg(mean_with_interval)
+    order = table.groupby("method")["error"].mean().sort_values().index
+    text = _table(means, {name: name for name in order}, columns, corner="way to tell a curve", write="{}")
+    return {("docs/user_guide/conditions.md", "doses"): text}
+
+
 def _table(
     values: pd.DataFrame,
     rows: Mapping[str, object],
@@ -264,4 +278,5 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "tissue": tissue,
     "time_course": time_course,
     "fates": fates,
+    "doses": doses,
 }

@@ -4,9 +4,10 @@ import csv
 import re
 from statistics import mean
 
+import pandas as pd
 import pytest
 from benchmarks import pages
-from benchmarks.tables import ROOT
+from benchmarks.tables import ROOT, mean_with_interval
 
 QUALITY = "quality/results/compare.csv"
 
@@ -102,3 +103,9 @@ def test_readme_says_in_how_many_steps_gene_space_models_were_measured():
     assert steps("SCRDIT", "generate") == steps("WBDIT", "generate")
     assert f"generate in {steps('SCRDIT', 'generate')} steps" in text
     assert f"published counterparts in {steps('published-scrdit', 'generate_ddim')}" in text
+
+
+def test_intervals_of_means_hold_nine_of_ten_bootstrap_samples():
+    assert mean_with_interval(pd.Series([2.0] * 5)) == "2.00 (2.00 to 2.00)"
+    assert mean_with_interval(pd.Series([0.0, 1.0] * 200)) == "0.50 (0.46 to 0.54)"  # 1.64 standard errors of 0.025
+    assert mean_with_interval(pd.Series([float("nan")])) == ""

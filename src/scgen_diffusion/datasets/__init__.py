@@ -16,7 +16,16 @@ and checked by sha256. They are stored in `data_dir`, else in the folder that th
 """
 
 from ._gse103322 import read_gse103322
-from ._loaders import kang_ifnb, norman_mcfaline_devel, osmfish_cortex, paul15, pbmc3k, pbmc10k_citeseq, pbmc68k_reduced
+from ._loaders import (
+    kang_ifnb,
+    norman_mcfaline_devel,
+    osmfish_cortex,
+    paul15,
+    pbmc3k,
+    pbmc10k_citeseq,
+    pbmc68k_reduced,
+    worm_embryo,
+)
 
 __all__ = [
     "kang_ifnb",
@@ -27,4 +36,5 @@ __all__ = [
     "pbmc10k_citeseq",
     "pbmc68k_reduced",
     "read_gse103322",
+    "worm_embryo",
 ]

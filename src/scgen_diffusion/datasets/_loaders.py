@@ -271,6 +271,40 @@ def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     return adata
 
 
+def worm_embryo(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
+    """Load 1 805 cells of worm embryos, from neuroblasts to five kinds of neurons, with the embryo's age in minutes.
+
+    The cells of *Caenorhabditis elegans* belong to the lineages of the amphid neurons ADL, ASG, AWA, AWB and AWC, which
+    the tutorial of monocle3 follows. The counts are the published ones, of 10 000 variable genes.
+
+    Parameters
+    ----------
+    data_dir
+        Folder of the downloaded files (1.9 MB).
+
+    Returns
+    -------
+    1 805 cells x 10 000 genes, named by their WormBase identifiers. `obs`: ``cell_type``, ``embryo_time`` (estimated age
+    of the embryo in minutes, 210 to 780), ``batch`` (experiment), ``lineage`` (name of the cell in the embryo's tree of
+    divisions). `var`: ``gene_symbol``.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> scgd.datasets.worm_embryo().obs["embryo_time"].max()  # doctest: +SKIP
+    780.0
+    """
+    counts = originals.read_r(originals.fetch(originals.WORM_COUNTS, data_dir))
+    meta = originals.read_r(originals.fetch(originals.WORM_CELLS, data_dir)).loc[counts.obs_names]
+    genes = originals.read_r(originals.fetch(originals.WORM_GENES, data_dir)).loc[counts.var_names]
+    obs = categorical_obs(counts.obs_names, cell_type=meta["cell.type"], batch=meta["batch"], lineage=meta["lineage"])
+    obs["embryo_time"] = meta["embryo.time"].to_numpy(float)
+    source = originals.WORM_COUNTS.source("Packer et al. 2019, Science 365:eaax1971; GSE126954")
+    adata = expression_adata(counts.X, obs, counts.var_names, source)
+    adata.var["gene_symbol"] = genes["gene_short_name"].to_numpy(str)
+    return adata
+
+
 def normalised_values(log_values: sparse.spmatrix) -> sparse.csr_matrix:
     """Undo `log1p` in double precision, shape `(cells, genes)`."""
     return sparse.csr_matrix(log_values, dtype=np.float64).expm1()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pooch
 import rdata
@@ -93,6 +94,18 @@ OSMFISH = Original(
     "osmFISH_SScortex_mouse_all_cells.loom",
     "6153b56b300280e0cbd2eb45377eea4a5e85606bed739c96eb02feee5f53bc63",
 )
+WORM_COUNTS = Original(
+    "cole-trapnell-lab/monocle3/1336cc97d053d46322148947a3375e2beb2f8652/inst/extdata/worm_embryo/worm_embryo_expression_matrix.rds",
+    "79fef2d296a982a537ea925728b14e4b779bf162536d23f181fa6f711a5f198a",
+)
+WORM_CELLS = Original(
+    "cole-trapnell-lab/monocle3/1336cc97d053d46322148947a3375e2beb2f8652/inst/extdata/worm_embryo/worm_embryo_coldata.rds",
+    "425ee0efdad1af38e18dee109e1a371b5ebefd85365abd5c81e6daa7b57fd6e3",
+)
+WORM_GENES = Original(
+    "cole-trapnell-lab/monocle3/1336cc97d053d46322148947a3375e2beb2f8652/inst/extdata/worm_embryo/worm_embryo_rowdata.rds",
+    "e93a2ff0f404b0b71a76e75b6c0c23d6deb5ddc196cca9fc333912a747b30950",
+)
 
 
 def fetch(original: Original, data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -131,7 +144,7 @@ def fetch(original: Original, data_dir: str | os.PathLike[str] | None = None) ->
 
 
 def read_r(path: Path) -> Any:
-    """Read the only object of an ``.rda`` file. The file is parsed, never executed.
+    """Read the only object of an ``.rda`` or ``.rds`` file. The file is parsed, never executed.
 
     Parameters
     ----------
@@ -140,9 +153,16 @@ def read_r(path: Path) -> Any:
 
     Returns
     -------
-    The object as `rdata` converts it. A sparse matrix (genes, cells) becomes an AnnData (cells, genes).
+    The object as `rdata` converts it. A sparse matrix (genes, cells) becomes an AnnData (cells, genes), and Bioconductor's
+    table becomes a DataFrame.
     """
-    constructors = {**rdata.conversion.DEFAULT_CLASS_MAP, "dgCMatrix": _from_sparse_matrix}
+    constructors = {
+        **rdata.conversion.DEFAULT_CLASS_MAP,
+        "dgCMatrix": _from_sparse_matrix,
+        "DFrame": _from_bioconductor_table,
+    }
+    if path.suffix == ".rds":
+        return rdata.read_rds(path, constructor_dict=constructors)
     (content,) = rdata.read_rda(path, constructor_dict=constructors).values()
     return content
 
@@ -153,3 +173,8 @@ def _from_sparse_matrix(matrix: Any, _attributes: Mapping[str, Any]) -> AnnData:
     return AnnData(
         X=values, obs=pd.DataFrame(index=list(map(str, cells))), var=pd.DataFrame(index=list(map(str, genes)))
     )
+
+
+def _from_bioconductor_table(table: Any, _attributes: Mapping[str, Any]) -> pd.DataFrame:
+    columns = {str(name): np.asarray(values) for name, values in table.listData.items()}
+    return pd.DataFrame(columns, index=list(map(str, table.rownames)))
