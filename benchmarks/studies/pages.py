@@ -136,6 +136,18 @@ def perturbation_trust(table: pd.DataFrame) -> Blocks:
     }
 
 
+def unseen_perturbations(table: pd.DataFrame) -> Blocks:
+    """Write the squared error of each gene that was left out, by method."""
+    own = table[table["dataset"].str.startswith("THP-1")]
+    errors = own.pivot_table(index="gene", columns="method", values="error")
+    columns = {REAL: "floor", "no change": "no change", "mean of all others": "mean of all others"}
+    columns |= {name: f"{way}, co-expression" for name, way in (("nearest", "nearest"), ("linear model", "linear"))}
+    columns |= {"SCLDM": "SCLDM, co-expression"}
+    rows = {gene: gene for gene in errors.sort_values("no change", ascending=False).index}
+    text = _table(errors, rows, columns, corner="gene left out")
+    return {("docs/user_guide/perturbations.md", "unseen_perturbations"): text}
+
+
 def _words(verdicts: pd.Series) -> str:
     """Count the verdicts if they differ."""
     found = verdicts.value_counts()
@@ -272,6 +284,7 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "guidance": guidance,
     "perturbation": perturbation,
     "perturbation_trust": perturbation_trust,
+    "unseen_perturbations": unseen_perturbations,
     "memory": memory,
     "streaming": streaming,
     "multimodal": multimodal,

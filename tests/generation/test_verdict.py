@@ -11,6 +11,7 @@ from scgen_diffusion.data import Conditions
 from scgen_diffusion.data._condition_keys import CategoricalKey
 from scgen_diffusion.generation._verdict import describe_verdicts, judge
 from scgen_diffusion.module._transport import LatentTransport
+from scgen_diffusion.nn import Classes
 
 SIZE, N_TYPES = 4, 9
 CONDITIONS = Conditions.from_codes(
@@ -63,6 +64,39 @@ def test_every_rule(request_, label, reason):
     assert found.label == label
     assert re.search(reason, found.reason)
     assert bool(found.advice) == (label != "supported")
+
+
+def new_gene_by_embedding(effects, genes=(0.0, 0.1, 3.0, 3.1), wanted=0.05):
+    """Return the verdict on a gene never perturbed, whose embedding lies between those of the first two."""
+    n, vectors = len(genes), torch.tensor([-9.0, *genes, wanted])[:, None]
+    conditions = Conditions.from_codes([CategoricalKey("gene", [f"g{i}" for i in range(n + 2)])], np.zeros((1, 1)))
+    transport = LatentTransport((1, SIZE), (Classes(n + 2, vectors),), width=8)
+    transport.start_from(torch.tensor([0.0]))
+    centres, perturbations = torch.zeros(n, SIZE), torch.arange(1, n + 1).float()[:, None]
+    shifts = torch.tensor(effects)[:, None].expand(n, SIZE)
+    cells, given = [centre[None] for centre in centres], (transport.control, transport.perturbs)
+    transport.add_shift(n).fit(cells, centres, shifts, torch.full((n,), 1e-3), torch.ones(SIZE), perturbations, *given)
+    module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
+    return judge(module, conditions, [NEAR], np.array([[n + 1.0]]))[0]
+
+
+def test_a_gene_never_perturbed_is_extrapolated_if_embeddings_predict_those_that_were():
+    found = new_gene_by_embedding([1.0, 1.1, -1.0, -1.1])
+
+    assert found.label == "extrapolated"
+    assert re.search(r"never seen.* predict (9\d|100)%", found.reason)
+
+
+def test_a_gene_never_perturbed_is_unknown_if_embeddings_mislead():
+    found = new_gene_by_embedding([1.0, -1.1, -1.0, 1.1])
+
+    assert found.label == "unknown"
+    assert re.search("embeddings say too little.* predict 0%", found.reason)
+    assert "condition_embeddings" in found.advice
+
+
+def test_a_gene_never_perturbed_is_unknown_if_no_embedding_is_near():
+    assert "unlike those seen" in new_gene_by_embedding([1.0, 1.1, -1.0, -1.1], wanted=90.0).reason
 
 
 def test_no_prediction_is_surer_than_those_of_left_out_groups():

@@ -188,3 +188,39 @@ def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
     expected = shift(x[:, None], condition.expand(3, -1), CONTROL, PERTURBS).mean(0)
 
     torch.testing.assert_close((weights @ shifts.double()).float()[None], expected, atol=1e-4, rtol=1e-4)
+
+
+# --- perturbations never seen --------------------------------------------------------------------------------------------
+
+
+def test_a_set_is_new_if_one_of_its_members_is():
+    empty = 3.0
+    shift = ExpectedShift((Members(3, largest=2),), SIZE, 2, 2)
+    shift.perturbations.copy_(torch.tensor([[0, empty], [0, 1]]))
+    control, perturbs = torch.tensor([empty, empty]), torch.tensor([True, True])
+
+    asked = torch.tensor([[1, empty], [1, 0], [2, empty], [0, 2], [empty, empty]])
+
+    assert shift.are_new(asked, control, perturbs).tolist() == [False, False, True, True, False]
+
+
+def test_the_share_explained_by_others_is_that_of_refits_without_each_class():
+    torch.manual_seed(0)
+    vectors, n = torch.randn(5, 2), 8
+    centres, shifts = torch.randn(n, SIZE), torch.randn(n, SIZE)
+    perturbations = torch.stack([torch.zeros(n), torch.tensor([1.0, 1, 2, 2, 3, 3, 4, 4])], 1)
+    shift = ExpectedShift((10, Classes(5, vectors)), SIZE, n, 2)
+    variances, cells = torch.full((n,), 0.1), [centre[None] for centre in centres]
+    shift.fit(cells, centres, shifts, variances, torch.ones(SIZE), perturbations, CONTROL, PERTURBS)
+
+    noise, errors = 0.1 * n * SIZE, 0.0
+    for name in range(1, 5):
+        is_out = perturbations[:, 1] == name
+        weights = torch.zeros(n, SIZE, dtype=torch.double)
+        kept = shift._covariance(~is_out, CONTROL, PERTURBS)
+        weights[~is_out] = torch.linalg.solve(kept, shifts[~is_out].double())
+        found = shift(centres[is_out], perturbations[is_out], CONTROL, PERTURBS, weights)
+        errors += (found - shifts[is_out]).square().sum().item()
+
+    expected = 1 - (errors - noise) / (shifts.square().sum().item() - noise)
+    assert shift.explained_by_others(CONTROL, PERTURBS) == pytest.approx(expected, rel=1e-3)

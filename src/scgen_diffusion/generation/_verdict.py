@@ -79,6 +79,8 @@ def judge(
     condition = module.condition_tensor(codes)
     uncertainty = shift.uncertainty(cells, condition, *given).tolist()
     related = shift.related(condition, *given).cpu().numpy()
+    are_new = shift.are_new(condition, *given).tolist()
+    from_embeddings = shift.explained_by_others(*given) if any(are_new) else 0.0
     is_context = _context_columns(conditions, transport.perturbs.cpu().numpy())
     contexts = np.where(is_context, shift.perturbations.double().cpu().numpy(), OPEN)
     explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
@@ -104,6 +106,13 @@ def judge(
                 "the perturbation, or a part of it, is unlike those seen in training",
                 "Train with cells of this perturbation or of similar ones.",
             )
+        elif are_new[number] and from_embeddings < LEAST_EXPLAINED:
+            found = (
+                UNKNOWN,
+                "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects that "
+                f"were seen, other perturbations predict {max(from_embeddings, 0):.0%}",
+                "Train with cells of this perturbation, or with other `condition_embeddings`.",
+            )
         elif len(seen) == 1 and not own:
             found = (
                 UNKNOWN,
@@ -116,6 +125,13 @@ def judge(
                 EXTRAPOLATED,
                 f"the control cells differ from the training cells ({strange})",
                 "Train with such control cells; perturbed ones are not needed.",
+            )
+        elif are_new[number]:
+            found = (
+                EXTRAPOLATED,
+                "the perturbation, or a part of it, was never seen, and is predicted from those with similar embeddings; of "
+                f"the effects that were seen, other perturbations predict {from_embeddings:.0%}",
+                "Compare with the effects of these perturbations.",
             )
         elif len(explained) < LEAST_LEFT_OUT:
             found = (

@@ -150,6 +150,40 @@ class ExpectedShift(nn.Module):
         """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
         return self._similarity(conditions, self.perturbations, control, perturbs) > RELATED
 
+    def are_new(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return which perturbations ``(n, columns)`` have a class or member that no group has, ``(n,)``."""
+        seen = self._held(self.perturbations, control, perturbs).any(0)
+        return (self._held(conditions, control, perturbs).bool() & ~seen).any(1)
+
+    def explained_by_others(self, control: Tensor, perturbs: Tensor) -> float:
+        """Return which share of the squared shifts is predicted by groups without any of the same classes and members.
+
+        At most 1, and negative if these predictions are worse than none. Sampling noise is subtracted.
+        """
+        covariance, held = (
+            self._covariance(slice(None), control, perturbs),
+            self._held(self.perturbations, control, perturbs),
+        )
+        inverse, weights, noise = torch.linalg.inv(covariance), self.weights.double(), self.variances.double()[:, None]
+        errors = torch.zeros_like(weights)
+        for marks in held.unique(dim=0):
+            out = (held @ marks).nonzero()[:, 0]
+            same = (held[out] == marks).all(1)
+            errors[out[same]] = torch.linalg.solve(inverse[out][:, out], weights[out])[same]
+        size = ((covariance @ weights).square() - noise).sum()
+        return float(1 - (errors.square() - noise).sum() / size) if size > 0 else 0.0
+
+    def _held(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Mark the classes and members of perturbations ``(n, columns)`` that are not the control's, ``(n, values)``."""
+        widths = [len(encoding.null) for encoding in self.encodings]
+        keys = zip(self.encodings, *(values.split(widths, -1) for values in (codes, control, perturbs)), strict=True)
+        marks = [
+            _marks(encoding.n, own) * (1 - _marks(encoding.n, none[None]))
+            for encoding, own, none, perturb in keys
+            if perturb.any() and isinstance(encoding, Classes | Members)
+        ]
+        return torch.cat([codes.new_zeros(len(codes), 0, dtype=torch.double), *marks], dim=1)
+
     @property
     def is_measured(self) -> bool:
         """Whether the variance of its predictions is known; models of earlier versions do not have it."""
@@ -274,13 +308,7 @@ def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:
 def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) -> Tensor:
     """Count the members that sets share, without those of the control; equal sets of several share a little more."""
     n = encoding.n
-
-    def members(codes: Tensor) -> Tensor:
-        held = torch.zeros(len(codes), n + 2, dtype=torch.double, device=codes.device)
-        held.scatter_(1, codes.long().clamp(0, n + 1), 1.0)
-        return held[:, :n]
-
-    ours, theirs = (members(codes) * (1 - members(control[None])) for codes in (p, q))
+    ours, theirs = (_marks(n, codes) * (1 - _marks(n, control[None])) for codes in (p, q))
     among = torch.eye(n, dtype=torch.double, device=p.device)
     if encoding.vectors is not None:
         numbers = torch.arange(n, device=p.device)[:, None]
@@ -288,3 +316,9 @@ def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) ->
     shared, n_ours = ours @ theirs.T, ours.sum(1, keepdim=True)
     equal = (shared == n_ours) & (shared == theirs.sum(1)) & (n_ours > 1)
     return ours @ among @ theirs.T + INTERACTION * equal
+
+
+def _marks(n: int, codes: Tensor) -> Tensor:
+    """Mark which of ``n`` classes or members codes ``(cells, places)`` name, ``(cells, n)``."""
+    marks = torch.zeros(len(codes), n + 2, dtype=torch.double, device=codes.device)
+    return marks.scatter_(1, codes.long().clamp(0, n + 1), 1.0)[:, :n]
