@@ -189,9 +189,10 @@ def draw_picture(table: pd.DataFrame, path: Path) -> None:
     """Draw quality and costs against the number of cells."""
     wide = columns_of(table).xs(1, level="steps")
     rare = [name for name in wide if name.endswith("type")]
-    panels = ["AUC, PCs", "AUC, genes", "recall", "correlation", *rare, *COSTS.values()]
-    figure, axes = plt.subplots(2, len(panels) // 2, figsize=(13, 5.6), layout="constrained")
-    for ax, name in zip(axes.flat, panels, strict=True):
+    shown = ["AUC, PCs", "AUC, genes", "recall", "correlation", *rare, *COSTS.values()]
+    panels = [name for name in shown if name in wide]
+    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(13, 5.6), layout="constrained")
+    for ax, name in zip(axes.flat, panels, strict=False):
         for number, method in enumerate([REAL, *METHODS]):
             if method in wide.index and wide.loc[method, name].notna().any():
                 style = {"color": "0.5", "ls": "--"} if method == REAL else {"color": f"C{number - 1}", "marker": "o"}

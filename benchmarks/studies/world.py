@@ -148,10 +148,11 @@ class World:
             "cell_type": pd.Categorical.from_codes(codes, self.types),
             "donor": pd.Categorical.from_codes(donors, [f"donor {number}" for number in range(N_DONORS)]),
         }
-        return ad.AnnData(counts, obs=pd.DataFrame(obs), var=pd.DataFrame(index=self.genes))
+        index = [str(number) for number in range(BLOCK)]
+        return ad.AnnData(counts, obs=pd.DataFrame(obs, index), var=pd.DataFrame(index=self.genes))
 
     def write(self, folder: Path, n_cells: int, stream: int = TRAIN, part: int = 10_000) -> list[Path]:
-        """Write cells as ``.h5ad`` files of ``part`` cells, one after the other in memory."""
+        """Write cells as ``.h5ad`` files of ``part`` cells (a multiple of `BLOCK`); memory holds one file's cells."""
         folder.mkdir(parents=True, exist_ok=True)
         paths, waiting, n_left = [], [], n_cells
         for block in self.blocks(n_cells, stream):
