@@ -33,6 +33,7 @@ from benchmarks.quality.splits import Split, judge
 from benchmarks.studies.held_out import REAL, RESULTS
 from benchmarks.studies.world import FLOOR, HELD_OUT, RARE, SOURCE, SPACE, TRAIN, World
 from benchmarks.tables import ROOT, describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
 if TYPE_CHECKING:
@@ -93,12 +94,13 @@ def variant_of(method: str, n_cells: int, steps: float) -> Variant | None:
         return None
     if steps == 1:
         return {"class": method}
+    n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
     if method == "SCLDM":
         recipe = RECIPES["default"]
         stages = {"autoencoder": recipe.autoencoder, "prior": recipe.prior}
-        epochs = {name: round(steps * stage.max_epochs(n_cells)) for name, stage in stages.items()}
+        epochs = {name: round(steps * stage.max_epochs(n_trained)) for name, stage in stages.items()}
     else:
-        epochs = round(steps * DIFFUSION_RECIPES[method]["transformer"].max_epochs(n_cells))
+        epochs = round(steps * DIFFUSION_RECIPES[method]["transformer"].max_epochs(n_trained))
     return {"class": method, "train": {"max_epochs": epochs}}
 
 
@@ -193,18 +195,18 @@ def draw_picture(table: pd.DataFrame, path: Path) -> None:
     panels = [name for name in shown if name in wide]
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(13, 5.6), layout="constrained")
     for ax, name in zip(axes.flat, panels, strict=False):
-        for number, method in enumerate([REAL, *METHODS]):
-            if method in wide.index and wide.loc[method, name].notna().any():
-                style = {"color": "0.5", "ls": "--"} if method == REAL else {"color": f"C{number - 1}", "marker": "o"}
-                ax.plot(wide.loc[method, name].sort_index(), label=method, **style)
+        for method in METHODS:
+            if method in wide.index:
+                ax.plot(wide.loc[method, name].sort_index(), marker="o", label=method)
+        if name not in COSTS.values():
+            ax.axhline(wide.loc[REAL, name].mean(), color="0.5", ls="--", label=REAL)
         ax.set(title=name, xscale="log", xlabel="training cells")
         ticks = sorted(set(wide.index.get_level_values("cells")))
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.minorticks_off()
         ax.grid(color="0.92")
-        if name == "minutes":
-            ax.set_yscale("log")
-        elif name in COSTS.values():
+        ax.margins(y=0.1)
+        if name in COSTS.values():
             ax.set_ylim(bottom=0)
     lines = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)

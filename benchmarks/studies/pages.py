@@ -166,7 +166,7 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     """Write quality by number of cells, and minutes and memory with what the rule for training steps makes of them."""
     wide = columns_of(table).xs(1, level="steps")
     floor = wide.xs(REAL, level="method").iloc[[0]]
-    models = wide.drop(REAL, level="method")
+    models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
     models.index = [f"{method}, {cells:,} cells" for method, cells in models.index]
     shown = pd.concat([floor.set_axis([REAL]), models])
     costs = list(COSTS.values())

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 world = pytest.importorskip("benchmarks.studies.world")
+pages = pytest.importorskip("benchmarks.studies.pages")
 curves = pytest.importorskip("benchmarks.studies.learning_curves")
 
 N_GENES, SIZE = 60, 300.0
@@ -89,6 +90,15 @@ def test_other_lengths_multiply_the_epochs_of_every_stage():
         assert epochs[2][stage] / epochs[0.5][stage] == pytest.approx(4, abs=0.3)  # whole epochs
     assert curves.variant_of("SCLDM", 8_000, 1) == {"class": "SCLDM"}
     assert curves.variant_of("scVI", 8_000, 1) is None
+
+
+def test_minutes_of_more_cells_than_measured_grow_with_the_square_root():
+    rows = [("SCLDM", 2_000, "train_minutes", 3.0), ("SCLDM", 25_000, "train_minutes", 4.0)]
+    rows += [(method, 2_000, "peak_memory_gib", 0.5) for method in (curves.REAL, "SCLDM")]
+    table = pd.DataFrame(rows, columns=["method", "cells", "metric", "value"]).assign(group="all", steps=1.0)
+    text = pages.learning_curves(table)[pages.HOW_MANY_CELLS, "learning_curves: costs"]
+    assert "| 25,000 | 4 |" in text
+    assert "| 100,000, by the rule | 8 |" in text
 
 
 def test_the_floor_is_judged_beside_a_baseline_in_a_small_world(small, tmp_path, monkeypatch):
