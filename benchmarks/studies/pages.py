@@ -173,7 +173,7 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     quality = _table(
         shown, {name: name for name in shown.index}, {name: name for name in shown if name not in [*costs, "copies"]}
     )
-    minutes, peak = (wide[name].dropna().unstack("method") for name in costs)
+    minutes, peak = (wide[name].dropna().unstack("method").sort_index() for name in costs)
     lines = [
         [f"{cells:,}", *(_cost(values.get(method, {}).get(cells)) for method in METHODS for values in (minutes, peak))]
         for cells in minutes.index

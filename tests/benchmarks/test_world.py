@@ -93,7 +93,7 @@ def test_other_lengths_multiply_the_epochs_of_every_stage():
 
 
 def test_minutes_of_more_cells_than_measured_grow_with_the_square_root():
-    rows = [("SCLDM", 2_000, "train_minutes", 3.0), ("SCLDM", 25_000, "train_minutes", 4.0)]
+    rows = [("SCLDM", 25_000, "train_minutes", 4.0), ("SCLDM", 2_000, "train_minutes", 3.0)]
     rows += [(method, 2_000, "peak_memory_gib", 0.5) for method in (curves.REAL, "SCLDM")]
     table = pd.DataFrame(rows, columns=["method", "cells", "metric", "value"]).assign(group="all", steps=1.0)
     text = pages.learning_curves(table)[pages.HOW_MANY_CELLS, "learning_curves: costs"]
