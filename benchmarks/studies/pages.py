@@ -167,12 +167,12 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     wide = columns_of(table).xs(1, level="steps")
     floor = wide.xs(REAL, level="method").iloc[[0]]
     models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
-    models.index = [f"{method}, {cells:,} cells" for method, cells in models.index]
+    models.index = [f"{method}, {cells:,}" for method, cells in models.index]
     shown = pd.concat([floor.set_axis([REAL]), models])
     costs = list(COSTS.values())
-    quality = _table(
-        shown, {name: name for name in shown.index}, {name: name for name in shown if name not in [*costs, "copies"]}
-    )
+    left_out = [*costs, "F1", "distance", "copies"]  # hardly differ
+    columns = {name: name for name in shown if name not in left_out}
+    quality = _table(shown, {name: name for name in shown.index}, columns, corner="training cells")
     minutes, peak = (wide[name].dropna().unstack("method").sort_index() for name in costs)
     lines = [
         [f"{cells:,}", *(_cost(values.get(method, {}).get(cells)) for method in METHODS for values in (minutes, peak))]
