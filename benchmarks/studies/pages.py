@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from benchmarks.quality.drawing import MODELS
+from benchmarks.studies.held_out import REAL
+from benchmarks.studies.learning_curves import COSTS, METHODS, columns_of
 from benchmarks.tables import markdown_table, mean_with_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Blocks = dict[tuple[str, str], str]
-REAL = "real cells"
+HOW_MANY_CELLS = "docs/user_guide/how_many_cells.md"
+#: Numbers of cells whose minutes follow from the rule for training steps.
+EXPECTED_CELLS = (100_000, 1_000_000)
 
 
 def guidance(table: pd.DataFrame) -> Blocks:
@@ -166,7 +171,41 @@ def memory(table: pd.DataFrame) -> Blocks:
     peaks = peaks.pivot_table(index=["system", "stage"], columns="cells", values="peak_mib")
     columns = {f"{size:,} cells": size for size in peaks.columns}
     text = _table(peaks, rows, columns, corner="peak memory, MiB", write="{:,.0f}")
-    return {("docs/how_to/larger_than_memory.md", "memory"): text}
+    return {(page, "memory"): text for page in ("docs/how_to/larger_than_memory.md", HOW_MANY_CELLS)}
+
+
+def learning_curves(table: pd.DataFrame) -> Blocks:
+    """Write quality by number of cells, and minutes and memory with what the rule for training steps makes of them."""
+    wide = columns_of(table).xs(1, level="steps")
+    floor = wide.xs(REAL, level="method").iloc[[0]]
+    models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
+    models.index = [f"{method}, {cells:,}" for method, cells in models.index]
+    shown = pd.concat([floor.set_axis([REAL]), models])
+    costs = list(COSTS.values())
+    left_out = [*costs, "F1", "distance", "copies"]  # hardly differ
+    columns = {name: name for name in shown if name not in left_out}
+    quality = _table(shown, {name: name for name in shown.index}, columns, corner="training cells")
+    minutes, peak = (wide[name].dropna().unstack("method").sort_index() for name in costs)
+    lines = [
+        [f"{cells:,}", *(_cost(values.get(method, {}).get(cells)) for method in METHODS for values in (minutes, peak))]
+        for cells in minutes.index
+    ]
+    for cells in EXPECTED_CELLS:
+        row = [f"{cells:,}, by the rule"]
+        for method in METHODS:
+            measured = minutes.get(method, pd.Series()).dropna()
+            known = method in MODELS and len(measured)
+            row += [_cost(measured.iloc[-1] * (cells / measured.index[-1]) ** 0.5) if known else "", ""]
+        lines.append(row)
+    header = ["training cells", *(f"{method}: {name}" for method in METHODS for name in ("minutes", "GiB"))]
+    return {
+        (HOW_MANY_CELLS, "learning_curves: quality"): quality,
+        (HOW_MANY_CELLS, "learning_curves: costs"): markdown_table(header, lines),
+    }
+
+
+def _cost(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
 def streaming(table: pd.DataFrame) -> Blocks:
@@ -286,6 +325,7 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "perturbation_trust": perturbation_trust,
     "unseen_perturbations": unseen_perturbations,
     "memory": memory,
+    "learning_curves": learning_curves,
     "streaming": streaming,
     "multimodal": multimodal,
     "tissue": tissue,

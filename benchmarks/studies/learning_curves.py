@@ -1,0 +1,244 @@
+"""How do quality, minutes and memory depend on the number of training cells? Asked of a world with a known truth.
+
+    python -m benchmarks.studies.learning_curves                                   # all that is missing
+    python -m benchmarks.studies.learning_curves --cells 2000 --methods SCLDM      # a part
+    python -m benchmarks.studies.learning_curves --cells 32000 --methods SCLDM --steps 0.5 2    # other lengths
+
+Cells come from `benchmarks.studies.world`. Small training sets are the first cells of the large ones. Every method
+trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each
+and of the same type, and so is a second fresh draw: the floor. All use one space of comparison, fitted to other cells.
+Adds to ``results/learning_curves.csv`` and writes ``results/learning_curves.md`` and
+``docs/_static/learning_curves.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.quality.baselines import BASELINES
+from benchmarks.quality.drawing import COSTS_KEY, MODELS, draw, write_cells
+from benchmarks.quality.splits import Split, judge
+from benchmarks.studies.held_out import REAL, RESULTS
+from benchmarks.studies.world import FLOOR, HELD_OUT, RARE, SOURCE, SPACE, TRAIN, World
+from benchmarks.tables import ROOT, describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from scgen_diffusion.model._training import split_cells
+from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
+
+if TYPE_CHECKING:
+    from benchmarks.quality.drawing import Variant
+
+logger = logging.getLogger("benchmarks.learning_curves")
+
+PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
+KEYS = ("method", "cells", "steps")
+METHODS = ("SCLDM", "SCRDIT", "scVI")
+CELLS = (2_000, 8_000, 32_000)
+PART = 2_000  # cells per file
+N_JUDGED, N_RARE, N_SPACE = 1_000, 200, 4_000
+#: Figures of `evaluate`, and their names in tables.
+FIGURES = {
+    "auc_boosting": "AUC, PCs",
+    "auc_genes": "AUC, genes",
+    "precision": "precision",
+    "recall": "recall",
+    "within_label_correlation": "correlation",
+    "transfer_f1": "F1",
+    "nearest_train_ratio": "distance",
+    "nearer_than_held_out": "too near",
+    "copied_cells": "copies",
+}
+FIGURES_OF_RARE = ("auc_boosting", "precision", "recall")
+COSTS = {"train_minutes": "minutes", "peak_memory_gib": "peak GiB"}
+
+
+def write_world(folder: Path, n_cells: int) -> None:
+    """Write the training cells, the cells to compare with, the floor, and the cells that give the space."""
+    world = World.fit()
+    world.write(folder / "train", n_cells, TRAIN, PART)
+    rare = [world.draw(N_RARE, HELD_OUT, name) for name in RARE]
+    held_out = ad.concat([world.draw(N_JUDGED, HELD_OUT), *rare])
+    write_cells(held_out, folder / "held_out.h5ad")
+    write_cells(world.draw_like(held_out.obs["cell_type"].to_list(), FLOOR), folder / "floor.h5ad")
+    write_cells(world.draw(N_SPACE, SPACE), folder / "space.h5ad")
+
+
+def read_split(folder: Path, n_cells: int) -> Split:
+    """Read the first training cells and all that is held out."""
+    parts = [with_layer(folder / "train" / f"part-{number:04}.h5ad") for number in range(n_cells // PART)]
+    train = parts[0] if len(parts) == 1 else ad.concat(parts)
+    return Split(train, with_layer(folder / "held_out.h5ad"), ("cell_type",))
+
+
+def with_layer(path: Path) -> ad.AnnData:
+    """Read cells of the world, with their counts in the layer that the benchmarks expect."""
+    cells = ad.read_h5ad(path)
+    cells.layers["counts"] = cells.X
+    return cells
+
+
+def variant_of(method: str, n_cells: int, steps: float) -> Variant | None:
+    """Return the method's defaults, or with ``steps`` times as many training steps."""
+    if method not in MODELS:
+        return None
+    if steps == 1:
+        return {"class": method}
+    n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
+    if method == "SCLDM":
+        recipe = RECIPES["default"]
+        stages = {"autoencoder": recipe.autoencoder, "prior": recipe.prior}
+        epochs = {name: round(steps * stage.max_epochs(n_trained)) for name, stage in stages.items()}
+    else:
+        epochs = round(steps * DIFFUSION_RECIPES[method]["transformer"].max_epochs(n_trained))
+    return {"class": method, "train": {"max_epochs": epochs}}
+
+
+def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
+    """Judge the cells in proportion, then those of each rare type."""
+    groups = {"all": np.arange(N_JUDGED)}
+    groups |= {name: N_JUDGED + number * N_RARE + np.arange(N_RARE) for number, name in enumerate(RARE)}
+    tables = []
+    for group, rows in groups.items():
+        part = Split(split.train, split.held_out[rows].copy(), split.condition_keys, space)
+        names = list(FIGURES if group == "all" else FIGURES_OF_RARE)
+        found = judge(part, cells.X[rows], seed=0, metrics=names, n_floor=0)
+        tables.append(found[["metric", "value", "low", "high"]].assign(group=group))
+    if COSTS_KEY in cells.uns:
+        costs = [{"metric": name, "group": "all", "value": float(cells.uns[COSTS_KEY][name])} for name in COSTS]
+        tables.append(pd.DataFrame(costs))
+    return pd.concat(tables, ignore_index=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw and judge what is missing, smallest sets first."""
+    path, folder = arguments.results / "learning_curves.csv", arguments.folder
+    if not (folder / "train" / f"part-{max(arguments.cells) // PART - 1:04}.h5ad").exists():
+        logger.info("writing the world's cells to %s", folder)
+        write_world(folder, max(arguments.cells))
+    space = with_layer(folder / "space.h5ad")
+    for n_cells, steps, method in product(arguments.cells, arguments.steps, [REAL, *arguments.methods]):
+        if (method, n_cells, steps) in stored_keys(path, KEYS) or (steps != 1 and method not in MODELS):
+            continue
+        drawn = folder / f"{method}-{n_cells}-{steps:g}.h5ad"
+        if method == REAL:
+            drawn = folder / "floor.h5ad"
+        elif not drawn.exists():
+            logger.info("%s: %d cells, %g times the steps", method, n_cells, steps)
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.studies.learning_curves"]
+            command += ["--folder", folder, "--draw", method, str(n_cells), str(steps), drawn]
+            subprocess.run(command, check=True, cwd=ROOT)
+        table = figures(read_split(folder, n_cells), space, ad.read_h5ad(drawn))
+        source = describe_source("torch", "scvi-tools", "scgen-diffusion")
+        store_rows(path, table.assign(method=method, cells=n_cells, steps=steps, **source), KEYS)
+        logger.info("%s", table.to_string())
+
+
+def draw_apart(folder: Path, method: str, n_cells: int, steps: float, path: Path) -> None:
+    """Train and draw in this process, which must be fresh."""
+    torch.set_num_threads(1)
+    write_cells(draw(read_split(folder, n_cells), 0, method, variant_of(method, n_cells, steps)), path)
+
+
+def columns_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per method, cells and steps, and one column per figure, named as in tables."""
+    wide = table.pivot_table(index=list(KEYS), columns=["group", "metric"], values="value", sort=False)
+    shown = {("all", metric): name for metric, name in FIGURES.items()}
+    shown |= {(group, "auc_boosting"): f"AUC, {100 * share:g} % type" for group, share in RARE.items()}
+    shown |= {("all", metric): name for metric, name in COSTS.items()}
+    return pd.DataFrame({name: wide[column] for column, name in shown.items() if column in wide})
+
+
+def summarise(table: pd.DataFrame) -> str:
+    """Write the table of all figures."""
+    wide = columns_of(table).sort_index(level="cells", sort_remaining=False)
+    rows = [
+        [f"{method}, {cells:,} cells" + (f", {steps:g} times the steps" if steps != 1 else ""), *map(_number, row)]
+        for (method, cells, steps), row in zip(wide.index, wide.to_numpy(), strict=True)
+    ]
+    rare = ", ".join(f"{name} {100 * share:g} %" for name, share in RARE.items())
+    return "\n".join(
+        [
+            "# Learning curves",
+            "",
+            f"`python -m benchmarks.studies.learning_curves`. Simulated cells like those of `{SOURCE}`, 2 000 genes, 8 donors, "
+            f"{N_JUDGED:,} cells judged in proportion and {N_RARE} of each rare type ({rare}). Models know the type, not the "
+            "donor. One seed. Minutes of training are processor time of one core. `real cells` are a second draw of the world.",
+            "",
+            markdown_table(["", *wide.columns], rows),
+            "",
+            "; ".join(table[["machine", "versions", "date"]].iloc[-1]),
+            "",
+        ]
+    )
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def draw_picture(table: pd.DataFrame, path: Path) -> None:
+    """Draw quality and costs against the number of cells."""
+    wide = columns_of(table).xs(1, level="steps")
+    rare = [name for name in wide if name.endswith("type")]
+    shown = ["AUC, PCs", "AUC, genes", "recall", "correlation", *rare, *COSTS.values()]
+    panels = [name for name in shown if name in wide]
+    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(13, 5.6), layout="constrained")
+    for ax, name in zip(axes.flat, panels, strict=False):
+        for method in METHODS:
+            if method in wide.index:
+                ax.plot(wide.loc[method, name].sort_index(), marker="o", label=method)
+        if name not in COSTS.values():
+            ax.axhline(wide.loc[REAL, name].mean(), color="0.5", ls="--", label=REAL)
+        ax.set(title=name, xscale="log", xlabel="training cells")
+        ticks = sorted(set(wide.index.get_level_values("cells")))
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.minorticks_off()
+        ax.grid(color="0.92")
+        ax.margins(y=0.1)
+        if name in COSTS.values():
+            ax.set_ylim(bottom=0)
+    lines = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", type=int, default=list(CELLS), help=f"multiples of {PART}")
+    known = [*MODELS, *BASELINES]
+    parser.add_argument("--methods", nargs="+", choices=known, default=list(METHODS))
+    parser.add_argument("--steps", nargs="+", type=float, default=[1.0], help="times as many training steps")
+    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "cells" / "world", help="folder of cells")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--draw", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if any(n_cells < PART or n_cells % PART for n_cells in arguments.cells):
+        parser.error(f"--cells must be multiples of {PART}, but found {arguments.cells}")
+    arguments.folder = arguments.folder.resolve()
+    if arguments.draw:
+        method, n_cells, steps, path = arguments.draw
+        draw_apart(arguments.folder, method, int(n_cells), float(steps), Path(path))
+        return
+    run(arguments)
+    table = read_table(arguments.results / "learning_curves.csv")
+    write_text(arguments.results / "learning_curves.md", summarise(table))
+    draw_picture(table, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The world of the learning curves: its cells are those that it promises, and its fit finds what a world has."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+world = pytest.importorskip("benchmarks.studies.world")
+pages = pytest.importorskip("benchmarks.studies.pages")
+curves = pytest.importorskip("benchmarks.studies.learning_curves")
+
+N_GENES, SIZE = 60, 300.0
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Two types, 9 to 1; the first has a programme of ten genes."""
+    profiles = np.random.default_rng(0).gamma(3.0, size=(1, 2, N_GENES))
+    profiles = np.repeat(profiles / profiles.sum(axis=2, keepdims=True), world.N_DONORS, axis=0)
+    programme = np.zeros((N_GENES, 1))
+    programme[:10] = 0.8
+    return world.World(
+        genes=np.array([f"gene {number}" for number in range(N_GENES)]),
+        types=np.array(["A", "B"]),
+        shares=np.array([0.9, 0.1]),
+        profiles=profiles,
+        inverse_dispersion=np.full(N_GENES, 2.0),
+        programmes=[programme, programme[:, :0]],
+        log_size=np.array([[np.log(SIZE), 0.0]] * 2),
+        seed=0,
+    )
+
+
+def test_fewer_cells_are_the_first_of_more_and_streams_differ(small):
+    few, more = small.draw(300, world.TRAIN), small.draw(world.BLOCK + 300, world.TRAIN)
+    assert more.n_obs == world.BLOCK + 300
+    assert (more[:300].X != few.X).nnz == 0
+    assert more.obs_names.is_unique
+    assert (small.draw(300, world.HELD_OUT).X != few.X).nnz > 0
+
+
+def test_types_have_their_shares_and_genes_their_means_and_variances(small):
+    cells = small.draw(4_000, world.TRAIN)
+    assert (cells.obs["cell_type"] == "B").mean() == pytest.approx(0.1, abs=0.02)
+    counts = cells[cells.obs["cell_type"] == "A"].X.toarray().astype(float)
+    mean = SIZE * small.profiles[0, 0]
+    np.testing.assert_allclose(counts.mean(axis=0), mean, rtol=0.07)  # 4 standard errors
+    assert np.median(counts.var(axis=0) / (mean + mean**2 / 2)) == pytest.approx(1, abs=0.05)
+
+
+def test_genes_of_a_programme_go_together_in_its_type_alone(small):
+    upper = np.triu_indices(10, 1)
+    found = {
+        name: np.corrcoef(small.draw(1_000, world.TRAIN, name).X.toarray().T[:10])[upper].mean() for name in ("A", "B")
+    }
+    assert found["A"] > 0.4
+    assert abs(found["B"]) < 0.03
+
+
+def test_requested_types_come_in_their_order(small):
+    wanted = ["B", "A", "A", "B", "A"]
+    cells = small.draw_like(wanted, world.FLOOR)
+    assert cells.obs["cell_type"].tolist() == wanted
+    assert cells.obs_names.is_unique
+
+
+def test_the_fit_finds_the_programmes_that_cells_were_drawn_with(small):
+    counts = small.draw(2_000, world.TRAIN, "A").X.toarray().astype(float)
+    expected = np.broadcast_to(SIZE * small.profiles[0, 0], counts.shape)
+    found = world.find_programmes(counts, expected, small.inverse_dispersion)
+    assert found.shape == (N_GENES, 1)
+    np.testing.assert_allclose(np.abs(found[:10, 0]), 0.8, atol=0.08)
+    assert np.abs(found[10:, 0]).max() < 0.15
+    assert world.find_programmes(counts[:50], expected[:50], small.inverse_dispersion).shape == (N_GENES, 0)
+
+
+def test_files_have_the_drawn_cells_in_their_order(small, tmp_path):
+    from scgen_diffusion.data import CellFiles
+
+    paths = small.write(tmp_path, 2_500, part=1_000)
+    assert len(paths) == 3
+    cells = CellFiles(paths, condition_keys=["cell_type"])
+    assert cells.n_cells == 2_500
+    read = cells.read([0, 2_499])
+    np.testing.assert_array_equal(read.X.toarray(), small.draw(2_500, world.TRAIN).X[[0, 2_499]].toarray())
+
+
+def test_other_lengths_multiply_the_epochs_of_every_stage():
+    epochs = {steps: curves.variant_of("SCLDM", 8_000, steps)["train"]["max_epochs"] for steps in (0.5, 2)}
+    for stage in ("autoencoder", "prior"):
+        assert epochs[2][stage] / epochs[0.5][stage] == pytest.approx(4, abs=0.3)  # whole epochs
+    assert curves.variant_of("SCLDM", 8_000, 1) == {"class": "SCLDM"}
+    assert curves.variant_of("scVI", 8_000, 1) is None
+
+
+def test_minutes_of_more_cells_than_measured_grow_with_the_square_root():
+    rows = [("SCLDM", 25_000, "train_minutes", 4.0), ("SCLDM", 2_000, "train_minutes", 3.0)]
+    rows += [(method, 2_000, "peak_memory_gib", 0.5) for method in (curves.REAL, "SCLDM")]
+    table = pd.DataFrame(rows, columns=["method", "cells", "metric", "value"]).assign(group="all", steps=1.0)
+    text = pages.learning_curves(table)[pages.HOW_MANY_CELLS, "learning_curves: costs"]
+    assert "| 25,000 | 4 |" in text
+    assert "| 100,000, by the rule | 8 |" in text
+
+
+def test_the_floor_is_judged_beside_a_baseline_in_a_small_world(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "RARE", {"B": 0.1})
+    monkeypatch.setattr(curves, "FIGURES", {"auc_boosting": "AUC, PCs", "nearest_train_ratio": "distance"})
+    monkeypatch.setattr(curves.World, "fit", classmethod(lambda cls: small))
+    for name, value in {"PART": world.BLOCK, "N_JUDGED": 100, "N_RARE": 60, "N_SPACE": 200}.items():
+        monkeypatch.setattr(curves, name, value)
+    folder = tmp_path / "world"
+    curves.write_world(folder, 2 * world.BLOCK)
+    split = curves.read_split(folder, 2 * world.BLOCK)
+    assert (split.train.n_obs, split.held_out.n_obs) == (2 * world.BLOCK, 160)
+    floor = curves.with_layer(folder / "floor.h5ad")
+    space = curves.with_layer(folder / "space.h5ad")
+    values = {}
+    for name, drawn in {"real cells": floor, "swapped genes": floor[:, ::-1].copy()}.items():
+        table = curves.figures(split, space, drawn)
+        values[name] = table.set_index(["group", "metric"])["value"]
+    assert set(table["group"]) == {"all", "B"}
+    for group in ("all", "B"):
+        assert values["real cells"][group, "auc_boosting"] < 0.65 < values["swapped genes"][group, "auc_boosting"]
+    rows = pd.concat([table.assign(method=name, cells=2_000, steps=1.0) for name in ("real cells", "SCLDM")])
+    text = curves.summarise(rows.assign(machine="this", versions="that", date="today"))
+    assert "| real cells, 2,000 cells |" in text
+    curves.draw_picture(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").exists()
