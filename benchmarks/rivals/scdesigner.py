@@ -34,7 +34,12 @@ def draw(task: Task) -> Drawn:
     simulator.fit(task.train, verbose=False)
     trained = time.process_time()
     requested = task.requested[["label"]].astype(task.train.obs["label"].dtype)
-    return Drawn(np.asarray(simulator.sample(requested).X), trained, "counts", {"margins": MARGINS, "copula": COPULA, "estimator": ESTIMATOR})
+    return Drawn(
+        np.asarray(simulator.sample(requested).X),
+        trained,
+        "counts",
+        {"margins": MARGINS, "copula": COPULA, "estimator": ESTIMATOR},
+    )
 
 
 if __name__ == "__main__":

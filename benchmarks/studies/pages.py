@@ -18,6 +18,7 @@ Blocks = dict[tuple[str, str], str]
 HOW_MANY_CELLS = "docs/user_guide/how_many_cells.md"
 #: Numbers of cells whose minutes follow from the rule for training steps.
 EXPECTED_CELLS = (100_000, 1_000_000)
+OTHER_STEPS = {0.5: ", half the steps", 2: ", twice the steps"}
 
 
 def guidance(table: pd.DataFrame) -> Blocks:
@@ -176,10 +177,11 @@ def memory(table: pd.DataFrame) -> Blocks:
 
 def learning_curves(table: pd.DataFrame) -> Blocks:
     """Write quality by number of cells, and minutes and memory with what the rule for training steps makes of them."""
-    wide = columns_of(table).xs(1, level="steps")
+    wide = columns_of(table)
     floor = wide.xs(REAL, level="method").iloc[[0]]
     models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
-    models.index = [f"{method}, {cells:,}" for method, cells in models.index]
+    models.index = [f"{method}, {cells:,}" + OTHER_STEPS.get(steps, "") for method, cells, steps in models.index]
+    wide = wide.xs(1, level="steps")
     shown = pd.concat([floor.set_axis([REAL]), models])
     costs = list(COSTS.values())
     left_out = [*costs, "F1", "distance", "copies"]  # hardly differ
