@@ -29,6 +29,7 @@ import torch
 
 from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.drawing import COSTS_KEY, MODELS, draw, write_cells
+from benchmarks.quality.report import IN_SHORT
 from benchmarks.quality.splits import Split, judge
 from benchmarks.studies.held_out import REAL, RESULTS
 from benchmarks.studies.world import FLOOR, HELD_OUT, RARE, SOURCE, SPACE, TRAIN, World
@@ -48,17 +49,8 @@ CELLS = (2_000, 8_000, 32_000)
 PART = 2_000  # cells per file
 N_JUDGED, N_RARE, N_SPACE = 1_000, 200, 4_000
 #: Figures of `evaluate`, and their names in tables.
-FIGURES = {
-    "auc_boosting": "AUC, PCs",
-    "auc_genes": "AUC, genes",
-    "precision": "precision",
-    "recall": "recall",
-    "within_label_correlation": "correlation",
-    "transfer_f1": "F1",
-    "nearest_train_ratio": "distance",
-    "nearer_than_held_out": "too near",
-    "copied_cells": "copies",
-}
+FIGURES = {metric: name for metric, name in IN_SHORT.items() if metric != "cpu_minutes"}
+FIGURES |= {"nearer_than_held_out": "too near", "copied_cells": "copies"}
 FIGURES_OF_RARE = ("auc_boosting", "precision", "recall")
 COSTS = {"train_minutes": "minutes", "peak_memory_gib": "peak GiB"}
 
