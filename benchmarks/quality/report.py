@@ -262,15 +262,16 @@ def summarise_methods(
     table = table[table["dataset"].isin(datasets) & table["method"].isin(methods)]
     means = means_over_seeds(table)
     by_dataset = dict(list(means.groupby("dataset")))
-    seeds = ["seeds"] if means["n_seeds"].nunique() > 1 else []
+    header, seeds_differ = ["", *IN_SHORT.values()], means["n_seeds"].nunique() > 1
     for dataset in [name for name in datasets if name in by_dataset]:
         rows = by_dataset[dataset]
         columns = [_column(rows[rows["metric"] == metric]) for metric in IN_SHORT]
-        columns += [rows.groupby("method")["n_seeds"].max().astype(str).to_dict()] * len(seeds)
+        if seeds_differ:
+            columns.append(rows.groupby("method")["n_seeds"].max().astype(str).to_dict())
         for method in (REAL_CELLS, *(method for method in methods if method in set(rows["method"]))):
             name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else names.get(method, method)
             lines.append([name, *(column.get(method, "") for column in columns)])
-    return markdown_table(["", *IN_SHORT.values(), *seeds], lines)
+    return markdown_table([*header, "seeds"] if seeds_differ else header, lines)
 
 
 def summarise_models(table: pd.DataFrame, dataset: str) -> str:

@@ -142,6 +142,16 @@ def log_normalise(counts: NDArray | sp.spmatrix | sp.sparray, target_sum: float 
     return np.log1p(dense / totals * target_sum).astype(np.float32)
 
 
+def most_variable(
+    counts: NDArray | sp.spmatrix | sp.sparray, n_genes: int | None, kept: NDArray[np.bool_] | None = None
+) -> NDArray[np.intp]:
+    """Return the genes whose log-normalised values vary most, by position and in order; ``kept`` ones come first."""
+    variance = log_normalise(counts).var(axis=0)
+    if kept is not None:
+        variance[kept] = np.inf
+    return np.sort(np.argsort(-variance)[:n_genes])
+
+
 def parse_dataset(text: str) -> tuple[str, int | None, int | None]:
     """Return the name of a data set, its number of training cells, and its counts per cell (None: as they are).
 
@@ -274,9 +284,8 @@ def split_cells(
             raise ValueError(msg)
         repeated = labels.iloc[train].duplicated().to_numpy()
         train, spare = np.split(train[np.argsort(repeated, kind="stable")], [n_train])
-    variance = log_normalise(adata.layers["counts"][train]).var(axis=0)
-    variance[adata.var_names.isin(kept_genes)] = np.inf
-    adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
+    kept = adata.var_names.isin(kept_genes)
+    adata = adata[:, most_variable(adata.layers["counts"][train], n_genes, kept)]
     parts = [None if rows is None else _minimal(adata[rows]) for rows in (train, held_out, spare)]
     return Split(parts[0], parts[1], condition_keys, parts[2])
 

@@ -86,7 +86,8 @@ def draw(split: Split, seed: int, arguments: argparse.Namespace) -> ad.AnnData:
         command = [arguments.python, "-m", f"benchmarks.rivals.{arguments.rival.lower()}"]
         options = {"split": split_path, "drawn": drawn_path, "seed": seed}
         options |= {"minutes": arguments.minutes, "length": arguments.length}
-        options |= {"repository": arguments.repository.resolve()} if arguments.repository else {}
+        if arguments.repository:
+            options["repository"] = arguments.repository.resolve()
         command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
         return read_cells(split, requested, drawn_path)

@@ -22,7 +22,7 @@ import ot
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from benchmarks.quality.splits import load, log_normalise
+from benchmarks.quality.splits import load, log_normalise, most_variable
 from benchmarks.studies.held_out import read_options, store_figures, study_parser, table_of_means
 from benchmarks.studies.time_course import DATASET, N_AXES, N_GENES, TIME, TYPE, train_scldm
 from benchmarks.tables import read_table, stored_keys, write_text
@@ -275,9 +275,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder in which trained models are kept")
     arguments = read_options(parser)
     path, cells = arguments.results / "fates.csv", load(DATASET)
-    expression = log_normalise(cells.X)
-    genes = np.sort(np.argsort(-expression.var(0))[:N_GENES])
-    cells = cells[:, genes].copy()
+    cells = cells[:, most_variable(cells.X, N_GENES)].copy()
     cells.obs[FATE] = cells.obs[TYPE].astype(str).replace("AWC_ON", "AWC")
     axes = PCA(N_AXES, random_state=0).fit_transform(log_normalise(cells.X))
     for seed in arguments.seeds:

@@ -92,7 +92,8 @@ def variant_of(method: str, n_cells: int, steps: float) -> Variant | None:
         stages = {"autoencoder": recipe.autoencoder, "prior": recipe.prior}
         epochs = {name: round(steps * stage.max_epochs(n_trained)) for name, stage in stages.items()}
     else:
-        epochs = round(steps * DIFFUSION_RECIPES[method]["transformer"].max_epochs(n_trained))
+        recipe = DIFFUSION_RECIPES[method]["mlp" if method == "SCRDIT" else "transformer"]
+        epochs = round(steps * recipe.max_epochs(n_trained))
     return {"class": method, "train": {"max_epochs": epochs}}
 
 

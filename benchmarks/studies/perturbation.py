@@ -29,7 +29,7 @@ import scipy.sparse as sp
 import torch
 
 from benchmarks.quality.drawing import write_cells
-from benchmarks.quality.splits import load, log_normalise
+from benchmarks.quality.splits import load, log_normalise, most_variable
 from benchmarks.tables import (
     ROOT,
     describe_source,
@@ -114,8 +114,7 @@ def judged_types(adata: ad.AnnData) -> list[str]:
 def leave_out(adata: ad.AnnData, cell_type: str, *, n_genes: int = N_GENES) -> Case:
     """Leave out the perturbed cells of a type, and keep the genes that vary most in the others."""
     is_out = ((adata.obs[CELL_TYPE] == cell_type) & (adata.obs[CONDITION] == PERTURBED)).to_numpy()
-    variance = log_normalise(adata.layers["counts"][~is_out]).var(axis=0)
-    adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
+    adata = adata[:, most_variable(adata.layers["counts"][~is_out], n_genes)]
     return Case(cell_type, _minimal(adata[~is_out]), _minimal(adata[is_out]))
 
 

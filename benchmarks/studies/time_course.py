@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.quality.baselines import draw_as_dispersed
-from benchmarks.quality.splits import load, log_normalise, to_dense
+from benchmarks.quality.splits import load, log_normalise, most_variable, to_dense
 from benchmarks.studies.held_out import (
     REAL,
     random_halves,
@@ -74,7 +74,7 @@ def hold_out(cells: ad.AnnData) -> dict[str, Window]:
     times = cells.obs[TIME].to_numpy(float)
     inside = {name: (times >= low) & (times < high) for name, (low, high) in WINDOWS.items()}
     train = cells[~np.any(list(inside.values()), axis=0)]
-    genes = np.sort(np.argsort(-log_normalise(train.X).var(0))[:N_GENES])
+    genes = most_variable(train.X, N_GENES)
     return {name: Window(train[:, genes].copy(), cells[rows][:, genes].copy()) for name, rows in inside.items()}
 
 

@@ -226,11 +226,12 @@ def from_means(data: Data, gene: str, seed: int) -> dict[str, Prediction]:
     found = {NO_CHANGE: moved(data, 0), MEAN: moved(data, mean_of_others(data, gene))}
     if not has_embeddings(data):
         return found
+    embeddings = {n: coexpression(data, n) for n in N_COMPONENTS}
     ways: dict[str, Callable[[Data, str, pd.DataFrame], NDArray]] = {"nearest": nearest, "linear": ridge}
     for name, way in ways.items():
-        for n in N_COMPONENTS:
+        for n, embedding in embeddings.items():
             label = f"{name}, co-expression" + ("" if n == N_COMPONENTS[0] else f" ({n} components)")
-            found[label] = moved(data, way(data, gene, coexpression(data, n)))
+            found[label] = moved(data, way(data, gene, embedding))
     return found
 
 

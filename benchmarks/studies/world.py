@@ -23,7 +23,7 @@ from scipy.stats import nbinom
 from sklearn.utils.extmath import randomized_svd
 
 from benchmarks.quality.drawing import write_cells
-from benchmarks.quality.splits import load, log_normalise
+from benchmarks.quality.splits import load, most_variable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,8 +81,7 @@ class World:
     def fit(cls, source: str = SOURCE, n_genes: int = N_GENES, seed: int = 0) -> Self:
         """Fit margins, library sizes and programmes to the most variable genes of a real set, and simulate donors."""
         adata = load(source)
-        variance = log_normalise(adata.layers["counts"]).var(axis=0)
-        adata = adata[:, np.sort(np.argsort(-variance)[:n_genes])]
+        adata = adata[:, most_variable(adata.layers["counts"], n_genes)]
         counts = adata.layers["counts"].toarray().astype(np.float64)
         types, codes, n_of_type = np.unique(adata.obs["cell_type"].astype(str), return_inverse=True, return_counts=True)
         sizes = counts.sum(axis=1, keepdims=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -160,10 +160,8 @@ class ExpectedShift(nn.Module):
 
         At most 1, and negative if these predictions are worse than none. Sampling noise is subtracted.
         """
-        covariance, held = (
-            self._covariance(slice(None), control, perturbs),
-            self._held(self.perturbations, control, perturbs),
-        )
+        covariance = self._covariance(slice(None), control, perturbs)
+        held = self._held(self.perturbations, control, perturbs)
         inverse, weights, noise = torch.linalg.inv(covariance), self.weights.double(), self.variances.double()[:, None]
         errors = torch.zeros_like(weights)
         for marks in held.unique(dim=0):
@@ -175,11 +173,9 @@ class ExpectedShift(nn.Module):
 
     def _held(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Mark the classes and members of perturbations ``(n, columns)`` that are not the control's, ``(n, values)``."""
-        widths = [len(encoding.null) for encoding in self.encodings]
-        keys = zip(self.encodings, *(values.split(widths, -1) for values in (codes, control, perturbs)), strict=True)
         marks = [
-            _marks(encoding.n, own) * (1 - _marks(encoding.n, none[None]))
-            for encoding, own, none, perturb in keys
+            _marks(encoding.n, own, none)
+            for encoding, own, none, perturb in self._by_key(codes, control, perturbs)
             if perturb.any() and isinstance(encoding, Classes | Members)
         ]
         return torch.cat([codes.new_zeros(len(codes), 0, dtype=torch.double), *marks], dim=1)
@@ -265,15 +261,18 @@ class ExpectedShift(nn.Module):
         scale = self.scale.double()
         return (-torch.cdist(x / scale, other / scale).square() / (2 * length**2)).exp()
 
+    def _by_key(self, *codes: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Yield the encoding of each key, and its columns of the codes ``(..., columns)``."""
+        widths = [len(encoding.null) for encoding in self.encodings]
+        return zip(self.encodings, *(values.split(widths, -1) for values in codes), strict=True)
+
     def _similarity(self, condition: Tensor, other: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return how alike the effects of perturbations ``(n, columns)`` and ``(m, columns)`` are, ``(n, m)``.
 
         It is zero for unperturbed cells. Classes and sets of several keys add up; numbers multiply, such as a dose.
         """
-        widths = [len(encoding.null) for encoding in self.encodings]
-        keys = zip(self.encodings, *(values.split(widths, -1) for values in (condition, other, control)), strict=True)
         discrete, numbers = None, []
-        for (encoding, p, q, c), own in zip(keys, perturbs.split(widths), strict=True):
+        for encoding, p, q, c, own in self._by_key(condition, other, control, perturbs):
             if not own.any():
                 continue
             if isinstance(encoding, Classes):
@@ -308,7 +307,7 @@ def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:
 def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) -> Tensor:
     """Count the members that sets share, without those of the control; equal sets of several share a little more."""
     n = encoding.n
-    ours, theirs = (_marks(n, codes) * (1 - _marks(n, control[None])) for codes in (p, q))
+    ours, theirs = _marks(n, p, control), _marks(n, q, control)
     among = torch.eye(n, dtype=torch.double, device=p.device)
     if encoding.vectors is not None:
         numbers = torch.arange(n, device=p.device)[:, None]
@@ -318,7 +317,8 @@ def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) ->
     return ours @ among @ theirs.T + INTERACTION * equal
 
 
-def _marks(n: int, codes: Tensor) -> Tensor:
-    """Mark which of ``n`` classes or members codes ``(cells, places)`` name, ``(cells, n)``."""
-    marks = torch.zeros(len(codes), n + 2, dtype=torch.double, device=codes.device)
-    return marks.scatter_(1, codes.long().clamp(0, n + 1), 1.0)[:, :n]
+def _marks(n: int, codes: Tensor, control: Tensor) -> Tensor:
+    """Mark which of ``n`` classes or members codes ``(cells, places)`` name and the control ``(places,)`` does not."""
+    marks = torch.zeros(len(codes) + 1, n + 2, dtype=torch.double, device=codes.device)
+    marks.scatter_(1, torch.cat([codes.long(), control.long()[None]]).clamp(0, n + 1), 1.0)
+    return marks[:-1, :n] * (1 - marks[-1, :n])
