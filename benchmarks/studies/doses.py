@@ -1,11 +1,12 @@
 """Is a dose a good condition? Curves of a simulated dose series with a known truth, at doses that were never shown.
 
-    python -m benchmarks.studies.doses                       # three minutes of CPU time per seed
+    python -m benchmarks.studies.doses                       # about seven minutes of CPU time per seed
 
 Real cells of `kang_ifnb` become cells of any dose. Optimal transport pairs cells with and without interferon within
 each type, and each molecule of a pair comes from the stimulated cell with the probability ``1 / (1 + EC50 / dose)``.
 Each type has an EC50 of its own. Controls and five doses, each ten times the last, are shown. All ways predict the mean
-of every gene at doses between them: SCLDM by its transport, with default settings; nothing was chosen on these figures.
+of every gene at doses between them: SCLDM by its transport, and by generating cells of the type and the dose, with default
+settings; nothing was chosen on these figures.
 Adds to ``results/doses.csv`` and writes ``results/doses.md``.
 """
 
@@ -30,7 +31,7 @@ from benchmarks.tables import markdown_table, mean_with_interval, read_table, st
 from scgen_diffusion.model import SCLDM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
 
@@ -169,7 +170,9 @@ WAYS: dict[str, Callable[[NDArray], NDArray]] = {
     "linear interpolation": interpolate,
     "nearest dose": nearest_dose,
 }
-OURS = "SCLDM"
+TRANSPORT, GENERATE = "SCLDM, transport", "SCLDM, generate"
+METHODS = (TRANSPORT, GENERATE, *WAYS)
+N_GENERATED = 500  # of each type and dose
 
 
 def set_up(train: ad.AnnData, seed: int) -> SCLDM:
@@ -191,6 +194,12 @@ def predict(model: SCLDM, name: str, seed: int) -> tuple[NDArray, NDArray, NDArr
         found.append(predicted.uns["scgen_diffusion"]["mean_change"][["change", "lower", "upper"]].to_numpy())
     change, lower, upper = np.moveaxis(np.stack(found), 2, 0) + log_normalise(controls.X).mean(0)
     return change, lower, upper
+
+
+def generate(model: SCLDM, name: str, seed: int) -> NDArray:
+    """Return the means of generated cells of a type at all doses of the grid, ``(doses, genes)``."""
+    cells = model.generate(N_GENERATED * len(GRID), {CELL_TYPE: name, DOSE: GRID}, seed=seed)
+    return log_normalise(cells.X).reshape(len(GRID), N_GENERATED, -1).mean(1)
 
 
 def _controls(model: SCLDM, name: str) -> ad.AnnData:
@@ -243,7 +252,7 @@ def coverage(lower: NDArray, upper: NDArray, pairs: Pairs, n_cells: int, seed: i
 def summarise(table: pd.DataFrame) -> str:
     """Write the means over types and seeds, and the EC50 of each type."""
     rows = []
-    for way in (OURS, *WAYS):
+    for way in METHODS:
         of_way = table[table["method"] == way]
         rows.append(
             [way, *(mean_with_interval(of_way[column]) for column in ("error", "ec50_error", "size", "coverage"))]
@@ -263,31 +272,37 @@ def summarise(table: pd.DataFrame) -> str:
     for seed, of_seed in table.groupby("seed"):
         found = of_seed.pivot_table(index="cell_type", columns="method", values="log_ec50")
         found.insert(0, "truth", of_seed.groupby("cell_type")["true_log_ec50"].first())
-        found = found[["truth", OURS, *WAYS]].sort_values("truth")
+        found = found[["truth", *METHODS]].sort_values("truth")
         lines = [[str(name), *(f"{value:.2f}" for value in row)] for name, row in found.iterrows()]
         parts += [f"**log10 EC50, seed {seed}**", "", markdown_table(["", *found.columns], lines), ""]
     return "\n".join(parts)
 
 
-def measure(seed: int, store: Callable[[str, str, dict[str, float]], None]) -> None:
-    """Train SCLDM with default settings, and store the figures of all ways and types."""
+def measure(seed: int, methods: Collection[str], store: Callable[[str, str, dict[str, float]], None]) -> None:
+    """Train SCLDM with default settings, and store the figures of some methods for all types."""
     pairs, genes = pair_cells(seed)
     train, truths = show_doses(pairs, genes, seed), true_curves(pairs, seed)
     measured = {name: measured_means(train, name) for name in truths}
     response = np.argsort(-np.mean([means[-1] - means[0] for means in measured.values()], axis=0))[:N_RESPONSE]
-    for way, curve in WAYS.items():
-        for name, truth in truths.items():
-            store(way, name, figures(curve(measured[name]), truth, response))
+    for name, truth in truths.items():
+        for way, curve in WAYS.items():
+            if way in methods:
+                store(way, name, figures(curve(measured[name]), truth, response))
 
     model = set_up(train, seed)
     model.train_autoencoder(**CPU)
-    model.train_transport(control_values={DOSE: NO_DOSE}, **CPU)
-    for name, truth in truths.items():
-        with warnings.catch_warnings(action="ignore"):  # of verdicts
-            means, lower, upper = predict(model, name, seed)
-        of_type, n_controls = pairs[pairs.cell_type == name], _controls(model, name).n_obs
-        inside = coverage(lower, upper, of_type, n_controls, seed)
-        store(OURS, name, figures(means, truth, response) | {"coverage": inside})
+    with warnings.catch_warnings(action="ignore"):  # of verdicts
+        if GENERATE in methods:
+            model.train_prior(**CPU)
+            for name, truth in truths.items():
+                store(GENERATE, name, figures(generate(model, name, seed), truth, response))
+        if TRANSPORT in methods:
+            model.train_transport(control_values={DOSE: NO_DOSE}, **CPU)
+            for name, truth in truths.items():
+                means, lower, upper = predict(model, name, seed)
+                of_type, n_controls = pairs[pairs.cell_type == name], _controls(model, name).n_obs
+                inside = coverage(lower, upper, of_type, n_controls, seed)
+                store(TRANSPORT, name, figures(means, truth, response) | {"coverage": inside})
 
 
 def main() -> None:
@@ -300,8 +315,9 @@ def main() -> None:
             case = {"method": way, "cell_type": name, "seed": seed}
             store_figures(path, case, {"coverage": np.nan} | found, "POT")
 
-        if not any(way == OURS and number == seed for way, _, number in stored_keys(path, KEYS)):
-            measure(seed, store)
+        stored = {way for way, _, number in stored_keys(path, KEYS) if number == seed}
+        if missing := set(METHODS) - stored:
+            measure(seed, missing, store)
     write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 
