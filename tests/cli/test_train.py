@@ -71,6 +71,8 @@ def test_options_reach_their_arguments(call, cells_file, told, tmp_path, monkeyp
     options += [
         "--control",
         "cell_type=NK",
+        "--control",
+        "dose=1",
         "-e",
         "autoencoder=3",
         "-e",
@@ -85,7 +87,7 @@ def test_options_reach_their_arguments(call, cells_file, told, tmp_path, monkeyp
     setup, training = told["setup_anndata"], told["train"]
     assert setup["condition_keys"] == ["cell_type"]
     assert setup["continuous_condition_keys"] == ["dose"]
-    assert setup["control_values"] == {"cell_type": "NK"}
+    assert setup["control_values"] == {"cell_type": "NK", "dose": 1}
     assert setup["condition_embeddings"]["cell_type"].shape == (4, 4)
     assert training["max_epochs"] == {"autoencoder": 3, "prior": 4}
     assert training["plan_kwargs"] == {"prior": {"learning_rate": 1e-4}}

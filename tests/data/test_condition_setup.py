@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,12 +90,12 @@ def make(**changes):
         (
             make(categorical=["type"], controls={"gene": "ctrl"}),
             ValueError,
-            "'gene' has a control value or an embedding",
+            "'gene' has a control value, but is not a column .* closest first: 'type'",
         ),
         (
             make(continuous=["dose"], embeddings={"dose": TABLE}),
             ValueError,
-            "'dose' has a control value or an embedding",
+            "'dose' has an embedding, but is not a categorical or set key",
         ),
         (make(sets=["gene"], embeddings={"gene": "vektors"}), KeyError, "not in adata.uns.*closest first: 'vectors'"),
         (make(sets=["gene"], embeddings={"gene": "number"}), TypeError, "must be a DataFrame.*found int"),
@@ -117,6 +119,45 @@ def make(**changes):
 def test_what_does_not_fit_is_refused(adata, build, error, words):
     with pytest.raises(error, match=words):
         build(adata)
+
+
+@pytest.mark.parametrize("column", [[0.1, 0.3, 1.0] * 4, np.float32([0.1, 0.3, 1.0] * 4)], ids=["float64", "float32"])
+def test_a_number_can_be_a_control_value(adata, column):
+    adata.obs["dose"] = column
+    found = setup(adata, ["type"], ["dose"], controls={"dose": 0.1, "type": "x"})
+    assert [key.name for key in found.keys_of(adata)] == ["type", "dose"]
+    assert found.arguments["control_values"] == {"dose": 0.1, "type": "x"}
+
+
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [
+        (0.5, r"No cell has the control value 0.5 in adata.obs\['dose'\]; the nearest number is 0.0"),
+        (-3, "No cell has the control value -3 .* the nearest number is 0.0"),
+        (np.nan, "`control_values` has the value nan for 'dose'; a finite number is needed"),
+        (np.inf, "`control_values` has the value inf for 'dose'; a finite number is needed"),
+        ("0", "control value of 'dose' must be a number, as in adata.obs, but found '0'"),
+        (False, "control value of 'dose' must be a number, as in adata.obs, but found False"),
+    ],
+)
+def test_a_control_value_of_numbers_must_be_that_of_some_cells(adata, control, words):
+    with pytest.raises(ValueError, match=words):
+        make(continuous=["dose"], controls={"dose": control})(adata)
+
+
+def test_a_control_value_among_very_many_numbers_gives_a_warning():
+    obs = pd.DataFrame({"hours": np.arange(300.0)}, index=[f"c{i}" for i in range(300)])
+    cells = AnnData(np.ones((300, 2), np.float32), obs=obs)
+    with pytest.warns(UserWarning, match=r"'hours'\] has 300 distinct numbers and a control value.* round the numbers"):
+        setup(cells, continuous=["hours"], controls={"hours": 0})
+    with warnings.catch_warnings(action="error"):
+        setup(cells, continuous=["hours"])
+
+
+def test_an_array_has_no_control_value(adata):
+    adata.obsm["spatial"] = np.arange(2.0 * N).reshape(N, 2)
+    with pytest.raises(ValueError, match=r"'spatial' has a control value, but is not a column of adata.obs"):
+        make(continuous=["dose", "spatial"], controls={"spatial": [0, 0]})(adata)
 
 
 @pytest.mark.parametrize(

@@ -153,17 +153,28 @@ def test_cells_set_after_training_on_files_take_their_place(built_from, adata, c
     assert len(model.get_latent_representation()) == 40
 
 
+NUMBERS = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"]}
+
+
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
-def test_the_transport_is_trained_on_files_and_predicts_their_cells(adata, options, quick, tmp_path):
+@pytest.mark.parametrize(
+    ("keys", "unperturbed", "condition"),
+    [(KEYS, {"cell_type": "NK"}, {"cell_type": "T cell"}), (NUMBERS, {"dose": 1}, {"dose": 30})],
+    ids=["class", "number"],
+)
+def test_the_transport_is_trained_on_files_and_predicts_their_cells(
+    adata, options, quick, tmp_path, keys, unperturbed, condition
+):
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    cells = CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"})
+    cells = CellFiles(tmp_path / "cells.h5ad", **keys, control_values=unperturbed)
     model = of_files(SCLDM, cells, options)
 
     model.train({"autoencoder": 1, "prior": 1, "transport": 1}, datamodule=cells, **quick)
 
     assert "transport" in model.trained_stages_
-    control = np.flatnonzero(adata.obs["cell_type"] == "NK")
-    predicted = model.predict_perturbation(condition={"cell_type": "T cell"}, indices=control, seed=0)
+    ((name, value),) = unperturbed.items()
+    control = np.flatnonzero(adata.obs[name] == value)
+    predicted = model.predict_perturbation(condition=condition, indices=control, seed=0)
     assert predicted.uns["scgen_diffusion"]["method"] == "transport"
     assert predicted.obs_names.str.split("-").str[-1].tolist() == adata.obs_names[control].tolist()
 

@@ -377,6 +377,20 @@ def untreated(model):
     return model.adata[(model.adata.obs["drug"] == "no").to_numpy()].copy()
 
 
+@pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
+def test_a_number_says_which_cells_are_untreated(tiny, quick):
+    mdata = make_treated()
+    mdata.obs["dose"] = np.where(mdata.obs["drug"] == "no", 0.0, np.arange(mdata.n_obs) % 3 + 1)
+    keys = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"]}
+    MULTISCLDM.setup_mudata(mdata, **keys, control_values={"dose": 0.0})
+    model = MULTISCLDM(mdata, **tiny)
+    model.train(1, **quick)
+
+    found = model.predict_perturbation(untreated(model), {"dose": 1.5}, seed=0)
+
+    assert found.uns["scgen_diffusion"]["method"] == "transport"
+
+
 DRUG = {"drug": "yes"}
 
 

@@ -333,6 +333,22 @@ def test_train_trains_it_where_the_setup_says_what_is_unperturbed(make_trained):
     assert len(with_it["transport_loss_train"]) == 1
 
 
+@pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
+def test_a_number_says_what_is_unperturbed_also_in_a_loaded_model(make_trained, tmp_path):
+    setup = {"continuous_condition_keys": ["dose"], "control_values": {"dose": 1}}
+    model = make_trained(condition_keys=["cell_type"], setup=setup)
+    control = model.adata[controls(model)].copy()
+    model.save(tmp_path / "model")
+
+    loaded = SCLDM.load(tmp_path / "model", adata=False)
+    found, expected = (one.predict_perturbation(control, {"dose": 30}, seed=0) for one in (loaded, model))
+
+    assert found.uns["scgen_diffusion"]["method"] == "transport"  # by default, between the doses of training
+    assert (found.X != expected.X).nnz == 0
+    assert loaded.registry_["setup_args"]["control_values"] == {"dose": 1}
+    assert "method" not in loaded.generate(5, {"cell_type": "B cell", "dose": 30}).uns["scgen_diffusion"]
+
+
 def test_train_goes_without_it_where_no_group_has_both_kinds_of_cells(make_cells, make_trained):
     adata = make_cells()
     adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion._arguments import is_number, known_names, warn_user
 
 from ._plain import to_plain
 
@@ -197,8 +197,8 @@ class ContinuousKey(ConditionKey):
     high: float
 
     @classmethod
-    def of(cls, name: str, column: pd.Series) -> ContinuousKey:
-        """Take range and scale from the values of training cells."""
+    def of(cls, name: str, column: pd.Series, control: Any = None) -> ContinuousKey:
+        """Take range and scale from the values of training cells, of which one must be the control value if given."""
         if column.dtype.kind not in "iuf":
             msg = (
                 f"adata.obs[{name!r}] holds {column.dtype} instead of numbers. List it in `condition_keys`, or convert it: "
@@ -212,7 +212,17 @@ class ContinuousKey(ConditionKey):
         if values.min() == values.max():
             msg = f"adata.obs[{name!r}] is {values[0]:g} in every cell; a condition must vary. Leave it out."
             raise ValueError(msg)
-        return cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
+        key = cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
+        if control is None:
+            return key
+        if not is_number(control):
+            msg = f"The control value of {name!r} must be a number, as in adata.obs, but found {control!r}."
+            raise ValueError(msg)
+        if not np.isclose(key.encode(values), key.encode([control], "`control_values`")).any():
+            nearest = float(values[np.abs(values - control).argmin()])
+            msg = f"No cell has the control value {control} in adata.obs[{name!r}]; the nearest number is {nearest}."
+            raise ValueError(msg)
+        return key
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
         """Widen the range and keep the scale."""

@@ -94,7 +94,7 @@ class ConditionSetup:
         Warns
         -----
         UserWarning
-            If a column of classes looks like numbers or cell names.
+            If a column of classes looks like numbers or cell names, or a control value is one of very many numbers.
         """
         for argument, given in (("control_values", controls), ("condition_embeddings", embeddings)):
             if given is not None and not isinstance(given, Mapping):
@@ -134,11 +134,20 @@ class ConditionSetup:
         separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
         for name, separator in separators.items():
             _check_sets(name, adata.obs[name], separator, controls.get(name))
-        for name in {**controls, **embeddings}:
-            if name not in [*categorical, *listed_sets]:
-                known = known_names(name, [*categorical, *listed_sets])
-                msg = f"{name!r} has a control value or an embedding, but is not a categorical or set key. {known}"
+        columns = [name for name in listed if name in adata.obs]
+        for given, what, kind, known in (
+            (controls, "a control value", "column of adata.obs among the condition keys", columns),
+            (embeddings, "an embedding", "categorical or set key", [*categorical, *listed_sets]),
+        ):
+            if wrong := [name for name in given if name not in known]:
+                msg = f"{wrong[0]!r} has {what}, but is not a {kind}. {known_names(wrong[0], known)}"
                 raise ValueError(msg)
+        for name in controls:
+            if name in continuous and (n_numbers := adata.obs[name].nunique()) > MANY_NUMBERS:
+                warn_user(
+                    f"adata.obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns from "
+                    "the cells of each number as a group; round the numbers, so that many cells share one."
+                )
         tables = {name: _table(adata, name, table) for name, table in embeddings.items()}
         return cls(categorical, continuous, separators, controls, tables)
 
@@ -164,7 +173,9 @@ class ConditionSetup:
         return [
             *(CategoricalKey.of(name, obs[name], *known[name]) for name in self.condition_keys),
             *(
-                ContinuousKey.of(name, obs[name]) if name in obs else ArrayKey.of(name, cells.obsm[name])
+                ContinuousKey.of(name, obs[name], known[name][0])
+                if name in obs
+                else ArrayKey.of(name, cells.obsm[name])
                 for name in self.continuous_condition_keys
             ),
             *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),

@@ -232,8 +232,9 @@ class DiffusionModel(BaseModelClass):
             are learned across combinations, so you can generate combinations that were never measured. A list of
             columns (separator ``"+"``), or a mapping from column to separator.
         control_values
-            The value of unperturbed cells in each column that perturbs: ``{"perturbation": "control"}``. In a set
-            column it means the empty set, also inside ``"A+control"``. Without it the control is an ordinary member.
+            The value of unperturbed cells in each column that perturbs: ``{"perturbation": "control"}``, or
+            ``{"drug": "none", "dose": 0.0}`` with a column of numbers. In a set column it means the empty set, also
+            inside ``"A+control"``. Without it the control is an ordinary member.
         condition_embeddings
             Known embeddings of classes or set members, such as drug fingerprints or protein language model vectors. For
             each column a table with one row per class or member, or its name in ``adata.uns``. You can also generate
@@ -258,8 +259,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            If a column in ``condition_keys`` looks like numbers or cell names instead of classes, or the columns of an
-            array have very different spreads.
+            If a column in ``condition_keys`` looks like numbers or cell names instead of classes, a control value is one
+            of very many numbers, or the columns of an array have very different spreads.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
