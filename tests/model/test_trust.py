@@ -1,5 +1,7 @@
 """How far predictions can be trusted: intervals of mean changes, and verdicts, on a world whose truth is known."""
 
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -120,6 +122,25 @@ def test_an_effect_seen_in_one_type_is_unknown_in_others(model, all_cells):
         found = model.predict_perturbation(controls(model), TREATED, seed=0)
 
     assert found.uns["scgen_diffusion"]["mean_change"]["lower"].isna().all()
+
+
+def test_a_drug_without_its_dose_and_a_dose_without_its_drug_are_unknown():
+    cells = make_cells(range(3))
+    cells.obs["dose"] = np.where(cells.obs["drug"] == "no", 0.0, np.arange(len(cells)) % 2 + 1)
+    keys = {"condition_keys": ["cell_type", "drug"], "continuous_condition_keys": ["dose"]}
+    SCLDM.setup_anndata(cells, **keys, control_values={"drug": "no", "dose": 0.0})
+    model = SCLDM(cells, **SIZES)
+    model.train_autoencoder(2, batch_size=128, **QUICK)
+    model.train_transport(1, **QUICK)
+    still = "part of the perturbation is still that of control cells.* Give the values of all keys that perturb"
+
+    for part in ({"drug": "yes"}, {"dose": 1.0}):
+        with pytest.warns(UserWarning, match=still):
+            model.predict_perturbation(controls(model, "type 0"), part, seed=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=still)
+        warnings.filterwarnings("ignore", message="The effect on")  # after so little training
+        model.predict_perturbation(controls(model, "type 0"), {"drug": "yes", "dose": 1.5}, seed=0)
 
 
 def test_tables_survive_files_and_saved_models_give_the_same(model, predicted, tmp_path):

@@ -100,6 +100,12 @@ def judge(
                 f"the control cells are unlike all training cells ({strange})",
                 "Check that their genes, counts and species are those of training, or train with such control cells.",
             )
+        elif prior <= 0:  # such as a drug at the dose of control cells
+            found = (
+                UNKNOWN,
+                "a part of the perturbation is still that of control cells",
+                "Give the values of all keys that perturb, such as a drug and its dose.",
+            )
         elif variance > (1 - LEAST_EXPLAINED) * prior:
             found = (
                 UNKNOWN,
