@@ -395,7 +395,18 @@ class SCLDM(AutoencoderModel):
     def _due_stages(self) -> Sequence[str]:
         control = self.registry_["setup_args"]["control_values"]
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]
-        return [*stages, "transport"] if control and self._perturbation_groups(control) else stages
+        if not control:
+            return stages
+        if self._perturbation_groups(control):
+            return [*stages, "transport"]
+        others = ", ".join(self._names_of_groups(control))
+        warn_user(
+            f"The transport is not trained: no perturbed training cells have control cells ({control})"
+            + (f" with the same values of the other keys ({others})" if others else "")
+            + ". `control_values` must have every key that perturbs, such as a drug and its dose. If a key such as the donor "
+            "is confounded with the perturbation, leave it out."
+        )
+        return stages
 
     def _why_not_trained(self, stage: str) -> str:
         if stage == "transport":
