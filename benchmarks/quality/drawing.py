@@ -39,6 +39,10 @@ VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
 VARIANTS |= {f"{name}-profiles": {"class": name, "model": {"path": "vp_linear"}} for name in ("SCRDIT", "WBDIT")}
 VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
 VARIANTS["SCLDM-whole-panel"] = {"class": "SCLDM", "genes": "all"}
+VARIANTS["SCLDM-longer-autoencoder"] = {
+    "class": "SCLDM",
+    "train": {"plan_kwargs": {"autoencoder": {"reference_steps": 1200}}},  # default: 600
+}
 
 
 def parse_variant(text: str) -> tuple[str, Variant]:

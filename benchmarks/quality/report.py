@@ -223,10 +223,12 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     }
     paths = {f"docs/user_guide/{name.lower()}.md": summarise_paths(table, name) for name in ("SCRDIT", "WBDIT")}
     genes = summarise_genes(table)
+    longer = summarise_longer_training(table)
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         **{("docs/comparison.md", mark): text for mark, text in others.items()},
         ("docs/user_guide/scldm.md", "genes"): genes,
+        ("docs/user_guide/how_many_cells.md", "longer autoencoder"): longer,
         **{(page, "paths"): text for page, text in paths.items()},
         ("README.md", "quality"): in_short,
         ("docs/comparison.md", "quality"): in_short,
@@ -239,6 +241,13 @@ def summarise_paths(table: pd.DataFrame, model: str) -> str:
     """Compare masked molecules with noisy profiles, on the splits that have both."""
     names = {model: f'{model}, `path="masking"`', f"{model}-profiles": f'{model}, `path="vp_linear"`'}
     table = table[_splits_with(table, f"{model}-profiles")]
+    return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
+
+
+def summarise_longer_training(table: pd.DataFrame) -> str:
+    """Compare SCLDM with one of a longer autoencoder, on the splits that have both."""
+    names = {"SCLDM": "SCLDM", "SCLDM-longer-autoencoder": "twice the autoencoder's steps"}
+    table = table[_splits_with(table, "SCLDM-longer-autoencoder")]
     return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
 
 

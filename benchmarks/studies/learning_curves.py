@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.learning_curves                                   # all that is missing
     python -m benchmarks.studies.learning_curves --cells 2000 --methods SCLDM      # a part
-    python -m benchmarks.studies.learning_curves --cells 32000 --methods SCLDM --steps 0.5 2    # other lengths
+    python -m benchmarks.studies.learning_curves --methods SCLDM --steps "twice the steps"    # other lengths
 
 Cells come from `benchmarks.studies.world`. Small training sets are the first cells of the large ones. Every method
 trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each
@@ -45,6 +45,14 @@ logger = logging.getLogger("benchmarks.learning_curves")
 PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
 KEYS = ("method", "cells", "steps")
 METHODS = ("SCLDM", "SCRDIT", "scVI")
+DEFAULT = "default"
+#: Numbers of training steps: factors of the defaults, by stage.
+STEPS: dict[str, dict[str, float]] = {
+    DEFAULT: {},
+    "half the steps": {"autoencoder": 0.5, "prior": 0.5, "diffusion": 0.5},
+    "twice the steps": {"autoencoder": 2, "prior": 2, "diffusion": 2},
+    "twice the autoencoder's steps": {"autoencoder": 2},
+}
 CELLS = (2_000, 8_000, 32_000)
 PART = 2_000  # cells per file
 N_JUDGED, N_RARE, N_SPACE = 1_000, 200, 4_000
@@ -80,21 +88,17 @@ def with_layer(path: Path) -> ad.AnnData:
     return cells
 
 
-def variant_of(method: str, n_cells: int, steps: float) -> Variant | None:
-    """Return the method's defaults, or with ``steps`` times as many training steps."""
+def variant_of(method: str, n_cells: int, steps: str) -> Variant | None:
+    """Return the method's defaults, with other numbers of training steps."""
     if method not in MODELS:
         return None
-    if steps == 1:
-        return {"class": method}
-    n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
+    stages = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["mlp" if method == "SCRDIT" else "transformer"]}
     if method == "SCLDM":
-        recipe = RECIPES["default"]
-        stages = {"autoencoder": recipe.autoencoder, "prior": recipe.prior}
-        epochs = {name: round(steps * stage.max_epochs(n_trained)) for name, stage in stages.items()}
-    else:
-        recipe = DIFFUSION_RECIPES[method]["mlp" if method == "SCRDIT" else "transformer"]
-        epochs = round(steps * recipe.max_epochs(n_trained))
-    return {"class": method, "train": {"max_epochs": epochs}}
+        stages = {"autoencoder": RECIPES["default"].autoencoder, "prior": RECIPES["default"].prior}
+    n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
+    factors = {name: factor for name, factor in STEPS[steps].items() if name in stages}
+    epochs = {name: round(factor * stages[name].max_epochs(n_trained)) for name, factor in factors.items()}
+    return {"class": method, "train": {"max_epochs": epochs}} if epochs else {"class": method}
 
 
 def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
@@ -121,15 +125,15 @@ def run(arguments: argparse.Namespace) -> None:
         write_world(folder, max(arguments.cells))
     space = with_layer(folder / "space.h5ad")
     for n_cells, steps, method in product(arguments.cells, arguments.steps, [REAL, *arguments.methods]):
-        if (method, n_cells, steps) in stored_keys(path, KEYS) or (steps != 1 and method not in MODELS):
+        if (method, n_cells, steps) in stored_keys(path, KEYS) or (steps != DEFAULT and method not in MODELS):
             continue
-        drawn = folder / f"{method}-{n_cells}-{steps:g}.h5ad"
+        drawn = folder / f"{method}-{n_cells}-{steps}.h5ad"
         if method == REAL:
             drawn = folder / "floor.h5ad"
         elif not drawn.exists():
-            logger.info("%s: %d cells, %g times the steps", method, n_cells, steps)
+            logger.info("%s: %d cells, steps: %s", method, n_cells, steps)
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.studies.learning_curves"]
-            command += ["--folder", folder, "--draw", method, str(n_cells), str(steps), drawn]
+            command += ["--folder", folder, "--draw", method, str(n_cells), steps, drawn]
             subprocess.run(command, check=True, cwd=ROOT)
         table = figures(read_split(folder, n_cells), space, ad.read_h5ad(drawn))
         source = describe_source("torch", "scvi-tools", "scgen-diffusion")
@@ -137,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
         logger.info("%s", table.to_string())
 
 
-def draw_apart(folder: Path, method: str, n_cells: int, steps: float, path: Path) -> None:
+def draw_apart(folder: Path, method: str, n_cells: int, steps: str, path: Path) -> None:
     """Train and draw in this process, which must be fresh."""
     torch.set_num_threads(1)
     write_cells(draw(read_split(folder, n_cells), 0, method, variant_of(method, n_cells, steps)), path)
@@ -156,7 +160,7 @@ def summarise(table: pd.DataFrame) -> str:
     """Write the table of all figures."""
     wide = columns_of(table).sort_index(level="cells", sort_remaining=False)
     rows = [
-        [f"{method}, {cells:,} cells" + (f", {steps:g} times the steps" if steps != 1 else ""), *map(_number, row)]
+        [f"{method}, {cells:,} cells" + (f", {steps}" if steps != DEFAULT else ""), *map(_number, row)]
         for (method, cells, steps), row in zip(wide.index, wide.to_numpy(), strict=True)
     ]
     rare = ", ".join(f"{name} {100 * share:g} %" for name, share in RARE.items())
@@ -182,7 +186,7 @@ def _number(value: float) -> str:
 
 def draw_picture(table: pd.DataFrame, path: Path) -> None:
     """Draw quality and costs against the number of cells."""
-    wide = columns_of(table).xs(1, level="steps")
+    wide = columns_of(table).xs(DEFAULT, level="steps")
     rare = [name for name in wide if name.endswith("type")]
     shown = ["AUC, PCs", "AUC, genes", "recall", "correlation", *rare, *COSTS.values()]
     panels = [name for name in shown if name in wide]
@@ -214,7 +218,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", type=int, default=list(CELLS), help=f"multiples of {PART}")
     known = [*MODELS, *BASELINES]
     parser.add_argument("--methods", nargs="+", choices=known, default=list(METHODS))
-    parser.add_argument("--steps", nargs="+", type=float, default=[1.0], help="times as many training steps")
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=[DEFAULT], help="numbers of training steps")
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "cells" / "world", help="folder of cells")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--picture", type=Path, default=PICTURE)
@@ -225,7 +229,7 @@ def main() -> None:
     arguments.folder = arguments.folder.resolve()
     if arguments.draw:
         method, n_cells, steps, path = arguments.draw
-        draw_apart(arguments.folder, method, int(n_cells), float(steps), Path(path))
+        draw_apart(arguments.folder, method, int(n_cells), steps, Path(path))
         return
     run(arguments)
     table = read_table(arguments.results / "learning_curves.csv")

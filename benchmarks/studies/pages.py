@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.quality.drawing import MODELS
 from benchmarks.studies.held_out import REAL
-from benchmarks.studies.learning_curves import COSTS, METHODS, columns_of
+from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of
 from benchmarks.tables import markdown_table, mean_with_interval
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ Blocks = dict[tuple[str, str], str]
 HOW_MANY_CELLS = "docs/user_guide/how_many_cells.md"
 #: Numbers of cells whose minutes follow from the rule for training steps.
 EXPECTED_CELLS = (100_000, 1_000_000)
-OTHER_STEPS = {0.5: ", half the steps", 2: ", twice the steps"}
 
 
 def guidance(table: pd.DataFrame) -> Blocks:
@@ -180,8 +179,10 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     wide = columns_of(table)
     floor = wide.xs(REAL, level="method").iloc[[0]]
     models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
-    models.index = [f"{method}, {cells:,}" + OTHER_STEPS.get(steps, "") for method, cells, steps in models.index]
-    wide = wide.xs(1, level="steps")
+    models.index = [
+        f"{method}, {cells:,}" + (f", {steps}" if steps != DEFAULT else "") for method, cells, steps in models.index
+    ]
+    wide = wide.xs(DEFAULT, level="steps")
     shown = pd.concat([floor.set_axis([REAL]), models])
     costs = list(COSTS.values())
     left_out = [*costs, "F1", "distance", "copies"]  # hardly differ

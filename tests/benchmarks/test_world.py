@@ -84,18 +84,24 @@ def test_files_have_the_drawn_cells_in_their_order(small, tmp_path):
     np.testing.assert_array_equal(read.X.toarray(), small.draw(2_500, world.TRAIN).X[[0, 2_499]].toarray())
 
 
-def test_other_lengths_multiply_the_epochs_of_every_stage():
-    epochs = {steps: curves.variant_of("SCLDM", 8_000, steps)["train"]["max_epochs"] for steps in (0.5, 2)}
+def test_other_lengths_multiply_the_epochs_of_their_stages():
+    half, twice = (
+        curves.variant_of("SCLDM", 8_000, steps)["train"]["max_epochs"]
+        for steps in ("half the steps", "twice the steps")
+    )
     for stage in ("autoencoder", "prior"):
-        assert epochs[2][stage] / epochs[0.5][stage] == pytest.approx(4, abs=0.3)  # whole epochs
-    assert curves.variant_of("SCLDM", 8_000, 1) == {"class": "SCLDM"}
-    assert curves.variant_of("scVI", 8_000, 1) is None
+        assert twice[stage] / half[stage] == pytest.approx(4, abs=0.3)  # whole epochs
+    of_autoencoder = curves.variant_of("SCLDM", 8_000, "twice the autoencoder's steps")
+    assert of_autoencoder["train"]["max_epochs"] == {"autoencoder": twice["autoencoder"]}
+    assert set(curves.variant_of("SCRDIT", 8_000, "half the steps")["train"]["max_epochs"]) == {"diffusion"}
+    assert curves.variant_of("SCLDM", 8_000, "default") == {"class": "SCLDM"}
+    assert curves.variant_of("scVI", 8_000, "default") is None
 
 
 def test_minutes_of_more_cells_than_measured_grow_with_the_square_root():
     rows = [("SCLDM", 25_000, "train_minutes", 4.0), ("SCLDM", 2_000, "train_minutes", 3.0)]
     rows += [(method, 2_000, "peak_memory_gib", 0.5) for method in (curves.REAL, "SCLDM")]
-    table = pd.DataFrame(rows, columns=["method", "cells", "metric", "value"]).assign(group="all", steps=1.0)
+    table = pd.DataFrame(rows, columns=["method", "cells", "metric", "value"]).assign(group="all", steps=curves.DEFAULT)
     text = pages.learning_curves(table)[pages.HOW_MANY_CELLS, "learning_curves: costs"]
     assert "| 25,000 | 4 |" in text
     assert "| 100,000, by the rule | 8 |" in text
@@ -120,7 +126,7 @@ def test_the_floor_is_judged_beside_a_baseline_in_a_small_world(small, tmp_path,
     assert set(table["group"]) == {"all", "B"}
     for group in ("all", "B"):
         assert values["real cells"][group, "auc_boosting"] < 0.65 < values["swapped genes"][group, "auc_boosting"]
-    rows = pd.concat([table.assign(method=name, cells=2_000, steps=1.0) for name in ("real cells", "SCLDM")])
+    rows = pd.concat([table.assign(method=name, cells=2_000, steps=curves.DEFAULT) for name in ("real cells", "SCLDM")])
     text = curves.summarise(rows.assign(machine="this", versions="that", date="today"))
     assert "| real cells, 2,000 cells |" in text
     curves.draw_picture(rows, tmp_path / "picture.png")
