@@ -210,6 +210,24 @@ OTHER_DATASETS = ("kang_ifnb", "paul15", "worm_embryo", "perturb_norman_mcfaline
 OTHER_METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "scDesigner")
 HELD_BACK_DATASETS = tuple(name for name, dataset in DATASETS.items() if dataset.use == HELD_BACK)
 PANEL = "osmfish_cortex"
+#: Names of a model and a variant of it, by page and mark.
+VARIANTS = {
+    ("docs/user_guide/scldm.md", "genes"): {
+        "SCLDM": "SCLDM of these genes",
+        "SCLDM-whole-panel": "SCLDM of the whole panel",
+    },
+    ("docs/user_guide/how_many_cells.md", "longer autoencoder"): {
+        "SCLDM": "SCLDM",
+        "SCLDM-longer-autoencoder": "twice the autoencoder's steps",
+    },
+    **{
+        (f"docs/user_guide/{name.lower()}.md", "paths"): {
+            name: f'{name}, `path="masking"`',
+            f"{name}-profiles": f'{name}, `path="vp_linear"`',
+        }
+        for name in ("SCRDIT", "WBDIT")
+    },
+}
 REAL_CELLS = "real cells"
 
 
@@ -221,15 +239,11 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "held back": summarise_methods(table, HELD_BACK_DATASETS, OTHER_METHODS),
         "panel": summarise_methods(table, [PANEL], OTHER_METHODS),
     }
-    paths = {f"docs/user_guide/{name.lower()}.md": summarise_paths(table, name) for name in ("SCRDIT", "WBDIT")}
-    genes = summarise_genes(table)
-    longer = summarise_longer_training(table)
+    variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         **{("docs/comparison.md", mark): text for mark, text in others.items()},
-        ("docs/user_guide/scldm.md", "genes"): genes,
-        ("docs/user_guide/how_many_cells.md", "longer autoencoder"): longer,
-        **{(page, "paths"): text for page, text in paths.items()},
+        **variants,
         ("README.md", "quality"): in_short,
         ("docs/comparison.md", "quality"): in_short,
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
@@ -237,30 +251,11 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     }
 
 
-def summarise_paths(table: pd.DataFrame, model: str) -> str:
-    """Compare masked molecules with noisy profiles, on the splits that have both."""
-    names = {model: f'{model}, `path="masking"`', f"{model}-profiles": f'{model}, `path="vp_linear"`'}
-    table = table[_splits_with(table, f"{model}-profiles")]
+def summarise_variant(table: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """Compare a model with a variant of it, the last of the names, on the splits that the variant has."""
+    is_variant = table["method"] == list(names)[-1]
+    table = table[is_variant.groupby([table["dataset"], table["seed"]]).transform("any")]
     return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
-
-
-def summarise_longer_training(table: pd.DataFrame) -> str:
-    """Compare SCLDM with one of a longer autoencoder, on the splits that have both."""
-    names = {"SCLDM": "SCLDM", "SCLDM-longer-autoencoder": "twice the autoencoder's steps"}
-    table = table[_splits_with(table, "SCLDM-longer-autoencoder")]
-    return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
-
-
-def summarise_genes(table: pd.DataFrame) -> str:
-    """Compare SCLDM of the most variable genes with SCLDM of the whole panel, on the splits that have both."""
-    names = {"SCLDM": "SCLDM of these genes", "SCLDM-whole-panel": "SCLDM of the whole panel"}
-    table = table[_splits_with(table, "SCLDM-whole-panel")]
-    return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
-
-
-def _splits_with(table: pd.DataFrame, method: str) -> pd.Series:
-    """Return which rows are of a data set and seed that a method has."""
-    return (table["method"] == method).groupby([table["dataset"], table["seed"]]).transform("any")
 
 
 def summarise_methods(

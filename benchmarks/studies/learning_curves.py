@@ -92,9 +92,10 @@ def variant_of(method: str, n_cells: int, steps: str) -> Variant | None:
     """Return the method's defaults, with other numbers of training steps."""
     if method not in MODELS:
         return None
-    stages = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["mlp" if method == "SCRDIT" else "transformer"]}
     if method == "SCLDM":
         stages = {"autoencoder": RECIPES["default"].autoencoder, "prior": RECIPES["default"].prior}
+    else:
+        stages = {"diffusion": DIFFUSION_RECIPES[method]["mlp" if method == "SCRDIT" else "transformer"]}
     n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
     factors = {name: factor for name, factor in STEPS[steps].items() if name in stages}
     epochs = {name: round(factor * stages[name].max_epochs(n_trained)) for name, factor in factors.items()}
@@ -125,7 +126,9 @@ def run(arguments: argparse.Namespace) -> None:
         write_world(folder, max(arguments.cells))
     space = with_layer(folder / "space.h5ad")
     for n_cells, steps, method in product(arguments.cells, arguments.steps, [REAL, *arguments.methods]):
-        if (method, n_cells, steps) in stored_keys(path, KEYS) or (steps != DEFAULT and method not in MODELS):
+        if steps != DEFAULT and variant_of(method, n_cells, steps) == variant_of(method, n_cells, DEFAULT):
+            continue  # the method lacks these stages
+        if (method, n_cells, steps) in stored_keys(path, KEYS):
             continue
         drawn = folder / f"{method}-{n_cells}-{steps}.h5ad"
         if method == REAL:

@@ -94,6 +94,7 @@ def test_other_lengths_multiply_the_epochs_of_their_stages():
     of_autoencoder = curves.variant_of("SCLDM", 8_000, "twice the autoencoder's steps")
     assert of_autoencoder["train"]["max_epochs"] == {"autoencoder": twice["autoencoder"]}
     assert set(curves.variant_of("SCRDIT", 8_000, "half the steps")["train"]["max_epochs"]) == {"diffusion"}
+    assert curves.variant_of("SCRDIT", 8_000, "twice the autoencoder's steps") == {"class": "SCRDIT"}
     assert curves.variant_of("SCLDM", 8_000, "default") == {"class": "SCLDM"}
     assert curves.variant_of("scVI", 8_000, "default") is None
 

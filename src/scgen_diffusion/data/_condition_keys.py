@@ -218,7 +218,7 @@ class ContinuousKey(ConditionKey):
         if not is_number(control):
             msg = f"The control value of {name!r} must be a number, as in adata.obs, but found {control!r}."
             raise ValueError(msg)
-        if not np.isclose(key.encode(values), key.encode([control], "`control_values`")).any():
+        if not np.isclose(key.encode(column.unique()), key.encode([control], "`control_values`")).any():
             nearest = float(values[np.abs(values - control).argmin()])
             msg = f"No cell has the control value {control} in adata.obs[{name!r}]; the nearest number is {nearest}."
             raise ValueError(msg)
