@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks.quality.drawing import MODELS
+from benchmarks.studies.end_to_end import costs_of, quality_of
 from benchmarks.studies.held_out import REAL
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of
+from benchmarks.studies.world import N_GENES
 from benchmarks.tables import markdown_table, mean_with_interval
 
 if TYPE_CHECKING:
@@ -174,6 +176,13 @@ def memory(table: pd.DataFrame) -> Blocks:
     return {(page, "memory"): text for page in ("docs/how_to/larger_than_memory.md", HOW_MANY_CELLS)}
 
 
+def end_to_end(table: pd.DataFrame) -> Blocks:
+    """Write what the steps from files to a report cost with 200 000 cells, and how good the cells are."""
+    rows = table[(table["cells"] == 200_000) & (table["genes"] == N_GENES) & (table["processes"] == 1)]
+    page = "docs/how_to/atlas.md"
+    return {(page, "end_to_end: costs"): costs_of(rows), (page, "end_to_end: quality"): quality_of(rows)}
+
+
 def learning_curves(table: pd.DataFrame) -> Blocks:
     """Write quality by number of cells, and minutes and memory with what the rule for training steps makes of them."""
     wide = columns_of(table)
@@ -328,6 +337,7 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "perturbation_trust": perturbation_trust,
     "unseen_perturbations": unseen_perturbations,
     "memory": memory,
+    "end_to_end": end_to_end,
     "learning_curves": learning_curves,
     "streaming": streaming,
     "multimodal": multimodal,

@@ -6,9 +6,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from mudata import MuData
 
 import scgen_diffusion as sgd
+from scgen_diffusion.cli._files import read_cells
 
 QUICK = ["--n-floor", "1", "--n-bootstrap", "0", "--max-cells", "60"]
 
@@ -66,6 +68,51 @@ def test_without_a_file_the_table_goes_to_stdout(judge):
     assert code == 0
     assert pd.read_csv(io.StringIO(out))["metric"].tolist() == ["gene_mean_error", "copied_cells"]
     assert judge("--backed")[1] == out
+    assert judge("--backed", synthetic="synthetic.zarr")[1] == out
+
+
+@pytest.mark.parametrize("name", ["cells.h5ad", "cells.zarr"])
+def test_backed_cells_are_not_read_as_a_whole(tmp_path, name):
+    cells = _cells(0, 30)
+    cells.X, cells.layers["dense"] = sp.csr_matrix(cells.X), cells.X
+    (cells.write_zarr if name.endswith("zarr") else cells.write_h5ad)(tmp_path / name)
+
+    found = read_cells(tmp_path / name, backed=True)
+
+    assert not sp.issparse(found.X)
+    some = found[[3, 1]].to_memory()
+    np.testing.assert_array_equal(some.X.toarray(), cells.X[[3, 1]].toarray())
+    np.testing.assert_array_equal(some.layers["dense"], cells.layers["dense"][[3, 1]])
+    assert found.obs["cell_type"].tolist() == cells.obs["cell_type"].tolist()
+
+
+def test_training_cells_may_be_in_several_files(judge, call, files, tmp_path):
+    train = anndata.read_h5ad(files / "train.h5ad")
+    train.layers["counts"], train.X = train.X, np.log1p(train.X)  # the layer is read, as from one file
+    train[:30, ::-1].copy().write_h5ad(tmp_path / "first.h5ad")
+    train[30:].copy().write_zarr(tmp_path / "second.zarr")
+    parts = ["--train", tmp_path / "first.h5ad", "--train", tmp_path / "second.zarr"]
+    options = [*parts, "--metric", "gene_mean_error", "--metric", "copied_cells", *QUICK, "-g", "cell_type"]
+
+    code, out, err = call("evaluate", files / "real.h5ad", files / "synthetic.h5ad", *options)
+
+    assert (code, out) == (0, judge("-g", "cell_type")[1]), err
+    page = tmp_path / "report.html"
+    code, _, err = call("report", files / "real.h5ad", files / "synthetic.zarr", *parts, "--backed", "--out", page)
+    assert code == 0, err
+    assert "140 training cells" in page.read_text(encoding="utf-8")
+    MuData({"rna": train}).write(tmp_path / "cells.h5mu")
+    code, _, err = call(
+        "evaluate",
+        *[tmp_path / "cells.h5mu"] * 2,
+        "--train",
+        tmp_path / "cells.h5mu",
+        "--train",
+        tmp_path / "cells.h5mu",
+    )
+    assert (code, "There can be only one .h5mu file of each set" in err) == (2, True)
+    code, _, err = call("evaluate", files / "real.h5ad", files / "synthetic.h5ad", *parts, "--layer", "raw")
+    assert (code, "`layer` 'raw' is not in the layers of" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

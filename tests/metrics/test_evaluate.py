@@ -7,6 +7,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
+from scgen_diffusion.data import CellFiles
 from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate
 from scgen_diffusion.metrics._comparison import Sample, interval
 from scgen_diffusion.metrics._evaluate import shuffle_genes
@@ -301,6 +302,37 @@ def test_arrays_are_counts():
     pd.testing.assert_frame_equal(
         of_arrays, evaluate(*sets[:2], train=sets[2], metrics=QUICK, n_floor=1, n_bootstrap=0)
     )
+
+
+def test_training_cells_in_files_give_the_same_table(tmp_path):
+    train = cells(240, seed=3)
+    train[:100, ::-1].copy().write_h5ad(tmp_path / "first.h5ad")
+    train[100:].copy().write_h5ad(tmp_path / "second.h5ad")
+    metrics = [*QUICK, "nearest_train_ratio", "copied_cells"]
+
+    found = table(
+        train=CellFiles([tmp_path / "first.h5ad", tmp_path / "second.h5ad"]), metrics=metrics, groupby=["type", "batch"]
+    )
+
+    # genes in the order of the first file, but those of the real cells count
+    pd.testing.assert_frame_equal(found, table(train=train, metrics=metrics, groupby=["type", "batch"]))
+
+
+def test_training_cells_in_files_are_checked_like_others(tmp_path):
+    cells(150, seed=3)[:, :-1].copy().write_h5ad(tmp_path / "cells.h5ad")
+    fewer_genes = CellFiles(tmp_path / "cells.h5ad")
+
+    with pytest.raises(ValueError, match="`train` lacks 1 of the 40 genes of the real cells"):
+        table(train=fewer_genes)
+    real, synthetic = (cells(120, seed=seed)[:, :-1].copy() for seed in (1, 2))
+    for some in (real, synthetic):
+        some.obs["kind"] = some.obs["type"]
+    with pytest.raises(KeyError, match="The groupby key 'kind' is not a column of obs in"):
+        table(real, synthetic, train=fewer_genes, groupby="kind")
+    with pytest.raises(TypeError, match="`train` must be an AnnData, but is CellFiles"):
+        table(train=fewer_genes, control=cells(60, seed=4), perturbation_key="type")
+    with pytest.raises(TypeError, match="`synthetic` must be an AnnData or counts"):
+        table(synthetic=fewer_genes)
 
 
 def test_real_counts_may_lie_in_a_layer_that_generated_cells_lack():

@@ -13,20 +13,30 @@ from scgen_diffusion._arguments import known_names
 from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, columns, command, existing, flag, given, new, number, option
-from ._files import MUDATA, check_place, read_cells, read_table
+from ._files import MUDATA, check_place, listed, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
+    from scgen_diffusion.data import CellFiles
+
+COUNTS = "counts"  # layer that `evaluate` reads by default
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 COLOURS = {"warning": "red", "note": "yellow", "ok": "green"}
 
 CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
 ARGUMENTS = [click.Argument(["real"], type=existing()), click.Argument(["synthetic"], type=existing())]
-TRAIN = option("--train -t", "Real cells that the model was trained on.", existing())
+TRAIN = option(
+    "--train -t",
+    "Real cells that the model was trained on. Several files are read part by part.",
+    existing(),
+    multiple=True,
+)
 GROUPBY = columns("--groupby -g", "Column of obs with the label; several are joined.")
-BACKED = flag("--backed", "Leave .h5ad values in their files, and read only the cells that are compared.")
+BACKED = flag("--backed", "Leave values in their files, and read only the cells that are compared (.h5ad, .zarr).")
 SEED = option("--seed", "Seed of all random draws.", click.IntRange(min=0))
 OVERWRITE = flag("--overwrite", "Replace an existing file.")
 METRIC = option("--metric", "Compute only this metric. Repeatable.", metavar="NAME", multiple=True)
@@ -143,7 +153,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     scgen-diffusion report held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out report.html
     """
     files = given(options, "real", "synthetic", "train")
-    _check_output(options, {**files, **given(options, "table", "model")}, ".html")
+    _check_output(options, [*_paths(files), *given(options, "table", "model").values()], ".html")
     package = terminal.libraries()
     cells = _read(terminal, files, options)
     arguments = given(options, "layer", "title", "max_cells", "seed")
@@ -162,8 +172,8 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
 def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.DataFrame]:
     """Return the package, and the table of ``metrics.evaluate``."""
     files, others = given(options, "real", "synthetic", "train", "control"), options.get("other", {})
-    _check_output(options, {**others, **files}, ".csv")
-    has_modalities = {path.suffix == MUDATA for path in files.values()}
+    _check_output(options, [*others.values(), *_paths(files)], ".csv")
+    has_modalities = {path.suffix == MUDATA for path in _paths(files)}
     if len(has_modalities) > 1:
         msg = "Either all files must be .h5mu, or none."
         raise click.UsageError(msg)
@@ -190,15 +200,44 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     return package, table
 
 
-def _check_output(options: Mapping[str, Any], inputs: Mapping[str, Path], suffix: str) -> None:
+def _check_output(options: Mapping[str, Any], inputs: Sequence[Path], suffix: str) -> None:
     if "out" in options:
         overwrite = options.get("overwrite", False)
-        check_place(options["out"], overwrite=overwrite, suffixes=[suffix], inputs=inputs.values())
+        check_place(options["out"], overwrite=overwrite, suffixes=[suffix], inputs=inputs)
 
 
-def _read(terminal: Terminal, files: Mapping[str, Path], options: Mapping[str, Any]) -> dict[str, Any]:
-    terminal.say(f"Reading {', '.join(map(str, files.values()))}")
-    return {name: read_cells(path, backed=options.get("backed", False)) for name, path in files.items()}
+def _paths(files: Mapping[str, Path | tuple[Path, ...]]) -> list[Path]:
+    """Return the paths of all files; ``--train`` may give several."""
+    return [path for paths in files.values() for path in (paths if isinstance(paths, tuple) else [paths])]
+
+
+def _read(
+    terminal: Terminal, files: Mapping[str, Path | tuple[Path, ...]], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read each set of cells; those in several files stay there."""
+    terminal.say(f"Reading {listed(_paths(files))}")
+    is_backed, cells = options.get("backed", False), {}
+    for name, path in files.items():
+        paths = path if isinstance(path, tuple) else (path,)
+        cells[name] = _open_together(paths, options) if len(paths) > 1 else read_cells(paths[0], backed=is_backed)
+    return cells
+
+
+def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFiles:
+    """Open several files with the layer that ``evaluate`` reads.
+
+    Raises
+    ------
+    click.UsageError
+        For several modalities.
+    """
+    from scgen_diffusion.data import CellFiles
+
+    if any(path.suffix == MUDATA for path in paths):
+        msg = f"There can be only one .h5mu file of each set of cells, but found {listed(paths)}."
+        raise click.UsageError(msg)
+    usual = COUNTS if COUNTS in read_cells(paths[0], backed=True).layers else None
+    return CellFiles(paths, layer=options.get("layer", usual))
 
 
 def _write_and_judge(

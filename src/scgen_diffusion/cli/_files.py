@@ -23,7 +23,7 @@ N_NAMED = 5  # files listed in an error
 
 
 def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
-    """Read the cells of a file by its suffix; ``backed`` leaves values of an ``.h5ad`` in the file.
+    """Read the cells of a file by its suffix; ``backed`` leaves values of an ``.h5ad`` or ``.zarr`` in the file.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
         if path.suffix == MUDATA:
             return mudata.read_h5mu(path)
         if path.suffix == ".zarr":
-            return anndata.read_zarr(path)
+            return _open_zarr(path) if backed else anndata.read_zarr(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
     except MemoryError:
         raise
@@ -51,6 +51,26 @@ def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         msg = f"{path} cannot be read; it is damaged, or has the wrong suffix: {reason}"
         raise click.UsageError(msg) from error
+
+
+def _open_zarr(path: Path) -> AnnData:
+    """Open an AnnData whose matrices stay in their arrays; anndata has no backed mode for ``.zarr``."""
+    import zarr
+    from anndata import AnnData
+    from anndata.io import read_elem, sparse_dataset
+
+    def matrix(element: Any) -> Any:
+        return sparse_dataset(element) if isinstance(element, zarr.Group) else element
+
+    root = zarr.open_group(path, mode="r")
+    tables = {name: read_elem(root[name]) for name in ("obs", "var", "uns") if name in root}
+    layers = {name: matrix(element) for name, element in root["layers"].members()} if "layers" in root else {}
+    return AnnData(matrix(root["X"]) if "X" in root else None, layers=layers, **tables)
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """List paths, and the first ones of many."""
+    return ", ".join(map(str, paths[:N_NAMED])) + (f" and {len(paths) - N_NAMED} more" if len(paths) > N_NAMED else "")
 
 
 def read_table(path: Path, **options: Any) -> pd.DataFrame:

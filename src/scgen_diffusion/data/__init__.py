@@ -9,7 +9,7 @@ from ._anndata import (
     mark_synthetic,
     pad_genes,
 )
-from ._cell_files import CellFiles, check_same_registry
+from ._cell_files import CellFiles, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
     check_expression,
@@ -114,6 +114,7 @@ __all__ = [
     "occurring",
     "pad_genes",
     "part_of",
+    "read_columns",
     "read_record",
     "recode",
     "resolve_modalities",

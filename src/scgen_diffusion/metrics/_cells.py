@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import ArrayLike, NDArray
 
 from scgen_diffusion._arguments import known_names, warn_user
-from scgen_diffusion.data import LARGEST_LOG1P, join_labels, layer_names, obs_column
+from scgen_diffusion.data import LARGEST_LOG1P, CellFiles, join_labels, layer_names, obs_column, read_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -136,7 +137,7 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     ValueError
         If a gene is missing, or occurs twice.
     """
-    check_genes(synthetic, genes, name)
+    check_genes(synthetic.var_names, genes, name)
     if synthetic.var_names.equals(genes):
         return synthetic
     if synthetic.isbacked and synthetic.is_view:  # anndata cannot make a view of this view
@@ -144,11 +145,11 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     return synthetic[:, genes]
 
 
-def check_genes(cells: AnnData, genes: pd.Index, name: str) -> None:
-    """Raise unless the cells have these genes, in any order."""
-    if cells.var_names.equals(genes):
+def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
+    """Raise unless cells with the genes ``found`` have these genes, in any order."""
+    if found.equals(genes):
         return
-    missing = genes.difference(cells.var_names)
+    missing = genes.difference(found)
     if len(missing):
         msg = (
             f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}. "
@@ -156,11 +157,11 @@ def check_genes(cells: AnnData, genes: pd.Index, name: str) -> None:
         )
         if len(missing) == len(genes):
             msg = (
-                f"`{name}` and `real_test` have no gene in common: {list(cells.var_names[:3])} and {list(genes[:3])}. "
+                f"`{name}` and `real_test` have no gene in common: {list(found[:3])} and {list(genes[:3])}. "
                 "Use the same kind of gene names in both `var_names`."
             )
         raise ValueError(msg)
-    if not (cells.var_names.is_unique and genes.is_unique):
+    if not (found.is_unique and genes.is_unique):
         msg = (
             f"`{name}` and the real cells have different gene orders and duplicate gene names, so they cannot be matched. "
             "Make `var_names` unique, or use the same order."
@@ -273,7 +274,7 @@ class Source:
         scale: Scale | None = None,
     ) -> Source:
         """Check genes and labels, and prepare to read these genes. Real cells must have the layer."""
-        check_genes(cells, genes, name)
+        check_genes(cells.var_names, genes, name)
         labels = None if groupby is None else labels_of(cells, groupby, name=name)
         # read once, because a view of an AnnData copies its values on every access
         matrix, log_base = matrix_of(cells, layer if name in REAL else layer_of(cells, layer), name)
@@ -285,6 +286,35 @@ class Source:
             return on_scale(values if columns is None else values[:, columns], log_base, name=name, scale=scale)
 
         return cls(name, cells.obs_names, labels, log_base is None, read)
+
+    @classmethod
+    def of_files(
+        cls,
+        cells: CellFiles,
+        name: str,
+        genes: pd.Index,
+        *,
+        groupby: str | Sequence[str] | None = None,
+        scale: Scale | None = None,
+    ) -> Source:
+        """Check genes and labels, and prepare to read these genes. Memory holds names and labels of all cells."""
+        found = cells.var.index
+        check_genes(found, genes, name)
+        names = pd.Index(chain.from_iterable(file.all_names() for file in cells.files))
+        labels = None
+        if groupby is not None:
+            keys = [groupby] if isinstance(groupby, str) else groupby
+            obs = read_columns(cells.files, keys, kind="groupby")
+            labels = labels_of(AnnData(obs=obs.set_axis(names)), groupby, name=name)
+        columns = None if found.equals(genes) else found.get_indexer(genes)
+        log_base = np.e if cells.values == "log1p" else None
+
+        def read(rows: NDArray) -> Expression:
+            distinct, positions = np.unique(rows, return_inverse=True)
+            values = sp.csr_matrix(cells.matrix.read(distinct))[positions]
+            return on_scale(values if columns is None else values[:, columns], log_base, name=name, scale=scale)
+
+        return cls(name, names, labels, log_base is None, read)
 
     def __len__(self) -> int:
         return len(self.obs_names)

@@ -19,7 +19,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import known_names, warn_user
-from scgen_diffusion.data import check_names
+from scgen_diffusion.data import CellFiles, check_names
 
 from ._catalogue import CATALOGUE
 from ._cells import Cells, Expression, Source, align_genes, check_same_number_of_genes
@@ -62,7 +62,7 @@ def evaluate(
     real_test: Cells | MuData,
     synthetic: Cells | MuData,
     *,
-    train: Cells | MuData | None = None,
+    train: Cells | CellFiles | MuData | None = None,
     groupby: str | Sequence[str] | None = None,
     control: AnnData | None = None,
     perturbation_key: str | None = None,
@@ -99,8 +99,9 @@ def evaluate(
     train
         Cells that the model was trained on, 100 or more; needed for metrics of memorisation. These assume that
         ``train`` and ``real_test`` come from one distribution: for held-out donors or batches they measure the
-        difference between donors, not a leak. With ``control``, the baselines ``mean_shift`` and ``additive`` and the
-        principal components come from these cells.
+        difference between donors, not a leak. :class:`~scgen_diffusion.data.CellFiles` stay in their files and are
+        read part by part. With ``control``, the baselines ``mean_shift`` and ``additive`` and the principal components
+        come from these cells, which must be an AnnData then.
     groupby
         Column of `obs`, or several (joined by ``|``; a ``|`` inside a value becomes ``\|``), in all sets: the label
         that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more
@@ -263,6 +264,11 @@ def evaluate(
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
+        if isinstance(train, CellFiles):
+            msg = (
+                "With `control`, `train` must be an AnnData, but is CellFiles; read the cells with `train.read(rows)`."
+            )
+            raise TypeError(msg)
         if not isinstance(others, Mapping | None):
             msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
             raise TypeError(msg)
@@ -404,7 +410,7 @@ def choose_metrics(
 
 
 def read_sources(
-    sets: Mapping[str, Cells],
+    sets: Mapping[str, Cells | CellFiles],
     groupby: str | Sequence[str] | None,
     layer: str | None,
     scale: Scale | None = None,
@@ -412,20 +418,26 @@ def read_sources(
     """Check each set on its own; arrays are counts."""
     sources, genes = {}, None
     for name, cells in sets.items():
-        if not isinstance(cells, AnnData):
+        is_train = name == "train"
+        if not isinstance(cells, AnnData | CellFiles if is_train else AnnData):
             if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
-                msg = f"`{name}` must be an AnnData or counts of shape (cells, genes), but is {type(cells).__name__}."
+                kinds = "an AnnData, CellFiles" if is_train else "an AnnData"
+                msg = f"`{name}` must be {kinds} or counts of shape (cells, genes), but is {type(cells).__name__}."
                 raise TypeError(msg)
             check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
             cells = AnnData(sp.csr_matrix(cells))
         # one half of `train` fits the space, the other plays the synthetic cells; else `real_test` is split in three
         n_parts = {"train": 2, "synthetic": 1}.get(name, 1 if "train" in sets else 3)
-        if cells.n_obs < n_parts * MIN_CELLS:
+        n_cells = cells.n_cells if isinstance(cells, CellFiles) else cells.n_obs
+        if n_cells < n_parts * MIN_CELLS:
             hint = "; it is split in three if there is no `train`" if n_parts == 3 else ""
-            msg = f"`{name}` has {cells.n_obs} cells; there must be {n_parts * MIN_CELLS} or more{hint}."
+            msg = f"`{name}` has {n_cells} cells; there must be {n_parts * MIN_CELLS} or more{hint}."
             raise ValueError(msg)
         genes = cells.var_names if genes is None else genes  # `real_test` comes first
-        sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
+        if isinstance(cells, CellFiles):
+            sources[name] = Source.of_files(cells, name, genes, groupby=groupby, scale=scale)
+        else:
+            sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
     return sources
 
 

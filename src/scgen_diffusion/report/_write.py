@@ -18,7 +18,7 @@ from anndata import AnnData
 
 from scgen_diffusion import pl
 from scgen_diffusion._files import write_atomically
-from scgen_diffusion.data import JOIN, PROVENANCE_KEY, join_labels
+from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels
 from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict
@@ -48,7 +48,7 @@ def write(
     synthetic: AnnData,
     path: str | os.PathLike[str],
     *,
-    train: AnnData | None = None,
+    train: AnnData | CellFiles | None = None,
     groupby: str | Sequence[str] | None = None,
     layer: str | None = None,
     table: pd.DataFrame | None = None,
@@ -71,7 +71,8 @@ def write(
     path
         The file to write; an existing one is replaced, and only by a whole one.
     train
-        Real cells that the generator was trained on. Without them nothing can be said about memorisation.
+        Real cells that the generator was trained on, also as :class:`~scgen_diffusion.data.CellFiles`. Without them
+        nothing can be said about memorisation.
     groupby
         Column of `obs`, or several, with the labels that the cells have or were asked to have.
     layer
@@ -132,7 +133,8 @@ def write(
     pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model)
 
     found = {finding.level for finding in judged.findings}
-    seen = "training cells not given" if train is None else f"{train.n_obs:,} training cells"
+    n_trained = train.n_cells if isinstance(train, CellFiles) else 0 if train is None else train.n_obs
+    seen = f"{n_trained:,} training cells" if n_trained else "training cells not given"
     made = {f"cells: {name}": _as_text(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
     settings = made | {
         "judged by": f"scgen-diffusion {version('scgen-diffusion')}",

@@ -1,0 +1,194 @@
+"""From files of many cells to a report, by the command line as users type it: minutes, memory and quality of each step.
+
+    python -m benchmarks.studies.end_to_end FOLDER                     # 200 000 cells; hours
+    python -m benchmarks.studies.end_to_end FOLDER --cells 1000000 --processes 2
+    python -m benchmarks.studies.end_to_end --report                   # only write the table
+
+``benchmarks.studies.world`` writes the cells. Then ``scgen-diffusion`` trains SCLDM on the files, generates as many
+cells, compares them with fresh ones and writes a report. Training and generation are stopped on the way, by the signal
+that schedulers send, and the same command is run again. Every process has one thread. Adds to
+``results/end_to_end.csv`` and writes ``results/end_to_end.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.quality.drawing import write_cells
+from benchmarks.quality.report import IN_SHORT
+from benchmarks.studies.world import FLOOR, HELD_OUT, N_GENES, World
+from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, write_text
+
+logger = logging.getLogger("benchmarks.end_to_end")
+
+RESULTS = Path(__file__).parent / "results"
+KEYS = ("cells", "genes", "processes", "step")
+PART = 10_000  # cells per file
+N_JUDGED = 5_000
+#: Seconds after which a command is stopped, once or more; then it is run again.
+STOPS = {"train": (120, 600), "generate": (60,)}
+STEPS = {
+    "train": "train, with two interruptions",
+    "generate": "generate as many cells, with one",
+    "evaluate": "compare with fresh cells",
+    "report": "write the report",
+}
+COSTS = {"wall_minutes": "minutes", "cpu_minutes": "processor minutes", "peak_memory_gib": "peak GiB"}
+STOPPED = 143  # exit code after SIGTERM
+REAL_CELLS, CELLS = SIDES = ("real cells", "generated cells")
+
+
+def run(command: list[str], stops: tuple[int, ...] = ()) -> dict[str, float]:
+    """Run a command, stop it after each of these seconds and run it again; return what it cost in all.
+
+    Peak memory is that of the first process.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If it fails.
+    """
+    logger.info("$ %s", shlex.join(command[2:]))
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    n_stopped, peak = 0, 0.0
+    for seconds in [*stops, math.inf]:
+        process = subprocess.Popen([sys.executable, *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        due = time.perf_counter() + seconds
+        while process.poll() is None:
+            peak = max(peak, peak_memory(process.pid))
+            if time.perf_counter() > due:
+                process.send_signal(signal.SIGTERM)
+                due = math.inf
+            time.sleep(0.2)
+        if process.returncode == 0:
+            break
+        if process.returncode != STOPPED:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        n_stopped += 1
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    minutes = {"wall_minutes": (time.perf_counter() - started) / 60, "cpu_minutes": cpu / 60}
+    return minutes | {"peak_memory_gib": peak, "n_stopped": n_stopped}
+
+
+def peak_memory(process: int) -> float:
+    """Return the peak of a process's resident memory so far, GiB; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    kib = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(kib[0]) / 2**20 if kib else 0.0
+
+
+def write_files(folder: Path, n_cells: int, n_genes: int) -> None:
+    """Write the training cells in parts, and fresh cells to compare with."""
+    world = World.fit(n_genes=n_genes)
+    world.write(folder / "train", n_cells, part=PART)
+    write_cells(world.draw(N_JUDGED, HELD_OUT), folder / "held_out.h5ad")
+    write_cells(world.draw(N_JUDGED, FLOOR), folder / "floor.h5ad")
+
+
+def commands(folder: Path, n_cells: int, n_processes: int) -> dict[str, list[str]]:
+    """Return the commands in order, as a user would type them."""
+    model, synthetic, held_out = (str(folder / name) for name in ("model", "synthetic.h5ad", "held_out.h5ad"))
+    parts = [str(path) for path in sorted((folder / "train").glob("*.h5ad"))]
+    several = ["--devices", str(n_processes), "--strategy", "ddp"] if n_processes > 1 else []
+    judged = [*chain.from_iterable(("--train", part) for part in parts), "--groupby", "cell_type", "--backed"]
+    table, page = str(folder / "table.csv"), str(folder / "report.html")
+    steps = {
+        "train": ["train", *parts, "--condition", "cell_type", "--out", model, *several],
+        "generate": ["generate", model, synthetic, "--n-cells", str(n_cells)],
+        "evaluate": ["evaluate", held_out, synthetic, *judged, "--out", table],
+        "report": ["report", held_out, synthetic, *judged, "--table", table, "--model", model, "--out", page],
+    }
+    return {name: ["-m", "scgen_diffusion", *arguments] for name, arguments in steps.items()}
+
+
+def measure(folder: Path, n_cells: int, n_genes: int, n_processes: int) -> None:
+    """Run all steps that are not there yet, and store what they cost and how good the cells are."""
+    case = {"cells": n_cells, "genes": n_genes, "processes": n_processes}
+    done = {"train": "model", "generate": "synthetic.h5ad", "evaluate": "table.csv", "report": "report.html"}
+
+    def store(step: str, figures: dict[str, float]) -> None:
+        row = {**case, "step": step, **figures, **describe_source("torch", "anndata", "scgen-diffusion")}
+        store_rows(RESULTS / "end_to_end.csv", pd.DataFrame([row]), KEYS)
+
+    if not (folder / "floor.h5ad").exists():
+        write_files(folder, n_cells, n_genes)
+    for step, command in commands(folder, n_cells, n_processes).items():
+        if not (folder / done[step]).exists():
+            store(step, run(command, STOPS.get(step, ())))
+    table = pd.read_csv(folder / "table.csv")
+    table = table[table["group"] == "all"].set_index("metric").reindex(IN_SHORT).dropna(how="all")
+    store(REAL_CELLS, table["floor"].to_dict())
+    store(CELLS, table["value"].to_dict())
+
+
+def write_report() -> None:
+    """Write the tables of all runs."""
+    table = read_table(RESULTS / "end_to_end.csv")
+    text = ["# From files to a report", "", "Written by `python -m benchmarks.studies.end_to_end --report`.", ""]
+    for (cells, genes, processes), rows in table.groupby(["cells", "genes", "processes"]):
+        words = "one process" if processes == 1 else f"{processes} processes"
+        text += [
+            f"## {cells:,} cells, {genes:,} genes, training in {words}",
+            "",
+            costs_of(rows),
+            "",
+            quality_of(rows),
+            "",
+        ]
+        source = rows.iloc[-1]
+        text += [f"{source['machine']}; {source['versions']}; {source['date']}", ""]
+    write_text(RESULTS / "end_to_end.md", "\n".join(text))
+
+
+def costs_of(rows: pd.DataFrame) -> str:
+    """Write what the steps of one run cost."""
+    costs = rows.set_index("step").loc[list(STEPS), list(COSTS)]
+    lines = [
+        [STEPS[step], *(f"{value:.1f}" for value in values)]
+        for step, values in zip(STEPS, costs.to_numpy(), strict=True)
+    ]
+    return markdown_table(["step", *COSTS.values()], lines)
+
+
+def quality_of(rows: pd.DataFrame) -> str:
+    """Write the figures of the cells of one run beside those of real cells."""
+    figures = rows.set_index("step").loc[list(SIDES)]
+    names = {metric: name for metric, name in IN_SHORT.items() if metric in figures and figures[metric].notna().any()}
+    lines = [[side, *(f"{value:.2f}" for value in figures.loc[side, list(names)])] for side in SIDES]
+    return markdown_table(["", *names.values()], lines)
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="for the files; 1 GB per 100 000 cells")
+    parser.add_argument("--cells", type=int, default=200_000)
+    parser.add_argument("--genes", type=int, default=N_GENES)
+    parser.add_argument("--processes", type=int, default=1, help="of training")
+    parser.add_argument("--report", action="store_true", help="only write the table")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        measure(arguments.folder, arguments.cells, arguments.genes, arguments.processes)
+    write_report()
+
+
+if __name__ == "__main__":
+    main()

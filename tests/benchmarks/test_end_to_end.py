@@ -1,0 +1,46 @@
+"""The study from files to a report: commands are stopped and run again, and its tables."""
+
+import subprocess
+
+import pandas as pd
+import pytest
+from benchmarks.studies import end_to_end
+
+SCRIPT = """
+import signal, sys, time
+from pathlib import Path
+
+runs = Path(sys.argv[1])
+with runs.open("a") as file:
+    file.write("run ")
+if runs.read_text() == "run ":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    time.sleep(60)
+sys.exit(int(sys.argv[2]))
+"""
+
+
+def test_a_stopped_command_is_run_again(tmp_path):
+    costs = end_to_end.run(["-c", SCRIPT, str(tmp_path / "runs"), "0"], stops=(1, 30))
+
+    assert (tmp_path / "runs").read_text() == "run run "
+    assert costs["n_stopped"] == 1
+    assert costs["peak_memory_gib"] > 0.001
+    assert 0 < costs["cpu_minutes"] < costs["wall_minutes"] < 0.5
+
+
+def test_a_command_that_fails_ends_the_study(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError):
+        end_to_end.run(["-c", "raise SystemExit(2)"])
+
+
+def test_tables_show_every_step_and_the_cells_beside_real_ones():
+    steps = [{"step": step, "wall_minutes": 60.0, "cpu_minutes": 59, "peak_memory_gib": 1} for step in end_to_end.STEPS]
+    sides = [{"step": side, "auc_genes": 0.5, "recall": 0.9} for side in end_to_end.SIDES]
+    rows = pd.DataFrame([*steps, *sides])
+
+    costs, quality = end_to_end.costs_of(rows), end_to_end.quality_of(rows)
+
+    assert costs.count("| 60.0 | 59.0 | 1.0 |") == 4
+    assert quality.splitlines()[0] == "|  | AUC, genes | recall |"
+    assert quality.splitlines()[2:] == ["| real cells | 0.50 | 0.90 |", "| generated cells | 0.50 | 0.90 |"]
