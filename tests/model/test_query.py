@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 NEW_TYPE = "plasma"
@@ -270,6 +271,76 @@ def test_classes_that_the_reference_declared_but_never_saw_are_new(scldm, make_c
     assert same(old_cells(model), old_cells(scldm))
 
 
+# --- cells in files ----------------------------------------------------------------------------------------------------
+
+
+def written(cells, folder):
+    """Write cells to two files, genes of the second in another order."""
+    paths = [folder / "first.h5ad", folder / "second.zarr"]
+    cells[:20].copy().write_h5ad(paths[0])
+    cells[20:, ::-1].copy().write_zarr(paths[1])
+    return paths
+
+
+def test_new_cells_may_stay_in_their_files(reference, make_cells, quick, tmp_path):
+    before = old_cells(reference)
+    cells = query_cells(make_cells)
+    in_memory = type(reference).load_query_data(cells, reference, accelerator="cpu")
+    model = type(reference).load_query_data(written(cells, tmp_path), reference, accelerator="cpu")
+    assert model.adata is None
+
+    for some in (in_memory, model):
+        some.train(1, **quick)
+
+    assert same(old_cells(model), before)
+    assert model.conditions.categories == in_memory.conditions.categories
+    assert np.array_equal(model.combinations_, in_memory.combinations_)
+    assert np.array_equal(model.combination_sizes_, in_memory.combination_sizes_)
+    assert set(model.generate(5, {"cell_type": NEW_TYPE}, seed=0, **options_of(model)).obs["cell_type"]) == {NEW_TYPE}
+
+
+def test_a_query_model_of_files_goes_on_after_loading(scldm, make_cells, quick, tmp_path):
+    paths = written(query_cells(make_cells), tmp_path)
+    SCLDM.load_query_data(paths, scldm, accelerator="cpu").save(tmp_path / "query")
+
+    model = SCLDM.load(tmp_path / "query", accelerator="cpu")
+    model.train(1, datamodule=CellFiles.like(model.registry, paths), **quick)
+
+    assert same(old_cells(model), old_cells(scldm))
+
+
+def test_embeddings_of_new_values_are_read_from_files(make_trained, make_cells, quick, tmp_path):
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(2, 3)), index=["A", "B"], columns=["x", "y", "z"])
+    reference = drug_model(
+        make_trained, perturbed(make_cells, ["ctrl", "A", "B"]), condition_embeddings={"drug": table}
+    )
+    cells = perturbed(make_cells, ["ctrl", "A", "C"], seed=1)
+    cells.uns["more"] = pd.DataFrame([[0.1, 5.0, -0.3]], index=["C"], columns=["x", "y", "z"])
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+
+    def load(**options):
+        return SCLDM.load_query_data(str(tmp_path / "cells.h5ad"), reference, accelerator="cpu", **options)
+
+    with pytest.raises(ValueError, match="embedding of 'drug' has no row for 1 "):
+        load(trainable="conditions")
+    model = load(trainable="conditions", condition_embeddings={"drug": "more"})
+    model.train(1, **quick)
+
+    assert model.generate(3, {"drug": "C", "cell_type": "NK", "time": 1.0}, seed=0).n_obs == 3
+
+
+@pytest.mark.parametrize("given", [3, [], [3]])
+def test_new_cells_are_cells_or_paths(scldm, given):
+    with pytest.raises(TypeError, match="must be an AnnData, or paths of files, but found"):
+        SCLDM.load_query_data(given, scldm)
+
+
+def test_files_without_the_genes_of_the_reference_raise(scldm, make_cells, tmp_path):
+    query_cells(make_cells)[:, 2:].copy().write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(ValueError, match="cells.h5ad lacks genes"):
+        SCLDM.load_query_data(tmp_path / "cells.h5ad", scldm)
+
+
 # --- other kinds of keys ---------------------------------------------------------------------------------------------
 
 
@@ -386,7 +457,7 @@ def test_mistakes_are_named(scldm, make_cells, make_model, make_trained_gene_spa
         load(reference=tmp_path)
     with pytest.raises(ValueError, match="0 cells"):
         load(cells[:0].copy())
-    with pytest.raises(TypeError, match="must be an AnnData, but found DataFrame"):
+    with pytest.raises(TypeError, match="must be an AnnData, or paths of files, but found DataFrame"):
         load(cells.obs)
     with pytest.raises(KeyError, match="'dose'"):
         load(without)

@@ -9,7 +9,7 @@ from ._anndata import (
     mark_synthetic,
     pad_genes,
 )
-from ._cell_files import CellFiles, check_same_registry, read_columns
+from ._cell_files import CellFiles, Paths, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
     check_expression,
@@ -41,7 +41,7 @@ from ._condition_setup import (
     check_names,
     condition_names,
     encode_cells,
-    extend_table,
+    extend_tables,
     keys_of_state,
     names_and_arrays,
 )
@@ -80,6 +80,7 @@ __all__ = [
     "ModalitiesField",
     "Modality",
     "ModalityLikelihood",
+    "Paths",
     "RegisteredCells",
     "RequestedCodes",
     "SetKey",
@@ -100,7 +101,7 @@ __all__ = [
     "columns_of",
     "condition_names",
     "encode_cells",
-    "extend_table",
+    "extend_tables",
     "is_generated",
     "join_labels",
     "join_parts",

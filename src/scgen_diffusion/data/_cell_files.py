@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -37,20 +37,23 @@ from ._condition_setup import (
     check_conditions,
     condition_names,
     encode_cells,
+    extend_tables,
     keys_of_state,
     names_and_arrays,
+    values_of,
 )
 from ._conditions import Conditions
 from ._registered_cells import digest_of_cells, sampled_rows
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Container, Iterable
 
     from ._anndata_file import AnnDataFile
     from ._condition_keys import ConditionKey
 
-    Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One file of cells, or several."""
 
 
 class CellFiles:
@@ -137,6 +140,8 @@ class CellFiles:
         registry: Mapping[str, Any],
         paths: Paths,
         *,
+        new_values: bool = False,
+        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> Self:
@@ -146,6 +151,11 @@ class CellFiles:
         ----------
         registry
             Registry of the model: ``model.registry``.
+        new_values
+            Whether the conditions learn new classes and members from the files, as for fine-tuning
+            (:meth:`load_query_data <scgen_diffusion.model.SCLDM.load_query_data>`); else they are errors.
+        condition_embeddings
+            With ``new_values``: more rows for the model's embedding tables.
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
@@ -162,8 +172,13 @@ class CellFiles:
         names, arrays = names_and_arrays(by_key)
         numbers = [key.name for key in by_key if key.is_numeric]
         obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
-        found = ReadTables(obs, read_arrays(cells.files, arrays), {})
+        tables = look_up_tables(cells.files, condition_embeddings)
+        found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
         check_conditions(found, names, arrays)
+        if new_values:
+            tables = extend_tables(arguments["condition_embeddings"], condition_embeddings, found)
+            arguments = {**arguments, "condition_embeddings": tables}
+            by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
         cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)
         return cells
 

@@ -292,14 +292,28 @@ def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:
     return table[key.name]
 
 
-def extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
-    """Add rows for new values to an embedding table; rows for known values must not differ.
+def extend_tables(
+    tables: Mapping[str, pd.DataFrame], further: Mapping[str, pd.DataFrame | str] | None, adata: AnnData
+) -> dict[str, pd.DataFrame]:
+    """Add rows for new values to embedding tables, by condition; rows for known values must not differ.
 
     Raises
     ------
     ValueError
-        For different columns or vectors.
+        For a condition without a table, and for different columns or vectors.
     """
+    for name in further or {}:
+        if name not in tables:
+            msg = (
+                f"`condition_embeddings` names {name!r}, for which the reference has no known embeddings. "
+                f"{known_names(name, list(tables))}"
+            )
+            raise ValueError(msg)
+    more = {name: _extend_table(adata, name, tables[name], table) for name, table in (further or {}).items()}
+    return {**tables, **more}
+
+
+def _extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
     further = _table(adata, name, further)
     if list(further.columns) != list(table.columns):
         msg = (

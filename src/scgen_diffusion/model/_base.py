@@ -48,6 +48,7 @@ from scgen_diffusion.data import (
     check_same_genes,
     check_same_registry,
     check_values,
+    extend_tables,
     keys_of_state,
     pad_genes,
     recode,
@@ -97,7 +98,7 @@ from ._model_file import (
     write_model,
     write_together,
 )
-from ._query import check_query_cells, extend_tables, learned_values, new_values
+from ._query import are_paths, check_query_cells, learned_values, new_values
 from ._registration import (
     check_is_no_part_of_file,
     check_is_no_view,
@@ -125,7 +126,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from torch import Tensor
 
-    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.data import ConditionRequest, Paths
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.generation import CellRequest, Rows, Verdict
     from scgen_diffusion.module import InputValues, LibrarySizeKind
@@ -1710,7 +1711,7 @@ class DiffusionModel(BaseModelClass):
     @classmethod
     def load_query_data(
         cls,
-        adata: AnnData,
+        adata: AnnData | Paths,
         reference_model: Self | str | os.PathLike[str],
         *,
         trainable: Trainable = "new_conditions",
@@ -1728,7 +1729,8 @@ class DiffusionModel(BaseModelClass):
         ----------
         adata
             New cells with the reference's layer, condition columns and genes (see :meth:`prepare_query_anndata`). They
-            need no ``setup_anndata``.
+            need no ``setup_anndata``. Cells may stay in their files: give a path, or several
+            (:class:`~scgen_diffusion.data.CellFiles`).
         reference_model
             A trained model of this class, or its folder. It is not changed.
         trainable
@@ -1759,7 +1761,7 @@ class DiffusionModel(BaseModelClass):
         RuntimeError
             If the reference is not trained.
         TypeError
-            If ``adata`` is not an AnnData, or the reference is neither a model nor a folder.
+            If ``adata`` is neither an AnnData nor paths, or the reference is neither a model nor a folder.
         ValueError
             For another class of model, other genes or another kind of values, and, with ``"new_conditions"``, if
             nothing is new in the cells.
@@ -1791,12 +1793,17 @@ class DiffusionModel(BaseModelClass):
         except RuntimeError as error:
             msg = f"`reference_model` must be trained before it can be fine-tuned. {error}"
             raise RuntimeError(msg) from error
-        check_query_cells(adata, reference.var_.index)
-        registry = reference.registry_
-        tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
-        arguments = {**registry["setup_args"], "condition_embeddings": tables}
-        cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **arguments)
-        model = cls(adata, **init_options(reference.init_params_))
+        registry, options = reference.registry_, init_options(reference.init_params_)
+        if are_paths(adata):
+            cells = CellFiles.like(registry, adata, new_values=True, condition_embeddings=condition_embeddings)
+            model = cls(registry=cells.registry, **options)
+            model._take_cells(cells)
+        else:
+            check_query_cells(adata, reference.var_.index)
+            tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
+            arguments = {**registry["setup_args"], "condition_embeddings": tables}
+            cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **arguments)
+            model = cls(adata, **options)
         model._copy_reference(reference, trainable)
         model.to_device(device)
         model.module.eval()
