@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import anndata
 import mudata
 import numpy as np
@@ -546,9 +548,47 @@ def test_a_registry_of_several_modalities_is_refused_by_models_of_one(multimodal
         cls(registry=multimodal.registry)
 
 
-def test_streaming_is_refused_before_any_work(multimodal, tmp_path):
-    with pytest.raises(
-        NotImplementedError, match=r"`generate_to` writes cells of one modality, but this model has \['rna'"
-    ):
+def test_streamed_cells_are_those_of_generate(multimodal, tmp_path):
+    condition = {"cell_type": ["B", "T"]}
+    wanted = multimodal.generate(1_100, condition, seed=0)
+    arguments = {"n_cells": 1_100, "condition": condition, "seed": 0, "shard_size": 300, "n_ranks": 2}
+
+    multimodal.generate_to(tmp_path / "cells.h5mu", rank=1, **arguments)
+    assert not (tmp_path / "cells.h5mu").exists()
+    path = multimodal.generate_to(tmp_path / "cells.h5mu", rank=0, **arguments)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was not created by")  # the start of the file says that it is MuData
+        found = mudata.read_h5mu(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cells.h5mu"]
+    wanted.write_h5mu(tmp_path / "wanted.h5mu")
+    wanted = mudata.read_h5mu(tmp_path / "wanted.h5mu")
+    assert list(found.mod) == list(wanted.mod)
+    pd.testing.assert_frame_equal(found.obs, wanted.obs)
+    pd.testing.assert_frame_equal(found.var[[]], wanted.var[[]])
+    assert found.uns["scgen_diffusion"]["seed"] == wanted.uns["scgen_diffusion"]["seed"] == 0
+    for name, part in wanted.mod.items():
+        assert np.array_equal(found[name].X.toarray(), part.X.toarray())
+        pd.testing.assert_frame_equal(found[name].obs, part.obs)
+        pd.testing.assert_frame_equal(found[name].var, part.var.astype(object))  # mudata writes text as classes
+        assert np.array_equal(found.obsmap[name], wanted.obsmap[name])
+        assert np.array_equal(found.varmap[name], wanted.varmap[name])
+        assert np.array_equal(found.obsm[name], wanted.obsm[name])
+    some = found[found.obs["cell_type"] == "T"]
+    assert some["prot"].n_obs == some.n_obs == 550
+
+
+def test_streamed_cells_can_be_used_and_replaced(multimodal, tmp_path):
+    path = multimodal.generate_to(tmp_path / "cells.h5mu", 30, seed=0)
+    assert multimodal.get_latent_representation(mudata.read_h5mu(path)).shape[0] == 30
+    stamp = path.stat().st_mtime_ns
+    multimodal.generate_to(path, 30, seed=0)  # finished already
+    assert path.stat().st_mtime_ns == stamp
+    with pytest.raises(FileExistsError, match="holds cells of another request"):
+        multimodal.generate_to(path, 30, seed=1)
+
+    multimodal.generate_to(path, 20, seed=1, overwrite=True)
+
+    assert mudata.read_h5mu(path).n_obs == 20
+    with pytest.raises(ValueError, match="`path` must end in .h5mu, but found"):
         multimodal.generate_to(tmp_path / "cells.zarr", 3)
-    assert not list(tmp_path.iterdir())

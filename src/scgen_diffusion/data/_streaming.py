@@ -1,4 +1,4 @@
-"""Files of streamed cells: parts in ``.h5ad``, joined to one ``.h5ad`` or sharded ``.zarr``.
+"""Files of streamed cells: parts in ``.h5ad``, joined to one ``.h5ad``, sharded ``.zarr`` or ``.h5mu``.
 
 ``anndata.experimental.concat_on_disk`` would lose ``uns``, and can neither compress ``.h5ad`` nor shard ``.zarr``. So
 ``anndata.io.write_elem`` writes the first part, and the others are appended to it.
@@ -11,6 +11,8 @@ import json
 import os
 import warnings
 from contextlib import contextmanager
+from functools import reduce
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -37,6 +39,8 @@ CELLS_PER_CHUNK = 64  # minimum; random access, such as annbatch's, reads whole 
 VALUES_PER_CHUNK = 2**16  # minimum
 OBS_PER_CHUNK = 2**14
 OBS_PER_SHARD = 2**18
+MUDATA_FORMAT = "0.1.0"
+HEADER_SIZE = 512  # of .h5mu: readers look for "MuData" there
 INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -53,6 +57,7 @@ def join_parts(
     path: Path,
     record: Mapping[str, Any],
     merge: Callable[[Iterator[dict[str, Any]]], Mapping[str, Any]] = next,
+    modalities: Mapping[str, pd.DataFrame] | None = None,
 ) -> ValueSummary:
     """Join the cells of several parts in one file, with one part in memory at a time.
 
@@ -61,18 +66,20 @@ def join_parts(
     parts
         Files with the content that :func:`part_of` returned.
     path
-        A new ``.h5ad`` file or ``.zarr`` folder.
+        A new ``.h5ad`` file or ``.zarr`` folder; with several modalities, a new ``.h5mu`` file.
     record
         The request, for :func:`read_record`; written last.
     merge
         Makes the ``uns`` of the file from those of the parts, which it gets one by one. Default: that of the first.
+    modalities
+        The ``var`` of each modality, whose features the parts have side by side.
 
     Returns
     -------
     ValueSummary
         Summary of all values.
     """
-    n_stored = 0
+    n_stored, summaries = 0, []
     categories: dict[str, pd.Index] = {}
     for part in parts:
         with h5py.File(part, "r") as file:
@@ -87,30 +94,43 @@ def join_parts(
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
                 obsm = read_elem(file["obsm"]) if "obsm" in file else {}
                 if number == 0:
-                    rest = AnnData(var=read_elem(file["var"]), uns=merge(map(_read_uns, parts)))
+                    uns, places = merge(map(_read_uns, parts)), _places(modalities, read_elem(file["var"]))
             obs.index = obs.index.astype(object)  # the string type of pandas cannot be appended to
             for name, of_all in categories.items():
                 obs[name] = obs[name].cat.set_categories(of_all)
             for name, array in obsm.items():
                 if isinstance(array, pd.DataFrame):
                     obsm[name] = array.set_axis(obs.index)
-            if number == 0:
-                _write_first(root, rest, obs, obsm, x, n_stored)
-                summary = ValueSummary.of(x)
-            else:
-                _append_table(root["obs"], obs)
-                for name, array in obsm.items():
-                    append = _append_table if isinstance(array, pd.DataFrame) else _append
-                    append(root["obsm"][name], array)
-                _append_matrix(root["X"], x)
-                summary = summary.merge(ValueSummary.of(x))
+            for key, (columns, var) in places.items():
+                own = x[:, columns]
+                if number == 0:
+                    _write_first(root, key, AnnData(var=var, uns=uns), obs, obsm, own, n_stored)
+                else:
+                    _append_cells(root[key], obs, obsm)
+                    _append_matrix(root[key]["X"], own)
+            if modalities is not None:
+                (_write_cells if number == 0 else _append_cells)(root, obs, obsm)
+            summaries.append(ValueSummary.of(x))
             check()
+        if modalities is not None:
+            _write_mudata(root, modalities, uns)
         root.attrs[RECORD] = json.dumps(record)
         if isinstance(root, zarr.Group):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Consolidated metadata")
                 zarr.consolidate_metadata(root.store)  # as anndata does; opening then reads one file
-    return summary
+    return reduce(ValueSummary.merge, summaries)
+
+
+def _places(modalities: Mapping[str, pd.DataFrame] | None, var: pd.DataFrame) -> dict[str, tuple[slice, pd.DataFrame]]:
+    """Return where in the file which columns of the parts go, and their ``var``."""
+    if modalities is None:
+        return {"/": (slice(None), var)}
+    places, start = {}, 0
+    for name, own in modalities.items():
+        places[f"mod/{name}"] = slice(start, start + len(own)), own
+        start += len(own)
+    return places
 
 
 def _read_uns(part: Path) -> dict[str, Any]:
@@ -120,6 +140,7 @@ def _read_uns(part: Path) -> dict[str, Any]:
 
 def _write_first(
     root: Any,
+    key: str,
     rest: AnnData,
     obs: pd.DataFrame,
     obsm: Mapping[str, np.ndarray | pd.DataFrame],
@@ -130,15 +151,11 @@ def _write_first(
 
     ``rest`` has everything but ``obs``, ``obsm`` and ``X``.
     """
-    write_elem(root, "/", rest, dataset_kwargs={"shards": None} if isinstance(root, zarr.Group) else {})
+    write_elem(root, key, rest, dataset_kwargs={"shards": None} if isinstance(root, zarr.Group) else {})
+    root = root[key]
     if "raw" in root:  # it is "none", which anndata's backed mode takes for a matrix
         del root["raw"]
-    write_elem(root, "obs", obs, dataset_kwargs=_layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None))
-    for name, array in obsm.items():
-        options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None, *array.shape[1:])
-        if isinstance(array, pd.DataFrame):
-            options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None)
-        write_elem(root["obsm"], name, array, dataset_kwargs=options)
+    _write_cells(root, obs, obsm)
     n_cells, n_genes = x.shape
     if isinstance(x, np.ndarray):
         chunk = max(CELLS_PER_CHUNK, VALUES_PER_CHUNK // n_genes)
@@ -147,6 +164,47 @@ def _write_first(
         chunk = max(CELLS_PER_CHUNK * x.nnz // n_cells, VALUES_PER_CHUNK)
         options = _layout(root, chunk, x.nnz) | {"indptr_dtype": "int32" if n_stored <= INT32_MAX else "int64"}
     write_elem(root, "X", x, dataset_kwargs=options)
+
+
+def _write_cells(root: Any, obs: pd.DataFrame, obsm: Mapping[str, np.ndarray | pd.DataFrame]) -> None:
+    """Write tables of the first cells such that others can be appended."""
+    write_elem(root, "obs", obs, dataset_kwargs=_layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None))
+    if "obsm" not in root:
+        write_elem(root, "obsm", {})
+    for name, array in obsm.items():
+        options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None, *array.shape[1:])
+        if isinstance(array, pd.DataFrame):
+            options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None)
+        write_elem(root["obsm"], name, array, dataset_kwargs=options)
+
+
+def _append_cells(root: Any, obs: pd.DataFrame, obsm: Mapping[str, np.ndarray | pd.DataFrame]) -> None:
+    _append_table(root["obs"], obs)
+    for name, array in obsm.items():
+        append = _append_table if isinstance(array, pd.DataFrame) else _append
+        append(root["obsm"][name], array)
+
+
+def _write_mudata(root: h5py.Group, modalities: Mapping[str, pd.DataFrame], uns: Mapping[str, Any]) -> None:
+    """Write what makes a MuData of modalities that all have all cells: which rows and columns are theirs."""
+    n_cells = root["obs"][root["obs"].attrs["_index"]].shape[0]
+    sizes = [len(var) for var in modalities.values()]
+    owners, position = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) + 1 for size in sizes])
+    names = np.concatenate([var.index.to_numpy(dtype=object) for var in modalities.values()])
+    tables: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("obsmap", "varmap", "varm")}
+    for number, name in enumerate(modalities):
+        is_own = owners == number
+        tables["obsmap"][name] = np.arange(1, n_cells + 1, dtype=np.uint32)  # positions start at 1; 0 is "lacks it"
+        tables["varmap"][name] = np.where(is_own, position, 0).astype(np.uint32)
+        tables["varm"][name] = is_own[:, None]
+        write_elem(root["obsm"], name, np.ones((n_cells, 1), dtype=bool))
+    write_elem(root, "var", pd.DataFrame(index=pd.Index(names)))
+    write_elem(root, "uns", dict(uns))
+    for name, table in {**tables, "obsp": {}, "varp": {}}.items():
+        write_elem(root, name, table)
+    root["mod"].attrs["mod-order"] = list(modalities)
+    encoder = {"encoder": "scgen-diffusion", "encoder-version": version("scgen-diffusion")}
+    root.attrs.update({"axis": 0, "encoding-type": "MuData", "encoding-version": MUDATA_FORMAT, **encoder})
 
 
 def _layout(root: Any, chunk: int, shard: int, *maxshape: int | None) -> dict[str, Any]:
@@ -265,9 +323,13 @@ def _new_file(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
     if path.suffix == ".zarr":
         yield zarr.open_group(path, mode="w-", zarr_format=3), lambda: None
         return
+    is_mudata = path.suffix == ".h5mu"
     with _DeferredErrorFile(path) as file:
         try:
-            with h5py.File(file, "w") as root:
+            with h5py.File(file, "w", userblock_size=HEADER_SIZE if is_mudata else 0) as root:
                 yield root, file.check
+            if is_mudata:
+                file.seek(0)
+                file.write(f"MuData (format-version={MUDATA_FORMAT};creator=scgen-diffusion)".encode())
         finally:
             file.check()

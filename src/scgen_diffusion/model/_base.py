@@ -107,7 +107,7 @@ from ._registration import (
     plain_columns,
     spec_of,
 )
-from ._streaming import CELLS_PER_PART, VALUES_PER_PART, Stream, check_goal, check_rank
+from ._streaming import CELLS_PER_PART, SUFFIXES, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
     change_recipe,
@@ -166,6 +166,7 @@ class DiffusionModel(BaseModelClass):
     library_head_is_trained_: bool
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options of each trained stage
+    _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
@@ -361,17 +362,18 @@ class DiffusionModel(BaseModelClass):
         setup = self.registry_["setup_args"]
         check_expression(adata, setup["layer"], setup["values"])
 
-    def _assemble(
-        self,
-        x: sp.csr_matrix | np.ndarray,
-        obs: pd.DataFrame,
-        provenance: Mapping[str, Any],
-        *,
-        is_log1p: bool,
-        layers: Mapping[str, np.ndarray] | None = None,
-        obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
-    ) -> AnnData:
-        return build_anndata(x, obs, self.var_, provenance, is_log1p=is_log1p, layers=layers, obsm=obsm)
+    def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
+        """Build what ``generate`` returns; arguments are those of :func:`~scgen_diffusion.data.build_anndata`."""
+        return self._assemble_part(x, obs, *args, **options)
+
+    def _assemble_part(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
+        """Build a part of a stream: an AnnData, in which several modalities are side by side."""
+        return build_anndata(x, obs, self.var_, *args, **options)
+
+    @property
+    def _join_options(self) -> dict[str, Any]:
+        """Options of :func:`~scgen_diffusion.data.join_parts`."""
+        return {}
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         """Count the cells of each combination of conditions, including those of the reference."""
@@ -813,8 +815,8 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         path
-            Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``. Finished shards wait in a hidden folder
-            beside it, which needs about as much space as the file.
+            Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``; for several modalities ``.h5mu``. Finished
+            shards wait in a hidden folder beside it, which needs about as much space as the file.
         n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
             See :meth:`generate`. Without a seed, a resumed call keeps its first seed.
         show_progress
@@ -844,7 +846,7 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal = check_goal(path)
+        goal = check_goal(path, self._stream_suffixes)
         check_rank(rank, n_ranks)
         batch_size = check_batch_size(batch_size)
         request = self._request(
@@ -861,9 +863,10 @@ class DiffusionModel(BaseModelClass):
         stream = Stream(goal, {**request.identity, **arguments}, len(rows))
         begun = stream.start(request.seed, overwrite=overwrite, n_ranks=n_ranks)
         if begun is not None:
-            make = partial(self._make_cells, request.with_seed(begun), batch_size=batch_size)
-            bar = {"desc": "Generating", "disable": not show_progress}
-            values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite)
+            request = request.with_seed(begun)
+            make = partial(self._make_cells, request, batch_size=batch_size, assemble=self._assemble_part)
+            bar, join = {"desc": "Generating", "disable": not show_progress}, self._join_options
+            values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite, **join)
             if values is not None:
                 self._check_result(values, request.output)
         return goal
@@ -1394,8 +1397,16 @@ class DiffusionModel(BaseModelClass):
             request, provenance={**request.provenance, "verdict": pd.DataFrame(request.provenance["verdict"])}
         )
 
-    def _make_cells(self, request: CellRequest, rows: range, *, batch_size: int | None, progress: tqdm) -> AnnData:
-        """Make the cells of some rows; the first row must begin a block."""
+    def _make_cells(
+        self,
+        request: CellRequest,
+        rows: range,
+        *,
+        batch_size: int | None,
+        progress: tqdm,
+        assemble: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Make the cells of some rows; the first row must begin a block. ``assemble`` is by default ``_assemble``."""
         parts = []
         for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=check_batch_size(batch_size)):
             parts.append(cells)
@@ -1404,7 +1415,8 @@ class DiffusionModel(BaseModelClass):
         self._check_result(ValueSummary.of(x), request.output)
         obs = self.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         obsm = self.conditions.to_obsm(codes, obs.index)
-        return self._assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
+        assemble = assemble or self._assemble
+        return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
 
     @property
     def _engine(self) -> CellGenerator:

@@ -75,6 +75,7 @@ class MULTISCLDM(SCLDM):
     """
 
     _module_cls = MultimodalModule
+    _stream_suffixes = (".h5mu",)
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod
@@ -174,14 +175,6 @@ class MULTISCLDM(SCLDM):
         msg = "Models of several modalities cannot be fine-tuned yet; train one on all cells."
         raise NotImplementedError(msg)
 
-    def generate_to(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: several modalities are not supported yet."""
-        msg = (
-            f"`generate_to` writes cells of one modality, but this model has {list(self.modalities)}. Call `generate` "
-            "in parts, each with its own seed, and write them one by one."
-        )
-        raise NotImplementedError(msg)
-
     def predict_perturbation_to(self, *_: Any, **__: Any) -> NoReturn:
         """Raise NotImplementedError: several modalities are not supported yet."""
         msg = (
@@ -243,17 +236,12 @@ class MULTISCLDM(SCLDM):
         )
         raise NotImplementedError(msg)
 
-    def _assemble(
-        self,
-        x: sp.csr_matrix | np.ndarray,
-        obs: pd.DataFrame,
-        provenance: Mapping[str, Any],
-        *,
-        is_log1p: bool,
-        layers: Mapping[str, np.ndarray] | None = None,
-        obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
-    ) -> MuData:
-        return build_mudata(x, obs, self.modality_vars_, provenance, is_log1p=is_log1p, layers=layers, obsm=obsm)
+    def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> MuData:
+        return build_mudata(x, obs, self.modality_vars_, *args, **options)
+
+    @property
+    def _join_options(self) -> dict[str, Any]:
+        return {"modalities": self.modality_vars_}
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Return the recipe as it is: others for few features were tried on single matrices only."""

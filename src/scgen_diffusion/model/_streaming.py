@@ -27,7 +27,7 @@ from scgen_diffusion.data import is_generated, join_parts, part_of, read_record
 from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -241,11 +241,11 @@ def check_rank(rank: int, n_ranks: int) -> None:
     check_count("rank", rank, least=0, most=check_count("n_ranks", n_ranks) - 1)
 
 
-def check_goal(path: str | os.PathLike[str]) -> Path:
+def check_goal(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
     """Return the path, or raise if no file of cells can be written there."""
     goal = Path(path)
-    if goal.suffix not in SUFFIXES:
-        msg = f"`path` must end in {' or '.join(SUFFIXES)}, but found {str(path)!r}."
+    if goal.suffix not in suffixes:
+        msg = f"`path` must end in {' or '.join(suffixes)}, but found {str(path)!r}."
         raise ValueError(msg)
     if not goal.parent.exists():
         msg = f"The folder {goal.parent} of `path` does not exist; create it first."
