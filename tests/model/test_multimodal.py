@@ -497,8 +497,22 @@ def test_other_features_and_other_objects_are_refused(treated):
         treated.predict_perturbation(fewer, DRUG)
     with pytest.raises(TypeError, match="reads MuData"):
         treated.predict_perturbation(control["rna"].copy(), DRUG)
-    with pytest.raises(NotImplementedError, match="`predict_perturbation_to` writes cells of one modality"):
-        treated.predict_perturbation_to("cells.zarr", control, DRUG)
+
+
+def test_streamed_predictions_are_those_of_predict_perturbation(treated, tmp_path):
+    control = untreated(treated)
+    wanted = treated.predict_perturbation(control, DRUG, seed=0)
+
+    found = mudata.read_h5mu(treated.predict_perturbation_to(tmp_path / "cells.h5mu", control, DRUG, seed=0))
+
+    np.testing.assert_array_equal(values(found), values(wanted))
+    assert found.obs_names.equals(wanted.obs_names)
+    for cells in (found, *found.mod.values()):
+        assert cells.obs["drug_of_control"].astype(str).tolist() == wanted.obs["drug_of_control"].tolist()
+    records = [mdata.uns["scgen_diffusion"] for mdata in (found, wanted)]
+    for table in ("verdict", "mean_change"):
+        read, expected = (record[table].reset_index(drop=True).astype(str) for record in records)
+        pd.testing.assert_frame_equal(read, expected)
 
 
 def test_views_are_refused():

@@ -1226,7 +1226,7 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal, batch_size = check_goal(path), check_batch_size(batch_size)
+        goal, batch_size = check_goal(path, self._stream_suffixes), check_batch_size(batch_size)
         check_rank(rank, n_ranks)
         prediction = self._prediction(
             adata_control,
@@ -1256,7 +1256,7 @@ class DiffusionModel(BaseModelClass):
 
         def make(rows: range, progress: tqdm) -> AnnData:
             x, sums = self._predict(prediction, rows, batch_size=batch_size, progress=progress)
-            part = self._assemble_predictions(prediction, rows, x, {})
+            part = self._assemble_predictions(prediction, rows, x, {}, assemble=self._assemble_part)
             part.uns["sums"] = {"numbers": sums.numbers, "values": sums.values}
             return part
 
@@ -1275,8 +1275,8 @@ class DiffusionModel(BaseModelClass):
                 first[PROVENANCE_KEY]["mean_change"] = changes
             return first
 
-        bar = {"desc": "Predicting", "disable": not show_progress}
-        values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite, merge=merge)
+        bar, join = {"desc": "Predicting", "disable": not show_progress}, {"merge": merge, **self._join_options}
+        values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite, **join)
         if values is not None:
             self._check_result(values, prediction.request.sampling.output)
         return goal
@@ -1375,15 +1375,20 @@ class DiffusionModel(BaseModelClass):
         return stack(parts), total
 
     def _assemble_predictions(
-        self, prediction: Prediction, rows: range, x: Rows, effects: Mapping[str, Any]
-    ) -> AnnData:
-        """Build the AnnData of predicted cells; ``effects`` are added to ``uns``."""
+        self,
+        prediction: Prediction,
+        rows: range,
+        x: Rows,
+        effects: Mapping[str, Any],
+        assemble: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Build predicted cells by ``assemble``, by default ``_assemble``; ``effects`` are added to ``uns``."""
         output, cells = prediction.request.sampling.output, prediction.cells.part(rows)
         self._check_result(ValueSummary.of(x), output)
         names = prediction.names(cells)
         obs, obsm = counterfactual_conditions(self.conditions, cells, prediction.requested, names)
-        provenance = {**prediction.provenance, **effects}
-        return self._assemble(x, obs, provenance, is_log1p=output == "log1p", obsm=obsm)
+        provenance, assemble = {**prediction.provenance, **effects}, assemble or self._assemble
+        return assemble(x, obs, provenance, is_log1p=output == "log1p", obsm=obsm)
 
     def _request(
         self, n_cells: int | None, condition: ConditionRequest, *, seed: int | None, **options: Any

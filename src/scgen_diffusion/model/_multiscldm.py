@@ -175,14 +175,6 @@ class MULTISCLDM(SCLDM):
         msg = "Models of several modalities cannot be fine-tuned yet; train one on all cells."
         raise NotImplementedError(msg)
 
-    def predict_perturbation_to(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: several modalities are not supported yet."""
-        msg = (
-            f"`predict_perturbation_to` writes cells of one modality, but this model has {list(self.modalities)}. Call "
-            "`predict_perturbation` for parts of the cells, `indices=...`, with one seed, and write them one by one."
-        )
-        raise NotImplementedError(msg)
-
     @property
     def modalities(self) -> dict[str, Modality]:
         """Features and likelihood of each modality."""
