@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -122,11 +123,13 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
     assert call("generate", out, cells, "-n", "4")[0] == 2
     assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0
     code, _, err = call("generate", out, path, "-n", "4", "--overwrite")
-    assert (code, "does not hold generated cells" in err) == (2, True)
+    assert (code, "such a file is never replaced" in err) == (2, True)
     code, _, err = call("generate", out, tmp_path / "new.zarr", "-n", "4")
     assert (code, "a model of several modalities writes .h5mu" in err) == (2, True)
-    code, _, err = call("generate", out, tmp_path / "newer.h5mu", "-n", "4", "--rank", "1")
-    assert (code, "--rank needs a model of one modality" in err) == (2, True)
+    for rank in ("0", "1"):
+        request = ["-n", "300", "--n-steps", "1", "--shard-size", "256", "--rank", rank, "--n-ranks", "2"]
+        assert call("generate", out, tmp_path / "shared.h5mu", *request)[0] == 0
+    assert mudata.read_h5mu(tmp_path / "shared.h5mu").n_obs == 300
 
 
 class Sender(Callback):

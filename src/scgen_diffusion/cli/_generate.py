@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._files import write_atomically
-
 from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
 from ._files import MUDATA, check_place, read_table
 
@@ -22,7 +20,6 @@ PASSED_ON = (
     "n_cells", "sampler", "n_steps", "counts", "library_size", "batch_size", "seed",
     "shard_size", "rank", "n_ranks", "overwrite",
 )  # fmt: skip
-OF_STREAMS = ("shard_size", "rank", "n_ranks")
 GUIDANCE = {
     "guidance_scale": "scale",
     "composition": "composition",
@@ -81,7 +78,7 @@ SECTIONS = {
     [click.Argument(["model"], type=Model()), click.Argument(["out"], type=new())],
     SECTIONS,
     short_help="Generate cells to a file.",
-    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume; .h5mu files start again. With --n-ranks, "
+    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume. With --n-ranks, "
     "each process makes its share and the last one joins them; the cells do not depend on the number of processes.",
 )
 def generate(terminal: Terminal, options: dict[str, Any]) -> None:
@@ -107,22 +104,8 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
         what = "several modalities writes .h5mu" if has_modalities else "one modality writes .zarr or .h5ad"
         msg = f"{out} has the wrong suffix: a model of {what}."
         raise click.UsageError(msg)
-    if not has_modalities:
-        terminal.on_interrupt = "Run the same command again to resume."
-        model.generate_to(out, **arguments, show_progress=not terminal.quiet)
-    else:  # made in memory
-        if unused := list(given(options, *OF_STREAMS)):
-            msg = f"--{unused[0].replace('_', '-')} needs a model of one modality."
-            raise click.UsageError(msg)
-        check_place(out, overwrite=arguments.pop("overwrite", False))
-        if out.exists() and not package.data.is_generated(out):
-            msg = (
-                f"{out} does not hold generated cells, and --overwrite never replaces other files; choose another name."
-            )
-            raise click.UsageError(msg)
-        cells = model.generate(**arguments, show_progress=not terminal.quiet)
-        with write_atomically(out) as beside:
-            cells.write_h5mu(beside)
+    terminal.on_interrupt = "Run the same command again to resume."
+    model.generate_to(out, **arguments, show_progress=not terminal.quiet)
     if out.exists():
         terminal.result(out)
     else:
