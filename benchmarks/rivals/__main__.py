@@ -44,18 +44,33 @@ def request(split: Split, seed: int) -> pd.DataFrame:
     return pd.DataFrame({"label": split.held_out_labels, "total": totals[rows]})
 
 
-def write_split(split: Split, requested: pd.DataFrame, path: Path) -> None:
-    """Write the training cells and the request. Nothing else of the held-out cells goes to a rival."""
-    train = ad.AnnData(
-        split.train.layers["counts"],
-        obs=pd.DataFrame({"label": split.train_labels}, index=split.train.obs_names),
-        var=split.train.var[[]],
-        uns={REQUESTED: requested},
-    )
-    train.write_h5ad(path)
+def ask(
+    rival: str,
+    train: ad.AnnData,
+    requested: pd.DataFrame,
+    seed: int,
+    *,
+    python: str,
+    repository: Path | None = None,
+    minutes: float = 15,
+    length: float = 1,
+) -> ad.AnnData:
+    """Return what a process of the rival's Python draws for a request, from these cells alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        split, drawn = Path(folder, "split.h5ad"), Path(folder, "drawn.h5ad")
+        given = train.copy()
+        given.uns[REQUESTED] = requested
+        given.write_h5ad(split)
+        options = {"split": split, "drawn": drawn, "seed": seed, "minutes": minutes, "length": length}
+        if repository:
+            options["repository"] = repository.resolve()
+        command = [python, "-m", f"benchmarks.rivals.{rival.lower()}"]
+        command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return ad.read_h5ad(drawn)
 
 
-def read_cells(split: Split, requested: pd.DataFrame, path: Path) -> ad.AnnData:
+def as_cells(split: Split, requested: pd.DataFrame, drawn: ad.AnnData) -> ad.AnnData:
     """Return a rival's cells in the form that the judge reads. Log-normalised values become counts with the totals.
 
     Raises
@@ -65,7 +80,6 @@ def read_cells(split: Split, requested: pd.DataFrame, path: Path) -> ad.AnnData:
     """
     from scgen_diffusion.module import to_counts
 
-    drawn = ad.read_h5ad(path)
     values = drawn.X
     if drawn.uns[VALUES] == "log-normalised":
         values = to_counts(torch.from_numpy(values), torch.tensor(requested["total"].to_numpy())).numpy()
@@ -78,19 +92,12 @@ def read_cells(split: Split, requested: pd.DataFrame, path: Path) -> ad.AnnData:
 
 
 def draw(split: Split, seed: int, arguments: argparse.Namespace) -> ad.AnnData:
-    """Return the cells of a rival, drawn by a process of its own."""
+    """Return the cells of a rival, which sees the training cells with their labels, and the request."""
     requested = request(split, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        split_path, drawn_path = Path(folder, "split.h5ad"), Path(folder, "drawn.h5ad")
-        write_split(split, requested, split_path)
-        command = [arguments.python, "-m", f"benchmarks.rivals.{arguments.rival.lower()}"]
-        options = {"split": split_path, "drawn": drawn_path, "seed": seed}
-        options |= {"minutes": arguments.minutes, "length": arguments.length}
-        if arguments.repository:
-            options["repository"] = arguments.repository.resolve()
-        command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        return read_cells(split, requested, drawn_path)
+    obs = pd.DataFrame({"label": split.train_labels}, index=split.train.obs_names)
+    train = ad.AnnData(split.train.layers["counts"], obs=obs, var=split.train.var[[]])
+    options = {name: getattr(arguments, name) for name in ("python", "repository", "minutes", "length")}
+    return as_cells(split, requested, ask(arguments.rival, train, requested, seed, **options))
 
 
 def main() -> None:

@@ -71,6 +71,7 @@ PERTURBATION_METHODS = {
     "scldm_transport": "SCLDM, transport",
     "latent_arithmetic": "latent arithmetic",
     "scvi_arithmetic": "scVI arithmetic",
+    "scgen": "scGen",
     "mean_shift": "mean shift",
     "linear_additive": "linear model",
     "no_change": "no change",

@@ -2,6 +2,7 @@
 
     python -m benchmarks.studies.perturbation                                          # everything that is missing
     python -m benchmarks.studies.perturbation --types B --seeds 0 --methods latent_arithmetic    # a part of it
+    python -m benchmarks.studies.perturbation --methods scgen --seeds 0 --python venv/bin/python  # scGen, a rival
     python -m benchmarks.studies.perturbation --methods                                # only the summary and pictures
 
 The interferon-stimulated cells of one type at a time are left out. They are predicted from the type's control cells,
@@ -30,6 +31,9 @@ import torch
 
 from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.splits import load, log_normalise, most_variable
+from benchmarks.rivals.__main__ import ask
+from benchmarks.rivals.scgen import ALL_TYPES, NO_SHIFT, OTHER_TYPES
+from benchmarks.rivals.worker import COSTS
 from benchmarks.tables import (
     ROOT,
     describe_source,
@@ -53,6 +57,8 @@ logger = logging.getLogger("benchmarks.perturbation")
 
 HERE = Path(__file__).parent
 DATASET = "kang_ifnb"
+#: A figure of the rival, which is timed.
+TRAIN_MINUTES = "train_minutes"
 KEYS = ("cell_type", "seed", "method")
 #: Figures that every table has besides those of the methods.
 REFERENCES = ("floor", "no_change", "mean_shift")
@@ -136,9 +142,7 @@ def linear_additive(case: Case, seed: int) -> ad.AnnData:
     design = np.column_stack([pd.get_dummies(case.train.obs[CELL_TYPE]), is_perturbed]).astype(float)
     effect = np.linalg.lstsq(design, log_normalise(case.train.layers["counts"]), rcond=None)[0][-1]
     moved = log_normalise(case.control.layers["counts"]) + effect
-    return ad.AnnData(
-        sp.csr_matrix(np.maximum(moved, 0)), obs=predicted_obs(case), var=case.train.var.copy(), uns={"log1p": {}}
-    )
+    return as_profiles(case, moved)
 
 
 def scvi_arithmetic(case: Case, seed: int, max_epochs: int | None = None) -> ad.AnnData:
@@ -187,6 +191,12 @@ def as_cells(case: Case, counts: NDArray | sp.csr_matrix) -> ad.AnnData:
     return ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=predicted_obs(case), var=case.train.var.copy())
 
 
+def as_profiles(case: Case, values: NDArray) -> ad.AnnData:
+    """Return predicted log-normalised values, one row per control cell, as cells. Negative values become zero."""
+    values = sp.csr_matrix(np.maximum(values, 0))
+    return ad.AnnData(values, obs=predicted_obs(case), var=case.train.var.copy(), uns={"log1p": {}})
+
+
 def predicted_obs(case: Case) -> pd.DataFrame:
     """Return the control cells' table, with the perturbation set."""
     return case.control.obs.assign(**{CONDITION: PERTURBED})
@@ -200,11 +210,13 @@ CONDITION_KEYS = [CELL_TYPE, CONDITION]
 AUTOENCODER = ("encoder.", "decoder.", "likelihood.", "condition_effects.")
 #: Changes to the prior's recipe: a step on a CPU takes a third of the time, for the same number of steps.
 PRIOR_KWARGS = {"batch_size": 128}
+#: Shifts with which scGen decodes control cells.
+SHIFTS = (ALL_TYPES, OTHER_TYPES, NO_SHIFT)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A case's SCLDM, whose stages are trained when first needed.
+    """A case's models, trained when first needed: SCLDM's stages, and scGen.
 
     Attributes
     ----------
@@ -213,12 +225,15 @@ class Trained:
     seed
         Seed of training and of draws.
     folder
-        Folder of the stored autoencoder.
+        Folder of the stored autoencoder and of what scGen decodes.
+    python
+        Python of an environment that has scGen.
     """
 
     case: Case
     seed: int
     folder: Path
+    python: str | None = None
 
     @cached_property
     def with_autoencoder(self) -> SCLDM:
@@ -263,6 +278,16 @@ class Trained:
         model.train_transport(control_values={CONDITION: CONTROL}, accelerator="cpu", enable_progress_bar=False)
         return model
 
+    @cached_property
+    def scgen(self) -> ad.AnnData:
+        """What scGen decodes of the control cells, with each of `SHIFTS`."""
+        path = stored_path(self.folder, self.case.cell_type, self.seed, "scgen-decoded")
+        if not path.exists():
+            requested = pd.concat([self.case.control.obs.assign(shift=shift) for shift in SHIFTS]).astype(str)
+            train = ad.AnnData(self.case.train.X, obs=self.case.train.obs, var=self.case.train.var)
+            write_cells(ask("scGen", train, requested, self.seed, python=self.python, minutes=60), path)
+        return ad.read_h5ad(path)
+
 
 def generate(trained: Trained) -> ad.AnnData:
     """Generate the unseen combination with a model that has all stages."""
@@ -301,6 +326,29 @@ def arithmetic_with_own_residuals(trained: Trained) -> ad.AnnData:
     return _arithmetic(trained, keeps_residuals=True)
 
 
+def scgen(trained: Trained) -> ad.AnnData:
+    """Add to each control cell the change between what scGen decodes of it with the shift and without.
+
+    This makes cells of scGen's profiles: each keeps what its own profile without the shift does not explain. Negative
+    values become zero. Changes of the means stay about as large as those of the profiles before any scaling.
+    """
+    return _with_scgen(trained, log_normalise(trained.case.control.layers["counts"]) + _change(trained, ALL_TYPES))
+
+
+def scgen_other_types(trained: Trained) -> ad.AnnData:
+    """Do the same, but the control cells of the left-out type are not among those that the shift is learned from."""
+    return _with_scgen(trained, log_normalise(trained.case.control.layers["counts"]) + _change(trained, OTHER_TYPES))
+
+
+def scgen_profiles(trained: Trained) -> ad.AnnData:
+    """Return what scGen decodes with the shift as it is, but for negative values, which become zero.
+
+    Means of log-normalised values lack the zeros of cells. They stand for fewer counts in all than a cell has, and the
+    judge raises them, because it scales all cells to the same sum.
+    """
+    return _with_scgen(trained, np.split(trained.scgen.X, len(SHIFTS))[SHIFTS.index(ALL_TYPES)])
+
+
 #: Trained baselines by name; all others have the names of :func:`scgen_diffusion.metrics.evaluate`.
 BASELINES: dict[str, Callable[[Case, int], ad.AnnData]] = {
     "linear_additive": linear_additive,
@@ -314,12 +362,29 @@ SCLDM_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
     "scldm_transport_new_counts": transport_with_new_counts,
     "scldm_arithmetic_own_residuals": arithmetic_with_own_residuals,
 }
+#: The rival, in an environment of its own.
+SCGEN_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
+    "scgen": scgen,
+    "scgen_other_types": scgen_other_types,
+    "scgen_profiles": scgen_profiles,
+}
 METHODS = (*BASELINES, *SCLDM_METHODS)
 
 
 def stored_path(folder: Path, cell_type: str, seed: int, name: str, suffix: str = ".h5ad") -> Path:
     """Return the path of a stored file of a case and seed."""
     return folder / f"{cell_type.replace(' ', '_')}-{seed}-{name}{suffix}"
+
+
+def _change(trained: Trained, shift: str) -> NDArray:
+    decoded = dict(zip(SHIFTS, np.split(trained.scgen.X, len(SHIFTS)), strict=True))
+    return decoded[shift] - decoded[NO_SHIFT]
+
+
+def _with_scgen(trained: Trained, values: NDArray) -> ad.AnnData:
+    cells = as_profiles(trained.case, values)
+    cells.uns[COSTS] = trained.scgen.uns[COSTS]
+    return cells
 
 
 def _predict(trained: Trained, model: SCLDM, **options: str) -> ad.AnnData:
@@ -355,6 +420,9 @@ NAMES = {
     "mean_shift": "mean shift",
     "linear_additive": "linear additive",
     "scvi_arithmetic": "scVI arithmetic",
+    "scgen": "scGen",
+    "scgen_other_types": "scGen, shift of other types",
+    "scgen_profiles": "scGen, profiles",
     "latent_arithmetic": "latent arithmetic",
     "scldm_generate": "SCLDM generate",
     "scldm_inversion": "SCLDM inversion",
@@ -362,8 +430,7 @@ NAMES = {
     "scldm_transport_new_counts": "transport, new counts",
     "scldm_arithmetic_own_residuals": "arithmetic, own residuals",
 }
-COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", "latent_arithmetic")
-#: Figures and methods of the short table, in words.
+COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", *SCGEN_METHODS, "latent_arithmetic")
 #: Metrics in the pictures.
 DRAWN_METRICS = ("energy_distance", "mean_change_correlation", "mean_change_slope", "mean_change_debiased_error")
 DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", OURS)
@@ -379,6 +446,10 @@ def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 def summarise(table: pd.DataFrame) -> str:
     """Write the tables."""
+    is_time = table["metric"] == TRAIN_MINUTES
+    minutes = table[is_time].groupby("method", sort=False)["value"].mean()
+    timed = ", ".join(f"{NAMES[name]} {value:.1f}" for name, value in minutes.items())
+    table = table[~is_time]
     better = table.groupby("metric")["better"].first()
     means = means_over_seeds(table)
     types = list(dict.fromkeys(means.index.get_level_values("cell_type")))
@@ -417,6 +488,7 @@ def summarise(table: pd.DataFrame) -> str:
     parts += [
         _seeds(table),
         "",
+        *([f"CPU minutes of training, mean over types: {timed}.", ""] if timed else []),
         f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.",
     ]
     return "\n".join(parts) + "\n"
@@ -530,7 +602,8 @@ def predict(trained: Trained, method: str) -> ad.AnnData:
         logger.info("%s, seed %d: predicting with %s", trained.case.cell_type, trained.seed, method)
         started = time.process_time()
         is_baseline = method in BASELINES
-        cells = BASELINES[method](trained.case, trained.seed) if is_baseline else SCLDM_METHODS[method](trained)
+        of_trained = SCLDM_METHODS | SCGEN_METHODS
+        cells = BASELINES[method](trained.case, trained.seed) if is_baseline else of_trained[method](trained)
         cells.uns["cpu_minutes"] = (time.process_time() - started) / 60
         write_cells(cells, path)
     return ad.read_h5ad(path)
@@ -553,13 +626,14 @@ def judge(case: Case, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFra
     long = table.drop(columns="value").melt(
         id_vars=["metric", "better"], value_vars=columns, var_name="method", value_name="value"
     )
-    return long.assign(
-        cell_type=case.cell_type,
-        seed=seed,
-        n_control=case.control.n_obs,
-        n_real=case.real.n_obs,
-        **describe_source("torch", "scvi-tools", "scgen-diffusion"),
-    )
+    long = long.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion"))
+    for method, costs in ((name, cells.uns[COSTS]) for name, cells in predicted.items() if COSTS in cells.uns):
+        minutes = {"metric": TRAIN_MINUTES, "better": "lower", "method": method, "value": costs[TRAIN_MINUTES]}
+        long = pd.concat([long, pd.DataFrame([minutes])], ignore_index=True)
+        own = ["machine", "versions", "date"]
+        long.loc[long["method"] == method, own] = [costs[name] for name in own]
+    sizes = {"n_control": case.control.n_obs, "n_real": case.real.n_obs}
+    return long.assign(cell_type=case.cell_type, seed=seed, **sizes)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -572,7 +646,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not methods:
             continue
         case = leave_out(adata, cell_type)
-        trained = Trained(case, seed, arguments.cells)
+        trained = Trained(case, seed, arguments.cells, arguments.python)
         predicted = {method: predict(trained, method) for method in methods}
         logger.info("%s, seed %d: judging %s", cell_type, seed, ", ".join(methods))
         store_rows(path, judge(case, predicted, seed), KEYS)
@@ -601,7 +675,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="+", help="cell types to leave out; default: all with enough stimulated cells")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=(*METHODS, *SCGEN_METHODS), default=list(METHODS))
+    parser.add_argument("--python", help="Python of an environment that has pertpy, for scGen")
     parser.add_argument(
         "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of predictions and autoencoders"
     )
@@ -609,6 +684,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "_static")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
+    if not arguments.python and SCGEN_METHODS.keys() & set(arguments.methods):
+        parser.error("scGen needs --python.")
     torch.set_num_threads(arguments.threads)
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     run(arguments)

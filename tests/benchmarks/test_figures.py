@@ -50,6 +50,14 @@ SENTENCES = [
         r"scVI's cells, drawn from its prior, reach ([\d.]+) and ([\d.]+)\.",
         [quality("auc_boosting", "scVI"), quality("auc_genes", "scVI")],
     ),
+    (
+        "docs/user_guide/perturbations.md",
+        r"with the settings of its tutorial: ([\d.]+) CPU minutes per type\. [^(]*\(energy distance ([\d.]+)\)",
+        [
+            ("studies/results/perturbation.csv", {"metric": "train_minutes", "method": "scgen"}, "value", 1),
+            ("studies/results/perturbation.csv", {"metric": "energy_distance", "method": "scgen_profiles"}, "value", 1),
+        ],
+    ),
 ]
 
 
