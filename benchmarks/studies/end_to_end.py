@@ -41,8 +41,8 @@ N_JUDGED = 5_000
 #: Seconds after which a command is stopped, once or more; then it is run again.
 STOPS = {"train": (120, 600), "generate": (60,)}
 STEPS = {
-    "train": "train, with two interruptions",
-    "generate": "generate as many cells, with one",
+    "train": "train",
+    "generate": "generate as many cells",
     "evaluate": "compare with fresh cells",
     "report": "write the report",
 }
@@ -159,12 +159,12 @@ def write_report() -> None:
 
 def costs_of(rows: pd.DataFrame) -> str:
     """Write what the steps of one run cost."""
-    costs = rows.set_index("step").loc[list(STEPS), list(COSTS)]
+    costs = rows.set_index("step").loc[list(STEPS), [*COSTS, "n_stopped"]]
     lines = [
-        [STEPS[step], *(f"{value:.1f}" for value in values)]
-        for step, values in zip(STEPS, costs.to_numpy(), strict=True)
+        [STEPS[step], *(f"{value:.1f}" for value in values), f"{n_stopped:.0f}"]
+        for step, (*values, n_stopped) in zip(STEPS, costs.to_numpy(), strict=True)
     ]
-    return markdown_table(["step", *COSTS.values()], lines)
+    return markdown_table(["step", *COSTS.values(), "times stopped"], lines)
 
 
 def quality_of(rows: pd.DataFrame) -> str:

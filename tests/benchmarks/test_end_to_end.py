@@ -35,12 +35,13 @@ def test_a_command_that_fails_ends_the_study(tmp_path):
 
 
 def test_tables_show_every_step_and_the_cells_beside_real_ones():
-    steps = [{"step": step, "wall_minutes": 60.0, "cpu_minutes": 59, "peak_memory_gib": 1} for step in end_to_end.STEPS]
+    costs = {"wall_minutes": 60.0, "cpu_minutes": 59, "peak_memory_gib": 1, "n_stopped": 2}
+    steps = [{"step": step, **costs} for step in end_to_end.STEPS]
     sides = [{"step": side, "auc_genes": 0.5, "recall": 0.9} for side in end_to_end.SIDES]
     rows = pd.DataFrame([*steps, *sides])
 
     costs, quality = end_to_end.costs_of(rows), end_to_end.quality_of(rows)
 
-    assert costs.count("| 60.0 | 59.0 | 1.0 |") == 4
+    assert costs.count("| 60.0 | 59.0 | 1.0 | 2 |") == 4
     assert quality.splitlines()[0] == "|  | AUC, genes | recall |"
     assert quality.splitlines()[2:] == ["| real cells | 0.50 | 0.90 |", "| generated cells | 0.50 | 0.90 |"]
