@@ -29,7 +29,8 @@ import pandas as pd
 
 from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.report import IN_SHORT
-from benchmarks.studies.world import FLOOR, HELD_OUT, N_GENES, World
+from benchmarks.studies.held_out import REAL
+from benchmarks.studies.world import HELD_OUT, N_GENES, World
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, write_text
 
 logger = logging.getLogger("benchmarks.end_to_end")
@@ -48,7 +49,8 @@ STEPS = {
 }
 COSTS = {"wall_minutes": "minutes", "cpu_minutes": "processor minutes", "peak_memory_gib": "peak GiB"}
 STOPPED = 143  # exit code after SIGTERM
-REAL_CELLS, CELLS = SIDES = ("real cells", "generated cells")
+GENERATED = "generated cells"
+SIDES = (REAL, GENERATED)
 
 
 def run(command: list[str], stops: tuple[int, ...] = ()) -> dict[str, float]:
@@ -99,7 +101,6 @@ def write_files(folder: Path, n_cells: int, n_genes: int) -> None:
     world = World.fit(n_genes=n_genes)
     world.write(folder / "train", n_cells, part=PART)
     write_cells(world.draw(N_JUDGED, HELD_OUT), folder / "held_out.h5ad")
-    write_cells(world.draw(N_JUDGED, FLOOR), folder / "floor.h5ad")
 
 
 def commands(folder: Path, n_cells: int, n_processes: int) -> dict[str, list[str]]:
@@ -127,15 +128,15 @@ def measure(folder: Path, n_cells: int, n_genes: int, n_processes: int) -> None:
         row = {**case, "step": step, **figures, **describe_source("torch", "anndata", "scgen-diffusion")}
         store_rows(RESULTS / "end_to_end.csv", pd.DataFrame([row]), KEYS)
 
-    if not (folder / "floor.h5ad").exists():
+    if not (folder / "held_out.h5ad").exists():
         write_files(folder, n_cells, n_genes)
     for step, command in commands(folder, n_cells, n_processes).items():
         if not (folder / done[step]).exists():
             store(step, run(command, STOPS.get(step, ())))
     table = pd.read_csv(folder / "table.csv")
     table = table[table["group"] == "all"].set_index("metric").reindex(IN_SHORT).dropna(how="all")
-    store(REAL_CELLS, table["floor"].to_dict())
-    store(CELLS, table["value"].to_dict())
+    store(REAL, table["floor"].to_dict())
+    store(GENERATED, table["value"].to_dict())
 
 
 def write_report() -> None:

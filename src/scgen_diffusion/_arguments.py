@@ -48,6 +48,12 @@ def known_names(name: object, known: Sequence[object]) -> str:
     )
 
 
+def list_first(things: Sequence[object], most: int) -> str:
+    """List the first ``most`` things as text, and the number of the others."""
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(map(str, things[:most])) + more
+
+
 def check_argument_names(
     function: str, given: Iterable[str], known: Sequence[str], other_names: Mapping[str, str]
 ) -> None:

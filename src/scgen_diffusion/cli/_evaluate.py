@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import known_names, list_first
 from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, columns, command, existing, flag, given, new, number, option
-from ._files import MUDATA, check_place, listed, read_cells, read_table
+from ._files import MUDATA, N_NAMED, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _read(
     terminal: Terminal, files: Mapping[str, Path | tuple[Path, ...]], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Read each set of cells; those in several files stay there."""
-    terminal.say(f"Reading {listed(_paths(files))}")
+    terminal.say(f"Reading {list_first(_paths(files), N_NAMED)}")
     is_backed, cells = options.get("backed", False), {}
     for name, path in files.items():
         paths = path if isinstance(path, tuple) else (path,)
@@ -231,12 +231,12 @@ def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFil
     click.UsageError
         For several modalities.
     """
-    from scgen_diffusion.data import CellFiles
+    from scgen_diffusion.data import CellFiles, open_anndata_files
 
     if any(path.suffix == MUDATA for path in paths):
-        msg = f"There can be only one .h5mu file of each set of cells, but found {listed(paths)}."
+        msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths, N_NAMED)}."
         raise click.UsageError(msg)
-    usual = COUNTS if COUNTS in read_cells(paths[0], backed=True).layers else None
+    usual = COUNTS if COUNTS in open_anndata_files(paths[0])[0].layers else None
     return CellFiles(paths, layer=options.get("layer", usual))
 
 

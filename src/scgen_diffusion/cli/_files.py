@@ -19,7 +19,7 @@ ANNDATA, MUDATA = (".h5ad", ".zarr"), ".h5mu"
 TABLES = {".csv": ",", ".tsv": "\t"}
 COMMAND_FILE = "train.toml"
 FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
-N_NAMED = 5  # files listed in an error
+N_NAMED = 5  # files listed in a message
 
 
 def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
@@ -66,11 +66,6 @@ def _open_zarr(path: Path) -> AnnData:
     tables = {name: read_elem(root[name]) for name in ("obs", "var", "uns") if name in root}
     layers = {name: matrix(element) for name, element in root["layers"].members()} if "layers" in root else {}
     return AnnData(matrix(root["X"]) if "X" in root else None, layers=layers, **tables)
-
-
-def listed(paths: Sequence[Path]) -> str:
-    """List paths, and the first ones of many."""
-    return ", ".join(map(str, paths[:N_NAMED])) + (f" and {len(paths) - N_NAMED} more" if len(paths) > N_NAMED else "")
 
 
 def read_table(path: Path, **options: Any) -> pd.DataFrame:

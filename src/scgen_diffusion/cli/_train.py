@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
 from ._command import Keyed, columns, command, existing, flag, given, new, option, scalar, toml_value, whole_number
-from ._files import COMMAND_FILE, MUDATA, TABLES, check_place, check_replaced, listed, read_cells, read_table
+from ._files import COMMAND_FILE, MUDATA, N_NAMED, TABLES, check_place, check_replaced, read_cells, read_table
 from ._terminal import ExitCode
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     from scgen_diffusion.train import Interruption
 
     settings.seed = options["seed"]
-    terminal.say(f"Reading {listed(paths)}")
+    terminal.say(f"Reading {list_first(paths, N_NAMED)}")
     name = options["model"]
     model_class = getattr(package.model, "MULTISCLDM" if name == "SCLDM" and has_modalities else name)
     architecture = given(options, "size") | options.get("architecture", {})

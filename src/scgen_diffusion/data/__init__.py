@@ -9,6 +9,7 @@ from ._anndata import (
     mark_synthetic,
     pad_genes,
 )
+from ._anndata_file import open_anndata_files
 from ._cell_files import CellFiles, Paths, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
@@ -113,6 +114,7 @@ __all__ = [
     "names_and_arrays",
     "obs_column",
     "occurring",
+    "open_anndata_files",
     "pad_genes",
     "part_of",
     "read_columns",

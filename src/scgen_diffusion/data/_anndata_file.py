@@ -82,6 +82,11 @@ class AnnDataFile:
             return pd.Series(anndata.io.read_elem(element))
 
     @property
+    def layers(self) -> list[str]:
+        """Names of the layers."""
+        return list(self.root["layers"]) if "layers" in self.root else []
+
+    @property
     def arrays(self) -> list[str]:
         """Names of the arrays of ``obsm``."""
         return list(self.root["obsm"]) if "obsm" in self.root else []
@@ -110,12 +115,11 @@ class AnnDataFile:
         ValueError
             If it is stored by columns, damaged, or does not fit the tables of cells and genes.
         """
-        layers = list(self.root["layers"]) if "layers" in self.root else []
-        if layer is not None and layer not in layers:
-            msg = f"`layer` {layer!r} is not in the layers of {self.name}. {known_names(layer, layers)}"
+        if layer is not None and layer not in self.layers:
+            msg = f"`layer` {layer!r} is not in the layers of {self.name}. {known_names(layer, self.layers)}"
             raise KeyError(msg)
         if layer is None and "X" not in self.root:
-            msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', layers)}"
+            msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', self.layers)}"
             raise KeyError(msg)
         try:
             with self.reading("X" if layer is None else f"layers[{layer!r}]"):

@@ -49,7 +49,7 @@ from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from ._anndata_file import AnnDataFile
+    from ._anndata_file import AnnDataFile, Rows
     from ._condition_keys import ConditionKey
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -274,13 +274,16 @@ class CellFiles:
             The cells, in the order of ``indices``.
         """
         rows = row_numbers(indices, self.n_cells)
-        distinct, positions = np.unique(rows, return_inverse=True)
-        names = self.names(rows)
-        values = self.matrix.read(distinct)[positions]
+        names, values = self.names(rows), self.read_values(rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)
         layers = {} if self.layer is None else {self.layer: values}
         return anndata.AnnData(values, obs=obs, var=self.var.copy(), layers=layers, obsm=obsm)
+
+    def read_values(self, rows: np.ndarray) -> Rows:
+        """Read expression ``(cells, genes)``, sparse or dense as stored, in the order of the row numbers."""
+        distinct, positions = np.unique(rows, return_inverse=True)
+        return self.matrix.read(distinct)[positions]
 
     def names(self, rows: np.ndarray) -> pd.Index:
         """Read the names of cells, in the order of their row numbers."""

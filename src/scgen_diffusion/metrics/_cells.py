@@ -310,8 +310,7 @@ class Source:
         log_base = np.e if cells.values == "log1p" else None
 
         def read(rows: NDArray) -> Expression:
-            distinct, positions = np.unique(rows, return_inverse=True)
-            values = sp.csr_matrix(cells.matrix.read(distinct))[positions]
+            values = sp.csr_matrix(cells.read_values(rows))
             return on_scale(values if columns is None else values[:, columns], log_base, name=name, scale=scale)
 
         return cls(name, names, labels, log_base is None, read)

@@ -785,7 +785,8 @@ class DiffusionModel(BaseModelClass):
             output=self._output(counts),
         )
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            return self._make_cells(request, range(request.n_cells), batch_size=batch_size, progress=progress)
+            rows, options = range(request.n_cells), {"batch_size": batch_size, "progress": progress}
+            return self._make_cells(request, rows, assemble=self._assemble, **options)
 
     @suggests_arguments(OTHER_NAMES)
     def generate_to(
@@ -1158,7 +1159,7 @@ class DiffusionModel(BaseModelClass):
         effects = {}
         if prediction.groups is not None and len(sums.numbers):
             effects["mean_change"] = describe_changes(prediction.groups, verdicts, sums, self.var_.index)
-        return self._assemble_predictions(prediction, rows, x, effects)
+        return self._assemble_predictions(prediction, rows, x, effects, self._assemble)
 
     @suggests_arguments(OTHER_NAMES)
     def predict_perturbation_to(
@@ -1256,7 +1257,7 @@ class DiffusionModel(BaseModelClass):
 
         def make(rows: range, progress: tqdm) -> AnnData:
             x, sums = self._predict(prediction, rows, batch_size=batch_size, progress=progress)
-            part = self._assemble_predictions(prediction, rows, x, {}, assemble=self._assemble_part)
+            part = self._assemble_predictions(prediction, rows, x, {}, self._assemble_part)
             part.uns["sums"] = {"numbers": sums.numbers, "values": sums.values}
             return part
 
@@ -1380,14 +1381,14 @@ class DiffusionModel(BaseModelClass):
         rows: range,
         x: Rows,
         effects: Mapping[str, Any],
-        assemble: Callable[..., Any] | None = None,
+        assemble: Callable[..., Any],
     ) -> Any:
-        """Build predicted cells by ``assemble``, by default ``_assemble``; ``effects`` are added to ``uns``."""
+        """Build predicted cells by ``assemble``; ``effects`` are added to ``uns``."""
         output, cells = prediction.request.sampling.output, prediction.cells.part(rows)
         self._check_result(ValueSummary.of(x), output)
         names = prediction.names(cells)
         obs, obsm = counterfactual_conditions(self.conditions, cells, prediction.requested, names)
-        provenance, assemble = {**prediction.provenance, **effects}, assemble or self._assemble
+        provenance = {**prediction.provenance, **effects}
         return assemble(x, obs, provenance, is_log1p=output == "log1p", obsm=obsm)
 
     def _request(
@@ -1409,9 +1410,9 @@ class DiffusionModel(BaseModelClass):
         *,
         batch_size: int | None,
         progress: tqdm,
-        assemble: Callable[..., Any] | None = None,
+        assemble: Callable[..., Any],
     ) -> Any:
-        """Make the cells of some rows; the first row must begin a block. ``assemble`` is by default ``_assemble``."""
+        """Make the cells of some rows, and build them by ``assemble``; the first row must begin a block."""
         parts = []
         for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=check_batch_size(batch_size)):
             parts.append(cells)
@@ -1420,7 +1421,6 @@ class DiffusionModel(BaseModelClass):
         self._check_result(ValueSummary.of(x), request.output)
         obs = self.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         obsm = self.conditions.to_obsm(codes, obs.index)
-        assemble = assemble or self._assemble
         return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
 
     @property

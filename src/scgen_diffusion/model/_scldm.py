@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgen_diffusion._arguments import warn_user
+from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import check_names
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
@@ -487,7 +487,7 @@ class SCLDM(AutoencoderModel):
         table = obs[self._names_of_groups(control)]
         table = table.assign(**{name: labels[name].to_numpy()[rows] for name in labels if name not in table})
         values = table.drop_duplicates().astype(str).to_dict("records")
-        return ", ".join(map(str, values[:N_NAMED])) + (f" and {len(values) - N_NAMED} more" * (len(values) > N_NAMED))
+        return list_first(values, N_NAMED)
 
     def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
         """Mark the unperturbed training cells, ``(cells,)``."""

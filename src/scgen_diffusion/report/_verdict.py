@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from scgen_diffusion._arguments import list_first
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -258,7 +260,7 @@ def _missing_groups(rows: Rows) -> list[Finding]:
     missing = [share.group for share in shares if compared and share.is_clear and is_empty(share.group)]
     if missing:
         message = (
-            f"Hardly any or no synthetic cells for {_named(missing)}, which the real cells have. If they were asked for, the model "
+            f"Hardly any or no synthetic cells for {list_first(missing, N_NAMED)}, which the real cells have. If they were asked for, the model "
             "has dropped these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
@@ -276,7 +278,7 @@ def _group_shares(rows: Rows) -> list[Finding]:
     )
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
-    most = f"Most of it is {_named([f.group for f in off])}. " if off else ""
+    most = f"Most of it is {list_first([f.group for f in off], N_NAMED)}. " if off else ""
     advice = "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer from it."
     return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
 
@@ -291,7 +293,7 @@ def _weak_groups(rows: Rows) -> list[Finding]:
         levels += [f.level(IN_A_GROUP) for f in figures]
         if off := sorted((f for f in figures if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess):
             figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
-            sentences.append(f"Synthetic cells {meaning}: {metric} of {_named(figures_of)}.")
+            sentences.append(f"Synthetic cells {meaning}: {metric} of {list_first(figures_of, N_NAMED)}.")
     if not levels:
         return []
     if not sentences:
@@ -339,11 +341,6 @@ def _memorisation(rows: Rows) -> list[Finding]:
             "is memorisation: train shorter, with more cells or a smaller model."
         )
     return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
-    return ", ".join(names[:N_NAMED]) + more
 
 
 _AUC = "The best classifier, {name}, tells synthetic from real cells with an AUC of {{f.value:.2f}} (0.5 is guessing; real from real cells: {{f.floor:.2f}})."

@@ -133,8 +133,9 @@ def write(
     pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model)
 
     found = {finding.level for finding in judged.findings}
-    n_trained = train.n_cells if isinstance(train, CellFiles) else 0 if train is None else train.n_obs
-    seen = f"{n_trained:,} training cells" if n_trained else "training cells not given"
+    seen = "training cells not given"
+    if train is not None:
+        seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
     made = {f"cells: {name}": _as_text(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
     settings = made | {
         "judged by": f"scgen-diffusion {version('scgen-diffusion')}",
