@@ -49,9 +49,10 @@ DEFAULT = "default"
 #: Numbers of training steps: factors of the defaults, by stage.
 STEPS: dict[str, dict[str, float]] = {
     DEFAULT: {},
-    "half the steps": {"autoencoder": 0.5, "prior": 0.5, "diffusion": 0.5},
-    "twice the steps": {"autoencoder": 2, "prior": 2, "diffusion": 2},
+    "half the autoencoder's steps": {"autoencoder": 0.5},
     "twice the autoencoder's steps": {"autoencoder": 2},
+    "twice the prior's steps": {"prior": 2},
+    "twice the steps": {"autoencoder": 2, "prior": 2, "diffusion": 2},
 }
 CELLS = (2_000, 8_000, 32_000)
 PART = 2_000  # cells per file

@@ -85,15 +85,14 @@ def test_files_have_the_drawn_cells_in_their_order(small, tmp_path):
 
 
 def test_other_lengths_multiply_the_epochs_of_their_stages():
-    half, twice = (
-        curves.variant_of("SCLDM", 8_000, steps)["train"]["max_epochs"]
-        for steps in ("half the steps", "twice the steps")
-    )
-    for stage in ("autoencoder", "prior"):
-        assert twice[stage] / half[stage] == pytest.approx(4, abs=0.3)  # whole epochs
-    of_autoencoder = curves.variant_of("SCLDM", 8_000, "twice the autoencoder's steps")
-    assert of_autoencoder["train"]["max_epochs"] == {"autoencoder": twice["autoencoder"]}
-    assert set(curves.variant_of("SCRDIT", 8_000, "half the steps")["train"]["max_epochs"]) == {"diffusion"}
+    epochs = {
+        steps: curves.variant_of("SCLDM", 8_000, steps)["train"]["max_epochs"] for steps in list(curves.STEPS)[1:]
+    }
+    twice = epochs["twice the steps"]
+    assert twice == epochs["twice the autoencoder's steps"] | epochs["twice the prior's steps"]
+    half = epochs["half the autoencoder's steps"]["autoencoder"]
+    assert twice["autoencoder"] / half == pytest.approx(4, abs=0.3)  # whole epochs
+    assert set(curves.variant_of("SCRDIT", 8_000, "twice the steps")["train"]["max_epochs"]) == {"diffusion"}
     assert curves.variant_of("SCRDIT", 8_000, "twice the autoencoder's steps") == {"class": "SCRDIT"}
     assert curves.variant_of("SCLDM", 8_000, "default") == {"class": "SCLDM"}
     assert curves.variant_of("scVI", 8_000, "default") is None

@@ -24,7 +24,8 @@ def make_loader(indices, *, batch_size=4, block_size=8, window_size=16, **proces
     indices = np.asarray(indices)
     batches = EpochBatches(len(indices), batch_size, **process) if process else None
     sizes = {"block_size": block_size, "window_size": window_size}
-    return WindowLoader(Numbers(), np.zeros((1000, 0)), indices, batch_size, batches, **sizes)
+    size = batch_size if batches is None else batches.batch_size
+    return WindowLoader(Numbers(), np.zeros((1000, 0)), indices, size, batches, **sizes)
 
 
 def order_of(loader):

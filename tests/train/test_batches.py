@@ -28,6 +28,16 @@ def test_an_epoch_has_every_cell_and_processes_take_equally_many_steps(n_rows, s
     assert len(read) - n_rows < n_processes  # some cells come twice, so that all ranks have equal numbers
 
 
+@given(n_rows=st.integers(1, 500), size=st.integers(1, 64), n_processes=st.integers(1, 4), smallest=st.integers(0, 9))
+def test_several_processes_take_the_steps_of_one(n_rows, size, n_processes, smallest):
+    size *= n_processes  # a share that is no whole number is rounded up
+    one = EpochBatches(n_rows, size, seed=0, smallest_epoch=smallest)
+    share = EpochBatches(n_rows, size, seed=0, smallest_epoch=smallest, n_processes=n_processes)
+
+    assert len(share) == len(one)
+    assert max(map(len, epoch(share, 0))) <= size // n_processes
+
+
 def test_the_order_depends_on_seed_and_epoch():
     orders = {str(epoch(EpochBatches(20, 6, seed=seed), number)) for seed in (0, 1) for number in (0, 1)}
 
@@ -53,7 +63,7 @@ def test_a_pass_over_many_cells_is_cut_into_epochs_of_equal_length(monkeypatch, 
     first, second = ([row for n in range(5) for batch in epoch(batches, 5 * k + n) for row in batch] for k in range(2))
 
     assert batches.epochs_per_pass == 5
-    assert lengths == {len(batches)} == {17 // n_processes // 5}
+    assert lengths == {len(batches)} == {-(-50 // n_processes // batches.batch_size) // 5}
     assert len(set(first)) == len(first) >= 45 / n_processes - 15  # each once; few wait for another pass
     assert first != second
 

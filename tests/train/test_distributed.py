@@ -87,7 +87,7 @@ def test_two_processes_train_a_gene_space_model_on_a_share_of_the_cells_each(
 
     assert_same(first, second)
     seen = [tuple(row) for part in (first, second) for batch in part[3] for row in batch]
-    assert [len(batch) for batch in first[3]] == [len(batch) for batch in second[3]] == [16, 16, 12]
+    assert [len(batch) for batch in first[3]] == [len(batch) for batch in second[3]] == [8, 8, 8, 8, 8, 4]
     assert len(seen) == 88  # the 87 training cells, one of them twice
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-LONGEST_EPOCH = 1000  # steps of one process; a longer pass is cut into epochs, because runs resume between epochs
+LONGEST_EPOCH = 1000  # steps; a longer pass is cut into epochs, because runs resume between epochs
 ROWS_AT_A_TIME = 1024
 DEVICE_SHARE = 0.25  # of a GPU's free memory, for cells
 BYTES_PER_COUNT = 8  # gene index and value
@@ -73,15 +73,15 @@ class TrainingCells(Protocol):
 class EpochBatches(Sampler[np.ndarray]):
     """Batches of row numbers in an order that depends only on the seed and the epoch.
 
-    Several processes share the rows like torch's DistributedSampler. A pass over many cells is cut into epochs of equal
-    length; the few remaining batches are left to another pass.
+    Several processes share the rows like torch's DistributedSampler, and take as many steps as one would. A pass over
+    many cells is cut into epochs of equal length; the few remaining batches are left to another pass.
 
     Parameters
     ----------
     n_rows
         Number of cells.
     batch_size
-        Cells per batch of each process.
+        Cells per step of all processes together.
     seed
         Seed of the order; None for the given order.
     smallest_epoch
@@ -91,6 +91,8 @@ class EpochBatches(Sampler[np.ndarray]):
 
     Attributes
     ----------
+    batch_size
+        Cells per batch of this process, its share rounded up.
     epoch
         Number of the pass over the cells.
     first_batch
@@ -99,7 +101,7 @@ class EpochBatches(Sampler[np.ndarray]):
     Examples
     --------
     >>> from scgen_diffusion.train import EpochBatches
-    >>> shares = [EpochBatches(5, 2, rank=rank, n_processes=2) for rank in (0, 1)]
+    >>> shares = [EpochBatches(5, 4, rank=rank, n_processes=2) for rank in (0, 1)]
     >>> [[batch.tolist() for batch in share] for share in shares]
     [[[0, 2], [4]], [[1, 3], [0]]]
     """
@@ -114,9 +116,9 @@ class EpochBatches(Sampler[np.ndarray]):
         rank: int = 0,
         n_processes: int = 1,
     ) -> None:
-        self.n_rows, self.batch_size, self.seed = n_rows, batch_size, seed
+        self.n_rows, self.batch_size, self.seed = n_rows, -(-batch_size // n_processes), seed
         self.rank, self.n_processes = rank, n_processes
-        self.n_draws = max(-(-n_rows // n_processes), smallest_epoch * batch_size if seed is not None else 0)
+        self.n_draws = max(-(-n_rows // n_processes), smallest_epoch * self.batch_size if seed is not None else 0)
         self.epochs_per_pass = 1 if seed is None else epochs_per_pass(n_rows, batch_size)
         self.epoch = self.first_batch = 0
 
@@ -156,7 +158,7 @@ class StageData(pl.LightningDataModule):
     train_indices, validation_indices
         Rows to train and to validate on.
     batch_size
-        Cells per step of each process.
+        Cells per step of all processes together.
     smallest_epoch
         Smallest number of steps in an epoch.
     """
@@ -224,13 +226,15 @@ class CellData(StageData):
         """Return the loader of shuffled training cells."""
         if self._resident is not None:
             return DataLoader(self._resident, sampler=self.train_batches(), batch_size=None)
-        return self.cells.loader(self.train_indices, self.batch_size, batches=self.train_batches())
+        return self._loader(self.train_indices, self.train_batches())
 
     def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of validation cells in order, if there are any."""
-        if not len(self.validation_indices):
-            return []
-        return self.cells.loader(self.validation_indices, self.batch_size, batches=self.validation_batches())
+        has_any = len(self.validation_indices)
+        return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
+
+    def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
+        return self.cells.loader(indices, batches.batch_size, batches=batches)
 
 
 class ResidentCells(Dataset):

@@ -14,6 +14,7 @@ MANY_GENES = 2000  # fewer may have a recipe of their own
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
+MOST_STEPS_FOR_MANY = 2  # times those that grow with the square root
 SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
 
 
@@ -30,7 +31,7 @@ class Recipe:
     schedule
         ``"cosine"`` (down to 1 %), ``"warm_up_hold_decay"`` (square-root decay over the last tenth) or ``"constant"``.
     batch_size
-        Cells per step.
+        Cells per step of all processes together.
     warm_up
         Share of all steps in which the learning rate rises linearly.
     reference_steps
@@ -40,6 +41,8 @@ class Recipe:
         See ``reference_steps``.
     smallest_share
         Smallest data sets take at least this share of ``reference_steps``.
+    many_cells
+        Above so many cells, the steps also grow in proportion, until they are twice as many; None: they do not.
     smallest_epoch
         Smallest number of steps in an epoch; small data sets are repeated to fill it.
     n_epochs
@@ -56,6 +59,7 @@ class Recipe:
     reference_steps: int = 1500
     reference_cells: int = 2000
     smallest_share: float = 0.5
+    many_cells: int | None = None
     smallest_epoch: int = 1
     n_epochs: int | None = None
 
@@ -64,6 +68,8 @@ class Recipe:
         if self.n_epochs is not None:
             return self.n_epochs
         steps = self.reference_steps * max(math.sqrt(n_cells / self.reference_cells), self.smallest_share)
+        if self.many_cells is not None:
+            steps *= min(max(n_cells / self.many_cells, 1), MOST_STEPS_FOR_MANY)
         return max(1, round(steps / self.steps_per_epoch(n_cells)))
 
     def steps_per_epoch(self, n_cells: int) -> int:
@@ -99,6 +105,7 @@ class AutoencoderRecipe(Recipe):
     gradient_clip: float = 100.0
     reference_steps: int = 600
     smallest_share: float = 0.33
+    many_cells: int | None = 3000
     kl_weight: float = 0.6
     kl_warm_up: float = 0.33
     keep_at_least: float = 0.3
@@ -113,7 +120,7 @@ class AutoencoderRecipe(Recipe):
         Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and what
         genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can take
         more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as the
-        counts allow.
+        counts allow. They already allow for many cells.
 
         Parameters
         ----------
@@ -127,7 +134,7 @@ class AutoencoderRecipe(Recipe):
             return self
         kl_weight = max(share * self.kl_weight, LEAST_KL_WEIGHT)
         steps = round(self.reference_steps * min(1 / share, MOST_STEPS))
-        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps)
+        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps, many_cells=None)
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             schedule="warm_up_hold_decay",
             warm_up=0.1,
             reference_steps=6000,
+            many_cells=None,
             keep_at_least=1.0,
             loading_weight_decay=0.0,
             dispersion_learning_rate_factor=1.0,

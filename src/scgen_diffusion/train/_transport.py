@@ -160,20 +160,27 @@ class GroupBatches(Sampler[np.ndarray]):
     groups
         Rows of control and perturbed cells.
     recipe
-        Sets the number of pairs in a batch, and of pairs in a group.
+        Sets the number of pairs in a step of all processes together, and of pairs in a group.
     n_steps
         Batches per epoch.
     seed
         Seed of the draws.
-    rank
-        Index of this process.
+    rank, n_processes
+        Index of this process, and number of processes.
     """
 
     def __init__(
-        self, groups: Sequence[Group], recipe: TransportRecipe, n_steps: int, *, seed: int, rank: int = 0
+        self,
+        groups: Sequence[Group],
+        recipe: TransportRecipe,
+        n_steps: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        n_processes: int = 1,
     ) -> None:
         self.groups, self.n_paired, self.n_steps, self.seed, self.rank = groups, recipe.n_paired, n_steps, seed, rank
-        self.n_groups = max(recipe.batch_size // recipe.n_paired, 1)
+        self.n_groups = max(recipe.batch_size // (recipe.n_paired * n_processes), 1)
         weights = np.sqrt([len(group.control) + len(group.perturbed) for group in groups])
         self.probabilities = weights / weights.sum()
         self.epoch = 0
@@ -224,7 +231,8 @@ class PairData(StageData):
     def train_dataloader(self) -> DataLoader:
         """Return the loader of randomly drawn groups and cells."""
         plan = self.trainer.lightning_module
-        batches = GroupBatches(self.groups, self.recipe, self.n_steps, seed=plan.seed, rank=self.trainer.global_rank)
+        process = {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}
+        batches = GroupBatches(self.groups, self.recipe, self.n_steps, seed=plan.seed, **process)
         batches.set_epoch(plan.n_epochs_done)
         return DataLoader(self.cache, sampler=batches, batch_size=None)
 
