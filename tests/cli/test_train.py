@@ -115,8 +115,11 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
     mdata.obs["cell_type"] = rna.obs["cell_type"].astype(str).to_numpy()
     path, out, cells = tmp_path / "cells.h5mu", tmp_path / "model", tmp_path / "new.h5mu"
     mdata.write_h5mu(path)
-    options = ["-c", "cell_type", "--modality", "rna", "--modality", "prot=poisson", "-o", out]
-    code, _, err = call("train", path, *options, *small)
+    options = ["-c", "cell_type", "--modality", "rna", "--modality", "prot=poisson"]
+    code, _, err = call("train", path, "--backed", *options, "-o", tmp_path / "from_file", *small)
+    assert code == 0, err
+    assert "prot (5, poisson)" in call("info", tmp_path / "from_file")[1]
+    code, _, err = call("train", path, *options, "-o", out, *small)
     assert code == 0, err
     assert "prot (5, poisson)" in call("info", out)[1]
     assert call("generate", out, cells, "-n", "4", "--n-steps", "1")[:2] == (0, f"{cells}\n")
@@ -251,7 +254,7 @@ def test_wrong_files_are_named(call, cells_file, tmp_path):
     assert (code, f"{table} cannot be read as a table" in err) == (2, True)
     paired = tmp_path / "cells.h5mu"
     paired.write_text("")
-    assert "read into memory, from one file" in call("train", cells_file, paired, "-o", out)[2]
+    assert "Either all files must be .h5mu, or none" in call("train", cells_file, paired, "-o", out)[2]
     out.mkdir()
     code, _, err = call("train", cells_file, "-o", out)
     assert (code, "already exists; choose another name, or give --overwrite" in err) == (2, True)
@@ -266,6 +269,8 @@ def test_gene_space_models_read_no_modalities_and_have_recipes_of_their_own(call
     assert (code, "WBDIT reads one modality" in err) == (2, True)
     code, _, err = call("train", path, "--values", "log1p", "-o", tmp_path / "model")
     assert (code, "--values is for .h5ad and .zarr" in err) == (2, True)
+    code, _, err = call("train", path, "--backed", "--shared-genes", "-o", tmp_path / "model")
+    assert (code, "--shared-genes is for .h5ad and .zarr" in err) == (2, True)
 
 
 def contents(folder):

@@ -432,8 +432,3 @@ def test_a_damaged_file_is_named_with_what_is_wrong(adata, write, tmp_path, dama
 
     with pytest.raises((ValueError, KeyError), match=r"damaged\.h5ad"):
         CellFiles([whole, path], condition_keys=["cell_type"])
-
-
-def test_files_are_not_opened_for_a_model_of_several_modalities(adata, write):
-    with pytest.raises(ValueError, match="set up for several modalities"):
-        CellFiles.like({"setup_args": {"layers": {}}}, write(adata))

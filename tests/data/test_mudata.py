@@ -172,7 +172,7 @@ def test_zeros_and_ones_are_taken_for_open_or_closed():
         ([[np.nan, 1], [1, 1]], "ab", "xy", None, "NaN"),
         ([[1, 1], [1, 1]], "ab", "xx", None, r"mdata\['m'\].var_names has duplicates"),
         ([[1, 1], [1, 1]], "aa", "xy", None, r"mdata\['m'\].obs_names has duplicates"),
-        ([[1, 2], [1, 1]], "ab", "xy", "bernoulli", r"values up to 2, but `modalities\['m'\]='bernoulli'`"),
+        ([[1, 2], [1, 1]], "ab", "xy", "bernoulli", r"values above 1, but `modalities\['m'\]='bernoulli'`"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")

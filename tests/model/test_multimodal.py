@@ -12,7 +12,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.data import CellFiles, MuDataFiles
+from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.train import RECIPES, counts_per_gene
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
@@ -606,3 +607,52 @@ def test_streamed_cells_can_be_used_and_replaced(multimodal, tmp_path):
     assert mudata.read_h5mu(path).n_obs == 20
     with pytest.raises(ValueError, match="`path` must end in .h5mu, but found"):
         multimodal.generate_to(tmp_path / "cells.zarr", 3)
+
+
+# --- cells in files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def from_files(tiny, tmp_path):
+    """Build a model of cells in two files, in the state in which a model of the same cells in memory starts."""
+    mdata = make_mudata()
+    paths = [tmp_path / "a.h5mu", tmp_path / "b.h5mu"]
+    for path, rows in zip(paths, (slice(0, 50), slice(50, None)), strict=True):
+        mdata[rows].copy().write_h5mu(path)
+    cells = MuDataFiles(paths, condition_keys=["cell_type"], control_values={"cell_type": "B"}, window_size=16)
+    torch.manual_seed(0)
+    return MULTISCLDM(registry=cells.registry, **tiny), cells
+
+
+def test_a_model_trains_on_files_and_generates_mudata(from_files, quick, tmp_path):
+    model, cells = from_files
+    model.train(2, datamodule=cells, **quick)
+    model.save(tmp_path / "model")
+
+    generated = load(tmp_path / "model").generate(7, condition={"cell_type": "T"}, seed=0)
+
+    assert list(generated.mod) == ["rna", "prot", "atac"]
+    assert generated["rna"].var["symbol"].eq("s").all()
+    np.testing.assert_array_equal(values(generated), values(model.generate(7, condition={"cell_type": "T"}, seed=0)))
+    assert {name.split("_")[0] for name in model.history} == {"autoencoder", "prior", "transport"}
+
+
+def test_methods_read_cells_in_files_as_those_in_memory(from_files, quick):
+    model, cells = from_files
+    model.train(1, datamodule=cells, **quick)
+    in_memory, options = make_mudata(), {"indices": [80, 3, 55]}
+
+    latents = [model.get_latent_representation(source, **options) for source in (None, cells, in_memory)]
+    options |= {"condition": {"cell_type": "T"}, "seed": 0}
+    predicted = [model.predict_perturbation(source, **options) for source in (None, cells, in_memory)]
+
+    for latent, cells_after in zip(latents, predicted, strict=True):
+        np.testing.assert_array_equal(latent, latents[0])
+        np.testing.assert_array_equal(values(cells_after), values(predicted[0]))
+
+
+def test_files_of_one_modality_are_refused(multimodal, make_cells, tmp_path):
+    make_cells().write_h5ad(tmp_path / "cells.h5ad")
+
+    with pytest.raises(ValueError, match="their genes differ"):
+        multimodal.train(datamodule=CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type"]))

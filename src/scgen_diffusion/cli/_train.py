@@ -71,7 +71,7 @@ SECTIONS = {
         option(
             "--max-epochs -e", "Epochs of all stages, or of one, such as prior=20.", Keyed("[STAGE=]N", whole_number)
         ),
-        option("--batch-size", "Cells per step.", int),
+        option("--batch-size", "Cells per step, of all processes together.", int),
         option("--train-size", "Share of cells to train on.", float, "SHARE"),
         option("--validation-size", "Share of cells to validate on.", float, "SHARE"),
         flag("--early-stopping", "Stop a stage when its validation loss no longer falls."),
@@ -150,7 +150,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         setup |= given(options, "window_size", "block_size") | (
             {"genes": "shared"} if "shared_genes" in options else {}
         )
-        data = {"datamodule": package.data.CellFiles(list(paths), **setup)}
+        files = package.data.MuDataFiles if has_modalities else package.data.CellFiles
+        data = {"datamodule": files(list(paths), **setup)}
         model = model_class(registry=data["datamodule"].registry, **architecture)
     else:
         cells = read_cells(paths[0])
@@ -186,8 +187,10 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
     of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "devices", "checkpoint_dir")}
     of_trainer["plan_kwargs"] = "--recipe, or --autoencoder and --prior"
     msg = ""
-    if stay_in_files and has_modalities:
-        msg = "Several modalities (.h5mu) must be read into memory, from one file and without --backed."
+    if has_modalities and any(path.suffix != MUDATA for path in options["cells"]):
+        msg = "Either all files must be .h5mu, or none."
+    elif has_modalities and "shared_genes" in options:
+        msg = "--shared-genes is for .h5ad and .zarr files; all .h5mu files must have the same features."
     elif stay_in_files and options.get("save_cells"):
         msg = "--save-cells needs cells in memory, but several files, or --backed, leave them in their files."
     elif not stay_in_files and (unused := [name for name in WINDOW_OPTIONS if name in options]):
@@ -207,7 +210,7 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
 
 
 def _setup_arguments(options: Mapping[str, Any], has_modalities: bool) -> dict[str, Any]:
-    """Return the arguments of ``setup_anndata``, ``setup_mudata`` or ``CellFiles``."""
+    """Return the arguments of ``setup_anndata``, ``setup_mudata`` or of the classes for files."""
     names = {
         "layer": "layers" if has_modalities else "layer",
         "values": "values",

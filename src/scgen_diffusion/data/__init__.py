@@ -59,6 +59,7 @@ from ._mudata import (
     mudata_of,
     resolve_modalities,
 )
+from ._mudata_files import MuDataFiles
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells
 from ._streaming import is_generated, join_parts, part_of, read_record
@@ -81,6 +82,7 @@ __all__ = [
     "ModalitiesField",
     "Modality",
     "ModalityLikelihood",
+    "MuDataFiles",
     "Paths",
     "RegisteredCells",
     "RequestedCodes",

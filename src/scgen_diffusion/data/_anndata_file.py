@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anndata
 import h5py
@@ -171,18 +171,19 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
     if not path.exists():
         msg = f"There is no file {path}."
         raise FileNotFoundError(msg)
-    root = _open_zarr(path) if path.is_dir() else _open_hdf5(path)
+    root = _open_zarr(path) if path.is_dir() else open_hdf5(path, ".h5ad")
     if root.attrs.get("encoding-type") != COLLECTION:
         return [AnnDataFile(root, path.name)]
     parts = sorted((key for key in root if re.fullmatch(r"dataset_\d+", key)), key=lambda key: int(key.split("_")[1]))
     return [AnnDataFile(root[key], f"{path.name}/{key}") for key in parts]
 
 
-def _open_hdf5(path: Path) -> h5py.File:
+def open_hdf5(path: Path, suffix: str) -> h5py.File:
+    """Open an HDF5 file for reading; raise ValueError for any other file."""
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        msg = f"{path} is not an .h5ad file, or is damaged: {error}"
+        msg = f"{path} is not an {suffix} file, or is damaged: {error}"
         raise ValueError(msg) from error
 
 
@@ -288,6 +289,21 @@ class FileMatrix:
         return sp.csr_matrix((data, indices, ends - low), shape=(stop - start, self.stored_shape[1]))
 
 
+class Matrix(Protocol):
+    """A matrix whose rows are read on demand."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and columns."""
+
+    @property
+    def rows_per_chunk(self) -> float:
+        """Approximate number of rows in a chunk of the file; 0 if it is not chunked."""
+
+    def read(self, rows: np.ndarray) -> Rows:
+        """Read rows in ascending order."""
+
+
 class JoinedMatrix:
     """Several matrices, stacked by rows.
 
@@ -297,7 +313,7 @@ class JoinedMatrix:
         Matrices with the same columns.
     """
 
-    def __init__(self, parts: Sequence[FileMatrix]) -> None:
+    def __init__(self, parts: Sequence[Matrix]) -> None:
         self.parts = list(parts)
         self.ends = np.cumsum([part.shape[0] for part in parts])
 

@@ -49,7 +49,11 @@ from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from ._anndata_file import AnnDataFile, Rows
+    from anndata import AnnData
+    from mudata import MuData
+    from scvi.data.fields import BaseAnnDataField
+
+    from ._anndata_file import AnnDataFile, Matrix, Rows
     from ._condition_keys import ConditionKey
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -118,21 +122,10 @@ class CellFiles:
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> None:
-        self._open(paths, layer, genes, values, window_size, block_size)
-        keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
-        obsm = read_arrays(self.files, keys[1])
-        columns = [name for name in chain.from_iterable(keys) if name not in obsm]
-        obs = read_columns(self.files, columns, numbers=keys[1])
-        cells = ReadTables(obs, obsm, look_up_tables(self.files, condition_embeddings))
-        setup = ConditionSetup.of(
-            cells,
-            condition_keys,
-            continuous_condition_keys,
-            set_condition_keys,
-            control_values,
-            condition_embeddings,
+        self._open(paths, window_size, block_size, layer=layer, genes=genes, values=values)
+        self._read_conditions(
+            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
-        self._encode(setup, setup.keys_of(cells), cells)
 
     @classmethod
     def like(
@@ -159,16 +152,9 @@ class CellFiles:
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
-        arguments = registry["setup_args"]
-        if "layer" not in arguments:
-            msg = (
-                "The model was set up for several modalities (setup_mudata), which cannot be read from files; load the "
-                "MuData into memory."
-            )
-            raise ValueError(msg)
-        by_key = _keys(registry)
+        arguments, by_key = registry["setup_args"], _keys(registry)
         cells = cls.__new__(cls)
-        cells._open(paths, arguments["layer"], _genes(registry), arguments["values"], window_size, block_size)
+        cells._open(paths, window_size, block_size, **cls._opened_as(registry))
         names, arrays = names_and_arrays(by_key)
         numbers = [key.name for key in by_key if key.is_numeric]
         obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
@@ -182,47 +168,85 @@ class CellFiles:
         cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)
         return cells
 
+    @staticmethod
+    def _opened_as(registry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments with which files are opened like those of a registry."""
+        arguments = registry["setup_args"]
+        if "layer" not in arguments:
+            msg = (
+                "The model was set up for several modalities (setup_mudata); open the files with "
+                "`MuDataFiles.like(model.registry, paths)`."
+            )
+            raise ValueError(msg)
+        return {"layer": arguments["layer"], "genes": _genes(registry), "values": arguments["values"]}
+
     def _open(
         self,
         paths: Paths,
+        window_size: int,
+        block_size: int | None,
+        *,
         layer: str | None,
         genes: Sequence[str] | str | None,
         values: Literal["counts", "log1p"],
-        window_size: int,
-        block_size: int | None,
     ) -> None:
         """Open the files, and check all values, part by part."""
         self.layer, self.values = layer, values
-        listed = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-        if not listed:
-            msg = "`paths` is empty; name at least one file."
-            raise ValueError(msg)
-        self.files = list(chain.from_iterable(map(open_anndata_files, listed)))
-        _check_distinct(listed)
+        self.files = list(chain.from_iterable(map(open_anndata_files, list_paths(paths))))
         self.var, columns = columns_of_genes(self.files, genes)
-        self.matrix = JoinedMatrix(
-            [file.matrix(layer, places) for file, places in zip(self.files, columns, strict=True)]
-        )
-        largest = max(part.rows_per_chunk for part in self.matrix.parts)
-        self.window_size = check_count("window_size", window_size)
-        self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
+        matrices = [file.matrix(layer, places) for file, places in zip(self.files, columns, strict=True)]
+        self._read_from(matrices, window_size, block_size)
         self._totals = []
-        for file, part in zip(self.files, self.matrix.parts, strict=True):
-            check_size(part.shape, file.where(layer))
+        for file, matrix in zip(self.files, matrices, strict=True):
+            check_size(matrix.shape, file.where(layer))
             with file.reading("X" if layer is None else f"layers[{layer!r}]"):
-                totals = check_values(part, file.where(layer), values)
+                totals = check_values(matrix, file.where(layer), values)
             if values == "log1p":
                 check_natural_logarithms(file.unstructured("log1p"), file.where(layer))
             if not totals.all():
                 check_not_empty(totals, file.all_names(), file.where(layer))
             self._totals.append(totals)
 
+    def _read_from(self, matrices: Sequence[Matrix], window_size: int, block_size: int | None) -> None:
+        """Read from one matrix per file, in windows of blocks."""
+        self.matrix = JoinedMatrix(matrices)
+        largest = max(matrix.rows_per_chunk for matrix in matrices)
+        self.window_size = check_count("window_size", window_size)
+        self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
+
+    def _read_conditions(
+        self,
+        condition_keys: Sequence[str] | None,
+        continuous_condition_keys: Sequence[str] | None,
+        set_condition_keys: Sequence[str] | Mapping[str, str] | None,
+        control_values: Mapping[str, Any] | None,
+        condition_embeddings: Mapping[str, pd.DataFrame | str] | None,
+    ) -> None:
+        """Read the conditions of the cells, and learn their values."""
+        keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
+        obsm = read_arrays(self.files, keys[1])
+        columns = [name for name in chain.from_iterable(keys) if name not in obsm]
+        obs = read_columns(self.files, columns, numbers=keys[1])
+        cells = ReadTables(obs, obsm, look_up_tables(self.files, condition_embeddings))
+        setup = ConditionSetup.of(
+            cells,
+            condition_keys,
+            continuous_condition_keys,
+            set_condition_keys,
+            control_values,
+            condition_embeddings,
+        )
+        self._encode(setup, setup.keys_of(cells), cells)
+
     def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
         self.by_key = list(by_key)
         self.codes = encode_cells(cells, by_key)
         """Conditions of the cells, ``(cells, columns)``."""
-        self.registry = file_registry(self.var.index, self.n_cells, setup, by_key, layer=self.layer, values=self.values)
-        """Registry to build a model from, in place of an AnnData."""
+        self.registry = self._register(setup)
+        """Registry to build a model from, in place of cells in memory."""
+
+    def _register(self, setup: ConditionSetup) -> dict[str, Any]:
+        return file_registry(self.var.index, self.n_cells, setup, self.by_key, layer=self.layer, values=self.values)
 
     @property
     def n_cells(self) -> int:
@@ -301,15 +325,26 @@ class CellFiles:
         return f"{type(self).__name__} of {self.n_cells} cells and {len(self.var)} genes in {names}; conditions: {conditions}"
 
 
-def _check_distinct(paths: Sequence[Path]) -> None:
-    """Raise if two existing paths lead to the same file."""
+def list_paths(paths: Paths) -> list[Path]:
+    """Return the paths of one or several files.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or if two existing ones lead to the same file.
+    """
+    listed = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    if not listed:
+        msg = "`paths` is empty; name at least one file."
+        raise ValueError(msg)
     first: dict[tuple[int, int], Path] = {}
-    for path in paths:
+    for path in filter(Path.exists, listed):
         found = path.stat()
         same = first.setdefault((found.st_dev, found.st_ino), path)
         if same is not path:
             msg = f"`paths` names the same file twice, as {str(same)!r} and as {str(path)!r}; name it once."
             raise ValueError(msg)
+    return listed
 
 
 # --- genes and columns of several files -------------------------------------------------------------------------------
@@ -514,17 +549,31 @@ def file_registry(
 
     scvi-tools makes it from a single made-up cell.
     """
-    one, codes = np.ones((1, len(genes)), dtype=np.float32), np.zeros((1, sum(key.n_columns for key in by_key)))
-    conditions, name = Conditions.from_codes(by_key, codes), pd.Index(["any"])
-    obs, obsm = conditions.to_obs(codes, name), conditions.to_obsm(codes, name)
-    layers = {} if layer is None else {layer: one}
-    adata = anndata.AnnData(one, obs, pd.DataFrame(index=genes), layers=layers, obsm=obsm)
+    one = np.ones((1, len(genes)), dtype=np.float32)
+    adata = anndata.AnnData(one, var=pd.DataFrame(index=genes), layers={} if layer is None else {layer: one})
     arguments = {"layer": layer, **setup.arguments, "values": values}
+    fields = [LayerField(REGISTRY_KEYS.X_KEY, layer), ConditionField(CONDITIONS, setup, by_key)]
+    return registry_of_many(adata, n_cells, by_key, fields, method="setup_anndata", arguments=arguments)
+
+
+def registry_of_many(
+    cell: AnnData | MuData,
+    n_cells: int,
+    by_key: Sequence[ConditionKey],
+    fields: Sequence[BaseAnnDataField],
+    *,
+    method: str,
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the registry of so many cells, made of a single made-up one, whose conditions are added here."""
+    codes = np.zeros((1, sum(key.n_columns for key in by_key)))
+    conditions = Conditions.from_codes(by_key, codes)
+    cell.obs = conditions.to_obs(codes, cell.obs_names)
+    cell.obsm.update(conditions.to_obsm(codes, cell.obs_names))
     manager = AnnDataManager(
-        fields=[LayerField(REGISTRY_KEYS.X_KEY, layer), ConditionField(CONDITIONS, setup, by_key)],
-        setup_method_args={"setup_method_name": "setup_anndata", "setup_args": arguments},
+        fields=list(fields), setup_method_args={"setup_method_name": method, "setup_args": dict(arguments)}
     )
-    manager.register_fields(adata)
+    manager.register_fields(cell)
     registry = dict(manager.registry)
     expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]
     expression["state_registry"]["n_obs"] = expression["summary_stats"]["n_cells"] = n_cells
@@ -551,5 +600,6 @@ def _keys(registry: Mapping[str, Any]) -> list[ConditionKey]:
     return keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])
 
 
-def _values(registry: Mapping[str, Any]) -> str | None:
-    return registry["setup_args"].get("values")
+def _values(registry: Mapping[str, Any]) -> Any:
+    """Return the kind of values, or the likelihood of each modality."""
+    return registry["setup_args"].get("values", registry["setup_args"].get("modalities"))

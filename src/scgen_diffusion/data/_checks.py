@@ -260,6 +260,11 @@ def row_sums(matrix: Any) -> np.ndarray:
     return np.concatenate([_sums(chunk) for chunk in _chunks(matrix)])
 
 
+def has_above(matrix: Any, limit: float) -> bool:
+    """Return whether any value of a matrix is above a limit; it is read part by part until one is."""
+    return any(chunk.size and chunk.max() > limit for chunk in _chunks(matrix))
+
+
 def _chunks(matrix: Any) -> Iterator[np.ndarray | sp.spmatrix]:
     for start in range(0, matrix.shape[0], CHUNK):
         chunk = matrix[start : start + CHUNK]

@@ -20,7 +20,7 @@ from scvi.data.fields import BaseAnnDataField
 from scgen_diffusion._arguments import known_names
 
 from ._anndata import PROVENANCE_KEY, build_anndata, mark_synthetic
-from ._checks import check_layer, check_same_genes, check_shape, check_values, list_some
+from ._checks import check_layer, check_same_genes, check_shape, check_values, has_above, list_some
 from ._condition_setup import check_names
 
 if TYPE_CHECKING:
@@ -77,34 +77,20 @@ def resolve_modalities(
     ValueError
         For no modality, a repeated one, an unknown likelihood, and MuData that shares features instead of cells.
     """
-    given = list(modalities) if isinstance(modalities, Mapping) else modalities
-    names = list(mdata.mod) if modalities is None else check_names(given, "modalities")
-    if not names or len(set(names)) < len(names):
-        msg = f"`modalities` must name at least one modality, and each once, but found {names}."
-        raise ValueError(msg)
     if mdata.axis != 0:
         msg = f"The MuData's modalities must share cells (axis 0), but they share axis {mdata.axis}."
         raise ValueError(msg)
-    if isinstance(layers, Mapping) and (unknown := [name for name in layers if name not in names]):
-        msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], names)}"
-        raise KeyError(msg)
-    chosen = {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
-    likelihoods, known = {}, get_args(ModalityLikelihood)
+    given, chosen = choose_modalities(modalities, layers, list(mdata.mod))
+    likelihoods = {}
     for name, layer in chosen.items():
-        if name not in mdata.mod:
-            msg = f"There is no modality {name!r} in the MuData. {known_names(name, list(mdata.mod))}"
-            raise KeyError(msg)
         if not isinstance(mdata[name], AnnData):
             msg = (
                 f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData, or leave "
                 "it out of `modalities`."
             )
             raise TypeError(msg)
-        likelihood = modalities[name] if isinstance(modalities, Mapping) else None
-        if likelihood not in (None, *known):
-            msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, known)}"
-            raise ValueError(msg)
         check_layer(mdata[name], layer, f"mdata[{name!r}]")
+        likelihood = given[name]
         if likelihood is None:
             values = _matrix(mdata[name], layer)
             # check_modalities refuses other values later
@@ -112,6 +98,42 @@ def resolve_modalities(
             likelihood = "bernoulli" if has_numbers and values.max() <= 1 else "negative_binomial"
         likelihoods[name] = likelihood
     return likelihoods, chosen
+
+
+def choose_modalities(
+    modalities: Sequence[str] | Mapping[str, str | None] | None,
+    layers: str | Mapping[str, str | None] | None,
+    known: Sequence[str],
+) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Return likelihood (None: as the values say) and layer (None: ``X``) of each modality to use, by default all known ones.
+
+    Raises
+    ------
+    TypeError
+        For arguments that are neither lists of names nor mappings.
+    KeyError
+        For unknown modalities.
+    ValueError
+        For no modality, a repeated one, and an unknown likelihood.
+    """
+    given = list(modalities) if isinstance(modalities, Mapping) else modalities
+    names = list(known) if given is None else check_names(given, "modalities")
+    if not names or len(set(names)) < len(names):
+        msg = f"`modalities` must name at least one modality, and each once, but found {names}."
+        raise ValueError(msg)
+    if isinstance(layers, Mapping) and (unknown := [name for name in layers if name not in names]):
+        msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], names)}"
+        raise KeyError(msg)
+    allowed = get_args(ModalityLikelihood)
+    likelihoods = dict.fromkeys(names) | (dict(modalities) if isinstance(modalities, Mapping) else {})
+    for name, likelihood in likelihoods.items():
+        if name not in known:
+            msg = f"There is no modality {name!r} in the MuData. {known_names(name, known)}"
+            raise KeyError(msg)
+        if likelihood not in (None, *allowed):
+            msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, allowed)}"
+            raise ValueError(msg)
+    return likelihoods, {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
 
 
 # --- modalities as one matrix ---------------------------------------------------------------------------------------
@@ -232,14 +254,12 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
         if matrix is None:
             msg = f"{where} is empty; give the layer with the counts as `layers={{{name!r}: ...}}`."
             raise ValueError(msg)
-        advice = f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
-        found = check_values(matrix, where, "counts", advice)
+        found = check_values(matrix, where, "counts", advice_on_counts(name))
         if not found.any():
             msg = f"{where} holds no counts; leave the modality out, or give the layer with its counts."
             raise ValueError(msg)
-        if likelihood == "bernoulli" and (largest := matrix.max()) > 1:
-            msg = f"{where} holds values up to {largest:g}, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
-            raise ValueError(msg)
+        if likelihood == "bernoulli":
+            check_binary(name, matrix, where)
         totals[adata.obs_names] += found
     if (totals == 0).any():
         msg = (
@@ -247,6 +267,24 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
             "them: mdata[mdata.obs_names.isin(...)].copy()."
         )
         raise ValueError(msg)
+
+
+def advice_on_counts(name: str) -> str:
+    """Say what to do about values of a modality that are not counts."""
+    return f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
+
+
+def check_binary(name: str, matrix: Any, where: str) -> None:
+    """Raise unless all counts of a modality are 0 or 1."""
+    if has_above(matrix, 1):
+        msg = f"{where} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
+        raise ValueError(msg)
+
+
+def features_of(registry: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the features of each modality in a registry."""
+    state = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+    return {name: list(modality.features) for name, modality in modalities_of(state).items()}
 
 
 def modalities_of(state_registry: Mapping[str, Any]) -> dict[str, Modality]:

@@ -19,7 +19,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import known_names, warn_user
-from scgen_diffusion.data import CellFiles, check_names
+from scgen_diffusion.data import CellFiles, MuDataFiles, check_names
 
 from ._catalogue import CATALOGUE
 from ._cells import Cells, Expression, Source, align_genes, check_same_number_of_genes
@@ -246,6 +246,9 @@ def evaluate(
             raise ValueError(msg)
     if not isinstance(space, ComparisonSpace | None):
         msg = f"`space` must be a ComparisonSpace, but is {space!r}."
+        raise TypeError(msg)
+    if isinstance(train, MuDataFiles):
+        msg = "`train` must be in memory for several modalities; read some of the cells with `cells.read(rows)`."
         raise TypeError(msg)
     is_multimodal = any(isinstance(cells, MuData) for cells in sets.values())
     if is_multimodal and (control is not None or space is not None):

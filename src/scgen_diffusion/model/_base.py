@@ -483,8 +483,9 @@ class DiffusionModel(BaseModelClass):
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
-            Cells per step. Default: 128 for autoencoder and diffusion, 256 for the prior, 512 for the transport. A value
-            above both the default and the number of training cells is reduced. The transport ignores it unless trained alone.
+            Cells per step, of all processes together. Default: 128 for autoencoder and diffusion, 256 for the prior, 512
+            for the transport. A value above both the default and the number of training cells is reduced. The transport
+            ignores it unless trained alone.
         early_stopping
             Whether to stop a stage when its validation loss no longer falls. The transport has no validation, and with
             ``path="masking"`` the loss does not judge the cells.
@@ -494,8 +495,9 @@ class DiffusionModel(BaseModelClass):
             :class:`~scgen_diffusion.train.PriorRecipe`, :class:`~scgen_diffusion.train.TransportRecipe` and
             :class:`~scgen_diffusion.train.DiffusionRecipe`.
         datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`. They replace the model's cells, also in later
-            calls, until you set ``model.adata``. Default: the model's cells.
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, for MULTISCLDM
+            :class:`~scgen_diffusion.data.MuDataFiles`. They replace the model's cells, also in later calls, until you set
+            ``model.adata``. Default: the model's cells.
         checkpoint_dir
             Folder for checkpoints. After an interruption, make the same call again to resume, also in a new process.
         compile

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from torch import Tensor
 
+    from scgen_diffusion.data import MuDataFiles
     from scgen_diffusion.generation import LibrarySizes
     from scgen_diffusion.train import AutoencoderRecipe
 
@@ -49,7 +50,7 @@ class MULTISCLDM(SCLDM):
     adata
         Cells registered with :meth:`setup_mudata`.
     registry
-        Registry of such cells, to build the model without them.
+        Registry of such cells, or of :class:`~scgen_diffusion.data.MuDataFiles`, to build the model without them.
     size
         ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
     **architecture
@@ -207,6 +208,11 @@ class MULTISCLDM(SCLDM):
             else plain_columns(adata[name].var)
             for name, modality in self.modalities.items()
         }
+
+    def _take_cells(self, datamodule: MuDataFiles | None) -> None:  # type: ignore[override]
+        super()._take_cells(datamodule)
+        if datamodule is not None:
+            self.modality_vars_ = {name: plain_columns(var) for name, var in datamodule.modality_vars.items()}
 
     @classmethod
     def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index) -> None:

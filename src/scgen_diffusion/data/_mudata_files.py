@@ -1,0 +1,330 @@
+"""Cells of several modalities in one or several files, for training without reading them into memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from ._anndata_file import AnnDataFile, FileMatrix, Rows, open_hdf5
+from ._cell_files import CellFiles, columns_of_genes, list_paths, registry_of_many
+from ._checks import check_not_empty, check_size, check_values, has_above, row_numbers
+from ._condition_setup import CONDITIONS, ConditionField, ConditionSetup
+from ._conditions import Conditions
+from ._mudata import ModalitiesField, advice_on_counts, check_binary, choose_modalities, features_of, mudata_of
+from ._windows import WINDOW_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mudata import MuData
+
+    from ._cell_files import Paths
+    from ._mudata import ModalityLikelihood
+
+
+class MuDataFiles(CellFiles):
+    """Cells of several modalities in one or several ``.h5mu`` files, to train a model without reading them into memory.
+
+    :class:`CellFiles` for :class:`~scgen_diffusion.model.MULTISCLDM`: pass ``registry=cells.registry`` to the model and
+    ``datamodule=cells`` to its ``train``. Cells may lack modalities, and a file may lack a whole modality.
+
+    Parameters
+    ----------
+    paths
+        An ``.h5mu`` file, or several, whose cells are joined. Matrices must be dense or CSR. In a modality, all files
+        must have the same features, in any order.
+    modalities, layers
+        As in :meth:`setup_mudata <scgen_diffusion.model.MULTISCLDM.setup_mudata>`.
+    condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        As in ``setup_mudata``. Names of embeddings refer to ``uns`` of the files.
+    window_size, block_size
+        As in :class:`CellFiles`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    KeyError
+        For a modality, layer, column, array or embedding that a file lacks.
+    TypeError
+        As in ``setup_mudata``.
+    ValueError
+        For files that are not MuData or are stored by columns, for different features, and as in ``setup_mudata``.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> cells = scgd.data.MuDataFiles(  # doctest: +SKIP
+    ...     ["a.h5mu", "b.h5mu"], layers="counts", condition_keys=["cell_type"]
+    ... )
+    >>> model = scgd.model.MULTISCLDM(registry=cells.registry)  # doctest: +SKIP
+    >>> model.train(datamodule=cells)  # doctest: +SKIP
+    """
+
+    modality_vars: dict[str, pd.DataFrame]
+    """The table of features of each modality."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        modalities: Sequence[str] | Mapping[str, ModalityLikelihood | None] | None = None,
+        layers: str | Mapping[str, str | None] | None = None,
+        condition_keys: Sequence[str] | None = None,
+        continuous_condition_keys: Sequence[str] | None = None,
+        set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
+        control_values: Mapping[str, Any] | None = None,
+        condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        window_size: int = WINDOW_SIZE,
+        block_size: int | None = None,
+    ) -> None:
+        self._open(paths, window_size, block_size, modalities=modalities, layers=layers)
+        self._read_conditions(
+            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        )
+
+    @staticmethod
+    def _opened_as(registry: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = registry["setup_args"]
+        if "modalities" not in arguments:
+            msg = (
+                "The model was set up for one modality (setup_anndata); open the files with "
+                "`CellFiles.like(model.registry, paths)`."
+            )
+            raise ValueError(msg)
+        known = {"modalities": dict(arguments["modalities"]), "layers": dict(arguments["layers"])}
+        return {**known, "features": features_of(registry)}
+
+    def _open(  # type: ignore[override]  # the files hold something else
+        self,
+        paths: Paths,
+        window_size: int,
+        block_size: int | None,
+        *,
+        modalities: Sequence[str] | Mapping[str, str | None] | None,
+        layers: str | Mapping[str, str | None] | None,
+        features: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Open the files, and check all values, part by part. ``features`` are those of an existing model."""
+        opened = [_MuDataFile(path) for path in list_paths(paths)]
+        self.files = [file.cells for file in opened]
+        known = list(features or dict.fromkeys(name for file in opened for name in file.modalities))
+        likelihoods, self.layers = choose_modalities(modalities, layers, known)
+        self.likelihoods, self.modality_vars = {}, {}
+        self._totals = [np.zeros(cells.n_cells) for cells in self.files]
+        blocks: list[list[_Block]] = [[] for _ in opened]
+        for name, likelihood in likelihoods.items():
+            having = [file for file in opened if name in file.modalities]
+            var, matrices = self._matrices_of(name, having, None if features is None else features[name])
+            if likelihood is None:
+                is_binary = not any(has_above(matrix, 1) for matrix in matrices)
+                likelihood = "bernoulli" if is_binary else "negative_binomial"
+            self.modality_vars[name], self.likelihoods[name] = var, likelihood
+            of_file = dict(zip(having, matrices, strict=True))
+            has_counts = False
+            for file, totals, own in zip(opened, self._totals, blocks, strict=True):
+                own.append(_Block(file.rows.get(name), of_file.get(file), len(var)))
+                if file in of_file:
+                    found = self._check_values(name, file.modalities[name], of_file[file])
+                    has_it = file.rows[name] >= 0
+                    totals[has_it] += found[file.rows[name][has_it]]
+                    has_counts |= bool(found.any())
+            if having and not has_counts:
+                msg = f"The modality {name!r} holds no counts; leave it out, or give the layer with its counts."
+                raise ValueError(msg)
+        _check_overlap(opened, [name for name in likelihoods if any(name in file.modalities for file in opened)])
+        for cells, totals in zip(self.files, self._totals, strict=True):
+            if not totals.all():
+                check_not_empty(totals, cells.all_names(), cells.name)
+        names = [f"{name}:{feature}" for name, var in self.modality_vars.items() for feature in var.index]
+        self.var = pd.DataFrame(index=pd.Index(names))
+        self._read_from([_SideBySide(own) for own in blocks], window_size, block_size)
+
+    def _matrices_of(
+        self, name: str, files: Sequence[_MuDataFile], features: Sequence[str] | None
+    ) -> tuple[pd.DataFrame, list[FileMatrix]]:
+        """Return the features of a modality, and its matrix in each file that has it."""
+        if not files:
+            return pd.DataFrame(index=pd.Index(features)), []
+        own = [file.modalities[name] for file in files]
+        var, columns = columns_of_genes(own, features)
+        return var, [part.matrix(self.layers[name], places) for part, places in zip(own, columns, strict=True)]
+
+    def _check_values(self, name: str, file: AnnDataFile, matrix: FileMatrix) -> np.ndarray:
+        """Raise unless the values fit the likelihood; return the row sums."""
+        where = file.where(self.layers[name])
+        check_size(matrix.shape, where)
+        with file.reading(where):
+            totals = check_values(matrix, where, "counts", advice_on_counts(name))
+        if self.likelihoods[name] == "bernoulli":
+            check_binary(name, matrix, where)
+        return totals
+
+    def _register(self, setup: ConditionSetup) -> dict[str, Any]:
+        def one(name: str, var: pd.DataFrame) -> AnnData:
+            x, layer = np.ones((1, len(var)), dtype=np.float32), self.layers[name]
+            return AnnData(x, var=pd.DataFrame(index=var.index), layers={} if layer is None else {layer: x})
+
+        cell = mudata_of({name: one(name, var) for name, var in self.modality_vars.items()})
+        arguments = {"modalities": self.likelihoods, "layers": self.layers, **setup.arguments}
+        fields = [ModalitiesField(self.likelihoods, self.layers), ConditionField(CONDITIONS, setup, self.by_key)]
+        return registry_of_many(cell, self.n_cells, self.by_key, fields, method="setup_mudata", arguments=arguments)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> MuData:
+        """Read some cells into a MuData in memory, with conditions in ``obs`` and ``obsm``, values in ``X`` and the layers.
+
+        Modalities that a cell lacks have no counts.
+
+        Parameters
+        ----------
+        indices
+            Row numbers, counted over all files, or a boolean mask.
+
+        Returns
+        -------
+        MuData
+            The cells, in the order of ``indices``.
+        """
+        rows = row_numbers(indices, self.n_cells)
+        names, values, codes = self.names(rows), self.read_values(rows), self.codes[rows]
+        parts, start = {}, 0
+        for name, var in self.modality_vars.items():
+            x, layer = values[:, start : start + len(var)], self.layers[name]
+            layers = {} if layer is None else {layer: x}
+            parts[name] = AnnData(x, obs=pd.DataFrame(index=names), var=var.copy(), layers=layers)
+            start += len(var)
+        mdata, conditions = mudata_of(parts), Conditions.from_codes(self.by_key, self.codes[:0])
+        mdata.obs = conditions.to_obs(codes, names)
+        mdata.obsm.update(conditions.to_obsm(codes, names))
+        return mdata
+
+    def __repr__(self) -> str:
+        files = ", ".join(file.name for file in self.files)
+        modalities = ", ".join(f"{name} ({len(var)} features)" for name, var in self.modality_vars.items())
+        conditions = [key.name for key in self.by_key]
+        return f"{type(self).__name__} of {self.n_cells} cells with {modalities} in {files}; conditions: {conditions}"
+
+
+class _MuDataFile:
+    """A MuData in HDF5: its table of cells, its modalities, and the row of each cell in each modality (-1: none).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    TypeError
+        For MuData within MuData.
+    ValueError
+        If it is not a MuData that shares cells, or its modalities have other cells than it lists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            msg = f"There is no file {path}."
+            raise FileNotFoundError(msg)
+        root = open_hdf5(path, ".h5mu")
+        if "mod" not in root:
+            msg = f"{path.name} is not MuData (.h5mu): it has no modalities. For one modality there is CellFiles."
+            raise ValueError(msg)
+        if (axis := root.attrs.get("axis", 0)) != 0:
+            msg = f"The modalities of {path.name} must share cells (axis 0), but they share axis {axis}."
+            raise ValueError(msg)
+        self.cells = AnnDataFile(root, path.name)
+        order = [str(name) for name in root["mod"].attrs.get("mod-order", list(root["mod"]))]
+        if nested := [name for name in order if "mod" in root["mod"][name]]:
+            msg = f"The modality {nested[0]!r} of {path.name} is a MuData itself; put its modalities into one MuData."
+            raise TypeError(msg)
+        self.modalities = {name: AnnDataFile(root["mod"][name], f"{path.name}[{name!r}]") for name in order}
+        self.rows = {name: self._rows_of(root, name) for name in order}
+
+    def _rows_of(self, root: Any, name: str) -> np.ndarray:
+        part = self.modalities[name]
+        with self.cells.reading(f"obsmap[{name!r}]"):
+            rows = np.asarray(root["obsmap"][name]).ravel().astype(np.int64) - 1  # 0 is "lacks it"
+        if not np.array_equal(np.sort(rows[rows >= 0]), np.arange(part.n_cells)) or len(rows) != self.cells.n_cells:
+            msg = f"{part.name} has other cells than obs of {self.cells.name}. Read the file, call mdata.update(), and write it."
+            raise ValueError(msg)
+        return rows
+
+
+def _check_overlap(files: Sequence[_MuDataFile], names: Sequence[str]) -> None:
+    """Raise if one of several modalities shares no cell with another."""
+    for name in names:
+        others = [other for other in names if other != name]
+        rows = [
+            (file.rows[name], file.rows[other])
+            for file in files
+            for other in others
+            if {name, other} <= file.rows.keys()
+        ]
+        if others and not any(((own >= 0) & (of_other >= 0)).any() for own, of_other in rows):
+            msg = (
+                f"No cell of the modality {name!r} is in another modality. A cell must have the same name in every "
+                "modality."
+            )
+            raise ValueError(msg)
+
+
+class _Block:
+    """A modality of one file: a row for every cell of the file, zeros for those that lack it.
+
+    Parameters
+    ----------
+    rows
+        Row of each cell in ``matrix``, -1 for none.
+    matrix
+        Values of the cells that have the modality; None if the file lacks it.
+    n_features
+        Number of features.
+    """
+
+    def __init__(self, rows: np.ndarray | None, matrix: FileMatrix | None, n_features: int) -> None:
+        self.rows, self.matrix, self.n_features = rows, matrix, n_features
+
+    def read(self, cells: np.ndarray) -> sp.csr_matrix:
+        """Read cells in ascending order."""
+        lengths = np.zeros(len(cells), dtype=np.int64)
+        data, columns = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32)
+        if self.rows is not None and self.matrix is not None:
+            rows = self.rows[cells]
+            has_it = rows >= 0
+            if has_it.any():
+                distinct, positions = np.unique(rows[has_it], return_inverse=True)
+                values = sp.csr_matrix(self.matrix.read(distinct), dtype=np.float32)[positions]
+                lengths[has_it] = np.diff(values.indptr)
+                data, columns = values.data, values.indices
+        ends = np.concatenate([[0], lengths.cumsum()])
+        return sp.csr_matrix((data, columns, ends), shape=(len(cells), self.n_features))
+
+
+class _SideBySide:
+    """The modalities of one file as one matrix.
+
+    Parameters
+    ----------
+    blocks
+        The modalities, of which at least one is in the file.
+    """
+
+    def __init__(self, blocks: Sequence[_Block]) -> None:
+        self.blocks = list(blocks)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of cells and of features of all modalities."""
+        n_cells = next(len(block.rows) for block in self.blocks if block.rows is not None)
+        return n_cells, sum(block.n_features for block in self.blocks)
+
+    @property
+    def rows_per_chunk(self) -> float:
+        """Largest number of rows in a chunk of a modality."""
+        return max(block.matrix.rows_per_chunk for block in self.blocks if block.matrix is not None)
+
+    def read(self, rows: np.ndarray) -> Rows:
+        """Read rows in ascending order."""
+        return sp.hstack([block.read(rows) for block in self.blocks], format="csr")
