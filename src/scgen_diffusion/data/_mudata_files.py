@@ -121,22 +121,22 @@ class MuDataFiles(CellFiles):
         for name, likelihood in likelihoods.items():
             having = [file for file in opened if name in file.modalities]
             var, matrices = self._matrices_of(name, having, None if features is None else features[name])
-            if likelihood is None:
-                is_binary = not any(has_above(matrix, 1) for matrix in matrices)
-                likelihood = "bernoulli" if is_binary else "negative_binomial"
-            self.modality_vars[name], self.likelihoods[name] = var, likelihood
             of_file = dict(zip(having, matrices, strict=True))
             has_counts = False
             for file, totals, own in zip(opened, self._totals, blocks, strict=True):
                 own.append(_Block(file.rows.get(name), of_file.get(file), len(var)))
                 if file in of_file:
-                    found = self._check_values(name, file.modalities[name], of_file[file])
+                    found = self._check_values(name, likelihood, file.modalities[name], of_file[file])
                     has_it = file.rows[name] >= 0
                     totals[has_it] += found[file.rows[name][has_it]]
                     has_counts |= bool(found.any())
             if having and not has_counts:
                 msg = f"The modality {name!r} holds no counts; leave it out, or give the layer with its counts."
                 raise ValueError(msg)
+            if likelihood is None:
+                is_binary = not any(has_above(matrix, 1) for matrix in matrices)
+                likelihood = "bernoulli" if is_binary else "negative_binomial"
+            self.modality_vars[name], self.likelihoods[name] = var, likelihood
         _check_overlap(opened, [name for name in likelihoods if any(name in file.modalities for file in opened)])
         for cells, totals in zip(self.files, self._totals, strict=True):
             if not totals.all():
@@ -155,13 +155,13 @@ class MuDataFiles(CellFiles):
         var, columns = columns_of_genes(own, features)
         return var, [part.matrix(self.layers[name], places) for part, places in zip(own, columns, strict=True)]
 
-    def _check_values(self, name: str, file: AnnDataFile, matrix: FileMatrix) -> np.ndarray:
-        """Raise unless the values fit the likelihood; return the row sums."""
+    def _check_values(self, name: str, likelihood: str | None, file: AnnDataFile, matrix: FileMatrix) -> np.ndarray:
+        """Raise unless the values are counts that fit the likelihood; return the row sums."""
         where = file.where(self.layers[name])
         check_size(matrix.shape, where)
         with file.reading(where):
             totals = check_values(matrix, where, "counts", advice_on_counts(name))
-        if self.likelihoods[name] == "bernoulli":
+        if likelihood == "bernoulli":
             check_binary(name, matrix, where)
         return totals
 
