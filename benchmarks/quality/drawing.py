@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import torch
 
 from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.splits import LABEL, Split, join_labels, load_split
+from benchmarks.rivals.worker import peak_memory_gib
 from benchmarks.tables import describe_source
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.An
         "wall_minutes": (time.perf_counter() - started) / 60,
         "cpu_minutes": (time.process_time() - started_cpu) / 60,
         "train_minutes": (trained - started_cpu) / 60,
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": peak_memory_gib(),
         "settings": json.dumps(variant) if variant else "",
         **describe_source("torch", "scvi-tools", "scgen-diffusion"),
     }
