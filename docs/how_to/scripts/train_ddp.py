@@ -26,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--condition-keys", nargs="*", default=["cell_type"])
     parser.add_argument("--output", default="model", help="folder of the model; checkpoints go beside it")
     parser.add_argument("--max-epochs", type=int, help="default: from the number of cells")
-    parser.add_argument("--batch-size", type=int, help="cells per step of each process")
+    parser.add_argument("--batch-size", type=int, help="cells per step, of all processes together")
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--devices", type=int, default=2, help="processes per machine")
     parser.add_argument("--num-nodes", type=int, default=1, help="machines")
