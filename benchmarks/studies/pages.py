@@ -238,14 +238,16 @@ def streaming(table: pd.DataFrame) -> Blocks:
 def multimodal(table: pd.DataFrame) -> Blocks:
     """Write how good generated RNA and proteins are and by SCLDM on the RNA alone."""
     rows = {
-        "RNA: AUC": ("rna", "auc_pcs"),
+        "RNA: AUC": ("rna", "auc_boosting"),
         "RNA: precision": ("rna", "precision"),
         "RNA: recall": ("rna", "recall"),
-        "proteins: AUC": ("prot", "auc"),
-        "proteins: mean KS statistic": ("prot", "feature_ks"),
-        "proteins: error of correlations": ("prot", "correlation_error"),
+        "RNA: correlation": ("rna", "within_label_correlation"),
+        "proteins: AUC": ("prot", "auc_boosting"),
+        "proteins: precision": ("prot", "precision"),
+        "proteins: recall": ("prot", "recall"),
+        "proteins: correlation": ("prot", "within_label_correlation"),
+        "both: AUC": ("rna+prot", "auc_boosting"),
         "genes with proteins: error of correlations": ("rna+prot", "cross_correlation_error"),
-        "right label": ("rna+prot", "label_fidelity"),
     }
     means = table[table["dataset"] == "pbmc10k_citeseq"]
     means = means.pivot_table(index=["part", "metric"], columns="method", values="value")
