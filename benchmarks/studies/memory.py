@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from benchmarks.rivals.worker import peak_memory_gib
 from benchmarks.tables import (
     ROOT,
     describe_source,
@@ -126,7 +126,7 @@ class Meter:
         seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
         row = {
             "stage": name,
-            "peak_mib": round(_peak_mib()),
+            "peak_mib": round(peak_memory_gib() * 1024),
             "is_apart": is_apart,
             "seconds": seconds,
             "cpu_seconds": cpu,
@@ -141,14 +141,6 @@ def _forget_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def _peak_mib() -> float:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

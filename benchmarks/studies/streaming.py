@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from benchmarks.rivals.worker import peak_memory_gib
 from benchmarks.tables import describe_source, store_rows
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM
@@ -68,11 +68,6 @@ def train_small_model(folder: Path, n_genes: int) -> None:
     model.save(folder)
 
 
-def peak_mib() -> float:
-    """Return the largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
     """Generate cells in this process, which must be fresh, and return time and memory."""
     model = SCLDM.load(folder / ("predictions" if way == "predictions" else "model"), adata=False, accelerator="cpu")
@@ -82,7 +77,7 @@ def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
         control = model.generate_to(
             folder / f"control_{n_cells}.h5ad", **request, condition={"drug": "no"}, shard_size=SHARD_SIZE
         )
-    before, started, started_cpu = peak_mib(), time.perf_counter(), time.process_time()
+    before, started, started_cpu = peak_memory_gib(), time.perf_counter(), time.process_time()
     if way == "in memory":
         size = model.generate(**request).X.data.nbytes * 2
     else:
@@ -99,8 +94,8 @@ def measure(folder: Path, n_cells: int, way: str) -> dict[str, object]:
         "cells": n_cells,
         "way": way,
         "genes": len(model.var_),
-        "peak_before_mib": round(before),
-        "peak_mib": round(peak_mib()),
+        "peak_before_mib": round(before * 1024),
+        "peak_mib": round(peak_memory_gib() * 1024),
         "cpu_seconds": round(time.process_time() - started_cpu, 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "size_mib": round(size / 2**20, 1),

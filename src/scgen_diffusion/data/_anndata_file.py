@@ -122,7 +122,7 @@ class AnnDataFile:
             msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', self.layers)}"
             raise KeyError(msg)
         try:
-            with self.reading("X" if layer is None else f"layers[{layer!r}]"):
+            with self.reading(matrix_name(layer)):
                 matrix = FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
         except ValueError as error:
             msg = f"{self.where(layer)}: {error}"
@@ -150,11 +150,16 @@ class AnnDataFile:
 
     def where(self, layer: str | None) -> str:
         """Return the name of a matrix for messages."""
-        return f"X of {self.name}" if layer is None else f"layers[{layer!r}] of {self.name}"
+        return f"{matrix_name(layer)} of {self.name}"
 
     def unstructured(self, name: str) -> Any:
         """Read an entry of ``uns``; None if there is none."""
         return anndata.io.read_elem(self.root["uns"][name]) if "uns" in self.root and name in self.root["uns"] else None
+
+
+def matrix_name(layer: str | None) -> str:
+    """Return the name of a matrix in an AnnData; None is ``X``."""
+    return "X" if layer is None else f"layers[{layer!r}]"
 
 
 def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:

@@ -20,8 +20,9 @@ from scvi.data.fields import LayerField
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._anndata_file import JoinedMatrix, open_anndata_files
+from ._anndata_file import JoinedMatrix, matrix_name, open_anndata_files
 from ._checks import (
+    COUNTS_ADVICE,
     check_natural_logarithms,
     check_not_empty,
     check_size,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from scvi.data.fields import BaseAnnDataField
 
-    from ._anndata_file import AnnDataFile, Matrix, Rows
+    from ._anndata_file import AnnDataFile, FileMatrix, Matrix, Rows
     from ._condition_keys import ConditionKey
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -198,9 +199,7 @@ class CellFiles:
         self._read_from(matrices, window_size, block_size)
         self._totals = []
         for file, matrix in zip(self.files, matrices, strict=True):
-            check_size(matrix.shape, file.where(layer))
-            with file.reading("X" if layer is None else f"layers[{layer!r}]"):
-                totals = check_values(matrix, file.where(layer), values)
+            totals = check_file_values(file, layer, matrix, values)
             if values == "log1p":
                 check_natural_logarithms(file.unstructured("log1p"), file.where(layer))
             if not totals.all():
@@ -345,6 +344,19 @@ def list_paths(paths: Paths) -> list[Path]:
             msg = f"`paths` names the same file twice, as {str(same)!r} and as {str(path)!r}; name it once."
             raise ValueError(msg)
     return listed
+
+
+def check_file_values(
+    file: AnnDataFile,
+    layer: str | None,
+    matrix: FileMatrix,
+    values: Literal["counts", "log1p"],
+    advice: str = COUNTS_ADVICE,
+) -> np.ndarray:
+    """Raise unless a matrix of a file has cells, genes and the kind of values that ``values`` says; return its row sums."""
+    check_size(matrix.shape, file.where(layer))
+    with file.reading(matrix_name(layer)):
+        return check_values(matrix, file.where(layer), values, advice)
 
 
 # --- genes and columns of several files -------------------------------------------------------------------------------
@@ -584,10 +596,11 @@ def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -
     """Raise ValueError unless cells were registered with the genes, conditions and kind of values of a model."""
     for what, part in {"genes": _genes, "conditions": _keys, "values": _values}.items():
         if part(found) != part(expected):
+            files = "MuDataFiles" if "modalities" in expected["setup_args"] else "CellFiles"
             msg = (
                 f"The cells were not set up like the model's: their {what} differ. Build the model with "
                 "`registry=cells.registry`, or open the files with the model's setup: "
-                "`CellFiles.like(model.registry, paths)`."
+                f"`{files}.like(model.registry, paths)`."
             )
             raise ValueError(msg)
 

@@ -24,6 +24,8 @@ from ._checks import check_layer, check_same_genes, check_shape, check_values, h
 from ._condition_setup import check_names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import rich.table
 
 JOINED = "_scgen_expression"  # key in obsm
@@ -90,13 +92,10 @@ def resolve_modalities(
             )
             raise TypeError(msg)
         check_layer(mdata[name], layer, f"mdata[{name!r}]")
-        likelihood = given[name]
-        if likelihood is None:
-            values = _matrix(mdata[name], layer)
-            # check_modalities refuses other values later
-            has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
-            likelihood = "bernoulli" if has_numbers and values.max() <= 1 else "negative_binomial"
-        likelihoods[name] = likelihood
+        values = _matrix(mdata[name], layer)
+        # check_modalities refuses other values later
+        has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
+        likelihoods[name] = given[name] or (usual_likelihood([values]) if has_numbers else "negative_binomial")
     return likelihoods, chosen
 
 
@@ -267,6 +266,11 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
             "them: mdata[mdata.obs_names.isin(...)].copy()."
         )
         raise ValueError(msg)
+
+
+def usual_likelihood(matrices: Iterable[Any]) -> str:
+    """Return the default likelihood of a modality: Bernoulli if all values of its matrices are 0 or 1."""
+    return "negative_binomial" if any(has_above(matrix, 1) for matrix in matrices) else "bernoulli"
 
 
 def advice_on_counts(name: str) -> str:

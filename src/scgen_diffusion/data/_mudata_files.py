@@ -10,11 +10,19 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ._anndata_file import AnnDataFile, FileMatrix, Rows, open_hdf5
-from ._cell_files import CellFiles, columns_of_genes, list_paths, registry_of_many
-from ._checks import check_not_empty, check_size, check_values, has_above, row_numbers
+from ._cell_files import CellFiles, check_file_values, columns_of_genes, list_paths, registry_of_many
+from ._checks import check_not_empty, row_numbers
 from ._condition_setup import CONDITIONS, ConditionField, ConditionSetup
 from ._conditions import Conditions
-from ._mudata import ModalitiesField, advice_on_counts, check_binary, choose_modalities, features_of, mudata_of
+from ._mudata import (
+    ModalitiesField,
+    advice_on_counts,
+    check_binary,
+    choose_modalities,
+    features_of,
+    mudata_of,
+    usual_likelihood,
+)
 from ._windows import WINDOW_SIZE
 
 if TYPE_CHECKING:
@@ -124,19 +132,16 @@ class MuDataFiles(CellFiles):
             of_file = dict(zip(having, matrices, strict=True))
             has_counts = False
             for file, totals, own in zip(opened, self._totals, blocks, strict=True):
-                own.append(_Block(file.rows.get(name), of_file.get(file), len(var)))
-                if file in of_file:
-                    found = self._check_values(name, likelihood, file.modalities[name], of_file[file])
-                    has_it = file.rows[name] >= 0
-                    totals[has_it] += found[file.rows[name][has_it]]
+                rows, matrix = file.rows_of(name), of_file.get(file)
+                own.append(_Block(rows, matrix, len(var)))
+                if matrix is not None:
+                    found = self._check_values(name, likelihood, file.modalities[name], matrix)
+                    totals[rows >= 0] += found[rows[rows >= 0]]
                     has_counts |= bool(found.any())
             if having and not has_counts:
                 msg = f"The modality {name!r} holds no counts; leave it out, or give the layer with its counts."
                 raise ValueError(msg)
-            if likelihood is None:
-                is_binary = not any(has_above(matrix, 1) for matrix in matrices)
-                likelihood = "bernoulli" if is_binary else "negative_binomial"
-            self.modality_vars[name], self.likelihoods[name] = var, likelihood
+            self.modality_vars[name], self.likelihoods[name] = var, likelihood or usual_likelihood(matrices)
         _check_overlap(opened, [name for name in likelihoods if any(name in file.modalities for file in opened)])
         for cells, totals in zip(self.files, self._totals, strict=True):
             if not totals.all():
@@ -157,12 +162,10 @@ class MuDataFiles(CellFiles):
 
     def _check_values(self, name: str, likelihood: str | None, file: AnnDataFile, matrix: FileMatrix) -> np.ndarray:
         """Raise unless the values are counts that fit the likelihood; return the row sums."""
-        where = file.where(self.layers[name])
-        check_size(matrix.shape, where)
-        with file.reading(where):
-            totals = check_values(matrix, where, "counts", advice_on_counts(name))
+        layer = self.layers[name]
+        totals = check_file_values(file, layer, matrix, "counts", advice_on_counts(name))
         if likelihood == "bernoulli":
-            check_binary(name, matrix, where)
+            check_binary(name, matrix, file.where(layer))
         return totals
 
     def _register(self, setup: ConditionSetup) -> dict[str, Any]:
@@ -211,7 +214,7 @@ class MuDataFiles(CellFiles):
 
 
 class _MuDataFile:
-    """A MuData in HDF5: its table of cells, its modalities, and the row of each cell in each modality (-1: none).
+    """A MuData in HDF5: its table of cells, and its modalities.
 
     Raises
     ------
@@ -240,9 +243,13 @@ class _MuDataFile:
             msg = f"The modality {nested[0]!r} of {path.name} is a MuData itself; put its modalities into one MuData."
             raise TypeError(msg)
         self.modalities = {name: AnnDataFile(root["mod"][name], f"{path.name}[{name!r}]") for name in order}
-        self.rows = {name: self._rows_of(root, name) for name in order}
+        self._rows = {name: self._read_rows(root, name) for name in order}
 
-    def _rows_of(self, root: Any, name: str) -> np.ndarray:
+    def rows_of(self, name: str) -> np.ndarray:
+        """Return the row of each cell in a modality, -1 for cells that lack it."""
+        return self._rows[name] if name in self._rows else np.full(self.cells.n_cells, -1)
+
+    def _read_rows(self, root: Any, name: str) -> np.ndarray:
         part = self.modalities[name]
         with self.cells.reading(f"obsmap[{name!r}]"):
             rows = np.asarray(root["obsmap"][name]).ravel().astype(np.int64) - 1  # 0 is "lacks it"
@@ -256,13 +263,10 @@ def _check_overlap(files: Sequence[_MuDataFile], names: Sequence[str]) -> None:
     """Raise if one of several modalities shares no cell with another."""
     for name in names:
         others = [other for other in names if other != name]
-        rows = [
-            (file.rows[name], file.rows[other])
-            for file in files
-            for other in others
-            if {name, other} <= file.rows.keys()
-        ]
-        if others and not any(((own >= 0) & (of_other >= 0)).any() for own, of_other in rows):
+        overlaps = (
+            ((file.rows_of(name) >= 0) & (file.rows_of(other) >= 0)).any() for file in files for other in others
+        )
+        if others and not any(overlaps):
             msg = (
                 f"No cell of the modality {name!r} is in another modality. A cell must have the same name in every "
                 "modality."
@@ -283,21 +287,20 @@ class _Block:
         Number of features.
     """
 
-    def __init__(self, rows: np.ndarray | None, matrix: FileMatrix | None, n_features: int) -> None:
+    def __init__(self, rows: np.ndarray, matrix: FileMatrix | None, n_features: int) -> None:
         self.rows, self.matrix, self.n_features = rows, matrix, n_features
 
     def read(self, cells: np.ndarray) -> sp.csr_matrix:
         """Read cells in ascending order."""
         lengths = np.zeros(len(cells), dtype=np.int64)
         data, columns = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32)
-        if self.rows is not None and self.matrix is not None:
-            rows = self.rows[cells]
-            has_it = rows >= 0
-            if has_it.any():
-                distinct, positions = np.unique(rows[has_it], return_inverse=True)
-                values = sp.csr_matrix(self.matrix.read(distinct), dtype=np.float32)[positions]
-                lengths[has_it] = np.diff(values.indptr)
-                data, columns = values.data, values.indices
+        rows = self.rows[cells]
+        has_it = rows >= 0
+        if self.matrix is not None and has_it.any():
+            distinct, positions = np.unique(rows[has_it], return_inverse=True)
+            values = sp.csr_matrix(self.matrix.read(distinct), dtype=np.float32)[positions]
+            lengths[has_it] = np.diff(values.indptr)
+            data, columns = values.data, values.indices
         ends = np.concatenate([[0], lengths.cumsum()])
         return sp.csr_matrix((data, columns, ends), shape=(len(cells), self.n_features))
 
@@ -317,8 +320,7 @@ class _SideBySide:
     @property
     def shape(self) -> tuple[int, int]:
         """Number of cells and of features of all modalities."""
-        n_cells = next(len(block.rows) for block in self.blocks if block.rows is not None)
-        return n_cells, sum(block.n_features for block in self.blocks)
+        return len(self.blocks[0].rows), sum(block.n_features for block in self.blocks)
 
     @property
     def rows_per_chunk(self) -> float:

@@ -16,6 +16,7 @@ from scgen_diffusion.data import (
     ModalitiesField,
     Modality,
     ModalityLikelihood,
+    MuDataFiles,
     build_mudata,
     check_is_mudata,
     check_same_features,
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from mudata import MuData
     from torch import Tensor
 
-    from scgen_diffusion.data import MuDataFiles
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import AutoencoderRecipe
+    from scgen_diffusion.train import AutoencoderRecipe, TrainingCells
 
 
 class MULTISCLDM(SCLDM):
@@ -209,9 +209,9 @@ class MULTISCLDM(SCLDM):
             for name, modality in self.modalities.items()
         }
 
-    def _take_cells(self, datamodule: MuDataFiles | None) -> None:  # type: ignore[override]
+    def _take_cells(self, datamodule: TrainingCells | None) -> None:
         super()._take_cells(datamodule)
-        if datamodule is not None:
+        if isinstance(datamodule, MuDataFiles):
             self.modality_vars_ = {name: plain_columns(var) for name, var in datamodule.modality_vars.items()}
 
     @classmethod

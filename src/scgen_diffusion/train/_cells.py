@@ -175,6 +175,19 @@ class StageData(pl.LightningDataModule):
         """Number of epochs in a pass over the training cells."""
         return epochs_per_pass(len(self.train_indices), self.batch_size)
 
+    def train_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
+        """Return the loader of shuffled training cells."""
+        return self._loader(self.train_indices, self.train_batches())
+
+    def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
+        """Return the loader of validation cells in order, if there are any."""
+        has_any = len(self.validation_indices)
+        return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
+
+    def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
+        """Return the loader of some rows; ``batches`` are positions among them."""
+        raise NotImplementedError
+
     def train_batches(self) -> EpochBatches:
         """Return this process's batches of training cells, from the first epoch that is not done yet."""
         plan = self.trainer.lightning_module
@@ -226,12 +239,7 @@ class CellData(StageData):
         """Return the loader of shuffled training cells."""
         if self._resident is not None:
             return DataLoader(self._resident, sampler=self.train_batches(), batch_size=None)
-        return self._loader(self.train_indices, self.train_batches())
-
-    def val_dataloader(self) -> Iterable[Mapping[str, Tensor]]:
-        """Return the loader of validation cells in order, if there are any."""
-        has_any = len(self.validation_indices)
-        return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
+        return super().train_dataloader()
 
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
         return self.cells.loader(indices, batches.batch_size, batches=batches)

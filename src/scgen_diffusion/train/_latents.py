@@ -160,15 +160,6 @@ class LatentData(StageData):
         """Move the cache to the training device."""
         self.cache.to(self.trainer.strategy.root_device)
 
-    def train_dataloader(self) -> DataLoader:
-        """Return the loader of shuffled training cells."""
-        return self._loader(self.train_indices, self.train_batches())
-
-    def val_dataloader(self) -> DataLoader | list:
-        """Return the loader of validation cells in order, if there are any."""
-        has_any = len(self.validation_indices)
-        return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
-
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> DataLoader:
         return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
 
