@@ -11,7 +11,7 @@ import pytest
 import scgen_diffusion as sgd
 from scgen_diffusion.cli import cli
 
-COMMANDS = ["train", "generate", "evaluate", "evaluate-perturbation", "report", "info"]
+COMMANDS = ["train", "generate", "predict", "evaluate", "evaluate-perturbation", "report", "info"]
 HEAVY = {"torch", "scvi", "anndata", "numpy", "pandas", "lightning", "h5py"}
 PAGE = Path(sgd.__file__).parents[2] / "docs" / "how_to" / "command_line.md"
 
@@ -80,6 +80,10 @@ RENAMED = {
     "others": "other",
     "match_keys": "match",
     "adata": "cells",
+    "adata_control": "cells",
+    "indices": "where",
+    "given_keys": "given_key",
+    "sample": "expected",
     "mdata": "cells",
     "datamodule": "cells",
     "dir_path": "out",
@@ -104,6 +108,7 @@ FUNCTIONS = {
         sgd.data.CellFiles.__init__,
     ],
     "generate": [sgd.model.SCLDM.generate_to, sgd.model.SCRDIT.generate_to],
+    "predict": [sgd.model.SCLDM.predict_perturbation_to, sgd.model.MULTISCLDM.predict_perturbation_to],
     "evaluate": [sgd.metrics.evaluate],
     "evaluate-perturbation": [sgd.metrics.evaluate],
     "report": [sgd.report.write],

@@ -1,4 +1,4 @@
-"""The command line: ``scgen-diffusion train``, ``generate``, ``evaluate`` and ``report`` on files.
+"""The command line: ``scgen-diffusion train``, ``generate``, ``predict``, ``evaluate`` and ``report`` on files.
 
 PyTorch is imported only when a command runs, so that help and completion are quick.
 """
@@ -14,6 +14,7 @@ import click
 
 from ._evaluate import evaluate, evaluate_perturbation, report
 from ._generate import generate, info
+from ._predict import predict
 from ._terminal import PROGRAM, ExitCode
 from ._train import train
 
@@ -44,7 +45,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 @click.group(
     PROGRAM,
-    commands=[train, generate, evaluate, evaluate_perturbation, report, info],
+    commands=[train, generate, predict, evaluate, evaluate_perturbation, report, info],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
     no_args_is_help=True,

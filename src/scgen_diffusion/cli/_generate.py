@@ -12,7 +12,8 @@ from ._command import Keyed, Model, command, existing, flag, given, new, number,
 from ._files import MUDATA, check_place, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from ._terminal import Terminal
 
@@ -29,6 +30,37 @@ GUIDANCE = {
 
 N_NAMED = 20
 
+TABLE = option(
+    "--condition-table",
+    "A .csv or .tsv file with a row per cell, keys as columns (spatial_0, spatial_1 of an array).",
+    existing(dir_okay=False),
+)
+LIBRARY_SIZE = option(
+    "--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", number_or_text)
+)
+COUNTS = flag("--counts", "Return integer counts, also from SCRDIT and WBDIT.")
+SAMPLING = [
+    option(
+        "--guidance-scale -g",
+        "Strength of the condition (default: 1): a number, or one per key or set of keys (KEY,KEY=2).",
+        Keyed("[KEY=]NUMBER", number),
+    ),
+    option("--composition", "Composition of guidance: joint, mutually_exclusive or additive.", metavar="NAME"),
+    option("--guidance-interval", "Times between which guidance is used.", float, "FROM TO", nargs=2),
+    option("--guidance-rescale", "How far to restore the spread of predictions.", float, "SHARE"),
+    option("--sampler", "Sampler: euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
+    option("--n-steps", "Steps of the sampler.", int),
+    option("--batch-size", "Cells at a time. It does not change the cells.", int),
+    option("--seed", "Same seed, same cells.", int, default=0),
+    option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...", metavar="NAME"),
+    option("--device", "Index of the device.", number_or_text, "N"),
+]
+OUTPUT = [
+    flag("--overwrite", "Replace cells of another request."),
+    option("--shard-size", "Cells per part of the output.", int),
+    option("--rank", "Index of this process from 0, such as $SLURM_PROCID.", int),
+    option("--n-ranks", "Number of processes, such as $SLURM_NTASKS.", int),
+]
 SECTIONS = {
     "Request": [
         option("--n-cells -n", "Number of cells; not needed with a table.", int),
@@ -37,39 +69,13 @@ SECTIONS = {
             "Condition such as cell_type=NK or spatial=120,85; several values get equal shares.",
             Keyed(repeats=True),
         ),
-        option(
-            "--condition-table",
-            "A .csv or .tsv file with a row per cell, keys as columns (spatial_0, spatial_1 of an array).",
-            existing(dir_okay=False),
-        ),
-        option(
-            "--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", number_or_text)
-        ),
+        TABLE,
+        LIBRARY_SIZE,
         option("--library-size-column", "Column of the table with each cell's total counts.", metavar="NAME"),
-        flag("--counts", "Return integer counts, also from SCRDIT and WBDIT."),
+        COUNTS,
     ],
-    "Sampling": [
-        option(
-            "--guidance-scale -g",
-            "Strength of the condition (default: 1): a number, or one per key or set of keys (KEY,KEY=2).",
-            Keyed("[KEY=]NUMBER", number),
-        ),
-        option("--composition", "Composition of guidance: joint, mutually_exclusive or additive.", metavar="NAME"),
-        option("--guidance-interval", "Times between which guidance is used.", float, "FROM TO", nargs=2),
-        option("--guidance-rescale", "How far to restore the spread of predictions.", float, "SHARE"),
-        option("--sampler", "Sampler: euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
-        option("--n-steps", "Steps of the sampler.", int),
-        option("--batch-size", "Cells at a time. It does not change the cells.", int),
-        option("--seed", "Same seed, same cells.", int, default=0),
-        option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...", metavar="NAME"),
-        option("--device", "Index of the device.", number_or_text, "N"),
-    ],
-    "Output": [
-        flag("--overwrite", "Replace cells of another request."),
-        option("--shard-size", "Cells per part of the output.", int),
-        option("--rank", "Index of this process from 0, such as $SLURM_PROCID.", int),
-        option("--n-ranks", "Number of processes, such as $SLURM_NTASKS.", int),
-    ],
+    "Sampling": SAMPLING,
+    "Output": OUTPUT,
 }
 
 
@@ -89,34 +95,49 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
     scgen-diffusion generate pbmc3k cells.h5ad --n-cells 1000 --condition cell_type=B
     """
     out = options["out"]
-    check_place(out, suffixes=(".zarr", ".h5ad", MUDATA), inputs=given(options, "model", "condition_table").values())
-    if "condition" in options and "condition_table" in options:
-        msg = "--condition and --condition-table exclude each other."
-        raise click.UsageError(msg)
     if "library_size_column" in options and "condition_table" not in options:
         msg = "--library-size-column needs --condition-table."
         raise click.UsageError(msg)
+    model = load_for(terminal, options)
+    arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
+    terminal.on_interrupt = "Run the same command again to resume."
+    finish(terminal, model.generate_to(out, **arguments, show_progress=not terminal.quiet))
+
+
+def load_for(terminal: Terminal, options: Mapping[str, Any], inputs: Sequence[Path] = ()) -> Any:
+    """Check the options that name files, and load the model.
+
+    Raises
+    ------
+    click.UsageError
+        If the output cannot be written, has the suffix of another kind of model, or conditions are given twice.
+    """
+    out = options["out"]
+    needed = [*inputs, *given(options, "model", "condition_table").values()]
+    check_place(out, suffixes=(".zarr", ".h5ad", MUDATA), inputs=needed)
+    if "condition" in options and "condition_table" in options:
+        msg = "--condition and --condition-table exclude each other."
+        raise click.UsageError(msg)
     package = terminal.libraries()
     model = package.model.load(options["model"], adata=False, **given(options, "accelerator", "device"))
-    arguments = _arguments(model, options)
     has_modalities = bool(getattr(model, "modalities", None))
     if (out.suffix == MUDATA) is not has_modalities:
         what = "several modalities writes .h5mu" if has_modalities else "one modality writes .zarr or .h5ad"
         msg = f"{out} has the wrong suffix: a model of {what}."
         raise click.UsageError(msg)
-    terminal.on_interrupt = "Run the same command again to resume."
-    model.generate_to(out, **arguments, show_progress=not terminal.quiet)
+    return model
+
+
+def finish(terminal: Terminal, out: Path) -> None:
+    """Print the path of the cells, or say that other processes are still at work."""
     if out.exists():
         terminal.result(out)
     else:
         terminal.say("This process is done; other processes are still at work.")
 
 
-def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given arguments of ``generate_to``."""
-    from scgen_diffusion.diffusion import Guidance
-
-    arguments = given(options, *PASSED_ON)
+def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given ``condition``, and the ``library_size`` of a table."""
     keys = {key.name: key for key in model.conditions.by_key}
     of_arrays = {column for key in keys.values() for column in getattr(key, "table_columns", ())}
 
@@ -129,6 +150,7 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             return number_or_text(written)
         return {str(value): value for value in getattr(key, "values", ())}.get(str(written), written)
 
+    found: dict[str, Any] = {}
     if "condition_table" in options:
         table = read_table(options["condition_table"], dtype=str, keep_default_na=False)
         column = options.get("library_size_column")
@@ -136,21 +158,28 @@ def _arguments(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             if column not in table:
                 msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
                 raise click.UsageError(msg)
-            arguments["library_size"] = [number(value) for value in table.pop(column)]
+            found["library_size"] = [number(value) for value in table.pop(column)]
         columns = {name: [read(name, value) for value in table[name]] for name in table}
-        arguments["condition"] = type(table)(columns, dtype=object)
+        found["condition"] = type(table)(columns, dtype=object)
     elif "condition" in options:
-        arguments["condition"] = {}
+        found["condition"] = {}
         for name, value in options["condition"].items():
-            found = [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
-            if isinstance(value, list) and all(isinstance(each, list) and len(each) == 1 for each in found):
-                found = [each for (each,) in found]  # a row of an array, from a file
-            arguments["condition"][name] = found
+            values = [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
+            if isinstance(value, list) and all(isinstance(each, list) and len(each) == 1 for each in values):
+                values = [each for (each,) in values]  # a row of an array, from a file
+            found["condition"][name] = values
+    return found
+
+
+def read_guidance(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given guidance as ``guidance_scale``."""
+    from scgen_diffusion.diffusion import Guidance
+
     guidance = {GUIDANCE[name]: value for name, value in given(options, *GUIDANCE).items()}
     scale = guidance.get("scale")
     if isinstance(scale, dict) and any("," in key for key in scale):  # scales of sets of keys
         guidance["scale"] = {tuple(part.strip() for part in key.split(",")): value for key, value in scale.items()}
-    return arguments | ({"guidance_scale": Guidance(**guidance)} if guidance else {})
+    return {"guidance_scale": Guidance(**guidance)} if guidance else {}
 
 
 @command(

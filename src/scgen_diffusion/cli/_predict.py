@@ -1,0 +1,206 @@
+"""``scgen-diffusion predict``: how given cells would look under another condition, in a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scgen_diffusion._arguments import known_names, list_first
+from scgen_diffusion._files import write_atomically
+
+from ._command import Keyed, Model, columns, command, existing, flag, given, new, number_or_text, option
+from ._files import N_NAMED, check_place, read_cells
+from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, load_for, read_conditions, read_guidance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    import pandas as pd
+
+    from ._terminal import Terminal
+
+SUPPORTED = "supported"  # the best verdict
+PASSED_ON = (
+    "method", "residuals", "strength", "library_size", "counts", "sampler", "n_steps", "batch_size", "seed",
+    "shard_size", "rank", "n_ranks", "overwrite",
+)  # fmt: skip
+
+SECTIONS = {
+    "Cells": [
+        option(
+            "--where -w",
+            "Use only cells with this value in a column of obs. Several values of a column: any of them.",
+            Keyed("COLUMN=VALUE", repeats=True),
+        ),
+        option("--layer -l", "Layer with the counts, if it is not that of training.", metavar="NAME"),
+        flag("--backed", "Read cells from the file part by part, if they do not fit into memory."),
+    ],
+    "Request": [
+        option("--condition -c", "New condition of all cells. Keys that are left out keep each cell's own value.", Keyed()),
+        TABLE,
+        option("--method", "Method: transport or inversion.", click.Choice(["transport", "inversion"])),
+        option("--residuals", "What the latent does not explain: own (kept) or new.", click.Choice(["own", "new"])),
+        columns("--given-key", "Condition key that the model conditions on; default: all. Repeatable."),
+        option("--strength", "How far to go, above 0 and at most 1.", float, "SHARE"),
+        LIBRARY_SIZE,
+        COUNTS,
+        flag("--expected", "Return expected counts of the latent's mean, without draws (SCLDM, MULTISCLDM)."),
+    ],
+    "Sampling": SAMPLING,
+    "Output": [
+        option(
+            "--changes",
+            "Also write the mean change of each gene, with its interval, to a table.",
+            new(dir_okay=False),
+            "FILE.csv",
+        ),
+        *OUTPUT,
+    ],
+}  # fmt: skip
+
+
+@command(
+    "predict",
+    [
+        click.Argument(["model"], type=Model()),
+        click.Argument(["cells"], nargs=-1, required=True, type=existing()),
+        click.Argument(["out"], type=new()),
+    ],
+    SECTIONS,
+    short_help="Predict cells under another condition.",
+    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume. Several files stay on disk, as with "
+    "--backed. Of cells that stay there, the new file has only the conditions.",
+)
+def predict(terminal: Terminal, options: dict[str, Any]) -> None:
+    """Predict how given cells (.h5ad, .zarr, .h5mu) would look under another condition, and write them into a file.
+
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+
+    scgen-diffusion predict my_model cells.h5ad predicted.h5ad --where condition=control -c condition=stimulated
+    """
+    out, paths = options["out"], options["cells"]
+    if "changes" in options:
+        inputs = [*paths, *given(options, "model", "condition_table").values()]
+        check_place(options["changes"], overwrite=options.get("overwrite", False), suffixes=[".csv"], inputs=inputs)
+    model = load_for(terminal, options, paths)
+    terminal.say(f"Reading {list_first(paths, N_NAMED)}")
+    cells = _open(model, options)
+    arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
+    if "where" in options:
+        arguments["indices"] = _rows(cells, options["where"])
+    if "given_key" in options:
+        arguments["given_keys"] = list(options["given_key"])
+    if options.get("expected"):
+        arguments["sample"] = False
+    terminal.on_interrupt = "Run the same command again to resume."
+    model.predict_perturbation_to(out, cells, **arguments, show_progress=not terminal.quiet)
+    finish(terminal, out)
+    if out.exists():
+        _describe(terminal, _read_record(out), options)
+
+
+def _open(model: Any, options: Mapping[str, Any]) -> Any:
+    """Read cells with the genes of the model, or open them as the model's training cells were registered.
+
+    Raises
+    ------
+    click.UsageError
+        For a layer of cells that stay in files or have several modalities, and for a layer that the cells lack.
+    """
+    paths, layer = options["cells"], options.get("layer")
+    has_modalities = bool(getattr(model, "modalities", None))
+    if len(paths) > 1 or options.get("backed"):
+        if layer is not None:
+            msg = "--layer needs cells in memory, but several files, or --backed, leave them in their files."
+            raise click.UsageError(msg)
+        from scgen_diffusion.data import CellFiles, MuDataFiles
+
+        return (MuDataFiles if has_modalities else CellFiles).like(model.registry, list(paths))
+    cells = read_cells(paths[0])
+    if has_modalities:
+        if layer is not None:
+            msg = (
+                "--layer is for one modality; cells of several modalities have their counts in the layers of training."
+            )
+            raise click.UsageError(msg)
+        return cells
+    genes = model.var_.index
+    if len(cells.var_names) > len(genes) and genes.isin(cells.var_names).all():
+        cells = cells[:, genes].copy()
+    if layer is not None:
+        if layer not in cells.layers:
+            msg = f"--layer: there is no layer {layer!r}. {known_names(layer, list(cells.layers))}"
+            raise click.UsageError(msg)
+        read = model.registry["setup_args"]["layer"]
+        if read is None:
+            cells.X = cells.layers[layer]
+        else:
+            cells.layers[read] = cells.layers[layer]
+    return cells
+
+
+def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
+    """Return the rows of the cells that have the values.
+
+    Raises
+    ------
+    click.UsageError
+        For a column that the cells lack, a value that no cell has in it, or values that no cell has together.
+    """
+    import numpy as np
+    import pandas as pd
+
+    obs = cells.obs if hasattr(cells, "obs") else cells.match_labels(list(where))
+    is_chosen = np.ones(len(obs), dtype=bool)
+    for name, value in where.items():
+        if name not in obs:
+            msg = f"--where: obs has no column {name!r}. {known_names(name, list(obs))}"
+            raise click.UsageError(msg)
+        has_numbers = pd.api.types.is_numeric_dtype(obs[name]) and not pd.api.types.is_bool_dtype(obs[name])
+        labels = obs[name] if has_numbers else obs[name].astype(str)
+        wanted = [
+            number_or_text(each) if has_numbers else each for each in (value if isinstance(value, list) else [value])
+        ]
+        known = list(labels.unique())
+        if unknown := [each for each in wanted if each not in known]:
+            msg = f"--where: no cell has {unknown[0]!r} in {name!r}. {known_names(unknown[0], known)}"
+            raise click.UsageError(msg)
+        is_chosen &= labels.isin(wanted).to_numpy()
+    if not is_chosen.any():
+        msg = f"--where: no cell has all of {dict(where)}."
+        raise click.UsageError(msg)
+    return np.flatnonzero(is_chosen)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read from a file of predictions how they were made."""
+    import h5py
+    import zarr
+    from anndata.io import read_elem
+
+    from scgen_diffusion.data import PROVENANCE_KEY
+
+    if path.suffix == ".zarr":
+        return read_elem(zarr.open_group(path, mode="r")["uns"][PROVENANCE_KEY])
+    with h5py.File(path) as file:
+        return read_elem(file["uns"][PROVENANCE_KEY])
+
+
+def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Say how far the predictions can be trusted, and write the mean changes."""
+    verdicts: pd.DataFrame | None = record.get("verdict")
+    if verdicts is not None and (verdicts["verdict"] == SUPPORTED).all():  # of others, there was a warning
+        terminal.say(f"{SUPPORTED.capitalize()}: {verdicts['reason'].iloc[0]}")
+    if "changes" not in options:
+        return
+    changes: pd.DataFrame | None = record.get("mean_change")
+    if changes is None:
+        msg = "There are no mean changes: they need the transport, draws, and --strength 1. The cells are written."
+        raise click.UsageError(msg)
+    with write_atomically(options["changes"]) as beside:
+        changes.to_csv(beside, index=False)
+    terminal.say("Mean changes:")
+    terminal.result(options["changes"])

@@ -1,0 +1,166 @@
+"""``predict``: the cells of ``predict_perturbation``, in a file."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from scgen_diffusion.model import SCLDM
+
+QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
+ASKED = ["--where", "dose=1", "-c", "dose=10"]
+
+
+@pytest.fixture(scope="module")
+def cells(make_cells):
+    """Build cells of which those of the lowest dose are unperturbed."""
+    return make_cells(240)
+
+
+@pytest.fixture(scope="module")
+def model(make_trained, cells):
+    model = make_trained(cells.copy(), max_epochs=2)
+    model.train_transport(2, control_values={"dose": 1}, **QUICK)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, cells, tmp_path_factory):
+    """Save the model, and its cells in one file and in two."""
+    folder = tmp_path_factory.mktemp("files")
+    model.save(folder / "model")
+    cells.write_h5ad(folder / "cells.h5ad")
+    cells[:100].write_h5ad(folder / "first.h5ad")
+    cells[100:].write_h5ad(folder / "second.h5ad")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model, cells):
+    rows = np.flatnonzero(cells.obs["dose"] == 1)
+    return model.predict_perturbation(cells.copy(), {"dose": 10}, indices=rows, seed=3)
+
+
+def test_the_file_holds_the_cells_of_predict_perturbation(call, folder, expected, tmp_path):
+    out, table = tmp_path / "new.h5ad", tmp_path / "changes.csv"
+    options = [*ASKED, "--seed", "3", "--changes", table]
+    code, printed, err = call("predict", folder / "model", folder / "cells.h5ad", out, *options)
+    assert (code, printed) == (0, f"{out}\n{table}\n"), err
+    found = anndata.read_h5ad(out)
+    assert (found.X != expected.X).nnz == 0
+    assert found.obs.equals(expected.obs)
+    changes = expected.uns["scgen_diffusion"]["mean_change"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_csv(table), changes, check_dtype=False, check_categorical=False, rtol=1e-6)
+    code, _, err = call("predict", folder / "model", folder / "cells.h5ad", out, *options, "--seed", "4")
+    assert (code, f"{table} already exists" in err) == (2, True)
+    code, _, err = call("predict", folder / "model", folder / "cells.h5ad", out, *ASKED, "--seed", "4")
+    assert (code, "give --overwrite" in err) == (2, True)
+
+
+@pytest.mark.parametrize("files", [["cells.h5ad", "--backed"], ["first.h5ad", "second.h5ad"]])
+def test_cells_may_stay_in_their_files(call, folder, expected, tmp_path, files):
+    paths = [folder / name if name.endswith("h5ad") else name for name in files]
+    out = tmp_path / "new.zarr"
+    code, _, err = call("predict", folder / "model", *paths, out, *ASKED, "--seed", "3")
+    assert code == 0, err
+    assert (anndata.read_zarr(out).X != expected.X).nnz == 0
+
+
+def test_of_more_genes_those_of_the_model_are_taken_and_counts_from_a_layer(call, folder, cells, expected, tmp_path):
+    more = anndata.concat([cells, cells[:, :3].copy()], axis=1, merge="first", index_unique="-")
+    more.var_names = [*cells.var_names, "a", "b", "c"]
+    more = more[:, more.var_names[::-1]].copy()
+    more.layers["raw"] = more.X.copy()
+    more.X = np.log1p(more.X)
+    more.write_h5ad(tmp_path / "more.h5ad")
+    out = tmp_path / "new.h5ad"
+    code, _, err = call("predict", folder / "model", tmp_path / "more.h5ad", out, *ASKED, "--seed", "3", "-l", "raw")
+    assert code == 0, err
+    assert (anndata.read_h5ad(out).X != expected.X).nnz == 0
+    code, _, err = call("predict", folder / "model", tmp_path / "more.h5ad", out, *ASKED, "-l", "row")
+    assert (code, "there is no layer 'row'. Known, closest first: 'raw'" in err) == (2, True)
+    code, _, err = call("predict", folder / "model", tmp_path / "more.h5ad", out, *ASKED, "-l", "raw", "--backed")
+    assert (code, "--layer needs cells in memory" in err) == (2, True)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Record the request without predicting."""
+    record = {}
+
+    def predict(self, path, adata_control=None, condition=None, **options):
+        record.update(cells=adata_control, condition=condition, **options)
+        return path
+
+    monkeypatch.setattr(SCLDM, "predict_perturbation_to", predict)
+    return record
+
+
+def test_options_of_predict_reach_their_arguments(call, folder, asked, cells, tmp_path):
+    options = ["-c", "dose=10", "-w", "cell_type=NK", "-w", "cell_type=T cell", "-w", "dose=1"]
+    options += ["--method", "inversion", "--residuals", "new", "--strength", "0.5", "--expected", "-g", "2"]
+    options += ["--given-key", "dose", "--n-steps", "4", "--sampler", "heun", "--library-size", "500", "--quiet"]
+    code, _, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *options)
+    assert code == 0, err
+    is_chosen = cells.obs["cell_type"].isin(["NK", "T cell"]) & (cells.obs["dose"] == 1)
+    np.testing.assert_array_equal(asked.pop("indices"), np.flatnonzero(is_chosen))
+    assert asked.pop("cells").obs_names.equals(cells.obs_names)
+    assert asked.pop("guidance_scale").scale == 2
+    assert asked == {
+        "condition": {"dose": 10},
+        "method": "inversion",
+        "residuals": "new",
+        "strength": 0.5,
+        "sample": False,
+        "given_keys": ["dose"],
+        "n_steps": 4,
+        "sampler": "heun",
+        "library_size": 500,
+        "seed": 0,
+        "show_progress": False,
+    }
+
+
+def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_path):
+    code, _, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *ASKED)
+    assert code == 0
+    verdict = anndata.read_zarr(tmp_path / "new.zarr").uns["scgen_diffusion"]["verdict"]
+    found = "Supported: " if (verdict["verdict"] == "supported").all() else "warning: The effect on "
+    assert found in err
+    assert verdict["reason"].iloc[0] in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-w", "type=NK"], "obs has no column 'type'. Known, closest first: 'cell_type'"),
+        (["-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
+        (["-w", "dose=2"], "no cell has 2 in 'dose'. Known"),
+        (["-c", "dose=2"], "unknown value '2' for 'dose'"),
+        (["-c", "dose=10", "--strength", "2"], "`strength` must be a number above 0 and at most 1"),
+        (["-c", "dose=10", "-c", "dose=100"], "has 'dose' more than once"),
+        (["-c", "dose=10", "--changes", "table.txt"], "the name must end in .csv"),
+    ],
+)
+def test_wrong_options_of_predict_are_named(call, folder, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_no_cell_has_together_are_named(call, folder, tmp_path):
+    options = ["-c", "dose=10", "-w", "cell_type=rare", "-w", "dose=100"]
+    cells = anndata.read_h5ad(folder / "cells.h5ad")
+    cells[~((cells.obs["cell_type"] == "rare") & (cells.obs["dose"] == 100))].write_h5ad(tmp_path / "some.h5ad")
+    code, _, err = call("predict", folder / "model", tmp_path / "some.h5ad", tmp_path / "new.zarr", *options)
+    assert (code, "no cell has all of" in err) == (2, True)
+
+
+def test_without_the_transport_there_are_no_changes_to_write(call, saved_model, cells, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    options = ["-c", "dose=10", "--changes", tmp_path / "changes.csv", "--n-steps", "2"]
+    code, out, err = call("predict", saved_model, tmp_path / "cells.h5ad", tmp_path / "new.zarr", *options)
+    assert (code, out) == (2, f"{tmp_path / 'new.zarr'}\n")
+    assert "There are no mean changes" in err
