@@ -656,3 +656,64 @@ def test_files_of_one_modality_are_refused(multimodal, make_cells, tmp_path):
 
     with pytest.raises(ValueError, match="their genes differ"):
         multimodal.train(datamodule=CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type"]))
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+def query_mudata():
+    """Build cells of which some are of a new type."""
+    mdata = make_mudata(seed=1)
+    labels = mdata.obs["cell_type"].astype(object)
+    labels[labels == "NK"] = "plasma"
+    mdata.obs["cell_type"] = labels
+    return mdata
+
+
+def test_fine_tuning_adds_a_type_and_keeps_what_the_reference_knew(multimodal, quick, tmp_path):
+    known = {"cell_type": ["B", "T", "NK"]}
+    before = values(multimodal.generate(30, known, seed=3))
+    model = MULTISCLDM.load_query_data(query_mudata(), multimodal, accelerator="cpu")
+    model.train(2, **quick)
+
+    np.testing.assert_array_equal(values(model.generate(30, known, seed=3)), before)
+    new = model.generate(5, {"cell_type": "plasma"}, seed=0)
+    assert list(new.mod) == ["rna", "prot", "atac"]
+    model.save(tmp_path / "model")
+    loaded = load(tmp_path / "model", adata=False, accelerator="cpu")
+    np.testing.assert_array_equal(values(loaded.generate(5, {"cell_type": "plasma"}, seed=0)), values(new))
+
+
+def test_cells_to_fine_tune_on_may_stay_in_their_files(multimodal, quick, tmp_path):
+    query = query_mudata()
+    query.write_h5mu(tmp_path / "new.h5mu")
+    models = [
+        MULTISCLDM.load_query_data(cells, multimodal, accelerator="cpu") for cells in (query, tmp_path / "new.h5mu")
+    ]
+    for model in models:
+        model.train(1, **quick)
+    found = [values(model.generate(20, {"cell_type": ["plasma", "B"]}, seed=0)) for model in models]
+    np.testing.assert_array_equal(*found)
+
+
+def test_new_cells_need_the_features_of_the_reference(multimodal):
+    query = query_mudata()
+    with pytest.raises(TypeError, match=r"reads MuData with the modalities .*, but found AnnData"):
+        MULTISCLDM.load_query_data(query["rna"], multimodal, accelerator="cpu")
+    fewer = mudata.MuData({"rna": query["rna"][:, 1:].copy()})
+    fewer.obs["cell_type"] = "B"
+    with pytest.raises(ValueError, match="Modality 'rna': The genes differ from the 9 of the model"):
+        MULTISCLDM.load_query_data(fewer, multimodal, accelerator="cpu")
+    with pytest.raises(NotImplementedError, match="give each the model's features"):
+        MULTISCLDM.prepare_query_anndata(query, multimodal)
+
+
+def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, quick):
+    query = query_mudata()
+    alone = mudata.MuData({"rna": query["rna"].copy()})
+    alone.obs["cell_type"] = query.obs["cell_type"]
+    model = MULTISCLDM.load_query_data(alone, multimodal, trainable="all", accelerator="cpu")
+    model.train(1, **quick)
+    cells = model.generate(6, {"cell_type": "plasma"}, seed=0)
+    assert list(cells.mod) == ["rna", "prot", "atac"]
+    assert cells["prot"].X.sum() > 0

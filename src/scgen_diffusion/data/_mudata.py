@@ -54,10 +54,16 @@ class Modality:
 def check_is_mudata(mdata: object) -> None:
     """Raise for anything but MuData in memory."""
     if not isinstance(mdata, MuData):
-        msg = f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`."
+        msg = (
+            f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`. Cells that "
+            "stay in `.h5mu` files need no setup: `MULTISCLDM(registry=MuDataFiles(paths, ...).registry)`."
+        )
         raise TypeError(msg)
     if mdata.isbacked:
-        msg = "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`."
+        msg = (
+            "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`. To train on "
+            "cells that stay in the file, see `scgen_diffusion.data.MuDataFiles`."
+        )
         raise ValueError(msg)
 
 

@@ -167,6 +167,7 @@ class DiffusionModel(BaseModelClass):
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options of each trained stage
     _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
+    _files_class: ClassVar[type[CellFiles]] = CellFiles
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
@@ -347,11 +348,11 @@ class DiffusionModel(BaseModelClass):
         self.var_ = plain_columns(datamodule.var)
 
     @classmethod
-    def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index) -> None:
-        """Register cells as those of a registry were."""
+    def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
+        """Register cells as those of a registry were, with other ``options`` of the setup."""
         cls._check_is_anndata(adata)
         check_same_genes(adata.var_names, genes)
-        cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+        cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: AnnData) -> None:
         self._check_is_anndata(adata)
@@ -1749,7 +1750,8 @@ class DiffusionModel(BaseModelClass):
         adata
             New cells with the reference's layer, condition columns and genes (see :meth:`prepare_query_anndata`). They
             need no ``setup_anndata``. Cells may stay in their files: give a path, or several
-            (:class:`~scgen_diffusion.data.CellFiles`).
+            (:class:`~scgen_diffusion.data.CellFiles`). MULTISCLDM takes MuData, or paths of ``.h5mu`` files; the cells
+            may lack modalities.
         reference_model
             A trained model of this class, or its folder. It is not changed.
         trainable
@@ -1780,7 +1782,8 @@ class DiffusionModel(BaseModelClass):
         RuntimeError
             If the reference is not trained.
         TypeError
-            If ``adata`` is neither an AnnData nor paths, or the reference is neither a model nor a folder.
+            If ``adata`` is neither cells of this class of model nor paths, or the reference is neither a model nor a
+            folder.
         ValueError
             For another class of model, other genes or another kind of values, and, with ``"new_conditions"``, if
             nothing is new in the cells.
@@ -1814,14 +1817,14 @@ class DiffusionModel(BaseModelClass):
             raise RuntimeError(msg) from error
         registry, options = reference.registry_, init_options(reference.init_params_)
         if are_paths(adata):
-            cells = CellFiles.like(registry, adata, new_values=True, condition_embeddings=condition_embeddings)
+            cells = cls._files_class.like(registry, adata, new_values=True, condition_embeddings=condition_embeddings)
             model = cls(registry=cells.registry, **options)
             model._take_cells(cells)
         else:
-            check_query_cells(adata, reference.var_.index)
+            reference._check_query_cells(adata)
             tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
-            arguments = {**registry["setup_args"], "condition_embeddings": tables}
-            cls.setup_anndata(adata, source_registry=registry, extend_categories=True, **arguments)
+            extended = {"extend_categories": True, "condition_embeddings": tables}
+            cls._register_like(adata, registry, reference.var_.index, **extended)
             model = cls(adata, **options)
         model._copy_reference(reference, trainable)
         model.to_device(device)
@@ -1866,6 +1869,9 @@ class DiffusionModel(BaseModelClass):
             return padded
         replace_contents(adata, padded)
         return None
+
+    def _check_query_cells(self, adata: AnnData) -> None:
+        check_query_cells(adata, self.var_.index)
 
     @classmethod
     def _reference(cls, reference_model: Self | str | os.PathLike[str]) -> Self:
@@ -1915,7 +1921,7 @@ class DiffusionModel(BaseModelClass):
             return None
         masks = trained_masks(self.module, self.reference_["trainable"], self._new_values())
         if not self.library_head_is_trained_:  # published weights lack this head
-            masks |= dict.fromkeys(self.module.library_size.head.parameters())
+            masks |= dict.fromkeys(self.module.library_size.parameters())
         if (transport := self.module.transport) is not None:
             masks |= dict.fromkeys(transport.parameters())
         return masks

@@ -77,6 +77,7 @@ class MULTISCLDM(SCLDM):
 
     _module_cls = MultimodalModule
     _stream_suffixes = (".h5mu",)
+    _files_class = MuDataFiles
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod
@@ -171,9 +172,9 @@ class MULTISCLDM(SCLDM):
         raise NotImplementedError(msg)
 
     @classmethod
-    def load_query_data(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: models of several modalities cannot be fine-tuned yet."""
-        msg = "Models of several modalities cannot be fine-tuned yet; train one on all cells."
+    def prepare_query_anndata(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise NotImplementedError: give each modality the model's features."""
+        msg = f"{cls.__name__} reads several modalities: give each the model's features, `model.modalities[name].features`."
         raise NotImplementedError(msg)
 
     @property
@@ -215,10 +216,13 @@ class MULTISCLDM(SCLDM):
             self.modality_vars_ = {name: plain_columns(var) for name, var in datamodule.modality_vars.items()}
 
     @classmethod
-    def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index) -> None:
-        cls.setup_mudata(adata, source_registry=registry, **registry["setup_args"])
+    def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
+        cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: MuData) -> None:
+        check_same_features(adata, self.modalities)
+
+    def _check_query_cells(self, adata: MuData) -> None:
         check_same_features(adata, self.modalities)
 
     def _check_expression(self, adata: MuData) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from scgen_diffusion.nn import ConditionEmbedding, extended_state, rows_of
 
+from ._library_size import LibrarySizeModel
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -46,9 +48,10 @@ def copy_reference(
         if isinstance(part, ConditionEmbedding):
             extended = extended_state(part, reference.get_submodule(name), learned)
             state |= {f"{name}.{tensor}": value for tensor, value in extended.items()}
+        elif isinstance(part, LibrarySizeModel):
+            codes = recode(state[f"{name}.codes"])
+            state |= {f"{name}.codes": codes, f"{name}.n_kept": torch.tensor(len(codes))}
     state["null_condition"] = module.null_condition
-    state["library_size.codes"] = recode(state["library_size.codes"])
-    state["library_size.n_kept"] = torch.tensor(len(state["library_size.codes"]))
     module.load_state_dict(state)
     network, averaged = module.network_and_average
     network.load_state_dict(averaged.module.state_dict())
