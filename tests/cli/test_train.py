@@ -151,6 +151,41 @@ def send_while_training(patch, sender):
     patch.setattr(SCLDM, "train", lambda self, **kw: original(self, **kw | {"callbacks": [sender]}))
 
 
+def test_a_model_learns_a_new_type_from_the_command_line(call, make_cells, saved_model, tmp_path):
+    cells = make_cells(48, seed=5)
+    cells.obs["cell_type"] = pd.Categorical(["plasma", "B cell"] * 24)
+    cells.write_h5ad(tmp_path / "new.h5ad")
+    short = ["--max-epochs", "1", "--batch-size", "32", "--accelerator", "cpu"]
+    for name, options in (("memory", []), ("files", ["--backed"])):
+        asked = ["train", tmp_path / "new.h5ad", "--reference", saved_model, "-o", tmp_path / name, *short, *options]
+        code, _, err = call(*asked)
+        assert code == 0, err
+        model = sgd.model.load(tmp_path / name, adata=False)
+        assert "plasma" in model.conditions.categories["cell_type"]
+        assert model.reference_["trainable"] == "new_conditions"
+        assert set(model.generate(4, {"cell_type": "plasma"}).obs["cell_type"]) == {"plasma"}
+    code, _, err = call(*asked[:-1], "--trainable", "all", "--overwrite")
+    assert code == 0, err
+    assert sgd.model.load(tmp_path / "files", adata=False).reference_["trainable"] == "all"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reference", "{model}", "-c", "cell_type"], "--reference and --condition exclude each other"),
+        (["--reference", "{model}", "--set", "width=8"], "--reference and --set exclude each other"),
+        (["--reference", "{model}", "--model", "WBDIT"], "--model WBDIT, but the reference is of class SCLDM"),
+        (["--reference", "nowhere"], "There is no saved model at"),
+        (["--trainable", "all"], "--trainable needs --reference"),
+    ],
+)
+def test_wrong_options_of_fine_tuning_are_named(call, cells_file, saved_model, tmp_path, options, message):
+    options = [part.format(model=saved_model) for part in options]
+    code, out, err = call("train", cells_file, "-o", tmp_path / "model", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 @pytest.mark.parametrize(
     ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
 )

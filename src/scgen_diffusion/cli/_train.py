@@ -11,7 +11,20 @@ import click
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
-from ._command import Keyed, columns, command, existing, flag, given, new, option, scalar, toml_value, whole_number
+from ._command import (
+    Keyed,
+    Model,
+    columns,
+    command,
+    existing,
+    flag,
+    given,
+    new,
+    option,
+    scalar,
+    toml_value,
+    whole_number,
+)
 from ._files import COMMAND_FILE, MUDATA, N_NAMED, TABLES, check_place, check_replaced, read_cells, read_table
 from ._terminal import ExitCode
 
@@ -23,6 +36,11 @@ if TYPE_CHECKING:
 MODELS = ("SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT")
 STAGES = ("autoencoder", "prior", "transport", "diffusion")
 WINDOW_OPTIONS = ("shared_genes", "window_size", "block_size")
+TRAINABLE = ("new_conditions", "conditions", "network", "all")
+OF_REFERENCE = (  # what a fine-tuned model has from its reference
+    "layer", "condition", "continuous_condition", "set_condition", "control", "values", "modality", "size", "architecture",
+    *WINDOW_OPTIONS,
+)  # fmt: skip
 LARGEST_SEED = 2**32 - 1
 SETTING = Keyed("KEY=VALUE", toml_value)
 TRAIN_OPTIONS = (
@@ -66,6 +84,12 @@ SECTIONS = {
         option("--model -m", "Class of the model.", click.Choice(MODELS), default=MODELS[0]),
         option("--size", "Architecture: recommended, or of the paper.", click.Choice(["default", "published"])),
         option("--set architecture", "Option of the architecture, such as n_latent=16.", SETTING),
+    ],
+    "Fine-tuning": [
+        option(
+            "--reference", "Trained model to start from, which gives the options above: a folder or a name.", Model()
+        ),
+        option("--trainable", "What changes; default: new_conditions.", click.Choice(TRAINABLE)),
     ],
     "Training": [
         option(
@@ -122,9 +146,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     stay_in_files = len(paths) > 1 or options.get("backed", False)
     has_modalities = any(path.suffix == MUDATA for path in paths)
     _check_options(options, stay_in_files=stay_in_files, has_modalities=has_modalities)
-    check_place(
-        out, overwrite=options.get("overwrite", False), inputs=[*paths, *given(options, "checkpoint_dir").values()]
-    )
+    inputs = [*paths, *given(options, "checkpoint_dir", "reference").values()]
+    check_place(out, overwrite=options.get("overwrite", False), inputs=inputs)
     check_replaced(out)
     checkpoints = None
     if not options.get("no_checkpoints"):
@@ -142,21 +165,10 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 
     settings.seed = options["seed"]
     terminal.say(f"Reading {list_first(paths, N_NAMED)}")
-    name = options["model"]
-    model_class = getattr(package.model, "MULTISCLDM" if name == "SCLDM" and has_modalities else name)
-    architecture = given(options, "size") | options.get("architecture", {})
-    setup, data = _setup_arguments(options, has_modalities), {}
-    if stay_in_files:
-        setup |= given(options, "window_size", "block_size") | (
-            {"genes": "shared"} if "shared_genes" in options else {}
-        )
-        files = package.data.MuDataFiles if has_modalities else package.data.CellFiles
-        data = {"datamodule": files(list(paths), **setup)}
-        model = model_class(registry=data["datamodule"].registry, **architecture)
+    if "reference" in options:
+        model, data = _fine_tuned(package, options, stay_in_files=stay_in_files)
     else:
-        cells = read_cells(paths[0])
-        (model_class.setup_mudata if has_modalities else model_class.setup_anndata)(cells, **setup)
-        model = model_class(cells, **architecture)
+        model, data = _new(package, options, stay_in_files=stay_in_files, has_modalities=has_modalities)
     terminal.say(str(model).partition("\n  trained:")[0])  # the rest says what to do in Python
 
     arguments = given(options, *TRAIN_OPTIONS) | options.get("trainer", {})
@@ -182,6 +194,35 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     terminal.result(out)
 
 
+def _new(
+    package: Any, options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Return a new model, and the ``datamodule`` of cells that stay in files."""
+    paths, name = options["cells"], options["model"]
+    model_class = getattr(package.model, "MULTISCLDM" if name == "SCLDM" and has_modalities else name)
+    architecture = given(options, "size") | options.get("architecture", {})
+    setup = _setup_arguments(options, has_modalities)
+    if not stay_in_files:
+        cells = read_cells(paths[0])
+        (model_class.setup_mudata if has_modalities else model_class.setup_anndata)(cells, **setup)
+        return model_class(cells, **architecture), {}
+    setup |= given(options, "window_size", "block_size") | ({"genes": "shared"} if "shared_genes" in options else {})
+    files = (package.data.MuDataFiles if has_modalities else package.data.CellFiles)(list(paths), **setup)
+    return model_class(registry=files.registry, **architecture), {"datamodule": files}
+
+
+def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool) -> tuple[Any, dict[str, Any]]:
+    """Return a model of the new cells that starts from the reference; it knows its cells in files already."""
+    paths, name = options["cells"], options["model"]
+    reference = package.model.load(options["reference"], adata=False, accelerator="cpu")
+    if name not in (MODELS[0], type(reference).__name__):
+        msg = f"--model {name}, but the reference is of class {type(reference).__name__}; leave --model out."
+        raise click.UsageError(msg)
+    arguments = given(_setup_arguments(options, has_modalities=False), "condition_embeddings")
+    cells = list(paths) if stay_in_files else read_cells(paths[0])
+    return type(reference).load_query_data(cells, reference, **given(options, "trainable"), **arguments), {}
+
+
 def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool) -> None:
     """Raise for options that exclude each other, before any long work."""
     of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "devices", "checkpoint_dir")}
@@ -189,6 +230,11 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
     msg = ""
     if has_modalities and any(path.suffix != MUDATA for path in options["cells"]):
         msg = "Either all files must be .h5mu, or none."
+    elif "reference" in options and (unused := [name for name in OF_REFERENCE if name in options]):
+        shown = {"architecture": "set"}.get(unused[0], unused[0]).replace("_", "-")
+        msg = f"--reference and --{shown} exclude each other: a fine-tuned model has it from its reference."
+    elif "trainable" in options and "reference" not in options:
+        msg = "--trainable needs --reference."
     elif has_modalities and "shared_genes" in options:
         msg = "--shared-genes is for .h5ad and .zarr files; all .h5mu files must have the same features."
     elif stay_in_files and options.get("save_cells"):
