@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scanpy as sc
 
-from benchmarks.rivals.worker import Drawn, work
+from benchmarks.rivals.worker import NO_SHIFT, Drawn, work
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.rivals.worker import Task
 
 #: Cells from which the shift is learned.
-ALL_TYPES, OTHER_TYPES, NO_SHIFT = "all types", "other types", "none"
+ALL_TYPES, OTHER_TYPES = "all types", "other types"
 MAX_EPOCHS, BATCH_SIZE, PATIENCE = 100, 32, 25
 
 

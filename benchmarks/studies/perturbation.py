@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.perturbation                                          # everything that is missing
     python -m benchmarks.studies.perturbation --types B --seeds 0 --methods latent_arithmetic    # a part of it
-    python -m benchmarks.studies.perturbation --methods scgen --seeds 0 --python venv/bin/python  # scGen, a rival
+    python -m benchmarks.studies.perturbation --methods scgen --seeds 0 --python venv/bin/python  # a rival
     python -m benchmarks.studies.perturbation --methods                                # only the summary and pictures
 
 The interferon-stimulated cells of one type at a time are left out. They are predicted from the type's control cells,
@@ -17,7 +17,7 @@ import argparse
 import logging
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +31,9 @@ import torch
 
 from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.splits import load, log_normalise, most_variable
+from benchmarks.rivals import cellflow, scgen
 from benchmarks.rivals.__main__ import ask
-from benchmarks.rivals.scgen import ALL_TYPES, NO_SHIFT, OTHER_TYPES
-from benchmarks.rivals.worker import COSTS
+from benchmarks.rivals.worker import COSTS, NO_SHIFT
 from benchmarks.tables import (
     ROOT,
     describe_source,
@@ -210,13 +210,16 @@ CONDITION_KEYS = [CELL_TYPE, CONDITION]
 AUTOENCODER = ("encoder.", "decoder.", "likelihood.", "condition_effects.")
 #: Changes to the prior's recipe: a step on a CPU takes a third of the time, for the same number of steps.
 PRIOR_KWARGS = {"batch_size": 128}
-#: Shifts with which scGen decodes control cells.
-SHIFTS = (ALL_TYPES, OTHER_TYPES, NO_SHIFT)
+#: Rivals, each in an environment of its own, and the shifts with which they decode control cells.
+SHIFTS = {
+    "scGen": (scgen.ALL_TYPES, scgen.OTHER_TYPES, NO_SHIFT),
+    "CellFlow": (cellflow.PERTURBED, NO_SHIFT),
+}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A case's models, trained when first needed: SCLDM's stages, and scGen.
+    """A case's models, trained when first needed: SCLDM's stages, and rivals.
 
     Attributes
     ----------
@@ -225,9 +228,9 @@ class Trained:
     seed
         Seed of training and of draws.
     folder
-        Folder of the stored autoencoder and of what scGen decodes.
+        Folder of the stored autoencoder and of what rivals decode.
     python
-        Python of an environment that has scGen.
+        Python of an environment that has the rival.
     """
 
     case: Case
@@ -278,14 +281,13 @@ class Trained:
         model.train_transport(control_values={CONDITION: CONTROL}, accelerator="cpu", enable_progress_bar=False)
         return model
 
-    @cached_property
-    def scgen(self) -> ad.AnnData:
-        """What scGen decodes of the control cells, with each of `SHIFTS`."""
-        path = stored_path(self.folder, self.case.cell_type, self.seed, "scgen-decoded")
+    def decoded(self, rival: str) -> ad.AnnData:
+        """Return what a rival decodes of the control cells, with each of its `SHIFTS`."""
+        path = stored_path(self.folder, self.case.cell_type, self.seed, f"{rival.lower()}-decoded")
         if not path.exists():
-            requested = pd.concat([self.case.control.obs.assign(shift=shift) for shift in SHIFTS]).astype(str)
+            requested = pd.concat([self.case.control.obs.assign(shift=shift) for shift in SHIFTS[rival]]).astype(str)
             train = ad.AnnData(self.case.train.X, obs=self.case.train.obs, var=self.case.train.var)
-            write_cells(ask("scGen", train, requested, self.seed, python=self.python, minutes=60), path)
+            write_cells(ask(rival, train, requested, self.seed, python=self.python, minutes=60), path)
         return ad.read_h5ad(path)
 
 
@@ -326,27 +328,24 @@ def arithmetic_with_own_residuals(trained: Trained) -> ad.AnnData:
     return _arithmetic(trained, keeps_residuals=True)
 
 
-def scgen(trained: Trained) -> ad.AnnData:
-    """Add to each control cell the change between what scGen decodes of it with the shift and without.
+def rival_change(trained: Trained, rival: str, shift: str) -> ad.AnnData:
+    """Add to each control cell the change between what a rival decodes of it with a shift and without.
 
-    This makes cells of scGen's profiles: each keeps what its own profile without the shift does not explain. Negative
+    This makes cells of a rival's profiles: each keeps what its own profile without the shift does not explain. Negative
     values become zero. Changes of the means stay about as large as those of the profiles before any scaling.
     """
-    return _with_scgen(trained, log_normalise(trained.case.control.layers["counts"]) + _change(trained, ALL_TYPES))
+    shifted, unshifted = (_decoded(trained, rival, name) for name in (shift, NO_SHIFT))
+    cells = as_profiles(trained.case, log_normalise(trained.case.control.layers["counts"]) + shifted - unshifted)
+    return _with_costs(trained, rival, cells)
 
 
-def scgen_other_types(trained: Trained) -> ad.AnnData:
-    """Do the same, but the control cells of the left-out type are not among those that the shift is learned from."""
-    return _with_scgen(trained, log_normalise(trained.case.control.layers["counts"]) + _change(trained, OTHER_TYPES))
-
-
-def scgen_profiles(trained: Trained) -> ad.AnnData:
-    """Return what scGen decodes with the shift as it is, but for negative values, which become zero.
+def rival_profiles(trained: Trained, rival: str, shift: str) -> ad.AnnData:
+    """Return what a rival decodes with a shift as it is, but for negative values, which become zero.
 
     Means of log-normalised values lack the zeros of cells. They stand for fewer counts in all than a cell has, and the
     judge raises them, because it scales all cells to the same sum.
     """
-    return _with_scgen(trained, np.split(trained.scgen.X, len(SHIFTS))[SHIFTS.index(ALL_TYPES)])
+    return _with_costs(trained, rival, as_profiles(trained.case, _decoded(trained, rival, shift)))
 
 
 #: Trained baselines by name; all others have the names of :func:`scgen_diffusion.metrics.evaluate`.
@@ -362,11 +361,12 @@ SCLDM_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
     "scldm_transport_new_counts": transport_with_new_counts,
     "scldm_arithmetic_own_residuals": arithmetic_with_own_residuals,
 }
-#: The rival, in an environment of its own.
-SCGEN_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
-    "scgen": scgen,
-    "scgen_other_types": scgen_other_types,
-    "scgen_profiles": scgen_profiles,
+RIVAL_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
+    "scgen": partial(rival_change, rival="scGen", shift=scgen.ALL_TYPES),
+    "scgen_other_types": partial(rival_change, rival="scGen", shift=scgen.OTHER_TYPES),
+    "scgen_profiles": partial(rival_profiles, rival="scGen", shift=scgen.ALL_TYPES),
+    "cellflow": partial(rival_change, rival="CellFlow", shift=cellflow.PERTURBED),
+    "cellflow_profiles": partial(rival_profiles, rival="CellFlow", shift=cellflow.PERTURBED),
 }
 METHODS = (*BASELINES, *SCLDM_METHODS)
 
@@ -376,14 +376,13 @@ def stored_path(folder: Path, cell_type: str, seed: int, name: str, suffix: str 
     return folder / f"{cell_type.replace(' ', '_')}-{seed}-{name}{suffix}"
 
 
-def _change(trained: Trained, shift: str) -> NDArray:
-    decoded = dict(zip(SHIFTS, np.split(trained.scgen.X, len(SHIFTS)), strict=True))
-    return decoded[shift] - decoded[NO_SHIFT]
+def _decoded(trained: Trained, rival: str, shift: str) -> NDArray:
+    shifts = SHIFTS[rival]
+    return np.split(trained.decoded(rival).X, len(shifts))[shifts.index(shift)]
 
 
-def _with_scgen(trained: Trained, values: NDArray) -> ad.AnnData:
-    cells = as_profiles(trained.case, values)
-    cells.uns[COSTS] = trained.scgen.uns[COSTS]
+def _with_costs(trained: Trained, rival: str, cells: ad.AnnData) -> ad.AnnData:
+    cells.uns[COSTS] = trained.decoded(rival).uns[COSTS]
     return cells
 
 
@@ -423,6 +422,8 @@ NAMES = {
     "scgen": "scGen",
     "scgen_other_types": "scGen, shift of other types",
     "scgen_profiles": "scGen, profiles",
+    "cellflow": "CellFlow",
+    "cellflow_profiles": "CellFlow, profiles",
     "latent_arithmetic": "latent arithmetic",
     "scldm_generate": "SCLDM generate",
     "scldm_inversion": "SCLDM inversion",
@@ -430,7 +431,7 @@ NAMES = {
     "scldm_transport_new_counts": "transport, new counts",
     "scldm_arithmetic_own_residuals": "arithmetic, own residuals",
 }
-COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", *SCGEN_METHODS, "latent_arithmetic")
+COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", *RIVAL_METHODS, "latent_arithmetic")
 #: Metrics in the pictures.
 DRAWN_METRICS = ("energy_distance", "mean_change_correlation", "mean_change_slope", "mean_change_debiased_error")
 DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", OURS)
@@ -602,7 +603,7 @@ def predict(trained: Trained, method: str) -> ad.AnnData:
         logger.info("%s, seed %d: predicting with %s", trained.case.cell_type, trained.seed, method)
         started = time.process_time()
         is_baseline = method in BASELINES
-        of_trained = SCLDM_METHODS | SCGEN_METHODS
+        of_trained = SCLDM_METHODS | RIVAL_METHODS
         cells = BASELINES[method](trained.case, trained.seed) if is_baseline else of_trained[method](trained)
         cells.uns["cpu_minutes"] = (time.process_time() - started) / 60
         write_cells(cells, path)
@@ -675,8 +676,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="+", help="cell types to leave out; default: all with enough stimulated cells")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="*", choices=(*METHODS, *SCGEN_METHODS), default=list(METHODS))
-    parser.add_argument("--python", help="Python of an environment that has pertpy, for scGen")
+    parser.add_argument("--methods", nargs="*", choices=(*METHODS, *RIVAL_METHODS), default=list(METHODS))
+    parser.add_argument("--python", help="Python of an environment that has the rival")
     parser.add_argument(
         "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of predictions and autoencoders"
     )
@@ -684,8 +685,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "_static")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
-    if not arguments.python and SCGEN_METHODS.keys() & set(arguments.methods):
-        parser.error("scGen needs --python.")
+    if not arguments.python and (rivals := [name for name in arguments.methods if name in RIVAL_METHODS]):
+        parser.error(f"{', '.join(rivals)}: a rival needs --python.")
     torch.set_num_threads(arguments.threads)
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     run(arguments)
