@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from benchmarks.rivals.worker import Task
 
-#: Cells with the perturbation.
-PERTURBED = "perturbed"
 N_COMPONENTS = 100
 STEPS, BATCH_SIZE, LEARNING_RATE = 5_000, 256, 5e-4
 WIDTH = 256

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Keys of ``uns``: the cells to draw, what the drawn values are, and what they cost.
 REQUESTED, VALUES, COSTS = "requested", "values", "costs"
-#: The ``shift`` of a requested row whose control cell is decoded as it is.
-NO_SHIFT = "none"
+#: The ``shift`` of a requested row: its control cell is decoded as perturbed, or as it is.
+SHIFT, NO_SHIFT = "perturbed", "none"
 
 
 @dataclass(frozen=True)

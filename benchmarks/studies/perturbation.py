@@ -31,9 +31,9 @@ import torch
 
 from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.splits import load, log_normalise, most_variable
-from benchmarks.rivals import cellflow, scgen
+from benchmarks.rivals import scgen
 from benchmarks.rivals.__main__ import ask
-from benchmarks.rivals.worker import COSTS, NO_SHIFT
+from benchmarks.rivals.worker import COSTS, NO_SHIFT, SHIFT
 from benchmarks.tables import (
     ROOT,
     describe_source,
@@ -213,7 +213,8 @@ PRIOR_KWARGS = {"batch_size": 128}
 #: Rivals, each in an environment of its own, and the shifts with which they decode control cells.
 SHIFTS = {
     "scGen": (scgen.ALL_TYPES, scgen.OTHER_TYPES, NO_SHIFT),
-    "CellFlow": (cellflow.PERTURBED, NO_SHIFT),
+    "CPA": (SHIFT, NO_SHIFT),
+    "CellFlow": (SHIFT, NO_SHIFT),
 }
 
 
@@ -365,8 +366,10 @@ RIVAL_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
     "scgen": partial(rival_change, rival="scGen", shift=scgen.ALL_TYPES),
     "scgen_other_types": partial(rival_change, rival="scGen", shift=scgen.OTHER_TYPES),
     "scgen_profiles": partial(rival_profiles, rival="scGen", shift=scgen.ALL_TYPES),
-    "cellflow": partial(rival_change, rival="CellFlow", shift=cellflow.PERTURBED),
-    "cellflow_profiles": partial(rival_profiles, rival="CellFlow", shift=cellflow.PERTURBED),
+    "cpa": partial(rival_change, rival="CPA", shift=SHIFT),
+    "cpa_profiles": partial(rival_profiles, rival="CPA", shift=SHIFT),
+    "cellflow": partial(rival_change, rival="CellFlow", shift=SHIFT),
+    "cellflow_profiles": partial(rival_profiles, rival="CellFlow", shift=SHIFT),
 }
 METHODS = (*BASELINES, *SCLDM_METHODS)
 
@@ -422,6 +425,8 @@ NAMES = {
     "scgen": "scGen",
     "scgen_other_types": "scGen, shift of other types",
     "scgen_profiles": "scGen, profiles",
+    "cpa": "CPA",
+    "cpa_profiles": "CPA, profiles",
     "cellflow": "CellFlow",
     "cellflow_profiles": "CellFlow, profiles",
     "latent_arithmetic": "latent arithmetic",
