@@ -90,8 +90,7 @@ def draw(task: Task) -> Drawn:
         if shift == NO_SHIFT:
             return control.obsm["X_pca"]
         asked = control.obs[:1].assign(condition="stimulated", is_control=False)
-        [of_type] = model.predict(control, covariate_data=asked, sample_rep="X_pca").values()
-        [moved] = of_type.values()
+        [moved] = model.predict(control, covariate_data=asked, sample_rep="X_pca").values()
         return np.asarray(moved)
 
     shifts = task.requested["shift"]

@@ -72,6 +72,8 @@ PERTURBATION_METHODS = {
     "latent_arithmetic": "latent arithmetic",
     "scvi_arithmetic": "scVI arithmetic",
     "scgen": "scGen",
+    "cpa": "CPA",
+    "cellflow": "CellFlow",
     "mean_shift": "mean shift",
     "linear_additive": "linear model",
     "no_change": "no change",
