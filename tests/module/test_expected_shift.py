@@ -18,7 +18,7 @@ def fitted(conditions, perturbations, centres, shifts, *, control, variance=1e-3
     shift = ExpectedShift(conditions, SIZE, len(centres), len(control))
     variances = torch.as_tensor(variance).expand(len(centres)).float()
     controls = [centre[None] for centre in centres]
-    shift.fit(controls, centres, shifts, variances, torch.ones(SIZE), perturbations, control, perturbs)
+    shift.fit(controls, centres, shifts, variances, torch.eye(SIZE), perturbations, control, perturbs)
 
     def ask(x, condition):
         x, condition = torch.as_tensor(x).float(), torch.tensor([condition]).float()
@@ -42,6 +42,22 @@ def test_cells_respond_like_similar_ones_and_far_ones_like_the_mean(of_two_kinds
     found = of_two_kinds(torch.full((SIZE,), place), [12, 1])
 
     torch.testing.assert_close(found, torch.full((SIZE,), expected), atol=0.5, rtol=0)
+
+
+def test_cells_are_as_alike_as_their_images_along_the_axes():
+    centres = torch.zeros(2, SIZE)
+    centres[0, 0], centres[1, 1] = FAR, FAR
+    shifts, perturbations = torch.tensor([[1.0] * SIZE, [-1.0] * SIZE]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    control, asked = torch.tensor([2.0, 0.0]), torch.zeros(1, 1, SIZE)
+    asked[..., 0], asked[..., 1] = FAR, FAR
+    for ignored, expected in ((0, -1.0), (1, 1.0)):  # the latent that does not count
+        axes = torch.eye(SIZE)
+        axes[ignored] = 0
+        shift = ExpectedShift((2, 2), SIZE, 2, 2)
+        controls = [centre[None] for centre in centres]
+        shift.fit(controls, centres, shifts, torch.full((2,), 1e-3), axes, perturbations, control, PERTURBS)
+        found = shift(asked, torch.tensor([[2.0, 1.0]]), control, PERTURBS)
+        assert (found.sign() == expected).all()
 
 
 def test_unperturbed_cells_stay(of_two_kinds):
@@ -121,7 +137,7 @@ def fitted_shift(centres, shifts, perturbations, variance=1e-2):
     shift = ExpectedShift((10, 2), SIZE, len(centres), 2)
     variances = torch.full((len(centres),), variance)
     cells = [centre[None] for centre in centres]
-    shift.fit(cells, centres, shifts, variances, torch.ones(SIZE), perturbations, CONTROL, PERTURBS)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, CONTROL, PERTURBS)
     return shift
 
 
@@ -164,7 +180,7 @@ def test_it_is_less_sure_of_cells_that_are_far_and_knows_nothing_of_other_pertur
     perturbations = torch.stack([torch.arange(5), torch.ones(5)], 1)
     shift = ExpectedShift((10, 3), SIZE, 5, 2)
     cells, variances = [centre[None] for centre in centres], torch.full((5,), 1e-2)
-    shift.fit(cells, centres, shifts, variances, torch.ones(SIZE), perturbations, CONTROL, PERTURBS)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, CONTROL, PERTURBS)
     near, far = torch.zeros(1, SIZE), torch.full((1, SIZE), FAR)
 
     found = shift.uncertainty([near, far, near], torch.tensor([[5.0, 1], [5, 1], [5, 2]]), CONTROL, PERTURBS)
@@ -211,7 +227,7 @@ def test_the_share_explained_by_others_is_that_of_refits_without_each_class():
     perturbations = torch.stack([torch.zeros(n), torch.tensor([1.0, 1, 2, 2, 3, 3, 4, 4])], 1)
     shift = ExpectedShift((10, Classes(5, vectors)), SIZE, n, 2)
     variances, cells = torch.full((n,), 0.1), [centre[None] for centre in centres]
-    shift.fit(cells, centres, shifts, variances, torch.ones(SIZE), perturbations, CONTROL, PERTURBS)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, CONTROL, PERTURBS)
 
     noise, errors = 0.1 * n * SIZE, 0.0
     for name in range(1, 5):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHARED = 10.0  # variance of what a perturbation does everywhere, relative to the mean square of all shifts
 SPECIFIC = (1.0, 0.3, 3.0)  # variance of what it does in similar cells only, likewise
-LENGTHS = (2.8, 1.4, 2.0, 4.0)  # of similarity, in standard deviations of cells of one kind, per latent
+LENGTHS = (2.8, 1.4, 2.0, 4.0, 5.6, 8.0)  # of similarity, in standard deviations of cells of one kind
 INTERACTION = 0.3  # variance of what a set does beyond its members, relative to one member
 FEW_ERRORS = 0.1  # of a shift, relative to its mean square, below which more cells make a group no more important
 MOST_GROUPS = 500  # that choose variance and length
@@ -34,9 +34,10 @@ class ExpectedShift(nn.Module):
 
     .. math::
 
-        k(x, p; x', p') = k_p(p, p') \left(a + b\, e^{-\lVert x - x' \rVert^2 / 2 \ell^2}\right)
+        k(x, p; x', p') = k_p(p, p') \left(a + b\, e^{-\lVert A^\top (x - x') \rVert^2 / 2 \ell^2}\right)
 
     A perturbation therefore does the same everywhere (:math:`a`), and more alike in cells that are alike (:math:`b`).
+    The axes :math:`A` make cells as alike as their expected expression is: latents that hardly change it do not count.
     Where no similar cells were seen, the expected shift is the mean over groups. Sets of perturbations add up: their
     :math:`k_p` is the number of members that they share. It is 1 for equal classes and 0 for others, and falls with the
     distance of numbers and of known embeddings. :math:`b` and :math:`\ell` are those that predict best the cells of each
@@ -62,7 +63,7 @@ class ExpectedShift(nn.Module):
         self.register_buffer("weights", torch.zeros(n_groups, size))
         self.register_buffer("variances", torch.zeros(n_groups))
         self.register_buffer("left_out", torch.zeros(n_groups, 2))  # `uncertainty` of each group, from all others
-        self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("axes", torch.eye(size))
         self.register_buffer("options", torch.zeros(3))  # a, b, length
 
     def forward(
@@ -200,7 +201,7 @@ class ExpectedShift(nn.Module):
         centres: Tensor,
         shifts: Tensor,
         variances: Tensor,
-        scale: Tensor,
+        axes: Tensor,
         perturbations: Tensor,
         control: Tensor,
         perturbs: Tensor,
@@ -215,21 +216,21 @@ class ExpectedShift(nn.Module):
             Mean latents of the control cells, and how much those of the perturbed cells differ, ``(groups, size)``.
         variances
             Sampling variance of the shifts, ``(groups,)``.
-        scale
-            Standard deviation of latents among cells of one kind, ``(size,)``.
+        axes
+            Axes along which latents differ, ``(size, axes)``. Cells of one kind have a mean square of 1 along them.
         perturbations
             Conditions of the perturbed cells, ``(groups, columns)``.
         control, perturbs
             As in :meth:`forward`.
         """
-        self.scale.copy_(scale)
+        self.axes.copy_(axes)
         of_perturbations = self._similarity(perturbations, perturbations, control, perturbs)
         shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
         size = (shifts.square().mean() - variances.mean()).clamp(min=0.01 * shifts.square().mean() + SMALLEST)
         weights = 1 / (variances + FEW_ERRORS * size)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
         among = of_perturbations[some][:, some]
-        best, width = torch.inf, centres.shape[1] ** 0.5
+        best, width = torch.inf, axes.shape[1] ** 0.5
         for length in (width * factor for factor in LENGTHS):
             alike = self._alikeness(centres, centres, length)
             of_cells = torch.stack(
@@ -258,8 +259,8 @@ class ExpectedShift(nn.Module):
 
     def _alikeness(self, x: Tensor, other: Tensor, length: Tensor | float) -> Tensor:
         """Return how alike latents ``(n, size)`` and ``(m, size)`` are, from 0 to 1, ``(n, m)``."""
-        scale = self.scale.double()
-        return (-torch.cdist(x / scale, other / scale).square() / (2 * length**2)).exp()
+        axes = self.axes.double()
+        return (-torch.cdist(x @ axes, other @ axes).square() / (2 * length**2)).exp()
 
     def _by_key(self, *codes: Tensor) -> Iterator[tuple[Any, ...]]:
         """Yield the encoding of each key, and its columns of the codes ``(..., columns)``."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
+MOST_DECODED = 2000  # cells from which latents are related to expression
+RIDGE = 1e-3  # relative to the variance of standardised latents
+SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,35 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) 
         means[::2],
         means[1::2] - means[::2],
         variances,
-        within.sqrt().clamp(min=1e-3),
+        axes_of_expression(module, controls),
         torch.stack(conditions),
         transport.control,
         transport.perturbs,
     )
+
+
+def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tensor:
+    """Return axes of standardised latents along which cells differ as much as their expected expression, ``(size, size)``.
+
+    Latents are mapped to log-normalised expression by ridge regression. Its Gram matrix is that of the axes.
+
+    Parameters
+    ----------
+    module
+        A module with a trained autoencoder.
+    controls
+        Standardised latents of the cells of each group, ``(cells, size)``.
+    """
+    chosen = torch.from_numpy(_evenly(np.arange(sum(map(len, controls))), MOST_DECODED))
+    z, deviations = torch.cat(list(controls))[chosen], torch.cat([z - z.mean(0) for z in controls])[chosen]
+    profiles = module.expected_profiles(module.unstandardise(z.view(-1, *module.latent_shape))).double()
+    z, deviations = z.double() - z.double().mean(0), deviations.double()
+    ridge = RIDGE * len(z) * torch.eye(z.shape[1], dtype=torch.double, device=z.device)
+    effects = torch.linalg.solve(z.T @ z + ridge, z.T @ (profiles - profiles.mean(0)))  # (size, genes)
+    gram = effects @ effects.T
+    smallest = RIDGE * (gram.trace() / len(gram) + SMALLEST)
+    axes = torch.linalg.cholesky(gram + smallest * torch.eye(len(gram), device=gram.device))
+    return axes / (deviations @ axes).square().mean().sqrt().clamp(min=SMALLEST)
 
 
 @torch.no_grad()
