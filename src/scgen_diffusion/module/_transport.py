@@ -27,8 +27,8 @@ class LatentTransport(nn.Module):
     The flow goes from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Its network learns the velocity from
     each control cell to the perturbed cell that optimal transport pairs it with. The :class:`ExpectedShift` is learned
     from the means of groups of cells; it is steadier, but follows large effects less far. Both see the latent and the
-    conditions that perturb, but not the other conditions, such as the cell type. Cells with similar latents therefore
-    respond alike, also in types that were never seen perturbed.
+    conditions that perturb, but not the other conditions, such as the cell type. Similar cells therefore respond alike,
+    also in types that were never seen perturbed.
 
     Parameters
     ----------
