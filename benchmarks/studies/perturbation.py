@@ -470,11 +470,14 @@ def summarise(table: pd.DataFrame) -> str:
         "",
     ]
     untuned = [name for name in types if name not in TUNED]
+    compared = [name for name in COMPARED_WITH if name in means]
+    common = means[compared].notna().groupby("cell_type").any().all(axis=1)
     for title, some in (
+        ("Types that all of these predicted", set(types) & set(common[common].index)),
         ("Types used for tuning", set(types) & set(TUNED)),
         ("Types not used for tuning", set(untuned)),
     ):
-        if some:
+        if some and some != set(types):
             shown = means[means.index.get_level_values("cell_type").isin(some)]
             parts += [f"**{title}: {', '.join(sorted(some))}**", "", _table_of_metrics(shown, better), ""]
     for metric in DRAWN_METRICS:
