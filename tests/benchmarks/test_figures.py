@@ -52,10 +52,12 @@ SENTENCES = [
     ),
     (
         "docs/user_guide/perturbations.md",
-        r"with the settings of its tutorial: ([\d.]+) CPU minutes per type\. [^(]*\(energy distance ([\d.]+)\)",
+        r"with ([\d.]+), ([\d.]+) and ([\d.]+) CPU minutes of training per type\. [^(]*"
+        r"\(energy distance ([\d.]+), ([\d.]+) and ([\d.]+)\)",
         [
-            ("studies/results/perturbation.csv", {"metric": "train_minutes", "method": "scgen"}, "value", 1),
-            ("studies/results/perturbation.csv", {"metric": "energy_distance", "method": "scgen_profiles"}, "value", 1),
+            ("studies/results/perturbation.csv", {"metric": metric, "method": method + suffix}, "value", 1)
+            for metric, suffix in (("train_minutes", ""), ("energy_distance", "_profiles"))
+            for method in ("scgen", "cpa", "cellflow")
         ],
     ),
 ]
