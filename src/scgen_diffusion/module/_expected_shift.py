@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHARED = 10.0  # variance of what a perturbation does everywhere, relative to the mean square of all shifts
 SPECIFIC = (1.0, 0.3, 3.0)  # variance of what it does in similar cells only, likewise
-LENGTHS = (2.8, 1.4, 2.0, 4.0, 5.6, 8.0)  # of similarity, in standard deviations of cells of one kind
+LENGTHS = (2.8, 1.4, 2.0, 4.0, 5.6, 8.0)  # of similarity, in standard deviations of cells of one kind along an axis
 INTERACTION = 0.3  # variance of what a set does beyond its members, relative to one member
 FEW_ERRORS = 0.1  # of a shift, relative to its mean square, below which more cells make a group no more important
 MOST_GROUPS = 500  # that choose variance and length

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
 MOST_DECODED = 2000  # cells from which latents are related to expression
+DECODED_TOGETHER = 128
 RIDGE = 1e-3  # relative to the variance of standardised latents
 SMALLEST = 1e-6
 
@@ -107,11 +108,14 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
         Standardised latents of the cells of each group, ``(cells, size)``.
     """
     chosen = torch.from_numpy(_evenly(np.arange(sum(map(len, controls))), MOST_DECODED))
-    z, deviations = torch.cat(list(controls))[chosen], torch.cat([z - z.mean(0) for z in controls])[chosen]
-    profiles = module.expected_profiles(module.unstandardise(z.view(-1, *module.latent_shape))).double()
-    z, deviations = z.double() - z.double().mean(0), deviations.double()
+    states, deviations = torch.cat(list(controls))[chosen], torch.cat([z - z.mean(0) for z in controls])[chosen]
+    deviations, z = deviations.double(), states.double() - states.double().mean(0)
+    cross = torch.zeros(1, dtype=torch.double, device=z.device)
+    for some in torch.arange(len(z)).split(DECODED_TOGETHER):
+        latents = module.unstandardise(states[some].view(-1, *module.latent_shape))
+        cross = cross + z[some].T @ module.expected_profiles(latents).double()  # (size, genes)
     ridge = RIDGE * len(z) * torch.eye(z.shape[1], dtype=torch.double, device=z.device)
-    effects = torch.linalg.solve(z.T @ z + ridge, z.T @ (profiles - profiles.mean(0)))  # (size, genes)
+    effects = torch.linalg.solve(z.T @ z + ridge, cross)
     gram = effects @ effects.T
     smallest = RIDGE * (gram.trace() / len(gram) + SMALLEST)
     axes = torch.linalg.cholesky(gram + smallest * torch.eye(len(gram), device=gram.device))
