@@ -34,7 +34,7 @@ def module_with(n_groups=6, *, error=None):
     perturbations = torch.stack([torch.arange(n_groups), torch.ones(n_groups)], 1).float()
     cells, variances = [centre[None] for centre in centres], torch.full((n_groups,), 1e-2)
     given = transport.control, transport.perturbs
-    transport.add_shift(n_groups).fit(cells, centres, shifts, variances, torch.ones(SIZE), perturbations, *given)
+    transport.add_shift(n_groups).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, *given)
     if error is not None:
         transport.add_error(n_groups, 5).misfit.fill_(error)
     return SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
@@ -75,7 +75,7 @@ def new_gene_by_embedding(effects, genes=(0.0, 0.1, 3.0, 3.1), wanted=0.05):
     centres, perturbations = torch.zeros(n, SIZE), torch.arange(1, n + 1).float()[:, None]
     shifts = torch.tensor(effects)[:, None].expand(n, SIZE)
     cells, given = [centre[None] for centre in centres], (transport.control, transport.perturbs)
-    transport.add_shift(n).fit(cells, centres, shifts, torch.full((n,), 1e-3), torch.ones(SIZE), perturbations, *given)
+    transport.add_shift(n).fit(cells, centres, shifts, torch.full((n,), 1e-3), torch.eye(SIZE), perturbations, *given)
     module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
     return judge(module, conditions, [NEAR], np.array([[n + 1.0]]))[0]
 

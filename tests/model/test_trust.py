@@ -198,15 +198,6 @@ def test_a_model_of_an_earlier_version_says_what_to_do(model):
     assert found["mean_change"]["lower"].isna().all()
 
 
-def test_a_transport_with_a_scale_of_each_latent_is_read(model):
-    state = model.module.state_dict()
-    axes = state.pop("transport.shift.axes")
-    old = SCLDM(model.adata, **SIZES)
-    old.module.load_state_dict({**state, "transport.shift.scale": torch.full((len(axes),), 2.0)})
-
-    torch.testing.assert_close(old.module.transport.shift.axes, torch.eye(len(axes)) / 2)
-
-
 def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
     model.train_prior(2, batch_size=128, **QUICK)
     new = {"cell_type": LEFT_OUT, **TREATED}

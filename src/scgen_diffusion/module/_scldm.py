@@ -135,10 +135,7 @@ class SCLDMModule(ConditionedModule):
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the transport if they contain one.
-
-        Earlier versions stored no variances of its expected shift, and a scale of each latent in place of axes.
-        """
+        """Load weights, and add the transport if they contain one. Earlier versions stored no variances of its shift."""
         if self.transport is None and any(name.startswith("transport.") for name in state_dict):
             self.add_transport()
         if (centres := state_dict.get("transport.shift.centres")) is not None:
@@ -147,8 +144,6 @@ class SCLDMModule(ConditionedModule):
                 f"transport.shift.{name}": getattr(shift, name) * torch.nan for name in ("variances", "left_out")
             }
             state_dict = {**unknown, **state_dict}
-            if (scale := state_dict.pop("transport.shift.scale", None)) is not None:
-                state_dict["transport.shift.axes"] = (1 / scale).diag()
         if (changes := state_dict.get("transport.error.changes")) is not None:
             self.transport.add_error(*changes.shape)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
