@@ -335,9 +335,9 @@ def rival_change(trained: Trained, rival: str, shift: str) -> ad.AnnData:
     This makes cells of a rival's profiles: each keeps what its own profile without the shift does not explain. Negative
     values become zero. Changes of the means stay about as large as those of the profiles before any scaling.
     """
-    shifted, unshifted = (_decoded(trained, rival, name) for name in (shift, NO_SHIFT))
-    cells = as_profiles(trained.case, log_normalise(trained.case.control.layers["counts"]) + shifted - unshifted)
-    return _with_costs(trained, rival, cells)
+    decoded, before = trained.decoded(rival), log_normalise(trained.case.control.layers["counts"])
+    change = _part(decoded, rival, shift) - _part(decoded, rival, NO_SHIFT)
+    return _as_rival(trained.case, before + change, decoded)
 
 
 def rival_profiles(trained: Trained, rival: str, shift: str) -> ad.AnnData:
@@ -346,7 +346,8 @@ def rival_profiles(trained: Trained, rival: str, shift: str) -> ad.AnnData:
     Means of log-normalised values lack the zeros of cells. They stand for fewer counts in all than a cell has, and the
     judge raises them, because it scales all cells to the same sum.
     """
-    return _with_costs(trained, rival, as_profiles(trained.case, _decoded(trained, rival, shift)))
+    decoded = trained.decoded(rival)
+    return _as_rival(trained.case, _part(decoded, rival, shift), decoded)
 
 
 #: Trained baselines by name; all others have the names of :func:`scgen_diffusion.metrics.evaluate`.
@@ -379,13 +380,14 @@ def stored_path(folder: Path, cell_type: str, seed: int, name: str, suffix: str 
     return folder / f"{cell_type.replace(' ', '_')}-{seed}-{name}{suffix}"
 
 
-def _decoded(trained: Trained, rival: str, shift: str) -> NDArray:
+def _part(decoded: ad.AnnData, rival: str, shift: str) -> NDArray:
     shifts = SHIFTS[rival]
-    return np.split(trained.decoded(rival).X, len(shifts))[shifts.index(shift)]
+    return np.split(decoded.X, len(shifts))[shifts.index(shift)]
 
 
-def _with_costs(trained: Trained, rival: str, cells: ad.AnnData) -> ad.AnnData:
-    cells.uns[COSTS] = trained.decoded(rival).uns[COSTS]
+def _as_rival(case: Case, values: NDArray, decoded: ad.AnnData) -> ad.AnnData:
+    cells = as_profiles(case, values)
+    cells.uns[COSTS] = decoded.uns[COSTS]
     return cells
 
 

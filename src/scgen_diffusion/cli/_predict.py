@@ -15,7 +15,6 @@ from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, lo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import numpy as np
     import pandas as pd
@@ -99,7 +98,9 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     model.predict_perturbation_to(out, cells, **arguments, show_progress=not terminal.quiet)
     finish(terminal, out)
     if out.exists():
-        _describe(terminal, _read_record(out), options)
+        from scgen_diffusion.data import PROVENANCE_KEY, open_anndata_files
+
+        _describe(terminal, open_anndata_files(out)[0].unstructured(PROVENANCE_KEY), options)
 
 
 def _open(model: Any, options: Mapping[str, Any]) -> Any:
@@ -173,20 +174,6 @@ def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
         msg = f"--where: no cell has all of {dict(where)}."
         raise click.UsageError(msg)
     return np.flatnonzero(is_chosen)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """Read from a file of predictions how they were made."""
-    import h5py
-    import zarr
-    from anndata.io import read_elem
-
-    from scgen_diffusion.data import PROVENANCE_KEY
-
-    if path.suffix == ".zarr":
-        return read_elem(zarr.open_group(path, mode="r")["uns"][PROVENANCE_KEY])
-    with h5py.File(path) as file:
-        return read_elem(file["uns"][PROVENANCE_KEY])
 
 
 def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -165,8 +165,9 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 
     settings.seed = options["seed"]
     terminal.say(f"Reading {list_first(paths, N_NAMED)}")
+    data: dict[str, Any] = {}
     if "reference" in options:
-        model, data = _fine_tuned(package, options, stay_in_files=stay_in_files)
+        model = _fine_tuned(package, options, stay_in_files=stay_in_files)
     else:
         model, data = _new(package, options, stay_in_files=stay_in_files, has_modalities=has_modalities)
     terminal.say(str(model).partition("\n  trained:")[0])  # the rest says what to do in Python
@@ -211,8 +212,8 @@ def _new(
     return model_class(registry=files.registry, **architecture), {"datamodule": files}
 
 
-def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool) -> tuple[Any, dict[str, Any]]:
-    """Return a model of the new cells that starts from the reference; it knows its cells in files already."""
+def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool) -> Any:
+    """Return a model of the new cells that starts from the reference."""
     paths, name = options["cells"], options["model"]
     reference = package.model.load(options["reference"], adata=False, accelerator="cpu")
     if name not in (MODELS[0], type(reference).__name__):
@@ -220,7 +221,7 @@ def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool
         raise click.UsageError(msg)
     arguments = given(_setup_arguments(options, has_modalities=False), "condition_embeddings")
     cells = list(paths) if stay_in_files else read_cells(paths[0])
-    return type(reference).load_query_data(cells, reference, **given(options, "trainable"), **arguments), {}
+    return type(reference).load_query_data(cells, reference, **given(options, "trainable"), **arguments)
 
 
 def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool) -> None:

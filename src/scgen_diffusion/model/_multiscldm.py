@@ -222,8 +222,7 @@ class MULTISCLDM(SCLDM):
     def _check_same_features(self, adata: MuData) -> None:
         check_same_features(adata, self.modalities)
 
-    def _check_query_cells(self, adata: MuData) -> None:
-        check_same_features(adata, self.modalities)
+    _check_query_cells = _check_same_features
 
     def _check_expression(self, adata: MuData) -> None:
         """Do nothing: registering the cells checks their values."""
