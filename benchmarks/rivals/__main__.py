@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import subprocess
-import tempfile
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +25,8 @@ import torch
 from benchmarks.quality.drawing import COSTS_KEY, draw_matching, held_out_conditions, write_cells
 from benchmarks.quality.splits import LABEL, load_split, to_dense
 from benchmarks.rivals import RIVALS
-from benchmarks.rivals.worker import COSTS, REQUESTED, VALUES
-from benchmarks.tables import ROOT
+from benchmarks.rivals.exchange import ask
+from benchmarks.rivals.worker import COSTS, VALUES
 
 if TYPE_CHECKING:
     from benchmarks.quality.splits import Split
@@ -42,32 +39,6 @@ def request(split: Split, seed: int) -> pd.DataFrame:
     rows = draw_matching(split.train_labels, split.held_out_labels, np.random.default_rng(seed))
     totals = to_dense(split.train.layers["counts"]).sum(axis=1)
     return pd.DataFrame({"label": split.held_out_labels, "total": totals[rows]})
-
-
-def ask(
-    rival: str,
-    train: ad.AnnData,
-    requested: pd.DataFrame,
-    seed: int,
-    *,
-    python: str,
-    repository: Path | None = None,
-    minutes: float = 15,
-    length: float = 1,
-) -> ad.AnnData:
-    """Return what a process of the rival's Python draws for a request, from these cells alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        split, drawn = Path(folder, "split.h5ad"), Path(folder, "drawn.h5ad")
-        given = train.copy()
-        given.uns[REQUESTED] = requested
-        given.write_h5ad(split)
-        options = {"split": split, "drawn": drawn, "seed": seed, "minutes": minutes, "length": length}
-        if repository:
-            options["repository"] = repository.resolve()
-        command = [python, "-m", f"benchmarks.rivals.{rival.lower()}"]
-        command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        return ad.read_h5ad(drawn)
 
 
 def as_cells(split: Split, requested: pd.DataFrame, drawn: ad.AnnData) -> ad.AnnData:

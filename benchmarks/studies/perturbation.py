@@ -32,7 +32,7 @@ import torch
 from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.splits import load, log_normalise, most_variable
 from benchmarks.rivals import scgen
-from benchmarks.rivals.__main__ import ask
+from benchmarks.rivals.exchange import ask
 from benchmarks.rivals.worker import COSTS, NO_SHIFT, SHIFT
 from benchmarks.tables import (
     ROOT,

@@ -106,16 +106,6 @@ def test_no_prediction_is_surer_than_those_of_left_out_groups():
     assert verdict_on(KNOWN, FAR).variance > 2 * float(shift.left_out[:, 0].mean())
 
 
-def test_a_model_of_an_earlier_version_is_not_measured():
-    module = module_with()
-    module.transport.shift.variances.fill_(torch.inf)
-
-    found = judge(module, CONDITIONS, [NEAR], np.array([KNOWN], dtype=float))[0]
-
-    assert found.label == "unknown"
-    assert "train_transport()" in found.advice
-
-
 def test_the_most_doubtful_combination_is_the_one_of_the_warning():
     verdicts = [verdict_on(KNOWN), verdict_on(KNOWN, FAR), verdict_on(NEW)]
 

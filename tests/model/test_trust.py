@@ -184,20 +184,6 @@ def test_requests_of_very_many_combinations_are_not_judged(model, monkeypatch):
     assert "verdict" not in model.predict_perturbation(condition=TREATED, indices=rows).uns["scgen_diffusion"]
 
 
-def test_a_model_of_an_earlier_version_says_what_to_do(model):
-    state = model.module.state_dict()
-    new = [name for name in state if name.endswith(("shift.variances", "shift.left_out")) or "transport.error" in name]
-    old = SCLDM(model.adata, **SIZES)
-    old.module.load_state_dict({name: tensor for name, tensor in state.items() if name not in new})
-    old.trained_stages_ = ["autoencoder", "transport"]
-
-    assert len(new) == 7
-    with pytest.warns(UserWarning, match=r"did not measure its errors. Call train_transport\(\) again"):
-        found = old.predict_perturbation(controls(model), TREATED, seed=0).uns["scgen_diffusion"]
-    assert found["verdict"]["verdict"].tolist() == ["unknown"]
-    assert found["mean_change"]["lower"].isna().all()
-
-
 def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
     model.train_prior(2, batch_size=128, **QUICK)
     new = {"cell_type": LEFT_OUT, **TREATED}

@@ -120,7 +120,7 @@ def load_for(terminal: Terminal, options: Mapping[str, Any], inputs: Sequence[Pa
         raise click.UsageError(msg)
     package = terminal.libraries()
     model = package.model.load(options["model"], adata=False, **given(options, "accelerator", "device"))
-    has_modalities = bool(getattr(model, "modalities", None))
+    has_modalities = bool(model.modalities)
     if (out.suffix == MUDATA) is not has_modalities:
         what = "several modalities writes .h5mu" if has_modalities else "one modality writes .zarr or .h5ad"
         msg = f"{out} has the wrong suffix: a model of {what}."
@@ -215,7 +215,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         "n_genes": int(model.summary_stats.n_vars),
         "n_cells": int(model.summary_stats.n_cells),
         "values": model.registry_["setup_args"].get("values", "counts"),
-        "modalities": {name: m.likelihood for name, m in getattr(model, "modalities", {}).items()},
+        "modalities": {name: m.likelihood for name, m in model.modalities.items()},
         "conditions": conditions,
         "n_combinations": len(model.conditions.combinations),
         "architecture": asdict(model.architecture),

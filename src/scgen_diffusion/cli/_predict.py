@@ -112,7 +112,7 @@ def _open(model: Any, options: Mapping[str, Any]) -> Any:
         For a layer of cells that stay in files or have several modalities, and for a layer that the cells lack.
     """
     paths, layer = options["cells"], options.get("layer")
-    has_modalities = bool(getattr(model, "modalities", None))
+    has_modalities = bool(model.modalities)
     if len(paths) > 1 or options.get("backed"):
         if layer is not None:
             msg = "--layer needs cells in memory, but several files, or --backed, leave them in their files."

@@ -37,13 +37,6 @@ class Verdict(NamedTuple):
     variance: float = float("nan")
 
 
-NOT_MEASURED = Verdict(
-    UNKNOWN,
-    "the transport was trained by a version that did not measure its errors",
-    "Call train_transport() again.",
-)
-
-
 class MeanChange(NamedTuple):
     """Predicted minus control mean of each gene, and its interval, ``(genes,)``."""
 
@@ -74,8 +67,6 @@ def judge(
     """
     transport: Any = module.transport
     shift, given = transport.shift, (transport.control, transport.perturbs)
-    if shift is None or not shift.is_measured:
-        return [NOT_MEASURED] * len(cells)
     condition = module.condition_tensor(codes)
     uncertainty = shift.uncertainty(cells, condition, *given).tolist()
     related = shift.related(condition, *given).cpu().numpy()

@@ -126,7 +126,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from torch import Tensor
 
-    from scgen_diffusion.data import ConditionRequest, Paths
+    from scgen_diffusion.data import ConditionRequest, Modality, Paths
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.generation import CellRequest, Rows, Verdict
     from scgen_diffusion.module import InputValues, LibrarySizeKind
@@ -387,6 +387,11 @@ class DiffusionModel(BaseModelClass):
     def conditions(self) -> Conditions:
         """Condition keys, their classes, and the number of training cells of each combination."""
         return Conditions(self._condition_keys, self.combinations_, self.combination_sizes_)
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """Features and likelihood of each modality; empty if there is only one."""
+        return {}
 
     @property
     def _input_values(self) -> InputValues:

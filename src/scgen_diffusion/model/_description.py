@@ -18,7 +18,7 @@ N_RANGES = 3
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     lines = {
-        "features" if getattr(model, "modalities", {}) else "genes": _genes(model),
+        "features" if model.modalities else "genes": _genes(model),
         "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
         "trained": _trained(model),
         "next": next_step(model),
@@ -50,8 +50,8 @@ def _cells(model: DiffusionModel) -> str:
 
 def _genes(model: DiffusionModel) -> str:
     arguments = model.registry_["setup_args"]
-    if modalities := getattr(model, "modalities", {}):
-        return _listed([f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in modalities.items()])
+    if model.modalities:
+        return _listed([f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in model.modalities.items()])
     layer = "X" if arguments["layer"] is None else f"layers[{arguments['layer']!r}]"
     return f"{model.summary_stats.n_vars:,} ({model._input_values} in {layer})"
 

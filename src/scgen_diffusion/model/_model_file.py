@@ -125,11 +125,10 @@ def model_content(model: Any) -> dict[str, Any]:
     tables = registry["setup_args"]["condition_embeddings"]
     registry["setup_args"]["condition_embeddings"] = list(tables)
     attributes = {name: vars(model)[name] for name in ATTRIBUTES if name in vars(model)}
-    modalities = getattr(model, "modalities", {})
     return {
         "format": FORMAT,
         "model_state_dict": {name: tensor.cpu() for name, tensor in model.module.state_dict().items()},
-        "var_names": {n: list(m.features) for n, m in modalities.items()} or list(model.var_.index),
+        "var_names": {n: list(m.features) for n, m in model.modalities.items()} or list(model.var_.index),
         "attr_dict": {
             "registry_": registry,
             "condition_embeddings_": tables,

@@ -181,11 +181,6 @@ class ExpectedShift(nn.Module):
         ]
         return torch.cat([codes.new_zeros(len(codes), 0, dtype=torch.double), *marks], dim=1)
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether the variance of its predictions is known; models of earlier versions do not have it."""
-        return bool(self.variances.isfinite().all())
-
     def _covariance(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return the covariance of the measured shifts of some groups, ``(n, n)``."""
         a, b, length = self.options.double()

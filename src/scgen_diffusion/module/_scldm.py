@@ -135,15 +135,11 @@ class SCLDMModule(ConditionedModule):
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the transport if they contain one. Earlier versions stored no variances of its shift."""
+        """Load weights, and add the transport if they contain one."""
         if self.transport is None and any(name.startswith("transport.") for name in state_dict):
             self.add_transport()
         if (centres := state_dict.get("transport.shift.centres")) is not None:
-            shift = self.transport.add_shift(len(centres))
-            unknown = {
-                f"transport.shift.{name}": getattr(shift, name) * torch.nan for name in ("variances", "left_out")
-            }
-            state_dict = {**unknown, **state_dict}
+            self.transport.add_shift(len(centres))
         if (changes := state_dict.get("transport.error.changes")) is not None:
             self.transport.add_error(*changes.shape)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
