@@ -27,6 +27,7 @@ from benchmarks.quality.splits import LABEL, load_split, to_dense
 from benchmarks.rivals import RIVALS
 from benchmarks.rivals.exchange import ask
 from benchmarks.rivals.worker import COSTS, VALUES
+from benchmarks.tables import ROOT
 
 if TYPE_CHECKING:
     from benchmarks.quality.splits import Split

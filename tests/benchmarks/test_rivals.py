@@ -48,7 +48,7 @@ def command(monkeypatch, tmp_path, split):
             monkeypatch.setattr("sys.argv", command[2:])
             worker.work(remember)
 
-        monkeypatch.setattr(rivals, "subprocess", SimpleNamespace(run=work_here))
+        monkeypatch.setattr("benchmarks.rivals.exchange.subprocess", SimpleNamespace(run=work_here))
         where = ["--python", "python", "--datasets", "kang_ifnb", "--cells", str(tmp_path)]
         where += ["--repository", str(tmp_path)] if rival != "scDesigner" else []
         monkeypatch.setattr("sys.argv", ["rivals", rival, *where, *options])
