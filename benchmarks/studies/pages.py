@@ -93,7 +93,7 @@ def perturbation(table: pd.DataFrame) -> Blocks:
     page = "docs/user_guide/perturbations.md"
     by_type = table.groupby(["metric", "method", "cell_type"])["value"].mean().unstack()
     common = by_type.loc["energy_distance"].loc[list(PERTURBATION_METHODS)].dropna(axis=1).columns
-    means = by_type[common].mean(axis=1).unstack("metric")
+    means = by_type[common].mean(axis=1, skipna=False).unstack("metric")
     methods = {name: method for method, name in PERTURBATION_METHODS.items()}
     overall = _table(means, methods, {name: metric for metric, name in PERTURBATION_METRICS.items()})
     shown = {

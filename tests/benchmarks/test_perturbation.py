@@ -87,3 +87,20 @@ def test_a_rival_needs_a_python(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         perturbation.main()
     assert "scgen: a rival needs --python" in capsys.readouterr().err
+
+
+def test_a_mean_over_types_is_left_out_if_some_were_not_measured():
+    pages = pytest.importorskip("benchmarks.studies.pages")
+    rows = [
+        {"metric": metric, "method": method, "cell_type": name, "seed": 0, "value": value}
+        for method in (*pages.PERTURBATION_METHODS, "scldm_inversion", "scldm_generate")
+        for metric in pages.PERTURBATION_METRICS
+        for name, value in (("B", 1.0), ("T", 2.0))
+        if (method, metric, name) != ("scvi_arithmetic", "mean_change_slope", "B")
+    ]
+
+    (overall, _) = pages.perturbation(pd.DataFrame(rows)).values()
+
+    lines = {line.split(" | ")[0].strip("| "): line for line in overall.splitlines()}
+    assert lines["scGen"].count("1.50") == 6
+    assert lines["scVI arithmetic"].split(" | ")[1:4] == ["1.50", "1.50", ""]
