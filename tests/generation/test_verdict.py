@@ -25,7 +25,7 @@ NEAR, FAR = torch.zeros(1, SIZE), torch.full((1, SIZE), 50.0)
 KNOWN, NEW, SEEN = [8, 1], [8, 2], [0, 1]
 
 
-def module_with(n_groups=6, *, error=None):
+def module_with(n_groups=6, *, error=0.0):
     """Cells of some types, near zero, whose effects of a drug are known and alike."""
     torch.manual_seed(0)
     transport = LatentTransport((1, SIZE), (N_TYPES, 3), width=8)
@@ -35,8 +35,7 @@ def module_with(n_groups=6, *, error=None):
     cells, variances = [centre[None] for centre in centres], torch.full((n_groups,), 1e-2)
     given = transport.control, transport.perturbs
     transport.add_shift(n_groups).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, *given)
-    if error is not None:
-        transport.add_error(n_groups, 5).misfit.fill_(error)
+    transport.add_error(n_groups, 5).misfit.fill_(error)
     return SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
 
 
@@ -76,6 +75,7 @@ def new_gene_by_embedding(effects, genes=(0.0, 0.1, 3.0, 3.1), wanted=0.05):
     shifts = torch.tensor(effects)[:, None].expand(n, SIZE)
     cells, given = [centre[None] for centre in centres], (transport.control, transport.perturbs)
     transport.add_shift(n).fit(cells, centres, shifts, torch.full((n,), 1e-3), torch.eye(SIZE), perturbations, *given)
+    transport.add_error(n, 5)
     module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
     return judge(module, conditions, [NEAR], np.array([[n + 1.0]]))[0]
 

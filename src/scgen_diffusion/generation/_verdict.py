@@ -33,8 +33,8 @@ class Verdict(NamedTuple):
 
     label: str
     reason: str
-    advice: str = ""
-    variance: float = float("nan")
+    advice: str
+    variance: float
 
 
 class MeanChange(NamedTuple):
@@ -75,7 +75,7 @@ def judge(
     is_context = _context_columns(conditions, transport.perturbs.cpu().numpy())
     contexts = np.where(is_context, shift.perturbations.double().cpu().numpy(), OPEN)
     explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
-    usual = 0.0 if transport.error is None else float(transport.error.misfit)
+    usual = float(transport.error.misfit)
     least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
     verdicts = []
     for number, (variance, prior) in enumerate(uncertainty):
@@ -239,8 +239,6 @@ class PerturbedGroups:
 
     def _half_width(self, number: int, variance: float, change: Tensor, noise: Tensor) -> Tensor:
         transport: Any = self.module.transport
-        if transport.error is None:
-            return torch.full_like(change, torch.nan)
         states, condition = self._states[number], self.module.condition_tensor(self.codes[number])
         given = states, condition, transport.control, transport.perturbs
         weights = transport.shift.weights_of(transport.error.groups, *given)
