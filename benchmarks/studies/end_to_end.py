@@ -6,13 +6,14 @@
 
 ``benchmarks.studies.world`` writes the cells. Then ``scgen-diffusion`` trains SCLDM on the files, generates as many
 cells, compares them with fresh ones and writes a report. Training and generation are stopped on the way, by the signal
-that schedulers send, and the same command is run again. Every process has one thread. Adds to
+that schedulers send, and the same command is run again. The study itself resumes in the same way. Every process has one thread. Adds to
 ``results/end_to_end.csv`` and writes ``results/end_to_end.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -53,10 +54,11 @@ GENERATED = "generated cells"
 SIDES = (REAL, GENERATED)
 
 
-def run(command: list[str], stops: tuple[int, ...] = ()) -> dict[str, float]:
+def run(command: list[str], record: Path, stops: tuple[int, ...] = ()) -> dict[str, float]:
     """Run a command, stop it after each of these seconds and run it again; return what it cost in all.
 
-    Peak memory is that of the first process.
+    Costs are kept in the file ``record``. If this study is stopped and called again, they add up. Peak memory is that of
+    the first process.
 
     Raises
     ------
@@ -64,26 +66,35 @@ def run(command: list[str], stops: tuple[int, ...] = ()) -> dict[str, float]:
         If it fails.
     """
     logger.info("$ %s", shlex.join(command[2:]))
-    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    n_stopped, peak = 0, 0.0
-    for seconds in [*stops, math.inf]:
+    costs = json.loads(record.read_text()) if record.exists() else dict.fromkeys([*COSTS, "n_stopped"], 0)
+    code = STOPPED
+    while code == STOPPED:
+        due = next(iter(stops[costs["n_stopped"] :]), math.inf)
+        started, before = time.perf_counter(), processor_seconds()
         process = subprocess.Popen([sys.executable, *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
-        due = time.perf_counter() + seconds
-        while process.poll() is None:
-            peak = max(peak, peak_memory(process.pid))
-            if time.perf_counter() > due:
-                process.send_signal(signal.SIGTERM)
-                due = math.inf
-            time.sleep(0.2)
-        if process.returncode == 0:
-            break
-        if process.returncode != STOPPED:
-            raise subprocess.CalledProcessError(process.returncode, command)
-        n_stopped += 1
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    minutes = {"wall_minutes": (time.perf_counter() - started) / 60, "cpu_minutes": cpu / 60}
-    return minutes | {"peak_memory_gib": peak, "n_stopped": n_stopped}
+        try:
+            while process.poll() is None:
+                costs["peak_memory_gib"] = max(costs["peak_memory_gib"], peak_memory(process.pid))
+                if time.perf_counter() - started > due:
+                    process.terminate()
+                    due = math.inf
+                time.sleep(0.2)
+        finally:
+            process.terminate()  # does nothing if it has ended
+            code = process.wait()
+            costs["wall_minutes"] += (time.perf_counter() - started) / 60
+            costs["cpu_minutes"] += (processor_seconds() - before) / 60
+            costs["n_stopped"] += code == STOPPED
+            write_text(record, json.dumps(costs))
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    return costs
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def peak_memory(process: int) -> float:
@@ -132,7 +143,7 @@ def measure(folder: Path, n_cells: int, n_genes: int, n_processes: int) -> None:
         write_files(folder, n_cells, n_genes)
     for step, command in commands(folder, n_cells, n_processes).items():
         if not (folder / done[step]).exists():
-            store(step, run(command, STOPS.get(step, ())))
+            store(step, run(command, folder / f"{step}.json", STOPS.get(step, ())))
     table = pd.read_csv(folder / "table.csv")
     table = table[table["group"] == "all"].set_index("metric").reindex(IN_SHORT).dropna(how="all")
     store(REAL, table["floor"].to_dict())
@@ -187,6 +198,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     if not arguments.report:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running command, too
         measure(arguments.folder, arguments.cells, arguments.genes, arguments.processes)
     write_report()
 
