@@ -38,9 +38,9 @@ COMMON = {"log_odds": -1.0, "slope": 0.5, "log_mean": 2.0, "log_theta": 0.3}
 def mixture_logpmf(counts, mu, theta, outliers):
     """Write out ``log[(1 - p) NB(x; mu, theta) + p NB(x - 1; b, theta_b)]``."""
     share = outliers.log_share.numpy()
-    log_odds = outliers.log_odds.item() + outliers.slope.item() * (share - share.mean())
-    p = 1 / (1 + np.exp(-log_odds))
     b, theta_b = np.exp(outliers.log_mean.item()), np.exp(outliers.log_theta.item())
+    odds = np.exp(outliers.log_odds.item() + outliers.slope.item() * (share - share.mean())) / (1 + (mu / b) ** 2)
+    p = odds / (1 + odds)
     return np.logaddexp(np.log1p(-p) + nb_logpmf(counts, mu, theta), np.log(p) + nb_logpmf(counts - 1, b, theta_b))
 
 
@@ -205,7 +205,9 @@ def test_samples_with_outliers_have_the_mean_of_the_mixture():
     drawn = head.sample(head.parameters_per_cell(outputs, library_size).detach(), Generators(0, [0]))[0].detach()
 
     expected = head.mean(outputs, library_size)[0, 0].item()
-    p, b = 1 / (1 + np.e), head.outliers.log_mean.exp().item()
+    b = head.outliers.log_mean.exp().item()
+    odds = np.exp(-1) / (1 + (3 * np.exp(0.5) / b) ** 2)
+    p = odds / (1 + odds)
     assert expected == pytest.approx((1 - p) * 3 * np.exp(0.5) + p * (1 + b), rel=1e-5)
     assert drawn.mean().item() == pytest.approx(expected, rel=0.02)  # five standard errors
 
@@ -223,6 +225,17 @@ def test_samples_with_outliers_follow_the_likelihood():
 
     shares = np.bincount(drawn.int(), minlength=12)[:12] / N
     np.testing.assert_allclose(shares, expected.detach(), atol=5 * np.sqrt(0.25 / N))  # five standard errors
+
+
+def test_large_counts_are_not_replaced_by_small_ones():
+    outliers = outliers_of(1, log_odds=-3.0, slope=0.0, log_mean=np.log(15), log_theta=0.0).float()
+    few, many = (torch.full((1, N), mean) for mean in (1.0, 400.0))
+    theta = torch.full((1, N), 30.0)
+
+    drawn = [outliers.sample(mu, theta, Generators(0, [0]))[0].detach() for mu in (few, many)]
+
+    assert (drawn[0] > 10).float().mean().item() == pytest.approx(0.024, abs=0.002)  # of the 4.7 % that are outliers
+    assert (drawn[1] < 100).float().mean().item() < 1e-3  # 4.7 % if as many were replaced
 
 
 def test_samples_of_very_dispersed_genes_are_finite():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Generators
 
 LARGEST_LOG_THETA = 10.0
+RARER_AT_LARGE_MEANS = 2.0  # power of the mean with which outliers become rarer
 
 
 class Likelihood(Protocol):
@@ -102,7 +103,7 @@ class NegativeBinomialLikelihood(nn.Module):
         """Return the probability that a gene has no counts, ``(cells, genes)``."""
         log_mean, log_theta = self.log_mean(outputs, library_size), self.log_dispersion(outputs)
         zero = torch.exp(-log_theta.exp() * softplus(log_mean - log_theta))
-        return zero if self.outliers is None else zero * (1 - self.outliers.gene_log_odds().sigmoid())
+        return zero if self.outliers is None else zero * (1 - self.outliers.log_odds_at(log_mean).sigmoid())
 
     def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return each cell's log-likelihood of counts ``(cells, genes)``."""
@@ -136,7 +137,8 @@ class OutlierCounts(nn.Module):
     Some data have isolated counts, often ten times higher than in any other cell and unrelated to the rest of the cell.
     A dispersion that covers them is far too wide for all other counts. This component replaces a count by
     :math:`1 + \operatorname{NB}(b, \theta_b)` with a small probability. The log odds for gene ``g`` are
-    :math:`\eta_g = a + s\,(\log p_g - \overline{\log p})`, where ``p`` is the mean profile. Five parameters are shared
+    :math:`a + s\,(\log p_g - \overline{\log p}) - \log(1 + (\mu / b)^2)`, where ``p`` is the mean profile and :math:`\mu`
+    the expected count: a count that is expected to be larger is not replaced by a smaller one. Five parameters are shared
     by all genes: ``a``, ``s``, ``b``, :math:`\theta_b`, and a factor on the means of the other counts. In data without
     such counts, training drives the probability to zero.
 
@@ -157,9 +159,10 @@ class OutlierCounts(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("log_share", torch.zeros(n_genes))
 
-    def gene_log_odds(self) -> Tensor:
-        """Return the log odds of an outlier, ``(genes,)``."""
-        return self.log_odds + self.slope * (self.log_share - self.log_share.mean())
+    def log_odds_at(self, log_mean: Tensor) -> Tensor:
+        """Return the log odds of an outlier where the log mean of other counts is ``(cells, genes)``."""
+        of_genes = self.log_odds + self.slope * (self.log_share - self.log_share.mean())
+        return of_genes - softplus(RARER_AT_LARGE_MEANS * (log_mean - self.log_mean))
 
     def _log_dispersion(self) -> Tensor:
         return self.log_theta.clamp(-LARGEST_LOG_THETA, LARGEST_LOG_THETA)
@@ -173,12 +176,12 @@ class OutlierCounts(nn.Module):
 
     def mix_into(self, mu: Tensor) -> Tensor:
         """Return the mean of the mixture for means ``mu (cells, genes)`` of the main component."""
-        probability = self.gene_log_odds().sigmoid()
+        probability = self.log_odds_at(mu.log()).sigmoid()
         return (1 - probability) * mu + probability * (1 + self.log_mean.exp())
 
     def sample(self, mu: Tensor, theta: Tensor, generators: Generators) -> Tensor:
         """Draw counts ``(cells, genes)`` of the mixture; ``mu`` and ``theta`` belong to the main component."""
-        is_outlier = generators.uniform(mu.shape[1]) < self.gene_log_odds().sigmoid()
+        is_outlier = generators.uniform(mu.shape[1]) < self.log_odds_at(mu.log()).sigmoid()
         mu = torch.where(is_outlier, self.log_mean.exp(), mu)
         theta = torch.where(is_outlier, self._log_dispersion().exp(), theta)
         uniform = generators.uniform(mu.shape[1], dtype=torch.float64)

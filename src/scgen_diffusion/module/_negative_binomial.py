@@ -51,9 +51,9 @@ def negative_binomial_log_likelihood(
     entries = Entries.of_nonzero(counts) if counts.device.type == "cpu" else Entries.of_all(counts)
     if outliers is None:
         return _LogLikelihood.apply(entries, log_mean, log_theta, None)
-    log_odds = outliers.gene_log_odds()
+    log_odds = outliers.log_odds_at(log_mean)
     by_outlier = entries.of(log_odds) + entries.of_counts(outliers.log_probability)
-    return _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier) - softplus(log_odds).sum()
+    return _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier) - softplus(log_odds).sum(1)
 
 
 class Entries(NamedTuple):
