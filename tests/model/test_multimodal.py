@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from scgen_diffusion.data import CellFiles, MuDataFiles
+from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.train import RECIPES, counts_per_gene
 
@@ -348,6 +348,17 @@ def test_conditions_must_be_global(tiny):
         MULTISCLDM.setup_mudata(mdata, condition_keys=["batch"])
     with pytest.raises(KeyError, match="'tissue' is not a column"):
         MULTISCLDM.setup_mudata(mdata, condition_keys=["tissue"])
+
+
+def test_features_of_modalities_left_out_are_not_counted(tiny):
+    mdata = make_mudata()
+    MULTISCLDM.setup_mudata(mdata, modalities=["prot", "rna"])
+
+    cells = RegisteredCells(MULTISCLDM(mdata, **tiny).adata_manager)
+
+    batch = next(iter(cells.loader(None, 4)))
+    assert len(cells.var) == batch["X"].shape[1] < mdata.n_vars
+    assert list(cells.var.index[:2]) == ["prot:f0", "prot:f1"]
 
 
 # --- predictions under other conditions -------------------------------------------------------------------------------

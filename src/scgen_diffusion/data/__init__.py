@@ -61,7 +61,7 @@ from ._mudata import (
 )
 from ._mudata_files import MuDataFiles
 from ._plain import savable_columns, to_array, to_plain, to_table
-from ._registered_cells import RegisteredCells
+from ._registered_cells import RegisteredCells, evenly
 from ._streaming import is_generated, join_parts, part_of, read_record
 
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "columns_of",
     "condition_names",
     "encode_cells",
+    "evenly",
     "extend_tables",
     "is_generated",
     "join_labels",

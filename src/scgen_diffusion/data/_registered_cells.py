@@ -51,8 +51,9 @@ class RegisteredCells:
 
     @property
     def var(self) -> pd.DataFrame:
-        """The table of genes."""
-        return self.manager.adata.var
+        """The table of genes; of MuData, a row for each registered feature of all modalities."""
+        cells = self.manager.adata
+        return pd.DataFrame(index=self._state["column_names"]) if JOINED in cells.obsm else cells.var
 
     @property
     def n_cells(self) -> int:
@@ -108,10 +109,9 @@ class RegisteredCells:
         is_joined = "modalities" in arguments
         layer = None if is_joined else arguments["layer"]
         where = f"mdata.obsm[{JOINED!r}]" if is_joined else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        state = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         try:
             if not is_joined:
-                check_same_genes(adata.var_names, pd.Index([str(name) for name in state["column_names"]]))
+                check_same_genes(adata.var_names, pd.Index([str(name) for name in self._state["column_names"]]))
             is_in_file = self._backing_file() is not None
             values = self._read(sampled_rows(self.n_cells)) if is_in_file else self._matrix
             totals = check_values(values, where, arguments.get("values", "counts"))
@@ -124,6 +124,11 @@ class RegisteredCells:
                 "with `layer='counts'` and build a new model."
             )
             raise ValueError(msg) from error
+
+    @property
+    def _state(self) -> Mapping[str, Any]:
+        """What scvi-tools registered of the matrix."""
+        return self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
 
     @property
     def _matrix(self) -> Any:
@@ -166,6 +171,11 @@ def sampled_rows(n_cells: int) -> np.ndarray:
     starts = np.linspace(0, max(n_cells - LENGTH_OF_RUN, 0), N_RUNS).astype(int)
     rows = np.unique(starts[:, None] + np.arange(LENGTH_OF_RUN))
     return rows[rows < n_cells]
+
+
+def evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many of the rows, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 
 def digest_of_cells(names: Iterable[Sequence[str]], totals: Iterable[np.ndarray], sampled: Rows) -> str:

@@ -14,6 +14,8 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from scgen_diffusion.data import evenly
+
 from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device
 
 if TYPE_CHECKING:
@@ -235,7 +237,7 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
 
 def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
     """Estimate how many counts a gene has in the cells ``indices``, on average, from a sample of them."""
-    rows = indices[np.linspace(0, len(indices) - 1, min(len(indices), ROWS_AT_A_TIME)).astype(int)]
+    rows = evenly(indices, ROWS_AT_A_TIME)
     sums = sum(batch[REGISTRY_KEYS.X_KEY].double().sum(0) for batch in cells.loader(rows, ROWS_AT_A_TIME))
     return float(sums.mean()) * len(indices) / len(rows)
 

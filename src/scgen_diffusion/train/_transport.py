@@ -10,6 +10,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader, Sampler
 
+from scgen_diffusion.data import evenly
 from scgen_diffusion.diffusion import Generators
 
 from ._cells import StageData
@@ -107,7 +108,7 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
     controls
         Standardised latents of the cells of each group, ``(cells, size)``.
     """
-    chosen = torch.from_numpy(_evenly(np.arange(sum(map(len, controls))), MOST_DECODED))
+    chosen = torch.from_numpy(evenly(np.arange(sum(map(len, controls))), MOST_DECODED))
     states, deviations = torch.cat(list(controls))[chosen], torch.cat([z - z.mean(0) for z in controls])[chosen]
     deviations, z = deviations.double(), states.double() - states.double().mean(0)
     cross = torch.zeros(1, dtype=torch.double, device=z.device)
@@ -132,8 +133,8 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
     seen = transport.control, transport.perturbs
     clear = shift.left_out[:, 0].isfinite().tolist()
     several = [min(len(group.control), len(group.perturbed)) > 1 for group in groups]
-    measured = _evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
-    chosen = measured if len(measured) else _evenly(np.arange(len(groups)), MOST_MEASURED)
+    measured = evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
+    chosen = measured if len(measured) else evenly(np.arange(len(groups)), MOST_MEASURED)
     errors, changes, noise, misfits, totals = [], [], [], [], []
     for number, weights in zip(chosen, shift.weights_without(chosen, *seen), strict=True):
         x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
@@ -165,7 +166,7 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
 
 def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:
     """Return expression of at most ``MOST_CELLS`` of the cells, ``(cells, genes)``."""
-    batch = next(iter(cells.loader(_evenly(rows, MOST_CELLS), MOST_CELLS)))
+    batch = next(iter(cells.loader(evenly(rows, MOST_CELLS), MOST_CELLS)))
     return batch[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
@@ -173,11 +174,6 @@ def _variance_of_mean(values: Tensor) -> Tensor:
     """Return the sampling variance of the mean of each column, without NaN; NaN for less than two values."""
     n = values.isfinite().sum(0)
     return (values - values.nanmean(0)).square().nansum(0) / (n * (n - 1))
-
-
-def _evenly(numbers: np.ndarray, most: int) -> np.ndarray:
-    """Return at most so many of the numbers, evenly spaced."""
-    return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(int)]
 
 
 class GroupBatches(Sampler[np.ndarray]):
