@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
 from anndata.io import write_elem
 
-from scgen_diffusion.data._anndata_file import FileMatrix, JoinedMatrix, dense
+from scgen_diffusion.data._anndata_file import FileMatrix, JoinedMatrix, dense, open_anndata_files
 
 X = np.random.default_rng(0).poisson(0.5, (120, 6)).astype(np.float32)
 
@@ -62,3 +64,16 @@ def test_the_parts_in_which_a_file_is_stored_are_known(tmp_path):
         assert FileMatrix(root["whole"]).rows_per_chunk == 0
         assert FileMatrix(root["parts"]).rows_per_chunk == 30
         assert FileMatrix(root["sparse"]).rows_per_chunk == pytest.approx(50 * 120 / (X > 0).sum())
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("rows", [[], [0], [2, 3, 9], list(range(10))])
+def test_names_of_some_cells_are_read_wherever_their_part_begins(tmp_path, monkeypatch, suffix, rows):
+    monkeypatch.setattr("scgen_diffusion.data._anndata_file.TEXTS_AT_A_TIME", 3)
+    cells = anndata.AnnData(X[:10], obs=pd.DataFrame(index=[f"cell {number}" for number in range(10)]))
+    path = tmp_path / f"cells{suffix}"
+    cells.write_h5ad(path) if suffix == ".h5ad" else cells.write_zarr(path)
+
+    (file,) = open_anndata_files(path)
+
+    assert file.names_of(np.array(rows, dtype=int)) == [f"cell {number}" for number in rows]

@@ -85,6 +85,19 @@ def test_the_file_holds_what_predict_perturbation_returns(model, control, h5ad, 
     assert [path.name for path in tmp_path.iterdir()] == [goal.name]
 
 
+@pytest.mark.parametrize("suffix", READ)
+def test_columns_with_missing_values_are_kept(model, control, tmp_path, suffix):
+    cells, is_missing = control.copy(), np.arange(N_CELLS) % 7 == 0
+    cells.obs["age"] = pd.array(np.where(is_missing, None, np.arange(N_CELLS)), dtype="Int64")
+    cells.obs["smokes"] = pd.array(np.where(is_missing, None, np.arange(N_CELLS) % 2 == 0), dtype="boolean")
+
+    path = model.predict_perturbation_to(tmp_path / f"cells{suffix}", cells, **REQUEST, shard_size=SHARD)
+
+    found = READ[suffix](path).obs
+    for name in ("age", "smokes"):
+        assert found[name].reset_index(drop=True).equals(cells.obs[name].reset_index(drop=True))
+
+
 def test_cells_in_files_can_be_predicted_in_memory_too(model, control, h5ad, expected):
     found = model.predict_perturbation(CellFiles.like(model.registry, h5ad), **REQUEST)
 

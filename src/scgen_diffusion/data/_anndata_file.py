@@ -105,6 +105,16 @@ class AnnDataFile:
         """Return the cell names."""
         return pd.Index(chain.from_iterable(self.names()))
 
+    def names_of(self, rows: np.ndarray) -> list[str]:
+        """Read the names of some cells with ascending row numbers."""
+        with self.reading("obs"):
+            index, names = _index_of(self.root["obs"]), []
+            for own in np.split(rows, np.flatnonzero(np.diff(rows // TEXTS_AT_A_TIME)) + 1):
+                if len(own):
+                    texts = _decode(_text_array(index)[own[0] : own[-1] + 1])
+                    names += [texts[row] for row in own - own[0]]
+            return names
+
     def matrix(self, layer: str | None, columns: np.ndarray | None = None) -> FileMatrix:
         """Return a layer, or X, whose rows are read on demand.
 
@@ -214,8 +224,11 @@ def _text_array(element: Any) -> Any:
 def _texts(element: Any) -> Iterator[list[str]]:
     array = _text_array(element)
     for start in range(0, array.shape[0], TEXTS_AT_A_TIME):
-        part = array[start : start + TEXTS_AT_A_TIME]
-        yield [text.decode() if isinstance(text, bytes) else str(text) for text in part]
+        yield _decode(array[start : start + TEXTS_AT_A_TIME])
+
+
+def _decode(texts: np.ndarray) -> list[str]:
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
 
 def _classes(element: Any) -> pd.Categorical:

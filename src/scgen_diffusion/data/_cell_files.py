@@ -312,10 +312,10 @@ class CellFiles:
         """Read the names of cells, in the order of their row numbers."""
         distinct, positions = np.unique(rows, return_inverse=True)
         names, start = [], 0
-        for part in chain.from_iterable(file.names() for file in self.files):
-            first, last = np.searchsorted(distinct, [start, start + len(part)])
-            names += [part[row - start] for row in distinct[first:last]]
-            start += len(part)
+        for file in self.files:
+            first, last = np.searchsorted(distinct, [start, start + file.n_cells])
+            names += file.names_of(distinct[first:last] - start)
+            start += file.n_cells
         return pd.Index(names)[positions]
 
     def __repr__(self) -> str:

@@ -226,10 +226,15 @@ def _append_matrix(element: Any, x: sp.csr_matrix | np.ndarray) -> None:
 def _append_table(group: Any, table: pd.DataFrame) -> None:
     _append(group[group.attrs["_index"]], table.index.to_numpy(dtype=object))
     for name in group.attrs["column-order"]:
-        if isinstance(table[name].dtype, pd.CategoricalDtype):
-            _append(group[name]["codes"], table[name].cat.codes.to_numpy())
-        else:
-            _append(group[name], table[name].to_numpy())
+        element, column = group[name], table[name]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            _append(element["codes"], column.cat.codes.to_numpy())
+        elif hasattr(element, "shape"):
+            _append(element, column.to_numpy())
+        else:  # nullable values of pandas
+            kind = column.dtype.type
+            _append(element["mask"], column.isna().to_numpy())
+            _append(element["values"], column.to_numpy(object if kind is str else kind, na_value=kind()))
 
 
 def _append(array: Any, values: np.ndarray) -> None:
