@@ -51,9 +51,9 @@ class Generators:
         self.device = torch.device(device)
         self.indices = torch.as_tensor(indices, dtype=torch.long)
         self._size = block_size(device)
-        blocks, numbers = torch.unique(self.indices // self._size, return_inverse=True)
-        self._rows = numbers * self._size + self.indices % self._size
-        self._are_whole = torch.equal(self._rows, torch.arange(len(blocks) * self._size))
+        blocks, self._blocks = torch.unique(self.indices // self._size, return_inverse=True)
+        self._rows = self.indices % self._size
+        self._is_one_block = len(blocks) == 1 and torch.equal(self._rows, torch.arange(self._size))
         self._generators = [
             torch.Generator(self.device).manual_seed(sample_seed(seed, block)) for block in blocks.tolist()
         ]
@@ -72,15 +72,20 @@ class Generators:
     def first(self, n: int) -> Generators:
         """Return generators that draw the same numbers, but keep only those of the first ``n`` samples."""
         few = copy(self)
-        few.indices, few._rows = self.indices[:n], self._rows[:n]
-        few._are_whole = self._are_whole and n >= len(self)
+        few.indices, few._blocks, few._rows = self.indices[:n], self._blocks[:n], self._rows[:n]
+        few._is_one_block = self._is_one_block and n >= len(self)
         return few
 
     def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         options = {"dtype": dtype, "device": self.device}
-        blocks = [draw((self._size, *shape), generator=generator, **options) for generator in self._generators]
-        numbers = blocks[0] if len(blocks) == 1 else torch.cat([torch.empty((0, *shape), **options), *blocks])
-        return numbers if self._are_whole else numbers[self._rows.to(self.device)]
+        numbers = torch.empty((0 if self._is_one_block else len(self), *shape), **options)
+        for block, generator in enumerate(self._generators):
+            of_block = draw((self._size, *shape), generator=generator, **options)
+            if self._is_one_block:
+                return of_block
+            own = (self._blocks == block).nonzero()[:, 0]
+            numbers[own.to(self.device)] = of_block[self._rows[own].to(self.device)]
+        return numbers
 
 
 def sample_seed(seed: int, index: int) -> int:
