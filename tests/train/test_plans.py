@@ -48,6 +48,21 @@ def attached(plan):
     return plan
 
 
+def test_every_trained_parameter_of_the_prior_has_a_gradient_without_counts(tiny):
+    """Otherwise several processes refuse to train."""
+    plan = attached(
+        PriorPlan(
+            SCLDMModule(9, (3,), architecture=SCLDMArchitecture(**tiny, likelihood="gaussian")), PriorRecipe(), seed=0
+        )
+    )
+    mean = torch.randn(4, *plan.module.latent_shape)
+    batch = {"mean": mean, "std": torch.ones_like(mean), "condition": torch.zeros(4, 1)}
+
+    plan.compute_losses(batch, torch.Generator().manual_seed(0), training=True)["loss"].backward()
+
+    assert all(weights.grad is not None for group in plan.parameter_groups() for weights in group["params"])
+
+
 def test_random_numbers_follow_from_seed_and_epoch(make_plan):
     def draw(seed, epoch):
         plan = make_plan(seed)

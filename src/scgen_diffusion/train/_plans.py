@@ -388,8 +388,13 @@ class PriorPlan(AveragingPlan):
     recipe: PriorRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters of the prior and the library-size head."""
-        return [{"params": [*self.module.prior.parameters(), *self.module.library_size.parameters()]}]
+        """Return the parameters of the prior, and of the library-size head if there are counts."""
+        head = self.module.library_size.parameters() if self._has_counts else []
+        return [{"params": [*self.module.prior.parameters(), *head]}]
+
+    @property
+    def _has_counts(self) -> bool:
+        return self.module.architecture.likelihood == "negative_binomial"
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -401,7 +406,7 @@ class PriorPlan(AveragingPlan):
         velocity_loss = self.module.prior_loss(
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
         ).mean()
-        if self.module.architecture.likelihood != "negative_binomial":  # no library sizes
+        if not self._has_counts:
             return {"loss": velocity_loss, "velocity_loss": velocity_loss}
         library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
         total = velocity_loss + library_loss
