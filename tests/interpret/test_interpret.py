@@ -541,6 +541,21 @@ def test_a_loaded_model_shows_the_same(opened, tmp_path):
     assert len(interpret.sampling_statistics(without, 3, n_steps=2, seed=0))
 
 
+def test_sampled_cells_are_grouped_by_classes_beside_a_number(make_cells, quick):
+    cells = make_cells()
+    cells.obs["age"] = np.linspace(0, 1, cells.n_obs)
+    WBDIT.setup_anndata(cells, condition_keys=["cell_type"], continuous_condition_keys=["age"])
+    model = WBDIT(cells, **SIZES)
+    model.train(1, **quick)
+    condition = {"cell_type": ["NK", "B cell"], "age": 0.5}
+
+    table = interpret.sampling_statistics(model, 6, condition, groupby="cell_type", n_steps=2, seed=0)
+
+    assert table.groupby("group")["n_cells"].unique().map(list).to_dict() == {"NK": [3], "B cell": [3]}
+    with pytest.raises(ValueError, match="`groupby` 'age' is not a condition key with classes.*'cell_type'"):
+        interpret.sampling_statistics(model, 6, condition, groupby="age")
+
+
 def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
     cells = make_cells()
     WBDIT.setup_anndata(cells)

@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import known_names
+from scgen_diffusion.data import CategoricalKey
 from scgen_diffusion.diffusion import Denoiser, DormandPrinceSampler, GuidedField
 from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 
@@ -299,7 +300,7 @@ def sampling_statistics(
         See :meth:`~scgen_diffusion.model.WBDIT.generate`. The sampler ``"dopri5"`` is not supported, because its steps
         differ between cells.
     groupby
-        Condition key whose classes are averaged separately.
+        Condition key with classes, which are averaged separately.
     eps
         See :func:`layer_statistics`.
 
@@ -309,9 +310,9 @@ def sampling_statistics(
         As from :func:`layer_statistics`, with a first column ``step``, the number of the network's evaluation.
     """
     opened_network(model)
-    keys = model.conditions.keys
-    if groupby is not None and groupby not in keys:
-        msg = f"`groupby` {groupby!r} is not a condition key. {known_names(groupby, list(keys))}"
+    classes = [key.name for key in model.conditions.by_key if isinstance(key, CategoricalKey)]
+    if groupby is not None and groupby not in classes:
+        msg = f"`groupby` {groupby!r} is not a condition key with classes. {known_names(groupby, classes)}"
         raise ValueError(msg)
     _, sampler = model._engine.sampler(sampler)
     if isinstance(sampler, DormandPrinceSampler):
@@ -323,13 +324,14 @@ def sampling_statistics(
     watch = WatchedSampler(sampler, model.module, eps)
     n_cells = model.generate(n_cells, condition, sampler=watch, **generate_kwargs).n_obs
     groups = [ALL] if groupby is None else [str(name) for name in model.conditions.categories[groupby]]
+    column = None if groupby is None else model.conditions.columns(groupby).start
     tables = []
     in_order = sorted(watch.seen, key=lambda steps: steps[0][1][0])  # in the order of the cells, not of the threads
     for step, blocks in enumerate(zip(*in_order, strict=True)):
         averages = Averages(groups)
         for _, cells, conditions, _, values in blocks:
             wanted = cells < n_cells  # the others only fill the last block
-            codes = np.zeros(len(cells), dtype=int) if groupby is None else conditions[:, list(keys).index(groupby)]
+            codes = np.zeros(len(cells), dtype=int) if column is None else conditions[:, column].astype(int)
             averages.add(values[wanted], codes[wanted])
         time, _, _, labels, _ = blocks[0]
         level = Moment.of(model.module.path, time).noise_level
