@@ -1,11 +1,13 @@
 """``train_transport``, and predictions by it."""
 
+import anndata
 import numpy as np
 import pytest
 import torch
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.diffusion import Guidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
+from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.train import PairData
 
@@ -215,6 +217,34 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
     is_last = (path.obs["frame"] == path.obs["frame"].max()).to_numpy()
     assert np.abs(path.X[is_last] - start.X[is_last]).mean() > 1e-4
     assert control.n_obs == 200
+
+
+@pytest.mark.filterwarnings("ignore:The combination")
+def test_new_combinations_use_the_sampler_as_requested(without_a_combination):
+    model, seen = without_a_combination, []
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+    def watched(field, x, *, n_steps=None, generators=None):
+        seen.append((n_steps, generators is not None))
+        return FLOW_SAMPLERS["euler"](field, x, n_steps=n_steps, generators=generators)
+
+    model.generate(5, NEW, sampler=watched, n_steps=3, seed=0)
+
+    assert seen == [(3, True)] * 3  # control cells for the verdict, control cells, and their way to the new combination
+
+
+@pytest.mark.filterwarnings("ignore:The combination")
+def test_a_finished_file_is_not_judged_again(without_a_combination, tmp_path, monkeypatch):
+    model, judged, judge = without_a_combination, [], CellGenerator.verdicts
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    monkeypatch.setattr(CellGenerator, "verdicts", lambda *a: judged.append(a) or judge(*a))
+
+    for _ in range(2):
+        path = model.generate_to(tmp_path / "cells.h5ad", 5, NEW, seed=0)
+
+    assert len(judged) == 1
+    expected = model.generate(5, NEW, seed=0).uns["scgen_diffusion"]["verdict"]
+    assert anndata.read_h5ad(path).uns["scgen_diffusion"]["verdict"].astype(str).equals(expected.astype(str))
 
 
 @pytest.mark.filterwarnings("ignore:The combination")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from scgen_diffusion.generation._verdict import PerturbedGroups
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.report._write import _as_text
 
@@ -177,11 +178,27 @@ def test_what_has_no_mean_change_has_a_verdict_only(model):
     assert "verdict" not in unmoved
 
 
-def test_requests_of_very_many_combinations_are_not_judged(model, monkeypatch):
+def test_of_very_many_combinations_the_first_are_judged(model, monkeypatch):
     monkeypatch.setattr("scgen_diffusion.generation._verdict.MOST_COMBINATIONS", 2)
     rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())
 
-    assert "verdict" not in model.predict_perturbation(condition=TREATED, indices=rows).uns["scgen_diffusion"]
+    found = model.predict_perturbation(condition=TREATED, indices=rows, seed=0)
+
+    judged = [f"cell_type='type {number}', drug='yes'" for number in (0, 1)]
+    assert found.n_obs == len(rows)
+    assert found.uns["scgen_diffusion"]["verdict"]["combination"].tolist() == judged
+    assert found.uns["scgen_diffusion"]["mean_change"]["combination"].unique().tolist() == judged
+
+
+def test_a_verdict_reads_cells_from_all_of_a_group(model, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.generation._verdict.MOST_CELLS", 10)
+    cells, read = controls(model), []
+    own = np.array([[6.0, 0.0]] * cells.n_obs)
+    groups = PerturbedGroups(model.module, model.conditions, own, own + [0, 1])
+
+    groups.verdicts(lambda rows: read.append(rows) or torch.from_numpy(np.asarray(cells.X)[rows]))
+
+    assert (len(read[0]), read[0][0], read[0][-1]) == (10, 0, cells.n_obs - 1)
 
 
 def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):

@@ -110,17 +110,15 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
     generators = Generators(request.seed, request.rows[positions].tolist(), module.device)
 
     def move(states: Tensor) -> Tensor:
-        n_steps, strength = sampling.n_steps, request.strength
+        options: dict[str, Any] = {"strength": request.strength, "n_steps": sampling.n_steps, "generators": generators}
         if request.inversion is None:  # the transport moves the cells that become perturbed
-            return module.transported(states, own, new, sampling.sampler, n_steps=n_steps, strength=strength)
+            return module.transported(states, own, new, sampling.sampler, **options)
         given_own, given_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
         return request.inversion(
             module.denoiser(given_own, ResolvedGuidance(sampling.guidance.plain)),
             module.denoiser(given_new, sampling.guidance),
             states,
-            strength=strength,
-            n_steps=n_steps,
-            generators=generators,
+            **options,
         )
 
     def draw_totals(features: Tensor) -> Tensor:

@@ -142,20 +142,21 @@ class CellGenerator:
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
         distinct = codes.distinct()
-        outside, starts = self.warn_outside_training(distinct), self._starts(distinct)
+        outside = self.warn_outside_training(distinct)
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
-        if starts is not None:
+        if self._starts(distinct) is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
-            provenance["verdict"] = self.verdicts(distinct, starts, options, seed)
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
-    def verdicts(
-        self, codes: np.ndarray, starts: np.ndarray, options: SamplingOptions, seed: int
-    ) -> dict[str, list[str]]:
-        """Judge the combinations ``(n, columns)`` that differ from their ``starts``, from some generated control cells."""
+    def verdicts(self, request: CellRequest) -> dict[str, list[str]] | None:
+        """Judge the combinations that the transport makes of generated control cells, from some of these; None without any."""
+        codes, options, seed = request.codes.distinct(), request.options, request.seed
+        starts = self._starts(codes)
+        if starts is None:
+            return None
         self.module.eval()
         is_new = (starts != codes).any(1)
         codes, rows = np.unique(codes[is_new], axis=0, return_index=True)
@@ -166,7 +167,8 @@ class CellGenerator:
             generators = Generators(seed, range(N_JUDGED), self.module.device)
             filled = self.conditions.fill(np.tile(start, (N_JUDGED, 1)), generators.uniform().cpu().numpy())
             denoiser = self.module.denoiser(self.module.condition_tensor(filled), options.guidance)
-            return options.sampler(denoiser, self.module.draw_noise(generators), n_steps=options.n_steps).flatten(1)
+            noise = self.module.draw_noise(generators)
+            return options.sampler(denoiser, noise, n_steps=options.n_steps, generators=generators).flatten(1)
 
         with torch.inference_mode():
             states = [generate(start) for start in firsts]
@@ -378,12 +380,11 @@ class CellGenerator:
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.options.guidance)
         noise = module.initial_states(condition, block.generators)
-        times, states = sampler.trace(
-            denoiser, noise, n_frames=n_frames, n_steps=request.options.n_steps, generators=block.generators
-        )
+        options: dict[str, Any] = {"n_steps": request.options.n_steps, "generators": block.generators}
+        times, states = sampler.trace(denoiser, noise, n_frames=n_frames, **options)
         estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
         if start is not None:
-            states = [*states[:-1], module.transported(states[-1], start, block.condition, request.options.sampler)]
+            states[-1] = module.transported(states[-1], start, block.condition, request.options.sampler, **options)
         estimates.append(states[-1])  # the finished cell is its own estimate
 
         shown = module.shown_conditions(block.condition, request.options.guidance)

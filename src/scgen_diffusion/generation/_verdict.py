@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import OPEN
+from scgen_diffusion.data import OPEN, evenly
 from scgen_diffusion.diffusion import Generators
 
 if TYPE_CHECKING:
@@ -186,9 +186,9 @@ class PerturbedGroups:
     Attributes
     ----------
     codes
-        Conditions of the groups, ``(groups, columns)``; none if there are too many.
+        Conditions of the groups, ``(groups, columns)``, at most ``MOST_COMBINATIONS``.
     group
-        Number of the group of each cell, -1 for cells that do not become perturbed, ``(cells,)``.
+        Number of the group of each cell, ``(cells,)``; -1 for cells of no group, such as those that stay unperturbed.
     """
 
     def __init__(self, module: SCLDMModule, conditions: Conditions, own: np.ndarray, new: np.ndarray) -> None:
@@ -198,10 +198,9 @@ class PerturbedGroups:
         shown = np.where(perturbs | _context_columns(conditions, perturbs), new, OPEN)
         changed = (own != new).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
-        self.codes = codes if len(codes) <= MOST_COMBINATIONS else codes[:0]
+        self.codes = codes[:MOST_COMBINATIONS]
         self.group = np.full(len(new), -1)
-        if len(self.codes):
-            self.group[changed] = number.ravel()
+        self.group[changed] = np.where(number.ravel() < MOST_COMBINATIONS, number.ravel(), -1)
         self._states: list[Tensor] = []  # of each group, once there are verdicts
 
     @property
@@ -215,7 +214,7 @@ class PerturbedGroups:
         module, misfits = self.module, []
         self._states = []
         for number in range(len(self.codes)):
-            x = read(np.flatnonzero(self.group == number)[:MOST_CELLS])
+            x = read(evenly(np.flatnonzero(self.group == number), MOST_CELLS))
             z = module.inference(x)["posterior"].draw(
                 Generators(0, range(len(x)), module.device).normal(*module.latent_shape)
             )

@@ -792,6 +792,7 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
             output=self._output(counts),
         )
+        request = self._with_verdict(request)
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
             rows, options = range(request.n_cells), {"batch_size": batch_size, "progress": progress}
             return self._make_cells(request, rows, assemble=self._assemble, **options)
@@ -872,7 +873,7 @@ class DiffusionModel(BaseModelClass):
         stream = Stream(goal, {**request.identity, **arguments}, len(rows))
         begun = stream.start(request.seed, overwrite=overwrite, n_ranks=n_ranks)
         if begun is not None:
-            request = request.with_seed(begun)
+            request = self._with_verdict(request.with_seed(begun))
             make = partial(self._make_cells, request, batch_size=batch_size, assemble=self._assemble_part)
             bar, join = {"desc": "Generating", "disable": not show_progress}, self._join_options
             values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite, **join)
@@ -995,7 +996,7 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
             output="log1p",
         )
-        parts = []
+        request, parts = self._with_verdict(request), []
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
             for frames in self._engine.frames(request, n_frames):
                 parts.append(frames)
@@ -1404,12 +1405,14 @@ class DiffusionModel(BaseModelClass):
     ) -> CellRequest:
         """Check and resolve the arguments of a request; ``options`` are those of :meth:`CellGenerator.request`."""
         self._check_ready_to_generate()
-        request = self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
-        if "verdict" not in request.provenance:
+        return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
+
+    def _with_verdict(self, request: CellRequest) -> CellRequest:
+        """Record how far combinations that training never saw can be trusted; warn unless all are supported."""
+        verdicts = self._engine.verdicts(request)
+        if verdicts is None:
             return request
-        return replace(
-            request, provenance={**request.provenance, "verdict": pd.DataFrame(request.provenance["verdict"])}
-        )
+        return replace(request, provenance={**request.provenance, "verdict": pd.DataFrame(verdicts)})
 
     def _make_cells(
         self,
@@ -1497,6 +1500,7 @@ class DiffusionModel(BaseModelClass):
         """Yield the registered tensors of cells, on the model's device, with their row numbers."""
         self._check_can_read_cells()
         batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
+        batch_size = self._engine.round_to_blocks(batch_size)  # a block's random numbers are drawn together
         files = self._file_cells if adata is None else adata if isinstance(adata, CellFiles) else None
         if files is None:
             source = self._validated(adata)

@@ -115,8 +115,9 @@ class ConditionedModule(BaseModuleClass):
     ) -> Tensor:
         """Turn noise into the states of cells ``(cells, ...)``. Arguments as in :meth:`sample_cells`."""
         denoiser = self.denoiser(condition if start is None else start, guidance)
-        states = sampler(denoiser, noise, n_steps=n_steps, generators=generators)
-        return states if start is None else self.transported(states, start, condition, sampler)
+        options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
+        states = sampler(denoiser, noise, **options)
+        return states if start is None else self.transported(states, start, condition, sampler, **options)
 
     def transported(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
         """Move the states ``(cells, ...)`` of cells whose conditions ``own (cells, columns)`` become ``new``."""

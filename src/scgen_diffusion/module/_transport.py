@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -99,14 +99,17 @@ class LatentTransport(nn.Module):
         return diffusion_loss(self, self.path, TARGETS["velocity"], end, noise=start, t=t, condition=condition)
 
     def move(
-        self, start: Tensor, condition: Tensor, *, sampler: Sampler, n_steps: int | None = None, strength: float = 1.0
+        self, start: Tensor, condition: Tensor, *, sampler: Sampler, strength: float = 1.0, **options: Any
     ) -> Tensor:
-        """Move standardised latents ``(n, tokens, n_latent)`` to ``t = strength`` under conditions ``(n, columns)``."""
+        """Move standardised latents ``(n, tokens, n_latent)`` to ``t = strength`` under conditions ``(n, columns)``.
+
+        ``options`` are those of the sampler: ``n_steps`` and ``generators``.
+        """
 
         def field(x: Tensor, t: Tensor) -> Tensor:
             return strength * self(x, (strength * t).expand(len(x)), condition)
 
-        moved = sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, n_steps=n_steps)
+        moved = sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, **options)
         if self.shift is None:
             return moved
         return (moved + start + strength * self.shift(start, condition, self.control, self.perturbs)) / 2
