@@ -51,7 +51,7 @@ def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
         ({"codes": KNOWN, "cells": FAR}, "extrapolated", "less like the cells seen perturbed"),
         ({"codes": KNOWN, "misfit": 0.2}, "extrapolated", r"error of 0\.20 nats per molecule, and that of training"),
         ({"codes": KNOWN, "misfit": 0.2, "error": 0.15}, "supported", "in 6 other contexts"),
-        ({"codes": KNOWN, "misfit": 0.7}, "unknown", "unlike all training cells"),
+        ({"codes": KNOWN, "misfit": 0.7}, "unknown", "unlike those that the model learned"),
         ({"codes": NEW}, "unknown", "unlike those seen in training"),
         ({"codes": KNOWN, "n_groups": 1}, "unknown", r"one context only \(cell_type='type 0'\)"),
         ({"codes": SEEN, "n_groups": 1}, "extrapolated", "could not be checked"),

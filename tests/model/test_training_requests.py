@@ -339,6 +339,16 @@ def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick,
     assert again in last
 
 
+def test_a_label_of_validation_cells_alone_is_named(make_model, quick, monkeypatch):
+    model = make_model()
+    rare = np.flatnonzero(model.adata.obs["cell_type"] == "rare")
+    parts = np.setdiff1d(np.arange(model.adata.n_obs), rare), rare, np.array([], dtype=int)
+    monkeypatch.setattr("scgen_diffusion.model._base.split_cells", lambda *_: parts)
+
+    with pytest.warns(UserWarning, match=r"of cell_type 'rare' \(0\): "):
+        model.train_autoencoder(2, **quick)
+
+
 def test_labels_with_few_cells_are_named_once(make_model, quick):
     model = make_model()
     with pytest.warns(UserWarning, match=r"Too few training cells \(under 10\) of cell_type 'rare' \(1\): "):

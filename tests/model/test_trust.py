@@ -106,7 +106,9 @@ def test_shuffled_genes_are_unknown(model):
     cells = controls(model)
     cells.X = cells.X[:, np.random.default_rng(0).permutation(N_GENES)]
 
-    with pytest.warns(UserWarning, match="is unknown: the control cells are unlike all training cells .* Check that"):
+    with pytest.warns(
+        UserWarning, match="is unknown: the control cells are unlike those that the model learned .* Check"
+    ):
         found = model.predict_perturbation(cells, TREATED, seed=0)
 
     assert found.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["unknown"]

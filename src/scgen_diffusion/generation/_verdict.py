@@ -88,8 +88,8 @@ def judge(
         if misfit > usual + UNLIKE:
             found = (
                 UNKNOWN,
-                f"the control cells are unlike all training cells ({strange})",
-                "Check that their genes, counts and species are those of training, or train with such control cells.",
+                f"the control cells are unlike those that the model learned ({strange})",
+                "Check that their genes, counts and species are those of training, or train with more such control cells.",
             )
         elif prior <= 0:  # such as a drug at the dose of control cells
             found = (

@@ -583,7 +583,7 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         if self.reference_ is None:  # fine-tuning starts from what the reference knows
             if not self.trained_stages_:
-                warn_of_rare_labels(self._condition_keys, self._registered_codes[self.train_indices_])
+                warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
             new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
             warn_of_short_training(new, defaults, n_cells)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
@@ -1123,8 +1123,8 @@ class DiffusionModel(BaseModelClass):
               ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this prediction?".
             - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
               that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
-              lie between ``lower`` and ``upper``, which are NaN if training had fewer than two groups of cells to learn
-              the errors from. The table needs ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is
+              lie between ``lower`` and ``upper``, which are NaN for a single cell, and if training had fewer than two
+              groups of cells to learn the errors from. The table needs ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is
               such as ``"prot:CD4"``, and means are over the cells that have the modality.
 
             MULTISCLDM returns MuData with all modalities.

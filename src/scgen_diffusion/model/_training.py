@@ -71,8 +71,8 @@ def change_recipe(
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
 
 
-def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray) -> None:
-    """Warn about labels with too few training cells in codes ``(cells, columns)``, unless they have known embeddings.
+def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
+    """Warn about labels in codes ``(cells, columns)`` with too few training cells, unless they have known embeddings.
 
     Cells generated for such labels have weaker markers than real ones (tutorial "Do synthetic cells help to classify a rare
     type?"). Pseudobulk analyses also leave out groups with fewer than ten cells.
@@ -81,9 +81,12 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray) -> None
     for key, columns in zip(keys, columns_of(keys), strict=True):
         values = getattr(key, "values", None) or getattr(key, "members", [])
         if not getattr(key, "has_vectors", False):
-            known = codes[:, columns][(codes[:, columns] >= 0) & (codes[:, columns] < len(values))]
-            sizes = np.bincount(known.astype(int), minlength=len(values))
-            few = [f"{value!r} ({n})" for value, n in zip(values, sizes, strict=True) if 0 < n < FEWEST_CELLS]
+            all_cells, training = (
+                _count_labels(cells[:, columns], len(values)) for cells in (codes, codes[train_rows])
+            )
+            few = [
+                f"{values[i]!r} ({training[i]})" for i in np.flatnonzero((all_cells > 0) & (training < FEWEST_CELLS))
+            ]
             more = [f"and {len(few) - N_NAMED} more"] if len(few) > N_NAMED else []
             rare += [f"{key.name} {', '.join([*few[:N_NAMED], *more])}"] if few else []
     if rare:
@@ -91,6 +94,11 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray) -> None
             f"Too few training cells (under {FEWEST_CELLS}) of {'; '.join(rare)}: cells generated for these labels may "
             "look like others. Add cells, merge the labels, or do not rely on them."
         )
+
+
+def _count_labels(codes: np.ndarray, n_labels: int) -> np.ndarray:
+    """Count each label in some columns of codes, ``(labels,)``; other codes mean "none"."""
+    return np.bincount(codes[(codes >= 0) & (codes < n_labels)].astype(int), minlength=n_labels)
 
 
 def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, int], n_cells: int) -> None:
