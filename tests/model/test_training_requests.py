@@ -331,7 +331,10 @@ class Stop(Callback):
 @pytest.mark.parametrize(("folder", "again"), [(False, "continue training"), (True, "resume from the last checkpoint")])
 def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick, capsys, tmp_path, folder, again):
     options = {**quick, "enable_progress_bar": True, "callbacks": [Stop()]}
-    make_model().train(3, **options, checkpoint_dir=tmp_path if folder else None)
+    model = make_model()
+    model.train(3, **options, checkpoint_dir=tmp_path if folder else None)
+    assert "prior (stopped)" in str(model)
+    assert str(model).endswith("make the same call again, which trains on")
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(
         "You stopped the prior in epoch 2 of 3; its weights are kept. Next: make the same call again to "

@@ -163,6 +163,7 @@ class DiffusionModel(BaseModelClass):
     is_trained_: bool
     history_: dict[str, pd.DataFrame] | None
     trainer: pl.Trainer
+    _stopped_stage: str | None = None  # by Ctrl-C, in this session
     library_head_is_trained_: bool
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options of each trained stage
@@ -598,6 +599,7 @@ class DiffusionModel(BaseModelClass):
             self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
             if results[-1].was_interrupted:
                 break
+        self._stopped_stage = names[len(results) - 1] if results[-1].was_interrupted else None
         if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))

@@ -29,7 +29,9 @@ def describe(model: DiffusionModel) -> str:
 def _trained(model: DiffusionModel) -> str:
     has_control = bool(model.registry_["setup_args"]["control_values"])
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
-    trained = ", ".join(model.trained_stages_)
+    trained = ", ".join(
+        f"{name} (stopped)" if name == model._stopped_stage else name for name in model.trained_stages_
+    )
     if _is_untrained_query(model):
         return f"{trained} (by the reference; not fine-tuned yet)"
     if not trained:
@@ -78,6 +80,8 @@ def _listed(parts: list[str]) -> str:
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
     is_query = _is_untrained_query(model)
+    if model._stopped_stage is not None:
+        return "make the same call again, which trains on"
     if not model.is_trained_ or is_query:
         is_half = "autoencoder" in model.trained_stages_ and not is_query
         train = "model.train_prior()" if is_half else "model.train()"
