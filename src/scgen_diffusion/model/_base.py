@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -878,7 +877,7 @@ class DiffusionModel(BaseModelClass):
             request = self._with_verdict(request.with_seed(begun))
             make = partial(self._make_cells, request, batch_size=batch_size, assemble=self._assemble_part)
             bar, join = {"desc": "Generating", "disable": not show_progress}, self._join_options
-            values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite, **join)
+            values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
             if values is not None:
                 self._check_result(values, request.output)
         return goal
@@ -893,47 +892,6 @@ class DiffusionModel(BaseModelClass):
         seed = settings.seed if seed is None else seed
         rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
         return rows, {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
-
-    def _write_parts(
-        self,
-        stream: Stream,
-        rows: Sequence[range],
-        make: Callable[..., AnnData],
-        bar: Mapping[str, Any],
-        rank: int,
-        n_ranks: int,
-        *,
-        overwrite: bool,
-        **join_options: Any,
-    ) -> ValueSummary | None:
-        """Make and write the parts of this rank, and join all parts if they are there; return a summary of the values.
-
-        ``make(rows, progress=progress)`` makes the cells of a part. ``bar`` are options of the progress bar.
-        """
-        mine, done, values = range(rank, len(rows), n_ranks), stream.parts, None
-        n_cells, n_done = (sum(len(rows[number]) for number in some) for some in (mine, {*mine} & {*done}))
-        with tqdm(total=n_cells, initial=n_done, unit="cell", **bar) as progress:
-
-            def write(number: int) -> None:
-                with warnings.catch_warnings(action="ignore"):  # a part may look odd; the caller checks the whole
-                    cells = make(rows[number], progress=progress)
-                stream.write(number, cells)
-
-            try:
-                for number in mine:
-                    if number not in done:
-                        write(number)
-                with stream.joining(wait=rank == 0) as is_mine:
-                    if is_mine and not stream.is_joined(overwrite=overwrite):
-                        for number in stream.discard_damaged():
-                            write(number)
-                        values = stream.join(**join_options)
-            except Exception:  # libraries raise anything if another process joined and removed the parts
-                if not stream.is_joined(overwrite=True):
-                    raise
-        if stream.is_joined(overwrite=True):
-            stream.clean()
-        return values
 
     @suggests_arguments(OTHER_NAMES)
     def get_sampling_path(
@@ -1288,7 +1246,7 @@ class DiffusionModel(BaseModelClass):
             return first
 
         bar, join = {"desc": "Predicting", "disable": not show_progress}, {"merge": merge, **self._join_options}
-        values = self._write_parts(stream, rows, make, bar, rank, n_ranks, overwrite=overwrite, **join)
+        values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
         if values is not None:
             self._check_result(values, prediction.request.sampling.output)
         return goal

@@ -29,9 +29,7 @@ def describe(model: DiffusionModel) -> str:
 def _trained(model: DiffusionModel) -> str:
     has_control = bool(model.registry_["setup_args"]["control_values"])
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
-    trained = ", ".join(
-        f"{name} (stopped)" if name == model._stopped_stage else name for name in model.trained_stages_
-    )
+    trained = ", ".join(f"{name} (stopped)" if name == model._stopped_stage else name for name in model.trained_stages_)
     if _is_untrained_query(model):
         return f"{trained} (by the reference; not fine-tuned yet)"
     if not trained:

@@ -15,11 +15,14 @@ import logging
 import os
 import shutil
 import uuid
+import warnings
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion._files import remove, sync
@@ -27,7 +30,7 @@ from scgen_diffusion.data import is_generated, join_parts, part_of, read_record
 from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -144,6 +147,46 @@ class Stream:
                 was_cleaned = error.errno == errno.ENOENT and self.goal.parent.exists()
                 if not (was_cleaned or self.folder.exists()):
                     raise
+
+    def complete(
+        self,
+        rows: Sequence[range],
+        make: Callable[..., AnnData],
+        bar: Mapping[str, Any],
+        *,
+        rank: int,
+        n_ranks: int,
+        overwrite: bool,
+        **join_options: Any,
+    ) -> ValueSummary | None:
+        """Make and write the parts of this rank, and join all parts if they are there; return a summary of the values.
+
+        ``make(rows, progress=progress)`` makes the cells of a part. ``bar`` are options of the progress bar.
+        """
+        mine, done, values = range(rank, len(rows), n_ranks), self.parts, None
+        n_cells, n_done = (sum(len(rows[number]) for number in some) for some in (mine, {*mine} & {*done}))
+        with tqdm(total=n_cells, initial=n_done, unit="cell", **bar) as progress:
+
+            def write(number: int) -> None:
+                with warnings.catch_warnings(action="ignore"):  # a part may look odd; the caller checks the whole
+                    cells = make(rows[number], progress=progress)
+                self.write(number, cells)
+
+            try:
+                for number in mine:
+                    if number not in done:
+                        write(number)
+                with self.joining(wait=rank == 0) as is_mine:
+                    if is_mine and not self.is_joined(overwrite=overwrite):
+                        for number in self.discard_damaged():
+                            write(number)
+                        values = self.join(**join_options)
+            except Exception:  # libraries raise anything if another process joined and removed the parts
+                if not self.is_joined(overwrite=True):
+                    raise
+        if self.is_joined(overwrite=True):
+            self.clean()
+        return values
 
     def clean(self) -> None:
         """Remove the parts, and what killed processes left half removed."""
