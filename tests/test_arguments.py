@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scgen_diffusion._arguments import check_count, known_names
@@ -29,3 +30,31 @@ def test_the_error_says_what_is_allowed():
 def test_names_need_not_be_text():
     assert known_names(11, [5, 10]).startswith("Known, closest first: 10")
     assert known_names("x", []) == "There are none."
+
+
+CELL_TYPES = ["CD14+ Mono", "Platelet", "CD8 T", "FCGR3A+ Mono", "NK", "B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [
+        ("b", "B"),
+        ("B cell", "B"),
+        ("b cells", "B"),
+        ("nk cell", "NK"),
+        ("platlet", "Platelet"),
+        ("MONO", "CD14+ Mono"),
+        ("t", "CD8 T"),
+    ],
+)
+def test_the_closest_name_is_the_same_word_whatever_its_case(name, closest):
+    assert known_names(name, CELL_TYPES).startswith(f"Known, closest first: {closest!r}, ")
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT])
+def test_nothing_is_close_to_a_missing_name(missing):
+    assert known_names(missing, CELL_TYPES) == f"Known: {', '.join(map(repr, CELL_TYPES))}."
+
+
+def test_a_short_name_within_a_word_is_not_close():
+    assert known_names("CTAL4", ["T", "CTLA4"]).startswith("Known, closest first: 'CTLA4'")

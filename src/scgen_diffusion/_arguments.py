@@ -6,8 +6,9 @@ This module imports little, because the command line needs it before anything el
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from functools import wraps
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+N_KNOWN = 20  # listed names
+MISSING = ("None", "nan", "<NA>", "NaT")
 
 
 def is_whole_number(value: object) -> bool:
@@ -40,12 +44,27 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 
 def known_names(name: object, known: Sequence[object]) -> str:
-    """List the known names in a sentence, closest to ``name`` first."""
+    """List the known names in a sentence, closest to ``name`` first, whatever the case; as they are if it is missing."""
     by_text = {str(k): k for k in known}
-    closest = get_close_matches(str(name), list(by_text), n=max(len(by_text), 1), cutoff=0)
-    return (
-        f"Known, closest first: {', '.join(repr(by_text[k]) for k in closest[:20])}." if closest else "There are none."
-    )
+    if not by_text:
+        return "There are none."
+    if not isinstance(name, str) and str(name) in MISSING:
+        return f"Known: {', '.join(repr(k) for k in [*by_text.values()][:N_KNOWN])}."
+    asked = str(name).casefold()
+    matcher = SequenceMatcher(b=asked)
+
+    def distance(text: str) -> tuple[bool, bool, float]:
+        found = text.casefold()
+        matcher.set_seq1(found)
+        return found != asked, not (_has_word(found, asked) or _has_word(asked, found)), -matcher.ratio()
+
+    closest = sorted(by_text, key=distance)[:N_KNOWN]
+    return f"Known, closest first: {', '.join(repr(by_text[text]) for text in closest)}."
+
+
+def _has_word(text: str, beginning: str) -> bool:
+    """Return whether a word of the text starts with ``beginning``, as "B cell" has "B", but "Platelet" has no "T"."""
+    return re.search(rf"(?<![^\W_]){re.escape(beginning)}", text) is not None
 
 
 def list_first(things: Sequence[object], most: int) -> str:
