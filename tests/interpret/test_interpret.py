@@ -594,6 +594,26 @@ def test_a_network_that_is_no_white_box_cannot_be_opened(make_opened):
         interpret.layer_statistics(model)
 
 
+@pytest.mark.parametrize("name", interpret.__all__)
+def test_every_function_says_that_models_with_a_latent_have_no_white_box(trained, name):
+    takes_table = name in ("compare_groups", "head_specificity", "top_genes")
+    expected = "must be a table from .*, but found SCLDM" if takes_table else "white-box network of WBDIT.* is SCLDM"
+    arguments = [trained, "NK"] if name == "compare_groups" else [trained]
+
+    with pytest.raises(TypeError if takes_table else ValueError, match=expected):
+        getattr(interpret, name)(*arguments)
+
+
+def test_some_cells_are_written_as_the_tables_of_these_rows(opened):
+    few = opened.adata[:30].copy()
+
+    interpret.write(opened, few, seed=0)
+
+    rates = interpret.head_coding_rates(opened, indices=range(30), seed=0)
+    pd.testing.assert_frame_equal(few.obsm["WBDIT_coding_rates"], rates)
+    assert (few.uns["WBDIT"]["statistics"]["n_cells"] == 30).all()
+
+
 @pytest.mark.parametrize("time", [-1, 1000, "late", True, float("nan")])
 def test_times_beyond_the_path_are_refused(opened, time):
     with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\), but found"):

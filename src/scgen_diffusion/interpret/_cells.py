@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
@@ -17,7 +18,6 @@ from scgen_diffusion.diffusion import Generators, LinearInterpolant, Masking, Va
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from torch import Tensor
 
@@ -175,13 +175,24 @@ def opened_network(model: WBDIT) -> GeneDiT:
     ValueError
         If its network does not have white-box blocks.
     """
+    backbone = getattr(model.module.architecture, "backbone", None)
+    if backbone is None:
+        msg = f"Only the white-box network of WBDIT can be interpreted, but the model is {type(model).__name__}."
+        raise ValueError(msg)
     if not model.is_trained_:
         msg = "The model is not trained; call train() first."
         raise RuntimeError(msg)
-    if model.module.architecture.backbone != "white_box":
-        msg = f"Only white-box networks can be interpreted, but `backbone` is {model.module.architecture.backbone!r}."
+    if backbone != "white_box":
+        msg = f"Only white-box networks can be interpreted, but `backbone` is {backbone!r}."
         raise ValueError(msg)
     return model.module.averaged_network.module.backbone
+
+
+def check_table(name: str, table: object, maker: str) -> None:
+    """Raise TypeError unless an argument is a table; ``maker`` names the functions that return it."""
+    if not isinstance(table, pd.DataFrame):
+        msg = f"`{name}` must be a table from {maker}, but found {type(table).__name__}."
+        raise TypeError(msg)
 
 
 def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:

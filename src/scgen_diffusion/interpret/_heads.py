@@ -20,6 +20,7 @@ from ._cells import (
     CellBatch,
     Moment,
     cells_of,
+    check_table,
     group_cells,
     noised_cells,
     opened_network,
@@ -359,6 +360,7 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         Genes by heads.
     """
+    check_table("loadings", loadings, "head_loadings")
     smallest = max(SMALLEST_SHARE * loadings.to_numpy().max(), np.finfo(float).tiny)
     logs = np.log2(loadings.clip(lower=smallest))
     layers = logs.T.groupby(layer_of_head, sort=False)
@@ -386,6 +388,7 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
     ValueError
         If there are fewer genes.
     """
+    check_table("loadings", loadings, "head_loadings")
     check_count("n_genes", n_genes, most=len(loadings))
     parts = []
     for head in loadings:

@@ -22,6 +22,7 @@ from ._cells import (
     Averages,
     Moment,
     cells_of,
+    check_table,
     group_cells,
     noised_cells,
     opened_network,
@@ -402,6 +403,7 @@ def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = N
     -----
     There is no p-value: with enough cells every difference is significant, and cells of one donor are not replicates.
     """
+    check_table("statistics", statistics, "layer_statistics or sampling_statistics")
     found = list(statistics["group"].unique())
     for name, group in (("group1", group1), ("group2", group2)):
         if group not in (*found, None) or (group is None and name == "group1"):
