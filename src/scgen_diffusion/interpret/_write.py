@@ -42,7 +42,7 @@ def write(
         A trained :class:`~scgen_diffusion.model.WBDIT`.
     adata
         Cells, all of which are used. Default: those of the model. They are changed in place, and can still be written
-        to h5ad and zarr.
+        to h5ad and zarr. To use fewer cells, give a copy of some: ``few = adata[:300].copy()``.
     time
         Diffusion time of loadings, attention and coding rates of cells, see :func:`head_loadings`.
     times
