@@ -160,6 +160,14 @@ def test_attention_is_relative_to_even_attention():
     assert [label.get_text() for label in ax.get_xticklabels()] == TOKENS
 
 
+def test_the_only_group_need_not_be_named():
+    table = make_attention().loc[["T"]]
+
+    ax = sgd.pl.patch_attention(table, "L0H1", relative=False, show=False)
+
+    np.testing.assert_allclose(ax.images[0].get_array(), table.loc["T", "L0H1"])
+
+
 def test_an_anndata_gives_the_same_plot():
     adata = make_adata()
 
@@ -202,7 +210,15 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
         (lambda: sgd.pl.layer_statistics(make_statistics(), ["sparsity"] * 5), "At most 4 `statistics`"),
         (lambda: sgd.pl.head_loadings(make_loadings(), heads=["L7H0"]), "`heads` .*'L7H0'"),
         (lambda: sgd.pl.patch_attention(make_attention(), "L7H0"), "`head` .*'L7H0'"),
-        (lambda: sgd.pl.patch_attention(make_attention(), "L0H0"), "`group` .*'all'"),
+        (lambda: sgd.pl.patch_attention(make_attention(), "L0H0", group="NK"), "`group` .*'NK'.*'T'"),
+        (
+            lambda: sgd.pl.patch_attention(make_attention(), "L0H0"),
+            "several groups.*choose one by `group`: 'B/plasma', 'T'",
+        ),
+        (
+            lambda: sgd.pl.patch_attention(make_adata(), "L0H0"),
+            "several groups.*choose one by `group`: 'B/plasma', 'T'",
+        ),
     ],
 )
 def test_plots_say_what_is_wrong(plot, message):

@@ -12,6 +12,8 @@ from anndata import AnnData
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.lines import Line2D
 
+from scgen_diffusion._arguments import list_first
+
 from ._figures import choose, finish, legend_beside, name_both_axes, one_axis, panels, scanpy_colors, without_frame
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+N_NAMED = 20  # groups listed in a message
 LINE_STYLES = ["-", "--", ":", "-."]
 LABELS = {
     "coding_rate_before": "$R$ before attention (nats)",
@@ -220,7 +223,7 @@ def patch_attention(
     data: pd.DataFrame | AnnData,
     head: str,
     *,
-    group: str = "all",
+    group: str | None = None,
     relative: bool = True,
     key: str = "WBDIT",
     ax: Axes | None = None,
@@ -236,7 +239,7 @@ def patch_attention(
     head
         Name of the head, such as ``"L0H2"``.
     group
-        Group of cells.
+        Group of cells. Default: the only one, such as ``"all"``, if the table was made without ``groupby``.
     relative
         Whether to show the log2 ratio to even attention, or the attention itself.
     key
@@ -256,7 +259,7 @@ def patch_attention(
     Raises
     ------
     ValueError
-        If the head or group is unknown.
+        If the head or group is unknown, or there are several groups and ``group`` is not given.
     KeyError
         If the AnnData has no attention.
     """
@@ -267,7 +270,11 @@ def patch_attention(
         index = pd.MultiIndex.from_product(levels, names=["group", "head", "token"])
         table = pd.DataFrame(stored["patch_attention"].reshape(len(index), -1), index=index, columns=levels[-1])
     choose("head", [head], table.index.unique("head"))
-    choose("group", [group], table.index.unique("group"))
+    groups = list(table.index.unique("group"))
+    if group is None and len(groups) > 1:
+        msg = f"There are several groups of cells; choose one by `group`: {list_first([repr(name) for name in groups], N_NAMED)}."
+        raise ValueError(msg)
+    (group,) = choose("group", groups if group is None else [group], groups)
     weights = table.loc[(group, head)]
     values = weights.to_numpy()
     if relative:
