@@ -363,6 +363,17 @@ def test_train_trains_it_where_the_setup_says_what_is_unperturbed(make_trained):
     assert len(with_it["transport_loss_train"]) == 1
 
 
+def test_the_transport_is_too_small_to_be_compiled(make_model, quick, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(self))
+    model = make_model(setup={"control_values": {"dose": 1}})
+
+    model.train(1, compile=True, **quick)
+
+    assert "transport" in model.trained_stages_
+    assert compiled == [model.module.encoder, model.module.decoder, model.module.prior]
+
+
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
 def test_a_number_says_what_is_unperturbed_also_in_a_loaded_model(make_trained, tmp_path):
     setup = {"continuous_condition_keys": ["dose"], "control_values": {"dose": 1}}

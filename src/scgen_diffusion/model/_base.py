@@ -551,6 +551,7 @@ class DiffusionModel(BaseModelClass):
         train_size: float | None = None,
         validation_size: float | None = None,
         keep_split: bool = False,
+        compile: bool = False,
         **of_stage: Any,
     ) -> None:
         """Check all arguments, then train the stages until the user stops one."""
@@ -594,7 +595,8 @@ class DiffusionModel(BaseModelClass):
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
-            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
+            compiled = {} if name == "transport" else {"compile": compile}  # it is too small to gain from it
+            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **compiled, **of_stage))
             self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
             if results[-1].was_interrupted:
                 break
