@@ -38,9 +38,13 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     FileNotFoundError
-        If a bare name is neither a path nor that of a pretrained model.
+        If the path is a file, or a bare name is neither a path nor that of a pretrained model.
     """
     folder = Path(path)
+    if folder.is_file():
+        saved = f"give the folder {folder.parent}" if folder.suffix == ".pt" else "give the folder of a saved model"
+        msg = f"{folder} is a file; {saved}."
+        raise FileNotFoundError(msg)
     if folder.exists() or len(folder.parts) != 1:
         return folder
     known = pretrained_models()

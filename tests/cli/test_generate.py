@@ -154,6 +154,8 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     assert (code, f"is or contains {saved_model}" in err) == (2, True)
     code, _, err = call("generate", tmp_path, out, "-n", "2")
     assert (code, "There is no saved model at" in err) == (2, True)
+    code, _, err = call("generate", saved_model / "model.pt", out, "-n", "2")
+    assert (code, f"model.pt is a file; give the folder {saved_model}." in err) == (2, True)
 
 
 def test_a_pretrained_model_is_called_by_its_name(call, tmp_path, monkeypatch):

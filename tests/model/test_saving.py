@@ -202,6 +202,32 @@ def test_a_truncated_file_is_refused(saved_model, tmp_path, share):
         SCLDM.load(folder_with(tmp_path, whole[: int(share * len(whole))]))
 
 
+@pytest.mark.parametrize("load", [SCLDM.load, SCLDM.load_registry, load])
+def test_the_file_of_a_model_instead_of_its_folder_says_which_folder(saved_model, load):
+    with pytest.raises(FileNotFoundError, match=rf"model\.pt is a file; give the folder {saved_model}\.$"):
+        load(saved_model / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda _: b"", r"it is empty\. Save or copy it again\.$"),
+        (
+            lambda whole: whole[: len(whole) // 2],
+            r"its end is missing, as after an interrupted copy\. Save .* again\.$",
+        ),
+        (lambda whole: whole[:10], "its end is missing"),
+        (lambda _: b"eggs and spam", r"its content is not what torch writes\.$"),
+        (lambda _: b"\x80\x02", r"its content is not what torch writes\.$"),
+    ],
+)
+def test_a_damaged_file_says_why_it_cannot_be_read(saved_model, tmp_path, change, reason):
+    content = change((saved_model / "model.pt").read_bytes())
+
+    with pytest.raises(ValueError, match=rf"model\.pt is damaged or not a model file: {reason}"):
+        SCLDM.load(folder_with(tmp_path, content))
+
+
 @pytest.mark.parametrize("content", [b"nonsense", b"PK\x03\x04" + bytes(100), b"\x80\x04.", bytes(1000)])
 def test_a_file_of_another_kind_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match=r"model\.pt"):

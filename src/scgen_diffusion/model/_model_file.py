@@ -46,6 +46,8 @@ ADATA_FILE = "adata.h5ad"
 MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
 DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # of what torch writes, since 2020 and before
+UNKNOWN_CONTENT = "its content is not what torch writes"
 MAX_DEPTH = 12  # of nested containers
 SCALARS = (bool, int, float, str, type(None))
 
@@ -208,14 +210,29 @@ def load_plain(path: Path, what: str, advice: str = "") -> Any:
         _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        msg = (
-            f"{path} holds Python objects, which could execute code when loaded, or is damaged; it was not loaded. "
-            f"{advice}({error})"
-        )
+        if damage := _damage(path):
+            msg = f"{path} is damaged or not a {what}: {damage}."
+        else:
+            msg = (
+                f"{path} holds Python objects, which could execute code when loaded, or is damaged; it was not loaded. "
+                f"{advice}({error})"
+            )
         raise ValueError(msg) from error
     except (*DAMAGE, TypeError, AttributeError, MemoryError) as error:
-        msg = f"{path} is damaged or not a {what}: {error}"
+        reason = _damage(path) or next(iter(str(error).splitlines()), "") or UNKNOWN_CONTENT
+        msg = f"{path} is damaged or not a {what}: {reason.rstrip('.')}."
         raise ValueError(msg) from error
+
+
+def _damage(path: Path) -> str:
+    """Say what is wrong with a file that torch cannot read; "" if its beginning and end do not tell."""
+    with path.open("rb") as file:
+        start = file.read(len(ZIP_START))
+    if not start:
+        return "it is empty. Save or copy it again"
+    if start == ZIP_START and not zipfile.is_zipfile(path):
+        return "its end is missing, as after an interrupted copy. Save or copy it again"
+    return "" if start.startswith((ZIP_START, PICKLE_START)) else UNKNOWN_CONTENT
 
 
 def _check_archive(path: Path) -> None:
