@@ -52,9 +52,30 @@ def test_the_file_holds_the_cells_of_predict_perturbation(call, folder, expected
     changes = expected.uns["scgen_diffusion"]["mean_change"].reset_index(drop=True)
     pd.testing.assert_frame_equal(pd.read_csv(table), changes, check_dtype=False, check_categorical=False, rtol=1e-6)
     code, _, err = call("predict", folder / "model", folder / "cells.h5ad", out, *options, "--seed", "4")
-    assert (code, f"{table} already exists" in err) == (2, True)
+    assert (code, f"{out} already exists" in err) == (2, True)
     code, _, err = call("predict", folder / "model", folder / "cells.h5ad", out, *ASKED, "--seed", "4")
     assert (code, "give --overwrite" in err) == (2, True)
+
+
+def test_a_finished_command_succeeds_again_and_never_replaces_another_table(call, folder, tmp_path):
+    out, table = tmp_path / "new.h5ad", tmp_path / "changes.csv"
+    command = ["predict", folder / "model", folder / "cells.h5ad", out, *ASKED, "--changes", table]
+    table.write_text("of a user")
+    code, _, err = call(*command)
+    assert (code, f"{table} already exists" in err, out.exists()) == (2, True, False)  # before any work
+    table.unlink()
+    assert call(*command)[0] == 0
+    times = [path.stat().st_mtime_ns for path in (out, table)]
+    code, printed, err = call(*command)
+    assert (code, printed) == (0, f"{out}\n{table}\n"), err
+    assert [path.stat().st_mtime_ns for path in (out, table)] == times
+    content = table.read_bytes()
+    table.write_text("of a user")
+    code, _, err = call(*command)
+    assert (code, f"{table} already exists and holds something else" in err) == (2, True)
+    assert table.read_text() == "of a user"
+    assert call(*command, "--overwrite")[0] == 0
+    assert table.read_bytes() == content
 
 
 @pytest.mark.parametrize("files", [["cells.h5ad", "--backed"], ["first.h5ad", "second.h5ad"]])

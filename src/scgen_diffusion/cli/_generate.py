@@ -98,6 +98,9 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
     if "library_size_column" in options and "condition_table" not in options:
         msg = "--library-size-column needs --condition-table."
         raise click.UsageError(msg)
+    if not {"n_cells", "condition_table"} & set(options):
+        msg = "--n-cells is needed, unless there is a --condition-table with a row per cell."
+        raise click.UsageError(msg)
     model = load_for(terminal, options)
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
     terminal.on_interrupt = "Run the same command again to resume."

@@ -15,6 +15,7 @@ from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, lo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import numpy as np
     import pandas as pd
@@ -83,7 +84,8 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     out, paths = options["out"], options["cells"]
     if "changes" in options:
         inputs = [*paths, *given(options, "model", "condition_table").values()]
-        check_place(options["changes"], overwrite=options.get("overwrite", False), suffixes=[".csv"], inputs=inputs)
+        may_exist = options.get("overwrite", False) or out.exists()  # then they may be finished, with the same table
+        check_place(options["changes"], overwrite=may_exist, suffixes=[".csv"], inputs=inputs)
     model = load_for(terminal, options, paths)
     terminal.say(f"Reading {list_first(paths, N_NAMED)}")
     cells = _open(model, options)
@@ -187,7 +189,24 @@ def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[st
     if changes is None:
         msg = "There are no mean changes: they need the transport, draws, and --strength 1. The cells are written."
         raise click.UsageError(msg)
-    with write_atomically(options["changes"]) as beside:
-        changes.to_csv(beside, index=False)
+    _write_table(changes, options["changes"], overwrite=options.get("overwrite", False))
     terminal.say("Mean changes:")
     terminal.result(options["changes"])
+
+
+def _write_table(table: pd.DataFrame, path: Path, *, overwrite: bool) -> None:
+    """Write a table unless the file holds it already, as after the same command.
+
+    Raises
+    ------
+    click.UsageError
+        If the file holds anything else, unless ``overwrite``.
+    """
+    content = table.to_csv(index=False).encode()
+    if path.exists() and path.read_bytes() == content:
+        return
+    if path.exists() and not overwrite:
+        msg = f"{path} already exists and holds something else; choose another name, or give --overwrite."
+        raise click.UsageError(msg)
+    with write_atomically(path) as beside:
+        beside.write_bytes(content)
