@@ -120,9 +120,9 @@ def test_rows_names_and_obs_are_those_of_the_control_cells(trained):
     cells = trained.predict_perturbation(condition={"cell_type": "NK"}, indices=rows, seed=0)
 
     assert cells.obs_names.str.replace(r"^SCLDM-[0-9a-f]{10}-", "", regex=True).tolist() == [
-        "cell_7",
-        "cell_3",
-        "cell_90",
+        "7-cell_7",
+        "3-cell_3",
+        "90-cell_90",
     ]
     assert list(cells.obs) == ["cell_type", "dose", "treated", "cell_type_of_control", "synthetic"]
     assert set(cells.obs["cell_type"]) == {"NK"}
@@ -141,6 +141,17 @@ def test_predictions_are_named_by_the_request_and_the_cell(trained):
     for other in ({"seed": 1}, {"strength": 0.5}, {"condition": {"dose": 1}}, {"sample": False}, {"residuals": "new"}):
         others = trained.predict_perturbation(**request | other, indices=[7, 3]).obs_names
         assert not set(names) & set(others), other
+
+
+def test_a_cell_in_another_row_draws_other_numbers_and_has_another_name(trained):
+    rows = np.flatnonzero(trained.adata.obs["cell_type"] == "NK")
+    chosen, cut = (
+        trained.predict_perturbation(condition={"cell_type": "B cell"}, seed=0, **cells)
+        for cells in ({"indices": rows}, {"adata_control": trained.adata[rows].copy()})
+    )
+
+    assert not np.array_equal(chosen.X.toarray(), cut.X.toarray())
+    assert not set(chosen.obs_names) & set(cut.obs_names)
 
 
 def test_counts_are_drawn_or_expected(trained):

@@ -80,7 +80,7 @@ def test_rows_names_and_obs_are_those_of_the_control_cells(trained_gene_space):
 
     cells = trained_gene_space.predict_perturbation(condition=CONDITION, indices=rows, seed=0, n_steps=3)
 
-    assert cells.obs_names.str.split("-", n=2).str[2].tolist() == ["cell_7", "cell_3", "cell_90"]
+    assert cells.obs_names.str.split("-", n=3).str[3].tolist() == ["cell_7", "cell_3", "cell_90"]
     assert cells.obs["dose"].tolist() == [1, 1, 1]
     assert cells.obs["dose_of_control"].tolist() == trained_gene_space.adata.obs["dose"].iloc[rows].tolist()
     assert cells.uns["scgen_diffusion"]["library_size"] == "none"

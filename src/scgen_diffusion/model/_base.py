@@ -1077,8 +1077,8 @@ class DiffusionModel(BaseModelClass):
         -------
         AnnData
             One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
-            their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell names end in the name of the given
-            cell. Values in ``X`` as in :meth:`generate`; expected values are dense. ``uns["scgen_diffusion"]`` records
+            their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell names end in the row and the name
+            of the given cell. Values in ``X`` as in :meth:`generate`; expected values are dense. ``uns["scgen_diffusion"]`` records
             how the cells were made. With the transport, it says how far the prediction can be trusted, in two tables:
 
             - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,

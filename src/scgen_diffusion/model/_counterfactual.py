@@ -106,10 +106,13 @@ class Prediction:
         return replace(self, request=request, provenance={**self.provenance, "seed": seed})
 
     def names(self, cells: ControlCells) -> pd.Index:
-        """Name the predictions of some of the cells by the request and by the cells."""
+        """Name the predictions of some of the cells by the request, and by row and name of the cells.
+
+        A cell that is given in another row draws other random numbers, so its prediction has another name.
+        """
         n_cells = None if self.is_uniform else len(self.cells.rows)
         name = name_of(self.identity, self.request.sampling.guidance, self.request.seed, n_cells)
-        return pd.Index([f"{name}-{cell}" for cell in cells.names])
+        return pd.Index([f"{name}-{row}-{cell}" for row, cell in zip(cells.rows, cells.names, strict=True)])
 
 
 def control_cells(
