@@ -57,7 +57,7 @@ SAMPLING = [
 ]
 OUTPUT = [
     flag("--overwrite", "Replace cells of another request."),
-    option("--shard-size", "Cells per part of the output.", int),
+    option("--shard-size", "Cells per part of the output. After an interruption, only finished parts are kept.", int),
     option("--rank", "Index of this process from 0, such as $SLURM_PROCID.", int),
     option("--n-ranks", "Number of processes, such as $SLURM_NTASKS.", int),
 ]
