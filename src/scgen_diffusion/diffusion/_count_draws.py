@@ -140,7 +140,7 @@ def flat_indices(mask: Tensor) -> Tensor:
     """Return the flat indices where a mask is True; on a CPU by NumPy, which is faster."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.view(-1).nonzero().view(-1)
+    return mask.reshape(-1).nonzero().view(-1)
 
 
 # --- inversion ------------------------------------------------------------------------------------------------------------
