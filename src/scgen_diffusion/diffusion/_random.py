@@ -78,11 +78,11 @@ class Generators:
 
     def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         options = {"dtype": dtype, "device": self.device}
-        numbers = torch.empty((0 if self._is_one_block else len(self), *shape), **options)
+        if self._is_one_block:
+            return draw((self._size, *shape), generator=self._generators[0], **options)
+        numbers = torch.empty((len(self), *shape), **options)
         for block, generator in enumerate(self._generators):
             of_block = draw((self._size, *shape), generator=generator, **options)
-            if self._is_one_block:
-                return of_block
             own = (self._blocks == block).nonzero()[:, 0]
             numbers[own.to(self.device)] = of_block[self._rows[own].to(self.device)]
         return numbers
