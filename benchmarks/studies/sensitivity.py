@@ -117,7 +117,7 @@ def effects(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "seed", "metric"]
     unchanged = rows[rows["corruption"] == UNCHANGED].copy()
     reach = np.fmax(unchanged["high"] - unchanged["value"], unchanged["value"] - unchanged["low"])
-    unchanged["sd"] = reach / QUANTILE
+    unchanged["sd"] = (reach / QUANTILE).where((unchanged["value"] != 0) | (unchanged["floor"] != 0), 0)
     unchanged["sd"] = unchanged.groupby(["dataset", "metric"])["sd"].transform("mean")
     pairs = rows.merge(unchanged[[*keys, "value", "floor", "sd"]], on=keys, suffixes=("", "_unchanged"))
     worse = pairs["value"] - pairs["value_unchanged"]

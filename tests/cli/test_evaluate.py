@@ -115,6 +115,15 @@ def test_training_cells_may_be_in_several_files(judge, call, files, tmp_path):
     assert (code, "`layer` 'raw' is not in the layers of" in err) == (2, True)
 
 
+@pytest.mark.parametrize("options", [[], ["--backed"]])
+def test_empty_synthetic_cells_are_an_error(judge, files, tmp_path, options):
+    cells = anndata.read_h5ad(files / "synthetic.h5ad")
+    cells.X[:35] = 0
+    cells.write_h5ad(tmp_path / "empty.h5ad")
+    code, _, err = judge(*options, synthetic=tmp_path / "empty.h5ad")
+    assert (code, "`synthetic` has 35 of 70 cells without any count" in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

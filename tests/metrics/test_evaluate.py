@@ -245,6 +245,87 @@ def test_copies_of_training_cells_are_seen():
     assert figure(found, "membership_auc") > 0.65  # half of the training cells were copied
 
 
+COPIES = ["copied_cells", "duplicate_share", "copied_test_cells"]
+
+
+def with_copies(*parts):
+    together = ad.concat(parts, index_unique="-")
+    together.obs_names = [f"c{together.n_obs}_{number}" for number in range(together.n_obs)]
+    return together
+
+
+@pytest.mark.parametrize("is_backed", [False, True])
+def test_a_few_copies_among_many_cells_are_all_counted(tmp_path, is_backed):
+    real, train, drawn = cells(60, seed=1), cells(240, seed=3), cells(580, seed=2)
+    synthetic = with_copies(drawn, train[:6], real[:4], drawn[:5], train[200:205])
+    if is_backed:
+        synthetic.write_h5ad(tmp_path / "synthetic.h5ad")
+        synthetic = ad.read_h5ad(tmp_path / "synthetic.h5ad", backed="r")
+    found = table(real, synthetic, train=train, metrics=COPIES)
+    assert figure(found, "copied_cells") == 11 / 600
+    assert figure(found, "copied_test_cells") == 4 / 600
+    assert figure(found, "duplicate_share") == 10 / 600
+    assert found["floor"].tolist() == found["shuffled"].tolist() == [0, 0, 0]
+    assert {finding.topic for finding in verdict(found).warnings} == {"copies", "duplicates"}
+
+
+def test_floors_of_copies_are_counted_in_all_real_cells():
+    real, train = cells(120, seed=1), cells(240, seed=3)
+    leaked = with_copies(real, train[:6])
+    found = table(leaked, cells(120, seed=2), train=with_copies(train, train[:5]), metrics=COPIES)
+    assert figure(found, "copied_cells", "floor") == 6 / 126
+    # of 245 training cells, two copies of five and one of a sixth
+    assert figure(found, "copied_test_cells", "floor") == 11 / 245
+    assert 0 < figure(found, "duplicate_share", "floor") < 10 / 245  # among 120 of them, there are fewer twins
+    of_real = table(
+        with_copies(cells(150, seed=1), cells(150, seed=1)[:3]), cells(60, seed=2), train=None, metrics=COPIES[1:]
+    )
+    assert figure(of_real, "copied_test_cells", "floor") == 6 / 153
+
+
+def test_the_interval_of_no_copies_depends_on_the_number_of_cells():
+    few, many = (table(synthetic=cells(n, seed=2), metrics="copied_cells") for n in (120, 1_200))
+    assert figure(few, "copied_cells", "low") == figure(many, "copied_cells", "low") == 0
+    # the upper limit of Wilson's interval of 0 of n is z² / (n + z²)
+    assert figure(few, "copied_cells", "high") == pytest.approx(3.8415 / 123.8415, rel=1e-4)
+    assert figure(many, "copied_cells", "high") == pytest.approx(3.8415 / 1203.8415, rel=1e-4)
+    bare = table(metrics="copied_cells", n_bootstrap=0, n_floor=0)
+    assert bare[["floor", "low", "high"]].isna().all(axis=None)
+
+
+def test_counts_and_logarithms_have_no_copies_of_each_other():
+    real, train = in_logarithms(cells(120, seed=1), None), in_logarithms(cells(240, seed=3), None)
+    found = table(real, cells(120, seed=2), train=train, metrics="copied_test_cells")
+    assert found[["value", "floor", "low", "high"]].isna().all(axis=None)
+    synthetic = with_copies(in_logarithms(cells(60, seed=2), None), real[:20])
+    synthetic.uns = real.uns
+    assert figure(table(real, synthetic, train=train, metrics="copied_test_cells"), "copied_test_cells") == 0.25
+
+
+def test_many_empty_synthetic_cells_raise_before_the_comparison():
+    synthetic = cells(120, seed=2)
+    synthetic.X = sp.vstack([0 * synthetic.X[:60], synthetic.X[60:]], format="csr")
+    with pytest.raises(ValueError, match="`synthetic` has 60 of 120 cells without any count in the genes"):
+        table(synthetic=synthetic)
+
+
+def test_a_layer_that_concat_filled_with_zeros_is_noticed():
+    real, synthetic = cells(120, seed=1), cells(120, seed=2)
+    real.layers["counts"] = real.X.copy()
+    both = ad.concat([real, synthetic], join="outer")
+    with pytest.raises(ValueError, match="Did `anndata.concat` make them.* fills a layer that generated cells lack"):
+        table(both[:120].copy(), both[120:].copy())
+
+
+def test_a_few_empty_synthetic_cells_give_a_warning_and_are_duplicates():
+    synthetic = cells(120, seed=2)
+    synthetic.X = sp.vstack([0 * synthetic.X[:6], synthetic.X[6:]], format="csr")
+    with pytest.warns(UserWarning, match="`synthetic` has 6 of 120 cells without any count .* count as duplicates"):
+        found = table(synthetic=synthetic, metrics=["duplicate_share", "copied_cells", "precision"])
+    assert figure(found, "duplicate_share") == 6 / 120
+    assert figure(found, "copied_cells") == 0
+
+
 def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack():
     # with 30 components of 150 cells, these lie further out than any others: an AUC far below a half, whatever the synthetic cells are
     sets = [cells(n, seed=seed, n_genes=400) for n, seed in ((150, 1), (150, 2), (300, 3))]

@@ -455,3 +455,13 @@ def test_on_real_gene_pairs_the_additive_baseline_beats_the_others():
     assert means.loc["mean_change_correlation", "additive"] > means.loc["mean_change_correlation", "mean_shift"]
     assert means.loc["energy_distance", "additive"] < means.loc["energy_distance", "no_change"]
     assert means.loc["energy_distance", "floor"] < means.loc["energy_distance", "additive"]
+
+
+def test_empty_predicted_cells_raise():
+    real, predicted = cells("A", seed=1), cells("A", seed=2)
+    empty = cells("A", seed=3)
+    empty.X[:] = 0
+    with pytest.raises(ValueError, match="`synthetic` has 120 of 120 cells without any count"):
+        judge(real, empty)
+    with pytest.raises(ValueError, match="`other` has 120 of 120 cells without any count"):
+        judge(real, predicted, others={"other": empty})

@@ -14,6 +14,7 @@ from scgen_diffusion.metrics import (
     memorisation,
     nearest_distances,
 )
+from scgen_diffusion.metrics._safety import expected_share_of_twins, share_of_twins
 
 
 def points(n_cells=300, n_features=5, *, seed=0):
@@ -100,15 +101,16 @@ def test_copies_are_found_however_they_are_stored():
     assert untidy.nnz == 5
 
 
-def test_empty_cells_do_not_count():
+def test_empty_cells_are_no_copies_but_duplicates_of_each_other():
     train, synthetic = some_counts(), some_counts(10, seed=1)
     train[0], synthetic[:5] = 0, 0
     assert copied_cells(synthetic, train) == 0
-    assert duplicate_share(synthetic) == 0
+    assert duplicate_share(synthetic) == 0.5
+    assert duplicate_share(synthetic[4:]) == 0
     synthetic[5] = train[1]
     assert copied_cells(synthetic, train) == 1 / 5
     assert np.isnan(copied_cells(0 * synthetic, train))
-    assert np.isnan(duplicate_share(0 * synthetic))
+    assert duplicate_share(0 * synthetic) == 1
 
 
 def test_copies_are_found_in_cells_that_are_on_the_common_scale_already():
@@ -137,6 +139,24 @@ def test_every_cell_of_a_repeated_group_is_a_duplicate():
     assert duplicate_share(cells) == 0.3
     cells[7] = cells[6]
     assert duplicate_share(sp.csr_matrix(cells)) == 0.5
+
+
+def test_the_expected_share_of_twins_is_the_mean_over_draws():
+    rng = np.random.default_rng(0)
+    fingerprints = np.concatenate([np.arange(150), rng.integers(1000, 1030, 50)]).astype(np.uint64)
+    draws = [share_of_twins(rng.choice(fingerprints, 80, replace=False)) for _ in range(4_000)]
+    # the mean of 4 000 draws is known to a hundredth of the share
+    assert expected_share_of_twins(fingerprints, 80) == pytest.approx(np.mean(draws), rel=0.03)
+    assert expected_share_of_twins(fingerprints, 200) == pytest.approx(share_of_twins(fingerprints))
+    assert expected_share_of_twins(np.arange(1, 200, dtype=np.uint64), 5_000) == 0
+
+
+def test_the_expected_share_of_twins_grows_beyond_the_known_cells():
+    rng = np.random.default_rng(0)
+    many = rng.integers(1, 100_000, 10_000).astype(np.uint64)
+    # twins of 10 000 cells, from 1 000 of them: about ten pairs, so a standard error of a quarter or so
+    assert expected_share_of_twins(many[:2_000], 10_000) == pytest.approx(share_of_twins(many), rel=0.5)
+    assert expected_share_of_twins(np.ones(10, dtype=np.uint64), 1_000) == 1
 
 
 def test_copies_of_the_training_cells_give_all_of_them_away():

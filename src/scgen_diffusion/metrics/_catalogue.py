@@ -45,7 +45,17 @@ from ._perturbation import (
     reach_of_directions,
     slope_of_changes,
 )
-from ._safety import copied_cells, duplicate_share, fingerprints_of, membership_inference, memorisation
+from ._safety import (
+    EMPTY,
+    copied_cells,
+    duplicate_share,
+    expected_share_of_twins,
+    fingerprints_of,
+    membership_inference,
+    memorisation,
+    share_of_copies,
+    share_of_twins,
+)
 from ._use import label_fidelity, transfer_f1
 
 if TYPE_CHECKING:
@@ -53,7 +63,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._comparison import Better, Comparison, Need, Scope
+    from ._comparison import Better, Comparison, Fingerprints, Need, Scope
 
 SHARE = (0.0, 1.0)
 POSITIVE = (0.0, np.inf)
@@ -166,9 +176,26 @@ def _memorisation(comparison: Comparison) -> object:
 
 
 def _copied_cells(comparison: Comparison) -> float:
-    known = comparison.training.fingerprints
-    found = [print_ in known for print_ in fingerprints_of(comparison.synthetic.expression)]
-    return float(np.mean(found)) if found else float("nan")
+    return share_of_copies(fingerprints_of(comparison.synthetic.expression), comparison.training.fingerprints)
+
+
+def _copied_of_all(cells: Fingerprints) -> tuple[float, float]:
+    return share_of_copies(cells.synthetic, cells.train), share_of_copies(cells.real, cells.train)
+
+
+def _twins_of_all(cells: Fingerprints) -> tuple[float, float]:
+    others = cells.real if cells.train is None else cells.train
+    return share_of_twins(cells.synthetic), expected_share_of_twins(others, len(cells.synthetic))
+
+
+def _copied_test_of_all(cells: Fingerprints) -> tuple[float, float]:
+    if not cells.are_comparable:
+        return float("nan"), float("nan")
+    if cells.train is None:  # each real cell against all other ones
+        usual = share_of_twins(cells.real[cells.real != EMPTY])
+    else:
+        usual = share_of_copies(cells.train, cells.real)
+    return share_of_copies(cells.synthetic, cells.real), usual
 
 
 def _membership_auc(comparison: Comparison) -> float:
@@ -273,11 +300,22 @@ _ENTRIES = (
     Metric(
         "nearer_than_held_out", "lower", _part(_memorisation, "nearer_than_held_out"), TRAIN, scopes=JOINT, bounds=SHARE
     ),
-    Metric("copied_cells", "lower", _copied_cells, ("train", "counts"), bounds=SHARE),
-    Metric("duplicate_share", "lower", lambda c: duplicate_share(c.synthetic.expression), ("counts",), bounds=SHARE),
+    Metric("copied_cells", "lower", _copied_cells, ("train", "counts"), of_all=_copied_of_all, bounds=SHARE),
+    Metric(
+        "duplicate_share",
+        "lower",
+        lambda c: duplicate_share(c.synthetic.expression),
+        ("counts",),
+        of_all=_twins_of_all,
+        bounds=SHARE,
+    ),
     Metric("membership_auc", "lower", _membership_auc, TRAIN, scopes=JOINT, bounds=SHARE),
     Metric(
-        "copied_test_cells", "lower", lambda c: copied_cells(c.synthetic.expression, c.real.expression), bounds=SHARE
+        "copied_test_cells",
+        "lower",
+        lambda c: copied_cells(c.synthetic.expression, c.real.expression),
+        of_all=_copied_test_of_all,
+        bounds=SHARE,
     ),
     # perturbations
     _effect_metric("mean_change_error", "lower", error_of_changes),

@@ -31,6 +31,7 @@ N_CELLS_CHECKED = 2_000  # to distinguish counts from logarithms
 
 
 REAL = ("real_test", "train", "control")  # names of the sets of real cells
+MANY_EMPTY = 0.05  # share of empty cells above which generated cells are not what they were meant to be
 CHUNK = 2_000
 N_CELLS_AT_ONCE = 8_192
 
@@ -252,6 +253,8 @@ class Source:
         Groups, `(cells,)`; None without ``groupby``.
     are_counts
         Whether the values are counts, not log-normalised.
+    values
+        Function that returns the values at given positions as they are, CSR, in the given order.
     read
         Function that returns the cells at given positions on their scale, in the given order.
     """
@@ -260,6 +263,7 @@ class Source:
     obs_names: pd.Index
     labels: NDArray[np.str_] | None
     are_counts: bool
+    values: Callable[[NDArray], sp.csr_matrix]
     read: Callable[[NDArray], Expression]
 
     @classmethod
@@ -280,12 +284,16 @@ class Source:
         matrix, log_base = matrix_of(cells, layer if name in REAL else layer_of(cells, layer), name)
         columns = None if cells.var_names.equals(genes) else cells.var_names.get_indexer(genes)
 
-        def read(rows: NDArray) -> Expression:
-            ascending = np.argsort(rows, kind="stable")
-            values = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
-            return on_scale(values if columns is None else values[:, columns], log_base, name=name, scale=scale)
+        def values(rows: NDArray) -> sp.csr_matrix:
+            if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+                found = sp.csr_matrix(matrix[rows[0] : rows[0] + len(rows)])  # files read a slice much faster
+            else:
+                ascending = np.argsort(rows, kind="stable")
+                found = sp.csr_matrix(matrix[rows[ascending]])[np.argsort(ascending, kind="stable")]
+            return found if columns is None else found[:, columns]
 
-        return cls(name, cells.obs_names, labels, log_base is None, read)
+        read = lambda rows: on_scale(values(rows), log_base, name=name, scale=scale)
+        return cls(name, cells.obs_names, labels, log_base is None, values, read)
 
     @classmethod
     def of_files(
@@ -309,11 +317,12 @@ class Source:
         columns = None if found.equals(genes) else found.get_indexer(genes)
         log_base = np.e if cells.values == "log1p" else None
 
-        def read(rows: NDArray) -> Expression:
-            values = sp.csr_matrix(cells.read_values(rows))
-            return on_scale(values if columns is None else values[:, columns], log_base, name=name, scale=scale)
+        def values(rows: NDArray) -> sp.csr_matrix:
+            found = sp.csr_matrix(cells.read_values(rows))
+            return found if columns is None else found[:, columns]
 
-        return cls(name, names, labels, log_base is None, read)
+        read = lambda rows: on_scale(values(rows), log_base, name=name, scale=scale)
+        return cls(name, names, labels, log_base is None, values, read)
 
     def __len__(self) -> int:
         return len(self.obs_names)
@@ -322,6 +331,32 @@ class Source:
         """Read cells in chunks, which bounds the memory needed."""
         for start in range(0, len(rows), CHUNK):
             yield self.read(rows[start : start + CHUNK])
+
+
+def check_for_empty_cells(source: Source) -> None:
+    """Warn if some generated cells have no counts, as a model of very sparse data may draw them.
+
+    Raises
+    ------
+    ValueError
+        If many of them have none.
+    """
+    rows = np.arange(len(source))
+    chunks = (source.values(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK))
+    n_empty = sum(int((np.asarray(chunk.sum(axis=1)) == 0).sum()) for chunk in chunks)
+    if not n_empty:
+        return
+    found = (
+        f"`{source.name}` has {n_empty:,} of {len(source):,} cells without any count in the genes that are compared."
+    )
+    if n_empty > MANY_EMPTY * len(source):
+        msg = (
+            f"{found} Did `anndata.concat` make them? With join='outer' it fills a layer that generated cells lack with "
+            "zeros; their counts are in `X`. Otherwise, leave empty cells out, for example with "
+            "scanpy.pp.filter_cells(cells, min_counts=1)."
+        )
+        raise ValueError(msg)
+    warn_user(f"{found} They take part in the comparison, and count as duplicates of each other.")
 
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:

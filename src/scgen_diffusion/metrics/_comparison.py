@@ -82,12 +82,30 @@ class Training:
         Principal components of the cells that the PCA was not fitted to. A PCA spreads the cells that it was fitted to,
         which would distinguish them from held-out cells even without any synthetic cell.
     fingerprints
-        Hashes of the cells' counts.
+        Hashes of the cells' counts, `(cells,)`.
     """
 
     pcs: NDArray[np.float32]
     members: NDArray[np.float32]
-    fingerprints: frozenset[bytes]
+    fingerprints: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of the counts of *all* cells, for metrics that look for equal cells: a draw would miss most copies.
+
+    Attributes
+    ----------
+    real, synthetic, train
+        The sets, `(cells,)`; `train` is None if it was not given.
+    are_comparable
+        Whether all sets hold counts, or all hold logarithms. Otherwise, no cells of two sets can be equal.
+    """
+
+    real: NDArray[np.uint64]
+    synthetic: NDArray[np.uint64]
+    train: NDArray[np.uint64] | None
+    are_comparable: bool
 
 
 @dataclass(frozen=True)
@@ -173,6 +191,9 @@ class Metric:
     scores, summary
         For a figure that summarises one number per cell: the function that returns these numbers, and the one that
         summarises them. The interval then resamples the numbers, and nothing is fitted again.
+    of_all
+        For a share of cells that equal others: function that returns value and floor from the fingerprints of all
+        cells. The interval is Wilson's then. `measure` is for drawn cells.
     bounds
         Smallest and largest possible value.
     min_features
@@ -193,6 +214,7 @@ class Metric:
     by_group: Callable[[Comparison], Mapping[str, float]] | None = None
     scores: Callable[[Comparison], Scores] | None = None
     summary: Callable[[NDArray, NDArray], float] | None = None
+    of_all: Callable[[Fingerprints], tuple[float, float]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
     min_features: int = 0
     has_interval: bool = True
@@ -227,6 +249,8 @@ class Context:
         numbers.
     halves
         Half-samples of ``value``, for the interval.
+    fingerprints
+        Hashes of all cells, for metrics that look for equal cells.
     """
 
     names: Mapping[str, str]
@@ -234,6 +258,7 @@ class Context:
     held_out_floors: Sequence[Comparison] = ()
     equal_players: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
     halves: Sequence[Half] = ()
+    fingerprints: Fingerprints | None = None
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
@@ -245,7 +270,10 @@ class Context:
             player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
             for player, comparisons in players.items()
         }
-        if not metric.has_interval:
+        if metric.of_all is not None and self.fingerprints is not None:
+            figures["value"], floor = metric.of_all(self.fingerprints)
+            figures["floor"] = floor if players["floor"] else UNKNOWN
+        if not metric.has_interval or metric.of_all is not None:
             halves = []
         elif metric.scores is None:
             halves = [measure(half.comparison) for half in self.halves]
@@ -253,6 +281,8 @@ class Context:
             scores = self.players["value"][0].once(metric.scores)
             halves = [metric.summary(scores.real[h.real_rows], scores.synthetic[h.synthetic_rows]) for h in self.halves]
         low, high = interval(figures["value"], halves, metric.bounds)
+        if metric.of_all is not None and self.fingerprints is not None and self.halves:
+            low, high = share_interval(figures["value"], len(self.fingerprints.synthetic))
         names = self.names if group is None else {**self.names, "group": group}
         return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
 
@@ -265,6 +295,14 @@ def interval(value: float, halves: Sequence[float], bounds: tuple[float, float])
         return UNKNOWN, UNKNOWN
     reach = QUANTILE * known.std(ddof=1)
     return float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1]))
+
+
+def share_interval(share: float, n_cells: int) -> tuple[float, float]:
+    """Return Wilson's interval of a share, which is not empty for a share of 0 or 1."""
+    spread = QUANTILE**2 / n_cells
+    middle = (share + spread / 2) / (1 + spread)
+    reach = np.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return float(np.clip(middle - reach, 0, share)), float(np.clip(middle + reach, share, 1))
 
 
 def _mean(values: Sequence[float]) -> float:

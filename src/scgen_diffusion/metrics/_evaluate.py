@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -22,8 +22,8 @@ from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion.data import CellFiles, MuDataFiles, check_names
 
 from ._catalogue import CATALOGUE
-from ._cells import Cells, Expression, Source, align_genes, check_same_number_of_genes
-from ._comparison import ALL, Comparison, Context, Draws, Half, Metric, Sample, Training
+from ._cells import Cells, Expression, Source, align_genes, check_for_empty_cells, check_same_number_of_genes
+from ._comparison import ALL, Comparison, Context, Draws, Fingerprints, Half, Metric, Sample, Training
 from ._distribution import median_squared_distance
 from ._modalities import common_modalities, cross_modality_correlation, joint_sources, modality_cells, paired_cells
 from ._perturbation import SEPARATOR, perturbation_contexts
@@ -48,7 +48,7 @@ JOIN = "+"
 MIN_CELLS = 50
 MIN_CELLS_PER_PERTURBATION = 2
 MIN_CELLS_PER_GROUP = 30
-MANY_COPIES = 0.2  # share of copies that gives a warning; without `train`, only a third of `real_test` is compared
+MANY_COPIES = 0.2  # share of copies that gives a warning; only some of `real_test` is compared here
 N_CELLS_CHECKED = 20
 N_SHARED_CHECKED = 500
 N_LABELS_NAMED = 5
@@ -95,7 +95,8 @@ def evaluate(
         MuData, rows of a modality use the cells that have it, and joint rows the cells that have all.
     synthetic
         Cells to judge, 50 or more, with the same genes in any order. If both come as arrays, the order must be the same
-        too.
+        too. A few cells without counts, which a model of very sparse data may draw, give a warning and are judged like
+        the others; more than 5 % are an error.
     train
         Cells that the model was trained on, 100 or more; needed for metrics of memorisation. These assume that
         ``train`` and ``real_test`` come from one distribution: for held-out donors or batches they measure the
@@ -142,7 +143,9 @@ def evaluate(
     max_cells
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
         transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. Metrics of
-        memorisation use all of ``train``; means and variances of perturbations use all cells.
+        memorisation use all of ``train``. Copies and duplicates (``copied_cells``, ``copied_test_cells``,
+        ``duplicate_share``) are counted in all cells of all sets, read part by part. Means and variances of
+        perturbations use all cells.
     n_floor
         Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap
@@ -158,10 +161,13 @@ def evaluate(
     - `value`: synthetic against real cells.
     - `floor`: real against as many other real cells: what a perfect model would score. Half of ``train`` plays the
       synthetic cells, or, without it, part of ``real_test``. For metrics of memorisation, one half of ``real_test`` is
-      compared with the other.
+      compared with the other; for ``copied_cells``, all of ``real_test`` with ``train``. NaN in a group with fewer than
+      30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
     - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
       total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % interval of the value for another draw of equal size, from the same model and the same tissue.
+      Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
+      0 even if none was found.
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
     ``attrs["n_cells"]`` maps every group to the number of cells on either side.
@@ -189,7 +195,7 @@ def evaluate(
     TypeError
         If the sets are of different kinds, or an argument has the wrong type.
     ValueError
-        If there are too few cells, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of
+        If there are too few cells, many synthetic cells have no counts, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of
         ``train``, arguments contradict each other, a perturbation was not predicted, or a group (with ``match_keys``,
         each of its donors) has no control cells.
 
@@ -447,6 +453,7 @@ def read_sources(
 def _check_sources(sources: Mapping[str, Source]) -> None:
     """Check the values, and the sets against each other."""
     real = sources["real_test"]
+    check_for_empty_cells(sources["synthetic"])
     for name, source in sources.items():
         source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
         if source.labels is not None and (source.labels == ALL).any():
@@ -557,9 +564,13 @@ def compare_cells(
     available |= {"train"} if has_train else set()
     available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
     wanted = choose_metrics(names, scope, available, n_features)
-    pools = draw_pools(sources, space, draws, with_training=any("train" in metric.needs for metric in wanted))
+    counts_copies = any(metric.of_all is not None for metric in wanted)
+    with_training = counts_copies or any("train" in metric.needs for metric in wanted)
+    pools = draw_pools(sources, space, draws, with_training=with_training)
 
     of_all = make_context(pools, None, draws)
+    if counts_copies:
+        of_all = replace(of_all, fingerprints=read_fingerprints(sources, pools.training))
     if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
         msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)
@@ -652,12 +663,22 @@ def _draw(
 
 
 def _training(train: Source, space: ComparisonSpace, not_fitted: NDArray) -> Training:
-    pcs, fingerprints = [], set()
+    pcs, fingerprints = [], []
     for chunk in train.chunks(np.arange(len(train))):
         pcs.append(space.project(chunk))
-        fingerprints.update(fingerprints_of(chunk))
+        fingerprints.append(fingerprints_of(chunk))
     pcs = np.concatenate(pcs)
-    return Training(pcs, pcs[not_fitted], frozenset(fingerprints))
+    return Training(pcs, pcs[not_fitted], np.concatenate(fingerprints))
+
+
+def read_fingerprints(sources: Mapping[str, Source], training: Training | None) -> Fingerprints:
+    """Read all real and synthetic cells in chunks, and keep 8 bytes of each."""
+    real, synthetic = (
+        np.concatenate([fingerprints_of(chunk) for chunk in sources[name].chunks(np.arange(len(sources[name])))])
+        for name in ("real_test", "synthetic")
+    )
+    kinds = {source.are_counts for source in sources.values()}
+    return Fingerprints(real, synthetic, None if training is None else training.fingerprints, len(kinds) == 1)
 
 
 def _stacked(parts: list[Expression]) -> Expression:

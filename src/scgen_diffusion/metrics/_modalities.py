@@ -114,7 +114,8 @@ def joint_sources(
         first = next(iter(parts.values()))
         labels = labels_of(first, keys, name=name) if keys else None
         read = Expression(values, None).__getitem__
-        sources[name] = Source(name, first.obs_names, labels, are_counts=False, read=read)
+        options = {"are_counts": False, "values": values.__getitem__, "read": read}
+        sources[name] = Source(name, first.obs_names, labels, **options)
     return sources
 
 

@@ -27,7 +27,7 @@ from scipy.stats import false_discovery_control
 
 from scgen_diffusion._arguments import warn_user
 
-from ._cells import Source, labels_of, means, pair_of_expressions, variances
+from ._cells import REAL, Source, check_for_empty_cells, labels_of, means, pair_of_expressions, variances
 from ._comparison import ALL, UNKNOWN, Comparison, Context
 from ._genes import correlation
 from ._safety import copied_cells
@@ -937,6 +937,9 @@ def read_perturbed(
     controls = set(untreated[key].astype(str)) if key in untreated else set()
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
+    for name, source in sources.items():
+        if name not in REAL:
+            check_for_empty_cells(source)
     sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
     return sets, split_name
 
