@@ -185,6 +185,7 @@ def test_a_group_that_was_invented_is_visible_in_the_shares_alone():
 def test_groups_with_few_real_cells_have_no_rows():
     found = table(cells(100, seed=1, labels="abcd"), train=cells(400, seed=3, labels="abcd"), groupby="type")
     assert set(found["group"]) == {"all"}
+    assert found.attrs["n_cells"] == {"all": 100, "a": 0, "b": 0, "c": 0, "d": 0}
 
 
 def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart():

@@ -70,6 +70,7 @@ def test_cells_that_score_like_real_ones_get_no_complaint():
     ("metric", "value", "topic"),
     [
         ("copied_cells", 0.01, "copies"),
+        ("copied_cells", 1e-5, "copies"),
         ("copied_test_cells", 0.3, "held-out copies"),
         ("duplicate_share", 0.02, "duplicates"),
         ("membership_auc", 0.65, "memorisation"),
@@ -206,6 +207,58 @@ def test_a_group_that_is_off_is_named():
     result = verdict(off)
     assert level_of(result, "groups") == "warning"
     assert "T (0.10; real 0.92)" in message_of(result, "groups")
+
+
+def test_the_number_of_groups_that_were_judged_is_given():
+    rows = table(groups=("B", "T", "NK"))
+    rows.loc[(rows["group"] == "T") & rows["metric"].isin(["precision", "recall"]), "floor"] = np.nan
+    assert message_of(verdict(table()), "groups").endswith(" Judged: 2 of 2 groups.")
+    rows.attrs["n_cells"] = {"all": 100, "B": 50, "T": 40, "NK": 50, "rare": 0, "rarer": 0}
+    result = verdict(rows)
+    assert level_of(result, "groups") == "ok"
+    assert message_of(result, "groups").endswith(
+        "Judged: 2 of 5 groups (2 with fewer than 30 real or synthetic cells, "
+        "1 without a floor, which needs 30 cells in half of `train`)."
+    )
+    # a label with few real and many synthetic cells has rows of some metrics
+    rows.loc[len(rows)] = ["group_share_difference", "rare", 0.3, 0.0, 0.0, 0.28, 0.32, "lower"]
+    assert message_of(verdict(rows), "groups") == message_of(result, "groups")
+    assert level_of(verdict(rows), "missing groups") == "ok"
+    of_modality = rows.assign(modality="rna")
+    of_modality.attrs["n_cells"] = {"rna": rows.attrs["n_cells"], "prot": {"all": 100}}
+    assert message_of(verdict(of_modality), "groups") == message_of(result, "groups")
+
+
+def test_groups_of_which_none_was_judged_are_a_note():
+    rows = table(groups=())
+    rows.attrs["n_cells"] = {"all": 100, "rare": 0, "rarer": 0}
+    result = verdict(rows)
+    assert level_of(result, "groups") == "note"
+    assert "Judged: 0 of 2 groups (2 with fewer than 30" in message_of(result, "groups")
+
+
+def test_a_rare_copy_is_not_rounded_to_none():
+    assert "0.001% of the synthetic cells" in message_of(verdict(table(copied_cells=1e-5)), "copies")
+
+
+@pytest.mark.parametrize(
+    ("slope", "floor", "level"),
+    [(1.03, 0.86, "ok"), (0.97, 0.86, "ok"), (0.75, 0.86, "ok"), (0.60, 0.86, "note"), (1.5, 0.86, "warning")],
+)
+def test_differences_between_groups_are_judged_by_their_distance_to_one(slope, floor, level):
+    rows = table(marker_slope=slope)
+    rows.loc[rows["metric"] == "marker_slope", "floor"] = floor
+    assert level_of(verdict(rows), "markers") == level
+
+
+def test_the_advice_on_differences_between_groups_fits_their_size():
+    small, large = (message_of(verdict(table(marker_slope=slope)), "markers") for slope in (0.4, 1.7))
+    assert "use more guidance" in small
+    assert "if guidance was above 1, use less" in large
+    assert "more guidance" not in large
+    other = message_of(verdict(table(marker_overlap=0.3)), "markers")
+    assert "guidance" not in other
+    assert "labels were not mixed up" in other
 
 
 def test_nearness_without_a_leak_may_be_smoothness():

@@ -212,6 +212,19 @@ def test_arrays_are_refused_before_any_work(tmp_path):
         sgd.report.write(cells(1), cells(2).X.toarray(), tmp_path / "report.html")
 
 
+def test_arguments_in_the_wrong_order_are_named(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"`path` must be the name of a file, but is AnnData. The order is write\(real_test"
+    ):
+        sgd.report.write(tmp_path / "report.html", cells(1), cells(2))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_table_from_a_file_says_how_many_of_all_labels_were_judged(tmp_path):
+    path = sgd.report.write(cells(1), cells(2), tmp_path / "few.html", groupby="cell_type", table=TABLE)
+    assert "Judged: 1 of 3 groups (2 with fewer than 30" in path.read_text(encoding="utf-8")
+
+
 def test_an_absent_folder_is_named_before_any_work(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*absent"):
         sgd.report.write(None, None, tmp_path / "absent" / "report.html")

@@ -170,7 +170,8 @@ def evaluate(
       0 even if none was found.
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
-    ``attrs["n_cells"]`` maps every group to the number of cells on either side.
+    ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side has
+    fewer than 30.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). A half has more sampling
@@ -593,9 +594,10 @@ def compare_cells(
     place = {metric.name: position for position, metric in enumerate(wanted)}
     # all cells first, then group by group, metrics in the order of the catalogue
     rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
-    n_cells = {ALL: pools.n_cells} | {
-        group: 0 if context is None else len(context.players["value"][0].real) for group, context in contexts.items()
-    }
+    n_cells = {ALL: pools.n_cells} | dict.fromkeys(
+        np.unique(sources["real_test"].labels).tolist() if has_groups else (), 0
+    )
+    n_cells |= {group: len(context.players["value"][0].real) for group, context in contexts.items() if context}
     return rows, n_cells
 
 

@@ -10,6 +10,8 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 
+from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP
+
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 
 COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "better"}
 WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
-KEY = "↓ lower is better   ↑ higher is better   = best at the floor\ngrey: too few cells for a floor, or no value"
+KEY = (
+    "↓ lower is better   ↑ higher is better   = best at the floor\n"
+    f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)"
+)
 DARK = 0.6  # badness above which the text is white
 CLEAR = 2.0  # shuffled cells set the scale only if they are worse than the floor by this many half-intervals
 FLOOR = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}

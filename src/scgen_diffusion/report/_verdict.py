@@ -10,6 +10,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
+from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ ALL = "all"
 FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
 QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
+
+#: Values of perfect cells, for figures whose floor is often far off by chance: these are judged by their distance to this value, less
+#: that of the floor.
+IDEALS = {"marker_slope": 1.0}
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
@@ -69,9 +74,16 @@ class Figure:
     @property
     def excess(self) -> float:
         """By how much it is worse than the floor; negative if it is better."""
+        if (ideal := IDEALS.get(self.metric)) is not None:
+            return abs(self.value - ideal) - abs(self.floor - ideal)
         if self.better == "floor":
             return abs(self.value - self.floor)
         return self.value - self.floor if self.better == "lower" else self.floor - self.value
+
+    @property
+    def percent(self) -> str:
+        """The value in percent, with as many digits as a rare copy needs."""
+        return f"{100 * self.value:.1g}%" if 0 < self.value < 1e-4 else f"{self.value:.2%}"
 
     @property
     def is_clear(self) -> bool:
@@ -129,6 +141,14 @@ def read_rows(table: pd.DataFrame) -> Rows:
     return {(row["metric"], row["group"]): Figure(**row) for row in table[COLUMNS].to_dict("records")}
 
 
+def labels_of_real_cells(table: pd.DataFrame) -> set[str]:
+    """Return the labels that `evaluate` noted, also those with too few cells to be compared; none for a table from a file."""
+    n_cells = table.attrs.get("n_cells", {})
+    if "modality" in table and len(table):
+        n_cells = n_cells.get(table["modality"].iloc[0], {})
+    return set(n_cells) - {ALL}
+
+
 def known(rows: Rows, metrics: Sequence[str], groups: Sequence[str] = (ALL,)) -> list[Figure]:
     """Return the figures of some metrics and groups, those that were measured and have a floor to stand beside."""
     found = [rows[metric, group] for metric in metrics for group in groups if (metric, group) in rows]
@@ -168,7 +188,7 @@ LIMITS = {
     "membership_auc": Limits(0.03, 0.08),
     # Any copy of a training cell counts, beyond those that unseen real cells are by chance (in very sparse data).
     "copied_cells": Limits(0.0, 0.0),
-    # No model has seen the held-out cells: copies of these are a mistake in the files, and only some of these cells are compared.
+    # No model has seen the held-out cells: copies of these are a mistake in the files.
     "copied_test_cells": Limits(0.001, 0.01),
     # A twin here and there harms nobody; more than half a per cent is no accident.
     "duplicate_share": Limits(0.0, 0.005),
@@ -176,6 +196,8 @@ LIMITS = {
 SHARE_OF_GROUP = Limits(0.02, np.inf)
 #: In a group there are few cells; only what is far off can be told.
 IN_A_GROUP = Limits(0.25, 0.50)
+#: Metrics by which groups are judged, and what a bad figure means.
+OF_GROUPS = {"precision": "do not look like real cells of that group", "recall": "cover only a part of that group"}
 #: With less between real and shuffled cells there is no structure to judge.
 MIN_STRUCTURE = 0.10
 #: Of held-out cells that are training cells, count by count.
@@ -283,23 +305,37 @@ def _group_shares(rows: Rows) -> list[Finding]:
     return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
 
 
-def _weak_groups(rows: Rows) -> list[Finding]:
-    """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine."""
-    kinds = {"precision": "do not look like real cells of that group", "recall": "cover only a part of that group"}
+def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
+    """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine.
+
+    ``labels`` are those of the real cells, of which those with few cells have no rows.
+    """
     levels: list[Level] = []
-    sentences = []
-    for metric, meaning in kinds.items():
+    sentences, judged = [], set()
+    for metric, meaning in OF_GROUPS.items():
         figures = known(rows, [metric], groups_of(rows))
+        judged |= {f.group for f in figures}
         levels += [f.level(IN_A_GROUP) for f in figures]
         if off := sorted((f for f in figures if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess):
             figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
             sentences.append(f"Synthetic cells {meaning}: {metric} of {list_first(figures_of, N_NAMED)}.")
-    if not levels:
+    figures_of_groups = [figure for (metric, group), figure in rows.items() if metric in OF_GROUPS and group != ALL]
+    groups = labels or set(groups_of(rows))
+    if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
+    measured = {figure.group for figure in figures_of_groups if np.isfinite(figure.value)}
+    reasons = {
+        f"with fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells": len(groups - measured),
+        f"without a floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`": len(measured - judged),
+    }
+    why = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
+    count = f"Judged: {len(judged)} of {len(groups)} groups{f' ({why})' if why else ''}."
+    if not judged:
+        return [Finding("note", "groups", f"{count} Hold out and generate more cells of each group.")]
     if not sentences:
-        return [Finding("ok", "groups", "No group is far worse than real cells of that group.")]
+        return [Finding("ok", "groups", f"No group is far worse than real cells of that group. {count}")]
     advice = "Check the labels of the training cells; give small groups more training, or more guidance towards the condition."
-    return [Finding(worst(levels), "groups", " ".join([*sentences, advice]))]
+    return [Finding(worst(levels), "groups", " ".join([*sentences, count, advice]))]
 
 
 def _copies(rows: Rows) -> list[Finding]:
@@ -307,7 +343,7 @@ def _copies(rows: Rows) -> list[Finding]:
     if not figures:
         return []
     share = figures[0]
-    seen = f"{share.value:.2%} of the synthetic cells have exactly the counts of a training cell (unseen real cells: {share.floor:.2%})."
+    seen = f"{share.percent} of the synthetic cells have exactly the counts of a training cell (unseen real cells: {share.floor:.2%})."
     if share.floor > MANY_COPIES:
         advice = "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. Hold other cells out."
         return [finding("warning", "copies", seen, advice)]
@@ -343,6 +379,31 @@ def _memorisation(rows: Rows) -> list[Finding]:
     return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
 
 
+def _markers(rows: Rows) -> list[Finding]:
+    """Judge differences between groups: their genes and their size. The advice depends on what is off."""
+    figures = known(rows, ["marker_overlap", "marker_slope"])
+    if not figures:
+        return []
+    level = worst([figure.level() for figure in figures])
+    sentences, advice = [], []
+    for f in figures:
+        if f.level() != level:
+            continue
+        if f.metric == "marker_overlap":
+            sentences.append(
+                f"{f.value:.0%} of the marker genes of the groups are found again (real cells: {f.floor:.0%})."
+            )
+            advice.append("Other genes mark the groups: check that labels were not mixed up, and train longer.")
+            continue
+        sentences.append(
+            f"Differences between groups are {f.value:.2f} times the real ones (real cells: {f.floor:.2f}; 1 is right)."
+        )
+        too_small = "Groups are too much like each other: train longer, or use more guidance."
+        too_large = "Groups differ too much: if guidance was above 1, use less."
+        advice.append(too_small if f.value < IDEALS[f.metric] else too_large)
+    return [finding(level, "markers", " ".join(sentences), " ".join(advice))]
+
+
 _AUC = "The best classifier, {name}, tells synthetic from real cells with an AUC of {{f.value:.2f}} (0.5 is guessing; real from real cells: {{f.floor:.2f}})."
 _CLASSIFIERS = {
     "auc_boosting": "gradient boosting on principal components",
@@ -351,13 +412,12 @@ _CLASSIFIERS = {
     "auc_genes": "gradient boosting on genes",
 }
 
-#: All checks, in the order of the report.
+#: All checks but that of single groups, in the order of the report.
 CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "held-out copies",
         {
-            "copied_test_cells": "{f.value:.2%} of the synthetic cells have exactly the counts of one of the held-out cells that they were compared with "
-            "(real cells: {f.floor:.2%})."
+            "copied_test_cells": "{f.percent} of the synthetic cells have exactly the counts of a held-out cell (real cells: {f.floor:.2%})."
         },
         "The held-out cells themselves are judged here, not cells of a model: were files mixed up?",
     ),
@@ -366,7 +426,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "duplicates",
         {
-            "duplicate_share": "{f.value:.2%} of the synthetic cells have a twin with the same counts (real cells: {f.floor:.2%})."
+            "duplicate_share": "{f.percent} of the synthetic cells have a twin with the same counts (real cells: {f.floor:.2%})."
         },
         "A seed was used twice, or the model knows few cells only: draw each batch with another seed, and look at diversity.",
     ),
@@ -445,16 +505,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         },
         "Cells do not follow their label well enough: use more guidance, train longer, and check that labels were not mixed up.",
     ),
-    Check(
-        "markers",
-        {
-            "marker_overlap": "{f.value:.0%} of the marker genes of the groups are found again (real cells: {f.floor:.0%}).",
-            "marker_slope": "Differences between groups are {f.value:.2f} times the real ones (real cells: {f.floor:.2f}).",
-        },
-        "Differences between groups are not the real ones: below 1, use more guidance; above 1, use less.",
-    ),
+    _markers,
     _group_shares,
-    _weak_groups,
 )
 
 
@@ -531,6 +583,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an excess of more than three standard
     deviations of the value (from the table's interval), *and* one that is large enough to matter; both limits are constants of the module
     ``_verdict``, calibrated so that unseen real cells get no warning. Topics whose metrics the table lacks are left out.
+    ``marker_slope``, whose floor is noisy, is judged by how much farther it is from 1 than the floor. Of groups, the verdict says how many were judged.
     A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
@@ -559,6 +612,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """
     rows = read_rows(table)
     found = [finding for check in CHECKS for finding in check(rows)]
+    found += _weak_groups(rows, labels_of_real_cells(table))
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
         return Verdict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -24,7 +25,6 @@ from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate,
 from ._verdict import verdict
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
@@ -94,6 +94,8 @@ def write(
 
     Raises
     ------
+    TypeError
+        If ``real_test`` or ``synthetic`` is no AnnData, or ``path`` is no name.
     ValueError
         If ``path`` does not end in ``.html``, and what :func:`~scgen_diffusion.metrics.evaluate` raises.
     FileNotFoundError
@@ -107,6 +109,12 @@ def write(
     ...     cells[:200], cells[200:400], "report.html", train=cells[400:]
     ... )  # doctest: +SKIP
     """
+    if not isinstance(path, str | os.PathLike):
+        msg = (
+            f"`path` must be the name of a file, but is {type(path).__name__}. "
+            "The order is write(real_test, synthetic, path), such as write(held_out, synthetic, 'report.html')."
+        )
+        raise TypeError(msg)
     path = Path(path)
     if path.suffix.lower() != SUFFIX:
         msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
@@ -125,8 +133,12 @@ def write(
         table = evaluate(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
-    judged = verdict(table)
     keys = [] if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    if keys and isinstance(table, pd.DataFrame) and "n_cells" not in table.attrs:
+        # a table from a file does not know the labels that have too few cells to be compared
+        table = table.copy()
+        table.attrs["n_cells"] = dict.fromkeys(join_labels(real_test.obs, keys).tolist(), 0)
+    judged = verdict(table)
     label = JOIN.join(keys) or None
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
