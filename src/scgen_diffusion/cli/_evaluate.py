@@ -36,7 +36,7 @@ TRAIN = option(
     multiple=True,
 )
 GROUPBY = columns("--groupby -g", "Column of obs with the label; several are joined.")
-BACKED = flag("--backed", "Leave values in their files, and read only the cells that are compared (.h5ad, .zarr).")
+BACKED = flag("--backed", "Leave values in their files, and read them part by part (.h5ad, .zarr).")
 SEED = option("--seed", "Seed of all random draws.", click.IntRange(min=0))
 OVERWRITE = flag("--overwrite", "Replace an existing file.")
 METRIC = option("--metric", "Compute only this metric. Repeatable.", metavar="NAME", multiple=True)

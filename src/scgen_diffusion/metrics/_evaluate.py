@@ -83,9 +83,10 @@ def evaluate(
     What you pass decides what is compared: all cells, and each label of ``groupby``; with ``control``, each
     perturbation, next to baselines that need no model; for MuData, each modality, all of them together, and each pair.
 
-    Cells are drawn first (``max_cells``, ``seed``), and only these are normalised. Principal components are fitted to
-    real cells that are compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a
-    comparison have equal numbers of cells, because most figures depend on that number.
+    Cells are drawn first (``max_cells``, ``seed``), and only these are compared; copies and duplicates are counted in
+    all cells. Principal components are fitted to real cells that are compared with nothing: half of ``train``, or a
+    third of ``real_test``. Both sides of a comparison have equal numbers of cells, because most figures depend on that
+    number.
 
     Parameters
     ----------
