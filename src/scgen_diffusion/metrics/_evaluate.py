@@ -197,9 +197,9 @@ def evaluate(
     TypeError
         If the sets are of different kinds, or an argument has the wrong type.
     ValueError
-        If there are too few cells, many synthetic cells have no counts, genes differ, a metric is unknown or lacks what it needs, ``real_test`` has cells of
-        ``train``, arguments contradict each other, a perturbation was not predicted, or a group (with ``match_keys``,
-        each of its donors) has no control cells.
+        If there are too few cells, many synthetic cells have no counts, genes differ, a metric is unknown or lacks what
+        it needs, ``real_test`` has cells of ``train``, arguments contradict each other, a perturbation was not predicted,
+        or a group (with ``match_keys``, each of its donors) has no control cells.
 
     Notes
     -----

@@ -772,9 +772,9 @@ class DiffusionModel(BaseModelClass):
         -------
         AnnData
             Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs`` and
-            arrays in ``obsm``, ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made. ``obs["synthetic"]`` and
-            the cell names contain the model's name; two different requests share no cell names. MULTISCLDM returns
-            MuData in which each cell has all modalities.
+            arrays in ``obsm``, ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made.
+            ``obs["synthetic"]`` and the cell names contain the model's name; two different requests share no cell names.
+            MULTISCLDM returns MuData in which each cell has all modalities.
 
         Raises
         ------
@@ -1077,17 +1077,18 @@ class DiffusionModel(BaseModelClass):
         -------
         AnnData
             One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
-            their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell names end in the row and the name
-            of the given cell. Values in ``X`` as in :meth:`generate`; expected values are dense. ``uns["scgen_diffusion"]`` records
-            how the cells were made. With the transport, it says how far the prediction can be trusted, in two tables:
+            their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell names
+            end in the row and the name of the given cell. Values in ``X`` as in :meth:`generate`; expected values are
+            dense. ``uns["scgen_diffusion"]`` records how the cells were made. With the transport, it says how far the
+            prediction can be trusted, in two tables:
 
             - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
               ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this prediction?".
             - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
               that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
               lie between ``lower`` and ``upper``, which are NaN for a single cell, and if training had fewer than two
-              groups of cells to learn the errors from. The table needs ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is
-              such as ``"prot:CD4"``, and means are over the cells that have the modality.
+              groups of cells to learn the errors from. The table needs ``sample=True`` and ``strength=1``. Of several
+              modalities, ``gene`` is such as ``"prot:CD4"``, and means are over the cells that have the modality.
 
             MULTISCLDM returns MuData with all modalities.
 
