@@ -6,8 +6,8 @@
 
 ``benchmarks.studies.world`` writes the cells. Then ``scgen-diffusion`` trains SCLDM on the files, generates as many
 cells, compares them with fresh ones and writes a report. Training and generation are stopped on the way, by the signal
-that schedulers send, and the same command is run again. The study itself resumes in the same way. Every process has one thread. Adds to
-``results/end_to_end.csv`` and writes ``results/end_to_end.md``.
+that schedulers send, and the same command is run again. The study itself resumes in the same way. Every process has one
+thread. Adds to ``results/end_to_end.csv`` and writes ``results/end_to_end.md``.
 """
 
 from __future__ import annotations

@@ -270,7 +270,8 @@ class Context:
             player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
             for player, comparisons in players.items()
         }
-        if metric.of_all is not None and self.fingerprints is not None:
+        counted = metric.of_all is not None and self.fingerprints is not None
+        if counted:
             figures["value"], floor = metric.of_all(self.fingerprints)
             figures["floor"] = floor if players["floor"] else UNKNOWN
         if not metric.has_interval or metric.of_all is not None:
@@ -281,7 +282,7 @@ class Context:
             scores = self.players["value"][0].once(metric.scores)
             halves = [metric.summary(scores.real[h.real_rows], scores.synthetic[h.synthetic_rows]) for h in self.halves]
         low, high = interval(figures["value"], halves, metric.bounds)
-        if metric.of_all is not None and self.fingerprints is not None and self.halves:
+        if counted and self.halves:
             low, high = share_interval(figures["value"], len(self.fingerprints.synthetic))
         names = self.names if group is None else {**self.names, "group": group}
         return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}

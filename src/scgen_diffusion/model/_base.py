@@ -551,7 +551,6 @@ class DiffusionModel(BaseModelClass):
         train_size: float | None = None,
         validation_size: float | None = None,
         keep_split: bool = False,
-        compile: bool = False,
         **of_stage: Any,
     ) -> None:
         """Check all arguments, then train the stages until the user stops one."""
@@ -595,12 +594,11 @@ class DiffusionModel(BaseModelClass):
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
-            compiled = {} if name == "transport" else {"compile": compile}  # it is too small to gain from it
-            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **compiled, **of_stage))
+            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
             self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
             if results[-1].was_interrupted:
                 break
-        self._stopped_stage = names[len(results) - 1] if results[-1].was_interrupted else None
+        self._stopped_stage = results[-1].plan.name if results[-1].was_interrupted else None
         if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))

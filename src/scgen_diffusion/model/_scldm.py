@@ -349,6 +349,7 @@ class SCLDM(AutoencoderModel):
         *,
         control_values: Mapping[str, Any] | None = None,
         match_keys: Sequence[str] | None = None,
+        compile: bool = False,  # unused: the transport is too small to gain from it
     ) -> StageResult:
         control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
         if not control:

@@ -319,11 +319,10 @@ def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
         if off := sorted((f for f in figures if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess):
             figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
             sentences.append(f"Synthetic cells {meaning}: {metric} of {list_first(figures_of, N_NAMED)}.")
-    figures_of_groups = [figure for (metric, group), figure in rows.items() if metric in OF_GROUPS and group != ALL]
     groups = labels or set(groups_of(rows))
     if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
-    measured = {figure.group for figure in figures_of_groups if np.isfinite(figure.value)}
+    measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
     reasons = {
         f"with fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells": len(groups - measured),
         f"without a floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`": len(measured - judged),
