@@ -15,6 +15,7 @@ from scgen_diffusion.metrics import (
     Expression,
     expression_of,
     gene_correlation_similarity,
+    gene_correlation_slope,
     gene_correlations,
     gene_profile_errors,
     gene_statistics,
@@ -167,14 +168,55 @@ def test_similarity_does_not_see_how_strong_correlations_are():
     assert gene_correlation_similarity(real, weaker) > 0.98
 
 
+def sparse_blocks(seed, labels, strength=1.0):
+    """Draw few counts of 60 genes; within a label, each half of them has a common factor of log-normal rates."""
+    rng = np.random.default_rng(seed)
+    factors = strength * rng.normal(size=(len(labels), 2)).repeat(30, axis=1)
+    return np.log1p(rng.poisson(np.exp(factors - strength**2 / 2 - 0.5 + 2 * (labels == "b")[:, None])))
+
+
+@pytest.mark.parametrize("n_cells", [300, 1_000])
+def test_slope_is_one_for_new_cells_however_noisy_correlations_are(n_cells):
+    labels = np.resize(["a", "b"], n_cells)
+    found = [
+        gene_correlation_slope(sparse_blocks(seed, labels, 0.3), sparse_blocks(99 - seed, labels, 0.3), labels, labels)
+        for seed in range(10)
+    ]
+    assert abs(np.mean(found) - 1) < 3 * np.std(found) / np.sqrt(len(found)) < 0.15
+
+
+def test_slope_is_the_ratio_of_correlations():
+    labels = np.resize(["a", "b"], 4_000)
+    real, weaker = sparse_blocks(0, labels), sparse_blocks(1, labels, 0.5)
+    pairs = gene_correlations(real, labels) > 0.1
+    ratio = gene_correlations(weaker, labels)[pairs].mean() / gene_correlations(real, labels)[pairs].mean()
+    assert ratio < 0.7
+    assert gene_correlation_slope(real, weaker, labels, labels) == pytest.approx(ratio, rel=0.05)
+    assert gene_correlation_slope(weaker, real, labels, labels) == pytest.approx(1 / ratio, rel=0.05)
+
+
+def test_slope_of_shuffled_genes_is_zero():
+    labels = np.resize(["a", "b"], 2_000)
+    real, rng = sparse_blocks(0, labels), np.random.default_rng(1)
+    shuffled = np.empty_like(real)
+    for label in ("a", "b"):
+        shuffled[labels == label] = rng.permuted(real[labels == label], axis=0)
+    assert abs(gene_correlation_slope(real, shuffled, labels, labels)) < 0.05  # 1 770 pairs, errors of 1 / sqrt(2 000)
+
+
+def test_slope_is_unknown_without_correlations():
+    assert np.isnan(gene_correlation_slope(np.ones((10, 5)), np.ones((10, 5))))
+
+
 def test_similarity_with_constant_cells_is_zero():
     assert gene_correlation_similarity(blocks(np.random.default_rng(0)), np.ones((10, 20))) == 0
 
 
-def test_labels_of_one_side_only_are_an_error():
+@pytest.mark.parametrize("function", [gene_correlation_similarity, gene_correlation_slope])
+def test_labels_of_one_side_only_are_an_error(function):
     values = np.ones((4, 3))
     with pytest.raises(ValueError, match="or neither"):
-        gene_correlation_similarity(values, values, ["a"] * 4)
+        function(values, values, ["a"] * 4)
 
 
 def test_library_size_ks_is_the_largest_gap_between_shares():

@@ -27,6 +27,7 @@ from ._export import write_cell_eval
 from ._genes import (
     correlation,
     gene_correlation_similarity,
+    gene_correlation_slope,
     gene_correlations,
     gene_profile_errors,
     gene_statistics,
@@ -89,6 +90,7 @@ __all__ = [
     "frechet_distance",
     "gene_changes",
     "gene_correlation_similarity",
+    "gene_correlation_slope",
     "gene_correlations",
     "gene_profile_errors",
     "gene_statistics",

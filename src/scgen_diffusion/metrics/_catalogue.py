@@ -27,6 +27,7 @@ from ._genes import (
     compare_markers,
     correlation,
     gene_correlation_similarity,
+    gene_correlation_slope,
     gene_profile_errors,
     group_differences,
     library_size_ks,
@@ -130,9 +131,12 @@ def _profile_errors(comparison: Comparison) -> object:
     return gene_profile_errors(comparison.real.expression, comparison.synthetic.expression)
 
 
-def _correlation_similarity(comparison: Comparison) -> float:
-    values = comparison.gene_values(N_CORRELATED_GENES)
-    return gene_correlation_similarity(*values, comparison.real.labels, comparison.synthetic.labels)
+def _on_correlated_genes(function: Callable[..., float]) -> Callable[[Comparison], float]:
+    def measure(comparison: Comparison) -> float:
+        values = comparison.gene_values(N_CORRELATED_GENES)
+        return function(*values, comparison.real.labels, comparison.synthetic.labels)
+
+    return measure
 
 
 def _marker_table(comparison: Comparison) -> pd.DataFrame:
@@ -286,7 +290,14 @@ _ENTRIES = (
     Metric(
         "mean_variance_error", "lower", _on_expression(mean_variance_error), scopes=GROUPS, min_features=FEW_FEATURES
     ),
-    Metric("within_label_correlation", "higher", _correlation_similarity, scopes=GROUPS, bounds=CORRELATION),
+    Metric(
+        "within_label_correlation",
+        "higher",
+        _on_correlated_genes(gene_correlation_similarity),
+        scopes=GROUPS,
+        bounds=CORRELATION,
+    ),
+    Metric("within_label_slope", "floor", _on_correlated_genes(gene_correlation_slope), scopes=GROUPS, bounds=REAL),
     Metric("library_size_ks", "lower", _on_expression(library_size_ks), ("counts",), scopes=GROUPS, bounds=SHARE),
     # labels
     Metric("group_share_difference", "lower", _total_variation, ("groups",), by_group=_share_differences, bounds=SHARE),

@@ -149,6 +149,12 @@ _GENES = {
         "strength of the correlations",
         "gene_correlation_similarity",
     ),
+    "within_label_slope": (
+        "strength of gene-gene correlation within labels",
+        "Correlations between the most expressed genes relative to real ones; below 1 is too weak.",
+        "which genes vary together",
+        "gene_correlation_slope",
+    ),
     "library_size_ks": (
         "difference of library sizes",
         "Largest gap between the cumulative distributions of total counts.",

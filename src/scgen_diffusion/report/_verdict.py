@@ -25,7 +25,7 @@ QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
 
 #: Values of perfect cells, for figures whose floor is often far off by chance: these are judged by their distance to this value, less
 #: that of the floor.
-IDEALS = {"marker_slope": 1.0}
+IDEALS = {"marker_slope": 1.0, "within_label_slope": 1.0}
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
@@ -174,6 +174,7 @@ LIMITS = {
     "mean_variance_error": Limits(0.03, 0.06),
     # A quarter, or half, of what the correlations of real cells are above those of shuffled genes.
     "within_label_correlation": Limits(0.25, 0.50, of="structure"),
+    "within_label_slope": Limits(0.15, 0.35),
     # Largest difference of the cumulative distributions: totals 5 % off give about 0.1 in homogeneous cells, a third off 0.4.
     "library_size_ks": Limits(0.08, 0.20),
     # Share of what real cells of another sample reach.
@@ -253,8 +254,7 @@ class Check:
     def __call__(self, rows: Rows) -> list[Finding]:
         """Return the finding, or none where no metric of the topic was measured, or there is no structure to judge."""
         figures = known(rows, list(self.seen))
-        figures = [f for f in figures if LIMITS[f.metric].of != "structure" or f.structure >= MIN_STRUCTURE]
-        if not figures:
+        if not figures or any(LIMITS[f.metric].of == "structure" and f.structure < MIN_STRUCTURE for f in figures):
             return []
         level = worst([figure.level() for figure in figures])
         spoken = [figure for figure in figures if figure.level() == level]
@@ -491,7 +491,9 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "gene-gene structure",
         {
             "within_label_correlation": "Gene-gene correlations agree with the real ones to {f.value:.2f} (other real cells: {f.floor:.2f}; "
-            "genes shuffled: {f.shuffled:.2f})."
+            "genes shuffled: {f.shuffled:.2f}).",
+            "within_label_slope": "Gene-gene correlations are {f.value:.2f} times as strong as real ones (real cells: {f.floor:.2f}; "
+            "1 is right).",
         },
         "Only {f.kept:.0%} of the structure between genes is there: train longer or use a larger latent, and do not use these "
         "cells for networks of genes.",
@@ -582,7 +584,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an excess of more than three standard
     deviations of the value (from the table's interval), *and* one that is large enough to matter; both limits are constants of the module
     ``_verdict``, calibrated so that unseen real cells get no warning. Topics whose metrics the table lacks are left out.
-    ``marker_slope``, whose floor is noisy, is judged by how much farther it is from 1 than the floor. Of groups, the verdict says how many were judged.
+    ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they are from 1 than the floor. Of groups, the verdict says how many were judged.
     A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
