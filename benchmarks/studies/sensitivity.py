@@ -62,7 +62,7 @@ FAMILIES = {
     "Telling cells apart": ["auc_boosting", "auc_logistic", "auc_neighbours", "auc_genes", "ilisi", "mmd_p_value"],
     "Genes": [
         *("gene_mean_error", "gene_variance_error", "gene_zero_error", "mean_variance_error"),
-        *("within_label_correlation", "library_size_ks"),
+        *("within_label_correlation", "within_label_slope", "library_size_ks"),
     ],
     "Labels and use": [
         *("group_share_difference", "marker_overlap", "marker_slope", "label_fidelity", "transfer_f1"),
