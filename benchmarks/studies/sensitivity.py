@@ -43,7 +43,7 @@ SLOW_METRICS = ("auc_boosting", "auc_genes")
 FAST_METRICS = tuple(name for name, metric in CATALOGUE.items() if "all" in metric.scopes and name not in SLOW_METRICS)
 #: Measured with labels. The others are measured without: rows of groups take most of the time and are not used here.
 WITH_LABELS = (
-    *("precision", "recall", "within_label_correlation"),
+    *("precision", "recall", "within_label_correlation", "within_label_slope"),
     *(name for name, metric in CATALOGUE.items() if "groups" in metric.needs),
 )
 N_FLOOR = 3
