@@ -214,7 +214,7 @@ def evaluate(
     Floors draw real cells at random, labels included. Synthetic cells generated with exactly the labels of
     ``real_test`` lack this scatter of labels, which favours them slightly in small sets.
 
-    Without ``groupby``, `within_label_correlation` includes differences between cell types.
+    Without ``groupby``, `within_label_correlation` and `within_label_slope` include differences between cell types.
 
     With ``control``, ``specific_change_correlation`` needs ``train``, and ``perturbation_discrimination`` two or more
     perturbations; otherwise they have no rows.

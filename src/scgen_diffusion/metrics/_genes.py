@@ -205,20 +205,6 @@ def gene_correlation_similarity(
     )
 
 
-def _shared_correlation(values: NDArray, labels: NDArray, seed: int) -> float:
-    """Return the sum over pairs of genes of the products of their correlations in two halves of each label."""
-    order = np.random.default_rng(seed).permutation(len(values))
-    order = order[np.argsort(labels[order], kind="stable")]
-    first, second = (gene_correlations(values[rows], labels[rows]) for rows in (order[::2], order[1::2]))
-    return float(first @ second)
-
-
-def _check_both_labels(real_labels: ArrayLike | None, synthetic_labels: ArrayLike | None) -> None:
-    if (real_labels is None) != (synthetic_labels is None):
-        msg = "Pass both `real_labels` and `synthetic_labels`, or neither; found only one of them."
-        raise ValueError(msg)
-
-
 def gene_correlation_slope(
     real_values: NDArray,
     synthetic_values: NDArray,
@@ -256,6 +242,20 @@ def gene_correlation_slope(
         return float("nan")
     real = gene_correlations(real_values, real_labels)
     return float(real @ gene_correlations(synthetic_values, synthetic_labels) / in_common)
+
+
+def _shared_correlation(values: NDArray, labels: NDArray, seed: int) -> float:
+    """Return the sum over pairs of genes of the products of their correlations in two halves of each label."""
+    order = np.random.default_rng(seed).permutation(len(values))
+    order = order[np.argsort(labels[order], kind="stable")]
+    first, second = (gene_correlations(values[rows], labels[rows]) for rows in (order[::2], order[1::2]))
+    return float(first @ second)
+
+
+def _check_both_labels(real_labels: ArrayLike | None, synthetic_labels: ArrayLike | None) -> None:
+    if (real_labels is None) != (synthetic_labels is None):
+        msg = "Pass both `real_labels` and `synthetic_labels`, or neither; found only one of them."
+        raise ValueError(msg)
 
 
 def library_size_ks(
