@@ -41,6 +41,16 @@ SENTENCES = [
         ],
     ),
     (
+        "docs/comparison.md",
+        r"are ([\d.]+) times as strong as real ones on `kang_ifnb` \(other real cells: ([\d.]+)\), ([\d.]+) times on "
+        r"`pbmc10k_citeseq` \(([\d.]+)\), and ([\d.]+) times on `pbmc3k` \(([\d.]+)\)",
+        [
+            ("results/pretrained.csv", {"metric": "within_label_slope", "part": "rna", "model": name}, column, 2)
+            for name in ("kang_ifnb", "pbmc10k_citeseq", "pbmc3k")
+            for column in ("value", "floor")
+        ],
+    ),
+    (
         "docs/faq.md",
         r"SCLDM's cells reach an AUC of ([\d.]+) on principal components and ([\d.]+) on genes",
         [quality("auc_boosting", "SCLDM"), quality("auc_genes", "SCLDM")],
