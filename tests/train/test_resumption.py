@@ -226,13 +226,15 @@ def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
     for split in ({"train_size": 0.5}, {"seed": 7}):  # some of the new validation cells were trained on
         with pytest.raises(ValueError, match="checkpoint of the autoencoder is of .*another split"):
             train(tmp_path, N_EPOCHS, **split)
+    with pytest.raises(ValueError, match="has 2 finished epochs, more than the 1 of this run"):
+        train(tmp_path, shorter)
+    for name in STAGES[1:]:  # which a longer autoencoder would outdate
+        (tmp_path / f"{name}.ckpt").unlink(missing_ok=True)
     for epochs in (longer, N_EPOCHS):  # of a finished stage, too
         with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1.*another `checkpoint_dir`"):
             train(tmp_path, epochs, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
     with pytest.raises(ValueError, match="`batch_size` of 16, not 8"):
         train(tmp_path, longer, batch_size=8)
-    with pytest.raises(ValueError, match="has 2 finished epochs, more than the 1 of this run"):
-        train(tmp_path, shorter)
 
 
 def test_a_stage_can_be_made_longer(train, tmp_path):

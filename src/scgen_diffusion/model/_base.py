@@ -70,7 +70,7 @@ from scgen_diffusion.generation import (
     stack,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
-from scgen_diffusion.train import CellData, run_stage, show, trainer_options
+from scgen_diffusion.train import CellData, check_later_checkpoints, run_stage, show, trainer_options
 
 from ._counterfactual import (
     Prediction,
@@ -587,6 +587,9 @@ class DiffusionModel(BaseModelClass):
             new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
             warn_of_short_training(new, defaults, n_cells)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        if folder is not None and names[0] == self._stages[0]:
+            per_pass = self._cell_data(recipes[names[0]]).epochs_per_pass
+            check_later_checkpoints(folder, names, lengths[names[0]] * per_pass)
         is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
         if (choice := self._choice_of_recipe(usual)) and not is_quiet:
             rank_zero_only(show)(choice)

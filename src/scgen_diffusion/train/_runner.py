@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from scgen_diffusion._files import sync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import FrameType
 
@@ -272,6 +272,42 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError) as error:
         msg = f"The checkpoint {path} is damaged or holds more than plain values; remove it to start again. ({error})"
         raise ValueError(msg) from error
+
+
+def check_later_checkpoints(folder: Path, stages: Sequence[str], n_epochs: int) -> None:
+    """Raise before training if the first stage has epochs left, and a later stage has a checkpoint already.
+
+    Later stages build on the first, so their checkpoints would be refused once it has trained on.
+
+    Parameters
+    ----------
+    folder
+        Folder of the checkpoints.
+    stages
+        Stages to train, in order.
+    n_epochs
+        Lightning's epochs of the first stage.
+
+    Raises
+    ------
+    ValueError
+        As described, or if the first checkpoint is damaged.
+    """
+    first, *later = (folder / f"{name}.ckpt" for name in stages)
+    later = [path for path in later if path.exists()]
+    if not later:
+        return
+    checkpoint = read_checkpoint(first) if first.exists() else {"n_epochs_done": 0}
+    is_done = checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs
+    if is_done or checkpoint["n_epochs_done"] > n_epochs:  # more epochs than asked for are an error of that stage
+        return
+    msg = (
+        f"This call trains the {stages[0]} for {n_epochs} epochs, of which the checkpoints have "
+        f"{checkpoint['n_epochs_done']}; the checkpoint of the {later[0].stem} would then be out of date. Make the same call "
+        f"as before to resume, or remove {' and '.join(map(str, later))}, or use another `checkpoint_dir` (on the command "
+        "line: `--restart`)."
+    )
+    raise ValueError(msg)
 
 
 # --- Ctrl-C ------------------------------------------------------------------------------------------------------------
