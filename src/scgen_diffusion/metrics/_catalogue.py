@@ -131,9 +131,13 @@ def _profile_errors(comparison: Comparison) -> object:
     return gene_profile_errors(comparison.real.expression, comparison.synthetic.expression)
 
 
+def _correlated_values(comparison: Comparison) -> list[NDArray[np.float32]]:
+    return comparison.gene_values(N_CORRELATED_GENES)
+
+
 def _on_correlated_genes(function: Callable[..., float]) -> Callable[[Comparison], float]:
     def measure(comparison: Comparison) -> float:
-        values = comparison.gene_values(N_CORRELATED_GENES)
+        values = comparison.once(_correlated_values)
         return function(*values, comparison.real.labels, comparison.synthetic.labels)
 
     return measure

@@ -579,7 +579,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an excess of more than three standard
     deviations of the value (from the table's interval), *and* one that is large enough to matter; both limits are constants of the module
     ``_verdict``, calibrated so that unseen real cells get no warning. Topics whose metrics the table lacks are left out.
-    ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they are from 1 than the floor. Of groups, the verdict says how many were judged.
+    ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they are from 1 than the floor. Of groups,
+    the verdict says how many were judged.
     A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
