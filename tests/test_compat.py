@@ -78,3 +78,13 @@ def test_private_names_of_other_libraries_are_in_one_file():
     own |= {path.stem for path in texts} | HOOKS | {"_fields"}  # that of named tuples is public
     used = {(path.name, name) for path, text in texts.items() for name in re.findall(r"[\w)\]]\.(_[a-z]\w*)", text)}
     assert {(file, name) for file, name in used if file != "_compat.py" and name not in own} == set()
+
+
+def test_apples_mps_is_refused_before_any_work(monkeypatch):
+    found = ("mps", 1, torch.device("mps"))
+    monkeypatch.setattr("scvi.model._utils.parse_device_args", lambda *_, **__: found)
+
+    with pytest.raises(
+        ValueError, match="'mps' does not work, because counts are drawn in double precision; use 'cpu'"
+    ):
+        _compat.parse_device_args("mps", "auto", return_device="torch")

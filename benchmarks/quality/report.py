@@ -22,6 +22,7 @@ NORMAL_95 = 1.96
 LEFT_OUT = ("wall_minutes",)
 
 #: The metrics in the picture, in words; the tables have all metrics.
+CLEAR_ERRORS = 3  # standard errors; the picture stretches no smaller difference
 SHOWN = {
     "w2": "Wasserstein-2",
     "mmd2": "MMD²",
@@ -328,7 +329,8 @@ def _number(value: float, *, bold: bool = False) -> str:
 def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
     """Draw every method's figures on a scale from the floor (0) to the worst method (1).
 
-    If there are rows of the data sets and methods that pages show, only those are drawn.
+    A scale has at least the width of ``CLEAR_ERRORS`` standard errors. If there are rows of the data sets and methods
+    that pages show, only those are drawn.
     """
     in_short = table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)
     if in_short.any():
@@ -357,7 +359,7 @@ def _draw_dataset(ax: plt.Axes, means: pd.DataFrame, methods: Sequence[str]) -> 
     for place, metric in enumerate(SHOWN):
         rows = means[means["metric"] == metric].set_index("method")
         far = shortfall(rows)
-        span = max(far.max(), 1e-12)
+        span = max(far.max(), CLEAR_ERRORS * rows["error"].max(), 1e-12)
         for offset, method in zip(np.linspace(-0.3, 0.3, len(methods)), methods, strict=True):
             if method in far.index:
                 ax.errorbar(

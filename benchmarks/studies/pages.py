@@ -75,7 +75,7 @@ PERTURBATION_METHODS = {
     "cpa": "CPA",
     "cellflow": "CellFlow",
     "mean_shift": "mean shift",
-    "linear_additive": "linear model",
+    "linear_additive": "linear additive",
     "no_change": "no change",
 }
 PERTURBATION_METRICS = {

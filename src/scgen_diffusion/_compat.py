@@ -15,10 +15,20 @@ if TYPE_CHECKING:
 
 
 def parse_device_args(*args: Any, **kwargs: Any) -> Any:
-    """Resolve ``accelerator`` and ``devices`` as scvi-tools' models do."""
+    """Resolve ``accelerator`` and ``devices`` as scvi-tools' models do.
+
+    Raises
+    ------
+    ValueError
+        For Apple's MPS, which has no double precision.
+    """
     from scvi.model import _utils
 
-    return _utils.parse_device_args(*args, **kwargs)
+    accelerator, devices, device = _utils.parse_device_args(*args, **kwargs)
+    if getattr(device, "type", device) == "mps":
+        msg = "`accelerator` 'mps' does not work, because counts are drawn in double precision; use 'cpu'."
+        raise ValueError(msg)
+    return accelerator, devices, device
 
 
 def registered_manager(model_class: type[BaseModelClass], adata: AnnData) -> AnnDataManager:

@@ -144,6 +144,9 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     table.write_text("cell_type\nNK\n")
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "-c", "dose=1")
     assert (code, "--condition and --condition-table exclude each other" in err) == (2, True)
+    sizes = ["--library-size", "50", "--library-size-column", "n"]
+    code, _, err = call("generate", saved_model, out, "--condition-table", table, *sizes)
+    assert (code, "--library-size and --library-size-column exclude each other" in err) == (2, True)
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "--library-size-column", "n")
     assert (code, "'n' is not a column of the table, which has ['cell_type']" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.csv", "-n", "2")

@@ -55,7 +55,9 @@ def test_nan_raises():
         whole_number("2.5")
 
 
-@pytest.mark.parametrize(("written", "read"), [("0", 0), ("false", False), ("DMSO", "DMSO"), ("[1]", "[1]")])
+@pytest.mark.parametrize(
+    ("written", "read"), [("0", 0), ("false", False), ("DMSO", "DMSO"), ("[1]", "[1]"), ('"0"', "0")]
+)
 def test_a_scalar_is_a_number_a_truth_value_or_text(written, read):
     assert scalar(written) == read
 
@@ -107,3 +109,13 @@ def test_values_with_and_without_keys_do_not_go_together():
 def test_a_key_given_twice_is_an_error_where_it_makes_no_list():
     with pytest.raises(click.UsageError, match="--x has 'a' more than once"):
         collected([("a", 1), ("a", 2)])
+
+
+def test_text_that_looks_like_a_number_stays_text_in_a_file():
+    keyed = Keyed("COLUMN=VALUE", scalar)
+
+    assert keyed.convert('batch="0"', None, None) == ("batch", "0")
+    assert [keyed.convert(pair, None, None) for pair in keyed.pairs({"batch": "0", "dose": 0})] == [
+        ("batch", "0"),
+        ("dose", 0),
+    ]

@@ -86,6 +86,16 @@ def log_values():
     return np.log1p(counts())
 
 
+def test_counts_that_float32_cannot_hold_are_refused():
+    x = counts().astype(float)
+    x[0, 0] = 2**24
+    check_expression(anndata.AnnData(x), None, "counts")
+    x[0, 0] += 1
+
+    with pytest.raises(ValueError, match=r"holds values up to 1\.678e\+07; counts must be at most 16,777,216"):
+        check_expression(anndata.AnnData(x), None, "counts")
+
+
 def test_good_log_values_pass_in_every_storage(make_adata):
     adata, layer = make_adata(log_values())
 

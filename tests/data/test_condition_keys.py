@@ -84,6 +84,31 @@ def test_infinite_and_missing_numbers_raise(value):
         KEYS[1].encode([1.0, value])
 
 
+# --- classes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("values", "dtype"), [([True, False], "boolean"), ([1, 2], "Int64"), ([1, 2], "int32")])
+def test_classes_are_pythons_own_as_they_are_after_loading(values, dtype):
+    key = CategoricalKey.of("c", pd.Series(values, dtype=dtype), None, None)
+
+    assert [type(value) for value in key.values] == [type(values[0])] * 2
+    assert repr(key) == repr(key_from_state(to_plain(key.state())))
+    assert key.encode(values).ravel().tolist() == [sorted(values).index(value) for value in values]
+
+
+def test_a_control_class_without_cells_is_refused():
+    column = pd.Series(pd.Categorical(["x", "y"], categories=["x", "y", "empty"]))
+
+    with pytest.raises(ValueError, match="No cell has the control value 'empty'.* Known, closest first: 'y', 'x'"):
+        CategoricalKey.of("c", column, "empty", None)
+
+
+@pytest.mark.parametrize("value", [["A", ["A", "B"]], [["A"], ["A", "B"]]])
+def test_lists_of_lists_are_no_single_values(value):
+    assert not make_set().is_single(value)
+    assert not KEYS[0].is_single(value)
+
+
 # --- sets -----------------------------------------------------------------------------------------------------------------
 
 

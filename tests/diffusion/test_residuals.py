@@ -34,6 +34,12 @@ def test_a_cell_whose_means_stay_is_itself():
     torch.testing.assert_close(new, counts)
 
 
+def test_molecules_of_a_gene_whose_mean_is_rounded_to_zero_stay():
+    zero, half = torch.zeros(1), torch.full((1,), 0.5, dtype=torch.float64)
+
+    assert counterfactual_counts(half, zero + 5, zero, zero, zero + 1) == 5
+
+
 def test_molecules_are_only_taken_away_or_only_added():
     counts, fewer = carried(3.0, 1.0)
     _, more = carried(3.0, 9.0)

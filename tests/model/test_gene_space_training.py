@@ -274,6 +274,11 @@ def test_only_training_cells_set_the_scale(make_gene_space, quick):
     assert (model.module.shift[:3] > 0).all()
 
 
+def test_shares_that_add_up_to_all_leave_no_cell_over():
+    assert [len(part) for part in split_cells(301, 0.5, 0.5)] == [150, 151, 0]
+    assert [len(part) for part in split_cells(100, 0.5, 0.3)] == [50, 30, 20]
+
+
 @pytest.mark.parametrize("values", ["counts", "log1p"])
 def test_training_continues_where_it_ended(make_trained_gene_space, make_cells, quick, values):
     model = make_trained_gene_space(adata=make_cells(values=values), setup={"values": values})

@@ -144,6 +144,17 @@ def test_latents_and_likelihoods_do_not_depend_on_neighbours(multimodal):
     np.testing.assert_allclose(multimodal.get_likelihood(indices=[70, 3], batch_size=1), likelihoods[[70, 3]], **close)
 
 
+def test_counts_that_changed_since_they_were_registered_are_warned_of(multimodal):
+    mdata = make_mudata(seed=3)
+    before = multimodal.get_latent_representation(mdata)
+    mdata["rna"].X = mdata["rna"].X * 2
+
+    with pytest.warns(UserWarning, match="not the counts that were registered.*call MULTISCLDM.setup_mudata again"):
+        after = multimodal.get_latent_representation(mdata)
+
+    np.testing.assert_array_equal(before, after)
+
+
 def test_the_elbo_is_that_of_the_modalities_a_cell_has(multimodal):
     mean, variance = multimodal.get_latent_representation(return_dist=True)
     divergence = ((mean**2 + variance - 1 - np.log(variance)) / 2).sum(1)

@@ -90,12 +90,14 @@ def test_columns_with_missing_values_are_kept(model, control, tmp_path, suffix):
     cells, is_missing = control.copy(), np.arange(N_CELLS) % 7 == 0
     cells.obs["age"] = pd.array(np.where(is_missing, None, np.arange(N_CELLS)), dtype="Int64")
     cells.obs["smokes"] = pd.array(np.where(is_missing, None, np.arange(N_CELLS) % 2 == 0), dtype="boolean")
+    cells.obs["note"] = np.where(np.arange(N_CELLS) < SHARD, "first part", np.where(is_missing, None, "later"))
 
     path = model.predict_perturbation_to(tmp_path / f"cells{suffix}", cells, **REQUEST, shard_size=SHARD)
 
     found = READ[suffix](path).obs
     for name in ("age", "smokes"):
         assert found[name].reset_index(drop=True).equals(cells.obs[name].reset_index(drop=True))
+    assert found["note"].astype(object).where(found["note"].notna(), None).tolist() == cells.obs["note"].tolist()
 
 
 def test_cells_in_files_can_be_predicted_in_memory_too(model, control, h5ad, expected):

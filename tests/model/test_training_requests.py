@@ -18,6 +18,7 @@ import scvi
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
+from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM
 from scgen_diffusion.model._training import closing_message, validation_trend
 
@@ -247,7 +248,10 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     assert "nothing yet (stages: autoencoder, prior, transport)" in trained
     assert following.endswith("model.train()")
     model.train_autoencoder(1, **quick)
-    assert "model.train_prior()" in lines_of(model, capsys)[4]
+    following = lines_of(model, capsys)[4]
+    assert following.endswith("model.train_transport() to predict perturbations, or model.train_prior() to generate")
+    model.train_transport(1, **quick)
+    assert "model.predict_perturbation(control_cells, {'dose': ...})" in lines_of(model, capsys)[4]
     model.train(1, **quick)
     *_, trained, following = lines_of(model, capsys)
     assert trained.endswith("autoencoder, prior, transport")
@@ -316,7 +320,7 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     assert "falling at the end. Next: train longer, max_epochs={'prior': 300}." in words_of(np.arange(10)[::-1])
     assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     assert "without validation cells" in words_of([])
-    assert "judge the cells by" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
+    assert "does not show how good the cells are" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
     assert "ended the prior after epoch 40 of 100. Next: model.generate(10)." in words_of(settled, 40)
 
 
@@ -340,6 +344,32 @@ def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick,
         "You stopped the prior in epoch 2 of 3; its weights are kept. Next: make the same call again to "
     )
     assert again in last
+
+
+def test_a_refused_call_keeps_split_and_cells(make_model, make_cells, quick, tmp_path):
+    model = make_model()
+    model.train_autoencoder(1, **quick)
+    before, others = model.train_indices_, make_cells(200, seed=1)
+    others.write_h5ad(tmp_path / "others.h5ad")
+    files = CellFiles.like(model.registry, tmp_path / "others.h5ad")
+
+    for wrong in ({"plan_kwargs": {"typo": 1}}, {"max_epochs": 0}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+            model.train(**{"max_epochs": 1, "train_size": 0.5, "datamodule": files, **quick, **wrong})
+
+    assert model.train_indices_ is before
+    assert model._cells.n_cells == len(model.adata)
+
+
+@pytest.mark.parametrize("stays_in_file", [False, True])
+def test_few_cells_are_repeated_to_fill_an_epoch(make_model, make_cells, quick, tmp_path, stays_in_file):
+    make_cells().write_h5ad(tmp_path / "cells.h5ad")
+    cells = CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type", "dose"]) if stays_in_file else None
+    model = make_model()
+
+    model.train_autoencoder(2, plan_kwargs={"smallest_epoch": 7}, datamodule=cells, **quick)
+
+    assert model.trainer.global_step == 14
 
 
 def test_a_label_of_validation_cells_alone_is_named(make_model, quick, monkeypatch):

@@ -37,6 +37,21 @@ def test_latents_move_and_the_cells_with_them(transported):
     assert new.uns["scgen_diffusion"]["method"] == "transport"
 
 
+def test_what_is_left_open_for_a_new_combination_is_that_of_control_cells(make_cells, make_trained):
+    """Batch 2 has all NK cells and no others; none of them was treated."""
+    cells = make_cells(120)
+    is_nk = cells.obs["cell_type"] == "NK"
+    cells.obs["batch"] = np.where(is_nk, "2", "1")
+    cells.obs.loc[is_nk, "treated"] = False
+    keys = ["cell_type", "batch", "treated"]
+    model = make_trained(cells, condition_keys=keys, setup={"control_values": {"treated": False}})
+
+    new = model.generate(150, {"cell_type": "NK", "treated": True}, seed=0)
+
+    assert set(new.obs["batch"]) == {"2"}
+    assert new.uns["scgen_diffusion"]["method"].startswith("transport")
+
+
 def test_an_adaptive_sampler_follows_the_transport_too(transported):
     rows, request = controls(transported), {"condition": PERTURBED, "method": "transport", "sample": False}
 

@@ -50,6 +50,15 @@ def test_empirical_draws_reproduce_the_distribution_of_the_group(fitted, cells, 
     assert distance < 0.01  # quantiles are kept at 257 levels, and totals are rounded to whole counts
 
 
+def test_a_modality_that_no_new_cell_has_keeps_its_distribution(fitted):
+    before = fitted.quantiles.clone()
+
+    fitted.fit(torch.zeros(0), torch.zeros(0, 2))
+    fitted.fit_predicted(torch.zeros(0), torch.zeros(0, 2))
+
+    torch.testing.assert_close(fitted.quantiles, before)
+
+
 def test_draws_without_conditions_reproduce_all_cells(cells):
     model = LibrarySizeModel((), 6)
     model.fit(cells[0], torch.zeros(1200, 0, dtype=torch.long))

@@ -96,6 +96,8 @@ def tick_names(axis):
         (make_row(0.2, floor=0.0, shuffled=0.0, better="lower", half=0), 1),  # copies, where real cells have none
         (make_row(0.0, floor=0.0, shuffled=0.0, better="lower", half=0), 0),
         (make_row(0.8, floor=np.nan), np.nan),
+        (make_row(0.95, floor=0.8, shuffled=0.0, better="floor") | {"metric": "within_label_slope"}, 0),  # nearer to 1
+        (make_row(0.7, floor=0.9, shuffled=0.5, better="floor") | {"metric": "within_label_slope"}, 0.5),
     ],
 )
 def test_badness_is_the_way_from_the_floor_to_shuffled_cells(row, expected):

@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     asked = arguments()
-    model = scgd.model.SCLDM.load(asked.model, adata=False, accelerator=asked.accelerator)
+    model = scgd.model.load(asked.model, adata=False, accelerator=asked.accelerator)
     model.generate_to(
         asked.cells,
         asked.n_cells,

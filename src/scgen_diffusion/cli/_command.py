@@ -65,9 +65,9 @@ def toml_value(value: Any) -> Any:
 
 
 def scalar(value: Any) -> Any:
-    """Read a number or boolean, and anything else as text."""
+    """Read a number, a boolean or text in quotes, and anything else as text."""
     found = toml_value(value)
-    return found if isinstance(found, bool | int | float) else value
+    return found if isinstance(found, bool | int | float | str) else value
 
 
 class Keyed(click.ParamType):
@@ -104,7 +104,8 @@ class Keyed(click.ParamType):
         if (key is None and not self.alone) or key == "":
             self.fail(f"{value!r} is not of the form {self.form}.", param, ctx)
         try:
-            return key, None if found is None else self.read(found)
+            is_typed = isinstance(value, tuple) and self.read is scalar  # TOML says itself what is text
+            return key, found if found is None or is_typed else self.read(found)
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
 

@@ -28,6 +28,7 @@ GUIDANCE = {
     "guidance_rescale": "rescale",
 }
 
+EXCLUSIVE = [("condition", "condition_table"), ("library_size", "library_size_column")]
 N_NAMED = 20
 
 TABLE = option(
@@ -118,9 +119,10 @@ def load_for(terminal: Terminal, options: Mapping[str, Any], inputs: Sequence[Pa
     out = options["out"]
     needed = [*inputs, *given(options, "model", "condition_table").values()]
     check_place(out, suffixes=(".zarr", ".h5ad", MUDATA), inputs=needed)
-    if "condition" in options and "condition_table" in options:
-        msg = "--condition and --condition-table exclude each other."
-        raise click.UsageError(msg)
+    for one, other in EXCLUSIVE:
+        if one in options and other in options:
+            msg = f"--{one.replace('_', '-')} and --{other.replace('_', '-')} exclude each other."
+            raise click.UsageError(msg)
     package = terminal.libraries()
     model = package.model.load(options["model"], adata=False, **given(options, "accelerator", "device"))
     has_modalities = bool(model.modalities)

@@ -67,7 +67,11 @@ SECTIONS = {
             "Column of numbers (dose, age) or array of obsm (spatial) to condition on. Repeatable.",
         ),
         option("--set-condition", "Column of sets such as A+B; default separator: +.", Keyed("COLUMN[=SEPARATOR]")),
-        option("--control", "Value of unperturbed cells in a column.", Keyed("COLUMN=VALUE", scalar)),
+        option(
+            "--control",
+            "Value of unperturbed cells in a column; in quotes, a number is text: 'batch=\"0\"'.",
+            Keyed("COLUMN=VALUE", scalar),
+        ),
         option(
             "--condition-embedding",
             "Embedding of a column's values: a .csv or .tsv file, or an entry of uns.",

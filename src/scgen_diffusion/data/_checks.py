@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CHUNK = 4096  # rows checked together, so that backed files are never read whole
 LARGEST_LOG1P = 20.0  # log1p of half a billion; no common normalisation gives more
+LARGEST_COUNT = 2**24  # up to which float32 holds all whole numbers
 LARGEST_SEED = 2**63 - 1  # largest that files can hold
 N_NAMED = 5  # examples in an error message
 COUNTS_ADVICE = (
@@ -132,6 +133,9 @@ def check_values(
         if values == "counts" and not all_whole:
             found = f"{fractional[0]:.4g}"
             msg = f"{where} holds values that are not whole numbers (for example {found}), but needs counts. {advice}"
+            raise ValueError(msg)
+        if values == "counts" and stored.max(initial=0) > LARGEST_COUNT:
+            msg = f"{where} holds values up to {stored.max():.4g}; counts must be at most {LARGEST_COUNT:,}. Are they counts?"
             raise ValueError(msg)
         if values == "log1p" and stored.max(initial=0) > LARGEST_LOG1P:
             msg = f"{where} holds values up to {stored.max():.4g}, too large for logarithms. Did you mean `values='counts'`?"

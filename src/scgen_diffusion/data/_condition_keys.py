@@ -57,7 +57,9 @@ class ConditionKey(ABC):
 
     def is_single(self, values: Any) -> bool:
         """Return whether this is one value for all cells (possibly a set), not a list of values."""
-        return values is None or isinstance(values, str | AbstractSet) or np.ndim(values) == 0
+        if values is None or isinstance(values, str | AbstractSet):
+            return True
+        return not isinstance(values, Sequence) and np.ndim(values) == 0
 
     def listed(self, values: Any) -> Sequence[Any]:
         """Return one or several values as a list."""
@@ -116,16 +118,16 @@ class CategoricalKey(ConditionKey):
     @classmethod
     def of(cls, name: str, column: pd.Series, control: Any, table: pd.DataFrame | None) -> CategoricalKey:
         """Learn the classes from training cells, or take them from an embedding table."""
-        classes = list(column.astype("category").cat.categories)
-        if control is not None and control not in classes:
-            raise ValueError(_no_control(name, control, classes))
+        classes = _plain(column.astype("category").cat.categories)
+        if control is not None and control not in (occurring := _plain(column.unique())):
+            raise ValueError(_no_control(name, control, [value for value in classes if value in occurring]))
         if table is None:
             return cls(name, classes)
-        return cls(name, _with_vectors(name, column.unique(), table), has_vectors=True)
+        return cls(name, _with_vectors(name, _plain(column.unique()), table), has_vectors=True)
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:
         """Add classes after the known ones; raise if they differ from these only by type."""
-        found = column.astype("category").cat.remove_unused_categories().cat.categories
+        found = _plain(column.astype("category").cat.remove_unused_categories().cat.categories)
         new = [value for value in found if value not in set(self.values)]
         as_text = {str(value): value for value in self.values}
         for value in new:
@@ -654,6 +656,11 @@ def _hashable(value: Any) -> Any:
 def _unknown(source: str, name: str, value: Any, known: Sequence[Any], what: str = "value") -> str:
     shown = value.item() if isinstance(value, np.generic) else value
     return f"{source} has the unknown {what} {shown!r} for {name!r}. {known_names(value, known)}"
+
+
+def _plain(values: Iterable[Any]) -> list[Any]:
+    """Return classes with Python's numbers and booleans, as they are after loading."""
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
 def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:

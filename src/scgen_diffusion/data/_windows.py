@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -100,14 +100,15 @@ class WindowLoader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield batches; the next window is read in the background."""
-        n_left, windows = len(self), self.windows()
+        n_left = len(self)
+        windows = chain.from_iterable(self.windows() for _ in count())  # few cells are repeated to fill an epoch
         with ThreadPoolExecutor(1, thread_name_prefix="cells") as reader:
 
             def start() -> tuple | None:
                 window = next(windows, None)
                 return None if window is None else (window, reader.submit(self.matrix.read, window.rows))
 
-            ahead = start()
+            ahead = start() if n_left else None
             while ahead is not None and n_left > 0:
                 window, reading = ahead
                 x = reading.result()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ._count_draws import draw_binomial, draw_negative_binomial
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def counterfactual_counts(uniform: Tensor, counts: Tensor, mean: Tensor, new_mea
     ----------
     Pearl (2009), *Causality*, section 7.1: counterfactuals by abduction, action and prediction.
     """
-    kept = draw_binomial(uniform, counts.double(), (new_mean / mean).double().clamp(max=1)).to(counts.dtype)
+    share = torch.where(new_mean < mean, new_mean / mean, 1)  # means may both be zero
+    kept = draw_binomial(uniform, counts.double(), share.double()).to(counts.dtype)
     excess = (new_mean - mean).clamp(min=0) * (theta + counts) / (theta + mean)
     return kept + draw_negative_binomial(uniform, excess, theta + counts)

@@ -89,6 +89,8 @@ class Block:
         Condition codes, ``(block, columns)``.
     condition
         The codes as a tensor for the module.
+    start
+        Conditions to generate under before the transport moves cells, as a tensor; None: the codes themselves.
     generators
         One random generator per cell.
     """
@@ -97,6 +99,7 @@ class Block:
     n_wanted: int
     codes: np.ndarray
     condition: Tensor
+    start: Tensor | None
     generators: Generators
 
 
@@ -335,8 +338,14 @@ class CellGenerator:
         cells = np.arange(first, first + self.block_size)
         generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, request.n_cells - 1)
-        codes = self.conditions.fill(request.codes[rows], generators.uniform().cpu().numpy())
-        return Block(rows, min(stop - first, len(cells)), codes, self.module.condition_tensor(codes), generators)
+        asked = request.codes[rows]
+        starts = self._starts(asked)
+        # what is left open is that of control cells, where these are moved: no cell has the combination itself
+        drawn = self.conditions.fill(asked if starts is None else starts, generators.uniform().cpu().numpy())
+        codes = np.where(asked == OPEN, drawn, asked)
+        as_tensor = self.module.condition_tensor
+        start = None if starts is None else as_tensor(drawn)
+        return Block(rows, min(stop - first, len(cells)), codes, as_tensor(codes), start, generators)
 
     def _starts(self, codes: np.ndarray) -> np.ndarray | None:
         """Return the conditions ``(n, columns)`` to generate under before the transport moves cells; None: the given ones.
@@ -352,11 +361,6 @@ class CellGenerator:
         are_new &= ~self.conditions.are_unseen(controls)
         return np.where(are_new[:, None], controls, codes) if are_new.any() else None
 
-    def _start(self, block: Block) -> Tensor | None:
-        """Return :meth:`_starts` of a block as a tensor for the module."""
-        starts = self._starts(block.codes)
-        return None if starts is None else self.module.condition_tensor(starts)
-
     def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> Cells:
         block, options, sizes = self.block(request, first, stop), request.options, request.library_size
         values = self.module.sample_cells(
@@ -368,7 +372,7 @@ class CellGenerator:
             library_size=sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes,
             output=options.output,
             n_wanted=block.n_wanted,
-            start=self._start(block),
+            start=block.start,
         )
         x = rows_of(values, sparse=self.module.has_zeros(options.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
@@ -376,7 +380,7 @@ class CellGenerator:
 
     def _frames_of_block(self, request: CellRequest, sampler: TracingSampler, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module
-        start = self._start(block)
+        start = block.start
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.options.guidance)
         noise = module.initial_states(condition, block.generators)

@@ -4,7 +4,7 @@ Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell. 
 real training cells (:class:`ComparisonSpace`), so that you can compare the figures of different models.
 """
 
-from ._catalogue import CATALOGUE
+from ._catalogue import CATALOGUE, IDEALS
 from ._cells import Expression, align_genes, expression_of, log_normalise, representation
 from ._comparison import Metric
 from ._descriptions import DESCRIPTIONS
@@ -64,6 +64,7 @@ from ._use import augmentation_gain, evaluate_embeddings, label_fidelity, transf
 __all__ = [
     "CATALOGUE",
     "DESCRIPTIONS",
+    "IDEALS",
     "MIN_CELLS_PER_GROUP",
     "ComparisonSpace",
     "CrossModalityCorrelation",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -493,8 +494,8 @@ class DiffusionModel(BaseModelClass):
             for the transport. A value above both the default and the number of training cells is reduced. The transport
             ignores it unless trained alone.
         early_stopping
-            Whether to stop a stage when its validation loss no longer falls. The transport has no validation, and with
-            ``path="masking"`` the loss does not judge the cells.
+            Whether to stop a stage when its validation loss no longer falls. The transport has no validation. With
+            ``path="masking"``, whose loss does not judge the cells, it is an error.
         plan_kwargs
             Training options of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stage to options:
             ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,
@@ -558,38 +559,39 @@ class DiffusionModel(BaseModelClass):
         known = {*inspect.signature(getattr(self, method)).parameters, *trainer_options()} - {"trainer_kwargs"}
         check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
         early_stopping = trainer_kwargs.pop("early_stopping", False)
-        self._take_cells(datamodule)
-        self._cells.check()
-        self._count_combinations(self._registered_codes)
-        if not (keep_split and self._split_fits):
-            parts = split_cells(self._cells.n_cells, train_size, validation_size)
-            self.train_indices_, self.validation_indices_, self.test_indices_ = parts
-        n_cells, names = len(self.train_indices_), stages()
-        epochs = self._by_stage("max_epochs", max_epochs, names)
-        changes = self._by_stage("plan_kwargs", plan_kwargs, names)
-        usual, recipes, defaults, lengths = {}, {}, {}, {}
-        for name in names:
-            size = None if name == "transport" and len(names) > 1 else batch_size
-            usual[name] = self._recipe(name)
-            recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells)
-            length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
-            lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
-        validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
-        if early_stopping and not validated:
-            msg = (
-                "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
-                "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
-            )
-            raise ValueError(msg)
-        if self.reference_ is None:  # fine-tuning starts from what the reference knows
-            if not self.trained_stages_:
-                warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
-            new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
-            warn_of_short_training(new, defaults, n_cells)
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        if folder is not None and names[0] == self._stages[0]:
-            per_pass = self._cell_data(recipes[names[0]]).epochs_per_pass
-            check_later_checkpoints(folder, names, lengths[names[0]] * per_pass)
+        with self._kept_if_refused():
+            self._take_cells(datamodule)
+            self._cells.check()
+            self._count_combinations(self._registered_codes)
+            if not (keep_split and self._split_fits):
+                parts = split_cells(self._cells.n_cells, train_size, validation_size)
+                self.train_indices_, self.validation_indices_, self.test_indices_ = parts
+            n_cells, names = len(self.train_indices_), stages()
+            epochs = self._by_stage("max_epochs", max_epochs, names)
+            changes = self._by_stage("plan_kwargs", plan_kwargs, names)
+            usual, recipes, defaults, lengths = {}, {}, {}, {}
+            for name in names:
+                size = None if name == "transport" and len(names) > 1 else batch_size
+                usual[name] = self._recipe(name)
+                recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells)
+                length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
+                lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
+            validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
+            if early_stopping and not validated:
+                msg = (
+                    "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
+                    "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
+                )
+                raise ValueError(msg)
+            if self.reference_ is None:  # fine-tuning starts from what the reference knows
+                if not self.trained_stages_:
+                    warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
+                new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
+                warn_of_short_training(new, defaults, n_cells)
+            folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+            if folder is not None and names[0] == self._stages[0]:
+                per_pass = self._cell_data(recipes[names[0]]).epochs_per_pass
+                check_later_checkpoints(folder, names, lengths[names[0]] * per_pass)
         is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
         if (choice := self._choice_of_recipe(usual)) and not is_quiet:
             rank_zero_only(show)(choice)
@@ -605,6 +607,17 @@ class DiffusionModel(BaseModelClass):
         if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))
+
+    @contextmanager
+    def _kept_if_refused(self) -> Iterator[None]:
+        """Keep the model's cells, split and other attributes if the body raises an error."""
+        attributes = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(attributes)
+            raise
 
     def _run(
         self,
@@ -685,7 +698,8 @@ class DiffusionModel(BaseModelClass):
         return "published" if self.init_params_["non_kwargs"]["size"] == "published" else "default"
 
     def _cell_data(self, recipe: Recipe) -> CellData:
-        return CellData(self._cells, self.train_indices_, self.validation_indices_, recipe.batch_size)
+        split = self.train_indices_, self.validation_indices_
+        return CellData(self._cells, *split, recipe.batch_size, recipe.smallest_epoch)
 
     @property
     def _split_fits(self) -> bool:
@@ -749,10 +763,12 @@ class DiffusionModel(BaseModelClass):
             options. See the user guide, "Guidance".
         sampler
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM) has
-            ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. The other paths of SCRDIT and WBDIT have
-            ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` and ``"ddpm"``.
+            ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. Masked molecules (SCRDIT and WBDIT from counts) have
+            only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` and
+            ``"ddpm"``. Default: the first of these.
         n_steps
-            Steps of the sampler. The adaptive ``"dopri5"`` chooses its own.
+            Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
+            ``"dpm_solver_3m"``. The adaptive ``"dopri5"`` chooses them itself.
         counts
             True: integer counts. False: log-normalised values. Default: counts from SCLDM; log-normalised values from
             SCRDIT, WBDIT and SCLDM with a Gaussian head. SCLDM returns its default only.
@@ -1012,7 +1028,7 @@ class DiffusionModel(BaseModelClass):
         SCLDM moves a cell's latent to the new condition (``method``), then changes its counts as the means of the genes
         change (``residuals``). SCRDIT and WBDIT find the noise that leads to the cell under its own condition, and
         sample from the same noise under the new one. Under its own condition a cell comes back unchanged, or as its
-        reconstruction with ``residuals="new"`` or ``sample=False``. See the user guide, "Perturbations".
+        reconstruction with ``residuals="new"`` or ``sample=False``. See the user guide, "Counterfactuals".
 
         Parameters
         ----------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from scgen_diffusion._arguments import is_number, known_names
 from scgen_diffusion.data import (
@@ -66,10 +67,16 @@ class ControlCells:
         return self.source.names(self.rows) if isinstance(self.source, CellFiles) else self.source.obs_names[self.rows]
 
     def obs(self, conditions: Conditions) -> pd.DataFrame:
-        """Return their ``obs``; of cells in files only the conditions."""
+        """Return their ``obs``; of cells in files only the conditions.
+
+        Texts with gaps become categories, the same ones in every part: anndata does not write them otherwise.
+        """
         if isinstance(self.source, CellFiles):
             return conditions.to_obs(self.own, self.names)
-        return self.source.obs.iloc[self.rows]
+        texts = self.source.obs.select_dtypes(object)
+        gappy = [name for name in texts if texts[name].isna().any() and infer_dtype(texts[name]) == "string"]
+        categories = {name: texts[name].astype("category").iloc[self.rows] for name in gappy}
+        return self.source.obs.iloc[self.rows].assign(**categories)
 
 
 @dataclass(frozen=True)

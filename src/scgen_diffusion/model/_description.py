@@ -75,14 +75,25 @@ def _listed(parts: list[str]) -> str:
     return ", ".join([*parts[:N_NAMED], *more])
 
 
+def _next_training(model: DiffusionModel, is_query: bool) -> str:
+    if "autoencoder" not in model.trained_stages_ or is_query:
+        return "model.train()"
+    control = model.registry_["setup_args"]["control_values"]
+    if not control:
+        return "model.train_prior()"
+    predict = f"model.predict_perturbation(control_cells, {{{next(iter(control))!r}: ...}})"
+    transport = "transport" in model.trained_stages_
+    first = predict if transport else "model.train_transport() to predict perturbations"
+    return f"{first}, or model.train_prior() to generate"
+
+
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
     is_query = _is_untrained_query(model)
     if model._stopped_stage is not None:
         return "make the same call again, which trains on"
     if not model.is_trained_ or is_query:
-        is_half = "autoencoder" in model.trained_stages_ and not is_query
-        train = "model.train_prior()" if is_half else "model.train()"
+        train = _next_training(model, is_query)
         return train if model._has_cells else f"set model.adata to cells, then {train}"
     match model._condition_keys[:1]:
         case [CategoricalKey() as key] if len(model.combinations_):

@@ -351,7 +351,7 @@ def _check_genes(names: Any, registry: Mapping[str, Any], var: pd.DataFrame) -> 
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], removed: list[str]) -> None:
     """Write files under temporary names, and rename them once all are complete.
 
-    Files named in ``removed`` are deleted unless written. After a failure the folder is as it was before.
+    Files named in ``removed`` are then deleted unless written. If writing fails, the folder is as it was before.
     """
     was_there = folder.exists()
     try:
@@ -361,7 +361,8 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
                 part = goals.enter_context(write_atomically(folder / name))
                 write(part)
                 sync(part)  # before any file is renamed
-            for name in removed:
+        for name in removed:
+            if name not in writers:
                 (folder / name).unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
         raise _not_saved(folder, error) from error

@@ -10,7 +10,9 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
+from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import (
+    JOINED,
     ConditionField,
     ConditionSetup,
     ModalitiesField,
@@ -20,6 +22,7 @@ from scgen_diffusion.data import (
     build_mudata,
     check_is_mudata,
     check_same_features,
+    join_expression,
     modalities_of,
     resolve_modalities,
 )
@@ -52,7 +55,7 @@ class MULTISCLDM(SCLDM):
     registry
         Registry of such cells, or of :class:`~scgen_diffusion.data.MuDataFiles`, to build the model without them.
     size
-        ``"default"``: the recommended architecture, see the user guide. ``"published"``: the architecture of the paper.
+        Only ``"default"``: the recommended architecture, see the user guide.
     **architecture
         Options that change single parts and sizes, see :class:`~scgen_diffusion.module.SCLDMArchitecture`.
 
@@ -226,6 +229,19 @@ class MULTISCLDM(SCLDM):
 
     def _check_expression(self, adata: MuData) -> None:
         """Do nothing: registering the cells checks their values."""
+
+    def _validated(self, adata: MuData | None) -> MuData:
+        """Register the cells, and warn if their counts are not those of the copy that the model reads."""
+        cells = super()._validated(adata)
+        present = join_expression(cells, self.modalities, self.registry_["setup_args"]["layers"])
+        copied = cells.obsm[JOINED]
+        if present.shape != copied.shape or (present != copied).nnz:
+            warn_user(
+                f"The values of the modalities are not the counts that were registered. The model reads those, a copy in "
+                f"mdata.obsm[{JOINED!r}]. If you normalised in place, nothing is wrong; if you corrected the counts, call "
+                f"{type(self).__name__}.setup_mudata again."
+            )
+        return cells
 
     def _check_values(self, x: Tensor, rows: np.ndarray, source: MuData) -> None:
         """Do nothing: the model reads the copy made when the counts were checked."""

@@ -254,7 +254,8 @@ class Stream:
                 values = join_parts(parts, beside, self.identity, **options)
                 sync(beside)
                 if differences(self._begun()["identity"], self.identity):
-                    raise FileNotFoundError(errno.ENOENT, "the parts were given up for another request")
+                    msg = f"The parts of {self.goal} were given up for another request while they were joined."
+                    raise ValueError(msg)
                 if self.goal.is_dir() and not self.is_joined(overwrite=True):
                     self.goal.rename(self.folder / f"replaced-{_token()}")
                 beside.replace(self.goal)

@@ -179,9 +179,7 @@ def closing_message(
     elif not any(len(plan.validation_losses) for plan in validated):
         seen = "Training is done, without validation cells to show how well it went"
     elif not all(plan.loss_judges_cells for plan in validated):
-        seen = (
-            "Training is done; judge the cells by scgen_diffusion.metrics.evaluate, which the validation loss does not"
-        )
+        seen = "Training is done. The validation loss does not show how good the cells are; scgen_diffusion.metrics.evaluate does"
     elif "unknown" in trends.values():
         seen = "Training is done, but was too short to show how well it went"
     else:
@@ -213,5 +211,6 @@ def split_cells(
         raise ValueError(msg)
     order = np.random.default_rng(settings.seed or 0).permutation(n_cells)
     n_train = max(round(train_size * n_cells), 1)
-    end = n_cells if validation_size is None else min(n_train + round(validation_size * n_cells), n_cells)
+    share = 1 - train_size if validation_size is None else validation_size
+    end = n_train + round(share * n_cells) if train_size + share < 1 - 1e-9 else n_cells  # rounding leaves no cell over
     return np.sort(order[:n_train]), np.sort(order[n_train:end]), np.sort(order[end:])

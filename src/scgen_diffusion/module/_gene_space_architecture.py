@@ -40,6 +40,9 @@ OTHER_PATHS = " Masking is the default path for counts; for this option choose a
 class GeneSpaceArchitecture:
     """Sizes and parts of :class:`~scgen_diffusion.model.SCRDIT` and :class:`~scgen_diffusion.model.WBDIT`.
 
+    The defaults in the signature are those of noisy profiles. From counts, both models choose ``path="masking"`` and what goes
+    with it, and SCRDIT the residual network ``backbone="mlp"``.
+
     Parameters
     ----------
     backbone

@@ -78,6 +78,8 @@ class LibrarySizeModel(nn.Module):
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay."""
+        if not len(log_totals):  # no cell has this modality
+            return
         groups, kept_centres = self.groups, self.centres.to(condition.device)
         centres = groups.add_centres(kept_centres, condition) if self.n_kept else groups.find_centres(condition)
         self.centres = centres.to(self.means.device)
@@ -96,6 +98,8 @@ class LibrarySizeModel(nn.Module):
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` drawn from :meth:`predict` for the training cells."""
+        if not len(drawn):
+            return
         kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
         _, totals = self._new_groups(drawn, condition, kept.mean(1))
         quantiles = torch.stack([*kept.double(), *(_quantiles(values) for values in totals)])

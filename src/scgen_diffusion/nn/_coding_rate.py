@@ -51,7 +51,7 @@ def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
     if not eps > 0:
         msg = f"`eps` must be positive, but found {eps}."
         raise ValueError(msg)
-    tokens = _precise(tokens)
+    tokens = tokens.double()
     n_tokens, width = tokens.shape[-2:]
     gram = _smaller_gram(tokens) * (width / (n_tokens * eps**2))
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
@@ -87,19 +87,14 @@ def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Ten
         found = f"{tuple(bases.shape)} for tokens of width {tokens.shape[-1]}"
         msg = f"`bases` must have the shape (heads, token width, subspace width), but found {found}."
         raise ValueError(msg)
-    all_bases = _precise(bases).transpose(0, 1).flatten(1)  # (d, heads * p): one product for all heads
-    coordinates = (_precise(tokens) @ all_bases).unflatten(-1, (len(bases), -1))
+    all_bases = bases.double().transpose(0, 1).flatten(1)  # (d, heads * p): one product for all heads
+    coordinates = (tokens.double() @ all_bases).unflatten(-1, (len(bases), -1))
     return coding_rate(coordinates.transpose(-2, -3), eps)
 
 
 def sparsity(tokens: Tensor) -> Tensor:
     """Return the share of exact zeros in tokens ``(..., n, d)``, as ``(...)``."""
     return (tokens == 0).float().mean(dim=(-2, -1))
-
-
-def _precise(x: Tensor) -> Tensor:
-    """Convert to double precision, except on Apple's devices, which do not support it."""
-    return x.float() if x.device.type == "mps" else x.double()
 
 
 def _smaller_gram(tokens: Tensor) -> Tensor:

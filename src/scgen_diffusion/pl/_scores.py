@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 
-from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP
+from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
 
 from ._figures import (
     COLORS,
@@ -63,7 +63,8 @@ def scores(
     .. math:: \text{badness} = \min\Bigl(1, \frac{\text{worse}(\text{value})}{\text{worse}(\text{shuffled})}\Bigr), \qquad
         \text{worse}(x) = \max(0, \pm (x - \text{floor}))
 
-    with the sign in which the metric gets worse, or both signs if the best value is the floor. Badness is 0 for values
+    with the sign in which the metric gets worse, or both signs if the best value is the floor. Slopes are worse the farther
+    they are from 1 than their floor. Badness is 0 for values
     better than their floor. For some metrics, such as total counts, shuffling does no clear harm (less than two
     half-widths of the value's interval). Twice the floor then replaces the shuffled value.
 
@@ -127,11 +128,13 @@ def badness(table: pd.DataFrame) -> pd.Series:
 
     It is NaN without value or floor.
     """
+    ideal = table["metric"].map(IDEALS)
 
     def worse_than_floor(values: pd.Series) -> pd.Series:
         beyond = values - table["floor"]
         worse = beyond.where(table["better"] == "lower", -beyond).where(table["better"] != "floor", beyond.abs())
-        return worse.clip(lower=0)
+        further = (values - ideal).abs() - (table["floor"] - ideal).abs()
+        return worse.where(ideal.isna(), further).clip(lower=0)
 
     worse, of_shuffled = worse_than_floor(table["value"]), worse_than_floor(table["shuffled"])
     noise = (table["high"] - table["low"]).fillna(0) / 2

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP
+from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,10 +22,6 @@ ALL = "all"
 FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
 QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
-
-#: Values of perfect cells, for figures whose floor is often far off by chance: these are judged by their distance to this value, less
-#: that of the floor.
-IDEALS = {"marker_slope": 1.0, "within_label_slope": 1.0}
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
@@ -341,7 +337,7 @@ def _copies(rows: Rows) -> list[Finding]:
     if share.floor > MANY_COPIES:
         advice = "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. Hold other cells out."
         return [finding("warning", "copies", seen, advice)]
-    advice = "The model repeats training cells: do not publish these cells as private; train shorter, with more cells or a smaller model."
+    advice = "The model repeats training cells: do not publish these cells as private; train for fewer epochs, on more cells, or with a smaller model."
     return [finding(share.level(), "copies", seen, advice)]
 
 
@@ -363,12 +359,13 @@ def _memorisation(rows: Rows) -> list[Finding]:
     levels = {f.metric: "ok" if is_far(f) else f.level() for f in figures}
     seen = " ".join(_NEARNESS[f.metric].format(f=f) for f in figures)
     advice = (
-        "Training cells leak: do not publish these cells as private; train shorter, with more cells or a smaller model."
+        "Training cells leak: do not publish these cells as private; train for fewer epochs, on more cells, or with a smaller "
+        "model."
     )
     if levels.get("membership_auc", "ok") == "ok" and levels.get("nearest_train_ratio", "ok") != "ok":
         advice = (
             "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and diversity are fine, it "
-            "is memorisation: train shorter, with more cells or a smaller model."
+            "is memorisation: train for fewer epochs, on more cells, or with a smaller model."
         )
     return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
 

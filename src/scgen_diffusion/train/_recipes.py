@@ -44,7 +44,7 @@ class Recipe:
     many_cells
         Above so many cells, the steps also grow in proportion, until they are twice as many; None: they do not.
     smallest_epoch
-        Smallest number of steps in an epoch; small data sets are repeated to fill it.
+        Smallest number of steps in an epoch; small data sets are repeated to fill it. 0: an epoch is a pass.
     n_epochs
         Number of epochs for every data set, instead of steps by size.
     """
@@ -60,7 +60,7 @@ class Recipe:
     reference_cells: int = 2000
     smallest_share: float = 0.5
     many_cells: int | None = None
-    smallest_epoch: int = 1
+    smallest_epoch: int = 0
     n_epochs: int | None = None
 
     def max_epochs(self, n_cells: int) -> int:
