@@ -6,6 +6,7 @@ import json
 import pickle
 import resource
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import anndata
@@ -16,6 +17,7 @@ import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.model import SCLDM, load
+from scgen_diffusion.module import SCLDMArchitecture
 
 
 def same_cells(one, other):
@@ -27,6 +29,7 @@ import json, sys
 import scipy.sparse as sp
 import torch
 from scgen_diffusion.model import SCLDM, load
+from scgen_diffusion.module import SCLDMArchitecture
 torch.set_num_threads(1)
 folder, out, requests = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 model = SCLDM.load(folder, adata=False, accelerator="cpu")
@@ -364,3 +367,11 @@ def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
     pd.testing.assert_frame_equal(model.generate(2, seed=0).var, expected)
     with anndata.settings.override(allow_write_nullable_strings=True):
         cells.write_h5ad(tmp_path / "cells.h5ad")
+
+
+def test_all_options_are_saved_so_that_later_defaults_change_no_model(trained, tmp_path):
+    trained.save(tmp_path / "model")
+
+    options = load(tmp_path / "model").init_params_["kwargs"]["architecture"]
+
+    assert set(options) == {field.name for field in fields(SCLDMArchitecture)}

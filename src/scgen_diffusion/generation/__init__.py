@@ -1,4 +1,4 @@
-"""The engine between a request for cells and the network; it needs torch and numpy, no AnnData and no files."""
+"""The engine between a request for cells and the network: no AnnData goes in or out, and no files."""
 
 from ._counterfactual import Counterfactual
 from ._generator import Block, CellGenerator, Cells, Frames

@@ -1056,7 +1056,8 @@ class DiffusionModel(BaseModelClass):
             ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise.
             ``"new"``: draw all counts anew.
         indices
-            Rows of the cells to use; default: all.
+            Rows of the cells to use; default: all. Random numbers belong to rows, so a few rows scattered over very many
+            cells take long; give a copy of these cells instead.
         given_keys
             Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
             stay the same, such as the cell type. Their information then stays in the noise, which helps for a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
@@ -136,6 +136,7 @@ class SCLDM(AutoencoderModel):
         self._describe_cells(adata)
         self.trained_stages_ = []
         self.library_head_is_trained_ = False
+        architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
         self.init_params_ = self._get_init_params(locals())
 
     def train_autoencoder(
