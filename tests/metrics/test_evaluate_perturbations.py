@@ -383,6 +383,28 @@ def test_changes_are_taken_within_donors():
     pd.testing.assert_frame_equal(*one_donor)
 
 
+@pytest.mark.parametrize("sizes", [[1], [1, 2]])
+def test_donors_with_a_single_cell_are_not_free_of_noise(sizes):
+    def cells_of(perturbation, seed, sizes):
+        parts = [
+            cells(perturbation, seed=seed + number, n_cells=sizes[number % len(sizes)], donor=f"d{number}")
+            for number in range(12)
+        ]
+        return ad.concat(parts)
+
+    found = []
+    for seed in range(0, 1_000, 100):
+        options = {"control": cells_of("ctrl", seed, [30]), "match_keys": ["donor"], "n_floor": 0}
+        options["metrics"] = ["mean_change_debiased_error", "mean_change_slope"]
+        table = judge(cells_of("A", seed + 20, sizes), cells_of("A", seed + 40, [30]), **options).set_index("metric")
+        error = table.loc["mean_change_debiased_error"]
+        found.append([error["value"] / error["no_change"], table.loc["mean_change_slope", "value"]])
+
+    share, slope = np.mean(found, axis=0)
+    assert abs(share) < 0.1  # 0.4 without the noise of single cells
+    assert slope == pytest.approx(1, abs=0.1)
+
+
 def test_unlike_donors_are_no_error_of_the_right_prediction():
     errors = []
     for seed in range(0, 1_500, 50):

@@ -206,6 +206,13 @@ def test_slope_of_shuffled_genes_is_zero():
 
 def test_slope_is_unknown_without_correlations():
     assert np.isnan(gene_correlation_slope(np.ones((10, 5)), np.ones((10, 5))))
+    labels = np.resize(["a", "b"], 100)
+    found = [
+        gene_correlation_slope(sparse_blocks(seed, labels, 0), sparse_blocks(99 - seed, labels), labels, labels)
+        for seed in range(20)
+    ]
+    assert np.isnan(found).sum() >= 15
+    assert np.nanmax(np.abs([0, *found])) < 20  # beside correlations of strength 1
 
 
 def test_similarity_with_constant_cells_is_zero():

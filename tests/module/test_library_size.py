@@ -131,6 +131,14 @@ def test_quantiles_of_an_unseen_combination_are_extrapolated_additively_and_stay
     assert (drawn.diff() >= 0).all()
 
 
+def test_effects_that_add_up_far_beyond_what_was_observed_are_bounded():
+    model = LibrarySizeModel((9, 9), 6)
+    codes = torch.tensor([[ANY, ANY], [0, ANY], [ANY, 0]])
+    model.set_groups(codes, means=torch.tensor([5.0, 9.0, 9.0]), stds=torch.zeros(3))
+
+    assert draw(model, "normal", [0, 0]).log().mean().item() == pytest.approx(9 + 1.4, abs=1e-3)  # not 13
+
+
 def test_a_class_that_never_occurs_changes_nothing(fitted):
     assert torch.equal(draw(fitted, "empirical", [0, 7]), draw(fitted, "empirical", [0, ANY]))
 

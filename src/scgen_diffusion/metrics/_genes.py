@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MIN_VARIANCE = 1e-8  # treated as no variance: less than one count in a million cells
 N_DIVISIONS = 5  # of real cells into halves, whose correlations are compared
+N_DEVIATIONS = 2  # by which what halves have in common must exceed 0
 TREND_SHARE = 20  # the trend is a running median over one twentieth of the genes
 
 
@@ -232,16 +233,16 @@ def gene_correlation_slope(
 
     Returns
     -------
-    The slope; NaN if the halves of the real cells have no correlations in common.
+    The slope; NaN if the real cells are too few, or too sparse, to have clear correlations in common.
     """
     _check_both_labels(real_labels, synthetic_labels)
     check_same_number_of_genes(np.shape(real_values)[1], np.shape(synthetic_values)[1])
     labels = np.zeros(len(real_values), int) if real_labels is None else np.asarray(real_labels)
-    in_common = np.mean([_shared_correlation(real_values, labels, seed) for seed in range(N_DIVISIONS)])
-    if in_common <= 0:
+    in_common = [_shared_correlation(real_values, labels, seed) for seed in range(N_DIVISIONS)]
+    if np.mean(in_common) <= N_DEVIATIONS * np.std(in_common, ddof=1):
         return float("nan")
     real = gene_correlations(real_values, real_labels)
-    return float(real @ gene_correlations(synthetic_values, synthetic_labels) / in_common)
+    return float(real @ gene_correlations(synthetic_values, synthetic_labels) / np.mean(in_common))
 
 
 def _shared_correlation(values: NDArray, labels: NDArray, seed: int) -> float:

@@ -903,12 +903,17 @@ class Perturbed:
         return replace(self, rows={place: kept for place, kept in rows.items() if kept})
 
     def moments(self, parts: Parts, group: str) -> GeneMoments:
-        """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise."""
+        """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.
+
+        The noise is that of the variance within matches, pooled, because a match may have a single cell. If all have, it
+        is that of all cells.
+        """
         moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
-        if len(shares) == 1:
+        if len(shares) == 1 or len(shares) == moments.n_cells:
             return moments
-        within = {match: GeneMoments.of(self.of(parts, group, match)) for match in shares}
-        return replace(moments, noise=mix(within, shares).noise)
+        within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
+        squares = np.sum([(own.n_cells - 1) * own.variance for own in within], axis=0)
+        return replace(moments, noise=squares / (moments.n_cells - len(shares)) / moments.n_cells)
 
     def shares(self, parts: Parts, group: str) -> dict[str, float]:
         """Return which share of the cells of a perturbation in a group has each match."""

@@ -170,7 +170,7 @@ class ExpectedShift(nn.Module):
             same = (held[out] == marks).all(1)
             errors[out[same]] = torch.linalg.solve(inverse[out][:, out], weights[out])[same]
         size = ((covariance @ weights).square() - noise).sum()
-        return float(1 - (errors.square() - noise).sum() / size) if size > 0 else 0.0
+        return min(float(1 - (errors.square() - noise).sum() / size), 1.0) if size > 0 else 0.0
 
     def _held(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Mark the classes and members of perturbations ``(n, columns)`` that are not the control's, ``(n, values)``."""

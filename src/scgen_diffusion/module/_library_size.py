@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
+MARGIN = 1.4  # of log totals beyond the observed ones, a factor of four
 TABLES = ("codes", "quantiles", "means", "stds")  # one row per group
 
 
@@ -190,8 +191,10 @@ class LibrarySizeModel(nn.Module):
         return torch.where(occurs, exact, self._additive(table, codes))
 
     def _additive(self, table: Tensor, codes: Tensor) -> Tensor:
+        """Add up the effects of all keys, but go hardly beyond what was observed: log totals of sets would grow without end."""
         baseline = self._baseline(table).expand(len(codes), *table.shape[1:])
         total = baseline + sum(self._effect(table, codes, key) for key in range(len(self.groups.keys)))
+        total = total.clamp(table.min() - MARGIN, table.max() + MARGIN)
         return total if total.ndim == 1 else total.sort(dim=1).values
 
     def _effect(self, table: Tensor, codes: Tensor, key: int) -> Tensor:

@@ -198,7 +198,7 @@ class SCLDMModule(ConditionedModule):
         """Return the negative log-likelihood plus ``kl_weight`` times the KL divergence, averaged over cells.
 
         With ``condition (cells, columns)``, the condition effects learn as well. They change neither the value nor what
-        encoder and decoder learn.
+        encoder and decoder learn; dispersions and outliers of genes learn from both.
         """
         target = self.target(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood.log_likelihood(target, **generative_outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ._cells import EpochBatches, TrainingCells
 
+N_TOTALS = 100_000  # drawn to describe the distribution of totals
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
 DEVICE_SHARE = 0.25  # of a GPU's free memory
 RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that is read
@@ -278,18 +280,22 @@ def standardise_latents(module: SCLDMModule, cache: LatentCache) -> None:
 
 @torch.no_grad()
 def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
-    """Store in the module the distribution of totals that its library-size head draws for the cells."""
-    generator = torch.Generator().manual_seed(0)
+    """Store in the module the distribution of totals that its library-size head draws for the cells.
+
+    In small data it draws several for each cell: of few draws, many later ones would lie beyond the smallest or largest.
+    """
+    generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(cache), 1)
 
     def drawn() -> Iterator[Tensor]:
-        for rows in cache.parts(LATENTS_AT_A_TIME):
+        for rows in chain.from_iterable(cache.parts(LATENTS_AT_A_TIME) for _ in range(n_draws)):
             mean, std, log_totals = (rows[name].to(module.device) for name in ("mean", "std", "log_total"))
             z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
             mean, std = (values.cpu() for values in module.predict_log_totals(z, log_totals))
             totals = mean + std * torch.randn(mean.shape, generator=generator)
             yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
 
-    module.library_size.fit_predicted(gather(drawn(), len(cache)), cache.arrays["condition"].cpu())
+    condition = cache.arrays["condition"].cpu().repeat(n_draws, 1)
+    module.library_size.fit_predicted(gather(drawn(), n_draws * len(cache)), condition)
 
 
 def gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:

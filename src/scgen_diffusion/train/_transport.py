@@ -77,7 +77,7 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) 
             mean = states.mean(0)
             moments.append((mean, (states - mean).square().sum(0), len(rows)))
         conditions.append(latents["condition"][0])
-        drawn = cache[group.control[:MOST_CELLS]]
+        drawn = cache[evenly(group.control, MOST_CELLS)]
         drawn = drawn["mean"].cpu() + drawn["std"].cpu() * torch.randn(drawn["mean"].shape, generator=generator)
         controls.append(module.standardise(drawn.to(module.device)).flatten(1))
     means, squares = (torch.stack(values) for values in list(zip(*moments, strict=True))[:2])
