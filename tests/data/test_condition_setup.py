@@ -163,7 +163,7 @@ def test_an_array_has_no_control_value(adata):
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("dose", [np.nan, *[1.0] * (N - 1)], "no label for 1 of 12"),
+        ("dose", [np.nan, *[1.0] * (N - 1)], "no number for 1 of 12"),
         ("dose", [np.inf, *[1.0] * (N - 1)], "infinite"),
         ("dose", [2.0] * N, "'dose'] is 2 in every cell"),
         ("dose", [True, False] * 6, "holds bool instead of numbers"),

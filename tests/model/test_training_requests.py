@@ -317,7 +317,7 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, **options):
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     settled = [9.0, 5, 3, 2, 2, 2, 2, 2, 2, 2]
     assert words_of(settled) == "Training is done, and the validation loss has settled. Next: model.generate(10)."
-    assert "falling at the end. Next: train longer, max_epochs={'prior': 300}." in words_of(np.arange(10)[::-1])
+    assert "falling at the end. Next: train longer, model.train_prior(300)." in words_of(np.arange(10)[::-1])
     assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     assert "without validation cells" in words_of([])
     assert "does not show how good the cells are" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)

@@ -52,6 +52,26 @@ def test_what_is_left_open_for_a_new_combination_is_that_of_control_cells(make_c
     assert new.uns["scgen_diffusion"]["method"].startswith("transport")
 
 
+def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells, make_trained):
+    cells = make_cells(120)
+    is_nk = cells.obs["cell_type"] == "NK"
+    cells.obs["treated"] = np.where(is_nk | (np.arange(120) % 2 == 0), "no", "yes")
+    cells.obs["dose"] = np.where(cells.obs["treated"] == "no", 1, 10)
+    keys, control = ["cell_type", "treated", "dose"], {"treated": "no", "dose": 1}
+    model = make_trained(cells, condition_keys=keys, setup={"control_values": control})
+
+    with pytest.raises(
+        ValueError, match=r"cell_type='NK', treated='yes', which no training cell has. Give \['dose'\] as"
+    ):
+        model.generate(10, {"cell_type": "NK", "treated": "yes"})
+
+    assert model.generate(10, {"cell_type": "T cell", "treated": "yes"}, seed=0).obs["dose"].eq(10).all()
+    assert (
+        "verdict"
+        in model.generate(10, {"cell_type": "NK", "treated": "yes", "dose": 10}, seed=0).uns["scgen_diffusion"]
+    )
+
+
 def test_an_adaptive_sampler_follows_the_transport_too(transported):
     rows, request = controls(transported), {"condition": PERTURBED, "method": "transport", "sample": False}
 

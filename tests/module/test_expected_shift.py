@@ -240,3 +240,17 @@ def test_the_share_explained_by_others_is_that_of_refits_without_each_class():
 
     expected = 1 - (errors - noise) / (shifts.square().sum().item() - noise)
     assert shift.explained_by_others(CONTROL, PERTURBS) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_number_near_the_controls_is_related_to_itself():
+    """Of doses on a plain scale, the smallest hardly differ from no dose; groups with them still tell about them."""
+    doses = torch.tensor([[0.0, -0.6], [0.0, -0.4], [0.0, 1.5], [0.0, -0.6], [0.0, -0.4], [0.0, 1.5]])
+    control, perturbs = torch.tensor([0.0, -0.65]), torch.tensor([False, True])
+    shift, centres = ExpectedShift((2, Number(1)), SIZE, 6, 2), torch.randn(6, SIZE)
+    variances = torch.full((6,), 1e-3)
+    shift.fit([c[None] for c in centres], centres, centres, variances, torch.eye(SIZE), doses, control, perturbs)
+
+    related = shift.related(doses[:3], control, perturbs)
+
+    assert related[:, :3].diagonal().all()
+    assert not shift.related(control[None], control, perturbs).any()

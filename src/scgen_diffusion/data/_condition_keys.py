@@ -29,6 +29,7 @@ LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as s
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
 MOST_COLUMNS = 50  # of an array
 UNLIKE = 20  # times the spread of another column; more than this are columns of different kinds
+WIDEST_RATIO = 50  # of numbers that perturb, such as doses
 N_PLACES = 16_384  # values kept of an array
 N_SHOWN = 60  # characters of a wrong value
 EXTRA_MEMBERS = 2  # members that a set can have beyond the largest training set
@@ -224,6 +225,12 @@ class ContinuousKey(ConditionKey):
             nearest = float(values[np.abs(values - control).argmin()])
             msg = f"No cell has the control value {control} in adata.obs[{name!r}]; the nearest number is {nearest}."
             raise ValueError(msg)
+        positive = values[values > 0]
+        if values.min() >= 0 and positive.max() > WIDEST_RATIO * positive.min():
+            warn_user(
+                f"The values of {name!r} span decades ({positive.min():g} to {positive.max():g}). Those near the control value "
+                f"{control} look untreated to the model, and their effects come out too small: register the logarithm."
+            )
         return key
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
@@ -669,6 +676,6 @@ def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
 
 def _not_learned(name: str, value: Any, what: str) -> str:
     return (
-        f"`condition` asks for {value!r} of {name!r}, a {what} without any training cell. To generate it, give its "
-        "embedding in `condition_embeddings` of setup_anndata."
+        f"`condition` asks for {value!r} of {name!r}, a {what} without any training cell. To generate it, train with "
+        "cells of it (after `load_query_data`, call `train`), or give its embedding in `condition_embeddings` of setup_anndata."
     )

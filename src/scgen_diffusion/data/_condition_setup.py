@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import rich.pretty  # scvi-tools uses it to print registries without importing it
 import rich.table
+from pandas.api.types import is_numeric_dtype
 from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
@@ -402,9 +403,10 @@ def check_conditions(
         if missing.any():
             found = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
             msg = (
-                f"adata.obs[{key!r}] has no label for {missing.sum()} of {len(obs)} cells ({found}, ...). "
-                "Remove these cells, or label them, for example 'unknown'."
+                f"adata.obs[{key!r}] has no {'number' if is_numeric_dtype(obs[key]) else 'label'} for {missing.sum()} of "
+                f"{len(obs)} cells ({found}, ...). Remove these cells"
             )
+            msg += "." if is_numeric_dtype(obs[key]) else ", or label them, for example 'unknown'."
             raise ValueError(msg)
 
 

@@ -149,6 +149,7 @@ class CellGenerator:
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
+        self._check_is_whole(distinct)
         if self._starts(distinct) is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
@@ -346,6 +347,24 @@ class CellGenerator:
         as_tensor = self.module.condition_tensor
         start = None if starts is None else as_tensor(drawn)
         return Block(rows, min(stop - first, len(cells)), codes, as_tensor(codes), start, generators)
+
+    def _check_is_whole(self, codes: np.ndarray) -> None:
+        """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""
+        transport = self.module.transport
+        if transport is None:
+            return
+        perturbs, control = transport.perturbs.cpu().numpy(), transport.control.cpu().numpy()
+        is_given = (codes != OPEN)[:, perturbs]
+        is_part = is_given.any(1) & ~is_given.all(1) & ((codes != control)[:, perturbs] & is_given).any(1)
+        is_part &= self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
+        for row in codes[is_part]:
+            columns = self.conditions.columns
+            left_out = [k for k in self.conditions.keys if perturbs[columns(k)].any() and row[columns(k)][0] == OPEN]
+            msg = (
+                f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Give {left_out} as well, "
+                "which perturb too, so that control cells can be moved there."
+            )
+            raise ValueError(msg)
 
     def _starts(self, codes: np.ndarray) -> np.ndarray | None:
         """Return the conditions ``(n, columns)`` to generate under before the transport moves cells; None: the given ones.

@@ -85,17 +85,17 @@ def judge(
         misfit = 0.0 if misfits is None else misfits[number]
         strange = f"the model explains their mean expression with an error of {misfit:.2f} nats per molecule, "
         strange += f"and that of training cells with {usual:.2f}"
-        if misfit > usual + UNLIKE:
-            found = (
-                UNKNOWN,
-                f"the control cells are unlike those that the model learned ({strange})",
-                "Check that their genes, counts and species are those of training, or train with more such control cells.",
-            )
-        elif prior <= 0:  # such as a drug at the dose of control cells
+        if prior <= 0:  # such as a drug at the dose of control cells
             found = (
                 UNKNOWN,
                 "a part of the perturbation is still that of control cells",
                 "Give the values of all keys that perturb, such as a drug and its dose.",
+            )
+        elif misfit > usual + UNLIKE:
+            found = (
+                UNKNOWN,
+                f"the control cells are unlike those that the model learned ({strange})",
+                "Check that their genes, counts and species are those of training, or train with more such control cells.",
             )
         elif variance > (1 - LEAST_EXPLAINED) * prior:
             found = (
@@ -109,6 +109,12 @@ def judge(
                 "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects that "
                 f"were seen, other perturbations predict {max(from_embeddings, 0):.0%}",
                 "Train with cells of this perturbation, or with other `condition_embeddings`.",
+            )
+        elif not len(seen):
+            found = (
+                UNKNOWN,
+                "no similar perturbation was seen in training",
+                "Train with cells of this perturbation or of similar ones; use the logarithm of doses that span decades.",
             )
         elif len(seen) == 1 and not own:
             found = (

@@ -110,7 +110,8 @@ def evaluate(
         real cells. With ``control``, changes are taken against control cells of the same label. The mean shift then
         averages all training perturbations in all labels; the additive baseline adds parts in the same label.
     control
-        Real unperturbed cells. Metrics of perturbations then judge every perturbation in ``real_test``. If these cells
+        Real unperturbed cells, with ``groupby`` those of all labels: changes of training cells, from which the baselines
+        come, are taken against them as well. Metrics of perturbations then judge every perturbation in ``real_test``. If these cells
         have a value in ``obs[perturbation_key]``, cells with that value are left out of the other sets, and that part
         of a name such as ``"KLF1+ctrl"`` is ignored.
     perturbation_key

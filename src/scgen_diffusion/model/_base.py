@@ -480,8 +480,9 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         max_epochs
-            Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default: depends on the number
-            of cells, for SCLDM on genes and counts too, see the user guide.
+            Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default, also of stages that a
+            mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
+            A trained model is trained on, all its stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size

@@ -173,7 +173,8 @@ def closing_message(
     if fell := [name for name, trend in trends.items() if trend == "fell"]:
         longer = {name: max(2 * lengths[name], defaults[name]) for name in fell}
         which = " and ".join(f"the {name}" for name in fell)
-        return f"The validation loss of {which} was still falling at the end. Next: train longer, max_epochs={longer}."
+        again = f"model.train_prior({longer['prior']})" if fell == ["prior"] else f"max_epochs={longer}"
+        return f"The validation loss of {which} was still falling at the end. Next: train longer, {again}."
     if not trends:
         seen = "Training is done; the transport has no validation"
     elif not any(len(plan.validation_losses) for plan in validated):

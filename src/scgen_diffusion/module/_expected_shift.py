@@ -149,7 +149,11 @@ class ExpectedShift(nn.Module):
 
     def related(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
-        return self._similarity(conditions, self.perturbations, control, perturbs) > RELATED
+        similarity = self._similarity(conditions, self.perturbations, control, perturbs)
+        own, of_groups = (
+            self._similarity(codes, codes, control, perturbs).diagonal() for codes in (conditions, self.perturbations)
+        )
+        return similarity > RELATED * (own[:, None] * of_groups).clamp(min=SMALLEST).sqrt()
 
     def are_new(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return which perturbations ``(n, columns)`` have a class or member that no group has, ``(n,)``."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ALL = "all"
 FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
+GUESSING = 0.5  # AUC of a classifier
 QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
@@ -74,6 +75,8 @@ class Figure:
             return abs(self.value - ideal) - abs(self.floor - ideal)
         if self.better == "floor":
             return abs(self.value - self.floor)
+        if self.metric in _CLASSIFIERS:  # a floor below guessing is chance
+            return self.value - max(self.floor, GUESSING)
         return self.value - self.floor if self.better == "lower" else self.floor - self.value
 
     @property
