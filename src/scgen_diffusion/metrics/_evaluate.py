@@ -111,9 +111,9 @@ def evaluate(
         averages all training perturbations in all labels; the additive baseline adds parts in the same label.
     control
         Real unperturbed cells, with ``groupby`` those of all labels: changes of training cells, from which the baselines
-        come, are taken against them as well. Metrics of perturbations then judge every perturbation in ``real_test``. If these cells
-        have a value in ``obs[perturbation_key]``, cells with that value are left out of the other sets, and that part
-        of a name such as ``"KLF1+ctrl"`` is ignored.
+        come, are taken against them as well. Metrics of perturbations then judge every perturbation in ``real_test``.
+        If these cells have a value in ``obs[perturbation_key]``, cells with that value are left out of the other sets,
+        and that part of a name such as ``"KLF1+ctrl"`` is ignored.
     perturbation_key
         Column of `obs` with the perturbation; needed with ``control``.
     separator
