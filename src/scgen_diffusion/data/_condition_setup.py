@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import rich.pretty  # scvi-tools uses it to print registries without importing it
 import rich.table
-from pandas.api.types import is_numeric_dtype
 from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
@@ -363,7 +362,7 @@ def check_conditions(
 ) -> None:
     """Raise unless every key is a column of ``obs`` with a label for every cell.
 
-    Keys named in ``arrays`` may be arrays of ``obsm`` instead. ``kind`` is for messages.
+    Keys named in ``arrays`` hold numbers, and may be arrays of ``obsm`` instead. ``kind`` is for messages.
     """
     obs = cells.obs
     for key in keys:
@@ -402,11 +401,11 @@ def check_conditions(
         missing = obs[key].isna()
         if missing.any():
             found = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
+            what, remedy = ("number", "") if key in arrays else ("label", ", or label them, for example 'unknown'")
             msg = (
-                f"adata.obs[{key!r}] has no {'number' if is_numeric_dtype(obs[key]) else 'label'} for {missing.sum()} of "
-                f"{len(obs)} cells ({found}, ...). Remove these cells"
+                f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells ({found}, ...). Remove these "
+                f"cells{remedy}."
             )
-            msg += "." if is_numeric_dtype(obs[key]) else ", or label them, for example 'unknown'."
             raise ValueError(msg)
 
 
