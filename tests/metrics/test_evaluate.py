@@ -327,6 +327,13 @@ def test_a_few_empty_synthetic_cells_give_a_warning_and_are_duplicates():
     assert figure(found, "copied_cells") == 0
 
 
+def test_the_attack_uses_all_synthetic_cells_not_only_those_compared():
+    train = cells(400, seed=3)
+    found = table(cells(60, seed=1), train.copy(), train=train, metrics=["membership_auc", "copied_cells"])
+    assert figure(found, "membership_auc") == figure(found, "membership_auc", "high") == 1  # every member was copied
+    assert figure(found, "membership_auc", "floor") == pytest.approx(0.5, abs=0.25)
+
+
 def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack():
     # with 30 components of 150 cells, these lie further out than any others: an AUC far below a half, whatever the synthetic cells are
     sets = [cells(n, seed=seed, n_genes=400) for n, seed in ((150, 1), (150, 2), (300, 3))]

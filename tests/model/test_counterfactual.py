@@ -337,6 +337,14 @@ def test_bad_requests_are_refused(trained, request_, message):
         trained.predict_perturbation(**request_)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"), [(10, "found int"), ({"dose": 2}, "found dict. Name an argument such as `condition=`")]
+)
+def test_arguments_in_the_place_of_cells_are_refused(trained, given, message):
+    with pytest.raises(TypeError, match=f"Cells must be an AnnData, but {message}"):
+        trained.predict_perturbation(given)
+
+
 def test_a_table_in_another_order_is_refused(trained):
     table = trained.adata.obs[["dose"]].iloc[::-1]
 

@@ -486,6 +486,11 @@ def test_classes_of_another_type_are_not_taken_for_new_ones(scldm, make_cells):
         SCLDM.load_query_data(cells, scldm, accelerator="cpu")
 
 
+def test_swapped_arguments_are_told_from_a_wrong_folder(scldm, make_cells):
+    with pytest.raises(TypeError, match=r"trained SCLDM or its folder, but found AnnData\. The new cells come first"):
+        SCLDM.load_query_data(scldm, query_cells(make_cells))
+
+
 def test_counts_are_refused_by_a_model_of_logarithms(make_trained_gene_space, make_cells):
     reference = make_trained_gene_space(SCRDIT, make_cells(values="log1p"), setup={"values": "log1p"})
 

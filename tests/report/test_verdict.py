@@ -300,6 +300,12 @@ def test_a_table_of_another_kind_is_refused():
         verdict(table().drop(columns=["shuffled", "better"]))
 
 
+def test_a_table_of_perturbations_is_refused_with_what_to_compare_instead():
+    changes = table().drop(columns=["shuffled"]).assign(perturbation="STAT1")
+    with pytest.raises(ValueError, match="A table of perturbations has no verdict: compare .* with the floor"):
+        verdict(changes)
+
+
 def test_a_table_of_several_modalities_is_refused():
     with pytest.raises(ValueError, match="several rows of the metric 'w2' and the group 'all'; judge one"):
         verdict(pd.concat([table(), table()]))

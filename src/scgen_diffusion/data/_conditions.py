@@ -192,7 +192,11 @@ class Conditions:
         for key in self.by_key:
             if isinstance(key, ArrayKey) and isinstance(request, pd.DataFrame):
                 known += key.table_columns
-                if requested.keys() >= set(key.table_columns):
+                missing = [column for column in key.table_columns if column not in requested]
+                if 0 < len(missing) < len(key.table_columns):
+                    msg = f"`condition` has some columns of {key.name!r}, but lacks {missing}."
+                    raise ValueError(msg)
+                if not missing:
                     requested[key.name] = np.array([requested.pop(column) for column in key.table_columns]).T
         for name in requested:
             if name not in self.keys:

@@ -207,7 +207,8 @@ def _copied_test_of_all(cells: Fingerprints) -> tuple[float, float]:
 
 
 def _membership_auc(comparison: Comparison) -> float:
-    sets = comparison.synthetic.pcs, comparison.real.pcs, comparison.training.members
+    synthetic = comparison.synthetic.pcs if comparison.released is None else comparison.released
+    sets = synthetic, comparison.real.pcs, comparison.training.members
     return membership_inference(*sets, seed=comparison.seed).auc
 
 

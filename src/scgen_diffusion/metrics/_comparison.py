@@ -123,6 +123,9 @@ class Comparison:
         Unit of the kernel widths, the same for value, floor and shuffled cells.
     training
         The training cells; None without ``train``.
+    released
+        Principal components of all synthetic cells, also of those not drawn, `(cells, components)`; None for real cells
+        in their place.
     control
         Unperturbed cells, if the two sides are perturbed cells.
     mean_response
@@ -138,6 +141,7 @@ class Comparison:
     genes: NDArray[np.intp] | None = None
     squared_scale: float = UNKNOWN
     training: Training | None = None
+    released: NDArray[np.float32] | None = None
     control: Sample | None = None
     mean_response: Profile | None = None
     panel: Panel | None = None

@@ -227,7 +227,7 @@ _MEMORISATION = {
     "membership_auc": (
         "membership inference",
         "How well closeness to synthetic cells reveals which real cells were trained on; 0.5 is perfect.",
-        "stronger attacks, and what more synthetic cells than those compared reveal",
+        "stronger attacks, and what more synthetic cells would reveal",
         "membership_inference",
     ),
     "copied_test_cells": (

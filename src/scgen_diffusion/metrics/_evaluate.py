@@ -84,9 +84,9 @@ def evaluate(
     perturbation, next to baselines that need no model; for MuData, each modality, all of them together, and each pair.
 
     Cells are drawn first (``max_cells``, ``seed``), and only these are compared; copies and duplicates are counted in
-    all cells. Principal components are fitted to real cells that are compared with nothing: half of ``train``, or a
-    third of ``real_test``. Both sides of a comparison have equal numbers of cells, because most figures depend on that
-    number.
+    all cells, and membership inference uses all synthetic ones. Principal components are fitted to real cells that are
+    compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a comparison have equal numbers
+    of cells, because most figures depend on that number.
 
     Parameters
     ----------
@@ -539,6 +539,8 @@ class Pools:
         Genes and components.
     training
         The training cells; None without ``train``.
+    released
+        Principal components of all synthetic cells; None without ``train``.
     n_cells
         Number of cells on either side in a comparison of all cells.
     """
@@ -548,6 +550,7 @@ class Pools:
     floor: Pool | None
     space: ComparisonSpace
     training: Training | None
+    released: NDArray[np.float32] | None
     n_cells: int
 
 
@@ -637,13 +640,15 @@ def draw_pools(
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_cells = min(*available, len(synthetic), draws.max_cells)
     logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
+    with_training &= train is not None
     draw = lambda source, rows, factor: _draw(source, rows, space, n_cells * factor, factor * CELLS_PER_GROUP, rng)
     return Pools(
         real=draw(real, real_rows, POOL_FACTOR),
         synthetic=draw(synthetic, np.arange(len(synthetic)), 1),
         floor=None if train is None else draw(train, rest, POOL_FACTOR),
         space=space,
-        training=_training(train, space, rest) if with_training and train is not None else None,
+        training=_training(train, space, rest) if with_training else None,
+        released=_all_pcs(synthetic, space) if with_training else None,
         n_cells=n_cells,
     )
 
@@ -673,6 +678,10 @@ def _training(train: Source, space: ComparisonSpace, not_fitted: NDArray) -> Tra
         fingerprints.append(fingerprints_of(chunk))
     pcs = np.concatenate(pcs)
     return Training(pcs, pcs[not_fitted], np.concatenate(fingerprints))
+
+
+def _all_pcs(source: Source, space: ComparisonSpace) -> NDArray[np.float32]:
+    return np.concatenate([space.project(chunk) for chunk in source.chunks(np.arange(len(source)))])
 
 
 def read_fingerprints(sources: Mapping[str, Source], training: Training | None) -> Fingerprints:
@@ -719,7 +728,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         n_half = min(n_cells, len(order) // 2)
         return compare(cells[order[:n_half]], cells[order[n_half : 2 * n_half]])
 
-    value = compare(first, pools.synthetic.sample[synthetic[:n_cells]])
+    value = compare(first, pools.synthetic.sample[synthetic[:n_cells]], released=pools.released)
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
     held_out_floors = [split_real() for _ in range(draws.n_floor if pools.training is not None else 0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,7 +120,6 @@ from ._training import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
     import lightning.pytorch as pl
@@ -304,7 +304,9 @@ class DiffusionModel(BaseModelClass):
                 "`adata` must be an AnnData, but found CellFiles. Read cells into memory first: `cells.read(indices)`."
             )
             raise TypeError(msg)
-        msg = f"`setup_anndata` takes AnnData, but found {type(adata).__name__}."
+        msg = f"Cells must be an AnnData, but found {type(adata).__name__}."
+        if isinstance(adata, Mapping):
+            msg += " Name an argument such as `condition=`."
         if isinstance(adata, MuData):
             msg += " Give one modality, for example mdata['rna'], or use MULTISCLDM.setup_mudata."
         raise TypeError(msg)
@@ -1866,6 +1868,12 @@ class DiffusionModel(BaseModelClass):
 
     @classmethod
     def _reference(cls, reference_model: Self | str | os.PathLike[str]) -> Self:
+        if not isinstance(reference_model, DiffusionModel | str | os.PathLike):
+            msg = (
+                f"`reference_model` must be a trained {cls.__name__} or its folder, but found "
+                f"{type(reference_model).__name__}. The new cells come first, then the model."
+            )
+            raise TypeError(msg)
         if not isinstance(reference_model, DiffusionModel):
             return cls.load(reference_model, adata=False, accelerator="cpu")
         if type(reference_model) is not cls:

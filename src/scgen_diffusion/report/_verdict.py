@@ -121,6 +121,8 @@ def read_rows(table: pd.DataFrame) -> Rows:
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; there are {list(table.columns)}."
+        if "perturbation" in table:
+            msg += " A table of perturbations has no verdict: compare its columns with the floor and the baselines."
         raise ValueError(msg)
     if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
         msg = f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a group is called 'NA' or 'nan'?"
@@ -576,12 +578,12 @@ class Verdict:
 def verdict(table: pd.DataFrame) -> Verdict:
     """Say in plain words what the table of :func:`~scgen_diffusion.metrics.evaluate` shows.
 
-    Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an excess of more than three standard
-    deviations of the value (from the table's interval), *and* one that is large enough to matter; both limits are constants of the module
-    ``_verdict``, calibrated so that unseen real cells get no warning. Topics whose metrics the table lacks are left out.
-    ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they are from 1 than the floor. Of groups,
-    the verdict says how many were judged.
-    A verdict cannot see what no metric sees: look at the cells as well.
+    Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an
+    excess of more than three standard deviations of the value (from the table's interval), *and* one that is large
+    enough to matter; both limits are constants of the module ``_verdict``, calibrated so that unseen real cells get no
+    warning. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they are
+    from 1 than the floor. Topics whose metrics the table lacks are left out. Of groups, the verdict says how many were
+    judged. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
