@@ -107,25 +107,30 @@ PRETRAINED = {
     "pbmc3k": Pretrained(
         keys=("cell_type",),
         title="9 blood cell types",
-        cells="2,638 peripheral blood mononuclear cells of a healthy donor (10x Genomics 3k PBMCs), with the labels of the "
-        "Seurat tutorial; `scgen_diffusion.datasets.pbmc3k()`.",
+        cells="2,638 peripheral blood mononuclear cells of a healthy donor (10x Genomics 3k PBMCs), with the labels "
+        "of the Seurat tutorial; `scgen_diffusion.datasets.pbmc3k()`.",
         terms="Data: CC BY 4.0 (10x Genomics). Downloaded from github.com/rnabioco/clustifyr (MIT).",
-        citation="Zheng et al. 2017, Massively parallel digital transcriptional profiling of single cells, Nat Commun 8:14049",
+        citation=(
+            "Zheng et al. 2017, Massively parallel digital transcriptional profiling of single cells, Nat Commun "
+            "8:14049"
+        ),
         use="""\
 b_cells = model.generate(100, condition={"cell_type": "B"}, seed=0)
 scgd.pl.umap(synthetic, b_cells, color="cell_type")""",
         limits=(
             ONE_DONOR,
-            "It learned platelets from 11 cells: generated ones have too little of their marker PPBP, and one in eight has none. "
-            "See the table of labels.",
+            "It learned platelets from 11 cells: generated ones have too little of their marker PPBP, and one in eight "
+            "has none. See the table of labels.",
         ),
     ),
     "kang_ifnb": Pretrained(
         keys=("cell_type", "condition"),
         title="13 blood cell types, with and without interferon beta",
-        cells="2,800 peripheral blood mononuclear cells of lupus patients, untreated or six hours with interferon beta, "
-        "thirteen cell types; `scgen_diffusion.datasets.kang_ifnb()`.",
-        terms="Data: GEO GSE96583, public, without a stated licence. Downloaded from github.com/chthub/rDeepmaps (MIT).",
+        cells="2,800 peripheral blood mononuclear cells of lupus patients, untreated or six hours with interferon "
+        "beta, thirteen cell types; `scgen_diffusion.datasets.kang_ifnb()`.",
+        terms=(
+            "Data: GEO GSE96583, public, without a stated licence. Downloaded from github.com/chthub/rDeepmaps (MIT)."
+        ),
         citation="Kang et al. 2018, Multiplexed droplet single-cell RNA-sequencing using natural genetic variation, "
         "Nat Biotechnol 36:89",
         use="""\
@@ -133,8 +138,8 @@ asked = {"cell_type": "CD14 Mono", "condition": "control"}
 control = model.generate(200, condition=asked, seed=0)  # or measured control cells
 treated = model.predict_perturbation(control, {"condition": "stimulated"}, seed=0)""",
         limits=(
-            "It knows one stimulus, one dose and one time point. All thirteen types were seen with and without it, so this "
-            "model does not show how well unseen combinations are predicted.",
+            "It knows one stimulus, one dose and one time point. All thirteen types were seen with and without it, so "
+            "this model does not show how well unseen combinations are predicted.",
             "The donor is not a condition: cells of all patients are mixed.",
         ),
         control_values={"condition": "control"},
@@ -142,13 +147,13 @@ treated = model.predict_perturbation(control, {"condition": "stimulated"}, seed=
     "pbmc10k_citeseq": Pretrained(
         keys=("cell_type",),
         title="7 blood cell types, RNA and 14 surface proteins",
-        cells="5,994 peripheral blood mononuclear cells (10x Genomics pbmc_10k_protein_v3, CITE-seq), RNA and 14 surface "
-        "proteins, seven cell types; `scgen_diffusion.datasets.pbmc10k_citeseq()`.",
+        cells="5,994 peripheral blood mononuclear cells (10x Genomics pbmc_10k_protein_v3, CITE-seq), RNA and 14 "
+        "surface proteins, seven cell types; `scgen_diffusion.datasets.pbmc10k_citeseq()`.",
         terms="Data: CC BY 4.0 (10x Genomics). Downloaded from github.com/YosefLab/totalVI_reproducibility (no "
         "licence file); labels from github.com/xianglin226/scMDC (Apache-2.0).",
-        citation="Gayoso et al. 2021, Joint probabilistic modeling of single-cell multi-omic data with totalVI, Nat Methods "
-        "18:272; Lin et al. 2022, Clustering of single-cell multi-omics data with a multimodal deep learning method, Nat Commun "
-        "13:7705 (labels)",
+        citation="Gayoso et al. 2021, Joint probabilistic modeling of single-cell multi-omic data with totalVI, Nat "
+        "Methods 18:272; Lin et al. 2022, Clustering of single-cell multi-omics data with a multimodal deep learning method, "
+        "Nat Commun 13:7705 (labels)",
         use="""\
 nk = model.generate(100, condition={"cell_type": "NK"}, seed=0)
 nk["rna"].X, nk["prot"].X  # counts of genes, counts of proteins""",
@@ -249,7 +254,7 @@ def train(name: str, max_epochs: int | None = None) -> None:
 
 
 def save_small(model: SCLDM, folder: Path) -> None:
-    """Save a model in less than half the space: its weights in half precision, and the prior's as their average, which generates.
+    """Save a model in less than half the space: weights in half precision, the prior's as their average.
 
     Loading turns them into single precision. Statistics of the cells, such as library sizes, stay as they are.
     """
@@ -343,7 +348,7 @@ def _of_large_groups(groups: list[str], *sets: ad.AnnData) -> list[ad.AnnData]:
 
 
 def means_by_label(model: SCLDM, halves: Halves) -> pd.DataFrame:
-    """Return means of counts and of some genes (log-normalised) for every label, of all real cells and of generated ones."""
+    """Return mean counts and means of some genes (log-normalised) per label, of real and generated cells."""
     parts = [getattr(halves, part) for part in ("train", "held_out")]
     labels = np.concatenate([join_labels(part.obs, halves.keys) for part in parts])
     learned = pd.Series(join_labels(halves.train.obs, halves.keys)).value_counts()
@@ -430,15 +435,16 @@ def card(name: str, figures: pd.DataFrame, labels: pd.DataFrame) -> str:
     )
     about = (
         f"A small, trained `{chosen.class_name}` of scgen-diffusion. It generates cells with counts of {features}, by "
-        f"{' and '.join(f'`{key}`' for key in chosen.keys)}. It comes with the package and needs no data and no network."
+        f"{' and '.join(f'`{key}`' for key in chosen.keys)}. It comes with the package and needs no data and no "
+        "network."
     )
     cells_file = "mdata.h5mu" if kind == "multimodal" else "adata.h5ad"
     about_training = (
-        f"A quarter of the cells, stratified by label, was held out ({size['n_held_out_cells']} cells). The model learned from the "
-        f"other {size['n_training_cells']}. Genes: the most variable ones among the training cells, and known marker genes. All "
-        f"settings are defaults.{transport} Training took {trained['value']:.1f} minutes on one CPU core ({trained['date']}, commit "
-        f"{trained['commit']}; {trained['versions']}). The weights are stored in half precision. "
-        f"`python -m benchmarks.pretrained {name}` makes the model again."
+        f"A quarter of the cells, stratified by label, was held out ({size['n_held_out_cells']} cells). The model "
+        f"learned from the other {size['n_training_cells']}. Genes: the most variable ones among the training cells, "
+        f"and known marker genes. All settings are defaults.{transport} Training took {trained['value']:.1f} minutes "
+        f"on one CPU core ({trained['date']}, commit {trained['commit']}; {trained['versions']}). The weights are "
+        f"stored in half precision. `python -m benchmarks.pretrained {name}` makes the model again."
     )
     limits = "\n".join(map(_item, (*chosen.limits, *LIMITS)))
     return f"""\
@@ -555,10 +561,11 @@ def _perturbation_table(figures: pd.DataFrame) -> str:
 def _attack_text(figures: pd.DataFrame) -> str:
     found = figures[figures["part"] == "attack"].set_index("metric")["value"]
     return _wrap(
-        f"Membership inference with {ATTACK_CELLS:,} generated cells tells {found['n_cells']:,.0f} training cells from as many held-out "
-        f"ones with an AUC of {found['auc']:.2f}. 0.5 says that nothing leaks, and chance alone gives up to "
-        f"{0.5 + found['auc_by_chance']:.2f}. That one attack fails does not prove privacy. The file also holds the number of training "
-        "cells of every label, and quantiles of their total counts, which are exact for labels of few cells."
+        f"Membership inference with {ATTACK_CELLS:,} generated cells tells {found['n_cells']:,.0f} training cells from "
+        f"as many held-out ones with an AUC of {found['auc']:.2f}. 0.5 says that nothing leaks, and chance alone gives "
+        f"up to {0.5 + found['auc_by_chance']:.2f}. That one attack fails does not prove privacy. The file also holds "
+        "the number of training cells of every label, and quantiles of their total counts, which are exact for labels "
+        "of few cells."
     )
 
 

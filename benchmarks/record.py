@@ -40,7 +40,8 @@ QUALITY = "-m benchmarks.quality --cells {folder} --datasets pbmc3k kang_ifnb --
 COMMANDS = {
     "quality": [f"{QUALITY} --steps draw", f"{QUALITY} --steps judge"],
     "perturbation": [
-        "-m benchmarks.studies.perturbation --threads 1 --cells {folder} --pictures {folder} --seeds 0 --methods scldm_transport latent_arithmetic"
+        "-m benchmarks.studies.perturbation --threads 1 --cells {folder} --pictures {folder} --seeds 0 --methods "
+        "scldm_transport latent_arithmetic"
     ],
     "speed": 3
     * [

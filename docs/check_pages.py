@@ -21,14 +21,17 @@ LOOK = """() => {
     const found = [];
     const overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
     if (overflow > 0) found.push(`the page is ${overflow} px too wide`);
-    for (const box of document.querySelectorAll("article pre, article table, .pst-scrollable-table-container, article div.math, article dt, article img, nav, aside")) {
+    const wide = "article pre, article table, .pst-scrollable-table-container, article div.math, article dt";
+    for (const box of document.querySelectorAll(`${wide}, article img, nav, aside`)) {
         const more = box.scrollWidth - box.clientWidth;
+        const text = box.textContent.trim().replaceAll(/\\s+/g, " ").slice(0, 60);
         if (more > 1 && box.clientWidth > 0)
-            found.push(`${box.tagName.toLowerCase()} is ${more} px too wide: ${box.textContent.trim().replaceAll(/\\s+/g, " ").slice(0, 60)}`);
+            found.push(`${box.tagName.toLowerCase()} is ${more} px too wide: ${text}`);
     }
     for (const image of document.images)
         if (!image.complete || image.naturalWidth === 0) found.push(`image is missing: ${image.src}`);
-    const searches = [...document.querySelectorAll(".search-button-field, .search-button")].filter((button) => button.checkVisibility());
+    const buttons = [...document.querySelectorAll(".search-button-field, .search-button")];
+    const searches = buttons.filter((button) => button.checkVisibility());
     if (searches.length > 1) found.push(`${searches.length} search boxes`);
     if (document.querySelector("mjx-merror")) found.push("a formula has an error");
     return found;

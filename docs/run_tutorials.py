@@ -1,4 +1,4 @@
-"""Run the notebooks from top to bottom and store what they show: `make tutorials`, or `python docs/run_tutorials.py quick_start judging`."""
+"""Run notebooks and store what they show: `make tutorials`, or `python docs/run_tutorials.py quick_start judging`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def main() -> None:
     if unknown := set(arguments.names) - set(names):
         parser.error(f"no notebook is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
 
-    # A core for each notebook: threads that wait for each other make all of them many times slower. Numba, which UMAP uses, raises
-    # the first number again; the limit holds.
+    # A core for each notebook: threads that wait for each other make all of them many times slower. Numba, which UMAP
+    # uses, raises the first number again; the limit holds.
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1", "NUMBA_NUM_THREADS": "1"}
     failed = False
     with ProcessPoolExecutor(arguments.lanes, max_tasks_per_child=1) as lanes:
@@ -50,7 +50,10 @@ def main() -> None:
 
 
 def run(path: Path) -> float:
-    """Run a notebook, store its outputs, and return the minutes of processor time. If it fails, the file stays as it is."""
+    """Run a notebook, store its outputs, and return the minutes of processor time.
+
+    If it fails, the file stays as it is.
+    """
     notebook = nbformat.read(path, as_version=4)
     with TemporaryDirectory() as folder:  # for the files that it writes
         options = {"timeout": TIMEOUT, "record_timing": False, "resources": {"metadata": {"path": folder}}}
@@ -66,7 +69,7 @@ def run(path: Path) -> float:
 
 
 def is_log(output: nbformat.NotebookNode) -> bool:
-    """Tell whether an output is no result: warnings and progress bars, and what scvi-tools writes to stdout in a notebook."""
+    """Tell whether an output is no result: a warning, a progress bar, or what scvi-tools writes to stdout."""
     text = output.get("text", "")
     is_blank = output.output_type == "stream" and not text.strip()
     return output.get("name") == "stderr" or is_blank or "\r" in text or text.startswith("\x1b[34mINFO")

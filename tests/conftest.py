@@ -32,7 +32,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl
 
 torch.set_num_threads(1)  # tensors this small only wait for each other's threads: ten times faster with one
 
-# Every training looks for callbacks of other packages. Reading the metadata of all of them takes a tenth of a tiny training.
+# Every training looks for callbacks of other packages. Reading the metadata of all of them takes a tenth of a tiny
+# training.
 lightning.fabric.utilities.registry.entry_points = functools.cache(lightning.fabric.utilities.registry.entry_points)
 
 TYPES = ["B cell", "T cell", "NK", "rare", "never seen"]
@@ -226,7 +227,7 @@ def saved_model(trained, tmp_path_factory):
 
 
 def _run_together(work, n_processes=2, *, timeout=120):
-    """Fork processes that train together, let each do ``work(rank)``, and return what each returned, or its exit code if it died.
+    """Fork processes that train together, let each do ``work(rank)``, and return its result, or exit code if it died.
 
     A fork has all imports behind it, which take longer than tiny trainings.
     """
@@ -290,13 +291,16 @@ def pytest_collection_finish(session):
 
 @pytest.fixture
 def start_apart(tmp_path_factory):
-    """Start a script in a process that shares imports with others, which take seconds, and nothing else; return it, and the files it prints to."""
+    """Start a script in a process that shares imports with others, and nothing else; return it and its output files."""
     processes = []
 
     def start(script, *arguments):
         folder = tmp_path_factory.mktemp("apart")
         path, out, err = (folder / name for name in ("script.py", "out", "err"))
-        redirect = f"for name in ({str(out)!r}, {str(err)!r}):\n    os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), 1 + (name[-3:] == 'err'))\n"
+        redirect = (
+            f"for name in ({str(out)!r}, {str(err)!r}):\n    os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), 1 + "
+            "(name[-3:] == 'err'))\n"
+        )
         path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{script}")
         processes.append(APART.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"}))
         processes[-1].start()

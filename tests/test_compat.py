@@ -61,7 +61,10 @@ def test_a_private_name_that_the_package_uses_is_still_there(use):
     try:
         USES[use]()
     except (AttributeError, ImportError) as error:
-        message = f"{library} {version(library)} has no `{name}` any more, which scgen_diffusion uses: mend scgen_diffusion/_compat.py."
+        message = (
+            f"{library} {version(library)} has no `{name}` any more, which scgen_diffusion uses: mend "
+            "scgen_diffusion/_compat.py."
+        )
         pytest.fail(f"{message} ({error})")
 
 

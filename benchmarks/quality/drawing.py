@@ -30,9 +30,10 @@ MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
 RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
 
-#: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ..., "genes": ...}``.
-#: ``"draw"`` may be ``"reconstruction"`` (held-out cells, encoded and decoded) or ``"ideal-prior"`` (decoded latents of
-#: training cells). With ``"genes": "all"``, the model learns and draws the whole panel; the split's genes are judged.
+#: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...,
+#: "genes": ...}``. ``"draw"`` may be ``"reconstruction"`` (held-out cells, encoded and decoded) or ``"ideal-prior"``
+#: (decoded latents of training cells). With ``"genes": "all"``, the model learns and draws the whole panel; the split's
+#: genes are judged.
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}

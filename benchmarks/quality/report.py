@@ -111,13 +111,14 @@ def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Write one markdown table per data set."""
     means = means_over_seeds(table)
     parts = [
-        "Means over seeds, for equal numbers of generated and held-out cells. The floor is what real cells score in place of "
-        "synthetic ones: training cells that the PCA was not fitted to, or, for memorisation, halves of the held-out cells. "
-        "*shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: best, or not significantly "
-        "different from the best (a p-value and the costs have no error); values better than the floor count as the floor. "
-        "Synthetic cells have exactly the labels of the held-out ones, floor cells random ones, which favours all methods "
-        "slightly. `cpu_minutes` covers training and drawing on one core; `peak_memory_gib` is that of the process, including "
-        "loading the data. Written by `python -m benchmarks.quality`.",
+        "Means over seeds, for equal numbers of generated and held-out cells. The floor is what real cells score in "
+        "place of synthetic ones: training cells that the PCA was not fitted to, or, for memorisation, halves of the "
+        "held-out cells. *shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: "
+        "best, or not significantly different from the best (a p-value and the costs have no error); values better "
+        "than the floor count as the floor. Synthetic cells have exactly the labels of the held-out ones, floor cells "
+        "random ones, which favours all methods slightly. `cpu_minutes` covers training and drawing on one core; "
+        "`peak_memory_gib` is that of the process, including loading the data. Written by `python -m "
+        "benchmarks.quality`.",
         "",
     ]
     for dataset, rows in means.groupby("dataset", sort=False):
@@ -262,7 +263,7 @@ def summarise_variant(table: pd.DataFrame, names: Mapping[str, str]) -> str:
 def summarise_methods(
     table: pd.DataFrame, datasets: Sequence[str], methods: Sequence[str], names: Mapping[str, str] = IN_WORDS
 ) -> str:
-    """Write one row per data set and method, with the most informative figures, and the seeds if their number differs."""
+    """Write one row per data set and method: the most informative figures, and the seeds if their number differs."""
     lines = []
     table = table[table["dataset"].isin(datasets) & table["method"].isin(methods)]
     means = means_over_seeds(table)

@@ -194,7 +194,7 @@ def load(dataset: str) -> ad.AnnData:
 
 
 def file_of(dataset: str) -> Path:
-    """Return the file of a set that no loader gives, in the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``).
+    """Return the file of a set without a loader, in the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``).
 
     Raises
     ------
@@ -220,7 +220,7 @@ def load_split(dataset: str, seed: int, *, n_genes: int | None = N_GENES) -> Spl
 
 
 def thin(adata: ad.AnnData, n_counts: int, seed: int) -> ad.AnnData:
-    """Keep a random share of all counts, so that the median cell has about ``n_counts``; drop cells that have none left.
+    """Keep a random share of all counts: the median cell has about ``n_counts``; drop cells that have none left.
 
     Raises
     ------

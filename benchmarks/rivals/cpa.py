@@ -1,14 +1,15 @@
-"""CPA (Lotfollahi et al. 2023), as the package cpa-tools (github.com/theislab/cpa) has it, for `studies/perturbation.py`.
+"""CPA (Lotfollahi et al. 2023) of the package cpa-tools (github.com/theislab/cpa), for `studies/perturbation.py`.
 
-Its settings are those of its tutorial on the same data set and question: 64 latent dimensions, negative binomial counts,
-an encoder of 128 units and a decoder of 512; the autoencoder alone for 30 epochs, then against classifiers of condition and
-cell type. At most 2 000 epochs; every 5 epochs a random tenth of the training cells is judged, and after 5 such looks
-without a better figure the training ends, and the best state is kept. The tutorial computes this figure on marker genes,
-and here all of the study's genes count. Batches have 128 cells instead of 512, which gives an epoch about as many steps as
-the tutorial's, on a fifth of its cells. On left-out B cells this is better than 512 (energy distance 1.8 instead of 3.7).
+Its settings are those of its tutorial on the same data set and question: 64 latent dimensions, negative binomial
+counts, an encoder of 128 units and a decoder of 512; the autoencoder alone for 30 epochs, then against classifiers of
+condition and cell type. At most 2 000 epochs; every 5 epochs a random tenth of the training cells is judged, and after
+5 such looks without a better figure the training ends, and the best state is kept. The tutorial computes this figure on
+marker genes, and here all of the study's genes count. Batches have 128 cells instead of 512, which gives an epoch about
+as many steps as the tutorial's, on a fifth of its cells. On left-out B cells this is better than 512 (energy distance
+1.8 instead of 3.7).
 
-A control cell is predicted as CPA's documentation has it: its counts, with the label of the other condition. These cells
-belong to the split that is not trained on. They take the place that the left-out cells have in the tutorial.
+A control cell is predicted as CPA's documentation has it: its counts, with the label of the other condition. These
+cells belong to the split that is not trained on. They take the place that the left-out cells have in the tutorial.
 """
 
 from __future__ import annotations

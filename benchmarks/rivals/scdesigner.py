@@ -1,9 +1,9 @@
 """scDesigner (github.com/krisrs1128/scDesigner), the Python package of an author of scDesign3.
 
 A Gaussian copula with negative binomial margins: means, dispersions and correlations depend on the label, as in
-scDesign3's tutorials. Number of epochs, batch size and optimiser are the package's defaults. Its default covariance refuses
-labels with fewer cells than genes, so it is the package's shrunken one (Ledoit and Wolf). Its margins know no library size.
-It has no seed of its own; numpy and torch are seeded.
+scDesign3's tutorials. Number of epochs, batch size and optimiser are the package's defaults. Its default covariance
+refuses labels with fewer cells than genes, so it is the package's shrunken one (Ledoit and Wolf). Its margins know no
+library size. It has no seed of its own; numpy and torch are seeded.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ denoiser of its latents (600 000 steps) and a classifier of noised latents, for 
 cells, 1 000 DDPM steps, guidance in the last 500. Labels with several keys are the classes of one classifier. All
 requested cells are decoded together, because its decoder normalises by the batch, as in its notebooks.
 
-What differs: the autoencoder learns from these cells alone, not from SCimilarity's weights; genes are not filtered a second
-time; the learning rate of the denoiser falls to zero over the steps that the time allows. On a CPU, without MPI:
+What differs: the autoencoder learns from these cells alone, not from SCimilarity's weights; genes are not filtered a
+second time; the learning rate of the denoiser falls to zero over the steps that the time allows. On a CPU, without MPI:
 batches come from memory, `DistributedDataParallel` returns the classifier itself, and `mpi4py` is one process. The
 authors' fixed seed is replaced by ours.
 """

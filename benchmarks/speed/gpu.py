@@ -101,7 +101,7 @@ class Comparison:
 
 
 def compare_devices(setting: Setting, precision: str = "float32") -> list[Comparison]:
-    """Compute losses and states of all three models in float32 on the CPU, and in ``precision`` on the setting's device."""
+    """Compute losses and states of all models in float32 on the CPU, and in ``precision`` on the setting's device."""
     small = replace(setting, batch_size=N_CELLS, device="cpu", precision="float32", compile=False)
     found = []
     for name in ("package", "SCRDIT", "WBDIT"):
@@ -270,9 +270,9 @@ def report(rows: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict
         for each in comparisons
     ]
     parts = [
-        f"{describe_machine(setting.device)}; {describe_versions('torch', 'scvi-tools', 'anndata')}; commit {describe_commit()}; {today()}. "
-        f"{setting.n_genes:,} genes, {setting.n_expressed:,} expressed, batches of {setting.batch_size}. "
-        f"Matrix product, TFLOP/s: {flops}. Written by `python -m benchmarks.speed.gpu`.",
+        f"{describe_machine(setting.device)}; {describe_versions('torch', 'scvi-tools', 'anndata')}; commit "
+        f"{describe_commit()}; {today()}. {setting.n_genes:,} genes, {setting.n_expressed:,} expressed, batches of "
+        f"{setting.batch_size}. Matrix product, TFLOP/s: {flops}. Written by `python -m benchmarks.speed.gpu`.",
         markdown_table(["", "cells/s", "goal", "GiB", "goal", "met", "how"], goals),
         "## Equivalence with the CPU",
         markdown_table(["", "relative difference", "within tolerance"], compared),

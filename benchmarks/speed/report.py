@@ -200,8 +200,10 @@ def describe(rows: pd.DataFrame) -> str:
     """Describe the machine, the versions and the setting of the figures."""
     last = rows.iloc[-1]
     return (
-        f"{last['processor']}, {last['threads']:.0f} threads, {last['genes']:,.0f} genes of which {last['expressed']:,.0f} are expressed, float32; "
-        f"{last['versions'].partition(', scgen-diffusion')[0]}; commit {last['commit']}, {last['date']}. This machine multiplies matrices at {last['matrix_rate'] / 1e9:,.0f} GFLOP/s."
+        f"{last['processor']}, {last['threads']:.0f} threads, {last['genes']:,.0f} genes of which "
+        f"{last['expressed']:,.0f} are expressed, float32; {last['versions'].partition(', scgen-diffusion')[0]}; "
+        f"commit {last['commit']}, {last['date']}. This machine multiplies matrices at "
+        f"{last['matrix_rate'] / 1e9:,.0f} GFLOP/s."
     )
 
 

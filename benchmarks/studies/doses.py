@@ -5,8 +5,8 @@
 Real cells of `kang_ifnb` become cells of any dose. Optimal transport pairs cells with and without interferon within
 each type, and each molecule of a pair comes from the stimulated cell with the probability ``1 / (1 + EC50 / dose)``.
 Each type has an EC50 of its own. Controls and five doses, each ten times the last, are shown. All ways predict the mean
-of every gene at doses between them: SCLDM by its transport, and by generating cells of the type and the dose, with default
-settings; nothing was chosen on these figures.
+of every gene at doses between them: SCLDM by its transport, and by generating cells of the type and the dose, with
+default settings; nothing was chosen on these figures.
 Adds to ``results/doses.csv`` and writes ``results/doses.md``.
 """
 
@@ -80,7 +80,10 @@ def _thin(counts: sp.csr_matrix, share: NDArray, rng: np.random.Generator) -> sp
 
 
 def pair_cells(seed: int) -> tuple[Pairs, list[str]]:
-    """Pair every cell with one of the other condition, and give every type an EC50. Also return the names of the genes."""
+    """Pair every cell with one of the other condition, and give every type an EC50.
+
+    Also return the names of the genes.
+    """
     cells, rng = load(DATASET), np.random.default_rng([seed, 0])
     types = judged_types(cells)
     cells = cells[cells.obs[CELL_TYPE].isin(types)].copy()
@@ -259,12 +262,13 @@ def summarise(table: pd.DataFrame) -> str:
         )
     head = ["error of means", "error of log10 EC50", "change at the highest dose", "coverage"]
     parts = [
-        f"Means of {N_GENES:,} genes at doses never shown, in a simulated dose series of {table['cell_type'].nunique()} cell "
-        f"types of `{DATASET}`, {table['seed'].nunique()} seeds. The error of means is relative to the change from the "
-        f"control to the highest dose. The EC50 is that of the mean of the {N_RESPONSE} genes that rise most, and the change "
-        "at the highest dose is theirs, relative to the true one. *Coverage* is the share of genes whose mean lies in its "
-        "interval of 90 %, if as many cells are measured as there are control cells. In brackets: 90 % of bootstrap samples "
-        "of types and seeds. Written by `python -m benchmarks.studies.doses`.",
+        f"Means of {N_GENES:,} genes at doses never shown, in a simulated dose series of "
+        f"{table['cell_type'].nunique()} cell types of `{DATASET}`, {table['seed'].nunique()} seeds. The error of "
+        f"means is relative to the change from the control to the highest dose. The EC50 is that of the mean of the "
+        f"{N_RESPONSE} genes that rise most, and the change at the highest dose is theirs, relative to the true one. "
+        "*Coverage* is the share of genes whose mean lies in its interval of 90 %, if as many cells are measured as "
+        "there are control cells. In brackets: 90 % of bootstrap samples of types and seeds. Written by `python -m "
+        "benchmarks.studies.doses`.",
         "",
         markdown_table(["", *head], rows),
         "",

@@ -57,8 +57,8 @@ SIDES = (REAL, GENERATED)
 def run(command: list[str], record: Path, stops: tuple[int, ...] = ()) -> dict[str, float]:
     """Run a command, stop it after each of these seconds and run it again; return what it cost in all.
 
-    Costs are kept in the file ``record``. If this study is stopped and called again, they add up. Peak memory is that of
-    the first process.
+    Costs are kept in the file ``record``. If this study is stopped and called again, they add up. Peak memory is that
+    of the first process.
 
     Raises
     ------

@@ -5,8 +5,8 @@
 
 Cells of early minutes are followed to a later time, and get a probability for each neuron that they may be by then. The
 lineage is known: a neuroblast ASG/AWA has one daughter of each kind, ADL's parent becomes ADL, and a neuron stays what
-it is. No way sees the labels of the cells that it follows. The ancestors of AWB and AWC are not in the data. All settings
-were chosen on the first three requests, none on the last two. Adds to ``results/fates.csv`` and writes
+it is. No way sees the labels of the cells that it follows. The ancestors of AWB and AWC are not in the data. All
+settings were chosen on the first three requests, none on the last two. Adds to ``results/fates.csv`` and writes
 ``results/fates.md``.
 """
 
@@ -246,8 +246,8 @@ def summarise(table: pd.DataFrame) -> str:
     """Write one table per request: means over seeds."""
     parts = [
         f"Fates of early cells of `{DATASET}`, means over {table['seed'].nunique()} seeds. *Allowed fates* is the "
-        "probability of those that the lineage allows. *Distance* is the share of the probability that is on wrong fates "
-        "(total variation). Written by `python -m benchmarks.studies.fates`.",
+        "probability of those that the lineage allows. *Distance* is the share of the probability that is on wrong "
+        "fates (total variation). Written by `python -m benchmarks.studies.fates`.",
         "",
     ]
     for request in REQUESTS:

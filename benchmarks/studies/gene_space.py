@@ -4,9 +4,9 @@
     python -m benchmarks.studies.gene_space --experiments targets gene_order --seeds 0
     python -m benchmarks.studies.gene_space --experiments                  # only the table
 
-Each configuration changes ``SCRDIT(path="vp_linear")`` as its name says. It is stored in ``results/gene_space.csv`` as soon
-as it is measured, and skipped the next time; delete the file after a change of the model. Steps are optimiser steps at
-batch 128, rounded to whole epochs. ``results/gene_space.md`` has the means over seeds next to the floor.
+Each configuration changes ``SCRDIT(path="vp_linear")`` as its name says. It is stored in ``results/gene_space.csv`` as
+soon as it is measured, and skipped the next time; delete the file after a change of the model. Steps are optimiser
+steps at batch 128, rounded to whole epochs. ``results/gene_space.md`` has the means over seeds next to the floor.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ def summarise(table: pd.DataFrame) -> str:
     parts = [
         "# Design choices of the gene-space models",
         "",
-        "Mean over seeds ± half the range. The floor is what real training cells score in place of generated ones. Written by "
-        "`python -m benchmarks.studies.gene_space`.",
+        "Mean over seeds ± half the range. The floor is what real training cells score in place of generated ones. "
+        "Written by `python -m benchmarks.studies.gene_space`.",
         "",
     ]
     for (dataset, experiment), rows in table.groupby(["dataset", "experiment"], sort=False):

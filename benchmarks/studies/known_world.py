@@ -1,7 +1,8 @@
 """Do generated cells have the conditions that they were asked to have? Asked of a simulated world, where this is known.
 
     python -m benchmarks.studies.known_world
-    python -m benchmarks.studies.known_world --models SCLDM SCRDIT NB-copula 'low={"train": {"max_epochs": 50}}' --seeds 0 1 2
+    python -m benchmarks.studies.known_world --models SCLDM SCRDIT NB-copula 'low={"train": {"max_epochs": 50}}' --seeds
+    0 1 2
 
 Cells have a type and a condition. Their counts are negative binomial; a condition multiplies 20 genes by e, and goes
 along with some types. The classifier knows the world: it finds the type and condition under which a cell is most
@@ -140,8 +141,8 @@ def study(model: str, variant: Variant | None, seed: int, n_genes: int) -> pd.Da
 def summarise(table: pd.DataFrame) -> str:
     """Write one table per number of genes: how often each combination is confirmed, means over seeds."""
     parts = [
-        "How often a classifier that knows the world finds the requested type and condition, means over seeds. **Bold**: "
-        f"at least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.known_world`.",
+        "How often a classifier that knows the world finds the requested type and condition, means over seeds. "
+        f"**Bold**: at least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.known_world`.",
         "",
     ]
     for n_genes, rows in table.groupby("n_genes", sort=False):

@@ -172,9 +172,10 @@ def summarise(table: pd.DataFrame) -> str:
         [
             "# Learning curves",
             "",
-            f"`python -m benchmarks.studies.learning_curves`. Simulated cells like those of `{SOURCE}`, 2 000 genes, 8 donors, "
-            f"{N_JUDGED:,} cells judged in proportion and {N_RARE} of each rare type ({rare}). Models know the type, not the "
-            "donor. One seed. Minutes of training are processor time of one core. `real cells` are a second draw of the world.",
+            f"`python -m benchmarks.studies.learning_curves`. Simulated cells like those of `{SOURCE}`, 2 000 genes, 8 "
+            f"donors, {N_JUDGED:,} cells judged in proportion and {N_RARE} of each rare type ({rare}). Models know the "
+            "type, not the donor. One seed. Minutes of training are processor time of one core. `real cells` are a "
+            "second draw of the world.",
             "",
             markdown_table(["", *wide.columns], rows),
             "",

@@ -88,8 +88,8 @@ def summarise(table: pd.DataFrame) -> str:
     n_types, n_seeds = table["group"].nunique(), table["seed"].nunique()
     return "\n".join(
         [
-            f"A known effect on real cells of eight donors, who have other shares among treated and control cells: means "
-            f"over {n_types} cell types of `{DATASET}` and {n_seeds} seeds. "
+            f"A known effect on real cells of eight donors, who have other shares among treated and control cells: "
+            f"means over {n_types} cell types of `{DATASET}` and {n_seeds} seeds. "
             "Written by `python -m benchmarks.studies.matched_donors`.",
             "",
             markdown_table(header, lines),

@@ -289,7 +289,7 @@ UNSEEN_REQUESTS = ("up to 299, until 450", "390 to 449, until 600")  # nothing w
 
 
 def fates(table: pd.DataFrame) -> Blocks:
-    """Write the figures of all ways to tell fates, best first: means of the requests that they were chosen on or not."""
+    """Write the figures of all ways to tell fates, best first: means of the requests they were chosen on or not."""
     requests = table["request"].isin(UNSEEN_REQUESTS).map({False: "first", True: "others"})
     columns = {
         f"{name}: {figure}": (column, part)

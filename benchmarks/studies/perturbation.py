@@ -462,9 +462,9 @@ def summarise(table: pd.DataFrame) -> str:
     means = means_over_seeds(table)
     types = list(dict.fromkeys(means.index.get_level_values("cell_type")))
     parts = [
-        "Means over cell types of means over seeds. One type's stimulated cells are left out at a time, and predicted from "
-        "its control cells. The floor is what one half of the real cells scores as a prediction of the other. **Bold**: the "
-        "best of a row. Written by `python -m benchmarks.studies.perturbation`.",
+        "Means over cell types of means over seeds. One type's stimulated cells are left out at a time, and predicted "
+        "from its control cells. The floor is what one half of the real cells scores as a prediction of the other. "
+        "**Bold**: the best of a row. Written by `python -m benchmarks.studies.perturbation`.",
         "",
         f"**All {len(types)} types**",
         "",

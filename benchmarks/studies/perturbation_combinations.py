@@ -108,8 +108,9 @@ def summarise(table: pd.DataFrame) -> str:
     names = sorted(table["perturbation"].unique())
     return "\n".join(
         [
-            f"Means over {len(names)} combinations ({', '.join(names)}) and {table['seed'].nunique()} seeds, K562 cells of `norman_mcfaline_devel`, 500 genes. "
-            "Written by `python -m benchmarks.studies.perturbation_combinations`.",
+            f"Means over {len(names)} combinations ({', '.join(names)}) and {table['seed'].nunique()} seeds, K562 "
+            "cells of `norman_mcfaline_devel`, 500 genes. Written by `python -m "
+            "benchmarks.studies.perturbation_combinations`.",
             "",
             markdown_table(header, lines),
             "",

@@ -165,9 +165,9 @@ def summarise(table: pd.DataFrame) -> str:
     head = [f"coverage, {N_TOP} genes", "error"]
     return "\n".join(
         [
-            "Coverage of intervals of 90 %: share of genes whose measured mean change lies inside, of all genes and of the "
-            f"{N_TOP} genes that change most in the prediction. Error: squared error of mean changes relative to the "
-            "squared effect, both without sampling noise (1: as bad as no change). Written by "
+            "Coverage of intervals of 90 %: share of genes whose measured mean change lies inside, of all genes and of "
+            f"the {N_TOP} genes that change most in the prediction. Error: squared error of mean changes relative to "
+            "the squared effect, both without sampling noise (1: as bad as no change). Written by "
             "`python -m benchmarks.studies.perturbation_trust`.",
             "",
             markdown_table(["case", "verdict", "predictions", "coverage", *head], lines),

@@ -4,8 +4,8 @@
     python -m benchmarks.studies.samplers --models SCRDIT SCRDIT-profiles WBDIT-profiles --drawings 2
 
 Adds to ``results/samplers.csv`` and ``results/samplers.md``. The error is the root mean square difference of
-log-normalised profiles to very many steps from the same noise; unmasking has none, because it draws. (``scldm_samplers.*``,
-with the error of latents, and ``gene_space_samplers.*`` come from older versions.)
+log-normalised profiles to very many steps from the same noise; unmasking has none, because it draws.
+(``scldm_samplers.*``, with the error of latents, and ``gene_space_samplers.*`` come from older versions.)
 """
 
 from __future__ import annotations

@@ -155,14 +155,15 @@ def _explanation(rows: pd.DataFrame) -> str:
     n_splits = rows.groupby("metric")["seed"].nunique()
     fewer = ", ".join(f"`{metric}` {n}" for metric, n in n_splits[n_splits < n_splits.max()].items())
     return (
-        f"Real cells of {names} in place of synthetic ones ({n_splits.max()} splits each{'; ' + fewer if fewer else ''}; "
-        "400 cells on either side, about 1 000 training cells, the 2 000 most variable genes) were corrupted in known ways "
-        "and judged by `evaluate`. An entry shows by how many standard deviations a corruption worsens a metric, in the "
-        f"median over data sets and splits: {NOTHING} is less than {SEEN:.0f}, {SEES} is {SEEN:.0f} or more, "
-        f"{SEES_STRONGLY} is {STRONG:.0f} or more. {FOOLED} means that the metric calls the corrupted cells *better* than "
-        f"real ones by {SEEN:.0f} or more. A p-value counts as detected at {SIGNIFICANT} or less. With more cells, every "
-        "metric detects smaller defects. The first row, unchanged cells, has no entries by construction in the tables of "
-        "metrics; in the table of the verdict it shows false alarms."
+        f"Real cells of {names} in place of synthetic ones ({n_splits.max()} splits "
+        f"each{'; ' + fewer if fewer else ''}; 400 cells on either side, about 1 000 training cells, the 2 000 most "
+        "variable genes) were corrupted in known ways and judged by `evaluate`. An entry shows by how many standard "
+        f"deviations a corruption worsens a metric, in the median over data sets and splits: {NOTHING} is less than "
+        f"{SEEN:.0f}, {SEES} is {SEEN:.0f} or more, {SEES_STRONGLY} is {STRONG:.0f} or more. {FOOLED} means that the "
+        f"metric calls the corrupted cells *better* than real ones by {SEEN:.0f} or more. A p-value counts as detected "
+        f"at {SIGNIFICANT} or less. With more cells, every metric detects smaller defects. The first row, unchanged "
+        "cells, has no entries by construction in the tables of metrics; in the table of the verdict it shows false "
+        "alarms."
     )
 
 
@@ -172,9 +173,9 @@ READING = (
     "`auc_neighbours`, `ilisi` and `within_label_correlation` show best that they have no structure of their own. Only "
     "the metrics of labels detect swapped labels. Only `copied_cells` and `duplicate_share` detect single copies and "
     "duplicates. Distances to training cells and `membership_auc` detect copies with some changed counts. A model that "
-    "repeats its training cells is not rewarded elsewhere: cells that the principal components were fitted to stick out "
-    "in this space, as `precision` and `w2` show. `totals doubled` keeps every profile, so only the library size can "
-    "detect it."
+    "repeats its training cells is not rewarded elsewhere: cells that the principal components were fitted to stick "
+    "out in this space, as `precision` and `w2` show. `totals doubled` keeps every profile, so only the library size "
+    "can detect it."
 )
 
 

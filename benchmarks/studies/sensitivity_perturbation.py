@@ -89,11 +89,12 @@ def report(rows: pd.DataFrame) -> str:
     ]
     cell_types, seeds = rows["group"].nunique(), rows["seed"].nunique()
     text = (
-        "One half of the stimulated cells of a type was judged against the other half as if it were predicted, unchanged and "
-        f"corrupted (`kang_ifnb`, means over {cell_types} cell types and {seeds} splits). *Half untouched*: every second "
-        "cell is a control cell. *Means only*: Poisson draws from the mean profile. *Averages of 3*: cells averaged with "
-        "two others. *Totals halved*: half of the counts. *Genes shuffled*: every gene's values shuffled among the cells. "
-        "The floor compares halves of halves, so it is slightly worse than other real cells."
+        "One half of the stimulated cells of a type was judged against the other half as if it were predicted, "
+        f"unchanged and corrupted (`kang_ifnb`, means over {cell_types} cell types and {seeds} splits). *Half "
+        "untouched*: every second cell is a control cell. *Means only*: Poisson draws from the mean profile. *Averages "
+        "of 3*: cells averaged with two others. *Totals halved*: half of the counts. *Genes shuffled*: every gene's "
+        "values shuffled among the cells. The floor compares halves of halves, so it is slightly worse than other real "
+        "cells."
     )
     return "\n\n".join([text, markdown_table(["metric", *COLUMNS.values()], body)]) + "\n"
 

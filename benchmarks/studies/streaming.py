@@ -115,10 +115,10 @@ def report(rows: pd.DataFrame) -> str:
     lines = [
         "# Streaming",
         "",
-        "`OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming`: peak memory of a fresh process (before: package and "
-        f"model loaded, one block generated), in parts of {SHARD_SIZE} cells. The network is tiny, so streaming takes most "
-        "of the time. `in memory` is `generate`, which writes no file. `predictions` is `predict_perturbation_to` from an "
-        ".h5ad to a .zarr.",
+        "`OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming`: peak memory of a fresh process (before: package "
+        f"and model loaded, one block generated), in parts of {SHARD_SIZE} cells. The network is tiny, so streaming "
+        "takes most of the time. `in memory` is `generate`, which writes no file. `predictions` is "
+        "`predict_perturbation_to` from an .h5ad to a .zarr.",
         "",
         "| cells | genes | way | peak before, MiB | peak, MiB | processor s | wall s | size, MiB |",
         "|---:|---:|---|---:|---:|---:|---:|---:|",

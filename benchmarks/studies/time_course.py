@@ -2,10 +2,10 @@
 
     python -m benchmarks.studies.time_course                 # three minutes of CPU time per seed
 
-Two windows of the embryo time of `worm_embryo` are held out: one inside, and the last one, which asks for extrapolation.
-Every way learns from the remaining cells and draws one cell for each held-out one, at its time. Half of the drawn cells
-are compared with the real cells of the other half. The floor compares real cells of both halves. Adds to
-``results/time_course.csv`` and writes ``results/time_course.md``.
+Two windows of the embryo time of `worm_embryo` are held out: one inside, and the last one, which asks for
+extrapolation. Every way learns from the remaining cells and draws one cell for each held-out one, at its time. Half of
+the drawn cells are compared with the real cells of the other half. The floor compares real cells of both halves. Adds
+to ``results/time_course.csv`` and writes ``results/time_course.md``.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def displacement(window: Window, rng: np.random.Generator) -> NDArray:
 
 
 def _between(window: Window) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray]:
-    """Return cells before and after the window, and how far each wanted time is from the first to the second (0 to 1)."""
+    """Return cells before and after the window, and how far each wanted time is between them (0 to 1)."""
     before, after = window.sides()
     known, wanted = window.times
     low, high = known[before].mean(), known[after].mean()

@@ -186,7 +186,7 @@ def has_embeddings(data: Data) -> bool:
 
 
 def scldm(data: Data, gene: str, seed: int) -> dict[str, Prediction]:
-    """Train SCLDM with co-expression as known embeddings, and predict; the loadings of its decoder are embeddings too."""
+    """Train SCLDM with co-expression as known embeddings, and predict; its decoder's loadings are embeddings too."""
     import scvi
 
     from scgen_diffusion.model import SCLDM
@@ -277,7 +277,7 @@ def figures(data: Data, gene: str, predictions: Mapping[str, Prediction], seed: 
 
 
 def judged(data: Data) -> list[str]:
-    """Return the genes that are left out in turn: those with an embedding, or all single genes if hardly any has one."""
+    """Return the genes to leave out in turn: those with an embedding, or all single genes if hardly any has one."""
     return data.measured if has_embeddings(data) else [name for name in data.perturbations if "+" not in name]
 
 
@@ -312,8 +312,8 @@ def summarise(table: pd.DataFrame) -> str:
     parts = [
         "One perturbed gene left out at a time. Error: squared error of the mean changes, summed over genes, without "
         "sampling noise; that of no change is the squared effect. The perturbed gene itself does not count. "
-        "Discrimination: 1 if the prediction is most like the measured change of its own gene, 0.5 by chance. Floor: one "
-        f"half of the real cells predicts the other. {table['seed'].nunique()} seed(s). Written by "
+        "Discrimination: 1 if the prediction is most like the measured change of its own gene, 0.5 by chance. Floor: "
+        f"one half of the real cells predicts the other. {table['seed'].nunique()} seed(s). Written by "
         "`python -m benchmarks.studies.unseen_perturbations`.",
         "",
     ]

@@ -54,7 +54,7 @@ def use_full_name(_app: Sphinx, _environment: Any, node: Any, _text: Any) -> Non
 
 
 def skip_member(_app: Sphinx, _what: str, name: str, value: Any, _skip: bool, _options: Any) -> bool | None:
-    """Show calls of an object, and leave out what other packages define, plain values, and methods that only say what to use instead."""
+    """Show an object's calls, without plain values, what other packages define, and methods that refer to others."""
     if isinstance(value, property):
         value = value.fget
     elif isinstance(value, cached_property):

@@ -1,4 +1,4 @@
-"""The directive ``tutorials``: a card for each notebook, with a picture from its outputs and the minutes that it took."""
+"""The directive ``tutorials``: a card for each notebook, with a picture from its outputs and its minutes."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def pretrained_models() -> dict[str, Path]:
 
     Returns
     -------
-    Folders by name, for :func:`~scgen_diffusion.model.load` or ``scvi.hub.HubModel``. Each has a model card, ``README.md``.
+    Folders by name, for :func:`~scgen_diffusion.model.load` or ``scvi.hub.HubModel``. Each has a model card,
+    ``README.md``.
 
     Examples
     --------
@@ -33,7 +34,7 @@ def pretrained_models() -> dict[str, Path]:
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder of a model: the path itself, or that of the pretrained model with this name if the path does not exist.
+    """Return the folder of a model: the path if it exists, or that of the pretrained model with this name.
 
     Raises
     ------
@@ -50,5 +51,8 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     known = pretrained_models()
     if folder.name in known:
         return known[folder.name]
-    msg = f"There is no saved model at {folder}, and no pretrained model has this name. {known_names(folder.name, list(known))}"
+    msg = (
+        f"There is no saved model at {folder}, and no pretrained model has this name. "
+        f"{known_names(folder.name, list(known))}"
+    )
     raise FileNotFoundError(msg)

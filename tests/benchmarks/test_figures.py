@@ -32,7 +32,8 @@ SENTENCES = [
     ),
     (
         "docs/comparison.md",
-        r"\(SCLDM's recall: ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. [^(]*by precision \(([\d.]+) and ([\d.]+)\)",
+        r"\(SCLDM's recall: ([\d.]+)\) than scVI and the copula \(([\d.]+) and ([\d.]+)\)\. [^(]*by precision "
+        r"\(([\d.]+) and ([\d.]+)\)",
         [
             quality("recall", "SCLDM", "pbmc10k_citeseq"),
             *(

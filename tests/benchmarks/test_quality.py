@@ -41,7 +41,7 @@ def stored(**values):
     return pd.DataFrame(rows)
 
 
-# --- splits ---------------------------------------------------------------------------------------------------------------
+# --- splits -----------------------------------------------------------------------------------------------------------
 
 
 def test_split_holds_a_quarter_of_every_label_out(split):
@@ -131,7 +131,7 @@ def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
     assert sorted(drawn.tolist()) == [0, 1, 2, 3, 3]
 
 
-# --- from a method to the tables ------------------------------------------------------------------------------------------
+# --- from a method to the tables --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_stored_rows_are_added_and_replaced_by_key(tmp_path):
     assert stored == {("one", 0): [3.0, 3.0], ("one", 1): [4.0, 4.0], ("two", 0): [2.0, 2.0]}
 
 
-# --- the tables -----------------------------------------------------------------------------------------------------------
+# --- the tables -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("better", "expected"), [("lower", [0.0, 0.5]), ("higher", [0.5, 0.0]), ("floor", [0.5, 0.5])])

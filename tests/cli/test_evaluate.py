@@ -1,4 +1,4 @@
-"""``evaluate``, ``evaluate-perturbation`` and ``report``: the tables of Python's interface, in files, and exit codes."""
+"""``evaluate``, ``evaluate-perturbation`` and ``report``: the tables of Python's interface, and exit codes."""
 
 import io
 

@@ -54,7 +54,7 @@ def test_a_key_survives_being_saved(key):
     assert key_from_state(state) == key
 
 
-# --- numbers ------------------------------------------------------------------------------------------------------------
+# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -84,7 +84,7 @@ def test_infinite_and_missing_numbers_raise(value):
         KEYS[1].encode([1.0, value])
 
 
-# --- classes --------------------------------------------------------------------------------------------------------------
+# --- classes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("values", "dtype"), [([True, False], "boolean"), ([1, 2], "Int64"), ([1, 2], "int32")])
@@ -109,7 +109,7 @@ def test_lists_of_lists_are_no_single_values(value):
     assert not KEYS[0].is_single(value)
 
 
-# --- sets -----------------------------------------------------------------------------------------------------------------
+# --- sets -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_without_a_control_there_is_no_empty_set():
         make_set(control=None, spellings=["A"]).encode([frozenset()])
 
 
-# --- arrays ---------------------------------------------------------------------------------------------------------------
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
 
 def test_all_columns_of_an_array_share_one_scale():
@@ -221,7 +221,7 @@ def test_open_keys_are_drawn_from_the_nearest_cells_in_proportion():
     assert both[:, 0].tolist() == [conditions.fill(asked[[n]], np.array([u]))[0, 0] for n, u in enumerate([0.1, 0.9])]
 
 
-# --- several keys at once ---------------------------------------------------------------------------------------------------
+# --- several keys at once ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -326,7 +326,7 @@ def test_absurd_numbers_are_refused(conditions, value):
         conditions.encode({"d": value}, 2)
 
 
-# --- further values keep the numbers of the old ones ------------------------------------------------------------------------
+# --- further values keep the numbers of the old ones ------------------------------------------------------------------
 
 DRUGS = SetKey("drug", ["A", "B"], "+", 2, "ctrl", ["ctrl", "A", "A+B"])
 TYPES = CategoricalKey("type", ["x", "y"])

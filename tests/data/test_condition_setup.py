@@ -291,7 +291,7 @@ def test_the_name_of_the_column_of_synthetic_cells_is_taken(adata, kind):
         setup(adata, **{kind: ["synthetic"]})
 
 
-# --- every cell has a value ---------------------------------------------------------------------------------------------------
+# --- every cell has a value -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

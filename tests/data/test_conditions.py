@@ -231,7 +231,7 @@ def test_generated_obs_can_be_requested_again(data, categories, n_cells):
     assert (conditions.encode({key: obs[key].tolist() for key in obs}, n_cells) == codes).all()
 
 
-# --- what tells one request from another -----------------------------------------------------------------------------------
+# --- what tells one request from another ------------------------------------------------------------------------------
 
 TWO = np.array([[0.0], [1.0]])
 GIVEN = {
@@ -265,7 +265,7 @@ def test_the_order_in_which_keys_are_named_does_not_matter():
     assert RequestedCodes(600, 3, given).digest == RequestedCodes(600, 3, given[::-1]).digest
 
 
-# --- what goes with a number ----------------------------------------------------------------------------------------------
+# --- what goes with a number ------------------------------------------------------------------------------------------
 
 
 def drawn_given(numbers, labels, *requested, n=400):

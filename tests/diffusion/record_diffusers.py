@@ -34,7 +34,7 @@ def run(scheduler, x, timesteps=None, **step_options):
 
 
 def feed_noise():
-    """Let the stochastic schedulers draw what our generators draw, and nothing in the last step, where ours add none."""
+    """Let stochastic schedulers draw what our generators draw, and nothing in the last step, where ours add none."""
     generators = Generators(SEED, range(N_SAMPLES))
     noises = [generators.normal(4) for _ in range(N_STEPS - 1)] + [torch.zeros(N_SAMPLES, 4)]
     noises = iter([noise.double() for noise in noises])

@@ -201,7 +201,7 @@ def test_without_keys_there_is_nothing_to_drop_and_nothing_to_guide(strategy):
     assert CONDITION_STRATEGIES[strategy].terms([]) == (GuidanceTerm((), 1.0),)
 
 
-# --- weights --------------------------------------------------------------------------------------------------------------
+# --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def weights(terms):

@@ -1,8 +1,9 @@
 """Samplers of denoising diffusion on Gaussian data, where all is known in closed form.
 
-For data N(m, S) the best denoiser is E[data | x_t] = m + alpha S C_t^-1 (x_t - alpha m) with C_t = alpha^2 S + sigma^2 I, and
-the probability-flow ODE carries x_t to alpha_s m + C_s^(1/2) C_t^(-1/2) (x_t - alpha_t m). Every sampler is then an affine map
-of the noise that it starts from and of the noise that it draws: unit vectors show the map, and nothing is left to chance.
+For data N(m, S) the best denoiser is E[data | x_t] = m + alpha S C_t^-1 (x_t - alpha m) with C_t = alpha^2 S + sigma^2
+I, and the probability-flow ODE carries x_t to alpha_s m + C_s^(1/2) C_t^(-1/2) (x_t - alpha_t m). Every sampler is then
+an affine map of the noise that it starts from and of the noise that it draws: unit vectors show the map, and nothing is
+left to chance.
 """
 
 import math
@@ -62,7 +63,7 @@ def best_estimate(path, x_t, t):
 
 
 def build_denoiser(path=PATH, target="v", counts=None):
-    """Return the best denoiser, through a network that sees the timestep index, predicts ``target``, and keeps count."""
+    """Return the best denoiser, by a network that sees the timestep index, predicts ``target``, and keeps count."""
 
     def network(x_t, k):
         if counts is not None:
@@ -109,8 +110,8 @@ def mean_and_covariance(sampler, denoiser, n_steps):
     return ends[0], factors.T @ factors
 
 
-# Steps, and twice the error of the covariance that was measured with them, about. The mean's error is that of the start:
-# noise of mean 0 instead of alpha m, where alpha is 0.0064 for the linear schedule.
+# Steps, and twice the error of the covariance that was measured with them, about. The mean's error is that of the
+# start: noise of mean 0 instead of alpha m, where alpha is 0.0064 for the linear schedule.
 STEPS_AND_ERROR = {
     "ddpm": (300, 0.05),
     "ddpm_lower": (300, 0.1),

@@ -144,7 +144,7 @@ def test_guided_samples_do_not_depend_on_their_batch(strategy):
         torch.testing.assert_close(alone[0], together[i], rtol=1e-12, atol=1e-12)
 
 
-# --- in an interval -------------------------------------------------------------------------------------------------------
+# --- in an interval ---------------------------------------------------------------------------------------------------
 
 TIMES = (0.0, 0.3, 0.5, 0.7, 1.0)
 
@@ -194,7 +194,7 @@ def test_an_invalid_interval_raises(interval):
         ResolvedGuidance(interval=interval)
 
 
-# --- rescaled -------------------------------------------------------------------------------------------------------------
+# --- rescaled ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
@@ -249,7 +249,7 @@ def test_an_invalid_rescale_raises(rescale):
         ResolvedGuidance(rescale=rescale)
 
 
-# --- where the true fields are known -----------------------------------------------------------------------------------------
+# --- where the true fields are known ----------------------------------------------------------------------------------
 
 MEAN_OF_KEY = torch.tensor([[-1.0, 2.0], [0.5, -1.5]], dtype=torch.float64)
 """What each of two binary keys adds to the mean of data with unit variance, ``(keys, classes)``."""
@@ -278,7 +278,7 @@ def gaussian_velocity(x_t, t, mean, variance):
 @given(first=SCALES, second=SCALES, time=st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
 def test_additive_guidance_of_gaussians_is_the_product_of_experts(first, second, time):
-    """With equal variances, powers of ratios of normals shift the mean: p(x) prod_k (p(x | all) / p(x | without k))^(s_k - 1)."""
+    """With equal variances, p(x) prod_k (p(x | all) / p(x | without k))^(s_k - 1) shifts the mean of a normal."""
     condition = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     x_t = torch.linspace(-2, 2, 4, dtype=torch.float64)[:, None]
     field = build_field(GaussianNetwork(), condition, ConditionColumns.of_classes([2, 2]), "additive", [first, second])

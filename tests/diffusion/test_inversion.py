@@ -145,7 +145,7 @@ def test_a_step_is_needed(inversion):
         inversion(denoiser, denoiser, x, n_steps=0, generators=generators())
 
 
-# --- noise that leads to the data ----------------------------------------------------------------------------------------
+# --- noise that leads to the data -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [*PATHS.values()])

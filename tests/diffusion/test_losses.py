@@ -1,7 +1,8 @@
 """The denoising loss, for flow matching, against its closed-form minimum for Gaussian data.
 
 With data N(m, S) the best prediction is v(x, t) = m + K_t (x - t m), K_t = (t S - (1 - t) I) C_t^-1 and
-C_t = t^2 S + (1 - t)^2 I, and what no prediction can explain is the conditional covariance S + I - K_t (t S - (1 - t) I).
+C_t = t^2 S + (1 - t)^2 I, and what no prediction can explain is the conditional covariance S + I - K_t (t S - (1 - t)
+I).
 """
 
 import pytest

@@ -5,8 +5,9 @@ C_t = t^2 S + (1 - t)^2 I, and Cov(x_1 - x_0, x_t) = t S - (1 - t) I. So the vel
 
     v(x, t) = E[x_1 - x_0 | x_t = x] = m + (t S - (1 - t) I) C_t^-1 (x - t m).
 
-Everything is diagonal in the eigenvectors of S, where d/dt log (x_t - t m) = 1/2 d/dt log C_t: the ODE carries the noise
-x_0 to exactly m + S^(1/2) x_0. That map is affine, so a sampler's own map is found from the unit vectors, without sampling.
+Everything is diagonal in the eigenvectors of S, where d/dt log (x_t - t m) = 1/2 d/dt log C_t: the ODE carries the
+noise x_0 to exactly m + S^(1/2) x_0. That map is affine, so a sampler's own map is found from the unit vectors, without
+sampling.
 """
 
 import math
@@ -100,7 +101,8 @@ def test_error_of_dopri5_follows_its_tolerance():
     exact = MEAN + x @ square_root(COVARIANCE)
     for tolerance in (1e-3, 1e-5, 1e-7):
         ends = DormandPrinceSampler(rtol=tolerance, atol=tolerance)(gaussian_velocity, x)
-        # The tolerance bounds the estimated error of one step: at the end of this flow 10 to 30 times as much is measured.
+        # The tolerance bounds the estimated error of one step: at the end of this flow 10 to 30 times as much is
+        # measured.
         assert (ends - exact).abs().max() < 100 * tolerance
 
 

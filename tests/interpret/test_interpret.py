@@ -1,4 +1,4 @@
-"""What WBDIT tells of its inside: measures with known answers, loadings of planted genes, and tables that fit together."""
+"""What WBDIT tells of its inside: measures with known answers, loadings of planted genes, and fitting tables."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def value_of(table, statistic, layer=0, head="all"):
     return rows["value"].iloc[0]
 
 
-# --- statistics with known answers -----------------------------------------------------------------------------------------
+# --- statistics with known answers ------------------------------------------------------------------------------------
 
 
 def test_tokens_that_are_zero_cost_nothing_and_have_no_code(emptied):
@@ -153,7 +153,7 @@ def test_before_and_after_differ_by_what_the_attention_did(emptied):
     assert value_of(opened, "attention_step") > 0
 
 
-# --- the tables --------------------------------------------------------------------------------------------------------------
+# --- the tables -------------------------------------------------------------------------------------------------------
 
 
 def test_there_is_a_row_for_every_time_group_layer_statistic_and_head(opened):
@@ -266,7 +266,7 @@ def test_a_group_can_be_compared_with_another_and_with_all_others(opened):
     assert against_nk["effect_size"] == pytest.approx((first.mean() - nk.mean()) / spread, rel=1e-3)
 
 
-# --- along the sampling path -------------------------------------------------------------------------------------------------
+# --- along the sampling path ------------------------------------------------------------------------------------------
 
 
 def test_the_sampling_path_is_measured_from_noise_to_cells(opened):
@@ -308,7 +308,7 @@ def test_the_first_step_of_sampling_is_noise_as_of_given_cells(opened):
     assert ((sampled["value"] - given["value"]).abs() < 5 * error + 1e-6).all()
 
 
-# --- genes ---------------------------------------------------------------------------------------------------------------------
+# --- genes ------------------------------------------------------------------------------------------------------------
 
 
 def test_loadings_name_the_only_gene_that_the_network_looks_at(make_opened):
@@ -471,7 +471,7 @@ def test_global_tokens_read_all_genes_and_attend_like_patches(make_opened):
     assert interpret.patches(model)["patch"].nunique() == N_PATCHES
 
 
-# --- control, AnnData, files ----------------------------------------------------------------------------------------------------
+# --- control, AnnData, files ------------------------------------------------------------------------------------------
 
 
 def test_shuffled_weights_are_the_same_numbers_elsewhere_and_leave_the_model_alone(opened):
@@ -567,7 +567,7 @@ def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
     assert set(interpret.sampling_statistics(model, 3, n_steps=2, seed=0)["group"]) == {"all"}
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_untrained_model_has_nothing_to_show(make_cells):

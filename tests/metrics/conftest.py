@@ -10,7 +10,7 @@ N_GENES, N_PROTEINS = 30, 5
 
 
 def _make_paired_cells(seed, n_cells=300, *, linked=True, strength=0.5, label_shift=0.0):
-    """Build cells whose protein P0, P1, .. follows the transcript of the same number, in the same cell or in another one."""
+    """Build cells whose protein P0, P1, .. follows the transcript of the same number, in the same cell or another."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n_cells)
     programme = strength * rng.normal(size=(n_cells, N_PROTEINS)) + label_shift * labels[:, None]

@@ -243,7 +243,8 @@ def test_every_point_beside_its_copy_mixes_perfectly():
 
 
 def test_ilisi_is_the_inverse_simpson_index_of_equally_distant_neighbours():
-    # the corners of a simplex are all equally far: each of the synthetic cells, which are most, sees 19 of its own set and 10 of the other
+    # the corners of a simplex are all equally far: each of the synthetic cells, which are most, sees 19 of its own set
+    # and 10 of the other
     corners = np.eye(30)
     share = 19 / 29
     expected = 1 / (share**2 + (1 - share) ** 2) - 1

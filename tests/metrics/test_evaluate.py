@@ -335,7 +335,8 @@ def test_the_attack_uses_all_synthetic_cells_not_only_those_compared():
 
 
 def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack():
-    # with 30 components of 150 cells, these lie further out than any others: an AUC far below a half, whatever the synthetic cells are
+    # with 30 components of 150 cells, these lie further out than any others: an AUC far below a half, whatever the
+    # synthetic cells are
     sets = [cells(n, seed=seed, n_genes=400) for n, seed in ((150, 1), (150, 2), (300, 3))]
     found = table(*sets[:2], train=sets[2], metrics=["membership_auc"])
     for column in ("value", "floor"):
@@ -452,7 +453,8 @@ def test_only_drawn_cells_are_normalised(monkeypatch):
     )
     big = [cells(3000, seed=seed) for seed in (1, 2)]
     evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_floor=2, n_bootstrap=2)
-    # 200 fit the space, 60 are compared, twice as many real cells are kept for draws; 20 of each set are looked at first
+    # 200 fit the space, 60 are compared, twice as many real cells are kept for draws; 20 of each set are looked at
+    # first
     assert sum(read) == 200 + 60 + 2 * 120 + 3 * 20
 
 

@@ -247,7 +247,7 @@ LABELS = ("a", "b", "c")
 
 
 def make_cells(n_per_label=150, *, fold=4.0, seed=0, labels=LABELS, names=LABELS):
-    """Build cells in which the label at position p of ``LABELS`` has ``fold`` times as much of genes 10 p to 10 p + 9."""
+    """Build cells in which label p of ``LABELS`` has ``fold`` times as much of genes 10 p to 10 p + 9."""
     rng = np.random.default_rng(seed)
     rates = np.full((len(labels), N_GENES), 5.0)
     for row, label in enumerate(labels):
@@ -270,7 +270,8 @@ def test_markers_are_the_genes_that_were_raised():
 
 def test_log_fold_changes_are_those_that_were_put_in():
     found = marker_genes(make_cells(2_000, fold=4.0), "cell_type", n_genes=10)
-    # all labels have the same total, so profiles keep the factor, against a mean of 5 and 5 in the others; one count in 10 000 is added
+    # all labels have the same total, so profiles keep the factor, against a mean of 5 and 5 in the others; one count in
+    # 10 000 is added
     assert found["log_fold_change"].mean() == pytest.approx(2.0, abs=0.03)
 
 

@@ -192,7 +192,7 @@ UP, DOWN = 2.0, -2.0
 
 
 def moments(changes, variance=0.5, n_cells=100):
-    """Moments of cells whose genes have 3 as mean, and some of them a change: 20 standard errors of the difference for 2.0."""
+    """Moments of cells of mean 3, with changes in some genes: 20 standard errors of the difference for 2.0."""
     mean = np.full(N_GENES, 3.0)
     mean[list(changes)] += list(changes.values())
     return GeneMoments(mean, np.full(N_GENES, variance), n_cells)

@@ -167,7 +167,8 @@ def test_copies_of_the_training_cells_give_all_of_them_away():
 def test_independent_cells_give_nothing_away():
     n_cells = 1_000
     found = membership_inference(points(500, seed=3), points(n_cells, seed=1), points(n_cells))
-    # given the synthetic cells, distances are exchangeable: the AUC is a Mann-Whitney statistic with this standard error
+    # given the synthetic cells, distances are exchangeable: the AUC is a Mann-Whitney statistic with this standard
+    # error
     standard_error = np.sqrt((2 * n_cells + 1) / (12 * n_cells**2))
     assert abs(found.auc - 0.5) < 4 * standard_error
     # Kolmogorov's distribution: exceeded once in 10 000

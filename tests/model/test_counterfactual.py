@@ -22,7 +22,7 @@ def same_cells(one, other):
     return (one.X != other.X).nnz == 0 and one.obs.astype(str).equals(other.obs.astype(str))
 
 
-# --- the identity ------------------------------------------------------------------------------------------------------
+# --- the identity -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -110,7 +110,7 @@ def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_othe
     assert other.uns["scgen_diffusion"]["given_keys"] == ["dose"]
 
 
-# --- what comes out ----------------------------------------------------------------------------------------------------
+# --- what comes out ---------------------------------------------------------------------------------------------------
 
 
 def test_rows_names_and_obs_are_those_of_the_control_cells(trained):
@@ -216,7 +216,7 @@ def test_numbers_and_sets_can_be_requested_too(make_trained, make_cells):
     assert len(other.uns["scgen_diffusion"]["outside_training"]) > 0
 
 
-# --- what it does and does not depend on -------------------------------------------------------------------------------
+# --- what it does and does not depend on ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +300,7 @@ def test_requests_of_one_seed_share_their_noise(gaussian):
     np.testing.assert_allclose(mixed.X[as_nk], nk.X[as_nk], **CLOSE)  # drawn or requested
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 BAD_REQUESTS = {

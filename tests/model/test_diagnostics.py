@@ -59,7 +59,7 @@ def history(*losses):
     return {name: pd.DataFrame({name: losses})}
 
 
-# --- training --------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_hardly_falls_gives_a_warning_at_the_users_line(make_gene_space, gene_space_class, quick):
@@ -89,7 +89,7 @@ def test_a_likelihood_that_starts_from_each_genes_own_distribution_need_not_fall
     warn_of_early_plateau(history(*np.linspace(1, 0.95, 30)), "spike_and_slab")
 
 
-# --- generation ------------------------------------------------------------------------------------------------------------
+# --- generation -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [False, True])

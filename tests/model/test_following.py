@@ -15,7 +15,10 @@ SMALL = 0.05  # spread of a branch
 
 
 def branches(heights, *, drift=0.0, seed=0):
-    """Draw cells of branches: their latents, times and branches. A branch has one height per time, or None before it begins."""
+    """Draw cells of branches: their latents, times and branches.
+
+    A branch has one height per time, or None before it begins.
+    """
     rng = np.random.default_rng(seed)
     latents, times, branch = [], [], []
     for number, of_branch in enumerate(heights):

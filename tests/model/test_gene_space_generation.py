@@ -64,7 +64,7 @@ def without_counts(make_trained_gene_space, make_cells):
     return make_trained_gene_space(SCRDIT, make_cells(values="log1p"), setup={"values": "log1p"})
 
 
-# --- what comes out ----------------------------------------------------------------------------------------------------
+# --- what comes out ---------------------------------------------------------------------------------------------------
 
 
 def test_log_values_come_back_sparse_with_exact_zeros(cells):
@@ -171,7 +171,7 @@ def test_with_negated_zeros_every_positive_value_is_one(make_trained_gene_space)
     np.testing.assert_array_equal(clamped.toarray(), free.clip(min=0))
 
 
-# --- what cells depend on ----------------------------------------------------------------------------------------------
+# --- what cells depend on ---------------------------------------------------------------------------------------------
 
 
 def check_independence(model, request):
@@ -247,7 +247,7 @@ def test_the_number_of_steps_is_honoured(trained_gene_space):
     assert not same_values(one.X, two.X)
 
 
-# --- requests ----------------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_request_is_answered(trained_gene_space):
@@ -321,7 +321,7 @@ def test_a_custom_sampler_is_recorded_with_its_options(trained_gene_space):
     assert "eta=0.5" in cells.uns["scgen_diffusion"]["sampler"]
 
 
-# --- counts --------------------------------------------------------------------------------------------------------------
+# --- counts -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +379,7 @@ def test_the_default_kind_of_totals_is_that_of_the_model(make_trained_gene_space
     assert same_cells(one, other)
 
 
-# --- log-normalised training cells ---------------------------------------------------------------------------------------
+# --- log-normalised training cells ------------------------------------------------------------------------------------
 
 
 def test_log_values_in_are_log_values_out(without_counts):
@@ -411,7 +411,7 @@ def test_counts_from_log_values_need_totals(without_counts):
     assert (cells.X.data == cells.X.data.round()).all()
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def gene_order(model):
     return order.tolist()
 
 
-# --- what is learned -------------------------------------------------------------------------------------------------------
+# --- what is learned --------------------------------------------------------------------------------------------------
 
 
 def two_types(n_cells=256, n_genes=12, seed=0):
@@ -151,7 +151,7 @@ def test_every_loss_is_recorded_and_falls(learned):
             assert frame[name].iloc[-5:].mean() < frame[name].iloc[:3].mean(), name
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_seed_makes_training_reproducible(make_gene_space, gene_space_class, quick):
@@ -299,7 +299,7 @@ def test_training_on_does_not_warn_that_little_was_learned(make_trained_gene_spa
         model.train(10, plan_kwargs={"learning_rate": 1e-9}, **quick)
 
 
-# --- interruption and resumption -------------------------------------------------------------------------------------------
+# --- interruption and resumption --------------------------------------------------------------------------------------
 
 
 class InterruptAt(Callback):
@@ -387,7 +387,7 @@ def test_a_checkpoint_of_other_cells_or_another_model_is_refused(make_gene_space
             model.train(1, checkpoint_dir=tmp_path, **quick)
 
 
-# --- the order of genes ----------------------------------------------------------------------------------------------------
+# --- the order of genes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backbone", ["dit", "unet", "white_box"])

@@ -122,7 +122,7 @@ def test_groups_are_numbered_in_the_order_of_the_keys_of_the_model(make_model):
         make_model(**options, dropped_together=[("doses", "treated")])
 
 
-# --- in models ----------------------------------------------------------------------------------------------------------------
+# --- in models --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["generate", "get_sampling_path"])

@@ -631,7 +631,7 @@ def test_streamed_cells_can_be_used_and_replaced(multimodal, tmp_path):
         multimodal.generate_to(tmp_path / "cells.zarr", 3)
 
 
-# --- cells in files ------------------------------------------------------------------------------------------------------
+# --- cells in files ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

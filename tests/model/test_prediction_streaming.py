@@ -1,4 +1,4 @@
-"""``predict_perturbation_to``: the predictions of ``predict_perturbation`` in a file, from cells in memory or in files."""
+"""``predict_perturbation_to``: predictions of ``predict_perturbation`` in a file, of cells in memory or files."""
 
 from __future__ import annotations
 

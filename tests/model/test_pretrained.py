@@ -107,7 +107,7 @@ def test_a_pretrained_model_can_be_fine_tuned(models):
     assert SCLDM.prepare_query_anndata(cells, "pbmc3k").n_vars == 2_000
 
 
-# --- names and paths ----------------------------------------------------------------------------------------------------
+# --- names and paths --------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_name_lists_the_known_ones_closest_first():
@@ -124,7 +124,7 @@ def test_a_path_wins_over_a_name(trained, tmp_path, monkeypatch):
         load(Path("nowhere") / "pbmc3k")
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -271,7 +271,7 @@ def test_classes_that_the_reference_declared_but_never_saw_are_new(scldm, make_c
     assert same(old_cells(model), old_cells(scldm))
 
 
-# --- cells in files ----------------------------------------------------------------------------------------------------
+# --- cells in files ---------------------------------------------------------------------------------------------------
 
 
 def written(cells, folder):

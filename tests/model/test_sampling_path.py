@@ -77,7 +77,7 @@ def expected_cells(model, monkeypatch, *args, **kwargs):
         return model.generate(*args, **kwargs)
 
 
-# --- the last frame ------------------------------------------------------------------------------------------------------
+# --- the last frame ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
@@ -142,7 +142,7 @@ def test_a_gaussian_head_is_read_as_it_is(make_trained, make_cells):
     assert np.array_equal(last.X, model.generate(5, seed=0).X)
 
 
-# --- the way ---------------------------------------------------------------------------------------------------------------
+# --- the way ----------------------------------------------------------------------------------------------------------
 
 
 def test_frames_go_from_noise_to_cells(either):
@@ -178,7 +178,7 @@ def test_the_estimate_of_a_finished_cell_is_the_cell(either):
 
 
 def test_the_estimate_is_the_mean_that_the_denoiser_expects(flow):
-    """On the straight path the estimate is ``x_t + (1 - t) v``: one Euler step to the end is the estimate from noise."""
+    """On the straight path the estimate is ``x_t + (1 - t) v``: from noise, one Euler step to the end."""
     path = flow.get_sampling_path(5, n_frames=2, sampler="euler", n_steps=1, seed=0)
 
     np.testing.assert_allclose(frame(path, 0).layers["estimate"], frame(path, 1).X, rtol=1e-4, atol=1e-5)
@@ -228,7 +228,7 @@ def test_by_default_there_are_eleven_frames_and_a_model_without_conditions_works
     assert list(path.obs) == ["cell", "frame", "time", "noise_level", "synthetic"]
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_frames", [1, 0, -3, 2.5, "all", None])

@@ -71,7 +71,7 @@ def assert_plain(value):
         assert isinstance(value, torch.Tensor | str | int | float | None)
 
 
-# --- scvi-tools reads it ------------------------------------------------------------------------------------------------
+# --- scvi-tools reads it ----------------------------------------------------------------------------------------------
 
 
 def test_the_file_has_the_layout_of_scvi_tools_and_holds_plain_values(folder, cells):
@@ -145,7 +145,7 @@ def test_all_that_a_model_remembers_comes_back(trained, make_cells, tmp_path, wh
         np.testing.assert_equal(loaded.reference_, trained.reference_)
 
 
-# --- nothing is executed ------------------------------------------------------------------------------------------------
+# --- nothing is executed ----------------------------------------------------------------------------------------------
 
 
 class Canary:
@@ -207,7 +207,7 @@ def test_the_methods_that_read_files_are_known():
     assert own | {"from_reference_checkpoint"} <= {name for _, name in READERS}
 
 
-# --- a changed file gives one error ---------------------------------------------------------------------------------------
+# --- a changed file gives one error -----------------------------------------------------------------------------------
 
 
 def leaves(value, path=()):

@@ -212,7 +212,8 @@ from scgen_diffusion.model import SCLDM
 obs = pd.DataFrame({"orig.ident": ["a", "b"] * 3}, index=list("uvwxyz"))
 adata = anndata.AnnData(np.ones((6, 4), np.float32), obs=obs)
 SCLDM.setup_anndata(adata, condition_keys=["orig.ident"])
-model = SCLDM(adata, n_latent=4, width=8, n_layers=1, prior_width=8, prior_n_layers=1, prior_n_heads=2, n_heads=2, n_heads_cross=2)
+sizes = dict(n_latent=4, width=8, n_layers=1, prior_width=8, prior_n_layers=1)
+model = SCLDM(adata, **sizes, prior_n_heads=2, n_heads=2, n_heads_cross=2)
 model.view_anndata_setup()
 """
 

@@ -32,7 +32,7 @@ def _seed():
     scvi.settings._seed = before
 
 
-# --- cells that were changed ------------------------------------------------------------------------------------------------
+# --- cells that were changed ------------------------------------------------------------------------------------------
 
 
 def normalise(adata):
@@ -80,7 +80,7 @@ def test_changed_values_of_a_backed_file_are_refused(make_cells, make_model, qui
         model.train(1, **quick)
 
 
-# --- checkpoints of other cells -----------------------------------------------------------------------------------------------
+# --- checkpoints of other cells ---------------------------------------------------------------------------------------
 
 
 def shuffle_labels(adata):
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_other_values_labels_or_layers_is_refused(make, change, 
         build(adata=others, setup=setup).train(1, checkpoint_dir=tmp_path, **quick)
 
 
-# --- arguments ----------------------------------------------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------------------------------
 
 
 MISTAKES = [
@@ -227,7 +227,7 @@ def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick, 
     assert sizes == {"autoencoder": {96}, "prior": {256}}
 
 
-# --- what the user sees --------------------------------------------------------------------------------------------------------
+# --- what the user sees -----------------------------------------------------------------------------------------------
 
 
 def lines_of(model, capsys):

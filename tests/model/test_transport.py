@@ -170,7 +170,7 @@ def test_training_it_leaves_the_rest_of_the_model_alone(make_trained):
     assert all(bool((after[name] == tensor).all()) for name, tensor in before.items())
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def test_it_must_be_trained(trained):
@@ -293,7 +293,7 @@ def test_a_new_autoencoder_generates_without_the_old_transport(without_a_combina
     assert "method" not in model.generate(5, NEW).uns["scgen_diffusion"]
 
 
-# --- within donors --------------------------------------------------------------------------------------------------------
+# --- within donors ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -388,7 +388,7 @@ def test_a_checkpoint_of_other_pairs_is_not_resumed(with_donors, tmp_path):
         with_donors.train_transport(1, match_keys=["donor"], **quick)
 
 
-# --- as a part of train() ------------------------------------------------------------------------------------------------
+# --- as a part of train() ---------------------------------------------------------------------------------------------
 
 
 def test_train_trains_it_where_the_setup_says_what_is_unperturbed(make_trained):

@@ -121,7 +121,7 @@ def test_perturbations_without_any_effect_shift_nothing():
     assert not ask(torch.zeros(SIZE), [0, 1]).any()
 
 
-# --- how sure it is ------------------------------------------------------------------------------------------------------
+# --- how sure it is ---------------------------------------------------------------------------------------------------
 
 
 CONTROL = torch.tensor([9.0, 0.0])
@@ -206,7 +206,7 @@ def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
     torch.testing.assert_close((weights @ shifts.double()).float()[None], expected, atol=1e-4, rtol=1e-4)
 
 
-# --- perturbations never seen --------------------------------------------------------------------------------------------
+# --- perturbations never seen -----------------------------------------------------------------------------------------
 
 
 def test_a_set_is_new_if_one_of_its_members_is():

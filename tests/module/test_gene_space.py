@@ -66,7 +66,7 @@ def profiles(counts):
     return log_profile(counts, "counts")
 
 
-# --- from profiles to values and back --------------------------------------------------------------------------------------
+# --- from profiles to values and back ---------------------------------------------------------------------------------
 
 value = st.one_of(st.just(0.0), st.floats(0.0078125, 10, width=32))  # one count of a million is 0.01
 cells = st.lists(st.lists(value, min_size=4, max_size=4), min_size=2, max_size=6).map(torch.tensor)
@@ -157,7 +157,7 @@ def test_without_clamping_negative_values_stay(profiles):
     assert (build(clamp=True).decode(values) >= 0).all()
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------------
+# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("backbone", "path", "target", "head"), CHOICES)
@@ -207,7 +207,7 @@ def test_the_averaged_weights_are_requested_by_name(counts, profiles):
     assert not torch.equal(current, averaged)
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_any_number_of_genes_fits(backbone, n_genes):
     assert profile.shape == (2, n_genes)
 
 
-# --- counts ----------------------------------------------------------------------------------------------------------------
+# --- counts -----------------------------------------------------------------------------------------------------------
 
 
 @given(

@@ -311,12 +311,12 @@ def test_more_new_numbers_than_free_places_are_thinned_out():
     assert torch.equal(groups.add_centres(filled, torch.tensor([[500.0]])), filled)
 
 
-# --- sets and numbers -----------------------------------------------------------------------------------------------------
+# --- sets and numbers -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def of_sets():
-    """Return a model of one set key, members 0 to 2 with effects 0.5, 1 and -1 on log totals of 7, sets {}, {0}, {1}, {2}, {1, 2}."""
+    """Return a model of sets {}, {0}, {1}, {2}, {1, 2}, with effects 0.5, 1 and -1 on log totals of 7."""
     effects = torch.tensor([0.5, 1.0, -1.0, 0.0])
     condition = torch.tensor([[3, 3], [0, 3], [1, 3], [2, 3], [1, 2]]).repeat_interleave(100, 0)
     model = LibrarySizeModel((Members(3, largest=2),), 6)

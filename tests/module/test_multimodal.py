@@ -172,7 +172,7 @@ def test_architectures_that_do_not_suit_several_modalities_are_refused(tiny, cha
         MultimodalModule(PANELS, architecture=SCLDMArchitecture(**tiny, **changes))
 
 
-# --- library sizes -----------------------------------------------------------------------------------------------------
+# --- library sizes ----------------------------------------------------------------------------------------------------
 
 
 def fitted_sizes(n_cells=2000, missing=0):

@@ -74,8 +74,8 @@ def test_tokens_in_one_of_two_orthogonal_subspaces_cost_only_there():
 
 
 def test_tokens_spread_over_orthogonal_subspaces_cost_more_together_than_within_them():
-    # What the white-box transformer is built on: R - R^c is large where subspaces are compact and apart. The factor d / p
-    # of the two definitions is taken out by eps, so that both allow the same error per direction.
+    # What the white-box transformer is built on: R - R^c is large where subspaces are compact and apart. The factor d /
+    # p of the two definitions is taken out by eps, so that both allow the same error per direction.
     bases = orthonormal(8, 8).unflatten(1, (4, 2)).transpose(0, 1)
     clusters = [draw(10, 2, seed=k) @ basis.T for k, basis in enumerate(bases)]
     together, eps = torch.cat(clusters), 0.5

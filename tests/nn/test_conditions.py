@@ -51,7 +51,7 @@ def test_another_number_of_keys_is_refused(n_keys):
         ConditionEmbedding((3, 2), 5)(torch.zeros(4, n_keys, dtype=torch.long))
 
 
-# --- several kinds side by side -----------------------------------------------------------------------------------------
+# --- several kinds side by side ---------------------------------------------------------------------------------------
 
 
 def test_null_and_keys_of_columns_lie_side_by_side():
@@ -86,7 +86,7 @@ def test_every_parameter_has_a_gradient_and_what_is_not_given_has_one_too():
         assert parameter.grad.abs().sum() > 0, name
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------------
+# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -136,7 +136,7 @@ def test_one_number_has_the_network_of_models_saved_before_arrays():
     }
 
 
-# --- sets -----------------------------------------------------------------------------------------------------------------
+# --- sets -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vectors", [None, VECTORS])
@@ -172,7 +172,7 @@ def test_the_empty_set_differs_from_a_set_that_is_not_given():
     assert not torch.allclose(empty, nothing)
 
 
-# --- known embeddings -------------------------------------------------------------------------------------------------------
+# --- known embeddings -------------------------------------------------------------------------------------------------
 
 
 def test_equal_vectors_have_equal_embeddings_and_close_ones_close():

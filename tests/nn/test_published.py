@@ -1,4 +1,4 @@
-"""The networks of scRDiT and of the white-box diffusion transformer against numbers recorded from the published code."""
+"""Networks of scRDiT and of the white-box diffusion transformer against numbers of the published code."""
 
 import json
 import os

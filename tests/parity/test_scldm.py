@@ -1,8 +1,8 @@
 """Our SCLDM against numbers recorded from the published code, and the reader of its weights.
 
-The folder of recordings is that of this file, or the one named by the environment variable ``PARITY_DIR``. Every size comes
-from its ``config.json``: G genes, E width, L latent width, M latent tokens, H and HC heads of self- and cross-attention, S
-padded length, B cells, DH heads of the prior.
+The folder of recordings is that of this file, or the one named by the environment variable ``PARITY_DIR``. Every size
+comes from its ``config.json``: G genes, E width, L latent width, M latent tokens, H and HC heads of self- and
+cross-attention, S padded length, B cells, DH heads of the prior.
 """
 
 import json
@@ -34,7 +34,8 @@ def weights_path(strategy):
 STRATEGIES = [name for name in ("joint", "mutually_exclusive") if weights_path(name).is_file()]
 STRATEGY = STRATEGIES[0]  # for all that does not depend on it
 
-# Float32 on another machine, with fused attention: sums in another order. The ODE adds the step choice of an adaptive method.
+# Float32 on another machine, with fused attention: sums in another order. The ODE adds the step choice of an adaptive
+# method.
 TOLERANCE, ODE_TOLERANCE = 1e-4, 1e-3
 
 
@@ -86,7 +87,7 @@ def _no_gradients():
         yield
 
 
-# --- recorded numbers: the autoencoder ---------------------------------------------------------------------------------
+# --- recorded numbers: the autoencoder --------------------------------------------------------------------------------
 
 
 def encode(module, gene_set):
@@ -141,7 +142,7 @@ def test_sizes_are_read_off_the_weights(module):
     assert not architecture.mask_padding
 
 
-# --- recorded numbers: the prior ---------------------------------------------------------------------------------------
+# --- recorded numbers: the prior --------------------------------------------------------------------------------------
 
 
 def recorded(kind):
@@ -206,7 +207,7 @@ def test_sampled_latents_are_the_recorded_ends_of_the_flow(modules, strategy, wh
     assert relative_error(latents, VECTORS[f"{strategy}.ode_end_{what}"]) < ODE_TOLERANCE
 
 
-# --- the reader: what it accepts -----------------------------------------------------------------------------------------
+# --- the reader: what it accepts --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,7 +232,7 @@ def test_a_torch_file_gives_the_same_model_as_safetensors(tmp_path, weights, mod
 
 
 def with_ema(weights):
-    """Add what ema-pytorch's ``EMA`` adds to a state dict: its counters, the raw weights again, then the averaged ones."""
+    """Add what ema-pytorch's ``EMA`` adds to a state dict: counters, the raw weights again, the averaged ones."""
     raw = {
         name.removeprefix("diffusion_model."): w for name, w in weights.items() if name.startswith("diffusion_model.")
     }
@@ -348,7 +349,7 @@ def test_library_statistics_are_those_of_the_table():
     np.testing.assert_allclose(drawn.log().numpy(), table["mean"], atol=0.05)  # totals are whole numbers, at least 20
 
 
-# --- the reader: what it refuses -----------------------------------------------------------------------------------------
+# --- the reader: what it refuses --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -457,8 +458,8 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path, content):
 
 
 def test_weights_that_lack_any_tensor_are_refused(tmp_path, weights):
-    # The encoder's position embedding is zero and need not be there; without theta the file is one of unshared dispersions,
-    # whose head has another shape.
+    # The encoder's position embedding is zero and need not be there; without theta the file is one of unshared
+    # dispersions, whose head has another shape.
     needed = [name for name in weights if name != "vae_model.encoder.pos_embed"]
     other_errors = {}
     for name in needed:

@@ -1,4 +1,4 @@
-"""Plots of genes and totals show the numbers of the cells: means, variances, zeros, correlations, markers, library sizes."""
+"""Plots of genes and totals show the cells' numbers: means, variances, zeros, correlations, markers, totals."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def up_to_signs(found, expected):
     np.testing.assert_allclose(found, signs * expected, atol=0.02)  # the decomposition is randomised
 
 
-# --- still -----------------------------------------------------------------------------------------------------------------
+# --- still ------------------------------------------------------------------------------------------------------------
 
 
 def test_panels_go_from_noise_to_cells_and_say_when():
@@ -200,7 +200,7 @@ def test_a_figure_can_be_saved_on_given_axes(tmp_path):
     assert (tmp_path / "path.png").stat().st_size > 1000
 
 
-# --- film ------------------------------------------------------------------------------------------------------------------
+# --- film -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_gif_has_all_pictures_and_is_small(tmp_path):
@@ -260,7 +260,7 @@ def test_no_figure_is_left_open():
     assert plt.get_fignums() == []
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def without(column):

@@ -244,9 +244,11 @@ class TestBrowser:
     @pytest.mark.parametrize("width", [420, 1400])
     def test_all_pictures_are_decoded_and_nothing_sticks_out(self, written, tmp_path, width):
         page = escape(written[0].read_text(encoding="utf-8"), quote=True)
-        probe = """<script>onload = () => { const page = document.querySelector("iframe").contentDocument, images = [...page.images];
+        probe = """<script>onload = () => {
+            const page = document.querySelector("iframe").contentDocument, images = [...page.images];
+            const all = page.documentElement;
             document.title = [images.length, images.filter(i => i.naturalWidth > 100).length,
-                              page.documentElement.scrollWidth - page.documentElement.clientWidth].join(" "); }</script>"""
+                              all.scrollWidth - all.clientWidth].join(" "); }</script>"""
         framed = tmp_path / "framed.html"
         frame = f'<iframe srcdoc="{page}" style="width: {width}px; height: 900px"></iframe>'
         framed.write_text(f"<!doctype html><meta charset='utf-8'><title></title>{frame}{probe}", encoding="utf-8")

@@ -1,7 +1,8 @@
 """No step asks the device for a value: on a GPU the host would wait there until all work is done.
 
-Steps are taken on torch's meta device. Its tensors have shapes and no values, so that every operator whose result the host would have to look
-at (``item``, ``nonzero``, indexing by a mask) raises. It is no CPU, so that the paths for other devices are those that run.
+Steps are taken on torch's meta device. Its tensors have shapes and no values, so that every operator whose result the
+host would have to look at (``item``, ``nonzero``, indexing by a mask) raises. It is no CPU, so that the paths for other
+devices are those that run.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_with_many_cells_the_autoencoder_takes_up_to_twice_the_steps(n_cells, fa
     assert n_steps(usual, n_cells) == round(600 * factor * max((n_cells / 2_000) ** 0.5, 0.33))
 
 
-# --- few genes -----------------------------------------------------------------------------------------------------------
+# --- few genes --------------------------------------------------------------------------------------------------------
 
 USUAL = RECIPES["default"].autoencoder
 

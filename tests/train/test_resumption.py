@@ -103,7 +103,7 @@ def assert_same_model(one, other):
         assert torch.equal(tensor, found), name
 
 
-# --- killed and told to terminate --------------------------------------------------------------------------------------
+# --- killed and told to terminate -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -137,7 +137,7 @@ def test_a_killed_gene_space_model_resumes_to_identical_weights(make_gene_space,
 
 
 def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
-    """Again and again, after times that are drawn, wherever that may be: between stages, while a checkpoint is written."""
+    """Again and again, after drawn times, wherever that may be: between stages, while a checkpoint is written."""
     whole, duration = whole
 
     def train_and_be_killed(seconds):
@@ -162,7 +162,7 @@ def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_o
     assert_same_model(whole[0], train(tmp_path))
 
 
-# --- Ctrl-C ------------------------------------------------------------------------------------------------------------
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

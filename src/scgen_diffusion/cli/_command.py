@@ -209,11 +209,18 @@ class Command(click.Command):
     ) -> None:
         kind = existing(dir_okay=False)
         general = [
-            option("--config", "Read options from this file; the command line overrides them.", kind, "FILE.toml", is_eager=True, callback=_use_config),
+            option(
+                "--config",
+                "Read options from this file; the command line overrides them.",
+                kind,
+                "FILE.toml",
+                is_eager=True,
+                callback=_use_config,
+            ),
             flag("--print-config", "Print the options as TOML and exit."),
             flag("-q --quiet", "Show errors only."),
             flag("-v --verbose", "Show all messages, including those of libraries, and tracebacks."),
-        ]  # fmt: skip
+        ]
         self.function = function
         self.sections = {**sections, "General": general}
         params = [*arguments, *(param for options in self.sections.values() for param in options)]

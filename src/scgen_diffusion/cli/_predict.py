@@ -39,7 +39,7 @@ SECTIONS = {
         flag("--backed", "Read cells from the file part by part, if they do not fit into memory."),
     ],
     "Request": [
-        option("--condition -c", "New condition of all cells. Keys that are left out keep each cell's own value.", Keyed()),
+        option("--condition -c", "New condition of all cells. Keys left out keep each cell's own value.", Keyed()),
         TABLE,
         option("--method", "Method: transport or inversion.", click.Choice(["transport", "inversion"])),
         option("--residuals", "What the latent does not explain: own (kept) or new.", click.Choice(["own", "new"])),
@@ -71,8 +71,8 @@ SECTIONS = {
     ],
     SECTIONS,
     short_help="Predict cells under another condition.",
-    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume. Several files stay on disk, as with "
-    "--backed. Of cells that stay there, the new file has only the conditions.",
+    epilog="After Ctrl-C, SIGTERM or a crash, run the same command again to resume. Several files stay on disk, as "
+    "with --backed. Of cells that stay there, the new file has only the conditions.",
 )
 def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     """Predict how given cells (.h5ad, .zarr, .h5mu) would look under another condition, and write them into a file.

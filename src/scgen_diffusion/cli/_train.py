@@ -38,14 +38,14 @@ STAGES = ("autoencoder", "prior", "transport", "diffusion")
 WINDOW_OPTIONS = ("shared_genes", "window_size", "block_size")
 TRAINABLE = ("new_conditions", "conditions", "network", "all")
 OF_REFERENCE = (  # what a fine-tuned model has from its reference
-    "layer", "condition", "continuous_condition", "set_condition", "control", "values", "modality", "size", "architecture",
-    *WINDOW_OPTIONS,
+    "layer", "condition", "continuous_condition", "set_condition", "control", "values", "modality", "size",
+    "architecture", *WINDOW_OPTIONS,
 )  # fmt: skip
 LARGEST_SEED = 2**32 - 1
 SETTING = Keyed("KEY=VALUE", toml_value)
 TRAIN_OPTIONS = (
-    "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "early_stopping_patience", "check_val_every_n_epoch",
-    "compile", "accelerator", "num_nodes", "strategy", "precision",
+    "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "early_stopping_patience",
+    "check_val_every_n_epoch", "compile", "accelerator", "num_nodes", "strategy", "precision",
 )  # fmt: skip
 
 
@@ -137,8 +137,8 @@ SECTIONS = {
     [click.Argument(["cells"], nargs=-1, required=True, type=existing())],
     SECTIONS,
     short_help="Train a model on files of cells.",
-    epilog="After Ctrl-C, SIGTERM (exit code 130 or 143) or a crash, run the same command again to resume from the last "
-    "checkpoint. Several files are always read during training, as with --backed.",
+    epilog="After Ctrl-C, SIGTERM (exit code 130 or 143) or a crash, run the same command again to resume from the "
+    "last checkpoint. Several files are always read during training, as with --backed.",
 )
 def train(terminal: Terminal, options: dict[str, Any]) -> None:
     """Train a model on the cells of one or several files (.h5ad, .zarr, .h5mu), and save it to a folder.

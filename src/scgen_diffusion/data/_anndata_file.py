@@ -49,8 +49,8 @@ class AnnDataFile:
         for part in ("obs", "var"):
             if part not in root or "_index" not in root[part].attrs:
                 msg = (
-                    f"{name} is not an AnnData file of anndata 0.7 or later: it has no table {part!r}. If an older version "
-                    "wrote it, read it and write it again."
+                    f"{name} is not an AnnData file of anndata 0.7 or later: it has no table {part!r}. If an older "
+                    "version wrote it, read it and write it again."
                 )
                 raise ValueError(msg)
 
@@ -139,8 +139,8 @@ class AnnDataFile:
             raise ValueError(msg) from error
         if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
             msg = (
-                f"{self.where(layer)} has the shape {matrix.stored_shape}, but the file has {expected} cells and genes; "
-                "it is damaged."
+                f"{self.where(layer)} has the shape {matrix.stored_shape}, but the file has {expected} cells and "
+                "genes; it is damaged."
             )
             raise ValueError(msg)
         return matrix

@@ -284,7 +284,7 @@ class CellFiles:
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> anndata.AnnData:
-        """Read some cells into an AnnData in memory, with conditions in ``obs`` and ``obsm``, values in ``X`` and the layer.
+        """Read some cells into memory: conditions in ``obs`` and ``obsm``, values in ``X`` and the layer.
 
         Parameters
         ----------
@@ -321,7 +321,10 @@ class CellFiles:
     def __repr__(self) -> str:
         names = ", ".join(file.name for file in self.files)
         conditions = [key.name for key in self.by_key]
-        return f"{type(self).__name__} of {self.n_cells} cells and {len(self.var)} genes in {names}; conditions: {conditions}"
+        return (
+            f"{type(self).__name__} of {self.n_cells} cells and {len(self.var)} genes in {names}; conditions: "
+            f"{conditions}"
+        )
 
 
 def list_paths(paths: Paths) -> list[Path]:
@@ -353,7 +356,7 @@ def check_file_values(
     values: Literal["counts", "log1p"],
     advice: str = COUNTS_ADVICE,
 ) -> np.ndarray:
-    """Raise unless a matrix of a file has cells, genes and the kind of values that ``values`` says; return its row sums."""
+    """Raise unless a file's matrix has cells, genes and values of the kind ``values``; return its row sums."""
     check_size(matrix.shape, file.where(layer))
     with file.reading(matrix_name(layer)):
         return check_values(matrix, file.where(layer), values, advice)
@@ -401,8 +404,8 @@ def columns_of_genes(
             if len(missing) or len(extra):
                 msg = (
                     f"The genes of {file.name} are not those of {files[0].name}: {list_some(missing)} missing, "
-                    f"{list_some(extra)} additional. Use the genes of all files with `genes='shared'`, or choose some with "
-                    "`genes=[...]`."
+                    f"{list_some(extra)} additional. Use the genes of all files with `genes='shared'`, or choose some "
+                    "with `genes=[...]`."
                 )
                 raise ValueError(msg)
     elif genes == "shared":
@@ -505,12 +508,15 @@ def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str,
             continue
         for file in files:
             if name not in file.arrays:
-                msg = f"The condition key {name!r} is not an array of obsm in {file.name}. {known_names(name, file.arrays)}"
+                msg = (
+                    f"The condition key {name!r} is not an array of obsm in {file.name}. "
+                    f"{known_names(name, file.arrays)}"
+                )
                 raise KeyError(msg)
             if name in file.columns:
                 msg = (
-                    f"The condition key {name!r} is a column of obs and an array of obsm in {file.name}. Rename the one "
-                    "that is no condition."
+                    f"The condition key {name!r} is a column of obs and an array of obsm in {file.name}. Rename the "
+                    "one that is no condition."
                 )
                 raise ValueError(msg)
         parts = [file.array(name) for file in files]

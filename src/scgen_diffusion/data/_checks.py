@@ -135,10 +135,16 @@ def check_values(
             msg = f"{where} holds values that are not whole numbers (for example {found}), but needs counts. {advice}"
             raise ValueError(msg)
         if values == "counts" and stored.max(initial=0) > LARGEST_COUNT:
-            msg = f"{where} holds values up to {stored.max():.4g}; counts must be at most {LARGEST_COUNT:,}. Are they counts?"
+            msg = (
+                f"{where} holds values up to {stored.max():.4g}; counts must be at most {LARGEST_COUNT:,}. Are they "
+                "counts?"
+            )
             raise ValueError(msg)
         if values == "log1p" and stored.max(initial=0) > LARGEST_LOG1P:
-            msg = f"{where} holds values up to {stored.max():.4g}, too large for logarithms. Did you mean `values='counts'`?"
+            msg = (
+                f"{where} holds values up to {stored.max():.4g}, too large for logarithms. Did you mean "
+                "`values='counts'`?"
+            )
             raise ValueError(msg)
         totals.append(_sums(chunk))
     if values == "log1p" and all_whole:
@@ -153,8 +159,8 @@ def check_natural_logarithms(log1p: Any, where: str) -> None:
     if base is not None and not (isinstance(base, Real) and np.isclose(float(base), np.e)):
         msg = (
             f"uns['log1p']['base'] says that logarithms are to the base {base}, but models need natural ones. Multiply "
-            f"{where} by np.log({base}), and set adata.uns['log1p']['base'] = None. If {where} holds natural logarithms "
-            "already, only set the latter."
+            f"{where} by np.log({base}), and set adata.uns['log1p']['base'] = None. If {where} holds natural "
+            "logarithms already, only set the latter."
         )
         raise ValueError(msg)
 

@@ -135,8 +135,8 @@ class CategoricalKey(ConditionKey):
             if str(value) in as_text:
                 known = as_text[str(value)]
                 msg = (
-                    f"adata.obs[{self.name!r}] holds {value!r} of type {type(value).__name__}, which the reference knows "
-                    f"as {known!r} of type {type(known).__name__}. Convert the column to that type."
+                    f"adata.obs[{self.name!r}] holds {value!r} of type {type(value).__name__}, which the reference "
+                    f"knows as {known!r} of type {type(known).__name__}. Convert the column to that type."
                 )
                 raise ValueError(msg)
         values = [*self.values, *new]
@@ -204,8 +204,8 @@ class ContinuousKey(ConditionKey):
         """Take range and scale from the values of training cells, of which one must be the control value if given."""
         if column.dtype.kind not in "iuf":
             msg = (
-                f"adata.obs[{name!r}] holds {column.dtype} instead of numbers. List it in `condition_keys`, or convert it: "
-                "`.astype(float)`."
+                f"adata.obs[{name!r}] holds {column.dtype} instead of numbers. List it in `condition_keys`, or convert "
+                "it: `.astype(float)`."
             )
             raise ValueError(msg)
         values = column.to_numpy(dtype=float)
@@ -228,8 +228,9 @@ class ContinuousKey(ConditionKey):
         positive = values[values > 0]
         if values.min() >= 0 and positive.max() > WIDEST_RATIO * positive.min():
             warn_user(
-                f"The values of {name!r} span decades ({positive.min():g} to {positive.max():g}). Those near the control value "
-                f"{control} look untreated to the model, and their effects come out too small: register the logarithm."
+                f"The values of {name!r} span decades ({positive.min():g} to {positive.max():g}). Those near the "
+                f"control value {control} look untreated to the model, and their effects come out too small: register "
+                "the logarithm."
             )
         return key
 
@@ -319,8 +320,8 @@ class ArrayKey(ConditionKey):
         if varying.max() > UNLIKE * varying.min():
             warn_user(
                 f"The columns of adata.obsm[{name!r}] have standard deviations from {varying.min():.3g} to "
-                f"{varying.max():.3g}. They share one scale, so the smaller ones hardly count. Unless they are coordinates, "
-                "standardise them first."
+                f"{varying.max():.3g}. They share one scale, so the smaller ones hardly count. Unless they are "
+                "coordinates, standardise them first."
             )
         mean, std = numbers.mean(0), float(np.sqrt(np.square(spread).mean()))
         columns = [str(column) for column in array.columns] if isinstance(array, pd.DataFrame) else None
@@ -368,7 +369,10 @@ class ArrayKey(ConditionKey):
             value = numbers[int(np.argmax(are_wrong))]
             why = "finite numbers are needed"
             if np.isfinite(value).all():
-                why = f"too far from the range of the training cells, {self._listed(self.low)} to {self._listed(self.high)}"
+                why = (
+                    f"too far from the range of the training cells, {self._listed(self.low)} to "
+                    f"{self._listed(self.high)}"
+                )
             msg = f"{source} has the value {self._listed(value)} for {self.name!r}; {why}."
             raise ValueError(msg)
         return codes
@@ -393,8 +397,8 @@ class ArrayKey(ConditionKey):
         if isinstance(values, pd.DataFrame):
             if self.columns is not None and [str(column) for column in values.columns] != list(self.columns):
                 msg = (
-                    f"{source}: the table {self.name!r} has the columns {list(values.columns)}, but the model was trained "
-                    f"with {list(self.columns)}."
+                    f"{source}: the table {self.name!r} has the columns {list(values.columns)}, but the model was "
+                    f"trained with {list(self.columns)}."
                 )
                 raise ValueError(msg)
             values = values.to_numpy()
@@ -407,8 +411,8 @@ class ArrayKey(ConditionKey):
         if numbers.ndim != 2 or numbers.shape[1] != self.n_columns:
             found = f"an array of shape {numbers.shape}" if numbers.size else repr(values)[:N_SHOWN]
             msg = (
-                f"{source}: {self.name!r} has {self.n_columns} numbers per cell; give a row of {self.n_columns} for all "
-                f"cells, or an array with a row per cell, but found {found}."
+                f"{source}: {self.name!r} has {self.n_columns} numbers per cell; give a row of {self.n_columns} for "
+                f"all cells, or an array with a row per cell, but found {found}."
             )
             raise ValueError(msg)
         return numbers
@@ -453,8 +457,8 @@ class SetKey(ConditionKey):
         rows = [] if table is None else map(str, table.index)
         if within := [member for member in rows if separator in member]:
             msg = (
-                f"The member {within[0]!r} of {name!r} contains the separator {separator!r}. Choose another separator by "
-                f"`set_condition_keys={{{name!r}: '...'}}`, and use it in adata.obs."
+                f"The member {within[0]!r} of {name!r} contains the separator {separator!r}. Choose another separator "
+                f"by `set_condition_keys={{{name!r}: '...'}}`, and use it in adata.obs."
             )
             raise ValueError(msg)
         key = cls(name, [], separator, 0, control, [], has_vectors=table is not None).extended(column, table)
@@ -610,8 +614,8 @@ def check_array(name: str, array: Any) -> np.ndarray:
         raise ValueError(msg)
     if not 0 < numbers.shape[1] <= MOST_COLUMNS:
         msg = (
-            f"{where} has {numbers.shape[1]} columns; a condition can have 1 to {MOST_COLUMNS}. Keep a few, such as the "
-            "first principal components."
+            f"{where} has {numbers.shape[1]} columns; a condition can have 1 to {MOST_COLUMNS}. Keep a few, such as "
+            "the first principal components."
         )
         raise ValueError(msg)
     numbers = numbers.astype(float)
@@ -677,5 +681,6 @@ def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
 def _not_learned(name: str, value: Any, what: str) -> str:
     return (
         f"`condition` asks for {value!r} of {name!r}, a {what} without any training cell. To generate it, train with "
-        "cells of it (after `load_query_data`, call `train`), or give its embedding in `condition_embeddings` of setup_anndata."
+        "cells of it (after `load_query_data`, call `train`), or give its embedding in `condition_embeddings` of "
+        "setup_anndata."
     )

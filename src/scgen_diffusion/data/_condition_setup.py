@@ -114,15 +114,15 @@ class ConditionSetup:
             owners = [name for name, part in modalities.items() if key in part.obs]
             if key not in adata.obs and owners:
                 msg = (
-                    f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Copy it: "
-                    f"mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
+                    f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Copy "
+                    f"it: mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
                 )
                 raise KeyError(msg)
             owners = [name for name, part in modalities.items() if key in part.obsm]
             if key in continuous and key not in adata.obsm and owners:
                 msg = (
-                    f"The condition key {key!r} is not an array of mdata.obsm, but of mdata[{owners[0]!r}].obsm. Copy it to "
-                    f"mdata.obsm[{key!r}], in the order of mdata.obs_names."
+                    f"The condition key {key!r} is not an array of mdata.obsm, but of mdata[{owners[0]!r}].obsm. Copy "
+                    f"it to mdata.obsm[{key!r}], in the order of mdata.obs_names."
                 )
                 raise KeyError(msg)
         check_conditions(adata, listed, continuous)
@@ -145,8 +145,8 @@ class ConditionSetup:
         for name in controls:
             if name in continuous and (n_numbers := adata.obs[name].nunique()) > MANY_NUMBERS:
                 warn_user(
-                    f"adata.obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns from "
-                    "the cells of each number as a group; round the numbers, so that many cells share one."
+                    f"adata.obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns "
+                    "from the cells of each number as a group; round the numbers, so that many cells share one."
                 )
         tables = {name: _table(adata, name, table) for name, table in embeddings.items()}
         return cls(categorical, continuous, separators, controls, tables)
@@ -235,7 +235,7 @@ class ConditionField(BaseAnnDataField):
         return self._write(adata_target, by_key)
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
-        """Write the codes and return the keys by number; scvi-tools cannot show mappings in lists or names with dots."""
+        """Write codes, and return keys by number: scvi-tools cannot show mappings in lists or names with dots."""
         adata.obsm[OBSM_KEY] = encode_cells(adata, by_key)
         return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
 
@@ -380,8 +380,8 @@ def check_conditions(
             raise ValueError(msg)
         if is_array and key in obs:
             msg = (
-                f"The condition key {key!r} is a column of adata.obs and an array of adata.obsm. Rename or delete the one "
-                f"that is no condition: del adata.obs[{key!r}]."
+                f"The condition key {key!r} is a column of adata.obs and an array of adata.obsm. Rename or delete the "
+                f"one that is no condition: del adata.obs[{key!r}]."
             )
             raise ValueError(msg)
         if is_array:
@@ -403,8 +403,8 @@ def check_conditions(
             found = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
             what, remedy = ("number", "") if key in arrays else ("label", ", or label them, for example 'unknown'")
             msg = (
-                f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells ({found}, ...). Remove these "
-                f"cells{remedy}."
+                f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells ({found}, ...). Remove "
+                f"these cells{remedy}."
             )
             raise ValueError(msg)
 
@@ -423,13 +423,14 @@ def _check_classes(name: str, column: pd.Series) -> None:
     most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS
     if are_numbers and n_classes > min(most, max(MANY_CLASSES, n_cells / 2)):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells; each is learned as a separate "
-            "class. If they are amounts, such as doses or times, list the column in `continuous_condition_keys` instead."
+            f"adata.obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells; each is learned as a "
+            "separate class. If they are amounts, such as doses or times, list the column in "
+            "`continuous_condition_keys` instead."
         )
     elif n_classes > max(MANY_CLASSES, n_cells / 2):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name cells, "
-            "leave the column out of `condition_keys`."
+            f"adata.obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name "
+            "cells, leave the column out of `condition_keys`."
         )
 
 
@@ -468,8 +469,8 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame
     if not isinstance(table, pd.DataFrame):
         found = type(table).__name__
         msg = (
-            f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in adata.uns, but "
-            f"found {found}."
+            f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in adata.uns, "
+            f"but found {found}."
         )
         raise TypeError(msg)
     if not table.index.is_unique:

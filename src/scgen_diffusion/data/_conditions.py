@@ -237,8 +237,8 @@ class Conditions:
             key, columns = self.by_key[self.keys.index(name)], self.columns(name)
             if isinstance(key, SetKey) and isinstance(values, tuple):
                 msg = (
-                    f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set per "
-                    "cell."
+                    f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set "
+                    "per cell."
                 )
                 raise TypeError(msg)
             listed = key.listed(values)
@@ -292,7 +292,7 @@ class Conditions:
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
     def unseen(self, codes: np.ndarray) -> list[str]:
-        """Describe the combinations among codes ``(n, columns)`` that no training cell has, or none near their arrays."""
+        """Describe which combinations among codes ``(n, columns)`` no training cell has, or none near their arrays."""
         codes = np.unique(codes, axis=0)
         return [self.describe(row) for row in codes[self.are_unseen(codes)]]
 

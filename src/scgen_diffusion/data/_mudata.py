@@ -55,14 +55,14 @@ def check_is_mudata(mdata: object) -> None:
     """Raise for anything but MuData in memory."""
     if not isinstance(mdata, MuData):
         msg = (
-            f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`. Cells that "
-            "stay in `.h5mu` files need no setup: `MULTISCLDM(registry=MuDataFiles(paths, ...).registry)`."
+            f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`. Cells "
+            "that stay in `.h5mu` files need no setup: `MULTISCLDM(registry=MuDataFiles(paths, ...).registry)`."
         )
         raise TypeError(msg)
     if mdata.isbacked:
         msg = (
-            "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`. To train on "
-            "cells that stay in the file, see `scgen_diffusion.data.MuDataFiles`."
+            "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`. To train "
+            "on cells that stay in the file, see `scgen_diffusion.data.MuDataFiles`."
         )
         raise ValueError(msg)
 
@@ -93,8 +93,8 @@ def resolve_modalities(
     for name, layer in chosen.items():
         if not isinstance(mdata[name], AnnData):
             msg = (
-                f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData, or leave "
-                "it out of `modalities`."
+                f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData, or "
+                "leave it out of `modalities`."
             )
             raise TypeError(msg)
         check_layer(mdata[name], layer, f"mdata[{name!r}]")
@@ -110,7 +110,7 @@ def choose_modalities(
     layers: str | Mapping[str, str | None] | None,
     known: Sequence[str],
 ) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """Return likelihood (None: as the values say) and layer (None: ``X``) of each modality to use, by default all known ones.
+    """Return likelihood (None: by the values) and layer (None: ``X``) of each modality to use, by default all.
 
     Raises
     ------

@@ -179,7 +179,7 @@ class MuDataFiles(CellFiles):
         return registry_of_many(cell, self.n_cells, self.by_key, fields, method="setup_mudata", arguments=arguments)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> MuData:
-        """Read some cells into a MuData in memory, with conditions in ``obs`` and ``obsm``, values in ``X`` and the layers.
+        """Read some cells into memory: conditions in ``obs`` and ``obsm``, values in ``X`` and the layers.
 
         Modalities that a cell lacks have no counts.
 
@@ -254,7 +254,10 @@ class _MuDataFile:
         with self.cells.reading(f"obsmap[{name!r}]"):
             rows = np.asarray(root["obsmap"][name]).ravel().astype(np.int64) - 1  # 0 is "lacks it"
         if not np.array_equal(np.sort(rows[rows >= 0]), np.arange(part.n_cells)) or len(rows) != self.cells.n_cells:
-            msg = f"{part.name} has other cells than obs of {self.cells.name}. Read the file, call mdata.update(), and write it."
+            msg = (
+                f"{part.name} has other cells than obs of {self.cells.name}. Read the file, call mdata.update(), and "
+                "write it."
+            )
             raise ValueError(msg)
         return rows
 

@@ -93,8 +93,8 @@ class RegisteredCells:
         self.manager.validate()
         if not np.array_equal(self.codes, codes):
             msg = (
-                "The registered conditions are not those of the cells any more. Set the AnnData up again and build a new "
-                "model, or give every model its own copy."
+                "The registered conditions are not those of the cells any more. Set the AnnData up again and build a "
+                "new model, or give every model its own copy."
             )
             raise ValueError(msg)
 
@@ -120,8 +120,8 @@ class RegisteredCells:
         except ValueError as error:
             msg = (
                 f"The cells have changed since they were set up: {error} If you normalised, scaled or filtered them in "
-                "place, copy the counts to a layer before that, `adata.layers['counts'] = adata.X.copy()`. Then set up again "
-                "with `layer='counts'` and build a new model."
+                "place, copy the counts to a layer before that, `adata.layers['counts'] = adata.X.copy()`. Then set up "
+                "again with `layer='counts'` and build a new model."
             )
             raise ValueError(msg) from error
 

@@ -132,8 +132,8 @@ def _read_annotation(file: TextIO) -> pd.DataFrame:
         is_flag = expected != NON_CANCER_TYPE
         if name.lower().split() != expected.lower().split() or len(fields) != len(cells):
             msg = (
-                f"Line {number} must be the annotation {expected!r} of {len(cells)} cells, but is {name!r} with {len(fields)} "
-                f"fields. After the cell names, the lines must be {', '.join(map(repr, ANNOTATIONS))}."
+                f"Line {number} must be the annotation {expected!r} of {len(cells)} cells, but is {name!r} with "
+                f"{len(fields)} fields. After the cell names, the lines must be {', '.join(map(repr, ANNOTATIONS))}."
             )
             raise ValueError(msg)
         if is_flag and (wrong := set(fields) - {"0", "1"}):
@@ -188,8 +188,8 @@ def _checked_values(chunk: pd.DataFrame, genes: Sequence[str], cells: Sequence[s
     if wrong.any():
         gene, cell = np.argwhere(wrong)[0]
         msg = (
-            f"The values must be log2(TPM/10 + 1), numbers from 0 to 16.6, but found '{chunk.iat[gene, cell]}' for gene "
-            f"{genes[gene]!r} in cell {cells[cell]!r}. If the file is truncated there, download it again."
+            f"The values must be log2(TPM/10 + 1), numbers from 0 to 16.6, but found '{chunk.iat[gene, cell]}' for "
+            f"gene {genes[gene]!r} in cell {cells[cell]!r}. If the file is truncated there, download it again."
         )
         raise ValueError(msg)
     return values

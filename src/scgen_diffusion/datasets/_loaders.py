@@ -249,7 +249,8 @@ def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     Returns
     -------
     4 839 cells x 33 genes. `obs`: ``cell_type``, ``region``, ``size_um2`` (area of the cell). ``obsm["spatial"]``:
-    position in pixels of 0.065 µm, ``(cells, 2)``; the second column grows from the ventricle to the surface of the brain.
+    position in pixels of 0.065 µm, ``(cells, 2)``; the second column grows from the ventricle to the surface of the
+    brain.
 
     Examples
     --------
@@ -284,9 +285,9 @@ def worm_embryo(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
 
     Returns
     -------
-    1 805 cells x 10 000 genes, named by their WormBase identifiers. `obs`: ``cell_type``, ``embryo_time`` (estimated age
-    of the embryo in minutes, 210 to 780), ``batch`` (experiment), ``lineage`` (name of the cell in the embryo's tree of
-    divisions). `var`: ``gene_symbol``.
+    1 805 cells x 10 000 genes, named by their WormBase identifiers. `obs`: ``cell_type``, ``embryo_time`` (estimated
+    age of the embryo in minutes, 210 to 780), ``batch`` (experiment), ``lineage`` (name of the cell in the embryo's
+    tree of divisions). `var`: ``gene_symbol``.
 
     Examples
     --------

@@ -136,9 +136,9 @@ def fetch(original: Original, data_dir: str | os.PathLike[str] | None = None) ->
         return Path(pooch.retrieve(original.url, known_hash, original.name, folder, downloader=downloader))
     except OSError as error:
         msg = (
-            f"{original.name!r} is not in {folder}, or differs from the published file, and could not be downloaded from "
-            f"{original.url} ({error}). Without network access, put the file there, or name a folder that has it in the "
-            f"argument data_dir or the environment variable {DATA_DIR_VARIABLE}."
+            f"{original.name!r} is not in {folder}, or differs from the published file, and could not be downloaded "
+            f"from {original.url} ({error}). Without network access, put the file there, or name a folder that has it "
+            f"in the argument data_dir or the environment variable {DATA_DIR_VARIABLE}."
         )
         raise OSError(msg) from error
 
@@ -153,8 +153,8 @@ def read_r(path: Path) -> Any:
 
     Returns
     -------
-    The object as `rdata` converts it. A sparse matrix (genes, cells) becomes an AnnData (cells, genes), and Bioconductor's
-    table becomes a DataFrame.
+    The object as `rdata` converts it. A sparse matrix (genes, cells) becomes an AnnData (cells, genes), and
+    Bioconductor's table becomes a DataFrame.
     """
     constructors = {
         **rdata.conversion.DEFAULT_CLASS_MAP,

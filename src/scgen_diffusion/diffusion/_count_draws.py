@@ -143,7 +143,7 @@ def flat_indices(mask: Tensor) -> Tensor:
     return mask.reshape(-1).nonzero().view(-1)
 
 
-# --- inversion ------------------------------------------------------------------------------------------------------------
+# --- inversion --------------------------------------------------------------------------------------------------------
 
 
 def _search_negative_binomial(uniform: Tensor, mu: Tensor, theta: Tensor, is_large: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def _search(uniform: Tensor, log_zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return counts
 
 
-# --- rejection ------------------------------------------------------------------------------------------------------------
+# --- rejection --------------------------------------------------------------------------------------------------------
 
 
 class Stream:
@@ -243,7 +243,7 @@ def _poisson(stream: Stream, rate: Tensor) -> Tensor:
 
 
 def _reject_gamma(stream: Stream, shape: Tensor) -> Tensor:
-    """Draw Gamma variables of ``shape`` 1 or more; Marsaglia and Tsang (2000), *A simple method for generating gamma variables*."""
+    """Draw Gamma variables of ``shape`` 1 or more, by the rejection of Marsaglia and Tsang (2000)."""
     d = shape - 1 / 3
     c = (9 * d).rsqrt()
 
@@ -257,7 +257,7 @@ def _reject_gamma(stream: Stream, shape: Tensor) -> Tensor:
 
 
 def _reject_poisson(stream: Stream, rate: Tensor) -> Tensor:
-    """Draw Poisson counts of ``rate`` 10 or more; Hörmann (1993), *The transformed rejection method*, algorithm PTRS."""
+    """Draw Poisson counts of ``rate`` 10 or more; Hörmann (1993), *The transformed rejection method*, PTRS."""
     b = 0.931 + 2.53 * rate.sqrt()
     a, log_rate = -0.059 + 0.02483 * b, rate.log()
     inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)

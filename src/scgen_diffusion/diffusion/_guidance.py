@@ -38,9 +38,9 @@ class Guidance:
     ----------
     scale
         1: conditional; 0: unconditional; larger: more typical of the condition and less diverse, and far above 5 unlike
-        real cells; negative: away from the condition. One number; a mapping from condition keys to numbers (1 for missing
-        keys); or a mapping from tuples of keys to numbers, which adds up what each of these subsets changes in the
-        unconditional prediction.
+        real cells; negative: away from the condition. One number; a mapping from condition keys to numbers (1 for
+        missing keys); or a mapping from tuples of keys to numbers, which adds up what each of these subsets changes in
+        the unconditional prediction.
     composition
         How the scales of several keys are combined: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
         influence given all others). Default: as in training. Others work only if training showed the model what they

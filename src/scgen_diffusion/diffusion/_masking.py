@@ -1,9 +1,9 @@
 r"""Masked diffusion of counts: the items of a sample are masked at random, and unmasked a few at a time.
 
 A sample is a bag of items of several kinds, such as the molecules of a cell, each from a gene. A state is
-``(n, kinds + 1)``: how many items of each kind are seen, and in the last column how many are masked. At time ``t`` every
-item is seen with probability :math:`\alpha_t`, so the seen counts are binomial. A network predicts the kinds of masked
-items from those that are seen. Samples start with all items masked.
+``(n, kinds + 1)``: how many items of each kind are seen, and in the last column how many are masked. At time ``t``
+every item is seen with probability :math:`\alpha_t`, so the seen counts are binomial. A network predicts the kinds of
+masked items from those that are seen. Samples start with all items masked.
 
 References
 ----------
@@ -122,8 +122,8 @@ class UnmaskingSampler(SteppingSampler):
     r"""Unmask items in steps.
 
     Of :math:`m` masked items, a step from ``t`` to ``s`` unmasks :math:`\operatorname{Poisson}\bigl(m\,p_k\,(\alpha_s -
-    \alpha_t) / \sigma_t\bigr)` of kind :math:`k`, where :math:`p_k` is the predicted probability. The number of items in
-    the finished sample therefore varies a little around the one it started with.
+    \alpha_t) / \sigma_t\bigr)` of kind :math:`k`, where :math:`p_k` is the predicted probability. The number of items
+    in     the finished sample therefore varies a little around the one it started with.
 
     Parameters
     ----------

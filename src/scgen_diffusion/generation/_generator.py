@@ -156,7 +156,7 @@ class CellGenerator:
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
     def verdicts(self, request: CellRequest) -> dict[str, list[str]] | None:
-        """Judge the combinations that the transport makes of generated control cells, from some of these; None without any."""
+        """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
         codes, options, seed = request.codes.distinct(), request.options, request.seed
         starts = self._starts(codes)
         if starts is None:
@@ -190,8 +190,8 @@ class CellGenerator:
                 else f"{len(unseen)} requested combinations, for example {unseen[0]}, do"
             )
             warn_user(
-                f"{combinations} not occur in the training cells. Library sizes are extrapolated from single conditions, "
-                "and conditions that you left out may not fit those that you gave."
+                f"{combinations} not occur in the training cells. Library sizes are extrapolated from single "
+                "conditions, and conditions that you left out may not fit those that you gave."
             )
         if extrapolated:
             warn_user(f"You asked for numbers outside the range of the training cells: {', '.join(extrapolated)}.")
@@ -361,13 +361,13 @@ class CellGenerator:
             columns = self.conditions.columns
             left_out = [k for k in self.conditions.keys if perturbs[columns(k)].any() and row[columns(k)][0] == OPEN]
             msg = (
-                f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Give {left_out} as well, "
-                "which perturb too, so that control cells can be moved there."
+                f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Give {left_out} as "
+                "well, which perturb too, so that control cells can be moved there."
             )
             raise ValueError(msg)
 
     def _starts(self, codes: np.ndarray) -> np.ndarray | None:
-        """Return the conditions ``(n, columns)`` to generate under before the transport moves cells; None: the given ones.
+        """Return the conditions ``(n, columns)`` to generate before the transport moves cells; None: the given ones.
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
         """

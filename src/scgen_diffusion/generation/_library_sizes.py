@@ -50,8 +50,8 @@ class LibrarySizes:
             return _check_totals(library_size, n_cells)
         if not isinstance(library_size, Mapping):
             msg = (
-                f"`library_size` of a model with the modalities {list(self.largest)} must be a mapping from modality to "
-                f"numbers, or the name of a distribution, but found {type(library_size).__name__}."
+                f"`library_size` of a model with the modalities {list(self.largest)} must be a mapping from modality "
+                f"to numbers, or the name of a distribution, but found {type(library_size).__name__}."
             )
             raise TypeError(msg)
         self._check_kind(self.default)  # it gives the other totals
@@ -69,8 +69,8 @@ class LibrarySizes:
             checked = _check_totals(sizes, n_cells)
             if np.max(checked) >= self.largest[name]:
                 msg = (
-                    f"`library_size[{name!r}]` must be below the number of features ({self.largest[name]}), which are 0 or "
-                    f"1, but found {np.max(checked):g}."
+                    f"`library_size[{name!r}]` must be below the number of features ({self.largest[name]}), which are "
+                    f"0 or 1, but found {np.max(checked):g}."
                 )
                 raise ValueError(msg)
             totals[:, list(self.largest).index(name)] = checked
@@ -85,8 +85,8 @@ class LibrarySizes:
             raise ValueError(msg)
         if kind == "latent" and not self.head_is_trained:
             msg = (
-                "`library_size='latent'` needs totals that are predicted from cells. Neither published weights nor models "
-                "with `path='masking'` have such a head; use 'empirical' or 'normal'."
+                "`library_size='latent'` needs totals that are predicted from cells. Neither published weights nor "
+                "models with `path='masking'` have such a head; use 'empirical' or 'normal'."
             )
             raise ValueError(msg)
         return cast("LibrarySizeKind", kind)
@@ -99,7 +99,10 @@ def _check_totals(library_size: Any, n_cells: int) -> np.ndarray:
     except (TypeError, ValueError):
         totals = None
     if totals is None or isinstance(library_size, bool):
-        msg = f"`library_size` must be one number, one per cell, or the name of a distribution, but found {library_size!r}."
+        msg = (
+            f"`library_size` must be one number, one per cell, or the name of a distribution, but found "
+            f"{library_size!r}."
+        )
         raise TypeError(msg)
     if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
         msg = f"`library_size` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."

@@ -61,7 +61,7 @@ def check_finite(rows: Rows) -> None:
     """
     if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
         msg = (
-            "Sampling diverged: the generated values are not finite. Try more steps, another sampler or less guidance. If "
-            "that does not help, the model itself has diverged: train again with a lower learning rate."
+            "Sampling diverged: the generated values are not finite. Try more steps, another sampler or less guidance. "
+            "If that does not help, the model itself has diverged: train again with a lower learning rate."
         )
         raise FloatingPointError(msg)

@@ -29,7 +29,7 @@ LEAST_LEFT_OUT = 2  # groups that the others explain, to learn how wrong predict
 
 
 class Verdict(NamedTuple):
-    """What is known about a combination: the verdict, its reason, what to do about it, and the variance of the shift."""
+    """What is known about a combination: verdict, reason, what to do about it, and the variance of the shift."""
 
     label: str
     reason: str
@@ -95,7 +95,8 @@ def judge(
             found = (
                 UNKNOWN,
                 f"the control cells are unlike those that the model learned ({strange})",
-                "Check that their genes, counts and species are those of training, or train with more such control cells.",
+                "Check that their genes, counts and species are those of training, or train with more such control "
+                "cells.",
             )
         elif variance > (1 - LEAST_EXPLAINED) * prior:
             found = (
@@ -106,21 +107,22 @@ def judge(
         elif are_new[number] and from_embeddings < LEAST_EXPLAINED:
             found = (
                 UNKNOWN,
-                "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects that "
-                f"were seen, other perturbations predict {max(from_embeddings, 0):.0%}",
+                "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects "
+                f"that were seen, other perturbations predict {max(from_embeddings, 0):.0%}",
                 "Train with cells of this perturbation, or with other `condition_embeddings`.",
             )
         elif not len(seen):
             found = (
                 UNKNOWN,
                 "no similar perturbation was seen in training",
-                "Train with cells of this perturbation or of similar ones; use the logarithm of doses that span decades.",
+                "Train with cells of this perturbation or of similar ones; use the logarithm of doses that span "
+                "decades.",
             )
         elif len(seen) == 1 and not own:
             found = (
                 UNKNOWN,
-                f"the perturbation was seen in one context only ({conditions.describe(seen[0])}), so it is not known how "
-                "effects differ between contexts",
+                f"the perturbation was seen in one context only ({conditions.describe(seen[0])}), so it is not known "
+                "how effects differ between contexts",
                 "Train with perturbed and control cells of a second context.",
             )
         elif misfit > usual + STRANGE:
@@ -132,8 +134,8 @@ def judge(
         elif are_new[number]:
             found = (
                 EXTRAPOLATED,
-                "the perturbation, or a part of it, was never seen, and is predicted from those with similar embeddings; of "
-                f"the effects that were seen, other perturbations predict {from_embeddings:.0%}",
+                "the perturbation, or a part of it, was never seen, and is predicted from those with similar "
+                f"embeddings; of the effects that were seen, other perturbations predict {from_embeddings:.0%}",
                 "Compare with the effects of these perturbations.",
             )
         elif len(explained) < LEAST_LEFT_OUT:
@@ -172,7 +174,7 @@ def describe_verdicts(names: Sequence[str], verdicts: Sequence[Verdict]) -> dict
 
 
 def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray:
-    """Mark the columns of classes and sets that do not perturb, ``(columns,)``; nearly every cell has its own numbers."""
+    """Mark columns of classes and sets that do not perturb, ``(columns,)``; nearly all cells differ in numbers."""
     is_context = ~perturbs
     for key in conditions.by_key:
         is_context[conditions.columns(key.name)] &= not key.is_numeric

@@ -98,8 +98,8 @@ def head_loadings(
     .. math:: \ell_{kg} = \sqrt{\operatorname{mean}_{\text{cells}}
         \lVert \partial (U_k^\top Z) / \partial x_{t,g} \rVert_F^2}
 
-    over the tokens ``Z`` that the attention sees, for the network's input :math:`x_t`, at the given cells and time. With
-    masked molecules, whose input is not scaled to unit variance, it is multiplied by the standard deviation of
+    over the tokens ``Z`` that the attention sees, for the network's input :math:`x_t`, at the given cells and time.
+    With masked molecules, whose input is not scaled to unit variance, it is multiplied by the standard deviation of
     :math:`x_{t,g}` over the cells. So genes can be compared.
 
     Parameters

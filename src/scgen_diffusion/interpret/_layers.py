@@ -195,8 +195,8 @@ def head_coding_rates(
     adata, indices, conditional, eps, batch_size, seed
         See :func:`layer_statistics`; these are its ``subspace_coding_rate_before`` for single cells.
     time
-        A time as there. Default: 0.75 with masked molecules, timestep 500, or 0.25 for flow matching, where a gene's own
-        value says little.
+        A time as there. Default: 0.75 with masked molecules, timestep 500, or 0.25 for flow matching, where a gene's
+        own value says little.
 
     Returns
     -------

@@ -366,8 +366,8 @@ _ENTRIES = (
     _cross_metric("cross_correlation_error", "lower", lambda real, other: float(np.abs(real - other).mean())),
 )
 
-#: Values of perfect cells, for metrics whose floor is often far off by chance. They are judged by their distance to this value,
-#: less that of the floor.
+#: Values of perfect cells, for metrics whose floor is often far off by chance. They are judged by their distance to
+#: this value, less that of the floor.
 IDEALS = {"marker_slope": 1.0, "within_label_slope": 1.0}
 
 #: All metrics by name, in the order of the table.

@@ -164,8 +164,8 @@ def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
         raise ValueError(msg)
     if not (found.is_unique and genes.is_unique):
         msg = (
-            f"`{name}` and the real cells have different gene orders and duplicate gene names, so they cannot be matched. "
-            "Make `var_names` unique, or use the same order."
+            f"`{name}` and the real cells have different gene orders and duplicate gene names, so they cannot be "
+            "matched. Make `var_names` unique, or use the same order."
         )
         raise ValueError(msg)
 
@@ -351,8 +351,8 @@ def check_for_empty_cells(source: Source) -> None:
     )
     if n_empty > MANY_EMPTY * len(source):
         msg = (
-            f"{found} Did `anndata.concat` make them? With join='outer' it fills a layer that generated cells lack with "
-            "zeros; their counts are in `X`. Otherwise, leave empty cells out, for example with "
+            f"{found} Did `anndata.concat` make them? With join='outer' it fills a layer that generated cells lack "
+            "with zeros; their counts are in `X`. Otherwise, leave empty cells out, for example with "
             "scanpy.pp.filter_cells(cells, min_counts=1)."
         )
         raise ValueError(msg)

@@ -112,7 +112,8 @@ def sliced_wasserstein_2(
 ) -> float:
     r"""Measure the distance between large sets of cells: the 2-Wasserstein distance averaged over random lines.
 
-    .. math:: SW_2 = \left( \frac{1}{L} \sum_{l=1}^{L} W_2^2(\theta_l^\top x, \theta_l^\top y) \right)^{1/2}, \quad \lVert \theta_l \rVert = 1
+    .. math:: SW_2 = \left( \frac{1}{L} \sum_{l=1}^{L} W_2^2(\theta_l^\top x, \theta_l^\top y) \right)^{1/2}, \quad
+        \lVert \theta_l \rVert = 1
 
     From 0 (identical sets) upwards, in the unit of the values; lower is better. A shift by :math:`v` in :math:`d`
     dimensions scores :math:`\lVert v \rVert / \sqrt d`. It takes `n log n` time and depends less on the number of cells
@@ -148,7 +149,8 @@ def squared_mmd(
 ) -> float:
     r"""Measure how much two sets of cells differ, with Gaussian kernels (unbiased squared maximum mean discrepancy).
 
-    .. math:: \frac{\sum_{i \ne j} k(x_i, x_j)}{m (m - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{n (n - 1)} - \frac{2}{mn} \sum_{ij} k(x_i, y_j),
+    .. math:: \frac{\sum_{i \ne j} k(x_i, x_j)}{m (m - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{n (n - 1)}
+        - \frac{2}{mn} \sum_{ij} k(x_i, y_j),
        \quad k(x, y) = \operatorname{mean}_c \exp \frac{-\lVert x - y \rVert^2}{c s},\ c \in \{1/4, 1/2, 1, 2, 4\}
 
     At most 2; about 0 for equal distributions, as often below as above; lower is better. Its expectation does not
@@ -226,7 +228,8 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
     r"""Measure how far two sets of cells are apart, from all distances between cells (unbiased energy distance).
 
     .. math:: \frac{2}{mn} \sum_{ij} \lVert x_i - y_j \rVert
-        - \frac{1}{m (m - 1)} \sum_{i \ne j} \lVert x_i - x_j \rVert - \frac{1}{n (n - 1)} \sum_{i \ne j} \lVert y_i - y_j \rVert
+        - \frac{1}{m (m - 1)} \sum_{i \ne j} \lVert x_i - x_j \rVert
+        - \frac{1}{n (n - 1)} \sum_{i \ne j} \lVert y_i - y_j \rVert
 
     Lower is better, in the unit of the values. Its expectation is 0 exactly when both sets come from the same
     distribution, so it can be slightly negative then. Identical sets give a negative value.
@@ -261,7 +264,9 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
 def frechet_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
     r"""Compare the means and covariances of two sets of cells (the 2-Wasserstein distance between Gaussians).
 
-    .. math:: \left( \lVert \mu_x - \mu_y \rVert^2 + \operatorname{tr}\left( \Sigma_x + \Sigma_y - 2 (\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2} \right) \right)^{1/2}
+    .. math:: \left( \lVert \mu_x - \mu_y \rVert^2
+        + \operatorname{tr}\left( \Sigma_x + \Sigma_y
+        - 2 (\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2} \right) \right)^{1/2}
 
     From 0 (equal moments) upwards, in the unit of the values; lower is better. The Fréchet distance of images (FID) is
     its square. Up to sampling noise it never exceeds :func:`wasserstein_2`.

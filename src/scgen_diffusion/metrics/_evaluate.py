@@ -110,10 +110,10 @@ def evaluate(
         real cells. With ``control``, changes are taken against control cells of the same label. The mean shift then
         averages all training perturbations in all labels; the additive baseline adds parts in the same label.
     control
-        Real unperturbed cells, with ``groupby`` those of all labels: changes of training cells, from which the baselines
-        come, are taken against them as well. Metrics of perturbations then judge every perturbation in ``real_test``.
-        If these cells have a value in ``obs[perturbation_key]``, cells with that value are left out of the other sets,
-        and that part of a name such as ``"KLF1+ctrl"`` is ignored.
+        Real unperturbed cells, with ``groupby`` those of all labels: changes of training cells, from which the
+        baselines come, are taken against them as well. Metrics of perturbations then judge every perturbation in
+        ``real_test``. If these cells have a value in ``obs[perturbation_key]``, cells with that value are left out of
+        the other sets, and that part of a name such as ``"KLF1+ctrl"`` is ignored.
     perturbation_key
         Column of `obs` with the perturbation; needed with ``control``.
     separator
@@ -172,8 +172,8 @@ def evaluate(
       0 even if none was found.
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
-    ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side has
-    fewer than 30.
+    ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
+    has fewer than 30.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). A half has more sampling
@@ -199,8 +199,8 @@ def evaluate(
         If the sets are of different kinds, or an argument has the wrong type.
     ValueError
         If there are too few cells, many synthetic cells have no counts, genes differ, a metric is unknown or lacks what
-        it needs, ``real_test`` has cells of ``train``, arguments contradict each other, a perturbation was not predicted,
-        or a group (with ``match_keys``, each of its donors) has no control cells.
+        it needs, ``real_test`` has cells of ``train``, arguments contradict each other, a perturbation was not
+        predicted, or a group (with ``match_keys``, each of its donors) has no control cells.
 
     Notes
     -----
@@ -220,8 +220,9 @@ def evaluate(
     With ``control``, ``specific_change_correlation`` needs ``train``, and ``perturbation_discrimination`` two or more
     perturbations; otherwise they have no rows.
 
-    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta``, ``de_overlap`` is
-    ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``. :func:`write_cell_eval` writes files for it.
+    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta``,
+    ``de_overlap`` is ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``. :func:`write_cell_eval` writes
+    files for it.
 
     References
     ----------

@@ -217,9 +217,9 @@ def gene_correlation_slope(
     .. math:: \frac{\sum_{g < h} r_{gh}\, r_{gh}'}{\sum_{g < h} r_{gh}^{(1)}\, r_{gh}^{(2)}}
 
     with :func:`gene_correlations` :math:`r` of real and :math:`r'` of synthetic cells, and :math:`r^{(1)}, r^{(2)}` of
-    two random halves of the real cells, whose errors are independent. So sampling noise does not weaken the slope: it is
-    about 1 for other real cells, below 1 if correlations are too weak, and above 1 if they are too strong. The sum over
-    pairs is averaged over five divisions into halves.
+    two random halves of the real cells, whose errors are independent. So sampling noise does not weaken the slope: it
+    is about 1 for other real cells, below 1 if correlations are too weak, and above 1 if they are too strong. The sum
+    over pairs is averaged over five divisions into halves.
 
     *Catches* cells that share too little, because a model takes for noise what genes have in common. *Misses* which
     genes vary together (:func:`gene_correlation_similarity` sees it), and everything about single genes.
@@ -385,7 +385,8 @@ def marker_agreement(
     With a label's top :math:`k` markers :math:`M` in real and :math:`M'` in synthetic cells (:func:`marker_genes`), and
     log fold changes :math:`c_g` and :math:`c_g'` of the genes in :math:`M \cup M'`:
 
-    .. math:: \text{overlap} = \frac{|M \cap M'|}{k}, \qquad \text{slope} = \frac{\sum_g c_g\, c_g'}{\sum_g c_g^2}, \qquad
+    .. math:: \text{overlap} = \frac{|M \cap M'|}{k}, \qquad
+        \text{slope} = \frac{\sum_g c_g\, c_g'}{\sum_g c_g^2}, \qquad
         \text{correlation} = \operatorname{corr}_g(c_g, c_g')
 
     Overlap is between 0 and 1 (higher is better). The slope is 1 if changes are as large as in real cells, below 1 if

@@ -165,7 +165,8 @@ def cross_modality_correlation(
 ) -> CrossModalityCorrelation:
     r"""Measure whether two modalities, such as proteins and transcripts, are linked as in real cells.
 
-    .. math:: r_{fg} = \operatorname{corr}_i (y_{if}, z_{ig}), \qquad \text{similarity} = \operatorname{corr}_{f, g} (r_{fg}, r'_{fg}),
+    .. math:: r_{fg} = \operatorname{corr}_i (y_{if}, z_{ig}), \qquad
+        \text{similarity} = \operatorname{corr}_{f, g} (r_{fg}, r'_{fg}),
         \qquad \text{error} = \frac{1}{FG} \sum_{fg} | r_{fg} - r'_{fg} |
 
     over cells :math:`i` that have both modalities, on the scale of each (see :func:`evaluate`), in real (:math:`r`) and

@@ -724,7 +724,8 @@ def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | No
 def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
     r"""Measure whether differential genes go up and down as they really do: the share with the right direction.
 
-    .. math:: \frac{1}{|D|} \bigl|\{ g \in D : \operatorname{sign}(\bar x^{\text{predicted}}_g - \bar x^{\text{control}}_g) =
+    .. math:: \frac{1}{|D|} \bigl|\{ g \in D :
+        \operatorname{sign}(\bar x^{\text{predicted}}_g - \bar x^{\text{control}}_g) =
         \operatorname{sign}(\bar x^{\text{real}}_g - \bar x^{\text{control}}_g) \}\bigr|
 
     over the genes :math:`D` that differ from control in real cells (Welch's test, false discovery rate 5 %). From 0 to
@@ -905,8 +906,8 @@ class Perturbed:
     def moments(self, parts: Parts, group: str) -> GeneMoments:
         """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.
 
-        The noise is that of the variance within matches, pooled, because a match may have a single cell. If all have, it
-        is that of all cells.
+        The noise is that of the variance within matches, pooled, because a match may have a single cell. If all have,
+        it is that of all cells.
         """
         moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
         if len(shares) == 1 or len(shares) == moments.n_cells:

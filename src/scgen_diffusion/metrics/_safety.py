@@ -76,11 +76,13 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
 
     With the distance :math:`d` of a cell to its nearest training cell (:func:`nearest_distances`):
 
-    .. math:: \text{nearest train ratio} = \frac{\operatorname{median}_{\text{synthetic}} d}{\operatorname{median}_{\text{held-out}} d},
+    .. math:: \text{nearest train ratio} =
+        \frac{\operatorname{median}_{\text{synthetic}} d}{\operatorname{median}_{\text{held-out}} d},
         \qquad \text{nearer than held-out} = \bigl|\{d_{\text{synthetic}} < q_{0.01}(d_{\text{held-out}})\}\bigr| / n
 
     The ratio is 0 for copies and 1 for new real cells; above 1, cells are off. The share is between 0 and 1; new real
-    cells have 0.01 (0.02 with 100 held-out cells), and more means memorisation. The closer to 1 and to 0.01, the better.
+    cells have 0.01 (0.02 with 100 held-out cells), and more means memorisation. The closer to 1 and to 0.01, the
+    better.
 
     *Catches* a model that repeats training cells, exactly or with little noise: the ratio if most cells are repeated,
     the share even if a few per cent are. *Misses* leaks that distances do not show, single cells among many, and
@@ -258,8 +260,8 @@ def share_of_twins(fingerprints: NDArray[np.uint64]) -> float:
 def expected_share_of_twins(fingerprints: NDArray[np.uint64], n_cells: int) -> float:
     r"""Return the share of twins to expect among `n_cells` of these cells.
 
-    A cell that equals :math:`g - 1` of the other :math:`m - 1` cells has no twin in a draw of :math:`n` if these are all
-    left out, with the probability :math:`\binom{m - g}{n - 1} / \binom{m - 1}{n - 1}`. Where there are fewer than
+    A cell that equals :math:`g - 1` of the other :math:`m - 1` cells has no twin in a draw of :math:`n` if these are
+    all left out, with the probability :math:`\binom{m - g}{n - 1} / \binom{m - 1}{n - 1}`. Where there are fewer than
     `n_cells`, the share grows with the number of cells, as rare twins do.
     """
     n_known = len(fingerprints)

@@ -152,7 +152,8 @@ class ComparisonSpace:
         if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
             msg = (
                 "Principal components need two or more cells that differ and two or more genes, but `train` has "
-                f"{len(expression)} cells and {len(of_genes)} genes{'' if of_genes.any() else ', none of which varies'}."
+                f"{len(expression)} cells and {len(of_genes)} "
+                f"genes{'' if of_genes.any() else ', none of which varies'}."
             )
             raise ValueError(msg)
         genes = np.sort(np.argsort(-of_genes, kind="stable")[:n_genes])

@@ -488,8 +488,8 @@ class AutoencoderModel(DiffusionModel):
             raise ValueError(msg)
         if step <= 0 or (window_of(given_times, end, step) < 1).any():
             msg = (
-                f"Cells are followed from earlier times to {key} = {end:g}, but these go up to {given_times.max():g}. Leave "
-                f"out those after {end - max(step, 0) / 2:g}, half a step earlier; or set a smaller `step`."
+                f"Cells are followed from earlier times to {key} = {end:g}, but these go up to {given_times.max():g}. "
+                f"Leave out those after {end - max(step, 0) / 2:g}, half a step earlier; or set a smaller `step`."
             )
             raise ValueError(msg)
         labels = obs_column(self.adata, labels_key, "model.adata").astype("category")
@@ -608,6 +608,9 @@ def _check_scale(library_size: Any) -> float | None:
     if isinstance(library_size, str) and library_size == "latent":
         return None
     if not is_number(library_size) or not 0 < library_size < np.inf:
-        msg = f"`library_size` must be a number above 0, or 'latent' for each cell's own total, but found {library_size!r}."
+        msg = (
+            f"`library_size` must be a number above 0, or 'latent' for each cell's own total, but found "
+            f"{library_size!r}."
+        )
         raise ValueError(msg)
     return float(library_size)

@@ -178,7 +178,7 @@ class DiffusionModel(BaseModelClass):
     """Training stages in order; a method ``_train_<stage>`` trains each."""
     _stages_to_generate: ClassVar[frozenset[str]]
 
-    # --- registering cells ---------------------------------------------------------------------------------------------
+    # --- registering cells --------------------------------------------------------------------------------------------
 
     def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None) -> None:
         if adata is not None:
@@ -263,8 +263,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            If a column in ``condition_keys`` looks like numbers or cell names instead of classes, a control value is one
-            of very many numbers, or the columns of an array have very different spreads.
+            If a column in ``condition_keys`` looks like numbers or cell names instead of classes, a control value is
+            one of very many numbers, or the columns of an array have very different spreads.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
@@ -319,8 +319,8 @@ class DiffusionModel(BaseModelClass):
         if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(fields) or "setup_args" not in given:
             owner = f"that of {given['model_name']!r}" if "model_name" in given else type(registry).__name__
             msg = (
-                "`registry` must come from a model of this package (`model.registry`) or `CellFiles(...).registry`, but "
-                f"found {owner}."
+                "`registry` must come from a model of this package (`model.registry`) or `CellFiles(...).registry`, "
+                f"but found {owner}."
             )
             raise ValueError(msg)
         method = given.get("setup_method_name", "setup_anndata")
@@ -448,7 +448,7 @@ class DiffusionModel(BaseModelClass):
         state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         return pd.Index([str(name) for name in state["column_names"]])
 
-    # --- training ------------------------------------------------------------------------------------------------------
+    # --- training -----------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -493,9 +493,9 @@ class DiffusionModel(BaseModelClass):
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
-            Cells per step, of all processes together. Default: 128 for autoencoder and diffusion, 256 for the prior, 512
-            for the transport. A value above both the default and the number of training cells is reduced. The transport
-            ignores it unless trained alone.
+            Cells per step, of all processes together. Default: 128 for autoencoder and diffusion, 256 for the prior,
+            512 for the transport. A value above both the default and the number of training cells is reduced. The
+            transport ignores it unless trained alone.
         early_stopping
             Whether to stop a stage when its validation loss no longer falls. The transport has no validation. With
             ``path="masking"``, whose loss does not judge the cells, it is an error.
@@ -506,8 +506,8 @@ class DiffusionModel(BaseModelClass):
             :class:`~scgen_diffusion.train.DiffusionRecipe`.
         datamodule
             Cells in files, :class:`~scgen_diffusion.data.CellFiles`, for MULTISCLDM
-            :class:`~scgen_diffusion.data.MuDataFiles`. They replace the model's cells, also in later calls, until you set
-            ``model.adata``. Default: the model's cells.
+            :class:`~scgen_diffusion.data.MuDataFiles`. They replace the model's cells, also in later calls, until you
+            set ``model.adata``. Default: the model's cells.
         checkpoint_dir
             Folder for checkpoints. After an interruption, make the same call again to resume, also in a new process.
         compile
@@ -661,7 +661,7 @@ class DiffusionModel(BaseModelClass):
         raise NotImplementedError
 
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        """Say what the default recipes of the stages to train owe to the data, beside the number of cells; "" for nothing."""
+        """Say what the default recipes of the stages owe to the data, beside the number of cells; "" for nothing."""
         return ""
 
     def _by_stage(self, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:
@@ -721,7 +721,7 @@ class DiffusionModel(BaseModelClass):
         fine_tuned = [] if self.reference_ is None else [self.reference_["trainable"]]
         return digest_of(*what, cells.digest, np.asarray(cells.codes, dtype=float), *vectors, *fine_tuned)
 
-    # --- generating ----------------------------------------------------------------------------------------------------
+    # --- generating ---------------------------------------------------------------------------------------------------
 
     @suggests_arguments(OTHER_NAMES)
     def generate(
@@ -766,9 +766,9 @@ class DiffusionModel(BaseModelClass):
             options. See the user guide, "Guidance".
         sampler
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM) has
-            ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. Masked molecules (SCRDIT and WBDIT from counts) have
-            only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``, ``"ddim"`` and
-            ``"ddpm"``. Default: the first of these.
+            ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. Masked molecules (SCRDIT and WBDIT from counts)
+            have only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``,
+            ``"ddim"`` and ``"ddpm"``. Default: the first of these.
         n_steps
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
             ``"dpm_solver_3m"``. The adaptive ``"dopri5"`` chooses them itself.
@@ -793,8 +793,8 @@ class DiffusionModel(BaseModelClass):
         AnnData
             Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs`` and
             arrays in ``obsm``, ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made.
-            ``obs["synthetic"]`` and the cell names contain the model's name; two different requests share no cell names.
-            MULTISCLDM returns MuData in which each cell has all modalities.
+            ``obs["synthetic"]`` and the cell names contain the model's name; two different requests share no cell
+            names. MULTISCLDM returns MuData in which each cell has all modalities.
 
         Raises
         ------
@@ -1059,8 +1059,8 @@ class DiffusionModel(BaseModelClass):
             ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise.
             ``"new"``: draw all counts anew.
         indices
-            Rows of the cells to use; default: all. Random numbers belong to rows, so a few rows scattered over very many
-            cells take long; give a copy of these cells instead.
+            Rows of the cells to use; default: all. Random numbers belong to rows, so a few rows scattered over very
+            many cells take long; give a copy of these cells instead.
         given_keys
             Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
             stay the same, such as the cell type. Their information then stays in the noise, which helps for a
@@ -1072,12 +1072,12 @@ class DiffusionModel(BaseModelClass):
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back and the transport
             use none.
         sampler
-            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; with transport also ``"dopri5"``. SCRDIT and
-            WBDIT: ``"unmasking"``; with another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every step),
-            ``"ddim"`` (one noise for all steps) or ``DDIMSampler(eta=...)``.
+            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; with transport also ``"dopri5"``. SCRDIT
+            and WBDIT: ``"unmasking"``; with another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every
+            step), ``"ddim"`` (one noise for all steps) or ``DDIMSampler(eta=...)``.
         n_steps
-            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 64, with another path than ``"masking"``
-            50.
+            Steps of the sampler in each direction; default for SCRDIT and WBDIT: 64, with another path than
+            ``"masking"`` 50.
         counts
             Whether to return integer counts, as in :meth:`generate`.
         library_size
@@ -1098,13 +1098,14 @@ class DiffusionModel(BaseModelClass):
         -------
         AnnData
             One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
-            their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell names
-            end in the row and the name of the given cell. Values in ``X`` as in :meth:`generate`; expected values are
-            dense. ``uns["scgen_diffusion"]`` records how the cells were made. With the transport, it says how far the
-            prediction can be trusted, in two tables:
+            their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell
+            names end in the row and the name of the given cell. Values in ``X`` as in :meth:`generate`; expected values
+            are dense. ``uns["scgen_diffusion"]`` records how the cells were made. With the transport, it says how far
+            the prediction can be trusted, in two tables:
 
             - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
-              ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this prediction?".
+              ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this
+              prediction?".
             - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
               that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
               lie between ``lower`` and ``upper``, which are NaN for a single cell, and if training had fewer than two
@@ -1192,11 +1193,11 @@ class DiffusionModel(BaseModelClass):
         adata_control
             Cells: an AnnData, which may stay in its file (``backed="r"``), or
             :class:`~scgen_diffusion.data.CellFiles` that were opened with ``CellFiles.like(model.registry, paths)``;
-            default: the model's cells. Memory holds their ``obs``, or for ``CellFiles`` their conditions, which are then
-            the only columns of ``obs`` in the new file.
-        condition, method, residuals, indices, given_keys, strength, guidance_scale, sampler, n_steps, counts, library_size
+            default: the model's cells. Memory holds their ``obs``, or for ``CellFiles`` their conditions, which are
+            then the only columns of ``obs`` in the new file.
+        condition, method, residuals, indices, given_keys, strength, guidance_scale, sampler, n_steps, counts
             See :meth:`predict_perturbation`.
-        sample, batch_size, seed
+        library_size, sample, batch_size, seed
             See :meth:`predict_perturbation`. Without a seed, a resumed call keeps its first seed.
         show_progress, shard_size, rank, n_ranks, overwrite
             See :meth:`generate_to`.
@@ -1472,7 +1473,7 @@ class DiffusionModel(BaseModelClass):
                 raise ValueError(msg)
         return chosen["residuals"] or self._counterfactual_options["residuals"][0]
 
-    # --- reading given cells -------------------------------------------------------------------------------------------
+    # --- reading given cells ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _check_can_read_cells(self) -> None:
@@ -1556,7 +1557,7 @@ class DiffusionModel(BaseModelClass):
         check_layer(cells, self.registry_["setup_args"].get("layer"))
         return self._validate_anndata(adata)
 
-    # --- saving --------------------------------------------------------------------------------------------------------
+    # --- saving -------------------------------------------------------------------------------------------------------
 
     def save(
         self,
@@ -1719,7 +1720,7 @@ class DiffusionModel(BaseModelClass):
         else:
             super().view_anndata_setup(adata, hide_state_registries)
 
-    # --- fine-tuning ---------------------------------------------------------------------------------------------------
+    # --- fine-tuning --------------------------------------------------------------------------------------------------
 
     @classmethod
     def load_query_data(
@@ -1933,7 +1934,7 @@ class DiffusionModel(BaseModelClass):
     def _keeps_autoencoder(self) -> bool:
         return self.reference_ is not None and self.reference_["trainable"] != "all"
 
-    # --- methods of other scvi-tools models ----------------------------------------------------------------------------
+    # --- methods of other scvi-tools models ---------------------------------------------------------------------------
 
     if not TYPE_CHECKING:  # type checkers would accept any attribute name
 

@@ -44,7 +44,7 @@ class Steps:
         return fates[self.first].mean(1)
 
     def draw_paths(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a row of each step for every given cell, ``(cells, steps)`` in the order of time; -1 before its first step."""
+        """Draw a row of each step for every cell, ``(cells, steps)`` in the order of time; -1 before its first."""
         step_of = np.full(len(self.following), -1)
         for step, rows in enumerate(self.windows[::-1]):
             step_of[rows] = step
@@ -78,9 +78,10 @@ def follow(
     """Lead given cells through windows of the reference cells' times, to the nearest cells of each next window.
 
     What all cells have in common changes from window to window, and would hide which cells belong together. So the mean
-    latent of each time, smoothed over half a step, is subtracted first. Types that appear or vanish change this mean too.
-    Therefore, all earlier cells are then shifted by their mean way to their nearest later cells, which a new type hardly
-    changes. Once only: if this were repeated until nothing changes, all cells before a fork could go the same way.
+    latent of each time, smoothed over half a step, is subtracted first. Types that appear or vanish change this mean
+    too. Therefore, all earlier cells are then shifted by their mean way to their nearest later cells, which a new type
+    hardly changes. Once only: if this were repeated until nothing changes, all cells before a fork could go the same
+    way.
 
     Parameters
     ----------

@@ -208,8 +208,8 @@ class SCRDIT(GeneSpaceModel):
     """Gene-space diffusion model of single cells.
 
     From counts, a network learns to tell the genes of masked molecules from those that it sees, under any number of
-    conditions. New cells start with all molecules masked, and are unmasked step by step. From log-normalised values, or with
-    ``path="vp_linear"``, a transformer over patches of genes learns to remove noise from profiles, as published.
+    conditions. New cells start with all molecules masked, and are unmasked step by step. From log-normalised values, or
+    with ``path="vp_linear"``, a transformer over patches of genes learns to remove noise from profiles, as published.
 
     Parameters
     ----------

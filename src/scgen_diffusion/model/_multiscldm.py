@@ -177,7 +177,10 @@ class MULTISCLDM(SCLDM):
     @classmethod
     def prepare_query_anndata(cls, *_: Any, **__: Any) -> NoReturn:
         """Raise NotImplementedError: give each modality the model's features."""
-        msg = f"{cls.__name__} reads several modalities: give each the model's features, `model.modalities[name].features`."
+        msg = (
+            f"{cls.__name__} reads several modalities: give each the model's features, "
+            "`model.modalities[name].features`."
+        )
         raise NotImplementedError(msg)
 
     @property
@@ -237,9 +240,9 @@ class MULTISCLDM(SCLDM):
         copied = cells.obsm[JOINED]
         if present.shape != copied.shape or (present != copied).nnz:
             warn_user(
-                f"The values of the modalities are not the counts that were registered. The model reads those, a copy in "
-                f"mdata.obsm[{JOINED!r}]. If you normalised in place, nothing is wrong; if you corrected the counts, call "
-                f"{type(self).__name__}.setup_mudata again."
+                f"The values of the modalities are not the counts that were registered. The model reads those, a copy "
+                f"in mdata.obsm[{JOINED!r}]. If you normalised in place, nothing is wrong; if you corrected the "
+                f"counts, call {type(self).__name__}.setup_mudata again."
             )
         return cells
 

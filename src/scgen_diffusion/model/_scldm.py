@@ -152,7 +152,10 @@ class SCLDM(AutoencoderModel):
         compile: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train only the autoencoder, after which the other stages must be retrained. Parameters as in :meth:`train`."""
+        """Train only the autoencoder, after which the other stages must be retrained.
+
+        Parameters as in :meth:`train`.
+        """
         if self._keeps_autoencoder:
             raise ValueError(AUTOENCODER_STAYS)
         self._train(
@@ -210,9 +213,10 @@ class SCLDM(AutoencoderModel):
         """Train only the transport, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
 
         It is the mean of two ways, both learned from control and perturbed cells that have the same classes and sets in
-        all other keys. A flow learns to go from one to the other, paired by optimal transport. A Gaussian process learns
-        the shift between their means. The autoencoder must be trained. At the start, each group of cells (at most 100) is
-        predicted from all others, to learn how wrong predictions are. See the user guide, "Predicting perturbations".
+        all other keys. A flow learns to go from one to the other, paired by optimal transport. A Gaussian process
+        learns the shift between their means. The autoencoder must be trained. At the start, each group of cells (at
+        most 100) is predicted from all others, to learn how wrong predictions are. See the user guide, "Predicting
+        perturbations".
 
         Parameters
         ----------
@@ -222,8 +226,8 @@ class SCLDM(AutoencoderModel):
             The value of unperturbed cells for each key that perturbs: ``{"condition": "control"}``, or
             ``{"drug": "none", "dose": 0.0}``. Default: the ``control_values`` of ``setup_anndata``.
         match_keys
-            Columns of ``obs`` within which cells are paired, such as ``["donor"]``: a perturbed cell is then paired with
-            control cells of its own donor. They need not be conditions, and new cells for
+            Columns of ``obs`` within which cells are paired, such as ``["donor"]``: a perturbed cell is then paired
+            with control cells of its own donor. They need not be conditions, and new cells for
             :meth:`predict_perturbation` need not have them.
         batch_size, datamodule, checkpoint_dir, **trainer_kwargs
             As in :meth:`train`.
@@ -371,9 +375,10 @@ class SCLDM(AutoencoderModel):
         unpaired = np.setdiff1d(perturbed, np.concatenate([group.perturbed for group in groups]))
         if len(unpaired):
             msg = (
-                f"{len(unpaired)} of {len(perturbed)} perturbed cells have no control cells with {where}; the transport "
-                f"does not learn from them. They are those of {self._name_groups(unpaired, control, labels)}. If a key "
-                "such as the donor is confounded with the perturbation, leave it out."
+                f"{len(unpaired)} of {len(perturbed)} perturbed cells have no control cells with {where}; the "
+                f"transport does not learn from them. They are those of "
+                f"{self._name_groups(unpaired, control, labels)}. If a key such as the donor is confounded with the "
+                "perturbation, leave it out."
             )
             warn_user(msg)
         seed = stage_seed() + 2
@@ -404,8 +409,8 @@ class SCLDM(AutoencoderModel):
         warn_user(
             f"The transport is not trained: no perturbed training cells have control cells ({control})"
             + (f" with the same values of the other keys ({others})" if others else "")
-            + ". `control_values` must have every key that perturbs, such as a drug and its dose. If a key such as the donor "
-            "is confounded with the perturbation, leave it out."
+            + ". `control_values` must have every key that perturbs, such as a drug and its dose. If a key such as the "
+            "donor is confounded with the perturbation, leave it out."
         )
         return stages
 
@@ -443,8 +448,9 @@ class SCLDM(AutoencoderModel):
         if chosen == usual or self.reference_ is not None:
             return ""
         return (
-            f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight of "
-            f"{chosen.kl_weight:g} in place of {usual.kl_weight:g} and more epochs. `model.recipes_` has all options."
+            f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight "
+            f"of {chosen.kl_weight:g} in place of {usual.kl_weight:g} and more epochs. `model.recipes_` has all "
+            "options."
         )
 
     def _encode_cells(self) -> LatentCache:

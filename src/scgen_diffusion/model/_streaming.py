@@ -1,4 +1,4 @@
-"""``generate_to`` and ``predict_perturbation_to``: cells streamed to a file, part by part, by processes that may be killed at any moment.
+"""``generate_to`` and ``predict_perturbation_to``: cells streamed to a file, by processes that may be killed.
 
 A hidden folder beside the goal holds the request and the finished parts. Everything is written under a temporary name
 and renamed when complete, so nobody reads an unfinished file. Processes share only this folder. Each makes its own

@@ -74,8 +74,8 @@ def change_recipe(
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
     """Warn about labels in codes ``(cells, columns)`` with too few training cells, unless they have known embeddings.
 
-    Cells generated for such labels have weaker markers than real ones (tutorial "Do synthetic cells help to classify a rare
-    type?"). Pseudobulk analyses also leave out groups with fewer than ten cells.
+    Cells generated for such labels have weaker markers than real ones (tutorial "Do synthetic cells help to classify a
+    rare type?"). Pseudobulk analyses also leave out groups with fewer than ten cells.
     """
     rare: list[str] = []
     for key, columns in zip(keys, columns_of(keys), strict=True):
@@ -108,17 +108,18 @@ def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, in
     ]
     if short:
         warn_user(
-            f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this is "
-            "a test."
+            f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
+            "is a test."
         )
 
 
 def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:
     """Return how the validation losses of a run ended.
 
-    The run is cut into fifths. The loss rose if the last fifth is worse than the best one. It still fell if the last fifth
-    is better than the third. In both cases the change must exceed a tenth of the total fall and twice the fluctuation
-    between two validations. The comparison is with the middle because the cosine schedule flattens every loss at the end.
+    The run is cut into fifths. The loss rose if the last fifth is worse than the best one. It still fell if the last
+    fifth is better than the third. In both cases the change must exceed a tenth of the total fall and twice the
+    fluctuation between two validations. The comparison is with the middle because the cosine schedule flattens every
+    loss at the end.
     """
     if len(losses) < N_PARTS:
         return "unknown"
@@ -156,7 +157,10 @@ def closing_message(
     if results[-1].was_interrupted:
         where = f"epoch {plans[-1].n_epochs_done + 1} of {results[-1].trainer.max_epochs}"
         again = "resume from the last checkpoint" if is_resumable else "continue training"
-        return f"You stopped the {plans[-1].name} in {where}; its weights are kept. Next: make the same call again to {again}."
+        return (
+            f"You stopped the {plans[-1].name} in {where}; its weights are kept. Next: make the same call again to "
+            f"{again}."
+        )
     validated = [plan for plan in plans if plan.name != "transport"]
     trends = {plan.name: validation_trend(plan.validation_losses) for plan in validated}
     if early := [r for r in results if r.plan in validated and r.plan.n_epochs_done < r.trainer.max_epochs]:
@@ -167,8 +171,8 @@ def closing_message(
         best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
         where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
         return (
-            f"The validation loss rose after {where}, which is overfitting. Next: build the model again and train it for "
-            f"fewer epochs, max_epochs={best}, or on more cells."
+            f"The validation loss rose after {where}, which is overfitting. Next: build the model again and train it "
+            f"for fewer epochs, max_epochs={best}, or on more cells."
         )
     if fell := [name for name, trend in trends.items() if trend == "fell"]:
         longer = {name: max(2 * lengths[name], defaults[name]) for name in fell}
@@ -180,7 +184,10 @@ def closing_message(
     elif not any(len(plan.validation_losses) for plan in validated):
         seen = "Training is done, without validation cells to show how well it went"
     elif not all(plan.loss_judges_cells for plan in validated):
-        seen = "Training is done. The validation loss does not show how good the cells are; scgen_diffusion.metrics.evaluate does"
+        seen = (
+            "Training is done. The validation loss does not show how good the cells are; "
+            "scgen_diffusion.metrics.evaluate does"
+        )
     elif "unknown" in trends.values():
         seen = "Training is done, but was too short to show how well it went"
     else:
@@ -208,7 +215,10 @@ def split_cells(
         msg = "There must be cells to train on, but `train_size` is 0, or `validation_size` 1."
         raise ValueError(msg)
     if train_size + (validation_size or 0) > 1 + 1e-9:
-        msg = f"`train_size` and `validation_size` must add up to at most 1, but found {train_size} and {validation_size}."
+        msg = (
+            f"`train_size` and `validation_size` must add up to at most 1, but found {train_size} and "
+            f"{validation_size}."
+        )
         raise ValueError(msg)
     order = np.random.default_rng(settings.seed or 0).permutation(n_cells)
     n_train = max(round(train_size * n_cells), 1)

@@ -36,8 +36,8 @@ class SCLDMArchitecture:
         Negative binomial only. Whether a rare second component explains isolated large counts, which would otherwise
         widen every gene's distribution.
     condition_effects
-        Negative binomial only. Whether classes and sets change each gene's share and dispersion in generated cells, beyond
-        what the latent says about them. Numbers never do.
+        Negative binomial only. Whether classes and sets change each gene's share and dispersion in generated cells,
+        beyond what the latent says about them. Numbers never do.
     width, n_layers, n_heads, n_heads_cross, feed_forward_width
         Transformer of the autoencoder: token width, self-attention blocks (in encoder and decoder each), their heads,
         heads of the cross-attention, hidden width of the feed-forward layers (None: 8/3 of the width).

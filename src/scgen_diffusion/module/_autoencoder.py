@@ -145,7 +145,7 @@ def initialise_decoder(
     likelihood: Likelihood,
     initial_log_theta: float,
 ) -> None:
-    """Initialise the decoder's outputs at ``start`` and centre the factor pooling at a mean profile, both ``(genes,)``."""
+    """Initialise the decoder's outputs at ``start``, and centre the factor pooling at a mean profile ``(genes,)``."""
     pooling, factors = encoder.network.factors, decoder.factors
     if pooling is not None:
         pooling.profile_mean.copy_(pooled_profile)

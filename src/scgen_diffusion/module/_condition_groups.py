@@ -106,7 +106,7 @@ class ConditionGroups:
         return len(self.keys) > 1 or bool(self.sets)
 
     def split(self, codes: Tensor) -> list[Group]:
-        """Group cells by codes ``(cells, columns)``: all cells, and those of each value, set, member and combination."""
+        """Group cells by codes ``(cells, columns)``: all, and those of each value, set, member and combination."""
         everyone = torch.arange(len(codes), device=codes.device)
         whole = codes.new_empty(self.n_columns)
         groups = [Group("all", torch.full_like(whole, ANY), everyone)]

@@ -230,7 +230,7 @@ class ConditionedModule(BaseModuleClass):
         return self.library_size.draw(library_size, condition, features, uniform)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
-        """Return the totals of cells ``x (cells, genes)``, also if they are predicted anew: their own, ``(cells, 1)``."""
+        """Return the totals of cells ``x (cells, genes)``: their own, ``(cells, 1)``, also if predicted anew."""
         return total_counts(x)
 
     def has_zeros(self, output: InputValues) -> bool:

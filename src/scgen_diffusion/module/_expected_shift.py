@@ -40,8 +40,8 @@ class ExpectedShift(nn.Module):
     The axes :math:`A` make cells as alike as their expected expression is: latents that hardly change it do not count.
     Where no similar cells were seen, the expected shift is the mean over groups. Sets of perturbations add up: their
     :math:`k_p` is the number of members that they share. It is 1 for equal classes and 0 for others, and falls with the
-    distance of numbers and of known embeddings. :math:`b` and :math:`\ell` are those that predict best the cells of each
-    group from all other groups.
+    distance of numbers and of known embeddings. :math:`b` and :math:`\ell` are those that predict best the cells of
+    each group from all other groups.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class ExpectedShift(nn.Module):
         perturbs: Tensor,
         without: Sequence[int] | None = None,
     ) -> Tensor:
-        """Return the variance of the mean shift of sets of cells, and this variance before any group was seen, ``(sets, 2)``.
+        """Return the variance of the mean shift of sets of cells, and that before any group was seen, ``(sets, 2)``.
 
         Parameters
         ----------
@@ -138,7 +138,7 @@ class ExpectedShift(nn.Module):
             yield left
 
     def weights_of(self, groups: Tensor, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
-        """Return the weights of some groups in the mean shift of cells ``x (cells, size)`` if it depends on these alone.
+        """Return the weights of some groups in the mean shift of cells ``x (cells, size)``, without all others.
 
         ``condition (columns,)`` is that of the cells after the perturbation.
         """
@@ -177,7 +177,7 @@ class ExpectedShift(nn.Module):
         return min(float(1 - (errors.square() - noise).sum() / size), 1.0) if size > 0 else 0.0
 
     def _held(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
-        """Mark the classes and members of perturbations ``(n, columns)`` that are not the control's, ``(n, values)``."""
+        """Mark classes and members of perturbations ``(n, columns)`` that are not the control's, ``(n, values)``."""
         marks = [
             _marks(encoding.n, own, none)
             for encoding, own, none, perturb in self._by_key(codes, control, perturbs)

@@ -262,7 +262,7 @@ class GeneSpaceModule(ConditionedModule):
             ).mean()
         return LossOutput(loss=sum(losses.values()), extra_metrics=losses, n_obs_minibatch=len(error))
 
-    # --- generation ----------------------------------------------------------------------------------------------------
+    # --- generation ---------------------------------------------------------------------------------------------------
 
     def draw_noise(self, generators: Generators) -> Tensor:
         """Draw the noise at the end of the path, ``(cells, genes)``."""

@@ -40,8 +40,8 @@ OTHER_PATHS = " Masking is the default path for counts; for this option choose a
 class GeneSpaceArchitecture:
     """Sizes and parts of :class:`~scgen_diffusion.model.SCRDIT` and :class:`~scgen_diffusion.model.WBDIT`.
 
-    The defaults in the signature are those of noisy profiles. From counts, both models choose ``path="masking"`` and what goes
-    with it, and SCRDIT the residual network ``backbone="mlp"``.
+    The defaults in the signature are those of noisy profiles. From counts, both models choose ``path="masking"`` and
+    what goes with it, and SCRDIT the residual network ``backbone="mlp"``.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ class GeneSpaceArchitecture:
         ``"noise"`` (published) or ``"v"``; ``"velocity"`` for flow matching.
     head
         ``"gamma_poisson"``: the network's outputs are each gene's share and dispersion, which Bayes' rule combines with
-        the gene's molecules that are seen; for masking alone. ``"spike_and_slab"``, the default for other paths: they are
-        the distribution of each gene's value, exactly zero or normal, which Bayes' rule combines with the gene's noisy
-        value; needs ``target="data"``. ``"regression"``: they are the prediction (published).
+        the gene's molecules that are seen; for masking alone. ``"spike_and_slab"``, the default for other paths: they
+        are the distribution of each gene's value, exactly zero or normal, which Bayes' rule combines with the gene's
+        noisy value; needs ``target="data"``. ``"regression"``: they are the prediction (published).
     zero_value
         Negative value that replaces exact zeros (*zero negation*; published for scRDiT: -10); None leaves zeros as they
         are.

@@ -49,7 +49,7 @@ class Likelihood(Protocol):
 
 
 class NegativeBinomialLikelihood(nn.Module):
-    r"""Counts with mean :math:`\mu_g = l\,\operatorname{softmax}(\ell)_g` and variance :math:`\mu_g + \mu_g^2 / \theta_g`.
+    r"""Counts with mean :math:`\mu_g = l\,\mathrm{softmax}(\ell)_g` and variance :math:`\mu_g + \mu_g^2 / \theta_g`.
 
     Parameters
     ----------
@@ -137,10 +137,10 @@ class OutlierCounts(nn.Module):
     Some data have isolated counts, often ten times higher than in any other cell and unrelated to the rest of the cell.
     A dispersion that covers them is far too wide for all other counts. This component replaces a count by
     :math:`1 + \operatorname{NB}(b, \theta_b)` with a small probability. The log odds for gene ``g`` are
-    :math:`a + s\,(\log p_g - \overline{\log p}) - \log(1 + (\mu / b)^2)`, where ``p`` is the mean profile and :math:`\mu`
-    the expected count: a count that is expected to be larger is not replaced by a smaller one. Five parameters are shared
-    by all genes: ``a``, ``s``, ``b``, :math:`\theta_b`, and a factor on the means of the other counts. In data without
-    such counts, training drives the probability to zero.
+    :math:`a + s\,(\log p_g - \overline{\log p}) - \log(1 + (\mu / b)^2)`, where ``p`` is the mean profile and
+    :math:`\mu` the expected count: a count that is expected to be larger is not replaced by a smaller one. Five
+    parameters are shared by all genes: ``a``, ``s``, ``b``, :math:`\theta_b`, and a factor on the means of the other
+    counts. In data without such counts, training drives the probability to zero.
 
     Parameters
     ----------

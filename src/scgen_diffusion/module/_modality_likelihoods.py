@@ -105,7 +105,7 @@ class BernoulliLikelihood(nn.Module):
         return keep_where(finite_mask(probability=probability), drawn, torch.nan)
 
     def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
-        """Draw what zeros and ones ``x (cells, features)`` would be under other probabilities, changing as few as possible."""
+        """Draw what zeros and ones ``x (cells, features)`` are under other probabilities; change as few as possible."""
         p, new_p = before[:, 0], after[:, 0]
         gained = (new_p - p) / (1 - p).clamp(min=SMALLEST_RATE)
         drawn = (generators.uniform(x.shape[1]) < torch.where(x > 0, new_p / p, gained)).float()

@@ -62,14 +62,14 @@ class MoleculeSummary:
 class MoleculeNetwork(nn.Module):
     r"""Predict the genes of masked molecules.
 
-    The backbone predicts each gene's share :math:`\mu` and inverse dispersion :math:`\theta` from the :math:`n` molecules
-    that are seen, the total number, the time and the condition. If a gene's rate has a Gamma distribution with this mean
-    and shape, :math:`x` molecules of it among those seen multiply its share by Bayes' rule:
+    The backbone predicts each gene's share :math:`\mu` and inverse dispersion :math:`\theta` from the :math:`n`
+    molecules that are seen, the total number, the time and the condition. If a gene's rate has a Gamma distribution
+    with this mean and shape, :math:`x` molecules of it among those seen multiply its share by Bayes' rule:
 
     .. math:: p \propto \mu\,\frac{\theta + x}{\theta + n \mu}
 
-    So the network does not have to learn how one gene's counts tell about the same gene, only what they tell about others.
-    Independent genes of fixed shares and dispersions, for which it learns nothing, are negative binomial.
+    So the network does not have to learn how one gene's counts tell about the same gene, only what they tell about
+    others. Independent genes of fixed shares and dispersions, for which it learns nothing, are negative binomial.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class MoleculeNetwork(nn.Module):
         return (log_share + torch.log((theta + seen) / (theta + expected))).log_softmax(1)
 
     def backbone_inputs(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the backbone's features ``(cells, genes)``, time ``(cells,)`` and condition ``(cells, columns + 1)``."""
+        """Return the backbone's features ``(cells, genes)``, time ``(cells,)``, condition ``(cells, columns + 1)``."""
         seen, n = x_t[:, :-1], x_t[:, :-1].sum(1, keepdim=True)
         features = (seen * (FEATURE_SUM / (n + UNSEEN))).log1p() - self.centre
         log_total = (x_t.sum(1, keepdim=True).clamp(min=1).log() - self.log_total_mean) / self.log_total_std

@@ -29,8 +29,8 @@ HIDDEN_GENES = 0.1  # share of genes whose molecules the backbone does not see i
 class MoleculeModule(GeneSpaceModule):
     """Masked diffusion of counts: a cell is a bag of molecules, whose genes are unmasked a few at a time.
 
-    States are ``(cells, genes + 1)``: the molecules seen of each gene, and in the last column the number of masked ones.
-    The total is drawn before the molecules. Parameters as in :class:`GeneSpaceModule`.
+    States are ``(cells, genes + 1)``: the molecules seen of each gene, and in the last column the number of masked
+    ones. The total is drawn before the molecules. Parameters as in :class:`GeneSpaceModule`.
 
     References
     ----------

@@ -266,7 +266,7 @@ class MultimodalModule(SCLDMModule):
         return torch.cat(profiles, dim=1)
 
     def expected_profiles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Decode latents to log-normalised profiles of expected values at typical library sizes, modality by modality."""
+        """Decode latents to log-normalised profiles of expected values at typical totals, modality by modality."""
         sizes = self.library_size.typical() if self.library_size.is_fitted else torch.ones(len(self.modalities))
         mean = self.likelihood.mean(**self.generative(z, sizes.to(z.device).expand(len(z), -1)))
         shares = [values / values.sum(1, keepdim=True) for values in self.split(mean)]
@@ -330,7 +330,10 @@ def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchit
 
 def _check(architecture: SCLDMArchitecture) -> None:
     if architecture.likelihood != "negative_binomial":
-        msg = "Models of MuData need counts: leave `likelihood` out, and set likelihoods by `modalities` in `setup_mudata`."
+        msg = (
+            "Models of MuData need counts: leave `likelihood` out, and set likelihoods by `modalities` in "
+            "`setup_mudata`."
+        )
         raise ValueError(msg)
     if architecture.latent != "variational":
         msg = "Models of MuData need `latent='variational'`, since they weight modalities by their uncertainty."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MultimodalLibrarySize(nn.Module):
-    """One :class:`LibrarySizeModel` per modality. Totals are ``(cells, modalities)``, NaN where a cell lacks the modality.
+    """One :class:`LibrarySizeModel` per modality. Totals are ``(cells, modalities)``, NaN for what a cell lacks.
 
     ``"latent"`` predicts a modality's total from the latent *and* the totals of the modalities before it, because a
     cell that lost half of its content lost it in all modalities. The other distributions draw the totals independently.
@@ -62,7 +62,7 @@ class MultimodalLibrarySize(nn.Module):
         return log_totals.exp().round()
 
     def predict(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict mean and standard deviation of each log total from latents and earlier totals, ``(n, modalities)``."""
+        """Predict mean and deviation of each log total from latents and earlier totals, ``(n, modalities)``."""
         before = [self._features(z, log_totals[:, :number]) for number in range(len(self.parts))]
         means, stds = zip(*(part.predict(known) for part, known in zip(self.parts, before, strict=True)), strict=True)
         return torch.stack(means, dim=1), torch.stack(stds, dim=1)

@@ -211,7 +211,7 @@ class SCLDMModule(ConditionedModule):
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 
     def decode(self, z: Tensor, totals: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
-        """Decode latents ``(cells, tokens, n_latent)`` for totals; conditions ``(cells, columns)`` add their effects."""
+        """Decode latents ``(cells, tokens, n_latent)`` for totals, with effects of conditions ``(cells, columns)``."""
         decoded = self.generative(z, totals)
         return decoded if condition is None else self.add_condition_effects(condition, **decoded)
 
@@ -237,16 +237,16 @@ class SCLDMModule(ConditionedModule):
         return log_profile(x, values)
 
     def measured(self, x: Tensor) -> Tensor:
-        """Return which genes of cells ``x (cells, genes)`` were measured: all, or those of the modalities a cell has."""
+        """Return which genes of cells ``x (cells, genes)`` were measured: all, or those of a cell's modalities."""
         return torch.ones_like(x, dtype=torch.bool)
 
     def observed_and_expected(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum the values of cells ``x (cells, genes)`` and those expected from their latents ``z``, each ``(genes,)``."""
+        """Sum values of cells ``x (cells, genes)`` and those expected from their latents ``z``, each ``(genes,)``."""
         expected = self.likelihood.mean(**self.generative(z, self.totals(x)))
         return self.target(x).double().sum(0), expected.double().sum(0)
 
     def misfit(self, observed: Tensor, expected: Tensor) -> float:
-        """Return how badly the model explains the mean expression of cells, in nats per molecule, beyond sampling noise.
+        """Return how badly the model explains mean expression, in nats per molecule, beyond sampling noise.
 
         It is the Kullback-Leibler divergence of the sums of :meth:`observed_and_expected`, less twice what so many
         molecules have by chance.
@@ -386,7 +386,7 @@ class SCLDMModule(ConditionedModule):
         return self.draw_cells(new_z, totals, wanted)
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Decode standardised latents ``(cells, tokens, n_latent)`` to profiles of expected values, ``(cells, genes)``."""
+        """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
         return self.expected_profiles(self.unstandardise(states), condition)
 
     def sample_latents(
@@ -425,7 +425,7 @@ class SCLDMModule(ConditionedModule):
         return self.decoder(z)[..., 0].float().softmax(1)
 
     def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators, condition: Tensor | None = None) -> Tensor:
-        """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``, and draw a cell for each generator.
+        """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``; draw a cell by each generator.
 
         With conditions ``(cells, columns)`` their effects are added. With fewer generators than latents, only the first
         latents give cells.

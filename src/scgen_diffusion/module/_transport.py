@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 class LatentTransport(nn.Module):
     r"""Move the latents of control cells to those of perturbed cells, half-way between a flow and an expected shift.
 
-    The flow goes from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Its network learns the velocity from
-    each control cell to the perturbed cell that optimal transport pairs it with. The :class:`ExpectedShift` is learned
-    from the means of groups of cells; it is steadier, but follows large effects less far. Both see the latent and the
-    conditions that perturb, but not the other conditions, such as the cell type. Similar cells therefore respond alike,
-    also in types that were never seen perturbed.
+    The flow goes from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Its network learns the velocity
+    from each control cell to the perturbed cell that optimal transport pairs it with. The :class:`ExpectedShift` is
+    learned from the means of groups of cells; it is steadier, but follows large effects less far. Both see the latent
+    and the conditions that perturb, but not the other conditions, such as the cell type. Similar cells therefore
+    respond alike, also in types that were never seen perturbed.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class LatentTransport(nn.Module):
         return self.error
 
     def explains(self, own: Tensor, new: Tensor) -> bool:
-        """Return whether all cells are unperturbed in ``own (n, columns)``, and ``new`` differs only where keys perturb."""
+        """Return whether all are unperturbed in ``own (n, columns)``, and ``new`` differs only in perturbations."""
         is_control = own.double().isclose(self.control.double()) | ~self.perturbs
         stays = (own == new) | self.perturbs
         return bool((is_control & stays).all())

@@ -23,7 +23,8 @@ RIDGE = 0.3  # cells
 class ConditionEffects(nn.Module):
     """Two effects of classes and sets on every gene, on its share and its dispersion. They add up over keys.
 
-    They start at zero. Numbers have no effects: nothing would hold them to the cells at a number without training cells.
+    They start at zero. Numbers have no effects: nothing would hold them to the cells at a number without training
+    cells.
 
     Parameters
     ----------

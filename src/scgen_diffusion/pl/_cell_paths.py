@@ -52,7 +52,8 @@ def cell_paths(
     basis
         Array of ``obsm`` whose first two columns are the coordinates.
     groupby
-        Column of ``adata.obs`` with labels; the followed cells of each label get a panel of their own. Default: one panel.
+        Column of ``adata.obs`` with labels; the followed cells of each label get a panel of their own. Default: one
+        panel.
     max_paths
         Largest number of paths in a panel. If there are more, a random subset is drawn.
     palette
@@ -98,8 +99,8 @@ def cell_paths(
     if (rows[on_way] < 0).any():
         lacking = ways[on_way][rows[on_way] < 0]
         msg = (
-            f"`adata` lacks {len(set(lacking))} cells of `paths`, such as {lacking[0]!r}; it must have the followed cells "
-            "and those of the model."
+            f"`adata` lacks {len(set(lacking))} cells of `paths`, such as {lacking[0]!r}; it must have the followed "
+            "cells and those of the model."
         )
         raise KeyError(msg)
     points = np.asarray(adata.obsm[basis])[:, :2]

@@ -97,7 +97,10 @@ def library_size(
     names = {}
     for name, values in sizes.items():
         if values is None:
-            msg = f"`{name}` holds log-normalised values, which have lost the total counts; set `layer` to the layer with counts."
+            msg = (
+                f"`{name}` holds log-normalised values, which have lost the total counts; set `layer` to the layer "
+                "with counts."
+            )
             raise ValueError(msg)
         if not values.any():
             msg = f"`{name}` has no counts at all."

@@ -238,7 +238,10 @@ def perturbation_scores(
     names = method_names(table, methods)
     own = [column for column in names if column not in GREYS]
     if len(own) > len(COLORS):
-        msg = f"At most {len(COLORS)} `methods` besides the baselines have distinct colours, but there are {len(own)}: {own}."
+        msg = (
+            f"At most {len(COLORS)} `methods` besides the baselines have distinct colours, but there are {len(own)}: "
+            f"{own}."
+        )
         raise ValueError(msg)
     colors = dict(zip(own, COLORS, strict=False)) | GREYS
     styles = {column: (colors[column], marker) for column, marker in zip(names, MARKERS, strict=False)}

@@ -288,8 +288,8 @@ def rows_of_frames(path: AnnData) -> NDArray[np.intp]:
     table[frame_of, cell_of] = np.arange(path.n_obs)
     if len(frames) < 2 or path.n_obs != table.size or (table < 0).any():
         msg = (
-            f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows of {len(cells)} cells in "
-            f"{len(frames)} frames."
+            f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows of {len(cells)} "
+            f"cells in {len(frames)} frames."
         )
         raise ValueError(msg)
     return table[:, np.random.default_rng(0).permutation(len(cells))]

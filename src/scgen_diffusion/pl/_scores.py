@@ -60,11 +60,12 @@ def scores(
     The text is the value. The colour shows how far it is from its floor (real against real cells), on the way to cells
     with shuffled genes:
 
-    .. math:: \text{badness} = \min\Bigl(1, \frac{\text{worse}(\text{value})}{\text{worse}(\text{shuffled})}\Bigr), \qquad
+    .. math:: \text{badness} =
+        \min\Bigl(1, \frac{\text{worse}(\text{value})}{\text{worse}(\text{shuffled})}\Bigr), \qquad
         \text{worse}(x) = \max(0, \pm (x - \text{floor}))
 
-    with the sign in which the metric gets worse, or both signs if the best value is the floor. Slopes are worse the farther
-    they are from 1 than their floor. Badness is 0 for values
+    with the sign in which the metric gets worse, or both signs if the best value is the floor. Slopes are worse the
+    farther they are from 1 than their floor. Badness is 0 for values
     better than their floor. For some metrics, such as total counts, shuffling does no clear harm (less than two
     half-widths of the value's interval). Twice the floor then replaces the shuffled value.
 

@@ -272,7 +272,10 @@ def patch_attention(
     choose("head", [head], table.index.unique("head"))
     groups = list(table.index.unique("group"))
     if group is None and len(groups) > 1:
-        msg = f"There are several groups of cells; choose one by `group`: {list_first([repr(name) for name in groups], N_NAMED)}."
+        msg = (
+            f"There are several groups of cells; choose one by `group`: "
+            f"{list_first([repr(name) for name in groups], N_NAMED)}."
+        )
         raise ValueError(msg)
     (group,) = choose("group", groups if group is None else [group], groups)
     weights = table.loc[(group, head)]

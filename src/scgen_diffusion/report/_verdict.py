@@ -27,8 +27,9 @@ QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
 Level: TypeAlias = Literal["ok", "note", "warning"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
 
-#: So many standard deviations must lie between value and floor. The floor varies about as the value does, so that this is two standard
-#: deviations of their difference; and what matters has to be large besides, so that 20 topics seldom raise a false alarm.
+#: So many standard deviations must lie between value and floor. The floor varies about as the value does, so that this
+#: is two standard deviations of their difference; and what matters has to be large besides, so that 20 topics seldom
+#: raise a false alarm.
 N_DEVIATIONS = 3.0
 
 
@@ -64,7 +65,10 @@ class Figure:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation that the interval stands for; the longer side, as bounds cut the other. 0 without an interval."""
+        """The standard deviation that the interval stands for; the longer side, as bounds cut the other.
+
+        0 without an interval.
+        """
         reach = max(self.high - self.value, self.value - self.low)
         return reach / QUANTILE if np.isfinite(reach) else 0.0
 
@@ -86,7 +90,10 @@ class Figure:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is worse than the floor by more than chance. Where real cells score exactly 0 (copies), chance gives none."""
+        """Whether it is worse than the floor by more than chance.
+
+        Where real cells score exactly 0 (copies), chance gives none.
+        """
         return self.excess > (0 if self.floor == 0 else N_DEVIATIONS * self.deviation)
 
     @property
@@ -113,32 +120,39 @@ def read_rows(table: pd.DataFrame) -> Rows:
     TypeError
         If it is no table.
     ValueError
-        If the table has other columns, figures that are no numbers, rows without a group, or several rows of a metric and group.
+        If the table has other columns, figures that are no numbers, rows without a group, or several rows of a metric
+        and group.
     """
     if not isinstance(table, pd.DataFrame):
         msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
         raise TypeError(msg)
     missing = [column for column in COLUMNS if column not in table]
     if missing:
-        msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; there are {list(table.columns)}."
+        msg = (
+            f"`table` must be what `evaluate` returns, but lacks the columns {missing}; there are "
+            f"{list(table.columns)}."
+        )
         if "perturbation" in table:
             msg += " A table of perturbations has no verdict: compare its columns with the floor and the baselines."
         raise ValueError(msg)
     if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
-        msg = f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a group is called 'NA' or 'nan'?"
+        msg = (
+            f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a "
+            "group is called 'NA' or 'nan'?"
+        )
         raise ValueError(msg)
     if (repeated := table.duplicated(["metric", "group"])).any():
         first = table[repeated].iloc[0]
         msg = (
-            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; judge one evaluation at a time, "
-            "of several modalities one: table[table['modality'] == ...]."
+            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; judge one "
+            "evaluation at a time, of several modalities one: table[table['modality'] == ...]."
         )
         raise ValueError(msg)
     return {(row["metric"], row["group"]): Figure(**row) for row in table[COLUMNS].to_dict("records")}
 
 
 def labels_of_real_cells(table: pd.DataFrame) -> set[str]:
-    """Return the labels that `evaluate` noted, also those with too few cells to be compared; none for a table from a file."""
+    """Return the labels that `evaluate` noted, also those with too few cells; none for a table from a file."""
     n_cells = table.attrs.get("n_cells", {})
     if "modality" in table and len(table):
         n_cells = n_cells.get(table["modality"].iloc[0], {})
@@ -158,19 +172,23 @@ def groups_of(rows: Rows) -> list[str]:
 
 #: By how much the figures of all cells may be worse than the floor.
 LIMITS = {
-    # An AUC of 0.6 is hardly better than guessing; at 0.75 three of four pairs of a real and a synthetic cell are ordered right.
+    # An AUC of 0.6 is hardly better than guessing; at 0.75 three of four pairs of a real and a synthetic cell are
+    # ordered right.
     **dict.fromkeys(("auc_boosting", "auc_logistic", "auc_neighbours", "auc_genes"), Limits(0.10, 0.25)),
     # Distances between samples are large even for real cells (their floor), so that a small excess means much.
     "w2": Limits(0.06, 0.15, of="floor"),
     # One cell in 15, or one in 7, where real cells do not go, or one that the synthetic ones do not reach.
     **dict.fromkeys(("precision", "recall", "coverage"), Limits(0.07, 0.15)),
-    # Sampling of the cells alone gives the floor: a quarter more is visible, at 75 % more the model's own error is as large.
+    # Sampling of the cells alone gives the floor: a quarter more is visible, at 75 % more the model's own error is as
+    # large.
     **dict.fromkeys(("gene_mean_error", "gene_variance_error", "gene_zero_error"), Limits(0.25, 0.75, of="floor")),
-    # In powers of ten: the variance of a typical gene, which is a sparse one, is off by 7 % or by 15 % more than by chance.
+    # In powers of ten: the variance of a typical gene, which is a sparse one, is off by 7 % or by 15 % more than by
+    # chance.
     "mean_variance_error": Limits(0.03, 0.06),
     # A quarter, or half, of what the correlations of real cells are above those of shuffled genes.
     "within_label_correlation": Limits(0.25, 0.50, of="structure"),
-    # Largest difference of the cumulative distributions: totals 5 % off give about 0.1 in homogeneous cells, a third off 0.4.
+    # Largest difference of the cumulative distributions: totals 5 % off give about 0.1 in homogeneous cells, a third
+    # off 0.4.
     "library_size_ks": Limits(0.08, 0.20),
     # Share of what real cells of another sample reach.
     **dict.fromkeys(("label_fidelity", "transfer_f1"), Limits(0.05, 0.15, of="floor")),
@@ -278,8 +296,8 @@ def _missing_groups(rows: Rows) -> list[Finding]:
     missing = [share.group for share in shares if compared and share.is_clear and is_empty(share.group)]
     if missing:
         message = (
-            f"Hardly any or no synthetic cells for {list_first(missing, N_NAMED)}, which the real cells have. If they were asked for, the model "
-            "has dropped these cells; else ask for them by their condition."
+            f"Hardly any or no synthetic cells for {list_first(missing, N_NAMED)}, which the real cells have. If they "
+            "were asked for, the model has dropped these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
     return [Finding("ok", "missing groups", "Every group of the real cells that is large enough has synthetic cells.")]
@@ -297,7 +315,10 @@ def _group_shares(rows: Rows) -> list[Finding]:
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {list_first([f.group for f in off], N_NAMED)}. " if off else ""
-    advice = "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer from it."
+    advice = (
+        "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer "
+        "from it."
+    )
     return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
 
 
@@ -329,7 +350,10 @@ def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
         return [Finding("note", "groups", f"{count} Hold out and generate more cells of each group.")]
     if not sentences:
         return [Finding("ok", "groups", f"No group is far worse than real cells of that group. {count}")]
-    advice = "Check the labels of the training cells; give small groups more training, or more guidance towards the condition."
+    advice = (
+        "Check the labels of the training cells; give small groups more training, or more guidance towards the "
+        "condition."
+    )
     return [Finding(worst(levels), "groups", " ".join([*sentences, count, advice]))]
 
 
@@ -338,25 +362,41 @@ def _copies(rows: Rows) -> list[Finding]:
     if not figures:
         return []
     share = figures[0]
-    seen = f"{share.percent} of the synthetic cells have exactly the counts of a training cell (unseen real cells: {share.floor:.2%})."
+    seen = (
+        f"{share.percent} of the synthetic cells have exactly the counts of a training cell (unseen real cells: "
+        f"{share.floor:.2%})."
+    )
     if share.floor > MANY_COPIES:
-        advice = "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. Hold other cells out."
+        advice = (
+            "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. "
+            "Hold other cells out."
+        )
         return [finding("warning", "copies", seen, advice)]
-    advice = "The model repeats training cells: do not publish these cells as private; train for fewer epochs, on more cells, or with a smaller model."
+    advice = (
+        "The model repeats training cells: do not publish these cells as private; train for fewer epochs, on more "
+        "cells, or with a smaller model."
+    )
     return [finding(share.level(), "copies", seen, advice)]
 
 
 _NEARNESS = {
-    "membership_auc": "Whether a real cell was used in training can be told from the synthetic cells with an AUC of {f.value:.2f} "
-    "(0.5 is guessing; unseen cells: {f.floor:.2f}).",
-    "nearer_than_held_out": "{f.value:.1%} of the synthetic cells lie nearer to a training cell than nearly all unseen real cells do "
-    "(unseen real cells: {f.floor:.1%}).",
+    "membership_auc": (
+        "Whether a real cell was used in training can be told from the synthetic cells with an AUC of "
+        "{f.value:.2f} (0.5 is guessing; unseen cells: {f.floor:.2f})."
+    ),
+    "nearer_than_held_out": (
+        "{f.value:.1%} of the synthetic cells lie nearer to a training cell than nearly all unseen real cells do "
+        "(unseen real cells: {f.floor:.1%})."
+    ),
     "nearest_train_ratio": "The nearest training cell is {f.value:.2f} times as far as from unseen real cells.",
 }
 
 
 def _memorisation(rows: Rows) -> list[Finding]:
-    """Judge nearness to training cells. Smooth cells lie near everything: only nearness to *training* cells in particular is a leak."""
+    """Judge nearness to training cells.
+
+    Smooth cells lie near everything: only nearness to *training* cells in particular is a leak.
+    """
     figures = known(rows, list(_NEARNESS))
     if not figures:
         return []
@@ -364,13 +404,13 @@ def _memorisation(rows: Rows) -> list[Finding]:
     levels = {f.metric: "ok" if is_far(f) else f.level() for f in figures}
     seen = " ".join(_NEARNESS[f.metric].format(f=f) for f in figures)
     advice = (
-        "Training cells leak: do not publish these cells as private; train for fewer epochs, on more cells, or with a smaller "
-        "model."
+        "Training cells leak: do not publish these cells as private; train for fewer epochs, on more cells, or with a "
+        "smaller model."
     )
     if levels.get("membership_auc", "ok") == "ok" and levels.get("nearest_train_ratio", "ok") != "ok":
         advice = (
-            "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and diversity are fine, it "
-            "is memorisation: train for fewer epochs, on more cells, or with a smaller model."
+            "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and "
+            "diversity are fine, it is memorisation: train for fewer epochs, on more cells, or with a smaller model."
         )
     return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
 
@@ -400,7 +440,10 @@ def _markers(rows: Rows) -> list[Finding]:
     return [finding(level, "markers", " ".join(sentences), " ".join(advice))]
 
 
-_AUC = "The best classifier, {name}, tells synthetic from real cells with an AUC of {{f.value:.2f}} (0.5 is guessing; real from real cells: {{f.floor:.2f}})."
+_AUC = (
+    "The best classifier, {name}, tells synthetic from real cells with an AUC of {{f.value:.2f}} (0.5 is guessing; "
+    "real from real cells: {{f.floor:.2f}})."
+)
 _CLASSIFIERS = {
     "auc_boosting": "gradient boosting on principal components",
     "auc_logistic": "a linear classifier on principal components",
@@ -413,7 +456,10 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "held-out copies",
         {
-            "copied_test_cells": "{f.percent} of the synthetic cells have exactly the counts of a held-out cell (real cells: {f.floor:.2%})."
+            "copied_test_cells": (
+                "{f.percent} of the synthetic cells have exactly the counts of a held-out cell (real cells: "
+                "{f.floor:.2%})."
+            )
         },
         "The held-out cells themselves are judged here, not cells of a model: were files mixed up?",
     ),
@@ -422,9 +468,12 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "duplicates",
         {
-            "duplicate_share": "{f.percent} of the synthetic cells have a twin with the same counts (real cells: {f.floor:.2%})."
+            "duplicate_share": (
+                "{f.percent} of the synthetic cells have a twin with the same counts (real cells: {f.floor:.2%})."
+            )
         },
-        "A seed was used twice, or the model knows few cells only: draw each batch with another seed, and look at diversity.",
+        "A seed was used twice, or the model knows few cells only: draw each batch with another seed, and look at "
+        "diversity.",
     ),
     _missing_groups,
     Check(
@@ -450,65 +499,96 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "distribution",
         {
-            "w2": "The distance between the two sets of cells (Wasserstein) is {f.value:.3g}; between two sets of real cells it is {f.floor:.3g}."
+            "w2": (
+                "The distance between the two sets of cells (Wasserstein) is {f.value:.3g}; between two sets of real "
+                "cells it is {f.floor:.3g}."
+            )
         },
         "The other findings say in what they differ.",
     ),
     Check(
         "means",
         {
-            "gene_mean_error": "The mean of a gene is off by {f.value:.3f} on average, in log-normalised units (real cells: {f.floor:.3f})."
+            "gene_mean_error": (
+                "The mean of a gene is off by {f.value:.3f} on average, in log-normalised units (real cells: "
+                "{f.floor:.3f})."
+            )
         },
-        "Check that synthetic and real cells have the same genes, the same mixture of types and the same kind of counts; train longer.",
+        "Check that synthetic and real cells have the same genes, the same mixture of types and the same kind of "
+        "counts; train longer.",
     ),
     Check(
         "spread",
         {
-            "gene_variance_error": "The variance of a gene is off by {f.value:.3f} on average (real cells: {f.floor:.3f}).",
-            "mean_variance_error": "At equal mean, a typical gene's variance is off by {f.value:.2f} powers of ten (real cells: {f.floor:.2f}).",
+            "gene_variance_error": (
+                "The variance of a gene is off by {f.value:.3f} on average (real cells: {f.floor:.3f})."
+            ),
+            "mean_variance_error": (
+                "At equal mean, a typical gene's variance is off by {f.value:.2f} powers of ten (real cells: "
+                "{f.floor:.2f})."
+            ),
         },
-        "Too little: cells are means instead of draws, or guidance is too strong. Too much: noise is left over (more steps of the sampler).",
+        "Too little: cells are means instead of draws, or guidance is too strong. Too much: noise is left over (more "
+        "steps of the sampler).",
     ),
     Check(
         "zeros",
         {
-            "gene_zero_error": "The share of zeros of a gene is off by {f.value:.1%} on average (real cells: {f.floor:.1%})."
+            "gene_zero_error": (
+                "The share of zeros of a gene is off by {f.value:.1%} on average (real cells: {f.floor:.1%})."
+            )
         },
-        "Compare counts with counts: cells must be drawn as counts, not decoded as means or denoised; and look at the library size, which "
-        "changes zeros as well.",
+        "Compare counts with counts: cells must be drawn as counts, not decoded as means or denoised; and look at the "
+        "library size, which changes zeros as well.",
     ),
     Check(
         "library size",
         {
-            "library_size_ks": "Total counts per cell differ by {f.value:.2f} (largest gap of the cumulative shares, 0 to 1; real cells: {f.floor:.2f})."
+            "library_size_ks": (
+                "Total counts per cell differ by {f.value:.2f} (largest gap of the cumulative shares, 0 to 1; real "
+                "cells: {f.floor:.2f})."
+            )
         },
-        "Draw library sizes from the training cells of the same condition, and check that both sides hold raw counts of the same genes.",
+        "Draw library sizes from the training cells of the same condition, and check that both sides hold raw counts "
+        "of the same genes.",
     ),
     Check(
         "gene-gene structure",
         {
-            "within_label_correlation": "Gene-gene correlations agree with the real ones to {f.value:.2f} (other real cells: {f.floor:.2f}; "
-            "genes shuffled: {f.shuffled:.2f}).",
-            "within_label_slope": "Gene-gene correlations are {f.value:.2f} times as strong as real ones (real cells: {f.floor:.2f}; "
-            "1 is right).",
+            "within_label_correlation": (
+                "Gene-gene correlations agree with the real ones to {f.value:.2f} (other real cells: {f.floor:.2f}; "
+                "genes shuffled: {f.shuffled:.2f})."
+            ),
+            "within_label_slope": (
+                "Gene-gene correlations are {f.value:.2f} times as strong as real ones (real cells: {f.floor:.2f}; "
+                "1 is right)."
+            ),
         },
-        "Genes do not vary together as in real cells: train longer or use a larger latent, and do not use these cells for "
-        "networks of genes.",
+        "Genes do not vary together as in real cells: train longer or use a larger latent, and do not use these cells "
+        "for networks of genes.",
     ),
     Check(
         "labels",
         {
-            "label_fidelity": "A classifier trained on real cells finds the label that was asked for in {f.value:.0%} of the synthetic cells (real cells: {f.floor:.0%}).",
-            "transfer_f1": "A classifier trained on synthetic cells labels real ones with an F1 of {f.value:.2f} (trained on real cells: {f.floor:.2f}).",
+            "label_fidelity": (
+                "A classifier trained on real cells finds the label that was asked for in {f.value:.0%} of the "
+                "synthetic cells (real cells: {f.floor:.0%})."
+            ),
+            "transfer_f1": (
+                "A classifier trained on synthetic cells labels real ones with an F1 of {f.value:.2f} (trained on real "
+                "cells: {f.floor:.2f})."
+            ),
         },
-        "Cells do not follow their label well enough: use more guidance, train longer, and check that labels were not mixed up.",
+        "Cells do not follow their label well enough: use more guidance, train longer, and check that labels were not "
+        "mixed up.",
     ),
     _markers,
     _group_shares,
 )
 
 
-#: What the best classifier can do, from which excess of its AUC over the floor on; below the first, or within chance, it can do nothing.
+#: What the best classifier can do, from which excess of its AUC over the floor on; below the first, or within chance,
+#: it can do nothing.
 TELLING = {
     0.25: "can easily tell the synthetic cells from real ones",
     0.10: "can often tell the synthetic cells from real ones",
@@ -581,9 +661,9 @@ def verdict(table: pd.DataFrame) -> Verdict:
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an
     excess of more than three standard deviations of the value (from the table's interval), *and* one that is large
     enough to matter; both limits are constants of the module ``_verdict``, calibrated so that unseen real cells get no
-    warning. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they are
-    from 1 than the floor. Topics whose metrics the table lacks are left out. Of groups, the verdict says how many were
-    judged. A verdict cannot see what no metric sees: look at the cells as well.
+    warning. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they
+    are from 1 than the floor. Topics whose metrics the table lacks are left out. Of groups, the verdict says how many
+    were judged. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------

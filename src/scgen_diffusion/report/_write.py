@@ -36,10 +36,18 @@ BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
 SECTIONS = {
-    "Cells": "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between them.",
-    "Labels": "Whether each label is as good as the others. A rare label can be poor although all cells together look good.",
+    "Cells": (
+        "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between "
+        "them."
+    ),
+    "Labels": (
+        "Whether each label is as good as the others. A rare label can be poor although all cells together look good."
+    ),
     "Genes": "Each dot is a gene. On the diagonal, synthetic cells have what real cells have.",
-    "Training": "Losses that still fall ask for more training; a validation loss that rises while the training loss falls is overfitting.",
+    "Training": (
+        "Losses that still fall ask for more training; a validation loss that rises while the training loss falls is "
+        "overfitting."
+    ),
 }
 
 
@@ -127,7 +135,10 @@ def write(
         raise FileNotFoundError(msg)
     for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
         if not isinstance(cells, AnnData):
-            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}; a report of one modality takes `mdata[modality]`."
+            msg = (
+                f"`{name}` must be an AnnData, but is {type(cells).__name__}; a report of one modality takes "
+                "`mdata[modality]`."
+            )
             raise TypeError(msg)
     if table is None:
         table = evaluate(
@@ -161,7 +172,10 @@ def write(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(
         title=title,
-        subtitle=f"{synthetic.n_obs:,} synthetic cells, {real_test.n_obs:,} real cells held out, {seen}; {real_test.n_vars:,} genes",
+        subtitle=(
+            f"{synthetic.n_obs:,} synthetic cells, {real_test.n_obs:,} real cells held out, {seen}; "
+            f"{real_test.n_vars:,} genes"
+        ),
         version=version("scgen-diffusion"),
         verdict=judged,
         verdict_level=next((level for level in LEVELS if level in found), "ok"),
@@ -284,7 +298,7 @@ def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
 
 
 def _row(row: pd.Series) -> dict[str, object]:
-    """Write the figures of a metric, and place them on a common axis that just holds them; None for what is not known."""
+    """Write the figures of a metric, and place them on a common axis that just holds them; None if unknown."""
     figures = row[["value", "floor", "shuffled", "low", "high"]].astype(float)
     finite = figures[np.isfinite(figures)]
     start, span = (finite.min(), np.ptp(finite)) if len(finite) else (0.0, 0.0)

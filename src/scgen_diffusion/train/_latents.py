@@ -140,8 +140,8 @@ def _mapped_file(path: Path, n_bytes: int) -> mmap.mmap:
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
             except OSError as error:
                 msg = (
-                    f"No room for {n_bytes / 2**30:.1f} GiB of latents in {path.parent}: {error.strerror}. Choose another "
-                    "folder by the environment variable TMPDIR."
+                    f"No room for {n_bytes / 2**30:.1f} GiB of latents in {path.parent}: {error.strerror}. Choose "
+                    "another folder by the environment variable TMPDIR."
                 )
                 raise OSError(error.errno, msg) from error
         return mmap.mmap(file.fileno(), n_bytes)
@@ -181,11 +181,11 @@ class _Rows(Dataset):
         return self.cache[self.indices[rows]]
 
 
-# --- before and after the steps of training ----------------------------------------------------------------------------
+# --- before and after the steps of training ---------------------------------------------------------------------------
 
 
 def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
-    """Initialise an autoencoder at the mean expression of the cells ``indices``, and its effects at those of conditions."""
+    """Initialise an autoencoder at the mean expression of ``indices``, and its effects at those of conditions."""
     target, pooled, n_cells, n_read = torch.zeros(1).double(), torch.zeros(1).double(), 0, 0
     combinations = _combinations(module, cells, indices)
     if combinations is not None:
@@ -282,7 +282,8 @@ def standardise_latents(module: SCLDMModule, cache: LatentCache) -> None:
 def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
     """Store in the module the distribution of totals that its library-size head draws for the cells.
 
-    In small data it draws several for each cell: of few draws, many later ones would lie beyond the smallest or largest.
+    In small data it draws several for each cell: of few draws, many later ones would lie beyond the smallest or
+    largest.
     """
     generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(cache), 1)
 

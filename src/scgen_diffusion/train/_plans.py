@@ -227,8 +227,8 @@ class StagePlan(pl.LightningModule):
         if not torch.isfinite(loss):
             msg = (
                 f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells. A "
-                "`checkpoint_dir` still has the last good state, but only for the same learning rate; with a new rate, use "
-                "another `checkpoint_dir`."
+                "`checkpoint_dir` still has the last good state, but only for the same learning rate; with a new rate, "
+                "use another `checkpoint_dir`."
             )
             raise FloatingPointError(msg)
         for name, value in losses.items():
@@ -284,9 +284,9 @@ class StagePlan(pl.LightningModule):
         """
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
-                f"The checkpoint of the {self.name} is of another model, of other cells, another split or other settings, "
-                "or older than the stage before it. Remove it or use another `checkpoint_dir` (on the command line: "
-                "`--restart`)."
+                f"The checkpoint of the {self.name} is of another model, of other cells, another split or other "
+                "settings, or older than the stage before it. Remove it or use another `checkpoint_dir` (on the "
+                "command line: `--restart`)."
             )
             raise ValueError(msg)
         before, options = checkpoint["options"], asdict(self.recipe)
@@ -297,8 +297,8 @@ class StagePlan(pl.LightningModule):
         ]
         if differing:
             msg = (
-                f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or another "
-                "`checkpoint_dir`."
+                f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or "
+                "another `checkpoint_dir`."
             )
             raise ValueError(msg)
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
@@ -333,7 +333,10 @@ class AveragingPlan(StagePlan):
 
 
 class AutoencoderPlan(StagePlan):
-    """Train encoder, decoder, likelihood and condition effects of SCLDM on cells. Parameters as in :class:`StagePlan`."""
+    """Train encoder, decoder, likelihood and condition effects of SCLDM on cells.
+
+    Parameters as in :class:`StagePlan`.
+    """
 
     name = "autoencoder"
     purpose = "compresses cells"
@@ -341,7 +344,7 @@ class AutoencoderPlan(StagePlan):
     recipe: AutoencoderRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Group parameters; dispersions have their own learning rate, gene loadings and effects their own weight decay."""
+        """Group parameters: dispersions have their own learning rate, gene loadings and effects their own decay."""
         module, recipe = self.module, self.recipe
         dispersions, loadings = list(module.likelihood.parameters()), module.gene_loadings()
         effects = [] if module.condition_effects is None else list(module.condition_effects.parameters())

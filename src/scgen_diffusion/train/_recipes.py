@@ -117,10 +117,10 @@ class AutoencoderRecipe(Recipe):
     def for_panel(self, n_genes: int, counts_per_gene: float) -> AutoencoderRecipe:
         """Return the recipe for cells with few genes; for others, itself.
 
-        Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and what
-        genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can take
-        more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as the
-        counts allow. They already allow for many cells.
+        Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and
+        what genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can
+        take more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as
+        the counts allow. They already allow for many cells.
 
         Parameters
         ----------
@@ -173,7 +173,8 @@ class DiffusionRecipe(Recipe):
     drop_probability
         Probability of dropping a cell's conditions, which classifier-free guidance needs.
     dispersion_learning_rate_factor
-        Learning rate of the genes' dispersions, relative to ``learning_rate``. Only models of masked molecules have any.
+        Learning rate of the genes' dispersions, relative to ``learning_rate``. Only models of masked molecules have
+        any.
     """
 
     learning_rate: float = 2e-3

@@ -122,8 +122,8 @@ def run_stage(
     path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
     if early_stopping and not plan.loss_judges_cells:
         msg = (
-            f"`early_stopping` watches the validation loss, but that of the {plan.name} may rise while the generated cells "
-            "get better. Leave `early_stopping` out."
+            f"`early_stopping` watches the validation loss, but that of the {plan.name} may rise while the generated "
+            "cells get better. Leave `early_stopping` out."
         )
         raise ValueError(msg)
     if early_stopping:
@@ -153,8 +153,8 @@ def run_stage(
         checkpoint = None if path is None or not path.exists() else read_checkpoint(path)
         if checkpoint is not None and checkpoint.get("n_epochs_done", 0) > n_epochs:
             msg = (
-                f"The checkpoint {path} has {checkpoint['n_epochs_done']} finished epochs, more than the {n_epochs} of this "
-                "run; remove it to start again."
+                f"The checkpoint {path} has {checkpoint['n_epochs_done']} finished epochs, more than the {n_epochs} of "
+                "this run; remove it to start again."
             )
             raise ValueError(msg)
         if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
@@ -211,7 +211,7 @@ def _quiet() -> Iterator[None]:
         lightning.setLevel(before)
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 class StageCheckpoint(Checkpoint):
@@ -303,14 +303,14 @@ def check_later_checkpoints(folder: Path, stages: Sequence[str], n_epochs: int) 
         return
     msg = (
         f"This call trains the {stages[0]} for {n_epochs} epochs, of which the checkpoints have "
-        f"{checkpoint['n_epochs_done']}; the checkpoint of the {later[0].stem} would then be out of date. Make the same call "
-        f"as before to resume, or remove {' and '.join(map(str, later))}, or use another `checkpoint_dir` (on the command "
-        "line: `--restart`)."
+        f"{checkpoint['n_epochs_done']}; the checkpoint of the {later[0].stem} would then be out of date. Make the "
+        f"same call as before to resume, or remove {' and '.join(map(str, later))}, or use another `checkpoint_dir` "
+        "(on the command line: `--restart`)."
     )
     raise ValueError(msg)
 
 
-# --- Ctrl-C ------------------------------------------------------------------------------------------------------------
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
 class StoppedByUserError(Exception):
@@ -357,7 +357,7 @@ class Interruption(Callback):
             raise StoppedByUserError
 
 
-# --- progress ----------------------------------------------------------------------------------------------------------
+# --- progress ---------------------------------------------------------------------------------------------------------
 
 
 def in_notebook() -> bool:

@@ -97,7 +97,7 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) 
 
 
 def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tensor:
-    """Return axes of standardised latents along which cells differ as much as their expected expression, ``(size, size)``.
+    """Return axes of standardised latents in which cells differ as their expected expression does, ``(size, size)``.
 
     Latents are mapped to log-normalised expression by ridge regression. Its Gram matrix is that of the axes.
 
