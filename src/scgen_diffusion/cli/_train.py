@@ -156,7 +156,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     checkpoints = None
     if not options.get("no_checkpoints"):
         checkpoints = options.get("checkpoint_dir", out.absolute().with_name(f".{out.name}.checkpoints"))
-        terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
         for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
             (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
 
@@ -181,6 +180,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         arguments["plan_kwargs"] = plan
     if "devices" in options:
         arguments["devices"] = read_devices(options["devices"])
+    if checkpoints is not None:
+        terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
     model.train(**{"enable_progress_bar": not terminal.quiet, **arguments}, **data, checkpoint_dir=checkpoints)
     callbacks = model.trainer.callbacks
     if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # stopped cleanly
