@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -288,14 +287,16 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
     generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(cache), 1)
 
     def drawn() -> Iterator[Tensor]:
-        for rows in chain.from_iterable(cache.parts(LATENTS_AT_A_TIME) for _ in range(n_draws)):
-            mean, std, log_totals = (rows[name].to(module.device) for name in ("mean", "std", "log_total"))
+        for rows in cache.parts(max(LATENTS_AT_A_TIME // n_draws, 1)):
+            mean, std, log_totals = (
+                rows[name].to(module.device).repeat_interleave(n_draws, 0) for name in ("mean", "std", "log_total")
+            )
             z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
             mean, std = (values.cpu() for values in module.predict_log_totals(z, log_totals))
             totals = mean + std * torch.randn(mean.shape, generator=generator)
             yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
 
-    condition = cache.arrays["condition"].cpu().repeat(n_draws, 1)
+    condition = cache.arrays["condition"].cpu().repeat_interleave(n_draws, 0)
     module.library_size.fit_predicted(gather(drawn(), n_draws * len(cache)), condition)
 
 
