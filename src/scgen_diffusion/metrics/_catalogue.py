@@ -52,8 +52,8 @@ from ._safety import (
     duplicate_share,
     expected_share_of_twins,
     fingerprints_of,
-    membership_inference,
     memorisation,
+    nearness,
     share_of_copies,
     share_of_twins,
 )
@@ -206,10 +206,10 @@ def _copied_test_of_all(cells: Fingerprints) -> tuple[float, float]:
     return share_of_copies(cells.synthetic, cells.real), usual
 
 
-def _membership_auc(comparison: Comparison) -> float:
-    synthetic = comparison.synthetic.pcs if comparison.released is None else comparison.released
-    sets = synthetic, comparison.real.pcs, comparison.training.members
-    return membership_inference(*sets, seed=comparison.seed).auc
+def _nearness(comparison: Comparison) -> Scores:
+    """Return how near held-out cells ("real") and training cells ("synthetic") are to the cells released."""
+    released = comparison.synthetic.pcs if comparison.released is None else comparison.released
+    return Scores(*nearness(released, comparison.real.pcs, comparison.training.members, seed=comparison.seed))
 
 
 def _effects(comparison: Comparison) -> tuple[Effect, Effect]:
@@ -235,7 +235,7 @@ def _neighbourhood_metric(name: str, better: Better, bounds: tuple[float, float]
     return Metric(name, better, _part(_neighbourhoods, name), scopes=GROUPS_JOINT, bounds=bounds)
 
 
-def _classifier_metric(name: str, scores: Callable[[Comparison], Scores], **options: object) -> Metric:
+def _auc_metric(name: str, scores: Callable[[Comparison], Scores], **options: object) -> Metric:
     measure = lambda comparison: auc_of_scores(*comparison.once(scores))
     return Metric(name, "lower", measure, scores=scores, summary=auc_of_scores, bounds=SHARE, **options)
 
@@ -283,10 +283,10 @@ _ENTRIES = (
     _neighbourhood_metric("density", "floor", POSITIVE),
     _neighbourhood_metric("coverage", "higher"),
     # classifiers that separate synthetic from real cells
-    _classifier_metric("auc_boosting", partial(_scores_in_pcs, "boosting"), scopes=JOINT, slow=True),
-    _classifier_metric("auc_logistic", partial(_scores_in_pcs, "logistic"), scopes=GROUPS),
-    _classifier_metric("auc_neighbours", partial(_scores_in_pcs, "neighbours"), scopes=GROUPS_JOINT),
-    _classifier_metric("auc_genes", _scores_in_genes, slow=True),
+    _auc_metric("auc_boosting", partial(_scores_in_pcs, "boosting"), scopes=JOINT, slow=True),
+    _auc_metric("auc_logistic", partial(_scores_in_pcs, "logistic"), scopes=GROUPS),
+    _auc_metric("auc_neighbours", partial(_scores_in_pcs, "neighbours"), scopes=GROUPS_JOINT),
+    _auc_metric("auc_genes", _scores_in_genes, slow=True),
     Metric("ilisi", "higher", _ilisi, scopes=GROUPS, bounds=SHARE),
     # genes
     _gene_metric("gene_mean_error"),
@@ -325,7 +325,7 @@ _ENTRIES = (
         of_all=_twins_of_all,
         bounds=SHARE,
     ),
-    Metric("membership_auc", "lower", _membership_auc, TRAIN, scopes=JOINT, bounds=SHARE),
+    _auc_metric("membership_auc", _nearness, needs=TRAIN, scopes=JOINT),
     Metric(
         "copied_test_cells",
         "lower",

@@ -214,13 +214,20 @@ def membership_inference(
     Privacy risk in machine learning (for the advantage).
     """
     synthetic, held_out, train = representations(use_rep, synthetic=synthetic, held_out=held_out, train=train)
+    others, members = nearness(synthetic, held_out, train, k=k, seed=seed)
+    is_member, scores = np.repeat([1, 0], len(members)), np.concatenate([members, others])
+    false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)
+    return MembershipInference(float(roc_auc_score(is_member, scores)), float((true_positives - false_positives).max()))
+
+
+def nearness(
+    synthetic: NDArray, held_out: NDArray, train: NDArray, *, k: int = 1, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how near held-out cells, and as many training cells, are to synthetic ones, each `(cells,)`."""
     rng = np.random.default_rng(seed)
     n_cells = min(len(train), len(held_out))
     members, others = (cells[rng.permutation(len(cells))[:n_cells]] for cells in (train, held_out))
-    scores = -np.concatenate([nearest_distances(cells, synthetic, k=k) for cells in (members, others)])
-    is_member = np.repeat([1, 0], n_cells)
-    false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)
-    return MembershipInference(float(roc_auc_score(is_member, scores)), float((true_positives - false_positives).max()))
+    return -nearest_distances(others, synthetic, k=k), -nearest_distances(members, synthetic, k=k)
 
 
 def fingerprints_of(expression: Expression) -> NDArray[np.uint64]:
