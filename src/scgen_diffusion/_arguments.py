@@ -44,7 +44,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 
 def known_names(name: object, known: Sequence[object]) -> str:
-    """List the known names in a sentence, closest to ``name`` first, whatever the case; as they are without it."""
+    """List the known names in a sentence, closest to ``name`` first, whatever the case; without one, in this order."""
     by_text = {str(k): k for k in known}
     if not by_text:
         return "There are none."

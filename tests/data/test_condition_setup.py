@@ -154,6 +154,25 @@ def test_a_control_value_among_very_many_numbers_gives_a_warning():
         setup(cells, continuous=["hours"])
 
 
+@pytest.mark.parametrize(
+    ("doses", "control", "are_plain_decades"),
+    [
+        ([0, 0.01, 0.1, 1, 10], 0, True),
+        ([0, 1, 5, 10, 50, 100], 0, True),
+        ([-3, -2, -1, 0, 1], -3, False),  # logarithms
+        (range(73), 0, False),  # hours
+        ([0.5, 37], 37, False),  # temperatures
+    ],
+)
+def test_doses_that_span_decades_give_a_warning(doses, control, are_plain_decades):
+    obs = pd.DataFrame({"dose": np.resize(np.array(doses, float), 146)}, index=[f"c{i}" for i in range(146)])
+    cells = AnnData(np.ones((146, 2), np.float32), obs=obs)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        make(continuous=["dose"], controls={"dose": control})(cells)
+    assert any("register the logarithm" in str(warning.message) for warning in seen) == are_plain_decades
+
+
 def test_an_array_has_no_control_value(adata):
     adata.obsm["spatial"] = np.arange(2.0 * N).reshape(N, 2)
     with pytest.raises(ValueError, match=r"'spatial' has a control value, but is not a column of adata.obs"):

@@ -144,6 +144,18 @@ def test_latents_and_likelihoods_do_not_depend_on_neighbours(multimodal):
     np.testing.assert_allclose(multimodal.get_likelihood(indices=[70, 3], batch_size=1), likelihoods[[70, 3]], **close)
 
 
+def test_a_layer_may_be_deleted_after_it_was_registered(tiny, quick):
+    mdata = make_mudata()
+    mdata["rna"].layers["counts"] = mdata["rna"].X.copy()
+    model = make_model(tiny, mdata, {"layers": {"rna": "counts"}})
+    model.train_autoencoder(1, **quick)
+    before = model.get_latent_representation()
+
+    del mdata["rna"].layers["counts"]
+
+    np.testing.assert_array_equal(model.get_latent_representation(), before)
+
+
 def test_counts_that_changed_since_they_were_registered_are_warned_of(multimodal):
     mdata = make_mudata(seed=3)
     before = multimodal.get_latent_representation(mdata)

@@ -317,7 +317,9 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, **options):
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     settled = [9.0, 5, 3, 2, 2, 2, 2, 2, 2, 2]
     assert words_of(settled) == "Training is done, and the validation loss has settled. Next: model.generate(10)."
-    assert "falling at the end. Next: train longer, model.train_prior(300)." in words_of(np.arange(10)[::-1])
+    falling = words_of(np.arange(10)[::-1])
+    assert "falling at the end. Next: train on, model.train_prior(200), or build the model again" in falling
+    assert "with max_epochs={'prior': 300}." in falling
     assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     assert "without validation cells" in words_of([])
     assert "does not show how good the cells are" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
@@ -353,8 +355,8 @@ def test_a_refused_call_keeps_split_and_cells(make_model, make_cells, quick, tmp
     others.write_h5ad(tmp_path / "others.h5ad")
     files = CellFiles.like(model.registry, tmp_path / "others.h5ad")
 
-    for wrong in ({"plan_kwargs": {"typo": 1}}, {"max_epochs": 0}):
-        with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+    for wrong in ({"plan_kwargs": {"typo": 1}}, {"max_epochs": 0}, {"precision": "typo"}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(wrong)) + "|typo"):
             model.train(**{"max_epochs": 1, "train_size": 0.5, "datamodule": files, **quick, **wrong})
 
     assert model.train_indices_ is before
@@ -370,6 +372,22 @@ def test_few_cells_are_repeated_to_fill_an_epoch(make_model, make_cells, quick, 
     model.train_autoencoder(2, plan_kwargs={"smallest_epoch": 7}, datamodule=cells, **quick)
 
     assert model.trainer.global_step == 14
+
+
+def test_repeated_cells_of_files_come_in_whole_batches_and_new_orders(make_model, make_cells, quick, tmp_path):
+    make_cells().write_h5ad(tmp_path / "cells.h5ad")
+    cells = CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type", "dose"])
+    seen, model = [], make_model()
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, module, batch, *_):
+            seen.append(batch["X"].sum(1).tolist())
+
+    options = {**quick, "datamodule": cells, "batch_size": 60, "train_size": 1.0, "callbacks": [Watch()]}
+    model.train_autoencoder(1, plan_kwargs={"smallest_epoch": 6}, **options)
+
+    assert [len(batch) for batch in seen] == [60] * 6
+    assert len({tuple(batch) for batch in seen}) == 6
 
 
 def test_a_label_of_validation_cells_alone_is_named(make_model, quick, monkeypatch):

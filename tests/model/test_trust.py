@@ -10,6 +10,7 @@ import torch
 
 from scgen_diffusion.generation._verdict import PerturbedGroups
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.module._expected_shift import ExpectedShift
 from scgen_diffusion.report._write import _as_text
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -110,6 +111,16 @@ def test_shuffled_genes_are_unknown(model):
         UserWarning, match="is unknown: the control cells are unlike those that the model learned .* Check"
     ):
         found = model.predict_perturbation(cells, TREATED, seed=0)
+
+    assert found.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["unknown"]
+
+
+def test_a_perturbation_like_none_that_was_seen_is_unknown(model, monkeypatch):
+    nothing = lambda self, conditions, *_: torch.zeros(len(conditions), len(self.perturbations), dtype=torch.bool)
+    monkeypatch.setattr(ExpectedShift, "related", nothing)
+
+    with pytest.warns(UserWarning, match="no similar perturbation was seen in training"):
+        found = model.predict_perturbation(controls(model), TREATED, seed=0)
 
     assert found.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["unknown"]
 

@@ -242,9 +242,10 @@ def test_the_share_explained_by_others_is_that_of_refits_without_each_class():
     assert shift.explained_by_others(CONTROL, PERTURBS) == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_number_near_the_controls_is_related_to_itself():
+@pytest.mark.parametrize("distance", [0.05, 0.01, 0.001])
+def test_a_number_near_the_controls_is_related_to_itself(distance):
     """Of doses on a plain scale, the smallest hardly differ from no dose; groups with them still tell about them."""
-    doses = torch.tensor([[0.0, -0.6], [0.0, -0.4], [0.0, 1.5], [0.0, -0.6], [0.0, -0.4], [0.0, 1.5]])
+    doses = torch.tensor([[0.0, distance - 0.65], [0.0, -0.4], [0.0, 1.5]]).repeat(2, 1)
     control, perturbs = torch.tensor([0.0, -0.65]), torch.tensor([False, True])
     shift, centres = ExpectedShift((2, Number(1)), SIZE, 6, 2), torch.randn(6, SIZE)
     variances = torch.full((6,), 1e-3)

@@ -67,6 +67,12 @@ def test_cells_that_score_like_real_ones_get_no_complaint():
     assert result.summary.endswith("All 18 checks passed.")
 
 
+def test_a_floor_below_guessing_is_chance():
+    found = table(auc_logistic=0.58)
+    found.loc[found["metric"] == "auc_logistic", "floor"] = 0.40
+    assert {finding.level for finding in verdict(found).findings} == {"ok"}
+
+
 @pytest.mark.parametrize(
     ("metric", "value", "topic"),
     [

@@ -29,7 +29,8 @@ LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as s
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
 MOST_COLUMNS = 50  # of an array
 UNLIKE = 20  # times the spread of another column; more than this are columns of different kinds
-WIDEST_RATIO = 50  # of numbers that perturb, such as doses
+WIDEST_RATIO = 50  # of distances from the control, such as doses
+LOGARITHMIC = 2.0  # typical ratio of neighbouring doses, from which on they look equidistant on a logarithmic scale
 N_PLACES = 16_384  # values kept of an array
 N_SHOWN = 60  # characters of a wrong value
 EXTRA_MEMBERS = 2  # members that a set can have beyond the largest training set
@@ -225,12 +226,14 @@ class ContinuousKey(ConditionKey):
             nearest = float(values[np.abs(values - control).argmin()])
             msg = f"No cell has the control value {control} in adata.obs[{name!r}]; the nearest number is {nearest}."
             raise ValueError(msg)
-        positive = values[values > 0]
-        if values.min() >= 0 and positive.max() > WIDEST_RATIO * positive.min():
+        distances = np.unique(np.abs(values - control))
+        distances = distances[distances > 0]
+        ratios = distances[1:] / distances[:-1]
+        if len(ratios) and distances[-1] > WIDEST_RATIO * distances[0] and np.median(ratios) >= LOGARITHMIC:
             warn_user(
-                f"The values of {name!r} span decades ({positive.min():g} to {positive.max():g}). Those near the "
-                f"control value {control} look untreated to the model, and their effects come out too small: register "
-                "the logarithm."
+                f"The values of {name!r} are {distances[0]:g} to {distances[-1]:g} away from the control value "
+                f"{control}. Those near it look untreated to the model, and their effects come out too small: register "
+                "the logarithm, with the control just below the smallest dose."
             )
         return key
 

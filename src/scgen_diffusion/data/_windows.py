@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, count, islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -101,7 +101,7 @@ class WindowLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield batches; the next window is read in the background."""
         n_left = len(self)
-        windows = chain.from_iterable(self.windows() for _ in count())  # few cells are repeated to fill an epoch
+        windows = self.windows()
         with ThreadPoolExecutor(1, thread_name_prefix="cells") as reader:
 
             def start() -> tuple | None:
@@ -121,6 +121,12 @@ class WindowLoader:
                         tensors[CONDITIONS] = torch.from_numpy(conditions)
                     yield tensors
 
+    @property
+    def _n_rounds(self) -> int:
+        """How often the cells are read, each time in another order, to fill an epoch that few cells would not."""
+        share = -(-len(self.indices) // (1 if self.sampler is None else self.sampler.n_processes))
+        return 1 if len(self) <= -(-share // self.batch_size) else -(-len(self) * self.batch_size // share)
+
     def windows(self) -> Iterator[Window]:
         """Yield the windows of the current pass, from its first batch on."""
         order, first_batch, rng = self.indices, 0, None
@@ -131,8 +137,11 @@ class WindowLoader:
                 # blocks begin at fixed rows, whichever cells are chosen, so that they fit the chunks of a file
                 limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
                 blocks = [block for block in np.split(order, limits) if len(block)]
-                order = np.concatenate([blocks[number] for number in rng.permutation(len(blocks))])
-            size = -(-len(order) // self.sampler.n_processes)
+                orders = [[blocks[number] for number in rng.permutation(len(blocks))] for _ in range(self._n_rounds)]
+                order = np.concatenate([*chain.from_iterable(orders)])
+            size = -(-len(self.indices) // self.sampler.n_processes)
+            if self._n_rounds > 1:
+                size = len(self) * self.batch_size
             order = np.resize(order, size * self.sampler.n_processes)[self.sampler.rank * size :][:size]
         for start in range(0, len(order), self.window_size):
             rows, positions = np.unique(order[start : start + self.window_size], return_inverse=True)

@@ -145,11 +145,11 @@ class CellGenerator:
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
         distinct = codes.distinct()
+        self._check_is_whole(distinct)
         outside = self.warn_outside_training(distinct)
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
-        self._check_is_whole(distinct)
         if self._starts(distinct) is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
@@ -361,8 +361,8 @@ class CellGenerator:
             columns = self.conditions.columns
             left_out = [k for k in self.conditions.keys if perturbs[columns(k)].any() and row[columns(k)][0] == OPEN]
             msg = (
-                f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Give {left_out} as "
-                "well, which perturb too, so that control cells can be moved there."
+                f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Also give "
+                f"{left_out}: these keys perturb too, and without them no control cells can be moved there."
             )
             raise ValueError(msg)
 

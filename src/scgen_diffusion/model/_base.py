@@ -72,7 +72,14 @@ from scgen_diffusion.generation import (
     stack,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
-from scgen_diffusion.train import CellData, check_later_checkpoints, run_stage, show, trainer_options
+from scgen_diffusion.train import (
+    CellData,
+    check_later_checkpoints,
+    check_trainer_options,
+    run_stage,
+    show,
+    trainer_options,
+)
 
 from ._counterfactual import (
     Prediction,
@@ -120,7 +127,7 @@ from ._training import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     import lightning.pytorch as pl
     import scipy.sparse as sp
@@ -305,8 +312,6 @@ class DiffusionModel(BaseModelClass):
             )
             raise TypeError(msg)
         msg = f"Cells must be an AnnData, but found {type(adata).__name__}."
-        if isinstance(adata, Mapping):
-            msg += " Name an argument such as `condition=`."
         if isinstance(adata, MuData):
             msg += " Give one modality, for example mdata['rna'], or use MULTISCLDM.setup_mudata."
         raise TypeError(msg)
@@ -563,6 +568,7 @@ class DiffusionModel(BaseModelClass):
         check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         with self._kept_if_refused():
+            check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
             self._cells.check()
             self._count_combinations(self._registered_codes)
@@ -1541,6 +1547,9 @@ class DiffusionModel(BaseModelClass):
 
     def _check_given(self, adata: AnnData | None, argument: str) -> None:
         """Raise if there are no cells in memory to read."""
+        if isinstance(adata, Mapping):
+            msg = f"`{argument}` must be cells, but found a mapping. A condition needs its name: `condition=...`."
+            raise TypeError(msg)
         if adata is not None:
             return
         if self._file_cells is not None:

@@ -49,6 +49,8 @@ class ControlCells:
         Their row numbers, ``(cells,)``.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
+    gappy
+        Columns of text with gaps, as categories of all cells of ``source``: anndata does not write them otherwise.
     """
 
     source: AnnData | MuData | CellFiles
@@ -56,10 +58,12 @@ class ControlCells:
     own: np.ndarray
     codes: np.ndarray
 
+    gappy: Mapping[str, pd.Series]
+
     def part(self, rows: range) -> ControlCells:
         """Return some consecutive cells."""
         cut = slice(rows.start, rows.stop)
-        return ControlCells(self.source, self.rows[cut], self.own[cut], self.codes[cut])
+        return replace(self, rows=self.rows[cut], own=self.own[cut], codes=self.codes[cut])
 
     @property
     def names(self) -> pd.Index:
@@ -67,16 +71,10 @@ class ControlCells:
         return self.source.names(self.rows) if isinstance(self.source, CellFiles) else self.source.obs_names[self.rows]
 
     def obs(self, conditions: Conditions) -> pd.DataFrame:
-        """Return their ``obs``; of cells in files only the conditions.
-
-        Texts with gaps become categories, the same ones in every part: anndata does not write them otherwise.
-        """
+        """Return their ``obs``; of cells in files only the conditions."""
         if isinstance(self.source, CellFiles):
             return conditions.to_obs(self.own, self.names)
-        texts = self.source.obs.select_dtypes(object)
-        gappy = [name for name in texts if texts[name].isna().any() and infer_dtype(texts[name]) == "string"]
-        categories = {name: texts[name].astype("category").iloc[self.rows] for name in gappy}
-        return self.source.obs.iloc[self.rows].assign(**categories)
+        return self.source.obs.iloc[self.rows].assign(**{name: c.iloc[self.rows] for name, c in self.gappy.items()})
 
 
 @dataclass(frozen=True)
@@ -143,11 +141,14 @@ def control_cells(
         source = model._validated(adata)
         n_cells = source.n_obs
     rows = check_rows(indices, n_cells)
+    texts = pd.DataFrame() if isinstance(source, CellFiles) else source.obs.select_dtypes(object)
+    gappy = [name for name in texts if texts[name].isna().any() and infer_dtype(texts[name]) == "string"]
     own = own[rows]
+    cells = ControlCells(source, rows, own, own, {name: texts[name].astype("category") for name in gappy})
     if isinstance(condition, Mapping | pd.DataFrame):
-        _check_one_per_cell(conditions, condition, ControlCells(source, rows, own, own).names)
+        _check_one_per_cell(conditions, condition, cells.names)
     requested = conditions.encode(condition, len(rows))
-    return ControlCells(source, rows, own, np.where(requested == OPEN, own, requested))
+    return replace(cells, codes=np.where(requested == OPEN, own, requested))
 
 
 def own_codes(conditions: Conditions, cells: AnnData) -> np.ndarray:

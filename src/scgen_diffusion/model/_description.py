@@ -82,9 +82,11 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
     if not control:
         return "model.train_prior()"
     predict = f"model.predict_perturbation(control_cells, {{{next(iter(control))!r}: ...}})"
-    transport = "transport" in model.trained_stages_
-    first = predict if transport else "model.train_transport() to predict perturbations"
-    return f"{first}, or model.train_prior() to generate"
+    if "transport" in model.trained_stages_:
+        return f"{predict}, or model.train_prior() to generate"
+    if not model._has_cells or not model._perturbation_groups(control):
+        return "model.train_prior()"
+    return "model.train_transport() to predict perturbations, or model.train_prior() to generate"
 
 
 def next_step(model: DiffusionModel) -> str:

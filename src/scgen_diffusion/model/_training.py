@@ -177,8 +177,10 @@ def closing_message(
     if fell := [name for name, trend in trends.items() if trend == "fell"]:
         longer = {name: max(2 * lengths[name], defaults[name]) for name in fell}
         which = " and ".join(f"the {name}" for name in fell)
-        again = f"model.train_prior({longer['prior']})" if fell == ["prior"] else f"max_epochs={longer}"
-        return f"The validation loss of {which} was still falling at the end. Next: train longer, {again}."
+        again = f"build the model again and train it with max_epochs={longer}"
+        if fell == ["prior"]:
+            again = f"train on, model.train_prior({longer['prior'] - lengths['prior']}), or {again}"
+        return f"The validation loss of {which} was still falling at the end. Next: {again}."
     if not trends:
         seen = "Training is done; the transport has no validation"
     elif not any(len(plan.validation_losses) for plan in validated):

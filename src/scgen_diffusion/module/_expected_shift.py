@@ -153,7 +153,7 @@ class ExpectedShift(nn.Module):
         own, of_groups = (
             self._similarity(codes, codes, control, perturbs).diagonal() for codes in (conditions, self.perturbations)
         )
-        return similarity > RELATED * (own[:, None] * of_groups).clamp(min=SMALLEST).sqrt()
+        return (similarity > 0) & (similarity > RELATED * (own[:, None] * of_groups).sqrt())
 
     def are_new(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return which perturbations ``(n, columns)`` have a class or member that no group has, ``(n,)``."""

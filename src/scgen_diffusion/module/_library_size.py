@@ -191,7 +191,7 @@ class LibrarySizeModel(nn.Module):
         return torch.where(occurs, exact, self._additive(table, codes))
 
     def _additive(self, table: Tensor, codes: Tensor) -> Tensor:
-        """Add up the effects of all keys, hardly beyond what was observed: totals of sets would grow without end."""
+        """Add up the effects of all keys, at most ``MARGIN`` beyond what was observed: sets would grow without end."""
         baseline = self._baseline(table).expand(len(codes), *table.shape[1:])
         total = baseline + sum(self._effect(table, codes, key) for key in range(len(self.groups.keys)))
         total = total.clamp(table.min() - MARGIN, table.max() + MARGIN)

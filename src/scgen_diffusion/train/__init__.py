@@ -25,7 +25,15 @@ from ._recipes import (
     TransportRecipe,
     learning_rate_factor,
 )
-from ._runner import Interruption, StageResult, check_later_checkpoints, run_stage, show, trainer_options
+from ._runner import (
+    Interruption,
+    StageResult,
+    check_later_checkpoints,
+    check_trainer_options,
+    run_stage,
+    show,
+    trainer_options,
+)
 from ._transport import Group, PairData, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
@@ -54,6 +62,7 @@ __all__ = [
     "TransportPlan",
     "TransportRecipe",
     "check_later_checkpoints",
+    "check_trainer_options",
     "correct_effects",
     "counts_per_gene",
     "describe_predicted_profile_totals",

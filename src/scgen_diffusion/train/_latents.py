@@ -281,8 +281,7 @@ def standardise_latents(module: SCLDMModule, cache: LatentCache) -> None:
 def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
     """Store in the module the distribution of totals that its library-size head draws for the cells.
 
-    In small data it draws several for each cell: of few draws, many later ones would lie beyond the smallest or
-    largest.
+    In small data it draws several for each cell: with few draws, many later ones would lie outside their range.
     """
     generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(cache), 1)
 

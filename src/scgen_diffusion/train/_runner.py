@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Pro
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
+from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion._files import sync
 
 if TYPE_CHECKING:
@@ -179,6 +180,23 @@ def run_stage(
             raise SystemExit(EXIT_CODE_OF_SIGTERM)
     plan.module.eval()
     return StageResult(plan, interruption.requested, trainer, trainer.strategy.root_device)
+
+
+def check_trainer_options(
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    precision: str | None = None,
+    strategy: str | Strategy = "auto",
+    **options: Any,
+) -> None:
+    """Raise for options that Lightning's trainer or scvi-tools refuse, before anything is changed."""
+    accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
+    own = inspect.signature(run_stage).parameters
+    chosen = {"accelerator": accelerator, "devices": devices, "strategy": deepcopy(strategy)}
+    chosen |= {name: value for name, value in options.items() if name not in own}
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with _quiet():
+        pl.Trainer(precision=precision or _default_precision(accelerator), **{**silent, **chosen})
 
 
 def trainer_options() -> list[str]:
