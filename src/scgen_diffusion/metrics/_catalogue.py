@@ -52,9 +52,11 @@ from ._safety import (
     duplicate_share,
     expected_share_of_twins,
     fingerprints_of,
-    memorisation,
+    nearest_distances,
+    nearest_ratio,
     nearness,
     share_of_copies,
+    share_of_nearer,
     share_of_twins,
 )
 from ._use import label_fidelity, transfer_f1
@@ -179,8 +181,9 @@ def _mmd_per_label(comparison: Comparison) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _memorisation(comparison: Comparison) -> object:
-    return memorisation(comparison.synthetic.pcs, comparison.real.pcs, comparison.training.pcs)
+def _distances_to_training(comparison: Comparison) -> Scores:
+    train = comparison.training.pcs
+    return Scores(*(nearest_distances(side.pcs, train) for side in (comparison.real, comparison.synthetic)))
 
 
 def _copied_cells(comparison: Comparison) -> float:
@@ -235,9 +238,19 @@ def _neighbourhood_metric(name: str, better: Better, bounds: tuple[float, float]
     return Metric(name, better, _part(_neighbourhoods, name), scopes=GROUPS_JOINT, bounds=bounds)
 
 
+def _score_metric(
+    name: str,
+    better: Better,
+    scores: Callable[[Comparison], Scores],
+    summary: Callable[[NDArray, NDArray], float],
+    **options: object,
+) -> Metric:
+    measure = lambda comparison: summary(*comparison.once(scores))
+    return Metric(name, better, measure, scores=scores, summary=summary, **options)
+
+
 def _auc_metric(name: str, scores: Callable[[Comparison], Scores], **options: object) -> Metric:
-    measure = lambda comparison: auc_of_scores(*comparison.once(scores))
-    return Metric(name, "lower", measure, scores=scores, summary=auc_of_scores, bounds=SHARE, **options)
+    return _score_metric(name, "lower", scores, auc_of_scores, bounds=SHARE, **options)
 
 
 def _gene_metric(name: str, bounds: tuple[float, float] = POSITIVE) -> Metric:
@@ -312,9 +325,15 @@ _ENTRIES = (
     Metric("transfer_f1", "higher", _transfer_f1, ("groups",), scopes=JOINT, bounds=SHARE),
     Metric("label_fidelity", "higher", _label_fidelity, ("groups",), scopes=JOINT, bounds=SHARE),
     # memorisation
-    Metric("nearest_train_ratio", "floor", _part(_memorisation, "nearest_train_ratio"), TRAIN, scopes=JOINT),
-    Metric(
-        "nearer_than_held_out", "lower", _part(_memorisation, "nearer_than_held_out"), TRAIN, scopes=JOINT, bounds=SHARE
+    _score_metric("nearest_train_ratio", "floor", _distances_to_training, nearest_ratio, needs=TRAIN, scopes=JOINT),
+    _score_metric(
+        "nearer_than_held_out",
+        "lower",
+        _distances_to_training,
+        share_of_nearer,
+        needs=TRAIN,
+        scopes=JOINT,
+        bounds=SHARE,
     ),
     Metric("copied_cells", "lower", _copied_cells, ("train", "counts"), of_all=_copied_of_all, bounds=SHARE),
     Metric(

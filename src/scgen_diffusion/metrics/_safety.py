@@ -106,12 +106,19 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
     Meehan et al. 2020, A non-parametric test to detect data-copying in generative models. Alaa et al. 2022, How
     faithful is your synthetic data?
     """
-    of_synthetic, of_held_out = (nearest_distances(cells, train, use_rep=use_rep) for cells in (synthetic, held_out))
+    distances = [nearest_distances(cells, train, use_rep=use_rep) for cells in (held_out, synthetic)]
+    return {"nearest_train_ratio": nearest_ratio(*distances), "nearer_than_held_out": share_of_nearer(*distances)}
+
+
+def nearest_ratio(of_held_out: NDArray, of_synthetic: NDArray) -> float:
+    """Return the ratio of the median distances to training cells; NaN if most held-out cells are copies."""
     typical = np.median(of_held_out)
-    return {
-        "nearest_train_ratio": float(np.median(of_synthetic) / typical) if typical > 0 else float("nan"),
-        "nearer_than_held_out": float((of_synthetic < np.quantile(of_held_out, NEAREST_SHARE)).mean()),
-    }
+    return float(np.median(of_synthetic) / typical) if typical > 0 else float("nan")
+
+
+def share_of_nearer(of_held_out: NDArray, of_synthetic: NDArray) -> float:
+    """Return the share of synthetic cells nearer to training cells than nearly all held-out ones."""
+    return float((of_synthetic < np.quantile(of_held_out, NEAREST_SHARE)).mean())
 
 
 def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, layer: str | None = None) -> float:
