@@ -61,7 +61,8 @@ def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells
     model = make_trained(cells, condition_keys=keys, setup={"control_values": control})
 
     with pytest.raises(
-        ValueError, match=r"cell_type='NK', treated='yes', which no training cell has. Give \['dose'\] as"
+        ValueError,
+        match=r"cell_type='NK', treated='yes', which no training cell has. Also give \['dose'\]: these keys perturb",
     ):
         model.generate(10, {"cell_type": "NK", "treated": "yes"})
 
