@@ -24,6 +24,7 @@ import torch
 from hypothesis import settings
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.train import _latents
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
@@ -35,6 +36,8 @@ torch.set_num_threads(1)  # tensors this small only wait for each other's thread
 # Every training looks for callbacks of other packages. Reading the metadata of all of them takes a tenth of a tiny
 # training.
 lightning.fabric.utilities.registry.entry_points = functools.cache(lightning.fabric.utilities.registry.entry_points)
+
+_latents.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
 
 TYPES = ["B cell", "T cell", "NK", "rare", "never seen"]
 DOSES = [1, 10, 100]

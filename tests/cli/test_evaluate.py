@@ -35,6 +35,12 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
+def without_pictures(monkeypatch):
+    """Leave the pictures, which take seconds, out of reports."""
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
+
+
+@pytest.fixture
 def judge(call, files):
     def judge(*options, synthetic="synthetic.h5ad"):
         arguments = ["--train", files / "train.h5ad", "--metric", "gene_mean_error", "--metric", "copied_cells", *QUICK]
@@ -86,6 +92,7 @@ def test_backed_cells_are_not_read_as_a_whole(tmp_path, name):
     assert found.obs["cell_type"].tolist() == cells.obs["cell_type"].tolist()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_training_cells_may_be_in_several_files(judge, call, files, tmp_path):
     train = anndata.read_h5ad(files / "train.h5ad")
     train.layers["counts"], train.X = train.X, np.log1p(train.X)  # the layer is read, as from one file
@@ -219,12 +226,12 @@ def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(cal
     assert (code, "genes" in err) == (2, True)
 
 
-def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_model, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("without_pictures")
+def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_model, tmp_path):
     table, page = tmp_path / "table.csv", tmp_path / "report.html"
     real, synthetic, train = (files / f"{name}.h5ad" for name in ("real", "synthetic", "train"))
     metrics = ["--metric", "gene_mean_error", "--metric", "copied_cells"]
     assert call("evaluate", real, synthetic, "--train", train, *metrics, *QUICK, "--out", table)[0] == 0
-    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
     command = ["report", real, synthetic, "--train", train, "-g", "cell_type", "--table", table, "--model", saved_model]
     code, out, err = call(*command, "--title", "Ours", "--out", page)
     assert (code, out) == (0, f"{page}\n"), err

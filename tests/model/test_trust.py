@@ -57,7 +57,7 @@ def model(all_cells):
     is_out = (all_cells.obs["cell_type"] == LEFT_OUT) & (all_cells.obs["drug"] == "yes")
     torch.manual_seed(0)
     model = made(all_cells[~is_out])
-    model.train_autoencoder(40, batch_size=128, **QUICK)
+    model.train_autoencoder(25, batch_size=128, **QUICK)
     model.train_transport(10, **QUICK)
     return model
 
