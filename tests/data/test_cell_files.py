@@ -364,6 +364,50 @@ def test_anything_but_an_anndata_raises(adata, write, tmp_path):
         CellFiles(write(adata), window_size=0)
 
 
+def test_files_can_be_replaced_once_they_are_refused_or_closed(adata, write):
+    csc = adata.copy()
+    csc.X = csc.X.tocsc()
+    path = write(csc)
+
+    with pytest.raises(ValueError, match="csc_matrix") as refused:  # which keeps the frames, as a notebook does
+        CellFiles(path, **KEYS)
+    cells = CellFiles(write(adata), **KEYS)
+    cells.close()
+    write(adata)
+
+    assert refused.traceback
+
+
+@pytest.mark.parametrize("indices", [[], np.zeros(96, bool)], ids=["list", "mask"])
+def test_no_cells_cannot_be_read(adata, write, indices):
+    with pytest.raises(ValueError, match="`indices` selects no cells"):
+        CellFiles(write(adata)).read(indices)
+
+
+def test_columns_as_anndata_0_7_wrote_them_are_read(adata, write):
+    """Without a type, and with the names of classes in a group of their own."""
+    adata.obs["note"] = np.where(adata.obs["treated"], "yes", "no").astype(object)
+    path = write(adata)
+    expected = CellFiles(path, condition_keys=["cell_type", "note"], continuous_condition_keys=["dose"])
+    codes = expected.codes
+    expected.close()
+    classes, text = adata.obs["cell_type"].cat, h5py.string_dtype()
+    with h5py.File(path, "r+") as file:
+        obs = file["obs"]
+        for name in ("cell_type", "dose", "note"):
+            del obs[name]
+        obs.create_group("__categories").create_dataset("cell_type", data=list(classes.categories), dtype=text)
+        obs["cell_type"] = classes.codes.to_numpy()
+        obs["cell_type"].attrs["categories"] = obs["__categories/cell_type"].ref
+        obs["dose"] = adata.obs["dose"].to_numpy()
+        obs.create_dataset("note", data=list(adata.obs["note"]), dtype=text)
+
+    found = CellFiles(path, condition_keys=["cell_type", "note"], continuous_condition_keys=["dose"])
+
+    assert np.array_equal(found.codes, codes)
+    assert plain(found.registry) == plain(expected.registry)
+
+
 def test_the_same_file_is_not_taken_twice(adata, write, tmp_path, monkeypatch):
     path, other = write(adata, "one.h5ad"), write(adata, "other.h5ad")
     monkeypatch.chdir(tmp_path)

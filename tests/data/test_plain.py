@@ -59,6 +59,10 @@ def test_arrays_of_numbers_come_back_with_dtype_and_shape(array):
     np.testing.assert_array_equal(back, array)
 
 
+def test_numbers_of_another_byte_order_are_kept():
+    assert to_array(through_a_file(np.arange(3, dtype=">f4"))).tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("array", [np.array(["B cell", "Ä"]), np.array(["B cell", None], dtype=object)], ids=str)
 def test_arrays_of_text_come_back_as_objects(array):
     back = to_array(through_a_file(array))

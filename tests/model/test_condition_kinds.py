@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.model import SCLDM, WBDIT
 
 SETUP = {
@@ -89,6 +90,14 @@ def test_conditions_are_drawn_like_the_training_cells(model, cells):
     for name in ("gene", "cell_type"):
         real, drawn = (table[name].value_counts(normalize=True) for table in (cells.obs, obs))
         assert (real.reindex(drawn.index, fill_value=0) - drawn).abs().max() < 0.08
+
+
+def test_the_ends_of_the_range_are_inside_however_precise_the_training_cells_are():
+    numbers = np.array([0.1, 0.3, 0.7], np.float32)
+    key = ContinuousKey.of("dose", pd.Series(numbers))
+
+    assert not key.is_outside(key.encode([0.1, 0.7])).any()
+    assert key.is_outside(key.encode([0.0999, 0.7001])).all()
 
 
 def test_values_outside_training_give_a_warning_and_are_kept(model, tmp_path):

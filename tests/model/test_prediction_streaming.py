@@ -92,12 +92,25 @@ def test_columns_with_missing_values_are_kept(model, control, tmp_path, suffix):
     cells.obs["smokes"] = pd.array(np.where(is_missing, None, np.arange(N_CELLS) % 2 == 0), dtype="boolean")
     cells.obs["note"] = np.where(np.arange(N_CELLS) < SHARD, "first part", np.where(is_missing, None, "later"))
 
+    cells.obs["text"] = pd.array(np.where(is_missing, None, "of pandas"), dtype="string")
+
     path = model.predict_perturbation_to(tmp_path / f"cells{suffix}", cells, **REQUEST, shard_size=SHARD)
 
     found = READ[suffix](path).obs
+    assert found["text"].isna().tolist() == is_missing.tolist()
     for name in ("age", "smokes"):
         assert found[name].reset_index(drop=True).equals(cells.obs[name].reset_index(drop=True))
     assert found["note"].astype(object).where(found["note"].notna(), None).tolist() == cells.obs["note"].tolist()
+
+
+def test_columns_that_no_file_can_hold_are_named_before_any_work(model, control, tmp_path, monkeypatch):
+    monkeypatch.setattr(CellGenerator, "predictions", lambda *_, **__: pytest.fail("cells were made"))
+    cells = control.copy()
+    cells.obs["day"] = pd.Timestamp("2026-11-23")
+
+    with pytest.raises(TypeError, match=r"obs\['day'\] has the type datetime64.*Convert it"):
+        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
+    assert not list(tmp_path.iterdir())
 
 
 def test_cells_in_files_can_be_predicted_in_memory_too(model, control, h5ad, expected):

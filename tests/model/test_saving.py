@@ -138,6 +138,17 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_backed_cells_stay_those_of_their_file(make_model, make_cells, tmp_path):
+    make_cells(matrix=sp.csr_matrix).write_h5ad(tmp_path / "cells.h5ad")
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+
+    make_model(cells).save(tmp_path / "m", save_anndata=True)
+
+    assert cells.filename == tmp_path / "cells.h5ad"
+    assert cells[:5].to_memory().n_obs == 5
+    assert anndata.read_h5ad(tmp_path / "m" / "adata.h5ad").n_obs == cells.n_obs
+
+
 def test_a_save_that_fails_names_the_folder_and_leaves_no_new_one(trained, tmp_path):
     with pytest.raises(OSError, match=r"could not be saved in .*new: File too large.*MiB are free"), full_disk():
         trained.save(tmp_path / "new")

@@ -301,7 +301,7 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
     )
 
 
-def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, **options):
+def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), stopped_by="", **options):
     """Say how a prior of 100 epochs went."""
     plan = SimpleNamespace(
         name="prior",
@@ -309,7 +309,8 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, **options):
         n_epochs_done=n_epochs_done,
         loss_judges_cells=loss_judges_cells,
     )
-    result = SimpleNamespace(plan=plan, trainer=SimpleNamespace(max_epochs=100), was_interrupted=False)
+    trainer = SimpleNamespace(max_epochs=100, early_stopping_callbacks=watched)
+    result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
     options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
     return closing_message([result], {"prior": 100}, {"prior": 300}, **options)
 
@@ -323,7 +324,10 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     assert "without validation cells" in words_of([])
     assert "does not show how good the cells are" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
-    assert "ended the prior after epoch 40 of 100. Next: model.generate(10)." in words_of(settled, 40)
+    ended = "ended the prior after epoch 40 of 100. Next: model.generate(10)."
+    assert words_of(settled, 40, watched=["a rule"]) == f"Early stopping {ended}"
+    assert words_of(settled, 40) == f"An option {ended}"  # such as max_steps
+    assert words_of(settled, 40, stopped_by="`max_time`").startswith("`max_time` stopped the prior in epoch 41 of 100")
 
 
 class Stop(Callback):

@@ -16,7 +16,8 @@ import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.model import SCRDIT
+from scgen_diffusion.model import SCRDIT, _base
+from scgen_diffusion.train import Interruption, run_stage
 from scgen_diffusion.train import _cells as cells_module
 
 STAGES = ["autoencoder", "prior", "transport"]
@@ -198,6 +199,31 @@ def test_training_in_another_thread_leaves_signals_alone(train):
     thread.join()
 
     assert models[0].is_trained
+
+
+def test_a_limit_of_time_stops_the_call_which_resumes(train, whole, tmp_path):
+    def expire(plan):
+        next(each for each in plan.trainer.callbacks if isinstance(each, Interruption)).deadline = time.monotonic()
+
+    work = {"callbacks": [At("autoencoder", 9, expire)], "max_time": {"hours": 1}, **EVERY_EPOCH}
+    stopped = train(tmp_path, **work)
+
+    assert stopped.trained_stages_ == ["autoencoder"]
+    assert "autoencoder (stopped)" in str(stopped)
+    assert (read(tmp_path / "autoencoder.ckpt")["n_epochs_done"], len(list(tmp_path.iterdir()))) == (1, 1)
+    assert_same_model(whole[0], train(tmp_path))
+
+
+def test_the_time_is_that_of_all_stages(train, monkeypatch):
+    ends = []
+    monkeypatch.setattr(
+        _base, "run_stage", lambda *args, deadline, **kw: ends.append(deadline) or run_stage(*args, **kw)
+    )
+
+    train(None, max_time="00:01:00:00")
+
+    assert len(set(ends)) == 1 < len(ends)
+    assert 3500 < ends[0] - time.monotonic() < 3600
 
 
 # --- what a checkpoint has to fit -------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ from ._mudata import (
 from ._mudata_files import MuDataFiles
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells, evenly
-from ._streaming import is_generated, join_parts, part_of, read_record
+from ._streaming import check_writable, is_generated, join_parts, part_of, read_record
 
 __all__ = [
     "JOIN",
@@ -102,6 +102,7 @@ __all__ = [
     "check_same_genes",
     "check_same_registry",
     "check_values",
+    "check_writable",
     "columns_of",
     "condition_names",
     "encode_cells",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -18,7 +19,7 @@ from scgen_diffusion._arguments import known_names
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
 LARGEST_GAP = 16  # gaps of at most so many rows are read and dropped instead of skipped
@@ -77,9 +78,14 @@ class AnnDataFile:
         """Read a column of ``obs``; text becomes categorical."""
         with self.reading(f"obs[{name!r}]"):
             element = self.root["obs"][name]
-            if element.attrs["encoding-type"] == "string-array":
+            is_old = "encoding-type" not in element.attrs  # anndata 0.7
+            if is_old and "categories" in element.attrs:
+                categories = self.root["obs"][element.attrs["categories"]][:]
+                texts = _decode(categories) if categories.dtype.kind in "OS" else categories
+                return pd.Series(pd.Categorical.from_codes(element[:], texts))
+            if element.dtype.kind in "OS" if is_old else element.attrs["encoding-type"] == "string-array":
                 return pd.Series(_classes(element))
-            return pd.Series(anndata.io.read_elem(element))
+            return pd.Series(element[:] if is_old else anndata.io.read_elem(element))
 
     @property
     def layers(self) -> list[str]:
@@ -187,10 +193,12 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
         msg = f"There is no file {path}."
         raise FileNotFoundError(msg)
     root = _open_zarr(path) if path.is_dir() else open_hdf5(path, ".h5ad")
-    if root.attrs.get("encoding-type") != COLLECTION:
-        return [AnnDataFile(root, path.name)]
-    parts = sorted((key for key in root if re.fullmatch(r"dataset_\d+", key)), key=lambda key: int(key.split("_")[1]))
-    return [AnnDataFile(root[key], f"{path.name}/{key}") for key in parts]
+    with closing_if_refused(partial(close_file, root)):
+        if root.attrs.get("encoding-type") != COLLECTION:
+            return [AnnDataFile(root, path.name)]
+        numbered = [key for key in root if re.fullmatch(r"dataset_\d+", key)]
+        parts = sorted(numbered, key=lambda key: int(key.split("_")[1]))
+        return [AnnDataFile(root[key], f"{path.name}/{key}") for key in parts]
 
 
 def open_hdf5(path: Path, suffix: str) -> h5py.File:
@@ -200,6 +208,22 @@ def open_hdf5(path: Path, suffix: str) -> h5py.File:
     except OSError as error:
         msg = f"{path} is not an {suffix} file, or is damaged: {error}"
         raise ValueError(msg) from error
+
+
+def close_file(element: Any) -> None:
+    """Close the HDF5 file of an element; zarr holds no files open."""
+    if isinstance(element, h5py.Group):
+        element.file.close()
+
+
+@contextmanager
+def closing_if_refused(close: Callable[[], None]) -> Iterator[None]:
+    """Close files if the body raises. A notebook keeps the traceback, and with it open files, which none can mend."""
+    try:
+        yield
+    except BaseException:
+        close()
+        raise
 
 
 def _open_zarr(path: Path) -> Any:

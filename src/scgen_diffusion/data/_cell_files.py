@@ -20,15 +20,15 @@ from scvi.data.fields import LayerField
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._anndata_file import JoinedMatrix, matrix_name, open_anndata_files
+from ._anndata_file import JoinedMatrix, close_file, closing_if_refused, matrix_name, open_anndata_files
 from ._checks import (
     COUNTS_ADVICE,
     check_natural_logarithms,
     check_not_empty,
+    check_rows,
     check_size,
     check_values,
     list_some,
-    row_numbers,
 )
 from ._condition_keys import check_array
 from ._condition_setup import (
@@ -123,10 +123,12 @@ class CellFiles:
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> None:
-        self._open(paths, window_size, block_size, layer=layer, genes=genes, values=values)
-        self._read_conditions(
-            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
-        )
+        self.files: list[AnnDataFile] = []
+        with closing_if_refused(self.close):
+            self._open(paths, window_size, block_size, layer=layer, genes=genes, values=values)
+            self._read_conditions(
+                condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+            )
 
     @classmethod
     def like(
@@ -154,19 +156,21 @@ class CellFiles:
             As in :class:`CellFiles`.
         """
         arguments, by_key = registry["setup_args"], _keys(registry)
-        cells = cls.__new__(cls)
-        cells._open(paths, window_size, block_size, **cls._opened_as(registry))
-        names, arrays = names_and_arrays(by_key)
-        numbers = [key.name for key in by_key if key.is_numeric]
-        obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
-        tables = look_up_tables(cells.files, condition_embeddings)
-        found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
-        check_conditions(found, names, arrays)
-        if new_values:
-            tables = extend_tables(arguments["condition_embeddings"], condition_embeddings, found)
-            arguments = {**arguments, "condition_embeddings": tables}
-            by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
-        cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)
+        cells, opened_as = cls.__new__(cls), cls._opened_as(registry)
+        cells.files = []
+        with closing_if_refused(cells.close):
+            cells._open(paths, window_size, block_size, **opened_as)
+            names, arrays = names_and_arrays(by_key)
+            numbers = [key.name for key in by_key if key.is_numeric]
+            obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
+            tables = look_up_tables(cells.files, condition_embeddings)
+            found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
+            check_conditions(found, names, arrays)
+            if new_values:
+                tables = extend_tables(arguments["condition_embeddings"], condition_embeddings, found)
+                arguments = {**arguments, "condition_embeddings": tables}
+                by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
+            cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)
         return cells
 
     @staticmethod
@@ -193,7 +197,8 @@ class CellFiles:
     ) -> None:
         """Open the files, and check all values, part by part."""
         self.layer, self.values = layer, values
-        self.files = list(chain.from_iterable(map(open_anndata_files, list_paths(paths))))
+        for path in list_paths(paths):
+            self.files += open_anndata_files(path)
         self.var, columns = columns_of_genes(self.files, genes)
         matrices = [file.matrix(layer, places) for file, places in zip(self.files, columns, strict=True)]
         self._read_from(matrices, window_size, block_size)
@@ -258,6 +263,11 @@ class CellFiles:
         names = chain.from_iterable(file.names() for file in self.files)
         return digest_of_cells(names, self._totals, self.matrix.read(sampled_rows(self.n_cells)))
 
+    def close(self) -> None:
+        """Close the files, so that they can be replaced. Their cells cannot be read afterwards."""
+        for file in self.files:
+            close_file(file.root)
+
     def check(self) -> None:
         """Do nothing: conditions were read once, and files are open for reading only."""
 
@@ -296,7 +306,7 @@ class CellFiles:
         AnnData
             The cells, in the order of ``indices``.
         """
-        rows = row_numbers(indices, self.n_cells)
+        rows = check_rows(indices, self.n_cells)
         names, values = self.names(rows), self.read_values(rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)

@@ -27,6 +27,7 @@ REQUEST = "`condition`"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
 LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
+FLOAT32_ROUNDING = 1e-6  # relative; text shows numbers of float32 as others than they are
 MOST_COLUMNS = 50  # of an array
 UNLIKE = 20  # times the spread of another column; more than this are columns of different kinds
 WIDEST_RATIO = 50  # of distances from the control, such as doses
@@ -269,7 +270,8 @@ class ContinuousKey(ConditionKey):
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
         """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
         low, high = self.encode([self.low, self.high])[:, 0]
-        return (codes[:, 0] < low) | (codes[:, 0] > high)
+        rounding = FLOAT32_ROUNDING * max(abs(self.low), abs(self.high)) / self.std  # 0.1 of float32 is above 0.1
+        return (codes[:, 0] < low - rounding) | (codes[:, 0] > high + rounding)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +10,9 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ._anndata_file import AnnDataFile, FileMatrix, Rows, open_hdf5
+from ._anndata_file import AnnDataFile, FileMatrix, Rows, close_file, closing_if_refused, open_hdf5
 from ._cell_files import CellFiles, check_file_values, columns_of_genes, list_paths, registry_of_many
-from ._checks import check_not_empty, row_numbers
+from ._checks import check_not_empty, check_rows
 from ._condition_setup import CONDITIONS, ConditionField, ConditionSetup
 from ._conditions import Conditions
 from ._mudata import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import h5py
     from mudata import MuData
 
     from ._cell_files import Paths
@@ -91,10 +93,12 @@ class MuDataFiles(CellFiles):
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> None:
-        self._open(paths, window_size, block_size, modalities=modalities, layers=layers)
-        self._read_conditions(
-            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
-        )
+        self.files = []
+        with closing_if_refused(self.close):
+            self._open(paths, window_size, block_size, modalities=modalities, layers=layers)
+            self._read_conditions(
+                condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+            )
 
     @staticmethod
     def _opened_as(registry: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,8 +123,10 @@ class MuDataFiles(CellFiles):
         features: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Open the files, and check all values, part by part. ``features`` are those of an existing model."""
-        opened = [_MuDataFile(path) for path in list_paths(paths)]
-        self.files = [file.cells for file in opened]
+        opened = []
+        for path in list_paths(paths):
+            opened.append(_MuDataFile(path))
+            self.files.append(opened[-1].cells)
         known = list(features or dict.fromkeys(name for file in opened for name in file.modalities))
         likelihoods, self.layers = choose_modalities(modalities, layers, known)
         self.likelihoods, self.modality_vars = {}, {}
@@ -193,7 +199,7 @@ class MuDataFiles(CellFiles):
         MuData
             The cells, in the order of ``indices``.
         """
-        rows = row_numbers(indices, self.n_cells)
+        rows = check_rows(indices, self.n_cells)
         names, values, codes = self.names(rows), self.read_values(rows), self.codes[rows]
         parts, start = {}, 0
         for name, var in self.modality_vars.items():
@@ -231,6 +237,10 @@ class _MuDataFile:
             msg = f"There is no file {path}."
             raise FileNotFoundError(msg)
         root = open_hdf5(path, ".h5mu")
+        with closing_if_refused(partial(close_file, root)):
+            self._read(root, path)
+
+    def _read(self, root: h5py.File, path: Path) -> None:
         if "mod" not in root:
             msg = f"{path.name} is not MuData (.h5mu): it has no modalities. For one modality there is CellFiles."
             raise ValueError(msg)

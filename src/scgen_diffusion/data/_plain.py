@@ -34,7 +34,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(np.array(value))  # a copy, since a view would be saved with its whole base
+        native = value.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(value, native))  # a copy, since a view would be saved with its whole base
     if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
         return to_plain(value.tolist())
     msg = (

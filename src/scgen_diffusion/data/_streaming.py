@@ -44,6 +44,21 @@ HEADER_SIZE = 512  # of .h5mu: readers look for "MuData" there
 INT32_MAX = np.iinfo(np.int32).max
 
 
+def check_writable(obs: pd.DataFrame) -> None:
+    """Raise TypeError for columns that anndata cannot write, before any cells are made."""
+    with h5py.File(io.BytesIO(), "w") as root:
+        for name, column in obs.items():
+            try:  # the type of Python objects depends on all of them
+                write_elem(root, "obs", column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
+            except Exception as error:
+                msg = (
+                    f"obs[{name!r}] has the type {column.dtype}, which AnnData files cannot store: {error} Convert it "
+                    f"(`adata.obs[{name!r}].astype(str)`) or remove it."
+                )
+                raise TypeError(msg) from error
+            del root["obs"]
+
+
 def part_of(cells: AnnData) -> memoryview:
     """Return the content of an ``.h5ad`` file of cells."""
     content = io.BytesIO()  # in memory, because HDF5 crashes if the disk is full

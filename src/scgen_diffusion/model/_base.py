@@ -49,6 +49,7 @@ from scgen_diffusion.data import (
     check_same_genes,
     check_same_registry,
     check_values,
+    check_writable,
     extend_tables,
     keys_of_state,
     pad_genes,
@@ -76,6 +77,7 @@ from scgen_diffusion.train import (
     CellData,
     check_later_checkpoints,
     check_trainer_options,
+    deadline_after,
     run_stage,
     show,
     trainer_options,
@@ -519,6 +521,7 @@ class DiffusionModel(BaseModelClass):
             Whether to compile the networks with ``torch.compile``.
         **trainer_kwargs
             Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
+            ``max_time`` limits the whole call; then training stops as after Ctrl-C.
 
         Raises
         ------
@@ -569,6 +572,7 @@ class DiffusionModel(BaseModelClass):
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         with self._kept_if_refused():
             check_trainer_options(**trainer_kwargs)
+            deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             self._take_cells(datamodule)
             self._cells.check()
             self._count_combinations(self._registered_codes)
@@ -607,12 +611,12 @@ class DiffusionModel(BaseModelClass):
         results: list[StageResult] = []
         for name in names:
             options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
-            run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, **options)
+            run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, deadline=deadline, **options)
             results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
             self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
-            if results[-1].was_interrupted:
+            if results[-1].stopped_by:
                 break
-        self._stopped_stage = results[-1].plan.name if results[-1].was_interrupted else None
+        self._stopped_stage = results[-1].plan.name if results[-1].stopped_by else None
         if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))
@@ -1246,6 +1250,7 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
         )
         cells = prediction.cells
+        check_writable(cells.obs(self.conditions))
         rows, arguments = self._shards(len(cells.rows), shard_size, seed)
         given = cells.source if isinstance(cells.source, CellFiles) else self._registered(cells.source)
         identity = {**prediction.identity, **arguments, "control cells": DIGEST + digest_of(given.digest, cells.rows)}

@@ -49,8 +49,9 @@ class ControlCells:
         Their row numbers, ``(cells,)``.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
-    gappy
-        Columns of text with gaps, as categories of all cells of ``source``: anndata does not write them otherwise.
+    categories
+        Columns of text with gaps, or of pandas' type of text, as categories of all cells of ``source``: anndata does
+        not write them otherwise.
     """
 
     source: AnnData | MuData | CellFiles
@@ -58,7 +59,7 @@ class ControlCells:
     own: np.ndarray
     codes: np.ndarray
 
-    gappy: Mapping[str, pd.Series]
+    categories: Mapping[str, pd.Series]
 
     def part(self, rows: range) -> ControlCells:
         """Return some consecutive cells."""
@@ -74,7 +75,9 @@ class ControlCells:
         """Return their ``obs``; of cells in files only the conditions."""
         if isinstance(self.source, CellFiles):
             return conditions.to_obs(self.own, self.names)
-        return self.source.obs.iloc[self.rows].assign(**{name: c.iloc[self.rows] for name, c in self.gappy.items()})
+        return self.source.obs.iloc[self.rows].assign(
+            **{name: c.iloc[self.rows] for name, c in self.categories.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -141,14 +144,22 @@ def control_cells(
         source = model._validated(adata)
         n_cells = source.n_obs
     rows = check_rows(indices, n_cells)
-    texts = pd.DataFrame() if isinstance(source, CellFiles) else source.obs.select_dtypes(object)
-    gappy = [name for name in texts if texts[name].isna().any() and infer_dtype(texts[name]) == "string"]
     own = own[rows]
-    cells = ControlCells(source, rows, own, own, {name: texts[name].astype("category") for name in gappy})
+    cells = ControlCells(source, rows, own, own, {} if isinstance(source, CellFiles) else _unwritable_texts(source.obs))
     if isinstance(condition, Mapping | pd.DataFrame):
         _check_one_per_cell(conditions, condition, cells.names)
     requested = conditions.encode(condition, len(rows))
     return replace(cells, codes=np.where(requested == OPEN, own, requested))
+
+
+def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return columns of text that anndata writes only as categories, as categories."""
+    texts = obs.select_dtypes([object, "string"])
+    return {
+        name: text.astype("category")
+        for name, text in texts.items()
+        if infer_dtype(text) == "string" and (text.dtype != object or text.isna().any())
+    }
 
 
 def own_codes(conditions: Conditions, cells: AnnData) -> np.ndarray:

@@ -392,7 +392,7 @@ def write_model(content: dict[str, Any], path: Path) -> None:
 def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) -> None:
     """Write the cells; MuData without its copy of all counts, which loading makes again."""
     if isinstance(cells, AnnData):
-        cells.write_h5ad(path, **options)
+        anndata.io.write_h5ad(path, cells, **options)  # the method would make backed cells those of this file
         return
     joined = cells.obsm.pop(JOINED, None)
     try:

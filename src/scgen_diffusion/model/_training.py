@@ -154,18 +154,19 @@ def closing_message(
         Whether there are checkpoints.
     """
     plans = [result.plan for result in results]
-    if results[-1].was_interrupted:
+    if who := results[-1].stopped_by:
         where = f"epoch {plans[-1].n_epochs_done + 1} of {results[-1].trainer.max_epochs}"
         again = "resume from the last checkpoint" if is_resumable else "continue training"
         return (
-            f"You stopped the {plans[-1].name} in {where}; its weights are kept. Next: make the same call again to "
+            f"{who} stopped the {plans[-1].name} in {where}; its weights are kept. Next: make the same call again to "
             f"{again}."
         )
     validated = [plan for plan in plans if plan.name != "transport"]
     trends = {plan.name: validation_trend(plan.validation_losses) for plan in validated}
     if early := [r for r in results if r.plan in validated and r.plan.n_epochs_done < r.trainer.max_epochs]:
         ends = [f"the {r.plan.name} after epoch {r.plan.n_epochs_done} of {r.trainer.max_epochs}" for r in early]
-        return f"Early stopping ended {' and '.join(ends)}. Next: {next_step}."
+        watched = all(result.trainer.early_stopping_callbacks for result in early)
+        return f"{'Early stopping' if watched else 'An option'} ended {' and '.join(ends)}. Next: {next_step}."
     if rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:
         shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
         best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
@@ -26,6 +26,7 @@ from scgen_diffusion._files import sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import timedelta
     from pathlib import Path
     from types import FrameType
 
@@ -44,6 +45,7 @@ EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 OWN_OPTIONS = {  # the stage sets them
     "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
+    "deadline",
 }  # fmt: skip
 NEEDLESS_WARNINGS = (
     ".*does not have many workers",
@@ -59,10 +61,11 @@ class StageResult:
     """Result of a stage besides the weights."""
 
     plan: StagePlan
-    was_interrupted: bool
     trainer: pl.Trainer
     device: torch.device | None = None
     """Device of this process; None if the stage was finished before."""
+    stopped_by: str = ""
+    """What stopped it between two steps; "" if nothing did."""
 
 
 def run_stage(
@@ -82,6 +85,7 @@ def run_stage(
     callbacks: list[Callback] | None = None,
     enable_progress_bar: bool = True,
     strategy: str | Strategy = "auto",
+    deadline: float | None = None,
     **trainer_kwargs: Any,
 ) -> StageResult:
     """Train one stage.
@@ -114,11 +118,13 @@ def run_stage(
         Whether to show a progress bar, unless the callbacks contain one.
     strategy
         Passed to Lightning. An object is copied, because each stage has its own trainer.
+    deadline
+        When to stop, on the clock of :func:`time.monotonic`.
     **trainer_kwargs
         Passed to :class:`lightning.pytorch.Trainer`.
     """
     n_epochs = max_epochs * data.epochs_per_pass
-    interruption = Interruption()
+    interruption = Interruption(deadline)
     callbacks = [interruption, *(callbacks or [])]
     path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
     if early_stopping and not plan.loss_judges_cells:
@@ -162,14 +168,14 @@ def run_stage(
             plan.on_load_checkpoint(checkpoint)
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
-            return StageResult(plan, was_interrupted=False, trainer=trainer)
+            return StageResult(plan, trainer)
         if checkpoint is not None:
             logger.info("Resuming the %s after epoch %d.", plan.name, checkpoint["n_epochs_done"])
         plan.module.train()
         try:
             with interruption.listening(trainer):
                 trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
-        except StoppedByUserError:
+        except StoppedError:
             pass
         except SIGTERMException as end:  # a shell would take it for success
             raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
@@ -179,7 +185,7 @@ def run_stage(
         if trainer.received_sigterm:  # some versions do not check after the last step
             raise SystemExit(EXIT_CODE_OF_SIGTERM)
     plan.module.eval()
-    return StageResult(plan, interruption.requested, trainer, trainer.strategy.root_device)
+    return StageResult(plan, trainer, trainer.strategy.root_device, interruption.source)
 
 
 def check_trainer_options(
@@ -197,6 +203,11 @@ def check_trainer_options(
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with _quiet():
         pl.Trainer(precision=precision or _default_precision(accelerator), **{**silent, **chosen})
+
+
+def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float | None:
+    """Return when a time as Lightning's trainer takes it will have passed, on the clock of :func:`time.monotonic`."""
+    return None if max_time is None else time.monotonic() + Timer(max_time).time_remaining()
 
 
 def trainer_options() -> list[str]:
@@ -328,21 +339,30 @@ def check_later_checkpoints(folder: Path, stages: Sequence[str], n_epochs: int) 
     raise ValueError(msg)
 
 
-# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+# --- Ctrl-C and the time limit ----------------------------------------------------------------------------------------
 
 
-class StoppedByUserError(Exception):
-    """The user pressed Ctrl-C; training ends between two steps."""
+class StoppedError(Exception):
+    """Training ends between two steps, because the user pressed Ctrl-C or the time is up."""
 
 
 class Interruption(Callback):
     """Ends training before the next step on Ctrl-C and keeps the weights; a second Ctrl-C aborts at once.
 
     With several processes, which would have to agree on a step, Lightning handles Ctrl-C and ends the process at once.
+    The same happens once ``deadline`` has passed, but in all processes alike. Lightning's own limit would count the
+    stage as finished, and the time before a resumption.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
+        self.source = ""
+        """What ended training, as the subject of a sentence; "" for nothing."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether training ends before its last step."""
+        return bool(self.source)
 
     @contextmanager
     def listening(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -354,7 +374,7 @@ class Interruption(Callback):
 
         def stop(signal_number: int, frame: FrameType | None) -> None:
             logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
-            self.requested = True
+            self.source = "You"
             signal.signal(signal.SIGINT, previous)
 
         signal.signal(signal.SIGINT, stop)
@@ -363,16 +383,18 @@ class Interruption(Callback):
         finally:
             signal.signal(signal.SIGINT, previous)
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Stop if the user pressed Ctrl-C; Lightning's ``should_stop`` would count the epoch as finished.
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop if it is time; Lightning's ``should_stop`` would count the epoch as finished.
 
         Raises
         ------
-        StoppedByUserError
-            If Ctrl-C was pressed.
+        StoppedError
+            If Ctrl-C was pressed, or the time is up.
         """
+        if self.deadline is not None and trainer.strategy.broadcast(time.monotonic() >= self.deadline):
+            self.source = "`max_time`"
         if self.requested:
-            raise StoppedByUserError
+            raise StoppedError
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
