@@ -1,5 +1,6 @@
 """The network of masked molecules: Bayes' rule for genes that it knows nothing else about, and its training loss."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,44 @@ def network():
     )
     network.log_theta.data.copy_(THETA.log())
     return network
+
+
+def network_for(total):
+    """Build a network for cells of this typical total."""
+    network = MoleculeNetwork(Silent(), PATH, len(SHARE))
+    log_total = torch.tensor(float(total)).log()
+    network.start_from(MoleculeSummary(SHARE, log_total, torch.tensor(0.5), torch.tensor(0.1), torch.tensor(9.0)))
+    return network
+
+
+@pytest.mark.parametrize("total", [1_700, 30_000, 1_000_000])
+def test_the_first_of_64_steps_unmasks_less_than_a_molecule_however_deep_the_cells_are(total):
+    assert total * network_for(total).path.alpha(torch.tensor(1 / 64)) < 0.5
+
+
+def test_a_loaded_network_has_the_path_of_its_cells():
+    network = network_for(1_700)
+
+    network.load_state_dict(network_for(1_000_000).state_dict())
+
+    assert network.path.resolution == pytest.approx(500_000)
+
+
+def test_deep_cells_of_three_types_stay_three_types():
+    """One type is the mean of the others. Many independent molecules look like it; the network is the exact one."""
+    rng, n, total = np.random.default_rng(0), 400, 1_000_000
+    first, second = rng.dirichlet(np.ones(50), 2)
+    types = torch.tensor(np.stack([first, second, (first + second) / 2]))
+
+    def exact(x, t):
+        return ((x[:, :-1].double() @ types.log().T).softmax(1) @ types).log().float()
+
+    denoiser = Denoiser(exact, network_for(total).path, Kinds())
+    start = with_masked(torch.zeros(n, 50), torch.full((n,), float(total)))
+    cells = UnmaskingSampler()(denoiser, start, generators=Generators(0, range(n)))
+
+    shares = torch.bincount((cells[:, :-1].double() @ types.log().T).argmax(1), minlength=3) / n
+    assert shares.min() > 0.22  # with the path of shallow cells, the first two have none
 
 
 def probabilities(network, seen, masked=100.0):

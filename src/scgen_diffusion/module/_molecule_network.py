@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from scgen_diffusion.diffusion import Masking
 
 from ._expression import log_profile, total_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from scgen_diffusion.diffusion import Path
 
 FEATURE_SUM = 1000.0  # total counts of the profile that the backbone sees
 UNSEEN = 20.0  # molecules added to the seen ones, so that the first molecules do not look like the whole cell
@@ -77,7 +77,7 @@ class MoleculeNetwork(nn.Module):
         ``(features, time, condition) -> (cells, 2, genes)``. The last column of its condition is the standardised log
         total.
     path
-        The masking path.
+        The masking path, until the network knows the cells.
     n_genes
         Number of genes.
     """
@@ -87,7 +87,7 @@ class MoleculeNetwork(nn.Module):
     log_total_mean: Tensor
     log_total_std: Tensor
 
-    def __init__(self, backbone: nn.Module, path: Path, n_genes: int) -> None:
+    def __init__(self, backbone: nn.Module, path: Masking, n_genes: int) -> None:
         super().__init__()
         self.backbone, self.path = backbone, path
         self.log_share = nn.Parameter(torch.zeros(n_genes))
@@ -146,3 +146,17 @@ class MoleculeNetwork(nn.Module):
         self.centre.copy_((FEATURE_SUM * summary.share).log1p())
         self.log_total_mean.copy_(summary.log_total_mean)
         self.log_total_std.copy_(summary.log_total_std.clamp(min=0.05))
+        self._follow_depth(summary.log_total_mean)
+
+    def _follow_depth(self, log_total_mean: Tensor) -> None:
+        """Refine the path for deep cells, so that the first of 64 steps unmasks a third of a molecule at most.
+
+        Molecules of one step are independent. If the first of them were many, they would look like a mixture of all
+        cells, and most samples would become what is nearest to it.
+        """
+        self.path = Masking(max(Masking.resolution, float(log_total_mean.exp()) / 2))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if (saved := state_dict.get(f"{prefix}log_total_mean")) is not None:
+            self._follow_depth(saved)

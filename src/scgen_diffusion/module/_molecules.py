@@ -39,8 +39,8 @@ class MoleculeModule(GeneSpaceModule):
 
     @property
     def path(self) -> Path:
-        """How molecules are masked."""
-        return Masking()
+        """How molecules are masked; finer for deep cells."""
+        return self.network.path if hasattr(self, "network") else Masking()
 
     @property
     def target(self) -> Kinds:
