@@ -348,9 +348,14 @@ def test_arguments_in_the_place_of_cells_are_refused(trained, given, message):
 
 def test_a_table_in_another_order_is_refused(trained):
     table = trained.adata.obs[["dose"]].iloc[::-1]
+    sizes = pd.Series(100.0, index=table.index)
 
-    with pytest.raises(ValueError, match="in another order"):
+    with pytest.raises(ValueError, match="rows of the `condition` table are the cells in another order; use .loc"):
         trained.predict_perturbation(condition=table)
+    with pytest.raises(ValueError, match=r"rows of `condition\['dose'\]` are the cells in another order"):
+        trained.predict_perturbation(condition={"dose": table["dose"]})
+    with pytest.raises(ValueError, match="rows of `library_size` are the cells in another order"):
+        trained.predict_perturbation(condition={"dose": 10}, library_size=sizes)
 
 
 def change_obs(adata, **columns):

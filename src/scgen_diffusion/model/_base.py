@@ -86,6 +86,7 @@ from scgen_diffusion.train import (
 from ._counterfactual import (
     Prediction,
     check_given_keys,
+    check_order,
     check_strength,
     control_cells,
     counterfactual_conditions,
@@ -1311,6 +1312,8 @@ class DiffusionModel(BaseModelClass):
         condition = self.conditions.as_table(condition)
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(self, adata_control, indices, condition)
+        for sizes in library_size.values() if isinstance(library_size, Mapping) else [library_size]:
+            check_order("`library_size`", sizes, cells.names)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = self._check_counterfactual_options(chosen)
         chosen_method = self._counterfactual_method(cells, method)

@@ -190,10 +190,19 @@ def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, nam
             msg = f"{what} has {found} {unit} for {len(names)} cells; give one value for all cells, or one per cell."
             raise ValueError(msg)
     if isinstance(condition, pd.DataFrame):
-        index = condition.index
-        if not index.equals(names) and names.is_unique and set(index) == set(names):
-            msg = "The rows of the `condition` table are the cells in another order; use table.loc[adata.obs_names]."
-            raise ValueError(msg)
+        check_order("the `condition` table", condition, names)
+    elif isinstance(condition, Mapping):
+        for key, values in condition.items():
+            check_order(f"`condition[{key!r}]`", values, names)
+
+
+def check_order(what: str, given: Any, names: pd.Index) -> None:
+    """Raise if a table or column of pandas has the cells' names in another order."""
+    if not isinstance(given, pd.Series | pd.DataFrame) or given.index.equals(names):
+        return
+    if names.is_unique and set(given.index) == set(names):
+        msg = f"The rows of {what} are the cells in another order; use .loc[adata.obs_names]."
+        raise ValueError(msg)
 
 
 def check_given_keys(

@@ -24,6 +24,7 @@ from scgen_diffusion.diffusion import (
     ResolvedGuidance,
     Sampler,
     Target,
+    samplers_for,
 )
 from scgen_diffusion.nn import GeneDiT, GeneMLP
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ._profile_networks import RegressionNetwork
 
 LARGEST_PROFILE = 20.0  # limit of a gene's value; diverged cells have larger ones, whose exponential overflows
+INVERTIBLE = DDIMSampler | DDPMSampler | FixedStepSampler
 SMALLEST_SCALE = 0.05  # of a gene; genes that hardly vary are not scaled up further
 
 
@@ -302,11 +304,12 @@ class GeneSpaceModule(ConditionedModule):
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion that finds the noise that a sampler would have drawn."""
+        if not isinstance(sampler, INVERTIBLE):
+            known = [name for name, each in samplers_for(self.path).items() if isinstance(each, INVERTIBLE)]
+            msg = f"`sampler` {sampler!r} cannot be inverted; choose one of {known}."
+            raise ValueError(msg)
         if isinstance(sampler, FixedStepSampler):
             return FlowInversion(sampler.step, sampler.default_n_steps)
-        if not isinstance(sampler, DDIMSampler | DDPMSampler):
-            msg = f"`sampler` {sampler!r} cannot be inverted; choose 'ddpm', 'ddim' or DDIMSampler(eta=...)."
-            raise ValueError(msg)
         eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
         return NoiseInversion(eta, sampler.default_n_steps)
 
