@@ -25,7 +25,15 @@ from ._catalogue import CATALOGUE
 from ._cells import Cells, Expression, Source, align_genes, check_for_empty_cells, check_same_number_of_genes
 from ._comparison import ALL, Comparison, Context, Draws, Fingerprints, Half, Metric, Sample, Training
 from ._distribution import median_squared_distance
-from ._modalities import common_modalities, cross_modality_correlation, joint_sources, modality_cells, paired_cells
+from ._modalities import (
+    MIN_PAIRED_CELLS,
+    common_modalities,
+    cross_modality_correlation,
+    joint_sources,
+    modality_cells,
+    paired_cells,
+    paired_names,
+)
 from ._perturbation import SEPARATOR, perturbation_contexts
 from ._safety import fingerprints_of
 from ._space import ComparisonSpace, choose_scales, make_scale
@@ -93,7 +101,8 @@ def evaluate(
     real_test
         Real cells that the model was not trained on, 50 or more (150 without ``train``): counts in ``layers["counts"]``
         or `X`, or log-normalised values in `X` with ``uns["log1p"]``. Whole numbers and arrays are read as counts. In
-        MuData, rows of a modality use the cells that have it, and joint rows the cells that have all.
+        MuData, rows of a modality use the cells that have it, and joint rows the cells that have all; if these are too
+        few, you get a warning and no joint rows.
     synthetic
         Cells to judge, 50 or more, with the same genes in any order. If both come as arrays, the order must be the same
         too. A few cells without counts, which a model of very sparse data may draw, give a warning and are judged like
@@ -351,20 +360,25 @@ def _evaluate_modalities(
     for modality in modalities if wanted["all"] != [] else ():
         read = partial(read_sources, cells[modality], keys or None, layers.get(modality), fitted[modality])
         judge(modality, read, "all", n_features=reference[modality].n_vars)
-    if len(modalities) > 1 and wanted["joint"] != []:
+
+    def has_paired(needed: Mapping[str, int], together: Sequence[str], what: str) -> bool:
+        for name, n_cells in needed.items():
+            if (n_paired := len(paired_names(sets[name], together))) < n_cells:
+                msg = f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {n_cells} are needed."
+                warn_user(msg)
+                return False
+        return True
+
+    least = {name: least_cells(name, has_train="train" in sets) for name in sets}
+    is_joint = len(modalities) > 1 and wanted["joint"] != []
+    if is_joint and has_paired(least, modalities, "Modalities are not judged together"):
         features = {modality: own.var_names for modality, own in real.items()}
         paired = {name: paired_cells(mdata, modalities, keys, name, features) for name, mdata in sets.items()}
-        n_paired = min(next(iter(parts.values())).n_obs for parts in paired.values())
-        if n_paired >= MIN_CELLS:
-            read = partial(joint_sources, paired, reference, fitted, layers, keys)
-            judge(JOIN.join(modalities), read, "joint")
-        else:
-            msg = (
-                f"Modalities are not judged together: only {n_paired} cells of a set have all of {modalities}; "
-                f"{MIN_CELLS} are needed."
-            )
-            warn_user(msg)
+        judge(JOIN.join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
+    least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
+        if not has_paired(least_of_pair, pair, "Modalities are not compared as a pair"):
+            continue
         found = cross_modality_correlation(
             sets["real_test"],
             sets["synthetic"],
@@ -422,6 +436,15 @@ def choose_metrics(
     return metrics
 
 
+def least_cells(name: str, *, has_train: bool) -> int:
+    """Return how many cells a set must have.
+
+    One half of ``train`` fits the space, the other plays the synthetic cells; without it, ``real_test`` is split in
+    three.
+    """
+    return MIN_CELLS * {"train": 2, "synthetic": 1}.get(name, 1 if has_train else 3)
+
+
 def read_sources(
     sets: Mapping[str, Cells | CellFiles],
     groupby: str | Sequence[str] | None,
@@ -439,12 +462,12 @@ def read_sources(
                 raise TypeError(msg)
             check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
             cells = AnnData(sp.csr_matrix(cells))
-        # one half of `train` fits the space, the other plays the synthetic cells; else `real_test` is split in three
-        n_parts = {"train": 2, "synthetic": 1}.get(name, 1 if "train" in sets else 3)
         n_cells = cells.n_cells if isinstance(cells, CellFiles) else cells.n_obs
-        if n_cells < n_parts * MIN_CELLS:
-            hint = "; it is split in three if there is no `train`" if n_parts == 3 else ""
-            msg = f"`{name}` has {n_cells} cells; there must be {n_parts * MIN_CELLS} or more{hint}."
+        least = least_cells(name, has_train="train" in sets)
+        if n_cells < least:
+            is_split = name == "real_test" and "train" not in sets
+            hint = "; it is split in three if there is no `train`" if is_split else ""
+            msg = f"`{name}` has {n_cells} cells; there must be {least} or more{hint}."
             raise ValueError(msg)
         genes = cells.var_names if genes is None else genes  # `real_test` comes first
         if isinstance(cells, CellFiles):
