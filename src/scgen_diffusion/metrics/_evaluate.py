@@ -136,7 +136,8 @@ def evaluate(
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
     metrics
-        Names of metrics; if None, all that apply.
+        Names of metrics; if None, all that apply. ``marker_overlap`` and ``mean_variance_error`` need 100 genes, and
+        metrics of the top 20 or 100 genes twice that many: in smaller panels they mean nothing.
     layer
         Layer with the counts of real cells, and of synthetic cells if they have it (generated cells have counts in
         `X`). For MuData, one layer for each modality or one for all.
@@ -304,12 +305,13 @@ def evaluate(
         )
         available: set[Need] = {"control"} if train is None else {"control", "mean_response"}
         available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
-        wanted = choose_metrics(names, "perturbation", available)
+        wanted = choose_metrics(names, "perturbation", available, getattr(real_test, "n_vars", np.inf))
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby}
         options |= {"layer": layer, "space": space, "match_keys": check_names(match_keys, "match_keys")}
         contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
         return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
-    rows, n_cells = compare_cells(read_sources(sets, groupby, layer), names, draws, space=space)
+    sources = read_sources(sets, groupby, layer)
+    rows, n_cells = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
     table.attrs["n_cells"] = n_cells
     return table
