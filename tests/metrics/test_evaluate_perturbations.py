@@ -180,6 +180,23 @@ def test_names_of_the_control_in_a_combination_are_no_perturbation():
     np.testing.assert_allclose(suffixed["additive"], plain["additive"])
 
 
+def test_the_name_of_the_control_may_have_the_separator():
+    real, predicted = cells("A", "DMSO+PBS", seed=1), cells("A", seed=2)
+    found = judge(real, predicted, control=cells("DMSO+PBS", seed=9), metrics="mean_change_error", n_floor=1)
+    assert found["perturbation"].tolist() == ["A"]
+
+
+def test_perturbed_cells_of_train_are_not_held_out_cells_and_no_predictions():
+    real, predicted, control = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
+    train, quick = cells("B", seed=3), {"control": control, "metrics": "mean_change_error", "n_floor": 1}
+    with pytest.raises(ValueError, match="`real_test` has cells of `train`: the same `obs_names`"):
+        judge(real, predicted, train=ad.concat([real, train]), **quick)
+    with pytest.warns(UserWarning, match="`synthetic` has cells of `train`: the same `obs_names`"):
+        judge(real, predicted, train=ad.concat([predicted, train]), **quick)
+    real, train = ad.concat([real, control]), ad.concat([train, control])
+    assert len(judge(real, predicted, train=train, **quick)) == 1  # they may share control cells
+
+
 def test_control_cells_among_the_perturbed_change_nothing():
     real, predicted, train = cells("A", seed=1), cells("A", seed=2), cells("A", "B", seed=3)
     control = cells("ctrl", seed=9)

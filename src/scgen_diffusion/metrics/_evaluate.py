@@ -22,7 +22,15 @@ from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion.data import CellFiles, MuDataFiles, check_names
 
 from ._catalogue import CATALOGUE
-from ._cells import Cells, Expression, Source, align_genes, check_for_empty_cells, check_same_number_of_genes
+from ._cells import (
+    Cells,
+    Expression,
+    Source,
+    align_genes,
+    check_for_empty_cells,
+    check_for_training_cells,
+    check_same_number_of_genes,
+)
 from ._comparison import ALL, Comparison, Context, Draws, Fingerprints, Half, Metric, Sample, Training
 from ._distribution import median_squared_distance
 from ._modalities import (
@@ -58,7 +66,6 @@ MIN_CELLS_PER_PERTURBATION = 2
 MIN_CELLS_PER_GROUP = 30
 MANY_COPIES = 0.2  # share of copies that gives a warning; only some of `real_test` is compared here
 N_CELLS_CHECKED = 20
-N_SHARED_CHECKED = 500
 N_LABELS_NAMED = 5
 FIT_CELLS = 10_000
 CELLS_PER_GROUP = 500
@@ -495,34 +502,7 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
-    if "train" not in sources:
-        return
-    if _share_of_same_cells(sources["train"], real) > 0.5:
-        msg = (
-            "`real_test` has cells of `train`: the same `obs_names` with the same values. "
-            "Pass cells that the model was not trained on, or leave `train` out."
-        )
-        raise ValueError(msg)
-    if _share_of_same_cells(sources["train"], sources["synthetic"]) > 0.5:
-        msg = (
-            "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
-            "Only the metrics of memorisation mean something here."
-        )
-        warn_user(msg)
-
-
-def _share_of_same_cells(first: Source, second: Source) -> float:
-    """Return the share of equally named cells with equal values, among the first few."""
-    shared = first.obs_names.intersection(second.obs_names)[:N_SHARED_CHECKED]
-    if not len(shared):
-        return 0.0
-    values = []
-    for source in (first, second):
-        if not source.obs_names.is_unique:
-            return 0.0
-        values.append(source.read(source.obs_names.get_indexer(shared)).values)
-    n_different = np.asarray((values[0] != values[1]).sum(axis=1)).ravel()
-    return float((n_different == 0).mean())
+    check_for_training_cells(sources)
 
 
 # --- which cells are compared -----------------------------------------------------------------------------------------
