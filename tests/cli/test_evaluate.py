@@ -164,13 +164,52 @@ def test_wrong_metrics_are_named_before_the_work(judge, files, call):
     assert (code, "There is no metric 'gene_mean_eror'. Known, closest first: 'gene_mean_error'" in err) == (2, True)
     assert "Reading" not in err
     code, _, err = judge("--max", "w2=1")
-    assert (code, "There is no metric 'w2' in the table. Known, closest first:" in err) == (2, True)
+    assert (code, "threshold for 'w2', but --metric leaves it out; add --metric w2" in err) == (2, True)
+    assert "Reading" not in err
     code, _, err = judge("--metric", "nothing")
     assert (code, "nothing" in err) == (2, True)
     code, _, err = judge("--out", files / "table.txt")
     assert (code, "the name must end in .csv" in err) == (2, True)
     code, _, err = judge("--layer", "rna=counts")
     assert (code, "--layer takes MODALITY=NAME for .h5mu files, and NAME for other files" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("membership_auc", "The metric 'membership_auc' needs --train"),
+        ("transfer_f1", "The metric 'transfer_f1' needs --groupby"),
+        ("de_jaccard", "The metric 'de_jaccard' belongs to `evaluate-perturbation`"),
+    ],
+)
+def test_thresholds_that_no_table_of_these_cells_can_have_are_refused_before_the_work(call, files, metric, message):
+    code, _, err = call("evaluate", files / "real.h5ad", files / "synthetic.h5ad", "--max", f"{metric}=1")
+    assert (code, message in err, "Reading" in err) == (2, True, False), err
+
+
+def test_cells_of_which_nothing_can_be_judged_are_not_good_enough(judge, monkeypatch):
+    code, _, err = judge("--fail-on", "warning", "--n-floor", "0")
+    assert (code, "--fail-on needs the scores of real cells" in err) == (2, True)
+    evaluate = sgd.metrics.evaluate
+    monkeypatch.setattr(
+        sgd.metrics, "evaluate", lambda *cells, **options: evaluate(*cells, **options).assign(floor=np.nan)
+    )
+    code, _, err = judge("--fail-on", "warning")
+    assert (code, "Not good enough: no figure can be judged" in err) == (3, True), err
+
+
+def test_training_cells_in_several_files_may_be_logarithms(call, files, tmp_path):
+    for name in ("real", "synthetic", "train"):
+        cells = anndata.read_h5ad(files / f"{name}.h5ad")
+        cells.X, cells.uns["log1p"] = np.log1p(1e4 * cells.X / cells.X.sum(axis=1, keepdims=True)), {}
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    cells[:30].write_h5ad(tmp_path / "first.h5ad")
+    cells[30:].write_h5ad(tmp_path / "second.h5ad")
+    sets = ["evaluate", tmp_path / "real.h5ad", tmp_path / "synthetic.h5ad", "--metric", "nearest_train_ratio", *QUICK]
+    one = call(*sets, "--train", tmp_path / "train.h5ad")
+    several = call(*sets, "--train", tmp_path / "first.h5ad", "--train", tmp_path / "second.h5ad")
+    assert one[0] == several[0] == 0, several[2]
+    assert one[1] == several[1]
 
 
 def test_several_modalities_are_judged_each_and_together(call, tmp_path):
@@ -233,6 +272,9 @@ def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_
     metrics = ["--metric", "gene_mean_error", "--metric", "copied_cells"]
     assert call("evaluate", real, synthetic, "--train", train, *metrics, *QUICK, "--out", table)[0] == 0
     command = ["report", real, synthetic, "--train", train, "-g", "cell_type", "--table", table, "--model", saved_model]
+    found = pd.read_csv(table)
+    named = pd.concat([found, found.assign(group="NA", floor=np.nan)])  # a label that pandas reads as missing
+    named.to_csv(table, index=False)
     code, out, err = call(*command, "--title", "Ours", "--out", page)
     assert (code, out) == (0, f"{page}\n"), err
     assert "Ours" in page.read_text()

@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate
 from scgen_diffusion.metrics._comparison import Sample, interval
-from scgen_diffusion.metrics._evaluate import shuffle_genes
+from scgen_diffusion.metrics._evaluate import choose_metrics, shuffle_genes
 from scgen_diffusion.report import verdict
 
 N_GENES = 40
-OF_CELLS = [name for name, metric in CATALOGUE.items() if "all" in metric.scopes]
+OF_CELLS = [name for name, metric in CATALOGUE.items() if "all" in metric.scopes and metric.min_features <= N_GENES]
 QUICK = ["w2", "mmd2", "recall", "gene_mean_error", "library_size_ks"]
 BOUNDS_COLUMNS = ["value", "floor", "shuffled", "low", "high"]
 
@@ -68,6 +68,13 @@ def test_all_cells_have_every_metric_in_the_catalogues_order(full):
     assert full.loc[full["group"] == "all", "metric"].tolist() == OF_CELLS
 
 
+def test_metrics_of_top_genes_are_left_out_of_small_panels_unless_requested(full):
+    assert not {"marker_overlap", "mean_variance_error"} & set(full["metric"])
+    assert "mean_variance_error" in {metric.name for metric in choose_metrics(None, "all", (), n_features=100)}
+    requested = table(metrics="marker_overlap", groupby="type", n_floor=0, n_bootstrap=0)
+    assert figure(requested, "marker_overlap") == 1  # all 40 genes are among the 50 top ones
+
+
 def test_every_figure_of_all_cells_is_known(full):
     known = full[full["group"] == "all"].set_index("metric")
     assert known[["value", "floor", "shuffled"]].notna().all(axis=None)
@@ -85,7 +92,7 @@ def test_values_lie_in_their_bounds_and_in_their_interval(full):
 
 
 def test_groups_have_rows_of_what_can_be_measured_in_them(full):
-    names = {m.name for m in CATALOGUE.values() if "group" in m.scopes or m.by_group is not None}
+    names = {m.name for m in CATALOGUE.values() if "group" in m.scopes or m.by_group is not None} & {*OF_CELLS}
     for group in "ab":
         assert set(full.loc[full["group"] == group, "metric"]) == names
     n_cells = full.attrs["n_cells"]

@@ -62,7 +62,9 @@ def row(table, metric, perturbation="A+B"):
 def test_there_is_a_row_per_metric_and_perturbation():
     table = judge(cells("A", "A+B", seed=1), cells("A", "A+B", seed=2), train=cells("A", "B", seed=3))
     assert list(table.columns) == COLUMNS
-    assert len(table) == 2 * table["metric"].nunique() == 2 * 18
+    assert len(table) == 2 * table["metric"].nunique() == 2 * 15
+    assert set(table["metric"]) > {"de_overlap_top_20", "variance_error_top_20", "mean_change_correlation_top_20"}
+    assert not table["metric"].str.endswith("_top_100").any()  # of 40 genes
     assert table[["value", "floor", "no_change", "mean_shift", "additive"]].notna().all(axis=None)
 
 
@@ -178,6 +180,23 @@ def test_names_of_the_control_in_a_combination_are_no_perturbation():
     np.testing.assert_allclose(suffixed["additive"], plain["additive"])
 
 
+def test_the_name_of_the_control_may_have_the_separator():
+    real, predicted = cells("A", "DMSO+PBS", seed=1), cells("A", seed=2)
+    found = judge(real, predicted, control=cells("DMSO+PBS", seed=9), metrics="mean_change_error", n_floor=1)
+    assert found["perturbation"].tolist() == ["A"]
+
+
+def test_perturbed_cells_of_train_are_not_held_out_cells_and_no_predictions():
+    real, predicted, control = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
+    train, quick = cells("B", seed=3), {"control": control, "metrics": "mean_change_error", "n_floor": 1}
+    with pytest.raises(ValueError, match="`real_test` has cells of `train`: the same `obs_names`"):
+        judge(real, predicted, train=ad.concat([real, train]), **quick)
+    with pytest.warns(UserWarning, match="`synthetic` has cells of `train`: the same `obs_names`"):
+        judge(real, predicted, train=ad.concat([predicted, train]), **quick)
+    real, train = ad.concat([real, control]), ad.concat([train, control])
+    assert len(judge(real, predicted, train=train, **quick)) == 1  # they may share control cells
+
+
 def test_control_cells_among_the_perturbed_change_nothing():
     real, predicted, train = cells("A", seed=1), cells("A", seed=2), cells("A", "B", seed=3)
     control = cells("ctrl", seed=9)
@@ -266,7 +285,7 @@ def test_the_scale_runs_from_the_mean_response_to_a_repeated_experiment():
     scores = scaled_scores(ends).dropna()
     np.testing.assert_allclose(scores["value"], 1)
     np.testing.assert_allclose(scores["no_change"], 0)
-    assert len(scores) >= 12  # the floor of lists of many genes may be no better than the mean shift
+    assert len(scores) >= 11  # the floor of lists of many genes may be no better than the mean shift
     by_hand = table[table["metric"] == "w2"][["additive", "mean_shift", "floor"]].mean()
     expected = (by_hand["additive"] - by_hand["mean_shift"]) / (by_hand["floor"] - by_hand["mean_shift"])
     assert scaled_scores(table).loc["w2", "additive"] == pytest.approx(expected)

@@ -125,9 +125,31 @@ def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells)
     with pytest.raises(ValueError, match="Modality 'prot': `real_test` has 20 cells"):
         evaluate(real, synthetic, train=train, metrics="w2", **QUICK)
     train = md.MuData({"rna": train["rna"][:130].copy(), "prot": train["prot"][110:].copy()})
-    with pytest.warns(UserWarning, match="not judged together: only 20 cells"):
+    with pytest.warns(UserWarning, match="not judged together: only 20 cells of `train`"):
         found = evaluate(cells(0, 120), synthetic, train=train, metrics="w2", **QUICK)
     assert list(found["modality"].unique()) == ["rna", "prot"]
+
+
+@pytest.mark.parametrize(
+    ("n_paired", "n_paired_of_train", "message"),
+    [
+        # what is left after a third fits the space and the rest is halved is too little to compare
+        (60, None, "not judged together: only 60 cells of `real_test` have all of .*; 150 are needed"),
+        (100, 55, "not judged together: only 55 cells of `train` have all of .*; 100 are needed"),
+        (3, 100, "not compared as a pair: only 3 cells of `real_test` have all of .*; 4 are needed"),
+    ],
+)
+def test_with_few_paired_cells_the_rows_of_each_modality_remain(cells, n_paired, n_paired_of_train, message):
+    def partly_paired(seed, n_paired):
+        whole = cells(seed, 320 - n_paired)
+        return md.MuData({"rna": whole["rna"][:160].copy(), "prot": whole["prot"][160 - n_paired :].copy()})
+
+    train = None if n_paired_of_train is None else partly_paired(2, n_paired_of_train)
+    metrics = ["w2", "cross_correlation_error"]
+    with pytest.warns(UserWarning, match=message):
+        found = evaluate(partly_paired(0, n_paired), partly_paired(1, n_paired), train=train, metrics=metrics, **QUICK)
+    assert found.loc[found["metric"] == "w2", "modality"].tolist() == ["rna", "prot"]
+    assert ("rna+prot" in set(found["modality"])) == (n_paired > 3)
 
 
 def test_errors_say_what_is_wrong_with_the_arguments(judge, cells):

@@ -58,6 +58,17 @@ def test_every_gene_is_where_its_changes_are_and_the_top_ones_are_blue():
     assert names_in(ax) == set(table.index[:4])
 
 
+def test_predicted_cells_may_lack_the_layer_of_the_real_ones():
+    real, control = REAL.copy(), CONTROL.copy()
+    for adata in (real, control):
+        adata.layers["raw"], adata.X = adata.X, adata.X / 3
+    found, expected = gene_changes(real, PREDICTED, control, layer="raw"), gene_changes(REAL, PREDICTED, CONTROL)
+    pd.testing.assert_frame_equal(found, expected)
+    assert sgd.pl.mean_change(real, PREDICTED, control, layer="raw", show=False)
+    with pytest.raises(KeyError, match="`control` has no layer 'raw'"):
+        gene_changes(real, PREDICTED, CONTROL, layer="raw")
+
+
 def test_the_correlations_are_those_of_the_metric():
     (ax,) = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=10, show=False)
     figures = [mean_change_correlation(REAL, PREDICTED, CONTROL, n_top=n) for n in (None, 10)]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from scgen_diffusion import datasets
-from scgen_diffusion.metrics import evaluate
+from scgen_diffusion.metrics import CATALOGUE, evaluate
 from scgen_diffusion.report import verdict
 
 COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
@@ -201,6 +201,12 @@ def test_a_group_with_too_few_cells_for_a_floor_is_not_missing():
     assert level_of(verdict(rare), "missing groups") == "ok"
 
 
+def test_groups_are_not_called_complete_if_nothing_was_compared_per_group():
+    rows = table()
+    shares = verdict(rows[rows["metric"] == "group_share_difference"])
+    assert {finding.topic for finding in shares.findings} == {"group shares"}
+
+
 def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
     other = table(group_share_difference=0.4)
     is_share = other["metric"] == "group_share_difference"
@@ -290,7 +296,16 @@ def test_missing_measurements_are_left_out_and_reported():
     rows = table()
     part = verdict(rows[rows["metric"].isin(["w2", "precision"])])
     assert {finding.topic for finding in part.findings} == {"distribution", "realism", "groups"}
-    assert "Not checked: memorisation (give `train`), labels (give `groupby`) and library size" in part.summary
+    assert part.summary.endswith("Not checked, as the table lacks the metrics: memorisation, labels and library size.")
+    part = verdict(rows[rows["metric"].isin(["w2", "transfer_f1", "nearest_train_ratio"])])
+    assert part.summary.endswith("Not checked, as the table lacks the metrics: library size.")
+
+
+def test_a_table_of_all_metrics_says_what_to_give_for_the_others():
+    names = [metric.name for metric in CATALOGUE.values() if "all" in metric.scopes and not metric.needs]
+    rows = pd.DataFrame([[name, "all", *[0.5] * 5, "lower"] for name in names], columns=COLUMNS)
+    missing = "memorisation (give `train`), labels (give `groupby`) and library size (give counts)"
+    assert verdict(rows).summary.endswith(f"Not checked: {missing}.")
 
 
 def test_a_table_without_floors_cannot_be_judged():

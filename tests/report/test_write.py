@@ -7,6 +7,7 @@ from html import escape
 from html.parser import HTMLParser
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import scgen_diffusion as sgd
+from scgen_diffusion.report._write import draw
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -175,6 +177,29 @@ def test_cells_of_one_label_get_a_report_without_marker_genes(tmp_path):
     real, synthetic = (cells(seed)[::3].copy() for seed in (1, 2))
     path = sgd.report.write(real, synthetic, tmp_path / "one.html", groupby="cell_type", table=TABLE)
     assert "marker genes, because there are no two labels" in path.read_text(encoding="utf-8")
+
+
+def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.report._write.MOST_LABELS", 2)
+    drawn = {}
+
+    def note(name):
+        def picture(*arguments, **_):
+            drawn[name] = arguments
+            return plt.figure().add_subplot()
+
+        return picture
+
+    for name in ("umap", "library_size", "scores", "marker_dotplot", "mean_variance", "zero_fraction"):
+        monkeypatch.setattr(f"scgen_diffusion.pl.{name}", note(name))
+    real, synthetic = cells(1)[4:, :2].copy(), cells(2)[:, :2].copy()
+    table = pd.concat([TABLE, *(TABLE[1:].assign(group=group) for group in ("T <helper>", "naïve"))])
+    pictures, skipped = draw(real, synthetic, table, label="cell_type", layer=None, model=None)
+    frequent = set(real.obs["cell_type"].value_counts().index[:2])
+    assert set(drawn["scores"][0]["group"]) == {"all", *frequent}
+    assert all(set(adata.obs["cell_type"]) == frequent for adata in drawn["marker_dotplot"])
+    assert all("Only the 2 labels with most real cells are drawn" in each["caption"] for each in pictures["Labels"])
+    assert "correlations of genes, because there are fewer than three genes" in skipped
 
 
 def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_path):

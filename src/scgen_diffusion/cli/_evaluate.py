@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgen_diffusion.data import CellFiles
+    from scgen_diffusion.metrics import Metric
 
 COUNTS = "counts"  # layer that `evaluate` reads by default
+N_CELLS_CHECKED = 20
+NEEDED = {"train": "train", "mean_response": "train", "groups": "groupby"}  # options, by what a metric needs
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 COLOURS = {"warning": "red", "note": "yellow", "ok": "green"}
 
@@ -76,6 +79,9 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out table.csv
     """
+    if "fail_on" in options and options.get("n_floor") == 0:
+        msg = "--fail-on needs the scores of real cells; give --n-floor 1 or more."
+        raise click.UsageError(msg)
     package, table = _evaluated(terminal, options)
     levels = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
@@ -89,6 +95,8 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             levels.add(finding.level)
     fatal = LEVELS.get(options.get("fail_on", ""), ())
     failed = [f"the verdict has {level}s" for level in fatal if level in levels]
+    if fatal and not levels:
+        failed.append("no figure can be judged")
     _write_and_judge(terminal, table, table[table["group"] == "all"], options, failed)
 
 
@@ -160,7 +168,8 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     if labels := options.get("groupby"):
         arguments["groupby"] = labels[0] if len(labels) == 1 else list(labels)
     if "table" in options:
-        arguments["table"] = read_table(options["table"])
+        # labels such as "NA" are text; only what `evaluate` left empty is missing
+        arguments["table"] = read_table(options["table"], keep_default_na=False, na_values=[""])
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
     terminal.say("Comparing and plotting")
@@ -181,11 +190,7 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
         msg = "--layer takes MODALITY=NAME for .h5mu files, and NAME for other files."
         raise click.UsageError(msg)
     package = terminal.libraries()
-    known = list(package.metrics.CATALOGUE)
-    for metric in [*options.get("max", {}), *options.get("min", {})]:
-        if metric not in known:  # checked before minutes of work
-            msg = f"There is no metric {metric!r}. {known_names(metric, known)}"
-            raise click.UsageError(msg)
+    _check_thresholds(options, package.metrics.CATALOGUE)
     cells = _read(terminal, files, options)
     if others:
         cells["others"] = _read(terminal, others, options)
@@ -198,6 +203,25 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     }
     table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
     return package, table
+
+
+def _check_thresholds(options: Mapping[str, Any], catalogue: Mapping[str, Metric]) -> None:
+    """Raise, before minutes of work, if a threshold is for a metric that the table will not have."""
+    scopes = {"perturbation"} if "control" in options else {"all", "joint", "pair"}
+    for metric in [*options.get("max", {}), *options.get("min", {})]:
+        msg = ""
+        if metric not in catalogue:
+            msg = f"There is no metric {metric!r}. {known_names(metric, list(catalogue))}"
+        elif "metric" in options and metric not in options["metric"]:
+            msg = f"There is a threshold for {metric!r}, but --metric leaves it out; add --metric {metric}."
+        elif not scopes & set(catalogue[metric].scopes):
+            other = "evaluate" if "control" in options else "evaluate-perturbation"
+            msg = f"The metric {metric!r} belongs to `{other}`."
+        else:
+            missing = [need for need in catalogue[metric].needs if need in NEEDED and NEEDED[need] not in options]
+            msg = f"The metric {metric!r} needs --{NEEDED[missing[0]]}." if missing else ""
+        if msg:
+            raise click.UsageError(msg)
 
 
 def _check_output(options: Mapping[str, Any], inputs: Sequence[Path], suffix: str) -> None:
@@ -224,20 +248,26 @@ def _read(
 
 
 def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFiles:
-    """Open several files with the layer that ``evaluate`` reads.
+    """Open several files with the layer that ``evaluate`` reads; without one, `X` may hold logarithms.
 
     Raises
     ------
     click.UsageError
         For several modalities.
     """
+    import scipy.sparse as sp
+
     from scgen_diffusion.data import CellFiles, open_anndata_files
 
     if any(path.suffix == MUDATA for path in paths):
         msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths, N_NAMED)}."
         raise click.UsageError(msg)
-    usual = COUNTS if COUNTS in open_anndata_files(paths[0])[0].layers else None
-    return CellFiles(paths, layer=options.get("layer", usual))
+    first = open_anndata_files(paths[0])[0]
+    layer = options.get("layer", COUNTS if COUNTS in first.layers else None)
+    is_logged = layer is None and first.unstructured("log1p") is not None
+    # whole numbers are counts, whatever `uns` says
+    is_logged = is_logged and (sp.csr_matrix(first.matrix(None)[:N_CELLS_CHECKED]).data % 1).any()
+    return CellFiles(paths, layer=layer, values="log1p" if is_logged else "counts")
 
 
 def _write_and_judge(

@@ -267,7 +267,8 @@ def _effect_metric(name: str, better: Better, function: Callable[..., float], n_
     options = {} if n_top is None else {"n_top": n_top}
     measure = lambda comparison: function(*comparison.once(_effects), **options)
     name = name if n_top is None else f"{name}_top_{n_top}"
-    return Metric(name, better, measure, ("control",), scopes=("perturbation",))
+    # with fewer genes, the top ones are most of all genes, and overlap whatever the cells are
+    return Metric(name, better, measure, ("control",), scopes=("perturbation",), min_features=2 * (n_top or 0))
 
 
 def _cross_metric(name: str, better: Better, function: Callable[[NDArray, NDArray], float]) -> Metric:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,9 +31,11 @@ N_CELLS_CHECKED = 2_000  # to distinguish counts from logarithms
 
 
 REAL = ("real_test", "train", "control")  # names of the sets of real cells
+GENERATED = ("synthetic", "predicted")
 MANY_EMPTY = 0.05  # share of empty cells above which generated cells are not what they were meant to be
 CHUNK = 2_000
 N_CELLS_AT_ONCE = 8_192
+N_SHARED_CHECKED = 500
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,12 @@ class Source:
     def __len__(self) -> int:
         return len(self.obs_names)
 
+    def __getitem__(self, kept: NDArray) -> Source:
+        """Return the source of some of the cells, by position; nothing is read."""
+        values, read = (lambda rows: self.values(kept[rows])), (lambda rows: self.read(kept[rows]))
+        labels = None if self.labels is None else self.labels[kept]
+        return replace(self, obs_names=self.obs_names[kept], labels=labels, values=values, read=read)
+
     def chunks(self, rows: NDArray) -> Iterator[Expression]:
         """Read cells in chunks, which bounds the memory needed."""
         for start in range(0, len(rows), CHUNK):
@@ -357,6 +365,44 @@ def check_for_empty_cells(source: Source) -> None:
         )
         raise ValueError(msg)
     warn_user(f"{found} They take part in the comparison, and count as duplicates of each other.")
+
+
+def check_for_training_cells(sources: Mapping[str, Source]) -> None:
+    """Warn if ``synthetic`` has cells of ``train``.
+
+    Raises
+    ------
+    ValueError
+        If ``real_test`` has cells of ``train``.
+    """
+    if "train" not in sources:
+        return
+    if _share_of_same_cells(sources["train"], sources["real_test"]) > 0.5:
+        msg = (
+            "`real_test` has cells of `train`: the same `obs_names` with the same values. "
+            "Pass cells that the model was not trained on, or leave `train` out."
+        )
+        raise ValueError(msg)
+    if _share_of_same_cells(sources["train"], sources["synthetic"]) > 0.5:
+        msg = (
+            "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
+            "Only the metrics of memorisation mean something here."
+        )
+        warn_user(msg)
+
+
+def _share_of_same_cells(first: Source, second: Source) -> float:
+    """Return the share of equally named cells with equal values, among the first few."""
+    shared = first.obs_names.intersection(second.obs_names)[:N_SHARED_CHECKED]
+    if not len(shared):
+        return 0.0
+    values = []
+    for source in (first, second):
+        if not source.obs_names.is_unique:
+            return 0.0
+        values.append(source.read(source.obs_names.get_indexer(shared)).values)
+    n_different = np.asarray((values[0] != values[1]).sum(axis=1)).ravel()
+    return float((n_different == 0).mean())
 
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:
@@ -491,10 +537,10 @@ def pair_of_expressions(
     """
     if isinstance(real, AnnData) and isinstance(synthetic, AnnData):
         synthetic = align_genes(synthetic, real.var_names, name=names[1])
-    first, second = (
-        expression_of(real, layer=layer, name=names[0]),
-        expression_of(synthetic, layer=layer, name=names[1]),
-    )
+    # generated cells may lack the layer of the real ones
+    of_second = layer_of(synthetic, layer) if names[1] in GENERATED and isinstance(synthetic, AnnData) else layer
+    first = expression_of(real, layer=layer, name=names[0])
+    second = expression_of(synthetic, layer=of_second, name=names[1])
     check_same_number_of_genes(first.values.shape[1], second.values.shape[1], names)
     return first, second
 

@@ -201,7 +201,7 @@ class Metric:
     bounds
         Smallest and largest possible value.
     min_features
-        With fewer features the metric has no meaning. It is then left out of a modality's table, unless requested.
+        With fewer features the metric has no meaning. It is then left out of the table, unless requested.
     has_interval
         Whether an interval makes sense.
     slow

@@ -22,10 +22,26 @@ from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion.data import CellFiles, MuDataFiles, check_names
 
 from ._catalogue import CATALOGUE
-from ._cells import Cells, Expression, Source, align_genes, check_for_empty_cells, check_same_number_of_genes
+from ._cells import (
+    Cells,
+    Expression,
+    Source,
+    align_genes,
+    check_for_empty_cells,
+    check_for_training_cells,
+    check_same_number_of_genes,
+)
 from ._comparison import ALL, Comparison, Context, Draws, Fingerprints, Half, Metric, Sample, Training
 from ._distribution import median_squared_distance
-from ._modalities import common_modalities, cross_modality_correlation, joint_sources, modality_cells, paired_cells
+from ._modalities import (
+    MIN_PAIRED_CELLS,
+    common_modalities,
+    cross_modality_correlation,
+    joint_sources,
+    modality_cells,
+    paired_cells,
+    paired_names,
+)
 from ._perturbation import SEPARATOR, perturbation_contexts
 from ._safety import fingerprints_of
 from ._space import ComparisonSpace, choose_scales, make_scale
@@ -50,7 +66,6 @@ MIN_CELLS_PER_PERTURBATION = 2
 MIN_CELLS_PER_GROUP = 30
 MANY_COPIES = 0.2  # share of copies that gives a warning; only some of `real_test` is compared here
 N_CELLS_CHECKED = 20
-N_SHARED_CHECKED = 500
 N_LABELS_NAMED = 5
 FIT_CELLS = 10_000
 CELLS_PER_GROUP = 500
@@ -93,7 +108,8 @@ def evaluate(
     real_test
         Real cells that the model was not trained on, 50 or more (150 without ``train``): counts in ``layers["counts"]``
         or `X`, or log-normalised values in `X` with ``uns["log1p"]``. Whole numbers and arrays are read as counts. In
-        MuData, rows of a modality use the cells that have it, and joint rows the cells that have all.
+        MuData, rows of a modality use the cells that have it, and joint rows the cells that have all; if these are too
+        few, you get a warning and no joint rows.
     synthetic
         Cells to judge, 50 or more, with the same genes in any order. If both come as arrays, the order must be the same
         too. A few cells without counts, which a model of very sparse data may draw, give a warning and are judged like
@@ -127,7 +143,8 @@ def evaluate(
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
     metrics
-        Names of metrics; if None, all that apply.
+        Names of metrics; if None, all that apply. ``marker_overlap`` and ``mean_variance_error`` need 100 genes, and
+        metrics of the top 20 or 100 genes twice that many: in smaller panels they mean nothing.
     layer
         Layer with the counts of real cells, and of synthetic cells if they have it (generated cells have counts in
         `X`). For MuData, one layer for each modality or one for all.
@@ -295,12 +312,13 @@ def evaluate(
         )
         available: set[Need] = {"control"} if train is None else {"control", "mean_response"}
         available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
-        wanted = choose_metrics(names, "perturbation", available)
+        wanted = choose_metrics(names, "perturbation", available, getattr(real_test, "n_vars", np.inf))
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby}
         options |= {"layer": layer, "space": space, "match_keys": check_names(match_keys, "match_keys")}
         contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
         return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
-    rows, n_cells = compare_cells(read_sources(sets, groupby, layer), names, draws, space=space)
+    sources = read_sources(sets, groupby, layer)
+    rows, n_cells = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
     table.attrs["n_cells"] = n_cells
     return table
@@ -351,20 +369,25 @@ def _evaluate_modalities(
     for modality in modalities if wanted["all"] != [] else ():
         read = partial(read_sources, cells[modality], keys or None, layers.get(modality), fitted[modality])
         judge(modality, read, "all", n_features=reference[modality].n_vars)
-    if len(modalities) > 1 and wanted["joint"] != []:
+
+    def has_paired(needed: Mapping[str, int], together: Sequence[str], what: str) -> bool:
+        for name, n_cells in needed.items():
+            if (n_paired := len(paired_names(sets[name], together))) < n_cells:
+                msg = f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {n_cells} are needed."
+                warn_user(msg)
+                return False
+        return True
+
+    least = {name: least_cells(name, has_train="train" in sets) for name in sets}
+    is_joint = len(modalities) > 1 and wanted["joint"] != []
+    if is_joint and has_paired(least, modalities, "Modalities are not judged together"):
         features = {modality: own.var_names for modality, own in real.items()}
         paired = {name: paired_cells(mdata, modalities, keys, name, features) for name, mdata in sets.items()}
-        n_paired = min(next(iter(parts.values())).n_obs for parts in paired.values())
-        if n_paired >= MIN_CELLS:
-            read = partial(joint_sources, paired, reference, fitted, layers, keys)
-            judge(JOIN.join(modalities), read, "joint")
-        else:
-            msg = (
-                f"Modalities are not judged together: only {n_paired} cells of a set have all of {modalities}; "
-                f"{MIN_CELLS} are needed."
-            )
-            warn_user(msg)
+        judge(JOIN.join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
+    least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
+        if not has_paired(least_of_pair, pair, "Modalities are not compared as a pair"):
+            continue
         found = cross_modality_correlation(
             sets["real_test"],
             sets["synthetic"],
@@ -422,6 +445,15 @@ def choose_metrics(
     return metrics
 
 
+def least_cells(name: str, *, has_train: bool) -> int:
+    """Return how many cells a set must have.
+
+    One half of ``train`` fits the space, the other plays the synthetic cells; without it, ``real_test`` is split in
+    three.
+    """
+    return MIN_CELLS * {"train": 2, "synthetic": 1}.get(name, 1 if has_train else 3)
+
+
 def read_sources(
     sets: Mapping[str, Cells | CellFiles],
     groupby: str | Sequence[str] | None,
@@ -439,12 +471,12 @@ def read_sources(
                 raise TypeError(msg)
             check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
             cells = AnnData(sp.csr_matrix(cells))
-        # one half of `train` fits the space, the other plays the synthetic cells; else `real_test` is split in three
-        n_parts = {"train": 2, "synthetic": 1}.get(name, 1 if "train" in sets else 3)
         n_cells = cells.n_cells if isinstance(cells, CellFiles) else cells.n_obs
-        if n_cells < n_parts * MIN_CELLS:
-            hint = "; it is split in three if there is no `train`" if n_parts == 3 else ""
-            msg = f"`{name}` has {n_cells} cells; there must be {n_parts * MIN_CELLS} or more{hint}."
+        least = least_cells(name, has_train="train" in sets)
+        if n_cells < least:
+            is_split = name == "real_test" and "train" not in sets
+            hint = "; it is split in three if there is no `train`" if is_split else ""
+            msg = f"`{name}` has {n_cells} cells; there must be {least} or more{hint}."
             raise ValueError(msg)
         genes = cells.var_names if genes is None else genes  # `real_test` comes first
         if isinstance(cells, CellFiles):
@@ -470,34 +502,7 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
-    if "train" not in sources:
-        return
-    if _share_of_same_cells(sources["train"], real) > 0.5:
-        msg = (
-            "`real_test` has cells of `train`: the same `obs_names` with the same values. "
-            "Pass cells that the model was not trained on, or leave `train` out."
-        )
-        raise ValueError(msg)
-    if _share_of_same_cells(sources["train"], sources["synthetic"]) > 0.5:
-        msg = (
-            "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
-            "Only the metrics of memorisation mean something here."
-        )
-        warn_user(msg)
-
-
-def _share_of_same_cells(first: Source, second: Source) -> float:
-    """Return the share of equally named cells with equal values, among the first few."""
-    shared = first.obs_names.intersection(second.obs_names)[:N_SHARED_CHECKED]
-    if not len(shared):
-        return 0.0
-    values = []
-    for source in (first, second):
-        if not source.obs_names.is_unique:
-            return 0.0
-        values.append(source.read(source.obs_names.get_indexer(shared)).values)
-    n_different = np.asarray((values[0] != values[1]).sum(axis=1)).ravel()
-    return float((n_different == 0).mean())
+    check_for_training_cells(sources)
 
 
 # --- which cells are compared -----------------------------------------------------------------------------------------

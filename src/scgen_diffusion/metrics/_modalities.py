@@ -71,11 +71,16 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str)
     )
 
 
+def paired_names(cells: MuData, modalities: Sequence[str]) -> pd.Index:
+    """Return the names of the cells that have all of these modalities."""
+    return reduce(pd.Index.intersection, [cells.mod[modality].obs_names for modality in modalities])
+
+
 def paired_cells(
     cells: MuData, modalities: Sequence[str], keys: Sequence[str], name: str, genes: Mapping[str, pd.Index]
 ) -> dict[str, AnnData]:
     """Return the cells that have all of these modalities, in one order, each modality with these features."""
-    names = reduce(pd.Index.intersection, [cells.mod[modality].obs_names for modality in modalities])
+    names = paired_names(cells, modalities)
     return {
         modality: align_genes(modality_cells(cells, modality, keys, name)[names], genes[modality], name=name)
         for modality in modalities

@@ -27,7 +27,16 @@ from scipy.stats import false_discovery_control
 
 from scgen_diffusion._arguments import warn_user
 
-from ._cells import REAL, Source, check_for_empty_cells, labels_of, means, pair_of_expressions, variances
+from ._cells import (
+    REAL,
+    Source,
+    check_for_empty_cells,
+    check_for_training_cells,
+    labels_of,
+    means,
+    pair_of_expressions,
+    variances,
+)
 from ._comparison import ALL, UNKNOWN, Comparison, Context
 from ._genes import correlation
 from ._safety import copied_cells
@@ -946,6 +955,12 @@ def read_perturbed(
     for name, source in sources.items():
         if name not in REAL:
             check_for_empty_cells(source)
+    if "train" in sources:  # may share its control cells with the others
+        perturbed = {}
+        for name in ("real_test", "synthetic", "train"):
+            is_perturbed = [bool(split_name(label)) for label in labels_of(given[name], key, name=name)]
+            perturbed[name] = sources[name][np.flatnonzero(is_perturbed)]
+        check_for_training_cells(perturbed)
     sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
     return sets, split_name
 
@@ -1230,4 +1245,6 @@ def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collecti
     >>> parts_of("KLF1+ctrl", ignored=["ctrl"])
     ('KLF1',)
     """
+    if perturbation in ignored:  # even if it has the separator, such as a control called "DMSO+PBS"
+        return ()
     return tuple(sorted(part for part in perturbation.split(separator) if part not in ignored))

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
+from scgen_diffusion.metrics import CATALOGUE, IDEALS, MIN_CELLS_PER_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,8 +137,8 @@ def read_rows(table: pd.DataFrame) -> Rows:
         raise ValueError(msg)
     if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
         msg = (
-            f"`table` must have numbers in {FIGURES}, and a group in each row. Was it read from a file in which a "
-            "group is called 'NA' or 'nan'?"
+            f"`table` must have numbers in {FIGURES}, and a group in each row. If a group is called 'NA' or 'nan', "
+            "read the file with `keep_default_na=False, na_values=['']`."
         )
         raise ValueError(msg)
     if (repeated := table.duplicated(["metric", "group"])).any():
@@ -291,9 +291,9 @@ def _missing_groups(rows: Rows) -> list[Finding]:
     def is_empty(group: str) -> bool:
         return all((metric, group) in rows and np.isnan(rows[metric, group].value) for metric in compared)
 
-    if not groups_of(rows) or ("group_share_difference", ALL) not in rows:
+    if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
-    missing = [share.group for share in shares if compared and share.is_clear and is_empty(share.group)]
+    missing = [share.group for share in shares if share.is_clear and is_empty(share.group)]
     if missing:
         message = (
             f"Hardly any or no synthetic cells for {list_first(missing, N_NAMED)}, which the real cells have. If they "
@@ -612,10 +612,25 @@ def _telling(rows: Rows) -> list[str]:
 
 
 NOT_LOOKED_AT = {
-    "memorisation": ("membership_auc", "give `train`"),
-    "labels": ("label_fidelity", "give `groupby`"),
-    "library size": ("library_size_ks", "give counts"),
+    "memorisation": (tuple(_NEARNESS), "give `train`"),
+    "labels": (("label_fidelity", "transfer_f1"), "give `groupby`"),
+    "library size": (("library_size_ks",), "give counts"),
 }
+
+
+def _not_checked(rows: Rows) -> list[str]:
+    """Say which topics have no metric, and what to give if none was left out by choice."""
+    unseen = {
+        topic: how
+        for topic, (metrics, how) in NOT_LOOKED_AT.items()
+        if not any((metric, ALL) in rows for metric in metrics)
+    }
+    if not unseen:
+        return []
+    always = [m for m in CATALOGUE.values() if "all" in m.scopes and not m.needs and not m.min_features]
+    if all((metric.name, ALL) in rows for metric in always):
+        return [f"Not checked: {_listed([f'{topic} ({how})' for topic, how in unseen.items()])}."]
+    return [f"Not checked, as the table lacks the metrics: {_listed(list(unseen))}."]
 
 
 @dataclass(frozen=True)
@@ -708,9 +723,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         sentences += [f"No check failed; worth a look: {_listed(notes)}."]
     else:
         sentences += [f"All {len(findings)} checks passed." if len(findings) > 1 else "The check passed."]
-    unseen = [f"{topic} ({how})" for topic, (metric, how) in NOT_LOOKED_AT.items() if (metric, ALL) not in rows]
-    sentences += [f"Not checked: {_listed(unseen)}."] if unseen else []
-    return Verdict(" ".join(sentences), findings)
+    return Verdict(" ".join([*sentences, *_not_checked(rows)]), findings)
 
 
 def _listed(names: list[str]) -> str:

@@ -35,6 +35,8 @@ LEVELS = ("warning", "note", "ok")  # gravest first
 BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
+MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
+MIN_GENES_CORRELATED = 3
 SECTIONS = {
     "Cells": (
         "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between "
@@ -248,22 +250,30 @@ def draw(
         skipped.append("figures of each label, because `groupby` was not given")
     else:
         pictures["Labels"] = []
-    if label is not None and (table["group"] != "all").any():
-        of_labels = table.loc[table["group"] != "all", "metric"].unique()
-        axes = pl.scores(table[table["metric"].isin(of_labels)], show=False)
-        add("Labels", axes, "Figures of all cells and of each label with enough cells.")
-    sizes = pd.Series(dtype=int) if label is None else real.obs[label].value_counts()
+    sizes = pd.Series(dtype=int) if label is None else real.obs[label].astype(str).value_counts()
+    shown, only = list(sizes.index[:MOST_LABELS]), ""
+    if len(sizes) > MOST_LABELS:
+        only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
+    of_labels = table[table["group"].isin(shown)] if only else table[table["group"] != "all"]
+    if label is not None and len(of_labels):
+        of_all = table[(table["group"] == "all") & table["metric"].isin(of_labels["metric"])]
+        axes = pl.scores(pd.concat([of_all, of_labels]), show=False)
+        add("Labels", axes, f"Figures of all cells and of each label with enough cells.{only}")
     if ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
-        axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
-        add("Labels", axes, "Marker genes of the real cells, real beside synthetic.")
+        drawn = [cells[cells.obs[label].astype(str).isin(shown)] if only else cells for cells in (real, synthetic)]
+        axes = pl.marker_dotplot(*drawn, groupby=label, **options)
+        add("Labels", axes, f"Marker genes of the real cells, real beside synthetic.{only}")
     else:
         skipped.append("marker genes, because there are no two labels to compare")
 
     axes = pl.mean_variance(real, synthetic, **options)
     add("Genes", axes, "Variance against mean of log-normalised expression.")
     add("Genes", pl.zero_fraction(real, synthetic, **options), "Share of cells in which a gene is not seen.")
-    axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
-    add("Genes", axes, "Correlations of the most variable genes, in the order of a clustering of the real ones.")
+    if real.n_vars < MIN_GENES_CORRELATED:
+        skipped.append("correlations of genes, because there are fewer than three genes")
+    else:
+        axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
+        add("Genes", axes, "Correlations of the most variable genes, in the order of a clustering of the real ones.")
 
     if model is None:
         skipped.append("the losses of training, because `model` was not given")
