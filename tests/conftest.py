@@ -304,7 +304,8 @@ def start_apart(tmp_path_factory):
             f"for name in ({str(out)!r}, {str(err)!r}):\n    os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), 1 + "
             "(name[-3:] == 'err'))\n"
         )
-        path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{script}")
+        same = f"from scgen_diffusion.train import _latents\n_latents.N_TOTALS = {_latents.N_TOTALS}\n"
+        path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{same}{script}")
         processes.append(APART.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"}))
         processes[-1].start()
         return processes[-1], out, err
