@@ -39,8 +39,8 @@ def network_for(total):
 
 
 @pytest.mark.parametrize("total", [1_700, 30_000, 1_000_000])
-def test_the_first_of_64_steps_unmasks_about_a_molecule_at_most_however_deep_the_cells_are(total):
-    assert total * network_for(total).path.alpha(torch.tensor(1 / 64)) < 1.1
+def test_the_first_of_64_steps_unmasks_two_molecules_at_most_however_deep_the_cells_are(total):
+    assert total * network_for(total).path.alpha(torch.tensor(1 / 64)) < 2
 
 
 def test_a_loaded_network_has_the_path_of_its_cells():
@@ -48,7 +48,7 @@ def test_a_loaded_network_has_the_path_of_its_cells():
 
     network.load_state_dict(network_for(1_000_000).state_dict())
 
-    assert network.path.resolution == pytest.approx(200_000)
+    assert network.path.resolution == pytest.approx(100_000)
 
 
 def test_deep_cells_of_three_types_stay_three_types():

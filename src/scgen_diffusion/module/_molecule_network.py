@@ -149,12 +149,12 @@ class MoleculeNetwork(nn.Module):
         self._follow_depth(summary.log_total_mean)
 
     def _follow_depth(self, log_total_mean: Tensor) -> None:
-        """Refine the path for deep cells, so that the first of 64 steps unmasks about one molecule at most.
+        """Refine the path for deep cells, so that the first of 64 steps unmasks two molecules at most.
 
         Molecules of one step are independent. If the first of them were many, they would look like a mixture of all
         cells, and most samples would become what is nearest to it.
         """
-        self.path = Masking(max(Masking.resolution, float(log_total_mean.exp()) / 5))
+        self.path = Masking(max(Masking.resolution, float(log_total_mean.exp()) / 10))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
