@@ -83,7 +83,8 @@ class AnnDataFile:
                 categories = self.root["obs"][element.attrs["categories"]][:]
                 texts = _decode(categories) if categories.dtype.kind in "OS" else categories
                 return pd.Series(pd.Categorical.from_codes(element[:], texts))
-            if element.dtype.kind in "OS" if is_old else element.attrs["encoding-type"] == "string-array":
+            is_text = element.dtype.kind in "OS" if is_old else element.attrs["encoding-type"] == "string-array"
+            if is_text:
                 return pd.Series(_classes(element))
             return pd.Series(element[:] if is_old else anndata.io.read_elem(element))
 

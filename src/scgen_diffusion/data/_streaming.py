@@ -52,8 +52,8 @@ def check_writable(obs: pd.DataFrame) -> None:
                 write_elem(root, "obs", column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
             except Exception as error:
                 msg = (
-                    f"obs[{name!r}] has the type {column.dtype}, which AnnData files cannot store: {error} Convert it "
-                    f"(`adata.obs[{name!r}].astype(str)`) or remove it."
+                    f"obs[{name!r}] has the type {column.dtype}, which AnnData files cannot store. Convert it (`adata."
+                    f"obs[{name!r}].astype(str)`) or remove it. ({error})"
                 )
                 raise TypeError(msg) from error
             del root["obs"]

@@ -350,8 +350,9 @@ class Interruption(Callback):
     """Ends training before the next step on Ctrl-C and keeps the weights; a second Ctrl-C aborts at once.
 
     With several processes, which would have to agree on a step, Lightning handles Ctrl-C and ends the process at once.
-    The same happens once ``deadline`` has passed, but in all processes alike. Lightning's own limit would count the
-    stage as finished, and the time before a resumption.
+
+    Training ends in the same way, in all processes together, once ``deadline`` has passed. Lightning's own limit of
+    time would count the stage as finished, and also count the time before a resumption.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
