@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.train import Interruption
 
 TOGETHER = {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -100,6 +102,31 @@ def test_early_stopping_stops_all_processes_after_the_same_epoch(train_scldm, ru
 
     assert 3 <= len(first[0]["prior_loss_validation"]) < 40
     assert_same(first, second)
+
+
+class Expire(Callback):
+    """End the time in the second epoch of the autoencoder, by the first process's clock only."""
+
+    def on_train_batch_end(self, trainer, plan, *_):
+        if trainer.is_global_zero and (plan.name, trainer.global_step) == ("autoencoder", 8):
+            next(each for each in trainer.callbacks if isinstance(each, Interruption)).deadline = time.monotonic()
+
+
+def test_a_limit_of_time_stops_all_processes_at_the_same_step_and_the_same_call_resumes(
+    train_scldm, run_together, tmp_path
+):
+    epochs = {"autoencoder": 2, "prior": 1, "transport": 1}
+    options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0, "max_time": {"hours": 1}}
+
+    def stop(rank):
+        model = train_scldm(epochs, callbacks=[Expire()], **options)
+        return model.trainer.global_step, model.trained_stages_
+
+    assert run_together(stop) == [(8, ["autoencoder"])] * 2
+
+    first, second = run_together(lambda rank: described(train_scldm(epochs, **options)))
+    assert_same(first, second)
+    assert [len(first[0][f"{name}_loss_train"]) for name in epochs] == list(epochs.values())
 
 
 class Die(Callback):
