@@ -293,6 +293,12 @@ def pytest_collection_finish(session):
 
 
 @pytest.fixture
+def without_pictures(monkeypatch):
+    """Leave the pictures, which take seconds, out of reports whose words are tested."""
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
+
+
+@pytest.fixture
 def start_apart(tmp_path_factory):
     """Start a script in a process that shares imports with others, and nothing else; return it and its output files."""
     processes = []

@@ -35,12 +35,6 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def without_pictures(monkeypatch):
-    """Leave the pictures, which take seconds, out of reports."""
-    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
-
-
-@pytest.fixture
 def judge(call, files):
     def judge(*options, synthetic="synthetic.h5ad"):
         arguments = ["--train", files / "train.h5ad", "--metric", "gene_mean_error", "--metric", "copied_cells", *QUICK]

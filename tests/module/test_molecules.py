@@ -22,7 +22,7 @@ class Silent(torch.nn.Module):
 
 @pytest.fixture
 def network():
-    network = MoleculeNetwork(Silent(), PATH, len(SHARE))
+    network = MoleculeNetwork(Silent(), len(SHARE))
     network.start_from(
         MoleculeSummary(SHARE, torch.tensor(6.0), torch.tensor(0.5), torch.tensor(0.1), torch.tensor(9.0))
     )
@@ -32,7 +32,7 @@ def network():
 
 def network_for(total):
     """Build a network for cells of this typical total."""
-    network = MoleculeNetwork(Silent(), PATH, len(SHARE))
+    network = MoleculeNetwork(Silent(), len(SHARE))
     log_total = torch.tensor(float(total)).log()
     network.start_from(MoleculeSummary(SHARE, log_total, torch.tensor(0.5), torch.tensor(0.1), torch.tensor(9.0)))
     return network

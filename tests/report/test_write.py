@@ -52,12 +52,6 @@ def written(tmp_path_factory):
     return path, table
 
 
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """Leave the pictures, which take seconds, out of reports whose words are tested."""
-    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
-
-
 class Parsed(HTMLParser):
     """Tags, their links and sources, and the text."""
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.metrics import Metric
 
 COUNTS = "counts"  # layer that `evaluate` reads by default
-N_CELLS_CHECKED = 20
 NEEDED = {"train": "train", "mean_response": "train", "groups": "groupby"}  # options, by what a metric needs
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 COLOURS = {"warning": "red", "note": "yellow", "ok": "green"}
@@ -255,18 +254,14 @@ def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFil
     click.UsageError
         For several modalities.
     """
-    import scipy.sparse as sp
-
-    from scgen_diffusion.data import CellFiles, open_anndata_files
+    from scgen_diffusion.data import CellFiles, are_whole_numbers, open_anndata_files
 
     if any(path.suffix == MUDATA for path in paths):
         msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths, N_NAMED)}."
         raise click.UsageError(msg)
     first = open_anndata_files(paths[0])[0]
     layer = options.get("layer", COUNTS if COUNTS in first.layers else None)
-    is_logged = layer is None and first.unstructured("log1p") is not None
-    # whole numbers are counts, whatever `uns` says
-    is_logged = is_logged and (sp.csr_matrix(first.matrix(None)[:N_CELLS_CHECKED]).data % 1).any()
+    is_logged = layer is None and first.unstructured("log1p") is not None and not are_whole_numbers(first.matrix(None))
     return CellFiles(paths, layer=layer, values="log1p" if is_logged else "counts")
 
 

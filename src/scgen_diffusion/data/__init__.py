@@ -13,6 +13,7 @@ from ._anndata_file import open_anndata_files
 from ._cell_files import CellFiles, Paths, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
+    are_whole_numbers,
     check_expression,
     check_layer,
     check_not_empty,
@@ -89,6 +90,7 @@ __all__ = [
     "RequestedCodes",
     "SetKey",
     "ValueSummary",
+    "are_whole_numbers",
     "build_anndata",
     "build_mudata",
     "check_conditions",

@@ -22,6 +22,7 @@ CHUNK = 4096  # rows checked together, so that backed files are never read whole
 LARGEST_LOG1P = 20.0  # log1p of half a billion; no common normalisation gives more
 LARGEST_COUNT = 2**24  # up to which float32 holds all whole numbers
 LARGEST_SEED = 2**63 - 1  # largest that files can hold
+N_CELLS_CHECKED = 2_000  # to distinguish counts from logarithms
 N_NAMED = 5  # examples in an error message
 COUNTS_ADVICE = (
     "Give the layer with raw counts as `layer=...`. For log-normalised values set `values='log1p'`, which SCRDIT, "
@@ -50,6 +51,12 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     if values == "log1p":
         check_natural_logarithms(adata.uns.get("log1p"), where)
     check_not_empty(totals, adata.obs_names, where)
+
+
+def are_whole_numbers(matrix: Any) -> bool:
+    """Return whether the values of the first rows are whole numbers: counts, whatever ``uns["log1p"]`` says."""
+    found = sp.csr_matrix(matrix[:N_CELLS_CHECKED]).data
+    return len(found) > 0 and not (found % 1).any()
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:

@@ -121,27 +121,21 @@ class WindowLoader:
                         tensors[CONDITIONS] = torch.from_numpy(conditions)
                     yield tensors
 
-    @property
-    def _n_rounds(self) -> int:
-        """How often the cells are read, each time in another order, to fill an epoch that few cells would not."""
-        share = -(-len(self.indices) // (1 if self.sampler is None else self.sampler.n_processes))
-        return 1 if len(self) <= -(-share // self.batch_size) else -(-len(self) * self.batch_size // share)
-
     def windows(self) -> Iterator[Window]:
         """Yield the windows of the current pass, from its first batch on."""
         order, first_batch, rng = self.indices, 0, None
         if self.sampler is not None and len(order):
             first_batch = self.sampler.first_batch
+            share = -(-len(order) // self.sampler.n_processes)
+            fills_epoch = len(self) <= -(-share // self.batch_size)
+            size = share if fills_epoch else len(self) * self.batch_size  # few cells are read again, in other orders
             if self.sampler.seed is not None:
                 rng = np.random.default_rng([self.sampler.seed, self.sampler.epoch])
                 # blocks begin at fixed rows, whichever cells are chosen, so that they fit the chunks of a file
                 limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
                 blocks = [block for block in np.split(order, limits) if len(block)]
-                orders = [[blocks[number] for number in rng.permutation(len(blocks))] for _ in range(self._n_rounds)]
+                orders = [[blocks[number] for number in rng.permutation(len(blocks))] for _ in range(-(-size // share))]
                 order = np.concatenate([*chain.from_iterable(orders)])
-            size = -(-len(self.indices) // self.sampler.n_processes)
-            if self._n_rounds > 1:
-                size = len(self) * self.batch_size
             order = np.resize(order, size * self.sampler.n_processes)[self.sampler.rank * size :][:size]
         for start in range(0, len(order), self.window_size):
             rows, positions = np.unique(order[start : start + self.window_size], return_inverse=True)

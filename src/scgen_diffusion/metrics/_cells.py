@@ -15,7 +15,15 @@ from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import ArrayLike, NDArray
 
 from scgen_diffusion._arguments import known_names, warn_user
-from scgen_diffusion.data import LARGEST_LOG1P, CellFiles, join_labels, layer_names, obs_column, read_columns
+from scgen_diffusion.data import (
+    LARGEST_LOG1P,
+    CellFiles,
+    are_whole_numbers,
+    join_labels,
+    layer_names,
+    obs_column,
+    read_columns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +35,6 @@ Cells: TypeAlias = AnnData | np.ndarray | sp.spmatrix | sp.sparray
 
 TARGET_SUM = 1e4
 COUNTS_LAYER = "counts"
-N_CELLS_CHECKED = 2_000  # to distinguish counts from logarithms
 
 
 REAL = ("real_test", "train", "control")  # names of the sets of real cells
@@ -199,8 +206,7 @@ def _log_base(cells: AnnData, name: str) -> float | None:
     """Return the base of the logarithms in `X`; None for counts. Whole numbers are counts, whatever ``uns`` says."""
     if "log1p" not in cells.uns:
         return None
-    found = sp.csr_matrix(cells.X[:N_CELLS_CHECKED]).data
-    if len(found) and not (found % 1).any():
+    if are_whole_numbers(cells.X):
         msg = (
             f"`{name}.uns['log1p']` says that `X` holds logarithms, but `X` holds whole numbers. "
             "They are read as counts; if that is right, delete `uns['log1p']`."

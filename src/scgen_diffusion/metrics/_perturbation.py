@@ -874,9 +874,7 @@ class Perturbed:
         matches = labels_of(cells, match_keys, name=source.name) if match_keys else np.zeros(len(source), dtype=str)
         parts: list[Parts] = [()] * len(source)
         if source.name != "control":
-            named = labels_of(cells, key, name=source.name)
-            by_name = {name: split_name(name) for name in np.unique(named).tolist()}
-            parts = [by_name[name] for name in named]
+            parts = _parts_of_cells(cells, key, split_name, source.name)
         kept = np.arange(len(source))
         if source.name in ("real_test", "train"):
             kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
@@ -931,6 +929,13 @@ class Perturbed:
         return dict(zip(found.tolist(), (n_cells / n_cells.sum()).tolist(), strict=True))
 
 
+def _parts_of_cells(cells: AnnData, key: str, split_name: Callable[[str], Parts], name: str) -> list[Parts]:
+    """Return the single perturbations of each cell."""
+    named = labels_of(cells, key, name=name)
+    by_name = {each: split_name(each) for each in np.unique(named).tolist()}
+    return [by_name[each] for each in named]
+
+
 def read_perturbed(
     given: Mapping[str, AnnData],
     *,
@@ -958,7 +963,7 @@ def read_perturbed(
     if "train" in sources:  # may share its control cells with the others
         perturbed = {}
         for name in ("real_test", "synthetic", "train"):
-            is_perturbed = [bool(split_name(label)) for label in labels_of(given[name], key, name=name)]
+            is_perturbed = [bool(parts) for parts in _parts_of_cells(given[name], key, split_name, name)]
             perturbed[name] = sources[name][np.flatnonzero(is_perturbed)]
         check_for_training_cells(perturbed)
     sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}

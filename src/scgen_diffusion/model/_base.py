@@ -1251,7 +1251,8 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
         )
         cells = prediction.cells
-        check_writable(cells.obs(self.conditions))
+        if not isinstance(cells.source, CellFiles):  # whose conditions alone are written
+            check_writable(cells.obs(self.conditions))
         rows, arguments = self._shards(len(cells.rows), shard_size, seed)
         given = cells.source if isinstance(cells.source, CellFiles) else self._registered(cells.source)
         identity = {**prediction.identity, **arguments, "control cells": DIGEST + digest_of(given.digest, cells.rows)}

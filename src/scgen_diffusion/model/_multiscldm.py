@@ -31,8 +31,6 @@ from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, Multi
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
 
-N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.generation import LibrarySizes
     from scgen_diffusion.train import AutoencoderRecipe, TrainingCells
+
+N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
 
 
 class MULTISCLDM(SCLDM):

@@ -10,7 +10,6 @@ from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import (
-    PATHS,
     TARGETS,
     DDIMSampler,
     DDPMSampler,
@@ -95,7 +94,7 @@ class GeneSpaceModule(ConditionedModule):
         a = self.architecture = architecture
         self.n_input = n_input
         self.input_values = input_values
-        self.network = build_network(n_input, conditions, a, self.path, self.target)
+        self.network = build_network(n_input, conditions, a, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
         self.library_size = LibrarySizeModel(conditions, 2 * n_input if self.predicts_totals else 1)
         self._register_conditions(conditions, key_groups)
@@ -118,7 +117,7 @@ class GeneSpaceModule(ConditionedModule):
     @property
     def path(self) -> Path:
         """How data becomes noise."""
-        return PATHS[self.architecture.path]
+        return self.network.path
 
     @property
     def target(self) -> Target | Kinds:

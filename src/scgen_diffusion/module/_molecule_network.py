@@ -76,8 +76,6 @@ class MoleculeNetwork(nn.Module):
     backbone
         ``(features, time, condition) -> (cells, 2, genes)``. The last column of its condition is the standardised log
         total.
-    path
-        The masking path, until the network knows the cells.
     n_genes
         Number of genes.
     """
@@ -87,9 +85,9 @@ class MoleculeNetwork(nn.Module):
     log_total_mean: Tensor
     log_total_std: Tensor
 
-    def __init__(self, backbone: nn.Module, path: Masking, n_genes: int) -> None:
+    def __init__(self, backbone: nn.Module, n_genes: int) -> None:
         super().__init__()
-        self.backbone, self.path = backbone, path
+        self.backbone, self.path = backbone, Masking()
         self.log_share = nn.Parameter(torch.zeros(n_genes))
         self.log_theta = nn.Parameter(torch.full((n_genes,), INITIAL_LOG_THETA))
         self.register_buffer("centre", torch.zeros(n_genes))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scgen_diffusion.diffusion import Kinds, Masking, UnmaskingInversion, UnmaskingSampler, with_masked
+from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSampler, with_masked
 
 from ._expression import InputValues, log_profile
 from ._gene_space import GeneSpaceModule
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import Generators, Inversion, Path, ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import Generators, Inversion, ResolvedGuidance, Sampler
 
     from ._gene_space_architecture import GeneSpaceArchitecture
     from ._library_size import LibrarySizeKind
@@ -36,11 +36,6 @@ class MoleculeModule(GeneSpaceModule):
     ----------
     See :class:`~scgen_diffusion.diffusion.UnmaskingSampler`.
     """
-
-    @property
-    def path(self) -> Path:
-        """How molecules are masked; finer for deep cells."""
-        return self.network.path if hasattr(self, "network") else Masking()
 
     @property
     def target(self) -> Kinds:

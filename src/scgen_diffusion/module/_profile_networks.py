@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.diffusion import diffusion_loss, expand_time, spike_and_slab_mean
+from scgen_diffusion.diffusion import PATHS, diffusion_loss, expand_time, spike_and_slab_mean
 from scgen_diffusion.nn import GeneDiT, GeneMLP, GeneUNet, Number
 
 from ._molecule_network import MoleculeNetwork
@@ -15,7 +15,7 @@ from ._molecule_network import MoleculeNetwork
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scgen_diffusion.diffusion import Path, Target
+    from scgen_diffusion.diffusion import Kinds, Path, Target
     from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
@@ -105,17 +105,17 @@ class SpikeAndSlabNetwork(RegressionNetwork):
 
 
 def build_network(
-    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, path: Path, target: Target
+    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, target: Target | Kinds
 ) -> RegressionNetwork | MoleculeNetwork:
     """Build the network that an architecture names."""
     if a.head == "gamma_poisson":
         backbone = build_backbone(n_genes, [*conditions, Number()], a, MoleculeNetwork.n_outputs)
-        return MoleculeNetwork(backbone, path, n_genes)
+        return MoleculeNetwork(backbone, n_genes)
     n_outputs = SpikeAndSlabNetwork.n_outputs if a.head == "spike_and_slab" else RegressionNetwork.n_outputs
     backbone = build_backbone(n_genes, conditions, a, n_outputs)
     if a.head == "spike_and_slab":
-        return SpikeAndSlabNetwork(backbone, path, target, n_genes)
-    return RegressionNetwork(backbone, path, target)
+        return SpikeAndSlabNetwork(backbone, PATHS[a.path], target, n_genes)
+    return RegressionNetwork(backbone, PATHS[a.path], target)
 
 
 def build_backbone(
