@@ -4,7 +4,13 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from scgen_diffusion.metrics import ComparisonSpace, frechet_distance, representation, wasserstein_2
+from scgen_diffusion.metrics import (
+    ComparisonSpace,
+    augmentation_gain,
+    frechet_distance,
+    representation,
+    wasserstein_2,
+)
 
 
 def counts(n_cells=60, n_genes=20, *, seed=0):
@@ -27,6 +33,22 @@ def test_a_space_writes_what_the_metrics_read():
     space.write(real, synthetic)
     assert real.obsm["X_pca"].shape == (60, 4)
     assert wasserstein_2(real, synthetic) == wasserstein_2(space.project(real), space.project(synthetic))
+
+
+def test_components_that_were_computed_apart_are_refused():
+    def with_components(loadings):
+        return ad.AnnData(counts(), obsm={"X_pca": np.ones((60, 2))}, varm={"PCs": loadings})
+
+    real, synthetic = with_components(np.eye(20, 2)), with_components(-np.eye(20, 2))
+    with pytest.raises(ValueError, match="of `real` and `synthetic` were computed apart, so their axes differ"):
+        wasserstein_2(real, synthetic)
+    labels = np.repeat(["a", "b"], 30)
+    with pytest.raises(ValueError, match="of `train_values` and `synthetic_values` were computed apart"):
+        augmentation_gain(real, labels, synthetic, labels, real, labels)
+
+    assert wasserstein_2(real, with_components(np.eye(20, 2))) == 0
+    ComparisonSpace.fit(counts(seed=3), n_components=4).write(synthetic)
+    assert "PCs" not in synthetic.varm
 
 
 def test_an_unknown_entry_is_named_with_the_known_ones():

@@ -73,6 +73,29 @@ def test_a_floor_below_guessing_is_chance():
     assert {finding.level for finding in verdict(found).findings} == {"ok"}
 
 
+def test_a_membership_that_guessing_would_reach_is_no_leak():
+    found = table(membership_auc=0.5)
+    found.loc[found["metric"] == "membership_auc", "floor"] = 0.2
+    assert level_of(verdict(found), "memorisation") == "ok"
+
+
+def test_floors_from_other_donors_or_times_pass_nothing():
+    found = table(auc_boosting=0.93, membership_auc=0.7, gene_zero_error=0.04)
+    found.loc[found["metric"] == "auc_boosting", "floor"] = 0.89
+    result = verdict(found)
+
+    assert [finding.topic for finding in result.findings] == ["floors", "classifier", "zeros"]
+    assert "an AUC of 0.89" in message_of(result, "floors")
+    assert "easily tell the synthetic cells from real ones (AUC 0.93, 0.50 is perfect)." in result.headline
+    assert "memorisation" not in result.summary
+
+
+def test_few_cells_have_floors_that_are_off_by_chance():
+    found = pd.DataFrame([row(metric, reach=0.1 if "auc" in metric else None) for metric in GOOD], columns=COLUMNS)
+    found.loc[found["metric"] == "auc_boosting", "floor"] = 0.62
+    assert "floors" not in {finding.topic for finding in verdict(found).findings}
+
+
 @pytest.mark.parametrize(
     ("metric", "value", "topic"),
     [

@@ -525,7 +525,25 @@ def representations(use_rep: str = USE_REP, **given: Points) -> list[NDArray]:
                 f"{values[name].shape[1]}; they must have the same."
             )
             raise ValueError(msg)
+    if use_rep == USE_REP:
+        _check_same_axes({name: cells.varm["PCs"] for name, cells in given.items() if _has_own_axes(cells)})
     return list(values.values())
+
+
+def _has_own_axes(cells: Points) -> bool:
+    """Whether scanpy computed the principal components, and left their loadings."""
+    return isinstance(cells, AnnData) and "PCs" in cells.varm
+
+
+def _check_same_axes(loadings: Mapping[str, NDArray]) -> None:
+    first, *others = [*loadings] or [""]
+    for name in others:
+        if loadings[name].shape == loadings[first].shape and not np.allclose(loadings[name], loadings[first]):
+            msg = (
+                f"The principal components of `{first}` and `{name}` were computed apart, so their axes differ. Write "
+                "common ones: `ComparisonSpace.fit(other_real_cells).write(real, synthetic)`."
+            )
+            raise ValueError(msg)
 
 
 def pair_of_expressions(

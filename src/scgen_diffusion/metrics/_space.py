@@ -188,3 +188,5 @@ class ComparisonSpace:
         """
         for adata in adatas:
             adata.obsm[key] = self.project(adata, layer=layer)
+            if key == USE_REP:
+                adata.varm.pop("PCs", None)  # of the components that were there before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -79,7 +79,7 @@ class Figure:
             return abs(self.value - ideal) - abs(self.floor - ideal)
         if self.better == "floor":
             return abs(self.value - self.floor)
-        if self.metric in _CLASSIFIERS:  # a floor below guessing is chance
+        if self.metric in (*_CLASSIFIERS, "membership_auc"):  # a floor below guessing is chance
             return self.value - max(self.floor, GUESSING)
         return self.value - self.floor if self.better == "lower" else self.floor - self.value
 
@@ -217,6 +217,8 @@ OF_GROUPS = {"precision": "do not look like real cells of that group", "recall":
 MIN_STRUCTURE = 0.10
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
+#: From which AUC of a classifier on other cells are not from where the held-out cells are.
+UNLIKE = 0.60
 N_NAMED = 5
 
 
@@ -357,6 +359,28 @@ def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
     return [Finding(worst(levels), "groups", " ".join([*sentences, count, advice]))]
 
 
+def _unlike_floor(rows: Rows) -> list[Finding]:
+    """Say so if the cells behind the floors are told from the held-out cells, as other donors or times are."""
+    figures = known(rows, list(_CLASSIFIERS))
+    clear = [f for f in figures if f.floor > max(UNLIKE, GUESSING + N_DEVIATIONS * f.deviation)]
+    if not clear:
+        return []
+    auc = max(f.floor for f in clear)
+    message = (
+        "The training cells, which give the floors, are not like the held-out ones: a classifier tells them apart with "
+        f"an AUC of {auc:.2f}, as it may tell donors or times. So synthetic cells can be bad and still better than the "
+        "floors, and nearness to training cells says nothing about memorisation; what passes is left out here. Without "
+        "`train`, `evaluate` takes the floors from the held-out cells; for memorisation, hold out random cells."
+    )
+    return [Finding("warning", "floors", message)]
+
+
+def _without_floor(rows: Rows) -> Rows:
+    """Return the rows with classifiers beside guessing, and without nearness to training cells, which needs a floor."""
+    known_goal = {key: replace(f, floor=GUESSING) if f.metric in _CLASSIFIERS else f for key, f in rows.items()}
+    return {key: figure for key, figure in known_goal.items() if figure.metric not in _NEARNESS}
+
+
 def _copies(rows: Rows) -> list[Finding]:
     figures = known(rows, ["copied_cells"])
     if not figures:
@@ -482,12 +506,15 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
             "recall": "Synthetic cells reach {f.value:.0%} of the real cells (real cells: {f.floor:.0%}).",
             "coverage": "{f.value:.0%} of the real cells have a synthetic cell close by (real cells: {f.floor:.0%}).",
         },
-        "A part of the real cells is missing: look at missing groups and shares, use less guidance, train longer.",
+        "If few are reached, a part of them is missing: look at missing groups and shares, train longer, and use less "
+        "guidance if it was above 1. If they are reached, but few have a cell close by, cells are scattered: see "
+        "realism.",
     ),
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
-        "The others are like no real cell: more steps of the sampler, less guidance, or longer training.",
+        "The others are like no real cell: train longer, take more steps of the sampler, and use less guidance if it "
+        "was above 1.",
     ),
     Check(
         "classifier",
@@ -677,8 +704,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
     excess of more than three standard deviations of the value (from the table's interval), *and* one that is large
     enough to matter; both limits are constants of the module ``_verdict``, calibrated so that unseen real cells get no
     warning. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they
-    are from 1 than the floor. Topics whose metrics the table lacks are left out. Of groups, the verdict says how many
-    were judged. A verdict cannot see what no metric sees: look at the cells as well.
+    are from 1 than the floor. Topics whose metrics the table lacks are left out. If a classifier tells the training
+    cells, which give the floors, from the held-out ones (say, other donors), the verdict says so, and leaves out
+    memorisation and what passes. Of groups, it says how many were judged. A verdict cannot see what no metric sees: look
+    at the cells as well.
 
     Parameters
     ----------
@@ -705,8 +734,12 @@ def verdict(table: pd.DataFrame) -> Verdict:
     'copies'
     """
     rows = read_rows(table)
-    found = [finding for check in CHECKS for finding in check(rows)]
-    found += _weak_groups(rows, labels_of_real_cells(table))
+    unlike = _unlike_floor(rows)
+    judged = _without_floor(rows) if unlike else rows
+    found = [finding for check in CHECKS for finding in check(judged)]
+    found += _weak_groups(judged, labels_of_real_cells(table))
+    if unlike:  # what passes beside such floors may still be bad
+        found = unlike + [finding for finding in found if finding.level != "ok"]
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
         return Verdict(
@@ -715,7 +748,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     warnings, notes = (
         [finding.topic for finding in findings if finding.level == level] for level in ("warning", "note")
     )
-    sentences = _telling(rows)
+    sentences = _telling(judged)
     if warnings:
         sentences += [f"{len(warnings)} of {len(findings)} checks failed: {_listed(warnings)}."]
         sentences += [f"Worth a look, too: {_listed(notes)}."] if notes else []
