@@ -301,7 +301,7 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
     )
 
 
-def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), stopped_by="", **options):
+def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), stopped_by="", default=300, **options):
     """Say how a prior of 100 epochs went."""
     plan = SimpleNamespace(
         name="prior",
@@ -312,12 +312,13 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), s
     trainer = SimpleNamespace(max_epochs=100, early_stopping_callbacks=watched)
     result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
     options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
-    return closing_message([result], {"prior": 100}, {"prior": 300}, **options)
+    return closing_message([result], {"prior": 100}, {"prior": default}, **options)
 
 
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     settled = [9.0, 5, 3, 2, 2, 2, 2, 2, 2, 2]
     assert words_of(settled) == "Training is done, and the validation loss has settled. Next: model.generate(10)."
+    assert "was too short to show how well it went" in words_of(settled, default=1001)
     falling = words_of(np.arange(10)[::-1])
     assert "falling at the end. Next: train on, model.train_prior(200), or build the model again" in falling
     assert "with max_epochs={'prior': 300}." in falling
@@ -338,18 +339,21 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize(("folder", "again"), [(False, "continue training"), (True, "resume from the last checkpoint")])
+@pytest.mark.parametrize(
+    ("folder", "again"),
+    [
+        (False, "model.train_prior(2); the same call would train the autoencoder again, too."),
+        (True, "make the same call again to resume from the last checkpoint."),
+    ],
+)
 def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick, capsys, tmp_path, folder, again):
     options = {**quick, "enable_progress_bar": True, "callbacks": [Stop()]}
     model = make_model()
     model.train(3, **options, checkpoint_dir=tmp_path if folder else None)
     assert "prior (stopped)" in str(model)
-    assert str(model).endswith("make the same call again, which trains on")
+    assert str(model).endswith("make the same call again, which trains on; without checkpoints, model.train_prior()")
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(
-        "You stopped the prior in epoch 2 of 3; its weights are kept. Next: make the same call again to "
-    )
-    assert again in last
+    assert last == f"You stopped the prior in epoch 2 of 3; its weights are kept. Next: {again}"
 
 
 def test_a_refused_call_keeps_split_and_cells(make_model, make_cells, quick, tmp_path):

@@ -92,8 +92,9 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
     is_query = _is_untrained_query(model)
-    if model._stopped_stage is not None:
-        return "make the same call again, which trains on"
+    if (stage := model._stopped_stage) is not None:
+        again = "make the same call again, which trains on"
+        return again if stage == model._stages[0] else f"{again}; without checkpoints, model.train_{stage}()"
     if not model.is_trained_ or is_query:
         train = _next_training(model, is_query)
         return train if model._has_cells else f"set model.adata to cells, then {train}"

@@ -103,14 +103,16 @@ def _count_labels(codes: np.ndarray, n_labels: int) -> np.ndarray:
 
 def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, int], n_cells: int) -> None:
     """Warn about stages that are far shorter than their default."""
-    short = [
-        f"{n} of the {name} (default {defaults[name]})" for name, n in lengths.items() if n < SHORTEST * defaults[name]
-    ]
+    short = [f"{lengths[name]} of the {name} (default {defaults[name]})" for name in _too_short(lengths, defaults)]
     if short:
         warn_user(
             f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
             "is a test."
         )
+
+
+def _too_short(lengths: Mapping[str, int], defaults: Mapping[str, int]) -> list[str]:
+    return [name for name, length in lengths.items() if length < SHORTEST * defaults[name]]
 
 
 def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:
@@ -156,11 +158,13 @@ def closing_message(
     plans = [result.plan for result in results]
     if who := results[-1].stopped_by:
         where = f"epoch {plans[-1].n_epochs_done + 1} of {results[-1].trainer.max_epochs}"
-        again = "resume from the last checkpoint" if is_resumable else "continue training"
-        return (
-            f"{who} stopped the {plans[-1].name} in {where}; its weights are kept. Next: make the same call again to "
-            f"{again}."
-        )
+        if len(plans) > 1 and not is_resumable:
+            left = results[-1].trainer.max_epochs - plans[-1].n_epochs_done
+            again = f"model.train_{plans[-1].name}({left}); the same call would train the {plans[0].name} again, too"
+        else:
+            end = "resume from the last checkpoint" if is_resumable else "continue training"
+            again = f"make the same call again to {end}"
+        return f"{who} stopped the {plans[-1].name} in {where}; its weights are kept. Next: {again}."
     validated = [plan for plan in plans if plan.name != "transport"]
     trends = {plan.name: validation_trend(plan.validation_losses) for plan in validated}
     if early := [r for r in results if r.plan in validated and r.plan.n_epochs_done < r.trainer.max_epochs]:
@@ -191,7 +195,7 @@ def closing_message(
             "Training is done. The validation loss does not show how good the cells are; "
             "scgen_diffusion.metrics.evaluate does"
         )
-    elif "unknown" in trends.values():
+    elif "unknown" in trends.values() or _too_short(lengths, defaults):
         seen = "Training is done, but was too short to show how well it went"
     else:
         seen = "Training is done, and the validation loss has settled"
