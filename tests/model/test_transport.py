@@ -27,6 +27,13 @@ def controls(model):
     return np.flatnonzero(model.adata.obs["dose"] == 1)
 
 
+def test_treated_cells_need_the_prior(transported, monkeypatch):
+    monkeypatch.setattr(transported, "is_trained_", False)
+    treated = np.flatnonzero(transported.adata.obs["dose"] == 10)
+    with pytest.raises(RuntimeError, match=r"perturbed already.* needs the prior; call train_prior\(\) first"):
+        transported.predict_perturbation(condition={"dose": 100}, indices=treated)
+
+
 def test_latents_move_and_the_cells_with_them(transported):
     rows = controls(transported)
 

@@ -496,7 +496,7 @@ class AutoencoderModel(DiffusionModel):
         is_last = window_of(times, end, step) == 0
         if is_last.sum() < n_neighbors:
             msg = (
-                f"Only {is_last.sum()} of the model's cells have a {key} within {step / 2:g} of {end:g}, fewer than "
+                f"Only {is_last.sum()} of the model's cells are within {step / 2:g} of {key} = {end:g}, fewer than "
                 f"`n_neighbors` ({n_neighbors}). They go from {times.min():g} to {times.max():g}; set a larger `step`."
             )
             raise ValueError(msg)

@@ -544,6 +544,9 @@ class SCLDM(AutoencoderModel):
             raise ValueError(msg)
         if method != "inversion" and fits:
             return "transport"
+        if has_transport and not self.is_trained_:
+            msg = f"{NO_PERTURBATION} Without it, a prediction needs the prior; call train_prior() first."
+            raise RuntimeError(msg)
         self._check_ready_to_generate()
         if method is None and has_transport and (cells.own != cells.codes).any():
             warn_user(f"Predicted by inversion. {NO_PERTURBATION}")
