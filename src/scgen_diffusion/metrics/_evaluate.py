@@ -116,10 +116,11 @@ def evaluate(
         the others; more than 5 % are an error.
     train
         Cells that the model was trained on, 100 or more; needed for metrics of memorisation. These assume that
-        ``train`` and ``real_test`` come from one distribution: for held-out donors or batches they measure the
-        difference between donors, not a leak. :class:`~scgen_diffusion.data.CellFiles` stay in their files and are
-        read part by part. With ``control``, the baselines ``mean_shift`` and ``additive`` and the principal components
-        come from these cells, which must be an AnnData then.
+        ``train`` and ``real_test`` come from one distribution, and so do floors. For held-out donors, batches or times
+        they measure the difference between donors, not a leak: leave ``train`` out then.
+        :class:`~scgen_diffusion.data.CellFiles` stay in their files and are read part by part. With ``control``, the
+        baselines ``mean_shift`` and ``additive`` and the principal components come from these cells, which must be an
+        AnnData then.
     groupby
         Column of `obs`, or several (joined by ``|``; a ``|`` inside a value becomes ``\|``), in all sets: the label
         that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more

@@ -706,8 +706,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     warning. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they
     are from 1 than the floor. Topics whose metrics the table lacks are left out. If a classifier tells the training
     cells, which give the floors, from the held-out ones (say, other donors), the verdict says so, and leaves out
-    memorisation and what passes. Of groups, it says how many were judged. A verdict cannot see what no metric sees: look
-    at the cells as well.
+    memorisation and what passes. Of groups, it says how many were judged. A verdict cannot see what no metric sees:
+    look at the cells as well.
 
     Parameters
     ----------
