@@ -24,16 +24,19 @@ from benchmarks.rivals.worker import peak_memory_gib
 from benchmarks.tables import describe_source
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
+PARTS = ("class", "train", "generate", "draw", "genes", "trainings")
 RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
 
 #: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...,
-#: "genes": ...}``. ``"draw"`` may be ``"reconstruction"`` (held-out cells, encoded and decoded) or ``"ideal-prior"``
-#: (decoded latents of training cells). With ``"genes": "all"``, the model learns and draws the whole panel; the split's
-#: genes are judged.
+#: "genes": ..., "trainings": ...}``. ``"draw"`` may be ``"reconstruction"`` (held-out cells, encoded and decoded) or
+#: ``"ideal-prior"`` (decoded latents of training cells). With ``"genes": "all"``, the model learns and draws the whole
+#: panel; the split's genes are judged. Of several trainings, each draws an equal share of the cells.
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
@@ -44,6 +47,7 @@ VARIANTS["SCLDM-longer-autoencoder"] = {
     "class": "SCLDM",
     "train": {"plan_kwargs": {"autoencoder": {"reference_steps": 1200}}},  # default: 600
 }
+VARIANTS["SCLDM-three-trainings"] = {"class": "SCLDM", "trainings": 3}
 
 
 def parse_variant(text: str) -> tuple[str, Variant]:
@@ -59,7 +63,7 @@ def parse_variant(text: str) -> tuple[str, Variant]:
     if given["class"] not in MODELS:
         msg = f"The class of the variant `{name}` must be one of {list(MODELS)}, but found {given['class']!r}."
         raise ValueError(msg)
-    variant = {part: given.pop(part) for part in ("class", "train", "generate", "draw", "genes") if part in given}
+    variant = {part: given.pop(part) for part in PARTS if part in given}
     return name, variant | {"model": given.pop("model", {}) | given}
 
 
@@ -123,6 +127,13 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
     return generate(model, split, seed, **variant.get("generate", {})).X
 
 
+def mix(draws: Sequence[np.ndarray | sp.csr_matrix], seed: int) -> sp.csr_matrix:
+    """Take every cell from one of several draws, about as many from each."""
+    n_cells = draws[0].shape[0]
+    which = np.random.default_rng(seed).permutation(np.arange(n_cells) % len(draws))
+    return sp.vstack([sp.csr_matrix(draws[n])[row] for row, n in enumerate(which)]).tocsr()
+
+
 def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:
     """Train a method (a variant of a model, or a baseline), draw cells, and record the cost."""
     started, started_cpu = time.perf_counter(), time.process_time()
@@ -130,9 +141,9 @@ def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.An
         counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
         trained = time.process_time()
     else:
-        model = train_model(split, variant, seed)
+        models = [train_model(split, variant, seed + n) for n in range(variant.get("trainings", 1))]
         trained = time.process_time()
-        counts = draw_counts(model, split, variant, seed)
+        counts = mix([draw_counts(model, split, variant, seed) for model in models], seed)
     obs = held_out_conditions(split).assign(**{LABEL: split.held_out_labels})
     cells = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=split.train.var[[]].copy())
     cells.uns[COSTS_KEY] = {

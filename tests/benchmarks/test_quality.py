@@ -156,6 +156,14 @@ def run(monkeypatch, tmp_path, cells):
     return run
 
 
+def test_several_trainings_share_the_cells():
+    draws = [np.full((7, 2), n) for n in range(3)]
+    mixed = drawing.mix(draws, seed=0).toarray()
+    assert sorted(mixed[:, 0]) == [0, 0, 0, 1, 1, 2, 2]
+    cells = np.arange(14).reshape(7, 2)
+    assert (drawing.mix([cells] * 3, seed=0).toarray() == cells).all()
+
+
 def test_a_model_of_the_whole_panel_is_judged_on_the_genes_of_the_split(run, tmp_path, cells, monkeypatch):
     def load_split(_, seed, n_genes=10):
         return splits.split_cells(cells, ("cell_type",), seed=seed, n_genes=n_genes)
