@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -303,3 +304,18 @@ def test_labels_given_two_numbers_are_those_of_cells_near_in_both():
     times, doses = (grid.ravel() for grid in np.meshgrid(np.arange(100), [0.0, 10.0]))
 
     np.testing.assert_allclose(drawn_given(np.column_stack([times, doses]), (doses > 0).astype(int), 50, 10), [0, 1, 0])
+
+
+def test_many_new_combinations_take_little_memory():
+    grid = np.array(list(itertools.product(range(100), range(100))), dtype=float)
+    is_new = grid.sum(1) % 50 == 0
+    conditions = Conditions.from_codes(categorical_keys({"line": range(100), "drug": range(100)}), grid[~is_new])
+    asked = np.concatenate([grid[is_new], grid[~is_new][:10]])
+    tracemalloc.start()
+
+    found = conditions.are_unseen(asked)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.tolist() == [True] * is_new.sum() + [False] * 10
+    assert peak < 1e7  # each of the 200 would hold 160 kB
