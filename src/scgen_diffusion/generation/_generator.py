@@ -20,6 +20,7 @@ from scgen_diffusion.diffusion import (
     Masking,
     TracingSampler,
     block_size,
+    check_sampler,
     samplers_for,
 )
 
@@ -203,6 +204,7 @@ class CellGenerator:
         """Check and resolve the sampling options."""
         name, chosen = self.sampler(sampler)
         n_steps = None if n_steps is None else check_count("n_steps", n_steps)
+        check_sampler(chosen, self.module.path, n_steps)
         trained = self.module.strategy
         resolved = guidance.resolve(trained, self.conditions.keys)
         return SamplingOptions(name, chosen, n_steps, resolved, guidance.describe(trained), output)

@@ -1321,6 +1321,9 @@ class DiffusionModel(BaseModelClass):
         if chosen_method == "transport" and (guidance != Guidance() or given_keys is not None):
             msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
+        if library_size is not None and self.module.keeps_totals:
+            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
+            raise ValueError(msg)
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
