@@ -501,8 +501,21 @@ def test_library_sizes_of_log_normalised_cells_are_refused(gaussian):
 def test_a_given_class_that_goes_with_no_other_given_one_warns_even_if_a_key_is_open(make_trained):
     model = make_trained(condition_keys=["cell_type", "dose", "treated"])
 
-    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100 does not occur.*may not fit"):
+    left_out = "Conditions that you left out may not fit those that you gave"
+    with pytest.warns(UserWarning, match=rf"dose=100 does not occur.*single conditions\. {left_out}"):
         model.generate(5, {"cell_type": "T cell", "dose": 100}, seed=0)
+    with pytest.warns(UserWarning, match=rf"does not occur in the training cells\. {left_out}"):
+        model.generate(5, {"cell_type": "T cell", "dose": 100}, library_size=50, seed=0)
+
+
+def test_a_new_combination_of_all_keys_warns_of_totals_only_where_they_are_drawn(trained, gaussian):
+    new = {"cell_type": "T cell", "dose": 100}
+    with pytest.warns(UserWarning, match=r"Library sizes are extrapolated from single conditions\.$"):
+        trained.generate(5, new, seed=0)
+    with pytest.warns(UserWarning, match=r"does not occur in the training cells\.$"):
+        trained.generate(5, new, library_size=50, seed=0)
+    with pytest.warns(UserWarning, match=r"does not occur in the training cells\.$"):
+        gaussian.generate(5, new, seed=0)
 
 
 def test_lists_of_different_lengths_are_refused(trained):

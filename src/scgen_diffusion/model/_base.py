@@ -1346,7 +1346,8 @@ class DiffusionModel(BaseModelClass):
             seed=resolve_seed(seed),
             group=groups.group if groups is not None and sample and strength == 1 else None,
         )
-        outside = engine.warn_outside_training(np.concatenate([cells.codes, cells.own]))
+        both = np.concatenate([cells.codes, cells.own])
+        outside = engine.warn_outside_training(both, draws_totals=isinstance(request.library_size, str))
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
         record = describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
         provenance |= record | {"outside_training": outside}
