@@ -96,6 +96,19 @@ def test_classes_are_pythons_own_as_they_are_after_loading(values, dtype):
     assert key.encode(values).ravel().tolist() == [sorted(values).index(value) for value in values]
 
 
+def test_classes_keep_their_order_until_others_are_added():
+    grades = pd.Series(pd.Categorical(["mid", "low"], categories=["low", "mid", "high"], ordered=True))
+    key = CategoricalKey.of("grade", grades, None, None)
+    state = key.state()
+
+    assert key.decode(np.array([[1.0], [0.0]])).equals(grades.array)
+    assert key_from_state(to_plain(state)).ordered
+    assert key.extended(pd.Series(["low"])).ordered
+    assert not key.extended(pd.Series(["lowest"])).ordered
+    del state["ordered"]  # as in models that were saved before
+    assert not key_from_state(state).ordered
+
+
 def test_a_control_class_without_cells_is_refused():
     column = pd.Series(pd.Categorical(["x", "y"], categories=["x", "y", "empty"]))
 
