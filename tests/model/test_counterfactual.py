@@ -379,6 +379,19 @@ def test_cells_without_a_condition_of_their_own_are_refused(trained):
         trained.predict_perturbation(bare, {"dose": 1})
 
 
+def test_cells_outside_of_indices_count_and_the_message_says_so(trained):
+    adata, rows = trained.adata, np.arange(5, 20)
+    foreign = change_obs(adata, cell_type=adata.obs["cell_type"].astype(str).where(np.arange(96) > 3, "Monocyte"))
+    empty = adata.copy()
+    empty.X[2] = 0
+    advice = r"Cells outside of `indices` count, too; .*`adata\[indices\].copy\(\)`"
+
+    for cells, words in ((foreign, "the unknown value 'Monocyte'"), (empty, "cells without any count")):
+        with pytest.raises(ValueError, match=f"{words}.* {advice}"):
+            trained.predict_perturbation(cells, {"dose": 1}, indices=rows, seed=0)
+        assert trained.predict_perturbation(cells[rows].copy(), {"dose": 1}, seed=0).n_obs == len(rows)
+
+
 def test_other_genes_and_other_values_are_refused(trained, make_cells):
     with pytest.raises(ValueError, match="another order.*get_var_names"):
         trained.predict_perturbation(trained.adata[:, ::-1].copy(), {"dose": 1})

@@ -1070,8 +1070,9 @@ class DiffusionModel(BaseModelClass):
             ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise.
             ``"new"``: draw all counts anew.
         indices
-            Rows of the cells to use; default: all. Random numbers belong to rows, so a few rows scattered over very
-            many cells take long; give a copy of these cells instead.
+            Rows of the cells to use, each once; default: all. Random numbers belong to rows, so a few rows scattered
+            over very many cells take long; give a copy of these cells instead. Do so, too, if the other cells have
+            conditions that the model does not know: all cells are checked.
         given_keys
             Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
             stay the same, such as the cell type. Their information then stays in the noise, which helps for a
