@@ -441,6 +441,8 @@ def test_the_transport_refuses_what_it_does_not_know(transported):
     for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_scale": Guidance(rescale=0.5)}):
         with pytest.raises(ValueError, match="The transport has neither guidance nor `given_keys`"):
             transported.predict_perturbation(condition=PERTURBED, indices=rows, **unknown)
+    request = {"condition": PERTURBED, "indices": rows, "guidance_scale": {"dose": 1}, "sample": False}
+    assert transported.predict_perturbation(**request).uns["scgen_diffusion"]["method"] == "transport"
 
 
 def test_a_change_of_method_gives_a_warning(transported):

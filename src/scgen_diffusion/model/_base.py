@@ -1319,7 +1319,8 @@ class DiffusionModel(BaseModelClass):
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = self._check_counterfactual_options(chosen)
         chosen_method = self._counterfactual_method(cells, method)
-        if chosen_method == "transport" and (guidance != Guidance() or given_keys is not None):
+        is_guided = sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys)
+        if chosen_method == "transport" and (is_guided or given_keys is not None):
             msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
             raise ValueError(msg)
         if library_size is not None and self.module.keeps_totals:

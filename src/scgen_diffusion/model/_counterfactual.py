@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import infer_dtype
 
-from scgen_diffusion._arguments import is_number, known_names
+from scgen_diffusion._arguments import is_number, known_names, list_first
 from scgen_diffusion.data import (
     OPEN,
     CellFiles,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._base import DiffusionModel
 
 SUFFIX = "_of_control"
+N_NAMED = 5  # rows in an error message
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,10 @@ def control_cells(
             msg = f"{error} Cells outside of `indices` count, too; to leave them out, give `adata[indices].copy()`."
             raise ValueError(msg) from error
         source = model._validated(adata)
+    if len(repeated := rows[pd.Index(rows).duplicated()]):
+        listed = list_first(np.unique(repeated).tolist(), N_NAMED)
+        msg = f"`indices` has rows more than once ({listed}); their predictions would be the same cells again."
+        raise ValueError(msg)
     cells = ControlCells(source, rows, own, own, {} if isinstance(source, CellFiles) else _unwritable_texts(source.obs))
     if isinstance(condition, Mapping | pd.DataFrame):
         _check_one_per_cell(conditions, condition, cells.names)
