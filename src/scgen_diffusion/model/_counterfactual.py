@@ -141,11 +141,12 @@ def control_cells(
         model._check_given(adata, "adata_control")
         if adata is not None:
             model._check_same_features(adata)
-        rows = check_rows(indices, (model.adata if adata is None else adata).n_obs)
+        given: Any = model.adata if adata is None else adata
+        rows = check_rows(indices, given.n_obs)
         try:
             if adata is not None:
                 model._check_expression(adata)
-            own = own_codes(conditions, model.adata if adata is None else adata)[rows]
+            own = own_codes(conditions, given)[rows]
         except ValueError as error:
             if indices is None:
                 raise
