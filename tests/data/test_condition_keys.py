@@ -78,8 +78,8 @@ def test_common_doses_come_back_exactly():
     assert key.decode(key.encode(values)).tolist() == values
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None])
-def test_infinite_and_missing_numbers_raise(value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, True, np.False_])
+def test_infinite_and_missing_numbers_and_booleans_raise(value):
     with pytest.raises(ValueError, match="a finite number is needed"):
         KEYS[1].encode([1.0, value])
 
@@ -311,6 +311,9 @@ def test_a_number_is_near_those_of_cells_with_the_same_classes():
 
 
 def test_a_tuple_is_no_set(conditions):
+    for pairs in ([("B", "A"), {"A"}], [["A"]], np.array([["B", "A"]])):
+        with pytest.raises(TypeError, match=r"`condition` has .*'A'.* for 'p'; give a set of members, {.*}, or text"):
+            conditions.encode({"p": pairs}, 2)
     with pytest.raises(TypeError, match="is a tuple; give a set of members"):
         conditions.encode({"p": ("A", "B")}, 4)
 

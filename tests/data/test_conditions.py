@@ -38,6 +38,11 @@ def test_a_scalar_is_given_to_every_cell(conditions):
     assert codes.tolist() == [[2, OPEN, 1]] * 3
 
 
+@pytest.mark.parametrize(("name", "value"), [("cell_type", "NK"), ("dose", 100), ("treated", True)])
+def test_an_array_without_axes_is_a_scalar(conditions, name, value):
+    np.testing.assert_array_equal(conditions.encode({name: np.array(value)}, 2), conditions.encode({name: value}, 2))
+
+
 def test_a_list_gives_one_value_per_cell_and_the_number_of_cells(conditions):
     codes = conditions.encode({"dose": [100, 1, 10]}, None)
 
@@ -101,6 +106,8 @@ def test_the_number_of_cells_is_needed_when_nothing_has_a_length(conditions):
     for request in (None, {}, {"cell_type": "B"}):
         with pytest.raises(ValueError, match="`n_cells` is needed"):
             conditions.encode(request, None)
+    with pytest.raises(ValueError, match="table has no columns; give `n_cells`, or columns named like condition keys"):
+        conditions.encode(pd.DataFrame(index=range(3)), None)
 
 
 @pytest.mark.parametrize("n_cells", [0, -3, 2.0, True, "5"])

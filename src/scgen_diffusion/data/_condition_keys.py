@@ -66,7 +66,9 @@ class ConditionKey(ABC):
 
     def listed(self, values: Any) -> Sequence[Any]:
         """Return one or several values as a list."""
-        return [values] if self.is_single(values) else list(values)
+        if not self.is_single(values):
+            return list(values)
+        return [values.item() if isinstance(values, np.ndarray) else values]
 
     @abstractmethod
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -528,6 +530,10 @@ class SetKey(ConditionKey):
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look up members; sets may be text or Python sets."""
+        if wrong := [value for value in values if isinstance(value, list | tuple | np.ndarray)]:
+            members = set(map(str, wrong[0]))
+            msg = f"{source} has {wrong[0]!r} for {self.name!r}; give a set of members, {members!r}, or text."
+            raise TypeError(msg)
         distinct = {value: self._columns(self.parts(value), source) for value in map(_hashable, values)}
         return np.array([distinct[_hashable(value)] for value in values], dtype=float).reshape(-1, self.largest)
 
@@ -664,6 +670,8 @@ def _numbers_of(codes: np.ndarray, mean: float, std: float) -> np.ndarray:
 
 
 def _as_number(value: Any) -> float:
+    if isinstance(value, bool | np.bool_):  # which float() would take for 0 or 1
+        return float("nan")
     try:
         return float(value)
     except (TypeError, ValueError):

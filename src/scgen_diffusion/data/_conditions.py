@@ -538,6 +538,8 @@ def _resolve_length(lengths: Mapping[str, int], n_cells: int | None, *, exact: b
     if n_cells is None:
         if not lengths:
             msg = "`n_cells` is needed unless `condition` is a DataFrame or has a list of values."
+            if exact:
+                msg = "The `condition` table has no columns; give `n_cells`, or columns named like condition keys."
             raise ValueError(msg)
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{length} for {name!r}" for name, length in lengths.items())
