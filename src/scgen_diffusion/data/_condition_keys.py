@@ -68,7 +68,7 @@ class ConditionKey(ABC):
         """Return one or several values as a list."""
         if not self.is_single(values):
             return list(values)
-        return [values.item() if isinstance(values, np.ndarray) else values]
+        return [values.item() if isinstance(values, np.ndarray) else values]  # an array may have no axes
 
     @abstractmethod
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -126,12 +126,12 @@ class CategoricalKey(ConditionKey):
     @classmethod
     def of(cls, name: str, column: pd.Series, control: Any, table: pd.DataFrame | None) -> CategoricalKey:
         """Learn the classes from training cells, or take them from an embedding table."""
-        known = column.astype("category").cat
-        classes = _plain(known.categories)
+        categorical = column.astype("category").cat
+        classes = _plain(categorical.categories)
         if control is not None and control not in (occurring := _plain(column.unique())):
             raise ValueError(_no_control(name, control, [value for value in classes if value in occurring]))
         if table is None:
-            return cls(name, classes, ordered=bool(known.ordered))
+            return cls(name, classes, ordered=bool(categorical.ordered))
         return cls(name, _with_vectors(name, _plain(column.unique()), table), has_vectors=True)
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:

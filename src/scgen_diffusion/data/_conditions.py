@@ -291,10 +291,10 @@ class Conditions:
         given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
-    def unseen(self, codes: np.ndarray) -> list[str]:
-        """Describe which combinations among codes ``(n, columns)`` no training cell has, or none near their arrays."""
+    def unseen(self, codes: np.ndarray) -> np.ndarray:
+        """Return the distinct ones of codes ``(n, columns)`` that no training cell has, or none near their arrays."""
         codes = np.unique(codes, axis=0)
-        return [self.describe(row) for row in codes[self.are_unseen(codes)]]
+        return codes[self.are_unseen(codes)]
 
     def are_unseen(self, codes: np.ndarray) -> np.ndarray:
         """Mark the codes ``(n, columns)`` that no training cell has, or none near their arrays, ``(n,)``."""

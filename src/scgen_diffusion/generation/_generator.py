@@ -148,9 +148,9 @@ class CellGenerator:
         distinct = codes.distinct()
         self._check_is_whole(distinct)
         sizes = self.totals(library_size, len(codes), output)
+        options = self.sampling(sampler, n_steps, guidance, output)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals)
-        options = self.sampling(sampler, n_steps, guidance, output)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
         if self._starts(distinct) is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
@@ -188,11 +188,12 @@ class CellGenerator:
         ``draws_totals`` says that cells get totals by their conditions.
         """
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
-        if unseen:
+        described = [self.conditions.describe(combination) for combination in unseen[:N_UNSEEN]]
+        if described:
             combinations = (
-                f"The combination {unseen[0]} does"
+                f"The combination {described[0]} does"
                 if len(unseen) == 1
-                else f"{len(unseen)} requested combinations, for example {unseen[0]}, do"
+                else f"{len(unseen)} requested combinations, for example {described[0]}, do"
             )
             message = f"{combinations} not occur in the training cells."
             if draws_totals:
@@ -202,7 +203,7 @@ class CellGenerator:
             warn_user(message)
         if extrapolated:
             warn_user(f"You asked for numbers outside the range of the training cells: {', '.join(extrapolated)}.")
-        return [*unseen[:N_UNSEEN], *extrapolated]
+        return [*described, *extrapolated]
 
     def sampling(
         self, sampler: str | Sampler | None, n_steps: int | None, guidance: Guidance, output: InputValues

@@ -155,7 +155,7 @@ def control_cells(
         source = model._validated(adata)
     if len(repeated := rows[pd.Index(rows).duplicated()]):
         listed = list_first(np.unique(repeated).tolist(), N_NAMED)
-        msg = f"`indices` has rows more than once ({listed}); their predictions would be the same cells again."
+        msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
         raise ValueError(msg)
     cells = ControlCells(source, rows, own, own, {} if isinstance(source, CellFiles) else _unwritable_texts(source.obs))
     if isinstance(condition, Mapping | pd.DataFrame):
