@@ -95,7 +95,6 @@ def check_refused(call, words, tmp_path):
 )
 def test_options_that_a_flow_does_not_have_leave_nothing_behind(trained, tmp_path, options, words):
     check_refused(partial(trained.generate_to, n_cells=3, **options), words, tmp_path)
-    check_refused(partial(trained.predict_perturbation_to, condition={"dose": 1}, **options), words, tmp_path)
 
 
 @pytest.mark.parametrize(

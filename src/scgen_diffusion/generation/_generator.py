@@ -149,6 +149,7 @@ class CellGenerator:
         self._check_is_whole(distinct)
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
+        check_sampler(options.sampler, self.module.path, options.n_steps)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
@@ -211,7 +212,6 @@ class CellGenerator:
         """Check and resolve the sampling options."""
         name, chosen = self.sampler(sampler)
         n_steps = None if n_steps is None else check_count("n_steps", n_steps)
-        check_sampler(chosen, self.module.path, n_steps)
         trained = self.module.strategy
         resolved = guidance.resolve(trained, self.conditions.keys)
         return SamplingOptions(name, chosen, n_steps, resolved, guidance.describe(trained), output)

@@ -57,7 +57,7 @@ from scgen_diffusion.data import (
     resolve_seed,
     to_plain,
 )
-from scgen_diffusion.diffusion import Guidance
+from scgen_diffusion.diffusion import Guidance, check_sampler
 from scgen_diffusion.generation import (
     DIGEST,
     OTHER_NAMES,
@@ -1319,6 +1319,8 @@ class DiffusionModel(BaseModelClass):
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = self._check_counterfactual_options(chosen)
         chosen_method = self._counterfactual_method(cells, method)
+        if chosen_method == "transport":  # an inversion takes steps of its own
+            check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
         is_guided = sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys)
         if chosen_method == "transport" and (is_guided or given_keys is not None):
             msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
