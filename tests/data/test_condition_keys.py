@@ -78,8 +78,8 @@ def test_common_doses_come_back_exactly():
     assert key.decode(key.encode(values)).tolist() == values
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None])
-def test_infinite_and_missing_numbers_raise(value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, True, np.False_])
+def test_infinite_and_missing_numbers_and_booleans_raise(value):
     with pytest.raises(ValueError, match="a finite number is needed"):
         KEYS[1].encode([1.0, value])
 
@@ -94,6 +94,19 @@ def test_classes_are_pythons_own_as_they_are_after_loading(values, dtype):
     assert [type(value) for value in key.values] == [type(values[0])] * 2
     assert repr(key) == repr(key_from_state(to_plain(key.state())))
     assert key.encode(values).ravel().tolist() == [sorted(values).index(value) for value in values]
+
+
+def test_classes_keep_their_order_until_others_are_added():
+    grades = pd.Series(pd.Categorical(["mid", "low"], categories=["low", "mid", "high"], ordered=True))
+    key = CategoricalKey.of("grade", grades, None, None)
+    state = key.state()
+
+    assert key.decode(np.array([[1.0], [0.0]])).equals(grades.array)
+    assert key_from_state(to_plain(state)).ordered
+    assert key.extended(pd.Series(["low"])).ordered
+    assert not key.extended(pd.Series(["lowest"])).ordered
+    del state["ordered"]  # as in models that were saved before
+    assert not key_from_state(state).ordered
 
 
 def test_a_control_class_without_cells_is_refused():
@@ -256,7 +269,7 @@ def test_open_keys_are_drawn_given_the_others(conditions):
 
 def test_what_no_training_cell_has_is_named(conditions):
     codes = conditions.encode({"c": ["x", "y", "y"], "d": [0.0, 0.0, 8.0], "p": ["A+B", "A", "A"]}, None)
-    assert conditions.unseen(codes) == ["c='y', d=0.0, p='A'"]
+    assert [conditions.describe(row) for row in conditions.unseen(codes)] == ["c='y', d=0.0, p='A'"]
 
 
 def test_numbers_outside_the_training_range_are_named(conditions):
@@ -293,11 +306,14 @@ def test_a_number_is_near_those_of_cells_with_the_same_classes():
 
     asked = conditions.encode({"c": "y", "d": np.linspace(5, 75, 200).tolist()}, None)
 
-    assert conditions.unseen(asked) == []
+    assert not len(conditions.unseen(asked))
     assert set(conditions.to_obs(conditions.fill(asked, rng.random(200)), pd.RangeIndex(200))["sex"]) == {"f"}
 
 
 def test_a_tuple_is_no_set(conditions):
+    for pairs in ([("B", "A"), {"A"}], [["A"]], np.array([["B", "A"]])):
+        with pytest.raises(TypeError, match=r"`condition` has .*'A'.* for 'p'; give a set of members, {.*}, or text"):
+            conditions.encode({"p": pairs}, 2)
     with pytest.raises(TypeError, match="is a tuple; give a set of members"):
         conditions.encode({"p": ("A", "B")}, 4)
 

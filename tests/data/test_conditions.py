@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,11 @@ def test_a_scalar_is_given_to_every_cell(conditions):
     codes = conditions.encode({"cell_type": "NK", "treated": True}, 3)
 
     assert codes.tolist() == [[2, OPEN, 1]] * 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("cell_type", "NK"), ("dose", 100), ("treated", True)])
+def test_an_array_without_axes_is_a_scalar(conditions, name, value):
+    np.testing.assert_array_equal(conditions.encode({name: np.array(value)}, 2), conditions.encode({name: value}, 2))
 
 
 def test_a_list_gives_one_value_per_cell_and_the_number_of_cells(conditions):
@@ -100,6 +106,8 @@ def test_the_number_of_cells_is_needed_when_nothing_has_a_length(conditions):
     for request in (None, {}, {"cell_type": "B"}):
         with pytest.raises(ValueError, match="`n_cells` is needed"):
             conditions.encode(request, None)
+    with pytest.raises(ValueError, match="table has no columns; give `n_cells`, or columns named like condition keys"):
+        conditions.encode(pd.DataFrame(index=range(3)), None)
 
 
 @pytest.mark.parametrize("n_cells", [0, -3, 2.0, True, "5"])
@@ -303,3 +311,18 @@ def test_labels_given_two_numbers_are_those_of_cells_near_in_both():
     times, doses = (grid.ravel() for grid in np.meshgrid(np.arange(100), [0.0, 10.0]))
 
     np.testing.assert_allclose(drawn_given(np.column_stack([times, doses]), (doses > 0).astype(int), 50, 10), [0, 1, 0])
+
+
+def test_many_new_combinations_take_little_memory():
+    grid = np.array(list(itertools.product(range(100), range(100))), dtype=float)
+    is_new = grid.sum(1) % 50 == 0
+    conditions = Conditions.from_codes(categorical_keys({"line": range(100), "drug": range(100)}), grid[~is_new])
+    asked = np.concatenate([grid[is_new], grid[~is_new][:10]])
+    tracemalloc.start()
+
+    found = conditions.are_unseen(asked)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.tolist() == [True] * is_new.sum() + [False] * 10
+    assert peak < 1e7  # each of the 200 would hold 160 kB

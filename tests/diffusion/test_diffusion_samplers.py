@@ -26,8 +26,11 @@ from scgen_diffusion.diffusion import (
     Generators,
     HeunSampler,
     LinearInterpolant,
+    Masking,
     StepGrid,
+    UnmaskingSampler,
     VariancePreserving,
+    check_sampler,
     published_timesteps,
     samplers_for,
 )
@@ -333,6 +336,31 @@ def test_flow_samplers_take_a_denoiser_as_it_is():
 def test_a_path_admits_its_own_samplers():
     assert samplers_for(VariancePreserving("cosine", n_timesteps=10)) is DIFFUSION_SAMPLERS
     assert samplers_for(LinearInterpolant()) is FLOW_SAMPLERS
+
+
+@pytest.mark.parametrize("path", [PATH, LinearInterpolant(), Masking()], ids=lambda path: type(path).__name__)
+def test_objects_of_its_own_samplers_only(path):
+    for sampler in samplers_for(path).values():
+        check_sampler(sampler, path)
+    others = {**DIFFUSION_SAMPLERS, **FLOW_SAMPLERS, "unmasking": UnmaskingSampler()}
+    for sampler in [other for other in others.values() if other not in samplers_for(path).values()]:
+        with pytest.raises(ValueError, match=f"`sampler` is a .*Give one of '{next(iter(samplers_for(path)))}'"):
+            check_sampler(sampler, path)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "path", "n_steps", "words"),
+    [
+        (FLOW_SAMPLERS["dopri5"], LinearInterpolant(), 5, "'dopri5' chooses its own steps"),
+        (HeunSampler(), PATH, 1001, "`n_steps` must be between 1 and the path's 1000"),
+        (DDIMSampler(timesteps=(900, 0)), PATH, 1, "explicit `timesteps`; leave `n_steps` out"),
+        (DDIMSampler(timesteps=(1000, 0)), PATH, None, "`timesteps` must lie below"),
+    ],
+    ids=["dopri5", "too many steps", "steps and timesteps", "other timesteps"],
+)
+def test_steps_are_checked_without_sampling(sampler, path, n_steps, words):
+    with pytest.raises(ValueError, match=words):
+        check_sampler(sampler, path, n_steps)
 
 
 @pytest.mark.parametrize("sampler", [DDPMSampler(), DDIMSampler(eta=0.1)])

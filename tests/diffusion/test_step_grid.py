@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.diffusion import PATHS, StepGrid, VariancePreserving, published_timesteps
+from scgen_diffusion.diffusion import PATHS, DDIMSampler, StepGrid, VariancePreserving, published_timesteps
 
 PATH = PATHS["vp_linear"]
 
@@ -55,10 +56,16 @@ def test_a_stride_that_leaves_the_timesteps_is_refused(stride):
         published_timesteps(stride)
 
 
-@pytest.mark.parametrize("timesteps", [(), (5,), (5, 5), (1, 2), (3, 0, -1)])
+@pytest.mark.parametrize("timesteps", [(), (5,), (5, 5), (1, 2), (3, 0, -1), (5.5, 0)])
 def test_timesteps_that_do_not_decrease_are_refused(timesteps):
     with pytest.raises(ValueError, match="`timesteps` must be at least two indices that decrease"):
         StepGrid(timesteps=timesteps)
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor])
+def test_lists_and_arrays_of_timesteps_become_tuples(make):
+    for made in (StepGrid(timesteps=make([900, 300, 0])), DDIMSampler(timesteps=make([900, 300, 0]))):
+        assert repr(made.timesteps) == "(900, 300, 0)"
 
 
 def test_an_unknown_spacing_is_refused():

@@ -190,7 +190,7 @@ def test_provenance_is_recorded_and_can_be_written(trained, tmp_path):
 def test_a_combination_never_seen_is_predicted_with_a_warning(trained):
     types = trained.adata.obs["cell_type"] == "T cell"
 
-    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100 does not occur"):
+    with pytest.warns(UserWarning, match=r"dose=100 does not occur in the training cells\.$"):
         cells = trained.predict_perturbation(condition={"dose": 100}, indices=types.to_numpy(), seed=0)
 
     assert set(cells.obs["dose"]) == {100}
@@ -236,7 +236,7 @@ def test_cells_do_not_depend_on_batch_size(gaussian):
 def test_cells_do_not_depend_on_which_others_are_there(gaussian):
     table = pd.DataFrame({"dose": np.where(np.arange(96) % 2, 1, 10)}, index=gaussian.adata.obs_names)
     whole = gaussian.predict_perturbation(condition=table, seed=5)
-    rows = [80, 3, 3, 40]
+    rows = [80, 3, 40]
 
     few = gaussian.predict_perturbation(condition=table.iloc[rows], indices=rows, seed=5)
 
@@ -323,6 +323,7 @@ BAD_REQUESTS = {
     "rows beyond": ({"indices": [96]}, "must lie within the 96 cells"),
     "totals": ({"library_size": [1, 2]}, "one per cell .96."),
     "batch size": ({"batch_size": 0}, "`batch_size` must be"),
+    "repeated rows": ({"indices": [0, 3, 0, 95, -1, 1]}, r"`indices` has rows more than once \(0, 95\)"),
     "fractional rows": ({"indices": [0.5]}, "`indices` must be a list of whole numbers.*float64"),
     "mask of other cells": ({"indices": [True] * 5}, "`indices` must be .* a mask of the 96 cells"),
     "one row": ({"indices": 3}, "`indices` must be a list of whole numbers"),
@@ -377,6 +378,19 @@ def test_cells_without_a_condition_of_their_own_are_refused(trained):
         trained.predict_perturbation(foreign, {"dose": 1})
     with pytest.raises(KeyError, match="'dose' is not a column"):
         trained.predict_perturbation(bare, {"dose": 1})
+
+
+def test_cells_outside_of_indices_count_and_the_message_says_so(trained):
+    adata, rows = trained.adata, np.arange(5, 20)
+    foreign = change_obs(adata, cell_type=adata.obs["cell_type"].astype(str).where(np.arange(96) > 3, "Monocyte"))
+    empty = adata.copy()
+    empty.X[2] = 0
+    advice = r"Cells outside of `indices` count, too; .*`adata\[indices\].copy\(\)`"
+
+    for cells, words in ((foreign, "the unknown value 'Monocyte'"), (empty, "cells without any count")):
+        with pytest.raises(ValueError, match=f"{words}.* {advice}"):
+            trained.predict_perturbation(cells, {"dose": 1}, indices=rows, seed=0)
+        assert trained.predict_perturbation(cells[rows].copy(), {"dose": 1}, seed=0).n_obs == len(rows)
 
 
 def test_other_genes_and_other_values_are_refused(trained, make_cells):

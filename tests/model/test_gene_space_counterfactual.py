@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pytest
 
-from scgen_diffusion.diffusion import DDIMSampler, FixedStepSampler, _random, samplers_for
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler, FixedStepSampler, _random, samplers_for
 from scgen_diffusion.model import SCRDIT, WBDIT
 
 SPIKE_AND_SLAB = {"path": "vp_cosine", "target": "data", "head": "spike_and_slab", "scaling": "gene"}
@@ -138,6 +138,11 @@ def test_samplers_that_cannot_be_led_are_refused(trained_gene_space, sampler):
     assert not isinstance(samplers_for(trained_gene_space.module.path)[sampler], FixedStepSampler)
     with pytest.raises(ValueError, match=r"cannot be inverted; choose one of \['ddpm', 'ddim'\]"):
         trained_gene_space.predict_perturbation(condition=CONDITION, sampler=sampler)
+
+
+def test_samplers_of_flows_are_refused_on_another_path(trained_gene_space):
+    with pytest.raises(ValueError, match=r"FixedStepSampler.* cannot be inverted; choose one of \['ddpm', 'ddim'\]"):
+        trained_gene_space.predict_perturbation(condition=CONDITION, sampler=FLOW_SAMPLERS["heun"])
 
 
 def test_an_untrained_model_says_so(make_gene_space, gene_space_class):

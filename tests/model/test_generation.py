@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from decimal import Decimal
 from importlib.metadata import version
 
 import anndata
@@ -104,6 +105,15 @@ def test_cells_do_not_depend_on_the_number_of_threads(gaussian):
     torch.set_num_threads(before)
 
     np.testing.assert_array_equal(*made)
+
+
+@pytest.fixture(scope="module")
+def of_all_kinds(make_trained, make_cells):
+    """Train a model under classes that are text, numbers and booleans, under a number, and under positions."""
+    cells, rng = make_cells(), np.random.default_rng(0)
+    cells.obs["age"], cells.obsm["spatial"] = rng.normal(40, 5, 96), rng.normal(size=(96, 2))
+    setup = {"continuous_condition_keys": ["age", "spatial"]}
+    return make_trained(cells, condition_keys=["cell_type", "dose", "treated"], setup=setup)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +219,30 @@ def test_provenance_says_what_was_asked(trained):
 
     assert {key: provenance[key] for key in request} == request
     assert provenance["condition"] == {"cell_type": "NK"}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"dose": [1, 10]},
+        {"dose": np.array([10, 1]), "cell_type": ["NK", "B cell"]},
+        {"treated": [True, False, True]},
+        {"treated": True, "age": 40.5},
+        {"age": pd.array([40, 41], dtype="Int64")},
+        {"age": Decimal("40.5"), "spatial": [0.1, 0.2]},
+        {"age": [Decimal("40.5"), 41], "spatial": np.array([[0.1, 0.2], [0.3, 0.4]])},
+    ],
+    ids=str,
+)
+def test_the_condition_in_provenance_can_be_asked_for_again(of_all_kinds, condition, tmp_path):
+    cells = of_all_kinds.generate(4, condition, seed=3)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells.write_zarr(tmp_path / "cells.zarr")
+
+    for back in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
+        again = of_all_kinds.generate(4, back.uns["scgen_diffusion"]["condition"], seed=3)
+        assert again.obs_names.equals(cells.obs_names)
+        assert same_cells(again, cells)
 
 
 @pytest.mark.parametrize("join", ["inner", "outer"])
@@ -501,8 +535,21 @@ def test_library_sizes_of_log_normalised_cells_are_refused(gaussian):
 def test_a_given_class_that_goes_with_no_other_given_one_warns_even_if_a_key_is_open(make_trained):
     model = make_trained(condition_keys=["cell_type", "dose", "treated"])
 
-    with pytest.warns(UserWarning, match="cell_type='T cell', dose=100 does not occur.*may not fit"):
+    left_out = "Conditions that you left out may not fit those that you gave"
+    with pytest.warns(UserWarning, match=rf"dose=100 does not occur.*single conditions\. {left_out}"):
         model.generate(5, {"cell_type": "T cell", "dose": 100}, seed=0)
+    with pytest.warns(UserWarning, match=rf"does not occur in the training cells\. {left_out}"):
+        model.generate(5, {"cell_type": "T cell", "dose": 100}, library_size=50, seed=0)
+
+
+def test_a_new_combination_of_all_keys_warns_of_totals_only_where_they_are_drawn(trained, gaussian):
+    new = {"cell_type": "T cell", "dose": 100}
+    with pytest.warns(UserWarning, match=r"Library sizes are extrapolated from single conditions\.$"):
+        trained.generate(5, new, seed=0)
+    with pytest.warns(UserWarning, match=r"does not occur in the training cells\.$"):
+        trained.generate(5, new, library_size=50, seed=0)
+    with pytest.warns(UserWarning, match=r"does not occur in the training cells\.$"):
+        gaussian.generate(5, new, seed=0)
 
 
 def test_lists_of_different_lengths_are_refused(trained):

@@ -250,9 +250,12 @@ def test_requests_that_do_not_fit_are_refused(model, request_of_cells, message):
         model.generate(3, **request_of_cells)
 
 
-def test_counterfactuals_keep_totals_and_need_the_own_sampler(model):
+def test_counterfactuals_keep_totals_and_need_the_own_sampler(model, tmp_path):
     with pytest.raises(ValueError, match="keeps the totals of the given cells; leave `library_size` out"):
         model.predict_perturbation(condition={"dose": 10}, counts=True, library_size=5000)
+    with pytest.raises(ValueError, match="keeps the totals of the given cells; leave `library_size` out"):
+        model.predict_perturbation_to(tmp_path / "a.h5ad", condition={"dose": 10}, counts=True, library_size=5000)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="removes noise from profiles, but this model unmasks molecules"):
         model.predict_perturbation(condition={"dose": 10}, sampler="ddpm")
 

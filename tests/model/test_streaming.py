@@ -101,6 +101,7 @@ def test_numbers_and_sets_stream_with_the_categories_of_all_cells(make_cells, ma
     cells = make_cells()
     rng = np.random.default_rng(0)
     cells.obs["age"] = rng.normal(40, 9, cells.n_obs)
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.as_ordered()
     cells.obs["drugs"] = rng.choice(["none", "A", "B", "A+B"], cells.n_obs)
     setup = {"continuous_condition_keys": ["age"], "set_condition_keys": ["drugs"], "control_values": {"drugs": "none"}}
     model = make_trained(cells, condition_keys=["cell_type"], setup=setup)
@@ -110,6 +111,7 @@ def test_numbers_and_sets_stream_with_the_categories_of_all_cells(make_cells, ma
     model.generate_to(goal, condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler", shard_size=128)
 
     assert_same(goal, model.generate(condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler"))
+    assert anndata.concat([cells, read(goal)]).obs["cell_type"].dtype == cells.obs["cell_type"].dtype  # and in order
 
 
 def test_a_zarr_is_cut_into_shards_of_chunks(trained, tmp_path):

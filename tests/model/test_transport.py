@@ -443,11 +443,18 @@ def test_train_says_that_no_group_has_both_kinds_of_cells(make_cells, make_train
     assert model.trained_stages_ == ["autoencoder", "prior"]
 
 
-def test_the_transport_refuses_what_it_does_not_know(transported):
+def test_the_transport_refuses_what_it_does_not_know(transported, tmp_path):
     rows = controls(transported)
+    with pytest.raises(ValueError, match="'dopri5' chooses its own steps"):
+        transported.predict_perturbation_to(
+            tmp_path / "cells.h5ad", condition=PERTURBED, indices=rows, sampler="dopri5", n_steps=5
+        )
+    assert not list(tmp_path.iterdir())
     for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_scale": Guidance(rescale=0.5)}):
         with pytest.raises(ValueError, match="The transport has neither guidance nor `given_keys`"):
             transported.predict_perturbation(condition=PERTURBED, indices=rows, **unknown)
+    request = {"condition": PERTURBED, "indices": rows, "guidance_scale": {"dose": 1}, "sample": False}
+    assert transported.predict_perturbation(**request).uns["scgen_diffusion"]["method"] == "transport"
 
 
 def test_a_change_of_method_gives_a_warning(transported):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
@@ -66,7 +66,9 @@ class ConditionKey(ABC):
 
     def listed(self, values: Any) -> Sequence[Any]:
         """Return one or several values as a list."""
-        return [values] if self.is_single(values) else list(values)
+        if not self.is_single(values):
+            return list(values)
+        return [values.item() if isinstance(values, np.ndarray) else values]  # an array may have no axes
 
     @abstractmethod
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -111,25 +113,29 @@ class CategoricalKey(ConditionKey):
         The classes.
     has_vectors
         Whether the classes have known embeddings, so that classes without training cells can be generated.
+    ordered
+        Whether the classes are in an order, such as low, mid and high. The model learns nothing from it.
     """
 
     kind = "categorical"
     name: str
     values: Sequence[Any]
     has_vectors: bool = False
+    ordered: bool = field(default=False, compare=False, repr=False)  # not part of what identifies cells and models
 
     @classmethod
     def of(cls, name: str, column: pd.Series, control: Any, table: pd.DataFrame | None) -> CategoricalKey:
         """Learn the classes from training cells, or take them from an embedding table."""
-        classes = _plain(column.astype("category").cat.categories)
+        categorical = column.astype("category").cat
+        classes = _plain(categorical.categories)
         if control is not None and control not in (occurring := _plain(column.unique())):
             raise ValueError(_no_control(name, control, [value for value in classes if value in occurring]))
         if table is None:
-            return cls(name, classes)
+            return cls(name, classes, ordered=bool(categorical.ordered))
         return cls(name, _with_vectors(name, _plain(column.unique()), table), has_vectors=True)
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:
-        """Add classes after the known ones; raise if they differ from these only by type."""
+        """Add classes after the known ones, then in no order; raise if they differ from these only by type."""
         found = _plain(column.astype("category").cat.remove_unused_categories().cat.categories)
         new = [value for value in found if value not in set(self.values)]
         as_text = {str(value): value for value in self.values}
@@ -142,7 +148,8 @@ class CategoricalKey(ConditionKey):
                 )
                 raise ValueError(msg)
         values = [*self.values, *new]
-        return replace(self, values=values if table is None else _with_vectors(self.name, values, table))
+        values = values if table is None else _with_vectors(self.name, values, table)
+        return replace(self, values=values, ordered=self.ordered and not new)
 
     @property
     def n_values(self) -> int:
@@ -170,7 +177,7 @@ class CategoricalKey(ConditionKey):
 
     def decode(self, codes: np.ndarray) -> pd.Categorical:
         """Return classes, with all classes as categories."""
-        return pd.Categorical.from_codes(codes[:, 0].astype(int), categories=self._index)
+        return pd.Categorical.from_codes(codes[:, 0].astype(int), categories=self._index, ordered=self.ordered)
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Raise for a class without training cells and without a known embedding."""
@@ -523,6 +530,10 @@ class SetKey(ConditionKey):
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look up members; sets may be text or Python sets."""
+        if wrong := [value for value in values if isinstance(value, list | tuple | np.ndarray)]:
+            members = set(map(str, wrong[0]))
+            msg = f"{source} has {wrong[0]!r} for {self.name!r}; give a set of members, {members!r}, or text."
+            raise TypeError(msg)
         distinct = {value: self._columns(self.parts(value), source) for value in map(_hashable, values)}
         return np.array([distinct[_hashable(value)] for value in values], dtype=float).reshape(-1, self.largest)
 
@@ -659,6 +670,8 @@ def _numbers_of(codes: np.ndarray, mean: float, std: float) -> np.ndarray:
 
 
 def _as_number(value: Any) -> float:
+    if isinstance(value, bool | np.bool_):  # which float() would take for 0 or 1
+        return float("nan")
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -291,10 +291,10 @@ class Conditions:
         given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
-    def unseen(self, codes: np.ndarray) -> list[str]:
-        """Describe which combinations among codes ``(n, columns)`` no training cell has, or none near their arrays."""
+    def unseen(self, codes: np.ndarray) -> np.ndarray:
+        """Return the distinct ones of codes ``(n, columns)`` that no training cell has, or none near their arrays."""
         codes = np.unique(codes, axis=0)
-        return [self.describe(row) for row in codes[self.are_unseen(codes)]]
+        return codes[self.are_unseen(codes)]
 
     def are_unseen(self, codes: np.ndarray) -> np.ndarray:
         """Mark the codes ``(n, columns)`` that no training cell has, or none near their arrays, ``(n,)``."""
@@ -368,29 +368,47 @@ class Conditions:
     def _matching(self, pattern: np.ndarray) -> _Matches:
         """Return the combinations that have a pattern's classes and sets and, of these, the nearest numbers.
 
-        If fewer than 15 cells have the nearest numbers, those of the 15 nearest cells that are near count, too.
+        If fewer than 15 cells have the nearest numbers, those of the 15 nearest cells that are near count, too. If no
+        cell has the classes and sets, all combinations count, but none is near.
         """
         name = pattern.tobytes()
         if name not in self._known_matches:
-            given, plain = pattern != OPEN, ~self._are_numbers & ~self._are_arrays
-            matches = (~given | (self.combinations == pattern))[:, plain].all(1)
-            are_near = bool(matches.any())
-            numbers = np.flatnonzero(given & self._are_numbers)
-            if are_near and len(numbers):
-                away = np.abs(self.combinations[:, numbers] - pattern[numbers]).max(axis=1)
-                distance = np.where(matches, away, np.inf)
-                order = np.argsort(distance, kind="stable")
-                are_too_few = np.cumsum(self.n_cells[order])[:-1] < N_NEIGHBOURS
-                nearest, enough = distance[order[[0, are_too_few.sum()]]]
-                matches = distance <= max(min(enough, LARGEST_DISTANCE), nearest)
-                are_near = bool(nearest <= LARGEST_DISTANCE)
-            rows = np.flatnonzero(matches) if matches.any() else np.arange(len(matches))
-            columns = np.flatnonzero(given & self._are_arrays)
-            places = self.combinations[rows][:, columns]
-            self._known_matches[name] = _Matches(
-                rows, are_near, columns, places, self.n_cells[rows], self._reach(pattern)
-            )
+            rows, are_near = self._rows_like(pattern)
+            columns = np.flatnonzero((pattern != OPEN) & self._are_arrays)
+            shared = name if len(rows) else columns.tobytes()  # large, and the same for all patterns without a match
+            if shared not in self._known_matches:
+                rows = rows if len(rows) else np.arange(len(self.combinations))
+                places = self.combinations[rows][:, columns]
+                self._known_matches[shared] = _Matches(
+                    rows, are_near, columns, places, self.n_cells[rows], self._reach(pattern)
+                )
+            self._known_matches[name] = self._known_matches[shared]
         return self._known_matches[name]
+
+    def _rows_like(self, pattern: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Return the combinations that :meth:`_matching` looks for, and whether they are near; empty for none."""
+        given, plain = pattern != OPEN, ~self._are_numbers & ~self._are_arrays
+        if given[plain].all():
+            rows = np.array(self._rows_of_classes.get(tuple(pattern[plain].tolist()), []), dtype=int)
+        else:
+            rows = np.flatnonzero((~given | (self.combinations == pattern))[:, plain].all(1))
+        numbers = np.flatnonzero(given & self._are_numbers)
+        if not len(rows) or not len(numbers):
+            return rows, len(rows) > 0
+        distance = np.abs(self.combinations[np.ix_(rows, numbers)] - pattern[numbers]).max(axis=1)
+        order = np.argsort(distance, kind="stable")
+        are_too_few = np.cumsum(self.n_cells[rows[order]])[:-1] < N_NEIGHBOURS
+        nearest, enough = distance[order[[0, are_too_few.sum()]]]
+        rows = rows[distance <= max(min(enough, LARGEST_DISTANCE), nearest)]
+        return rows, bool(nearest <= LARGEST_DISTANCE)
+
+    @cached_property
+    def _rows_of_classes(self) -> dict[tuple[float, ...], list[int]]:
+        """Rows of the combinations by their classes and sets, so that not every request has to look at all."""
+        found: dict[tuple[float, ...], list[int]] = {}
+        for row, classes in enumerate(self.combinations[:, ~self._are_numbers & ~self._are_arrays].tolist()):
+            found.setdefault(tuple(classes), []).append(row)
+        return found
 
     def _by_place(self, key: ArrayKey) -> _Matches:
         """Return all combinations, by the places of an array."""
@@ -520,6 +538,8 @@ def _resolve_length(lengths: Mapping[str, int], n_cells: int | None, *, exact: b
     if n_cells is None:
         if not lengths:
             msg = "`n_cells` is needed unless `condition` is a DataFrame or has a list of values."
+            if exact:
+                msg = "The `condition` table has no columns; give `n_cells`, or columns named like condition keys."
             raise ValueError(msg)
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{length} for {name!r}" for name, length in lengths.items())

@@ -20,6 +20,7 @@ from ._diffusion_samplers import (
     DDPMSampler,
     DPMSolverSampler,
     HeunSampler,
+    check_sampler,
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
@@ -85,6 +86,7 @@ __all__ = [
     "VariancePreserving",
     "Walk",
     "block_size",
+    "check_sampler",
     "condition_strategy",
     "counterfactual_counts",
     "diffusion_loss",

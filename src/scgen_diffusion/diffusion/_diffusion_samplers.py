@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
+
+from ._denoiser import Denoiser
 from ._diffusion_walk import DiffusionSampler
-from ._masking import MASKING_SAMPLERS, Masking
-from ._samplers import FLOW_SAMPLERS
+from ._masking import MASKING_SAMPLERS, Masking, UnmaskingSampler
+from ._random import Generators
+from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, FixedStepSampler
+from ._targets import TARGETS
 from ._variance_preserving import VariancePreserving
 
 if TYPE_CHECKING:
@@ -19,10 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._denoiser import Denoiser
     from ._diffusion_walk import Level
     from ._paths import Path
-    from ._random import Generators
     from ._samplers import Sampler
     from ._step_grid import Spacing
 
@@ -285,6 +288,26 @@ def samplers_for(path: Path) -> dict[str, Sampler]:
     if isinstance(path, Masking):
         return MASKING_SAMPLERS
     return DIFFUSION_SAMPLERS if isinstance(path, VariancePreserving) else FLOW_SAMPLERS
+
+
+def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> None:
+    """Raise ValueError unless a sampler fits a path and can take a number of steps; take none of them.
+
+    Samplers of classes outside of this package are not checked.
+    """
+    known, classes = samplers_for(path), (FixedStepSampler, DormandPrinceSampler, DiffusionSampler, UnmaskingSampler)
+    fitting = tuple(one for one in classes if any(isinstance(each, one) for each in known.values()))
+    if isinstance(sampler, classes) and not isinstance(sampler, fitting):
+        msg = (
+            f"`sampler` is a {type(sampler).__name__}, which does not fit the model's path. Give one of "
+            f"{', '.join(map(repr, known))}, or an object of class {' or '.join(one.__name__ for one in fitting)}."
+        )
+        raise ValueError(msg)
+    if isinstance(sampler, DormandPrinceSampler):
+        sampler.check_n_steps(n_steps)
+    elif isinstance(sampler, classes):
+        unused = Denoiser(lambda x, _: x, path, TARGETS["data"])
+        sampler.walk(unused, torch.zeros(0, 1), n_steps=n_steps, generators=Generators(0, []))
 
 
 def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:

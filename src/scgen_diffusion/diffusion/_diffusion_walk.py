@@ -52,7 +52,8 @@ class DiffusionSampler(SteppingSampler):
         ``"time"`` for equal steps in ``t``, ``"slowing"`` for steps that become shorter, ``"log_snr"`` for equal steps
         in :math:`\log(\alpha / \sigma)`.
     timesteps
-        Explicit, decreasing timestep indices instead of a spacing. Sampling ends at the last one.
+        Explicit, decreasing timestep indices instead of a spacing; a list or array becomes a tuple. Sampling ends at
+        the last one.
     default_n_steps
         Number of steps by default; at most the path's number of timesteps.
     """
@@ -62,7 +63,8 @@ class DiffusionSampler(SteppingSampler):
     default_n_steps: int
 
     def __post_init__(self) -> None:
-        StepGrid(self.spacing, self.timesteps)  # raises if they are not allowed
+        grid = StepGrid(self.spacing, self.timesteps)  # raises if they are not allowed
+        object.__setattr__(self, "timesteps", grid.timesteps)
 
     @property
     def is_stochastic(self) -> bool:

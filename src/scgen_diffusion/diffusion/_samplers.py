@@ -117,9 +117,7 @@ class DormandPrinceSampler:
         generators: Generators | None = None,
     ) -> Trace:
         """Integrate, and interpolate at ``n_frames`` equally spaced times. The steps stay the same."""
-        if n_steps is not None:
-            msg = f"`n_steps` was {n_steps}, but the sampler 'dopri5' chooses its own steps; leave `n_steps` out."
-            raise ValueError(msg)
+        self.check_n_steps(n_steps)
         if n_frames < 2:
             msg = f"`n_frames` must be at least 2, noise and data, but found {n_frames}."
             raise ValueError(msg)
@@ -136,6 +134,12 @@ class DormandPrinceSampler:
             )
             raise FloatingPointError(msg) from error
         return Trace(times, states)
+
+    def check_n_steps(self, n_steps: int | None) -> None:
+        """Raise if a number of steps is given."""
+        if n_steps is not None:
+            msg = f"`n_steps` was {n_steps}, but the sampler 'dopri5' chooses its own steps; leave `n_steps` out."
+            raise ValueError(msg)
 
 
 FLOW_SAMPLERS: dict[str, Sampler] = {

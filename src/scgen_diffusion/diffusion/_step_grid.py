@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+
+from scgen_diffusion._arguments import is_whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +31,8 @@ class StepGrid:
         ``"log_snr"``: equal steps in :math:`\log(\alpha / \sigma)` from ``t = 0`` to timestep ``k = 0``, and one more
         to ``t = 1``.
     timesteps
-        Explicit, decreasing timestep indices ``k`` instead of a spacing. Sampling ends at the last one.
+        Explicit, decreasing timestep indices ``k`` instead of a spacing; a list or array becomes a tuple. Sampling ends
+        at the last one.
 
     Examples
     --------
@@ -46,7 +49,7 @@ class StepGrid:
             msg = f"`spacing` must be one of {get_args(Spacing)}, but found {self.spacing!r}."
             raise ValueError(msg)
         if self.timesteps is not None:
-            _check_timesteps(self.timesteps)
+            object.__setattr__(self, "timesteps", _check_timesteps(self.timesteps))
 
     def times(self, path: VariancePreserving, n_steps: int | None) -> Tensor:
         """Return the ``n_steps + 1`` times of the steps, or those of the explicit timesteps, in double precision."""
@@ -93,8 +96,11 @@ def _equal_log_snr(path: VariancePreserving, n_steps: int) -> Tensor:
     return torch.cat([ends[:1], inner, ends[1:], torch.ones(1, dtype=torch.float64)])
 
 
-def _check_timesteps(timesteps: tuple[int, ...]) -> None:
-    is_decreasing = all(k > following for k, following in pairwise(timesteps))
-    if len(timesteps) < 2 or not is_decreasing or timesteps[-1] < 0:
-        msg = f"`timesteps` must be at least two indices that decrease and are not negative, but found {timesteps}."
+def _check_timesteps(timesteps: Any) -> tuple[int, ...]:
+    """Return timesteps, which may be an array, as a tuple; raise unless they are indices that decrease."""
+    given = tuple(timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps)
+    is_decreasing = all(map(is_whole_number, given)) and all(k > following for k, following in pairwise(given))
+    if len(given) < 2 or not is_decreasing or given[-1] < 0:
+        msg = f"`timesteps` must be at least two indices that decrease and are not negative, but found {given}."
         raise ValueError(msg)
+    return tuple(map(int, given))

@@ -20,6 +20,7 @@ from scgen_diffusion.diffusion import (
     Masking,
     TracingSampler,
     block_size,
+    check_sampler,
     samplers_for,
 )
 
@@ -146,9 +147,11 @@ class CellGenerator:
         codes = self.conditions.request(condition, n_cells)
         distinct = codes.distinct()
         self._check_is_whole(distinct)
-        outside = self.warn_outside_training(distinct)
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
+        check_sampler(options.sampler, self.module.path, options.n_steps)
+        draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
+        outside = self.warn_outside_training(distinct, draws_totals=draws_totals)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
         if self._starts(distinct) is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
@@ -180,22 +183,28 @@ class CellGenerator:
         names = [self.conditions.describe(combination) for combination in codes]
         return describe_verdicts(names, judge(self.module, self.conditions, cells, codes))
 
-    def warn_outside_training(self, codes: np.ndarray) -> list[str]:
-        """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance."""
+    def warn_outside_training(self, codes: np.ndarray, *, draws_totals: bool) -> list[str]:
+        """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance.
+
+        ``draws_totals`` says that cells get totals by their conditions.
+        """
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
-        if unseen:
+        described = [self.conditions.describe(combination) for combination in unseen[:N_UNSEEN]]
+        if described:
             combinations = (
-                f"The combination {unseen[0]} does"
+                f"The combination {described[0]} does"
                 if len(unseen) == 1
-                else f"{len(unseen)} requested combinations, for example {unseen[0]}, do"
+                else f"{len(unseen)} requested combinations, for example {described[0]}, do"
             )
-            warn_user(
-                f"{combinations} not occur in the training cells. Library sizes are extrapolated from single "
-                "conditions, and conditions that you left out may not fit those that you gave."
-            )
+            message = f"{combinations} not occur in the training cells."
+            if draws_totals:
+                message += " Library sizes are extrapolated from single conditions."
+            if (codes == OPEN).any():
+                message += " Conditions that you left out may not fit those that you gave."
+            warn_user(message)
         if extrapolated:
             warn_user(f"You asked for numbers outside the range of the training cells: {', '.join(extrapolated)}.")
-        return [*unseen[:N_UNSEEN], *extrapolated]
+        return [*described, *extrapolated]
 
     def sampling(
         self, sampler: str | Sampler | None, n_steps: int | None, guidance: Guidance, output: InputValues

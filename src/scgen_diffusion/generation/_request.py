@@ -156,16 +156,19 @@ def describe_condition(condition: ConditionRequest) -> Any:
 
 
 def _describe_values(values: Any) -> Any:
-    """Return one value as it is, a set as text, and a list as texts, or as its length if it is long or a table."""
+    """Return one value as it is, a set as text, and numbers as an array; of a table and of a long list the length."""
     if isinstance(values, AbstractSet):
         return ", ".join(sorted(map(str, values)))
     if hasattr(values, "columns"):
         return f"{len(values)} values"
     if np.ndim(values) == 0:
-        return values
+        plain = values.item() if hasattr(values, "item") else values
+        return plain if isinstance(plain, str | bool | int | float) else float(plain)  # such as a Decimal
     if len(values) > N_NAMED:
         return f"{len(values)} values"  # `obs` has them
-    return [str(_describe_values(value)) for value in values]
+    described = [_describe_values(value) for value in values]
+    array = np.array(described)
+    return array if array.dtype.kind in "biuf" else [str(value) for value in described]
 
 
 # --- identity of a request, which lets other processes resume it ------------------------------------------------------

@@ -57,7 +57,7 @@ from scgen_diffusion.data import (
     resolve_seed,
     to_plain,
 )
-from scgen_diffusion.diffusion import Guidance
+from scgen_diffusion.diffusion import Guidance, check_sampler
 from scgen_diffusion.generation import (
     DIGEST,
     OTHER_NAMES,
@@ -1070,8 +1070,9 @@ class DiffusionModel(BaseModelClass):
             ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise.
             ``"new"``: draw all counts anew.
         indices
-            Rows of the cells to use; default: all. Random numbers belong to rows, so a few rows scattered over very
-            many cells take long; give a copy of these cells instead.
+            Rows of the cells to use, each once; default: all. Random numbers belong to rows, so a few rows scattered
+            over very many cells take long; give a copy of these cells instead. Do so, too, if the other cells have
+            conditions that the model does not know: all cells are checked.
         given_keys
             Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
             stay the same, such as the cell type. Their information then stays in the noise, which helps for a
@@ -1318,8 +1319,14 @@ class DiffusionModel(BaseModelClass):
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = self._check_counterfactual_options(chosen)
         chosen_method = self._counterfactual_method(cells, method)
-        if chosen_method == "transport" and (guidance != Guidance() or given_keys is not None):
+        if chosen_method == "transport":  # an inversion takes steps of its own
+            check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
+        is_guided = sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys)
+        if chosen_method == "transport" and (is_guided or given_keys is not None):
             msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
+            raise ValueError(msg)
+        if library_size is not None and self.module.keeps_totals:
+            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
             raise ValueError(msg)
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
@@ -1343,7 +1350,8 @@ class DiffusionModel(BaseModelClass):
             seed=resolve_seed(seed),
             group=groups.group if groups is not None and sample and strength == 1 else None,
         )
-        outside = engine.warn_outside_training(np.concatenate([cells.codes, cells.own]))
+        both = np.concatenate([cells.codes, cells.own])
+        outside = engine.warn_outside_training(both, draws_totals=isinstance(request.library_size, str))
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
         record = describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
         provenance |= record | {"outside_training": outside}

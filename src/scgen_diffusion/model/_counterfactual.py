@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import infer_dtype
 
-from scgen_diffusion._arguments import is_number, known_names
+from scgen_diffusion._arguments import is_number, known_names, list_first
 from scgen_diffusion.data import (
     OPEN,
     CellFiles,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._base import DiffusionModel
 
 SUFFIX = "_of_control"
+N_NAMED = 5  # rows in an error message
 
 
 @dataclass(frozen=True)
@@ -133,18 +134,29 @@ def control_cells(
     conditions, files = model.conditions, model._file_cells if adata is None else adata
     if isinstance(files, CellFiles):
         check_same_registry(files.registry, model.registry_)
-        check_learned(conditions, files.codes)
-        source, own, n_cells = files, files.codes, files.n_cells
+        source, rows = files, check_rows(indices, files.n_cells)
+        own = files.codes[rows]
+        check_learned(conditions, own)
     else:
         model._check_given(adata, "adata_control")
         if adata is not None:
             model._check_same_features(adata)
-            model._check_expression(adata)
-        own = own_codes(conditions, model.adata if adata is None else adata)
+        given: Any = model.adata if adata is None else adata
+        rows = check_rows(indices, given.n_obs)
+        try:
+            if adata is not None:
+                model._check_expression(adata)
+            own = own_codes(conditions, given)[rows]
+        except ValueError as error:
+            if indices is None:
+                raise
+            msg = f"{error} Cells outside of `indices` count, too; to leave them out, give `adata[indices].copy()`."
+            raise ValueError(msg) from error
         source = model._validated(adata)
-        n_cells = source.n_obs
-    rows = check_rows(indices, n_cells)
-    own = own[rows]
+    if len(repeated := rows[pd.Index(rows).duplicated()]):
+        listed = list_first(np.unique(repeated).tolist(), N_NAMED)
+        msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
+        raise ValueError(msg)
     cells = ControlCells(source, rows, own, own, {} if isinstance(source, CellFiles) else _unwritable_texts(source.obs))
     if isinstance(condition, Mapping | pd.DataFrame):
         _check_one_per_cell(conditions, condition, cells.names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class ConditionedModule(BaseModuleClass):
     """A module that generates under conditions, tensors ``(cells, columns)``."""
 
     architecture: Any
+    keeps_totals: ClassVar[bool] = False
+    """Whether predictions under other conditions need the totals of the given cells."""
     null_condition: Tensor
     key_of_column: Tensor
     n_keys: int

@@ -303,9 +303,9 @@ class GeneSpaceModule(ConditionedModule):
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion that finds the noise that a sampler would have drawn."""
-        if not isinstance(sampler, INVERTIBLE):
-            known = [name for name, each in samplers_for(self.path).items() if isinstance(each, INVERTIBLE)]
-            msg = f"`sampler` {sampler!r} cannot be inverted; choose one of {known}."
+        known = {name: each for name, each in samplers_for(self.path).items() if isinstance(each, INVERTIBLE)}
+        if not isinstance(sampler, (DDIMSampler, DDPMSampler, *map(type, known.values()))):  # noise fits every path
+            msg = f"`sampler` {sampler!r} cannot be inverted; choose one of {list(known)}."
             raise ValueError(msg)
         if isinstance(sampler, FixedStepSampler):
             return FlowInversion(sampler.step, sampler.default_n_steps)
