@@ -30,8 +30,10 @@ COUNTS_ADVICE = (
 )
 
 
-def check_expression(adata: AnnData, layer: str | None, values: Literal["counts", "log1p"]) -> None:
-    """Raise unless all cells hold the kind of values that ``values`` says.
+def check_expression(
+    adata: AnnData, layer: str | None, values: Literal["counts", "log1p"], advice: str = COUNTS_ADVICE
+) -> None:
+    """Raise unless all cells hold the kind of values that ``values`` says; with advice, if they should be counts.
 
     Raises
     ------
@@ -47,7 +49,7 @@ def check_expression(adata: AnnData, layer: str | None, values: Literal["counts"
     if matrix is None:
         msg = f"{where} is empty; give the layer with the {values} as `layer=...`."
         raise ValueError(msg)
-    totals = check_values(matrix, where, values)
+    totals = check_values(matrix, where, values, advice)
     if values == "log1p":
         check_natural_logarithms(adata.uns.get("log1p"), where)
     check_not_empty(totals, adata.obs_names, where)

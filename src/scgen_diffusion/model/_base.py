@@ -157,6 +157,7 @@ ADVICE = {
     "update_setup_method_args": "call `setup_anndata` again and build a new model",
 }
 """Methods of scvi-tools that the models lack, and what to use instead."""
+ADVICE_ON_COUNTS = "The model was set up with counts there; give cells with counts in {where}."
 
 
 class DiffusionModel(BaseModelClass):
@@ -372,7 +373,8 @@ class DiffusionModel(BaseModelClass):
     def _check_expression(self, adata: AnnData) -> None:
         """Raise unless all cells hold the registered kind of values."""
         setup = self.registry_["setup_args"]
-        check_expression(adata, setup["layer"], setup["values"])
+        advice = ADVICE_ON_COUNTS.format(where=check_layer(adata, setup["layer"]))
+        check_expression(adata, setup["layer"], setup["values"], advice)
 
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
         """Build what ``generate`` returns; arguments are those of :func:`~scgen_diffusion.data.build_anndata`."""
@@ -1555,7 +1557,7 @@ class DiffusionModel(BaseModelClass):
         """Raise unless ``x (cells, genes)`` has the registered kind of values; ``X`` may have changed since."""
         setup = self.registry_["setup_args"]
         where = check_layer(source, setup["layer"])
-        advice = f"The model was set up with counts there; give cells with counts in {where}."
+        advice = ADVICE_ON_COUNTS.format(where=where)
         check_not_empty(check_values(x.numpy(), where, setup["values"], advice), source.obs_names[rows], where)
 
     def _registered(self, source: AnnData) -> RegisteredCells:
