@@ -396,9 +396,7 @@ def test_cells_outside_of_indices_count_and_the_message_says_so(trained):
 def test_other_genes_and_other_values_are_refused(trained, make_cells):
     with pytest.raises(ValueError, match="another order.*get_var_names"):
         trained.predict_perturbation(trained.adata[:, ::-1].copy(), {"dose": 1})
-    with pytest.raises(
-        ValueError, match=r"not whole numbers.*set up with counts there; .* counts in adata\.X"
-    ):
+    with pytest.raises(ValueError, match=r"not whole numbers.*set up with counts there; .* counts in adata\.X"):
         trained.predict_perturbation(make_cells(values="log1p"), {"dose": 1})
 
 
