@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -284,7 +285,11 @@ APART.set_forkserver_preload(["pytest", "scgen_diffusion.model"])
 
 
 def pytest_collection_finish(session):
-    """Start the server from which `start_apart` forks, which takes seconds to import, beside the first tests."""
+    """Start the server from which `start_apart` forks, which takes seconds to import, beside the first tests.
+
+    What was imported stays: the garbage collector would look through it again and again.
+    """
+    gc.freeze()
     if any("start_apart" in getattr(item, "fixturenames", ()) for item in session.items):
         before, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
         forkserver.ensure_running()
@@ -296,6 +301,14 @@ def pytest_collection_finish(session):
 def without_pictures(monkeypatch):
     """Leave the pictures, which take seconds, out of reports whose words are tested."""
     monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
+
+
+@pytest.fixture(scope="module")
+def without_umap():
+    """Embed cells by principal components in pictures: UMAP compiles for ten seconds, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scgen_diffusion.pl._umap.umap_of", lambda values, **_: values[:, :2])
+        yield
 
 
 @pytest.fixture

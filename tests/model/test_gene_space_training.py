@@ -70,13 +70,13 @@ def learned(request, make_gene_space, quick):
     """Train a model until it knows both types, and return it and the warnings of training."""
     cls, head, path = request.param
     before, scvi.settings.seed = scvi.settings.seed, 2
-    adata = two_types()
+    adata = two_types(1024)
     model = make_gene_space(
         cls, adata, condition_keys=["kind"], path=path, width=32, patch_size=4, ema_decay=0.98, **LEARNING[head]
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.train(60, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
+        model.train(12, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
     scvi.settings._seed = before
     return model, caught
 

@@ -62,16 +62,17 @@ def test_values_are_the_profiles_of_the_counts(model):
 
 
 def test_cells_do_not_depend_on_batch_size_or_number_of_cells(model):
-    many = dense(model.generate(300, seed=0, counts=True))
+    options = {"n_steps": 8, "counts": True}
+    many = dense(model.generate(300, seed=0, **options))
 
-    np.testing.assert_array_equal(dense(model.generate(300, seed=0, counts=True, batch_size=16)), many)
-    np.testing.assert_array_equal(dense(model.generate(7, seed=0, counts=True)), many[:7])
-    assert (dense(model.generate(300, seed=1, counts=True)) != many).any()
+    np.testing.assert_array_equal(dense(model.generate(300, seed=0, batch_size=16, **options)), many)
+    np.testing.assert_array_equal(dense(model.generate(7, seed=0, **options)), many[:7])
+    assert (dense(model.generate(300, seed=1, **options)) != many).any()
 
 
 def test_conditions_and_guidance_change_cells(model):
     request = {"cell_type": "NK", "dose": 10}
-    options = {"seed": 0, "counts": True, "library_size": 900}
+    options = {"seed": 0, "n_steps": 8, "counts": True, "library_size": 900}
     plain = dense(model.generate(100, request, **options))
 
     for other in ({"cell_type": "B cell", "dose": 10}, {"cell_type": "NK", "dose": 1}):
@@ -127,7 +128,7 @@ def test_every_backbone_trains_and_generates(make_cells, quick, backbone):
     model = build(make_cells, backbone=backbone)
     model.train(2, **quick)
 
-    assert dense(model.generate(5, {"cell_type": "NK"}, seed=0, counts=True)).sum() > 0
+    assert dense(model.generate(5, {"cell_type": "NK"}, n_steps=8, seed=0, counts=True)).sum() > 0
 
 
 def test_the_white_box_can_be_opened(model):
@@ -184,14 +185,14 @@ def test_each_path_and_network_has_its_recipe(make_cells):
 def test_training_learns_what_goes_with_what(make_cells, quick):
     """Two genes that take turns: the generated ones do so too, though each alone only looks overdispersed."""
     rng = np.random.default_rng(0)
-    adata = make_cells()[rng.integers(0, 90, 600)].copy()
+    adata = make_cells()[rng.integers(0, 90, 3000)].copy()  # long epochs, since each takes as long as two steps
     adata.obs_names_make_unique()
     x = rng.poisson(20, adata.shape).astype(np.float32)
-    first = rng.random(600) < 0.5
+    first = rng.random(3000) < 0.5
     x[:, 0], x[:, 1] = rng.poisson(np.where(first, 40, 2)), rng.poisson(np.where(first, 2, 40))
     adata.X = x
     model = build(make_cells, adata=adata, width=16)
-    model.train(60, plan_kwargs={"learning_rate": 5e-3}, **quick | {"batch_size": 128})
+    model.train(10, plan_kwargs={"learning_rate": 5e-3}, **quick | {"batch_size": 128})
 
     cells = dense(model.generate(300, seed=0, counts=True))
 

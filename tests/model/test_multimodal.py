@@ -406,7 +406,8 @@ def treated(tiny, quick):
     mdata = make_treated()
     MULTISCLDM.setup_mudata(mdata, condition_keys=["cell_type", "drug"], control_values={"drug": "no"})
     model = MULTISCLDM(mdata, **tiny)
-    model.train({"autoencoder": 60, "prior": 3, "transport": 20}, **quick)
+    small_steps = {**quick, "batch_size": 16, "train_size": 1.0}
+    model.train({"autoencoder": 15, "prior": 1, "transport": 5}, **small_steps)
     return model
 
 

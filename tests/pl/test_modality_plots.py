@@ -69,6 +69,7 @@ def test_without_a_pair_there_is_nothing_to_draw():
         sgd.pl.modality_correlation(cells(0), cells(1), [], show=False)
 
 
+@pytest.mark.usefixtures("without_umap")
 @pytest.mark.parametrize("modality", ["rna", "prot"])
 def test_the_plots_of_real_and_synthetic_cells_take_one_modality(modality):
     real, synthetic = cells(0)[modality], cells(1)[modality]

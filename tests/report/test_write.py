@@ -18,6 +18,8 @@ from scipy import sparse
 import scgen_diffusion as sgd
 from scgen_diffusion.report._write import draw
 
+pytestmark = pytest.mark.usefixtures("without_umap")
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -32,6 +34,12 @@ def cells(seed, n_cells=150, n_genes=60):
     return AnnData(sparse.csr_matrix(rng.poisson(means).astype(np.float32)), obs=obs, var=var)
 
 
+@pytest.fixture
+def without_rendering(monkeypatch):
+    """Make the pictures and leave them unrendered, which takes seconds, where words are tested."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+
+
 TABLE = pd.DataFrame(
     [["precision", group, 0.9, 0.9, 0.5, 0.8, 1.0, "higher"] for group in ("all", "A & B")],
     columns=["metric", "group", "value", "floor", "shuffled", "low", "high", "better"],
@@ -39,11 +47,12 @@ TABLE = pd.DataFrame(
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(without_umap, tmp_path_factory):
     """A report on three draws from one distribution, and the table that it shows."""
     real, synthetic, train = cells(1), cells(2), cells(3, 300)
     quick = [name for name, metric in sgd.metrics.CATALOGUE.items() if "all" in metric.scopes and not metric.slow]
-    table = sgd.metrics.evaluate(real, synthetic, train=train, groupby="cell_type", metrics=quick)
+    options = {"groupby": "cell_type", "metrics": quick, "n_bootstrap": 2}
+    table = sgd.metrics.evaluate(real, synthetic, train=train, **options)
     path = tmp_path_factory.mktemp("report") / "report.html"
     assert (
         sgd.report.write(real, synthetic, path, train=train, groupby="cell_type", table=table, title="A <title>")
@@ -116,6 +125,7 @@ def test_every_figure_of_the_table_is_shown(written):
         assert sgd.metrics.DESCRIPTIONS[metric].meaning in text
 
 
+@pytest.mark.usefixtures("without_rendering")
 def test_every_label_is_shown_or_says_what_it_lacks(tmp_path):
     real, synthetic = cells(1), cells(2)
     for adata in (real, synthetic):
@@ -149,6 +159,7 @@ def test_copied_training_cells_give_a_warning(tmp_path):
     assert '<span class="level warning">' in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("without_rendering")
 def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_lacks(tmp_path):
     logarithms = [cells(seed) for seed in (1, 2)]
     for adata in logarithms:
@@ -159,6 +170,7 @@ def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_
         assert lacking in text
 
 
+@pytest.mark.usefixtures("without_rendering")
 def test_generated_cells_may_lack_the_layer_of_the_real_ones(tmp_path):
     real, synthetic = cells(1), cells(2)
     real.layers["raw"] = real.X.copy()
@@ -167,6 +179,7 @@ def test_generated_cells_may_lack_the_layer_of_the_real_ones(tmp_path):
     assert "Total counts per cell." in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("without_rendering")
 def test_cells_of_one_label_get_a_report_without_marker_genes(tmp_path):
     real, synthetic = (cells(seed)[::3].copy() for seed in (1, 2))
     path = sgd.report.write(real, synthetic, tmp_path / "one.html", groupby="cell_type", table=TABLE)
@@ -196,6 +209,7 @@ def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
     assert "correlations of genes, because there are fewer than three genes" in skipped
 
 
+@pytest.mark.usefixtures("without_rendering")
 def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_path):
     real, synthetic = cells(1), cells(2)
     for adata in (real, synthetic):

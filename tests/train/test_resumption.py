@@ -220,7 +220,7 @@ def test_the_time_is_that_of_all_stages(train, monkeypatch):
         _base, "run_stage", lambda *args, deadline, **kw: ends.append(deadline) or run_stage(*args, **kw)
     )
 
-    train(None, max_time="00:01:00:00")
+    train(None, ONE_EPOCH, max_time="00:01:00:00")
 
     assert len(set(ends)) == 1 < len(ends)
     assert 3500 < ends[0] - time.monotonic() < 3600
