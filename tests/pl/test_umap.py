@@ -137,7 +137,8 @@ def test_genes_and_numbers_are_coloured_on_one_scale(first_components):
 
 def test_missing_numbers_are_grey_and_a_column_of_them_is_refused(first_components):
     real, synthetic = make_cells(), make_cells(seed=1)
-    synthetic.obs.loc[synthetic.obs_names[:10], "age"] = np.nan
+    synthetic.obs["age"] = synthetic.obs["age"].astype("Int64")
+    synthetic.obs.loc[synthetic.obs_names[:10], "age"] = pd.NA
 
     axes = sgd.pl.umap(real, synthetic, color="age", show=False)
 

@@ -272,7 +272,7 @@ def film_of(
     if color is None:
         colors = np.broadcast_to(to_rgba_array(SOURCES["synthetic"]), (cells.n_obs, 4))
     elif holds_numbers(obs_column(cells, color, "path")):
-        numbers = cells.obs[color].to_numpy(dtype=float)
+        numbers = cells.obs[color].astype(float).to_numpy()
         legend, scale = {}, number_scale(numbers, color)
         colors = scale.to_rgba(numbers)
     else:

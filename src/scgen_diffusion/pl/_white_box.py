@@ -19,6 +19,7 @@ from ._figures import (
     end_of_first_row,
     finish,
     first_column,
+    ink,
     legend_beside,
     name_both_axes,
     one_axis,
@@ -145,7 +146,9 @@ def layer_statistics(
     handles = [Line2D([], [], color=palette[group], label=group) for group in groups if len(groups) > 1]
     if len(names) > 1:
         styles = zip(names, LINE_STYLES, strict=False)
-        handles += [Line2D([], [], color="0.3", linestyle=style, label=name[len(shared) :]) for name, style in styles]
+        handles += [
+            Line2D([], [], color=ink(0.7), linestyle=style, label=name[len(shared) :]) for name, style in styles
+        ]
     if handles:
         legend_beside(end_of_first_row(axes), handles, handlelength=2.6)
     return finish(axes, show, save)
