@@ -45,7 +45,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 def known_names(name: object, known: Sequence[object]) -> str:
     """List the known names in a sentence, closest to ``name`` first, whatever the case; without one, in this order."""
-    by_text = {str(k): k for k in known}
+    by_text = {str(k): k.item() if hasattr(k, "item") else k for k in known}  # numpy's numbers as Python's own
     if not by_text:
         return "There are none."
     if not isinstance(name, str) and str(name) in MISSING:

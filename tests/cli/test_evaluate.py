@@ -276,3 +276,16 @@ def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_
     assert (code, "already exists" in err) == (2, True)
     code, _, err = call(*command, "--out", tmp_path / "report.pdf")
     assert (code, "the name must end in .html" in err) == (2, True)
+
+
+def test_other_tables_and_several_modalities_get_no_report_and_no_cells_are_read(call, files, tmp_path):
+    table, paired = tmp_path / "table.csv", tmp_path / "cells.h5mu"
+    table.write_text("gene,value\na,1\n")
+    paired.write_text("")
+    out = ["--out", tmp_path / "report.html"]
+    for cells, options, message in (
+        ("real.h5ad", ["--table", table], "`table` must be what `evaluate` returns"),
+        (paired, [], "A report is of one modality"),
+    ):
+        code, _, err = call("report", files / cells, files / "synthetic.h5ad", *options, *out)
+        assert (code, message in err, "Reading" in err) == (2, True, False), err

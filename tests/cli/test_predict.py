@@ -87,6 +87,14 @@ def test_cells_may_stay_in_their_files(call, folder, expected, tmp_path, files):
     assert (anndata.read_zarr(out).X != expected.X).nnz == 0
 
 
+def test_genes_may_come_in_another_order(call, folder, cells, expected, tmp_path):
+    cells[:, ::-1].write_h5ad(tmp_path / "turned.h5ad")
+    out = tmp_path / "new.h5ad"
+    code, _, err = call("predict", folder / "model", tmp_path / "turned.h5ad", out, *ASKED, "--seed", "3")
+    assert code == 0, err
+    assert (anndata.read_h5ad(out).X != expected.X).nnz == 0
+
+
 def test_of_more_genes_those_of_the_model_are_taken_and_counts_from_a_layer(call, folder, cells, expected, tmp_path):
     more = anndata.concat([cells, cells[:, :3].copy()], axis=1, merge="first", index_unique="-")
     more.var_names = [*cells.var_names, "a", "b", "c"]
@@ -156,7 +164,10 @@ def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_pat
     [
         (["-w", "type=NK"], "obs has no column 'type'. Known, closest first: 'cell_type'"),
         (["-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
-        (["-w", "dose=2"], "no cell has 2 in 'dose'. Known"),
+        (["-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
+        (["-c", "dose=10", "--changes", "table.csv", "--expected"], "There are no mean changes"),
+        (["-c", "dose=10", "--changes", "table.csv", "--strength", "0.5"], "There are no mean changes"),
+        (["-c", "dose=10", "--changes", "table.csv", "--method", "inversion"], "There are no mean changes"),
         (["-c", "dose=2"], "unknown value '2' for 'dose'"),
         (["-c", "dose=10", "--strength", "2"], "`strength` must be a number above 0 and at most 1"),
         (["-c", "dose=10", "-c", "dose=100"], "has 'dose' more than once"),
@@ -179,9 +190,19 @@ def test_values_that_no_cell_has_together_are_named(call, folder, tmp_path):
     assert (code, "no cell has all of" in err) == (2, True)
 
 
-def test_without_the_transport_there_are_no_changes_to_write(call, saved_model, cells, tmp_path):
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    options = ["-c", "dose=10", "--changes", tmp_path / "changes.csv", "--n-steps", "2"]
-    code, out, err = call("predict", saved_model, tmp_path / "cells.h5ad", tmp_path / "new.zarr", *options)
+def test_what_needs_the_transport_is_refused_without_it_before_any_work(call, saved_model, folder, tmp_path):
+    for options, message in (
+        (["--changes", tmp_path / "changes.csv"], "There are no mean changes"),
+        (["--method", "transport"], "--method transport: the model has none"),
+    ):
+        command = ["predict", saved_model, folder / "cells.h5ad", tmp_path / "new.zarr", "-c", "dose=10", *options]
+        code, out, err = call(*command)
+        assert (code, out, "Reading" in err) == (2, "", False)
+        assert message in err
+
+
+def test_a_request_that_the_transport_does_not_fit_has_no_changes_to_write(call, folder, tmp_path):
+    options = ["-c", "cell_type=NK", "--changes", tmp_path / "changes.csv", "--n-steps", "2"]
+    code, out, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *options)
     assert (code, out) == (2, f"{tmp_path / 'new.zarr'}\n")
     assert "There are no mean changes" in err

@@ -225,14 +225,14 @@ def test_checkpoints_of_cells_that_have_changed_since_are_refused(
     assert (code, "Resuming the" in err) == (0, False), err
 
 
-def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):
+def test_restart_forgets_the_checkpoints_once_there_is_a_model(call, cells_file, small, tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "autoencoder.ckpt").write_text("damaged")
-    command = ["train", cells_file, "-o", tmp_path / "model", "--checkpoint-dir", folder, "--layer", "none such"]
-    call(*command)
+    command = ["train", cells_file, "-o", tmp_path / "model", "--checkpoint-dir", folder, "--restart"]
+    assert call(*command, "--condition", "cell_typ")[0] == 2
     assert (folder / "autoencoder.ckpt").exists()
-    call(*command, "--restart")
+    assert call(*command, *small, "--train-size", "2")[0] == 2
     assert not (folder / "autoencoder.ckpt").exists()
 
 
@@ -251,6 +251,7 @@ def test_restart_forgets_the_checkpoints(call, cells_file, tmp_path):
         (["-e", "many"], "'many' is not a number"),
         (["-e", "2.5"], "'2.5' is not a whole number"),
         (["-e", "3", "-e", "4"], "--max-epochs takes one value, or several KEY=VALUE"),
+        (["--precision", "bf17"], "'bf17' is not one of '32-true', 'bf16-mixed'"),
         (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
         (["--modality", "rna"], "need an .h5mu file"),
         (["--window-size", "9"], "--window-size needs cells that stay in files"),
@@ -281,7 +282,10 @@ def test_wrong_files_are_named(call, cells_file, tmp_path):
     without, table = tmp_path / "without.h5ad", tmp_path / "table.csv"
     cells = anndata.read_h5ad(cells_file)
     anndata.AnnData(obs=cells.obs, var=cells.var).write_h5ad(without)
-    assert "adata.X is empty" in call("train", without, "-o", out)[2]
+    assert "adata.X is empty; give the layer with the counts by --layer." in call("train", without, "-o", out)[2]
+    fewer = tmp_path / "fewer.h5ad"
+    cells[:, 2:].write_h5ad(fewer)
+    assert "Use the genes of all files with --shared-genes." in call("train", cells_file, fewer, "-o", out)[2]
     table.write_bytes(b"\xff")
     code, _, err = call(
         "train", cells_file, "-o", out, "-c", "cell_type", "--condition-embedding", f"cell_type={table}"
@@ -351,7 +355,7 @@ def test_restart_removes_no_checkpoints_of_others(call, cells_file, tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "last.ckpt").write_text("of another program")
-    call("train", cells_file, "-o", tmp_path / "model", "--checkpoint-dir", folder, "--layer", "none", "--restart")
+    call("train", cells_file, "-o", tmp_path / "model", "--checkpoint-dir", folder, "--train-size", "2", "--restart")
     assert (folder / "last.ckpt").exists()
 
 

@@ -49,8 +49,9 @@ def test_numbers_are_whole_if_they_are_written_so(written, read):
 
 
 def test_nan_raises():
-    with pytest.raises(ValueError, match="'many' is not a number"):
-        number("many")
+    for written in ("many", "nan", float("nan"), True):
+        with pytest.raises(ValueError, match=f"{written!r} is not a number"):
+            number(written)
     with pytest.raises(ValueError, match=r"'2\.5' is not a whole number"):
         whole_number("2.5")
 

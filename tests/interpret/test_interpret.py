@@ -257,6 +257,8 @@ def test_a_group_can_be_compared_with_another_and_with_all_others(opened):
     against_rest = interpret.compare_groups(table, "T cell").query(here).iloc[0]
     against_nk = interpret.compare_groups(table, "T cell", "NK").query(here).iloc[0]
 
+    numbered = table.replace({"group": {"T cell": "10"}})
+    assert (interpret.compare_groups(numbered, 10)["group1"] == "10").all()
     first, rest, nk = cells[types == "T cell"], cells[types != "T cell"], cells[types == "NK"]
     assert against_rest["group2"] == "rest"
     assert (against_rest["n_cells1"], against_rest["n_cells2"]) == (len(first), len(rest))

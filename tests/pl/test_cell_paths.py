@@ -65,6 +65,27 @@ def test_groups_have_panels_and_no_more_paths_than_asked_for(cells, paths):
     assert len(ax.texts) == 1
 
 
+def test_groups_fill_rows_of_four_and_the_legend_stands_beside_the_first():
+    cells = anndata.AnnData(obs=pd.DataFrame({"kind": list("abcdefghij")}, index=list("abcdefghij")))
+    cells.obsm["X_umap"] = np.random.default_rng(0).normal(size=(10, 2))
+    paths = pd.DataFrame({1.0: list("fghij")}, index=list("abcde"))
+
+    axes = sgd.pl.cell_paths(cells, paths, color="kind", groupby="kind", show=False)
+
+    assert axes[0].get_subplotspec().get_gridspec().ncols == 4
+    assert [ax.get_ylabel() for ax in axes] == ["UMAP 2", "", "", "", "UMAP 2"]
+    assert [ax.get_legend() is not None for ax in axes] == [False, False, False, True, False]
+
+
+def test_names_that_occur_twice_and_missing_coordinates_are_refused(cells, paths):
+    twice = cells.copy()
+    twice.obs_names = list("abcdee")
+    cells.obsm["X_umap"][2] = np.nan
+    for refused in (twice, cells):
+        with pytest.raises(ValueError, match="unique `obs_names`, and coordinates of every cell"):
+            sgd.pl.cell_paths(refused, paths, color="kind", show=False)
+
+
 def test_what_is_missing_is_named(cells, paths):
     with pytest.raises(KeyError, match=r"lacks 1 cells of `paths`, such as 'f'"):
         sgd.pl.cell_paths(cells[:5], paths, color="kind", show=False)

@@ -163,6 +163,39 @@ def test_zeros_of_both_sets_are_drawn_against_each_other_and_against_the_mean():
     assert axes[0].get_ylabel() == "share of zeros in synthetic cells"
 
 
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_figure_that_was_saved_and_shown_is_closed_unless_it_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: None)
+    cells, place = (make_cells(), make_cells(seed=1)), tmp_path / "plot.png"
+
+    sgd.pl.library_size(*cells, show=True, save=place)
+    assert not plt.get_fignums()
+
+    _, ax = plt.subplots()
+    sgd.pl.library_size(*cells, ax=ax, show=True, save=place)
+    sgd.pl.library_size(*cells, show=False, save=place)
+    assert len(plt.get_fignums()) == 2
+
+
+def test_axes_of_a_subfigure_can_be_drawn_on_and_saved(tmp_path):
+    ax = plt.figure().subfigures(1, 2)[1].subplots()
+
+    sgd.pl.library_size(make_cells(), make_cells(seed=1), ax=ax, show=False, save=tmp_path / "plot.png")
+
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_marks_and_lines_have_the_colours_of_the_theme():
+    with plt.style.context("dark_background"):
+        ax = sgd.pl.mean_variance(make_cells(), make_cells(seed=1), show=False)
+        axes = sgd.pl.zero_fraction(make_cells(), make_cells(seed=1), show=False)
+
+    assert to_rgb(ax.lines[0].get_color()) == (0, 0, 0)  # around the line of medians
+    assert to_rgb(axes[0].lines[0].get_color()) == (1, 1, 1)
+
+
 # --- library sizes ----------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +240,25 @@ def test_cells_without_counts_are_counted_in_the_legend():
     ax = sgd.pl.library_size(make_cells(), synthetic, show=False)
 
     assert legend_texts(ax)[1].endswith("\n4 without counts")
+
+
+def test_the_median_in_the_legend_is_the_one_that_is_drawn():
+    real = make_cells()
+    real.X = sp.csr_matrix(real.X.toarray() * (np.arange(90) > 40)[:, None])
+
+    ax = sgd.pl.library_size(real, make_cells(seed=1), show=False)
+
+    assert legend_texts(ax)[0].startswith(f"real\n(median {ax.lines[0].get_xdata()[0]:,.0f})")
+
+
+def test_numeric_labels_are_in_the_order_of_numbers_and_a_missing_one_changes_none():
+    real, synthetic = make_cells(), make_cells(seed=1)
+    synthetic.obs["dose"] = np.resize([1, 2, 10, 100], 90)
+    real.obs["dose"] = synthetic.obs["dose"].astype(float).where(np.arange(90) > 3).to_numpy()
+
+    ax = sgd.pl.library_size(real, synthetic, groupby="dose", show=False)
+
+    assert names(ax.yaxis) == ["1", "2", "10", "100", "no label"]
 
 
 def test_library_sizes_need_counts():
@@ -272,7 +324,17 @@ def test_the_title_says_how_similar_the_correlations_are():
     assert sorted(names(same[0].yaxis)) == ["gene_1", "gene_2", "gene_6"]
 
 
+def test_a_gene_that_is_named_twice_is_drawn_once():
+    axes = sgd.pl.gene_correlation(
+        make_cells(), make_cells(seed=1), genes=["gene_1", "gene_6", "gene_2", "gene_6"], show=False
+    )
+
+    assert sorted(names(axes[0].yaxis)) == ["gene_1", "gene_2", "gene_6"]
+
+
 def test_correlations_need_three_known_genes():
+    with pytest.raises(ValueError, match="`n_genes` must be a whole number of at least 1, but found -5"):
+        sgd.pl.gene_correlation(make_cells(), make_cells(), n_genes=-5)
     with pytest.raises(ValueError, match="at least 3 genes, but found 2"):
         sgd.pl.gene_correlation(make_cells(), make_cells(), n_genes=2)
     with pytest.raises(ValueError, match="`genes` has the unknown value 'gen_1'"):
@@ -321,6 +383,35 @@ def test_a_label_without_synthetic_cells_says_so():
 
     assert [round(y, 2) for _, y in dots_of(ax)[1][0]] == [0.22, 1.22]
     assert [text.get_text() for text in ax.texts].count("no cells") == 1
+
+
+def test_subsampling_does_not_lose_a_rare_label(tmp_path):
+    real, synthetic = make_cells(2_000), make_cells(seed=1)
+    real.obs["cell_type"] = pd.Categorical(np.where(np.arange(2_000) < 3, "NK", "T"), categories=LABELS)
+    real.write_h5ad(tmp_path / "real.h5ad")
+
+    for cells in (real, anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")):
+        ax = sgd.pl.marker_dotplot(cells, synthetic, groupby="cell_type", max_cells=100, show=False)
+        assert [round(y, 2) for y in np.unique(dots_of(ax)[0][0][:, 1])] == [-0.22, 1.78]
+
+
+def test_one_gene_may_be_named_without_a_list():
+    ax = sgd.pl.marker_dotplot(make_cells(), make_cells(seed=1), groupby="cell_type", genes="gene_3", show=False)
+
+    assert names(ax.xaxis) == ["gene_3"]
+
+
+def test_long_labels_leave_the_dots_their_room():
+    short, long = (make_cells(), make_cells(seed=1)), (make_cells(), make_cells(seed=1))
+    for cells in long:
+        cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"NK": "x" * 50})
+    widths = []
+    for cells in (short, long):
+        ax = sgd.pl.marker_dotplot(*cells, groupby="cell_type", show=False)
+        ax.figure.draw_without_rendering()
+        widths.append(ax.get_window_extent().width)
+
+    assert widths[1] > 0.6 * widths[0]
 
 
 def test_one_label_has_no_markers():

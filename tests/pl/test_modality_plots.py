@@ -62,6 +62,8 @@ def test_features_of_the_same_name_are_drawn_by_default_within_groups_if_asked()
     ax = sgd.pl.modality_correlation(cells(0), cells(1), groupby="kind", show=False)
     assert {label.get_text() for label in ax.get_yticklabels()} == {"CD4", "CD8A"}
     assert "within kind" in ax.get_xlabel()
+    ax = sgd.pl.modality_correlation(cells(0), cells(1), groupby=["kind"], show=False)
+    assert ax.get_xlabel().endswith("\nwithin kind")
 
 
 def test_without_a_pair_there_is_nothing_to_draw():

@@ -94,6 +94,17 @@ def test_names_are_placed_beside_the_points(sign):
     assert min(places) > points.max() if sign == 1 else max(places) < points.min()
 
 
+def test_many_names_fit_into_the_panel_and_leave_the_correlations_free():
+    (ax,) = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_names=30, show=False)
+
+    ax.figure.draw_without_rendering()
+    names = [text for text in ax.texts if text.get_text().startswith("gene_")]
+    low, high = ax.get_ylim()
+    assert all(low < text.get_position()[1] < high for text in names)
+    correlations = ax.texts[-1].get_window_extent()
+    assert not any(correlations.overlaps(text.get_bbox_patch().get_window_extent()) for text in names)
+
+
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=10))
 def test_names_are_a_line_apart_and_within_the_axes(heights):
     spread = spread_out(np.sort(heights), 0.9, -5, 5)
@@ -110,6 +121,16 @@ def test_a_group_that_was_not_predicted_is_named():
         sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="type", show=False)
     with pytest.raises(ValueError, match="`groups` has the unknown value 'NK'"):
         sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="cell_type", groups=["NK"], show=False)
+
+
+def test_groups_have_the_order_of_their_categories_and_cells_without_one_are_left_out():
+    sets = [adata.copy() for adata in (REAL, PREDICTED, CONTROL)]
+    sets[0].obs["cell_type"] = pd.Categorical(sets[0].obs["cell_type"], categories=["T", "B"])
+    sets[0].obs.loc[sets[0].obs_names[:3], "cell_type"] = np.nan
+
+    axes = sgd.pl.mean_change(*sets, groupby="cell_type", show=False)
+
+    assert [ax.get_title() for ax in axes] == ["T", "B"]
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +204,21 @@ def test_more_methods_than_colours_raise(table):
     many = table.assign(**{f"method_{n}": 1.0 for n in range(6)})
     with pytest.raises(ValueError, match="At most 7 `methods`"):
         sgd.pl.perturbation_scores(many, show=False)
+
+
+def test_given_axes_all_have_the_first_case_on_top(table):
+    _, axs = plt.subplots(1, 2)
+
+    sgd.pl.perturbation_scores(table, metrics=["w2", "de_direction"], axs=axs, show=False)
+
+    assert [ax.get_ylim() for ax in axs] == [(1.5, -0.5)] * 2
+    assert [[label.get_text() for label in ax.get_yticklabels() if label.get_visible()] for ax in axs] == [
+        ["B", "T"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("other", [[1], pd.DataFrame({"metric": ["w2"], "group": ["all"], "floor": [1.0]})])
+def test_other_tables_are_refused(other):
+    with pytest.raises(ValueError, match="`table` must come from `evaluate` with `control`"):
+        sgd.pl.perturbation_scores(other, show=False)

@@ -86,6 +86,22 @@ def up_to_signs(found, expected):
     np.testing.assert_allclose(found, signs * expected, atol=0.02)  # the decomposition is randomised
 
 
+def test_numbers_have_a_scale_instead_of_a_legend_of_every_number():
+    path = make_path()
+    path.obs["age"] = np.tile(np.linspace(10, 80, N_CELLS), len(TIMES))
+
+    axes = sgd.pl.sampling_path(path, reference=make_reference(), color="age", n_panels=2, show=False)
+    film = sgd.pl.animate_sampling_path(path, color="age", seconds=0.1)
+
+    assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["real cells"]
+    bar = axes[0].figure.axes[2]
+    assert bar.get_xlabel() == "age"
+    np.testing.assert_allclose(bar.get_xlim(), (10, 80))
+    assert len(np.unique(axes[0].collections[-1].get_facecolors(), axis=0)) == N_CELLS
+    assert film._fig.axes[1].get_xlabel() == "age"
+    film._draw_was_started = True  # it is not meant to be shown
+
+
 # --- still ------------------------------------------------------------------------------------------------------------
 
 

@@ -127,6 +127,12 @@ def test_metrics_and_groups_come_in_the_requested_order():
     assert tick_names(ax.yaxis) == ["recall ↑", "w2 ↓"]
 
 
+def test_one_metric_may_be_named_without_a_list():
+    ax = sgd.pl.scores(make_table(), metrics="w2", show=False)
+
+    assert tick_names(ax.yaxis) == ["w2 ↓"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -281,6 +287,23 @@ def test_lines_of_a_hue_have_colours_of_their_own():
     assert len({to_rgb(line.get_color()) for line in ax.lines}) == 3
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["euler", "heun", "floor: real\nagainst real cells"]
+
+
+def test_rows_without_a_hue_have_a_line_too():
+    table = pd.concat([make_curve().assign(sampler=name) for name in ("heun", None)])
+
+    ax = sgd.pl.quality_curve(table, x="guidance_scale", hue="sampler", show=False)[0]
+
+    assert [text.get_text() for text in ax.get_legend().get_texts()][:2] == ["heun", "no label"]
+
+
+def test_numbers_along_a_short_logarithmic_axis_differ():
+    history = {"prior_loss_train": pd.DataFrame({"loss": np.linspace(1.9, 1.1, 30)})}
+
+    (ax,) = sgd.pl.training_history(history, log=True, show=False)
+
+    written = tick_names(ax.yaxis)
+    assert len(set(written)) == len(written)
 
 
 def test_steps_have_a_logarithmic_axis():

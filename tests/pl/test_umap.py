@@ -135,6 +135,42 @@ def test_genes_and_numbers_are_coloured_on_one_scale(first_components):
     assert drawn_points(of_number[0])[1].max(axis=0)[0] < 0.3  # viridis begins dark: the real ones are the smaller
 
 
+def test_missing_numbers_are_grey_and_a_column_of_them_is_refused(first_components):
+    real, synthetic = make_cells(), make_cells(seed=1)
+    synthetic.obs["age"] = synthetic.obs["age"].astype("Int64")
+    synthetic.obs.loc[synthetic.obs_names[:10], "age"] = pd.NA
+
+    axes = sgd.pl.umap(real, synthetic, color="age", show=False)
+
+    assert (drawn_points(axes[1])[1] == to_rgb("lightgray")).all(axis=1).sum() == 10
+    assert legend_texts(axes[2]) == ["age", "no number", "both", "real", "synthetic"]
+    real.obs["age"] = synthetic.obs["age"] = np.nan
+    with pytest.raises(ValueError, match="`color` 'age' has no number"):
+        sgd.pl.umap(real, synthetic, color="age", show=False)
+
+
+def test_many_labels_widen_the_figure_and_not_the_figure_of_the_user(first_components):
+    cells = make_cells(120), make_cells(120, seed=1)
+    for adata in cells:
+        adata.obs["many"] = [f"memory T cell {number % 60}" for number in range(120)]
+    _, axs = plt.subplots(1, 3, figsize=(9, 3))
+
+    axes = [sgd.pl.umap(*cells, color=color, show=False) for color in ("cell_type", "many")]
+    given = sgd.pl.umap(*cells, color="many", axs=axs, show=False)
+
+    for figure in (axes[0][0].figure, axes[1][0].figure):
+        figure.draw_without_rendering()
+    few, many = (ax[0].get_window_extent() for ax in axes)
+    assert many.width > 0.9 * few.width
+    assert many.height > 0.9 * few.height
+    assert tuple(given[0].figure.get_size_inches()) == (9, 3)
+
+
+def test_three_cells_are_too_few_for_a_umap():
+    with pytest.raises(ValueError, match="needs at least 4 cells to be fitted to, but found 3"):
+        sgd.pl.umap(make_cells(3), make_cells(seed=1), show=False)
+
+
 def test_a_part_of_the_cells_is_drawn_and_the_same_for_a_seed(first_components):
     cells = make_cells(60), make_cells(45, seed=1)
 
@@ -260,6 +296,8 @@ def test_errors_say_what_is_wrong(options, error, message):
 
 
 def test_cells_that_cannot_be_compared_are_refused():
+    with pytest.raises(TypeError, match="`palette` must map labels to colours, or list colours, but found 'tab20'"):
+        sgd.pl.umap(make_cells(), make_cells(seed=1), color="cell_type", palette="tab20")
     with pytest.raises(TypeError, match="`synthetic` must be an AnnData, but found ndarray"):
         sgd.pl.umap(make_cells(), make_cells().X)
     with pytest.raises(ValueError, match="`synthetic` lacks 2 of the 20 genes"):

@@ -132,6 +132,33 @@ def test_a_palette_and_axes_can_be_given():
     assert [to_rgb(line.get_color()) for line in axes[0].lines] == [(0, 0, 1), (1, 0, 0)]
 
 
+def test_many_groups_and_layers_leave_the_panels_their_room():
+    table = make_statistics()
+    tables = [table[table["group"] == "T"].assign(group=f"memory T cell {number}") for number in range(45)]
+    layers = [table.assign(layer=table["layer"] + 2 * number) for number in range(3)]
+
+    (few, *_), (many, *_) = (
+        sgd.pl.layer_statistics(data, "sparsity", show=False) for data in (table, pd.concat(tables))
+    )
+    wrapped = sgd.pl.layer_statistics(pd.concat(layers), "sparsity", show=False)
+
+    boxes = []
+    for ax in (few, many):
+        ax.figure.draw_without_rendering()
+        boxes.append(ax.get_window_extent())
+    assert boxes[1].height > 0.9 * boxes[0].height
+    assert boxes[1].width > 0.9 * boxes[0].width
+    assert [bool(ax.get_ylabel()) for ax in wrapped] == [True, False, False, False, True, False]
+
+
+def test_a_group_of_numbers_may_be_given_as_a_number():
+    table = make_attention().rename(index={"T": "10"}, level="group").sort_index()
+
+    ax = sgd.pl.patch_attention(table, "L0H1", group=10, show=False)
+
+    assert ax.get_title() == "L0H1, 10"
+
+
 def test_loadings_show_the_top_genes_of_every_head_once():
     ax = sgd.pl.head_loadings(make_loadings(), n_genes=2, heads=["L0H0", "L0H1"], show=False)
 
@@ -202,6 +229,12 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
         (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", layers=[2]), "`layers` .*2"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", groups=["NK"]), "`groups` .*'NK'"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", head="L9H9"), "`head` .*'L9H9'"),
+        (
+            lambda: sgd.pl.layer_statistics(
+                make_statistics().query("head == 'all' or statistic != 'sparsity'"), "sparsity", head="L0H0"
+            ),
+            "`statistics` of `head='L0H0'` has the unknown value 'sparsity'",
+        ),
         (
             lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", palette={"T": "red"}),
             "`palette` .*'B/plasma'",

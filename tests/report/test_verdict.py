@@ -315,6 +315,12 @@ def test_data_without_structure_between_genes_is_not_judged_by_it():
     assert "gene-gene structure" not in {finding.topic for finding in verdict(without).findings}
 
 
+def test_structure_is_judged_also_where_nothing_was_shuffled():
+    low = table(within_label_correlation=0.1)
+    low.loc[low["metric"] == "within_label_correlation", "shuffled"] = np.nan
+    assert level_of(verdict(low), "gene-gene structure") == "warning"
+
+
 def test_missing_measurements_are_left_out_and_reported():
     rows = table()
     part = verdict(rows[rows["metric"].isin(["w2", "precision"])])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from html import escape
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import matplotlib.image
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ from scipy import sparse
 
 import scgen_diffusion as sgd
 from scgen_diffusion.report._write import draw
+from scgen_diffusion.report._write import written as in_words
 
 pytestmark = pytest.mark.usefixtures("without_umap")
 
@@ -186,13 +188,32 @@ def test_cells_of_one_label_get_a_report_without_marker_genes(tmp_path):
     assert "marker genes, because there are no two labels" in path.read_text(encoding="utf-8")
 
 
+def test_labels_have_the_order_of_their_categories_and_own_metrics_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({"Labels": []}, []))
+    real, synthetic = cells(1), cells(2)
+    for adata in (real, synthetic):
+        adata.obs["cluster"] = np.resize([9, 10, 100], adata.n_obs)
+    own = TABLE[:1].assign(metric="my_metric")
+    path = sgd.report.write(
+        real, synthetic, tmp_path / "own.html", groupby="cluster", table=pd.concat([TABLE[:1], own])
+    )
+    page = path.read_text(encoding="utf-8")
+    assert re.findall(r"<tr><td>(\d+)</td>", page) == ["9", "10", "100"]
+    assert "my_metric" in Parsed(page).text
+
+
+def test_figures_are_written_without_exponents():
+    assert [in_words(figure) for figure in (999.6, 999.4, 1234567, 0.12345)] == ["1,000", "999", "1,234,567", "0.123"]
+
+
 def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
     monkeypatch.setattr("scgen_diffusion.report._write.MOST_LABELS", 2)
-    drawn = {}
+    drawn, colored = {}, {}
 
     def note(name):
-        def picture(*arguments, **_):
+        def picture(*arguments, **options):
             drawn[name] = arguments
+            colored[name] = options.get("color")
             return plt.figure().add_subplot()
 
         return picture
@@ -201,12 +222,15 @@ def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
         monkeypatch.setattr(f"scgen_diffusion.pl.{name}", note(name))
     real, synthetic = cells(1)[4:, :2].copy(), cells(2)[:, :2].copy()
     table = pd.concat([TABLE, *(TABLE[1:].assign(group=group) for group in ("T <helper>", "naïve"))])
-    pictures, skipped = draw(real, synthetic, table, label="cell_type", layer=None, model=None)
+    model = SimpleNamespace(history={})
+    pictures, skipped = draw(real, synthetic, table, label="cell_type", layer=None, model=model)
     frequent = set(real.obs["cell_type"].value_counts().index[:2])
     assert set(drawn["scores"][0]["group"]) == {"all", *frequent}
     assert all(set(adata.obs["cell_type"]) == frequent for adata in drawn["marker_dotplot"])
     assert all("Only the 2 labels with most real cells are drawn" in each["caption"] for each in pictures["Labels"])
+    assert colored["umap"] is None
     assert "correlations of genes, because there are fewer than three genes" in skipped
+    assert "the losses of training, because `model` has no training history" in skipped
 
 
 @pytest.mark.usefixtures("without_rendering")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -25,13 +26,16 @@ NONE = "none"  # spelling of None, which TOML lacks
 
 def number(value: Any) -> int | float:
     """Read a value as a number, an integer if it is written as one."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    try:
-        return int(value) if str(value).strip().lstrip("+-").isdecimal() else float(value)
-    except (TypeError, ValueError):
+    found = value
+    if not isinstance(value, int | float):
+        try:
+            found = int(value) if str(value).strip().lstrip("+-").isdecimal() else float(value)
+        except (TypeError, ValueError):
+            found = math.nan
+    if isinstance(found, bool) or (isinstance(found, float) and math.isnan(found)):
         msg = f"{value!r} is not a number"
-        raise ValueError(msg) from None
+        raise ValueError(msg)
+    return found
 
 
 def whole_number(value: Any) -> int:

@@ -161,16 +161,20 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     """
     files = given(options, "real", "synthetic", "train")
     _check_output(options, [*_paths(files), *given(options, "table", "model").values()], ".html")
+    if any(path.suffix == MUDATA for path in _paths(files)):
+        msg = "A report is of one modality, in .h5ad or .zarr files; `evaluate` takes .h5mu files."
+        raise click.UsageError(msg)
     package = terminal.libraries()
-    cells = _read(terminal, files, options)
     arguments = given(options, "layer", "title", "max_cells", "seed")
     if labels := options.get("groupby"):
         arguments["groupby"] = labels[0] if len(labels) == 1 else list(labels)
     if "table" in options:
         # labels such as "NA" are text; only what `evaluate` left empty is missing
         arguments["table"] = read_table(options["table"], keep_default_na=False, na_values=[""])
+        package.report.verdict(arguments["table"])  # raises for other tables, before the cells are read
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
+    cells = _read(terminal, files, options)
     terminal.say("Comparing and plotting")
     terminal.result(
         package.report.write(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments)

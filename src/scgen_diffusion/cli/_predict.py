@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._terminal import Terminal
 
 SUPPORTED = "supported"  # the best verdict
+NO_CHANGES = "There are no mean changes: they need the transport, draws, and --strength 1."
 PASSED_ON = (
     "method", "residuals", "strength", "library_size", "counts", "sampler", "n_steps", "batch_size", "seed",
     "shard_size", "rank", "n_ranks", "overwrite",
@@ -87,6 +88,7 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
         may_exist = options.get("overwrite", False) or out.exists()  # then they may be finished, with the same table
         check_place(options["changes"], overwrite=may_exist, suffixes=[".csv"], inputs=inputs)
     model = load_for(terminal, options, paths)
+    _check_transport(model, options)
     terminal.say(f"Reading {list_first(paths, N_NAMED)}")
     cells = _open(model, options)
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
@@ -103,6 +105,19 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
         from scgen_diffusion.data import PROVENANCE_KEY, open_anndata_files
 
         _describe(terminal, open_anndata_files(out)[0].unstructured(PROVENANCE_KEY), options)
+
+
+def _check_transport(model: Any, options: Mapping[str, Any]) -> None:
+    """Raise, before the cells are predicted, for options that need a transport that is not there or not used."""
+    has_transport, method = "transport" in getattr(model, "trained_stages_", ()), options.get("method")
+    if method == "transport" and not has_transport:
+        msg = "--method transport: the model has none; `train --control` makes one. Choose --method inversion."
+        raise click.UsageError(msg)
+    is_transported = has_transport and method != "inversion"
+    if "changes" in options and not (
+        is_transported and not options.get("expected") and options.get("strength", 1) == 1
+    ):
+        raise click.UsageError(NO_CHANGES)
 
 
 def _open(model: Any, options: Mapping[str, Any]) -> Any:
@@ -131,7 +146,8 @@ def _open(model: Any, options: Mapping[str, Any]) -> Any:
             raise click.UsageError(msg)
         return cells
     genes = model.var_.index
-    if len(cells.var_names) > len(genes) and genes.isin(cells.var_names).all():
+    names = cells.var_names
+    if names.is_unique and genes.isin(names).all() and not names.equals(genes):
         cells = cells[:, genes].copy()
     if layer is not None:
         if layer not in cells.layers:
@@ -187,7 +203,7 @@ def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[st
         return
     changes: pd.DataFrame | None = record.get("mean_change")
     if changes is None:
-        msg = "There are no mean changes: they need the transport, draws, and --strength 1. The cells are written."
+        msg = f"{NO_CHANGES} The cells are written."
         raise click.UsageError(msg)
     _write_table(changes, options["changes"], overwrite=options.get("overwrite", False))
     terminal.say("Mean changes:")

@@ -27,6 +27,17 @@ TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "muda
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
 
+SPELLINGS = {  # advice in the messages of Python
+    "set overwrite=True": "give --overwrite",
+    "with `genes='shared'`, or choose some with `genes=[...]`": "with --shared-genes",
+    "set `values='log1p'`": "give --values log1p",
+    "(`values='log1p'`)": "(--values log1p)",
+    "`likelihood='gaussian'`": "--set likelihood=gaussian",
+    "as `layer=...`": "by --layer",
+    "with `layer=...`": "with --layer",
+    "method='inversion'": "--method inversion",
+}
+
 
 class ExitCode(IntEnum):
     """Exit codes of the process."""
@@ -61,7 +72,9 @@ class Stop(click.ClickException):
             return cls(f"{where}{error.strerror.splitlines()[0].rstrip('.')}.{advice}", code)
         if is_check:
             message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-            return cls(message.replace("set overwrite=True", "give --overwrite"), code)
+            for in_python, in_shell in SPELLINGS.items():
+                message = message.replace(in_python, in_shell)
+            return cls(message, code)
         kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
         first = next(iter(str(error).strip().splitlines()), "")
         message = f"{kind}: {first}" if first else kind

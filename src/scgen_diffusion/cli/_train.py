@@ -49,6 +49,12 @@ TRAIN_OPTIONS = (
 )  # fmt: skip
 
 
+PRECISIONS = (  # of Lightning
+    "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true", "32", "bf16", "16", "64",
+    "transformer-engine", "transformer-engine-float16",
+)  # fmt: skip
+
+
 def read_devices(value: Any) -> int | list[int] | str:
     """Read a number of devices, a list of their indices, or a name."""
     written = str(value)
@@ -111,7 +117,7 @@ SECTIONS = {
         option("--devices", "Number of devices, or their indices.", metavar="N|I,J"),
         option("--num-nodes", "Number of machines of a distributed run.", int),
         option("--strategy", "Strategy of Lightning: ddp for several devices.", metavar="NAME"),
-        option("--precision", "Precision: 32-true, bf16-mixed ...", metavar="NAME"),
+        option("--precision", "Precision: 32-true, bf16-mixed ...", click.Choice(PRECISIONS), "NAME"),
         option("--autoencoder", "Training option of the autoencoder (SCLDM), such as learning_rate=1e-3.", SETTING),
         option("--prior", "Training option of the prior (SCLDM).", SETTING),
         option("--recipe", "Training option (SCRDIT, WBDIT).", SETTING),
@@ -156,8 +162,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     checkpoints = None
     if not options.get("no_checkpoints"):
         checkpoints = options.get("checkpoint_dir", out.absolute().with_name(f".{out.name}.checkpoints"))
-        for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
-            (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
 
     package = terminal.libraries()
 
@@ -181,6 +185,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     if "devices" in options:
         arguments["devices"] = read_devices(options["devices"])
     if checkpoints is not None:
+        for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
+            (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
         terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
     model.train(**{"enable_progress_bar": not terminal.quiet, **arguments}, **data, checkpoint_dir=checkpoints)
     callbacks = model.trainer.callbacks

@@ -377,7 +377,7 @@ class WatchedSampler:
         return self.sampler(replace(field, field=watched), x, n_steps=n_steps, generators=generators)
 
 
-def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = None) -> pd.DataFrame:
+def compare_groups(statistics: pd.DataFrame, group1: str | int, group2: str | int | None = None) -> pd.DataFrame:
     r"""Compare two groups of cells, or one group with all others.
 
     Parameters
@@ -405,6 +405,7 @@ def compare_groups(statistics: pd.DataFrame, group1: str, group2: str | None = N
     """
     check_table("statistics", statistics, "layer_statistics or sampling_statistics")
     found = list(statistics["group"].unique())
+    group1, group2 = (group if group is None else str(group) for group in (group1, group2))  # groups are text
     for name, group in (("group1", group1), ("group2", group2)):
         if group not in (*found, None) or (group is None and name == "group1"):
             msg = f"`{name}` is {group!r}, but the groups are {', '.join(map(repr, found))}."

@@ -11,7 +11,16 @@ from matplotlib.colors import to_rgba_array
 from scgen_diffusion._arguments import check_count, known_names
 
 from ._cells import check_is_anndata, label_colors, label_order, labels_of
-from ._figures import explain_colors, finish, limits_around, mixed_scatter, panels
+from ._figures import (
+    end_of_first_row,
+    explain_colors,
+    finish,
+    first_column,
+    ink,
+    limits_around,
+    mixed_scatter,
+    panels,
+)
 
 if TYPE_CHECKING:
     import os
@@ -21,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FAINT = 0.25  # opacity of the cells behind the paths
-LEGEND = 1.8  # its width in inches
 
 
 def cell_paths(
@@ -78,6 +86,8 @@ def cell_paths(
     ------
     KeyError
         If `adata` lacks the coordinates, a column, or cells of the paths.
+    ValueError
+        If names of cells occur twice, or coordinates are not finite.
 
     Examples
     --------
@@ -92,6 +102,10 @@ def cell_paths(
         advice = "sc.pp.neighbors and sc.tl.umap make one." if basis == "X_umap" else ""
         msg = f"`adata.obsm` has no {basis!r}. {known_names(basis, list(adata.obsm))} {advice}".rstrip()
         raise KeyError(msg)
+    points = np.asarray(adata.obsm[basis])[:, :2]
+    if not (adata.obs_names.is_unique and np.isfinite(points).all()):
+        msg = f"`adata` must have unique `obs_names`, and coordinates of every cell in its `obsm[{basis!r}]`."
+        raise ValueError(msg)
     ways = np.column_stack([paths.index.to_numpy(dtype=object), paths.to_numpy(dtype=object)])
     on_way = pd.notna(ways)
     rows = np.full(ways.shape, -1)
@@ -103,7 +117,6 @@ def cell_paths(
             "cells and those of the model."
         )
         raise KeyError(msg)
-    points = np.asarray(adata.obsm[basis])[:, :2]
     labels = labels_of(adata, color, "adata")
     colors = label_colors(adata, color, label_order(adata, color, labels), palette)
     groups = {"": np.arange(len(rows))}
@@ -115,7 +128,7 @@ def cell_paths(
     rng = np.random.default_rng(seed)
     low, high = limits_around(points)
     size = float(np.clip(16_000 / len(points), 2, 18)) if size is None else size
-    axes = panels(len(groups), axs, size=(4.2 + LEGEND / len(groups), 3.8))
+    axes = panels(len(groups), axs, size=(4.2, 3.8))
     for ax, (title, members) in zip(axes, groups.items(), strict=True):
         faint = to_rgba_array([colors[label] for label in labels], alpha=FAINT)
         mixed_scatter(ax, [points], [faint], size=size)
@@ -126,9 +139,10 @@ def cell_paths(
             ax.plot(*xy[:-1].T, color=end, linewidth=0.9, alpha=0.8)
             arrow = {"arrowstyle": "-|>", "color": end, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0, "alpha": 0.8}
             ax.annotate("", xy[-1], xy[-2], arrowprops=arrow)
-        ax.scatter(*points[rows[shown, 0]].T, s=2 * size, c="black", linewidths=0, zorder=3)
+        ax.scatter(*points[rows[shown, 0]].T, s=2 * size, color=ink(), linewidths=0, zorder=3)
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], title=title)
         ax.set_xlabel(f"{basis.removeprefix('X_').upper()} 1")
-    axes[0].set_ylabel(f"{basis.removeprefix('X_').upper()} 2")
-    explain_colors(axes[-1], {color: colors, "": {"followed cells": "black"}})
+    for ax in first_column(axes):
+        ax.set_ylabel(f"{basis.removeprefix('X_').upper()} 2")
+    explain_colors(end_of_first_row(axes), {color: colors, "": {"followed cells": ink()}})
     return finish(axes, show, save)

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.pyplot import get_cmap
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count, is_number, known_names
 from scgen_diffusion.data import obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
@@ -19,7 +23,10 @@ from ._figures import scanpy_colors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 MISSING, MISSING_COLOR = "no label", "lightgray"
+LEAST_OF_LABEL = 50  # cells that subsampling leaves of a label
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,16 @@ class Side:
     expression: Expression
 
 
-def sides_of(real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells: int, seed: int) -> dict[str, Side]:
-    """Return ``real`` and ``synthetic`` cells with the same genes, each subsampled to ``max_cells``.
+def sides_of(
+    real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells: int, seed: int, groupby: str | None = None
+) -> dict[str, Side]:
+    """Return ``real`` and ``synthetic`` cells with the same genes, each subsampled, with ``groupby`` label by label.
 
     The layer is read from the synthetic cells only if they have it: generated cells have their counts in `X`.
     """
     check_count("max_cells", max_cells, least=2)
-    real = subsample(real, "real", max_cells, seed)
-    synthetic = align_genes(subsample(synthetic, "synthetic", max_cells, seed), real.var_names)
+    real = subsample(real, "real", max_cells, seed, groupby)
+    synthetic = align_genes(subsample(synthetic, "synthetic", max_cells, seed, groupby), real.var_names)
     synthetic_layer = layer if layer in synthetic.layers else None
     return {
         "real": Side(real, expression_of(real, layer=layer, name="real")),
@@ -52,16 +61,25 @@ def check_is_anndata(cells: object, name: str) -> None:
         raise TypeError(msg)
 
 
-def subsample(cells: AnnData, name: str, max_cells: int, seed: int) -> AnnData:
-    """Return the cells, or a random subset in their original order."""
+def subsample(cells: AnnData, name: str, max_cells: int, seed: int, groupby: str | None = None) -> AnnData:
+    """Return the cells, or a random subset in their original order; with ``groupby``, the same share of each label.
+
+    A rare label keeps up to 50 cells, so that it is not lost.
+    """
     check_is_anndata(cells, name)
     if cells.n_obs <= max_cells:
         return cells
-    return cells[np.sort(np.random.default_rng(seed).choice(cells.n_obs, max_cells, replace=False))]
+    rng = np.random.default_rng(seed)
+    if groupby is None:
+        return cells[np.sort(rng.choice(cells.n_obs, max_cells, replace=False))]
+    labels = labels_of(cells, groupby, name).to_numpy()
+    of_label = pd.Series(rng.permutation(cells.n_obs)).groupby(labels)
+    wanted = of_label.transform("size") * max_cells / cells.n_obs
+    return cells[np.flatnonzero(of_label.rank() <= np.maximum(wanted, LEAST_OF_LABEL))]
 
 
 def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
-    """Return a column of `obs` as text; missing labels become ``"no label"``.
+    """Return a column of `obs` as text (:func:`as_label`).
 
     Raises
     ------
@@ -73,22 +91,53 @@ def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
     if not isinstance(key, str):
         msg = f"Plots group cells by one column of `obs`, but found {key!r}. Combine several columns into one first."
         raise TypeError(msg)
-    column = obs_column(cells, key, name)
-    return column.astype(object).where(column.notna(), MISSING).astype(str)
+    return obs_column(cells, key, name).astype(object).map(as_label)
+
+
+def as_label(value: object) -> str:
+    """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label"."""
+    if pd.isna(value):
+        return MISSING
+    return str(int(value)) if is_number(value) and float(value).is_integer() else str(value)
 
 
 def categories_of(cells: AnnData, key: str) -> list[str]:
     """Return the categories of a column of `obs` as text; an empty list if it is not categorical."""
     column = cells.obs[key]
-    return list(map(str, column.cat.categories)) if isinstance(column.dtype, pd.CategoricalDtype) else []
+    return list(map(as_label, column.cat.categories)) if isinstance(column.dtype, pd.CategoricalDtype) else []
 
 
 def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
-    """Return the labels that occur, with those of the real cells first, in the order of their categories."""
+    """Return the labels that occur: categories of the real cells in their order, then numbers, then text."""
+
+    def as_sorted(label: str) -> tuple[float, str]:
+        number = pd.to_numeric(label, errors="coerce")
+        return np.inf if np.isnan(number) else number, label
+
     order = categories_of(real, key)
     present = set().union(*map(set, labels))
-    unknown = sorted(present - set(order) - {MISSING})
+    unknown = sorted(present - set(order) - {MISSING}, key=as_sorted)
     return [label for label in [*order, *unknown, MISSING] if label in present]
+
+
+def holds_numbers(column: pd.Series) -> bool:
+    """Return whether a column of `obs` has numbers, which get a scale of colours, rather than labels."""
+    return is_numeric_dtype(column) and not is_bool_dtype(column)
+
+
+def number_scale(numbers: NDArray, color: str) -> ScalarMappable:
+    """Return a scale of colours that holds all numbers; missing ones are grey.
+
+    Raises
+    ------
+    ValueError
+        If all are missing.
+    """
+    if np.isnan(numbers).all():
+        msg = f"`color` {color!r} has no number; all are missing."
+        raise ValueError(msg)
+    norm = Normalize(np.nanmin(numbers), np.nanmax(numbers))
+    return ScalarMappable(norm, get_cmap("viridis").with_extremes(bad=MISSING_COLOR))
 
 
 def label_colors(
@@ -100,7 +149,12 @@ def label_colors(
     ------
     ValueError
         If the palette lacks a label or has too few colours.
+    TypeError
+        If it is text.
     """
+    if isinstance(palette, str):
+        msg = f"`palette` must map labels to colours, or list colours, but found {palette!r}."
+        raise TypeError(msg)
     named = [label for label in labels if label != MISSING]
     if isinstance(palette, Mapping):
         colors = dict(palette)

@@ -9,6 +9,7 @@ from matplotlib.colors import Normalize
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from scgen_diffusion._arguments import check_count
 from scgen_diffusion.metrics import correlation, cross_modality_correlation, gene_correlations, gene_statistics
 
 from ._cells import labels_of, sides_of
@@ -85,12 +86,13 @@ def gene_correlation(
     --------
     scgen_diffusion.metrics.gene_correlation_similarity : The similarity in the title.
     """
+    check_count("n_genes", n_genes)
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
     if genes is None:
         variances = gene_statistics(sides["real"].expression)["variance"].to_numpy()
         places = np.argsort(-variances, kind="stable")[:n_genes]
     else:
-        places = real.var_names.get_indexer(choose("genes", genes, real.var_names))
+        places = real.var_names.get_indexer(list(dict.fromkeys(choose("genes", genes, real.var_names))))
     if len(places) < 3:
         msg = f"Correlations need at least 3 genes, but found {len(places)}."
         raise ValueError(msg)
@@ -190,7 +192,7 @@ def modality_correlation(
         )
         raise ValueError(msg)
     table = found.pairs.sort_values("real", ignore_index=True)
-    ax = one_axis(ax, size=(4.6, 1.3 + 0.24 * len(table)))
+    ax = one_axis(ax, size=(3.7, 1.3 + 0.24 * len(table)))
     rows = np.arange(len(table))
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.hlines(rows, table["real"], table["synthetic"], color="0.75", linewidth=1, zorder=1)
@@ -206,7 +208,8 @@ def modality_correlation(
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.tick_params(axis="y", length=0)
     first, second = modalities or real.mod
-    ax.set_xlabel(f"correlation of {first} and {second}" + ("" if groupby is None else f"\nwithin {groupby}"))
+    keys = [groupby] if isinstance(groupby, str) else groupby or []
+    ax.set_xlabel(f"correlation of {first} and {second}" + (f"\nwithin {', '.join(keys)}" if keys else ""))
     figures = found.summary.loc["cross_correlation_similarity"]
     title = f"all features: similarity {figures['value']:.2f}\n(real against real cells: {figures['floor']:.2f})"
     ax.set_title(title, fontsize="medium")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import scanpy as sc
-from matplotlib.colors import to_rgba_array
+from matplotlib.colors import to_rgba, to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -30,14 +30,18 @@ COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 SIGNS = {"lower": "↓", "higher": "↑", "floor": "="}
 FLOOR_LABEL = "floor: real\nagainst real cells"
+OURS = "scgen_diffusion"  # marks figures that were made here, which may be widened and closed
 N_COLUMNS = 4
 SPAN_OF_LOG = 8  # numbers that span a larger factor get a logarithmic axis
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
 MOST_VECTORS = 2_000  # with more points, a vector graphic would be too large
+ROWS_PER_INCH = 7  # of a legend, beside an axis that has no room for title and labels yet
 
 
-def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float], sharey: bool = True) -> list[Axes]:
-    """Return the given axes, or new ones: in one row with a common y axis, or in rows of four with separate y axes.
+def panels(
+    n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float], sharey: bool = True, n_columns: int = N_COLUMNS
+) -> list[Axes]:
+    """Return the given axes, or new ones in rows, with a common y axis or separate ones.
 
     Raises
     ------
@@ -49,9 +53,10 @@ def panels(n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float], sha
             msg = f"`axs` must hold one axis per panel, {n}, but found {len(axs)}."
             raise ValueError(msg)
         return list(axs)
-    n_columns, n_rows = (n, 1) if sharey else (min(n, N_COLUMNS), -(-n // N_COLUMNS))
+    n_columns, n_rows = min(n, n_columns), -(-n // n_columns)
     figsize = (n_columns * size[0], n_rows * size[1])
-    _, grid = plt.subplots(n_rows, n_columns, figsize=figsize, sharey=sharey, squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(n_rows, n_columns, figsize=figsize, sharey=sharey, squeeze=False, layout="constrained")
+    figure.set_gid(OURS)
     for ax in grid.flat[n:]:
         ax.remove()
     return list(grid.flat[:n])
@@ -62,19 +67,36 @@ def one_axis(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
     return panels(1, None, size=size)[0] if ax is None else ax
 
 
+def first_column(axes: Sequence[Axes]) -> list[Axes]:
+    """Return the axes on the left, which name the y axis of their rows."""
+    places = [ax.get_position().x0 for ax in axes]
+    return [ax for ax, place in zip(axes, places, strict=True) if np.isclose(place, min(places))]
+
+
+def end_of_first_row(axes: Sequence[Axes]) -> Axes:
+    """Return the last axis on top, which has room for a legend beside it."""
+    places = [ax.get_position().y1 for ax in axes]
+    return [ax for ax, place in zip(axes, places, strict=True) if np.isclose(place, max(places))][-1]
+
+
 def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[str] | None) -> Axes | list[Axes] | None:
-    """Save and show the figure if requested, and return the axes if it is not shown."""
-    first = axes[0] if isinstance(axes, list) else axes
+    """Save and show the figure if requested, and return the axes if it is not shown.
+
+    Like scanpy's, a figure that was saved and shown is closed, unless the axes were given.
+    """
+    figure = (axes[0] if isinstance(axes, list) else axes).figure.figure  # also of the axes of a subfigure
     if save is not None:
-        first.figure.savefig(save, bbox_inches="tight", dpi=150)
+        figure.savefig(save, bbox_inches="tight", dpi=150)
     if sc.settings.autoshow if show is None else show:
         plt.show()
+        if save is not None and figure.get_gid() == OURS:
+            plt.close(figure)
         return None
     return axes
 
 
-def choose(name: str, wanted: Sequence | None, known: Iterable) -> list:
-    """Return the requested values, or all known ones if None.
+def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
+    """Return the requested values, or all known ones if None; text is one value.
 
     Raises
     ------
@@ -82,11 +104,14 @@ def choose(name: str, wanted: Sequence | None, known: Iterable) -> list:
         If a value is not known.
     """
     known = list(known)
-    for value in () if wanted is None else wanted:
+    if wanted is None:
+        return known
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    for value in wanted:
         if value not in known:
             msg = f"`{name}` has the unknown value {value!r}. {known_names(value, known)}"
             raise ValueError(msg)
-    return known if wanted is None else list(wanted)
+    return wanted
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
@@ -106,7 +131,7 @@ def plain_numbers(axis: Axis) -> None:
     """Write 500 rather than a power of ten along a logarithmic axis."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_FOR_ONE_TWO_FIVE * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -139,6 +164,14 @@ def mixed_scatter(
 # --- colours and legends ----------------------------------------------------------------------------------------------
 
 
+def ink(share: float = 1.0) -> tuple[float, ...]:
+    """Return the theme's colour of text, mixed with that of its background: black, greys and white, or the reverse."""
+    text, ground = (np.array(to_rgba(plt.rcParams[name])) for name in ("text.color", "axes.facecolor"))
+    if ground[3] == 0:  # transparent: it lies on the opposite of the text
+        ground = 1 - text
+    return tuple(share * text[:3] + (1 - share) * ground[:3])
+
+
 def scanpy_colors(names: Sequence[str]) -> dict[str, str]:
     """Give names the colours that scanpy would choose for that many categories."""
     colors = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
@@ -146,9 +179,14 @@ def scanpy_colors(names: Sequence[str]) -> dict[str, str]:
 
 
 def legend_beside(ax: Axes, handles: Sequence[Artist], **look: object) -> None:
-    """Put a legend to the right of the axis."""
-    place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-    ax.legend(handles=handles, frameon=False, fontsize="small", **place, **look)
+    """Put a legend to the right of the axis, in columns as high as the axis, and widen the figure by it if ours."""
+    inches = ax.get_window_extent().height / ax.figure.dpi
+    n_columns = -(-len(handles) // max(int(ROWS_PER_INCH * inches), 3))
+    place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "ncol": n_columns}
+    legend = ax.legend(handles=handles, frameon=False, fontsize="small", **place, **look)
+    if (figure := ax.figure.figure).get_gid() == OURS:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width + legend.get_window_extent().width / figure.dpi, height)
 
 
 def explain_colors(ax: Axes, sections: Mapping[str, Mapping[str, str]]) -> None:
@@ -158,7 +196,7 @@ def explain_colors(ax: Axes, sections: Mapping[str, Mapping[str, str]]) -> None:
         gap = ["", heading] if handles else [heading]
         handles += [Line2D([], [], linestyle="", label=text) for text in gap] if heading else []
         handles += [Line2D([], [], linestyle="", marker="o", color=color, label=name) for name, color in colors.items()]
-    legend_beside(ax, handles, ncol=-(-len(handles) // 22), handletextpad=0.2, borderaxespad=0)
+    legend_beside(ax, handles, handletextpad=0.2, borderaxespad=0)
     headings = set(sections) - {""}
     for text in ax.get_legend().get_texts():
         if text.get_text() in headings:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.colors import Normalize
 
+from scgen_diffusion._arguments import check_count
 from scgen_diffusion.metrics import gene_statistics, marker_genes
 
 from ._cells import MISSING, label_order, labels_of, sides_of
@@ -16,6 +18,7 @@ from ._figures import (
     choose,
     explain_colors,
     finish,
+    ink,
     mixed_scatter,
     one_axis,
     panels,
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -66,7 +68,8 @@ def library_size(
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
-        Larger sets are subsampled at random to this many cells.
+        Larger sets are subsampled at random to this many cells; with `groupby`, each label keeps at least 50 of its
+        cells.
     seed
         Seed of the subsampling.
     ax
@@ -92,7 +95,7 @@ def library_size(
     --------
     scgen_diffusion.metrics.library_size_ks : The difference as a number.
     """
-    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
     sizes = {name: side.expression.library_sizes for name, side in sides.items()}
     names = {}
     for name, values in sizes.items():
@@ -107,15 +110,16 @@ def library_size(
             raise ValueError(msg)
         n_empty = int((values == 0).sum())
         empty = f"\n{n_empty:,} without counts" if n_empty else ""
-        names[f"{name}\n(median {np.median(values):,.0f}){empty}"] = SOURCES[name]
+        median = f"\n(median {np.median(values[values > 0]):,.0f})" if groupby is None else ""
+        names[f"{name}{median}{empty}"] = SOURCES[name]
     if groupby is None:
-        ax = one_axis(ax, size=(4.6, 3.6))
+        ax = one_axis(ax, size=(3.6, 3.6))
         draw_histograms(ax, {name: values[values > 0] for name, values in sizes.items()})
         ax.set(ylabel="share of cells", title="Library size, medians as lines")
     else:
         labels = {name: labels_of(side.cells, groupby, name).to_numpy() for name, side in sides.items()}
         order = label_order(real, groupby, *labels.values())
-        ax = one_axis(ax, size=(7.4, 1.2 + 0.36 * len(order)))
+        ax = one_axis(ax, size=(6.4 + long_names(order), 1.2 + 0.36 * len(order)))
         for shift, (name, values) in zip((-0.19, 0.19), sizes.items(), strict=True):
             groups = [values[(labels[name] == label) & (values > 0)] for label in order]
             draw_boxes(ax, groups, shift, SOURCES[name])
@@ -146,10 +150,10 @@ def draw_boxes(ax: Axes, groups: Sequence[NDArray], shift: float, color: str) ->
     """Draw a box for every group that has cells."""
     places = [place + shift for place, group in enumerate(groups) if len(group)]
     shares = np.array([np.quantile(group, QUANTILES) for group in groups if len(group)]).reshape(-1, 5).T
-    ax.hlines(places, shares[0], shares[4], color="black", linewidth=0.8, zorder=1)
-    box = {"height": 0.34, "facecolor": color, "edgecolor": "black", "linewidth": 0.8}
+    ax.hlines(places, shares[0], shares[4], color=ink(), linewidth=0.8, zorder=1)
+    box = {"height": 0.34, "facecolor": color, "edgecolor": ink(), "linewidth": 0.8}
     ax.barh(places, shares[3] - shares[1], left=shares[1], zorder=2, **box)
-    ax.vlines(shares[2], np.subtract(places, 0.19), np.add(places, 0.19), color="black", linewidth=2.2, zorder=3)
+    ax.vlines(shares[2], np.subtract(places, 0.19), np.add(places, 0.19), color=ink(), linewidth=2.2, zorder=3)
 
 
 def mean_variance(
@@ -199,13 +203,13 @@ def mean_variance(
     scgen_diffusion.metrics.mean_variance_error : The difference as a number.
     """
     tables = tables_of(real, synthetic, layer, max_cells, seed)
-    ax = one_axis(ax, size=(4.4, 3.8))
+    ax = one_axis(ax, size=(3.4, 3.8))
     drawn = draw_genes(ax, tables, "variance", size)
     for (name, table), width in zip(
         drawn.items(), (4.5, 1.8), strict=True
     ):  # the first line stays visible under the second
         medians = medians_along_mean(table)
-        ax.plot(*medians, color="white", linewidth=width + 1.5)
+        ax.plot(*medians, color=ink(0), linewidth=width + 1.5)
         ax.plot(*medians, color=SOURCES[name], linewidth=width)
     ax.set(yscale="log", ylabel=VARIANCE, title="Mean and variance of genes")
     plain_numbers(ax.yaxis)
@@ -260,8 +264,8 @@ def zero_fraction(
     tables = tables_of(real, synthetic, layer, max_cells, seed)
     axes = panels(2, axs, size=(3.8, 3.8))
     zeros = np.column_stack([table["zero_fraction"] for table in tables.values()])
-    axes[0].axline((0, 0), (1, 1), color="black", linewidth=0.8, linestyle="--", zorder=3)
-    mixed_scatter(axes[0], [zeros], ["0.25"], size=size or point_size(len(zeros)), alpha=0.5)
+    axes[0].axline((0, 0), (1, 1), color=ink(), linewidth=0.8, linestyle="--", zorder=3)
+    mixed_scatter(axes[0], [zeros], [ink(0.75)], size=size or point_size(len(zeros)), alpha=0.5)
     margin = (-0.03, 1.03)
     axes[0].set(xlim=margin, ylim=margin, title="Zeros of genes")
     axes[0].set(xlabel="share of zeros in real cells", ylabel="share of zeros in synthetic cells")
@@ -346,7 +350,7 @@ def marker_dotplot(
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
-        Larger sets are subsampled at random to this many cells.
+        Larger sets are subsampled at random to this many cells; each label keeps at least 50 of its cells.
     seed
         Seed of the subsampling.
     ax
@@ -372,18 +376,26 @@ def marker_dotplot(
     --------
     scgen_diffusion.metrics.marker_agreement : The agreement in numbers.
     """
-    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    check_count("n_genes", n_genes)
+    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
     order = label_order(real, groupby, *labels.values())
     if genes is None:
         is_labelled = (labels["real"] != MISSING).to_numpy()
-        table = marker_genes(sides["real"].cells[is_labelled], groupby, n_genes=n_genes, layer=layer)
+        known = labels["real"][is_labelled].to_numpy()
+        values = AnnData(  # in memory, and with labels as they are drawn
+            sides["real"].expression.values[is_labelled],
+            obs=pd.DataFrame({groupby: known}, index=np.arange(len(known)).astype(str)),
+            var=pd.DataFrame(index=real.var_names),
+            uns={"log1p": {}},
+        )
+        table = marker_genes(values, groupby, n_genes=n_genes)
         of_label = {label: list(rows) for label, rows in table.groupby("label")["gene"]}
         genes = list(dict.fromkeys(gene for label in order for gene in of_label.get(label, [])))
         if not genes:
             msg = f"There are no marker genes of {groupby!r}: two labels with at least two cells each are needed."
             raise ValueError(msg)
-    genes = choose("genes", genes, real.var_names)
+    genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
     means, shares = {}, {}  # labels in rows, genes in columns
     for name, side in sides.items():
         places = side.cells.var_names.get_indexer(genes)
@@ -391,9 +403,10 @@ def marker_dotplot(
         groups = labels[name].to_numpy()
         means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()
 
-    ax = one_axis(ax, size=(5.2 + 0.24 * len(genes), max(1.3 + 0.44 * len(order), 3.0)))  # room for the legend
+    width = 5.2 + 0.24 * len(genes) + long_names(order)  # with room for the legend
+    ax = one_axis(ax, size=(width, max(1.3 + 0.44 * len(order), 3.0)))
     for place in range(0, len(order), 2):
-        ax.axhspan(place - 0.5, place + 0.5, color="0.95", zorder=0, linewidth=0)
+        ax.axhspan(place - 0.5, place + 0.5, color=ink(0.05), zorder=0, linewidth=0)
     norm = Normalize(0, max(table.max(axis=None) for table in means.values()) or 1)
     look = {"cmap": "Reds", "norm": norm, "edgecolors": "0.4", "linewidths": 0.4}
     options = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 7}
@@ -414,6 +427,11 @@ def marker_dotplot(
     without_frame(ax)
     explain_dots(ax, image)
     return finish(ax, show, save)
+
+
+def long_names(names: Sequence[str]) -> float:
+    """Return the inches by which the names beside an axis are longer than usual."""
+    return 0.085 * max(0, max(map(len, names)) - 20)
 
 
 def explain_dots(ax: Axes, image: object) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.metrics import correlation, gene_changes
 
-from ._cells import check_is_anndata, labels_of
+from ._cells import MISSING, check_is_anndata, label_order, labels_of
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
@@ -20,7 +21,10 @@ from ._figures import (
     SIGNS,
     SOURCES,
     choose,
+    end_of_first_row,
     finish,
+    first_column,
+    ink,
     legend_beside,
     panels,
     without_frame,
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -42,7 +45,7 @@ LINE_HEIGHT = 0.062  # between names, as a share of the range
 
 #: Columns of the table of scores that are not methods.
 NOT_METHODS = ("metric", "perturbation", "group", "floor", "better")
-GREYS = {"no_change": "0.15", "mean_shift": "0.45", "additive": "0.7"}  # for the baselines
+GREYS = {"no_change": 0.85, "mean_shift": 0.55, "additive": 0.3}  # for the baselines, as shares of ink
 METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
 SPREAD = 0.7  # share of a row's height over which its methods are spread
 
@@ -76,7 +79,7 @@ def mean_change(
         Column of `obs`, such as the cell type: one panel per group, against the group's control cells. Default: one
         panel of all cells.
     groups
-        Groups to show. Default: all groups of `real`.
+        Groups to show. Default: all groups of `real`, without the cells that have no label.
     n_top
         Number of top genes.
     n_names
@@ -112,8 +115,10 @@ def mean_change(
         check_is_anndata(cells, name)
     sets_of_panels = {"": sets}
     if groupby is not None:
-        labels = {name: labels_of(cells, groupby, name).to_numpy() for name, cells in sets.items()}
-        groups = choose("groups", groups, sorted(set(labels["real"])))
+        labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
+        known = label_order(real, groupby, labels["real"][labels["real"] != MISSING])
+        groups = choose("groups", groups, known)
+        labels = {name: found.to_numpy() for name, found in labels.items()}
         for name, found in labels.items():
             if missing := [group for group in groups if group not in found]:
                 msg = (
@@ -131,9 +136,9 @@ def mean_change(
 def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> None:
     """Draw the genes of one group, the top ones above all others, with their names on the side with more room."""
     top = table.iloc[:n_top]
-    ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-    ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
-    ax.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--", zorder=1)
+    ax.axhline(0, color=ink(0.15), linewidth=0.8, zorder=0)
+    ax.axvline(0, color=ink(0.15), linewidth=0.8, zorder=0)
+    ax.axline((0, 0), slope=1, color=ink(), linewidth=0.8, linestyle="--", zorder=1)
     look = {"linewidths": 0, "rasterized": len(table) > MOST_VECTORS}
     ax.scatter(table["real"], table["predicted"], s=5, color=SOURCES["real"], alpha=0.4, **look)
     ax.scatter(top["real"], top["predicted"], s=12, color=TOP_COLOR, linewidths=0)
@@ -146,9 +151,11 @@ def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> Non
     ax.set_xlim(low[0] - room["left"] * spread[0], high[0] + room["right"] * spread[0])
     ax.set_ylim(low[1] - MARGIN * spread[1], high[1] + 3 * MARGIN * spread[1])
 
+    background = {"facecolor": ink(0), "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     bottom, ceiling = ax.get_ylim()
     named = top.iloc[:n_names].sort_values("predicted")
-    heights = spread_out(named["predicted"].to_numpy(), LINE_HEIGHT * (ceiling - bottom), bottom, ceiling)
+    gap = min(LINE_HEIGHT, 1 / max(len(named), 1)) * (ceiling - bottom)
+    heights = spread_out(named["predicted"].to_numpy(), gap, bottom, ceiling)
     for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
         ax.annotate(
             name,
@@ -157,12 +164,13 @@ def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> Non
             ha=side,
             va="center",
             fontsize=7,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            bbox=background,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
         )
     of_all, of_top = (correlation(part["real"].to_numpy(), part["predicted"].to_numpy()) for part in (table, top))
     text = f"r = {of_all:.2f} (all genes)\nr = {of_top:.2f} (top {len(top)})"
-    ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize="small")
+    x, ha = (0.03, "left") if side == "right" else (0.97, "right")  # away from the names
+    ax.text(x, 0.97, text, transform=ax.transAxes, ha=ha, va="top", fontsize="small", bbox=background)
     ax.set(xlabel="real mean change", ylabel="predicted mean change")
     without_frame(ax)
 
@@ -220,7 +228,7 @@ def perturbation_scores(
     Raises
     ------
     ValueError
-        If a metric, case or method is unknown, or there are more methods than colours.
+        If a metric, case or method is unknown, there are more methods than colours, or the table is another one.
 
     Examples
     --------
@@ -229,6 +237,9 @@ def perturbation_scores(
     >>> table = pd.DataFrame([{**row, "value": 8.5, "floor": 8.0, "no_change": 13.8}])
     >>> axes = scgd.pl.perturbation_scores(table, show=False)
     """
+    if not isinstance(table, pd.DataFrame) or not set(NOT_METHODS) <= set(table):
+        msg = f"`table` must come from `evaluate` with `control`, with the columns {list(NOT_METHODS)}."
+        raise ValueError(msg)
     known = list(table["metric"].unique())
     metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics
     metrics = choose("metrics", metrics, known)
@@ -243,17 +254,18 @@ def perturbation_scores(
             f"{own}."
         )
         raise ValueError(msg)
-    colors = dict(zip(own, COLORS, strict=False)) | GREYS
+    colors = dict(zip(own, COLORS, strict=False)) | {name: ink(share) for name, share in GREYS.items()}
     styles = {column: (colors[column], marker) for column, marker in zip(names, MARKERS, strict=False)}
     offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * SPREAD / max(len(names), 2)
     axes = panels(len(metrics), axs, size=(2.7, 1.3 + 0.42 * len(cases)))
+    named = first_column(axes)
     for ax, metric in zip(axes, metrics, strict=True):
         is_metric = table["metric"] == metric
         for place, case in enumerate(cases):
             rows = table[is_metric & (labels == case)]
             if place % 2:
-                ax.axhspan(place - 0.5, place + 0.5, color="0.96", zorder=0)
-            ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color="black", linewidth=1.2)
+                ax.axhspan(place - 0.5, place + 0.5, color=ink(0.04), linewidth=0, zorder=0)
+            ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
             for offset, (column, (color, marker)) in zip(offsets, styles.items(), strict=True):
                 values = rows[column].dropna()
                 if len(values) > 1:
@@ -261,18 +273,18 @@ def perturbation_scores(
                 if len(values):
                     ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
         ax.set_title(f"{metric} {SIGNS[table['better'][is_metric].iloc[0]]}", fontsize="small")
-        ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x", color="0.9", linewidth=0.6)
+        ax.set_yticks(range(len(cases)), cases)
+        ax.set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top
+        ax.tick_params(axis="y", length=0, labelleft=ax in named)
+        ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right", "left"]].set_visible(False)
-    axes[0].set_yticks(range(len(cases)), cases)
-    axes[0].set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top
     handles = [
         Line2D([], [], linestyle="", color=color, marker=marker, markersize=5.5, label=names[column])
         for column, (color, marker) in styles.items()
     ]
-    stroke = {"linestyle": "", "marker": "|", "markersize": 12, "markeredgewidth": 1.2, "color": "black"}
-    legend_beside(axes[-1], [*handles, Line2D([], [], label=FLOOR_LABEL, **stroke)])
+    floor = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=FLOOR_LABEL)
+    legend_beside(end_of_first_row(axes), [*handles, floor])
     return finish(axes, show, save)
 
 
@@ -286,7 +298,7 @@ def method_names(table: pd.DataFrame, methods: Sequence[str] | Mapping[str, str]
     """
     known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind == "f"]
     filled = [column for column in known if table[column].notna().any()]
-    columns = filled if methods is None else choose("methods", list(methods), known)
+    columns = filled if methods is None else choose("methods", methods, known)
     names = methods if isinstance(methods, Mapping) else {"value": "predicted"}
     columns = sorted(columns, key=lambda column: column in GREYS)  # keeps the order otherwise
     return {column: names.get(column, column.replace("_", " ")) for column in columns}

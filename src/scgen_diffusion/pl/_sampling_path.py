@@ -12,9 +12,10 @@ import scipy.sparse as sp
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.colors import to_rgba_array
 
+from scgen_diffusion.data import obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, expression_of
 
-from ._cells import label_colors, label_order, labels_of, subsample
+from ._cells import holds_numbers, label_colors, label_order, labels_of, number_scale, subsample
 from ._figures import MOST_VECTORS, SOURCES, choose, explain_colors, finish, limits_around, panels
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.collections import PathCollection
     from numpy.typing import NDArray
 
@@ -93,12 +95,12 @@ def sampling_path(
     if not 2 <= n_panels <= len(film.times):
         msg = f"`n_panels` must be between 2 and the {len(film.times)} frames of `path`, but found {n_panels}."
         raise ValueError(msg)
-    axes = panels(n_panels, axs, size=(2.6, 2.9))
+    axes = panels(n_panels, axs, size=(2.6, 2.9), n_columns=n_panels)
     for ax, frame in zip(axes, np.linspace(0, len(film.times) - 1, n_panels).round().astype(int), strict=True):
         film.draw(ax, film.points[frame], film.times[frame], size)
         ax.set_ylabel("")
     axes[0].set_ylabel("PC 2")
-    explain_colors(axes[-1], {color or "": film.legend})
+    film.explain(axes, color)
     return finish(axes, show, save)
 
 
@@ -156,11 +158,12 @@ def animate_sampling_path(
     figure, ax = plt.subplots(figsize=(6.4, 4.2), dpi=dpi, layout="constrained")
     plt.close(figure)  # otherwise a notebook also shows the last frame
     cells = film.draw(ax, film.points[-1], film.times[-1], size)
-    explain_colors(ax, {color or "": film.legend})
+    film.explain([ax], color)
     figure.draw_without_rendering()
-    place = ax.get_position()
+    places = [part.get_position() for part in figure.axes]
     figure.set_layout_engine("none")  # from here on, only the cells move
-    ax.set_position(place)
+    for part, place in zip(figure.axes, places, strict=True):
+        part.set_position(place)
 
     def show_moment(moment: float) -> tuple[PathCollection]:
         first = min(int(moment), len(film.times) - 2)
@@ -194,6 +197,8 @@ class Film:
         Colours of the cells, ``(cells, 4)``.
     legend
         Colours by label.
+    scale
+        Scale of the colours, if they show numbers.
     """
 
     points: NDArray
@@ -201,6 +206,7 @@ class Film:
     background: NDArray
     colors: NDArray
     legend: dict[str, str]
+    scale: ScalarMappable | None
 
     def draw(self, ax: Axes, points: NDArray, time: float, size: float | None) -> PathCollection:
         """Draw real cells in grey, and the moving cells on top, with the same limits for all frames."""
@@ -211,6 +217,14 @@ class Film:
         ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], xlabel="PC 1", ylabel="PC 2")
         ax.set_title(self.title(time))
         return ax.scatter(*points.T, s=size, c=self.colors, linewidths=0, rasterized=len(points) > MOST_VECTORS)
+
+    def explain(self, axes: Sequence[Axes], color: str | None) -> None:
+        """Add the legend beside the axes, and the scale of numbers below them."""
+        if self.legend:
+            explain_colors(axes[-1], {color if color and self.scale is None else "": self.legend})
+        if self.scale is not None:
+            look = {"location": "bottom", "shrink": 0.5, "aspect": 30}
+            axes[0].figure.colorbar(self.scale, ax=axes, label=color, **look)
 
     def title(self, time: float) -> str:
         """Return the title of a frame: the time, with "noise" or "cells" at the ends."""
@@ -254,8 +268,14 @@ def film_of(
         return space.pca.transform(of_genes.toarray() if sp.issparse(of_genes) else np.asarray(of_genes))
 
     cells = path[rows[0]]
-    colors, legend = np.broadcast_to(to_rgba_array(SOURCES["synthetic"]), (cells.n_obs, 4)), {}
-    if color is not None:
+    legend, scale = {"synthetic": SOURCES["synthetic"]}, None
+    if color is None:
+        colors = np.broadcast_to(to_rgba_array(SOURCES["synthetic"]), (cells.n_obs, 4))
+    elif holds_numbers(obs_column(cells, color, "path")):
+        numbers = cells.obs[color].astype(float).to_numpy()
+        legend, scale = {}, number_scale(numbers, color)
+        colors = scale.to_rgba(numbers)
+    else:
         labels = labels_of(cells, color, "path")
         owner = cells if reference is None or color not in reference.obs else reference
         legend = label_colors(owner, color, label_order(owner, color, labels), palette)
@@ -265,8 +285,8 @@ def film_of(
         times=path.obs["time"].to_numpy(dtype=float)[rows[:, 0]],
         background=np.empty((0, 2)) if reference is None else project(fitted),
         colors=colors,
-        legend=(legend or {"synthetic": SOURCES["synthetic"]})
-        | ({"real cells": BACKGROUND} if reference is not None else {}),
+        legend=legend | ({"real cells": BACKGROUND} if reference is not None else {}),
+        scale=scale,
     )
 
 

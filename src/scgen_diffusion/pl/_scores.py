@@ -12,13 +12,14 @@ from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
 
+from ._cells import as_label
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
     MARKERS,
-    N_COLUMNS,
     SIGNS,
     choose,
+    end_of_first_row,
     finish,
     legend_beside,
     one_axis,
@@ -221,8 +222,10 @@ def quality_curve(
         raise ValueError(msg)
     choose("group", [group], table["group"].unique())
     table = table[table["group"] == group]
-    metrics = choose("metrics", [metrics] if isinstance(metrics, str) else metrics, table["metric"].unique())
-    lines = {"synthetic cells": table} if hue is None else dict(list(table.groupby(hue, sort=False, observed=True)))
+    metrics = choose("metrics", metrics, table["metric"].unique())
+    lines = {"synthetic cells": table}
+    if hue is not None:
+        lines = dict(list(table.groupby(table[hue].astype(object).map(as_label), sort=False)))
     if len(lines) > MOST_LINES:
         msg = f"`hue` can have at most {MOST_LINES} values, but {hue!r} has {len(lines)}."
         raise ValueError(msg)
@@ -245,8 +248,8 @@ def quality_curve(
             ax.set_xscale("log")
             plain_numbers(ax.xaxis)
     handles = [
-        Line2D([], [], color=color, marker=marker, markersize=4.5, label=str(name))
+        Line2D([], [], color=color, marker=marker, markersize=4.5, label=name)
         for name, color, marker in zip(lines, COLORS, MARKERS, strict=False)
     ]
-    legend_beside(axes[min(len(axes), N_COLUMNS) - 1], [*handles, Line2D([], [], label=FLOOR_LABEL, **FLOOR)])
+    legend_beside(end_of_first_row(axes), [*handles, Line2D([], [], label=FLOOR_LABEL, **FLOOR)])
     return finish(axes, show, save)

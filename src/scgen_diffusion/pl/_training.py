@@ -73,7 +73,7 @@ def training_history(
         of_stages = [name for name in names if name.endswith("_loss") and name.count("_") == 1]
         losses = [_of_network(name, curves) for name in of_stages if name != "reconstruction_loss"]
         losses = losses or [name for name in names if name == "elbo"] or names
-    losses = choose("losses", [losses] if isinstance(losses, str) else losses, names)
+    losses = choose("losses", losses, names)
     axes = panels(len(losses), axs, size=(3.9, 3.2), sharey=False)
     for ax, loss in zip(axes, losses, strict=True):
         shown = {kind: curves[loss + kind] for kind in COLORS if loss + kind in curves}

@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import scanpy as sc
 from anndata import AnnData
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_rgba_array
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from matplotlib.colors import to_rgba_array
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.metrics import ComparisonSpace, align_genes, expression_of
 
-from ._cells import Side, label_colors, label_order, labels_of, sides_of, subsample
+from ._cells import (
+    MISSING_COLOR,
+    Side,
+    holds_numbers,
+    label_colors,
+    label_order,
+    labels_of,
+    number_scale,
+    sides_of,
+    subsample,
+)
 from ._figures import SOURCES, choose, explain_colors, finish, limits_around, mixed_scatter, panels
 
 if TYPE_CHECKING:
@@ -24,9 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from numpy.typing import NDArray
 
 N_PLACED_BY = 5
+LEAST_CELLS = 4
 N_ITERATIONS = 50
 SMALLEST_SHARE = 1e-3  # distances below this share of the points' spread count as equal
 
@@ -64,7 +74,7 @@ def umap(
     real, synthetic
         Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     color
-        Column of `obs`, or a gene. Default: none.
+        Column of `obs`, or a gene. Default: none. Missing labels and numbers are grey.
     train
         Real cells to fit UMAP and principal components to, such as the training cells. Default: `real`.
     fit
@@ -98,7 +108,8 @@ def umap(
     KeyError
         If `color` is neither a column of both `obs` nor a gene.
     ValueError
-        If genes are missing, values are not expression, or the palette lacks labels.
+        If genes are missing, values are not expression, there are too few cells, the palette lacks labels, or a column
+        of numbers has none.
 
     Examples
     --------
@@ -106,16 +117,16 @@ def umap(
     >>> adata = scgd.datasets.pbmc68k_reduced()
     >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
     """
-    choose("fit", [fit], ["real", "both"])
+    choose("fit", fit, ["real", "both"])
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
-    colors, legend, norm = list(SOURCES.values()), {}, None
+    colors, legend, scale = list(SOURCES.values()), {}, None
     if color is not None:
-        colors, legend, norm = colors_of(sides, color, palette)
+        colors, legend, scale = colors_of(sides, color, palette)
     reference = sides["real"].expression
     if train is not None:
         train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
         reference = expression_of(train, layer=layer if layer in train.layers else None, name="train")
-    axes = panels(3, axs, size=(4.0, 3.4))
+    axes = panels(3, axs, size=(3.6, 3.4))
 
     space = ComparisonSpace.fit(reference, seed=seed)
     values = [space.project(side.expression) for side in sides.values()]
@@ -142,15 +153,15 @@ def umap(
         ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
     axes[0].set_ylabel("UMAP 2")
     explain_colors(axes[2], {color: legend, "both": SOURCES} if legend else {"": SOURCES})
-    if norm is not None:
-        axes[1].figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes[1], label=color, shrink=0.7)
+    if scale is not None:
+        axes[1].figure.colorbar(scale, ax=axes[1], label=color, shrink=0.7)
     return finish(axes, show, save)
 
 
 def colors_of(
     sides: Mapping[str, Side], color: str, palette: Mapping[str, str] | Sequence[str] | None
-) -> tuple[list[NDArray], dict[str, str], Normalize | None]:
-    """Return the colours of both sets, each ``(cells, 4)``, with a legend of labels or a scale of numbers.
+) -> tuple[list[NDArray], dict[str, str], ScalarMappable | None]:
+    """Return the colours of both sets, each ``(cells, 4)``, with a legend, and a scale of numbers if they are numbers.
 
     Raises
     ------
@@ -171,19 +182,23 @@ def colors_of(
         raise KeyError(msg)
     else:
         columns = [side.cells.obs[color] for side in sides.values()]
-        if not all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
+        if not all(map(holds_numbers, columns)):
             labels = [labels_of(side.cells, color, name) for name, side in sides.items()]
             real = sides["real"].cells
             legend = label_colors(real, color, label_order(real, color, *labels), palette)
             return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
-        numbers = [column.to_numpy(dtype=float) for column in columns]
+        numbers = [column.astype(float).to_numpy() for column in columns]
     both = np.concatenate(numbers)
-    scale = ScalarMappable(Normalize(np.nanmin(both), np.nanmax(both)), "viridis")
-    return [scale.to_rgba(part) for part in numbers], {}, scale.norm
+    scale = number_scale(both, color)
+    legend = {"no number": MISSING_COLOR} if np.isnan(both).any() else {}
+    return [scale.to_rgba(part) for part in numbers], legend, scale
 
 
 def umap_of(values: NDArray, *, n_neighbors: int, min_dist: float, seed: int) -> NDArray[np.float32]:
     """Return scanpy's UMAP, `(cells, 2)`."""
+    if len(values) < LEAST_CELLS:
+        msg = f"A UMAP needs at least {LEAST_CELLS} cells to be fitted to, but found {len(values)}."
+        raise ValueError(msg)
     cells = AnnData(np.ascontiguousarray(values, dtype=np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap-learn warns about seeds and threads

@@ -14,7 +14,19 @@ from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import list_first
 
-from ._figures import choose, finish, legend_beside, name_both_axes, one_axis, panels, scanpy_colors, without_frame
+from ._figures import (
+    choose,
+    end_of_first_row,
+    finish,
+    first_column,
+    ink,
+    legend_beside,
+    name_both_axes,
+    one_axis,
+    panels,
+    scanpy_colors,
+    without_frame,
+)
 
 if TYPE_CHECKING:
     import os
@@ -99,15 +111,15 @@ def layer_statistics(
         If the AnnData has no such table.
     """
     table = written(data, key, "uns", key)["statistics"] if isinstance(data, AnnData) else data
-    wanted = [statistics] if isinstance(statistics, str) else statistics
-    names = choose("statistics", wanted, table["statistic"].unique())
+    (head,) = choose("head", head or "all", table["head"].unique())
+    table = table[table["head"] == head]
+    of_head = "" if head == "all" else f"` of `head={head!r}"  # some statistics are of all heads together
+    names = choose(f"statistics{of_head}", statistics, table["statistic"].unique())
     if len(names) > len(LINE_STYLES):
         msg = f"At most {len(LINE_STYLES)} `statistics` fit into one plot, but found {len(names)}."
         raise ValueError(msg)
     known_x = [column for column in ("step", "time", "noise_level") if column in table]
-    (x,) = choose("x", [x or known_x[0]], known_x)
-    (head,) = choose("head", [head or "all"], table["head"].unique())
-    table = table[table["head"] == head]
+    (x,) = choose("x", x or known_x[0], known_x)
     layers = choose("layers", layers, sorted(table["layer"].unique()))
     known = list(table["group"].unique())
     groups = choose("groups", groups, known)
@@ -129,13 +141,16 @@ def layer_statistics(
         without_frame(ax)
     common = commonprefix(names)
     shared = names[0] if len(names) == 1 else common[: common.rfind("_") + 1]
-    axes[0].set_ylabel(ylabel or LABELS.get(shared, shared.strip("_")))
+    for ax in first_column(axes):
+        ax.set_ylabel(ylabel or LABELS.get(shared, shared.strip("_")))
     handles = [Line2D([], [], color=palette[group], label=group) for group in groups if len(groups) > 1]
     if len(names) > 1:
         styles = zip(names, LINE_STYLES, strict=False)
-        handles += [Line2D([], [], color="0.3", linestyle=style, label=name[len(shared) :]) for name, style in styles]
+        handles += [
+            Line2D([], [], color=ink(0.7), linestyle=style, label=name[len(shared) :]) for name, style in styles
+        ]
     if handles:
-        legend_beside(axes[-1], handles, handlelength=2.6)
+        legend_beside(end_of_first_row(axes), handles, handlelength=2.6)
     return finish(axes, show, save)
 
 
@@ -223,7 +238,7 @@ def patch_attention(
     data: pd.DataFrame | AnnData,
     head: str,
     *,
-    group: str | None = None,
+    group: str | int | None = None,
     relative: bool = True,
     key: str = "WBDIT",
     ax: Axes | None = None,
@@ -269,7 +284,7 @@ def patch_attention(
         levels = [list(stored[name]) for name in ("groups", "heads", "tokens")]
         index = pd.MultiIndex.from_product(levels, names=["group", "head", "token"])
         table = pd.DataFrame(stored["patch_attention"].reshape(len(index), -1), index=index, columns=levels[-1])
-    choose("head", [head], table.index.unique("head"))
+    choose("head", head, table.index.unique("head"))
     groups = list(table.index.unique("group"))
     if group is None and len(groups) > 1:
         msg = (
@@ -277,7 +292,7 @@ def patch_attention(
             f"{list_first([repr(name) for name in groups], N_NAMED)}."
         )
         raise ValueError(msg)
-    (group,) = choose("group", groups if group is None else [group], groups)
+    (group,) = choose("group", groups if group is None else str(group), groups)
     weights = table.loc[(group, head)]
     values = weights.to_numpy()
     if relative:

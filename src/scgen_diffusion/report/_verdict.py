@@ -98,8 +98,8 @@ class Figure:
 
     @property
     def structure(self) -> float:
-        """What lies between shuffled genes and real cells; NaN where nothing was shuffled."""
-        return self.floor - self.shuffled
+        """What lies between shuffled genes and real cells; all that real cells have where nothing was shuffled."""
+        return self.floor - (self.shuffled if np.isfinite(self.shuffled) else 0.0)
 
     def level(self, limits: Limits | None = None) -> Level:
         """Judge the excess: it must be clear, and large enough; by the metric's own limits if none are given."""

@@ -35,6 +35,7 @@ LEVELS = ("warning", "note", "ok")  # gravest first
 BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
+OTHER_TOPIC = "Other metrics"  # those that the table has of its own
 MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
 SECTIONS = {
@@ -233,9 +234,13 @@ def draw(
         png = base64.b64encode(buffer.getvalue()).decode("ascii")
         pictures.setdefault(section, []).append({"png": png, "caption": caption})
 
+    sizes = pd.Series(dtype=int) if label is None else real.obs[label].astype(str).value_counts()
+    shown, only = list(sizes.index[:MOST_LABELS]), ""
+    if len(sizes) > MOST_LABELS:
+        only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
     add(
         "Cells",
-        pl.umap(real, synthetic, color=label, **options),
+        pl.umap(real, synthetic, color=None if only else label, **options),
         "Real and synthetic cells in an embedding made from the real ones.",
     )
     # generated cells have their counts in `X` where they lack the layer of the real ones
@@ -250,10 +255,6 @@ def draw(
         skipped.append("figures of each label, because `groupby` was not given")
     else:
         pictures["Labels"] = []
-    sizes = pd.Series(dtype=int) if label is None else real.obs[label].astype(str).value_counts()
-    shown, only = list(sizes.index[:MOST_LABELS]), ""
-    if len(sizes) > MOST_LABELS:
-        only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
     of_labels = table[table["group"].isin(shown)] if only else table[table["group"] != "all"]
     if label is not None and len(of_labels):
         of_all = table[(table["group"] == "all") & table["metric"].isin(of_labels["metric"])]
@@ -277,6 +278,8 @@ def draw(
 
     if model is None:
         skipped.append("the losses of training, because `model` was not given")
+    elif not getattr(model, "history", None):
+        skipped.append("the losses of training, because `model` has no training history")
     else:
         add("Training", pl.training_history(model, show=False), "Loss during training.")
     return pictures, skipped
@@ -286,8 +289,11 @@ def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame)
     """List every label with its cells, and with precision and recall or the reason why they are missing."""
     sizes = {side: pd.Series(join_labels(adata.obs, keys)).value_counts() for side, adata in cells.items()}
     values = table.set_index(["metric", "group"])["value"]
+    columns = cells["real"].obs[list(keys)].astype("category")
+    by_category = np.lexsort([columns[key].cat.codes for key in reversed(keys)])
+    of_real = join_labels(cells["real"].obs, keys)[by_category]
     rows = []
-    for label in sorted(set(sizes["real"].index) | set(sizes["synthetic"].index)):
+    for label in dict.fromkeys([*of_real, *sorted(sizes["synthetic"].index)]):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
         figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
         few = [side for side in n if n[side] < MIN_CELLS_PER_GROUP]
@@ -301,9 +307,10 @@ def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
     """Write the rows of all cells in words, by topic."""
     topics: dict[str, list[dict[str, object]]] = {}
     for _, row in table.iterrows():
-        words = DESCRIPTIONS[row["metric"]]
-        title, meaning = words.title[0].upper() + words.title[1:], f"{words.meaning} {BETTER[row['better']]}"
-        topics.setdefault(words.topic, []).append({**_row(row), "title": title, "meaning": meaning})
+        topic, title, meaning = OTHER_TOPIC, row["metric"], BETTER[row["better"]]
+        if (words := DESCRIPTIONS.get(row["metric"])) is not None:
+            topic, title, meaning = words.topic, words.title[0].upper() + words.title[1:], f"{words.meaning} {meaning}"
+        topics.setdefault(topic, []).append({**_row(row), "title": title, "meaning": meaning})
     return topics
 
 
@@ -332,6 +339,6 @@ def written(figure: float) -> str:
     if figure == 0:
         return "0"
     magnitude = abs(figure)
-    if magnitude >= 1000:
+    if magnitude >= 999.5:  # it rounds to four digits
         return f"{figure:,.0f}"
     return f"{figure:.2e}" if magnitude < 1e-4 else f"{figure:.3g}"
