@@ -91,7 +91,7 @@ def check_refused(call, words, tmp_path):
         ({"sampler": "dopri5", "n_steps": 5}, "'dopri5' chooses its own steps"),
         ({"sampler": DDIMSampler()}, "`sampler` is a DDIMSampler, which does not fit.*'euler', 'midpoint'"),
     ],
-    ids=str,
+    ids=["steps of its own", "other family"],
 )
 def test_options_that_a_flow_does_not_have_leave_nothing_behind(trained, tmp_path, options, words):
     check_refused(partial(trained.generate_to, n_cells=3, **options), words, tmp_path)
@@ -104,7 +104,7 @@ def test_options_that_a_flow_does_not_have_leave_nothing_behind(trained, tmp_pat
         ({"sampler": DDIMSampler(timesteps=(900, 0)), "n_steps": 1}, "explicit `timesteps`; leave `n_steps` out"),
         ({"sampler": FLOW_SAMPLERS["heun"]}, "`sampler` is a FixedStepSampler, which does not fit.*'ddpm', 'ddim'"),
     ],
-    ids=str,
+    ids=["too many steps", "steps and timesteps", "other family"],
 )
 def test_options_that_denoising_diffusion_does_not_have_leave_nothing_behind(
     trained_gene_space, tmp_path, options, words
