@@ -129,9 +129,9 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
 
 def mix(draws: Sequence[np.ndarray | sp.csr_matrix], seed: int) -> sp.csr_matrix:
     """Take every cell from one of several draws, about as many from each."""
-    n_cells = draws[0].shape[0]
-    which = np.random.default_rng(seed).permutation(np.arange(n_cells) % len(draws))
-    return sp.vstack([sp.csr_matrix(draws[n])[row] for row, n in enumerate(which)]).tocsr()
+    rows = np.arange(draws[0].shape[0])
+    which = np.random.default_rng(seed).permutation(rows % len(draws))
+    return sp.vstack([sp.csr_matrix(counts) for counts in draws]).tocsr()[which * len(rows) + rows]
 
 
 def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:

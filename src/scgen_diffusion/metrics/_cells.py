@@ -526,19 +526,17 @@ def representations(use_rep: str = USE_REP, **given: Points) -> list[NDArray]:
             )
             raise ValueError(msg)
     if use_rep == USE_REP:
-        _check_same_axes({name: cells.varm["PCs"] for name, cells in given.items() if _has_own_axes(cells)})
+        _check_same_axes(given)
     return list(values.values())
 
 
-def _has_own_axes(cells: Points) -> bool:
-    """Whether scanpy computed the principal components, and left their loadings."""
-    return isinstance(cells, AnnData) and "PCs" in cells.varm
-
-
-def _check_same_axes(loadings: Mapping[str, NDArray]) -> None:
-    first, *others = [*loadings] or [""]
-    for name in others:
-        if loadings[name].shape == loadings[first].shape and not np.allclose(loadings[name], loadings[first]):
+def _check_same_axes(given: Mapping[str, Points]) -> None:
+    """Raise if principal components have different loadings, which scanpy leaves beside them."""
+    with_axes = {name: cells for name, cells in given.items() if isinstance(cells, AnnData) and "PCs" in cells.varm}
+    first = next(iter(with_axes), "")
+    for name, cells in with_axes.items():
+        known, axes = with_axes[first].varm["PCs"], cells.varm["PCs"]
+        if axes.shape == known.shape and not np.allclose(axes, known):
             msg = (
                 f"The principal components of `{first}` and `{name}` were computed apart, so their axes differ. Write "
                 "common ones: `ComparisonSpace.fit(other_real_cells).write(real, synthetic)`."
