@@ -236,7 +236,8 @@ class DiffusionModel(BaseModelClass):
             unconditional model.
         continuous_condition_keys
             Numeric columns to condition on, such as dose, time or age. You can generate values between the measured
-            ones; outside the training range you get a warning. Give a dose that spans decades as its logarithm.
+            ones; outside the training range, or in a hole of it, you get a warning. Give a dose that spans decades as
+            its logarithm.
 
             A name may also be that of an array of ``obsm`` with up to 50 columns, such as ``"spatial"`` (positions),
             a pseudotime with branch probabilities, or an embedding of an image. Its columns are one condition. They
