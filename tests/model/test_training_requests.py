@@ -254,7 +254,7 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     assert "model.predict_perturbation(control_cells, {'dose': ...})" in lines_of(model, capsys)[4]
     model.train(1, **quick)
     *_, trained, following = lines_of(model, capsys)
-    assert trained.endswith("autoencoder (far too short), prior (far too short), transport")
+    assert trained.endswith("autoencoder (far too short), prior (far too short), transport (far too short)")
     assert "model.generate(" in following
 
 
