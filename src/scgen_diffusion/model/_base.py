@@ -1330,7 +1330,8 @@ class DiffusionModel(BaseModelClass):
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = self._check_counterfactual_options(chosen)
         chosen_method = self._counterfactual_method(cells, method)
-        if chosen_method == "transport":  # an inversion takes steps of its own
+        inversion = None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler)
+        if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
             check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
         is_guided = sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys)
         if chosen_method == "transport" and (is_guided or given_keys is not None):
@@ -1352,7 +1353,7 @@ class DiffusionModel(BaseModelClass):
             cells.own,
             cells.codes,
             sampling,
-            inversion=None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler),
+            inversion=inversion,
             given=check_given_keys(given_keys, named, self.conditions.keys, self.module.strategy),
             strength=check_strength(strength),
             sample=sample,
