@@ -10,9 +10,9 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 
+from scgen_diffusion.data import as_label
 from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
 
-from ._cells import as_label
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
