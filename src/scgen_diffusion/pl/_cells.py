@@ -150,14 +150,20 @@ def label_colors(
         raise TypeError(msg)
     named = [label for label in labels if label != NO_LABEL]
     if isinstance(palette, Mapping):
-        colors = dict(palette)
+        colors = _by_label(palette)
     elif palette is not None:
         colors = dict(zip(named, palette, strict=False))
     else:
         categories = categories_of(real, key)
-        stored = dict(zip(categories, real.uns.get(f"{key}_colors", ()), strict=False))
-        colors = scanpy_colors(list(dict.fromkeys([*categories, *named]))) | stored
+        stored = real.uns.get(f"{key}_colors", ())
+        of_label = _by_label(stored) if isinstance(stored, Mapping) else dict(zip(categories, stored, strict=False))
+        colors = scanpy_colors(list(dict.fromkeys([*categories, *named]))) | of_label
     if lacking := [label for label in named if label not in colors]:
         msg = f"`palette` has no colour for {lacking[0]!r}, a label of {key!r}. {known_names(lacking[0], list(colors))}"
         raise ValueError(msg)
     return {label: colors.get(label, MISSING_COLOR) for label in labels}
+
+
+def _by_label(colors: Mapping[object, str]) -> dict[str, str]:
+    """Return colours of values by the text of the values."""
+    return {as_label(value): color for value, color in colors.items()}
