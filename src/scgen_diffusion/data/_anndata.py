@@ -50,7 +50,7 @@ def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataF
     return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
 
 
-def as_label(value: object) -> str:
+def as_label(value: Any) -> str:
     """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label"."""
     if pd.isna(value):
         return NO_LABEL
