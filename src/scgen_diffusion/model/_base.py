@@ -488,7 +488,8 @@ class DiffusionModel(BaseModelClass):
         holds the losses of each epoch, ``recipes_`` the training options of each stage, and ``trainer`` is the trainer
         of the last stage.
 
-        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort.
+        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort. ``cut_short_`` lists
+        the stages that were stopped or far too short, also in a saved model.
 
         Each stage shows a progress bar, or in a log file a line now and then. At the end, two sentences say how the
         validation loss went and what to do next. ``enable_progress_bar=False`` switches all this off.
