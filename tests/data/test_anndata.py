@@ -39,3 +39,15 @@ def test_labels_of_several_columns_never_merge():
     assert len(set(join_labels(obs, ["one", "two"]))) == len(values) ** 2
     assert join_labels(obs, ["one"]).tolist() == obs["one"].tolist()
     assert join_labels(pd.DataFrame({"one": ["B"], "two": pd.Categorical([1])}), ["one", "two"]).tolist() == ["B|1"]
+
+
+def test_labels_that_are_numbers_are_whole_where_they_can_be():
+    values = [1.0, 2.5, np.int64(3), True, "4.0"]
+    assert join_labels(pd.DataFrame({"one": pd.Series(values, dtype=object)}), ["one"]).tolist() == [
+        "1",
+        "2.5",
+        "3",
+        "True",
+        "4.0",
+    ]
+    assert join_labels(pd.DataFrame({"one": pd.Categorical([1.0, 2.0])}), ["one"]).tolist() == ["1", "2"]

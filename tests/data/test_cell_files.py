@@ -273,6 +273,8 @@ COLUMNS = {
     "text": pd.Series(LETTERS, dtype=object),
     "text classes": pd.Series(LETTERS, dtype="category"),
     "nullable text": pd.Series(LETTERS, dtype="string"),
+    "grades": pd.Series(pd.Categorical(["low", "high", "low"], ["low", "high"], ordered=True)),
+    "other grades": pd.Series(pd.Categorical(["low", "high", "low"], ["high", "low"], ordered=True)),
     "other text": pd.Series(["c", "b", "c"], dtype=object),
 }
 
@@ -338,6 +340,26 @@ def test_numbers_may_be_whole_in_one_file_only(columns_in_files):
 
     assert np.allclose(cells.codes[:, 0], pd.Series(WHOLE + DECIMAL).pipe(lambda x: (x - x.mean()) / x.std(ddof=0)))
     assert np.array_equal(again.codes, cells.codes)
+
+
+@pytest.mark.parametrize("kinds", [["whole classes"], ["whole classes", "decimal"], ["whole", "whole classes"]])
+def test_classes_are_no_numbers_in_one_or_several_files(columns_in_files, kinds):
+    with pytest.raises(ValueError, match=r"adata.obs\['key'\] holds category instead of numbers"):
+        CellFiles(columns_in_files(*kinds), continuous_condition_keys=["key"])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "found"),
+    [
+        (["grades"], (["low", "high"], True)),
+        (["grades", "grades"], (["low", "high"], True)),
+        (["grades", "other grades"], (["high", "low"], False)),
+        (["grades", "text classes"], (["a", "b", "high", "low"], False)),
+    ],
+)
+def test_ordered_classes_stay_in_order_if_it_is_that_of_all_files(columns_in_files, kinds, found):
+    (key,) = CellFiles(columns_in_files(*kinds), condition_keys=["key"]).by_key
+    assert (list(key.values), key.ordered) == found
 
 
 def test_anything_but_an_anndata_raises(adata, write, tmp_path):

@@ -278,6 +278,25 @@ def test_numbers_outside_the_training_range_are_named(conditions):
     assert conditions.extrapolated(conditions.encode(None, 3)) == []
 
 
+@pytest.mark.parametrize("numbers", [[0, 2, 4, 8], [0, 1, 3, 9], [0, 24, 48], [0, 10, 100, 1000], range(20, 90, 5)])
+def test_numbers_between_those_of_a_series_are_not_far_from_them(numbers):
+    conditions, between = conditions_of(numbers), np.linspace(min(numbers), max(numbers), 50)
+    assert conditions.extrapolated(conditions.encode({"d": between}, None)) == []
+
+
+def test_numbers_in_a_hole_of_the_training_numbers_are_named():
+    minutes = [*range(210, 475, 5), *range(585, 785, 5)]  # as worm_embryo without 480 to 559
+    conditions = conditions_of(minutes)
+    assert conditions.extrapolated(conditions.encode({"d": [480, 500, 550, *minutes]}, None)) == []
+    found = conditions.extrapolated(conditions.encode({"d": [300, 520, 525, 800]}, None))
+    assert found == ["d=800.0 (trained on 210 to 780)", "d=520.0 (hardly any training cell between 470 and 585)"]
+
+
+def conditions_of(numbers):
+    key = ContinuousKey.of("d", pd.Series(numbers))
+    return Conditions.from_codes([key], key.encode(numbers))
+
+
 def test_members_without_training_cells_need_known_embeddings(conditions):
     with pytest.raises(ValueError, match="'D' of 'p', a member without any training cell.*condition_embeddings"):
         conditions.encode({"p": "A+D"}, 1)

@@ -132,6 +132,18 @@ def test_cells_are_read_into_memory(mdata, write):
     assert cells["prot"].var["symbol"].tolist() == ["s"] * 4
 
 
+def test_cells_of_one_name_in_several_files_stay_apart(mdata, write):
+    other = mdata.copy()
+    other["rna"].X = 2 * other["rna"].X
+    files = MuDataFiles([write(mdata, "a.h5mu"), write(other, "b.h5mu")], **KEYS)
+
+    with pytest.warns(UserWarning, match="2 of 4 cells have the name of another one, such as 'c3'"):
+        cells = files.read([3, 63, 5, 65]).copy()
+
+    assert cells.obs_names.tolist() == ["c3", "c3-1", "c5", "c5-1"]
+    assert (cells["rna"].X[1::2] != 2 * cells["rna"].X[::2]).nnz == 0
+
+
 def test_files_are_opened_for_a_model(mdata, write):
     known = registered(mdata).registry
     fewer = mudata.MuData({"rna": mdata["rna"][:20].copy()})

@@ -500,6 +500,16 @@ def test_half_samples_give_the_standard_error_of_a_mean():
     assert (high - low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=0.05)
 
 
+def test_intervals_of_few_half_samples_hold_the_true_value_as_often():
+    rng = np.random.default_rng(0)
+    spread = rng.standard_normal((4000, 11))  # a value and ten half-samples, of equal variance
+
+    found = np.array([interval(value, halves, (-np.inf, np.inf)) for value, *halves in spread])
+
+    # chance has a standard deviation of 0.0034; the normal quantile would give 0.92
+    assert ((found[:, 0] < 0) & (found[:, 1] > 0)).mean() == pytest.approx(0.95, abs=0.012)
+
+
 def test_intervals_do_not_leave_the_bounds():
     assert interval(0.95, [0.5, 0.9], (0, 1))[1] == 1
     assert interval(0.05, [0.5, 0.9], (0, 1))[0] == 0

@@ -242,7 +242,7 @@ def test_wrong_requests_are_refused(model, asked, words):
 
 def test_places_without_training_cells_give_a_warning(model):
     with pytest.warns(
-        UserWarning, match=r"outside the range.*spatial=\[5000, 50\] \(no training cell is near, one of 2\)"
+        UserWarning, match=r"far from those.*spatial=\[5000, 50\] \(no training cell is near, one of 2\)"
     ):
         made = model.generate(condition={"spatial": [[5000, 50], [50, 50], [350, 150]]}, seed=0, n_steps=1)
     assert made.obs["cell_type"].tolist()[:2] == ["T cell", "B cell"]  # the nearest cells

@@ -254,7 +254,7 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     assert "model.predict_perturbation(control_cells, {'dose': ...})" in lines_of(model, capsys)[4]
     model.train(1, **quick)
     *_, trained, following = lines_of(model, capsys)
-    assert trained.endswith("autoencoder, prior, transport")
+    assert trained.endswith("autoencoder (far too short), prior (far too short), transport (far too short)")
     assert "model.generate(" in following
 
 
@@ -266,9 +266,9 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
     cells = make_cells(seed=1)
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"NK": "ILC"})
     *_, state, following = lines_of(SCLDM.load_query_data(cells, loaded), capsys)
-    assert "autoencoder, prior (by the reference; not fine-tuned yet)" in state
+    assert state.endswith("prior (far too short) (by the reference; not fine-tuned yet)")
     assert following.endswith("model.train()")
-    assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion")
+    assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion (far too short)")
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
     MULTISCLDM.setup_mudata(mdata)
     _, features, conditions, *_ = lines_of(MULTISCLDM(mdata, **tiny), capsys)
@@ -354,6 +354,10 @@ def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick,
     assert str(model).endswith("make the same call again, which trains on; without checkpoints, model.train_prior()")
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"You stopped the prior in epoch 2 of 3; its weights are kept. Next: {again}"
+    model.save(tmp_path / "model")
+    assert "prior (stopped)\n" in str(type(model).load(tmp_path / "model"))
+    model.train_prior(1, **quick)
+    assert "prior (stopped)" not in str(model)
 
 
 def test_a_refused_call_keeps_split_and_cells(make_model, make_cells, quick, tmp_path):
@@ -419,7 +423,8 @@ def test_labels_with_few_cells_are_named_once(make_model, quick):
 
 def test_a_training_that_is_far_too_short_is_named(make_gene_space, quick):
     with pytest.warns(UserWarning, match=r"Too few epochs for 86 training cells: 2 of the diffusion \(default 133"):
-        make_gene_space().train(2, **quick)
+        (model := make_gene_space()).train(2, **quick)
+    assert "diffusion (far too short)" in str(model)
 
 
 class Terminal(io.StringIO):

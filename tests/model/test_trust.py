@@ -103,6 +103,14 @@ def test_a_type_like_others_is_supported(predicted):
     assert "6 other contexts" in verdict["reason"][0]
 
 
+def test_a_verdict_says_that_the_training_was_far_too_short(model, predicted):
+    short = "the training of the autoencoder was far too short"
+
+    assert predicted.uns["scgen_diffusion"]["verdict"]["reason"][0].endswith(f"; but {short}")
+    with pytest.warns(UserWarning, match=f"Too few epochs: {short}. Do not trust the effects, whatever their verdict"):
+        model.predict_perturbation(controls(model)[:5], TREATED, seed=0)
+
+
 def test_shuffled_genes_are_unknown(model):
     cells = controls(model)
     cells.X = cells.X[:, np.random.default_rng(0).permutation(N_GENES)]

@@ -168,6 +168,8 @@ def test_several_evaluations_do_not_fit_into_one_heat_map():
         sgd.pl.scores(make_table(), metrics=["W2"])
     with pytest.raises(ValueError, match="`groups` .*'T'"):
         sgd.pl.scores(make_table(), groups=["T"])
+    with pytest.raises(ValueError, match="nothing to plot: `table` has no rows"):
+        sgd.pl.scores(make_table()[:0])
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -72,9 +72,12 @@ def test_the_three_panels_hold_the_points_of_both_sets_within_the_same_limits(fi
     assert legend_texts(axes[2]) == ["real", "synthetic"]
 
 
-def test_labels_have_the_colours_of_uns_in_both_sets(first_components):
+@pytest.mark.parametrize("by_label", [False, True])
+def test_labels_have_the_colours_of_uns_in_both_sets(first_components, by_label):
     real, synthetic = make_cells(), make_cells(seed=1)
     del synthetic.uns["cell_type_colors"]
+    if by_label:
+        real.uns["cell_type_colors"] = dict(reversed([*zip(LABELS, COLORS, strict=True)]))
 
     axes = sgd.pl.umap(real, synthetic, color="cell_type", show=False)
 

@@ -12,7 +12,7 @@ import click
 from scgen_diffusion._arguments import known_names, list_first
 from scgen_diffusion._files import write_atomically
 
-from ._command import Keyed, columns, command, existing, flag, given, new, number, option
+from ._command import Keyed, Model, columns, command, existing, flag, given, new, number, option
 from ._files import MUDATA, N_NAMED, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
@@ -144,7 +144,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
         ],
         "Page": [
             option("--table", "Table of evaluate for these cells, to save time.", existing(dir_okay=False)),
-            option("--model", "Folder of the model, to show its training.", existing(file_okay=False)),
+            option("--model", "The model, to show its training: a folder, or the name of a pretrained model.", Model()),
             option("--title", "Title of the page.", metavar="TEXT"),
             option("--max-cells", "Largest number of cells compared and drawn on each side.", int),
             SEED,

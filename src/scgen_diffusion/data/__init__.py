@@ -2,8 +2,10 @@
 
 from ._anndata import (
     JOIN,
+    NO_LABEL,
     PROVENANCE_KEY,
     ValueSummary,
+    as_label,
     build_anndata,
     join_labels,
     mark_synthetic,
@@ -70,6 +72,7 @@ __all__ = [
     "JOIN",
     "JOINED",
     "LARGEST_LOG1P",
+    "NO_LABEL",
     "OPEN",
     "PROVENANCE_KEY",
     "ArrayKey",
@@ -91,6 +94,7 @@ __all__ = [
     "SetKey",
     "ValueSummary",
     "are_whole_numbers",
+    "as_label",
     "build_anndata",
     "build_mudata",
     "check_conditions",

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion._arguments import warn_user
+from scgen_diffusion._arguments import is_number, warn_user
 
 from ._checks import layer_names
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 PROVENANCE_KEY = "scgen_diffusion"
 SYNTHETIC = "synthetic"
 JOIN = "|"
+NO_LABEL = "no label"
 SMALLEST_SHARE = 0.8  # of a model's genes, as in scvi-tools; fewer give a warning
 
 
@@ -49,13 +50,20 @@ def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataF
     return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
 
 
+def as_label(value: Any) -> str:
+    """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label"."""
+    if pd.isna(value):
+        return NO_LABEL
+    return str(int(value)) if is_number(value) and float(value).is_integer() else str(value)
+
+
 def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
-    r"""Return one label per cell, `(cells,)`: the values of several columns as text, joined by ``|``.
+    r"""Return one label per cell, `(cells,)`: the values of several columns (:func:`as_label`), joined by ``|``.
 
     With several columns, a ``|`` or ``\`` within a value is escaped by a ``\``, so that different values give different
     labels.
     """
-    columns = [obs[key].astype(str) for key in keys]
+    columns = [obs[key].astype(object).map(as_label) for key in keys]
     if len(columns) > 1:
         columns = [column.str.replace(r"([|\\])", r"\\\1", regex=True) for column in columns]
     return np.array([JOIN.join(values) for values in zip(*columns, strict=True)], dtype=str)

@@ -457,6 +457,8 @@ def read_columns(
 ) -> pd.DataFrame:
     """Read columns of ``obs`` of all files and join them; classes are the union over files.
 
+    Classes stay in order if all files have the same ones in the same order, as in ``anndata.concat``.
+
     Parameters
     ----------
     files
@@ -485,7 +487,7 @@ def read_columns(
                 raise KeyError(msg)
         parts = [file.column(name) for file in files]
         if len(parts) == 1:
-            columns[name] = (parts[0].cat.as_unordered() if _has_classes(parts[0]) else parts[0]).array
+            columns[name] = parts[0].array
             continue
         kinds = [infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True) for part in parts]
         found = [KINDS.get(kind, kind) for kind in kinds]
@@ -496,9 +498,10 @@ def read_columns(
             raise ValueError(msg)
         if name in numbers:
             plain = [part.astype(part.cat.categories.dtype) if _has_classes(part) else part for part in parts]
-            columns[name] = pd.concat(plain, ignore_index=True).array
+            joined = pd.concat(plain, ignore_index=True).array
+            columns[name] = pd.Categorical(joined) if any(map(_has_classes, parts)) else joined
         else:
-            columns[name] = union_categoricals([_as_classes(part) for part in parts], sort_categories=True)
+            columns[name] = _union([_as_classes(part) for part in parts])
     return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
 
 
@@ -550,8 +553,15 @@ def _has_classes(part: pd.Series) -> bool:
 
 def _as_classes(part: pd.Series) -> pd.Categorical:
     """Turn a column into classes of the type that pandas infers, which is the same for all files."""
-    classes = part.astype("category").cat.as_unordered()
+    classes = part.astype("category")
     return classes.cat.rename_categories(pd.Index(classes.cat.categories.tolist())).array
+
+
+def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
+    """Join classes, in their order if it is the same in all parts, or else sorted."""
+    if parts[0].ordered and all(part.dtype == parts[0].dtype for part in parts):
+        return union_categoricals(parts)
+    return union_categoricals([part.as_unordered() for part in parts], sort_categories=True)
 
 
 def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:

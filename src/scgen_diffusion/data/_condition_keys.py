@@ -337,7 +337,7 @@ class ArrayKey(ConditionKey):
             )
         mean, std = numbers.mean(0), float(np.sqrt(np.square(spread).mean()))
         columns = [str(column) for column in array.columns] if isinstance(array, pd.DataFrame) else None
-        reach = _reach((numbers - mean) / std)
+        reach = reach_of((numbers - mean) / std)
         return cls(name, columns, mean.tolist(), std, low.tolist(), high.tolist(), reach)
 
     def extended(self, column: Any, table: pd.DataFrame | None = None) -> ArrayKey:
@@ -348,7 +348,7 @@ class ArrayKey(ConditionKey):
             self,
             low=np.minimum(self.low, numbers.min(0)).tolist(),
             high=np.maximum(self.high, numbers.max(0)).tolist(),
-            reach=max(self.reach, _reach(codes)),
+            reach=max(self.reach, reach_of(codes)),
         )
 
     @property
@@ -645,7 +645,7 @@ def check_array(name: str, array: Any) -> np.ndarray:
     return numbers
 
 
-def _reach(places: np.ndarray) -> float:
+def reach_of(places: np.ndarray) -> float:
     """Return the distance within which places ``(cells, columns)`` count as seen, see :class:`ArrayKey`."""
     distinct = np.unique(places, axis=0)
     if len(distinct) > N_PLACES:

@@ -25,6 +25,7 @@ from ._condition_keys import (
     ContinuousKey,
     SetKey,
     columns_of,
+    reach_of,
 )
 
 N_VALUES = 256  # distinct values kept of a number
@@ -313,7 +314,12 @@ class Conditions:
         return found
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
-        """Describe numbers among codes ``(n, columns)`` far from those of the training cells, one per key."""
+        """Describe numbers among codes ``(n, columns)`` far from those of the training cells, one per key and reason.
+
+        A number is far if it lies outside the range, or in a hole: farther from the nearest number than a quarter of
+        the standard deviation, and than nearly all numbers are from their neighbours (:func:`reach_of`). So 6 is not
+        far from 0, 2, 4 and 8. The same holds for arrays.
+        """
         named = []
         for key in self.by_key:
             values = codes[:, self.columns(key.name)]
@@ -323,11 +329,27 @@ class Conditions:
                 named += [
                     f"{key.name}={key.describe(row)} (trained on {key.low:g} to {key.high:g})" for row in outside[:1]
                 ]
+                named += self._in_hole(key, values)
             elif isinstance(key, ArrayKey) and len(values):
                 outside = values[self._by_place(key).distances(self._alone(key, values)) > key.reach]
                 count = f", one of {len(outside)}" if len(outside) > 1 else ""
                 named += [f"{key.name}={key.describe(row)} (no training cell is near{count})" for row in outside[:1]]
         return named
+
+    def _in_hole(self, key: ContinuousKey, values: np.ndarray) -> list[str]:
+        """Describe the first of some numbers ``(n, 1)`` that lies between training numbers, but near none."""
+        known = np.unique(self.combinations[:, self.columns(key.name)])
+        if len(known) < 2:
+            return []
+        above = np.searchsorted(known, values[:, 0]).clip(1, len(known) - 1)
+        between = known[np.stack([above - 1, above], axis=1)]
+        distances = np.minimum(values[:, 0] - between[:, 0], between[:, 1] - values[:, 0])  # negative at the ends
+        found = np.flatnonzero(distances > reach_of(known[:, None]))[:1]
+        return [
+            f"{key.name}={key.describe(values[n])} (hardly any training cell between "
+            f"{' and '.join(f'{number:g}' for number in key.decode(between[n][:, None]))})"
+            for n in found
+        ]
 
     @cached_property
     def _columns(self) -> list[slice]:

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.utils import make_index_unique
+
+from scgen_diffusion._arguments import warn_user
 
 from ._anndata_file import AnnDataFile, FileMatrix, Rows, close_file, closing_if_refused, open_hdf5
 from ._cell_files import CellFiles, check_file_values, columns_of_genes, list_paths, registry_of_many
@@ -198,9 +201,21 @@ class MuDataFiles(CellFiles):
         -------
         MuData
             The cells, in the order of ``indices``.
+
+        Warns
+        -----
+        UserWarning
+            If cells have the same name, as the cells of several files may. MuData joins modalities by name, so the
+            names get numbers.
         """
         rows = check_rows(indices, self.n_cells)
         names, values, codes = self.names(rows), self.read_values(rows), self.codes[rows]
+        if (repeated := names.duplicated()).any():
+            names, first = make_index_unique(names), names[repeated][0]
+            warn_user(
+                f"{repeated.sum()} of {len(names)} cells have the name of another one, such as {first!r}; their names "
+                "got numbers, because MuData joins modalities by name."
+            )
         parts, start = {}, 0
         for name, var in self.modality_vars.items():
             x, layer = values[:, start : start + len(var)], self.layers[name]

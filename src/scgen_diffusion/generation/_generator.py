@@ -203,7 +203,7 @@ class CellGenerator:
                 message += " Conditions that you left out may not fit those that you gave."
             warn_user(message)
         if extrapolated:
-            warn_user(f"You asked for numbers outside the range of the training cells: {', '.join(extrapolated)}.")
+            warn_user(f"You asked for numbers far from those of the training cells: {', '.join(extrapolated)}.")
         return [*described, *extrapolated]
 
     def sampling(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
+from scipy.special import stdtrit
 
 from scgen_diffusion._arguments import check_count
 
@@ -293,12 +294,15 @@ class Context:
 
 
 def interval(value: float, halves: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return `value` plus and minus 1.96 standard deviations of the half-samples, cut at the bounds."""
+    """Return an interval of 95 % from the standard deviation of the half-samples, cut at the bounds.
+
+    Few half-samples know their standard deviation badly, so its multiple is the quantile of Student's *t*.
+    """
     known = np.asarray(halves, dtype=float)
     known = known[np.isfinite(known)]
     if len(known) < 2 or not np.isfinite(value):
         return UNKNOWN, UNKNOWN
-    reach = QUANTILE * known.std(ddof=1)
+    reach = stdtrit(len(known) - 1, 0.975) * known.std(ddof=1)
     return float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1]))
 
 

@@ -226,9 +226,10 @@ def evaluate(
     ``n_bootstrap`` times. For a mean of `n` cells, the variance over half-samples is
     :math:`s^2 / (n/2) \cdot (1 - 1/2) = s^2 / n`, that of the mean itself; to first order this holds for every figure
     that is smooth in the cells. The mean of the half-samples is biased, so the interval is
-    :math:`\text{value} \pm 1.96\, \text{SD}`, cut at the metric's bounds. A bootstrap with replacement would fail,
-    because repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores of the cells
-    are resampled. The interval does not include what another training run would change.
+    :math:`\text{value} \pm t\, \text{SD}`, cut at the metric's bounds, with the 97.5 % quantile :math:`t` of Student's
+    distribution for one degree of freedom less than half-samples (2.26 for ten). A bootstrap with replacement would
+    fail, because repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores of the
+    cells are resampled. The interval does not include what another training run would change.
 
     Floors draw real cells at random, labels included. Synthetic cells generated with exactly the labels of
     ``real_test`` lack this scatter of labels, which favours them slightly in small sets.

@@ -29,7 +29,7 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments
+from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args, replace_contents
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
@@ -121,10 +121,13 @@ from ._registration import (
 from ._streaming import CELLS_PER_PART, SUFFIXES, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
+    STOPPED,
+    TOO_SHORT,
     change_recipe,
     closing_message,
     digest_of,
     split_cells,
+    too_short,
     warn_of_rare_labels,
     warn_of_short_training,
 )
@@ -174,10 +177,10 @@ class DiffusionModel(BaseModelClass):
     is_trained_: bool
     history_: dict[str, pd.DataFrame] | None
     trainer: pl.Trainer
-    _stopped_stage: str | None = None  # by Ctrl-C, in this session
     library_head_is_trained_: bool
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options of each trained stage
+    cut_short_: Mapping[str, str] = MappingProxyType({})  # stages whose training was STOPPED or TOO_SHORT
     _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
     _files_class: ClassVar[type[CellFiles]] = CellFiles
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
@@ -236,7 +239,8 @@ class DiffusionModel(BaseModelClass):
             unconditional model.
         continuous_condition_keys
             Numeric columns to condition on, such as dose, time or age. You can generate values between the measured
-            ones; outside the training range you get a warning. Give a dose that spans decades as its logarithm.
+            ones; outside the training range, or in a hole of it, you get a warning. Give a dose that spans decades as
+            its logarithm.
 
             A name may also be that of an array of ``obsm`` with up to 50 columns, such as ``"spatial"`` (positions),
             a pseudotime with branch probabilities, or an embedding of an image. Its columns are one condition. They
@@ -484,7 +488,8 @@ class DiffusionModel(BaseModelClass):
         holds the losses of each epoch, ``recipes_`` the training options of each stage, and ``trainer`` is the trainer
         of the last stage.
 
-        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort.
+        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort. ``cut_short_`` lists
+        the stages that were stopped or far too short, also in a saved model.
 
         Each stage shows a progress bar, or in a log file a line now and then. At the end, two sentences say how the
         validation loss went and what to do next. ``enable_progress_bar=False`` switches all this off.
@@ -599,11 +604,14 @@ class DiffusionModel(BaseModelClass):
                     "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
                 )
                 raise ValueError(msg)
+            new: dict[str, int] = {}
             if self.reference_ is None:  # fine-tuning starts from what the reference knows
                 if not self.trained_stages_:
                     warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
                 new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
                 warn_of_short_training(new, defaults, n_cells)
+            may_be_short = [name for name in names if name in new or self.cut_short_.get(name) == TOO_SHORT]
+            short = too_short({name: lengths[name] for name in may_be_short}, defaults)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
             if folder is not None and names[0] == self._stages[0]:
                 per_pass = self._cell_data(recipes[names[0]]).epochs_per_pass
@@ -617,9 +625,11 @@ class DiffusionModel(BaseModelClass):
             run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, deadline=deadline, **options)
             results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
             self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
+            others = {stage: how for stage, how in self.cut_short_.items() if stage != name}
             if results[-1].stopped_by:
+                self.cut_short_ = {**others, name: STOPPED}
                 break
-        self._stopped_stage = results[-1].plan.name if results[-1].stopped_by else None
+            self.cut_short_ = {**others, name: TOO_SHORT} if name in short else others
         if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))
@@ -1321,7 +1331,8 @@ class DiffusionModel(BaseModelClass):
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = self._check_counterfactual_options(chosen)
         chosen_method = self._counterfactual_method(cells, method)
-        if chosen_method == "transport":  # an inversion takes steps of its own
+        inversion = None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler)
+        if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
             check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
         is_guided = sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys)
         if chosen_method == "transport" and (is_guided or given_keys is not None):
@@ -1343,7 +1354,7 @@ class DiffusionModel(BaseModelClass):
             cells.own,
             cells.codes,
             sampling,
-            inversion=None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler),
+            inversion=inversion,
             given=check_given_keys(given_keys, named, self.conditions.keys, self.module.strategy),
             strength=check_strength(strength),
             sample=sample,
@@ -1373,8 +1384,19 @@ class DiffusionModel(BaseModelClass):
             return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
 
         verdicts = groups.verdicts(read)
-        table = pd.DataFrame(describe_verdicts(groups.names, verdicts))
+        table = self._verdict_table(describe_verdicts(groups.names, verdicts), ("autoencoder", "transport"))
         return replace(prediction, provenance={**prediction.provenance, "verdict": table}), verdicts
+
+    def _verdict_table(self, columns: Mapping[str, Sequence[str]], stages: Sequence[str]) -> pd.DataFrame:
+        """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
+        table, how = pd.DataFrame(columns), self.cut_short_
+        if short := " and ".join(f"the training of the {name} was {how[name]}" for name in stages if name in how):
+            table["reason"] += f"; but {short}"
+            warn_user(
+                f"Too few epochs: {short}. Do not trust the effects, whatever their verdict. Train on, or train again "
+                "without `max_epochs`."
+            )
+        return table
 
     def _predict(
         self, prediction: Prediction, rows: range, *, batch_size: int, progress: tqdm
@@ -1422,7 +1444,8 @@ class DiffusionModel(BaseModelClass):
         verdicts = self._engine.verdicts(request)
         if verdicts is None:
             return request
-        return replace(request, provenance={**request.provenance, "verdict": pd.DataFrame(verdicts)})
+        table = self._verdict_table(verdicts, self._stages)
+        return replace(request, provenance={**request.provenance, "verdict": table})
 
     def _make_cells(
         self,
@@ -1929,7 +1952,7 @@ class DiffusionModel(BaseModelClass):
         self.var_ = reference.var_.copy()
         self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
         self.library_head_is_trained_ = reference.library_head_is_trained_
-        self.recipes_ = dict(reference.recipes_)
+        self.recipes_, self.cut_short_ = dict(reference.recipes_), dict(reference.cut_short_)
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (
                 "There is nothing to train: the reference knows all classes and members of the new cells, or has their "

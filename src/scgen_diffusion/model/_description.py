@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
 
+from ._training import STOPPED
+
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
 
@@ -29,7 +31,8 @@ def describe(model: DiffusionModel) -> str:
 def _trained(model: DiffusionModel) -> str:
     has_control = bool(model.registry_["setup_args"]["control_values"])
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
-    trained = ", ".join(f"{name} (stopped)" if name == model._stopped_stage else name for name in model.trained_stages_)
+    how = model.cut_short_
+    trained = ", ".join(f"{name} ({how[name]})" if name in how else name for name in model.trained_stages_)
     if _is_untrained_query(model):
         return f"{trained} (by the reference; not fine-tuned yet)"
     if not trained:
@@ -92,9 +95,10 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
     is_query = _is_untrained_query(model)
-    if (stage := model._stopped_stage) is not None:
+    if stopped := [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) == STOPPED and not is_query]:
         again = "make the same call again, which trains on"
-        return again if stage == model._stages[0] else f"{again}; without checkpoints, model.train_{stage}()"
+        again = again if model._has_cells else f"set model.adata to cells, then {again}"
+        return again if stopped[0] == model._stages[0] else f"{again}; without checkpoints, model.train_{stopped[0]}()"
     if not model.is_trained_ or is_query:
         train = _next_training(model, is_query)
         return train if model._has_cells else f"set model.adata to cells, then {train}"

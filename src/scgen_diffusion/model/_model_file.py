@@ -97,6 +97,7 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "is_trained_": _one_of(bool),
     "history_": _optional(_tables),
     "recipes_": _options_of_stages,
+    "cut_short_": lambda plain: {stage: _one_of(str)(how) for stage, how in plain.items()},
     "train_indices_": _optional(_row_numbers),
     "validation_indices_": _optional(_row_numbers),
     "test_indices_": _optional(_row_numbers),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_VALIDATION_CELLS = 2000
 FEWEST_CELLS = 10  # labels with fewer cells give a warning
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
+STOPPED, TOO_SHORT = "stopped", "far too short"  # what saved models say of a stage
 N_NAMED = 6
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
@@ -103,7 +104,7 @@ def _count_labels(codes: np.ndarray, n_labels: int) -> np.ndarray:
 
 def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, int], n_cells: int) -> None:
     """Warn about stages that are far shorter than their default."""
-    short = [f"{lengths[name]} of the {name} (default {defaults[name]})" for name in _too_short(lengths, defaults)]
+    short = [f"{lengths[name]} of the {name} (default {defaults[name]})" for name in too_short(lengths, defaults)]
     if short:
         warn_user(
             f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
@@ -111,7 +112,8 @@ def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, in
         )
 
 
-def _too_short(lengths: Mapping[str, int], defaults: Mapping[str, int]) -> list[str]:
+def too_short(lengths: Mapping[str, int], defaults: Mapping[str, int]) -> list[str]:
+    """Return the stages that are far shorter than their default."""
     return [name for name, length in lengths.items() if length < SHORTEST * defaults[name]]
 
 
@@ -195,7 +197,7 @@ def closing_message(
             "Training is done. The validation loss does not show how good the cells are; "
             "scgen_diffusion.metrics.evaluate does"
         )
-    elif "unknown" in trends.values() or _too_short(lengths, defaults):
+    elif "unknown" in trends.values() or too_short(lengths, defaults):
         seen = "Training is done, but was too short to show how well it went"
     else:
         seen = "Training is done, and the validation loss has settled"

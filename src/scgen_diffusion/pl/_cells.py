@@ -14,8 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from scgen_diffusion._arguments import check_count, is_number, known_names
-from scgen_diffusion.data import obs_column
+from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion.data import NO_LABEL, as_label, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MISSING, MISSING_COLOR = "no label", "lightgray"
+MISSING_COLOR = "lightgray"
 LEAST_OF_LABEL = 50  # cells that subsampling leaves of a label
 
 
@@ -94,13 +94,6 @@ def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
     return obs_column(cells, key, name).astype(object).map(as_label)
 
 
-def as_label(value: object) -> str:
-    """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label"."""
-    if pd.isna(value):
-        return MISSING
-    return str(int(value)) if is_number(value) and float(value).is_integer() else str(value)
-
-
 def categories_of(cells: AnnData, key: str) -> list[str]:
     """Return the categories of a column of `obs` as text; an empty list if it is not categorical."""
     column = cells.obs[key]
@@ -116,8 +109,8 @@ def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
 
     order = categories_of(real, key)
     present = set().union(*map(set, labels))
-    unknown = sorted(present - set(order) - {MISSING}, key=as_sorted)
-    return [label for label in [*order, *unknown, MISSING] if label in present]
+    unknown = sorted(present - set(order) - {NO_LABEL}, key=as_sorted)
+    return [label for label in [*order, *unknown, NO_LABEL] if label in present]
 
 
 def holds_numbers(column: pd.Series) -> bool:
@@ -155,16 +148,22 @@ def label_colors(
     if isinstance(palette, str):
         msg = f"`palette` must map labels to colours, or list colours, but found {palette!r}."
         raise TypeError(msg)
-    named = [label for label in labels if label != MISSING]
+    named = [label for label in labels if label != NO_LABEL]
     if isinstance(palette, Mapping):
-        colors = dict(palette)
+        colors = _by_label(palette)
     elif palette is not None:
         colors = dict(zip(named, palette, strict=False))
     else:
         categories = categories_of(real, key)
-        stored = dict(zip(categories, real.uns.get(f"{key}_colors", ()), strict=False))
-        colors = scanpy_colors(list(dict.fromkeys([*categories, *named]))) | stored
+        stored = real.uns.get(f"{key}_colors", ())
+        of_label = _by_label(stored) if isinstance(stored, Mapping) else dict(zip(categories, stored, strict=False))
+        colors = scanpy_colors(list(dict.fromkeys([*categories, *named]))) | of_label
     if lacking := [label for label in named if label not in colors]:
         msg = f"`palette` has no colour for {lacking[0]!r}, a label of {key!r}. {known_names(lacking[0], list(colors))}"
         raise ValueError(msg)
     return {label: colors.get(label, MISSING_COLOR) for label in labels}
+
+
+def _by_label(colors: Mapping[object, str]) -> dict[str, str]:
+    """Return colours of values by the text of the values."""
+    return {as_label(value): color for value, color in colors.items()}

@@ -10,9 +10,10 @@ from anndata import AnnData
 from matplotlib.colors import Normalize
 
 from scgen_diffusion._arguments import check_count
+from scgen_diffusion.data import NO_LABEL
 from scgen_diffusion.metrics import gene_statistics, marker_genes
 
-from ._cells import MISSING, label_order, labels_of, sides_of
+from ._cells import label_order, labels_of, sides_of
 from ._figures import (
     SOURCES,
     choose,
@@ -381,7 +382,7 @@ def marker_dotplot(
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
     order = label_order(real, groupby, *labels.values())
     if genes is None:
-        is_labelled = (labels["real"] != MISSING).to_numpy()
+        is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
         values = AnnData(  # in memory, and with labels as they are drawn
             sides["real"].expression.values[is_labelled],

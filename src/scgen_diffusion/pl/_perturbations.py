@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import known_names
+from scgen_diffusion.data import NO_LABEL
 from scgen_diffusion.metrics import correlation, gene_changes
 
-from ._cells import MISSING, check_is_anndata, label_order, labels_of
+from ._cells import check_is_anndata, label_order, labels_of
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
@@ -116,7 +117,7 @@ def mean_change(
     sets_of_panels = {"": sets}
     if groupby is not None:
         labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
-        known = label_order(real, groupby, labels["real"][labels["real"] != MISSING])
+        known = label_order(real, groupby, labels["real"][labels["real"] != NO_LABEL])
         groups = choose("groups", groups, known)
         labels = {name: found.to_numpy() for name, found in labels.items()}
         for name, found in labels.items():

@@ -10,9 +10,9 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 
+from scgen_diffusion.data import as_label
 from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
 
-from ._cells import as_label
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
@@ -91,13 +91,17 @@ def scores(
     Raises
     ------
     ValueError
-        If a metric or group is unknown, or the table has several rows for the same metric and group.
+        If a metric or group is unknown, nothing is left to show, or the table has several rows for the same metric and
+        group.
     """
     if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
         msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}."
         raise ValueError(msg)
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", groups, table["group"].unique())
+    if not metrics or not groups:
+        msg = "There is nothing to plot: `table` has no rows, or `metrics` or `groups` is empty."
+        raise ValueError(msg)
     repeated = table.duplicated(["metric", "group"])
     if repeated.any():
         first = table[repeated].iloc[0]

@@ -65,9 +65,9 @@ class Figure:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation that the interval stands for; the longer side, as bounds cut the other.
+        """That of a normal value with this interval; the longer side, as bounds cut the other; 0 without an interval.
 
-        0 without an interval.
+        It is somewhat larger than the standard deviation of few half-samples, which is uncertain.
         """
         reach = max(self.high - self.value, self.value - self.low)
         return reach / QUANTILE if np.isfinite(reach) else 0.0

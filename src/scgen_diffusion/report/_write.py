@@ -234,7 +234,7 @@ def draw(
         png = base64.b64encode(buffer.getvalue()).decode("ascii")
         pictures.setdefault(section, []).append({"png": png, "caption": caption})
 
-    sizes = pd.Series(dtype=int) if label is None else real.obs[label].astype(str).value_counts()
+    sizes = pd.Series(dtype=int) if label is None else pd.Series(join_labels(real.obs, [label])).value_counts()
     shown, only = list(sizes.index[:MOST_LABELS]), ""
     if len(sizes) > MOST_LABELS:
         only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
