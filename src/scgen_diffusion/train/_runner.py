@@ -328,7 +328,8 @@ def check_later_checkpoints(folder: Path, stages: Sequence[str], n_epochs: int) 
         return
     checkpoint = read_checkpoint(first) if first.exists() else {"n_epochs_done": 0}
     is_done = checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs
-    if is_done or checkpoint["n_epochs_done"] > n_epochs:  # more epochs than asked for are an error of that stage
+    # without its mark, a run may have ended after the last epoch; more epochs than asked for are that stage's error
+    if is_done or checkpoint["n_epochs_done"] >= n_epochs:
         return
     msg = (
         f"This call trains the {stages[0]} for {n_epochs} epochs, of which the checkpoints have "
